@@ -1,0 +1,105 @@
+"""The Arrow schemas of all that crosses a room.
+
+A table in memory is a ``pyarrow.Table``; a stream larger than memory is a ``pyarrow.RecordBatchReader``; on disk it is Parquet. A null
+means "unknown" and never 0. Subjects are ``int64`` and splits carry the names of the MEDS standard (version 0.4).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+SPLITS = ("train", "tuning", "held_out")
+
+
+def _schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, (kind, nullable) in columns.items()])
+
+
+_TIME = pa.timestamp("us")
+
+NOTE = _schema(
+    note_id=(pa.string(), False),
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), True),
+    category=(pa.string(), True),
+    description=(pa.string(), True),
+    available_at=(_TIME, True),
+    text=(pa.large_string(), False),
+)
+"""One document; ``available_at`` is when it could first be read, null when the source does not say."""
+
+CORPUS = _schema(
+    note_id=(pa.string(), False),
+    subject_id=(pa.int64(), False),
+    category=(pa.string(), True),
+    split=(pa.string(), False),
+    text=(pa.large_string(), False),
+)
+"""A cleaned note that is kept, with its split."""
+
+LIKELIHOOD = _schema(
+    note_id=(pa.string(), False),
+    subject_id=(pa.int64(), False),
+    category=(pa.string(), True),
+    split=(pa.string(), False),
+    tokens=(pa.int64(), False),
+    negative_log_likelihood=(pa.float64(), False),
+)
+"""What a language model thinks of one note: the number of scored tokens and their summed negative log-likelihood in nats."""
+
+RESULT = _schema(
+    name=(pa.string(), False),
+    value=(pa.float64(), True),
+    low=(pa.float64(), True),
+    high=(pa.float64(), True),
+    level=(pa.float64(), True),
+    n=(pa.int64(), False),
+    n_subjects=(pa.int64(), True),
+    n_events=(pa.int64(), True),
+    split=(pa.string(), False),
+    group=(pa.string(), True),
+    definition=(pa.string(), False),
+)
+"""One metric on one split with its interval; ``group`` names the model state and subgroup, such as ``base`` or ``adapted · Surgery``."""
+
+
+@dataclass
+class Attrition:
+    """What entered a step, what left it, and why: ``entered == kept + sum(dropped.values())`` always holds."""
+
+    step: str
+    entered: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept(self) -> int:
+        """What went on to the next step."""
+        return self.entered - sum(self.dropped.values())
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count ``count`` rows out under a named reason."""
+        if count:
+            self.dropped[reason] += count
+
+    def as_json(self) -> dict[str, object]:
+        """As it stands in ``attrition.json``."""
+        return {"step": self.step, "entered": self.entered, "dropped": dict(sorted(self.dropped.items())), "kept": self.kept}
+
+
+def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:
+    """A table of ``schema`` from columns; a missing nullable column is null, an unknown one is an error of the caller."""
+    length = len(next(iter(rows.values())))  # type: ignore[arg-type]
+    unknown = set(rows) - set(schema.names)
+    if unknown:
+        raise KeyError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
+    columns = [pa.array(rows[f.name], f.type) if f.name in rows else pa.nulls(length, f.type) for f in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def stream(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
+    """A stream of record batches of ``schema``, read once."""
+    return pa.RecordBatchReader.from_batches(schema, batches)
