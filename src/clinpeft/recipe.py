@@ -90,6 +90,29 @@ class SplitSpec(Spec):
         return self
 
 
+class TaskSpec(Spec):
+    """The clinical question.
+
+    Attributes:
+        name: a key of ``cohorts.TASKS``.
+        sections: what of the discharge summary is read: ``admission`` cuts out the eight sections known at admission, ``core-2021`` does so with the
+            published cutter, ``all`` reads the whole note.
+        ventilation: how "prolonged" is measured: ``clinical-xlnet`` (span of at least 7 days, 6 h grace, its exclusions) or ``summed``.
+        code_system: of ``icd_coding``; empty: the one that the data uses most.
+        min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
+        compat: ``core-2021`` reproduces the published builder with its bugs; empty: corrected.
+        subject_lists: folder with ``train``, ``tuning`` (or ``val``) and ``held_out`` (or ``test``) lists of subject ids, instead of the hash split.
+    """
+
+    name: str
+    sections: Literal["admission", "core-2021", "all"] = "admission"
+    ventilation: Literal["clinical-xlnet", "summed"] = "clinical-xlnet"
+    code_system: Literal["", "icd9", "icd10"] = ""
+    min_label_count: Annotated[int, Field(ge=0)] = 0
+    compat: Literal["", "core-2021"] = ""
+    subject_lists: Path | None = None
+
+
 class BaseSpec(Spec):
     """The frozen model.
 
@@ -229,31 +252,42 @@ class EvaluationSpec(Spec):
 
 
 class Recipe(Spec):
-    """All that is needed to repeat a run."""
+    """All that is needed to repeat a run; what every kind of run has."""
 
-    kind: Literal["adapt"]
+    kind: str
     name: str = ""
     seed: int = 1234
     source: SourceSpec
+
+
+class AdaptRecipe(Recipe):
+    """Domain-adaptive pretraining: a language model learns the language of notes."""
+
+    kind: Literal["adapt"]
     corpus: CorpusSpec = CorpusSpec()
     split: SplitSpec = SplitSpec()
     base: BaseSpec
-    adapters: tuple[AnyAdapterSpec, ...]
+    adapters: Annotated[tuple[AnyAdapterSpec, ...], Field(min_length=1)]
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
-    @pydantic.model_validator(mode="after")
-    def _fits(self) -> Self:
-        if not self.adapters:
-            raise ValueError("adapters: at least one [[adapters]] table is needed")
-        return self
+
+class CohortRecipe(Recipe):
+    """Who is asked what, when, with which answer."""
+
+    kind: Literal["cohort"]
+    task: TaskSpec
+    split: SplitSpec = SplitSpec()
+
+
+RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "cohort": CohortRecipe}
 
 
 class Cell(Spec):
     """One run of a grid: its name, its recipe, and what was published for it (column -> value as printed)."""
 
     name: str
-    recipe: Recipe
+    recipe: pydantic.SerializeAsAny[Recipe]
     published: dict[str, str | int | float] = {}
 
 
@@ -287,13 +321,18 @@ def read(path: Path, overrides: Sequence[str] = (), environment: Environment | N
 
 
 def validated(document: Json, place: str) -> Recipe:
-    """A recipe from plain values.
+    """A recipe of the class that its ``kind`` names, from plain values.
 
     Raises:
         RecipeError: with the nearest known key when one is unknown.
     """
+    kind = document.get("kind")
+    if kind not in RECIPES:
+        near = difflib.get_close_matches(str(kind), RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
+        raise RecipeError(f"kind = {kind!r} is no kind of run", place=place, way_out=hint)
     try:
-        return Recipe.model_validate(document)
+        return RECIPES[kind].model_validate(document)
     except pydantic.ValidationError as error:
         raise _explained(error, place) from None
 

@@ -41,6 +41,77 @@ CORPUS = _schema(
 )
 """A cleaned note that is kept, with its split."""
 
+STAY = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    admitted_at=(_TIME, True),
+    discharged_at=(_TIME, True),
+    died_at=(_TIME, True),
+    died_in_hospital=(pa.bool_(), True),
+    age_years=(pa.float64(), True),
+    sex=(pa.string(), True),
+    race=(pa.string(), True),
+    language=(pa.string(), True),
+    insurance=(pa.string(), True),
+    admission_type=(pa.string(), True),
+    care_unit=(pa.string(), True),
+    year_group=(pa.string(), True),
+    site=(pa.string(), True),
+)
+"""One hospital admission. ``year_group`` is the data set's own axis of real time (MIMIC-IV ``anchor_year_group``, MIMIC-III ``DBSOURCE``),
+``care_unit`` the first intensive care unit, ``race`` as recorded (MIMIC-III ``ETHNICITY``)."""
+
+ICU_STAY = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    icu_stay_id=(pa.int64(), False),
+    care_unit=(pa.string(), True),
+    began_at=(_TIME, True),
+    ended_at=(_TIME, True),
+)
+"""One stay on an intensive care unit, inside the hospital admission ``stay_id``."""
+
+CODE = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    kind=(pa.string(), False),
+    system=(pa.string(), False),
+    code=(pa.string(), False),
+    sequence=(pa.int64(), True),
+)
+"""One billed code: ``kind`` is ``diagnosis`` or ``procedure``, ``system`` ``icd9`` or ``icd10``; ``code`` is text without dots or blanks, leading
+zeros kept. A code means something only together with its kind and system."""
+
+EPISODE = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    icu_stay_id=(pa.int64(), False),
+    status=(pa.string(), False),
+    began_at=(_TIME, False),
+    ended_at=(_TIME, False),
+)
+"""One uninterrupted stretch of breathing support; ``status`` is ``ventilated`` (MIMIC-III) or the six states of MIMIC-IV."""
+
+COHORT = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    prediction_time=(_TIME, False),
+    split=(pa.string(), False),
+    label=(pa.int32(), True),
+    labels=(pa.list_(pa.int32()), True),
+    text=(pa.large_string(), False),
+    age_years=(pa.float64(), True),
+    sex=(pa.string(), True),
+    race=(pa.string(), True),
+    language=(pa.string(), True),
+    insurance=(pa.string(), True),
+    admission_type=(pa.string(), True),
+    care_unit=(pa.string(), True),
+    year_group=(pa.string(), True),
+)
+"""One stay that is asked: what may be read (``text``), and the known answer: ``label`` is the index of one class (binary, multiclass), ``labels`` the
+indices of all that apply (multilabel); exactly one of the two columns is filled. The columns after it are for subgroups and trivial baselines."""
+
 LIKELIHOOD = _schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
@@ -69,25 +140,32 @@ RESULT = _schema(
 
 @dataclass
 class Attrition:
-    """What entered a step, what left it, and why: ``entered == kept + sum(dropped.values())`` always holds."""
+    """What entered a step, what left it, and why: ``entered == kept + sum(dropped.values())`` always holds.
+
+    ``places`` holds, for reasons that point at damage, where the first few were found (file and row, never their text).
+    """
 
     step: str
     entered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
         """What went on to the next step."""
         return self.entered - sum(self.dropped.values())
 
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count ``count`` rows out under a named reason."""
+    def drop(self, reason: str, count: int = 1, place: str = "") -> None:
+        """Count ``count`` rows out under a named reason; the first five places of a reason are kept."""
         if count:
             self.dropped[reason] += count
+        if count and place and len(self.places.setdefault(reason, [])) < 5:
+            self.places[reason].append(place)
 
     def as_json(self) -> dict[str, object]:
         """As it stands in ``attrition.json``."""
-        return {"step": self.step, "entered": self.entered, "dropped": dict(sorted(self.dropped.items())), "kept": self.kept}
+        counts: dict[str, object] = {"step": self.step, "entered": self.entered, "dropped": dict(sorted(self.dropped.items())), "kept": self.kept}
+        return {**counts, "places": dict(sorted(self.places.items()))} if self.places else counts
 
 
 def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:

@@ -1,0 +1,110 @@
+"""What every room's tests share: no network, toy models of true architectures, a dozen invented notes, and the real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a library that reads it
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parent.parent
+
+WORDS = (
+    "the patient is a year old man woman with known heart failure who came to hospital because of short breath and cough for three days "
+    "no fever chest pain was found on exam lungs clear legs swollen given furosemide oxygen at home stable discharged follow up in clinic"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection anywhere in the suite is a failure; what only listens or pairs locally may."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        raise AssertionError(f"a test tried to reach {address!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real open data, which is no part of the project."""
+    folder = Path(os.environ.get("CLINPEFT_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the open data sets are not beside the checkout; set CLINPEFT_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_base() -> Path:
+    """The trained base that comes with the project."""
+    return ROOT / "assets" / "small-base"
+
+
+def toy_tokenizer(special: dict[str, str], pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word over ``WORDS``."""
+    entries = list(dict.fromkeys([*special.values(), "<unk>", *WORDS]))
+    words = Tokenizer(models.WordLevel({entry: at for at, entry in enumerate(entries)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def toy_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
+    """A folder with a random LLaMA of 2 layers, width 32, and its tokenizer."""
+
+    def make(seed: int = 0, pad_is_eos: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("llama")
+        special = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if pad_is_eos else {"pad_token": "<pad>"})
+        tokenizer = toy_tokenizer(special, pad_is_eos)
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of 2 layers, width 32, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = toy_tokenizer({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
