@@ -7,10 +7,15 @@ means "unknown" and never 0. Subjects are ``int64`` and splits carry the names o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import duckdb
 
 SPLITS = ("train", "tuning", "held_out")
 
@@ -166,6 +171,32 @@ class Attrition:
         """As it stands in ``attrition.json``."""
         counts: dict[str, object] = {"step": self.step, "entered": self.entered, "dropped": dict(sorted(self.dropped.items())), "kept": self.kept}
         return {**counts, "places": dict(sorted(self.places.items()))} if self.places else counts
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Attrition:
+        """What ``as_json`` gave."""
+        return cls(found["step"], found["entered"], Counter(found["dropped"]), dict(found.get("places", {})))
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """The tables of one hospital, opened in a DuckDB database on disk under these schemas.
+
+    Attributes:
+        layout: the data set they were shipped in (``mimic-iii``, ``mimic-iv``, ``omop``, ``files``).
+        folder: where it was shipped, for tables that are read in place (charted events).
+        connection: holds ``stay``, ``icu_stay`` and ``code``; ``note`` once ``read_notes`` was called.
+        attrition: what was left out while reading, a table each.
+        absent: of ``icu_stay``, ``diagnosis``, ``procedure`` and ``note``, what is not there, with the file that would hold it.
+        read_notes: categories (lower case; empty for all) -> fills ``note``, and says what was left out. The one reading of the note files.
+    """
+
+    layout: str
+    folder: Path
+    connection: duckdb.DuckDBPyConnection
+    attrition: tuple[Attrition, ...]
+    absent: Mapping[str, str]
+    read_notes: Callable[[Sequence[str]], Attrition]
 
 
 def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:

@@ -1,0 +1,208 @@
+"""TOML in, recipes out: overrides applied, variables and relative paths resolved, ``[grid]`` expanded to one recipe a run.
+
+A key that no spec knows stops at once with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pydantic
+
+from clinpeft.errors import RecipeError
+from clinpeft.recipe.specs import RECIPES, AnyAdapterSpec, Recipe, Spec
+
+Json = dict[str, Any]
+
+
+class Cell(Spec):
+    """One run of a grid: its name, its recipe, and what was published for it (column -> value as printed)."""
+
+    name: str
+    recipe: pydantic.SerializeAsAny[Recipe]
+    published: dict[str, str | int | float] = pydantic.Field(default_factory=dict)
+
+
+Environment = Mapping[str, str]
+
+
+def read(path: Path, overrides: Sequence[str] = (), environment: Environment | None = None) -> list[Cell]:
+    """The runs that a recipe file asks for: one without ``[grid]``, one a cell with it.
+
+    Args:
+        path: the TOML file.
+        overrides: ``key=value`` pairs as given to ``--set``, applied last, also over the grid; relative paths in them start at the working folder.
+        environment: for ``$VARIABLES`` in paths.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown, a value does not fit.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"this recipe cannot be read: {error}", place=str(path), way_out="give the path of a TOML file") from error
+    grid = document.pop("grid", {})
+    cells = []
+    for name, changes, published in _cells(grid, str(path)):
+        filled = _with(document, changes, str(path))
+        filled = _anchored(filled, path.parent.resolve())
+        filled = _with(filled, _anchored_pairs(overrides), "--set")
+        filled = _expanded(filled, environment or {}, str(path))
+        cells.append(Cell(name=name, recipe=validated(filled, str(path)), published=published))
+    return cells
+
+
+def validated(document: Json, place: str) -> Recipe:
+    """A recipe of the class that its ``kind`` names, from plain values.
+
+    Raises:
+        RecipeError: with the nearest known key when one is unknown.
+    """
+    kind = document.get("kind")
+    if kind not in RECIPES:
+        near = difflib.get_close_matches(str(kind), RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
+        raise RecipeError(f"kind = {kind!r} is no kind of run", place=place, way_out=hint)
+    try:
+        return RECIPES[kind].model_validate(document)
+    except pydantic.ValidationError as error:
+        raise _explained(error, place) from None
+
+
+def _cells(grid: Json, place: str) -> list[tuple[str, Json, Json]]:
+    """(name, changes, published) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis of
+    tables sets all keys of the chosen table, but for ``name`` and ``published``."""
+    axes: list[list[tuple[str, Json, Json]]] = []
+    for key, choices in grid.items():
+        if not isinstance(choices, list) or not choices:
+            raise RecipeError(f"grid axis {key!r} is not a list of choices", place=f"{place}: [grid]", way_out='write "key" = [first, second]')
+        axes.append([_choice(key, choice) for choice in choices])
+    points = itertools.product(*axes)
+    return [_joined(point) for point in points]
+
+
+def _choice(key: str, choice: Any) -> tuple[str, Json, Json]:
+    if not isinstance(choice, dict):
+        return f"{key}={choice}", {key: choice}, {}
+    changes = {name: value for name, value in choice.items() if name not in ("name", "published")}
+    return choice.get("name", key), changes, choice.get("published", {})
+
+
+def _joined(point: Sequence[tuple[str, Json, Json]]) -> tuple[str, Json, Json]:
+    changes = {key: value for _, part, _ in point for key, value in part.items()}
+    published = {key: value for _, _, part in point for key, value in part.items()}
+    return " · ".join(name for name, _, _ in point), changes, published
+
+
+def _with(document: Json, changes: Json, place: str) -> Json:
+    """A copy with each dotted key set; ``adapters.0.rank`` counts from 0."""
+    filled: Json = _copied(document)
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        at: Any = filled
+        for part in path:
+            at = at[_index(at, part, dotted, place)] if isinstance(at, list) else at.setdefault(part, {})
+        if isinstance(at, list):
+            at[_index(at, last, dotted, place)] = _copied(value)
+        elif isinstance(at, dict):
+            at[last] = _copied(value)
+        else:
+            raise RecipeError(f"{dotted!r} goes through a plain value", place=place, way_out="name a key of a table")
+    return filled
+
+
+def _index(entries: list[Any], part: str, dotted: str, place: str) -> int:
+    if part.isdigit() and int(part) < len(entries):
+        return int(part)
+    raise RecipeError(f"{dotted!r}: there is no entry {part!r}", place=place, way_out=f"count from 0; the list has {len(entries)} entries")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return [_copied(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _anchored_pairs(overrides: Sequence[str]) -> Json:
+    """``key=value`` pairs: a TOML value, or else the text itself; paths start at the working folder."""
+    changes: Json = {}
+    for pair in overrides:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError(f"{pair!r} is not key=value", place="--set", way_out="write --set training.learning_rate=1e-4")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        is_path = key.strip().split(".")[-1] == "path" and isinstance(value, str) and not value.startswith("$")
+        changes[key.strip()] = str(Path(value).resolve()) if is_path else value
+    return changes
+
+
+def _anchored(document: Json, folder: Path) -> Json:
+    """Relative ``path`` values made absolute at the recipe's folder."""
+    return {key: _anchored_value(key, value, folder) for key, value in document.items()}
+
+
+def _anchored_value(key: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return _anchored(value, folder)
+    if key == "path" and isinstance(value, str) and not value.startswith(("$", "~", "/")):
+        return str((folder / value).resolve())
+    return value
+
+
+def _expanded(document: Json, environment: Environment, place: str) -> Json:
+    return {key: _expanded_value(key, value, environment, place) for key, value in document.items()}
+
+
+def _expanded_value(key: str, value: Any, environment: Environment, place: str) -> Any:
+    if isinstance(value, dict):
+        return _expanded(value, environment, place)
+    if key != "path" or not isinstance(value, str):
+        return value
+
+    def known(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in environment:
+            way_out = f"export {name}=/a/folder, or give --set"
+            raise RecipeError(f"the variable ${name} is not set", place=f"{place}: {key} = {value!r}", way_out=way_out)
+        return environment[name]
+
+    return str(Path(re.sub(r"\$\{?(\w+)\}?", known, value)).expanduser())
+
+
+def _explained(error: pydantic.ValidationError, place: str) -> RecipeError:
+    """The first complaint of pydantic in the house's words."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in _METHOD_TAGS) or "recipe"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_known_keys()), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see docs/recipes.md for the keys"
+        return RecipeError(f"unknown key {where!r}", place=place, way_out=hint)
+    shown = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
+    return RecipeError(f"{where}{shown}: {first['msg']}", place=place, way_out="see docs/recipes.md for the values that fit")
+
+
+def _known_keys() -> set[str]:
+    keys = set()
+    todo: list[type[Spec]] = [Spec]
+    while todo:
+        spec = todo.pop()
+        keys |= set(spec.model_fields)
+        todo += spec.__subclasses__()
+    return keys
+
+
+def _method_tags() -> frozenset[str]:
+    specs = get_args(get_args(AnyAdapterSpec)[0])
+    return frozenset(tag for spec in specs for tag in get_args(spec.model_fields["method"].annotation))
+
+
+_METHOD_TAGS = _method_tags()

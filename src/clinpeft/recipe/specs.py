@@ -1,0 +1,332 @@
+"""What a recipe can say: frozen specs, one a section, and one class a kind of run.
+
+A spec holds names and options only; the rooms give the names their meaning (``SOURCES``, ``METHODS``, ``OBJECTIVES`` ...).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Spec(BaseModel):
+    """A frozen part of a recipe; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SourceSpec(Spec):
+    """Where the notes come from.
+
+    Attributes:
+        name: a key of ``sources.SOURCES``.
+        path: file or folder; ``$VARIABLES`` are expanded, a relative path starts at the recipe's folder.
+        columns: our column -> theirs, for sources without a fixed layout (``files``).
+        parts: which parts to read, where a source has several (``discharge``, ``radiology``; note categories for MIMIC-III). Empty: all.
+        max_bad_fraction: the share of rows that may be unreadable before reading stops.
+        subjects: how many people the ``synthetic`` hospital invents.
+        shape: the data set in whose layout it does so.
+        seed: of its invention; the same seed gives the same people.
+    """
+
+    name: str
+    path: Path | None = None
+    columns: dict[str, str] = {}
+    parts: tuple[str, ...] = ()
+    max_bad_fraction: Fraction = 0.01
+    subjects: Annotated[int, Field(gt=0)] = 200
+    shape: Literal["mimic-iii", "mimic-iv"] = "mimic-iv"
+    seed: int = 1234
+
+
+class CorpusSpec(Spec):
+    """How notes become text to learn from.
+
+    Attributes:
+        deidentification: what becomes of de-identification marks: ``keep``; ``strip-brackets`` (the paper's code: the two brackets become
+            spaces, line ends too, runs of spaces one); ``typed-tokens`` (``[**First Name 12**]`` becomes ``[NAME]``, and so on).
+        deduplicate: ``none``, ``exact`` or ``near`` (exact, then MinHash).
+        near_threshold: estimated Jaccard similarity of word 5-grams from which two notes are near duplicates.
+        min_characters: shorter notes are dropped, and counted.
+        categories: keep only these note categories. Empty: all.
+    """
+
+    deidentification: Literal["keep", "strip-brackets", "typed-tokens"] = "typed-tokens"
+    deduplicate: Literal["none", "exact", "near"] = "near"
+    near_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    min_characters: Annotated[int, Field(ge=1)] = 1
+    categories: tuple[str, ...] = ()
+
+
+class Fractions(Spec):
+    """Shares of the splits, which sum to 1."""
+
+    train: Fraction = 0.7
+    tuning: Fraction = 0.1
+    held_out: Fraction = 0.2
+
+    @pydantic.model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(self.train + self.tuning + self.held_out - 1) > 1e-9:
+            raise ValueError(f"train + tuning + held_out = {self.train + self.tuning + self.held_out:g}, and must be 1")
+        return self
+
+
+class SplitSpec(Fractions):
+    """Who is learned from and who is asked.
+
+    Attributes:
+        by: ``subject``; ``note`` only to reproduce the paper, whose people straddle its splits.
+        train, tuning, held_out: fractions that sum to 1.
+    """
+
+    by: Literal["subject", "note"] = "subject"
+
+
+class CohortSplitSpec(Fractions):
+    """Who is learned from and who is asked, always whole subjects.
+
+    Attributes:
+        by: ``subject``, by a hash of the subject and the seed; ``year_group`` (the data set's axis of real time) or ``site``: the groups named
+            below are tuning and held out, the rest is training.
+        train, tuning, held_out: fractions that sum to 1; of those by group, ``tuning / (train + tuning)`` of the rest where no group is tuning.
+        tuning_groups, held_out_groups: groups of stays; no held-out group named: the last in alphabetical order, which for years is the latest.
+    """
+
+    by: Literal["subject", "year_group", "site"] = "subject"
+    tuning_groups: tuple[str, ...] = ()
+    held_out_groups: tuple[str, ...] = ()
+
+
+class TaskSpec(Spec):
+    """The clinical question.
+
+    Attributes:
+        name: a key of ``cohorts.TASKS``.
+        sections: what of the discharge summary is read: ``admission`` cuts out the eight sections known at admission, ``core-2021`` does so with the
+            published cutter, ``all`` reads the whole note.
+        ventilation: how "prolonged" is measured: ``clinical-xlnet`` (span of at least 7 days, 6 h grace, its exclusions) or ``summed``.
+        code_system: of ``icd_coding``; empty: the one that the data uses most.
+        min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
+        compat: ``core-2021`` reproduces the published builder with its bugs; empty: corrected.
+        subject_lists: folder with ``train``, ``tuning`` (or ``val``) and ``held_out`` (or ``test``) lists of subject ids, instead of the hash split.
+    """
+
+    name: str
+    sections: Literal["admission", "core-2021", "all"] = "admission"
+    ventilation: Literal["clinical-xlnet", "summed"] = "clinical-xlnet"
+    code_system: Literal["", "icd9", "icd10"] = ""
+    min_label_count: Annotated[int, Field(ge=0)] = 0
+    compat: Literal["", "core-2021"] = ""
+    subject_lists: Path | None = None
+
+
+class BaseSpec(Spec):
+    """The frozen model.
+
+    Attributes:
+        path: a local folder with config, tokenizer and safetensors.
+        max_tokens: the longest sequence given to the model, special tokens included.
+        overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
+        precision: of the frozen weights and of the computation; ``auto`` takes bfloat16 where the processor has it, else float32.
+    """
+
+    path: Path
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    overflow: Literal["window", "truncate"] = "window"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class AdapterSpec(Spec):
+    """One adapter of the stack, first to last.
+
+    Attributes:
+        method: which of the methods below.
+        from_run: the run (id or name) whose adapter is loaded; empty for a new one.
+        trainable: false freezes it.
+    """
+
+    from_run: str = ""
+    trainable: bool = True
+
+
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class LoraSpec(AdapterSpec):
+    """Low-rank update W + (alpha / rank) B A (Hu et al. 2021, equation 3); ``rslora`` scales by alpha / sqrt(rank); ``dora`` also learns the
+    magnitude of W's columns.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: numerator of the scale of the update.
+        dropout: on the input of A, while training.
+        targets: suffixes of module names; empty: the family's own (query and value).
+    """
+
+    method: Literal["lora", "rslora", "dora"] = "lora"
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Dropout = 0.0
+    targets: tuple[str, ...] = ()
+
+
+class Ia3Spec(AdapterSpec):
+    """IA3 (Liu et al. 2022): learned rescaling of keys, values and the feed-forward activation. Identity when fresh."""
+
+    method: Literal["ia3"] = "ia3"
+
+
+class AdaptionPromptSpec(AdapterSpec):
+    """LLaMA-Adapter (Zhang et al. 2023): prompt vectors in each of the last layers, behind a zero-initialised gate.
+
+    Attributes:
+        tokens: prompt vectors a layer.
+        layers: how many of the last layers; more than the base has means all of them, and the run says so.
+    """
+
+    method: Literal["adaption-prompt"] = "adaption-prompt"
+    tokens: Count = 10
+    layers: Count = 30
+
+
+class PrefixSpec(AdapterSpec):
+    """Prefix tuning (Li and Liang 2021): learned keys and values before those of the text, in every layer.
+
+    Attributes:
+        tokens: learned keys and values a layer.
+        projection: whether an MLP makes them.
+    """
+
+    method: Literal["prefix"] = "prefix"
+    tokens: Count = 20
+    projection: bool = False
+
+
+class PromptSpec(AdapterSpec):
+    """Prompt tuning (Lester et al. 2021): learned input vectors before the text.
+
+    Attributes:
+        tokens: learned vectors.
+        init: what they start from: random numbers, or the embeddings of a text.
+        init_text: that text, repeated or cut to the number of tokens.
+    """
+
+    method: Literal["prompt"] = "prompt"
+    tokens: Count = 15
+    init: Literal["random", "text"] = "random"
+    init_text: str = "Finish this clinical note: "
+
+
+class PTuningSpec(AdapterSpec):
+    """P-tuning (Liu et al. 2021): input vectors before the text, re-parameterised by an encoder.
+
+    Attributes:
+        tokens: learned vectors.
+        encoder: a two-layer MLP, as in the reference, or an LSTM.
+        hidden: width of the encoder.
+        layers: of the LSTM.
+        dropout: of the LSTM.
+    """
+
+    method: Literal["p-tuning"] = "p-tuning"
+    tokens: Count = 20
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    hidden: Count = 256
+    layers: Count = 4
+    dropout: Dropout = 0.0
+
+
+AnyAdapterSpec = Annotated[LoraSpec | Ia3Spec | AdaptionPromptSpec | PrefixSpec | PromptSpec | PTuningSpec, Field(discriminator="method")]
+
+
+class TrainingSpec(Spec):
+    """How the adapters are trained.
+
+    Attributes:
+        objective: a key of ``training.OBJECTIVES``; ``auto`` takes the family's own (causal for decoders, masked for encoders).
+        learning_rate: peak of the schedule.
+        epochs: passes over the training split.
+        max_steps: an upper bound on optimiser steps; 0 for none.
+        batch_tokens: tokens per optimiser step, over all micro-batches and processes.
+        micro_batch_tokens: tokens per forward pass; changes memory and speed, not the result.
+        warmup_fraction: share of the steps over which the learning rate rises linearly.
+        schedule: after the warm-up.
+        weight_decay: AdamW's, on all trained parameters.
+        clip_norm: largest gradient norm.
+        evaluations: how often in the run the tuning perplexity is measured, evenly spaced.
+        patience: stop after so many evaluations without improvement; 0 never stops early.
+        checkpoints: how often in the run a checkpoint is written, evenly spaced.
+    """
+
+    objective: Literal["auto", "causal-lm", "masked-lm"] = "auto"
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    batch_tokens: Count = 8192
+    micro_batch_tokens: Count = 4096
+    warmup_fraction: Fraction = 0.06
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    evaluations: Annotated[int, Field(ge=1)] = 4
+    patience: Annotated[int, Field(ge=0)] = 0
+    checkpoints: Annotated[int, Field(ge=1)] = 10
+
+
+class EvaluationSpec(Spec):
+    """How results are measured.
+
+    Attributes:
+        resamples: bootstrap resamples of subjects.
+        level: of the interval.
+        max_notes: score at most so many notes a split, drawn by hash; 0 for all.
+    """
+
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    max_notes: Annotated[int, Field(ge=0)] = 0
+
+
+class Recipe(Spec):
+    """All that is needed to repeat a run; what every kind of run has.
+
+    Attributes:
+        kind: which verb the recipe is for, and so which tables it has.
+        name: a name to find the run by; empty: only its id.
+        seed: of every random draw that no other key seeds.
+    """
+
+    kind: str
+    name: str = ""
+    seed: int = 1234
+    source: SourceSpec
+
+
+class AdaptRecipe(Recipe):
+    """Domain-adaptive pretraining: a language model learns the language of notes."""
+
+    kind: Literal["adapt"]
+    corpus: CorpusSpec = CorpusSpec()
+    split: SplitSpec = SplitSpec()
+    base: BaseSpec
+    adapters: Annotated[tuple[AnyAdapterSpec, ...], Field(min_length=1)]
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+
+class CohortRecipe(Recipe):
+    """Who is asked what, when, with which answer."""
+
+    kind: Literal["cohort"]
+    task: TaskSpec
+    split: CohortSplitSpec = CohortSplitSpec()
+
+
+RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "cohort": CohortRecipe}
