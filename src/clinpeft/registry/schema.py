@@ -1,0 +1,106 @@
+"""What ``run.json`` holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from clinpeft.recipe import Fraction, Spec
+
+State = Literal["running", "finished", "failed", "interrupted"]
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Hashes(Spec):
+    """What the run stands on; None where it is not known (yet).
+
+    Attributes:
+        source: SHA-256 over what was read.
+        base: SHA-256 over the base model's files.
+        tokenizer: SHA-256 over the tokenizer's files; two runs with the same one cut the same text into the same tokens.
+        corpus_policy: version of the cleaning and deduplication, raised when they change their output.
+    """
+
+    source: str | None = None
+    base: str | None = None
+    tokenizer: str | None = None
+    corpus_policy: str | None = None
+
+
+class Hardware(Spec):
+    """What the run ran on.
+
+    Attributes:
+        device: such as ``cpu`` or ``NVIDIA H200``.
+        devices: how many of them were used.
+        memory_bytes: of one device; None when not known.
+        system: operating system and processor type.
+    """
+
+    device: str
+    devices: Count = 1
+    memory_bytes: Count | None = None
+    system: str = ""
+
+
+class Problem(Spec):
+    """Why a run stopped: the class of the error, and its three parts."""
+
+    kind: str
+    problem: str = ""
+    place: str = ""
+    way_out: str = ""
+
+
+class RunRecord(Spec):
+    """All that is known of a run besides its recipe and its tables; None means not known (yet) and never 0.
+
+    Attributes:
+        format: of this file; a reader refuses one that it does not know.
+        id: the run's, and its folder's name.
+        name: of the recipe or the grid's cell; several runs may share one.
+        kind: of the recipe.
+        state: as last written; a run that was killed stays ``running`` here (see ``Run.state``).
+        created, started, finished: first opened; last opened; ended in whatever way. With their time zone.
+        command: as it was given.
+        git_commit: of the code, where it runs from a checkout.
+        versions: package -> version.
+        hashes, hardware: see there.
+        precision, precision_reason: of the frozen weights, and why that one.
+        counts: what was counted -> how many, such as ``notes.train``.
+        base_parameters, trained_parameters: numbers of parameters.
+        share: trained / base.
+        tokens_seen: tokens that training has gone through, padding apart.
+        training_seconds: in the training loop, over all attempts.
+        total_seconds: from the first room to the last, over all attempts.
+        notices: what the user should know: an option that was cut to what the base has, a split that is empty.
+        error: why the run stopped, for one that failed or was interrupted.
+    """
+
+    format: Literal[1] = 1
+    id: str
+    name: str = ""
+    kind: str
+    state: State = "running"
+    created: AwareDatetime
+    started: AwareDatetime
+    finished: AwareDatetime | None = None
+    command: str = ""
+    git_commit: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    hashes: Hashes = Hashes()
+    hardware: Hardware | None = None
+    precision: str | None = None
+    precision_reason: str = ""
+    counts: dict[str, int] = Field(default_factory=dict)
+    base_parameters: Count | None = None
+    trained_parameters: Count | None = None
+    share: Fraction | None = None
+    tokens_seen: Count | None = None
+    training_seconds: Seconds | None = None
+    total_seconds: Seconds | None = None
+    notices: tuple[str, ...] = ()
+    error: Problem | None = None

@@ -1,0 +1,32 @@
+"""How a number is printed: one function each, a number in, its text out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MISSING = "–"
+
+
+def count(number: float) -> str:
+    """``8,388,608``."""
+    return f"{number:,.0f}"
+
+
+def number(value: float) -> str:
+    """``2.244``; from 1,000 on without decimals: three of them would be noise."""
+    return f"{value:.3f}" if abs(value) < 999.95 else f"{value:,.0f}"
+
+
+def share(fraction: float) -> str:
+    """A fraction as percent without the leading zero, as the paper prints it: ``.12%``; below 0.01 % with two significant digits: ``.00091%``."""
+    percent = 100 * fraction
+    if percent == 0:
+        return "0%"
+    text = f"{percent:.2f}" if percent >= 0.01 else str(np.format_float_positional(percent, precision=2, fractional=False, trim="-"))
+    return text.removeprefix("0") + "%"
+
+
+def duration(seconds: float) -> str:
+    """``21:37:42``: hours, minutes, seconds; hours go on past a day."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,98 @@
+"""The cluster bootstrap: reproducible, wide enough, small in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from clinpeft.evaluation import uncertainty
+from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, Statistic, cluster_bootstrap, cluster_sums
+
+
+def mean_of(values: Floats) -> Statistic:
+    def statistic(counts: Integers) -> Floats:
+        mean: Floats = counts @ values / counts.sum(axis=1)
+        return mean
+
+    return statistic
+
+
+def interval(values: Floats, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Interval:
+    return cluster_bootstrap(len(values), mean_of(values), resamples=resamples, level=level, rng=np.random.default_rng(seed))
+
+
+def width(found: Interval) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
+
+
+def test_sums_within_clusters_stand_in_the_order_of_the_clusters() -> None:
+    sums = cluster_sums(np.array([7, 2, 7]), np.array([1, 10, 2]), np.array([0.5, 0.25, 1.0]))
+    assert sums.tolist() == [[10, 0.25], [3, 1.5]]
+
+
+def test_a_resample_draws_as_many_clusters_as_there_are() -> None:
+    drawn = np.concatenate(list(uncertainty._drawn(7, 50, np.random.default_rng(0))))
+    assert drawn.shape == (50, 7)
+    assert set(drawn.sum(axis=1)) == {7}
+
+
+def test_every_cluster_is_drawn_once_a_resample_on_average_with_the_variance_of_a_multinomial() -> None:
+    drawn = np.concatenate(list(uncertainty._drawn(10, 20_000, np.random.default_rng(0))))
+    np.testing.assert_allclose(drawn.mean(axis=0), 1.0, atol=0.03)
+    np.testing.assert_allclose(drawn.var(axis=0), 0.9, atol=0.05)  # n p (1 - p) with n = 10, p = 1/10
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(3).normal(size=400)
+    assert width(interval(values, resamples=4000)) == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.06)
+
+
+def test_the_same_generator_state_gives_exactly_the_same_interval() -> None:
+    values = np.random.default_rng(3).normal(size=50)
+    assert interval(values, seed=4) == interval(values, seed=4)
+    assert interval(values, seed=4) != interval(values, seed=5)
+
+
+def test_the_size_of_a_chunk_does_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(uncertainty._drawn(51, 100, np.random.default_rng(3))))
+    monkeypatch.setattr(uncertainty, "_CELLS_AT_ONCE", 130)
+    chunks = list(uncertainty._drawn(51, 100, np.random.default_rng(3)))
+    assert {len(chunk) for chunk in chunks} == {2}
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    values = np.random.default_rng(3).normal(size=50)
+    assert width(interval(values, level=0.99)) > width(interval(values, level=0.8))
+
+
+@pytest.mark.parametrize("clusters", [0, 1])
+def test_fewer_than_two_clusters_give_no_interval_and_not_one_of_no_width(clusters: int) -> None:
+    assert interval(np.ones(clusters)) == Interval(None, None, 0.95)
+
+
+def test_resamples_that_do_not_define_the_statistic_are_left_out_and_counted() -> None:
+    def first_cluster_only(counts: Integers) -> Floats:
+        return np.where(counts[:, 0] > 0, 1.0, np.nan)
+
+    found = cluster_bootstrap(3, first_cluster_only, resamples=1000, level=0.95, rng=np.random.default_rng(0))
+    assert (found.low, found.high) == (1.0, 1.0)
+    assert found.undefined == pytest.approx(1000 * (2 / 3) ** 3, rel=0.2)
+
+
+def test_a_statistic_that_is_never_defined_has_no_interval() -> None:
+    found = cluster_bootstrap(3, lambda counts: np.full(len(counts), np.nan), resamples=100, level=0.95, rng=np.random.default_rng(0))
+    assert found == Interval(None, None, 0.95, undefined=100)
+
+
+def test_three_hundred_thousand_subjects_stay_far_under_500_megabytes() -> None:
+    values = np.random.default_rng(0).normal(size=300_000)
+    tracemalloc.start()
+    interval(values, resamples=40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
