@@ -71,6 +71,7 @@ class Encodings:
         notes: (windows,) row of ``table`` that the window belongs to.
         table: one row a note: note_id, subject_id, category, split.
         attrition: what was cut off or left out while encoding, counted in tokens.
+        folder: where it lies.
     """
 
     tokens: npt.NDArray[np.unsignedinteger[Any]]
@@ -79,6 +80,7 @@ class Encodings:
     notes: Ints
     table: pa.Table
     attrition: Attrition
+    folder: Path
 
     def windows(self, split: str, max_notes: int = 0) -> Ints:
         """Windows of a split; when ``max_notes`` is not 0, of so many notes drawn from it, the same ones at every call."""
@@ -121,7 +123,7 @@ def open_encodings(folder: Path) -> Encodings:
     for reason, count in described["dropped"].items():
         attrition.drop(reason, count)
     tokens = np.memmap(folder / "tokens.bin", dtype=described["dtype"], mode="r", shape=(described["tokens"],))
-    return Encodings(tokens, windows[0], windows[1], windows[2], pq.read_table(folder / "notes.parquet"), attrition)
+    return Encodings(tokens, windows[0], windows[1], windows[2], pq.read_table(folder / "notes.parquet"), attrition, folder)
 
 
 def is_encoded(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from clinpeft import tables, tokens
 from clinpeft.errors import InputError
 from clinpeft.recipe import BaseSpec
@@ -67,8 +68,8 @@ def test_no_room_for_text_is_an_error_that_says_how_much_is_needed(tmp_path: Pat
         tokens.encode(tmp_path / "none", None, shape, BaseSpec(path=tmp_path, max_tokens=8), tmp_path / "encoded")
 
 
-def test_interrupted_encoding_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer: tokens.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens.np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_interrupted_encoding_leaves_nothing_finished(tmp_path: Path, tokenizer: tokens.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, ["no fever"], tokenizer, BaseSpec(path=tmp_path))
     assert not tokens.is_encoded(tmp_path / "encoded")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,6 +16,7 @@ from clinpeft.tables import LIKELIHOOD
 from clinpeft.tokens import Ints
 from clinpeft.training.objectives import IGNORED, Forward, Lesson, score
 
+WINDOWS_A_TIME = 256
 SCORING_KEY = (0,)  # the same masks are asked in every row of a table
 Floats = npt.NDArray[np.float64]
 
@@ -44,12 +47,11 @@ def unigram(lesson: Lesson, train: Ints, windows: Ints) -> pa.Table:
     return _by_note(lesson, windows, targets, summed)
 
 
-def _labels(lesson: Lesson, windows: Ints) -> list[npt.NDArray[np.int64]]:
-    found = []
-    for window in windows:
-        batch = tokens.gather(lesson.encodings, np.array([window]))
-        found.append(lesson.asking(batch, lesson.tokenizer, SCORING_KEY).labels[0].numpy())
-    return found
+def _labels(lesson: Lesson, windows: Ints) -> Iterator[npt.NDArray[np.int64]]:
+    """The labels of each window, in order."""
+    for start in range(0, len(windows), WINDOWS_A_TIME):
+        batch = tokens.gather(lesson.encodings, windows[start : start + WINDOWS_A_TIME])
+        yield from lesson.asking(batch, lesson.tokenizer, SCORING_KEY).labels.numpy()
 
 
 def _per_window(forward: Forward, lesson: Lesson, windows: Ints, micro_batch_tokens: int, crew: Accelerator) -> tuple[Floats, Floats]:

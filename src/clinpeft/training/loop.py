@@ -7,11 +7,13 @@ adapters are trained, a few megabytes, so that processes add their gradients up 
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import Progress
 from clinpeft.training.likelihood import perplexity_of
 from clinpeft.training.objectives import Forward, Lesson, score
+
+Crew: TypeAlias = Accelerator
+"""The processes that share a run."""
 
 STEPS_BEFORE_THE_MOVED_CHECK = 3
 
@@ -63,13 +68,21 @@ class Fitted:
     total_steps: int
 
 
-def assemble() -> Accelerator:
+def assemble() -> Crew:
     """The processes that share a run: one, unless ``accelerate launch`` or ``torchrun`` started several. They wait for each other for a day, since
     the first of them may be reading a large corpus."""
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 
 
-def fit(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Accelerator, folder: Path, watch: Watch) -> Fitted:
+def hardware(crew: Crew) -> dict[str, Any]:
+    """What the processes run on: ``device``, ``devices``, ``memory_bytes`` (None where it is not told), ``system``."""
+    cuda = crew.device.type == "cuda"
+    name = torch.cuda.get_device_name(crew.device) if cuda else f"cpu, {torch.get_num_threads()} threads"
+    memory = torch.cuda.get_device_properties(crew.device).total_memory if cuda else None
+    return {"device": name, "devices": crew.num_processes, "memory_bytes": memory, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def fit(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Crew, folder: Path, watch: Watch) -> Fitted:
     """Train what is trainable in ``stack``; go on from the newest checkpoint in ``folder`` when there is one.
 
     Args:
@@ -120,7 +133,7 @@ def _epochs(lesson: Lesson, spec: TrainingSpec) -> Iterator[list[Ints]]:
 class _Running:
     """The state of one call of ``fit``."""
 
-    def __init__(self, stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Accelerator, folder: Path, watch: Watch) -> None:
+    def __init__(self, stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Crew, folder: Path, watch: Watch) -> None:
         self.stack, self.forward, self.lesson, self.spec = stack, forward, lesson, spec
         self.crew, self.folder, self.watch = crew, folder, watch
         self.names, self.parameters = list(stack.trained), list(stack.trained.values())
@@ -176,7 +189,7 @@ class _Running:
                 question = self.lesson.asking(batch, self.lesson.tokenizer, (self.lesson.seed, step))
                 scores = score(self.forward, question, batch.attention_mask)
                 total = scores.negative_log_likelihood.sum()
-                total.backward()
+                torch.autograd.backward(total)
                 summed, targets = summed + total.item(), targets + int(scores.targets.sum())
         return self._reduce(summed, targets)
 

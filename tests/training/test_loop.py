@@ -1,0 +1,170 @@
+"""The loop on toy models: what it adds up, where it stops, how it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clinpeft import adapters, models, tokens, training
+from clinpeft.errors import InputError, InterruptedRun, TrainingError
+from clinpeft.recipe import BaseSpec, LoraSpec, TrainingSpec
+from clinpeft.training import Event, Lesson, Watch
+from clinpeft.training.loop import learning_rate, total_steps
+from tests.conftest import WORDS, MakeFolder
+from tests.tokens.test_tokens import write_corpus
+
+CREW = training.assemble()
+SPEC = TrainingSpec(learning_rate=1e-2, epochs=2, batch_tokens=100, micro_batch_tokens=1000, evaluations=4, checkpoints=4)
+
+
+@pytest.fixture(scope="module")
+def folder(toy_llama: MakeFolder) -> Path:
+    return toy_llama(pad_is_eos=True)
+
+
+@pytest.fixture
+def lesson(folder: Path, tmp_path: Path) -> Lesson:
+    """Forty notes of 4 to 19 words, ten of them to tune on."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(40)]
+    corpus = write_corpus(tmp_path, texts, ["train"] * 30 + ["tuning"] * 10)
+    tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
+    encodings = tokens.encode(corpus, tokenizer, tokens.layout(tokenizer, "causal-lm"), BaseSpec(path=folder), tmp_path / "encoded")
+    asking = training.OBJECTIVES["causal-lm"]
+    return Lesson(encodings, tokenizer, asking, seed=5, train=encodings.windows("train"), tuning=encodings.windows("tuning"))
+
+
+Build = Callable[..., adapters.Stack]
+
+
+@pytest.fixture
+def build(folder: Path) -> Build:
+    def make(dropout: float = 0.0, targets: tuple[str, ...] = ()) -> adapters.Stack:
+        torch.manual_seed(1)
+        return adapters.attach(models.load(BaseSpec(path=folder), torch.device("cpu")), [LoraSpec(rank=4, dropout=dropout, targets=targets)])
+
+    return make
+
+
+def fit(stack: adapters.Stack, lesson: Lesson, spec: TrainingSpec, folder: Path, watch: Watch | None = None) -> training.Fitted:
+    return training.fit(stack, partial(adapters.logits, stack), lesson, spec, CREW, folder, watch or Watch())
+
+
+def weights(stack: adapters.Stack) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in stack.trained.values()])
+
+
+def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    whole = fit(build(), lesson, SPEC, tmp_path / "whole")
+    parts = fit(build(), lesson, SPEC.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts")
+    assert torch.allclose(weights(whole.stack), weights(parts.stack), atol=1e-5)
+    assert not torch.allclose(weights(whole.stack), weights(build()), atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    first, again = fit(build(0.3), lesson, SPEC, tmp_path / "1"), fit(build(0.3), lesson, SPEC, tmp_path / "2")
+    assert torch.equal(weights(first.stack), weights(again.stack))
+    other = Lesson(lesson.encodings, lesson.tokenizer, lesson.asking, 6, lesson.train, lesson.tuning)
+    assert not torch.equal(weights(first.stack), weights(fit(build(0.3), other, SPEC, tmp_path / "3").stack))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_a_stopped_run_goes_on_to_bit_equal_weights(lesson: Lesson, build: Build, tmp_path: Path, stop_after: int) -> None:
+    straight = fit(build(0.3), lesson, SPEC, tmp_path / "straight")
+    seen: list[Event] = []
+    watch = Watch(tell=seen.append, stopping=lambda: len(seen) == stop_after)
+    with pytest.raises(InterruptedRun, match=f"stopped after step {stop_after} of"):
+        fit(build(0.3), lesson, SPEC, tmp_path / "stopped", watch)
+    went_on = fit(build(0.3), lesson, SPEC, tmp_path / "stopped", Watch(tell=seen.append))
+    assert torch.equal(weights(straight.stack), weights(went_on.stack))
+    assert [event.step for event in seen] == list(range(1, straight.total_steps + 1))
+    assert [point["loss"] for point in straight.progress.history] == [point["loss"] for point in went_on.progress.history]
+
+
+def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"epochs": 12, "learning_rate": 3e-2})
+    stack = build(targets=("o_proj", "down_proj", "up_proj", "gate_proj"))
+    ids = torch.from_numpy(lesson.encodings.tokens[: int(lesson.encodings.lengths[0])].astype(np.int64))[None]
+    ones, eos = torch.ones_like(ids), lesson.tokenizer.eos_token_id
+
+    def chance_of_eos() -> float:
+        stack.model.eval()
+        with torch.no_grad():
+            return partial(adapters.logits, stack)(ids, ones).softmax(-1)[0, -2, eos].item()
+
+    before = chance_of_eos()
+    history = fit(stack, lesson, spec, tmp_path / "run").progress.history
+    assert history[-1]["loss"] < history[0]["loss"] - 0.1
+    assert chance_of_eos() > 2 * before
+
+
+def test_the_best_weights_by_tuning_perplexity_are_kept(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"learning_rate": 3.0, "schedule": "constant", "warmup_fraction": 1.0, "clip_norm": 100.0, "evaluations": 1000})
+    fitted = fit(build(), lesson, spec, tmp_path / "run")  # the rate climbs until it ruins the weights
+    measured = [point["tuning_perplexity"] for point in fitted.progress.history]
+    assert fitted.progress.best_step == int(np.argmin(measured)) + 1 < fitted.total_steps
+    table = training.likelihoods(partial(adapters.logits, fitted.stack), lesson, lesson.tuning, 1000, CREW)
+    nll, count = sum(table["negative_log_likelihood"].to_pylist()), sum(table["tokens"].to_pylist())
+    assert np.exp(nll / count) == pytest.approx(min(measured), rel=1e-5)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"learning_rate": 3.0, "clip_norm": 100.0, "evaluations": 1000, "patience": 2})
+    fitted = fit(build(), lesson, spec, tmp_path / "run")
+    assert fitted.progress.step == fitted.progress.best_step + 2 < fitted.total_steps
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    stack = build()
+    broken = lambda ids, mask: partial(adapters.logits, stack)(ids, mask) * float("nan")  # noqa: E731
+    with pytest.raises(TrainingError, match="loss nan") as raised:
+        training.fit(stack, broken, lesson, SPEC, CREW, tmp_path, Watch())
+    assert "step 1 of" in str(raised.value) and "learning_rate" in str(raised.value)
+
+
+def test_an_adapter_outside_the_forward_pass_stops_the_run(lesson: Lesson, build: Build, folder: Path, tmp_path: Path) -> None:
+    bare = models.load(BaseSpec(path=folder), torch.device("cpu"))
+    anchor = torch.zeros((), requires_grad=True)
+    outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
+    with pytest.raises(TrainingError, match="none of the 8 trained tensors moved in 3 steps"):
+        training.fit(build(), outside, lesson, SPEC.model_copy(update={"weight_decay": 0.0}), CREW, tmp_path, Watch())
+
+
+def test_an_empty_training_split_is_an_error(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+    nothing = Lesson(lesson.encodings, lesson.tokenizer, lesson.asking, 0, lesson.train[:0], lesson.tuning)
+    with pytest.raises(InputError, match="training split has no window"):
+        fit(build(), nothing, SPEC, tmp_path)
+
+
+def test_the_warm_up_is_a_share_of_the_steps_and_the_schedule_ends_near_nothing() -> None:
+    spec = TrainingSpec(learning_rate=1.0, warmup_fraction=0.1, schedule="linear")
+    rates = [learning_rate(spec, step, 20) for step in range(1, 21)]
+    assert rates[:3] == [0.5, 1.0, pytest.approx(18 / 19)]
+    assert rates[-1] == pytest.approx(1 / 19)
+    cosine = spec.model_copy(update={"schedule": "cosine"})
+    assert learning_rate(cosine, 11, 20) == pytest.approx(0.5 * (1 - np.cos(np.pi * 10 / 19)))
+    assert learning_rate(spec.model_copy(update={"schedule": "constant"}), 20, 20) == 1.0
+    assert learning_rate(spec.model_copy(update={"warmup_fraction": 0.0}), 1, 20) == pytest.approx(20 / 21)
+
+
+def test_steps_follow_epochs_and_the_upper_bound(lesson: Lesson) -> None:
+    one = total_steps(lesson, SPEC.model_copy(update={"epochs": 1}))
+    assert total_steps(lesson, SPEC.model_copy(update={"epochs": 0.5})) == -(-one // 2)
+    assert total_steps(lesson, SPEC.model_copy(update={"max_steps": 2})) == 2
+
+
+def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -> None:
+    tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
+    corpus = write_corpus(tmp_path, ["cough cough fever", "cough"], ["train", "held_out"])
+    encodings = tokens.encode(corpus, tokenizer, tokens.layout(tokenizer, "causal-lm"), BaseSpec(path=folder), tmp_path / "encoded")
+    train, held_out = encodings.windows("train"), encodings.windows("held_out")
+    lesson = Lesson(encodings, tokenizer, training.OBJECTIVES["causal-lm"], 0, train, held_out)
+    table = training.unigram(lesson, train, held_out)
+    seen = 4 + len(tokenizer)  # cough cough fever eos, and one more of each
+    assert table["tokens"].to_pylist() == [2]
+    assert table["negative_log_likelihood"].to_pylist() == [pytest.approx(-np.log(3 / seen) - np.log(2 / seen))]
