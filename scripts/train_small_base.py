@@ -153,7 +153,7 @@ def fit(model: LlamaForCausalLM, train: np.ndarray, held_out: np.ndarray, minute
 
 def keep(saved: dict[str, object], state: Path) -> None:
     torch.save(saved, state.with_suffix(".new"))
-    os.replace(state.with_suffix(".new"), state)
+    state.with_suffix(".new").replace(state)
 
 
 CARD = """---
@@ -172,7 +172,8 @@ a real, trained base instead of random weights. It is **not** a clinical model, 
 |---|---|
 | architecture | LlamaForCausalLM, 6 layers, width 256, 4 heads, feed-forward 688, untied embeddings |
 | tokenizer | byte-level BPE, {vocabulary:,} entries, separate `<s>`, `</s>`, `<pad>`; trained on the same text |
-| data | OpenStax Anatomy and Physiology 2e, Pharmacology / Nutrition / Population Health for Nurses (OpenStax, Rice University); MedQuAD (Ben Abacha and Demner-Fushman, 2019) |
+| books | OpenStax Anatomy and Physiology 2e; Pharmacology, Nutrition, Population Health for Nurses (OpenStax, Rice University) |
+| questions and answers | MedQuAD (Ben Abacha and Demner-Fushman, BMC Bioinformatics 2019, 20:511) |
 | licence of the data | CC BY 4.0; the weights are given under the same licence, with attribution to both |
 | text | {documents:,} documents, {corpus_tokens:,} tokens; 2 % of the documents held out |
 | trained on | {tokens:,} tokens ({steps:,} steps of {batch_tokens:,}) in {minutes:.0f} minutes, fp32, {hardware} |

@@ -54,7 +54,7 @@ def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")
     _only("adapt", cells, recipe)
     with _stoppable() as stopping:
         entries = [_adapted(cell, home.resolve(), stopping) for cell in cells]
-    title = cells[0].recipe.name or recipe.stem
+    title = recipe.stem
     _finish(adaptation_table(entries, title), home, title)
     for entry in entries:
         if entry.run is not None:
@@ -231,7 +231,7 @@ def _print(table: Table) -> None:
 
     from clinpeft.reports import as_terminal
 
-    Console().print(as_terminal(table))
+    Console(width=None if sys.stdout.isatty() else 160).print(as_terminal(table))
 
 
 def _finish(table: Table, home: Path, name: str) -> None:

@@ -173,7 +173,9 @@ def _objective(recipe: AdaptRecipe, base: Base) -> str:
 
 def _lesson(recipe: AdaptRecipe, base: Base, encodings: Encodings) -> Lesson:
     asking = training.OBJECTIVES[_objective(recipe, base)]
-    return Lesson(encodings, base.tokenizer, asking, recipe.seed, encodings.windows("train"), encodings.windows("tuning"))
+    return Lesson(
+        encodings, base.tokenizer, asking, recipe.seed, encodings.windows("train"), encodings.windows("tuning", recipe.evaluation.max_notes)
+    )
 
 
 def _bare(base: Base) -> Forward:

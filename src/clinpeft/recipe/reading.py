@@ -54,6 +54,7 @@ def read(path: Path, overrides: Sequence[str] = (), environment: Environment | N
         filled = _anchored(filled, path.parent.resolve())
         filled = _with(filled, _anchored_pairs(overrides), "--set")
         filled = _expanded(filled, environment or {}, str(path))
+        filled["name"] = " · ".join(part for part in (str(filled.get("name", "")), name) if part)  # so that a run can be found by its cell
         cells.append(Cell(name=name, recipe=validated(filled, str(path)), published=published))
     return cells
 

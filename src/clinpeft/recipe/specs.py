@@ -109,7 +109,7 @@ class TaskSpec(Spec):
     Attributes:
         name: a key of ``cohorts.TASKS``.
         sections: what of the discharge summary is read: ``admission`` cuts out the eight sections known at admission, ``core-2021`` does so with the
-            published cutter, ``all`` reads the whole note.
+            published cutter, ``all`` the whole note, which a question at admission refuses and one at discharge always reads.
         ventilation: how "prolonged" is measured: ``clinical-xlnet`` (span of at least 7 days, 6 h grace, its exclusions) or ``summed``.
         code_system: of ``icd_coding``; empty: the one that the data uses most.
         min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
@@ -286,7 +286,7 @@ class EvaluationSpec(Spec):
     Attributes:
         resamples: bootstrap resamples of subjects.
         level: of the interval.
-        max_notes: score at most so many notes a split, drawn by hash; 0 for all.
+        max_notes: score at most so many notes a split, the same ones every time; 0 for all.
     """
 
     resamples: Annotated[int, Field(ge=100)] = 1000

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
-from clinpeft.recipe import Fraction, Spec
+from clinpeft.recipe import Spec
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
@@ -98,7 +98,7 @@ class RunRecord(Spec):
     counts: dict[str, int] = Field(default_factory=dict)
     base_parameters: Count | None = None
     trained_parameters: Count | None = None
-    share: Fraction | None = None
+    share: Annotated[float, Field(ge=0)] | None = None  # above 1 where a toy base is smaller than its adapter
     tokens_seen: Count | None = None
     training_seconds: Seconds | None = None
     total_seconds: Seconds | None = None

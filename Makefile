@@ -1,0 +1,62 @@
+# Two commands do all the set-up on a machine with Python and make: `make quickstart` and `make test`. Both can be called again.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PYTHON ?=
+TORCH ?= auto
+TORCH_VERSION ?= 2.13.0
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format docs lock clean
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=/path/to/python3   the Python to build .venv from (3.11 or newer; the first one found on PATH)"
+	@echo "  TORCH=auto|cpu|cuda       the build of torch (auto: cpu where pip finds that build, see docs/dependencies.md)"
+	@echo "  WORKERS=2                 processes that run the tests"
+
+install: $(STAMP)  ## make .venv with what requirements.lock names, and clinpeft itself
+
+quickstart: $(STAMP)  ## train a small adapter on invented notes, without a network, and print what came of it
+	$(BIN)/clinpeft adapt recipes/quickstart.toml --home runs
+
+test: lint  ## everything that must hold: formatting, lint, types, tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(STAMP)  ## formatting, lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
+	$(BIN)/python scripts/write_docs.py
+
+lock: $(STAMP)  ## resolve the newest versions into requirements.lock (wants the network)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python scripts/lock.py --torch $(TORCH_VERSION) --uv $(BIN)/uv --wheels $(PIP_FIND_LINKS)
+
+clean:  ## remove the environment and the caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml requirements.lock scripts/install.py scripts/lock.py
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for candidate in python3 python3.13 python3.12 python3.11 python; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "no Python of version 3.11 or newer is on PATH; install one, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 1; \
+	fi; \
+	$$python -m venv $(VENV) || \
+	  { echo "$$python cannot make a virtual environment; on Debian and Ubuntu the package python3-venv is missing" >&2; exit 1; }
+	@$(BIN)/python scripts/install.py $(TORCH)
+	@touch $@

@@ -1,0 +1,135 @@
+"""The pages say what the code does: what is generated is fresh, what is named exists, what is shown as a recipe is one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import write_docs
+from packaging.requirements import Requirement
+
+from clinpeft import recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMED = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+def text_of(page: str | Path) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def tree_in(page: str) -> set[Path]:
+    """The files and folders that a drawn tree names, below its first line."""
+    _, _, rest = page.partition(write_docs.TREE[0])
+    drawn = rest.partition(write_docs.TREE[1])[0].strip().splitlines()[1:-1]
+    found: set[Path] = set()
+    above: list[str] = []
+    for line in drawn:
+        depth = (len(line) - len(line.lstrip())) // 2
+        above = [*above[:depth], line.split()[0].rstrip("/")]
+        found.add(Path(*above))
+    return found
+
+
+def test_every_file_in_the_tree_exists_and_every_source_file_is_in_the_tree() -> None:
+    house = ROOT / "src" / "clinpeft"
+    sources = {path for path in house.rglob("*.py") if path.name != "__init__.py" or path.parent == house}
+    rooms = {path.parent for path in house.rglob("__init__.py")}
+    assert {ROOT / path for path in tree_in(text_of("README.md"))} == sources | rooms
+
+
+def test_every_file_in_the_tree_has_a_purpose() -> None:
+    assert not [path for path in (ROOT / "src").rglob("*.py") if not write_docs.purpose(path)]
+
+
+def test_generated_parts_are_as_new_as_the_code() -> None:
+    stale = [page.name for page, text in write_docs.pages(ROOT).items() if page.read_text(encoding="utf-8") != text]
+    assert not stale, "run `make docs`"
+
+
+def test_a_page_that_is_older_than_the_code_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "src" / "clinpeft").mkdir(parents=True)
+    (tmp_path / "src" / "clinpeft" / "attic.py").write_text('"""What nobody needs: old chairs. And more."""\n')
+    assert write_docs.tree(tmp_path).splitlines() == ["```", "src/clinpeft/", "  attic.py  What nobody needs: old chairs", "```"]
+    assert write_docs.between("a <1> old <2> b", ("<1>", "<2>"), "new") == "a <1>\nnew\n<2> b"
+
+
+def test_every_recipe_key_has_a_meaning_of_its_own_spec() -> None:
+    todo: list[type[recipe.Spec]] = list(recipe.RECIPES.values())
+    for kind in todo:
+        todo += [spec for field in kind.model_fields.values() for spec in write_docs._specs(field.annotation)]
+    assert len(todo) > 10
+    nameless = {f"{kind.__name__}.{key}" for kind in todo for key in write_docs._plain(kind) if key not in {"method", *write_docs.meanings(kind)}}
+    assert not nameless, "say in the spec's docstring what the key means"
+
+
+def test_a_key_in_the_table_carries_its_type_bounds_and_default() -> None:
+    rows = text_of("docs/recipes.md").splitlines()
+    assert "| `rank` | integer, ≥ 1 | `8` | rows of A and columns of B. |" in rows
+    assert any(row.startswith("| `train` | number, ≥ 0 and ≤ 1 | `0.7` |") for row in rows)
+    assert any(row.startswith("| `path` | path | required | a local folder") for row in rows)
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text_of(page))
+    dead = [target for target in targets if "://" not in target and not ((ROOT / page).parent / target).exists()]
+    assert not dead
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_every_link_into_a_page_meets_a_heading(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", text_of(page)):
+        headings = re.findall(r"^#+ (.+)$", text_of((ROOT / page).parent / target if target else page), flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    linked = set(re.findall(r"\]\(([^)#\s]+)", text_of("docs/index.md")))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_paths_named_in_a_page_exist(page: str) -> None:
+    shown = re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL)
+    named = re.findall(r"`((?:src|tests|docs|recipes|scripts|assets|benchmarks)/[\w./-]*)`", shown)
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
+    shown = [re.sub(r"(?m)^   ", "", block) for block in re.findall(r"```toml\n(.*?)```", text_of(page), flags=re.DOTALL)]
+    for block in shown:
+        if "kind" in tomllib.loads(block):
+            (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
+            assert recipe.read(tmp_path / "shown.toml", environment={})
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_targets_of_make_named_in_a_page_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+    code = "\n".join(re.findall(r"`[^`]*`", text_of(page)))
+    called = re.findall(r"\bmake ((?:[A-Z_]+=\S+ )*)([a-z]+)\b", code)
+    assert {target for _, target in called} <= targets
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    commands = re.findall(r"^make \w+", text_of("README.md"), flags=re.MULTILINE)
+    assert commands[:2] == ["make quickstart", "make test"]
+
+
+def test_every_dependency_has_a_row_that_says_why() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"], *project["build-system"]["requires"]]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.+)\|$", text_of("docs/dependencies.md"), flags=re.MULTILINE))
+    names = {Requirement(line).name for line in asked}
+    assert set(rows) == names
+    assert all(all(cell.strip() for cell in row.split("|")) and row.count("|") == 3 for row in rows.values())
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_no_page_names_a_path_of_somebodys_machine(page: str) -> None:
+    assert not re.findall(r"/(?:home|root|Users|tmp|work)/\S*", text_of(page))
