@@ -1,0 +1,48 @@
+"""Notes and stays -> who is asked what, when, with which answer; everybody else is counted under the reason why not.
+
+```
+task.py          what a clinical question is: data                outcomes.py    the seven questions, TASKS
+selection.py     who is asked, rule by rule                       texts.py       what of the notes may be read
+codes.py         ICD codes -> classes                             split.py       who is learned from, who is asked
+sections/        admission notes cut from discharge summaries     ventilation/   episodes, and which are prolonged
+cohort.py        the written cohort                               conformance.py the published counts beside ours
+audit/           every known way to leak, measured                meds.py        the cohort in the MEDS format
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clinpeft.cohorts import audit, meds
+from clinpeft.cohorts.cohort import Cohort, show, write
+from clinpeft.cohorts.conformance import verify
+from clinpeft.cohorts.outcomes import TASKS
+from clinpeft.cohorts.selection import select, task_of
+from clinpeft.recipe import CohortRecipe
+from clinpeft.tables import Hospital
+
+__all__ = ["TASKS", "Cohort", "build", "select", "show", "task_of", "verify", "write"]
+
+
+def build(recipe: CohortRecipe, hospital: Hospital, folder: Path, adaptation_corpus: Path | None = None) -> Cohort:
+    """The cohort of a recipe, with its audit and its MEDS form beside it.
+
+    Args:
+        recipe: the question, the split, the seed.
+        hospital: open tables; its database gets working tables.
+        folder: where the cohort is written; what an earlier build left there is replaced.
+        adaptation_corpus: a corpus a language model learned from, searched for copies of what is held out.
+
+    Raises:
+        RecipeError: there is no such question, or it cannot be put like this.
+        SourceError: a table is missing or damaged, or not one stay is left.
+        RefusedError: a subject would be in two splits.
+        StorageError: ``folder`` cannot be written.
+    """
+    cohort = write(recipe, hospital, folder)
+    audit.run(cohort.path, cohort.classes, cohort.task.kind, folder, recipe.seed, adaptation_corpus, task=cohort.task.name)
+    category = "Admission note" if cohort.task.reading.simulated else "Discharge summary"
+    kind, name = cohort.task.kind, cohort.task.name
+    meds.write(cohort.path, kind, cohort.classes, folder / "meds", hospital.layout, "as shipped", category=category, question=name)
+    return cohort

@@ -1,0 +1,90 @@
+"""Who is asked, and with which answer: the rules of a task, one after the other, over the stays of a hospital. No note is read here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import duckdb
+
+from clinpeft.cohorts.outcomes import COMPAT, TASKS
+from clinpeft.cohorts.task import Rule, Task
+from clinpeft.errors import RecipeError, SourceError
+from clinpeft.recipe import TaskSpec
+from clinpeft.tables import Attrition, Hospital
+
+
+def task_of(spec: TaskSpec) -> Task:
+    """The question that a recipe names, with the variants it asks for.
+
+    Raises:
+        RecipeError: there is no such question, it has no published form, or it would read what is not known yet.
+    """
+    if spec.name not in TASKS:
+        near = difflib.get_close_matches(spec.name, TASKS, n=1, cutoff=0.4)
+        way_out = (f"did you mean {near[0]!r}? " if near else "") + f"the tasks are: {', '.join(TASKS)}"
+        raise RecipeError(f"there is no task {spec.name!r}", place="task.name", way_out=way_out)
+    if spec.name not in COMPAT[spec.compat]:
+        problem = f"{spec.name} was not published in {spec.compat}"
+        raise RecipeError(problem, place="task.compat", way_out=f"leave it out, or ask for: {', '.join(COMPAT[spec.compat])}")
+    task = COMPAT[spec.compat][spec.name]
+    if task.reading.simulated and spec.sections == "all":
+        problem = f"{spec.name} is asked at admission, and the whole discharge summary tells what happened later"
+        raise RecipeError(problem, place="task.sections = 'all'", way_out='take sections = "admission" or "core-2021"')
+    return task
+
+
+def select(hospital: Hospital, task: Task, spec: TaskSpec) -> list[Attrition]:
+    """Fill ``asked`` (the columns of ``stay`` and ``prediction_time``) and ``answered`` (the answers of those), and say who left by which rule.
+
+    Raises:
+        SourceError: a table is missing that the question needs.
+        RecipeError: the question cannot be put to this kind of hospital.
+    """
+    _refuse_absent(hospital, task)
+    prepared = task.prepare(hospital, spec) if task.prepare else ()
+    connection = hospital.connection
+    connection.execute(f"CREATE OR REPLACE TABLE asked AS SELECT *, {task.prediction_time} AS prediction_time FROM stay")
+    steps = [apply(connection, rule) for rule in task.rules]
+    connection.execute(f"CREATE OR REPLACE TABLE answered AS SELECT * FROM ({task.answer}) WHERE stay_id IN (SELECT stay_id FROM asked)")
+    return [*prepared, *steps]
+
+
+def _refuse_absent(hospital: Hospital, task: Task) -> None:
+    for part in task.needs:
+        if part in hospital.absent:
+            problem = f"there is no table of {part} rows ({hospital.absent[part]}), needed for the answers of {task.name}"
+            raise SourceError(problem, place=str(hospital.folder), way_out="put it there, or ask another question")
+
+
+def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
+    """Let the stays that a rule names leave ``asked``, each counted once."""
+    connection.execute(f"""CREATE OR REPLACE TABLE leaving AS
+        SELECT stay_id, min(reason) AS reason FROM ({rule.leaves}) WHERE stay_id IN (SELECT stay_id FROM asked) GROUP BY stay_id""")
+    attrition = Attrition(rule.name, count(connection, "asked"))
+    for reason, left in connection.execute("SELECT reason, count(*) FROM leaving GROUP BY reason ORDER BY reason").fetchall():
+        attrition.drop(reason, left)
+    connection.execute("DELETE FROM asked WHERE stay_id IN (SELECT stay_id FROM leaving)")
+    connection.execute("DROP TABLE leaving")
+    return attrition
+
+
+def refuse_nobody(steps: Sequence[Attrition], hospital: Hospital) -> None:
+    """Stop when no stay is left.
+
+    Raises:
+        SourceError: with what left in the step that took the last ones.
+    """
+    last = next((step for step in steps if step.entered and not step.kept), None)
+    if last is None:
+        return
+    reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped.items())
+    raise SourceError(
+        f"not one stay is left after the step {last.step!r}: {reasons}", place=str(hospital.folder), way_out="check the tables and the task"
+    )
+
+
+def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    """The number of rows of a table."""
+    ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(rows)

@@ -1,0 +1,197 @@
+"""The tables of a hospital -> stays, intensive care stays, codes and notes under one schema, with DuckDB, in bounded memory.
+
+```
+shipped.py      files as they are shipped -> tables of text; damage refused or counted
+canonical.py    text of any layout -> the schemas of clinpeft.tables; what contradicts itself is left out and counted
+mimic_iii.py · mimic_iv.py · omop.py · plain.py    the layouts, as data
+```
+A new layout is one file with ``layout(spec)`` and one line in ``LAYOUTS``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+
+from clinpeft.errors import RecipeError, SourceError, StorageError
+from clinpeft.recipe import SourceSpec
+from clinpeft.sources.hospital import canonical, mimic_iii, mimic_iv, omop, plain, shipped
+from clinpeft.sources.hospital.canonical import Layout, Part
+from clinpeft.sources.hospital.shipped import Shipped
+from clinpeft.tables import Attrition, Hospital
+
+__all__ = ["LAYOUTS", "open_tables"]
+
+LAYOUTS: dict[str, Callable[[SourceSpec], Layout]] = {
+    "mimic-iii": mimic_iii.layout,
+    "mimic-iv": mimic_iv.layout,
+    "omop": omop.layout,
+    "files": plain.layout,
+}
+
+
+def open_tables(spec: SourceSpec, folder: Path, memory_gigabytes: float = 2.0, threads: int = 2) -> Hospital:
+    """Read stays, intensive care stays and codes at once, and get ready to read the notes.
+
+    Args:
+        spec: the ``[source]`` of a recipe; ``synthetic`` writes its hospital into ``folder`` first.
+        folder: for the database (``hospital.duckdb``, made anew) and what does not fit into memory; it will hold clinical data.
+        memory_gigabytes: what DuckDB may use before it goes to disk.
+        threads: of DuckDB.
+
+    Returns:
+        The open hospital; the caller closes ``connection``.
+
+    Raises:
+        RecipeError: no hospital has this name, or its keys do not fit.
+        SourceError: a table or column is missing (named, with what it is needed for), or a file is damaged.
+        StorageError: ``folder`` cannot be written.
+    """
+    if spec.name == "synthetic":
+        spec = _invented(spec, folder)
+    layout, path = _layout(spec), _path(spec)
+    absent = _absent(path, layout)
+    connection = _database(folder, memory_gigabytes, threads)
+    reader = _Reader(connection, path, spec.max_bad_fraction)
+    try:
+        first, *others = [part for part in layout.parts if part.name != "note"]
+        attrition = [*reader.read(first, required=True)]
+        for part in others:
+            attrition += reader.read(part)
+    except BaseException:
+        connection.close()
+        raise
+    notes = [part for part in layout.parts if part.name == "note"]
+
+    def read_notes(categories: Sequence[str]) -> Attrition:
+        return _notes(reader, notes, tuple(categories))
+
+    return Hospital(spec.name, path, connection, tuple(attrition), absent, read_notes)
+
+
+def _invented(spec: SourceSpec, folder: Path) -> SourceSpec:
+    from clinpeft.sources import synthetic  # only here: a real hospital needs none of it
+
+    path = folder / f"synthetic-{spec.shape}-{spec.subjects}-{spec.seed}"
+    synthetic.write(path, spec.subjects, spec.seed, spec.shape)
+    return spec.model_copy(update={"name": spec.shape, "path": path})
+
+
+def _layout(spec: SourceSpec) -> Layout:
+    if spec.name not in LAYOUTS:
+        near = difflib.get_close_matches(spec.name, LAYOUTS, n=1, cutoff=0.4)
+        way_out = (f"did you mean {near[0]!r}? " if near else "") + f"the hospitals are: {', '.join(LAYOUTS)}, synthetic"
+        raise RecipeError(f"there is no hospital {spec.name!r}", place="source.name", way_out=way_out)
+    return LAYOUTS[spec.name](spec)
+
+
+def _path(spec: SourceSpec) -> Path:
+    if spec.path is None:
+        raise RecipeError("source.path is missing", place="[source]", way_out='name the folder of the data set: path = "$MIMIC"')
+    return spec.path
+
+
+def _database(folder: Path, memory_gigabytes: float, threads: int) -> duckdb.DuckDBPyConnection:
+    settings = {
+        "memory_limit": f"{memory_gigabytes:g}GB",
+        "temp_directory": str(folder / "spill"),
+        "threads": threads,
+        "autoinstall_known_extensions": False,  # a closed network: nothing is fetched
+        "autoload_known_extensions": False,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hospital.duckdb").unlink(missing_ok=True)
+        connection = duckdb.connect(str(folder / "hospital.duckdb"), config=settings)
+    except (OSError, duckdb.IOException) as error:
+        raise StorageError(
+            "the database of the hospital cannot be written", place=str(folder), way_out="check rights and space of this folder"
+        ) from error
+    connection.execute(canonical.MACROS + canonical.TABLES)
+    return connection
+
+
+class _Reader:
+    """Reads parts of one data set; a file that several parts share is read once."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, max_bad_fraction: float) -> None:
+        self.connection, self.path, self.max_bad_fraction = connection, path, max_bad_fraction
+        self.files: dict[str, str] = {}
+
+    def read(self, part: Part, required: bool = False) -> Iterator[Attrition]:
+        """Counts of its files, then of its rows; nothing when a file is missing and not required."""
+        if not required and any(shipped.find(self.path, table.name) is None for table in part.tables):
+            return
+        yield from self.raw(part)
+        yield canonical.fill(self.connection, part, self.files[part.tables[0].raw])
+
+    def raw(self, part: Part) -> Iterator[Attrition]:
+        """Counts of the files of a part that were not read before."""
+        for table in part.tables:
+            yield from self._file(table, required=True)
+        for table in part.extra:
+            yield from self._file(table, required=False)
+
+    def notes(self, part: Part, categories: tuple[str, ...]) -> Attrition:
+        """One file of notes, straight into ``note``."""
+        table = part.tables[0]
+        path = self._found(table)
+        source = shipped.query(path, table)
+        with shipped.guarded(path):
+            rows = canonical.fill_notes(self.connection, part, source, path.name, categories)
+        total = shipped.counted(self.connection, path, rows.entered, self.max_bad_fraction)
+        total.dropped.update(rows.dropped)
+        total.places.update(rows.places)
+        return total
+
+    def _found(self, table: Shipped) -> Path:
+        path = shipped.find(self.path, table.name)
+        if path is None:
+            raise _missing(table, self.path)
+        return path
+
+    def _file(self, table: Shipped, required: bool) -> Iterator[Attrition]:
+        if table.raw in self.files:
+            return
+        path = self._found(table) if required else shipped.find(self.path, table.name)
+        self.files[table.raw] = path.name if path else ""
+        if path is None:
+            columns = ", ".join(f'NULL::VARCHAR AS "{name}"' for name in (*table.columns, *table.optional))
+            self.connection.execute(f'CREATE TABLE {table.raw} AS SELECT 1::BIGINT AS "row", {columns} LIMIT 0')
+            return
+        yield shipped.read(self.connection, path, table, self.max_bad_fraction)
+
+
+def _missing(table: Shipped, path: Path) -> SourceError:
+    purpose = next(iter(table.columns.values()))
+    return SourceError(f"there is no table {table.name}, needed for {purpose}", place=str(path), way_out=f"put {table.name}.csv or .csv.gz there")
+
+
+def _absent(path: Path, layout: Layout) -> dict[str, str]:
+    """Of the parts that may be missing, those without their files, each with the first file it would need."""
+    missing: dict[str, str] = dict.fromkeys(("icu_stay", "diagnosis", "procedure", "note"), "a table that this layout does not have")
+    complete = set()
+    for part in reversed(layout.parts):
+        lacking = [table.name for table in part.tables if shipped.find(path, table.name) is None]
+        if lacking:
+            missing[part.name] = f"{lacking[0]}.csv or {lacking[0]}.csv.gz"
+        else:
+            complete.add(part.name)
+    return {name: file for name, file in missing.items() if name not in complete}
+
+
+def _notes(reader: _Reader, parts: Sequence[Part], categories: tuple[str, ...]) -> Attrition:
+    """Read the note files that hold one of ``categories`` (all of them when empty) into ``note``."""
+    reader.connection.execute(canonical.NOTE_TABLE)
+    total = Attrition("notes read")
+    for part in parts:
+        if part.categories and categories and not set(part.categories) & set(categories):
+            continue
+        read = reader.notes(part, categories)
+        total.entered += read.entered
+        total.dropped.update(read.dropped)
+        total.places.update(read.places)
+    return total
