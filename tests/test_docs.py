@@ -105,7 +105,7 @@ def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
     for block in shown:
         if "kind" in tomllib.loads(block):
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
-            assert recipe.read(tmp_path / "shown.toml", environment={})
+            assert recipe.read(tmp_path / "shown.toml", environment={"MIMIC_III": "/data/mimic-iii"})
 
 
 @pytest.mark.parametrize("page", NAMED)

@@ -13,7 +13,10 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "true",
 }
 
+import contextlib
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +32,17 @@ from clinpeft.errors import ClinpeftError, UsageError
 
 if TYPE_CHECKING:
     from clinpeft.pipeline import Circumstances
-    from clinpeft.recipe import Cell
+    from clinpeft.recipe import Cell, CohortRecipe
     from clinpeft.reports import Entry, Table
+    from clinpeft.tables import Hospital
     from clinpeft.training import Event
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 runs_app = typer.Typer(invoke_without_command=True, help="List runs, show one, set two beside each other.")
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
+cohort_app = typer.Typer(no_args_is_help=True, help="Who is asked what, when, with which answer.")
 app.add_typer(runs_app, name="runs")
+app.add_typer(cohort_app, name="cohort")
 app.add_typer(models_app, name="models")
 
 Home = Annotated[Path, typer.Option("--home", envvar="CLINPEFT_HOME", help="Folder of all runs and caches.")]
@@ -92,6 +98,37 @@ def compare(first: str, second: str, home: Home = HERE) -> None:
         _print(table)
 
 
+@cohort_app.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+    corpus: Annotated[Path | None, typer.Option(help="A corpus a model was adapted to: searched for copies of what is held out.")] = None,
+) -> None:
+    """Tables and notes in, one Parquet file of questions with their answers out, with its leakage audit and its MEDS form."""
+    from clinpeft import cohorts
+
+    for cell, folder, hospital in _hospitals(recipe, set_, home.resolve() / "cohorts"):
+        cohort = cohorts.build(cell, hospital, folder, corpus)
+        _print_cohort(cohort.folder)
+
+
+@cohort_app.command("show")
+def show_cohort(folder: Annotated[Path, typer.Argument(help="The folder of a built cohort.")]) -> None:
+    """Splits, classes, stays and subjects of a cohort, and who left for which reason."""
+    _print_cohort(folder)
+
+
+@cohort_app.command()
+def verify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")], set_: Overrides = None, home: Home = HERE) -> None:
+    """The cohort as published and corrected, beside the published counts, with every difference explained."""
+    from clinpeft import cohorts
+    from clinpeft.reports import plain
+
+    for cell, folder, hospital in _hospitals(recipe, set_, home.resolve() / "cohorts"):
+        _print(plain(f"{cell.task.name}: published, as published, corrected", cohorts.verify(cell, hospital, folder / "verify")))
+
+
 @models_app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="A name on the model hub.")], to: Annotated[Path, typer.Option("--to", help="A new folder.")]
@@ -131,6 +168,37 @@ def _only(kind: str, cells: list[Cell], path: Path) -> None:
         if cell.recipe.kind != kind:
             way_out = f"give it to: clinpeft {cell.recipe.kind}"
             raise UsageError(f"this is a recipe of kind {cell.recipe.kind!r}", place=str(path), way_out=way_out)
+
+
+def _hospitals(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[CohortRecipe, Path, Hospital]]:
+    """Each recipe of a file with its folder and its open tables; the working database goes when the caller is done with it."""
+    from clinpeft import recipe as recipes
+    from clinpeft.sources import hospital
+
+    cells = recipes.read(path, set_ or [], os.environ)
+    _only("cohort", cells, path)
+    for cell in cells:
+        assert isinstance(cell.recipe, recipes.CohortRecipe)
+        folder = home / re.sub(r"[^\w.-]+", "-", cell.recipe.name or path.stem)
+        working = folder / "working"  # clinical data, which goes when the cohort stands
+        try:
+            tables = hospital.open_tables(cell.recipe.source, working)
+            with contextlib.closing(tables.connection):
+                yield cell.recipe, folder, tables
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+
+def _print_cohort(folder: Path) -> None:
+    import json
+
+    from clinpeft import cohorts, reports
+    from clinpeft.tables import Attrition
+
+    _print(reports.plain("Cohort", cohorts.show(folder)))
+    steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
+    _print(reports.attrition_table("Who left, at which step, for which reason", [Attrition.from_json(step) for step in steps]))
+    print(folder)
 
 
 def _adapted(cell: Cell, home: Path, stopping: Callable[[], bool]) -> Entry:

@@ -7,6 +7,7 @@ the folder lacks is an error with its name, because a base with random weights i
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -216,9 +217,15 @@ def fingerprint(folder: Path) -> str:
     chosen = sorted(path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors")
     whole = hashlib.sha256()
     for path in chosen:
-        with path.open("rb") as file:
-            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        about = path.stat()
+        whole.update(f"{path.name} {_sha256(path, about.st_size, about.st_mtime_ns)}\n".encode())
     return whole.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - size and time are part of the key: 13 GB are read once a process
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- checks

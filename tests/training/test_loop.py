@@ -99,8 +99,8 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(lesson
 
     before = chance_of_eos()
     history = fit(stack, lesson, spec, tmp_path / "run").progress.history
-    assert history[-1]["loss"] < history[0]["loss"] - 0.1
-    assert chance_of_eos() > 2 * before
+    assert history[-1]["loss"] < history[0]["loss"] - 0.05
+    assert chance_of_eos() > 1.5 * before
 
 
 def test_the_best_weights_by_tuning_perplexity_are_kept(lesson: Lesson, build: Build, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 ``formats`` says how a number is printed, ``tables`` what a table is and how it is rendered, ``runs`` the tables about runs.
 """
 
-from clinpeft.reports.runs import Entry, adaptation_table, comparison, run_attrition, run_results, run_summary, runs_list
-from clinpeft.reports.tables import Column, Estimate, Table, as_csv, as_latex, as_markdown, as_terminal, write
+from clinpeft.reports.runs import Entry, adaptation_table, attrition_table, comparison, run_attrition, run_results, run_summary, runs_list
+from clinpeft.reports.tables import Column, Estimate, Table, as_csv, as_latex, as_markdown, as_terminal, plain, write
 
 __all__ = [
     "Column",
@@ -16,7 +16,9 @@ __all__ = [
     "as_latex",
     "as_markdown",
     "as_terminal",
+    "attrition_table",
     "comparison",
+    "plain",
     "run_attrition",
     "run_results",
     "run_summary",

@@ -14,6 +14,7 @@ from clinpeft.recipe import AdaptRecipe, Recipe
 from clinpeft.registry import Comparison, Listing, Run
 from clinpeft.reports.formats import MISSING, count, duration, number, share
 from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
+from clinpeft.tables import Attrition
 
 Key = tuple[str, str, str]  # name, split, group
 
@@ -87,11 +88,15 @@ def run_results(run: Run) -> Table:
 
 
 def run_attrition(run: Run) -> Table:
-    """What left at which step, for which reason."""
-    rows = [(step.step, word, n) for step in run.attrition for word, n in _counted(step.entered, step.dropped, step.kept)]
-    return Table(
-        f"What run {run.id} read, dropped and kept", (Column("step", is_text=True), Column("what", is_text=True), Column("n", count)), tuple(rows)
-    )
+    """What left at which step of a run, for which reason."""
+    return attrition_table(f"What run {run.id} read, dropped and kept", run.attrition)
+
+
+def attrition_table(title: str, steps: Sequence[Attrition]) -> Table:
+    """What entered, what left for which reason and what was kept, step by step; below, where the first damaged rows stand."""
+    rows = [(step.step, word, n) for step in steps for word, n in _counted(step.entered, step.dropped, step.kept)]
+    places = tuple(f"{step.step}, {reason}: {'; '.join(found)}" for step in steps for reason, found in step.places.items())
+    return Table(title, (Column("step", is_text=True), Column("what", is_text=True), Column("n", count)), tuple(rows), places)
 
 
 def runs_list(listing: Listing) -> Table:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import rich.box
 import rich.table
 import rich.text
@@ -70,6 +71,15 @@ class Table:
     def texts(self) -> list[list[str]]:
         """Every cell as printed."""
         return [[printed(value, column.show) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+
+
+def plain(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> Table:
+    """An Arrow table as it is: its columns under their names, texts to the left and numbers to the right."""
+    columns = tuple(
+        Column(field.name.replace("_", " "), is_text=not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)))
+        for field in rows.schema
+    )
+    return Table(title, columns, tuple(tuple(row.values()) for row in rows.to_pylist()), tuple(notes))
 
 
 def as_terminal(table: Table) -> rich.table.Table:
