@@ -83,6 +83,18 @@ def test_paths_start_at_the_recipe_and_overrides_where_one_stands(tmp_path: Path
     assert (second.recipe.base.path, second.recipe.base.max_tokens) == (tmp_path / "models" / "b", 64)
 
 
+def test_every_key_that_a_spec_takes_for_a_path_is_one_and_no_other(tmp_path: Path) -> None:
+    text = (
+        'kind = "cohort"\n[source]\nname = "files"\npath = "$DATA/x"\ncolumns = { path = "p" }\n[task]\nname = "mortality"\nsubject_lists = "lists"\n'
+    )
+    (cell,) = recipes.read(write(tmp_path, text), environment={"DATA": "/data"})
+    assert isinstance(cell.recipe, recipes.CohortRecipe)
+    assert (cell.recipe.source.path, cell.recipe.task.subject_lists) == (Path("/data/x"), tmp_path / "lists")
+    assert cell.recipe.source.columns == {"path": "p"}
+    (cell,) = recipes.read(write(tmp_path, text), ["task.subject_lists=$DATA/lists"], {"DATA": "/data"})
+    assert isinstance(cell.recipe, recipes.CohortRecipe) and cell.recipe.task.subject_lists == Path("/data/lists")
+
+
 def test_a_grid_is_the_product_of_its_axes_and_overrides_win_over_it(tmp_path: Path) -> None:
     grid = (
         '[grid]\nseed = [1, 2]\n[[grid.method]]\nname = "a"\n"adapters.0.rank" = 2\n[[grid.method]]\nname = "b"\nadapters = [{ method = "prefix" }]\n'

@@ -152,6 +152,8 @@ def synthetic(
 
     hospital.write(to, subjects, seed, shape)
     print(to)
+    for task, best in hospital.ceiling(to).items():
+        print(f"{task}: AUROC {best:.3f} is the best that a reader of the admission note can expect")
 
 
 def main() -> None:

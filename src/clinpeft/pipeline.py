@@ -128,7 +128,7 @@ def code_version() -> str:
     """The version and a hash of the code, so that a result is never taken for that of other code."""
     folder = Path(clinpeft.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".sql", ".toml")):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return f"{clinpeft.__version__}+{digest.hexdigest()[:8]}"
 

@@ -72,7 +72,7 @@ def found(path: Path, **options: Any) -> audit.Audit:
 def test_a_clean_cohort_passes_every_item_and_is_written_down(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose()) for _ in range(300)])
     adapted = corpus(tmp_path, [prose() for _ in range(20)], range(1000, 1020), ["train"] * 20)
-    result = found(tmp_path, adaptation_corpus=adapted, titles={"died": "never written"})
+    result = found(tmp_path, adaptation_corpus=adapted, titles={"died": ["never written"]})
     assert {finding.name: finding.verdict for finding in result.findings} == dict.fromkeys(
         (
             *("subjects_in_several_splits", "equal_notes_across_splits", "near_notes_across_splits", "held_out_subjects_in_adaptation"),
@@ -175,9 +175,16 @@ def test_a_word_of_few_people_is_never_printed(tmp_path: Path) -> None:
 
 def test_no_sentence_of_a_note_is_written(tmp_path: Path) -> None:
     cohort(tmp_path, [note(f"{prose(5)} unmistakable{place} sentence {prose(80)}") for place in range(100)])
-    found(tmp_path, titles={"died": "unmistakable3 sentence"})
+    found(tmp_path, titles={"died": ["unmistakable3 sentence"]})
     written = (tmp_path / "leakage.json").read_text()
     assert "unmistakable" not in written.replace("unmistakable3 sentence", "")
+
+
+def test_the_probe_takes_a_sample_of_many_stays_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "PROBED_STAYS", 100)
+    cohort(tmp_path, [note(prose()) for _ in range(300)])
+    for name in ("bag_of_words", "shuffled_answers"):
+        assert found(tmp_path).finding(name).detail["stays_probed_of"] == {"train": [100, 210], "held_out": [60, 60]}
 
 
 def test_a_probe_without_both_answers_is_not_measured(tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_a_probe_without_both_answers_is_not_measured(tmp_path: Path) -> None:
     ("aurocs", "verdict"), [((0.49, 0.5, 0.52, 0.5, 0.5), "ok"), ((0.8, 0.81, 0.79, 0.8, 0.8), "stop"), ((0.2, 0.9, 0.6, 0.9, 0.3), "ok")]
 )
 def test_an_evaluation_that_knows_shuffled_answers_stops(aurocs: tuple[float, ...], verdict: str) -> None:
-    assert audit._chance("shuffled_answers", np.array(aurocs), 0.02).verdict == verdict
+    assert audit._chance("shuffled_answers", np.array(aurocs), 0.02, {}).verdict == verdict
 
 
 def test_class_names_in_the_text_are_counted(tmp_path: Path) -> None:
@@ -199,7 +206,7 @@ def test_class_names_in_the_text_are_counted(tmp_path: Path) -> None:
     texts = ["known Heart-Failure, old", "heart failure", "heart failure and asthma", "asthma", "asthmatic"]
     cohort(tmp_path, texts, labels=labels)
     options: dict[str, Any] = {"classes": ("428", "493", "486"), "kind": "multilabel", "task": "diagnoses"}
-    titles = {"428": "Heart failure", "493": "Asthma", "000": "unused"}
+    titles = {"428": ["Cardiac decompensation", "Heart failure"], "493": ["Asthma"], "000": ["unused"]}
     finding = found(tmp_path, **options, titles=titles).finding("class_names_in_text")
     assert finding.value == 0.75  # 428 in two of two, 493 in one of two, 486 has no title
     assert finding.detail["named_of_answered"] == {"428": [2, 2], "493": [1, 2]}

@@ -304,6 +304,26 @@ def test_the_death_filter_clears_the_exam_once_and_finds_what_is_left() -> None:
     assert sections.without_death_phrase("MEDICATION ON ADMISSION: father died") == "MEDICATION ON ADMISSION: father"
 
 
+def test_looking_for_the_words_first_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [
+        *("patient ", "pt", " ", "\n", " had ", "has\t", "expired", "DIED", "dıed", "paſſed away", "passed away", "deceaſed", "deceased"),
+        *("PHYSICAL EXAM:", "Medication on admission:", "he ", "pronounced ", "time of death", "TİME OF DEATH", "tıme of death", "lungs clear", "é"),
+    ]
+    state, told = 4711, 0
+    for number in range(3000):
+        picked = []
+        for _ in range(6):
+            state = (state * 1103515245 + 12345) % 2**31
+            picked.append(pieces[(state >> 16) % len(pieces)])
+        text = "".join(picked) if number % 2 else "".join(picked).encode("ascii", "ignore").decode()
+        found = sections.without_death_phrase(text), sections.death_mention(text)
+        with monkeypatch.context() as slowly:
+            slowly.setattr(core2021, "_told", lambda _: True)
+            assert found == (sections.without_death_phrase(text), sections.death_mention(text))
+        told += core2021._told(text)
+    assert 300 < told < 2700  # both ways were taken
+
+
 @pytest.mark.parametrize("phrase", ["Pt  passed away", "patient\nhad deceased", "She expired", "was PRONOUNCED EXPIRED", "Time of death 10:00"])
 def test_death_mentions_are_found_in_any_case(phrase: str) -> None:
     assert sections.death_mention(f"PRESENT ILLNESS: {phrase}.")

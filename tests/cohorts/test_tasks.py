@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clinpeft import cohorts
+from clinpeft.cohorts import codes
 from clinpeft.errors import RecipeError, SourceError
 from clinpeft.recipe import CohortRecipe, SourceSpec, TaskSpec
 from clinpeft.sources import hospital
@@ -143,7 +145,7 @@ def build(opened: Hospital, tmp_path: Path) -> Build:
 
 def who_left(cohort: cohorts.Cohort) -> dict[str, int]:
     """Reasons for which stays left, from the first rule on (those of notes and raw rows are not stays)."""
-    apart = ("read ", "stay:", "icu_stay:", "diagnosis:", "procedure:", "notes", "extubation", "charted", "ventilation ")
+    apart = ("read ", "stay:", "icu_stay:", "diagnosis:", "procedure:", "title:", "notes", "labels given", "extubation", "charted", "ventilation ")
     return {reason: left for step in cohort.attrition if not step.step.startswith(apart) for reason, left in step.dropped.items()}
 
 
@@ -271,6 +273,38 @@ def test_coding_waits_for_the_last_note_and_reads_all_of_them(build: Build) -> N
     assert "also fever" in rows[101]["text"]
 
 
+def test_a_stay_coded_in_two_systems_is_not_asked_for_its_codes(opened: Hospital, tmp_path: Path) -> None:
+    opened.connection.execute("UPDATE code SET system = 'icd10', code = 'I10' WHERE stay_id = 101 AND code = '4019'")
+    opened.connection.execute("UPDATE code SET system = 'icd10' WHERE stay_id = 108")
+    left = who_left(cohorts.write(recipe("icd_coding"), opened, tmp_path / "cohort"))
+    assert (left["coded in two systems"], left["coded in another system"]) == (1, 1)
+
+
+def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(build: Build, tmp_path: Path) -> None:
+    asked = [  # person, time, answer
+        (1, "2100-01-03T00:00", True),  # 101, of which only the nursing note is there
+        (1, "2100-01-04T12:00", False),  # 101 once more
+        (2, "2100-02-04T23:59:59", False),  # 102, at the end of the day of discharge, with the summary
+        (3, "2100-03-01T00:00", True),  # 103, before any note
+        (7, "2100-06-01T00:00", True),  # after the stay
+        (12, "2100-12-02T00:00", None),
+    ]
+    columns = {"subject_id": [row[0] for row in asked], "prediction_time": [datetime.datetime.fromisoformat(row[1]) for row in asked]}
+    pq.write_table(pa.table(columns | {"boolean_value": [row[2] for row in asked]}), tmp_path / "aces.parquet")
+    cohort, answers, left = build("given", labels=tmp_path / "aces.parquet")
+    assert answers == {101: "yes", 102: "no"}
+    assert left == {"no label": 11, "no note available at the prediction time": 1}
+    (step,) = [step for step in cohort.attrition if step.step == "labels given"]
+    assert step.dropped == {"an earlier label of the same stay is asked": 1, "at a time in no stay of this person": 1, "no true or false": 1}
+    texts = {row["stay_id"]: row["text"] for row in pq.read_table(cohort.path).to_pylist()}
+    assert "slept well" in texts[101] and "cough" not in texts[101]
+
+
+def test_a_question_of_a_file_needs_the_file(opened: Hospital, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no label file is named"):
+        cohorts.write(recipe("given"), opened, tmp_path / "cohort")
+
+
 def test_the_notes_that_are_not_read_are_counted_too(build: Build) -> None:
     cohort, _, _ = build("mortality")
     steps = {step.step: dict(step.dropped) for step in cohort.attrition}
@@ -385,6 +419,27 @@ def test_a_build_writes_the_audit_and_the_meds_form(opened: Hospital, tmp_path: 
     cohort = cohorts.build(CohortRecipe.model_validate(document), opened, tmp_path / "cohort")
     assert (cohort.folder / "leakage.json").is_file()
     assert (cohort.folder / "meds" / "metadata" / "subject_splits.parquet").is_file()
+
+
+def test_the_names_of_classes_are_looked_for_where_the_hospital_has_titles(tmp_path: Path) -> None:
+    folder = write_mimic_iii(tmp_path / "mimic")
+    titles = [
+        [1, "4019", "Hypertension NOS", "Unspecified essential hypertension"],
+        [2, "2500", "", "Cough, unspecified"],
+        [3, "41401", "", "Angina"],
+    ]
+    write_csv(folder / "D_ICD_DIAGNOSES.csv", "ROW_ID,ICD9_CODE,SHORT_TITLE,LONG_TITLE", [*titles, [4, "", "", "no code"], [5, "585", "", ""]])
+    found = hospital.open_tables(SourceSpec(name="mimic-iii", path=folder), tmp_path / "work")
+    steps = {step.step: step for step in found.attrition}
+    assert steps["title: D_ICD_DIAGNOSES.csv"].dropped == {"no code": 1, "no title": 1}
+    assert "title" not in found.absent  # nothing needs them
+    assert codes.titles(found.connection, codes.DIAGNOSIS_GROUP)["diagnosis:icd9:250"] == ("Cough", "Cough, unspecified")
+    cohort = cohorts.build(recipe("diagnoses"), found, tmp_path / "cohort")
+    findings = {entry["name"]: entry for entry in json.loads((cohort.folder / "leakage.json").read_text())["findings"]}
+    named = findings["class_names_in_text"]
+    assert named["detail"]["named_of_answered"] == {"diagnosis:icd9:414": [1, 1]}  # 104 came with angina
+    assert named["value"] == 0.3333  # of 104 and the two stays with hypertension
+    found.connection.close()
 
 
 def test_no_torch_is_imported_on_this_path() -> None:

@@ -1,7 +1,7 @@
 """Notes and stays -> who is asked what, when, with which answer; everybody else is counted under the reason why not.
 
 ```
-task.py          what a clinical question is: data                outcomes.py    the seven questions, TASKS
+task.py          what a clinical question is: data                outcomes.py    the questions, TASKS
 selection.py     who is asked, rule by rule                       texts.py       what of the notes may be read
 codes.py         ICD codes -> classes                             split.py       who is learned from, who is asked
 sections/        admission notes cut from discharge summaries     ventilation/   episodes, and which are prolonged
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clinpeft.cohorts import audit, meds
+from clinpeft.cohorts import audit, codes, meds
 from clinpeft.cohorts.cohort import Cohort, show, write
 from clinpeft.cohorts.conformance import verify
 from clinpeft.cohorts.outcomes import TASKS
@@ -41,8 +41,10 @@ def build(recipe: CohortRecipe, hospital: Hospital, folder: Path, adaptation_cor
         StorageError: ``folder`` cannot be written.
     """
     cohort = write(recipe, hospital, folder)
-    audit.run(cohort.path, cohort.classes, cohort.task.kind, folder, recipe.seed, adaptation_corpus, task=cohort.task.name)
-    category = "Admission note" if cohort.task.reading.simulated else "Discharge summary"
     kind, name = cohort.task.kind, cohort.task.name
+    titles = codes.titles(hospital.connection, cohort.task.group) if cohort.task.group else {}
+    audit.run(cohort.path, cohort.classes, kind, folder, recipe.seed, adaptation_corpus, task=name, titles=titles)
+    reading = cohort.task.reading
+    category = "Admission note" if reading.simulated else "Discharge summary" if reading.categories else "Notes"
     meds.write(cohort.path, kind, cohort.classes, folder / "meds", hospital.layout, "as shipped", category=category, question=name)
     return cohort

@@ -64,6 +64,21 @@ def label_space(connection: duckdb.DuckDBPyConnection, declared: str, least: int
     return tuple(c for c in classes if c.train_stays >= least), tuple(c for c in classes if c.train_stays < least)
 
 
+def titles(connection: duckdb.DuckDBPyConnection, group: str) -> dict[str, tuple[str, ...]]:
+    """The name of each class -> what its codes are called, from the table ``code_title``, which is empty where the hospital has no titles.
+
+    A title with a comma ("Pneumonia, organism unspecified") is also there as its part before the comma, which is what people write.
+
+    Args:
+        connection: with ``code_title``.
+        group: the expression that makes the class of a code.
+    """
+    query = f"""SELECT kind, system, code, list(DISTINCT title ORDER BY title) FROM (
+            SELECT kind, system, {group} AS code, unnest([title, trim(split_part(title, ',', 1))]) AS title FROM code_title)
+        WHERE code IS NOT NULL AND title <> '' GROUP BY ALL"""
+    return {f"{kind}:{system}:{code}": tuple(found) for kind, system, code, found in connection.execute(query).fetchall()}
+
+
 def index(connection: duckdb.DuckDBPyConnection, classes: tuple[Class, ...]) -> Attrition:
     """The table ``labelled`` (``stay_id``, ``label`` null, ``labels``) from ``answered``, and the stays that have no class of the space left."""
     connection.execute("CREATE OR REPLACE TABLE class_index (kind VARCHAR, system VARCHAR, code VARCHAR, place INTEGER)")

@@ -1,4 +1,4 @@
-"""The seven questions, and the published builder's variants of them.
+"""The seven questions, the one that a label file asks, and the published builder's variants of them.
 
 Rules that hold everywhere: an answer that is unknown, or cut short by death, leaves under a named reason; codes are never read, only asked for;
 newborns leave (``ADMISSION_TYPE`` is the only sign of them in MIMIC-III). Sources: arXiv 2102.04110 for mortality, length of stay, diagnoses and
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from clinpeft.cohorts import codes, ventilation
+from clinpeft.cohorts import codes, meds, ventilation
 from clinpeft.cohorts.task import Reading, Rule, Task
 from clinpeft.errors import RecipeError
 from clinpeft.recipe import TaskSpec
@@ -217,7 +217,63 @@ ICD_CODING = Task(
     prepare=prepare_coding,
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (MORTALITY, LENGTH_OF_STAY, DIAGNOSES, PROCEDURES, VENTILATION, READMISSION, ICD_CODING)}
+
+_GIVEN_LABELS = """
+CREATE OR REPLACE TABLE given_label_row AS
+WITH placed AS (
+    SELECT g.number, g.prediction_time, g.boolean_value, max_by(s.stay_id, (s.admitted_at, s.stay_id)) AS stay_id
+    FROM (SELECT *, row_number() OVER () AS number FROM arriving) g
+    LEFT JOIN stay s ON s.subject_id = g.subject_id AND g.prediction_time >= s.admitted_at
+        AND (s.discharged_at IS NULL OR g.prediction_time <= date_trunc('day', s.discharged_at) + INTERVAL 86399 SECOND)
+    GROUP BY ALL)
+SELECT stay_id, prediction_time, boolean_value::INTEGER AS label,
+    CASE WHEN boolean_value IS NULL THEN 'no true or false'
+         WHEN stay_id IS NULL THEN 'at a time in no stay of this person'
+         WHEN row_number() OVER (PARTITION BY stay_id, boolean_value IS NULL ORDER BY prediction_time, number) > 1
+         THEN 'an earlier label of the same stay is asked' END AS reason
+FROM placed
+"""
+
+
+def prepare_given(hospital: Hospital, spec: TaskSpec) -> tuple[Attrition, ...]:
+    """The table ``given_label`` (``stay_id``, ``prediction_time``, ``label``): of each stay the first label of the file.
+
+    A label belongs to the stay of its person in which its prediction time lies, until the end of the day of discharge; of stays that overlap, to
+    the one that began last.
+
+    Raises:
+        RecipeError: the recipe names no label file.
+        InputError: the file does not hold to the MEDS label schema.
+    """
+    if spec.labels is None:
+        raise RecipeError("no label file is named", place="task.labels", way_out='write labels = "a/file.parquet" or the folder of label files')
+    connection = hospital.connection
+    connection.register("arriving", meds.read_labels(spec.labels))
+    connection.execute(_GIVEN_LABELS)
+    connection.unregister("arriving")
+    connection.execute("CREATE OR REPLACE TABLE given_label AS SELECT stay_id, prediction_time, label FROM given_label_row WHERE reason IS NULL")
+    counts = dict(connection.execute("SELECT reason, count(*) FROM given_label_row GROUP BY reason ORDER BY reason").fetchall())
+    attrition = Attrition("labels given", sum(counts.values()))
+    for reason, left in counts.items():
+        if reason is not None:
+            attrition.drop(reason, left)
+    return (attrition,)
+
+
+GIVEN = Task(
+    name="given",
+    question="What the label file asks.",
+    kind="binary",
+    classes=("no", "yes"),
+    metric="auroc",
+    prediction_time="(SELECT g.prediction_time FROM given_label g WHERE g.stay_id = stay.stay_id)",
+    reading=replace(FULL_NOTE, categories=()),
+    rules=(Rule("with a label", "SELECT stay_id, 'no label' AS reason FROM asked WHERE prediction_time IS NULL"),),
+    answer="SELECT stay_id, label FROM given_label",
+    prepare=prepare_given,
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in (MORTALITY, LENGTH_OF_STAY, DIAGNOSES, PROCEDURES, VENTILATION, READMISSION, ICD_CODING, GIVEN)}
 
 _CORE_NOTE = Reading("core-2021", simulated=True, repeated="everywhere")
 _ALL_DIAGNOSES = codes.grouped(("diagnosis",), codes.DIAGNOSIS_GROUP)

@@ -41,7 +41,7 @@ class Reading:
         waits: the prediction is made when the last note is there, so that all of them may be read.
         repeated: where a text that occurs twice is read once: within its ``stay``, or ``everywhere`` (the published builder).
         without_deaths: notes in which the patient's death is mentioned leave, since they tell the answer.
-        categories: of the notes, in lower case.
+        categories: of the notes, in lower case; none: every note.
     """
 
     style: Style

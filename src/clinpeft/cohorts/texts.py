@@ -1,4 +1,4 @@
-"""Notes -> one text a stay: of its discharge summaries and their addenda what may be read at the prediction time.
+"""Notes -> one text a stay: of its notes, mostly the discharge summary and its addenda, what may be read at the prediction time.
 
 Memory: one pass of 64 million characters at a time, in DuckDB.
 """
@@ -59,14 +59,17 @@ JOIN (SELECT c.*, p.place FROM chosen_note c JOIN reading_pass p USING (stay_id)
 ORDER BY c.place, c.available_at NULLS FIRST, c.file, c."row"
 """
 
-WITH_A_NOTE = Rule(
-    "with a note",
-    """SELECT stay_id, CASE WHEN stay_id IN (SELECT stay_id FROM chosen_note WHERE reason = 'not available at the prediction time')
-           THEN 'no note available at the prediction time' ELSE 'no discharge summary' END AS reason
-       FROM asked WHERE stay_id NOT IN (SELECT stay_id FROM chosen_note WHERE reason IS NULL)
-       UNION ALL
-       SELECT stay_id, 'only addenda' FROM chosen_note WHERE reason IS NULL GROUP BY stay_id HAVING NOT bool_or(report)""",
-)
+
+def _with_a_note(reading: Reading) -> Rule:
+    missing = "no discharge summary" if reading.categories else "no note"
+    return Rule(
+        "with a note",
+        f"""SELECT stay_id, CASE WHEN stay_id IN (SELECT stay_id FROM chosen_note WHERE reason = 'not available at the prediction time')
+               THEN 'no note available at the prediction time' ELSE '{missing}' END AS reason
+           FROM asked WHERE stay_id NOT IN (SELECT stay_id FROM chosen_note WHERE reason IS NULL)
+           UNION ALL
+           SELECT stay_id, 'only addenda' FROM chosen_note WHERE reason IS NULL GROUP BY stay_id HAVING NOT bool_or(report)""",
+    )
 
 
 def read(hospital: Hospital, reading: Reading, style: Style, target: Path) -> list[Attrition]:
@@ -87,7 +90,7 @@ def read(hospital: Hospital, reading: Reading, style: Style, target: Path) -> li
     chosen = _CHOSEN.format(addendum=_ADDENDUM, repeated=_REPEATED[reading.repeated], available="true" if free else _AVAILABLE)
     connection.execute(chosen)
     steps.append(_noted(hospital))
-    steps.append(apply(connection, WITH_A_NOTE))
+    steps.append(apply(connection, _with_a_note(reading)))
     if reading.waits:
         connection.execute("""UPDATE asked SET prediction_time = greatest(asked.prediction_time, l.last_at)
             FROM (SELECT stay_id, max(available_at) AS last_at FROM chosen_note WHERE reason IS NULL GROUP BY stay_id) l

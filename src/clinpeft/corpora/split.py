@@ -18,7 +18,7 @@ from clinpeft.tables import SPLITS
 
 UInt64 = NDArray[np.uint64]
 
-_SALT = 0x636F72706F7261  # "corpora": a draw by hash elsewhere with the same seed falls otherwise
+_SALT = 0x636F72706F7261  # that of cohorts.split too: with one seed nobody who is held out there is learned from here
 
 
 def split_of(subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: int) -> pa.Array:

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from clinpeft.errors import RecipeError
 from clinpeft.recipe.specs import RECIPES, AnyAdapterSpec, Recipe, Spec
 
 Json = dict[str, Any]
+Place = tuple[str, ...]
 
 
 class Cell(Spec):
@@ -141,42 +142,70 @@ def _anchored_pairs(overrides: Sequence[str]) -> Json:
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        is_path = key.strip().split(".")[-1] == "path" and isinstance(value, str) and not value.startswith("$")
+        at = tuple(part for part in key.strip().split(".") if not part.isdigit())
+        is_path = at in _PATHS and isinstance(value, str) and not value.startswith("$")
         changes[key.strip()] = str(Path(value).resolve()) if is_path else value
     return changes
 
 
 def _anchored(document: Json, folder: Path) -> Json:
-    """Relative ``path`` values made absolute at the recipe's folder."""
-    return {key: _anchored_value(key, value, folder) for key, value in document.items()}
+    """Relative paths made absolute at the recipe's folder."""
 
+    def anchored(text: str, at: Place) -> str:  # noqa: ARG001
+        return text if text.startswith(("$", "~", "/")) else str((folder / text).resolve())
 
-def _anchored_value(key: str, value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return _anchored(value, folder)
-    if key == "path" and isinstance(value, str) and not value.startswith(("$", "~", "/")):
-        return str((folder / value).resolve())
-    return value
+    return _with_paths(document, anchored)
 
 
 def _expanded(document: Json, environment: Environment, place: str) -> Json:
-    return {key: _expanded_value(key, value, environment, place) for key, value in document.items()}
+    """Variables and ``~`` in paths replaced by what they stand for."""
+
+    def expanded(text: str, at: Place) -> str:
+        def known(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name not in environment:
+                way_out = f"export {name}=/a/folder, or give --set"
+                raise RecipeError(f"the variable ${name} is not set", place=f"{place}: {at[-1]} = {text!r}", way_out=way_out)
+            return environment[name]
+
+        return str(Path(re.sub(r"\$\{?(\w+)\}?", known, text)).expanduser())
+
+    return _with_paths(document, expanded)
 
 
-def _expanded_value(key: str, value: Any, environment: Environment, place: str) -> Any:
-    if isinstance(value, dict):
-        return _expanded(value, environment, place)
-    if key != "path" or not isinstance(value, str):
-        return value
+def _with_paths(document: Json, change: Callable[[str, Place], str], at: Place = ()) -> Json:
+    """A copy in which every value that a spec takes for a path is changed."""
 
-    def known(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in environment:
-            way_out = f"export {name}=/a/folder, or give --set"
-            raise RecipeError(f"the variable ${name} is not set", place=f"{place}: {key} = {value!r}", way_out=way_out)
-        return environment[name]
+    def changed(value: Any, here: Place) -> Any:
+        if isinstance(value, dict):
+            return _with_paths(value, change, here)
+        if isinstance(value, list):
+            return [changed(entry, here) for entry in value]
+        return change(value, here) if here in _PATHS and isinstance(value, str) else value
 
-    return str(Path(re.sub(r"\$\{?(\w+)\}?", known, value)).expanduser())
+    return {key: changed(value, (*at, key)) for key, value in document.items()}
+
+
+def _paths(spec: type[Spec], at: Place) -> Iterator[Place]:
+    """The keys of a spec, and of those inside it, that are paths; entries of a list have no number."""
+    for name, field in spec.model_fields.items():
+        for kind in _kinds(field.annotation):
+            if kind is Path:
+                yield (*at, name)
+            elif isinstance(kind, type) and issubclass(kind, Spec):
+                yield from _paths(kind, (*at, name))
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types in ``Path | None``, ``tuple[LoraSpec | PrefixSpec, ...]`` and so on."""
+    inside = get_args(annotation)
+    if not inside:
+        yield annotation
+    for kind in inside:
+        yield from _kinds(kind)
+
+
+_PATHS = frozenset(place for spec in RECIPES.values() for place in _paths(spec, ()))
 
 
 def _explained(error: pydantic.ValidationError, place: str) -> RecipeError:

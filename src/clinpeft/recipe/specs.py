@@ -114,6 +114,7 @@ class TaskSpec(Spec):
         code_system: of ``icd_coding``; empty: the one that the data uses most.
         min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
         compat: ``core-2021`` reproduces the published builder with its bugs; empty: corrected.
+        labels: of ``given``, the question that a file asks: a MEDS label file with ``boolean_value``, or a folder of them, as ACES writes them.
         subject_lists: folder with ``train``, ``tuning`` (or ``val``) and ``held_out`` (or ``test``) lists of subject ids, instead of the hash split.
     """
 
@@ -123,6 +124,7 @@ class TaskSpec(Spec):
     code_system: Literal["", "icd9", "icd10"] = ""
     min_label_count: Annotated[int, Field(ge=0)] = 0
     compat: Literal["", "core-2021"] = ""
+    labels: Path | None = None
     subject_lists: Path | None = None
 
 

@@ -31,7 +31,7 @@ Int64 = NDArray[np.int64]
 VERDICTS: tuple[Verdict, ...] = ("not measured", "ok", "look", "stop")  # from the mildest
 TRAIN, TUNING, HELD_OUT = range(3)
 
-PROBED_STAYS = 20_000  # a side; more do not move the AUROC of a bag of words by a hundredth
+PROBED_STAYS = 20_000  # a side, drawn at random, so that time and memory stay bounded; the finding says of how many
 _MANY_COPIES = 0.01  # of the notes asked: more than that moves a metric
 _MANY_TIMES = 10.0  # as often in one group as elsewhere: the words are the answer
 _FEW_STAYS = 10
@@ -98,7 +98,7 @@ def run(
     adaptation_corpus: Path | None = None,
     *,
     task: str = "",
-    titles: Mapping[str, str] | None = None,
+    titles: Mapping[str, Sequence[str]] | None = None,
 ) -> Audit:
     """Measure every known way in which a cohort can leak, and write ``leakage.json``.
 
@@ -110,7 +110,7 @@ def run(
         seed: of the stays that are probed, where there are many, and of the shuffled answers.
         adaptation_corpus: Parquet of schema ``tables.CORPUS`` that the base was, or will be, adapted on.
         task: a key of ``lexicons.LEXICONS``: which words tell the answer.
-        titles: class -> its name in words, to look for in the text.
+        titles: class -> its names in words, to look for in the text.
 
     Raises:
         InputError: a file without the columns of its schema, a split or a class that is none.
@@ -257,7 +257,8 @@ def _bag_of_words(stays: _Stays, task: str, generator: np.random.Generator) -> t
     control = words.shuffled(bag, train, held_out, words.answerable(train, held_out)[0], generator)
     n, n_events = probes[0].n, probes[0].n_events
     by_chance = float(np.sqrt((n + 1) / (12 * n_events * (n - n_events))))  # of the Mann-Whitney statistic
-    return _leaning(names[0], probes, task), _chance(names[1], control, by_chance)
+    sizes = {SPLITS[split]: [len(side.texts), int((stays.splits == split).sum())] for split, side in ((TRAIN, train), (HELD_OUT, held_out))}
+    return _leaning(names[0], probes, task, sizes), _chance(names[1], control, by_chance, sizes)
 
 
 def _sampled(stays: _Stays, split: int, generator: np.random.Generator) -> words.Sample:
@@ -269,7 +270,7 @@ def _sampled(stays: _Stays, split: int, generator: np.random.Generator) -> words
     return words.Sample(texts, stays.subjects[rows], stays.answers[rows])
 
 
-def _leaning(name: str, probes: Sequence[words.Probe], task: str) -> Finding:
+def _leaning(name: str, probes: Sequence[words.Probe], task: str, sizes: Mapping[str, list[int]]) -> Finding:
     outcome = lexicons.pattern(task)
     telling = sorted({word for probe in probes for word, _ in probe.top if outcome and outcome.search(word)})
     value = float(np.mean([probe.auroc for probe in probes]))
@@ -279,21 +280,23 @@ def _leaning(name: str, probes: Sequence[words.Probe], task: str) -> Finding:
         f"AUROC on held_out of TF-IDF and logistic regression, mean over {len(probes)} classes; a leak shows among the words of largest weight "
         f"(words in the notes of {words.FEWEST_SUBJECTS} people or more)"
     )
-    return Finding(name, round(value, 4), verdict, meaning, {"classes": classes, "words_that_tell": telling})
+    return Finding(name, round(value, 4), verdict, meaning, {"classes": classes, "words_that_tell": telling, "stays_probed_of": dict(sizes)})
 
 
-def _chance(name: str, aurocs: NDArray[np.float64], by_chance: float) -> Finding:
+def _chance(name: str, aurocs: NDArray[np.float64], by_chance: float, sizes: Mapping[str, list[int]]) -> Finding:
     """Near 0.5: within 0.05, or three standard errors where a small held_out (``by_chance``: of one AUROC) or the shuffles scatter more."""
     mean, spread = float(aurocs.mean()), float(aurocs.std(ddof=1) / np.sqrt(len(aurocs)))
     verdict: Verdict = "ok" if abs(mean - 0.5) <= max(0.05, 3 * by_chance, 3 * spread) else "stop"
     meaning = "AUROC on held_out after training on shuffled answers, which must be near 0.5: else the evaluation itself knows the answers"
-    return Finding(name, round(mean, 4), verdict, meaning, {"shuffles": len(aurocs), "standard_error": round(spread, 4)})
+    return Finding(
+        name, round(mean, 4), verdict, meaning, {"shuffles": len(aurocs), "standard_error": round(spread, 4), "stays_probed_of": dict(sizes)}
+    )
 
 
-def _titles(stays: _Stays, titles: Mapping[str, str]) -> Finding:
+def _titles(stays: _Stays, titles: Mapping[str, Sequence[str]]) -> Finding:
     name, meaning = (
         "class_names_in_text",
-        "share of (stay, class) pairs whose text has the name of the class, word for word; a known diagnosis is no leak",
+        "share of (stay, class) pairs whose text has a name of the class, word for word; a known diagnosis is no leak",
     )
     found = words.named(stays.texts(np.ones(len(stays.splits), np.bool_)), stays.answers, words.as_titles(titles, stays.classes)) if titles else None
     if found is None or not found.answered.sum():

@@ -26,6 +26,8 @@ SAMPLED = 8  # one 5-gram in so many is looked at
 CONTAINED = 0.5  # of a note's sampled 5-grams in one other note; the standard error at 40 of them is 0.08
 FEWEST = 8  # sampled 5-grams: about 70 words; a shorter note is only compared as a whole
 COMMON_NOTES = 20  # a 5-gram in more of the notes asked than this and one in a hundred is a phrase of the hospital and says nothing
+MOST_NOTES = 100  # and one in more than so many always: what a note known is compared with stays bounded, however many notes are asked
+AT_ONCE = 256  # notes known that are compared in one step: each meets every note asked that shares a 5-gram with it
 
 # [**First Name 12**], ___, [NAME]
 _MARKS = r"\[\*\*[^\[\]]{0,200}\*\*\]|_{2,}|\[[A-Z]{2,12}\]"
@@ -112,14 +114,14 @@ def sketched(asked: Texts) -> Sketches:
     order = np.argsort(hashed, kind="stable")
     note, hashed = note[order], hashed[order]
     _, inverse, counts = np.unique(hashed, return_inverse=True, return_counts=True)
-    rare = counts[inverse] <= max(COMMON_NOTES, seen // 100)
+    rare = counts[inverse] <= min(max(COMMON_NOTES, seen // 100), MOST_NOTES)
     return Sketches(hashed[rare], note[rare], np.bincount(note[rare], minlength=seen), np.concatenate(rows))
 
 
 def contained(asked: Sketches, known: Texts) -> NDArray[np.bool_]:
     """Which of the notes asked stand, by half or more, in one of the notes known."""
     best = np.zeros(len(asked.rows))
-    for _, texts in known:
+    for texts in _slices(known):
         other, hashed = shingles(words(texts))
         first, last = np.searchsorted(asked.hashes, hashed, "left"), np.searchsorted(asked.hashes, hashed, "right")
         many = last - first
@@ -129,3 +131,8 @@ def contained(asked: Sketches, known: Texts) -> NDArray[np.bool_]:
         note = pairs % max(len(best), 1)
         np.maximum.at(best, note, shared / np.maximum(asked.sizes[note], 1))
     return asked.comparable & (best >= CONTAINED)
+
+
+def _slices(known: Texts) -> Iterable[pa.Array]:
+    for _, texts in known:
+        yield from (texts.slice(start, AT_ONCE) for start in range(0, len(texts), AT_ONCE))

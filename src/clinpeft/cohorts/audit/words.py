@@ -82,9 +82,9 @@ class Named:
     answered: Int64
 
 
-def named(texts: Texts, answered: sp.csr_array, titles: Sequence[str | None]) -> Named:
-    """How often the title of a class stands in the note of a stay of that class, word for word; classes without a title are not looked for."""
-    phrases = [f" {title} " if title else "" for title in words(pa.array(list(titles), pa.string()).fill_null("")).to_pylist()]
+def named(texts: Texts, answered: sp.csr_array, titles: Sequence[Sequence[str]]) -> Named:
+    """How often one of the titles of a class stands in the note of a stay of that class, word for word; a class without any is not looked for."""
+    phrases = [_phrases(names) for names in titles]
     found, asked = np.zeros(len(phrases), np.int64), np.zeros(len(phrases), np.int64)
     for rows, batch in texts:
         for row, text in zip(rows.tolist(), words(batch).to_pylist(), strict=True):
@@ -92,8 +92,12 @@ def named(texts: Texts, answered: sp.csr_array, titles: Sequence[str | None]) ->
             for place in answered.indices[answered.indptr[row] : answered.indptr[row + 1]].tolist():
                 if phrases[place]:
                     asked[place] += 1
-                    found[place] += phrases[place] in padded
+                    found[place] += any(phrase in padded for phrase in phrases[place])
     return Named(found, asked)
+
+
+def _phrases(titles: Sequence[str]) -> list[str]:
+    return [f" {title} " for title in words(pa.array(list(titles), pa.string())).to_pylist() if title]
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,6 @@ def shuffled(bag: Bags, train: Sample, held_out: Sample, place: int, generator: 
     return np.array([_fitted(bag, generator.permutation(told), truth)[0] for _ in range(SHUFFLES)])
 
 
-def as_titles(titles: Mapping[str, str], classes: Sequence[str]) -> list[str | None]:
-    """The title of every class, None for a class without."""
-    return [titles.get(name) for name in classes]
+def as_titles(titles: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[Sequence[str]]:
+    """The titles of every class, none for a class without."""
+    return [titles.get(name, ()) for name in classes]

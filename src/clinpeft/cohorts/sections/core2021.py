@@ -32,6 +32,9 @@ _OBVIOUS = re.compile(r"he expired|pronounced expired|time of death", re.IGNOREC
 # The look-behind lets a run of blanks be entered at its first only, where the published pattern would end up as well: linear time.
 _PHRASE = re.compile(rf"(?:patient|pt)?(?<!\s)\s+{_WORDS}", re.IGNORECASE)
 _CLEARED = re.compile("(?:PHYSICAL EXAM|MEDICATION ON ADMISSION):", re.IGNORECASE)
+# Every pattern above needs one of these. Most notes have none, and a search for plain words takes a hundredth of theirs.
+_NEEDED = ("expired", "died", "passed away", "deceased", "time of death")
+_NEEDED_ANYWHERE = re.compile("|".join(_NEEDED), re.IGNORECASE)
 
 
 def cut(text: str) -> str | None:
@@ -66,6 +69,8 @@ def _start(note: str, lowered: str, heading: str) -> int:
 
 def without_death_phrase(text: str) -> str:
     """The note without the first "(patient/pt) (had/has) expired/died/passed away/deceased" after every physical exam and medication heading."""
+    if not _told(text):
+        return text
     kept, done, scanned = [], 0, 0
     for phrase in _PHRASE.finditer(text):
         line = text.rfind("\n", scanned, phrase.start()) + 1 or scanned
@@ -78,4 +83,12 @@ def without_death_phrase(text: str) -> str:
 
 def death_mention(text: str) -> bool:
     """Whether the note says that the patient died: such a note asks for what it tells, and leaves the cohort of the mortality task."""
-    return bool(_DIED.search(text) or _OBVIOUS.search(text))
+    return _told(text) and bool(_DIED.search(text) or _OBVIOUS.search(text))
+
+
+def _told(text: str) -> bool:
+    """Whether a word is there that the patterns need; beyond ASCII the pattern decides, for which a long s is an s."""
+    if not text.isascii():
+        return _NEEDED_ANYWHERE.search(text) is not None
+    lowered = text.lower()
+    return any(word in lowered for word in _NEEDED)

@@ -176,7 +176,7 @@ def _absent(path: Path, layout: Layout) -> dict[str, str]:
     complete = set()
     for part in reversed(layout.parts):
         lacking = [table.name for table in part.tables if shipped.find(path, table.name) is None]
-        if lacking:
+        if lacking and part.name in missing:  # the rest, the titles of codes, is only looked at
             missing[part.name] = f"{lacking[0]}.csv or {lacking[0]}.csv.gz"
         else:
             complete.add(part.name)

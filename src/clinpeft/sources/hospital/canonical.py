@@ -30,7 +30,7 @@ class Part:
     """One of our tables, or a part of it: made from ``tables`` (the first holds its rows) by ``select``.
 
     Attributes:
-        name: ``stay``, ``icu_stay``, ``diagnosis``, ``procedure`` or ``note``.
+        name: ``stay``, ``icu_stay``, ``diagnosis``, ``procedure``, ``title`` or ``note``.
         tables: files that must be there for this part.
         select: names our columns over the raw tables, with ``row`` and ``lost``.
         extra: files that ``select`` also joins; an empty table takes the place of one that is missing.
@@ -103,6 +103,15 @@ SELECT "row", subject_id, stay_id, '{kind}' AS kind, system, code, "sequence",
 FROM tidied t LEFT JOIN (SELECT subject_id, stay_id FROM stay) s USING (subject_id, stay_id)
 """
 
+_TITLES = """
+CREATE OR REPLACE TABLE title_row AS
+SELECT "row", kind, system, upper(regexp_replace(code, '[.\\s]', '', 'g')) AS code, title,
+    CASE WHEN coalesce(regexp_replace(code, '[.\\s]', '', 'g'), '') = '' THEN 'no code'
+         WHEN system IS NULL THEN 'code system unknown'
+         WHEN given(title) IS NULL THEN 'no title' END AS lost
+FROM ({select})
+"""
+
 _NOTES = """
 INSERT INTO note_row
 SELECT {file} AS file, "row", given(note_id) AS note_id, whole(subject_id) AS subject_id, whole(stay_id) AS stay_id, given(category) AS category,
@@ -119,7 +128,7 @@ FROM (SELECT * REPLACE (CASE
 
 
 def fill(connection: duckdb.DuckDBPyConnection, part: Part, file: str) -> Attrition:
-    """One part other than notes -> its rows in ``stay``, ``icu_stay`` or ``code``."""
+    """One part other than notes -> its rows in ``stay``, ``icu_stay``, ``code`` or ``code_title``."""
     statement, kept = _FILLED[part.name]
     connection.execute(statement.format(select=part.select, kind=part.name))
     connection.execute(kept)
@@ -166,6 +175,7 @@ _FILLED: Mapping[str, tuple[str, str]] = {
     ),
     "diagnosis": (_CODES, _INSERTED_CODES.format(kind="diagnosis")),
     "procedure": (_CODES, _INSERTED_CODES.format(kind="procedure")),
+    "title": (_TITLES, "INSERT INTO code_title SELECT kind, system, code, title FROM title_row WHERE lost IS NULL"),
 }
 
 TABLES = """
@@ -176,6 +186,7 @@ CREATE TABLE icu_stay (subject_id BIGINT NOT NULL, stay_id BIGINT NOT NULL, icu_
     began_at TIMESTAMP, ended_at TIMESTAMP);
 CREATE TABLE code (subject_id BIGINT NOT NULL, stay_id BIGINT NOT NULL, kind VARCHAR NOT NULL, system VARCHAR NOT NULL,
     code VARCHAR NOT NULL, "sequence" BIGINT);
+CREATE TABLE code_title (kind VARCHAR NOT NULL, system VARCHAR NOT NULL, code VARCHAR NOT NULL, title VARCHAR NOT NULL);
 """
 
 NOTE_TABLE = """

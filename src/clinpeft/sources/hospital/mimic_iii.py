@@ -22,6 +22,8 @@ ICUSTAYS = Shipped(
 )
 DIAGNOSES = Shipped("DIAGNOSES_ICD", needed("diagnosis labels and exclusions", "subject_id", "hadm_id", "seq_num", "icd9_code"))
 PROCEDURES = Shipped("PROCEDURES_ICD", needed("procedure labels", "subject_id", "hadm_id", "seq_num", "icd9_code"))
+DIAGNOSIS_TITLES = Shipped("D_ICD_DIAGNOSES", needed("names of diagnoses", "icd9_code", "long_title"))
+PROCEDURE_TITLES = Shipped("D_ICD_PROCEDURES", needed("names of procedures", "icd9_code", "long_title"))
 NOTEEVENTS = Shipped(
     "NOTEEVENTS",
     needed("what is read", "row_id", "subject_id", "hadm_id", "chartdate", "charttime", "storetime", "category", "description", "iserror", "text"),
@@ -50,6 +52,10 @@ _CODE = """
 SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, 'icd9' AS system, icd9_code AS code, seq_num AS "sequence" FROM {raw}
 """
 
+_TITLE = """
+SELECT "row", NULL::VARCHAR AS lost, '{kind}' AS kind, 'icd9' AS system, icd9_code AS code, long_title AS title FROM {raw}
+"""
+
 _NOTE = """
 SELECT "row", row_id AS note_id, subject_id, hadm_id AS stay_id, category, description, text,
     coalesce(greatest(moment(storetime), moment(charttime)), end_of_day(moment(chartdate))) AS available_at,
@@ -68,6 +74,8 @@ def layout(spec: SourceSpec) -> Layout:
             Part("icu_stay", (ICUSTAYS,), _ICU_STAY),
             Part("diagnosis", (DIAGNOSES,), _CODE.format(raw=DIAGNOSES.raw)),
             Part("procedure", (PROCEDURES,), _CODE.format(raw=PROCEDURES.raw)),
+            Part("title", (DIAGNOSIS_TITLES,), _TITLE.format(kind="diagnosis", raw=DIAGNOSIS_TITLES.raw)),
+            Part("title", (PROCEDURE_TITLES,), _TITLE.format(kind="procedure", raw=PROCEDURE_TITLES.raw)),
             Part("note", (NOTEEVENTS,), _NOTE),
         )
     )

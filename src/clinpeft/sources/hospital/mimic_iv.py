@@ -19,6 +19,8 @@ PATIENTS = Shipped("patients", needed("age, sex, year group", "subject_id", "gen
 ICUSTAYS = Shipped("icustays", needed("intensive care", "subject_id", "hadm_id", "stay_id", "first_careunit", "intime", "outtime"))
 DIAGNOSES = Shipped("diagnoses_icd", needed("diagnosis labels and exclusions", "subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"))
 PROCEDURES = Shipped("procedures_icd", needed("procedure labels", "subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"))
+DIAGNOSIS_TITLES = Shipped("d_icd_diagnoses", needed("names of diagnoses", "icd_code", "icd_version", "long_title"))
+PROCEDURE_TITLES = Shipped("d_icd_procedures", needed("names of procedures", "icd_code", "icd_version", "long_title"))
 _NOTE_COLUMNS = needed("what is read", "note_id", "subject_id", "hadm_id", "note_type", "charttime", "storetime", "text")
 DISCHARGE = Shipped("discharge", _NOTE_COLUMNS)
 RADIOLOGY = Shipped("radiology", _NOTE_COLUMNS)
@@ -45,6 +47,11 @@ SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, icd_code AS
     CASE whole(icd_version) WHEN 9 THEN 'icd9' WHEN 10 THEN 'icd10' END AS system FROM {raw}
 """
 
+_TITLE = """
+SELECT "row", NULL::VARCHAR AS lost, '{kind}' AS kind, icd_code AS code, long_title AS title,
+    CASE whole(icd_version) WHEN 9 THEN 'icd9' WHEN 10 THEN 'icd10' END AS system FROM {raw}
+"""
+
 _NOTE = """
 SELECT "row", note_id, subject_id, hadm_id AS stay_id, text,
     CASE note_type WHEN 'DS' THEN 'Discharge summary' WHEN 'AD' THEN 'Discharge addendum'
@@ -66,6 +73,8 @@ def layout(spec: SourceSpec) -> Layout:
             Part("icu_stay", (ICUSTAYS,), _ICU_STAY),
             Part("diagnosis", (DIAGNOSES,), _CODE.format(raw=DIAGNOSES.raw)),
             Part("procedure", (PROCEDURES,), _CODE.format(raw=PROCEDURES.raw)),
+            Part("title", (DIAGNOSIS_TITLES,), _TITLE.format(kind="diagnosis", raw=DIAGNOSIS_TITLES.raw)),
+            Part("title", (PROCEDURE_TITLES,), _TITLE.format(kind="procedure", raw=PROCEDURE_TITLES.raw)),
             Part("note", (DISCHARGE,), discharge, categories=("discharge summary", "discharge addendum")),
             Part("note", (RADIOLOGY,), radiology, categories=("radiology report", "radiology addendum")),
         )

@@ -7,6 +7,9 @@ NOTE and CONCEPT.
   it is never guessed from the code, since ``E879`` is one thing in ICD-9 and another in ICD-10.
 - A note is a discharge summary when its title says so, or when its class, type or title is in ``source.parts``.
 - A time at midnight is a date, and a note of that date counts as available at the end of the day.
+
+Concepts: 9201 inpatient visit and 262 emergency room and inpatient visit (OHDSI/Legend, inst/cohorts), 8507 male and 8532 female
+(OHDSI/Vocabulary-v5.0, wiki page GENDER), 4216643 patient died (ohdsi-korea/ThemisKorea, wiki page VISIT_OCCURRENCE); looked up 2026-11-21.
 """
 
 from __future__ import annotations

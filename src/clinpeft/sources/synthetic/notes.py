@@ -13,20 +13,19 @@ from datetime import datetime, timedelta
 
 from clinpeft.sources.synthetic import wording
 from clinpeft.sources.synthetic.hospital import Dice, Stay, Study
+from clinpeft.sources.synthetic.rates import Rates
 from clinpeft.sources.synthetic.wording import Facts, Marks, say, say_all
 
-SEVERITY = ("mild", "moderate", "severe")
-ADDENDUM = 0.1  # chances, each of a note
-SAVED_TWICE = 0.02
-SAVED_AGAIN = 0.04
 EXAM_COPIED = 0.3
 _LONG_LINE = re.compile(r"(?=.{78})(.{1,77}) ")
-MOST_DAYS_CHARTED = 6  # a long stay does not make a hundred nursing notes
 
 
 @dataclass(frozen=True)
 class Document:
-    """One note: ``kind`` is a key of the writers' layouts, ``description`` the exam of a report, else ``Report`` or ``Addendum``."""
+    """One note: ``kind`` is a key of the writers' layouts, ``description`` the exam of a report, else ``Report`` or ``Addendum``.
+
+    ``planted`` names the trap that the note is: a copy, an addendum, a text with quotation marks.
+    """
 
     stay: Stay
     kind: str
@@ -34,6 +33,7 @@ class Document:
     charted: datetime
     stored: datetime
     text: str
+    planted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Carried:
     exam: str = ""
 
 
-def documents(stays: Sequence[Stay], seed: int, shape: str) -> Iterator[Document]:
+def documents(stays: Sequence[Stay], seed: int, shape: str, rates: Rates) -> Iterator[Document]:
     """All notes of one person, in the layout of a data set and in the order they were written."""
     dice = Dice(seed, stays[0].patient.subject_id, 1)  # 1: a stream apart from the one that made the stays
     marks = wording.MARKS[shape]
@@ -55,9 +55,13 @@ def documents(stays: Sequence[Stay], seed: int, shape: str) -> Iterator[Document
     for stay in stays:
         facts = _facts(stay, marks)
         carried = _carried(stay, facts, carried, dice)
-        written = [document for kind in KINDS[shape] for document in kind(stay, facts, shape, dice)]
-        for document in [*sorted(written, key=lambda each: each.charted), _summary(stay, facts, carried, shape, dice)]:
-            yield from _with_copies(document, facts, dice)
+        if stay.traps.without_notes:
+            continue
+        kinds = (_newborn,) if stay.patient.newborn else KINDS[shape]
+        written = [document for kind in kinds for document in kind(stay, facts, shape, rates, dice)]
+        last = _birth(stay, facts, dice) if stay.patient.newborn else _summary(stay, facts, carried, shape, rates, dice)
+        for document in [*sorted(written, key=lambda each: each.charted), last]:
+            yield from _with_copies(document, facts, rates, dice)
 
 
 def _facts(stay: Stay, marks: Marks) -> Facts:
@@ -124,31 +128,45 @@ def _exam(stay: Stay, facts: Facts, dice: Dice) -> str:
     return "\n".join([vitals, *(f"{part}: {say(template, dice, facts)}" for part, template in wording_of.items())])
 
 
-def _summary(stay: Stay, facts: Facts, carried: _Carried, shape: str, dice: Dice) -> Document:
+def _summary(stay: Stay, facts: Facts, carried: _Carried, shape: str, rates: Rates, dice: Dice) -> Document:
     """The discharge summary: the sections of a real one, in its order."""
     facts = {**facts, "allergies": carried.allergies, "left_for": dice.pick(tuple(wording.DISPOSITION))}
     header = say(wording.HEADER[shape], dice, facts)
-    sections = {**_before(stay, facts, carried, dice), **_course(stay, facts, dice), **_end(stay, facts, dice)}
-    text = header + "\n \n".join(f"{title}:\n{body}" for title, body in sections.items()) + "\n"
+    extras = _extras(stay, facts, rates, dice)
+    sections = {**_before(stay, facts, carried, extras, dice), **_course(stay, facts, dice), **_end(stay, facts, dice)}
+    text = header + BREAKS[shape].join(f"{title}:\n{body}" for title, body in sections.items()) + "\n"
     stored = stay.discharged + timedelta(hours=dice.whole(1, 90), minutes=dice.whole(0, 59))
-    return Document(stay, "discharge", "Report", stay.discharged, stored, text)
+    return Document(stay, "discharge", "Report", stay.discharged, stored, text, tuple(extras))
 
 
-def _before(stay: Stay, facts: Facts, carried: _Carried, dice: Dice) -> dict[str, str]:
+def _extras(stay: Stay, facts: Facts, rates: Rates, dice: Dice) -> dict[str, str]:
+    """What is planted in the text, by name, as it is said; deaths told are of this patient, the bereaved have lost somebody else."""
+    chances = {"quoted": dice.chance(rates.quoted), "bereaved": dice.chance(rates.bereaved)}
+    told = {f"death told in the {part}": stay.traps.death_told == part for part in TOLD}
+    names = [name for name, planted in {**chances, **told}.items() if planted]
+    return {name: say(dice.pick(wording.PHRASES[PLANTED[name]]), dice, facts) for name in names}
+
+
+def _before(stay: Stay, facts: Facts, carried: _Carried, extras: Mapping[str, str], dice: Dice) -> dict[str, str]:
+    """What was known at admission, every sign of the stay in one of its ways: all that decides what comes (``rule.py``)."""
     story = [
         dice.pick(wording.PHRASES["opening"]),
         *dice.some(stay.condition.story, 3),
         dice.pick(wording.PHRASES["arrival"]),
+        *(dice.pick(sign.says) for sign in stay.signs if sign.part == "story"),
         dice.pick(wording.PHRASES["review"]),
     ]
+    found = [_wrapped(say(dice.pick(sign.says), dice, facts)) for sign in stay.signs if sign.part == "exam"]
+    told = [extras[name] for name in ("quoted", f"death told in the {TOLD[0]}") if name in extras]
+    history = " ".join([say_all(story, dice, facts), *told])
     return {
         "Chief Complaint": stay.complaint,
         "Major Surgical or Invasive Procedure": say(stay.procedure, dice, facts),
-        "History of Present Illness": _wrapped(say_all(story, dice, facts)),
+        "History of Present Illness": "\n".join(map(_wrapped, history.split("\n"))),
         "Past Medical History": "\n".join(carried.history),
-        "Social History": _wrapped(carried.social),
+        "Social History": _wrapped(" ".join([carried.social, *([extras["bereaved"]] if "bereaved" in extras else [])])),
         "Family History": _wrapped(carried.family),
-        "Physical Exam": carried.exam,
+        "Physical Exam": "\n".join([carried.exam, *found, *(extras[name] for name in (f"death told in the {TOLD[1]}",) if name in extras)]),
     }
 
 
@@ -197,7 +215,8 @@ def _numbered(drugs: Sequence[str], facts: Facts, dice: Dice, opening: str = "")
     return opening * dice.chance(0.5) + ("\n".join(lines) or "None")
 
 
-def _radiology(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[Document]:
+def _radiology(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
+    del rates
     for _ in range(dice.whole(1, 2 + 2 * stay.severity)):
         study, moment = dice.pick(stay.condition.studies), _moment(stay, dice)
         text = say(wording.REPORT[shape], dice, {**facts, **_reported(study, facts, dice)})
@@ -214,20 +233,34 @@ def _reported(study: Study, facts: Facts, dice: Dice) -> dict[str, str]:
     }
 
 
-def _nursing(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[Document]:
+def _nursing(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
     """One a day on the ward, two in intensive care; the older system calls them ``Nursing/other``."""
     del shape
     kind = dice.pick(("nursing", "nursing/other"))
-    for day in range(min(stay.days, MOST_DAYS_CHARTED) * (2 if stay.needed_icu else 1)):
+    for number in range(min(stay.days, rates.charted_days) * (2 if stay.needed_icu else 1) * rates.nursing_notes):
         general = dice.some(wording.PHRASES["nursing"], dice.whole(4, len(wording.PHRASES["nursing"])))
         lines = [say(wording.LINE["nursing_opening"], dice, facts), *(say(line, dice, facts) for line in general)]
         lines.append(say_all(stay.condition.nursing, dice, facts, ". ") + ".")
-        moment = stay.admitted + timedelta(hours=12 * day + dice.whole(6, 11), minutes=dice.whole(0, 59))
+        moment = stay.admitted + timedelta(hours=12 * number // rates.nursing_notes + dice.whole(6, 11), minutes=dice.whole(0, 59))
         yield Document(stay, kind, "Report", moment, moment + timedelta(minutes=dice.whole(1, 90)), "\n".join(map(_wrapped, lines)) + "\n")
 
 
-def _respiratory(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[Document]:
+def _newborn(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
     del shape
+    for day in range(min(stay.days, rates.charted_days)):
+        moment = stay.admitted + timedelta(hours=12 * day + dice.whole(6, 11), minutes=dice.whole(0, 59))
+        text = _wrapped(say_all(wording.PHRASES["newborn"], dice, facts)) + "\n"
+        yield Document(stay, "nursing/other", "Report", moment, moment + timedelta(minutes=dice.whole(1, 90)), text)
+
+
+def _birth(stay: Stay, facts: Facts, dice: Dice) -> Document:
+    """The discharge summary of a newborn."""
+    stored = stay.discharged + timedelta(hours=dice.whole(1, 90))
+    return Document(stay, "discharge", "Report", stay.discharged, stored, say(wording.NEWBORN, dice, facts))
+
+
+def _respiratory(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
+    del shape, rates
     for _ in range(dice.whole(1, 4) if stay.ventilated else 0):
         moment = _moment(stay, dice)
         yield Document(
@@ -240,16 +273,16 @@ def _respiratory(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[D
         )
 
 
-def _physician(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[Document]:
-    del shape
+def _physician(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
+    del shape, rates
     for _ in range(dice.whole(1, 3) if stay.needed_icu else 0):
         moment = _moment(stay, dice)
         text = "\n".join(_wrapped(line) for line in say_all(wording.PHRASES["progress"], dice, facts, "\n").split("\n"))
         yield Document(stay, "physician", "Physician Resident Progress Note", moment, moment + timedelta(minutes=dice.whole(20, 300)), text)
 
 
-def _ecg(stay: Stay, facts: Facts, shape: str, dice: Dice) -> Iterator[Document]:
-    del shape
+def _ecg(stay: Stay, facts: Facts, shape: str, rates: Rates, dice: Dice) -> Iterator[Document]:
+    del shape, rates
     if dice.chance(0.6):
         moment = _moment(stay, dice)
         yield Document(stay, "ecg", "Report", moment, moment + timedelta(days=1), _wrapped(say_all(wording.PHRASES["ecg"], dice, facts)))
@@ -259,17 +292,17 @@ def _moment(stay: Stay, dice: Dice) -> datetime:
     return stay.admitted + timedelta(minutes=dice.whole(0, 24 * 60 * max(stay.days - 1, 1)))
 
 
-def _with_copies(document: Document, facts: Facts, dice: Dice) -> Iterator[Document]:
+def _with_copies(document: Document, facts: Facts, rates: Rates, dice: Dice) -> Iterator[Document]:
     """The note, perhaps its addendum, perhaps itself again: word for word, or after an edit."""
     yield document
     later = document.stored + timedelta(minutes=dice.whole(2, 240))
-    if document.kind in ADDENDA and dice.chance(ADDENDUM):
+    if document.kind in ADDENDA and dice.chance(rates.addenda):
         text = _wrapped(say(dice.pick(ADDENDA[document.kind]), dice, facts))
-        yield replace(document, kind=f"{document.kind} addendum", description="Addendum", stored=later, text=text)
-    if dice.chance(SAVED_TWICE):
-        yield replace(document, stored=later)
-    if dice.chance(SAVED_AGAIN):
-        yield replace(document, stored=later, text=_edited(document.text, facts, dice))
+        yield replace(document, kind=f"{document.kind} addendum", description="Addendum", stored=later, text=text, planted=("addenda",))
+    if dice.chance(rates.saved_twice):
+        yield replace(document, stored=later, planted=("exact duplicates",))
+    if dice.chance(rates.saved_again):
+        yield replace(document, stored=later, text=_edited(document.text, facts, dice), planted=("near duplicates",))
 
 
 def _edited(text: str, facts: Facts, dice: Dice) -> str:
@@ -297,6 +330,16 @@ def _number(value: float) -> str:
 
 ADDENDA: Mapping[str, Sequence[str]] = {"discharge": wording.PHRASES["addendum"], "radiology": wording.PHRASES["radiology_addendum"]}
 
-Kind = Callable[[Stay, Facts, str, Dice], Iterator[Document]]
+BREAKS = {"mimic-iv": "\n \n", "mimic-iii": "\n\n"}
+"""Between two sections: the lines that look empty in MIMIC-IV hold a blank."""
+TOLD = ("story", "exam")
+PLANTED = {
+    "quoted": "quoted",
+    "bereaved": "bereaved",
+    "death told in the story": "death_in_history",
+    "death told in the exam": "death_in_exam",
+}
+
+Kind = Callable[[Stay, Facts, str, Rates, Dice], Iterator[Document]]
 KINDS: dict[str, tuple[Kind, ...]] = {"mimic-iv": (_radiology,), "mimic-iii": (_radiology, _nursing, _respiratory, _physician, _ecg)}
 """What each data set has beside discharge summaries."""

@@ -143,5 +143,8 @@ HEADER: dict[str, str] = _document()["header"]
 REPORT: dict[str, str] = _document()["report"]
 """How discharge summaries begin and radiology reports look, by data set."""
 
+NEWBORN: str = _document()["newborn"]["summary"]
+"""The discharge summary of somebody who was born here."""
+
 LINE: dict[str, str] = _document()["line"]
 """Single lines: a medicine, the vital signs, the opening of a nursing note."""

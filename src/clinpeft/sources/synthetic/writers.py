@@ -1,4 +1,4 @@
-"""Documents -> the files of MIMIC-IV-Note and of MIMIC-III: the exact columns, the same bytes for the same arguments."""
+"""What both data sets share on the way to disk: a person with all that was written, gzipped tables with the same bytes, and moments as text."""
 
 from __future__ import annotations
 
@@ -7,77 +7,89 @@ import csv
 import gzip
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from clinpeft.sources.synthetic.hospital import Dice
+from clinpeft.sources.synthetic.hospital import Stay
 from clinpeft.sources.synthetic.notes import Document
+from clinpeft.sources.synthetic.rates import Rates
 
-IV_HEADER = ("note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text")
-III_HEADER = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CHARTDATE", "CHARTTIME", "STORETIME", "CATEGORY", "DESCRIPTION", "CGID", "ISERROR", "TEXT")
-NOTE_TYPES = {"discharge": "DS", "discharge addendum": "AD", "radiology": "RR", "radiology addendum": "AR"}
-CATEGORIES = {  # two of them end in a space, as in MIMIC-III
-    "discharge": "Discharge summary",
-    "discharge addendum": "Discharge summary",
-    "radiology": "Radiology",
-    "radiology addendum": "Radiology",
-    "nursing": "Nursing",
-    "nursing/other": "Nursing/other",
-    "respiratory": "Respiratory ",
-    "physician": "Physician ",
-    "ecg": "ECG",
-}
-DATED = frozenset({"discharge", "discharge addendum", "ecg"})  # MIMIC-III knows only the day of these
-WITHOUT_STAY = 0.1  # radiology reports that belong to no admission
-STORED_EARLY = 0.01  # MIMIC-IV has such rows
-IN_ERROR = 0.01
+ANCIENT_YEARS = 300  # MIMIC-III moves the birth of everybody over 89 so far back
 
 
-def write_iv(folder: Path, people: Iterable[Sequence[Document]], seed: int) -> None:
-    """``note/discharge.csv.gz`` and ``note/radiology.csv.gz``."""
-    dice = Dice(seed, 0, 2)
-    with _table(folder / "note" / "discharge.csv.gz", IV_HEADER) as discharge, _table(folder / "note" / "radiology.csv.gz", IV_HEADER) as radiology:
-        tables = {"discharge": discharge, "discharge addendum": discharge, "radiology": radiology, "radiology addendum": radiology}
-        for documents in people:
-            numbers: Counter[str] = Counter()
-            for document in documents:
-                note_type = NOTE_TYPES[document.kind]
-                numbers[note_type] += 1
-                tables[document.kind].writerow(_row_iv(document, note_type, numbers[note_type], dice))
+@dataclass(frozen=True)
+class Person:
+    """One person's admissions, and all notes of them in the order they were written."""
+
+    stays: Sequence[Stay]
+    documents: Sequence[Document]
 
 
-def _row_iv(document: Document, note_type: str, number: int, dice: Dice) -> list[Any]:
-    subject, summary = document.stay.patient.subject_id, document.kind in DATED
-    charted = datetime.combine(document.charted.date(), datetime.min.time()) if summary else document.charted
-    stored = charted - timedelta(hours=dice.whole(1, 20)) if dice.chance(STORED_EARLY) else document.stored
-    stay = "" if not summary and dice.chance(WITHOUT_STAY) else document.stay.stay_id
-    return [f"{subject}-{note_type}-{number}", subject, stay, note_type, number, _second(charted), _second(stored), document.text]
+@dataclass(frozen=True)
+class Job:
+    """What a writer needs beside the people; ``planted`` is where it counts traps and rows."""
+
+    folder: Path
+    seed: int
+    rates: Rates
+    planted: Counter[str]
 
 
-def write_iii(folder: Path, people: Iterable[Sequence[Document]], seed: int) -> None:
-    """``NOTEEVENTS.csv.gz``."""
-    dice, row_id = Dice(seed, 0, 3), 0
-    with _table(folder / "NOTEEVENTS.csv.gz", III_HEADER) as table:
-        for documents in people:
-            for document in documents:
-                row_id += 1
-                table.writerow(_row_iii(row_id, document, dice))
+def second(moment: datetime | None) -> str:
+    """As both data sets write a time; empty for none."""
+    return moment.isoformat(" ", "seconds") if moment else ""
 
 
-def _row_iii(row_id: int, document: Document, dice: Dice) -> list[Any]:
-    dated, radiology = document.kind in DATED, document.kind.startswith("radiology")
-    charted, stored = ("", "") if dated else (_second(document.charted), "" if radiology else _second(document.stored))
-    stay = "" if radiology and dice.chance(WITHOUT_STAY) else document.stay.stay_id
-    error = "1" if document.kind.startswith("nursing") and dice.chance(IN_ERROR) else ""
-    writer = "" if dated or radiology else dice.whole(14000, 21999)
-    subject, category, text = document.stay.patient.subject_id, CATEGORIES[document.kind], document.text
-    return [row_id, subject, stay, f"{document.charted:%Y-%m-%d}", charted, stored, category, document.description, writer, error, text]
+def discharged(stay: Stay) -> datetime:
+    """The discharge as the tables have it: where the trap is set, some hours before the admission."""
+    return stay.admitted - timedelta(hours=9, minutes=30) if stay.traps.discharged_before else stay.discharged
 
 
-def _second(moment: datetime) -> str:
-    return moment.isoformat(" ", "seconds")
+def died(stays: Sequence[Stay]) -> tuple[datetime | None, datetime | None]:
+    """Death in the hospital, and death outside, of which a person has one at most."""
+    last = stays[-1]
+    return (discharged(last) if last.died else None), last.died_after
+
+
+def born(stay: Stay) -> datetime:
+    """The birth that fits the first admission of a person; over 89 long before anybody was born."""
+    years = ANCIENT_YEARS if stay.age > 89 else stay.age
+    day = datetime.combine(stay.admitted.date(), datetime.min.time())
+    return day if stay.patient.newborn else day.replace(year=day.year - years, day=min(day.day, 28)) - timedelta(days=120)
+
+
+def count_stay(stay: Stay, planted: Counter[str]) -> None:
+    """Count an admission and the traps in it."""
+    planted["admissions"] += 1
+    traps = {
+        "newborn admissions": stay.patient.newborn,
+        "admissions without notes": stay.traps.without_notes,
+        "discharges before the admission": stay.traps.discharged_before,
+        "overlapping admissions": stay.traps.overlapped,
+        "deaths in hospital": stay.died,
+        "deaths after discharge": stay.died_after is not None,
+        "intensive care stays": stay.needed_icu,
+        "ventilated stays": stay.ventilated,
+        "prolonged ventilations": stay.breathing == "prolonged",
+    }
+    planted.update({name: 1 for name, there in traps.items() if there})
+
+
+def count_note(document: Document, planted: Counter[str]) -> None:
+    """Count a note and what it is planted with."""
+    planted["notes"] += 1
+    planted[f"notes: {document.kind}"] += 1
+    planted.update(document.planted)
+
+
+@contextlib.contextmanager
+def tables(folder: Path, headers: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """A writer of rows for each file (named without ``.csv.gz``), all with their header written."""
+    with contextlib.ExitStack() as opened:
+        yield {name: opened.enter_context(_table(folder / f"{name}.csv.gz", header)) for name, header in headers.items()}
 
 
 @contextlib.contextmanager
