@@ -64,7 +64,7 @@ def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")
     _finish(adaptation_table(entries, title), home, title)
     for entry in entries:
         if entry.run is not None:
-            print(f"{entry.name or title}: {entry.run.folder}")
+            print(f"{entry.name or title}: {_near(entry.run.folder)}")
     if any(entry.run is None for entry in entries):
         raise typer.Exit(1)
 
@@ -294,6 +294,12 @@ def _said(event: Event) -> str:
     measured = "" if event.tuning_perplexity is None else f" · tuning perplexity {event.tuning_perplexity:.2f}"
     left = f"{minutes}:{seconds:02d} left"
     return f"step {event.step}/{event.total_steps} · loss {event.loss:.3f} · {event.tokens_per_second:,.0f} tokens/s · {left}{measured}"
+
+
+def _near(path: Path) -> Path:
+    """A path as short as it can be said from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _print(table: Table) -> None:

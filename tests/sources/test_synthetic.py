@@ -132,7 +132,7 @@ def test_there_are_exact_and_near_duplicates_and_text_copied_forward(tmp_path: P
     histories: dict[int, list[str]] = {}
     for note in found:
         if "Past Medical History:" in note["text"] and note["description"] == "Report":
-            section = note["text"].split("Past Medical History:\n")[1].split("\n\n")[0]
+            section = re.sub(r"\d", "0", note["text"].split("Past Medical History:\n")[1].split("\n\n")[0])  # a re-save may mistype a number
             histories.setdefault(note["subject_id"], []).append(section)
     carried = [(before, after) for each in histories.values() for before, after in itertools.pairwise(each)]
     assert len(carried) > 10
