@@ -25,6 +25,16 @@ def _schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
 
 
 _TIME = pa.timestamp("us")
+_SUBGROUPS: dict[str, tuple[pa.DataType, bool]] = {
+    "age_years": (pa.float64(), True),
+    "sex": (pa.string(), True),
+    "race": (pa.string(), True),
+    "language": (pa.string(), True),
+    "insurance": (pa.string(), True),
+    "admission_type": (pa.string(), True),
+    "care_unit": (pa.string(), True),
+    "year_group": (pa.string(), True),
+}
 
 NOTE = _schema(
     note_id=(pa.string(), False),
@@ -53,14 +63,7 @@ STAY = _schema(
     discharged_at=(_TIME, True),
     died_at=(_TIME, True),
     died_in_hospital=(pa.bool_(), True),
-    age_years=(pa.float64(), True),
-    sex=(pa.string(), True),
-    race=(pa.string(), True),
-    language=(pa.string(), True),
-    insurance=(pa.string(), True),
-    admission_type=(pa.string(), True),
-    care_unit=(pa.string(), True),
-    year_group=(pa.string(), True),
+    **_SUBGROUPS,
     site=(pa.string(), True),
 )
 """One hospital admission. ``year_group`` is the data set's own axis of real time (MIMIC-IV ``anchor_year_group``, MIMIC-III ``DBSOURCE``),
@@ -105,14 +108,7 @@ COHORT = _schema(
     label=(pa.int32(), True),
     labels=(pa.list_(pa.int32()), True),
     text=(pa.large_string(), False),
-    age_years=(pa.float64(), True),
-    sex=(pa.string(), True),
-    race=(pa.string(), True),
-    language=(pa.string(), True),
-    insurance=(pa.string(), True),
-    admission_type=(pa.string(), True),
-    care_unit=(pa.string(), True),
-    year_group=(pa.string(), True),
+    **_SUBGROUPS,
 )
 """One stay that is asked: what may be read (``text``), and the known answer: ``label`` is the index of one class (binary, multiclass), ``labels`` the
 indices of all that apply (multilabel); exactly one of the two columns is filled. The columns after it are for subgroups and trivial baselines."""

@@ -182,7 +182,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "where", record.error.place
         yield "way out", record.error.way_out
     yield from (("source", run.recipe.source.name), ("base", _base(run)), ("adapters", _adapters(run.recipe)))
-    yield from (("trained", _trained(run)), ("precision", f"{record.precision or ''} {record.precision_reason}".strip()))
+    yield from (("trained", _trained(run)), ("precision", record.precision_reason or record.precision or ""))
     yield from _perplexities(_estimates(run))
     yield "tokens seen", _shown(record.tokens_seen, count)
     yield "training time", _shown(record.training_seconds, duration)
