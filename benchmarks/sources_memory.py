@@ -27,7 +27,7 @@ from clinpeft.recipe import SourceSpec
 from clinpeft.sources import synthetic
 from clinpeft.tables import Attrition
 
-NOTES_PER_SUBJECT = 13.0  # a little under what the hospital writes, so that there are at least as many notes as asked for
+NOTES_PER_SUBJECT = 11.5  # a little under what the hospital writes, so that there are at least as many notes as asked for
 FILES = ("discharge.csv.gz", "radiology.csv.gz")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clinpeft import cli, tables
+from clinpeft.sources import synthetic
 
 RECIPE = """
 kind = "cohort"
@@ -67,3 +69,26 @@ def test_published_and_corrected_stand_beside_each_other(command: Command, tmp_p
 def test_a_folder_without_a_cohort_says_how_to_build_one(command: Command, tmp_path: Path) -> None:
     said = command("cohort", "show", tmp_path)
     assert said.startswith("exit 3") and "clinpeft cohort build" in said
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hospital") / "mimic-iii"
+    synthetic.write(folder, 250, 7, "mimic-iii")
+    return folder
+
+
+@pytest.mark.parametrize("task", ["mortality", "length_of_stay", "ventilation", "readmission_30d"])
+def test_the_answers_of_a_cohort_are_what_truly_happened(command: Command, tmp_path: Path, hospital: Path, task: str) -> None:
+    changes = {"source.name": "mimic-iii", "source.path": hospital, "task.name": task}
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    said = command("cohort", "build", recipe(tmp_path, "mimic-iii", task), "--home", tmp_path / "runs", *words)
+    assert not said.startswith("exit"), said
+    with (hospital / "truth.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["task"] == task]
+    truth = dict.fromkeys((int(row["stay_id"]) for row in rows), 0) | {int(row["stay_id"]): int(row["class"]) for row in rows if row["label"] == "1"}
+    cohort = pq.read_table(tmp_path / "runs" / "cohorts" / "invented" / "cohort.parquet", columns=["stay_id", "label"])
+    answers = dict(zip(cohort["stay_id"].to_pylist(), cohort["label"].to_pylist(), strict=True))
+    known = answers.keys() & truth.keys()  # the rule says nothing of a stay whose note tells the death; ventilation is asked of it all the same
+    assert len(known) > 40 and len(answers) - len(known) <= 0.02 * len(answers)
+    assert {stay: answers[stay] for stay in known} == {stay: truth[stay] for stay in known}
