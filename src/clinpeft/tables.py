@@ -7,7 +7,7 @@ means "unknown" and never 0. Subjects are ``int64`` and splits carry the names o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,8 +203,3 @@ def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:
         raise KeyError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
     columns = [pa.array(rows[f.name], f.type) if f.name in rows else pa.nulls(length, f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def stream(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-    """A stream of record batches of ``schema``, read once."""
-    return pa.RecordBatchReader.from_batches(schema, batches)

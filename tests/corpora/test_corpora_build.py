@@ -199,7 +199,7 @@ def test_an_error_of_the_source_is_not_called_a_full_disk(tmp_path: Path) -> Non
         raise SourceError("line 812 cannot be read", place="notes.csv.gz", way_out="repair it")
 
     with pytest.raises(SourceError, match="line 812"):
-        corpora.build(tables.stream(tables.NOTE, broken()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+        corpora.build(pa.RecordBatchReader.from_batches(tables.NOTE, broken()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ line that starts like a row: with whole numbers in the columns that had them so 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import difflib
 import gzip
@@ -66,6 +67,17 @@ def lines(path: Path) -> Iterator[str]:
     return itertools.chain.from_iterable(_blocks(path, gzipped=head[:2] == b"\x1f\x8b"))
 
 
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What goes wrong with a gzip file while it is read, as a ``SourceError`` that names the file."""
+    try:
+        yield
+    except EOFError as error:
+        raise SourceError("this gzip file is cut off: its end is missing", place=str(path), way_out="copy or download it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(f"this gzip file is damaged: {error}", place=str(path), way_out="copy or download it again") from error
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -78,7 +90,7 @@ def _blocks(path: Path, gzipped: bool) -> Iterator[Iterable[str]]:
     """Whole lines, a block of the file at a time: asking a text file for each line costs three times as much."""
     decoder, rest, first = codecs.getincrementaldecoder("utf-8")("surrogateescape"), "", True
     try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) if gzipped else file as source:
+        with damage_named(path), path.open("rb") as file, gzip.GzipFile(fileobj=file) if gzipped else file as source:
             while block := source.read(BLOCK_BYTES):
                 text = rest + decoder.decode(block)
                 text, first = text.removeprefix("\ufeff") if first else text, False
@@ -88,10 +100,6 @@ def _blocks(path: Path, gzipped: bool) -> Iterator[Iterable[str]]:
                 if len(rest) > LONGEST_FIELD:
                     raise SourceError("a line is longer than 16 MiB", place=str(path), way_out="check that this is a text file of notes")
             yield io.StringIO(rest + decoder.decode(b"", final=True), newline="")
-    except EOFError as error:
-        raise SourceError("this gzip file is cut off: its end is missing", place=str(path), way_out="copy or download it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"this gzip file is damaged: {error}", place=str(path), way_out="copy or download it again") from error
     except OSError as error:
         raise SourceError(f"this file cannot be read on: {error.strerror}", place=str(path), way_out="check the disk it is on") from error
 

@@ -148,7 +148,7 @@ class _Running:
         if found is None:
             return
         tensors, self.progress = found
-        self._put(tensors)
+        self.stack.load_state({name: tensors[name] for name in self.names})
         checkpoint.load_optimiser(self.optimiser, self.names, tensors)
         self.begun = time.perf_counter() - self.progress.seconds
 
@@ -234,12 +234,7 @@ class _Running:
         """Put the best weights back; without a tuning split the last ones stay."""
         self.crew.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
-            self._put(checkpoint.load(self.folder / "best.safetensors"))
-
-    def _put(self, tensors: checkpoint.Tensors) -> None:
-        with torch.no_grad():
-            for name, parameter in self.stack.trained.items():
-                parameter.copy_(tensors[name])
+            self.stack.load_state(checkpoint.load(self.folder / "best.safetensors"))
 
     def _all_tensors(self) -> dict[str, torch.Tensor]:
         return dict(self.stack.trained) | checkpoint.optimiser_tensors(self.optimiser, self.names)

@@ -9,7 +9,6 @@ counted by its number. Nothing that DuckDB says is repeated, since its messages 
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import duckdb
 
 from clinpeft.errors import SourceError, StorageError
 from clinpeft.sources import delimited
+from clinpeft.sources.delimited import damage_named
 from clinpeft.tables import Attrition
 
 LONGEST_ROW_BYTES = 8 * 1024 * 1024  # the longest MIMIC note has under 100,000
@@ -149,16 +149,12 @@ def _refuse_damage(path: Path, quoted: bool) -> None:
 def _chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unzipped where its first two say so."""
     try:
-        with path.open("rb") as file:
+        with damage_named(path), path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             source = gzip.GzipFile(fileobj=file) if gzipped else file
             while chunk := source.read(CHUNK_BYTES):
                 yield chunk
-    except EOFError as error:
-        raise SourceError("this gzip file is cut off: its end is missing", place=str(path), way_out="copy or download it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"this gzip file is damaged: {error}", place=str(path), way_out="copy or download it again") from error
     except OSError as error:
         raise SourceError(f"this file cannot be read: {error.strerror}", place=str(path), way_out="check its rights and the disk") from error
 
