@@ -33,6 +33,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
 
 
+@pytest.fixture(autouse=True)
+def _plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``precision = "auto"`` means float32 in every test, also on a processor with bfloat16, so that exactness is tested alike everywhere."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real open data, which is no part of the project."""

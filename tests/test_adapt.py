@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clinpeft import cli, registry, training
+from clinpeft.cli import progress
 from clinpeft.errors import RefusedError
 from clinpeft.registry.storage import locked
 from clinpeft.sources import synthetic
@@ -34,6 +35,7 @@ subjects = 40
 [base]
 path = "{base}"
 max_tokens = 32
+precision = "float32"
 overflow = "truncate"
 [[adapters]]
 method = "lora"
@@ -216,7 +218,7 @@ def adapter_of(home: Path) -> dict[str, torch.Tensor]:
 def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
     command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    said = cli._said
+    said = progress.said
 
     def interrupt(event: training.Event) -> str:
         if event.step == 3:
@@ -224,7 +226,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
         return said(event)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_said", interrupt)
+        patched.setattr(progress, "said", interrupt)
         told = command("adapt", recipe, "--home", tmp_path / "runs")
     assert told.startswith("exit 5") and "stopped after step 3 of 6" in told and "give the same command to go on" in told
     assert only_run(tmp_path / "runs").state == only_run(tmp_path / "runs").record.state == "interrupted"

@@ -14,6 +14,8 @@ from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 ENVIRONMENT = {"MIMIC_IV_NOTE": "/data/mimic-iv-note", "LLAMA_7B": "/models/llama", "PMC_LLAMA_7B": "/models/pmc", "MTSAMPLES": "/data/mtsamples"}
+ENVIRONMENT |= {"MIMIC_III": "/data/mimic-iii", "BLUEBERT": "/models/bluebert", "UMLSBERT": "/models/umlsbert"}
+ENVIRONMENT |= {"BIO_CLINICAL_BERT": "/models/bio-clinical-bert", "CORE": "/models/core", "MINILM": "/models/minilm"}
 SMALLEST = 'kind = "adapt"\n[source]\nname = "synthetic"\n[base]\npath = "models/a"\n[[adapters]]\nmethod = "lora"\n'
 
 

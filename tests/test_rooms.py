@@ -28,10 +28,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "tables": frozenset({"errors"}),
     "recipe": frozenset({"errors", "tables"}),
-    **dict.fromkeys(("sources", "corpora", "cohorts", "tokens", "models", "evaluation", "registry"), CONTRACTS),
+    **dict.fromkeys(("sources", "corpora", "cohorts", "baselines", "tokens", "models", "evaluation", "registry"), CONTRACTS),
     "adapters": CONTRACTS | {"models"},
     "training": CONTRACTS | {"tokens", "adapters"},
-    "predictions": CONTRACTS | {"tokens"},
+    "predictions": CONTRACTS | {"tokens", "models", "adapters"},
     "reports": CONTRACTS | {"registry"},
 }
 MAY_IMPORT["pipeline"] = frozenset(MAY_IMPORT)

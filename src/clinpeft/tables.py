@@ -6,11 +6,12 @@ means "unknown" and never 0. Subjects are ``int64`` and splits carry the names o
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -55,6 +56,39 @@ CORPUS = _schema(
     text=(pa.large_string(), False),
 )
 """A cleaned note that is kept, with its split."""
+
+PASSAGE = _schema(
+    passage_id=(pa.string(), False),
+    book=(pa.string(), False),
+    chapter=(pa.string(), True),
+    heading_path=(pa.list_(pa.string()), False),
+    kind=(pa.string(), False),
+    section=(pa.string(), False),
+    place=(pa.string(), False),
+    title=(pa.string(), True),
+    text=(pa.large_string(), False),
+    names=(pa.list_(pa.string()), False),
+    refers_to=(pa.list_(pa.string()), False),
+)
+"""A piece of a book, in reading order. ``kind`` is ``paragraph``, ``list``, ``table``, ``caption``, ``definition``, ``question``, ``answer``,
+``objective``, ``summary`` or ``lead-in``; ``heading_path`` the headings below the chapter; ``section`` the nearest one, for objectives and summaries
+the one they are about (``a/b`` lies in ``a``); ``place`` a page or an element; ``title`` the term of a definition, the title of a figure or table;
+``names`` what others may refer to it by, within its book, and ``refers_to`` the names in it."""
+
+PAIR = _schema(
+    pair_id=(pa.string(), False),
+    kind=(pa.string(), False),
+    anchor=(pa.large_string(), False),
+    positive=(pa.large_string(), False),
+    book=(pa.string(), True),
+    chapter=(pa.string(), True),
+    section=(pa.string(), True),
+    anchor_id=(pa.string(), True),
+    positive_id=(pa.string(), True),
+    split=(pa.string(), False),
+)
+"""Two texts that belong together, and why (``kind``, a key of ``corpora.pairs.KINDS`` or ``imported``); ``anchor_id`` and ``positive_id`` are the
+passages they are from, null for an imported text."""
 
 STAY = _schema(
     subject_id=(pa.int64(), False),
@@ -123,6 +157,37 @@ LIKELIHOOD = _schema(
 )
 """What a language model thinks of one note: the number of scored tokens and their summed negative log-likelihood in nats."""
 
+PREDICTION = _schema(
+    subject_id=(pa.int64(), False),
+    stay_id=(pa.int64(), False),
+    prediction_time=(_TIME, False),
+    split=(pa.string(), False),
+    label=(pa.int32(), True),
+    labels=(pa.list_(pa.int32()), True),
+    logits=(pa.list_(pa.float32()), True),
+    probabilities=(pa.list_(pa.float32()), False),
+    tokens=(pa.int64(), True),
+    tokens_read=(pa.int64(), True),
+    **_SUBGROUPS,
+)
+"""One answer: the truth as in ``COHORT``, and a logit and a probability for each class, in the order of the classes. Where one class of several is
+asked the probabilities sum to 1 (two of them for a binary question), where all that apply are asked each stands alone. ``tokens`` is the length of the
+text, ``tokens_read`` what of it was read. A baseline that has no logits leaves them null. The schema's metadata holds the ``Question``."""
+
+CURVE = _schema(
+    name=(pa.string(), False),
+    task=(pa.string(), True),
+    group=(pa.string(), True),
+    split=(pa.string(), False),
+    x=(pa.float64(), False),
+    y=(pa.float64(), True),
+    low=(pa.float64(), True),
+    high=(pa.float64(), True),
+    n=(pa.int64(), True),
+)
+"""A point of a curve: ``calibration`` (predicted against observed), ``net_benefit`` (threshold against net benefit), ``probabilities`` (a histogram for
+each true class)."""
+
 RESULT = _schema(
     name=(pa.string(), False),
     value=(pa.float64(), True),
@@ -135,8 +200,71 @@ RESULT = _schema(
     split=(pa.string(), False),
     group=(pa.string(), True),
     definition=(pa.string(), False),
+    task=(pa.string(), True),
 )
-"""One metric on one split with its interval; ``group`` names the model state and subgroup, such as ``base`` or ``adapted · Surgery``."""
+"""One metric on one split with its interval; ``group`` names the model state and subgroup, such as ``base`` or ``adapted · Surgery``; ``task`` the
+question, where one was asked."""
+
+PAIR_SCORE = _schema(
+    pair_id=(pa.string(), False),
+    cluster=(pa.string(), True),
+    stratum=(pa.string(), False),
+    related=(pa.bool_(), False),
+    score=(pa.float64(), False),
+)
+"""How alike a model finds two texts. ``related``: whether they belong together; ``stratum``: how an unrelated pair was drawn (``random``,
+``same book``, ``same chapter``, ``mined``, ``negation``); ``cluster``: what is resampled together, such as a chapter, null for a pair on its own."""
+
+QUERY = _schema(query_id=(pa.string(), False), cluster=(pa.string(), True), text=(pa.large_string(), False))
+"""A text that is searched with; ``cluster`` as in ``PAIR_SCORE``."""
+
+CANDIDATE = _schema(passage_id=(pa.string(), False), title=(pa.string(), True), text=(pa.large_string(), False))
+"""A text that is searched for."""
+
+JUDGEMENT = _schema(query_id=(pa.string(), False), passage_id=(pa.string(), False), grade=(pa.int32(), False))
+"""How well a passage answers a query, 0 or less for not at all; a pair without a judgement counts as 0."""
+
+RETRIEVED = _schema(
+    query_id=(pa.string(), False),
+    cluster=(pa.string(), True),
+    passage_id=(pa.string(), False),
+    rank=(pa.int32(), False),
+    score=(pa.float64(), False),
+)
+"""What was found for a query, best first (``rank`` 1); of equal scores the passage with the larger id is first."""
+
+Kind = Literal["binary", "multiclass", "multilabel"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, as it travels with the answers.
+
+    Attributes:
+        name: of the task.
+        kind: one of two classes, one of several, or all that apply.
+        classes: names in the order of their index.
+        systems: the code system of each class, empty where it is not a code.
+        train_counts: stays of each class in the training split.
+        metric: the main one.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    systems: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    metric: str
+
+    def as_json(self) -> dict[str, object]:
+        """As it stands in ``head.json`` and in the metadata of predictions."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Question:
+        """What ``as_json`` gave."""
+        lists = {name: tuple(found[name]) for name in ("classes", "systems", "train_counts")}
+        return cls(**{**found, **lists})
 
 
 @dataclass
@@ -193,6 +321,23 @@ class Hospital:
     attrition: tuple[Attrition, ...]
     absent: Mapping[str, str]
     read_notes: Callable[[Sequence[str]], Attrition]
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Questions, the texts that may answer them, and which of them do.
+
+    Attributes:
+        queries: of schema ``QUERY``.
+        passages: of schema ``CANDIDATE``.
+        judgements: of schema ``JUDGEMENT``, about these queries and passages only.
+        attrition: what was left out while reading.
+    """
+
+    queries: pa.Table
+    passages: pa.Table
+    judgements: pa.Table
+    attrition: tuple[Attrition, ...] = ()
 
 
 def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:

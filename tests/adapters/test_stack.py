@@ -9,15 +9,13 @@ import torch
 import transformers
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Stack
-from clinpeft.adapters.store import SPEC
-from clinpeft.errors import AdapterError
+from clinpeft.adapters import METHODS
+from clinpeft.errors import AdapterError, RefusedError
 from clinpeft.recipe import BaseSpec
+from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +28,10 @@ def base(llama: Path) -> models.Base:
     return load(llama)
 
 
-def load(folder: Path, precision: str = "float32") -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), CPU)
-
-
-def spec(method: str, **options: Any) -> Any:
-    sizes: dict[str, Any] = {"adaption-prompt": {"tokens": 3, "layers": 2}, "p-tuning": {"tokens": 3, "hidden": 8}}
-    return SPEC.validate_python({"method": method} | sizes.get(method, {}) | options)
-
-
-def answers(stack: Stack) -> torch.Tensor:
-    with torch.no_grad():
-        return adapters.logits(stack, IDS, MASK)[MASK == 1]
-
-
 def bare(base: models.Base) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = base.model(input_ids=IDS, attention_mask=MASK).logits
     return found[MASK == 1]
-
-
-def shake(stack: Stack) -> None:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in stack.trained.values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.fresh_is_identity])
@@ -212,13 +189,7 @@ def test_chosen_targets_are_the_ones_adapted(base: models.Base) -> None:
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in stack.trained} == {"o_proj", "up_proj"}
 
 
-def test_one_adapter_on_a_bare_base(base: models.Base) -> None:
-    with pytest.raises(AdapterError, match="2 adapters"):
-        adapters.attach(base, [spec("lora"), spec("lora")])
-    with pytest.raises(AdapterError, match="from_run = 'clinical'"):
-        adapters.attach(base, [spec("lora", from_run="clinical")])
-    with pytest.raises(AdapterError, match="trains nothing"):
-        adapters.attach(base, [spec("lora", trainable=False)])
+def test_a_base_carries_one_stack(base: models.Base) -> None:
     adapters.attach(base, [spec("lora")])
     with pytest.raises(AdapterError, match="carries adapters already"):
         adapters.attach(base, [spec("ia3")])
@@ -231,3 +202,133 @@ def test_virtual_tokens_must_find_a_position(toy_bert: Path) -> None:
     assert "need 129 positions of 128" in error.value.problem
     assert error.value.way_out == "set base.max_tokens to at most 119"
     assert adapters.attach(base, [spec("prompt", tokens=8)]).virtual_tokens == 8
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- stacks
+
+
+@pytest.fixture
+def clinical(llama: Path, tmp_path: Path) -> Path:
+    return finished(llama, "lora", tmp_path / "clinical", rank=4, dropout=0.3)
+
+
+def test_no_adapter_is_the_bare_base_below_a_head(base: models.Base) -> None:
+    before = bare(base)
+    stack = adapters.attach(base, [])
+    assert stack.adapters == () and stack.trained == {} and stack.counts.trained == 0 and not stack.active
+    assert torch.equal(answers(stack), before)
+    stack.train()
+    assert not base.model.training  # nothing of it is trained, so that its dropout would be noise
+
+
+def test_one_new_adapter_has_the_names_that_earlier_checkpoints_have(base: models.Base) -> None:
+    stack = adapters.attach(base, [spec("lora")])
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" in stack.trained
+    assert [adapter.name for adapter in stack.adapters] == ["1-lora"] and stack.model.active_adapter == "default"
+
+
+def test_the_whole_base_is_trained_without_its_language_head(llama: Path) -> None:
+    stack = adapters.attach(load(llama), [], base_trainable=True)
+    model = stack.base.model
+    assert {f"base.{name}" for name, _ in model.model.named_parameters()} == set(stack.trained)
+    assert not model.lm_head.weight.requires_grad and model.model.norm.weight.requires_grad
+    assert stack.counts.trained == sum(parameter.numel() for parameter in model.model.parameters()) < stack.counts.base
+    stack.train()
+    assert model.training
+    with pytest.raises(AdapterError, match="1 adapters"):
+        adapters.attach(load(llama), [spec("lora")], base_trainable=True)
+    with pytest.raises(AdapterError, match="bfloat16"):
+        adapters.attach(load(llama, "bfloat16"), [], base_trainable=True)
+
+
+def test_an_earlier_adapter_keeps_its_own_options_and_a_frozen_one_rests(llama: Path, clinical: Path) -> None:
+    for trainable in (False, True):
+        stack = adapters.attach(load(llama), [earlier("lora", trainable=trainable), spec("lora")], folders={"clinical": clinical})
+        assert stack.specs[0] == spec("lora", rank=4, dropout=0.3, from_run="clinical", trainable=trainable)
+        assert stack.adapters[0].origin == "clinical"
+        stack.train()
+        assert torch.equal(answers(stack), answers(stack)) == (not trainable)  # the new one has no dropout; the earlier one 0.3
+
+
+def test_options_that_an_earlier_adapter_overrules_are_said(llama: Path, clinical: Path) -> None:
+    stack = adapters.attach(load(llama), [earlier("lora", rank=2, dropout=0.3)], folders={"clinical": clinical})
+    assert stack.notices == ("1-lora: rank = 2, and it was trained with 4, which stays",)
+
+
+def test_training_moves_the_new_adapter_and_leaves_the_frozen_one(llama: Path, clinical: Path) -> None:
+    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+    frozen = {name: parameter.clone() for name, parameter in stack.adapters[0].parameters.items()}
+    stack.train()
+    optimiser = torch.optim.AdamW(stack.trained.values(), lr=0.1)
+    for _ in range(2):
+        adapters.logits(stack, IDS, MASK)[MASK == 1].logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    assert all(torch.equal(frozen[name], parameter) for name, parameter in stack.adapters[0].parameters.items())
+    assert all("adapter2" in name for name in stack.trained) and len(stack.trained) == 8
+    with stack.off():
+        pass
+    assert {id(p) for p in stack.model.parameters() if p.requires_grad} == {id(p) for p in stack.trained.values()}
+
+
+def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clinical: Path) -> None:
+    """As the published code composes (arXiv 2307.03042): the second adapter is added and never activated."""
+    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora", active=False)], folders={"clinical": clinical})
+    alone = adapters.load(load(llama), clinical)
+    assert stack.trained == {} and len(stack.adapters[1].parameters) == 8 and stack.silent == {"2-lora"}
+    assert stack.notices == ("2-lora: attached and left out of the forward pass, as asked (active = false); it is not trained",)
+    assert torch.equal(answers(stack), answers(alone))
+    with torch.no_grad():
+        for parameter in stack.adapters[1].parameters.values():
+            parameter.mul_(100).add_(1)
+    assert torch.equal(answers(stack), answers(alone))
+    with stack.off():
+        assert torch.equal(answers(stack), bare(load(llama)))
+    assert stack.silent == {"2-lora"} and torch.equal(answers(stack), answers(alone))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_inert_adapter_of_any_method_leaves_the_base_as_it_is(method: str, base: models.Base) -> None:
+    before = bare(base)
+    stack = adapters.attach(base, [spec(method, active=False)])
+    assert stack.virtual_tokens == 0 and stack.trained == {} and sum(p.numel() for p in stack.adapters[0].parameters.values()) > 0
+    torch.testing.assert_close(answers(stack), before, atol=0, rtol=0)
+
+
+def test_two_new_adapters_start_from_different_weights(base: models.Base) -> None:
+    stack = adapters.attach(base, [spec("lora"), spec("lora")])
+    first, second = ({name.replace(a.peft_name, ""): p for name, p in a.parameters.items()} for a in stack.adapters)
+    assert first.keys() == second.keys()
+    assert all(not torch.equal(first[name], second[name]) for name in first if "lora_A" in name)
+
+
+def test_what_was_not_given_or_does_not_fit_is_said(llama: Path, clinical: Path, toy_llama: MakeFolder, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter folder is known"):
+        adapters.attach(load(llama), [earlier("lora")])
+    with pytest.raises(AdapterError, match="the adapter of clinical is lora"):
+        adapters.attach(load(llama), [earlier("prefix")], folders={"clinical": clinical})
+    with pytest.raises(AdapterError, match="trains nothing"):
+        adapters.attach(load(llama), [spec("lora", trainable=False)])
+    with pytest.raises(RefusedError, match="was trained on"):
+        adapters.attach(load(toy_llama(seed=1)), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+    with pytest.raises(AdapterError, match="no adapter '3-lora'"):
+        adapters.attach(load(llama), [spec("lora")]).without("3-lora").__enter__()
+    encoded = finished(llama, "p-tuning", tmp_path / "encoded")
+    with pytest.raises(AdapterError, match="not the encoder"):
+        adapters.attach(load(llama), [earlier("p-tuning", trainable=True)], folders={"clinical": encoded})
+
+
+def test_an_adapter_stands_on_those_it_was_trained_on(llama: Path, clinical: Path, tmp_path: Path) -> None:
+    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+    shake(stack, seed=2)
+    adapters.save_all(stack, tmp_path / "run")
+    other = finished(llama, "lora", tmp_path / "other", seed=9)
+    folders = {"clinical": clinical, "task": tmp_path / "run" / "2-lora", "other": other}
+    again = adapters.attach(load(llama), [earlier("lora"), earlier("lora", "task")], folders=folders)
+    assert torch.equal(answers(again), answers(stack)) and again.notices == ()
+    for below in ([], [earlier("lora", "other")], [spec("lora")]):
+        with pytest.raises(RefusedError, match="was trained above sha256"):
+            adapters.attach(load(llama), [*below, earlier("lora", "task")], folders=folders)
+    with pytest.raises(RefusedError, match="stands here above the bare base"):
+        adapters.load(load(llama), folders["task"])
+    more = adapters.attach(load(llama), [earlier("lora"), earlier("lora", "other")], folders=folders)
+    assert more.notices == ("2-lora: trained on the bare base, and stands here above 1 more",)

@@ -13,8 +13,8 @@ import pytest
 
 from clinpeft import tables
 from clinpeft.cohorts import meds
-from clinpeft.cohorts.reading import Kind
 from clinpeft.errors import InputError, StorageError
+from clinpeft.tables import Kind
 
 
 def at(day: int) -> datetime.datetime:

@@ -16,7 +16,7 @@ import pytest
 from clinpeft import cohorts
 from clinpeft.cohorts import codes
 from clinpeft.errors import RecipeError, SourceError
-from clinpeft.recipe import CohortRecipe, SourceSpec, TaskSpec
+from clinpeft.recipe import CohortRecipe, CohortSplitSpec, SourceSpec, TaskSpec
 from clinpeft.sources import hospital
 from clinpeft.tables import COHORT, Hospital
 
@@ -181,6 +181,16 @@ def test_mortality_asks_who_died_in_the_stay(build: Build) -> None:
         "no discharge summary": 1,  # 112
         "only addenda": 1,  # 113
     }
+
+
+def test_the_seed_of_the_recipe_moves_nobody_and_that_of_the_split_does(opened: Hospital, tmp_path: Path) -> None:
+    def drawn(seed: int, split_seed: int) -> list[str]:
+        asked = recipe("mortality").model_copy(update={"seed": seed, "split": CohortSplitSpec(train=0.5, tuning=0.0, held_out=0.5, seed=split_seed)})
+        names: list[str] = pq.read_table(cohorts.write(asked, opened, tmp_path / "cohort").path)["split"].to_pylist()
+        return names
+
+    first = drawn(1, 1)
+    assert first == drawn(2, 1) != drawn(1, 2)
 
 
 def test_length_of_stay_is_rounded_to_a_tenth_of_a_day_and_asked_of_survivors(build: Build) -> None:

@@ -6,9 +6,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from clinpeft.evaluation import uncertainty
-from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, Statistic, cluster_bootstrap, cluster_sums
+from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, Statistic, cluster_bootstrap, cluster_sums, row_bootstrap, row_counts
 
 
 def mean_of(values: Floats) -> Statistic:
@@ -96,3 +97,40 @@ def test_three_hundred_thousand_subjects_stay_far_under_500_megabytes() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6
+
+
+def test_rows_of_a_cluster_are_drawn_together_and_as_often_as_in_the_bootstrap_of_clusters() -> None:
+    clusters = np.array([9, 4, 9, 7])
+    rows = np.concatenate(list(row_counts(clusters, 50, np.random.default_rng(3))))
+    of_clusters = np.concatenate(list(uncertainty._drawn(3, 50, np.random.default_rng(3))))  # 4, 7, 9
+    np.testing.assert_array_equal(rows, of_clusters[:, [2, 0, 2, 1]])
+
+
+def test_rows_come_in_chunks_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = np.arange(51) // 2
+    whole = np.concatenate(list(row_counts(clusters, 100, np.random.default_rng(3))))
+    monkeypatch.setattr(uncertainty, "_ROW_CELLS_AT_ONCE", 51 * 7)
+    chunks = list(row_counts(clusters, 100, np.random.default_rng(3)))
+    assert {len(chunk) for chunk in chunks} == {7, 100 % 7}
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_no_rows_have_no_resamples() -> None:
+    assert list(row_counts(np.array([], np.int64), 100, np.random.default_rng(0))) == []
+
+
+def test_several_statistics_of_rows_share_the_resamples_of_the_bootstrap_of_clusters() -> None:
+    clusters, values = np.array([0, 1, 1, 2, 2, 2]), np.array([1.0, 5.0, 2.0, 0.0, 4.0, 3.0])
+
+    def sums(counts: NDArray[np.int32]) -> Floats:
+        return np.stack([counts @ values, -(counts @ values)])
+
+    found = row_bootstrap(clusters, sums, resamples=200, level=0.9, rng=np.random.default_rng(5))
+    by_cluster = cluster_bootstrap(3, lambda counts: counts @ np.array([1.0, 7.0, 7.0]), resamples=200, level=0.9, rng=np.random.default_rng(5))
+    assert found[0] == by_cluster
+    assert (found[1].low, found[1].high) == (-by_cluster.high if by_cluster.high else None, -by_cluster.low if by_cluster.low else None)
+
+
+def test_rows_of_one_cluster_give_no_interval_for_any_statistic() -> None:
+    found = row_bootstrap(np.zeros(4, np.int64), lambda counts: np.ones((3, len(counts))), resamples=100, level=0.9, rng=np.random.default_rng(5))
+    assert found == [Interval(None, None, 0.9)] * 3

@@ -65,6 +65,11 @@ def loaded(folder: Path, precision: str) -> models.Base:
     return models.load(BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), CPU)
 
 
+@functools.cache
+def loaded_for_vectors(folder: Path) -> models.Base:
+    return models.load(BaseSpec.model_validate({"path": folder, "precision": "float32", "max_tokens": 32}), CPU, "vectors")
+
+
 def base_of(folder: Path, precision: str = "float32") -> models.Base:
     """A base of its own, copied from the one that was loaded."""
     return copy.deepcopy(loaded(folder, precision))
@@ -104,6 +109,17 @@ def test_every_family_loads_frozen_and_answers(family: str, folders: dict[str, P
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
     assert base.model(input_ids=ids, attention_mask=mask).logits.shape == (3, 9, 96)
+
+
+@pytest.mark.parametrize(("family", "method"), POSSIBLE)
+def test_an_adapter_gives_the_same_vectors_with_and_without_the_language_modelling_head(family: str, method: str, folders: dict[str, Path]) -> None:
+    whole = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
+    bare = adapters.attach(copy.deepcopy(loaded_for_vectors(folders[family])), [spec_of(method)])
+    bare.load_state(whole.state())
+    ids, mask = padded(ROWS, "left")
+    with torch.no_grad():
+        assert torch.equal(adapters.hidden(bare, ids, mask)[mask == 1], adapters.hidden(whole, ids, mask)[mask == 1])
+    assert bare.counts.trained == whole.counts.trained and bare.base.width == 32
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)

@@ -78,7 +78,7 @@ def test_weights_on_disk_in_bfloat16_are_computed_in_float32_without_loss(folder
     ],
 )
 def test_auto_precision_follows_the_processor(able: dict[str, bool], precision: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_instructions", lambda: able)
+    monkeypatch.setattr("clinpeft.models.loading._instructions", lambda: able)
     assert models.precision_for("auto", CPU) == (precision, reason)
     assert models.precision_for("bfloat16", CPU)[0] == torch.bfloat16
 

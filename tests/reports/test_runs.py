@@ -136,7 +136,7 @@ def test_the_list_shows_every_run_and_what_could_not_be_read(tmp_path: Path) -> 
     (finished_run(tmp_path, "cccccccccccc").folder / "run.json").write_text("{")
     table = reports.runs_list(registry.list_runs(tmp_path))
     assert table.texts[0][:7] == [LORA, "clinical-lora", "adapt", "finished", "2025-03-01 12:00", "toy-llama", "lora"]
-    assert table.texts[0][7:] == ["1,200", "9.000", "0:00:04"]
+    assert table.texts[0][7:] == ["1,200", "perplexity 9.000", "0:00:04"]
     assert table.texts[1][:7] == [PREFIX, "clinical-lora", "adapt", "failed", "2025-03-01 12:00", "toy-llama", "prefix"]
     assert table.texts[2][:4] == ["cccccccccccc", "", "", "unreadable"]
     assert "run.json" in table.notes[0]

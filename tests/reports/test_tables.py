@@ -112,6 +112,24 @@ def test_a_column_beside_another_stands_under_it_on_a_terminal_and_nowhere_else(
     assert "| LoRA | 0:01:00 | 21:37:42 |" in as_markdown(table)
 
 
+def test_several_columns_stand_under_one_each_with_its_mark() -> None:
+    columns = (
+        Column("mortality"),
+        Column("published", formats.score, under="mortality", mark="published "),
+        Column("SD", under="mortality", mark="SD "),
+    )
+    console = rich.console.Console(file=io.StringIO(), width=80, record=True)
+    console.print(as_terminal(Table("t", columns, ((0.7, 0.668, 0.01), (0.8, None, 0.02)))))
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    assert lines[lines.index("0.700") :][:5] == ["0.700", "[published 0.6680]", "[SD 0.010]", "0.800", "[SD 0.020]"]
+    assert not any("In square brackets" in line for line in lines)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.001, "0.001"), (0.0512, "0.051"), (1.0, "1.000")])
+def test_a_p_value_is_never_printed_as_0(value: float, text: str) -> None:
+    assert formats.probability(value) == text
+
+
 def test_a_table_is_written_in_three_forms_under_a_name_fit_for_files(tmp_path: Path) -> None:
     paths = write(tmp_path / "runs", "../paper table/2", TABLE)
     assert [path.relative_to(tmp_path / "runs" / "tables").as_posix() for path in paths] == [

@@ -348,3 +348,52 @@ def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(demo_iv: Hosp
     assert rows(demo_iv, "SELECT system, count(*) FROM code WHERE kind = 'diagnosis' GROUP BY 1 ORDER BY 1") == versions
     assert rows(demo_iv, "SELECT count(*) FROM stay WHERE died_in_hospital") == [(15,)]
     assert set(demo_iv.absent) == {"note"}
+
+
+def fingerprinted(folder: Path, **spec: object) -> str:
+    return hospital.fingerprint(SourceSpec.model_validate({"name": "files", "path": folder} | spec))
+
+
+def test_the_fingerprint_follows_every_table_and_not_the_folder(tmp_path: Path) -> None:
+    tables = {"stays.csv": STAYS, "notes.csv": NOTES, "codes.csv": "a", "icu_stays.csv": "b"}
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for name, content in tables.items():
+            (tmp_path / place / name).write_text(content)
+    whole = fingerprinted(tmp_path / "here")
+    assert whole == fingerprinted(tmp_path / "there") and len(whole) == 64
+    found = {whole}
+    for name, content in tables.items():
+        (tmp_path / "there" / name).write_text(content + "\n")
+        found.add(fingerprinted(tmp_path / "there"))
+    (tmp_path / "there" / "codes.csv").unlink()
+    found.add(fingerprinted(tmp_path / "there"))
+    (tmp_path / "there" / "of_no_interest.csv").write_text("x")
+    assert len(found) == 6 and fingerprinted(tmp_path / "there") in found
+
+
+def test_the_fingerprint_covers_the_charted_events_that_are_read_in_place(tmp_path: Path) -> None:
+    for name in ("ADMISSIONS", "PATIENTS", "CHARTEVENTS"):
+        (tmp_path / f"{name}.csv").write_text(name)
+    before = fingerprinted(tmp_path, name="mimic-iii")
+    (tmp_path / "CHARTEVENTS.csv").write_text("another")
+    assert fingerprinted(tmp_path, name="mimic-iii") != before
+    (tmp_path / "ADMISSIONS.csv").unlink()
+    with pytest.raises(SourceError, match="no table ADMISSIONS, needed for the stays of every cohort"):
+        fingerprinted(tmp_path, name="mimic-iii")
+
+
+def test_of_a_large_file_size_beginning_and_end_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hospital, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(hospital, "END_BYTES", 3)
+    found = []
+    for content in ("abc-------xyz", "Abc-------xyz", "abc-------xyZ", "abc------xyz", "abc---?---xyz"):
+        (tmp_path / "stays.csv").write_text(content)
+        found.append(fingerprinted(tmp_path))
+    assert len(set(found[:4])) == 4 and found[4] == found[0]  # the middle goes unseen
+
+
+def test_an_invented_hospital_is_known_by_its_parameters() -> None:
+    spec = SourceSpec(name="synthetic", subjects=10)
+    assert hospital.fingerprint(spec) == hospital.fingerprint(SourceSpec(name="synthetic", subjects=10))
+    assert hospital.fingerprint(spec) != hospital.fingerprint(SourceSpec(name="synthetic", subjects=10, seed=5))

@@ -13,7 +13,7 @@ import torch
 
 from clinpeft.errors import AdapterError
 from clinpeft.models import Base
-from clinpeft.recipe import AdaptionPromptSpec, Ia3Spec, LoraSpec, PrefixSpec, PromptSpec, PTuningSpec
+from clinpeft.recipe import AdaptionPromptSpec, AnyAdapterSpec, Ia3Spec, LoraSpec, PrefixSpec, PromptSpec, PTuningSpec
 
 PeftConfig = Any  # peft.PeftConfig, which is not typed
 Configured = tuple[PeftConfig, tuple[str, ...]]
@@ -21,6 +21,10 @@ Configured = tuple[PeftConfig, tuple[str, ...]]
 
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": "FEATURE_EXTRACTION"}
 """peft has no class for masked language models; the one for features passes everything through and knows virtual tokens."""
+
+Joins = Literal["added", "alone", "beside"]
+"""How a method lives with others: its update is ``added`` to theirs on the same input; it stands ``alone`` on the weights; it stands ``beside`` the
+weights, before the text or inside the attention."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Method:
         fresh_is_identity: a new adapter leaves the base's logits as they are.
         merges: it can be folded into the base's weights.
         prepends: what stands before the text: ``inputs`` (vectors, which get logits too), ``keys`` (and values, in every layer), or nothing.
+        joins: how it lives with other adapters, see ``combine.COMBINATIONS``.
         mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
     """
 
@@ -39,6 +44,7 @@ class Method:
     fresh_is_identity: bool = False
     merges: bool = False
     prepends: Literal["nothing", "keys", "inputs"] = "nothing"
+    joins: Joins = "alone"
     mixes_precisions: bool = False
 
 
@@ -103,14 +109,14 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method(lora, fresh_is_identity=True, merges=True),
-    "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True),
+    "lora": Method(lora, fresh_is_identity=True, merges=True, joins="added"),
+    "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True, joins="added"),
     "dora": Method(partial(lora, use_dora=True), fresh_is_identity=True, merges=True),
     "ia3": Method(ia3, fresh_is_identity=True, merges=True),
-    "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, mixes_precisions=True),
-    "prefix": Method(prefix, prepends="keys"),
-    "prompt": Method(prompt, prepends="inputs"),
-    "p-tuning": Method(p_tuning, prepends="inputs"),
+    "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True),
+    "prefix": Method(prefix, prepends="keys", joins="beside"),
+    "prompt": Method(prompt, prepends="inputs", joins="beside"),
+    "p-tuning": Method(p_tuning, prepends="inputs", joins="beside"),
 }
 
 
@@ -132,3 +138,8 @@ def _targets(spec: LoraSpec, base: Base) -> list[str]:
         problem = f"targets {absent} match no linear layer of this {base.model.config.model_type} model"
         raise AdapterError(problem, place="adapters.targets", way_out=f"{hint}there are {', '.join(known)}")
     return sorted(set(wanted))
+
+
+def virtual_tokens(spec: AnyAdapterSpec) -> int:
+    """Positions that an adapter takes before the text; 0 for methods that prepend nothing."""
+    return 0 if METHODS[spec.method].prepends == "nothing" else int(getattr(spec, "tokens"))  # noqa: B009 - specs that prepend have it

@@ -1,30 +1,29 @@
-"""Attach what is trained to what is frozen, and keep the two apart: base weights never move, trained weights are always float32."""
+"""A frozen base with adapters on it, first to last: what is trained, what can be switched off, what is one function again when merged."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import peft
 import torch
-from peft.tuners.adaption_prompt import AdaptedAttention
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from clinpeft.adapters.methods import METHODS, Method
+from clinpeft.adapters.methods import METHODS, virtual_tokens
 from clinpeft.errors import AdapterError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
 Tensors = dict[str, torch.Tensor]
+Parameters = dict[str, torch.nn.Parameter]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is trained: parameters of the adapters, and of the base without them."""
+    """How much is trained: parameters of the adapters (and of the base, where it is trained too), and of the base without them."""
 
     trained: int
     base: int
@@ -35,37 +34,89 @@ class Counts:
         return self.trained / self.base
 
 
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """One adapter of a stack.
+
+    Attributes:
+        name: position and method, ``1-lora``.
+        spec: what it is; of a loaded adapter, as it was trained.
+        model: the peft model it lives in; None where it is merged into the base.
+        peft_name: its name in there.
+        parameters: all of its own, under peft's names; none where it is merged.
+        trained: those that are trained: all or none.
+        origin: the run it was loaded from, as the recipe names it; empty for a new one.
+        sha256: of the folder it was loaded from (config and weights); empty for a new one.
+        kept: of a loaded adapter that stays as it is: the files of its folder, to be written again byte for byte.
+        folded: of a merged adapter: the weights it changed, and what they were before, on the CPU.
+    """
+
+    name: str
+    spec: AnyAdapterSpec
+    model: Any | None
+    peft_name: str
+    parameters: Parameters = field(repr=False)
+    trained: Parameters = field(repr=False)
+    origin: str = ""
+    sha256: str = ""
+    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    folded: tuple[tuple[torch.nn.Parameter, torch.Tensor], ...] = field(default=(), repr=False)
+
+    @property
+    def prompts(self) -> bool:
+        """It changes no weight and stands beside those that do."""
+        return METHODS[self.spec.method].joins == "beside"
+
+    @property
+    def swaps_attention(self) -> bool:
+        """It puts modules of its own around the attention's, so that it is switched by taking them out."""
+        return self.prompts and METHODS[self.spec.method].prepends == "nothing"
+
+
 @dataclass
 class Stack:
     """A base with adapters on it.
 
     Attributes:
         base: what is frozen. Methods that work inside the layers change its modules in place, so a base carries one stack.
-        model: the peft model; ``logits`` is the way to call it.
-        specs: what was attached, first to last.
+        adapters: first to last.
         counts: trained and base parameters.
-        notices: what was decided against the letter of the specs.
+        notices: what was decided against the letter of the specs, or should be known beside them.
         trained: name -> parameter of everything that is trained, all float32.
-        active: False inside ``off``.
+        silent: names of the adapters that are out of the forward pass: those attached so, and others inside ``off`` and ``without``.
     """
 
     base: Base
-    model: Any
-    specs: tuple[AnyAdapterSpec, ...]
+    adapters: tuple[Attached, ...]
     counts: Counts
     notices: tuple[str, ...]
-    trained: dict[str, torch.nn.Parameter] = field(repr=False)
-    active: bool = True
+    trained: Parameters = field(repr=False)
+    silent: frozenset[str] = frozenset()
 
     @property
-    def method(self) -> Method:
-        """What is true of the attached method."""
-        return METHODS[self.specs[0].method]
+    def specs(self) -> tuple[AnyAdapterSpec, ...]:
+        """What was attached, first to last."""
+        return tuple(adapter.spec for adapter in self.adapters)
+
+    @property
+    def model(self) -> Any:
+        """The outermost model: of the prompt, else of the layers' adapters, else the base; ``logits`` and ``hidden`` are the ways to ask it."""
+        live = sorted((adapter for adapter in self.adapters if adapter.model is not None), key=lambda adapter: adapter.prompts)
+        return live[-1].model if live else self.base.model
+
+    @property
+    def active(self) -> bool:
+        """Whether any adapter is in the forward pass."""
+        return any(adapter.name not in self.silent for adapter in self.adapters)
 
     @property
     def virtual_tokens(self) -> int:
         """Positions taken before the text; 0 for methods that prepend nothing."""
-        return _virtual_tokens(self.specs[0])
+        return sum(virtual_tokens(adapter.spec) for adapter in self.adapters if adapter.spec.active)
+
+    def train(self, mode: bool = True) -> None:
+        """Dropout on or off. Where nothing of base and adapters is trained it stays off: noise would only blur what a head learns from."""
+        self.model.train(mode and bool(self.trained))
 
     def state(self) -> Tensors:
         """A copy of every trained tensor, on the CPU: for checkpoints, and for going back to the best weights."""
@@ -87,111 +138,142 @@ class Stack:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The bare base, for as long as the block lasts.
+        """The bare base, for as long as the block lasts."""
+        with contextlib.ExitStack() as every:
+            for adapter in reversed(self.adapters):
+                every.enter_context(self.without(adapter.name))
+            yield
 
-        peft makes every active adapter trainable on the way out, frozen ones too; what required a gradient before is put back.
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """One adapter out of the forward pass, for as long as the block lasts; afterwards everything is as it was, whatever that was.
+
+        peft makes every adapter that it switches trainable; what required a gradient before is put back.
+
+        Raises:
+            AdapterError: there is no adapter of this name.
         """
-        gradients = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        inside = self.method.prepends == "nothing"  # what stands before the text is simply left away
-        if inside:
-            self.model.base_model.disable_adapter_layers()
-        self.active = False
+        adapter = self.named(name)
+        if name in self.silent:
+            yield
+            return
+        before = self.silent
+        self.silent = before | {name}
+        try:
+            with self._gradients_kept(), _switched_off(adapter):
+                yield
+        finally:
+            self.silent = before
+
+    def named(self, name: str) -> Attached:
+        """The adapter of this name.
+
+        Raises:
+            AdapterError: there is none.
+        """
+        for adapter in self.adapters:
+            if adapter.name == name:
+                return adapter
+        there = ", ".join(adapter.name for adapter in self.adapters) or "none"
+        raise AdapterError(f"no adapter {name!r} in this stack", place="adapters", way_out=f"there are: {there}")
+
+    def merged(self) -> Any:
+        """A plain transformers model with the adapters folded in, in float32 on its own copy: folding in bfloat16 rounds small updates away.
+
+        Raises:
+            AdapterError: a method has nothing to fold.
+        """
+        for adapter in self.adapters:
+            if not METHODS[adapter.spec.method].merges:
+                able = ", ".join(name for name, method in METHODS.items() if method.merges)
+                raise AdapterError(f"{adapter.spec.method} cannot be merged", place="adapters.method", way_out=f"these can: {able}")
+        merged = copy.deepcopy(self.model).float()
+        if any(adapter.model is not None for adapter in self.adapters):
+            merged = merged.merge_and_unload(safe_merge=True)
+        return merged.requires_grad_(False).eval()
+
+    @contextmanager
+    def _gradients_kept(self) -> Iterator[None]:
+        """Everything requires a gradient afterwards that did before, and nothing else."""
+        wanted = {parameter: parameter.requires_grad for adapter in self.adapters for parameter in adapter.parameters.values()}
+        wanted |= {parameter: parameter.requires_grad for parameter in self.base.model.parameters()}
         try:
             yield
         finally:
-            self.active = True
-            if inside:
-                self.model.base_model.enable_adapter_layers()
-            for parameter, required in gradients.items():
+            for parameter, required in wanted.items():
                 parameter.requires_grad_(required)
 
-    def merged(self) -> Any:
-        """A plain transformers model with the adapter folded in, in float32 on its own copy: folding in bfloat16 rounds small updates away.
 
-        Raises:
-            AdapterError: the method has nothing to fold.
-        """
-        if not self.method.merges:
-            able = ", ".join(name for name, method in METHODS.items() if method.merges)
-            raise AdapterError(f"{self.specs[0].method} cannot be merged", place="adapters.method", way_out=f"these can: {able}")
-        merged = copy.deepcopy(self.model).float().merge_and_unload(safe_merge=True)
-        return merged.requires_grad_(False).eval()
-
-
-def attach(base: Base, specs: Sequence[AnyAdapterSpec], seed: int = 0) -> Stack:
-    """Put new adapters on a base.
-
-    Args:
-        base: from ``models.load``, or from ``models.meta`` to count only.
-        specs: one adapter.
-        seed: of the adapter's first weights; nothing else draws from it, and the global generators stay as they were.
-
-    Raises:
-        AdapterError: the method does not fit the base, or the base carries a stack already.
-    """
-    spec = _only(specs)
-    check_fit(spec, base)
-    before = set(base.model.parameters())
-    config, notices = METHODS[spec.method].configure(spec, base)
-    devices = [base.model.device] if base.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        model = wrapped(base, config)
-    return assembled(base, model, spec, before, notices)
+@contextmanager
+def _switched_off(adapter: Attached) -> Iterator[None]:
+    """Out of the forward pass by the means of its method; what is prepended is simply left away, see ``hidden``."""
+    if adapter.folded:
+        with _unfolded(adapter):
+            yield
+    elif adapter.swaps_attention:
+        with attention(adapter, adapted=False):
+            yield
+    elif adapter.prompts:
+        yield
+    else:
+        with _out_of_the_layers(adapter):
+            yield
 
 
-def wrapped(base: Base, config: Any) -> Any:
-    """The base inside a peft model of ``config``."""
-    with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renamed; the value is right either way
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return peft.get_peft_model(base.model, config)
+@contextmanager
+def _unfolded(adapter: Attached) -> Iterator[None]:
+    """The weights as they were before the adapter was folded in; no rounding, because both are kept."""
+    changed = [parameter.data for parameter, _ in adapter.folded]
+    for parameter, original in adapter.folded:
+        parameter.data = original.to(parameter.device)
+    try:
+        yield
+    finally:
+        for (parameter, _), weight in zip(adapter.folded, changed, strict=True):
+            parameter.data = weight
 
 
-def assembled(base: Base, model: Any, spec: AnyAdapterSpec, before: set[torch.nn.Parameter], notices: tuple[str, ...]) -> Stack:
-    """A stack over a peft model. Whatever is not among the parameters from ``before`` is the adapter's: it becomes float32 where peft made it in the
-    base's precision, because an optimiser's small steps are lost in bfloat16. Dropout rests until the caller says ``model.train()``."""
-    added = {name: parameter for name, parameter in model.named_parameters() if parameter not in before}
-    for parameter in added.values():
-        parameter.data = parameter.data.float()
-    frozen = model.peft_config[model.active_adapter].inference_mode
-    for parameter in added.values():
-        parameter.requires_grad_(not frozen)
-    trained = {} if frozen else added
-    model.eval()  # a new dropout layer starts in training mode, on an evaluating base
-    counts = Counts(sum(map(torch.Tensor.numel, trained.values())), sum(map(torch.Tensor.numel, before)))
-    return Stack(base, model, (spec,), counts, notices, trained)
+@contextmanager
+def _out_of_the_layers(adapter: Attached) -> Iterator[None]:
+    layers = [module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)] if adapter.model else []
+    before = [list(layer.active_adapters) for layer in layers]
+    for layer, names in zip(layers, before, strict=True):
+        layer.set_adapter([name for name in names if name != adapter.peft_name])
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, before, strict=True):
+            layer.set_adapter(names)
 
 
-def logits(stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """What the model answers at every position of the text.
-
-    Padding may stand on either side. Rows are first moved to start at position 0, so that a row's logits depend on neither its padding nor its
-    neighbours: with virtual tokens before it, left padding would otherwise come between prompt and text.
-
-    Args:
-        input_ids: (rows, time) token ids.
-        attention_mask: (rows, time) 1 on text, 0 on padding, which is one block on the left or on the right of a row.
-
-    Returns:
-        (rows, time, vocabulary), aligned with ``input_ids``; logits of virtual tokens are dropped.
-    """
-    starts = attention_mask.argmax(dim=1, keepdim=True)  # (rows, 1)
-    if not starts.any():
-        return _left_aligned(stack, input_ids, attention_mask)
-    time = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-    there, back = (time + starts) % input_ids.shape[1], (time - starts) % input_ids.shape[1]
-    answers = _left_aligned(stack, input_ids.gather(1, there), attention_mask.gather(1, there))
-    return answers.gather(1, back[:, :, None].expand_as(answers))
+@contextmanager
+def at_rest(model: Any) -> Iterator[None]:
+    """Dropout off, for as long as the block lasts; afterwards every module is in the mode it was in, also where they differ."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _left_aligned(stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    prepends = stack.method.prepends if stack.active else "nothing"
-    model = stack.model if stack.active or stack.method.prepends == "nothing" else stack.base.model
-    mixes = stack.method.mixes_precisions and stack.base.precision != torch.float32
-    with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=mixes):
-        answers: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    return answers[:, stack.virtual_tokens :] if prepends == "inputs" else answers
+@contextmanager
+def attention(adapter: Attached, adapted: bool) -> Iterator[None]:
+    """The attention with an adaption prompt's modules around it, or without: the names of all weights inside it depend on that."""
+    peft_model: Any = adapter.model
+    model = peft_model.base_model
+    was = bool(model._enabled)
+    _swap(model, adapted)
+    try:
+        yield
+    finally:
+        _swap(model, was)
+
+
+def _swap(model: Any, adapted: bool) -> None:
+    if model._enabled != adapted:
+        (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
 
 
 def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
@@ -200,50 +282,3 @@ def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
     shapes = sorted(f"{name} {given[name]} for {wanted[name]}" for name in set(given) & set(wanted) if given[name] != wanted[name])
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for what, names in parts.items() if names)
-
-
-def _only(specs: Sequence[AnyAdapterSpec]) -> AnyAdapterSpec:
-    if len(specs) != 1:
-        way_out = "give one [[adapters]] table; stacks come with classification"
-        raise AdapterError(f"{len(specs)} adapters, and one can be attached", place="adapters", way_out=way_out)
-    if specs[0].from_run:
-        way_out = "leave it out for a new adapter; stacks on earlier runs come with classification"
-        raise AdapterError(f"from_run = {specs[0].from_run!r} cannot be attached yet", place="adapters.from_run", way_out=way_out)
-    if not specs[0].trainable:
-        raise AdapterError("trainable = false on a new adapter trains nothing", place="adapters.trainable", way_out="leave it out")
-    return specs[0]
-
-
-def check_fit(spec: AnyAdapterSpec, base: Base) -> None:
-    """That the method works on this family, that the base is bare, and that virtual tokens find room.
-
-    Raises:
-        AdapterError: it does not fit.
-    """
-    _check_possible(spec, base)
-    _check_bare(base)
-    _check_positions(spec, base)
-
-
-def _check_possible(spec: AnyAdapterSpec, base: Base) -> None:
-    possible = [name for name in METHODS if name not in base.family.impossible]
-    if spec.method in possible:
-        return
-    problem = f"{spec.method} is not possible on a {base.model.config.model_type} model"
-    raise AdapterError(problem, place="adapters.method", way_out=f"possible are {', '.join(possible)}")
-
-
-def _check_bare(base: Base) -> None:
-    if any(isinstance(module, BaseTunerLayer | AdaptedAttention) for module in base.model.modules()):
-        raise AdapterError("this base carries adapters already", place=base.folder.name, way_out="load the base again for another stack")
-
-
-def _check_positions(spec: AnyAdapterSpec, base: Base) -> None:
-    needed = base.max_tokens + _virtual_tokens(spec)
-    if base.positions is not None and needed > base.positions:
-        problem = f"{_virtual_tokens(spec)} virtual tokens and max_tokens = {base.max_tokens} need {needed} positions of {base.positions}"
-        raise AdapterError(problem, place="adapters.tokens", way_out=f"set base.max_tokens to at most {base.positions - _virtual_tokens(spec)}")
-
-
-def _virtual_tokens(spec: AnyAdapterSpec) -> int:
-    return 0 if METHODS[spec.method].prepends == "nothing" else int(getattr(spec, "tokens"))  # noqa: B009 - specs that prepend have it

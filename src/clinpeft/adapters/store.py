@@ -1,57 +1,74 @@
-"""Adapter folders: a standard PEFT folder, and beside it ``clinpeft.json``, which says what it belongs to.
+"""Writing adapter folders, and putting them on a base again.
 
-Stock ``peft`` loads the folder and ignores the extra file. Ours is not satisfied with a folder that almost fits: peft leaves missing weights at
-their start values with a warning, so a renamed layer would give an adapter that does nothing.
+Every adapter is a standard PEFT folder, which stock ``peft`` loads, and beside it ``clinpeft.json``, which says what it belongs to: the base, and the
+adapters below it. A stack is a folder of such folders; what was frozen or merged is copied into it byte for byte, so that a run is whole by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
-import pydantic
 import torch
 import transformers
-from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import clinpeft
-from clinpeft.adapters.stack import Stack, assembled, check_fit, differences, wrapped
+from clinpeft.adapters import folders
+from clinpeft.adapters.attach import Wanted, build
+from clinpeft.adapters.folders import ABOUT, CONFIG, SPEC, WEIGHTS, Saved
+from clinpeft.adapters.stack import Attached, Stack, at_rest, attention
 from clinpeft.errors import AdapterError, RefusedError, StorageError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
-CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "clinpeft.json"
-SPEC: pydantic.TypeAdapter[AnyAdapterSpec] = pydantic.TypeAdapter(AnyAdapterSpec)
+__all__ = ["ABOUT", "CONFIG", "SPEC", "WEIGHTS", "load", "load_all", "save", "save_all"]
 
 
 def save(stack: Stack, folder: Path) -> None:
-    """Write a stack's adapter as a folder, which is there whole or not at all; one that was there before is replaced.
+    """Write the adapter of a stack of one as a folder, which is there whole or not at all; one that was there before is replaced.
 
     What is written is what stock peft needs to give the same logits: for P-tuning and a projected prefix that is the result of their encoder, not
     the encoder. No path of this machine is written, only the name of the base's folder.
 
     Raises:
         StorageError: it cannot be written; what was there before is untouched.
+        AdapterError: the stack has not exactly one adapter.
     """
-    tensors, config = _tensors(stack), _config(stack)
-    writing = folder.with_name(folder.name + ".writing")
-    try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        save_file(tensors, writing / WEIGHTS, metadata={"format": "pt"})
-        (writing / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (writing / ABOUT).write_text(json.dumps(_about(stack, writing), indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        writing.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(writing, ignore_errors=True)
-        raise StorageError(f"the adapter cannot be written: {error}", place=str(folder), way_out="free some space and try again") from error
+    if len(stack.adapters) != 1:
+        raise AdapterError(f"{len(stack.adapters)} adapters for one folder", place=str(folder), way_out="write them with save_all")
+    _whole(folder, lambda writing: _write(stack, stack.adapters[0], writing))
+
+
+def save_all(stack: Stack, folder: Path) -> tuple[str, ...]:
+    """Write every adapter of a stack as ``folder/<name>/``, all of them or none; a folder that was there before is replaced.
+
+    Returns:
+        The names of the adapters, first to last.
+
+    Raises:
+        StorageError: they cannot be written; what was there before is untouched.
+    """
+
+    def write(writing: Path) -> None:
+        below: list[dict[str, str]] = []
+        for position, adapter in enumerate(stack.adapters, 1):
+            here = writing / adapter.name
+            here.mkdir()
+            _write(stack, adapter, here, _standing(stack, adapter, position, below))
+            files = {name: (here / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+            below = [*below, {"name": adapter.name, "sha256": folders.identity(files)}]
+
+    _whole(folder, write)
+    return tuple(adapter.name for adapter in stack.adapters)
 
 
 def load(base: Base, folder: Path, trainable: bool = False) -> Stack:
@@ -64,117 +81,124 @@ def load(base: Base, folder: Path, trainable: bool = False) -> Stack:
 
     Raises:
         AdapterError: a file is missing or damaged, weights are missing or left over, or the method cannot go on from what is saved.
-        RefusedError: the base is another one, or a file is not the one that was written.
+        RefusedError: the base is another one, a file is not the one that was written, or it was trained above other adapters.
     """
-    about = _read_about(folder)
-    _check_base(base, about, folder)
-    _check_files(about, folder)
-    spec = _spec(about, folder)
-    check_fit(spec, base)
-    before = set(base.model.parameters())
-    config = _read_config(base, folder, trainable)
-    stack = assembled(base, wrapped(base, config), spec, before, ())
-    _fill(stack, folder)
-    return stack
+    saved = folders.read(base, folder)
+    return build(base, [Wanted(saved.spec.model_copy(update={"merged": False}), saved, trainable)])
 
 
-def _tensors(stack: Stack) -> dict[str, torch.Tensor]:
-    """What peft keeps of the adapter, in float32; its encoders are asked with dropout off, or P-tuning would be saved with noise in it."""
-    was_training = stack.model.training
-    stack.model.eval()
+def load_all(base: Base, folder: Path) -> Stack:
+    """Put a saved stack on its base, frozen, in order, merged where it was merged.
+
+    Raises:
+        AdapterError: a folder or a file is missing or damaged, or weights are missing or left over.
+        RefusedError: the base is another one, a file is not the one that was written, or an adapter stands above others than those it was trained on.
+    """
+    if not folder.is_dir():
+        raise AdapterError("no such folder", place=str(folder), way_out="give the folder that save_all wrote")
+    read = [folders.read(base, path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    read.sort(key=lambda saved: int(saved.standing.get("position", 0)))
+    _check_whole(read, folder)
+    return build(base, [Wanted(_placed(saved), saved, trainable=False) for saved in read])
+
+
+def _placed(saved: Saved) -> AnyAdapterSpec:
+    standing = saved.standing
+    told = {name: standing[name] for name in ("merged", "active")}
+    return saved.spec.model_copy(update=told | {"from_run": standing["origin"], "trainable": not standing["frozen"]})
+
+
+def _check_whole(read: list[Saved], folder: Path) -> None:
+    """Every adapter of the stack is there, and each stands on those it was trained on."""
+    positions = [saved.standing.get("position") for saved in read]
+    wanted = list(range(1, max((int(saved.standing.get("adapters", 0)) for saved in read), default=0) + 1))
+    if positions != wanted:
+        problem = f"the folder has adapters {positions} of a stack of {len(wanted)}"
+        raise AdapterError(problem, place=str(folder), way_out="copy the whole folder again")
+    for at, saved in enumerate(read):
+        below = tuple(under.sha256 for under in read[:at])
+        if saved.below != below:
+            wrong = next((number for number, pair in enumerate(zip(saved.below, below, strict=False), 1) if pair[0] != pair[1]), 0)
+            problem = f"adapter {wrong or len(saved.below)} below {saved.folder.name} is not the one it was trained on"
+            raise RefusedError(problem, place=str(saved.folder), way_out="copy the whole folder again from where it was trained")
+
+
+# --------------------------------------------------------------------------------------------------------------------------------- writing
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """``write`` into a folder of another name, which then takes this one's place."""
+    writing = folder.with_name(folder.name + ".writing")
     try:
-        found = get_peft_model_state_dict(stack.model, save_embedding_layers=False)
-    finally:
-        stack.model.train(was_training)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        write(writing)
+        shutil.rmtree(folder, ignore_errors=True)
+        writing.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise StorageError(f"the adapter cannot be written: {error}", place=str(folder), way_out="free some space and try again") from error
+
+
+def _write(stack: Stack, adapter: Attached, folder: Path, standing: dict[str, Any] | None = None) -> None:
+    """One adapter's three files: as they were read, where it stays as it was, else from its weights."""
+    more = {"stack": standing} if standing else {}
+    if adapter.kept:
+        (folder / CONFIG).write_bytes(adapter.kept[CONFIG])
+        (folder / WEIGHTS).write_bytes(adapter.kept[WEIGHTS])
+        about = {name: said for name, said in json.loads(adapter.kept[ABOUT]).items() if name != "stack"}
+    else:
+        save_file(_tensors(stack, adapter), folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(_config(stack, adapter), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        about = _about(stack, adapter, folder)
+    (folder / ABOUT).write_text(json.dumps(about | more, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(stack: Stack, adapter: Attached) -> dict[str, torch.Tensor]:
+    """What peft keeps of an adapter, in float32, under stock names; its encoders are asked with dropout off, or P-tuning would be saved with noise in
+    it, and modules around the attention are taken out while others are named."""
+    assert adapter.model is not None  # what is merged is kept as files
+    with at_rest(adapter.model), contextlib.ExitStack() as named:
+        for other in stack.adapters:
+            if other.swaps_attention:
+                named.enter_context(attention(other, adapted=other is adapter))
+        found = get_peft_model_state_dict(adapter.model, adapter_name=adapter.peft_name, save_embedding_layers=False)
     return {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in found.items()}
 
 
-def _config(stack: Stack) -> dict[str, Any]:
+def _config(stack: Stack, adapter: Attached) -> dict[str, Any]:
     """The peft config as stock peft expects it in a finished folder."""
-    config: dict[str, Any] = stack.model.peft_config[stack.model.active_adapter].to_dict()
+    assert adapter.model is not None
+    config: dict[str, Any] = adapter.model.peft_config[adapter.peft_name].to_dict()
     paths = {name: stack.base.folder.name for name in ("base_model_name_or_path", "tokenizer_name_or_path") if config.get(name)}
     sets = {name: sorted(value) for name, value in config.items() if isinstance(value, set)}
     return config | paths | sets | {"inference_mode": True}
 
 
-def _about(stack: Stack, folder: Path) -> dict[str, Any]:
+def _about(stack: Stack, adapter: Attached, folder: Path) -> dict[str, Any]:
     base = stack.base
     return {
         "clinpeft": clinpeft.__version__,
-        "adapter": SPEC.dump_python(stack.specs[0], mode="json"),
+        "adapter": SPEC.dump_python(adapter.spec, mode="json"),
         "base": {"name": base.folder.name, "model_type": base.model.config.model_type, "sha256": base.sha256},
         "precision": str(base.precision).removeprefix("torch."),
-        "trained_parameters": stack.counts.trained,
+        "trained_parameters": sum(parameter.numel() for parameter in adapter.trained.values()),
         "base_parameters": stack.counts.base,
         "notices": list(stack.notices),
-        "files": {name: _sha256(folder / name) for name in (CONFIG, WEIGHTS)},
+        "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)},
         "versions": {"peft": peft.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    path = folder / ABOUT
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return {"base": about["base"]["sha256"], "name": about["base"]["name"], "adapter": about["adapter"], "files": dict(about["files"])}
-    except FileNotFoundError:
-        problem = f"no {ABOUT}: which base this adapter belongs to is unknown"
-        raise AdapterError(problem, place=str(folder), way_out="give the adapter folder of a run") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{ABOUT} cannot be read: {error!r}", place=str(path), way_out="copy the folder again") from error
-
-
-def _check_base(base: Base, about: dict[str, Any], folder: Path) -> None:
-    if about["base"] != base.sha256:
-        problem = f"this adapter was trained on {about['name']} (sha256 {about['base'][:12]}), and the base is {base.sha256[:12]}"
-        raise RefusedError(problem, place=str(folder), way_out="load the base it was trained on; on another one its numbers mean nothing")
-
-
-def _check_files(about: dict[str, Any], folder: Path) -> None:
-    for name, written in about["files"].items():
-        if not (folder / name).is_file():
-            raise AdapterError(f"no {name}", place=str(folder), way_out="copy the whole folder again")
-        if (found := _sha256(folder / name)) != written:
-            problem = f"{name} is not the file that was written: sha256 {found[:12]} for {written[:12]}"
-            raise RefusedError(problem, place=str(folder), way_out="copy the folder again from where it was trained")
-
-
-def _spec(about: dict[str, Any], folder: Path) -> AnyAdapterSpec:
-    try:
-        return SPEC.validate_python(about["adapter"])
-    except pydantic.ValidationError as error:
-        problem = f"its adapter is not one this version knows: {error.errors(include_url=False)[0]['msg']}"
-        raise AdapterError(problem, place=str(folder / ABOUT), way_out="use the version of clinpeft that wrote it") from error
-
-
-def _read_config(base: Base, folder: Path, trainable: bool) -> Any:
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not trainable
-    config.base_model_name_or_path = None  # the folder's name, as written; peft warns when it is not the path of this machine
-    if hasattr(config, "tokenizer_name_or_path"):
-        config.tokenizer_name_or_path = str(base.folder)  # peft opens it for a prompt that started from a text
-    if hasattr(config, "lora_dropout") and not trainable:
-        config.lora_dropout = 0.0  # a frozen adapter stays the same function while something else trains
-    return config
-
-
-def _fill(stack: Stack, folder: Path) -> None:
-    """Every weight of the folder into the stack, and none besides."""
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read: {error}", place=str(folder), way_out="copy the folder again") from error
-    found = get_peft_model_state_dict(stack.model, save_embedding_layers=False)
-    wanted, given = ({name: tuple(tensor.shape) for name, tensor in named.items()} for named in (found, tensors))
-    if given != wanted:
-        way_out = "use the versions in clinpeft.json: a layer may have been renamed since"
-        raise AdapterError(differences(given, wanted), place=str(folder / WEIGHTS), way_out=way_out)
-    if stack.trained and stack.counts.trained != sum(tensor.numel() for tensor in tensors.values()):
-        problem = f"the folder holds what the encoder of {stack.specs[0].method} made, not the encoder"
-        raise AdapterError(problem, place=str(folder), way_out="load it frozen, or go on from the run's checkpoint")
-    set_peft_model_state_dict(stack.model, tensors)
+def _standing(stack: Stack, adapter: Attached, position: int, below: list[dict[str, str]]) -> dict[str, Any]:
+    """The adapter's place in its stack."""
+    return {
+        "name": adapter.name,
+        "position": position,
+        "adapters": len(stack.adapters),
+        "below": list(below),
+        "merged": bool(adapter.folded),
+        "frozen": not adapter.trained,
+        "active": adapter.spec.active,
+        "origin": adapter.origin,
+    }

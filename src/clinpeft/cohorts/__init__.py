@@ -6,6 +6,7 @@ selection.py     who is asked, rule by rule                       texts.py      
 codes.py         ICD codes -> classes                             split.py       who is learned from, who is asked
 sections/        admission notes cut from discharge summaries     ventilation/   episodes, and which are prolonged
 cohort.py        the written cohort                               conformance.py the published counts beside ours
+filing.py        the same of notes that belong to no stay         answering.py   what a model that is to answer must know of it
 audit/           every known way to leak, measured                meds.py        the cohort in the MEDS format
 ```
 """
@@ -14,15 +15,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clinpeft.cohorts import audit, codes, meds
+import pyarrow as pa
+
+from clinpeft.cohorts import audit, codes, filing, meds
+from clinpeft.cohorts.answering import notices, question, refuse_unanswerable
 from clinpeft.cohorts.cohort import Cohort, show, write
 from clinpeft.cohorts.conformance import verify
 from clinpeft.cohorts.outcomes import TASKS
 from clinpeft.cohorts.selection import select, task_of
 from clinpeft.recipe import CohortRecipe
-from clinpeft.tables import Hospital
+from clinpeft.tables import Attrition, Hospital
 
-__all__ = ["TASKS", "Cohort", "build", "select", "show", "task_of", "verify", "write"]
+__all__ = [
+    "TASKS",
+    "Cohort",
+    "build",
+    "build_from_notes",
+    "notices",
+    "question",
+    "refuse_unanswerable",
+    "select",
+    "show",
+    "task_of",
+    "verify",
+    "write",
+]
 
 
 def build(recipe: CohortRecipe, hospital: Hospital, folder: Path, adaptation_corpus: Path | None = None) -> Cohort:
@@ -47,4 +64,32 @@ def build(recipe: CohortRecipe, hospital: Hospital, folder: Path, adaptation_cor
     reading = cohort.task.reading
     category = "Admission note" if reading.simulated else "Discharge summary" if reading.categories else "Notes"
     meds.write(cohort.path, kind, cohort.classes, folder / "meds", hospital.layout, "as shipped", category=category, question=name)
+    return cohort
+
+
+def build_from_notes(
+    recipe: CohortRecipe, notes: pa.RecordBatchReader, read: Attrition, folder: Path, adaptation_corpus: Path | None = None
+) -> Cohort:
+    """The cohort of a question that is asked of notes without stays (``Task.asks``), with its audit and its MEDS form beside it.
+
+    A row is a distinct text, white space and case aside: ``stay_id`` is a hash of it, ``subject_id`` that of its first note, ``prediction_time`` the
+    first time at which it could be read, or 1970-01-01 where no note says so. Columns that only a stay has are null.
+
+    Args:
+        recipe: the question, the split, the seed.
+        notes: of schema ``tables.NOTE``; read once.
+        read: what reading counts; it becomes the first entry of the attrition.
+        folder: where the cohort is written; what an earlier build left there is replaced.
+        adaptation_corpus: a corpus a language model learned from, searched for copies of what is held out.
+
+    Raises:
+        RecipeError: there is no such question, it is asked of stays, or the split needs stays.
+        SourceError: notes are damaged, or not one is left.
+        StorageError: ``folder`` cannot be written.
+    """
+    cohort = filing.write(recipe, notes, read, folder)
+    kind, name = cohort.task.kind, cohort.task.name
+    titles = {category: (category,) for category in cohort.classes}
+    audit.run(cohort.path, cohort.classes, kind, folder, recipe.seed, adaptation_corpus, task=name, titles=titles)
+    meds.write(cohort.path, kind, cohort.classes, folder / "meds", recipe.source.name, "as shipped", category="Note", question=name)
     return cohort

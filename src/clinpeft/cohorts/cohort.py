@@ -56,24 +56,24 @@ class Cohort:
 def write(recipe: CohortRecipe, hospital: Hospital, folder: Path) -> Cohort:
     """The cohort alone: ``cohort.parquet``, ``attrition.json`` and ``labels.json``."""
     task = task_of(recipe.task)
-    _made(folder)
+    made(folder)
     steps = [*hospital.attrition, *select(hospital, task, recipe.task)]
-    refuse_nobody(steps, hospital)
+    refuse_nobody(steps, str(hospital.folder))
     target = folder / "texts.parquet"
     try:
         steps += texts.read(hospital, task.reading, _style(task, recipe), target)
         steps.append(apply(hospital.connection, ASKED_ONCE))
-        refuse_nobody(steps, hospital)
+        refuse_nobody(steps, str(hospital.folder))
         steps.append(_assign(recipe, hospital))
         classes, left_out, last = _label(task, recipe, hospital)
         steps += last
-        refuse_nobody(steps, hospital)
+        refuse_nobody(steps, str(hospital.folder))
         _write_rows(hospital, target, folder / COHORT_FILE)
     finally:
         target.unlink(missing_ok=True)
     names = task.classes or tuple(c.name for c in classes)
-    _write_json(folder / LABELS_FILE, _labels(task, hospital, classes, left_out))
-    _write_json(folder / ATTRITION_FILE, [step.as_json() for step in steps])
+    write_json(folder / LABELS_FILE, _labels(task, hospital, classes, left_out))
+    write_json(folder / ATTRITION_FILE, [step.as_json() for step in steps])
     return Cohort(folder, task, names, tuple(steps))
 
 
@@ -105,7 +105,12 @@ def show(folder: Path) -> pa.Table:
     )
 
 
-def _made(folder: Path) -> None:
+def made(folder: Path) -> None:
+    """Make the folder of a cohort.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,9 +133,9 @@ def _assign(recipe: CohortRecipe, hospital: Hospital) -> Attrition:
         names = split.by_lists(subjects, recipe.task.subject_lists)
         reasons = ["" if name else "subject on no list" for name in names.tolist()]
     elif spec.by == "subject":
-        names, reasons = split.by_hash(subjects, (spec.train, spec.tuning, spec.held_out), recipe.seed), [""] * len(subjects)
+        names, reasons = split.by_hash(subjects, (spec.train, spec.tuning, spec.held_out), spec.seed), [""] * len(subjects)
     else:
-        names, reasons = split.by_group(subjects, rows["part"].to_pylist(), spec, recipe.seed)
+        names, reasons = split.by_group(subjects, rows["part"].to_pylist(), spec, spec.seed)
     split.refuse_straddling(subjects, names)
     for reason in reasons:
         if reason:
@@ -186,5 +191,6 @@ def _joined(batch: pa.RecordBatch, stays: pa.Table, places: dict[int, int]) -> p
     return chosen.select(COHORT.names).cast(COHORT)
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """One of the two JSON files of a cohort."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 
 from clinpeft import __version__
 from clinpeft.cohorts import reading
-from clinpeft.cohorts.reading import Kind
 from clinpeft.errors import InputError, StorageError
-from clinpeft.tables import SPLITS
+from clinpeft.tables import SPLITS, Kind
 
 MEDS_VERSION = "0.4.1"
 LABEL_FILES = 200  # classes of a multilabel question with a file each; for more, one table in long form

@@ -1,4 +1,4 @@
-"""The seven questions, the one that a label file asks, and the published builder's variants of them.
+"""The seven questions, the one that a label file asks, the two about notes without stays, and the published builder's variants.
 
 Rules that hold everywhere: an answer that is unknown, or cut short by death, leaves under a named reason; codes are never read, only asked for;
 newborns leave (``ADMISSION_TYPE`` is the only sign of them in MIMIC-III). Sources: arXiv 2102.04110 for mortality, length of stay, diagnoses and
@@ -25,6 +25,7 @@ END_OF_DISCHARGE_DAY = "date_trunc('day', discharged_at) + INTERVAL 86399 SECOND
 
 ADMISSION_NOTE = Reading("admission", simulated=True)
 FULL_NOTE = Reading("all", simulated=False)
+EVERY_NOTE = replace(FULL_NOTE, categories=())
 
 KNOWN_ADMISSION = Rule("admission time known", "SELECT stay_id, 'admission time unknown' AS reason FROM asked WHERE admitted_at IS NULL")
 KNOWN_DISCHARGE = Rule("discharge time known", "SELECT stay_id, 'discharge time unknown' AS reason FROM asked WHERE discharged_at IS NULL")
@@ -58,7 +59,7 @@ LENGTH_OF_STAY = Task(
     question="How long will the patient stay?",
     kind="multiclass",
     classes=("up to 3 days", "over 3 to 7 days", "over 7 to 14 days", "over 14 days"),
-    metric="auroc_macro",
+    metric="auroc_ovo",
     prediction_time=AT_ADMISSION,
     reading=ADMISSION_NOTE,
     rules=(KNOWN_ADMISSION, NO_NEWBORNS, KNOWN_DISCHARGE, KNOWN_SURVIVAL, SURVIVORS),
@@ -198,7 +199,7 @@ ICD_CODING = Task(
     name="icd_coding",
     question="Which diagnosis and procedure codes belong to this discharge summary?",
     kind="multilabel",
-    metric="f1_micro",
+    metric="auroc_macro",
     prediction_time="discharged_at",
     reading=replace(FULL_NOTE, waits=True),
     needs=("diagnosis",),
@@ -267,13 +268,31 @@ GIVEN = Task(
     classes=("no", "yes"),
     metric="auroc",
     prediction_time="(SELECT g.prediction_time FROM given_label g WHERE g.stay_id = stay.stay_id)",
-    reading=replace(FULL_NOTE, categories=()),
+    reading=EVERY_NOTE,
     rules=(Rule("with a label", "SELECT stay_id, 'no label' AS reason FROM asked WHERE prediction_time IS NULL"),),
     answer="SELECT stay_id, label FROM given_label",
     prepare=prepare_given,
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (MORTALITY, LENGTH_OF_STAY, DIAGNOSES, PROCEDURES, VENTILATION, READMISSION, ICD_CODING, GIVEN)}
+NOTE_CATEGORY = Task(
+    name="note_category",
+    question="Under which category is this note filed?",
+    kind="multiclass",
+    metric="auroc_ovo",
+    reading=EVERY_NOTE,
+    asks="notes",
+)
+NOTE_CATEGORIES = Task(
+    name="note_categories",
+    question="Under which categories is this note filed?",
+    kind="multilabel",
+    metric="auroc_macro",
+    reading=EVERY_NOTE,
+    asks="notes",
+)
+
+_OF_STAYS = (MORTALITY, LENGTH_OF_STAY, DIAGNOSES, PROCEDURES, VENTILATION, READMISSION, ICD_CODING, GIVEN)
+TASKS: dict[str, Task] = {task.name: task for task in (*_OF_STAYS, NOTE_CATEGORY, NOTE_CATEGORIES)}
 
 _CORE_NOTE = Reading("core-2021", simulated=True, repeated="everywhere")
 _ALL_DIAGNOSES = codes.grouped(("diagnosis",), codes.DIAGNOSIS_GROUP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from clinpeft.errors import InputError
-from clinpeft.tables import COHORT, SPLITS
-
-Kind = Literal["binary", "multiclass", "multilabel"]
+from clinpeft.tables import COHORT, SPLITS, Kind
 
 _ROWS = 2048
 

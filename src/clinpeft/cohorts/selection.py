@@ -34,13 +34,26 @@ def task_of(spec: TaskSpec) -> Task:
     return task
 
 
+def refuse_other_rows(task: Task, rows: str) -> None:
+    """Stop when a question is put to stays that is asked of notes, or the other way round.
+
+    Raises:
+        RecipeError: with the questions that can be put.
+    """
+    if task.asks != rows:
+        fitting = ", ".join(name for name, other in TASKS.items() if other.asks == rows)
+        problem = f"{task.name} is asked of {task.asks}, and {rows} are given"
+        raise RecipeError(problem, place="task.name", way_out=f"of {rows} can be asked: {fitting}")
+
+
 def select(hospital: Hospital, task: Task, spec: TaskSpec) -> list[Attrition]:
     """Fill ``asked`` (the columns of ``stay`` and ``prediction_time``) and ``answered`` (the answers of those), and say who left by which rule.
 
     Raises:
         SourceError: a table is missing that the question needs.
-        RecipeError: the question cannot be put to this kind of hospital.
+        RecipeError: the question is not asked of stays, or cannot be put to this kind of hospital.
     """
+    refuse_other_rows(task, "stays")
     _refuse_absent(hospital, task)
     prepared = task.prepare(hospital, spec) if task.prepare else ()
     connection = hospital.connection
@@ -69,8 +82,8 @@ def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
     return attrition
 
 
-def refuse_nobody(steps: Sequence[Attrition], hospital: Hospital) -> None:
-    """Stop when no stay is left.
+def refuse_nobody(steps: Sequence[Attrition], place: str, row: str = "stay") -> None:
+    """Stop when no stay is left, or no ``row`` of another kind.
 
     Raises:
         SourceError: with what left in the step that took the last ones.
@@ -79,9 +92,7 @@ def refuse_nobody(steps: Sequence[Attrition], hospital: Hospital) -> None:
     if last is None:
         return
     reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped.items())
-    raise SourceError(
-        f"not one stay is left after the step {last.step!r}: {reasons}", place=str(hospital.folder), way_out="check the tables and the task"
-    )
+    raise SourceError(f"not one {row} is left after the step {last.step!r}: {reasons}", place=place, way_out="check the tables and the task")
 
 
 def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

@@ -12,9 +12,7 @@ from typing import Literal
 
 from clinpeft.cohorts.sections import Style
 from clinpeft.recipe import TaskSpec
-from clinpeft.tables import Attrition, Hospital
-
-Kind = Literal["binary", "multiclass", "multilabel"]
+from clinpeft.tables import Attrition, Hospital, Kind
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,14 @@ class Task:
         name: its key in ``TASKS``.
         question: what is asked, in one sentence.
         kind: one of two classes, one of several, or all that apply.
-        classes: names in the order of their index; empty where the codes of the data make them (multilabel).
-        metric: the main one.
-        prediction_time: SQL over ``stay``: everything up to and including it may be read.
+        metric: the main one: ``auroc`` (binary), ``auroc_ovo`` (multiclass), ``auroc_macro`` (multilabel).
         reading: what is read.
+        asks: of ``stays``; or of ``notes`` that belong to none, under which category each is filed, which needs nothing of what follows.
+        prediction_time: SQL over ``stay``: everything up to and including it may be read.
         needs: of ``icu_stay``, ``diagnosis`` and ``procedure``, the tables without which the question cannot be put.
         rules: steps, first to last; an unknown answer leaves by one of them and never becomes a class.
         answer: SELECT ``stay_id``, ``label`` (index of the class); for multilabel ``stay_id``, ``kind``, ``system``, ``code`` of all that apply.
+        classes: names in the order of their index; empty where the codes or categories of the data make them.
         label_space: multilabel: SELECT ``kind``, ``system``, ``code`` of all classes; empty: those that occur in the cohort.
         group: multilabel: SQL over ``code`` that makes the class of a code; what ``answer`` is made of.
         prepare: makes the tables that rules and answer use, if any, and says what it left out.
@@ -76,10 +75,11 @@ class Task:
     question: str
     kind: Kind
     metric: str
-    prediction_time: str
     reading: Reading
-    rules: tuple[Rule, ...]
-    answer: str
+    asks: Literal["stays", "notes"] = "stays"
+    prediction_time: str = ""
+    rules: tuple[Rule, ...] = ()
+    answer: str = ""
     classes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     label_space: str = ""

@@ -1,9 +1,50 @@
 """Tables to numbers, each with its interval; torch is never imported here.
 
-``metrics`` holds one function a metric, ``uncertainty`` the one bootstrap they share.
+``metrics`` holds what is measured on likelihoods. Answers to questions: ``classification`` puts together what ``discrimination``, ``calibration``,
+``decisions`` and ``subgroups`` measure, ``paired`` compares two models, ``recalibration`` corrects probabilities beforehand. ``uncertainty`` holds
+the one bootstrap they all share, ``ranks`` the areas under curves.
 """
 
+from clinpeft.evaluation.calibration import calibration_curve, smooth_calibration_curve
+from clinpeft.evaluation.classification import curves, macro_average, question_of, scored, suppressed, with_question
+from clinpeft.evaluation.decisions import decision_curve, net_benefit, treat_all
+from clinpeft.evaluation.discrimination import Answers, answers, labels_table, main_metric
+from clinpeft.evaluation.meds_evaluation import as_meds
 from clinpeft.evaluation.metrics import difference, mismatch, perplexity
+from clinpeft.evaluation.paired import answers_difference, answers_mismatch, delong
+from clinpeft.evaluation.ranks import auroc, average_precision
+from clinpeft.evaluation.recalibration import recalibrated
+from clinpeft.evaluation.subgroups import subgroup_rows
 from clinpeft.evaluation.uncertainty import Interval, cluster_bootstrap, cluster_sums
 
-__all__ = ["Interval", "cluster_bootstrap", "cluster_sums", "difference", "mismatch", "perplexity"]
+__all__ = [
+    "Answers",
+    "Interval",
+    "answers",
+    "answers_difference",
+    "answers_mismatch",
+    "as_meds",
+    "auroc",
+    "average_precision",
+    "calibration_curve",
+    "cluster_bootstrap",
+    "cluster_sums",
+    "curves",
+    "decision_curve",
+    "delong",
+    "difference",
+    "labels_table",
+    "macro_average",
+    "main_metric",
+    "mismatch",
+    "net_benefit",
+    "perplexity",
+    "question_of",
+    "recalibrated",
+    "scored",
+    "smooth_calibration_curve",
+    "subgroup_rows",
+    "suppressed",
+    "treat_all",
+    "with_question",
+]

@@ -18,7 +18,11 @@ Integers = NDArray[np.int64]
 Statistic = Callable[[Integers], Floats]
 """Counts of shape (resamples, clusters), how often each cluster was drawn, to one number a resample; NaN where it is not defined."""
 
+RowStatistics = Callable[[NDArray[np.int32]], Floats]
+"""Counts of shape (resamples, rows), how often each row was drawn, to several numbers a resample, shape (statistics, resamples)."""
+
 _CELLS_AT_ONCE = 4_000_000  # (resamples, clusters) cells in memory together: 3 arrays of 8 bytes a cell, about 100 MB
+_ROW_CELLS_AT_ONCE = 40_000_000  # (resamples, rows) cells of 4 bytes: 160 MB
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,56 @@ def cluster_bootstrap(clusters: int, statistic: Statistic, *, resamples: int, le
     """
     if clusters < 2:
         return Interval(None, None, level)
-    values = np.concatenate([statistic(counts) for counts in _drawn(clusters, resamples, rng)])
+    return interval(np.concatenate([statistic(counts) for counts in _drawn(clusters, resamples, rng)]), level)
+
+
+def interval(values: Floats, level: float) -> Interval:
+    """The percentile interval of a statistic from its values on the resamples, shape (resamples,); NaN are left out and counted."""
     defined = values[~np.isnan(values)]
-    undefined = resamples - len(defined)
+    undefined = len(values) - len(defined)
     if not len(defined):
         return Interval(None, None, level, undefined)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level, undefined)
+
+
+def row_counts(clusters: Integers, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int32]]:
+    """How often each row is drawn when whole clusters are: all rows of a cluster come together.
+
+    Args:
+        clusters: the cluster (subject) of each row, shape (rows,).
+        resamples: how many.
+        rng: where the draws come from; the same state draws the same clusters as in ``cluster_bootstrap``.
+
+    Yields:
+        Shape (some resamples, rows), the transpose of a contiguous array, until all resamples are drawn.
+    """
+    found, position = np.unique(clusters, return_inverse=True)
+    if not len(found):
+        return
+    at_once = max(1, _ROW_CELLS_AT_ONCE // len(clusters))
+    waiting = resamples
+    while waiting:
+        drawn = [counts.T.astype(np.int32) for counts in _drawn(len(found), min(at_once, waiting), rng)]
+        yield np.concatenate(drawn, axis=1)[position].T
+        waiting -= min(at_once, waiting)
+
+
+def row_bootstrap(clusters: Integers, statistics: RowStatistics, *, resamples: int, level: float, rng: np.random.Generator) -> list[Interval]:
+    """The percentile intervals of several statistics of rows on the same resamples of clusters.
+
+    Args:
+        clusters: the cluster (subject) of each row, shape (rows,).
+        statistics: how often each row was drawn, shape (resamples, rows), to the values, shape (statistics, resamples).
+        resamples, level, rng: as in ``cluster_bootstrap``.
+
+    Returns:
+        One a statistic; without ends where there are fewer than two clusters.
+    """
+    if len(np.unique(clusters)) < 2:
+        return [Interval(None, None, level)] * len(statistics(np.ones((1, len(clusters)), np.int32)))
+    values = np.concatenate([statistics(counts) for counts in row_counts(clusters, resamples, rng)], axis=1)
+    return [interval(one, level) for one in values]
 
 
 def cluster_sums(clusters: NDArray[np.int64], *columns: NDArray[np.generic]) -> Floats:

@@ -64,11 +64,12 @@ class CorpusSpec(Spec):
 
 
 class Fractions(Spec):
-    """Shares of the splits, which sum to 1."""
+    """Shares of the splits, which sum to 1, and the seed of the draw: its own, so that runs with other seeds learn from and ask the same people."""
 
     train: Fraction = 0.7
     tuning: Fraction = 0.1
     held_out: Fraction = 0.2
+    seed: int = 1234
 
     @pydantic.model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -83,6 +84,7 @@ class SplitSpec(Fractions):
     Attributes:
         by: ``subject``; ``note`` only to reproduce the paper, whose people straddle its splits.
         train, tuning, held_out: fractions that sum to 1.
+        seed: of the draw.
     """
 
     by: Literal["subject", "note"] = "subject"
@@ -96,6 +98,7 @@ class CohortSplitSpec(Fractions):
             below are tuning and held out, the rest is training.
         train, tuning, held_out: fractions that sum to 1; of those by group, ``tuning / (train + tuning)`` of the rest where no group is tuning.
         tuning_groups, held_out_groups: groups of stays; no held-out group named: the last in alphabetical order, which for years is the latest.
+        seed: of the draw; with that of an adapter's corpus, nobody the adapter has read is held out.
     """
 
     by: Literal["subject", "year_group", "site"] = "subject"
@@ -114,6 +117,7 @@ class TaskSpec(Spec):
         code_system: of ``icd_coding``; empty: the one that the data uses most.
         min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
         compat: ``core-2021`` reproduces the published builder with its bugs; empty: corrected.
+        several: of ``note_category``, what becomes of a text filed under several categories: its ``rarest`` one is asked, or it is left out (``drop``).
         labels: of ``given``, the question that a file asks: a MEDS label file with ``boolean_value``, or a folder of them, as ACES writes them.
         subject_lists: folder with ``train``, ``tuning`` (or ``val``) and ``held_out`` (or ``test``) lists of subject ids, instead of the hash split.
     """
@@ -124,24 +128,88 @@ class TaskSpec(Spec):
     code_system: Literal["", "icd9", "icd10"] = ""
     min_label_count: Annotated[int, Field(ge=0)] = 0
     compat: Literal["", "core-2021"] = ""
+    several: Literal["rarest", "drop"] = "rarest"
     labels: Path | None = None
     subject_lists: Path | None = None
 
 
-class BaseSpec(Spec):
-    """The frozen model.
+class ModelSpec(Spec):
+    """A pretrained model.
 
     Attributes:
         path: a local folder with config, tokenizer and safetensors.
         max_tokens: the longest sequence given to the model, special tokens included.
-        overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
         precision: of the frozen weights and of the computation; ``auto`` takes bfloat16 where the processor has it, else float32.
     """
 
     path: Path
     max_tokens: Annotated[int, Field(ge=8)] = 512
-    overflow: Literal["window", "truncate"] = "window"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class BaseSpec(ModelSpec):
+    """The frozen model that learns the language of notes.
+
+    Attributes:
+        path, max_tokens, precision: as for every model.
+        overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
+    """
+
+    overflow: Literal["window", "truncate"] = "window"
+
+
+class ReaderSpec(ModelSpec):
+    """The model that reads a question's notes.
+
+    Attributes:
+        path, max_tokens, precision: as for every model.
+        trainable: full fine-tuning of the whole model, in float32; without it every weight of the base stays as it is.
+    """
+
+    trainable: bool = False
+
+
+class ReadingSpec(Spec):
+    """What of a note longer than ``base.max_tokens`` is read.
+
+    Attributes:
+        keep: ``head`` (the paper: the first 128 tokens), ``tail``, ``head-and-tail`` (half each), ``sections`` (whole sections by priority, as many
+            as fit, in the order of the note) or ``windows`` (all of it, window by window, the logits of the windows pooled).
+        sections: heading names, the most important first; sections that are not named come last, in the order of the note.
+        overlap_tokens: between neighbouring windows.
+        max_windows: of one note; what lies behind them is cut, and counted.
+        pool: how the windows' logits become the note's.
+    """
+
+    keep: Literal["head", "tail", "head-and-tail", "sections", "windows"] = "head"
+    sections: tuple[str, ...] = ()
+    overlap_tokens: Annotated[int, Field(ge=0)] = 32
+    max_windows: Annotated[int, Field(ge=1)] = 8
+    pool: Literal["mean", "max"] = "mean"
+
+
+class HeadSpec(Spec):
+    """What answers: one linear layer on a pooled vector, in float32.
+
+    Attributes:
+        pooling: where a sequence's vector is read: ``last`` token, ``cls`` token, ``mean`` of all tokens; ``auto`` takes the family's own.
+        dropout: on the pooled vector, while training.
+    """
+
+    pooling: Literal["auto", "last", "cls", "mean"] = "auto"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class LossSpec(Spec):
+    """What is minimised: cross-entropy over the classes, or binary cross-entropy, averaged over labels, where all that apply are asked.
+
+    Attributes:
+        class_weights: ``balanced`` weighs class k by n / (K n_k), as the paper's code does on one-of-several questions; it wrecks calibration.
+        shuffled_labels: deals the answers of the training and the tuning split out anew; a control, which must end at chance on the held-out split.
+    """
+
+    class_weights: Literal["none", "balanced"] = "none"
+    shuffled_labels: bool = False
 
 
 class AdapterSpec(Spec):
@@ -149,12 +217,16 @@ class AdapterSpec(Spec):
 
     Attributes:
         method: which of the methods below.
-        from_run: the run (id or name) whose adapter is loaded; empty for a new one.
+        from_run: the run (id or name) whose adapter is loaded, ``RUN/NAME`` where it has several; empty for a new one.
         trainable: false freezes it.
+        merged: fold a frozen adapter into the base before anything else is attached.
+        active: false leaves it out of the forward pass, as the published code did with its second adapter; for comparison only.
     """
 
     from_run: str = ""
     trainable: bool = True
+    merged: bool = False
+    active: bool = True
 
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -248,30 +320,26 @@ class PTuningSpec(AdapterSpec):
 AnyAdapterSpec = Annotated[LoraSpec | Ia3Spec | AdaptionPromptSpec | PrefixSpec | PromptSpec | PTuningSpec, Field(discriminator="method")]
 
 
-class TrainingSpec(Spec):
-    """How the adapters are trained.
+class OptimisationSpec(Spec):
+    """How anything is trained.
 
     Attributes:
-        objective: a key of ``training.OBJECTIVES``; ``auto`` takes the family's own (causal for decoders, masked for encoders).
         learning_rate: peak of the schedule.
         epochs: passes over the training split.
         max_steps: an upper bound on optimiser steps; 0 for none.
-        batch_tokens: tokens per optimiser step, over all micro-batches and processes.
         micro_batch_tokens: tokens per forward pass; changes memory and speed, not the result.
         warmup_fraction: share of the steps over which the learning rate rises linearly.
         schedule: after the warm-up.
         weight_decay: AdamW's, on all trained parameters.
         clip_norm: largest gradient norm.
-        evaluations: how often in the run the tuning perplexity is measured, evenly spaced.
+        evaluations: how often in the run the tuning split is measured, evenly spaced.
         patience: stop after so many evaluations without improvement; 0 never stops early.
         checkpoints: how often in the run a checkpoint is written, evenly spaced.
     """
 
-    objective: Literal["auto", "causal-lm", "masked-lm"] = "auto"
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Annotated[int, Field(ge=0)] = 0
-    batch_tokens: Count = 8192
     micro_batch_tokens: Count = 4096
     warmup_fraction: Fraction = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -280,6 +348,36 @@ class TrainingSpec(Spec):
     evaluations: Annotated[int, Field(ge=1)] = 4
     patience: Annotated[int, Field(ge=0)] = 0
     checkpoints: Annotated[int, Field(ge=1)] = 10
+
+
+class TrainingSpec(OptimisationSpec):
+    """How an adapter learns language.
+
+    Attributes:
+        objective: a key of ``training.OBJECTIVES``; ``auto`` takes the family's own (causal for decoders, masked for encoders).
+        batch_tokens: tokens per optimiser step, over all micro-batches and processes.
+    """
+
+    objective: Literal["auto", "causal-lm", "masked-lm"] = "auto"
+    batch_tokens: Count = 8192
+
+
+class ClassifierTrainingSpec(OptimisationSpec):
+    """How head and adapters learn to answer.
+
+    Attributes:
+        learning_rate: peak of the schedule, of the adapters, or of the model where it is trainable.
+        head_learning_rate: of the head; 0: the same.
+        epochs: passes over the training split.
+        batch_notes: notes per optimiser step, over all micro-batches and processes.
+        select_by: the weights that are kept are the best on the tuning split by its ``loss`` or by the question's ``metric``; ``last`` keeps the last.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    head_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    batch_notes: Count = 16
+    select_by: Literal["loss", "metric", "last"] = "loss"
 
 
 class EvaluationSpec(Spec):
@@ -294,6 +392,31 @@ class EvaluationSpec(Spec):
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     max_notes: Annotated[int, Field(ge=0)] = 0
+
+
+class ScoringSpec(Spec):
+    """How answers are scored.
+
+    Attributes:
+        resamples: bootstrap resamples of subjects.
+        level: of the interval.
+        compat: ``clinical-peft`` also gives the AUROC of the paper's code (arXiv 2307.03042: softmax over all labels, labels of one class only
+            skipped, one-vs-one where there are several classes).
+        recalibration: fitted on the tuning split and applied to the probabilities of all.
+        min_positives: labels with fewer held-out positives are left out of macro averages, and counted.
+        smallest_cell: groups of fewer subjects are not told apart.
+        subgroups: whether results are also given by age, sex, race and so on.
+        baselines: whether the trivial baselines are trained and scored beside.
+    """
+
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    compat: Literal["", "clinical-peft"] = ""
+    recalibration: Literal["none", "temperature", "isotonic"] = "none"
+    min_positives: Count = 1
+    smallest_cell: Annotated[int, Field(ge=1)] = 10
+    subgroups: bool = True
+    baselines: bool = True
 
 
 class Recipe(Spec):
@@ -331,4 +454,23 @@ class CohortRecipe(Recipe):
     split: CohortSplitSpec = CohortSplitSpec()
 
 
-RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "cohort": CohortRecipe}
+class ClassifyRecipe(Recipe):
+    """A clinical question answered from notes: a base, a stack of adapters, a head.
+
+    No adapter trains the head alone. ``more_tasks`` are asked of the same adapters at the same time, each with a head of its own.
+    """
+
+    kind: Literal["classify"]
+    task: TaskSpec
+    more_tasks: tuple[TaskSpec, ...] = ()
+    split: CohortSplitSpec = CohortSplitSpec()
+    base: ReaderSpec
+    reading: ReadingSpec = ReadingSpec()
+    adapters: tuple[AnyAdapterSpec, ...] = ()
+    head: HeadSpec = HeadSpec()
+    loss: LossSpec = LossSpec()
+    training: ClassifierTrainingSpec = ClassifierTrainingSpec()
+    evaluation: ScoringSpec = ScoringSpec()
+
+
+RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "classify": ClassifyRecipe, "cohort": CohortRecipe}

@@ -5,10 +5,10 @@ other, ``storage`` keeps files whole and one process at a time. No clock is read
 """
 
 from clinpeft.registry.comparison import Comparison, Difference, compare
-from clinpeft.registry.folder import Run, append, fail, identity, likelihoods, open_run, read, record, update
+from clinpeft.registry.folder import Run, append, fail, identity, likelihoods, open_run, read, record, table, update
 from clinpeft.registry.index import Listing, find, list_runs
 from clinpeft.registry.schema import Hardware, Hashes, Problem, RunRecord
-from clinpeft.registry.storage import write_atomically
+from clinpeft.registry.storage import replaced, write_atomically
 
 __all__ = [
     "Comparison",
@@ -29,6 +29,8 @@ __all__ = [
     "open_run",
     "read",
     "record",
+    "replaced",
+    "table",
     "update",
     "write_atomically",
 ]

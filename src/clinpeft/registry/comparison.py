@@ -1,4 +1,4 @@
-"""Two runs side by side: what was asked differently, and whether their perplexities may be compared."""
+"""Two runs side by side: what was asked differently, and whether what they measured may be compared."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Comparison:
     Attributes:
         first, second: the runs.
         differences: what was asked or stood on differently, in the order of the recipe.
-        incomparable: why their perplexities say nothing about each other; empty when nothing in the records speaks against it. Whether as many
-            tokens of the same notes were scored is for ``evaluation.mismatch``, which reads their likelihoods.
+        incomparable: why their numbers say nothing about each other; empty when nothing in the records speaks against it. Whether as many tokens of
+            the same notes were scored, or the same stays were asked, is for ``evaluation``, which reads what they wrote.
     """
 
     first: Run
@@ -59,9 +59,12 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _incomparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """A perplexity is per token: it takes the same text, cut into the same tokens."""
+    """Answers take the same question. A perplexity is per token: it takes the same text, cut into the same tokens."""
     if one["kind"] != other["kind"]:
         return f"one run is of kind {one['kind']}, the other of kind {other['kind']}"
+    if "task.name" in one:
+        names = (one["task.name"], other["task.name"])
+        return "" if names[0] == names[1] else f"one run answers {names[0]}, the other {names[1]}"
     if any(one.get(key) != other.get(key) for key in ("corpus.deidentification", "hashes.corpus_policy")):
         return "the text was cleaned differently, so the notes are not the same text"
     key = "hashes.tokenizer" if one.get("hashes.tokenizer") and other.get("hashes.tokenizer") else "hashes.base"

@@ -172,7 +172,14 @@ def update(run: Run, **facts: Any) -> Run:
 
 
 def record(
-    run: Run, *, results: pa.Table, attrition: Sequence[Attrition], likelihoods: Mapping[str, pa.Table], finished: datetime, **facts: Any
+    run: Run,
+    *,
+    results: pa.Table,
+    attrition: Sequence[Attrition],
+    finished: datetime,
+    likelihoods: Mapping[str, pa.Table] | None = None,
+    tables: Mapping[str, pa.Table] | None = None,
+    **facts: Any,
 ) -> Run:
     """The run ended well: its tables first, and last of all ``run.json``, so that a run that says finished has everything.
 
@@ -180,8 +187,9 @@ def record(
         run: the run.
         results: of schema ``tables.RESULT``.
         attrition: every step, in order.
-        likelihoods: model state (``base``, ``adapted`` ...) -> table of schema ``tables.LIKELIHOOD``.
         finished: the time.
+        likelihoods: model state (``base``, ``adapted`` ...) -> table of schema ``tables.LIKELIHOOD``.
+        tables: file name without ending -> what is written as it is, metadata included: predictions, curves, results by label.
         facts: fields of ``RunRecord`` known only now.
 
     Raises:
@@ -190,10 +198,18 @@ def record(
     rows = [{name: _known(value) for name, value in row.items()} for row in results.select(RESULT.names).to_pylist()]
     write_atomically(run.folder / METRICS, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     write_atomically(run.folder / ATTRITION, json.dumps([step.as_json() for step in attrition], indent=1, ensure_ascii=False) + "\n")
-    with replaced(run.folder / LIKELIHOODS) as path, pq.ParquetWriter(path, STORED_LIKELIHOOD, compression="zstd") as writer:
+    if likelihoods is not None:
+        _write_likelihoods(run.folder / LIKELIHOODS, likelihoods)
+    for name, table in (tables or {}).items():
+        with replaced(run.folder / f"{name}.parquet") as path:
+            pq.write_table(table, path, compression="zstd")
+    return update(run, state="finished", finished=finished, error=None, **facts)
+
+
+def _write_likelihoods(target: Path, likelihoods: Mapping[str, pa.Table]) -> None:
+    with replaced(target) as path, pq.ParquetWriter(path, STORED_LIKELIHOOD, compression="zstd") as writer:
         for state, table in likelihoods.items():
             writer.write_table(table.append_column(STORED_LIKELIHOOD.field("state"), pa.repeat(state, len(table))).cast(STORED_LIKELIHOOD))
-    return update(run, state="finished", finished=finished, error=None, **facts)
 
 
 def fail(run: Run, error: BaseException, finished: datetime, **facts: Any) -> Run:
@@ -223,6 +239,21 @@ def likelihoods(run: Run, state: str) -> pa.Table:
         raise InputError(f"run {run.id} has no likelihoods", place=str(path), way_out="take a run that has finished") from error
     except (OSError, pa.ArrowException) as error:
         raise _corrupt(path, "not a table of likelihoods") from error
+
+
+def table(run: Run, name: str) -> pa.Table:
+    """A table that ``record`` was given under this name: ``predictions``, ``curves`` ...
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = run.folder / f"{name}.parquet"
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError as error:
+        raise InputError(f"run {run.id} has no {name}", place=str(path), way_out="take a run that has finished, of a kind that has them") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _corrupt(path, f"not a table of {name}") from error
 
 
 def _problem(error: BaseException) -> Problem:

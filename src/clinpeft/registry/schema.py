@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -21,12 +21,14 @@ class Hashes(Spec):
         source: SHA-256 over what was read.
         base: SHA-256 over the base model's files.
         tokenizer: SHA-256 over the tokenizer's files; two runs with the same one cut the same text into the same tokens.
+        adapters: run an adapter came from -> SHA-256 of its weights.
         corpus_policy: version of the cleaning and deduplication, raised when they change their output.
     """
 
     source: str | None = None
     base: str | None = None
     tokenizer: str | None = None
+    adapters: dict[str, str] = Field(default_factory=dict)
     corpus_policy: str | None = None
 
 
@@ -76,6 +78,8 @@ class RunRecord(Spec):
         tokens_seen: tokens that training has gone through, padding apart.
         training_seconds: in the training loop, over all attempts.
         total_seconds: from the first room to the last, over all attempts.
+        liveness: the proof that each adapter did what was intended (``adapters.Liveness``).
+        baselines_seconds, features_seconds: spent on trivial baselines, and on reading what is remembered of the notes, where that was done here.
         notices: what the user should know: an option that was cut to what the base has, a split that is empty.
         error: why the run stopped, for one that failed or was interrupted.
     """
@@ -102,5 +106,8 @@ class RunRecord(Spec):
     tokens_seen: Count | None = None
     training_seconds: Seconds | None = None
     total_seconds: Seconds | None = None
+    liveness: dict[str, Any] | None = None
+    baselines_seconds: Seconds | None = None
+    features_seconds: Seconds | None = None
     notices: tuple[str, ...] = ()
     error: Problem | None = None

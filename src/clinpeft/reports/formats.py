@@ -17,6 +17,16 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 999.95 else f"{value:,.0f}"
 
 
+def score(value: float) -> str:
+    """``0.6680``: an AUROC as the papers print it, with a digit more than its interval bears."""
+    return f"{value:.4f}"
+
+
+def probability(value: float) -> str:
+    """``0.012``, and ``<0.001`` below: a p-value is never 0."""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
 def share(fraction: float) -> str:
     """A fraction as percent without the leading zero, as the paper prints it: ``.12%``; below 0.01 % with two significant digits: ``.00091%``."""
     percent = 100 * fraction

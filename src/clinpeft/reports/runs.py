@@ -1,79 +1,35 @@
-"""The tables about runs: what one is, what all are, two side by side, and the paper's Table 2."""
+"""The tables about runs: what one is, what all are, two side by side."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.recipe import AdaptRecipe, Recipe
+from clinpeft.recipe import ClassifyRecipe
 from clinpeft.registry import Comparison, Listing, Run
+from clinpeft.reports.facts import (
+    MINUS,
+    MODEL,
+    SUBGROUP,
+    TEST,
+    TFIDF,
+    TRAIN,
+    Key,
+    adapters,
+    base_name,
+    estimates,
+    liveness,
+    main_metric,
+    tasks,
+    tokens_a_second,
+)
 from clinpeft.reports.formats import MISSING, count, duration, number, share
+from clinpeft.reports.scores import scores_table, subgroups_table
 from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
 from clinpeft.tables import Attrition
-
-Key = tuple[str, str, str]  # name, split, group
-
-TRAIN, TEST = "train", "held_out"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cell of a grid, for a table of results.
-
-    Attributes:
-        name: its row's.
-        run: None where there is none, because the cell failed before one was opened.
-        problem: why there is none.
-        published: what was printed for it: ``trained``, ``share``, ``train_perplexity``, ``test_perplexity``, ``time``.
-    """
-
-    name: str
-    run: Run | None
-    problem: str = ""
-    published: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
-
-
-_MEASURED = (
-    Column("method", is_text=True),
-    Column("trained", count),
-    Column("share", share),
-    Column("train perplexity"),
-    Column("test perplexity", is_estimate=True),
-    Column("time", duration),
-    Column("tokens/s", count),
-)
-
-_PUBLISHED = {
-    "trained": Column("published trained", count, under="trained"),
-    "share": Column("published share", share, under="share"),
-    "train_perplexity": Column("published train perplexity", under="train perplexity"),
-    "test_perplexity": Column("published test perplexity", under="test perplexity"),
-    "time": Column("published time", duration, under="time"),
-}
-
-_REMARK = Column("remark", is_text=True, under="method")
-
-
-def adaptation_table(entries: Sequence[Entry], title: str, notes: Sequence[str] = ()) -> Table:
-    """Table 2 of the paper (arXiv 2307.03042): a row a cell with trained parameters, share, perplexities and time, beside the published values.
-
-    Above the cells stand what they must beat: the unigram model, where a run measured one, and each base model as it comes. A cell that failed,
-    or has not ended, says so in its row.
-    """
-    runs = [entry.run for entry in entries if entry.run is not None]
-    above = [*_baselines(runs, "unigram", None, lambda _: "unigram model"), *_baselines(runs, "base", 0, lambda run: f"{_base(run)}, not adapted")]
-    published = [key for key in _PUBLISHED if any(key in entry.published for entry in entries)]
-    rows = [(*row, *(None for _ in published), "") for row in above]
-    rows += [(*_measured(entry), *(entry.published.get(key) for key in published), _remark(entry)) for entry in entries]
-    columns = (*_MEASURED, *(_PUBLISHED[key] for key in published), _REMARK)
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return Table(title, columns, tuple(rows), (*_reading_notes(runs), *notes))
 
 
 def run_summary(run: Run) -> Table:
@@ -83,8 +39,13 @@ def run_summary(run: Run) -> Table:
 
 
 def run_results(run: Run) -> Table:
-    """Every number of one run, with its interval and what it counts."""
-    return _results(f"Results of run {run.id}", run.results)
+    """Every number of one run, with its interval and what it counts; the subgroups of a question are in ``run_subgroups``."""
+    return scores_table(run.results, f"Results of run {run.id}")
+
+
+def run_subgroups(run: Run) -> Table:
+    """The numbers of one run by sex, age band and so on; without rows where none were measured."""
+    return subgroups_table(run.results, f"Subgroups of run {run.id}")
 
 
 def run_attrition(run: Run) -> Table:
@@ -102,76 +63,48 @@ def attrition_table(title: str, steps: Sequence[Attrition]) -> Table:
 def runs_list(listing: Listing) -> Table:
     """All runs of a home, oldest first, and what of it could not be read."""
     words = [Column(title, is_text=True, is_unbroken=title == "id") for title in ("id", "name", "kind", "state", "created", "base", "adapters")]
-    numbers = [Column("trained", count), Column("test perplexity"), Column("time", duration)]
+    numbers = [Column("trained", count), Column("held out", is_text=True), Column("time", duration)]
     rows: list[tuple[Value, ...]] = [_listed(run) for run in listing.runs]
-    rows += [(Path(error.place).parent.name, "", "", "unreadable", *(None for _ in range(6))) for error in listing.unreadable]
+    rows += [(Path(error.place).parent.name, "", "", "unreadable", "", "", "", None, "", None) for error in listing.unreadable]
     notes = tuple(f"{error.place}: {error.problem}" for error in listing.unreadable)
     return Table("Runs", (*words, *numbers), tuple(rows), notes)
 
 
 def comparison(found: Comparison, paired: pa.Table | None = None, reason: str = "") -> tuple[Table, ...]:
-    """Two runs side by side: what differs between them, their results, and the paired ratio of their perplexities.
+    """Two runs side by side: what differs between them, their results, and the paired comparison: of perplexities their ratio, of answers the
+    differences of their metrics.
+
+    Of two runs that answer questions only what both measured is shown, and no subgroups.
 
     Args:
         found: as ``registry.compare`` gives it.
-        paired: ``evaluation.difference`` of their likelihoods, of schema ``tables.RESULT``; None where they cannot be compared.
-        reason: why they cannot, when not ``found`` but their likelihoods show it.
+        paired: of schema ``tables.RESULT``, from their likelihoods or their predictions; None where they cannot be compared.
+        reason: why they cannot, when not ``found`` but their likelihoods or predictions show it.
     """
-    ids = (found.first.id, found.second.id)
-    asked = tuple((d.key, *(MISSING if value is None else str(value) for value in (d.first, d.second))) for d in found.differences)
-    differences = Table("What differs", (Column("key", is_text=True), *(Column(name, is_text=True) for name in ids)), asked)
-    first, second = _estimates(found.first), _estimates(found.second)
-    keys = [*first, *(key for key in second if key not in first)]
-    rows = tuple((name, split, group, first.get((name, split, group)), second.get((name, split, group))) for name, split, group in keys)
-    words = [Column(title, is_text=True) for title in ("metric", "split", "model")]
+    answers = all(isinstance(run.recipe, ClassifyRecipe) for run in (found.first, found.second))
     why = found.incomparable or reason
-    notes = (f"Not comparable on perplexity: {why}.",) if why else ()
-    results = Table("Results", (*words, *(Column(name, is_estimate=True) for name in ids)), rows, notes)
-    return (differences, results) if paired is None else (differences, results, _results("Paired, on the same tokens", paired))
+    notes = [f"Not comparable{'' if answers else ' on perplexity'}: {why}."] if why else []
+    tables = (_differences(found), _side_by_side(found, answers, notes))
+    title = "Paired, on the same stays" if answers else "Paired, on the same tokens"
+    return tables if paired is None else (*tables, scores_table(paired, title))
 
 
-def _results(title: str, results: pa.Table) -> Table:
-    words = [Column(title, is_text=True) for title in ("metric", "split", "model")]
-    numbers = [Column("value", number, is_estimate=True), Column("n", count), Column("subjects", count), Column("events", count)]
-    rows = tuple((r["name"], r["split"], r["group"], _estimate(r), r["n"], r["n_subjects"], r["n_events"]) for r in results.to_pylist())
-    notes = dict.fromkeys(f"{r['name']}: {r['definition']}." for r in results.to_pylist())
-    return Table(title, (*words, *numbers), rows, tuple(notes))
+def _differences(found: Comparison) -> Table:
+    asked = tuple((d.key, *(MISSING if value is None else str(value) for value in (d.first, d.second))) for d in found.differences)
+    return Table("What differs", (Column("key", is_text=True), *(Column(run.id, is_text=True) for run in (found.first, found.second))), asked)
 
 
-def _measured(entry: Entry) -> tuple[Value, ...]:
-    if entry.run is None:
-        return (entry.name, *(None for _ in _MEASURED[1:]))
-    record, found = entry.run.record, _estimates(entry.run)
-    train, test = found.get(("perplexity", TRAIN, "adapted")), found.get(("perplexity", TEST, "adapted"))
-    return (entry.name, record.trained_parameters, record.share, _value(train), test, record.training_seconds, _tokens_a_second(entry.run))
-
-
-def _baselines(runs: Sequence[Run], group: str, trained: int | None, name: Callable[[Run], str]) -> list[tuple[Value, ...]]:
-    """One row for each different measurement of a model that was not adapted."""
-    rows = []
-    for run in runs:
-        found = _estimates(run)
-        train, test = found.get(("perplexity", TRAIN, group)), found.get(("perplexity", TEST, group))
-        if train or test:
-            rows.append((name(run), trained, None if trained is None else 0.0, _value(train), test, None, None))
-    shown = {(row[0], row[3], _value(row[4])): row for row in reversed(rows)}  # the first of each; intervals of equal values differ by chance
-    return list(reversed(shown.values()))
-
-
-def _remark(entry: Entry) -> str:
-    if entry.run is None:
-        return f"failed: {entry.problem}" if entry.problem else "no run"
-    if entry.run.state == "finished":
-        return ""
-    error = entry.run.record.error
-    return f"{entry.run.state}: {error.problem}" if error and error.problem else entry.run.state
-
-
-def _reading_notes(runs: Sequence[Run]) -> Iterator[str]:
-    """How to read the perplexities, from the rows themselves."""
-    levels = sorted({row["level"] for run in runs for row in run.results.to_pylist() if row["level"] is not None})
-    interval = f"; in brackets the {' and '.join(f'{100 * level:g}' for level in levels)} % interval, subjects resampled" if levels else ""
-    yield f"Perplexity per token over all scored tokens; train is split {TRAIN}, test is split {TEST}{interval}."
+def _side_by_side(found: Comparison, answers: bool, notes: list[str]) -> Table:
+    first, second = estimates(found.first), estimates(found.second)
+    keys = list(dict.fromkeys([*first, *second]))
+    shown = [key for key in keys if not answers or (key in first and key in second and SUBGROUP not in key.group)]
+    left_out = len([key for key in keys if (key in first) != (key in second) and key not in shown])
+    notes = [*notes, *([f"Not shown, since only one of the two has them: {left_out} number{'s' * (left_out > 1)}."] if left_out else [])]
+    words = ("metric", "task", "split", "model") if answers else ("metric", "split", "model")
+    named = [(key.name, key.task, key.split, key.group) if answers else (key.name, key.split, key.group) for key in shown]
+    rows = tuple((*texts, first.get(key), second.get(key)) for texts, key in zip(named, shown, strict=True))
+    numbers = (Column(run.id, is_estimate=True) for run in (found.first, found.second))
+    return Table("Results", (*(Column(title, is_text=True) for title in words), *numbers), rows, tuple(notes))
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -181,12 +114,15 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "error", record.error.problem
         yield "where", record.error.place
         yield "way out", record.error.way_out
-    yield from (("source", run.recipe.source.name), ("base", _base(run)), ("adapters", _adapters(run.recipe)))
+    yield from (("source", run.recipe.source.name), ("base", base_name(run.recipe)), ("adapters", adapters(run.recipe)))
     yield from (("trained", _trained(run)), ("precision", record.precision_reason or record.precision or ""))
-    yield from _perplexities(_estimates(run))
+    yield from _answers(run)
+    yield from _perplexities(estimates(run))
     yield "tokens seen", _shown(record.tokens_seen, count)
     yield "training time", _shown(record.training_seconds, duration)
-    yield "tokens/s", _shown(_tokens_a_second(run), count)
+    yield "tokens/s", _shown(tokens_a_second(run), count)
+    yield "time for features", _shown(record.features_seconds, duration)
+    yield "time for baselines", _shown(record.baselines_seconds, duration)
     yield "total time", _shown(record.total_seconds, duration)
     yield "hardware", f"{record.hardware.devices} x {record.hardware.device}" if record.hardware else ""
     yield "created", f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
@@ -194,11 +130,25 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "folder", str(run.folder)
 
 
+def _answers(run: Run) -> Iterator[tuple[str, str]]:
+    """A line a question: ``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801 (0.779–0.822), difference 0.011 (-0.004–0.026)``."""
+    found = estimates(run)
+    yield "tasks", ", ".join(tasks(run.recipe))
+    yield "liveness", liveness(run.record.liveness)
+    for task in tasks(run.recipe):
+        metric = main_metric(found, task) or ""
+        against, difference = found.get(Key(metric, TEST, TFIDF, task)), found.get(Key(f"{metric}_difference", TEST, f"{MODEL}{MINUS}{TFIDF}", task))
+        parts = [f"{metric} {_shown(found.get(Key(metric, TEST, MODEL, task)), number)}"] if metric else []
+        parts += [f"{TFIDF} {_shown(against, number)}"] if against else []
+        parts += [f"difference {_shown(difference, number)}"] if difference else []
+        yield f"{task}, held out", "; ".join(parts)
+
+
 def _perplexities(found: Mapping[Key, Estimate]) -> Iterator[tuple[str, str]]:
     """``14.214 before, 9.810 (9.512–10.103) after, 0.690 (0.672–0.709) times``, a line a split."""
     for split, word in ((TRAIN, "train"), ("tuning", "tuning"), (TEST, "test")):
         before, after, times = (
-            found.get((name, split, group))
+            found.get(Key(name, split, group))
             for name, group in (("perplexity", "base"), ("perplexity", "adapted"), ("perplexity_ratio", "adapted / base"))
         )
         parts = [(_shown(before, number), "before"), (_shown(after, number), "after"), (_shown(times, number), "times")]
@@ -208,9 +158,17 @@ def _perplexities(found: Mapping[Key, Estimate]) -> Iterator[tuple[str, str]]:
 def _listed(run: Run) -> tuple[Value, ...]:
     record = run.record
     created = f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M}"
-    words = (run.id, record.name, record.kind, run.state, created, _base(run), _adapters(run.recipe))
-    test = _estimates(run).get(("perplexity", TEST, "adapted"))
-    return (*words, record.trained_parameters, _value(test), record.training_seconds)
+    words = (run.id, record.name, record.kind, run.state, created, base_name(run.recipe), adapters(run.recipe))
+    return (*words, record.trained_parameters, _held_out(run), record.training_seconds)
+
+
+def _held_out(run: Run) -> str:
+    """``perplexity 9.000``, or the main metric of each question: ``auroc 0.812 (mortality)``."""
+    found = estimates(run)
+    perplexity = found.get(Key("perplexity", TEST, "adapted"))
+    metrics = ((task, main_metric(found, task)) for task in tasks(run.recipe))
+    words = [f"{metric} {printed(found[Key(metric, TEST, MODEL, task)].value, number)} ({task})" for task, metric in metrics if metric]
+    return ", ".join([*([f"perplexity {printed(perplexity.value, number)}"] if perplexity else []), *words])
 
 
 def _counted(entered: int, dropped: Mapping[str, int], kept: int) -> Iterator[tuple[str, int]]:
@@ -219,39 +177,12 @@ def _counted(entered: int, dropped: Mapping[str, int], kept: int) -> Iterator[tu
     yield "kept", kept
 
 
-def _base(run: Run) -> str:
-    return run.recipe.base.path.name if isinstance(run.recipe, AdaptRecipe) else ""
-
-
-def _adapters(recipe: Recipe) -> str:
-    """``lora (frozen) + prefix``."""
-    specs = recipe.adapters if isinstance(recipe, AdaptRecipe) else ()
-    return " + ".join(spec.method + ("" if spec.trainable else " (frozen)") for spec in specs)
-
-
 def _trained(run: Run) -> str:
     record = run.record
     if record.trained_parameters is None:
         return ""
     of = f" of {count(record.base_parameters)}" if record.base_parameters else ""
     return f"{count(record.trained_parameters)}{of} parameters" + (f" ({share(record.share)})" if record.share is not None else "")
-
-
-def _tokens_a_second(run: Run) -> float | None:
-    tokens, seconds = run.record.tokens_seen, run.record.training_seconds
-    return tokens / seconds if tokens is not None and seconds else None
-
-
-def _estimates(run: Run) -> dict[Key, Estimate]:
-    return {(row["name"], row["split"], row["group"] or ""): _estimate(row) for row in run.results.to_pylist()}
-
-
-def _estimate(row: Mapping[str, float | None]) -> Estimate:
-    return Estimate(row["value"], row["low"], row["high"])
-
-
-def _value(estimate: Value) -> float | None:
-    return estimate.value if isinstance(estimate, Estimate) else None
 
 
 def _shown(value: Value, show: Callable[[float], str]) -> str:

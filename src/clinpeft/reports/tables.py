@@ -41,6 +41,7 @@ class Column:
         is_estimate: holds ``Estimate`` cells; three columns in CSV.
         is_unbroken: on a terminal, never goes on in the next line: for what is copied from it.
         under: title of the column that it stands beside; a terminal, which has no room for that, shows its values under those, in brackets.
+        mark: what a terminal says before such a value, so that several can stand under one column.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Column:
     is_estimate: bool = False
     is_unbroken: bool = False
     under: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,17 @@ def plain(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> Table:
 
 def as_terminal(table: Table) -> rich.table.Table:
     """For a terminal; no cell is read as markup, and where there is no room a cell goes on in the next line: no digit is lost."""
-    lower = {column.under: at for at, column in enumerate(table.columns) if column.under}
+    lower = [(at, column) for at, column in enumerate(table.columns) if column.under]
     upper = [(at, column) for at, column in enumerate(table.columns) if not column.under]
-    notes = [*table.notes, *([f"In square brackets: {', '.join(table.columns[at].title for at in lower.values())}."] if lower else [])]
+    unmarked = [column.title for _, column in lower if not column.mark]
+    notes = [*table.notes, *([f"In square brackets: {', '.join(unmarked)}."] if unmarked else [])]
     shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", title_justify="left")
     shown.title, shown.caption = rich.text.Text(table.title), rich.text.Text("\n".join(notes))
     for _, column in upper:
         shown.add_column(rich.text.Text(column.title), justify="left" if column.is_text else "right", overflow="fold", no_wrap=column.is_unbroken)
     for row in table.texts:
-        below = {title: f"\n[{row[at]}]" for title, at in lower.items() if row[at] not in ("", MISSING)}
-        shown.add_row(*(rich.text.Text(row[at] + below.get(column.title, "")) for at, column in upper))
+        below = [(column.under, f"\n[{column.mark}{row[at]}]") for at, column in lower if row[at] not in ("", MISSING)]
+        shown.add_row(*(rich.text.Text(row[at] + "".join(text for title, text in below if title == column.title)) for at, column in upper))
     return shown
 
 

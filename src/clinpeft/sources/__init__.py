@@ -23,10 +23,11 @@ import pyarrow as pa
 from clinpeft.errors import RecipeError, SourceError
 from clinpeft.recipe import SourceSpec
 from clinpeft.sources import files, mimic, stream, synthetic
+from clinpeft.sources.files import column_names
 from clinpeft.sources.stream import Lost, Row
 from clinpeft.tables import NOTE, Attrition
 
-__all__ = ["SOURCES", "Source", "fingerprint", "read"]
+__all__ = ["SOURCES", "Source", "column_names", "fingerprint", "read"]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,17 @@ def _refuse_twins(paths: Sequence[Path]) -> None:
             raise SourceError(f"two files are called {stem!r}", place=str(path.parent), way_out=way_out)
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of one file, or of the first of a folder.
+
+    Raises:
+        SourceError: the file is missing, empty, damaged or of no known format.
+    """
+    first = files(SourceSpec(name="files", path=path))[0]
+    _opened(first, {})  # refuses what has no known format
+    return _NAMES[_format(first)](first)
+
+
 def _checked(columns: Mapping[str, str]) -> dict[str, str]:
     unknown = sorted(set(columns) - set(NOTE.names))
     if unknown:
@@ -235,3 +246,11 @@ FORMATS: dict[str, Callable[[Path, Mapping[str, str]], Opened]] = {
     ".parquet": _read_parquet,
 }
 """How the files of each ending are opened: path and columns (ours -> theirs) -> rows in the order of the columns."""
+
+_NAMES: dict[str, Callable[[Path], list[str]]] = {
+    ".csv": lambda path: delimited.sheet(path, ",").header,
+    ".tsv": lambda path: delimited.sheet(path, "\t").header,
+    ".jsonl": lambda path: list(_object(next(delimited.lines(path))) or {}),
+    ".ndjson": lambda path: list(_object(next(delimited.lines(path))) or {}),
+    ".parquet": lambda path: list(pq.read_schema(path).names),
+}

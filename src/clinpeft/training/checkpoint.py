@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from clinpeft.errors import StorageError
+from clinpeft.errors import InputError, StorageError
 
 KEPT = 2
 Tensors = Mapping[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    best_perplexity: float | None = None
+    best: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -68,6 +68,23 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None:
+    """Put tensors into the parameters of the same names.
+
+    Raises:
+        InputError: they are not exactly these parameters'.
+    """
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != wanted:
+        differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        problem = f"{len(differing)} tensors are missing, left over or of another shape, such as {differing[0]}"
+        raise InputError(problem, place="checkpoint", way_out="use a checkpoint of the same recipe")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], Progress] | None:

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft import tokens
-from clinpeft.adapters import Stack
 from clinpeft.tables import LIKELIHOOD
 from clinpeft.tokens import Ints
 from clinpeft.training.objectives import IGNORED, Forward, Lesson, score
@@ -27,9 +26,8 @@ def likelihoods(forward: Forward, lesson: Lesson, windows: Ints, micro_batch_tok
     return _by_note(lesson, windows, targets, summed)
 
 
-def perplexity_of(forward: Forward, stack: Stack, lesson: Lesson, windows: Ints, micro_batch_tokens: int, crew: Accelerator) -> float:
-    """exp of the mean negative log-likelihood a token, over all given windows."""
-    stack.model.eval()
+def perplexity_of(forward: Forward, lesson: Lesson, windows: Ints, micro_batch_tokens: int, crew: Accelerator) -> float:
+    """exp of the mean negative log-likelihood a token, over all given windows. The caller sets eval mode."""
     targets, summed = _per_window(forward, lesson, windows, micro_batch_tokens, crew)
     return float(np.exp(summed.sum() / max(targets.sum(), 1.0)))
 

@@ -1,7 +1,8 @@
-"""The one training loop: steps of a fixed number of tokens, over micro-batches and processes, with the loss divided once.
+"""The one training loop: steps of items, over micro-batches and processes, with the loss divided once.
 
-Gradients are sums over tokens, so 8 micro-batches of 1 window give the gradient of 1 micro-batch of 8, and two processes that of one. Only
-adapters are trained, a few megabytes, so that processes add their gradients up in one reduction a step instead of behind a wrapper's hooks.
+What is learned is a ``Course``: parameters, the items of every step, and how a step becomes gradients; the loop knows nothing else of it. Gradients
+are sums, so 8 micro-batches of 1 item give the gradient of 1 micro-batch of 8, and two processes that of one. What is trained is small, so that
+processes add their gradients up in one reduction a step instead of behind a wrapper's hooks.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,25 +21,58 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from clinpeft import tokens
-from clinpeft.adapters import Stack
 from clinpeft.errors import InputError, InterruptedRun, TrainingError
-from clinpeft.recipe import TrainingSpec
+from clinpeft.recipe import OptimisationSpec
 from clinpeft.tokens import Ints
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import Progress
-from clinpeft.training.likelihood import perplexity_of
-from clinpeft.training.objectives import Forward, Lesson, score
 
 Crew: TypeAlias = Accelerator
 """The processes that share a run."""
+
+Parameters = Mapping[str, torch.nn.Parameter]
 
 STEPS_BEFORE_THE_MOVED_CHECK = 3
 
 
 @dataclass(frozen=True)
+class Sums:
+    """A loss that can be added up: summed over what it was asked of (a scalar with its gradient), and how much that was."""
+
+    loss: torch.Tensor
+    targets: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is learned, as the loop sees it.
+
+    Attributes:
+        parameters: name -> what is trained, in float32.
+        epoch: number from 0 -> the items of each of its steps; the same number gives the same steps.
+        tokens: items -> how many tokens they are.
+        backward: (items, step) -> adds this process's share of the gradient of the summed loss to the parameters; gives summed loss and targets.
+        mode: True: dropout on; False: off.
+        measure: the tuning split, name -> number; None where there is none.
+        best_by: the measurement by which the best weights are kept; empty keeps the last.
+        higher_is_better: of that measurement.
+        scales: name -> factor on the learning rate, where it is not 1.
+    """
+
+    parameters: Parameters
+    epoch: Callable[[int], list[Ints]]
+    tokens: Callable[[Ints], int]
+    backward: Callable[[Ints, int], tuple[float, float]]
+    mode: Callable[[bool], object]
+    measure: Callable[[], dict[str, float]] | None = None
+    best_by: str = ""
+    higher_is_better: bool = False
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Event:
-    """One step, or one measurement on the tuning split, as the log and the progress bar see it."""
+    """One step as the log and the progress bar see it, with what was measured on the tuning split after it, if anything."""
 
     step: int
     total_steps: int
@@ -48,7 +82,7 @@ class Event:
     seconds: float
     tokens_per_second: float
     seconds_left: float
-    tuning_perplexity: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,9 +95,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The trained stack, holding the best weights by tuning perplexity, or the last where there is no tuning split."""
+    """How it went; the parameters hold the best weights by the tuning split, or the last where nothing was measured."""
 
-    stack: Stack
     progress: Progress
     total_steps: int
 
@@ -82,26 +115,54 @@ def hardware(crew: Crew) -> dict[str, Any]:
     return {"device": name, "devices": crew.num_processes, "memory_bytes": memory, "system": f"{platform.system()} {platform.machine()}"}
 
 
-def fit(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Crew, folder: Path, watch: Watch) -> Fitted:
-    """Train what is trainable in ``stack``; go on from the newest checkpoint in ``folder`` when there is one.
+def additive(
+    loss: Callable[[Ints, int], Sums], grouped: Callable[[Ints], list[Ints]], seed: int, crew: Crew
+) -> Callable[[Ints, int], tuple[float, float]]:
+    """``Course.backward`` of a loss that is a sum over items: micro-batch by micro-batch, each process its share of them.
 
     Args:
-        forward: ids and mask -> logits through the stack.
+        loss: (items of a micro-batch, step) -> sums.
+        grouped: the items of a step -> its micro-batches.
+        seed: of dropout, together with step and micro-batch.
+        crew: the processes.
+    """
+
+    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+        summed, targets = 0.0, 0.0
+        with torch.random.fork_rng():
+            for at, items in list(enumerate(grouped(chosen)))[crew.process_index :: crew.num_processes]:
+                torch.manual_seed(dropout_seed(seed, step, at))
+                sums = loss(items, step)
+                torch.autograd.backward(sums.loss)
+                summed, targets = summed + sums.loss.item(), targets + sums.targets
+        return summed, targets
+
+    return backward
+
+
+def fit(course: Course, spec: OptimisationSpec, crew: Crew, folder: Path, watch: Watch = Watch()) -> Fitted:
+    """Train the parameters of a course. A call that finds checkpoints in ``folder`` goes on from the newest.
+
+    Args:
+        course: what is learned.
+        spec: how.
         crew: the processes that share the work; every one of them calls this.
+        folder: of the checkpoints.
+        watch: who is told, and who may stop it.
 
     Raises:
         InputError: there is nothing to train on.
         TrainingError: the loss is not a number, or nothing moved.
         InterruptedRun: ``watch.stopping`` said so; a checkpoint was written.
     """
-    if not len(lesson.train):
-        raise InputError("the training split has no window", place="split.train", way_out="give more notes or a larger split.train")
-    running = _Running(stack, forward, lesson, spec, crew, folder, watch)
+    if not course.epoch(0):
+        raise InputError("the training split has nothing to learn from", place="split.train", way_out="give more notes or a larger split.train")
+    running = _Running(course, spec, crew, folder, watch)
     running.resume()
     for step, chosen in running.remaining():
         running.step(step, chosen)
     running.take_best()
-    return Fitted(stack, running.progress, running.total)
+    return Fitted(running.progress, running.total)
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
@@ -114,135 +175,126 @@ def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
     return spec.learning_rate * shapes[spec.schedule]
 
 
-def total_steps(lesson: Lesson, spec: TrainingSpec) -> int:
+def total_steps(course: Course, spec: OptimisationSpec) -> int:
     """Optimiser steps of the whole run."""
-    counted = sum(len(epoch) for _, epoch in zip(range(math.ceil(spec.epochs)), _epochs(lesson, spec), strict=False))
+    counted = sum(len(course.epoch(number)) for number in range(math.ceil(spec.epochs)))
     wanted = math.ceil(counted * spec.epochs / math.ceil(spec.epochs))
     return min(wanted, spec.max_steps) if spec.max_steps else wanted
-
-
-def _epochs(lesson: Lesson, spec: TrainingSpec) -> Iterator[list[Ints]]:
-    """The steps of each epoch, without end; windows as positions in the encodings."""
-    epoch = 0
-    while True:
-        order = np.random.default_rng([lesson.seed, epoch])
-        yield [lesson.train[part] for part in tokens.steps(lesson.encodings.lengths[lesson.train], spec.batch_tokens, order)]
-        epoch += 1
 
 
 class _Running:
     """The state of one call of ``fit``."""
 
-    def __init__(self, stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, crew: Crew, folder: Path, watch: Watch) -> None:
-        self.stack, self.forward, self.lesson, self.spec = stack, forward, lesson, spec
+    def __init__(self, course: Course, spec: OptimisationSpec, crew: Crew, folder: Path, watch: Watch) -> None:
+        self.course, self.spec = course, spec
         self.crew, self.folder, self.watch = crew, folder, watch
-        self.names, self.parameters = list(stack.trained), list(stack.trained.values())
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-        self.total = total_steps(lesson, spec)
+        self.names = sorted(course.parameters, key=lambda name: course.scales.get(name, 1.0))  # in the order of the optimiser's groups
+        self.parameters = [course.parameters[name] for name in self.names]
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+        self.total = total_steps(course, spec)
         self.progress = Progress()
         self.fresh = [parameter.detach().clone() for parameter in self.parameters]
         self.begun = time.perf_counter()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        factors = {name: self.course.scales.get(name, 1.0) for name in self.names}
+        return [
+            {"params": [self.course.parameters[name] for name in self.names if factors[name] == factor], "factor": factor}
+            for factor in sorted(set(factors.values()))
+        ]
 
     def resume(self) -> None:
         found = checkpoint.newest(self.folder)
         if found is None:
             return
         tensors, self.progress = found
-        self.stack.load_state({name: tensors[name] for name in self.names})
+        checkpoint.fill(self.course.parameters, {name: tensors[name] for name in self.names})
         checkpoint.load_optimiser(self.optimiser, self.names, tensors)
         self.begun = time.perf_counter() - self.progress.seconds
 
     def remaining(self) -> Iterator[tuple[int, Ints]]:
-        """(step from 1, windows) for the steps not yet taken."""
-        step = 0
-        for epoch in _epochs(self.lesson, self.spec):
-            for chosen in epoch:
+        """(step from 1, items) for the steps not yet taken."""
+        step, number = 0, 0
+        while True:
+            for chosen in self.course.epoch(number):
                 step += 1
                 if step > self.total or self._patience_is_over():
                     return
                 if step > self.progress.step:
                     yield step, chosen
+            number += 1
 
     def step(self, step: int, chosen: Ints) -> None:
         rate = learning_rate(self.spec, step, self.total)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        loss = self._gradients(step, chosen)
+            group["lr"] = rate * group["factor"]
+        self.course.mode(True)
+        loss = self._reduce(*self.course.backward(chosen, step))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
         self._must_be_finite(step, loss, float(norm))
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.progress.step = step
-        self.progress.tokens += int(self.lesson.encodings.lengths[chosen].sum())
+        self.progress.tokens += self.course.tokens(chosen)
         self._must_have_moved(step)
         self._after(step, loss, rate)
 
-    def _gradients(self, step: int, chosen: Ints) -> float:
-        """Sum the gradients of the step's micro-batches over all processes; the mean loss a token."""
-        groups = tokens.micro_batches(self.lesson.encodings.lengths, chosen, self.spec.micro_batch_tokens)
-        summed, targets = 0.0, 0
-        self.stack.model.train()
-        with torch.random.fork_rng():
-            for at, windows in list(enumerate(groups))[self.crew.process_index :: self.crew.num_processes]:
-                torch.manual_seed(_dropout_seed(self.lesson.seed, step, at))
-                batch = tokens.gather(self.lesson.encodings, windows).to(self.crew.device)
-                question = self.lesson.asking(batch, self.lesson.tokenizer, (self.lesson.seed, step))
-                scores = score(self.forward, question, batch.attention_mask)
-                total = scores.negative_log_likelihood.sum()
-                torch.autograd.backward(total)
-                summed, targets = summed + total.item(), targets + int(scores.targets.sum())
-        return self._reduce(summed, targets)
-
-    def _reduce(self, summed: float, targets: int) -> float:
+    def _reduce(self, summed: float, targets: float) -> float:
         """Add sums up over the processes, then divide once by the targets of the whole step."""
-        whole = self.crew.reduce(torch.tensor([summed, float(targets)], dtype=torch.float64, device=self.crew.device), "sum")
+        whole = self.crew.reduce(torch.tensor([summed, targets], dtype=torch.float64, device=self.crew.device), "sum")
         loss, count = whole.tolist()
         flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in self.parameters])
-        flat = self.crew.reduce(flat, "sum") / max(count, 1.0)
+        flat = self.crew.reduce(flat, "sum") / (count or 1.0)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
-        return float(loss / max(count, 1.0))
+        return float(loss / (count or 1.0))
 
     def _after(self, step: int, loss: float, rate: float) -> None:
-        perplexity = self._measure(step) if step in _spread(self.total, self.spec.evaluations) else None
+        measured = self._measure(step) if step in _spread(self.total, self.spec.evaluations) else {}
         self.progress.seconds = time.perf_counter() - self.begun
-        event = self._event(step, loss, rate, perplexity)
-        self.progress.history.append({"step": step, "loss": loss} | ({} if perplexity is None else {"tuning_perplexity": perplexity}))
+        self.progress.history.append({"step": step, "loss": loss, **measured})
         if self.crew.is_main_process:
-            self.watch.tell(event)
+            self.watch.tell(self._event(step, loss, rate, measured))
         stopping = self._anyone_is_stopping()
         if self.crew.is_main_process and (stopping or step in _spread(self.total, self.spec.checkpoints)):
             checkpoint.save_step(self.folder, self._all_tensors(), self.progress)
         if stopping and step < self.total:
             raise InterruptedRun(f"stopped after step {step} of {self.total}", place=str(self.folder), way_out="give the same command to go on")
 
-    def _measure(self, step: int) -> float | None:
-        """Tuning perplexity; the weights are kept when it is the best so far."""
-        if not len(self.lesson.tuning):
-            return None
-        perplexity = perplexity_of(self.forward, self.stack, self.lesson, self.lesson.tuning, self.spec.micro_batch_tokens, self.crew)
-        if self.progress.best_perplexity is None or perplexity < self.progress.best_perplexity:
-            self.progress.best_perplexity, self.progress.best_step, self.progress.evaluations_since_best = perplexity, step, 0
-            if self.crew.is_main_process:
-                checkpoint.save(self.folder / "best.safetensors", self.stack.trained)
-        else:
+    def _measure(self, step: int) -> dict[str, float]:
+        """What the tuning split says; the weights are kept when they are the best so far."""
+        if self.course.measure is None:
+            return {}
+        self.course.mode(False)
+        measured = self.course.measure()
+        if self.course.best_by:
+            self._keep(step, measured[self.course.best_by])
+        return measured
+
+    def _keep(self, step: int, value: float) -> None:
+        best = self.progress.best
+        if math.isnan(value) or (best is not None and (value <= best if self.course.higher_is_better else value >= best)):
             self.progress.evaluations_since_best += 1
-        return perplexity
+            return
+        self.progress.best, self.progress.best_step, self.progress.evaluations_since_best = value, step, 0
+        if self.crew.is_main_process:
+            checkpoint.save(self.folder / "best.safetensors", self.course.parameters)
 
     def take_best(self) -> None:
         """Put the best weights back; without a tuning split the last ones stay."""
         self.crew.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
-            self.stack.load_state(checkpoint.load(self.folder / "best.safetensors"))
+            checkpoint.fill(self.course.parameters, checkpoint.load(self.folder / "best.safetensors"))
+        self.course.mode(False)
 
     def _all_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.stack.trained) | checkpoint.optimiser_tensors(self.optimiser, self.names)
+        return dict(self.course.parameters) | checkpoint.optimiser_tensors(self.optimiser, self.names)
 
-    def _event(self, step: int, loss: float, rate: float, perplexity: float | None) -> Event:
+    def _event(self, step: int, loss: float, rate: float, measured: Mapping[str, float]) -> Event:
         seconds = self.progress.seconds
         left = seconds / step * (self.total - step)
-        return Event(step, self.total, loss, rate, self.progress.tokens, seconds, self.progress.tokens / seconds, left, perplexity)
+        return Event(step, self.total, loss, rate, self.progress.tokens, seconds, self.progress.tokens / seconds, left, measured)
 
     def _anyone_is_stopping(self) -> bool:
         flag = torch.tensor([float(self.watch.stopping())], device=self.crew.device)
@@ -275,6 +327,6 @@ def _spread(total: int, times: int) -> set[int]:
     return {max(1, math.ceil(total * at / times)) for at in range(1, times + 1)}
 
 
-def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     """Dropout is a function of seed, step and micro-batch, so that a resumed run and a run on two processes draw what one run would have drawn."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

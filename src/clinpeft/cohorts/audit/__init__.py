@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from clinpeft.cohorts import reading
 from clinpeft.cohorts.audit import lexicons, overlap, words
-from clinpeft.cohorts.reading import Kind
 from clinpeft.errors import StorageError
-from clinpeft.tables import CORPUS, SPLITS
+from clinpeft.tables import CORPUS, SPLITS, Kind
 
 __all__ = ["Audit", "Finding", "run"]
 

@@ -11,6 +11,7 @@ A new layout is one file with ``layout(spec)`` and one line in ``LAYOUTS``.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from clinpeft.sources.hospital.canonical import Layout, Part
 from clinpeft.sources.hospital.shipped import Shipped
 from clinpeft.tables import Attrition, Hospital
 
-__all__ = ["LAYOUTS", "open_tables"]
+__all__ = ["LAYOUTS", "fingerprint", "open_tables"]
 
 LAYOUTS: dict[str, Callable[[SourceSpec], Layout]] = {
     "mimic-iii": mimic_iii.layout,
@@ -31,6 +32,14 @@ LAYOUTS: dict[str, Callable[[SourceSpec], Layout]] = {
     "omop": omop.layout,
     "files": plain.layout,
 }
+
+CHARTED: dict[str, tuple[str, ...]] = {
+    "mimic-iii": ("CHARTEVENTS", "PROCEDUREEVENTS_MV"),
+    "mimic-iv": ("chartevents", "procedureevents"),
+}
+"""Tables that a question reads in place from ``Hospital.folder``."""
+
+WHOLE_BYTES, END_BYTES = 256 * 2**20, 64 * 2**20
 
 
 def open_tables(spec: SourceSpec, folder: Path, memory_gigabytes: float = 2.0, threads: int = 2) -> Hospital:
@@ -70,6 +79,49 @@ def open_tables(spec: SourceSpec, folder: Path, memory_gigabytes: float = 2.0, t
         return _notes(reader, notes, tuple(categories))
 
     return Hospital(spec.name, path, connection, tuple(attrition), absent, read_notes)
+
+
+def fingerprint(spec: SourceSpec) -> str:
+    """SHA-256 in hexadecimal over names and bytes of the table files of a hospital: those that ``open_tables`` reads, those that ``read_notes``
+    would, and the charted ones that ventilation is derived from. For ``synthetic`` over its parameters and generator.
+
+    It does not change when the folder moves. Of a file of more than ``WHOLE_BYTES`` (the charted events of MIMIC-III have 33 GB) size, beginning and
+    end are taken in place of all bytes: a change of a few bytes in its middle that keeps its size goes unseen.
+
+    Raises:
+        RecipeError: no hospital has this name, or its keys do not fit.
+        SourceError: the folder or the stays are missing, or a file cannot be read.
+    """
+    if spec.name == "synthetic":
+        from clinpeft.sources import synthetic  # only here: a real hospital needs none of it
+
+        return synthetic.fingerprint(spec)
+    layout, path = _layout(spec), _path(spec)
+    tables = [table for part in layout.parts for table in (*part.tables, *part.extra)]
+    for table in layout.parts[0].tables:
+        if shipped.find(path, table.name) is None:
+            raise _missing(table, path)
+    digest = hashlib.sha256()
+    for name in dict.fromkeys([*(table.name for table in tables), *CHARTED.get(spec.name, ())]):
+        file = shipped.find(path, name)
+        if file is not None:
+            digest.update(f"{file.name}\0{_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            if size <= WHOLE_BYTES:
+                return hashlib.file_digest(opened, "sha256").hexdigest()
+            digest.update(f"{size}\0".encode() + opened.read(END_BYTES))
+            opened.seek(size - END_BYTES)
+            digest.update(opened.read(END_BYTES))
+    except OSError as error:
+        raise SourceError(f"this file cannot be read: {error.strerror}", place=str(file), way_out="check source.path and its rights") from error
+    return f"ends:{digest.hexdigest()}"
 
 
 def _invented(spec: SourceSpec, folder: Path) -> SourceSpec:

@@ -1,0 +1,196 @@
+"""Stays -> features that a logistic regression can use; whatever is estimated, is estimated on the training split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+from clinpeft.errors import InputError
+from clinpeft.tables import COHORT, Kind, Question
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Features = sp.csr_array | Floats
+
+BATCH_STAYS = 1024
+LEARNED_NOTES = 100_000  # training notes that words are learned from, drawn at random where there are more: some 1 GB
+BUCKETS = 2**20  # words are hashed, so that memory does not grow with the vocabulary; of 100,000 frequent terms one in twenty shares its bucket
+FEWEST_NOTES = ((10_000, 5), (200, 2), (0, 1))
+"""(training notes from, a term must stand in so many of them)."""
+MOST_TERMS: dict[Kind, int] = {"binary": 50_000, "multiclass": 20_000, "multilabel": 20_000}
+"""The terms in most notes are kept; fewer where there are many classes, since time and memory grow with both."""
+
+
+@dataclass(frozen=True)
+class Stays:
+    """A cohort without its texts.
+
+    Attributes:
+        path: the Parquet file.
+        table: all columns but ``text``.
+        splits: the split of every stay.
+        answers: (stays, classes), 1 where a class applies.
+    """
+
+    path: Path
+    table: pa.Table
+    splits: NDArray[np.str_]
+    answers: sp.csr_array
+
+    def rows(self, split: str) -> Rows:
+        """The rows of a split."""
+        return np.flatnonzero(self.splits == split)
+
+    def batches(self) -> Iterator[Rows]:
+        """All rows, some at a time."""
+        for start in range(0, len(self.splits), BATCH_STAYS):
+            yield np.arange(start, min(start + BATCH_STAYS, len(self.splits)))
+
+    def texts(self, rows: Rows) -> Iterator[str]:
+        """The texts of rows, which ascend, read batch by batch."""
+        chosen = np.zeros(len(self.splits), np.bool_)
+        chosen[rows] = True
+        start = 0
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if chosen[start : start + size].any():
+                    for batch in file.iter_batches(BATCH_STAYS, row_groups=[group], columns=["text"]):
+                        yield from batch.column(0).filter(pa.array(chosen[start : start + batch.num_rows])).to_pylist()
+                        start += batch.num_rows
+                else:
+                    start += size
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Features whose parameters are fixed.
+
+    Attributes:
+        rows: the training stays they were learned from.
+        train: (those stays, features).
+        asked: rows, which ascend -> (stays, features).
+    """
+
+    rows: Rows
+    train: Features
+    asked: Callable[[Rows], Features]
+
+
+def opened(cohort: Path, question: Question) -> Stays:
+    """A cohort and its answers.
+
+    Raises:
+        InputError: no cohort, an answer that is no class of the question, or nobody in ``train``.
+    """
+    try:
+        table = pq.read_table(cohort, columns=[name for name in COHORT.names if name != "text"])
+    except (OSError, pa.ArrowException) as error:
+        raise InputError("this cannot be read as a cohort", place=str(cohort), way_out="build it: clinpeft cohort build RECIPE") from error
+    stays = Stays(cohort, table, np.array(table["split"].to_pylist(), dtype=np.str_), _answers(table, question, cohort))
+    if not len(stays.rows("train")):
+        raise InputError("nobody is in the split train", place=str(cohort), way_out="give split.train a larger share")
+    return stays
+
+
+def _answers(table: pa.Table, question: Question, place: Path) -> sp.csr_array:
+    several = question.kind == "multilabel"
+    column = table["labels" if several else "label"].combine_chunks()
+    if column.null_count:
+        problem = f"{column.null_count} stays have no answer to {question.name}"
+        raise InputError(problem, place=str(place), way_out=f"build the cohort as {question.kind}; unknown answers leave it")
+    places = np.asarray((column.flatten() if several else column).to_numpy(), dtype=np.int64)
+    lengths = column.value_lengths().to_numpy() if several else np.ones(len(column), np.int64)
+    if len(places) and not 0 <= places.min() <= places.max() < len(question.classes):
+        problem = f"answers run from {places.min()} to {places.max()}, and {question.name} has {len(question.classes)} classes"
+        raise InputError(problem, place=str(place), way_out="give the question that the cohort was built with")
+    pointers = np.concatenate([[0], np.cumsum(lengths)])
+    return sp.csr_array((np.ones(len(places), np.int64), places, pointers), shape=(table.num_rows, len(question.classes)))
+
+
+def words(stays: Stays, question: Question, generator: np.random.Generator) -> Learned:
+    """TF-IDF of single words and pairs of neighbours: 1 + log of the count, times the smoothed inverse share of notes, each note of length 1.
+
+    What a term is, and its weight, is as in ``TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))`` of scikit-learn, but that terms are hashed.
+    """
+    rows = stays.rows("train")
+    rows = np.sort(generator.choice(rows, min(LEARNED_NOTES, len(rows)), replace=False))
+    counts = _hashed(stays.texts(rows))
+    kept = _frequent(counts, MOST_TERMS[question.kind])
+    weighting = TfidfTransformer(sublinear_tf=True).fit(counts[:, kept])
+
+    def asked(rows: Rows) -> Features:
+        return sp.csr_array(weighting.transform(_hashed(stays.texts(rows))[:, kept]))
+
+    return Learned(rows, sp.csr_array(weighting.transform(counts[:, kept])), asked)
+
+
+def _hashed(texts: Iterable[str]) -> sp.csr_matrix:
+    hashing = HashingVectorizer(ngram_range=(1, 2), n_features=BUCKETS, norm=None, alternate_sign=False)
+    hashed: sp.csr_matrix = hashing.transform(texts)
+    return hashed
+
+
+def _frequent(counts: sp.csr_matrix, most: int) -> Rows:
+    """The buckets that enough notes have, at most ``most`` of them, ascending; of equals the first."""
+    notes = np.bincount(counts.indices, minlength=counts.shape[1])
+    fewest = next(least for size, least in FEWEST_NOTES if counts.shape[0] >= size)
+    found = np.flatnonzero(notes >= fewest)
+    found = found if len(found) else np.arange(1)  # not one word in all notes: a column of zeros, which tells nothing
+    return np.sort(found[np.argsort(-notes[found], kind="stable")[:most]])
+
+
+def length(stays: Stays, question: Question, generator: np.random.Generator) -> Learned:
+    """How long a note is, and nothing of what it says: log(1 + words) and its square, standardised."""
+    del question, generator
+
+    def measured(rows: Rows) -> Floats:
+        words = np.log1p([float(len(text.split())) for text in stays.texts(rows)])
+        return np.stack([words, words**2], axis=1)
+
+    train, asked = _standardised(stays, measured)
+    return Learned(stays.rows("train"), train, asked)
+
+
+def _standardised(stays: Stays, measured: Callable[[Rows], Floats]) -> tuple[Floats, Callable[[Rows], Floats]]:
+    """Columns less their training mean, over their training standard deviation, where there is one; what is NaN becomes the mean.
+
+    Returns:
+        Those of the training split, and what makes those of any rows.
+    """
+    values = measured(stays.rows("train"))
+    known = ~np.isnan(values)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, values, 0.0).sum(axis=0) / count
+    deviation = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / count)
+    scale = np.where(deviation > 1e-12, deviation, 1.0)
+
+    def scaled(values: Floats) -> Floats:
+        return np.asarray(np.nan_to_num((values - mean) / scale, nan=0.0), dtype=np.float64)
+
+    return scaled(values), lambda rows: scaled(measured(rows))
+
+
+def admission(stays: Stays, question: Question, generator: np.random.Generator) -> Learned:
+    """What is known of everybody at the door: age (standardised, and whether it is unknown), sex and admission type, a column each value.
+
+    Values that no training stay has are no column; unknown is a value like others.
+    """
+    del question, generator
+    train = stays.rows("train")
+    ages = np.array([np.nan if age is None else age for age in stays.table["age_years"].to_pylist()], dtype=np.float64)
+    age, age_of = _standardised(stays, lambda rows: ages[rows, None])
+    named = [np.isnan(ages)]
+    for column in ("sex", "admission_type"):
+        values = np.array(["" if value is None else f"={value}" for value in stays.table[column].to_pylist()], dtype=np.str_)
+        named += [values == value for value in np.unique(values[train])]
+    flags = np.stack(named, axis=1).astype(np.float64)
+    return Learned(train, np.hstack([age, flags[train]]), lambda rows: np.hstack([age_of(rows), flags[rows]]))

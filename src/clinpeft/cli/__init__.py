@@ -1,0 +1,120 @@
+"""One verb a job. Rooms are imported inside the verbs, so that ``--help`` is instant and nothing is loaded that is not used."""
+
+from __future__ import annotations
+
+import os
+
+# before any library that reads them is imported: nothing here reaches for a network
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from clinpeft.cli import cohort, runs
+from clinpeft.cli.cells import only, run_all
+from clinpeft.cli.options import HERE, Home, Overrides
+from clinpeft.cli.showing import near, shown
+from clinpeft.errors import ClinpeftError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
+app.add_typer(runs.app, name="runs")
+app.add_typer(cohort.app, name="cohort")
+app.add_typer(models_app, name="models")
+
+
+@app.command()
+def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")], set_: Overrides = None, home: Home = HERE) -> None:
+    """Adapt a language model to notes: domain-adaptive pretraining with a small adapter, one run a cell of the recipe's grid."""
+    from clinpeft import pipeline, reports
+    from clinpeft import recipe as recipes
+
+    cells = recipes.read(recipe, set_ or [], os.environ)
+    only("adapt", cells, recipe)
+    run_all(cells, home, recipe.stem, pipeline.adapt, reports.adaptation_table)
+
+
+@app.command()
+def classify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind classify.")], set_: Overrides = None, home: Home = HERE) -> None:
+    """Answer a clinical question from notes: a base, a stack of adapters and a head, one run a cell of the recipe's grid."""
+    from clinpeft import pipeline, reports
+    from clinpeft import recipe as recipes
+
+    cells = recipes.read(recipe, set_ or [], os.environ)
+    only("classify", cells, recipe)
+    run_all(cells, home, recipe.stem, pipeline.classify, reports.classification_table)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A finished run of classify: id, the beginning of one, or name.")],
+    notes: Annotated[Path, typer.Option("--notes", help="CSV, TSV, JSON lines or Parquet, one note a row.")],
+    out: Annotated[Path, typer.Option("--out", help="A Parquet file, which must not exist.")],
+    columns: Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Where a column has another name.")] = None,
+    home: Home = HERE,
+) -> None:
+    """Answer a run's question for new notes: a row a note with a probability for every class."""
+    from clinpeft import pipeline
+
+    written = pipeline.predicted(home.resolve(), run, notes, dict(pair.split("=", 1) for pair in columns or []), out)
+    for path in written:
+        print(near(path))
+
+
+@app.command()
+def evaluate(
+    what: Annotated[str, typer.Argument(help="A finished run of classify, or a Parquet file of predictions.")],
+    home: Home = HERE,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of subjects.")] = 1000,
+) -> None:
+    """Score predictions again: every metric with its interval, by subgroup, with calibration."""
+    from clinpeft import pipeline, reports
+
+    results, curves = pipeline.evaluated(home.resolve(), what, resamples)
+    for table in reports.scores_tables(results, curves, what):
+        shown(table)
+
+
+@models_app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name on the model hub.")], to: Annotated[Path, typer.Option("--to", help="A new folder.")]
+) -> None:
+    """Fetch a base model: the only verb that opens a connection. Run it outside, and carry the folder in."""
+    from clinpeft import models
+
+    models.pull(name, to)
+    print(f"{to}: {models.fingerprint(to)}")
+
+
+@app.command()
+def synthetic(
+    to: Annotated[Path, typer.Option("--to", help="A folder.")],
+    subjects: Annotated[int, typer.Option(help="How many people.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 1234,
+    shape: Annotated[Literal["mimic-iii", "mimic-iv"], typer.Option(help="Whose files and columns.")] = "mimic-iv",
+) -> None:
+    """Write the notes of an invented hospital, in the files and columns of MIMIC-III or MIMIC-IV-Note."""
+    from clinpeft.sources import synthetic as hospital
+
+    hospital.write(to, subjects, seed, shape)
+    print(to)
+    for task, best in hospital.ceiling(to).items():
+        print(f"{task}: AUROC {best:.3f} is the best that a reader of the admission note can expect")
+
+
+def main() -> None:
+    """The command ``clinpeft``: verbs, and errors as three lines and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except ClinpeftError as error:
+        print(f"clinpeft: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,90 @@
+"""The cells of a recipe's grid, run one after the other: one that fails says so in the table, and the others go on."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from clinpeft.cli.progress import progress, stoppable
+from clinpeft.cli.showing import finished, near
+from clinpeft.errors import ClinpeftError, InterruptedRun, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from clinpeft.pipeline import Circumstances
+    from clinpeft.recipe import Cell
+    from clinpeft.registry import Run
+    from clinpeft.reports import Entry, Table
+    from clinpeft.training import Event
+
+
+def only(kind: str, cells: list[Cell], path: Path) -> None:
+    """Refuse a recipe that is for another verb.
+
+    Raises:
+        UsageError: it is of another kind.
+    """
+    for cell in cells:
+        if cell.recipe.kind != kind:
+            way_out = f"give it to: clinpeft {cell.recipe.kind}"
+            raise UsageError(f"this is a recipe of kind {cell.recipe.kind!r}", place=str(path), way_out=way_out)
+
+
+def run_all(
+    cells: list[Cell], home: Path, title: str, verb: Callable[[Any, Path, Circumstances], Run], table: Callable[[Sequence[Entry], str], Table]
+) -> None:
+    """Every cell through ``verb``, and the table of them all; exit code 1 when one failed."""
+    with stoppable() as stopping:
+        entries = [_entry(cell, home.resolve(), stopping, verb) for cell in cells]
+    finished(table(entries, title), home, title)
+    for entry in entries:
+        if entry.run is not None:
+            print(f"{entry.name or title}: {near(entry.run.folder)}")
+    if any(entry.run is None for entry in entries):
+        raise typer.Exit(1)
+
+
+def _entry(cell: Cell, home: Path, stopping: Callable[[], bool], verb: Callable[[Any, Path, Circumstances], Run]) -> Entry:
+    from clinpeft.reports import Entry
+
+    try:
+        with progress(cell.name or cell.recipe.name) as tell:
+            run = verb(cell.recipe, home, circumstances(tell, stopping))
+    except InterruptedRun:
+        raise
+    except ClinpeftError as error:
+        if not cell.name:
+            raise
+        print(f"{cell.name}: {error}", file=sys.stderr)
+        return Entry(cell.name, None, problem=error.problem, published=cell.published, recipe=cell.recipe)
+    return Entry(cell.name or cell.recipe.name, run, published=cell.published, recipe=cell.recipe)
+
+
+def circumstances(tell: Callable[[Event], None], stopping: Callable[[], bool]) -> Circumstances:
+    """The clock, the command, the versions: what only this room may look at."""
+    from importlib.metadata import version
+
+    from clinpeft.pipeline import Circumstances
+
+    libraries = ("torch", "transformers", "peft", "accelerate", "numpy", "pyarrow", "duckdb", "tokenizers", "safetensors", "scikit-learn")
+    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in libraries}
+    return Circumstances(lambda: datetime.now(UTC), shlex.join(["clinpeft", *sys.argv[1:]]), _commit(), versions, tell, stopping)
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file is in, if it is one; ``+`` marks uncommitted changes."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

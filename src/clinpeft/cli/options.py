@@ -1,0 +1,12 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[Path, typer.Option("--home", envvar="CLINPEFT_HOME", help="Folder of all runs and caches.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the recipe; may be repeated.")]
+HERE = Path("runs")

@@ -1,0 +1,67 @@
+"""What the user sees while something long goes on, and how it is stopped: numbers only."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clinpeft.training import Event
+
+TITLES = {"tuning_perplexity": "tuning perplexity", "tuning_loss": "tuning loss", "tuning_metric": "tuning metric"}
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and a scheduler's SIGTERM stop between two steps, with a checkpoint; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[Event], None]]:
+    """A bar in a terminal, now and then a line elsewhere."""
+    if sys.stderr.isatty():
+        with _bar(title) as tell:
+            yield tell
+        return
+
+    def line(event: Event) -> None:
+        if event.step == 1 or event.step % max(1, event.total_steps // 20) == 0 or event.step == event.total_steps:
+            print(f"{title} {said(event)}", file=sys.stderr, flush=True)
+
+    yield line
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[Event], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        bar = shown.add_task(title, total=None, said="")
+        yield lambda event: shown.update(bar, completed=event.step, total=event.total_steps, said=said(event))
+
+
+def said(event: Event) -> str:
+    """One step in one line."""
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    measured = "".join(f" · {title} {event.measured[name]:.3f}" for name, title in TITLES.items() if name in event.measured)
+    left = f"{minutes}:{seconds:02d} left"
+    return f"step {event.step}/{event.total_steps} · loss {event.loss:.3f} · {event.tokens_per_second:,.0f} tokens/s · {left}{measured}"

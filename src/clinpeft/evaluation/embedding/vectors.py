@@ -1,0 +1,92 @@
+"""Vectors of texts, of schema-free shape (n, d): brought to length 1, compared row by row, and refused where they are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinpeft.errors import InputError
+from clinpeft.evaluation.uncertainty import Floats, Integers
+
+Vectors = NDArray[np.float32]
+
+Score = Callable[[Integers, Integers], Floats]
+"""Rows of texts and rows of passages, each of shape (n,) -> how alike each pair is, shape (n,)."""
+
+_CELLS_AT_ONCE = 16_000_000  # numbers of a product in memory together: 64 MB
+
+_WAY_OUT = "encode again; a NaN comes from numbers that overflowed, often in half precision, a vector of zeros from a text without a token"
+
+
+def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], place: str) -> Vectors:
+    """Each row divided by its length, as float32.
+
+    Args:
+        vectors: shape (n, d).
+        ids: of the rows, for the error.
+        place: what they are the vectors of, for the error.
+
+    Raises:
+        InputError: a row that is not finite or has length 0, with how many and the first id; or not one id a row.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise InputError(f"vectors of shape {vectors.shape} for {len(ids)} texts", place=place, way_out="give one vector a text, shape (n, d)")
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    refuse(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, place)
+    refuse(lengths == 0, "vectors of length 0", ids, place)
+    return vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
+
+
+def cosines(first: Vectors, second: Vectors) -> Floats:
+    """The cosine of each row of ``first`` with the same row of ``second``, both from ``unit``, each of shape (n, d); shape (n,)."""
+    return np.einsum("nd,nd->n", first, second, dtype=np.float64)
+
+
+def cosine_score(texts: Vectors, passages: Vectors) -> Score:
+    """How alike texts (n, d) and passages (p, d) are, both from ``unit``: the same kind of function as a lexical baseline gives."""
+
+    def score(rows: Integers, found: Integers) -> Floats:
+        at_once = max(1, _CELLS_AT_ONCE // max(texts.shape[1], 1))
+        parts = [slice(start, start + at_once) for start in range(0, len(rows), at_once)]
+        return np.concatenate([np.zeros(0), *(cosines(texts[rows[part]], passages[found[part]]) for part in parts)])
+
+    return score
+
+
+def similarities(queries: Vectors, passages: Vectors, block: int = 0) -> Iterator[NDArray[np.float32]]:
+    """Cosines of queries (q, d) with all passages (p, d), both from ``unit``, shape (some queries, p) at a time.
+
+    Equal vectors get equal cosines to the last bit: a product is made once for each distinct passage and copied. Otherwise the sums of a product
+    could differ with the column, and a tie would be decided by chance.
+
+    Args:
+        queries, passages: rows of length 1.
+        block: queries at a time; 0: as many as keep a block under 64 MB.
+    """
+    at_once = block or max(1, _CELLS_AT_ONCE // max(len(passages), 1))
+    distinct, copies = _distinct(passages)
+    for start in range(0, len(queries), at_once):
+        found = queries[start : start + at_once] @ distinct.T
+        yield found if copies is None else found[:, copies]
+
+
+def refuse(bad: NDArray[np.bool_], problem: str, ids: Sequence[str], place: str, way_out: str = _WAY_OUT) -> None:
+    """Raise an InputError if a row is bad, with how many there are and the id of the first."""
+    if bad.any():
+        first = ids[int(np.argmax(bad))]
+        raise InputError(f"{int(bad.sum())} {problem}, the first is {first!r}", place=place, way_out=way_out)
+
+
+def _distinct(passages: Vectors) -> tuple[Vectors, Integers | None]:
+    """The distinct rows, and which of them each row is; None where all are distinct. A negative zero counts as a zero."""
+    numbered: dict[bytes, int] = {}
+    rows = passages + np.float32(0)
+    copies = np.fromiter((numbered.setdefault(row.tobytes(), len(numbered)) for row in rows), np.int64, len(rows))
+    if len(numbered) == len(passages):
+        return passages, None
+    _, first = np.unique(copies, return_index=True)
+    return passages[first], copies

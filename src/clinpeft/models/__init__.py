@@ -1,0 +1,62 @@
+"""The frozen base, and the heads that read its vectors: a local folder in, a model that cannot be changed and cannot call home out.
+
+Nothing here reaches the network but ``pull``. A folder is checked before it is loaded, so that what is wrong is said in one sentence; a weight that
+the folder lacks is an error with its name, because a base with random weights in it trains without complaint and means nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+os.environ.update(OFFLINE)  # before the imports below, which read it once, and over whatever the user's shell says: the door is `pull`
+
+from huggingface_hub import constants  # noqa: E402
+
+from clinpeft.models.checks import check, fingerprint  # noqa: E402
+from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
+from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
+from clinpeft.models.loading import Base, Purpose, load, meta, precision_for  # noqa: E402
+from clinpeft.models.pooling import native_pooling, pool, pooling_of  # noqa: E402
+from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
+from clinpeft.models.pulling import pull  # noqa: E402
+from clinpeft.models.saved import Asked, SavedHeads, load_heads, save_head  # noqa: E402
+
+constants.HF_HUB_OFFLINE = True  # for a process that had imported the library before this module
+
+__all__ = [
+    "FAMILIES",
+    "OFFLINE",
+    "Asked",
+    "Base",
+    "Family",
+    "Head",
+    "Heads",
+    "Objective",
+    "Place",
+    "Pooling",
+    "Probe",
+    "Purpose",
+    "SavedHeads",
+    "WindowPooling",
+    "check",
+    "check_probe",
+    "fingerprint",
+    "load",
+    "load_heads",
+    "meta",
+    "native_pooling",
+    "place_now",
+    "pool",
+    "pooling_of",
+    "precision_for",
+    "probe_ids",
+    "pull",
+    "save_head",
+]

@@ -1,0 +1,119 @@
+"""What answers a question: one linear layer on a sequence's vector, in float32 whatever the base computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import torch
+
+from clinpeft.errors import InputError, UsageError
+
+WindowPooling = Literal["mean", "max"]
+DEVIATION = 0.02  # of the first weights, as in BERT (Devlin et al. 2019) and its descendants
+
+
+class Head(torch.nn.Module):
+    """Vectors of windows -> logits of documents.
+
+    Nothing is kept per token: with 1,266 classes the largest tensor is (windows, classes).
+
+    Args:
+        width: numbers in a vector.
+        classes: logits of a document.
+        dropout: share of a vector's numbers that is left out while training.
+        seed: of the first weights, N(0, 0.02); biases start at 0, and the global generators stay as they were.
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        self.dropout = torch.nn.Dropout(dropout)
+        self.linear: torch.nn.Linear = torch.nn.utils.skip_init(torch.nn.Linear, width, classes, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.linear.weight.normal_(0.0, DEVIATION, generator=torch.Generator().manual_seed(seed))
+            self.linear.bias.zero_()
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return int(self.linear.in_features)
+
+    @property
+    def classes(self) -> int:
+        """Logits of a document."""
+        return int(self.linear.out_features)
+
+    def forward(self, vectors: torch.Tensor, document: torch.Tensor, documents: int, window_pooling: WindowPooling) -> torch.Tensor:
+        """A document's logits are the mean, or class by class the maximum, of its windows' logits.
+
+        Args:
+            vectors: (windows, width).
+            document: (windows,) int64, the document of each window, from 0 to ``documents`` - 1, in any order.
+            documents: how many.
+            window_pooling: ``mean`` or ``max``.
+
+        Returns:
+            (documents, classes), float32.
+
+        Raises:
+            InputError: a document without windows, or a window without document.
+        """
+        belongs = document[None, :] == torch.arange(documents, device=document.device)[:, None]  # (documents, windows)
+        _check_windows(belongs)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return _POOLED[window_pooling](self.linear(self.dropout(vectors.float())), belongs, document)
+
+
+def _check_windows(belongs: torch.Tensor) -> None:
+    if belongs.any(dim=1).all() & belongs.any(dim=0).all():
+        return
+    without, stray = (torch.nonzero(~belongs.any(dim=dim)).flatten().tolist() for dim in (1, 0))
+    problem = f"documents without windows: {without[:5]}; windows without document: {stray[:5]}"
+    raise InputError(problem, place="head", way_out="give every document at least one window, and every window one of the documents")
+
+
+def _mean(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - both ways have one shape
+    """As one product, because sums that are scattered on a GPU come out in another order each time."""
+    shares = belongs.float() / belongs.sum(dim=1, keepdim=True)  # (documents, windows)
+    return shares @ logits
+
+
+def _max(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
+    lowest = logits.new_full((len(belongs), logits.shape[1]), -torch.inf)
+    return lowest.scatter_reduce(0, document[:, None].expand_as(logits), logits, "amax", include_self=False)
+
+
+_POOLED: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {"mean": _mean, "max": _max}
+
+
+class Heads(torch.nn.Module, Mapping[str, Head]):
+    """A module of several heads, read like a dictionary: name of a task -> its head. Any name will do, also one with dots.
+
+    Args:
+        heads: at least one.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # modules are told apart by what they are, not by what they hold
+
+    def __init__(self, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        if not heads:
+            raise UsageError("no head", place="heads", way_out="ask at least one question")
+        self._names = tuple(heads)
+        self._heads = torch.nn.ModuleDict({_key(name): head for name, head in heads.items()})
+
+    def __getitem__(self, name: str) -> Head:
+        head: Head = self._heads[_key(name)]  # type: ignore[assignment]  # torch says Module of whatever it holds
+        return head
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _key(name: str) -> str:
+    """A name that torch takes: no dots, and never one of a module's own attributes."""
+    return "@" + name.replace("%", "%25").replace(".", "%2E")

@@ -1,0 +1,89 @@
+"""Where a sequence's vector is read: one vector a row, from the vectors of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from clinpeft.errors import BaseModelError, InputError
+from clinpeft.models.checks import POOLING_FILE, Json, read_json
+from clinpeft.models.families import Pooling
+from clinpeft.models.loading import Base
+
+NATIVE: Mapping[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+    "mean": "mean",
+    "cls": "cls",
+    "lasttoken": "last",
+}
+"""Names of sentence-transformers, as switches in its older files and as values of ``pooling_mode`` in its newer ones -> ours."""
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> torch.Tensor:
+    """One vector a row.
+
+    Tokens are found by the mask, never by the id of the padding token, which in many decoders is also the one that ends a text.
+
+    Args:
+        hidden: (rows, time, width) vectors of tokens, in any precision.
+        attention_mask: (rows, time) 1 on text, 0 on padding, on either side.
+        how: the ``last`` token of the text, the first (``cls``), or the ``mean`` of all.
+
+    Returns:
+        (rows, width), float32.
+
+    Raises:
+        InputError: a row without tokens.
+    """
+    present = attention_mask != 0
+    empty = torch.nonzero(~present.any(dim=1)).flatten()
+    if len(empty):
+        way_out = "leave out what has no tokens, and count it"
+        raise InputError(f"{len(empty)} of {len(present)} rows have no token to pool", place=f"row {int(empty[0])} of the batch", way_out=way_out)
+    if how == "mean":
+        texts = hidden.float().masked_fill(~present[..., None], 0.0)  # masked, not multiplied: what stands on padding may be NaN
+        return texts.sum(dim=1) / present.sum(dim=1, keepdim=True)
+    at = present.int().argmax(dim=1) if how == "cls" else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+
+
+def native_pooling(folder: Path) -> Pooling | None:
+    """How the vectors of a sentence-transformers folder are read, by its own word; None where it does not say.
+
+    Raises:
+        BaseModelError: in a way that is not known here, such as the maximum, or in several at once.
+    """
+    path = folder / POOLING_FILE
+    if not path.is_file():
+        return None
+    wanted = _wanted(read_json(path, ""))
+    if not wanted:
+        return None
+    if len(wanted) > 1 or wanted[0] not in NATIVE:
+        way_out = f"name one of {', '.join(sorted(set(NATIVE.values())))} instead of auto"
+        raise BaseModelError(f"the vectors of this model are pooled by {' and '.join(wanted)}", place=str(path), way_out=way_out)
+    return NATIVE[wanted[0]]
+
+
+def _wanted(found: Json) -> list[str]:
+    """What is switched on, under whichever name."""
+    named = found.get("pooling_mode")
+    if named:
+        return [str(name) for name in (named if isinstance(named, list) else [named])]
+    return sorted(name for name, on in found.items() if name.startswith("pooling_mode_") and on)
+
+
+def pooling_of(base: Base, asked: Literal["auto", "last", "cls", "mean"]) -> Pooling:
+    """What was asked for; for ``auto`` what the folder says, else what is usual in the family.
+
+    Raises:
+        BaseModelError: the folder says what is not known here.
+    """
+    if asked != "auto":
+        return asked
+    return native_pooling(base.folder) or base.family.pooling

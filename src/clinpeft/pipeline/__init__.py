@@ -1,0 +1,77 @@
+"""READ FIRST: the paper's method, one room a line.
+
+``adapt`` is the first half of arXiv 2307.03042: a frozen language model learns the language of clinical notes with a small adapter. ``classify`` is
+the second: a stack of adapters, the first of them loaded from the run of ``adapt``, and a head learn to answer a clinical question.
+
+```
+runs.py      a run opened, held and logged        language.py   the parts of adapt
+questions.py notes -> documents to be asked       answers.py    the parts of classify
+later.py     what is done with a finished run
+```
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from clinpeft import adapters, corpora, models, sources, training
+from clinpeft.pipeline import answers, language, questions
+from clinpeft.pipeline.later import compared, evaluated, predicted
+from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, heard, opened
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
+from clinpeft.registry import Run
+from clinpeft.training import Watch
+
+__all__ = ["Circumstances", "adapt", "classify", "code_version", "compared", "evaluated", "predicted"]
+
+
+def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
+    """Notes in, a recorded adapter out. The same recipe, source, base and code give the same run, which is made once.
+
+    Raises:
+        ClinpeftError: whatever a room cannot do; the run's folder says so too.
+    """
+    crew = training.assemble()
+    hashes = hashes_of(sources.fingerprint(recipe.source), recipe, corpora.policy_version(recipe.corpus.deidentification))
+    with opened(recipe, hashes, home, around, crew) as run:
+        if run.record.state == "finished":
+            return run
+        base = models.load(recipe.base, crew.device)
+        encodings, attrition = language.encoded(recipe, base, home, crew, hashes)
+        lesson = language.lesson_of(recipe, base, encodings)
+        scoring = functools.partial(language.scored, recipe, lesson, crew)
+        before = language.remembered(home, run, encodings, base, crew, lambda: scoring(language.bare(base)))
+        stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
+        forward = functools.partial(adapters.logits, stack)
+        course = training.language(stack, forward, lesson, recipe.training, crew)
+        fitted = training.fit(course, recipe.training, crew, run.folder / "checkpoints", Watch(functools.partial(heard, run, around), around.stopping))
+        unigram = training.unigram(lesson, lesson.train, language.asked(recipe, encodings))
+        thought = {"unigram": unigram, "base": before, "adapted": scoring(forward)}
+        results = language.perplexities(recipe, thought)
+        return language.recorded(run, around, crew, stack, fitted, results, (*attrition, encodings.attrition), thought)
+
+
+def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
+    """Notes and their answers in, a recorded stack with its head out. The same question asked twice is one run.
+
+    Raises:
+        ClinpeftError: whatever a room cannot do; the run's folder says so too.
+    """
+    crew = training.assemble()
+    recipe, origins = answers.resolved(recipe, home)
+    hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
+    with opened(recipe, hashes, home, around, crew) as run:
+        if run.record.state == "finished":
+            return run
+        asked = questions.cohorts_of(recipe, home, crew, hashes)
+        base = models.load(answers.precise(recipe.base), crew.device, "vectors")
+        stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
+        read = questions.encoded(recipe, base, asked, home, crew)
+        answering = answers.answering(recipe, stack, read, home, crew)
+        witness = adapters.watch(stack, answering.head_parameters)
+        fitted = training.fit(answering.course, recipe.training, crew, run.folder / "checkpoints", answers.watch(run, around))
+        liveness = witness.testify(answering.probe)
+        found = answers.scored(recipe, answering, read, home, crew)
+        told = answers.notices(recipe, origins, read)
+        return answers.recorded(recipe, run, around, crew, answering, fitted, liveness, found, told, read)

@@ -1,0 +1,328 @@
+"""The parts of ``classify``: earlier adapters found, head and exams set up, answers scored, the record."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinpeft import adapters, baselines, evaluation, models, predictions, registry, tokens, training
+from clinpeft.adapters import Liveness, Stack
+from clinpeft.errors import RecipeError, UsageError
+from clinpeft.models import Head, Pooling
+from clinpeft.pipeline.questions import Read
+from clinpeft.pipeline.runs import Circumstances, code_version, heard, key
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, ReaderSpec
+from clinpeft.registry import Run
+from clinpeft.tables import Question
+from clinpeft.training import Course, Crew, Exam, Fitted, Watch
+
+TFIDF = "TF-IDF + logistic regression"
+PREDICTIONS, CURVES, LABELS, MEDS = "predictions", "curves", "labels", "meds_evaluation"
+CACHED_DOCUMENTS = 1024  # whose remembered vectors go through a head together
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An adapter that an earlier run made: the run, and the adapter's folder."""
+
+    run: Run
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Answering:
+    """All that answers, set up to be trained.
+
+    Attributes:
+        course: what the loop is given.
+        exams: the questions in the order of the recipe.
+        heads: question -> its head.
+        pooling: where a window's vector is read.
+        stack: base and adapters.
+        probe: logits of a few training documents through everything, with their gradient.
+        features_seconds: spent on reading what is remembered of the notes; None where the model reads them anew every time.
+    """
+
+    course: Course
+    exams: tuple[Exam, ...]
+    heads: Mapping[str, Head]
+    pooling: Pooling
+    stack: Stack
+    probe: Callable[[], Any]
+    features_seconds: float | None
+
+    @property
+    def head_parameters(self) -> dict[str, Any]:
+        """Name -> parameter of the heads."""
+        return training.as_parameters(_prefixed(self.heads))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came out for each question: predictions, curves and results by label, and all results together."""
+
+    results: pa.Table
+    tables: Mapping[str, pa.Table]
+    baselines_seconds: float
+
+
+def resolved(recipe: ClassifyRecipe, home: Path) -> tuple[ClassifyRecipe, dict[str, Origin]]:
+    """The recipe with the names of earlier runs replaced by their ids, and what those hold.
+
+    Raises:
+        UsageError: there is no such run, or it has several adapters and none was named.
+    """
+    specs, origins = [], {}
+    for spec in recipe.adapters:
+        if spec.from_run:
+            name, origin = _origin(spec.from_run, home)
+            spec, origins[name] = spec.model_copy(update={"from_run": name}), origin  # noqa: PLW2901 - the same spec, said by id
+        specs.append(spec)
+    return recipe.model_copy(update={"adapters": tuple(specs)}), origins
+
+
+def _origin(text: str, home: Path) -> tuple[str, Origin]:
+    run_text, _, adapter = text.rpartition("/") if "/" in text else (text, "", "")
+    run = registry.find(home, run_text, finished=True)
+    found = {path.parent.name: path.parent for path in sorted(run.folder.glob("adapter*/**/adapter_config.json"))}
+    if adapter and adapter not in found:
+        raise UsageError(f"run {run.id} has no adapter {adapter!r}", place="adapters.from_run", way_out=f"it has: {', '.join(found) or 'none'}")
+    if not adapter and len(found) != 1:
+        way_out = f"name one: {', '.join(f'{run.id}/{name}' for name in found)}" if found else "take a run that trained an adapter"
+        raise UsageError(f"run {run.id} has {len(found)} adapters", place="adapters.from_run", way_out=way_out)
+    name = adapter or next(iter(found))
+    return (f"{run.id}/{name}" if adapter else run.id), Origin(run, found[name])
+
+
+def folders(origins: Mapping[str, Origin]) -> dict[str, Path]:
+    """``from_run`` -> the adapter's folder."""
+    return {name: origin.folder for name, origin in origins.items()}
+
+
+def adapter_hashes(origins: Mapping[str, Origin]) -> dict[str, str]:
+    """``from_run`` -> SHA-256 of the adapter's weights."""
+    return {name: hashlib.sha256((origin.folder / "adapter_model.safetensors").read_bytes()).hexdigest() for name, origin in origins.items()}
+
+
+def precise(spec: ReaderSpec) -> ReaderSpec:
+    """Weights that are trained are float32: an optimiser's small steps are lost in bfloat16.
+
+    Raises:
+        RecipeError: the recipe asks for both.
+    """
+    if not spec.trainable:
+        return spec
+    if spec.precision == "bfloat16":
+        raise RecipeError("a trainable base in bfloat16", place="base.precision", way_out='leave base.precision out, or set it to "float32"')
+    return spec.model_copy(update={"precision": "float32"})
+
+
+def answering(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], home: Path, crew: Crew) -> Answering:
+    """Heads on the stack, and every question as an exam. Where nothing below the heads is trained, the model reads each note once for all."""
+    pooling = models.pooling_of(stack.base, recipe.head.pooling)
+    heads = {one.asked.question.name: _head(recipe, stack, one.asked.question, crew) for one in read}
+    begun = time.perf_counter()
+    vectors = None if stack.trained else [_features(recipe, stack, one, pooling, home, crew) for one in read]
+    seconds = None if vectors is None else time.perf_counter() - begun
+    exams = tuple(_exam(recipe, stack, one, heads, pooling, vectors[at] if vectors else None, crew) for at, one in enumerate(read))
+    own = training.as_parameters(_prefixed(heads))
+    course = training.classification(
+        exams, {**stack.trained, **own}, functools.partial(_mode, stack, heads), recipe.loss, recipe.training, recipe.seed, crew, tuple(own)
+    )
+    return Answering(course, exams, heads, pooling, stack, _probe(recipe, stack, read, heads, pooling, crew), seconds)
+
+
+def _head(recipe: ClassifyRecipe, stack: Stack, question: Question, crew: Crew) -> Head:
+    return Head(stack.base.width, len(question.classes), recipe.head.dropout, seed=recipe.seed).to(crew.device)
+
+
+def _prefixed(heads: Mapping[str, Head]) -> dict[str, Head]:
+    return {f"head.{name}": head for name, head in heads.items()}
+
+
+def _mode(stack: Stack, heads: Mapping[str, Head], training_mode: bool) -> None:
+    stack.train(training_mode)
+    for head in heads.values():
+        head.train(training_mode)
+
+
+def _features(recipe: ClassifyRecipe, stack: Stack, one: Read, pooling: Pooling, home: Path, crew: Crew) -> predictions.Floats:
+    base = stack.base
+    below = [spec.model_dump(mode="json") for spec in recipe.adapters]
+    name = key(one.documents.folder.name, base.sha256, base.precision_reason, str(crew.device.type), below, pooling, code_version())
+    with crew.main_process_first():
+        path = home / "cache" / f"features-{name}.npy"
+        return predictions.features(stack, one.documents, pooling, recipe.training.micro_batch_tokens, crew.device, path)
+
+
+def _exam(
+    recipe: ClassifyRecipe, stack: Stack, one: Read, heads: Mapping[str, Head], pooling: Pooling, vectors: predictions.Floats | None, crew: Crew
+) -> Exam:
+    question, documents, head, pool = one.asked.question, one.documents, heads[one.asked.question.name], recipe.reading.pool
+    grouped: Callable[[tokens.Ints], list[tokens.Ints]]
+    if vectors is None:
+        answer = predictions.live(stack, documents, head, pooling, pool, crew.device)
+        grouped = functools.partial(_by_tokens, documents, recipe.training.micro_batch_tokens)
+    else:
+        answer, grouped = predictions.remembered(vectors, documents, head, pool, crew.device), _by_number
+    known = training.truth(documents.table(["stay_id", "label", "labels"]), question)
+    if recipe.loss.shuffled_labels:
+        for split in ("train", "tuning"):
+            known = training.shuffled(known, documents.of(split), recipe.seed)
+    return Exam(
+        question=question,
+        answer=answer,
+        truth=known,
+        lengths=documents.lengths_of(np.arange(len(documents.tokens_total))),
+        train=documents.of("train"),
+        tuning=documents.of("tuning"),
+        grouped=grouped,
+        scores=predictions.shared(answer, len(question.classes), grouped, crew),
+        metric=lambda logits, chosen: evaluation.main_metric(predictions.probabilities(logits, question), known[chosen].numpy(), question),
+    )
+
+
+def _by_tokens(documents: tokens.Documents, micro_batch_tokens: int, chosen: tokens.Ints) -> list[tokens.Ints]:
+    return tokens.document_batches(documents, chosen, micro_batch_tokens)
+
+
+def _by_number(chosen: tokens.Ints) -> list[tokens.Ints]:
+    return [chosen[start : start + CACHED_DOCUMENTS] for start in range(0, len(chosen), CACHED_DOCUMENTS)]
+
+
+def _probe(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], heads: Mapping[str, Head], pooling: Pooling, crew: Crew) -> Callable[[], Any]:
+    """The shortest training documents of every question, through everything, whatever is remembered of them."""
+
+    def probed() -> Any:
+        logits = []
+        for one in read:
+            documents = one.documents
+            train = documents.of("train")
+            chosen = train[np.argsort(documents.lengths_of(train), kind="stable")[:4]]
+            answer = predictions.live(stack, documents, heads[one.asked.question.name], pooling, recipe.reading.pool, crew.device)
+            logits.append(answer(chosen).reshape(-1))
+        return predictions.joined(logits)
+
+    return probed
+
+
+def watch(run: Run, around: Circumstances) -> Watch:
+    """The log and the progress bar."""
+    return Watch(functools.partial(heard, run, around), around.stopping)
+
+
+def scored(recipe: ClassifyRecipe, answering: Answering, read: Sequence[Read], home: Path, crew: Crew) -> Found:
+    """Every question's predictions on tuning and held-out stays, scored beside the trivial baselines."""
+    results, tables, seconds = [], {}, 0.0
+    for at, (exam, one) in enumerate(zip(answering.exams, read, strict=True)):
+        chosen = np.concatenate([one.documents.of("tuning"), one.documents.of("held_out")])
+        logits = exam.scores(chosen)
+        if not crew.is_main_process:
+            continue
+        answered = predictions.predictions(one.documents, chosen, logits, exam.question)
+        begun = time.perf_counter()
+        trivial = dict(_trivial(recipe, one, home)) if recipe.evaluation.baselines else {}
+        seconds += time.perf_counter() - begun
+        found = results_of(recipe, answered, exam.question, trivial)
+        results.append(found.pop("results"))
+        tables |= {f"{name}-{exam.question.name}" if at else name: table for name, table in found.items()}
+    return Found(pa.concat_tables(results) if results else pa.table({}), tables, seconds)
+
+
+def results_of(recipe: ClassifyRecipe, answered: pa.Table, question: Question, trivial: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Tables of one question by name; ``results`` holds every number, of the model, of the baselines, and of the difference to TF-IDF."""
+    spec = recipe.evaluation
+    answered, _ = evaluation.recalibrated(answered, question, spec.recalibration)
+    rows = [evaluation.scored(answered, question, spec, _rng(recipe))]
+    rows += [evaluation.scored(table, question, spec, _rng(recipe), state=name) for name, table in trivial.items()]
+    if TFIDF in trivial:
+        rows.append(evaluation.answers_difference(trivial[TFIDF], answered, question, spec, _rng(recipe), names=(TFIDF, "model")))
+    found = {"results": pa.concat_tables(rows), PREDICTIONS: answered, CURVES: evaluation.curves(answered, question, spec, _rng(recipe))}
+    if question.kind == "multilabel":
+        found[LABELS] = evaluation.labels_table(answered, question, "held_out", spec, _rng(recipe))
+    if question.kind == "binary":
+        found[MEDS] = evaluation.as_meds(answered, question, "held_out")
+    return found
+
+
+def _rng(recipe: ClassifyRecipe) -> np.random.Generator:
+    """The resamples are those of the split and not of the run, so that runs with other seeds are measured on the same ones."""
+    return np.random.default_rng([recipe.split.seed, 1])
+
+
+def _trivial(recipe: ClassifyRecipe, one: Read, home: Path) -> Iterator[tuple[str, pa.Table]]:
+    """The trivial baselines' answers to the same stays: made once for all runs that are asked the same."""
+    folder = home / "cache" / f"baselines-{key(one.asked.folder.name, recipe.split.seed, code_version())}"
+    if not (folder / "names.json").exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = dict(baselines.answered(one.asked.folder / "cohort.parquet", one.asked.question, recipe.split.seed))
+        for at, table in enumerate(made.values()):
+            pq.write_table(table, folder / f"{at}.parquet")
+        registry.write_atomically(folder / "names.json", json.dumps(list(made)))
+    for at, name in enumerate(json.loads((folder / "names.json").read_text(encoding="utf-8"))):
+        yield name, pq.read_table(folder / f"{at}.parquet")
+
+
+def notices(recipe: ClassifyRecipe, origins: Mapping[str, Origin], read: Sequence[Read]) -> tuple[str, ...]:
+    """What the reader of the results should know."""
+    told = [f"{one.asked.question.name}: {notice}" for one in read for notice in one.asked.notices]
+    for name, origin in origins.items():
+        theirs = origin.run.recipe
+        shared = ("train", "tuning", "held_out", "seed", "by")
+        if isinstance(theirs, AdaptRecipe) and any(getattr(theirs.split, part) != getattr(recipe.split, part) for part in shared):
+            told.append(f"the adapter of run {name} learned from a corpus that was split otherwise: it may have read people who are held out here")
+    if recipe.loss.shuffled_labels:
+        told.append("the training answers were shuffled: these results are a control")
+    return tuple(told)
+
+
+def recorded(
+    recipe: ClassifyRecipe,
+    run: Run,
+    around: Circumstances,
+    crew: Crew,
+    answering: Answering,
+    fitted: Fitted,
+    liveness: Liveness,
+    found: Found,
+    told: tuple[str, ...],
+    read: Sequence[Read],
+) -> Run:
+    """Adapters, head, tokenizer, answers, numbers and record into the run folder, by the first process."""
+    if not crew.is_main_process:
+        return run
+    stack = answering.stack
+    asked = {one.asked.question.name: one.asked.question for one in read}
+    predictions.keep(run.folder, stack, answering.heads, asked, answering.pooling, recipe.reading.pool)
+    finished = around.now()
+    trained = sum(parameter.numel() for parameter in answering.course.parameters.values())
+    return registry.record(
+        run,
+        results=found.results,
+        attrition=tuple(step for one in read for step in (*one.asked.attrition, one.documents.attrition, one.documents.whole)),
+        tables=found.tables,
+        finished=finished,
+        liveness=liveness.as_json(),
+        trained_parameters=trained,
+        base_parameters=stack.counts.base,
+        share=trained / stack.counts.base,
+        precision=str(stack.base.precision).removeprefix("torch."),
+        precision_reason=stack.base.precision_reason,
+        counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
+        tokens_seen=fitted.progress.tokens,
+        training_seconds=fitted.progress.seconds,
+        features_seconds=answering.features_seconds,
+        baselines_seconds=found.baselines_seconds,
+        total_seconds=(finished - run.record.started).total_seconds(),
+        notices=(*stack.notices, *told),
+    )

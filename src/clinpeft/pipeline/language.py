@@ -1,0 +1,138 @@
+"""The parts of ``adapt``: windows of tokens, what was thought of them before and after, the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinpeft import adapters, corpora, evaluation, registry, sources, tokens, training
+from clinpeft.adapters import Stack
+from clinpeft.errors import RecipeError
+from clinpeft.models import Base
+from clinpeft.pipeline.runs import Circumstances, code_version, key
+from clinpeft.recipe import AdaptRecipe, CorpusSpec, SourceSpec, SplitSpec
+from clinpeft.registry import Hashes, Run
+from clinpeft.tables import SPLITS, Attrition
+from clinpeft.tokens import Encodings
+from clinpeft.training import Crew, Fitted, Forward, Lesson
+
+
+def encoded(recipe: AdaptRecipe, base: Base, home: Path, crew: Crew, hashes: Hashes) -> tuple[Encodings, tuple[Attrition, ...]]:
+    """Windows of tokens, made once for all runs that ask for the same ones; the first process makes them, the others wait."""
+    corpus_key = key(hashes.source, recipe.corpus.model_dump(), recipe.split.model_dump(), code_version())
+    objective = _objective(recipe, base)
+    token_key = key(corpus_key, hashes.base, recipe.base.max_tokens, recipe.base.overflow, objective)
+    corpus, folder = home / "cache" / f"corpus-{corpus_key}", home / "cache" / f"tokens-{token_key}"
+    with crew.main_process_first():
+        attrition = _corpus(recipe.source, recipe.corpus, recipe.split, corpus)
+        if not tokens.is_encoded(folder):
+            shape = tokens.layout(base.tokenizer, objective)
+            tokens.encode(corpus / "corpus.parquet", base.tokenizer, shape, recipe.base, folder)
+    return tokens.open_encodings(folder), attrition
+
+
+def _corpus(source: SourceSpec, spec: CorpusSpec, split: SplitSpec, folder: Path) -> tuple[Attrition, ...]:
+    """The corpus in ``folder`` and what was dropped on the way to it, made once."""
+    counted = folder / "attrition.json"
+    if not counted.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        read = Attrition("read")
+        corpus = corpora.build(sources.read(source, read, folder.parent), spec, split, split.seed, folder)
+        registry.write_atomically(counted, json.dumps([step.as_json() for step in (read, *corpus.attrition)]))
+    return tuple(Attrition.from_json(step) for step in json.loads(counted.read_text(encoding="utf-8")))
+
+
+def _objective(recipe: AdaptRecipe, base: Base) -> str:
+    asked = recipe.training.objective
+    name = base.family.objective if asked == "auto" else asked
+    if name != base.family.objective:
+        way_out = f'leave training.objective at "auto", or take a base that fits {name}'
+        raise RecipeError(f"{asked!r} does not fit {type(base.model).__name__}", place="training.objective", way_out=way_out)
+    return name
+
+
+def lesson_of(recipe: AdaptRecipe, base: Base, encodings: Encodings) -> Lesson:
+    """What is learned from the windows."""
+    asking = training.OBJECTIVES[_objective(recipe, base)]
+    return Lesson(
+        encodings, base.tokenizer, asking, recipe.seed, encodings.windows("train"), encodings.windows("tuning", recipe.evaluation.max_notes)
+    )
+
+
+def bare(base: Base) -> Forward:
+    """The base as it comes."""
+    return lambda input_ids, attention_mask: base.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def asked(recipe: AdaptRecipe, encodings: Encodings) -> tokens.Ints:
+    """The windows that perplexities are measured on: every split, each within ``evaluation.max_notes``."""
+    return np.concatenate([encodings.windows(split, recipe.evaluation.max_notes) for split in SPLITS])
+
+
+def scored(recipe: AdaptRecipe, lesson: Lesson, crew: Crew, forward: Forward) -> pa.Table:
+    """What a model thinks of the notes that are asked."""
+    return training.likelihoods(forward, lesson, asked(recipe, lesson.encodings), recipe.training.micro_batch_tokens, crew)
+
+
+def remembered(home: Path, run: Run, encodings: Encodings, base: Base, crew: Crew, score: Callable[[], pa.Table]) -> pa.Table:
+    """What the bare base thinks of the notes: the same in every cell of a grid, so it is asked once."""
+    recipe = run.recipe
+    assert isinstance(recipe, AdaptRecipe)
+    notes = encodings.folder.name
+    name = key(notes, run.record.hashes.base, base.precision_reason, recipe.evaluation.max_notes, str(crew.device.type))
+    path = home / "cache" / f"base-{name}.parquet"
+    if not path.exists():
+        table = score()
+        if crew.is_main_process:
+            pq.write_table(table, path.with_suffix(".writing"))
+            path.with_suffix(".writing").replace(path)
+        crew.wait_for_everyone()
+    return pq.read_table(path)
+
+
+def perplexities(recipe: AdaptRecipe, thought: dict[str, pa.Table]) -> pa.Table:
+    """Every state on every split, and the paired ratio of adapted to base."""
+    spec = recipe.evaluation
+    rows = [evaluation.perplexity(table, state, spec, np.random.default_rng([recipe.seed, 1])) for state, table in thought.items()]
+    rows.append(evaluation.difference(thought["base"], thought["adapted"], spec, np.random.default_rng([recipe.seed, 1])))
+    return pa.concat_tables(rows)
+
+
+def recorded(
+    run: Run,
+    around: Circumstances,
+    crew: Crew,
+    stack: Stack,
+    fitted: Fitted,
+    results: pa.Table,
+    attrition: tuple[Attrition, ...],
+    thought: dict[str, pa.Table],
+) -> Run:
+    """Adapter, tokenizer, numbers and record into the run folder, by the first process."""
+    if not crew.is_main_process:
+        return run
+    adapters.save(stack, run.folder / "adapter")
+    stack.base.tokenizer.save_pretrained(run.folder / "tokenizer")
+    finished = around.now()
+    return registry.record(
+        run,
+        results=results,
+        attrition=attrition,
+        likelihoods=thought,
+        finished=finished,
+        trained_parameters=stack.counts.trained,
+        base_parameters=stack.counts.base,
+        share=stack.counts.share,
+        precision=str(stack.base.precision).removeprefix("torch."),
+        precision_reason=stack.base.precision_reason,
+        counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
+        tokens_seen=fitted.progress.tokens,
+        training_seconds=fitted.progress.seconds,
+        total_seconds=(finished - run.record.started).total_seconds(),
+        notices=stack.notices,
+    )

@@ -1,0 +1,114 @@
+"""What every verb does around its rooms: the run opened and held, its id, its log."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import clinpeft
+from clinpeft import models, registry, training
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
+from clinpeft.registry import Hardware, Hashes, Run, RunRecord
+from clinpeft.training import Crew, Event
+
+TrainedRecipe = AdaptRecipe | ClassifyRecipe
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What only the outermost room may look at: the clock, and what was typed where.
+
+    Attributes:
+        now: the time, with its zone.
+        command: as typed.
+        git_commit: of the working tree, or None outside one.
+        versions: of Python and the libraries.
+        tell, stopping: who watches training, and who may stop it.
+    """
+
+    now: Callable[[], datetime]
+    command: str = ""
+    git_commit: str | None = None
+    versions: dict[str, str] | None = None
+    tell: Callable[[Event], None] = lambda _: None
+    stopping: Callable[[], bool] = lambda: False
+
+
+@contextlib.contextmanager
+def opened(recipe: TrainedRecipe, hashes: Hashes, home: Path, around: Circumstances, crew: Crew) -> Iterator[Run]:
+    """The run, held by the first process alone; how it ends is written down whatever happens.
+
+    Args:
+        recipe: what is asked; an adapter's ``from_run`` is the id of a run.
+        hashes: of all that the run stands on, source and base among them.
+        home: the folder of all runs.
+        around: clock and command.
+        crew: the processes.
+    """
+    opening = _opening(recipe, hashes, around, crew)
+    if not crew.is_main_process:
+        folder = home / opening.id
+        yield registry.read(folder) if (folder / "run.json").exists() else Run(folder, recipe, opening)
+        return
+    with registry.open_run(home, recipe, opening) as run:
+        try:
+            yield run
+        except BaseException as error:
+            if run.record.state != "finished":
+                registry.fail(run, error, around.now())
+            raise
+
+
+def _opening(recipe: TrainedRecipe, hashes: Hashes, around: Circumstances, crew: Crew) -> RunRecord:
+    now = around.now()
+    return RunRecord(
+        id=registry.identity(recipe, hashes.source or "", hashes.base or "", code_version()),
+        name=recipe.name,
+        kind=recipe.kind,
+        created=now,
+        started=now,
+        command=around.command,
+        git_commit=around.git_commit,
+        versions=(around.versions or {}) | {"clinpeft": code_version()},
+        hashes=hashes,
+        hardware=Hardware(**training.hardware(crew)),
+    )
+
+
+@functools.cache
+def code_version() -> str:
+    """The version and a hash of the code, so that a result is never taken for that of other code."""
+    folder = Path(clinpeft.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".sql", ".toml")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return f"{clinpeft.__version__}+{digest.hexdigest()[:8]}"
+
+
+def key(*parts: object) -> str:
+    """The name of something remembered: 16 hexadecimal characters over what decides it."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def hashes_of(source: str, recipe: TrainedRecipe, corpus_policy: str | None = None, adapters: dict[str, str] | None = None) -> Hashes:
+    """What a run stands on."""
+    return Hashes(source=source, base=models.fingerprint(recipe.base.path), corpus_policy=corpus_policy, adapters=adapters or {})
+
+
+def heard(run: Run, around: Circumstances, event: Event) -> None:
+    """Into the log, and to whoever watches."""
+    values = {
+        "step": event.step,
+        "loss": event.loss,
+        "learning_rate": event.learning_rate,
+        "tokens": event.tokens,
+        "seconds": round(event.seconds, 3),
+    }
+    registry.append(run, "step", **values, **event.measured)
+    around.tell(event)

@@ -1,0 +1,118 @@
+"""A fitted model and documents -> answers: logits, what is remembered of a note that nothing will change, and the table of predictions.
+
+Memory: a micro-batch of tokens at a time; nothing is kept per token, whatever the number of labels.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from clinpeft import adapters, models, tokens
+from clinpeft.adapters import Stack
+from clinpeft.models import Head, Pooling, WindowPooling
+from clinpeft.tables import PREDICTION, Question
+from clinpeft.tokens import Documents, Ints
+
+Answer = Callable[[Ints], torch.Tensor]
+Floats = npt.NDArray[np.float32]
+Crew = Any  # accelerate.Accelerator, which is not typed
+
+FROM_THE_COHORT = tuple(name for name in PREDICTION.names if name not in ("logits", "probabilities", "tokens", "tokens_read"))
+
+
+def live(stack: Stack, documents: Documents, head: Head, pooling: Pooling, window_pooling: WindowPooling, device: torch.device) -> Answer:
+    """Documents -> logits (documents, classes), float32, through base, adapters and head."""
+
+    def answer(chosen: Ints) -> torch.Tensor:
+        batch = documents.gather(chosen).to(device)
+        vectors = models.pool(adapters.hidden(stack, batch.input_ids, batch.attention_mask), batch.attention_mask, pooling)  # (windows, width)
+        logits: torch.Tensor = head(vectors, batch.document, batch.documents, window_pooling)
+        return logits
+
+    return answer
+
+
+def remembered(features: Floats, documents: Documents, head: Head, window_pooling: WindowPooling, device: torch.device) -> Answer:
+    """The same from vectors that were read before: what stands below the head does not change, so it need not run again."""
+
+    def answer(chosen: Ints) -> torch.Tensor:
+        windows, document = documents.windows_of(chosen)
+        vectors = torch.from_numpy(np.asarray(features[windows])).to(device)
+        logits: torch.Tensor = head(vectors, torch.from_numpy(document).to(device), len(chosen), window_pooling)
+        return logits
+
+    return answer
+
+
+def features(stack: Stack, documents: Documents, pooling: Pooling, micro_batch_tokens: int, device: torch.device, path: Path) -> Floats:
+    """The pooled vector of every window (windows, width), read once and mapped from ``path`` after that; the file appears whole or not at all."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writing = path.with_suffix(".writing")
+        vectors = np.lib.format.open_memmap(writing, "w+", np.float32, (len(documents.lengths), stack.base.width))
+        with torch.inference_mode():
+            for group in tokens.document_batches(documents, np.arange(len(documents.tokens_total)), micro_batch_tokens):
+                batch = documents.gather(group).to(device)
+                pooled = models.pool(adapters.hidden(stack, batch.input_ids, batch.attention_mask), batch.attention_mask, pooling)
+                vectors[documents.windows_of(group)[0]] = pooled.cpu().numpy()
+        vectors.flush()
+        writing.replace(path)
+    mapped: Floats = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def scores(answer: Answer, classes: int, grouped: Callable[[Ints], list[Ints]], crew: Crew, chosen: Ints) -> Floats:
+    """Logits (documents, classes) of ``chosen``, in their order, without gradient, the work shared between the processes. The caller sets eval mode."""
+    found = torch.zeros(len(chosen), classes, dtype=torch.float32, device=crew.device)
+    at = {int(document): row for row, document in enumerate(chosen)}
+    with torch.inference_mode():
+        for group in grouped(chosen)[crew.process_index :: crew.num_processes]:
+            found[[at[int(document)] for document in group]] = answer(group)
+    table: Floats = crew.reduce(found, "sum").cpu().numpy()
+    return table
+
+
+def probabilities(logits: Floats, question: Question) -> Floats:
+    """Softmax over the classes of which one is asked, a sigmoid for each where all that apply are; (documents, classes)."""
+    wide = logits.astype(np.float64)
+    if question.kind == "multilabel":
+        return (1.0 / (1.0 + np.exp(-np.clip(wide, -700, 700)))).astype(np.float32)
+    raised = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def predictions(documents: Documents, chosen: Ints, logits: Floats, question: Question) -> pa.Table:
+    """The answers to a question (schema ``tables.PREDICTION``), a row a document, with the question in the metadata."""
+    known = documents.table(FROM_THE_COHORT).take(pa.array(chosen))
+    columns = {name: known[name] for name in FROM_THE_COHORT} | {
+        "logits": _lists(logits),
+        "probabilities": _lists(probabilities(logits, question)),
+        "tokens": pa.array(documents.tokens_total[chosen]),
+        "tokens_read": pa.array(documents.tokens_read[chosen]),
+    }
+    about = {b"question": json.dumps(question.as_json()).encode()}
+    return pa.table({name: columns[name] for name in PREDICTION.names}, schema=PREDICTION).replace_schema_metadata(about)
+
+
+def _lists(values: Floats) -> pa.Array:
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), pa.float32()))
+
+
+def joined(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of several questions in one row."""
+    return torch.cat([some.reshape(-1) for some in logits])
+
+
+def shared(answer: Answer, classes: int, grouped: Callable[[Ints], list[Ints]], crew: Crew) -> Callable[[Ints], Floats]:
+    """``scores`` of one answerer, to be called with documents."""
+    return functools.partial(scores, answer, classes, grouped, crew)
