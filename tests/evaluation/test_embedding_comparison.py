@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,16 @@ from clinpeft.evaluation.embedding.comparison import (
     paired_permutation,
     retrieval_difference,
 )
-from clinpeft.evaluation.embedding.retrieval import METRICS, PER_QUERY
+from clinpeft.evaluation.embedding.ranking_metrics import METRICS, PER_QUERY
 
 ALONE = np.arange(1000)
 
 
-def queries(values: np.ndarray, clusters: list[str | None] | None = None, relevant: int = 1) -> pa.Table:
+def queries(values: np.ndarray, clusters: Sequence[str | None] | None = None, relevant: int = 1) -> pa.Table:
     count = len(values)
     columns = {
         "query_id": [f"q{at:04d}" for at in range(count)],
-        "cluster": clusters or [None] * count,
+        "cluster": list(clusters or [None] * count),
         "relevant": [relevant] * count,
         **dict.fromkeys(METRICS, values.tolist()),
     }
@@ -122,7 +123,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
     after = before + 0.1 + rng.normal(0, 0.05, 100)
     clusters: list[str | None] = [str(at // 2) for at in range(100)]
     found = retrieval_difference(
-        queries(before, clusters), queries(after, [None] * 2 + clusters[2:]), ("zero-shot", "adapted"), resamples=300, level=0.95, rng=rng
+        queries(before, clusters), queries(after, [None, None, *clusters[2:]]), ("zero-shot", "adapted"), resamples=300, level=0.95, rng=rng
     )
     rows = {row["name"]: row for row in found.to_pylist()}
     assert len(rows) == 3 * len(METRICS)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.errors import InputError
-from clinpeft.evaluation.embedding.retrieval import METRICS, per_query, retrieval
+from clinpeft.evaluation.embedding.ranking_metrics import METRICS, per_query, retrieval
 from clinpeft.evaluation.embedding.search import best, ranked, retrieved
 from clinpeft.evaluation.embedding.vectors import similarities, unit
 from clinpeft.tables import JUDGEMENT, RETRIEVED, table
@@ -70,7 +70,7 @@ def test_ndcg_is_the_hand_computed_one() -> None:
     # found: grade 2, unjudged, grade 3; judged 3, 2, 1: (2 + 3 / log2 4) / (3 + 2 / log2 3 + 1 / log2 4)
     scored = of({"q": {"a": 0.9, "b": 0.8, "c": 0.7}}, {"q": {"a": 2, "c": 3, "d": 1}})["q"]
     assert scored["ndcg_at_10"] == pytest.approx((2 + 3 / 2) / (3 + 2 / math.log2(3) + 1 / 2), abs=1e-15)
-    assert (scored["mrr_at_10"], scored["recall_at_1"], scored["recall_at_10"]) == (1.0, pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert [scored["mrr_at_10"], scored["recall_at_1"], scored["recall_at_10"]] == pytest.approx([1, 1 / 3, 2 / 3])
     assert scored["map_at_100"] == pytest.approx((1 / 1 + 2 / 3) / 3)
 
 

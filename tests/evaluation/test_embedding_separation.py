@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from clinpeft.errors import InputError, RefusedError
-from clinpeft.evaluation.embedding.separation import METRICS, bootstrap_p, separation, separation_difference, study
+from clinpeft.evaluation.embedding.pair_metrics import METRICS, bootstrap_p, separation, separation_difference, study
 from clinpeft.tables import PAIR_SCORE, table
 
 Values = dict[str, dict[str, float | None]]
 
 
-def pairs(related: list[float], clusters: list[str | None] | None = None, **unrelated: list[float]) -> pa.Table:
+def pairs(related: list[float], clusters: Sequence[str | None] | None = None, **unrelated: list[float]) -> pa.Table:
     """One related and, in each stratum, one unrelated pair for each anchor."""
     sets = {"related": related, **{name.replace("_", " "): scores for name, scores in unrelated.items()}}
     names = [name for name, scores in sets.items() for _ in scores]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.errors import UsageError
-from clinpeft.evaluation.embedding.separation import separation
+from clinpeft.evaluation.embedding.pair_metrics import separation
 from clinpeft.evaluation.embedding.strata import STRATA, Pairs, negatives, pair_scores, shuffled
 from clinpeft.evaluation.embedding.vectors import cosine_score, unit
 from clinpeft.tables import Attrition
@@ -30,10 +30,11 @@ def library(seed: int = 0, count: int = 400) -> pa.Table:
 
 
 def drawn(found: pa.Table, pairs: Pairs, stratum: str, seed: int = 0, ranking: np.ndarray | None = None) -> list[int]:
-    return negatives(found, pairs, stratum, np.random.default_rng(seed), Attrition("negatives"), ranking).tolist()
+    rows = negatives(found, pairs, stratum, np.random.default_rng(seed), Attrition("negatives"), ranking)
+    return [int(row) for row in rows]
 
 
-@pytest.mark.parametrize("stratum", [name for name in STRATA])
+@pytest.mark.parametrize("stratum", list(STRATA))
 def test_a_negative_is_never_the_passage_the_text_or_the_section_of_its_positive(stratum: str) -> None:
     found = library()
     rng = np.random.default_rng(1)

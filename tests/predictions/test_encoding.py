@@ -67,7 +67,9 @@ def test_vectors_are_those_of_the_plain_padded_loop(manner: Manner, toy_bert: Pa
     for folder in (toy_bert, toy_llama(), toy_llama(pad_is_eos=True)):
         stack = stack_of(folder, LoraSpec(rank=2))
         given = texts(57)
-        np.testing.assert_allclose(vectors(stack, manner, given, token_budget=64), plain(stack, manner, given), atol=1e-6, rtol=2e-6)
+        expected = plain(stack, manner, given)
+        length = np.linalg.norm(expected, axis=1).max()  # 1 where they are normalised
+        np.testing.assert_allclose(vectors(stack, manner, given, token_budget=64), expected, atol=1e-6 * length, rtol=0)
 
 
 def test_the_adapters_count_and_a_stack_that_is_off_gives_the_vectors_of_the_base(toy_bert: Path, bert: adapters.Stack) -> None:
@@ -92,7 +94,9 @@ def test_the_model_is_the_same_afterwards(bert: adapters.Stack) -> None:
 
 def test_a_prompt_stands_before_every_text(bert: adapters.Stack) -> None:
     given = texts(6)
-    np.testing.assert_allclose(vectors(bert, MEAN, given, prompt="the patient "), plain(bert, MEAN, ["the patient " + text for text in given]), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors(bert, MEAN, given, prompt="the patient "), plain(bert, MEAN, ["the patient " + text for text in given]), atol=1e-6
+    )
 
 
 def test_a_real_encoder_gives_the_vectors_of_the_plain_loop(minilm: Path) -> None:
@@ -110,7 +114,7 @@ def test_batches_hold_texts_of_one_length_within_the_budget() -> None:
     groups = [group.tolist() for group in buckets(lengths, token_budget=9)]
     assert groups == [[4], [1], [5], [0, 2, 3], [6]]
     assert [group.tolist() for group in buckets(np.array([20]), 9)] == [[0]]
-    assert sorted(sum(groups, [])) == list(range(7))
+    assert sorted(at for group in groups for at in group) == list(range(7))
 
 
 def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(bert: adapters.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +181,7 @@ def test_bfloat16_is_taken_where_the_vectors_stay_the_same(bert: adapters.Stack,
     assert not np.array_equal(found, exact) and (found * exact).sum(axis=1).min() > 0.999
 
 
-def test_bfloat16_that_would_give_other_vectors_is_given_up_and_said(
-    bert: adapters.Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_that_would_give_other_vectors_is_given_up_and_said(bert: adapters.Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "LEAST_COSINE", 0.9999999)
     given = texts(20)
     encoded = encode(bert, MEAN, given, tmp_path / "vectors.npy", precision="bfloat16")

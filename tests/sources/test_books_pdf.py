@@ -137,6 +137,18 @@ def test_one_column_with_a_gap_and_an_indent_has_three_paragraphs(tmp_path: Path
     assert [row["text"].split()[1] for row in rows] == ["first", "second", "third"]
 
 
+def test_where_paragraphs_are_indented_a_sentence_that_ends_with_the_page_does_not_end_its_paragraph(tmp_path: Path) -> None:
+    first = [Set(70, 700, "This line is indented, and so we know how this book begins its paragraphs;")]
+    first += [Set(60, 688, "and here a sentence, but no paragraph, ends at the very end of a whole page.")]
+    second = [Set(60, 700, "It goes on here, which only the missing indent of this line can tell anybody.")]
+    second += [Set(70, 688, "This one is new, and goes on for one more line, which is not indented, just as"), Set(60, 676, "it should be.")]
+    rows, _ = read(write_pdf(tmp_path / "indents.pdf", [first, second]))
+    assert [(row["place"], row["text"].split()[0], row["text"].split()[-1]) for row in rows] == [
+        ("page 1", "This", "anybody."),
+        ("page 2", "This", "be."),
+    ]
+
+
 def test_the_outline_of_the_file_says_what_is_a_heading(tmp_path: Path) -> None:
     def body(title: str) -> list[Set]:
         return [Set(60, 700, title), Set(60, 660, "This is a paragraph that stands below a title which looks like any other text.")]

@@ -73,7 +73,9 @@ def chapters(*sizes: int) -> Pairs:
     """So many pairs of each section, and nothing else in common."""
     count = sum(sizes)
     section = np.tile(np.repeat(np.arange(len(sizes)), sizes), 2)
-    return Pairs(Texts(np.ones(2 * count, dtype=np.int64), np.arange(2 * count), np.arange(2 * count), section), np.arange(count), np.arange(count) + count)
+    return Pairs(
+        Texts(np.ones(2 * count, dtype=np.int64), np.arange(2 * count), np.arange(2 * count), section), np.arange(count), np.arange(count) + count
+    )
 
 
 def test_a_section_with_half_of_all_pairs_makes_small_steps_and_leaves_nobody_alone() -> None:
@@ -89,7 +91,10 @@ def test_what_nothing_can_stand_beside_is_left_out_and_counted() -> None:
     lonely = chapters(3)
     named = Pairs(lonely.texts, lonely.anchors, lonely.positives, np.array([[-1], [0], [-1]]))
     found = draw(named)
-    assert [step.tolist() for step in found.steps] == [[1]] and found.left_out.tolist() == [0, 2]  # what has a negative of its own can be learned from
+    assert [step.tolist() for step in found.steps] == [[1]] and found.left_out.tolist() == [
+        0,
+        2,
+    ]  # the one with a negative stays
 
 
 def test_what_is_unknown_is_shared_with_nothing() -> None:

@@ -29,7 +29,7 @@ def one(same: tuple[int, ...] = (0, 1, 0, 3, 4, 5, 6, 7), passages: tuple[int, .
 
 def search(spec: MiningSpec, pairs: Pairs | None = None, corpus: tuple[int, ...] = tuple(range(8)), seed: int = 0) -> Mined:
     vectors = circle(*DEGREES)
-    chosen = np.array(corpus)
+    chosen = np.array(corpus, dtype=np.int64)
     return mined(pairs or one(), vectors[[0]], vectors[[1]], chosen, vectors[chosen], spec, np.random.default_rng(seed))
 
 
@@ -59,7 +59,9 @@ def test_below_zero_the_limit_lies_below_the_positive() -> None:
     vectors = circle(0, 120, 118, 125)  # similarities -0.5, -0.469, -0.574
     texts = Texts(np.ones(4, dtype=np.int64), np.arange(4), np.arange(4), np.arange(4))
     pairs = Pairs(texts, np.array([0]), np.array([1]))
-    found = mined(pairs, vectors[[0]], vectors[[1]], np.array([2, 3]), vectors[2:], MiningSpec(hard_negatives=1, last_rank=1), np.random.default_rng(0))
+    found = mined(
+        pairs, vectors[[0]], vectors[[1]], np.array([2, 3]), vectors[2:], MiningSpec(hard_negatives=1, last_rank=1), np.random.default_rng(0)
+    )
     assert found.negatives.tolist() == [[3]] and found.at_random == 0
 
 

@@ -42,7 +42,7 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
         return
 
     def line(event: Event) -> None:
-        if event.step == 1 or event.step % max(1, event.total_steps // 20) == 0 or event.step == event.total_steps:
+        if event.step == 1 or event.step % max(1, event.total_steps // 20) == 0 or event.step == event.total_steps or event.measured:
             print(f"{title} {said(event)}", file=sys.stderr, flush=True)
 
     yield line

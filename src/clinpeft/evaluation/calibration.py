@@ -5,7 +5,7 @@ multilabel one together. What is measured are sums over stays, so that a resampl
 sample; a resample takes one Newton step from there (Moulton and Zeger 1991, Bootstrapping generalized linear models), which also needs sums only.
 
 Measures as in Van Calster et al. 2025 (arXiv 2412.10288), who want the curve first and the expected calibration error last. 95 % intervals of slope,
-intercept and O:E held the truth in 96 % of 400 simulated samples of 250 subjects with one to four stays each, and in 92 to 93 % of samples of 60.
+intercept and O:E held the truth in about 96 % of 400 simulated samples of 250 subjects of one to four stays, and in 92 to 93 % of samples of 60.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _BRIER = "mean over stays of the squared difference of probability and truth, {}
 _BRIER_OF = {"binary": "of the event", "multiclass": "summed over the classes (Brier 1950)", "multilabel": "averaged over the labels"}
 _SCALED = "1 - Brier score / Brier score of answering every stay with the prevalences of this split; 1 is best, 0 no better than the prevalence"
 _CLIP = f"probabilities clipped to [{CLIPPED:g}, 1 - {CLIPPED:g}]; resamples take one Newton step from the fit"
+_ECE = f"expected calibration error, secondary: mean absolute difference of observed and predicted in {BINS} bins of equal count, equal p together"
 _NUMBERS = (
     ("calibration_intercept", f"calibration in the large: intercept of a logistic regression with logit(p) as offset; 0 is ideal; {_CLIP}"),
     ("calibration_slope", f"slope of a logistic regression on logit(p); 1 is ideal, below 1 probabilities are too extreme; {_CLIP}"),
     ("observed_expected", "observed events / summed probabilities (O:E); 1 is ideal"),
     (
         "ece",
-        f"expected calibration error, secondary: mean absolute difference of observed and predicted in {BINS} bins of equal count, equal p together",
+        f"{_ECE}; never below 0, so chance alone raises it, and resamples more than the sample: its interval lies too high",
     ),
 )
 

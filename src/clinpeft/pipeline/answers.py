@@ -270,12 +270,16 @@ def _trivial(recipe: ClassifyRecipe, one: Read, home: Path) -> Iterator[tuple[st
             pq.write_table(table, folder / f"{at}.parquet")
         registry.write_atomically(folder / "names.json", json.dumps(list(made)))
     for at, name in enumerate(json.loads((folder / "names.json").read_text(encoding="utf-8"))):
-        yield name, pq.read_table(folder / f"{at}.parquet")
+        yield name, pq.read_table(folder / f"{at}.parquet", filters=[("split", "in", ["tuning", "held_out"])])
 
 
 def notices(recipe: ClassifyRecipe, origins: Mapping[str, Origin], read: Sequence[Read]) -> tuple[str, ...]:
     """What the reader of the results should know."""
     told = [f"{one.asked.question.name}: {notice}" for one in read for notice in one.asked.notices]
+    if recipe.evaluation.baselines:
+        for one in read:
+            absent = baselines.absent(one.asked.folder / "cohort.parquet", one.asked.question)
+            told += [f"{one.asked.question.name}: no baseline {name!r}: {reason}" for name, reason in absent.items()]
     for name, origin in origins.items():
         theirs = origin.run.recipe
         shared = ("train", "tuning", "held_out", "seed", "by")

@@ -196,7 +196,7 @@ class _Work:
         self.truncated += cut
         lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
         if self.engine is None:
-            self.engine = engine(self.stack, self.manner.pooling, self.precision, _sample(ids, lengths))
+            self.engine = engine(self.stack, self.manner.pooling, self.precision, spread(ids, lengths))
         found = np.empty((len(ids), self.stack.base.width), dtype=np.float32)
         done = len(self.known) - len(ids)
         for group in buckets(lengths, self.token_budget):
@@ -290,8 +290,8 @@ def buckets(lengths: Ints, token_budget: int) -> list[Ints]:
     return groups
 
 
-def _sample(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
-    """Texts of all lengths."""
+def spread(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
+    """The sample: token ids of texts of all lengths."""
     order = np.argsort(lengths, kind="stable")
     chosen = np.unique(np.linspace(0, len(order) - 1, num=min(SAMPLE_TEXTS, len(order))).astype(np.int64))
     return [ids[int(at)] for at in order[chosen]]

@@ -83,9 +83,7 @@ def open_run(folder: Path, spec: ReaderSpec, device: torch.device) -> Served:
     return Served(stack, heads, {name: asked.question for name, asked in saved.asked.items()}, first.pooling)
 
 
-def _probed(
-    stack: Stack, heads: Mapping[str, Head], pooling: Pooling, window_pooling: WindowPooling, ids: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _probed(stack: Stack, heads: Mapping[str, Head], pooling: Pooling, window_pooling: WindowPooling, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Task -> logits (rows, classes), each row a document of one window."""
     device = stack.base.model.device
     rows, mask = torch.arange(len(ids), device=device), torch.ones_like(ids, device=device)

@@ -41,9 +41,7 @@ def vector_file(out: Path, width: int) -> Iterator[VectorFile]:
         StorageError: it cannot be written.
     """
     if out.suffix not in FORMATS:
-        raise UsageError(
-            f"vectors cannot be written as {out.suffix or 'no ending'!r}", place="--out", way_out="end it in .npy or .parquet"
-        )
+        raise UsageError(f"vectors cannot be written as {out.suffix or 'no ending'!r}", place="--out", way_out="end it in .npy or .parquet")
     writing = out.with_name(f".{out.name}.{os.getpid()}.writing")
     try:
         with stored(out):

@@ -16,7 +16,8 @@ from typing import Any, get_args
 import pydantic
 
 from clinpeft.errors import RecipeError
-from clinpeft.recipe.specs import RECIPES, AnyAdapterSpec, Recipe, Spec
+from clinpeft.recipe.kinds import RECIPES
+from clinpeft.recipe.specs import AnyAdapterSpec, Recipe, Spec
 
 Json = dict[str, Any]
 Place = tuple[str, ...]

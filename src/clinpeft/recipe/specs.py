@@ -117,7 +117,7 @@ class TaskSpec(Spec):
         code_system: of ``icd_coding``; empty: the one that the data uses most.
         min_label_count: classes with fewer training stays are left out of the label space; 0 keeps all.
         compat: ``core-2021`` reproduces the published builder with its bugs; empty: corrected.
-        several: of ``note_category``, what becomes of a text filed under several categories: its ``rarest`` one is asked, or it is left out (``drop``).
+        several: of ``note_category``, what of a text filed under several: its ``rarest`` one is asked, or it is left out (``drop``).
         labels: of ``given``, the question that a file asks: a MEDS label file with ``boolean_value``, or a folder of them, as ACES writes them.
         subject_lists: folder with ``train``, ``tuning`` (or ``val``) and ``held_out`` (or ``test``) lists of subject ids, instead of the hash split.
     """
@@ -370,7 +370,7 @@ class ClassifierTrainingSpec(OptimisationSpec):
         head_learning_rate: of the head; 0: the same.
         epochs: passes over the training split.
         batch_notes: notes per optimiser step, over all micro-batches and processes.
-        select_by: the weights that are kept are the best on the tuning split by its ``loss`` or by the question's ``metric``; ``last`` keeps the last.
+        select_by: the weights kept are the best on the tuning split by its ``loss`` or the question's ``metric``; ``last`` keeps the last.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
@@ -471,6 +471,3 @@ class ClassifyRecipe(Recipe):
     loss: LossSpec = LossSpec()
     training: ClassifierTrainingSpec = ClassifierTrainingSpec()
     evaluation: ScoringSpec = ScoringSpec()
-
-
-RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "classify": ClassifyRecipe, "cohort": CohortRecipe}

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from clinpeft.errors import RefusedError
-from clinpeft.evaluation.embedding.retrieval import METRICS, means
+from clinpeft.evaluation.embedding.ranking_metrics import METRICS, means
 from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, difference
 from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, cluster_bootstrap, cluster_sums
 from clinpeft.tables import RESULT
@@ -30,7 +30,8 @@ _P = (
     "; not adjusted for other comparisons"
 )
 _DETECTABLE = (
-    "smallest true difference that a two-sided test at {:g} would find with a power of {:g}: (z(1 - alpha / 2) + z(power)) standard errors of {}, by cluster"
+    "smallest true difference that a two-sided test at {:g} would find with a power of {:g}: "
+    "(z(1 - alpha / 2) + z(power)) standard errors of {}, by cluster"
 )
 
 
@@ -132,7 +133,7 @@ def retrieval_difference(
     """Each metric of retrieval, after less before on the same queries: difference with a paired interval, p, and what could have been found.
 
     Args:
-        before, after: of schema ``retrieval.PER_QUERY``, from the same judgements.
+        before, after: of schema ``ranking_metrics.PER_QUERY``, from the same judgements.
         names: of the two, for ``group``: ``after - before``.
         resamples, level, rng: of bootstrap; ``PERMUTATIONS`` sign patterns are drawn.
         split, task: for the columns of these names.
@@ -168,8 +169,8 @@ def compared(
     """One metric of retrieval between every two models, with p adjusted over all these comparisons by Holm's method.
 
     Args:
-        models: name -> ``retrieval.PER_QUERY``; each is compared with all that stand before it.
-        metric: a key of ``retrieval.METRICS``.
+        models: name -> ``ranking_metrics.PER_QUERY``; each is compared with all that stand before it.
+        metric: a key of ``ranking_metrics.METRICS``.
         resamples, level, rng, split, task: as in ``retrieval_difference``.
 
     Returns:
@@ -179,7 +180,9 @@ def compared(
         RefusedError: as in ``retrieval_difference``.
     """
     parts = [
-        retrieval_difference(models[one], models[other], (one, other), resamples=resamples, level=level, rng=rng, split=split, task=task, metrics=[metric])
+        retrieval_difference(
+            models[one], models[other], (one, other), resamples=resamples, level=level, rng=rng, split=split, task=task, metrics=[metric]
+        )
         for one, other in combinations(models, 2)
     ]
     rows = [row for part in parts for row in part.to_pylist()]

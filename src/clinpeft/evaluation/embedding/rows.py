@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, RowStatistics, row_bootstrap
 
 FEW_CLUSTERS = 20
-"""With fewer, a percentile interval is too narrow (of eight clusters some 88 % instead of 95 % hold the truth), and the definition says so."""
+"""With fewer, a percentile interval is too narrow (with eight clusters some 89 % instead of 95 % hold the truth), and the definition says so."""
 
 Row = dict[str, object]
 
@@ -43,7 +43,13 @@ def codes(clusters: Sequence[str | None]) -> Integers:
 
 
 def bootstrapped(
-    definitions: dict[str, str], statistics: RowStatistics, clusters: Integers, about: Measured, resamples: int, level: float, rng: np.random.Generator
+    definitions: dict[str, str],
+    statistics: RowStatistics,
+    clusters: Integers,
+    about: Measured,
+    resamples: int,
+    level: float,
+    rng: np.random.Generator,
 ) -> list[Row]:
     """A row for each statistic; its value is that of the resample which draws every row once.
 
@@ -99,6 +105,6 @@ def _remark(known: bool, interval: Interval | None, given: Interval | None, clus
         return "no interval: it describes these texts"
     if given is None:
         return f"no interval: {clusters} {about.unit}"
-    few = f", which are few: the interval is too narrow" if clusters < FEW_CLUSTERS else ""
+    few = ", which are few: the interval is too narrow" if clusters < FEW_CLUSTERS else ""
     undefined = f", {given.undefined} of them undefined and left out" if given.undefined else ""
     return f"percentile interval by bootstrap over {clusters} {about.unit}{few} ({resamples} resamples{undefined})"

@@ -142,4 +142,3 @@ def _refuse_nan(scores: Scores, seen: int) -> None:
     if bad.any():
         problem = f"{int(bad.sum())} queries have scores that are not finite (NaN), the first is query {seen + int(np.argmax(bad)) + 1}"
         raise InputError(problem, place="search", way_out="encode again; a NaN comes from numbers that overflowed, often in half precision")
-

@@ -156,7 +156,8 @@ class _Forbidden:
         around = (self.first[passages] <= self.first[positive]) & (self.first[positive] <= self.last[passages])
         also = self.anchor[rows] * len(self.text) + passages
         at = np.minimum(np.searchsorted(self.shared, also), len(self.shared) - 1)
-        return same_text | inside | around | (self.shared[at] == also)
+        hit: NDArray[np.bool_] = same_text | inside | around | (self.shared[at] == also)
+        return hit
 
 
 def _nested(sections: Sequence[tuple[str, str]]) -> tuple[Integers, Integers]:
@@ -254,4 +255,3 @@ STRATA: dict[str, Callable[[pa.Table, _Forbidden, np.random.Generator, Integers 
     "mined": _mined,
 }
 """Name -> how its passages are chosen, in ascending order of difficulty."""
-

@@ -1,4 +1,4 @@
-"""Vectors of texts, of schema-free shape (n, d): brought to length 1, compared row by row, and refused where they are none."""
+"""Vectors of texts, of shape (n, d): brought to length 1, compared row by row, and refused where they are none."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], place: str) -> 
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     refuse(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, place)
     refuse(lengths == 0, "vectors of length 0", ids, place)
-    return vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
+    found: Vectors = vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
+    return found
 
 
 def cosines(first: Vectors, second: Vectors) -> Floats:
     """The cosine of each row of ``first`` with the same row of ``second``, both from ``unit``, each of shape (n, d); shape (n,)."""
-    return np.einsum("nd,nd->n", first, second, dtype=np.float64)
+    found: Floats = np.einsum("nd,nd->n", first, second, dtype=np.float64)
+    return found
 
 
 def cosine_score(texts: Vectors, passages: Vectors) -> Score:

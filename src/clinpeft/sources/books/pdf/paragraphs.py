@@ -15,6 +15,7 @@ from clinpeft.sources.books.pdf.layout import Line, body_size
 
 _LARGER = 1.12  # times the size of the text: a heading
 _LONGEST_HEADING = 200
+_INDENTING = 0.05  # share of indented lines from which a book is one that indents its paragraphs
 _ENDS = re.compile(r"[.!?:][\"”’')\]]*\d*$")
 
 
@@ -44,6 +45,8 @@ class _Levels:
     def __init__(self, pages: Sequence[Sequence[Line]], outline: Sequence[Entry]) -> None:
         self.body = body_size(pages)
         self.listed = {(_plain(entry.title), entry.page): entry.level for entry in outline if entry.title}
+        lines = [line for page in pages for line in page]
+        self.indents = sum(_indented(line) for line in lines) > _INDENTING * len(lines)
         self.deepest = max((entry.level for entry in outline), default=0)
         sizes = sorted({line.size for page in pages for line in page if self._larger(line)}, reverse=True)
         self.ranks = {size: rank for rank, size in enumerate(sizes, start=1)}
@@ -82,14 +85,24 @@ def _ends(block: list[Line], line: Line, levels: _Levels) -> bool:
         return True
     heading = levels.style(last)[1]
     if (last.page, last.column) != (line.page, line.column):
-        return heading or not _goes_on(last, line)
+        return heading or not _goes_on(last, line, levels.indents)
     if last.y - line.y > (2.0 if heading else _pitch(block)) * max(last.size, line.size):
         return True
     if heading:
         return False
-    indented = line.left - line.column_left > 0.8 * line.size and last.left - last.column_left < 0.4 * last.size
-    short = last.right < last.column_right - 0.15 * (last.column_right - last.column_left)
-    return (indented or short) and bool(_ENDS.search(last.text.rstrip()))
+    if _indented(line) and _short(last):
+        return True
+    indented = _indented(line) and last.left - last.column_left < 0.4 * last.size
+    return (indented or _short(last)) and bool(_ENDS.search(last.text.rstrip()))
+
+
+def _indented(line: Line) -> bool:
+    return 0.8 * line.size < line.left - line.column_left < 4 * line.size
+
+
+def _short(line: Line) -> bool:
+    """Whether a line ends well before the edge of its column, as the last of a paragraph does."""
+    return line.right < line.column_right - 0.15 * (line.column_right - line.column_left)
 
 
 def _pitch(block: list[Line]) -> float:
@@ -98,10 +111,15 @@ def _pitch(block: list[Line]) -> float:
     return 1.3 * min(steps) if steps else 1.8
 
 
-def _goes_on(last: Line, line: Line) -> bool:
-    """Whether a paragraph goes on in the next column or on the next page."""
+def _goes_on(last: Line, line: Line, indents: bool) -> bool:
+    """Whether a paragraph goes on in the next column or on the next page.
+
+    Where a sentence ends with the column, a book that indents its paragraphs tells by the next line; of any other book a new one is taken to begin.
+    """
     text = last.text.rstrip()
-    return text.endswith("-") or (not _ENDS.search(text) and not (line.left - line.column_left > 0.8 * line.size))
+    if text.endswith("-") or _indented(line):
+        return text.endswith("-")
+    return not _ENDS.search(text) or (indents and not _short(last))
 
 
 def _event(block: list[Line], levels: _Levels, known: Counter[str]) -> Event:

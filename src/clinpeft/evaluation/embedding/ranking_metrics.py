@@ -16,7 +16,7 @@ from clinpeft.evaluation.uncertainty import Floats, Integers, RowStatistics
 from clinpeft.tables import JUDGEMENT, RESULT, RETRIEVED
 
 METRICS = {
-    "ndcg_at_10": "nDCG of the first 10: gain is the grade, discount log2(rank + 1), over that of the best order of all judged (trec_eval ndcg_cut_10)",
+    "ndcg_at_10": "nDCG of the first 10: gain: grade, discount: log2(rank + 1), over that of the best order of the judged (trec_eval ndcg_cut_10)",
     "mrr_at_10": "reciprocal rank of the first relevant passage, 0 if none is among the first 10",
     "recall_at_1": "share of the relevant passages that are first (trec_eval recall_1)",
     "recall_at_10": "share of the relevant passages among the first 10 (trec_eval recall_10)",
@@ -56,9 +56,9 @@ class _Found:
 def per_query(retrieved: pa.Table, judgements: pa.Table, relevant_from: int = 1) -> pa.Table:
     """Every metric of every query that has a relevant passage.
 
-    Rows are put in order by descending score and, where scores are equal, descending passage id, as trec_eval does; ``rank`` is not looked at. A query
-    for which nothing was retrieved has 0 everywhere (trec_eval ``-c``). Queries that were never judged, or have no relevant passage, are not among
-    the rows.
+    Rows are put in order by descending score and, where scores are equal, descending passage id, as trec_eval does; ``rank`` is not looked at. A
+    query for which nothing was retrieved has 0 everywhere (trec_eval ``-c``). Queries that were never judged, or have no relevant passage, are not
+    among the rows.
 
     Args:
         retrieved: of schema ``tables.RETRIEVED``.
@@ -130,7 +130,8 @@ def means(scored: pa.Table, names: Sequence[str] = tuple(METRICS)) -> RowStatist
     def statistics(counts: NDArray[np.int32]) -> Floats:
         drawn = counts.sum(axis=1)
         sums = (counts @ values).T
-        return np.divide(sums, drawn, out=np.full(sums.shape, np.nan), where=drawn > 0)
+        found: Floats = np.divide(sums, drawn, out=np.full(sums.shape, np.nan), where=drawn > 0)
+        return found
 
     return statistics
 
@@ -171,7 +172,7 @@ def _looked_up(pairs: Integers, judged: Integers, grades: Integers) -> Integers:
     return np.where(judged[order][at] == pairs, grades[order][at], 0)
 
 
-def _ndcg(found: _Found, relevant: Integers, queries: _Numbered, grades: Integers, _from: int) -> Floats:
+def _ndcg(found: _Found, _relevant: Integers, queries: _Numbered, grades: Integers, _from: int) -> Floats:
     best = np.lexsort((-grades, queries.of_judgements))
     query = queries.of_judgements[best]
     place = np.arange(len(query)) - np.searchsorted(query, np.arange(queries.size))[query]
@@ -182,10 +183,11 @@ def _ndcg(found: _Found, relevant: Integers, queries: _Numbered, grades: Integer
 def _gains(query: Integers, place: Integers, grade: Integers, size: int) -> Floats:
     """Discounted cumulative gain of the first 10 (Järvelin and Kekäläinen 2002): the grade over log2(rank + 1), ranks from 1."""
     counted = (place < 10) & (grade > 0)
-    return np.bincount(query[counted], grade[counted] / np.log2(place[counted] + 2), minlength=size)
+    weights = grade[counted] / np.log2(place[counted] + 2)
+    return np.bincount(query[counted], weights, minlength=size).astype(np.float64)
 
 
-def _mrr(found: _Found, relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int) -> Floats:
+def _mrr(found: _Found, _relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int) -> Floats:
     hit = (found.place < 10) & (found.grade >= relevant_from)
     reciprocal = np.zeros(queries.size)
     np.maximum.at(reciprocal, found.query[hit], 1 / (found.place[hit] + 1))

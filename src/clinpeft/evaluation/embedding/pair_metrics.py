@@ -74,8 +74,8 @@ def separation(
     All related pairs are compared with the unrelated ones of each stratum. All strata and metrics share their resamples.
 
     Args:
-        scores: of schema ``tables.PAIR_SCORE``. The cluster of a pair is that of its anchor: a random pair reaches into a second chapter, and is drawn
-            with the first.
+        scores: of schema ``tables.PAIR_SCORE``. The cluster of a pair is that of its anchor: a random pair reaches into a second chapter, and is
+            drawn with the first.
         state: of the model, for ``group``, which is ``state · stratum``.
         resamples, level, rng: of the bootstrap.
         split, task: for the columns of these names.
@@ -132,7 +132,9 @@ def separation_difference(
     rows: list[Row] = []
     pairs = zip(_strata(first, names[0]).items(), _strata(second, names[1]).values(), strict=True)
     for (name, one), other in pairs:
-        definitions = {f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {METRICS[metric]}" for metric in METRICS}
+        definitions = {
+            f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {METRICS[metric]}" for metric in METRICS
+        }
         kept: list[Floats] = []
         statistics = _keeping(difference(_statistics(one), _statistics(other)), kept)
         group = f"{names[1]} - {names[0]} · {name}"
@@ -263,7 +265,8 @@ def _mean_and_squares(values: Floats, drawn: NDArray[np.int32]) -> tuple[Floats,
 
 
 def _over(numbers: Floats, of: Floats) -> Floats:
-    return np.divide(numbers, of, out=np.full(np.shape(numbers), np.nan), where=of > 0)
+    found: Floats = np.divide(numbers, of, out=np.full(np.shape(numbers), np.nan), where=of > 0)
+    return found
 
 
 def _keeping(statistics: RowStatistics, kept: list[Floats]) -> RowStatistics:

@@ -65,7 +65,9 @@ def geometry(
     sample, of_sample = texts[chosen], codes([clusters[at] for at in chosen])
     apart = 2 - 2 * cosines(texts, others)
     everyone, drawn = (Measured(n, None, split, state, task, "clusters of texts") for n in (len(texts), len(sample)))
-    rows = bootstrapped({"alignment": _ALIGNMENT}, lambda counts: (counts @ apart / counts.sum(axis=1))[None], codes(clusters), everyone, resamples, level, rng)
+    rows = bootstrapped(
+        {"alignment": _ALIGNMENT}, lambda counts: (counts @ apart / counts.sum(axis=1))[None], codes(clusters), everyone, resamples, level, rng
+    )
     said = {"uniformity": _UNIFORMITY.format(len(sample)), "mean_random_cosine": _RANDOM_COSINE.format(len(sample))}
     rows += bootstrapped(said, _PairMeans(sample), of_sample, drawn, resamples, level, rng)
     return pa.Table.from_pylist([*rows, *_described(sample, drawn, len(np.unique(of_sample)))], schema=RESULT)
@@ -92,8 +94,8 @@ def negation_sensitivity(
         ids, clusters, state, resamples, level, rng, split, task: as in ``geometry``.
 
     Returns:
-        Of schema ``tables.RESULT``: ``negation_cosine``, ``paraphrase_cosine``, ``negation_gap`` (paraphrase less negation; a model that reads the "no"
-        has a clear one) and ``negation_told_apart`` (share of statements nearer to their paraphrase than to their denial, ties counted half).
+        Of schema ``tables.RESULT``: ``negation_cosine``, ``paraphrase_cosine``, ``negation_gap`` (paraphrase less negation; a model that reads the
+        "no" has a clear one) and ``negation_told_apart`` (share of statements nearer to their paraphrase than to their denial, ties counted half).
 
     Raises:
         InputError: as in ``geometry``.
@@ -181,5 +183,3 @@ def _described(sample: Vectors, about: Measured, clusters: int) -> list[Row]:
         "hubness": (hubness(sample), _HUBNESS),
     }
     return [row(name, value, None, said.format(len(sample)), about, clusters) for name, (value, said) in measured.items()]
-
-

@@ -1,0 +1,146 @@
+"""Books -> passages and pairs, and what is searched: made once for all runs that ask for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinpeft import registry
+from clinpeft.corpora import pairs
+from clinpeft.errors import RecipeError
+from clinpeft.pipeline.runs import code_version, key
+from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, SearchSetSpec
+from clinpeft.registry import Hashes
+from clinpeft.sources import beir, books, medquad, pair_sets
+from clinpeft.tables import Attrition, RetrievalSet
+from clinpeft.training import Crew
+
+ALL_ASKED = PairSplitSpec(train=0.0, tuning=0.0, held_out=1.0, by="book")
+STUDY = ("similar", "different", "negation")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What books hold.
+
+    Attributes:
+        passages: of schema ``tables.PASSAGE``.
+        pairs: of schema ``tables.PAIR``.
+        attrition: what was left out on the way.
+        folder: where both lie.
+    """
+
+    passages: pa.Table
+    pairs: pa.Table
+    attrition: tuple[Attrition, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All that a run of embed reads.
+
+    Attributes:
+        learned: the books that are learned from, some chapters of which are held out.
+        other: books that are only asked; None where there are none.
+        search: name -> a set to search.
+        general: likewise, of another field.
+        study: ``similar``, ``different``, ``negation`` -> pairs; empty without them.
+    """
+
+    learned: Material
+    other: Material | None
+    search: dict[str, RetrievalSet]
+    general: dict[str, RetrievalSet]
+    study: dict[str, pa.Table]
+
+
+SEARCH_SETS: dict[str, Callable[[SearchSetSpec], RetrievalSet]] = {
+    "beir": lambda spec: beir.read(spec.path),
+    "medquad": lambda spec: medquad.own_answers(spec.path, spec.asked),
+    "liveqa": lambda spec: medquad.graded(spec.path, _needed(spec)),
+}
+
+
+def _needed(spec: SearchSetSpec) -> Path:
+    if spec.asked is None:
+        raise RecipeError(f"the search set {spec.name!r} has no questions", place="evaluation.search.asked", way_out="name the file of test questions")
+    return spec.asked
+
+
+def fingerprint(recipe: EmbedRecipe) -> str:
+    """SHA-256 over the books, and over every other file that is read.
+
+    Raises:
+        RecipeError: the source is no shelf of books.
+        SourceError: a file is missing.
+    """
+    if recipe.source.name != "books" or recipe.source.path is None:
+        way_out = 'write [source] name = "books" and path = "a book or a folder of books"'
+        raise RecipeError(f"the source {recipe.source.name!r} holds no books", place="source.name", way_out=way_out)
+    digest = hashlib.sha256(books.fingerprint(recipe.source.path).encode())
+    scoring = recipe.evaluation
+    if scoring.other_books:
+        digest.update(books.fingerprint(scoring.other_books).encode())
+    sets = [path for spec in (*scoring.search, *scoring.general) for path in (spec.path, spec.asked)]
+    for path in (*(spec.path for spec in recipe.pairs.imported), scoring.study, *sets):
+        digest.update(_content(path).encode())
+    return digest.hexdigest()
+
+
+def _content(path: Path | None) -> str:
+    if path is None or not path.exists():
+        return ""  # whoever reads it says that it is missing
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return " ".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
+
+
+def shelf(recipe: EmbedRecipe, home: Path, crew: Crew, hashes: Hashes) -> Shelf:
+    """Passages and pairs of the books, without what the evaluation asks; the first process makes them, the others wait."""
+    scoring = recipe.evaluation
+    search = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.search}
+    general = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.general}
+    study = {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY} if scoring.study else {}
+    assert recipe.source.path is not None  # `fingerprint` has seen to it
+    with crew.main_process_first():
+        made = key(hashes.source, recipe.passages.model_dump(), recipe.pairs.model_dump(mode="json"), recipe.split.model_dump(), code_version())
+        folder = home / "cache" / f"pairs-{made}"
+        asked = list(_asked({**search, **general}, study))
+        learned = _material(recipe.source.path, recipe, recipe.split, folder, asked)
+        other = None
+        if scoring.other_books:
+            other = _material(scoring.other_books, recipe, ALL_ASKED, folder.with_name(f"{folder.name}-other"), [])
+    return Shelf(learned, other, search, general, study)
+
+
+def _asked(sets: dict[str, RetrievalSet], study: dict[str, pa.Table]) -> Iterator[str]:
+    """Every question of the evaluation, and every passage that answers one."""
+    for found in sets.values():
+        yield from found.queries["text"].to_pylist()
+        judged = set(found.judgements["passage_id"].to_pylist())
+        rows = zip(found.passages["passage_id"].to_pylist(), found.passages["text"].to_pylist(), strict=True)
+        yield from (text for name, text in rows if name in judged)
+    for table in study.values():
+        yield from (*table["anchor"].to_pylist(), *table["positive"].to_pylist())
+
+
+def _material(path: Path, recipe: EmbedRecipe, split: PairSplitSpec, folder: Path, asked: list[str]) -> Material:
+    counted = folder / "attrition.json"
+    if not counted.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        read, chosen = Attrition("passages"), Attrition("passages chosen")
+        passages = books.read(path, read).read_all()
+        only = recipe.passages if split is recipe.split else type(recipe.passages)()
+        passages = pairs.selected(passages, only, chosen)
+        pq.write_table(passages, folder / "passages.parquet", compression="zstd")
+        spec: PairsSpec = recipe.pairs if split is recipe.split else recipe.pairs.model_copy(update={"imported": ()})
+        made = pairs.build(passages, spec, split, folder, asked)
+        registry.write_atomically(counted, json.dumps([step.as_json() for step in (read, chosen, *made.attrition)]))
+    steps = tuple(Attrition.from_json(step) for step in json.loads(counted.read_text(encoding="utf-8")))
+    return Material(pq.read_table(folder / "passages.parquet"), pq.read_table(folder / "pairs.parquet"), steps, folder)

@@ -1,0 +1,63 @@
+"""Texts as they are learned from: tokenised once, in memory, and turned into vectors with their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clinpeft import adapters, models
+from clinpeft.adapters import Stack
+from clinpeft.models.backbones import Manner
+from clinpeft.predictions.encoding import limit, tokenised
+from clinpeft.tokens import Ints, micro_batches
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Texts by their ids, which are their positions.
+
+    Attributes:
+        lengths: (texts,) tokens.
+        embed: ids -> (texts, width) pooled vectors, float32, through whatever is trained; not normalised.
+        grouped: ids -> micro-batches of like length.
+        truncated: how many texts were cut at their end.
+    """
+
+    lengths: Ints
+    embed: Callable[[Ints], torch.Tensor]
+    grouped: Callable[[Ints], list[Ints]]
+    truncated: int
+
+
+def learning(stack: Stack, manner: Manner, texts: Sequence[str], micro_batch_tokens: int, device: torch.device) -> Learning:
+    """Texts, prompts already before them, made ready to be learned from.
+
+    Memory: eight bytes a token; a shelf of textbooks is a few megabytes.
+
+    Args:
+        stack: base and adapters.
+        manner: where a vector is read, and the longest text.
+        texts: what stands in the pairs.
+        micro_batch_tokens: tokens, padding included, that go through the model together.
+        device: where.
+    """
+    ids, truncated = tokenised(stack.base.tokenizer, list(texts), limit(stack, manner))
+    lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
+
+    def embed(chosen: Ints) -> torch.Tensor:
+        input_ids, mask = _padded([ids[at] for at in chosen])
+        input_ids, mask = input_ids.to(device), mask.to(device)
+        return models.pool(adapters.hidden(stack, input_ids, mask), mask, manner.pooling)
+
+    return Learning(lengths, embed, lambda chosen: micro_batches(lengths, chosen, micro_batch_tokens), truncated)
+
+
+def _padded(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(texts, time) ids and mask, padded on the right."""
+    rows = [torch.tensor(each) for each in ids]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(each) for each in ids])
+    return padded, (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()
