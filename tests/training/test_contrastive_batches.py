@@ -84,6 +84,11 @@ def test_a_section_with_half_of_all_pairs_makes_small_steps_and_leaves_nobody_al
     assert (len(found.left_out), found.in_small_steps) == (0, 20)
 
 
+def test_two_sections_that_outnumber_the_look_ahead_still_meet() -> None:
+    found = draw(chapters(600, 500, *[1] * 100), batch=4)
+    assert (len(found.steps), len(found.left_out)) == (600, 0)
+
+
 def test_what_nothing_can_stand_beside_is_left_out_and_counted() -> None:
     found = draw(chapters(10, 1, 1), batch=4)
     assert (len(found.steps), len(found.left_out)) == (2, 8)

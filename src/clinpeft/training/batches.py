@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from clinpeft.tokens import Ints
 
 Bools = npt.NDArray[np.bool_]
 
-LOOK_AHEAD_STEPS = 256
+LOOK_AHEAD_STEPS = 128
 KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("same",),
     "passage": ("same", "passages"),
@@ -92,8 +92,9 @@ class Sampled:
 def sampled(pairs: Pairs, batch_pairs: int, apart_by: str, rng: np.random.Generator) -> Sampled:
     """Every pair once, ``batch_pairs`` a step, no two of a step sharing a text, passage or section of either side.
 
-    Pairs come in random order, and each goes into the first step that has room and nothing in common with it, of the ``LOOK_AHEAD_STEPS`` oldest
-    that are not full. A section with many pairs is in as many steps, some of them small; a pair that would be alone gets company from a fuller step.
+    Pairs come in random order, and each goes into the first step that has room and nothing in common with it, of the ``LOOK_AHEAD_STEPS`` oldest and
+    as many newest that are not full. A section with many pairs is in as many steps, some of them small; a pair that would be alone gets company from
+    a fuller step.
     """
     keys = _keys(pairs, KINDS[apart_by])
     steps = _first_fit(keys, batch_pairs, rng.permutation(len(keys)).tolist())
@@ -117,8 +118,9 @@ def _first_fit(keys: Sequence[frozenset[int]], batch_pairs: int, order: Sequence
     unfilled: dict[int, None] = {}  # ordered: the oldest first
     holding: defaultdict[int, set[int]] = defaultdict(set)  # key -> unfilled steps that have it
     for pair in order:
-        fitting = (at for at in islice(unfilled, LOOK_AHEAD_STEPS) if not any(at in holding[key] for key in keys[pair]))
-        at = next(fitting, len(steps))
+        # the oldest, so that steps are filled; the newest, so that two sections that are in all of the oldest still meet each other
+        near = chain(islice(unfilled, LOOK_AHEAD_STEPS), islice(reversed(unfilled), LOOK_AHEAD_STEPS))
+        at = next((at for at in near if not any(at in holding[key] for key in keys[pair])), len(steps))
         if at == len(steps):
             steps.append([])
             unfilled[at] = None
