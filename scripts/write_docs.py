@@ -1,9 +1,10 @@
-"""Write what the documentation has from the code: the tree in README.md and the keys in docs/recipes.md.
+"""Write what the documentation has from the code: the tree in README.md, the keys in docs/recipes.md, the combinations in docs/adapters.md.
 
     make docs
 
-The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its line in the docstring of its spec. So a page cannot
-say something else than the code, and ``tests/test_docs.py`` fails while a page is older than the code.
+The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its line in the docstring of its spec; which adapters
+stand together is the table by which the others are refused. So a page cannot say something else than the code, and ``tests/test_docs.py`` fails while
+a page is older than the code.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from clinpeft.adapters import COMBINATIONS, METHODS, combinations
 from clinpeft.recipe import RECIPES, AdapterSpec, Recipe, Spec
 
 ROOT = Path(__file__).parents[1]
 TREE = "<!-- tree: written by `make docs` -->", "<!-- end of tree -->"
 KEYS = "<!-- keys: written by `make docs` -->", "<!-- end of keys -->"
+STACKS = "<!-- combinations: written by `make docs` -->", "<!-- end of combinations -->"
 LONGEST_PURPOSE = 130
+
+Specs = tuple[type[Spec], ...]
+"""What a table of a recipe holds: one spec, or several where its entries are of several kinds."""
 
 
 def between(page: str, marks: tuple[str, str], content: str) -> str:
@@ -63,24 +69,46 @@ def keys() -> str:
     """Every key of every recipe: type, default, meaning."""
     kinds = [f"| `{kind}` | {', '.join(_heading(recipe, name) for name in _tables(recipe))} |" for kind, recipe in RECIPES.items()]
     parts = ["## The kinds of run", "\n".join(["| kind | its tables |", "|---|---|", *kinds]), "## Top level", _table(Recipe, _plain(Recipe))]
-    seen: set[str] = set()
-    for recipe in RECIPES.values():
-        for name in _tables(recipe):
-            if name not in seen:
-                seen.add(name)
-                parts += _section(_heading(recipe, name), _specs(recipe.model_fields[name].annotation))
+    written: dict[Specs, str] = {}
+    for title, specs in _titles():
+        parts += [f"## {title}", f"Keys as under {written[specs]}."] if specs in written else _section(title, specs)
+        written.setdefault(specs, title)
     return "\n\n".join(parts)
 
 
+def _titles() -> list[tuple[str, Specs]]:
+    """Every table with its specs; one that has other keys in another kind of recipe says of which kinds it is."""
+    kinds: dict[tuple[str, Specs], list[str]] = {}
+    for kind, recipe in RECIPES.items():
+        for name in _tables(recipe):
+            kinds.setdefault((_heading(recipe, name), tuple(_specs(recipe.model_fields[name].annotation))), []).append(f"`{kind}`")
+    headings = [heading for heading, _ in kinds]
+    order = sorted(kinds, key=lambda table: headings.index(table[0]))
+    return [(f"{table[0]} of {', '.join(kinds[table])}" if headings.count(table[0]) > 1 else table[0], table[1]) for table in order]
+
+
+def stacks() -> str:
+    """Which adapter stands on which: a row a first method, a column a second; below, why."""
+    how = {(first, second): said for first, second, said, _ in combinations()}
+    rows = [f"| `{first}` | {' | '.join(how[first, second] for second in METHODS)} |" for first in METHODS]
+    matrix = [f"| first \\ second | {' | '.join(f'`{second}`' for second in METHODS)} |", "|---" * (len(METHODS) + 1) + "|", *rows]
+    joining = {joins: ", ".join(f"`{name}`" for name, method in METHODS.items() if method.joins == joins) for joins, _ in COMBINATIONS}
+    reasons = [
+        f"| {joining[first]} | {joining[second]} | {found.how} | {_code(found.why.format(first='the first', second='the second'))} |"
+        for (first, second), found in COMBINATIONS.items()
+    ]
+    return "\n".join([*matrix, "", "| first | second | stand together | why |", "|---|---|---|---|", *reasons])
+
+
 def meanings(spec: type[Spec]) -> dict[str, str]:
-    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of those it inherits from."""
+    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from; ``as for every ...`` leaves the inherited one."""
     found: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
         _, _, listed = (inspect.cleandoc(kind.__dict__.get("__doc__") or "")).partition("Attributes:\n")
         entries = re.split(r"\n(?=    \S)", listed.split("\n\n")[0]) if listed else []
         for entry in entries:
             names, _, meaning = " ".join(entry.split()).partition(": ")
-            found |= dict.fromkeys(names.split(", "), meaning)
+            found |= {name: meaning for name in names.split(", ") if not (name in found and meaning.startswith("as for every"))}
     return found
 
 
@@ -99,19 +127,29 @@ def _specs(annotation: Any) -> list[type[Spec]]:
     return [spec for part in get_args(annotation) for spec in _specs(part)]
 
 
-def _heading(recipe: type[Spec], name: str) -> str:
-    return f"`[[{name}]]`" if str(recipe.model_fields[name].annotation).startswith("tuple") else f"`[{name}]`"
+def _heading(spec: type[Spec], name: str, above: str = "") -> str:
+    several = str(spec.model_fields[name].annotation).startswith("tuple")
+    return f"`[[{above}{name}]]`" if several else f"`[{above}{name}]`"
 
 
-def _section(heading: str, specs: list[type[Spec]]) -> list[str]:
+def _section(title: str, specs: Specs) -> list[str]:
     if len(specs) == 1:
-        return [f"## {heading}", _lead(specs[0]), _table(specs[0], list(specs[0].model_fields))]
-    parts = [f"## {heading}", _lead(AdapterSpec), _table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True)]
+        return [f"## {title}", _lead(specs[0]), _table(specs[0], list(specs[0].model_fields)), *_inside(title.split("`")[1], specs[0])]
+    parts = [f"## {title}", _lead(AdapterSpec), _table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True)]
     for spec in specs:
         own = [name for name in spec.model_fields if name not in {"method", *AdapterSpec.model_fields}]
         methods = ", ".join(f"`{method}`" for method in get_args(spec.model_fields["method"].annotation))
         parts += [f"### {methods}", _lead(spec), *([_table(spec, own)] if own else ["No keys of its own."])]
     return parts
+
+
+def _inside(heading: str, spec: type[Spec]) -> list[str]:
+    """The tables inside a table; those with the same keys stand together."""
+    found: dict[type[Spec], list[str]] = {}
+    for name in spec.model_fields:
+        for inner in _specs(spec.model_fields[name].annotation):
+            found.setdefault(inner, []).append(_heading(spec, name, f"{heading.strip('[]')}."))
+    return [text for inner, names in found.items() for text in (f"### {', '.join(names)}", _lead(inner), _table(inner, list(inner.model_fields)))]
 
 
 def _lead(spec: type[Spec]) -> str:
@@ -136,8 +174,11 @@ def _type(shape: dict[str, Any]) -> str:
         return " or ".join(_type(part) for part in shape["anyOf"] if part.get("type") != "null")
     if "enum" in shape or "const" in shape:
         return ", ".join(f"`{json.dumps(value)}`" for value in shape.get("enum", [shape.get("const")]))
+    if "$ref" in shape:
+        return "table"
     if shape["type"] == "array":
-        return f"list of {_type(shape['items'])}s"
+        entry, comma, bounds = _type(shape["items"]).partition(",")
+        return f"list of {entry}{'' if entry.startswith('`') else 's'}{comma}{bounds}"
     plain = {"object": "table of strings", "boolean": "true or false"}.get(shape["type"], shape["type"])
     return "path" if shape.get("format") == "path" else plain + _bounds(shape)
 
@@ -160,10 +201,11 @@ def _code(text: str) -> str:
 
 def pages(root: Path) -> dict[Path, str]:
     """Every page with a generated part, as it should stand."""
-    readme, recipes = root / "README.md", root / "docs" / "recipes.md"
+    readme, recipes, adapters = root / "README.md", root / "docs" / "recipes.md", root / "docs" / "adapters.md"
     return {
         readme: between(readme.read_text(encoding="utf-8"), TREE, tree(root)),
         recipes: between(recipes.read_text(encoding="utf-8"), KEYS, keys()),
+        adapters: between(adapters.read_text(encoding="utf-8"), STACKS, stacks()),
     }
 
 

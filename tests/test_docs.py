@@ -11,6 +11,7 @@ import write_docs
 from packaging.requirements import Requirement
 
 from clinpeft import recipe
+from clinpeft.adapters import combinations
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -73,6 +74,20 @@ def test_a_key_in_the_table_carries_its_type_bounds_and_default() -> None:
     assert any(row.startswith("| `path` | path | required | a local folder") for row in rows)
 
 
+def test_every_kind_of_recipe_has_its_own_keys_where_they_differ() -> None:
+    page = text_of("docs/recipes.md")
+    _, _, of_classify = page.partition("## `[training]` of `classify`")
+    assert "| `batch_notes` | integer, ≥ 1 | `16` |" in of_classify.partition("\n## ")[0]
+    assert "| `batch_tokens` |" not in of_classify.partition("\n## ")[0]
+
+
+def test_the_table_of_stacks_has_a_cell_for_every_pair_of_methods() -> None:
+    rows = [line.split(" | ") for line in text_of("docs/adapters.md").partition(write_docs.STACKS[0])[2].split("\n\n")[0].splitlines() if "`" in line]
+    header, *body = [[cell.strip("|` ") for cell in row] for row in rows]
+    told = {(row[0], second): how for row in body for second, how in zip(header[1:], row[1:], strict=True)}
+    assert told == {(first, second): how for first, second, how, _ in combinations()}
+
+
 @pytest.mark.parametrize("page", NAMED)
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text_of(page))
@@ -112,7 +127,7 @@ def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
 def test_targets_of_make_named_in_a_page_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
     code = "\n".join(re.findall(r"`[^`]*`", text_of(page)))
-    called = re.findall(r"\bmake ((?:[A-Z_]+=\S+ )*)([a-z]+)\b", code)
+    called = re.findall(r"^`*(?:[A-Z_]+=\S+ )*make ((?:[A-Z_]+=\S+ )*)([a-z]+)\b", code, flags=re.MULTILINE)  # a sentence may make something too
     assert {target for _, target in called} <= targets
 
 

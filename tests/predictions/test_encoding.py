@@ -118,8 +118,13 @@ def test_batches_hold_texts_of_one_length_within_the_budget() -> None:
 
 
 def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(bert: adapters.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, rows = encoding.read, []
-    monkeypatch.setattr(encoding, "read", lambda engine, ids, manner: (rows.append(len(ids)), read(engine, ids, manner))[1])
+    read, rows = encoding.read, list[int]()
+
+    def counted(engine: encoding.Engine, ids: list[list[int]], manner: Manner) -> encoding.Floats:
+        rows.append(len(ids))
+        return read(engine, ids, manner)
+
+    monkeypatch.setattr(encoding, "read", counted)
     one, two, three = texts(3)
     found = vectors(bert, MEAN, [one, two, one, three, two, one])
     assert sum(rows) == 3

@@ -46,7 +46,11 @@ def stack_of(folder: Path, *specs: Any) -> adapters.Stack:
 
 @pytest.fixture
 def bases(toy_bert: Path, toy_llama: MakeFolder, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    return lambda name: {"bert": lambda: toy_bert, "llama": toy_llama, "minilm": lambda: request.getfixturevalue("minilm")}[name]()
+    def base(name: str) -> Path:
+        made: dict[str, Callable[[], Path]] = {"bert": lambda: toy_bert, "llama": toy_llama, "minilm": lambda: request.getfixturevalue("minilm")}
+        return made[name]()
+
+    return base
 
 
 def opened(folder: Path) -> Any:

@@ -23,7 +23,7 @@ from clinpeft.cli import cohort, runs
 from clinpeft.cli.cells import only, run_all
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.showing import near, shown
-from clinpeft.errors import ClinpeftError
+from clinpeft.errors import ClinpeftError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
@@ -55,6 +55,49 @@ def classify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind class
 
 
 @app.command()
+def embed(recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")], set_: Overrides = None, home: Home = HERE) -> None:
+    """Adapt an encoder to books: pairs of texts that belong together, contrastive training, vectors measured before and after."""
+    from clinpeft import pipeline, reports
+    from clinpeft import recipe as recipes
+
+    cells = recipes.read(recipe, set_ or [], os.environ)
+    only("embed", cells, recipe)
+    run_all(cells, home, recipe.stem, pipeline.embed, reports.embedding_table)
+
+
+@app.command()
+def encode(
+    run: Annotated[str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")],
+    texts: Annotated[Path, typer.Option("--texts", help="CSV, TSV, JSON lines or Parquet with a column text.")],
+    out: Annotated[Path, typer.Option("--out", help="A .npy or .parquet file, which must not exist.")],
+    home: Home = HERE,
+) -> None:
+    """Texts to vectors with the encoder of a run."""
+    from clinpeft import pipeline
+    from clinpeft.cli.progress import counted
+
+    with counted("encode") as tell:
+        done = pipeline.encoded(home.resolve(), run, texts, out, tell)
+    print(f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    format_: Annotated[Literal["sentence-transformers"], typer.Option("--format", help="Who is to open it.")] = "sentence-transformers",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, beside the name of its base, and not the whole model.")] = False,
+    base: Annotated[str, typer.Option("--base", help="With --adapter: where its reader finds the base.")] = "",
+    home: Home = HERE,
+) -> None:
+    """The encoder of a run as a folder that stock sentence-transformers opens, with its card."""
+    from clinpeft import pipeline, reports
+
+    del format_  # there is one so far
+    print(near(pipeline.exported(home.resolve(), run, to, reports.card_of, merged=not adapter, base_name=base)))
+
+
+@app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="A finished run of classify: id, the beginning of one, or name.")],
     notes: Annotated[Path, typer.Option("--notes", help="CSV, TSV, JSON lines or Parquet, one note a row.")],
@@ -65,7 +108,10 @@ def predict(
     """Answer a run's question for new notes: a row a note with a probability for every class."""
     from clinpeft import pipeline
 
-    written = pipeline.predicted(home.resolve(), run, notes, dict(pair.split("=", 1) for pair in columns or []), out)
+    pairs = [pair.split("=", 1) for pair in columns or []]
+    if odd := next((pair for pair in pairs if len(pair) < 2), None):
+        raise UsageError(f"{odd[0]!r} is not OURS=THEIRS", place="--column", way_out="write --column text=note")
+    written = pipeline.predicted(home.resolve(), run, notes, dict(pairs), out)
     for path in written:
         print(near(path))
 

@@ -9,9 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clinpeft.predictions import Progress
     from clinpeft.training import Event
 
-TITLES = {"tuning_perplexity": "tuning perplexity", "tuning_loss": "tuning loss", "tuning_metric": "tuning metric"}
+TITLES = {
+    "tuning_perplexity": "tuning perplexity",
+    "tuning_loss": "tuning loss",
+    "tuning_metric": "tuning metric",
+    "tuning_accuracy": "tuning accuracy",
+}
 
 
 @contextmanager
@@ -57,6 +63,19 @@ def _bar(title: str) -> Iterator[Callable[[Event], None]]:
     with Progress(*columns, console=Console(stderr=True)) as shown:
         bar = shown.add_task(title, total=None, said="")
         yield lambda event: shown.update(bar, completed=event.step, total=event.total_steps, said=said(event))
+
+
+@contextmanager
+def counted(title: str) -> Iterator[Callable[[Progress], None]]:
+    """Texts done and tokens a second, now and then."""
+    last = [0.0]
+
+    def line(event: Progress) -> None:
+        if event.seconds - last[0] > 2.0:
+            last[0] = event.seconds
+            print(f"{title} {event.texts:,} texts · {event.tokens / event.seconds:,.0f} tokens/s", file=sys.stderr, flush=True)
+
+    yield line
 
 
 def said(event: Event) -> str:

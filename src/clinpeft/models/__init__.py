@@ -19,6 +19,7 @@ os.environ.update(OFFLINE)  # before the imports below, which read it once, and 
 
 from huggingface_hub import constants  # noqa: E402
 
+from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
 from clinpeft.models.checks import check, fingerprint  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
@@ -31,13 +32,16 @@ from clinpeft.models.saved import Asked, SavedHeads, load_heads, save_head  # no
 constants.HF_HUB_OFFLINE = True  # for a process that had imported the library before this module
 
 __all__ = [
+    "BACKBONES",
     "FAMILIES",
     "OFFLINE",
     "Asked",
+    "Backbone",
     "Base",
     "Family",
     "Head",
     "Heads",
+    "Manner",
     "Objective",
     "Place",
     "Pooling",
@@ -45,11 +49,13 @@ __all__ = [
     "Purpose",
     "SavedHeads",
     "WindowPooling",
+    "backbone_of",
     "check",
     "check_probe",
     "fingerprint",
     "load",
     "load_heads",
+    "manner_of",
     "meta",
     "native_pooling",
     "place_now",

@@ -14,7 +14,10 @@ from huggingface_hub import constants
 from clinpeft.errors import BaseModelError, RefusedError, UsageError
 from clinpeft.models.checks import INDEX_FILE, POOLING_FILE, TOKENIZER_FILES, check, first_line
 
-PULLED = ["config.json", "generation_config.json", "*.safetensors", INDEX_FILE, *TOKENIZER_FILES, POOLING_FILE, "LICENSE*", "README.md"]
+SENTENCE_FILES = (POOLING_FILE, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+"""What a sentence-transformers folder says of pooling, prompts, length and normalisation."""
+
+PULLED = ["config.json", "generation_config.json", "*.safetensors", INDEX_FILE, *TOKENIZER_FILES, *SENTENCE_FILES, "LICENSE*", "README.md"]
 
 
 def pull(name: str, folder: Path, snapshot: Callable[..., object] = huggingface_hub.snapshot_download) -> None:

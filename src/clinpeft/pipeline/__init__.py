@@ -1,12 +1,14 @@
 """READ FIRST: the paper's method, one room a line.
 
 ``adapt`` is the first half of arXiv 2307.03042: a frozen language model learns the language of clinical notes with a small adapter. ``classify`` is
-the second: a stack of adapters, the first of them loaded from the run of ``adapt``, and a head learn to answer a clinical question.
+the second: a stack of adapters, the first of them loaded from the run of ``adapt``, and a head learn to answer a clinical question. ``embed`` is
+arXiv 2511.19739: books become pairs, and a backbone learns which texts belong together.
 
 ```
 runs.py      a run opened, held and logged        language.py   the parts of adapt
 questions.py notes -> documents to be asked       answers.py    the parts of classify
-later.py     what is done with a finished run
+books.py     books -> pairs, sets to search       vectors.py    what vectors are asked
+encoders.py  the parts of embed                   later.py      what is done with a finished run
 ```
 """
 
@@ -16,14 +18,14 @@ import functools
 from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
-from clinpeft.pipeline import answers, language, questions
-from clinpeft.pipeline.later import compared, evaluated, predicted
+from clinpeft.pipeline import answers, books, encoders, language, questions, vectors
+from clinpeft.pipeline.later import compared, encoded, evaluated, exported, predicted
 from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, heard, opened
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Run
 from clinpeft.training import Watch
 
-__all__ = ["Circumstances", "adapt", "classify", "code_version", "compared", "evaluated", "predicted"]
+__all__ = ["Circumstances", "adapt", "classify", "code_version", "compared", "embed", "encoded", "evaluated", "exported", "predicted"]
 
 
 def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
@@ -75,3 +77,29 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
         found = answers.scored(recipe, answering, read, home, crew)
         told = answers.notices(recipe, origins, read)
         return answers.recorded(recipe, run, around, crew, answering, fitted, liveness, found, told, read)
+
+
+def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
+    """Books in, a recorded encoder out, measured before and after on chapters that it has not read.
+
+    Raises:
+        ClinpeftError: whatever a room cannot do; the run's folder says so too.
+    """
+    crew = training.assemble()
+    recipe, origins = answers.resolved(recipe, home)
+    hashes = hashes_of(books.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
+    with opened(recipe, hashes, home, around, crew) as run:
+        if run.record.state == "finished":
+            return run
+        shelf = books.shelf(recipe, home, crew, hashes)
+        asked = vectors.asking(shelf, recipe.evaluation, recipe.split.seed)
+        base = models.load(answers.precise(recipe.base), crew.device, "vectors")
+        manner = encoders.manner_of(recipe)
+        before = encoders.zero_shot(recipe, base, manner, asked, home)
+        stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
+        learning = encoders.learning(recipe, stack, manner, shelf, crew)
+        witness = adapters.watch(stack)
+        fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", answers.watch(run, around))
+        liveness = witness.testify(learning.probe)
+        after = encoders.measured(stack, manner, asked, "adapted")
+        return encoders.recorded(recipe, run, around, crew, stack, manner, fitted, liveness, (before, after), asked, learning.notices)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clinpeft import adapters, baselines, evaluation, models, predictions, registry, tokens, training
+from clinpeft import baselines, evaluation, models, predictions, registry, tokens, training
 from clinpeft.adapters import Liveness, Stack
 from clinpeft.errors import RecipeError, UsageError
 from clinpeft.models import Head, Pooling
@@ -146,8 +146,9 @@ def _head(recipe: ClassifyRecipe, stack: Stack, question: Question, crew: Crew) 
     return Head(stack.base.width, len(question.classes), recipe.head.dropout, seed=recipe.seed).to(crew.device)
 
 
-def _prefixed(heads: Mapping[str, Head]) -> dict[str, Head]:
-    return {f"head.{name}": head for name, head in heads.items()}
+def _prefixed(heads: Mapping[str, Head]) -> dict[str, Any]:
+    """``head.mortality`` -> the one layer of that head, so that the proofs of a run name heads and not their insides."""
+    return {f"head.{name}": head.linear for name, head in heads.items()}
 
 
 def _mode(stack: Stack, heads: Mapping[str, Head], training_mode: bool) -> None:
@@ -188,8 +189,15 @@ def _exam(
         tuning=documents.of("tuning"),
         grouped=grouped,
         scores=predictions.shared(answer, len(question.classes), grouped, crew),
-        metric=lambda logits, chosen: evaluation.main_metric(predictions.probabilities(logits, question), known[chosen].numpy(), question),
+        metric=lambda logits, chosen: evaluation.main_metric(
+            predictions.probabilities(logits, question), _classes_of(known[chosen].numpy(), question), question
+        ),
     )
+
+
+def _classes_of(known: Any, question: Question) -> Any:
+    """The class of every document, or the indices of all that apply: truth as ``evaluation`` takes it, where training has a column a label."""
+    return [np.flatnonzero(row) for row in known] if question.kind == "multilabel" else known
 
 
 def _by_tokens(documents: tokens.Documents, micro_batch_tokens: int, chosen: tokens.Ints) -> list[tokens.Ints]:
@@ -275,7 +283,7 @@ def _trivial(recipe: ClassifyRecipe, one: Read, home: Path) -> Iterator[tuple[st
 
 def notices(recipe: ClassifyRecipe, origins: Mapping[str, Origin], read: Sequence[Read]) -> tuple[str, ...]:
     """What the reader of the results should know."""
-    told = [f"{one.asked.question.name}: {notice}" for one in read for notice in one.asked.notices]
+    told = [notice for one in read for notice in one.asked.notices]
     if recipe.evaluation.baselines:
         for one in read:
             absent = baselines.absent(one.asked.folder / "cohort.parquet", one.asked.question)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from clinpeft import evaluation, predictions, registry, sources, tokens, training
 from clinpeft.errors import InputError, RefusedError, UsageError
 from clinpeft.pipeline.runs import key
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EvaluationSpec, ScoringSpec, SourceSpec
+from clinpeft.predictions import Encoded, Progress
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, CohortSplitSpec, EmbedRecipe, EvaluationSpec, ScoringSpec, SourceSpec
 from clinpeft.registry import Comparison, Run
 from clinpeft.tables import COHORT, Attrition
 
-UNKNOWN_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - the tables' times have no zone
+UNKNOWN_TIME = datetime(1970, 1, 1)  # the tables' times have no zone
 NOTE_COLUMNS = ("note_id", "subject_id", "stay_id", "text")
 
 
@@ -41,17 +42,32 @@ def _language(one: Run, other: Run) -> tuple[pa.Table | None, str]:
 
 
 def _answers(one: Run, other: Run) -> tuple[pa.Table | None, str]:
-    before, after = registry.table(one, "predictions"), registry.table(other, "predictions")
-    reason = evaluation.answers_mismatch(before, after)
-    if reason:
-        return None, reason
+    """The difference on every question that both answer."""
+    before, after = answers_of(one), answers_of(other)
+    reasons = {name: evaluation.answers_mismatch(before[name], after[name], (one.id, other.id)) for name in before if name in after}
     assert isinstance(one.recipe, ClassifyRecipe)
-    question, rng = evaluation.question_of(before), np.random.default_rng([one.recipe.split.seed, 1])
-    return evaluation.answers_difference(before, after, question, one.recipe.evaluation, rng, (one.id, other.id)), ""
+    spec, seed, names = one.recipe.evaluation, [one.recipe.split.seed, 1], (one.id, other.id)
+    found = [
+        evaluation.answers_difference(before[name], after[name], evaluation.question_of(before[name]), spec, np.random.default_rng(seed), names)
+        for name, reason in reasons.items()
+        if not reason
+    ]
+    return pa.concat_tables(found) if found else None, "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+
+
+def answers_of(run: Run) -> dict[str, pa.Table]:
+    """Question -> what a run answered, the first question of its recipe first.
+
+    Raises:
+        InputError: it answers none, or a file is missing or damaged.
+    """
+    more = run.recipe.more_tasks if isinstance(run.recipe, ClassifyRecipe) else ()
+    found = (registry.table(run, name) for name in ("predictions", *(f"predictions-{task.name}" for task in more)))
+    return {evaluation.question_of(table).name: table for table in found}
 
 
 def evaluated(home: Path, what: str, resamples: int) -> tuple[pa.Table, pa.Table]:
-    """Results and curves of predictions, scored again.
+    """Results and curves of predictions, scored again: those of a run as its recipe says, with its seed.
 
     Args:
         home: the folder of all runs.
@@ -62,12 +78,21 @@ def evaluated(home: Path, what: str, resamples: int) -> tuple[pa.Table, pa.Table
         InputError: the file holds no predictions.
         UsageError: there is no such run.
     """
-    spec = ScoringSpec(resamples=resamples)
-    found = _predictions_file(Path(what)) if what.endswith(".parquet") else registry.table(registry.find(home, what, finished=True), "predictions")
-    question = evaluation.question_of(found)
-    seed = [1234, 1]
-    results = evaluation.scored(found, question, spec, np.random.default_rng(seed))
-    return results, evaluation.curves(found, question, spec, np.random.default_rng(seed))
+    found, spec, seed = _asked_again(home, what)
+    spec = spec.model_copy(update={"resamples": resamples})
+    tables = [(table, evaluation.question_of(table)) for table in found]
+    results = [evaluation.scored(table, question, spec, np.random.default_rng([seed, 1])) for table, question in tables]
+    curves = [evaluation.curves(table, question, spec, np.random.default_rng([seed, 1])) for table, question in tables]
+    return pa.concat_tables(results), pa.concat_tables(curves)
+
+
+def _asked_again(home: Path, what: str) -> tuple[list[pa.Table], ScoringSpec, int]:
+    """Predictions, how they are scored, and the seed of the resamples."""
+    if what.endswith(".parquet"):
+        return [_predictions_file(Path(what))], ScoringSpec(), CohortSplitSpec().seed
+    run = registry.find(home, what, finished=True)
+    tables = list(answers_of(run).values())
+    return (tables, run.recipe.evaluation, run.recipe.split.seed) if isinstance(run.recipe, ClassifyRecipe) else (tables, ScoringSpec(), 0)
 
 
 def _predictions_file(path: Path) -> pa.Table:
@@ -95,8 +120,7 @@ def predicted(home: Path, text: str, notes: Path, columns: Mapping[str, str], ou
     run = registry.find(home, text, finished=True)
     if not isinstance(run.recipe, ClassifyRecipe):
         raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and answers no question", place="predict", way_out="take a run of classify")
-    if out.exists():
-        raise RefusedError(f"{str(out)!r} exists", place="predict --out", way_out="name a new file, or remove this one yourself")
+    targets = _targets(run.recipe, out)
     crew = training.assemble()
     served = predictions.open_run(run.folder, run.recipe.base, crew.device)
     working = home / "cache" / f"predict-{key(str(notes.resolve()), run.id)}"
@@ -108,9 +132,20 @@ def predicted(home: Path, text: str, notes: Path, columns: Mapping[str, str], ou
         documents = tokens.encode_documents(
             working / "cohort.parquet", base.tokenizer, run.recipe.reading, base.max_tokens, base.family.objective, working / "documents"
         )
-        return tuple(_answered(served, name, documents, ids, run.recipe, crew, out, at) for at, name in enumerate(served.heads))
+        return tuple(_answered(served, name, documents, ids, run.recipe, crew, target) for name, target in zip(served.heads, targets, strict=True))
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _targets(recipe: ClassifyRecipe, out: Path) -> list[Path]:
+    """A file for every question, none of which exists, in a folder that does."""
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {str(out.parent)!r}", place="predict --out", way_out="make it first")
+    targets = [out, *(out.with_name(f"{out.stem}-{task.name}{out.suffix}") for task in recipe.more_tasks)]
+    for target in targets:
+        if target.exists():
+            raise RefusedError(f"{str(target)!r} exists", place="predict --out", way_out="name a new file, or remove this one yourself")
+    return targets
 
 
 def _answered(
@@ -120,8 +155,7 @@ def _answered(
     ids: pa.Array,
     recipe: ClassifyRecipe,
     crew: training.Crew,
-    out: Path,
-    at: int,
+    target: Path,
 ) -> Path:
     """The answers to one question into its file."""
     chosen = documents.of("held_out")
@@ -133,26 +167,24 @@ def _answered(
 
     logits = predictions.scores(answer, classes, grouped, crew, chosen)
     table = predictions.predictions(documents, chosen, logits, served.questions[name])
-    target = out if at == 0 else out.with_name(f"{out.stem}-{name}{out.suffix}")
     with registry.replaced(target) as writing:
         pq.write_table(table.append_column("note_id", ids.take(pa.array(chosen))), writing, compression="zstd")
     return target
 
 
 def _as_cohort(notes: Path, columns: Mapping[str, str], target: Path) -> pa.Array:
-    """The notes as rows that are asked, their answers unknown; gives their ids. A note without text is an error: an answer to it would be invented."""
-    spec = SourceSpec(name="files", path=notes, columns=_columns(notes, columns))
+    """The notes as rows that are asked, their answers unknown; gives their ids. A row that is no note is an error: no answer may be missing."""
+    spec = SourceSpec(name="files", path=notes, columns=_columns(notes, columns), max_bad_fraction=0.0)
     ids: list[str] = []
+    read = Attrition("read")
     with pq.ParquetWriter(target, COHORT, compression="zstd") as writer:
-        for batch in sources.read(spec, Attrition("read"), target.parent):
-            empty = [note_id for note_id, text in zip(batch["note_id"].to_pylist(), batch["text"].to_pylist(), strict=True) if not text.strip()]
-            if empty:
-                problem = f"{len(empty)} notes are empty, the first is note_id {empty[0]!r}"
-                raise InputError(problem, place=str(notes), way_out="leave them out: there is nothing to answer from")
+        for batch in sources.read(spec, read, target.parent):
             writer.write_batch(_rows(batch, len(ids)))
             ids += batch["note_id"].to_pylist()
-    if not ids:
-        raise InputError("there is no note in this file", place=str(notes), way_out="give at least one row")
+    if read.dropped:
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in read.dropped.items())
+        problem = f"{read.entered - read.kept:,} of {read.entered:,} rows cannot be answered: {reasons}"
+        raise InputError(problem, place=str(notes), way_out="leave them out: there is nothing to answer from")
     return pa.array(ids)
 
 
@@ -172,3 +204,46 @@ def _rows(batch: pa.RecordBatch, begins: int) -> pa.RecordBatch:
     }
     arrays = [known[field.name] if field.name in known else pa.nulls(len(batch), field.type) for field in COHORT]
     return pa.RecordBatch.from_arrays(arrays, schema=COHORT)
+
+
+def encoded(home: Path, text: str, texts: Path, out: Path, tell: Callable[[Progress], None]) -> Encoded:
+    """The vectors of texts by a run of embed, in a ``.npy`` or ``.parquet`` file that is there whole or not at all.
+
+    Args:
+        home: the folder of all runs.
+        text: the run.
+        texts: a file with a column ``text`` in any format of the source ``files``.
+        out: the file of vectors.
+        tell: called with progress.
+
+    Raises:
+        UsageError: there is no such run, or it holds no encoder.
+        RefusedError: ``out`` exists.
+        InputError: the texts cannot be read, one is empty, or there is none.
+    """
+    run = registry.find(home, text, finished=True)
+    if not isinstance(run.recipe, EmbedRecipe):
+        raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="encode", way_out="take a run of embed")
+    if out.exists():
+        raise RefusedError(f"{str(out)!r} exists", place="encode --out", way_out="name a new file, or remove this one yourself")
+    stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
+    spec = SourceSpec(name="files", path=texts, columns=_columns(texts, {}))
+    return predictions.encode(stack, manner, sources.read(spec, Attrition("read"), home / "cache"), out, manner.document_prompt, tell=tell)
+
+
+def exported(home: Path, text: str, folder: Path, card: Callable[[Run], str], *, merged: bool, base_name: str = "") -> Path:
+    """A run of embed as a folder that stock ``SentenceTransformer(folder)`` opens, with its card.
+
+    Raises:
+        UsageError: there is no such run, or it holds no encoder.
+        RefusedError: ``folder`` exists.
+        AdapterError: the adapter cannot stand alone.
+    """
+    run = registry.find(home, text, finished=True)
+    if not isinstance(run.recipe, EmbedRecipe):
+        raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="export", way_out="take a run of embed")
+    if folder.exists():
+        raise RefusedError(f"{str(folder)!r} exists", place="export --to", way_out="name a new folder, or remove this one yourself")
+    stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
+    predictions.export(stack, manner, folder, card(run), merged, base_name)
+    return folder

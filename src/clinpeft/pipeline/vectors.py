@@ -163,7 +163,7 @@ def measured(asked: Asking, encode: Encode, manner: Manner, state: str) -> Measu
     scores, queries, results = {}, {}, []
     for one in asked.exams:
         anchors, texts = encode(one.anchors, manner.query_prompt), encode(one.texts["text"].to_pylist(), manner.document_prompt)
-        table_of_scores, found = _examined(asked, one, anchors, texts, state)
+        table_of_scores, found = _examined(one, anchors, texts, state)
         scores[one.name], queries[one.name] = table_of_scores, embedding.per_query(found, one.judgements)
         results += [
             embedding.separation(table_of_scores, state, rng=asked.rng(), task=one.name, **asked.options),
@@ -179,7 +179,7 @@ def measured(asked: Asking, encode: Encode, manner: Manner, state: str) -> Measu
     return Measured(scores, queries, pa.concat_tables(results))
 
 
-def _examined(asked: Asking, one: Exam, anchors: Any, texts: Any, state: str) -> tuple[pa.Table, pa.Table]:
+def _examined(one: Exam, anchors: Any, texts: Any, state: str) -> tuple[pa.Table, pa.Table]:
     """Scores of pairs and negatives, and the texts found for each anchor."""
     names = [f"t{row}" for row in range(len(texts))]
     queries, passages = embedding.unit(anchors, one.anchors_ids, state), embedding.unit(texts, names, state)

@@ -1,23 +1,41 @@
 """A fitted model and documents -> answers, and the fitted model kept so that it answers again.
 
-``answers`` asks: live, or from what is remembered of the notes; ``kept`` writes and opens what a run needs to be asked later.
+``answers`` asks: live, or from what is remembered of the notes; ``kept`` writes and opens what a run needs to be asked later. Texts become vectors in
+``encoding``, fast, and in ``learning``, with their gradient; ``encoder`` keeps a model that makes them, ``export`` gives it to sentence-transformers.
 """
 
 from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, remembered, scores, shared
+from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
+from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
+from clinpeft.predictions.export import export
 from clinpeft.predictions.kept import Served, keep, open_run
+from clinpeft.predictions.learning import Learning, learning
+from clinpeft.predictions.profile import Profile, profile
 
 __all__ = [
     "Answer",
+    "Encoded",
     "Floats",
+    "Learning",
+    "Profile",
+    "Progress",
     "Served",
+    "encode",
+    "export",
     "features",
     "joined",
     "keep",
+    "keep_encoder",
+    "learning",
     "live",
+    "open_encoder",
     "open_run",
     "predictions",
+    "profile",
     "probabilities",
+    "random_base",
     "remembered",
     "scores",
     "shared",
+    "vectors",
 ]

@@ -18,6 +18,7 @@ import torch
 
 from clinpeft import adapters, models, tokens
 from clinpeft.adapters import Stack
+from clinpeft.errors import TrainingError
 from clinpeft.models import Head, Pooling, WindowPooling
 from clinpeft.tables import PREDICTION, Question
 from clinpeft.tokens import Documents, Ints
@@ -71,7 +72,7 @@ def features(stack: Stack, documents: Documents, pooling: Pooling, micro_batch_t
 
 
 def scores(answer: Answer, classes: int, grouped: Callable[[Ints], list[Ints]], crew: Crew, chosen: Ints) -> Floats:
-    """Logits (documents, classes) of ``chosen``, in their order, without gradient, the work shared between the processes. The caller sets eval mode."""
+    """Logits (documents, classes) of ``chosen``, in their order, without gradient, shared between the processes. The caller sets eval mode."""
     found = torch.zeros(len(chosen), classes, dtype=torch.float32, device=crew.device)
     at = {int(document): row for row, document in enumerate(chosen)}
     with torch.inference_mode():
@@ -91,8 +92,13 @@ def probabilities(logits: Floats, question: Question) -> Floats:
 
 
 def predictions(documents: Documents, chosen: Ints, logits: Floats, question: Question) -> pa.Table:
-    """The answers to a question (schema ``tables.PREDICTION``), a row a document, with the question in the metadata."""
+    """The answers to a question (schema ``tables.PREDICTION``), a row a document, with the question in the metadata.
+
+    Raises:
+        TrainingError: a logit that is no number, by the stay it answers.
+    """
     known = documents.table(FROM_THE_COHORT).take(pa.array(chosen))
+    _refuse_no_numbers(logits, known["stay_id"])
     columns = {name: known[name] for name in FROM_THE_COHORT} | {
         "logits": _lists(logits),
         "probabilities": _lists(probabilities(logits, question)),
@@ -101,6 +107,14 @@ def predictions(documents: Documents, chosen: Ints, logits: Floats, question: Qu
     }
     about = {b"question": json.dumps(question.as_json()).encode()}
     return pa.table({name: columns[name] for name in PREDICTION.names}, schema=PREDICTION).replace_schema_metadata(about)
+
+
+def _refuse_no_numbers(logits: Floats, stays: pa.ChunkedArray) -> None:
+    odd = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(odd):
+        problem = f"{len(odd)} of {len(logits)} documents have logits that are not all numbers"
+        way_out = 'set base.precision = "float32", or lower training.learning_rate'
+        raise TrainingError(problem, place=f"stay_id {stays[int(odd[0])].as_py()}", way_out=way_out)
 
 
 def _lists(values: Floats) -> pa.Array:

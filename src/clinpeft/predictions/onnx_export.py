@@ -76,7 +76,7 @@ def _pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, how: models.Pool
 def export_onnx(stack: Stack, manner: Manner, folder: Path, sample: Sequence[str]) -> Parity:
     """Write ``model.onnx``, the tokenizer and ``parity.json``; the folder appears whole or not at all, and only if the vectors are the same.
 
-    Inputs of the graph are ``input_ids`` and ``attention_mask`` (rows, time) int64, padded on the right; its output is ``vectors`` (rows, width) float32.
+    Its inputs are ``input_ids`` and ``attention_mask`` (rows, time) int64, padded on the right; its output is ``vectors`` (rows, width) float32.
 
     Args:
         stack: base and adapters that can be folded in.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
@@ -127,4 +127,4 @@ class _Parquet:
             self.writer.close()
 
 
-FORMATS = {".npy": _Npy, ".parquet": _Parquet}
+FORMATS: dict[str, Callable[[Path, int], VectorFile]] = {".npy": _Npy, ".parquet": _Parquet}

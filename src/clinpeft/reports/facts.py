@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, Recipe
+from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe, Recipe
 from clinpeft.registry import Run
 from clinpeft.reports.tables import Estimate, Value
 
@@ -31,7 +31,7 @@ class Entry:
         run: None where there is none, because the cell failed before one was opened.
         problem: why there is none.
         published: what was printed for it: ``trained``, ``share``, ``train_perplexity``, ``test_perplexity``, ``time``; of questions, their names
-            and ``macro_average``.
+            and ``macro_average``; of vectors, the keys of ``encoders.PUBLISHED``.
         recipe: what the cell asks; None where only its run tells.
     """
 
@@ -90,13 +90,13 @@ def tasks(recipe: Recipe | None) -> tuple[str, ...]:
 
 def base_name(recipe: Recipe) -> str:
     """The folder of the pretrained model; empty where there is none."""
-    return recipe.base.path.name if isinstance(recipe, AdaptRecipe | ClassifyRecipe) else ""
+    return recipe.base.path.name if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ""
 
 
 def adapters(recipe: Recipe) -> str:
-    """``lora (frozen, from clinical-lora) + prefix``; of a question without an adapter ``head only`` or ``all weights``."""
-    specs = recipe.adapters if isinstance(recipe, AdaptRecipe | ClassifyRecipe) else ()
-    whole = ["all weights"] if isinstance(recipe, ClassifyRecipe) and recipe.base.trainable else []
+    """``lora (frozen, from clinical-lora) + prefix``; without an adapter ``all weights``, or of a question ``head only``."""
+    specs = recipe.adapters if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ()
+    whole = ["all weights"] if isinstance(recipe, ClassifyRecipe | EmbedRecipe) and recipe.base.trainable else []
     words = [*whole, *(_adapter(spec) for spec in specs)]
     return " + ".join(words) or ("head only" if isinstance(recipe, ClassifyRecipe) else "")
 

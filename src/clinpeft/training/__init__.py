@@ -4,36 +4,50 @@
 loop.py            the loop                         checkpoint.py   what survives a kill
 language.py        the course of an adapter         objectives.py   windows -> questions and their loss
 classification.py  the course of answers            likelihood.py   what a model thinks of every note
+contrastive.py     the course of vectors            losses.py       of vectors that belong together
+batches.py         which pairs may share a step     mining.py       negatives that are hard
 ```
 """
 
+from clinpeft.training.batches import Pairs as TextPairs
+from clinpeft.training.batches import Texts
 from clinpeft.training.classification import Answer, Exam, as_parameters, classification, shuffled, truth
+from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tuning
 from clinpeft.training.language import language
 from clinpeft.training.likelihood import likelihoods, unigram
 from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware
+from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
 
 __all__ = [
     "OBJECTIVES",
+    "TUNING_LOSS",
     "Answer",
     "Course",
     "Crew",
+    "Embedder",
     "Event",
     "Exam",
     "Fitted",
     "Forward",
     "Lesson",
+    "Mined",
     "Sums",
+    "TextPairs",
+    "Texts",
     "Watch",
     "additive",
     "as_parameters",
     "assemble",
     "classification",
+    "contrastive",
     "fit",
     "hardware",
     "language",
     "likelihoods",
+    "mined",
     "shuffled",
     "truth",
+    "tuning",
     "unigram",
 ]

@@ -165,7 +165,7 @@ def fit(course: Course, spec: OptimisationSpec, crew: Crew, folder: Path, watch:
     return Fitted(running.progress, running.total)
 
 
-def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
+def learning_rate(spec: OptimisationSpec, step: int, total: int) -> float:
     """The rate of step ``step`` (from 1): a linear rise over ``warmup_fraction`` of the steps, then the schedule, reaching 0 after the last."""
     warm = math.ceil(spec.warmup_fraction * total)
     if step <= warm:

@@ -1,0 +1,257 @@
+"""The parts of ``embed``: texts to learn from, what was measured before and after, the record."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clinpeft import adapters, models, predictions, registry, training
+from clinpeft.adapters import Liveness, Stack
+from clinpeft.evaluation import embedding
+from clinpeft.models import Base, Manner
+from clinpeft.pipeline import vectors
+from clinpeft.pipeline.books import Shelf
+from clinpeft.pipeline.runs import Circumstances, code_version, key
+from clinpeft.pipeline.vectors import Asking, Measured
+from clinpeft.recipe import EmbedRecipe
+from clinpeft.registry import Run
+from clinpeft.tables import PAIR_SCORE, RESULT
+from clinpeft.training import Course, Crew, Fitted
+
+ZERO_SHOT, ADAPTED = "zero-shot", "adapted"
+PROBE_PAIRS = 4
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learned: the course, a few vectors to prove it by, and what should be known of it."""
+
+    course: Course
+    probe: Callable[[], Any]
+    notices: tuple[str, ...]
+
+
+def manner_of(recipe: EmbedRecipe) -> Manner:
+    """How a text becomes a vector: the backbone's own way, but for what the recipe says otherwise."""
+    spec = recipe.base
+    own = models.manner_of(spec.path, spec.backbone)
+    said = {"query_prompt": spec.query_prompt, "document_prompt": spec.document_prompt, "pooling": None if spec.pooling == "auto" else spec.pooling}
+    return replace(own, max_tokens=min(own.max_tokens, spec.max_tokens), **{name: value for name, value in said.items() if value is not None})
+
+
+def measured(stack: Stack, manner: Manner, asked: Asking, state: str) -> Measured:
+    """Everything that is asked, of a stack as it is now."""
+
+    def encode(texts: Sequence[str], prompt: str) -> Any:
+        return predictions.vectors(stack, manner, list(texts), prompt, precision="auto")
+
+    return vectors.measured(asked, encode, manner, state)
+
+
+def zero_shot(recipe: EmbedRecipe, base: Base, manner: Manner, asked: Asking, home: Path) -> Measured:
+    """The base as it comes, and the controls: the same in every run on the same base and books, so it is measured once."""
+    asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256, base.precision_reason)
+    folder = home / "cache" / f"zero-shot-{key(*asked_of, str(manner), code_version())}"
+    if not (folder / "names.json").exists():
+        found = measured(adapters.attach(base, ()), manner, asked, ZERO_SHOT)
+        if recipe.evaluation.controls:
+            found = replace(found, results=pa.concat_tables([found.results, *_controls(base, manner, asked)]))
+        _store(found, folder)
+    return _stored(folder)
+
+
+def _controls(base: Base, manner: Manner, asked: Asking) -> list[pa.Table]:
+    """What has to lose, or to end at chance."""
+    random = measured(adapters.attach(predictions.random_base(base, asked.seed), ()), manner, asked, "random weights")
+    return [vectors.lexical_controls(asked), random.results, _shuffled(base, manner, asked)]
+
+
+def _shuffled(base: Base, manner: Manner, asked: Asking) -> pa.Table:
+    """Every anchor with the positive of another: an AUROC near one half, or the evaluation is broken."""
+    stack, rows = adapters.attach(base, ()), []
+    for one in asked.exams:
+        encode = functools.partial(predictions.vectors, stack, manner, precision="auto")
+        anchors, texts = encode(one.anchors, manner.query_prompt), encode(one.texts["text"].to_pylist(), manner.document_prompt)
+        names = [f"t{row}" for row in range(len(texts))]
+        score = embedding.cosine_score(embedding.unit(anchors, one.anchors_ids, "")[one.anchor_of], embedding.unit(texts, names, ""))
+        partner = embedding.shuffled(len(one.anchor_of), asked.rng())
+        scores = embedding.pair_scores(score, replace(one.pairs, positives=one.pairs.positives[partner]), {"random": one.drawn["random"]})
+        rows.append(embedding.separation(scores, "shuffled pairs", rng=asked.rng(), task=one.name, **asked.options))
+    return pa.concat_tables(rows)
+
+
+def _store(found: Measured, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pq.write_table(found.results, folder / "results.parquet")
+    for name, part in (("scores", found.scores), ("queries", found.queries)):
+        for at, table in enumerate(part.values()):
+            pq.write_table(table, folder / f"{name}-{at}.parquet")
+    registry.write_atomically(folder / "names.json", json.dumps({"scores": list(found.scores), "queries": list(found.queries)}))
+
+
+def _stored(folder: Path) -> Measured:
+    names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+    parts = {
+        part: {name: pq.read_table(folder / f"{part}-{at}.parquet") for at, name in enumerate(names[part])} for part in ("scores", "queries")
+    }
+    return Measured(parts["scores"], parts["queries"], pq.read_table(folder / "results.parquet"))
+
+
+def learning(recipe: EmbedRecipe, stack: Stack, manner: Manner, shelf: Shelf, crew: Crew) -> Learning:
+    """The pairs of the training split as a course, their negatives mined with the model as it is now, if any are asked for."""
+    table = shelf.learned.pairs
+    parts = {split: table.filter(pc.equal(table["split"], split)) for split in ("train", "tuning")}
+    texts, train, tuning = _as_ids(parts["train"], parts["tuning"], manner)
+    read = predictions.learning(stack, manner, texts.prompted, recipe.training.micro_batch_tokens, crew.device)
+    known = training.Texts(read.lengths, texts.same, texts.passages, texts.sections)
+    embedder = training.Embedder(read.embed, read.grouped, stack.base.width)
+    pairs, notices = _with_negatives(recipe, stack, manner, texts, training.TextPairs(known, *train), crew)
+    measure = training.tuning(training.TextPairs(known, *tuning), embedder, recipe.training, recipe.seed, crew) if len(tuning[0]) else None
+    course = training.contrastive(
+        pairs, embedder, stack.trained, stack.train, recipe.training, recipe.seed, crew, measure, training.TUNING_LOSS if measure else ""
+    )
+    chosen = np.unique(np.concatenate([side[:PROBE_PAIRS] for side in train]))
+    cut = (f"{read.truncated} of {len(read.lengths)} texts to learn from are longer than {manner.max_tokens} tokens, and were cut",)
+    return Learning(course, lambda: read.embed(chosen), (*(cut if read.truncated else ()), *notices))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of pairs: with their prompts, and what is the same about them."""
+
+    prompted: list[str]
+    plain: list[str]
+    same: Any
+    passages: Any
+    sections: Any
+
+
+def _as_ids(train: pa.Table, tuning: pa.Table, manner: Manner) -> tuple[_Texts, tuple[Any, Any], tuple[Any, Any]]:
+    """Every text once for each side it stands on, and both splits as ids of texts."""
+    numbered: dict[tuple[str, str], int] = {}
+    passages, sections = [], []
+    sides = []
+    for table in (train, tuning):
+        for side, prompt in (("anchor", manner.query_prompt), ("positive", manner.document_prompt)):
+            ids = []
+            columns = (table[name].to_pylist() for name in (side, f"{side}_id", "book", "section"))
+            for text, passage, book, section in zip(*columns, strict=True):
+                at = numbered.setdefault((prompt, text), len(numbered))
+                if at == len(passages):
+                    passages.append(passage)
+                    sections.append(None if section is None else (book, section))
+                ids.append(at)
+            sides.append(np.asarray(ids, dtype=np.int64))
+    plain = [text for _, text in numbered]
+    texts = _Texts([prompt + text for prompt, text in numbered], plain, *(_codes(values) for values in (plain, passages, sections)))
+    return texts, (sides[0], sides[1]), (sides[2], sides[3])
+
+
+def _codes(values: Sequence[Any]) -> Any:
+    """(values,) equal numbers where they are equal; -1 for what is unknown."""
+    numbers: dict[Any, int] = {}
+    return np.asarray([-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+
+
+def _with_negatives(
+    recipe: EmbedRecipe, stack: Stack, manner: Manner, texts: _Texts, pairs: training.TextPairs, crew: Crew
+) -> tuple[training.TextPairs, tuple[str, ...]]:
+    if not recipe.mining.hard_negatives:
+        return pairs, ()
+    corpus = np.unique(pairs.positives)
+    encode = functools.partial(predictions.vectors, stack, manner, precision="auto")
+    found = encode([texts.prompted[at] for at in corpus])
+    anchors = encode([texts.prompted[at] for at in pairs.anchors])
+    positives = found[np.searchsorted(corpus, pairs.positives)]
+    mined = training.mined(pairs, anchors, positives, corpus, found, recipe.mining, np.random.default_rng([recipe.seed, 5]), crew.device)
+    told = f"hard negatives: {mined.at_random} of {mined.negatives.size} are random texts, {mined.missing} are missing"
+    return replace(pairs, negatives=mined.negatives), (told,)
+
+
+def recorded(
+    recipe: EmbedRecipe,
+    run: Run,
+    around: Circumstances,
+    crew: Crew,
+    stack: Stack,
+    manner: Manner,
+    fitted: Fitted,
+    liveness: Liveness,
+    states: tuple[Measured, Measured],
+    asked: Asking,
+    told: tuple[str, ...],
+) -> Run:
+    """Encoder, scores, numbers and record into the run folder, by the first process."""
+    if not crew.is_main_process:
+        return run
+    before, after = states
+    predictions.keep_encoder(run.folder, stack, manner)
+    held = asked.exams[0].texts["text"].to_pylist()[: recipe.evaluation.profile_texts]
+    profile = [_profile(stack, manner, held)] if held else []
+    results = [before.results, after.results, vectors.differences(asked, before, after, (ZERO_SHOT, ADAPTED)), *profile]
+    finished = around.now()
+    steps = [*asked.shelf.learned.attrition, *(asked.shelf.other.attrition if asked.shelf.other else ()), *(one.attrition for one in asked.exams)]
+    steps += [step for found in (*asked.shelf.search.values(), *asked.shelf.general.values()) for step in found.attrition]
+    return registry.record(
+        run,
+        results=pa.concat_tables(results),
+        attrition=steps,
+        tables={"pair_scores": _scores(before, after)},
+        finished=finished,
+        liveness=liveness.as_json(),
+        trained_parameters=stack.counts.trained,
+        base_parameters=stack.counts.base,
+        share=stack.counts.share,
+        precision=str(stack.base.precision).removeprefix("torch."),
+        precision_reason=stack.base.precision_reason,
+        counts={
+            "steps": fitted.progress.step,
+            "best_step": fitted.progress.best_step,
+            "total_steps": fitted.total_steps,
+            **{f"pairs.{split}": int(pc.sum(pc.equal(asked.shelf.learned.pairs["split"], split)).as_py() or 0) for split in ("train", "tuning")},
+        },
+        tokens_seen=fitted.progress.tokens,
+        training_seconds=fitted.progress.seconds,
+        total_seconds=(finished - run.record.started).total_seconds(),
+        notices=(*stack.notices, *told),
+    )
+
+
+def _scores(before: Measured, after: Measured) -> pa.Table:
+    """The scores of all pairs in both states, for figures."""
+    parts = [
+        table.append_column("task", pa.repeat(task, len(table))).append_column("state", pa.repeat(state, len(table)))
+        for state, found in ((ZERO_SHOT, before), (ADAPTED, after))
+        for task, table in found.scores.items()
+    ]
+    schema = PAIR_SCORE.append(pa.field("task", pa.string())).append(pa.field("state", pa.string()))
+    return pa.concat_tables([part.cast(schema) for part in parts])
+
+
+def _profile(stack: Stack, manner: Manner, texts: list[str]) -> pa.Table:
+    """Speed and memory of the adapted model, as results without an interval; what they were measured on stands in their definition."""
+    found = predictions.profile(stack, manner, list(dict.fromkeys(texts)), precision="auto")
+    about = f"{found.texts} held-out texts of {found.tokens} tokens, {found.batch_policy}, {found.precision}, {found.threads} threads, {found.device}"
+    names = ("embeddings_per_second", "tokens_per_second", "latency_ms_p50", "latency_ms_p95", "peak_memory_bytes", "parameters", "dimension")
+    rows = [
+        {
+            "name": name,
+            "value": float(getattr(found, name)),
+            "n": found.texts,
+            "split": "held_out",
+            "group": ADAPTED,
+            "definition": f"{name.replace('_', ' ')}: {about}; no interval",
+            "task": "profile",
+        }
+        for name in names
+    ]
+    return pa.Table.from_pylist(rows, schema=RESULT)

@@ -1,0 +1,222 @@
+"""The card of a model: a ``README.md`` with the metadata that hub and sentence-transformers read, filled from what is known, silent on the rest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from clinpeft.errors import UsageError
+from clinpeft.recipe import AdapterSpec, EmbedRecipe
+from clinpeft.registry import Run
+from clinpeft.reports.formats import count, share
+from clinpeft.reports.tables import Column, Estimate, Table, as_markdown
+
+SPDX_ON_THE_HUB = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
+"""Licence of a backbone -> the hub's word for it; any other is ``other`` with its name."""
+
+SENTENCE_TRANSFORMERS = """\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({name})
+questions = model.encode_query(["What narrows the aortic valve?"])
+passages = model.encode_document(["Aortic stenosis is a narrowing of the aortic valve."])
+print(model.similarity(questions, passages))
+```"""
+
+LIMITS = (
+    "A vector says what texts are alike, not what is true: a finding and its negation can lie close together. See the negation rows of the results.",
+    "Not a medical device, and not validated for decisions about patients.",
+    "If it was trained on text about patients, it may have kept some of it: treat the weights as the data they were trained on.",
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; empty and None: it says nothing about it.
+
+    Attributes:
+        name: of the model.
+        base_model: of the backbone, as on the hub.
+        licence: of the backbone, as in its row.
+        pooling, normalised, dimension, max_tokens: how a text becomes a vector.
+        query_prompt, document_prompt: what stands before a question and before what is searched.
+        merged: whether the whole model is in the folder, or an adapter that needs its base.
+        adapter: in words, such as ``LoRA, rank 16, alpha 32, on query and value``; empty: full fine-tuning.
+        trained_parameters, base_parameters: how much was trained, of how much.
+        training_data: in words: where it comes from, under which licence, how it was split.
+        training: key -> value, such as loss, temperature, batch, learning rate, epochs, seed.
+        pairs: of the training split.
+        results: tables, with intervals.
+        run: id of the run it was exported from.
+        version: of this program.
+        language: two letters.
+    """
+
+    name: str
+    base_model: str
+    licence: str
+    pooling: str
+    normalised: bool
+    dimension: int
+    max_tokens: int
+    query_prompt: str = ""
+    document_prompt: str = ""
+    merged: bool = True
+    adapter: str = ""
+    trained_parameters: int | None = None
+    base_parameters: int | None = None
+    training_data: str = ""
+    training: tuple[tuple[str, str], ...] = ()
+    pairs: int | None = None
+    results: tuple[Table, ...] = ()
+    run: str = ""
+    version: str = ""
+    language: str = "en"
+
+
+def card_of(run: Run) -> str:
+    """The card of a run of embed, filled from its record.
+
+    Raises:
+        UsageError: the run is of another kind.
+    """
+    recipe, record = run.recipe, run.record
+    if not isinstance(recipe, EmbedRecipe):
+        raise UsageError(f"run {run.id} is of kind {record.kind}", place="card", way_out="take a run of embed")
+    manner = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))["manner"]
+    dimension = next((row["value"] for row in run.results.to_pylist() if row["name"] == "dimension"), None)
+    training = recipe.training
+    said = (
+        ("objective", training.objective),
+        ("temperature", f"{training.temperature:g}"),
+        ("pairs a step", str(training.batch_pairs)),
+        ("learning rate", f"{training.learning_rate:g}"),
+        ("epochs", f"{training.epochs:g}"),
+        ("seed", str(recipe.seed)),
+    )
+    return model_card(
+        Card(
+            name=record.name or run.id,
+            base_model=recipe.base.backbone or recipe.base.path.name,
+            licence="see the base model",
+            pooling=manner["pooling"],
+            normalised=manner["normalise"],
+            dimension=int(dimension or 0),
+            max_tokens=manner["max_tokens"],
+            query_prompt=manner["query_prompt"],
+            document_prompt=manner["document_prompt"],
+            adapter=", ".join(_in_words(spec) for spec in recipe.adapters),
+            trained_parameters=record.trained_parameters,
+            base_parameters=record.base_parameters,
+            training_data=f"pairs made of the books of one source, split by {recipe.split.by}",
+            training=said,
+            pairs=record.counts.get("pairs.train"),
+            results=(_compared(run),),
+            run=run.id,
+            version=record.versions.get("clinpeft", ""),
+        )
+    )
+
+
+def _in_words(spec: AdapterSpec) -> str:
+    options = spec.model_dump(exclude_defaults=True, exclude={"method", "from_run", "trainable", "merged", "active", "targets"})
+    return f"{spec.model_dump()['method']} ({', '.join(f'{name} {value}' for name, value in options.items())})" if options else str(spec.model_dump()["method"])
+
+
+def _compared(run: Run) -> Table:
+    """Before and after, where a reader looks first."""
+    shown = ("auroc", "ndcg_at_10", "recall_at_10", "separation")
+    rows = [
+        (row["task"], row["group"], row["name"], Estimate(row["value"], row["low"], row["high"]))
+        for row in run.results.to_pylist()
+        if row["name"] in shown and str(row["group"]).startswith(("zero-shot", "adapted")) and " - " not in str(row["group"])
+    ]
+    words = [Column(title, is_text=True) for title in ("task", "state", "metric")]
+    return Table("Zero-shot and adapted", (*words, Column("value", is_estimate=True)), tuple(rows), ("In brackets the interval, chapters resampled.",))
+
+
+def model_card(card: Card) -> str:
+    """Markdown with YAML metadata (``base_model``, ``library_name``, ``pipeline_tag``, ``tags``, ``license``), by the conventions of the hub
+    (Mitchell et al. 2019 for what a card should say). No text of a note or a book stands in it."""
+    parts = [
+        _metadata(card),
+        f"# {card.name}",
+        _lead(card),
+        "## Use",
+        SENTENCE_TRANSFORMERS.format(name=json.dumps(card.name)),
+        _prompts(card),
+        "## How a text becomes a vector",
+        _facts(card),
+        *_training(card),
+        *_results(card),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in LIMITS),
+        _origin(card),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(card: Card) -> str:
+    """YAML, whose strings are written as JSON, which is YAML too: a name with a colon in it cannot break it."""
+    known = SPDX_ON_THE_HUB.get(card.licence)
+    licence = [f"license: {known}"] if known else ["license: other", f"license_name: {json.dumps(card.licence.lower().replace(' ', '-'))}"]
+    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "medical", *(["lora", "peft"] if card.adapter else [])]
+    relation = [f"base_model_relation: {'adapter' if not card.merged else 'finetune'}"]
+    lines = [
+        f"language: {card.language}",
+        *licence,
+        f"base_model: {json.dumps(card.base_model)}",
+        *relation,
+        f"library_name: {'sentence-transformers' if card.merged else 'peft'}",
+        "pipeline_tag: sentence-similarity",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _lead(card: Card) -> str:
+    how = f"adapted with {card.adapter}" if card.adapter else "fine-tuned as a whole"
+    what = "The weights here are whole." if card.merged else f"Here is the adapter alone; it needs {card.base_model} at hand."
+    return f"A sentence encoder: [{card.base_model}](https://huggingface.co/{card.base_model}), {how}. {what}"
+
+
+def _prompts(card: Card) -> str:
+    said = {"a question": card.query_prompt, "what is searched": card.document_prompt}
+    given = [f"before {where} stands `{json.dumps(text, ensure_ascii=False)}`" for where, text in said.items() if text]
+    return f"Prompts are part of the model: {' and '.join(given)}; `encode_query` and `encode_document` write them." if given else ""
+
+
+def _facts(card: Card) -> str:
+    rows = [
+        ("pooling", card.pooling),
+        ("normalised to length 1", "yes" if card.normalised else "no"),
+        ("dimension", count(card.dimension)),
+        ("longest text", f"{count(card.max_tokens)} tokens; the rest is cut"),
+        ("similarity", "cosine"),
+    ]
+    return _list(rows)
+
+
+def _training(card: Card) -> list[str]:
+    rows = [("pairs", count(card.pairs))] if card.pairs is not None else []
+    if card.trained_parameters is not None:
+        of = f", {share(card.trained_parameters / card.base_parameters)} of the base" if card.base_parameters else ""
+        rows.append(("trained parameters", count(card.trained_parameters) + of))
+    rows += card.training
+    return ["## Training", card.training_data, _list(rows)] if rows or card.training_data else []
+
+
+def _results(card: Card) -> list[str]:
+    """Tables keep their titles, one level down."""
+    return ["## Results", *(as_markdown(table).strip().replace("## ", "### ", 1) for table in card.results)] if card.results else []
+
+
+def _origin(card: Card) -> str:
+    program = f"clinpeft {card.version}".strip()
+    return f"Made with {program}{f', run `{card.run}`' if card.run else ''}."
+
+
+def _list(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in rows)
