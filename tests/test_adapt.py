@@ -240,10 +240,10 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
 
 
 def test_two_processes_learn_what_one_learns(command: Command, recipe: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "clinpeft", "adapt", str(recipe), "--home", str(tmp_path / "two")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "clinpeft"]
+    launch += ["adapt", str(recipe), "--home", str(tmp_path / "two")]  # accelerate launch starts one process where there is no GPU
     no_dropout = ["--set", "adapters.0.dropout=0.0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, *no_dropout], capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     command("adapt", recipe, "--home", tmp_path / "one", *no_dropout)
@@ -251,7 +251,8 @@ def test_two_processes_learn_what_one_learns(command: Command, recipe: Path, tmp
     def losses(home: Path) -> list[float]:
         return [json.loads(line)["loss"] for line in (only_run(home).folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    assert only_run(tmp_path / "two").record.hardware is not None
+    hardware = only_run(tmp_path / "two").record.hardware
+    assert hardware is not None and hardware.devices == 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert adapter_of(tmp_path / "two").keys() == adapter_of(tmp_path / "one").keys()
     for name, tensor in adapter_of(tmp_path / "two").items():

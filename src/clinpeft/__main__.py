@@ -1,4 +1,4 @@
-"""``python -m clinpeft`` and ``accelerate launch -m clinpeft`` are the command ``clinpeft``."""
+"""``python -m clinpeft`` and ``torchrun -m clinpeft`` are the command ``clinpeft``."""
 
 from clinpeft.cli import main
 

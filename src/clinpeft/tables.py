@@ -171,8 +171,8 @@ PREDICTION = _schema(
     **_SUBGROUPS,
 )
 """One answer: the truth as in ``COHORT``, and a logit and a probability for each class, in the order of the classes. Where one class of several is
-asked the probabilities sum to 1 (two of them for a binary question), where all that apply are asked each stands alone. ``tokens`` is the length of the
-text, ``tokens_read`` what of it was read. A baseline that has no logits leaves them null. The schema's metadata holds the ``Question``."""
+asked the probabilities sum to 1 (two of them for a binary question), where all that apply are asked each stands alone. ``tokens`` is the length of
+the text, ``tokens_read`` what of it was read. A baseline that has no logits leaves them null. The schema's metadata holds the ``Question``."""
 
 CURVE = _schema(
     name=(pa.string(), False),
@@ -185,8 +185,8 @@ CURVE = _schema(
     high=(pa.float64(), True),
     n=(pa.int64(), True),
 )
-"""A point of a curve: ``calibration`` (predicted against observed), ``net_benefit`` (threshold against net benefit), ``probabilities`` (a histogram for
-each true class)."""
+"""A point of a curve: ``calibration`` (predicted against observed) and ``calibration_smooth``, ``net_benefit`` (threshold against net benefit),
+``probabilities`` (a histogram for each true class)."""
 
 RESULT = _schema(
     name=(pa.string(), False),

@@ -36,7 +36,8 @@ def opening(run_id: str = "0123456789ab", **changes: Any) -> registry.RunRecord:
 def result(value: float | None, split: str = "held_out", group: str = "adapted", **changes: Any) -> dict[str, Any]:
     interval = {"low": None, "high": None, "level": None} if value is None else {"low": value - 0.25, "high": value + 0.5, "level": 0.95}
     counts = {"n": 12, "n_subjects": 6, "n_events": 3400}
-    return {"name": "perplexity", "value": value, **interval, **counts, "split": split, "group": group, "definition": "exp(nats / tokens)", "task": None, **changes}
+    about = {"split": split, "group": group, "definition": "exp(nats / tokens)", "task": None}
+    return {"name": "perplexity", "value": value, **interval, **counts, **about, **changes}
 
 
 def results_of(*rows: dict[str, Any]) -> pa.Table:

@@ -78,8 +78,8 @@ def separations(
 def pair_scores(related: float, unrelated: float, seed: int = 1, state: str = "adapted", task: str = "held-out chapters") -> pa.Table:
     draw = random.Random(seed)
     scores = [draw.gauss(middle, 0.1) for middle in (related, unrelated) for _ in range(60)]
-    columns = {"pair_id": [f"p{at % 60}" for at in range(120)], "cluster": ["c"] * 120, "stratum": ["random"] * 120}
-    columns |= {"related": [at < 60 for at in range(120)], "score": scores, "task": [task] * 120, "state": [state] * 120}  # type: ignore[dict-item]
+    columns: dict[str, list[Any]] = {"pair_id": [f"p{at % 60}" for at in range(120)], "cluster": ["c"] * 120, "stratum": ["random"] * 120}
+    columns |= {"related": [at < 60 for at in range(120)], "score": scores, "task": [task] * 120, "state": [state] * 120}
     return pa.Table.from_pydict(columns, schema=PAIR_SCORES)
 
 

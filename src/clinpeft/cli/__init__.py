@@ -26,6 +26,9 @@ from clinpeft.cli.showing import near, shown
 from clinpeft.errors import ClinpeftError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+SMALLEST_EXPORTED = 10
+"""Subjects: the rule of most trusted research environments for what may leave them."""
+
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
 app.add_typer(runs.app, name="runs")
 app.add_typer(cohort.app, name="cohort")
@@ -121,13 +124,18 @@ def evaluate(
     what: Annotated[str, typer.Argument(help="A finished run of classify, or a Parquet file of predictions.")],
     home: Home = HERE,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of subjects.")] = 1000,
+    to: Annotated[Path | None, typer.Option("--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld.")] = None,
 ) -> None:
     """Score predictions again: every metric with its interval, by subgroup, with calibration."""
-    from clinpeft import pipeline, reports
+    from clinpeft import evaluation, pipeline, reports
 
     results, curves = pipeline.evaluated(home.resolve(), what, resamples)
     for table in reports.scores_tables(results, curves, what):
         shown(table)
+    if to is not None:
+        for table in reports.scores_tables(evaluation.suppressed(results, SMALLEST_EXPORTED), curves, Path(what).stem):
+            for path in reports.write(to, table.title, table):
+                print(near(path))
 
 
 @models_app.command()

@@ -20,10 +20,9 @@ from pathlib import Path
 from clinpeft import adapters, corpora, models, sources, training
 from clinpeft.pipeline import answers, books, encoders, language, questions, vectors
 from clinpeft.pipeline.later import compared, encoded, evaluated, exported, predicted
-from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, heard, opened
+from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, opened, watch
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Run
-from clinpeft.training import Watch
 
 __all__ = ["Circumstances", "adapt", "classify", "code_version", "compared", "embed", "encoded", "evaluated", "exported", "predicted"]
 
@@ -47,7 +46,9 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
         stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
         forward = functools.partial(adapters.logits, stack)
         course = training.language(stack, forward, lesson, recipe.training, crew)
-        fitted = training.fit(course, recipe.training, crew, run.folder / "checkpoints", Watch(functools.partial(heard, run, around), around.stopping))
+        fitted = training.fit(
+            course, recipe.training, crew, run.folder / "checkpoints", Watch(functools.partial(heard, run, around), around.stopping)
+        )
         unigram = training.unigram(lesson, lesson.train, language.asked(recipe, encodings))
         thought = {"unigram": unigram, "base": before, "adapted": scoring(forward)}
         results = language.perplexities(recipe, thought)
@@ -72,7 +73,8 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
         read = questions.encoded(recipe, base, asked, home, crew)
         answering = answers.answering(recipe, stack, read, home, crew)
         witness = adapters.watch(stack, answering.head_parameters)
-        fitted = training.fit(answering.course, recipe.training, crew, run.folder / "checkpoints", answers.watch(run, around))
+        answers.probed(recipe, answering, read, home, crew, run, around)
+        fitted = training.fit(answering.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         liveness = witness.testify(answering.probe)
         found = answers.scored(recipe, answering, read, home, crew)
         told = answers.notices(recipe, origins, read)
@@ -99,7 +101,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
         learning = encoders.learning(recipe, stack, manner, shelf, crew)
         witness = adapters.watch(stack)
-        fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", answers.watch(run, around))
+        fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         liveness = witness.testify(learning.probe)
         after = encoders.measured(stack, manner, asked, "adapted")
         return encoders.recorded(recipe, run, around, crew, stack, manner, fitted, liveness, (before, after), asked, learning.notices)

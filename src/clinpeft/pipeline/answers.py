@@ -20,14 +20,14 @@ from clinpeft.adapters import Liveness, Stack
 from clinpeft.errors import RecipeError, UsageError
 from clinpeft.models import Head, Pooling
 from clinpeft.pipeline.questions import Read
-from clinpeft.pipeline.runs import Circumstances, code_version, heard, key
+from clinpeft.pipeline.runs import Circumstances, code_version, key
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, ReaderSpec
 from clinpeft.registry import Run
 from clinpeft.tables import Question
 from clinpeft.training import Course, Crew, Exam, Fitted, Watch
 
 TFIDF = "TF-IDF + logistic regression"
-PREDICTIONS, CURVES, LABELS, MEDS = "predictions", "curves", "labels", "meds_evaluation"
+PREDICTIONS, UNCORRECTED, CURVES, LABELS, MEDS = "predictions", "predictions_uncorrected", "curves", "labels", "meds_evaluation"
 CACHED_DOCUMENTS = 1024  # whose remembered vectors go through a head together
 
 
@@ -142,6 +142,22 @@ def answering(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], home: 
     return Answering(course, exams, heads, pooling, stack, _probe(recipe, stack, read, heads, pooling, crew), seconds)
 
 
+def probed(recipe: ClassifyRecipe, answering: Answering, read: Sequence[Read], home: Path, crew: Crew, run: Run, around: Circumstances) -> None:
+    """The heads alone learn first, from what the stack says before its first step: linear probing, then fine-tuning (Kumar et al. 2022)."""
+    if not (recipe.training.head_epochs and answering.stack.trained):
+        return
+    stack, heads = answering.stack, answering.heads
+    own = answering.head_parameters
+    vectors = [_features(recipe, stack, one, answering.pooling, home, crew) for one in read]
+    exams = [_exam(recipe, stack, one, heads, answering.pooling, vectors[at], crew) for at, one in enumerate(read)]
+    rate = recipe.training.head_learning_rate or recipe.training.learning_rate
+    spec = recipe.training.model_copy(
+        update={"learning_rate": rate, "head_learning_rate": 0.0, "epochs": recipe.training.head_epochs, "max_steps": 0, "checkpoints": 1}
+    )
+    course = training.classification(exams, own, functools.partial(_mode, stack, heads), recipe.loss, spec, recipe.seed, crew)
+    training.fit(course, spec, crew, run.folder / "checkpoints" / "head", Watch(stopping=around.stopping))
+
+
 def _head(recipe: ClassifyRecipe, stack: Stack, question: Question, crew: Crew) -> Head:
     return Head(stack.base.width, len(question.classes), recipe.head.dropout, seed=recipe.seed).to(crew.device)
 
@@ -160,7 +176,8 @@ def _mode(stack: Stack, heads: Mapping[str, Head], training_mode: bool) -> None:
 def _features(recipe: ClassifyRecipe, stack: Stack, one: Read, pooling: Pooling, home: Path, crew: Crew) -> predictions.Floats:
     base = stack.base
     below = [spec.model_dump(mode="json") for spec in recipe.adapters]
-    name = key(one.documents.folder.name, base.sha256, base.precision_reason, str(crew.device.type), below, pooling, code_version())
+    seed = recipe.seed if stack.trained else 0  # fresh adapters may not be the identity
+    name = key(one.documents.folder.name, base.sha256, base.precision_reason, str(crew.device.type), below, seed, pooling, code_version())
     with crew.main_process_first():
         path = home / "cache" / f"features-{name}.npy"
         return predictions.features(stack, one.documents, pooling, recipe.training.micro_batch_tokens, crew.device, path)
@@ -224,11 +241,6 @@ def _probe(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], heads: Ma
     return probed
 
 
-def watch(run: Run, around: Circumstances) -> Watch:
-    """The log and the progress bar."""
-    return Watch(functools.partial(heard, run, around), around.stopping)
-
-
 def scored(recipe: ClassifyRecipe, answering: Answering, read: Sequence[Read], home: Path, crew: Crew) -> Found:
     """Every question's predictions on tuning and held-out stays, scored beside the trivial baselines."""
     results, tables, seconds = [], {}, 0.0
@@ -250,12 +262,15 @@ def scored(recipe: ClassifyRecipe, answering: Answering, read: Sequence[Read], h
 def results_of(recipe: ClassifyRecipe, answered: pa.Table, question: Question, trivial: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """Tables of one question by name; ``results`` holds every number, of the model, of the baselines, and of the difference to TF-IDF."""
     spec = recipe.evaluation
-    answered, _ = evaluation.recalibrated(answered, question, spec.recalibration)
+    raw, (answered, fitted) = answered, evaluation.recalibrated(answered, question, spec.recalibration)
     rows = [evaluation.scored(answered, question, spec, _rng(recipe))]
     rows += [evaluation.scored(table, question, spec, _rng(recipe), state=name) for name, table in trivial.items()]
     if TFIDF in trivial:
         rows.append(evaluation.answers_difference(trivial[TFIDF], answered, question, spec, _rng(recipe), names=(TFIDF, "model")))
     found = {"results": pa.concat_tables(rows), PREDICTIONS: answered, CURVES: evaluation.curves(answered, question, spec, _rng(recipe))}
+    if spec.recalibration != "none":
+        about = raw.schema.metadata | {b"recalibration": fitted.encode()}
+        found[UNCORRECTED] = raw.replace_schema_metadata(about)  # what new answers are corrected by
     if question.kind == "multilabel":
         found[LABELS] = evaluation.labels_table(answered, question, "held_out", spec, _rng(recipe))
     if question.kind == "binary":

@@ -70,7 +70,9 @@ SEARCH_SETS: dict[str, Callable[[SearchSetSpec], RetrievalSet]] = {
 
 def _needed(spec: SearchSetSpec) -> Path:
     if spec.asked is None:
-        raise RecipeError(f"the search set {spec.name!r} has no questions", place="evaluation.search.asked", way_out="name the file of test questions")
+        raise RecipeError(
+            f"the search set {spec.name!r} has no questions", place="evaluation.search.asked", way_out="name the file of test questions"
+        )
     return spec.asked
 
 

@@ -100,9 +100,7 @@ def _store(found: Measured, folder: Path) -> None:
 
 def _stored(folder: Path) -> Measured:
     names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-    parts = {
-        part: {name: pq.read_table(folder / f"{part}-{at}.parquet") for at, name in enumerate(names[part])} for part in ("scores", "queries")
-    }
+    parts = {part: {name: pq.read_table(folder / f"{part}-{at}.parquet") for at, name in enumerate(names[part])} for part in ("scores", "queries")}
     return Measured(parts["scores"], parts["queries"], pq.read_table(folder / "results.parquet"))
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clinpeft import evaluation, predictions, registry, sources, tokens, training
 from clinpeft.errors import InputError, RefusedError, UsageError
+from clinpeft.evaluation import embedding
 from clinpeft.pipeline.runs import key
 from clinpeft.predictions import Encoded, Progress
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, CohortSplitSpec, EmbedRecipe, EvaluationSpec, ScoringSpec, SourceSpec
 from clinpeft.registry import Comparison, Run
-from clinpeft.tables import COHORT, Attrition
+from clinpeft.tables import COHORT, PAIR_SCORE, Attrition
 
 UNKNOWN_TIME = datetime(1970, 1, 1)  # the tables' times have no zone
 NOTE_COLUMNS = ("note_id", "subject_id", "stay_id", "text")
@@ -29,7 +31,7 @@ def compared(home: Path, first: str, second: str) -> tuple[Comparison, pa.Table 
     found = registry.compare(one, other)
     if found.incomparable:
         return found, None, found.incomparable
-    paired, reason = {"adapt": _language, "classify": _answers}[one.recipe.kind](one, other)
+    paired, reason = {"adapt": _language, "classify": _answers, "embed": _vectors}[one.recipe.kind](one, other)
     return found, paired, reason
 
 
@@ -53,6 +55,31 @@ def _answers(one: Run, other: Run) -> tuple[pa.Table | None, str]:
         if not reason
     ]
     return pa.concat_tables(found) if found else None, "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+
+
+def _vectors(one: Run, other: Run) -> tuple[pa.Table | None, str]:
+    """The difference on the pairs of every task that both scored."""
+    before, after = (_adapted_scores(run) for run in (one, other))
+    assert isinstance(one.recipe, EmbedRecipe)
+    spec, rows = one.recipe.evaluation, []
+    for task in before:
+        if task in after:
+            rng, names = np.random.default_rng([one.recipe.split.seed, 1]), (one.id, other.id)
+            try:
+                rows.append(
+                    embedding.separation_difference(before[task], after[task], names, resamples=spec.resamples, level=spec.level, rng=rng, task=task)
+                )
+            except RefusedError as error:
+                return None, f"{task}: {error.problem}"
+    return (pa.concat_tables(rows), "") if rows else (None, "they were asked nothing in common")
+
+
+def _adapted_scores(run: Run) -> dict[str, pa.Table]:
+    """Task -> ``tables.PAIR_SCORE`` of the adapted model."""
+    table = registry.table(run, "pair_scores")
+    table = table.filter(pc.equal(table["state"], "adapted"))
+    tasks = pc.unique(table["task"]).to_pylist()
+    return {task: table.filter(pc.equal(table["task"], task)).select(PAIR_SCORE.names).cast(PAIR_SCORE) for task in tasks}
 
 
 def answers_of(run: Run) -> dict[str, pa.Table]:
@@ -132,7 +159,7 @@ def predicted(home: Path, text: str, notes: Path, columns: Mapping[str, str], ou
         documents = tokens.encode_documents(
             working / "cohort.parquet", base.tokenizer, run.recipe.reading, base.max_tokens, base.family.objective, working / "documents"
         )
-        return tuple(_answered(served, name, documents, ids, run.recipe, crew, target) for name, target in zip(served.heads, targets, strict=True))
+        return tuple(_answered(served, name, documents, ids, run, crew, target) for name, target in zip(served.heads, targets, strict=True))
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -153,11 +180,13 @@ def _answered(
     name: str,
     documents: tokens.Documents,
     ids: pa.Array,
-    recipe: ClassifyRecipe,
+    run: Run,
     crew: training.Crew,
     target: Path,
 ) -> Path:
     """The answers to one question into its file."""
+    recipe = run.recipe
+    assert isinstance(recipe, ClassifyRecipe)
     chosen = documents.of("held_out")
     answer = predictions.live(served.stack, documents, served.heads[name], served.pooling, recipe.reading.pool, crew.device)
     classes = len(served.questions[name].classes)
@@ -166,10 +195,23 @@ def _answered(
         return tokens.document_batches(documents, some, recipe.training.micro_batch_tokens)
 
     logits = predictions.scores(answer, classes, grouped, crew, chosen)
-    table = predictions.predictions(documents, chosen, logits, served.questions[name])
+    table = _corrected(predictions.predictions(documents, chosen, logits, served.questions[name]), name, run)
     with registry.replaced(target) as writing:
         pq.write_table(table.append_column("note_id", ids.take(pa.array(chosen))), writing, compression="zstd")
     return target
+
+
+def _corrected(answered: pa.Table, name: str, run: Run) -> pa.Table:
+    """New answers recalibrated by what the run's own tuning split asks for, where its recipe wants that."""
+    recipe = run.recipe
+    assert isinstance(recipe, ClassifyRecipe)
+    if recipe.evaluation.recalibration == "none":
+        return answered
+    own = registry.table(run, "predictions_uncorrected" if name == recipe.task.name else f"predictions_uncorrected-{name}")
+    tuning = own.filter(pc.equal(own["split"], "tuning")).cast(answered.schema)
+    question = evaluation.question_of(answered)
+    both, _ = evaluation.recalibrated(pa.concat_tables([tuning, answered]), question, recipe.evaluation.recalibration)
+    return both.slice(len(tuning))
 
 
 def _as_cohort(notes: Path, columns: Mapping[str, str], target: Path) -> pa.Array:

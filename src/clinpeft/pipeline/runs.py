@@ -13,11 +13,11 @@ from pathlib import Path
 
 import clinpeft
 from clinpeft import models, registry, training
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Hardware, Hashes, Run, RunRecord
-from clinpeft.training import Crew, Event
+from clinpeft.training import Crew, Event, Watch
 
-TrainedRecipe = AdaptRecipe | ClassifyRecipe
+TrainedRecipe = AdaptRecipe | ClassifyRecipe | EmbedRecipe
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,8 @@ def heard(run: Run, around: Circumstances, event: Event) -> None:
     }
     registry.append(run, "step", **values, **event.measured)
     around.tell(event)
+
+
+def watch(run: Run, around: Circumstances) -> Watch:
+    """The log and the progress bar."""
+    return Watch(functools.partial(heard, run, around), around.stopping)

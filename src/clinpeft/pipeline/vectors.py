@@ -193,9 +193,7 @@ def _geometry(asked: Asking, one: Exam, anchors: Any, texts: Any, state: str) ->
     """Of the positives of the first pair of every anchor."""
     first = np.unique(one.anchor_of, return_index=True)[1]
     ids, clusters = one.anchors_ids, one.clusters_of_anchor
-    return embedding.geometry(
-        anchors, texts[one.pairs.positives[first]], ids, clusters, state, rng=asked.rng(), task=one.name, **asked.options
-    )
+    return embedding.geometry(anchors, texts[one.pairs.positives[first]], ids, clusters, state, rng=asked.rng(), task=one.name, **asked.options)
 
 
 def _searched(found: RetrievalSet, encode: Encode, manner: Manner) -> pa.Table:

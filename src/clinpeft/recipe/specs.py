@@ -368,6 +368,8 @@ class ClassifierTrainingSpec(OptimisationSpec):
     Attributes:
         learning_rate: peak of the schedule, of the adapters, or of the model where it is trainable.
         head_learning_rate: of the head; 0: the same.
+        head_epochs: passes in which the head alone learns first, on vectors read once: linear probing, then fine-tuning (Kumar et al. 2022, arXiv
+            2202.10054), which spares the adapters the steps in which a random head tells them nothing; 0: none.
         epochs: passes over the training split.
         batch_notes: notes per optimiser step, over all micro-batches and processes.
         select_by: the weights kept are the best on the tuning split by its ``loss`` or the question's ``metric``; ``last`` keeps the last.
@@ -375,6 +377,7 @@ class ClassifierTrainingSpec(OptimisationSpec):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     head_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    head_epochs: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[float, Field(gt=0)] = 3.0
     batch_notes: Count = 16
     select_by: Literal["loss", "metric", "last"] = "loss"

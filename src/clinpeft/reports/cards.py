@@ -121,7 +121,8 @@ def card_of(run: Run) -> str:
 
 def _in_words(spec: AdapterSpec) -> str:
     options = spec.model_dump(exclude_defaults=True, exclude={"method", "from_run", "trainable", "merged", "active", "targets"})
-    return f"{spec.model_dump()['method']} ({', '.join(f'{name} {value}' for name, value in options.items())})" if options else str(spec.model_dump()["method"])
+    said = ", ".join(f"{name} {value}" for name, value in options.items())
+    return f"{spec.model_dump()['method']}{f' ({said})' if said else ''}"
 
 
 def _compared(run: Run) -> Table:
@@ -133,7 +134,8 @@ def _compared(run: Run) -> Table:
         if row["name"] in shown and str(row["group"]).startswith(("zero-shot", "adapted")) and " - " not in str(row["group"])
     ]
     words = [Column(title, is_text=True) for title in ("task", "state", "metric")]
-    return Table("Zero-shot and adapted", (*words, Column("value", is_estimate=True)), tuple(rows), ("In brackets the interval, chapters resampled.",))
+    columns = (*words, Column("value", is_estimate=True))
+    return Table("Zero-shot and adapted", columns, tuple(rows), ("In brackets the interval, chapters resampled.",))
 
 
 def model_card(card: Card) -> str:

@@ -102,7 +102,7 @@ class Fitted:
 
 
 def assemble() -> Crew:
-    """The processes that share a run: one, unless ``accelerate launch`` or ``torchrun`` started several. They wait for each other for a day, since
+    """The processes that share a run: one, unless ``torchrun`` or ``accelerate launch`` started several. They wait for each other for a day, since
     the first of them may be reading a large corpus."""
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 

@@ -128,7 +128,7 @@ def figure_4(made: Grid) -> Figure:
 
 def figure_10(made: Grid) -> Figure:
     """Four axes for each backbone, each as a share of the best of the grid: 1 is the best."""
-    found = [(row, axes) for row in made.rows if (axes := _axes(made, row))]
+    found = [(row, known) for row in made.rows if (known := _axes(made, row))]
     needed(found, "a separation with a speed, memory and parameters in its profile")
     best = [max(known[at] for _, known in found) for at in range(len(_SPOKES))]
     columns = min(5, len(found))

@@ -70,8 +70,9 @@ def figure_5(made: Grid) -> Figure:
     known = _both(made)
     figure, (axes,) = sheet(bars_height(len(known)) + 0.08 * len(known))
     places = names_on_y(axes, [made.name(row) for row, _, _ in known])
-    for style, at, shift, key in ((BEFORE, 1, -HEIGHT / 2, "zero_shot_separation"), (AFTER, 2, HEIGHT / 2, "separation")):
-        found = [one[at] for one in known]
+    befores, afters = [before for _, before, _ in known], [after for _, _, after in known]
+    sides = ((BEFORE, befores, -HEIGHT / 2, "zero_shot_separation"), (AFTER, afters, HEIGHT / 2, "separation"))
+    for style, found, shift, key in sides:
         where = [place + shift for place in places]
         edge = BLACK if style is BEFORE else "white"
         axes.barh(where, values(found), HEIGHT, color=style.colour, hatch=style.hatch, edgecolor=edge, linewidth=0.5, label=style.name)
@@ -133,7 +134,7 @@ def figure_8(made: Grid) -> Figure:
     known = _both(made)
     figure, (axes,) = sheet(bars_height(len(known)))
     places = names_on_y(axes, [made.name(row) for row, _, _ in known])
-    firsts, lasts = (values([one[at] for one in known]) for at in (1, 2))
+    firsts, lasts = values([before for _, before, _ in known]), values([after for _, _, after in known])
     for place, first, last in zip(places, firsts, lasts, strict=True):
         arrow = {"arrowstyle": "-|>", "color": BLUE if last >= first else VERMILION, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (last, place), xytext=(first, place), arrowprops={**arrow, "linestyle": "-" if last >= first else "--"}, zorder=3)
@@ -201,7 +202,7 @@ def _line(axes: Axes, made: Grid, points: Sequence[Point], rank: int, at: int, r
     where = [100 * (point.pairs_share or 0) + 1.6 * (at - (ranks - 1) / 2) for point in points]
     whisker = {**WHISKER, "ecolor": colour, "linestyle": style}
     axes.errorbar(where, values(found), yerr=whiskers(found), marker=marker, markersize=5, color=colour, label=f"rank {rank}", **whisker)
-    printed = [(x, known) for x, point in zip(where, points, strict=True) if (known := point.row.printed("separation")) is not None]
+    printed = [(x, number) for x, point in zip(where, points, strict=True) if (number := point.row.printed("separation")) is not None]
     if printed:
         axes.plot(*zip(*printed, strict=True), label=PUBLISHED_NAME, **PUBLISHED)
 
