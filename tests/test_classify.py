@@ -405,7 +405,7 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     (two,) = registry.list_runs(tmp_path / "two").runs
     one = classify(recipe, tmp_path / "one", f"adapters={LORA}")
-    assert two.record.state == "finished" and two.record.hardware.devices == 2
+    assert two.record.state == "finished" and two.record.hardware is not None and two.record.hardware.devices == 2
     assert np.allclose(answered(two), answered(one), atol=1e-4)
 
 
@@ -428,6 +428,7 @@ def test_one_adapter_learns_two_questions_at_once(base: Path, tmp_path: Path) ->
     rows_by_metric = {(row["name"], row["group"], row["split"]): row["value"] for row in run.results.to_pylist()}
     assert last["tuning_metric.note_category"] == pytest.approx(rows_by_metric["auroc_ovo", "model", "tuning"], abs=1e-6)
     assert last["tuning_metric.note_categories"] == pytest.approx(rows_by_metric["auroc_macro", "model", "tuning"], abs=1e-6)
+    assert isinstance(run.recipe, ClassifyRecipe)
     served = predictions.open_run(run.folder, run.recipe.base, torch.device("cpu"))
     assert list(served.heads) == ["note_category", "note_categories"]
     said = clinpeft("predict", run.id, "--notes", tmp_path / "notes.csv", "--out", tmp_path / "new.parquet", "--home", tmp_path / "runs")

@@ -9,6 +9,7 @@ import pytest
 from clinpeft import recipe as recipes
 from clinpeft.adapters import METHODS
 from clinpeft.errors import RecipeError
+from clinpeft.pipeline.books import BOOK_SOURCES
 from clinpeft.sources import SOURCES
 from tests.conftest import ROOT
 
@@ -16,13 +17,15 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 ENVIRONMENT = {"MIMIC_IV_NOTE": "/data/mimic-iv-note", "LLAMA_7B": "/models/llama", "PMC_LLAMA_7B": "/models/pmc", "MTSAMPLES": "/data/mtsamples"}
 ENVIRONMENT |= {"MIMIC_III": "/data/mimic-iii", "BLUEBERT": "/models/bluebert", "UMLSBERT": "/models/umlsbert"}
 ENVIRONMENT |= {"BIO_CLINICAL_BERT": "/models/bio-clinical-bert", "CORE": "/models/core", "MINILM": "/models/minilm"}
+ENVIRONMENT |= {"ANATOMY": "/data/anatomy", "NURSING": "/data/nursing", "MEDQUAD": "/data/medquad"}
+ENVIRONMENT |= {"CARDIOLOGY_BOOKS": "/data/books", "BACKBONES": "/models"}
 SMALLEST = 'kind = "adapt"\n[source]\nname = "synthetic"\n[base]\npath = "models/a"\n[[adapters]]\nmethod = "lora"\n'
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_names_what_exists(path: Path) -> None:
     for cell in recipes.read(path, environment=ENVIRONMENT):
-        assert cell.recipe.source.name in SOURCES
+        assert cell.recipe.source.name in (BOOK_SOURCES if cell.recipe.kind == "embed" else SOURCES)
         if isinstance(cell.recipe, recipes.AdaptRecipe):
             assert {spec.method for spec in cell.recipe.adapters} <= METHODS.keys()
 

@@ -15,7 +15,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.errors import InputError, StorageError, TrainingError, UsageError
 from clinpeft.models.backbones import Manner
-from clinpeft.predictions import encoding
+from clinpeft.predictions import Floats, encoding
 from clinpeft.predictions.encoding import Encoded, Progress, buckets, encode, vectors
 from clinpeft.recipe import LoraSpec, ModelSpec, PromptSpec
 from tests.conftest import WORDS
@@ -120,7 +120,7 @@ def test_batches_hold_texts_of_one_length_within_the_budget() -> None:
 def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(bert: adapters.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     read, rows = encoding.read, list[int]()
 
-    def counted(engine: encoding.Engine, ids: list[list[int]], manner: Manner) -> encoding.Floats:
+    def counted(engine: encoding.Engine, ids: list[list[int]], manner: Manner) -> Floats:
         rows.append(len(ids))
         return read(engine, ids, manner)
 

@@ -46,9 +46,7 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
         stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
         forward = functools.partial(adapters.logits, stack)
         course = training.language(stack, forward, lesson, recipe.training, crew)
-        fitted = training.fit(
-            course, recipe.training, crew, run.folder / "checkpoints", Watch(functools.partial(heard, run, around), around.stopping)
-        )
+        fitted = training.fit(course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         unigram = training.unigram(lesson, lesson.train, language.asked(recipe, encodings))
         thought = {"unigram": unigram, "base": before, "adapted": scoring(forward)}
         results = language.perplexities(recipe, thought)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from clinpeft.errors import RecipeError, UsageError
 from clinpeft.models import Head, Pooling
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, code_version, key
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, ReaderSpec
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, ReaderSpec
 from clinpeft.registry import Run
 from clinpeft.tables import Question
 from clinpeft.training import Course, Crew, Exam, Fitted, Watch
@@ -29,6 +29,10 @@ from clinpeft.training import Course, Crew, Exam, Fitted, Watch
 TFIDF = "TF-IDF + logistic regression"
 PREDICTIONS, UNCORRECTED, CURVES, LABELS, MEDS = "predictions", "predictions_uncorrected", "curves", "labels", "meds_evaluation"
 CACHED_DOCUMENTS = 1024  # whose remembered vectors go through a head together
+
+
+Stacked = TypeVar("Stacked", ClassifyRecipe, EmbedRecipe)
+"""Recipes whose adapters may come from earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Found:
     baselines_seconds: float
 
 
-def resolved(recipe: ClassifyRecipe, home: Path) -> tuple[ClassifyRecipe, dict[str, Origin]]:
+def resolved(recipe: Stacked, home: Path) -> tuple[Stacked, dict[str, Origin]]:
     """The recipe with the names of earlier runs replaced by their ids, and what those hold.
 
     Raises:
@@ -243,7 +247,9 @@ def _probe(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], heads: Ma
 
 def scored(recipe: ClassifyRecipe, answering: Answering, read: Sequence[Read], home: Path, crew: Crew) -> Found:
     """Every question's predictions on tuning and held-out stays, scored beside the trivial baselines."""
-    results, tables, seconds = [], {}, 0.0
+    results: list[pa.Table] = []
+    tables: dict[str, pa.Table] = {}
+    seconds = 0.0
     for at, (exam, one) in enumerate(zip(answering.exams, read, strict=True)):
         chosen = np.concatenate([one.documents.of("tuning"), one.documents.of("held_out")])
         logits = exam.scores(chosen)

@@ -15,9 +15,10 @@ from clinpeft import registry
 from clinpeft.corpora import pairs
 from clinpeft.errors import RecipeError
 from clinpeft.pipeline.runs import code_version, key
-from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, SearchSetSpec
+from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, SearchSetSpec, SourceSpec
 from clinpeft.registry import Hashes
 from clinpeft.sources import beir, books, medquad, pair_sets
+from clinpeft.sources.synthetic import handbook
 from clinpeft.tables import Attrition, RetrievalSet
 from clinpeft.training import Crew
 
@@ -61,6 +62,31 @@ class Shelf:
     study: dict[str, pa.Table]
 
 
+@dataclass(frozen=True)
+class BookSource:
+    """Where books come from.
+
+    Attributes:
+        path: spec and cache folder -> a book, or a folder of books.
+        fingerprint: SHA-256 in hexadecimal over what would be read.
+    """
+
+    path: Callable[[SourceSpec, Path], Path]
+    fingerprint: Callable[[SourceSpec], str]
+
+
+def _given(spec: SourceSpec) -> Path:
+    if spec.path is None:
+        raise RecipeError("the source 'books' has no path", place="source.path", way_out='write path = "a book or a folder of books"')
+    return spec.path
+
+
+BOOK_SOURCES: dict[str, BookSource] = {
+    "books": BookSource(lambda spec, _: _given(spec), lambda spec: books.fingerprint(_given(spec))),
+    "handbook": BookSource(lambda _, cache: handbook.write(cache / f"handbook-{handbook.fingerprint()[:12]}"), lambda _: handbook.fingerprint()),
+}
+"""What ``source.name`` can be in a recipe of kind embed: books of one's own, or the handbook of the invented hospital."""
+
 SEARCH_SETS: dict[str, Callable[[SearchSetSpec], RetrievalSet]] = {
     "beir": lambda spec: beir.read(spec.path),
     "medquad": lambda spec: medquad.own_answers(spec.path, spec.asked),
@@ -83,10 +109,7 @@ def fingerprint(recipe: EmbedRecipe) -> str:
         RecipeError: the source is no shelf of books.
         SourceError: a file is missing.
     """
-    if recipe.source.name != "books" or recipe.source.path is None:
-        way_out = 'write [source] name = "books" and path = "a book or a folder of books"'
-        raise RecipeError(f"the source {recipe.source.name!r} holds no books", place="source.name", way_out=way_out)
-    digest = hashlib.sha256(books.fingerprint(recipe.source.path).encode())
+    digest = hashlib.sha256(_source(recipe.source).fingerprint(recipe.source).encode())
     scoring = recipe.evaluation
     if scoring.other_books:
         digest.update(books.fingerprint(scoring.other_books).encode())
@@ -94,6 +117,13 @@ def fingerprint(recipe: EmbedRecipe) -> str:
     for path in (*(spec.path for spec in recipe.pairs.imported), scoring.study, *sets):
         digest.update(_content(path).encode())
     return digest.hexdigest()
+
+
+def _source(spec: SourceSpec) -> BookSource:
+    if spec.name not in BOOK_SOURCES:
+        way_out = f'name = "books" with path = "a book or a folder of books", or one of: {", ".join(BOOK_SOURCES)}'
+        raise RecipeError(f"the source {spec.name!r} holds no books", place="source.name", way_out=way_out)
+    return BOOK_SOURCES[spec.name]
 
 
 def _content(path: Path | None) -> str:
@@ -109,12 +139,12 @@ def shelf(recipe: EmbedRecipe, home: Path, crew: Crew, hashes: Hashes) -> Shelf:
     search = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.search}
     general = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.general}
     study = {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY} if scoring.study else {}
-    assert recipe.source.path is not None  # `fingerprint` has seen to it
     with crew.main_process_first():
         made = key(hashes.source, recipe.passages.model_dump(), recipe.pairs.model_dump(mode="json"), recipe.split.model_dump(), code_version())
         folder = home / "cache" / f"pairs-{made}"
         asked = list(_asked({**search, **general}, study))
-        learned = _material(recipe.source.path, recipe, recipe.split, folder, asked)
+        path = _source(recipe.source).path(recipe.source, home / "cache")
+        learned = _material(path, recipe, recipe.split, folder, asked)
         other = None
         if scoring.other_books:
             other = _material(scoring.other_books, recipe, ALL_ASKED, folder.with_name(f"{folder.name}-other"), [])

@@ -22,7 +22,7 @@ from clinpeft.pipeline import vectors
 from clinpeft.pipeline.books import Shelf
 from clinpeft.pipeline.runs import Circumstances, code_version, key
 from clinpeft.pipeline.vectors import Asking, Measured
-from clinpeft.recipe import EmbedRecipe
+from clinpeft.recipe import EmbedRecipe, EncoderSpec
 from clinpeft.registry import Run
 from clinpeft.tables import PAIR_SCORE, RESULT
 from clinpeft.training import Course, Crew, Fitted
@@ -43,9 +43,21 @@ class Learning:
 def manner_of(recipe: EmbedRecipe) -> Manner:
     """How a text becomes a vector: the backbone's own way, but for what the recipe says otherwise."""
     spec = recipe.base
-    own = models.manner_of(spec.path, spec.backbone)
-    said = {"query_prompt": spec.query_prompt, "document_prompt": spec.document_prompt, "pooling": None if spec.pooling == "auto" else spec.pooling}
-    return replace(own, max_tokens=min(own.max_tokens, spec.max_tokens), **{name: value for name, value in said.items() if value is not None})
+    own = _own_manner(spec)
+    return replace(
+        own,
+        max_tokens=min(own.max_tokens, spec.max_tokens),
+        pooling=own.pooling if spec.pooling == "auto" else spec.pooling,
+        query_prompt=own.query_prompt if spec.query_prompt is None else spec.query_prompt,
+        document_prompt=own.document_prompt if spec.document_prompt is None else spec.document_prompt,
+    )
+
+
+def _own_manner(spec: EncoderSpec) -> Manner:
+    """The backbone's own; where neither its folder nor a row says how it is pooled, the word of the recipe is enough."""
+    if spec.pooling == "auto" or models.backbone_of(spec.path, spec.backbone) or models.native_pooling(spec.path):
+        return models.manner_of(spec.path, spec.backbone)
+    return Manner(spec.pooling, max_tokens=spec.max_tokens)
 
 
 def measured(stack: Stack, manner: Manner, asked: Asking, state: str) -> Measured:
@@ -136,7 +148,8 @@ class _Texts:
 def _as_ids(train: pa.Table, tuning: pa.Table, manner: Manner) -> tuple[_Texts, tuple[Any, Any], tuple[Any, Any]]:
     """Every text once for each side it stands on, and both splits as ids of texts."""
     numbered: dict[tuple[str, str], int] = {}
-    passages, sections = [], []
+    passages: list[str | None] = []
+    sections: list[tuple[str, str] | None] = []
     sides = []
     for table in (train, tuning):
         for side, prompt in (("anchor", manner.query_prompt), ("positive", manner.document_prompt)):

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from clinpeft.baselines import lexical
 from clinpeft.evaluation import embedding
 from clinpeft.models import Manner
-from clinpeft.pipeline.books import Material, Shelf
+from clinpeft.pipeline.books import STUDY, Material, Shelf
 from clinpeft.recipe import VectorScoringSpec
 from clinpeft.sources import beir
-from clinpeft.tables import JUDGEMENT, Attrition, RetrievalSet, table
+from clinpeft.tables import JUDGEMENT, PAIR_SCORE, Attrition, RetrievalSet, table
 
 Encode = Callable[[Sequence[str], str], Any]
 """(texts, what stands before each) -> vectors (texts, width), float32."""
@@ -59,6 +59,7 @@ class Exam:
     def own_of_anchor(self) -> Any:
         """(anchors,) the text that an anchor is itself, which is not to be found; -1 for none."""
         own = np.full(len(self.anchors), -1, dtype=np.int64)
+        assert self.pairs.own is not None
         own[self.anchor_of] = self.pairs.own
         return own
 
@@ -175,7 +176,8 @@ def measured(asked: Asking, encode: Encode, manner: Manner, state: str) -> Measu
         queries[name] = embedding.per_query(found, found_set.judgements)
         results.append(embedding.retrieval(found, found_set.judgements, state, rng=asked.rng(), task=name, **asked.options))
     if asked.shelf.study:
-        results.append(_study(asked, encode, manner, state))
+        scores["study"] = _study(asked, encode, manner)
+        results.append(_by_the_study(asked, scores["study"], state))
     return Measured(scores, queries, pa.concat_tables(results))
 
 
@@ -210,14 +212,21 @@ def _searched(found: RetrievalSet, encode: Encode, manner: Manner) -> pa.Table:
     return embedding.retrieved(rows, scores, ids, names, queries["cluster"].to_pylist())
 
 
-def _study(asked: Asking, encode: Encode, manner: Manner, state: str) -> pa.Table:
-    """The protocol of arXiv 2511.19739."""
-    cosines = {}
+def _study(asked: Asking, encode: Encode, manner: Manner) -> pa.Table:
+    """The pairs of the protocol of arXiv 2511.19739 with their cosines; the similar ones are the related."""
+    parts = []
     for kind, pairs in asked.shelf.study.items():
         ids = pairs["pair_id"].to_pylist()
         sides = [embedding.unit(encode(pairs[side].to_pylist(), manner.query_prompt), ids, kind) for side in ("anchor", "positive")]
-        cosines[kind] = embedding.cosines(*sides)
-    return embedding.study(cosines["similar"], cosines["different"], cosines["negation"], state, rng=asked.rng(), **asked.options)
+        columns = {"pair_id": ids, "stratum": [kind] * len(ids), "related": [kind == STUDY[0]] * len(ids), "score": embedding.cosines(*sides)}
+        parts.append(table(PAIR_SCORE, columns))
+    return pa.concat_tables(parts)
+
+
+def _by_the_study(asked: Asking, scores: pa.Table, state: str) -> pa.Table:
+    """Its numbers, with intervals over pairs."""
+    of = {kind: scores.filter(pc.equal(scores["stratum"], kind))["score"].to_numpy() for kind in STUDY}
+    return embedding.study(of["similar"], of["different"], of["negation"], state, rng=asked.rng(), **asked.options)
 
 
 def lexical_controls(asked: Asking) -> pa.Table:

@@ -88,7 +88,8 @@ def probabilities(logits: Floats, question: Question) -> Floats:
     if question.kind == "multilabel":
         return (1.0 / (1.0 + np.exp(-np.clip(wide, -700, 700)))).astype(np.float32)
     raised = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Floats = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def predictions(documents: Documents, chosen: Ints, logits: Floats, question: Question) -> pa.Table:

@@ -256,8 +256,8 @@ def _separation(made: Grid) -> Table:
 _PROFILED = {
     "embeddings/s": ("embeddings_per_second", "embeddings_per_second"),
     "tokens/s": ("tokens_per_second", ""),
-    "latency p50, ms": ("latency_p50_ms", "latency_ms"),
-    "latency p95, ms": ("latency_p95_ms", "latency_ms_p95"),
+    "latency p50, ms": ("latency_ms_p50", "latency_ms"),
+    "latency p95, ms": ("latency_ms_p95", "latency_ms_p95"),
     "memory, GB": ("", "memory_gb"),
     "load, s": ("load_seconds", ""),
     "parameters": ("", "parameters"),

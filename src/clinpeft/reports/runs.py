@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.recipe import ClassifyRecipe
 from clinpeft.registry import Comparison, Listing, Run
 from clinpeft.reports.facts import (
     MINUS,
@@ -81,12 +80,17 @@ def comparison(found: Comparison, paired: pa.Table | None = None, reason: str = 
         paired: of schema ``tables.RESULT``, from their likelihoods or their predictions; None where they cannot be compared.
         reason: why they cannot, when not ``found`` but their likelihoods or predictions show it.
     """
-    answers = all(isinstance(run.recipe, ClassifyRecipe) for run in (found.first, found.second))
+    kind = found.first.recipe.kind
+    answers = kind != "adapt"
     why = found.incomparable or reason
     notes = [f"Not comparable{'' if answers else ' on perplexity'}: {why}."] if why else []
     tables = (_differences(found), _side_by_side(found, answers, notes))
-    title = "Paired, on the same stays" if answers else "Paired, on the same tokens"
+    title = f"Paired, on the same {_SAME.get(kind, 'rows')}"
     return tables if paired is None else (*tables, scores_table(paired, title))
+
+
+_SAME = {"adapt": "tokens", "classify": "stays", "embed": "pairs"}
+"""Kind of run -> what two of them are compared on."""
 
 
 def _differences(found: Comparison) -> Table:
