@@ -123,7 +123,7 @@ def test_the_licence_is_the_whole_of_apache_2() -> None:
 
 def test_the_dependencies_are_those_chosen() -> None:
     chosen = {"torch", "transformers", "peft", "accelerate", "safetensors", "duckdb", "pyarrow", "numpy", "scipy", "scikit-learn"}
-    assert {Requirement(line).name for line in PROJECT["project"]["dependencies"]} == chosen | {"pydantic", "typer", "rich"}
+    assert {Requirement(line).name for line in PROJECT["project"]["dependencies"]} == chosen | {"pydantic", "typer", "rich", "pypdfium2", "lxml"}
 
 
 def test_the_processors_form_of_the_lock_has_no_cuda_and_the_other_torch() -> None:

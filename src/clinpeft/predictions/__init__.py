@@ -7,10 +7,10 @@
 from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, remembered, scores, shared
 from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
 from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
-from clinpeft.predictions.export import export
+from clinpeft.predictions.exporting import export
 from clinpeft.predictions.kept import Served, keep, open_run
-from clinpeft.predictions.learning import Learning, learning
-from clinpeft.predictions.profile import Profile, profile
+from clinpeft.predictions.texts import Learning, learning
+from clinpeft.predictions.profiling import Profile, profile
 
 __all__ = [
     "Answer",

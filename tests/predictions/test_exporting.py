@@ -16,7 +16,7 @@ from clinpeft import adapters, models
 from clinpeft.errors import AdapterError, RefusedError, StorageError
 from clinpeft.models.backbones import Manner, manner_of
 from clinpeft.predictions.encoding import vectors
-from clinpeft.predictions.export import export
+from clinpeft.predictions.exporting import export
 from clinpeft.recipe import LoraSpec, ModelSpec, PromptSpec
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.errors import InputError
 from clinpeft.models.backbones import Manner
-from clinpeft.predictions import profile as measuring
-from clinpeft.predictions.profile import histogram, profile
+from clinpeft.predictions import profiling as measuring
+from clinpeft.predictions.profiling import histogram, profile
 from clinpeft.recipe import LoraSpec, ModelSpec
 
 MEAN = Manner("mean", max_tokens=10)
@@ -48,7 +48,7 @@ def test_a_profile_tells_what_it_rests_on(stack: adapters.Stack) -> None:
 
 def test_quantiles_are_of_the_iterations_after_the_warm_up(stack: adapters.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.0, *(tick for turn in range(110) for tick in (10.0 * turn, 10.0 * turn + (5.0 if turn < 10 else (turn - 9) / 1000)))])
-    monkeypatch.setattr("clinpeft.predictions.profile.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("clinpeft.predictions.profiling.time.perf_counter", lambda: next(ticks))
     found = profile(stack, MEAN, ["the patient", "no fever"])
     assert found.embeddings_per_second == 2.0 and found.tokens_per_second == 4.0
     assert found.latency_ms_p50 == pytest.approx(50.5) and found.latency_ms_mean == pytest.approx(50.5)  # 1, 2, ... 100 ms
