@@ -20,8 +20,9 @@ help:  ## print the targets
 
 install: $(STAMP)  ## make .venv with what requirements.lock names, and clinpeft itself
 
-quickstart: $(STAMP)  ## train a small adapter on invented notes, without a network, and print what came of it
+quickstart: $(STAMP)  ## train small adapters on invented notes and an invented book, without a network, and print what came of them
 	$(BIN)/clinpeft adapt recipes/quickstart.toml --home runs
+	$(BIN)/clinpeft embed recipes/quickstart-embed.toml --home runs
 
 test: lint  ## everything that must hold: formatting, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

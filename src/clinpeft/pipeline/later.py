@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -223,10 +223,7 @@ def _as_cohort(notes: Path, columns: Mapping[str, str], target: Path) -> pa.Arra
         for batch in sources.read(spec, read, target.parent):
             writer.write_batch(_rows(batch, len(ids)))
             ids += batch["note_id"].to_pylist()
-    if read.dropped:
-        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in read.dropped.items())
-        problem = f"{read.entered - read.kept:,} of {read.entered:,} rows cannot be answered: {reasons}"
-        raise InputError(problem, place=str(notes), way_out="leave them out: there is nothing to answer from")
+    _refuse_dropped(read, notes, "cannot be answered", "leave them out: there is nothing to answer from")
     return pa.array(ids)
 
 
@@ -269,8 +266,20 @@ def encoded(home: Path, text: str, texts: Path, out: Path, tell: Callable[[Progr
     if out.exists():
         raise RefusedError(f"{str(out)!r} exists", place="encode --out", way_out="name a new file, or remove this one yourself")
     stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
-    spec = SourceSpec(name="files", path=texts, columns=_columns(texts, {}))
-    return predictions.encode(stack, manner, sources.read(spec, Attrition("read"), home / "cache"), out, manner.document_prompt, tell=tell)
+    return predictions.encode(stack, manner, _every_text(texts, home / "cache"), out, manner.document_prompt, tell=tell)
+
+
+def _every_text(texts: Path, cache: Path) -> Iterator[pa.RecordBatch]:
+    """The texts of a file; a row that is none is an error before there is a file of vectors, since all after it would stand in a wrong row."""
+    read = Attrition("read")
+    yield from sources.read(SourceSpec(name="files", path=texts, columns=_columns(texts, {}), max_bad_fraction=0.0), read, cache)
+    _refuse_dropped(read, texts, "cannot be encoded", "leave them out, and count them")
+
+
+def _refuse_dropped(read: Attrition, path: Path, problem: str, way_out: str) -> None:
+    if read.dropped:
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in read.dropped.items())
+        raise InputError(f"{read.entered - read.kept:,} of {read.entered:,} rows {problem}: {reasons}", place=str(path), way_out=way_out)
 
 
 def exported(home: Path, text: str, folder: Path, card: Callable[[Run], str], *, merged: bool, base_name: str = "") -> Path:

@@ -128,7 +128,8 @@ def exam(name: str, material: Material, spec: VectorScoringSpec, seed: int) -> E
     anchor_of = np.array([at[text] for text in held["anchor"].to_pylist()], dtype=np.int64)
     positives = np.array([row_of[text] for text in held["positive"].to_pylist()], dtype=np.int64)
     own = np.array([row_of.get(text, -1) for text in held["anchor"].to_pylist()], dtype=np.int64)
-    clusters = [f"{book} · {chapter}" for book, chapter in zip(held["book"].to_pylist(), held["chapter"].to_pylist(), strict=True)]
+    places = zip(held["book"].to_pylist(), held["chapter"].to_pylist(), strict=True)
+    clusters = [f"{book} · {chapter}" if book else None for book, chapter in places]  # of unknown origin: on its own
     pairs = embedding.Pairs(held["pair_id"].to_pylist(), positives, own, held["anchor"].to_pylist(), clusters)
     attrition, rng = Attrition(f"negatives, {name}"), np.random.default_rng([seed, 3])
     ranking = _ranking(texts, anchors, own, anchor_of)
@@ -139,14 +140,21 @@ def exam(name: str, material: Material, spec: VectorScoringSpec, seed: int) -> E
 
 
 def _texts(material: Material) -> pa.Table:
-    """Every passage and every positive, each text once: where it stands in which section is that of its first appearance."""
+    """Every passage and every positive, each text once: where it stands in which section is that of its first appearance.
+
+    A positive that was imported without its place is a book and a section of its own.
+    """
     columns = ["book", "chapter", "section", "text"]
     positives = material.pairs.select(["book", "chapter", "section", "positive"]).rename_columns(columns)
     both = pa.concat_tables([positives, material.passages.select(columns)], promote_options="permissive")
     first: dict[str, int] = {}
     for row, text in enumerate(both["text"].to_pylist()):
         first.setdefault(text, row)
-    return both.take(pa.array(sorted(first.values())))
+    once = both.take(pa.array(sorted(first.values())))
+    for name in ("book", "section"):
+        alone = pa.array([f"unknown {row}" for row in range(len(once))], once[name].type)
+        once = once.set_column(once.schema.get_field_index(name), name, pc.coalesce(once[name], alone))
+    return once
 
 
 def _ranking(texts: pa.Table, anchors: list[str], own: Any, anchor_of: Any) -> Any:

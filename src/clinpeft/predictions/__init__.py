@@ -9,8 +9,8 @@ from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
 from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
 from clinpeft.predictions.exporting import export
 from clinpeft.predictions.kept import Served, keep, open_run
-from clinpeft.predictions.texts import Learning, learning
 from clinpeft.predictions.profiling import Profile, profile
+from clinpeft.predictions.texts import Learning, learning
 
 __all__ = [
     "Answer",

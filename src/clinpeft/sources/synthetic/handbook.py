@@ -183,7 +183,8 @@ def _going_home(told: Telling) -> Iterator[str]:
 
 
 def _asked(told: Telling) -> Iterator[str]:
-    title, procedures = told.chapter.title.lower(), tuple(name for name in told.condition.procedures if name != "None")
+    title = told.chapter.title.lower()
+    procedures = tuple(say(name, told.dice, told.facts) for name in told.condition.procedures if name != "None")
     answered = [
         *told.chapter.asked,
         (f"What do people with {title} usually deny?", f"They rarely report {_listed(told.condition.denies)}."),
