@@ -173,7 +173,7 @@ def test_a_run_on_the_handbook_records_encoder_scores_and_every_state_beside_its
 
 def test_the_liveness_of_every_adapter_is_recorded(finished: registry.Run) -> None:
     assert finished.record.liveness is not None and "1-lora" in json.dumps(finished.record.liveness)
-    assert finished.record.trained_parameters > 0 and finished.record.counts["pairs.train"] > 8
+    assert finished.record.trained_parameters is not None and finished.record.trained_parameters > 0 and finished.record.counts["pairs.train"] > 8
 
 
 @pytest.mark.parametrize("pooling", ["last", "cls"])

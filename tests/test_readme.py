@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FEWER = {"source.subjects": 60, "training.max_steps": 3, "training.batch_tokens": 512, "evaluation.max_notes": 3, "evaluation.resamples": 100}
+FEWER_PAIRS = {"training.max_steps": 3, "evaluation.max_pairs": 20, "evaluation.resamples": 100, "evaluation.controls": "false"}
 
 
 def told(target: str) -> list[str]:
@@ -27,22 +28,24 @@ def told(target: str) -> list[str]:
     return listed.stdout.splitlines()
 
 
-def test_the_quickstart_trains_the_small_base_and_says_where_the_run_is(
+def test_the_quickstart_trains_the_small_base_twice_and_says_where_the_runs_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (command,) = [line for line in told("quickstart") if "clinpeft" in line]
-    program, *words = shlex.split(command)
-    assert program == ".venv/bin/clinpeft"
-    words = [str(tmp_path / "runs") if word == "runs" else word for word in words]
-    changes = [word for key, value in FEWER.items() for word in ("--set", f"{key}={value}")]
+    commands = [line for line in told("quickstart") if "clinpeft" in line]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["clinpeft", *words, *changes])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert not left.value.code
-    (run,) = registry.list_runs(tmp_path / "runs").runs
+    for command, fewer in zip(commands, (FEWER, FEWER_PAIRS), strict=True):
+        program, *words = shlex.split(command)
+        assert program == ".venv/bin/clinpeft"
+        words = [str(tmp_path / "runs") if word == "runs" else word for word in words]
+        changes = [word for key, value in fewer.items() for word in ("--set", f"{key}={value}")]
+        monkeypatch.setattr(sys, "argv", ["clinpeft", *words, *changes])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert not left.value.code
+    adapted, embedded = registry.list_runs(tmp_path / "runs").runs
     said = capsys.readouterr().out
-    assert run.record.state == "finished" and str(run.folder) in said and "perplexity" in said
+    assert adapted.record.state == embedded.record.state == "finished"
+    assert str(adapted.folder) in said and str(embedded.folder) in said and "perplexity" in said and "AUROC" in said
 
 
 def test_make_test_runs_linters_types_and_tests() -> None:
