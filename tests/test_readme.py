@@ -16,8 +16,14 @@ from clinpeft import cli, registry
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FEWER = {"source.subjects": 60, "training.max_steps": 3, "training.batch_tokens": 512, "evaluation.max_notes": 3, "evaluation.resamples": 100}
-FEWER_PAIRS = {"training.max_steps": 3, "evaluation.max_pairs": 20, "evaluation.resamples": 100, "evaluation.controls": "false"}
+FEWER: dict[str, object] = {
+    "source.subjects": 60,
+    "training.max_steps": 3,
+    "training.batch_tokens": 512,
+    "evaluation.max_notes": 3,
+    "evaluation.resamples": 100,
+}
+FEWER_PAIRS: dict[str, object] = {"training.max_steps": 3, "evaluation.max_pairs": 20, "evaluation.resamples": 100, "evaluation.controls": "false"}
 
 
 def told(target: str) -> list[str]:
