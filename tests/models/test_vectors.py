@@ -199,6 +199,7 @@ def says(folder: Path, described: object) -> Path:
     [
         ({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
         ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
         ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
         ({"embedding_dimension": 32, "pooling_mode": "mean"}, "mean"),
         ({"pooling_mode": ["lasttoken"]}, "last"),
@@ -212,7 +213,7 @@ def test_a_sentence_transformers_folder_says_how_it_is_pooled(described: object,
 @pytest.mark.parametrize(
     ("described", "said"),
     [
-        ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode_weightedmean_tokens": True}, "pooling_mode_weightedmean_tokens"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "pooling_mode_cls_token and pooling_mode_mean_tokens"),
         ({"pooling_mode": "weightedmean"}, "weightedmean"),
         ([], "is a list"),

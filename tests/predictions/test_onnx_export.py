@@ -58,7 +58,7 @@ class _Kept:
         Path(to).write_bytes(self.path.read_bytes())
 
 
-@pytest.mark.parametrize("how", ["mean", "cls", "last"])
+@pytest.mark.parametrize("how", ["mean", "cls", "last", "max"])
 def test_pooling_in_the_graph_is_that_of_the_house(how: models.Pooling) -> None:
     hidden, mask = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
     torch.testing.assert_close(_pooled(hidden, mask, how), models.pool(hidden, mask, how))

@@ -219,7 +219,7 @@ def manner_of(folder: Path, named: str = "") -> Manner:
     row = backbone_of(folder, named)
     pooling = native_pooling(folder) or (row.manner.pooling if row else None)
     if pooling is None:
-        way_out = 'say how: pooling = "mean", "cls" or "last" in the recipe, or the name of the backbone it is; without either nobody knows'
+        way_out = 'say how: pooling = "mean", "cls", "last" or "max" in the recipe, or the name of the backbone it is; without either nobody knows'
         raise BaseModelError("how a vector is read from this model is not known: its pooling", place=str(folder), way_out=way_out)
     usual = row.manner if row else Manner(pooling, max_tokens=_positions(folder))
     prompts = _prompts(folder)

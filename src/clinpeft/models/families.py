@@ -11,7 +11,7 @@ import transformers
 from clinpeft.errors import BaseModelError
 
 Objective = Literal["causal-lm", "masked-lm"]
-Pooling = Literal["last", "cls", "mean"]
+Pooling = Literal["last", "cls", "mean", "max"]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from clinpeft.models.loading import Base
 NATIVE: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
     "mean": "mean",
     "cls": "cls",
+    "max": "max",
     "lasttoken": "last",
 }
 """Names of sentence-transformers, as switches in its older files and as values of ``pooling_mode`` in its newer ones -> ours."""
@@ -32,7 +34,7 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> to
     Args:
         hidden: (rows, time, width) vectors of tokens, in any precision.
         attention_mask: (rows, time) 1 on text, 0 on padding, on either side.
-        how: the ``last`` token of the text, the first (``cls``), or the ``mean`` of all.
+        how: the ``last`` token of the text, the first (``cls``), the ``mean`` of all, or number by number their ``max``.
 
     Returns:
         (rows, width), float32.
@@ -48,6 +50,8 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> to
     if how == "mean":
         texts = hidden.float().masked_fill(~present[..., None], 0.0)  # masked, not multiplied: what stands on padding may be NaN
         return texts.sum(dim=1) / present.sum(dim=1, keepdim=True)
+    if how == "max":
+        return hidden.float().masked_fill(~present[..., None], -torch.inf).amax(dim=1)
     at = present.int().argmax(dim=1) if how == "cls" else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
 
@@ -56,7 +60,7 @@ def native_pooling(folder: Path) -> Pooling | None:
     """How the vectors of a sentence-transformers folder are read, by its own word; None where it does not say.
 
     Raises:
-        BaseModelError: in a way that is not known here, such as the maximum, or in several at once.
+        BaseModelError: in a way that is not known here, such as a weighted mean, or in several at once.
     """
     path = folder / POOLING_FILE
     if not path.is_file():
@@ -78,7 +82,7 @@ def _wanted(found: Json) -> list[str]:
     return sorted(name for name, on in found.items() if name.startswith("pooling_mode_") and on)
 
 
-def pooling_of(base: Base, asked: Literal["auto", "last", "cls", "mean"]) -> Pooling:
+def pooling_of(base: Base, asked: Literal["auto", "last", "cls", "mean", "max"]) -> Pooling:
     """What was asked for; for ``auto`` what the folder says, else what is usual in the family.
 
     Raises:

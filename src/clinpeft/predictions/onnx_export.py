@@ -69,6 +69,8 @@ def _pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, how: models.Pool
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
     if how == "cls":
         return hidden[:, 0]
+    if how == "max":
+        return hidden.masked_fill(mask == 0, -torch.inf).amax(dim=1)
     last = attention_mask.sum(dim=1) - 1
     return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
 

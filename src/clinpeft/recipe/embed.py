@@ -23,7 +23,7 @@ class EncoderSpec(ReaderSpec):
     """
 
     backbone: str = ""
-    pooling: Literal["auto", "last", "cls", "mean"] = "auto"
+    pooling: Literal["auto", "last", "cls", "mean", "max"] = "auto"
     query_prompt: str | None = None
     document_prompt: str | None = None
 

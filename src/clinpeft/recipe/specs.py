@@ -192,11 +192,12 @@ class HeadSpec(Spec):
     """What answers: one linear layer on a pooled vector, in float32.
 
     Attributes:
-        pooling: where a sequence's vector is read: ``last`` token, ``cls`` token, ``mean`` of all tokens; ``auto`` takes the family's own.
+        pooling: where a sequence's vector is read: ``last`` token, ``cls`` token, ``mean`` of all tokens or, number by number, their
+            ``max``, which keeps a sign of a few words that a long note's mean thins out; ``auto`` takes the family's own.
         dropout: on the pooled vector, while training.
     """
 
-    pooling: Literal["auto", "last", "cls", "mean"] = "auto"
+    pooling: Literal["auto", "last", "cls", "mean", "max"] = "auto"
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
