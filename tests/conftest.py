@@ -6,8 +6,9 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a library that reads it
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before anything imports a library that reads them
 
 import pytest
 import torch
@@ -22,15 +23,49 @@ WORDS = (
 ).split()
 
 
+LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of tests that talk to a server which they started themselves."""
+    config.addinivalue_line("markers", "local_sockets: this test may open sockets on this machine, and on no other")
+
+
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection anywhere in the suite is a failure; what only listens or pairs locally may."""
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection, or the look-up of a name, anywhere in the suite is a failure; sockets of the file system are none, and ``local_sockets`` asks for
+    those of this machine."""
+    local = request.node.get_closest_marker("local_sockets") is not None
+    lookup, connect, connect_ex, sendto = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
 
-    def refuse(self: socket.socket, address: object) -> None:
-        raise AssertionError(f"a test tried to reach {address!r}")
+    def allowed(host: object) -> bool:
+        return local and (host is None or (host.decode() if isinstance(host, bytes) else host) in LOCAL)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    def check(family: int, address: Any) -> None:
+        if family != getattr(socket, "AF_UNIX", None) and not allowed(address[0] if isinstance(address, tuple) else address):
+            raise AssertionError(f"a test tried to reach {address!r}")
+
+    def looking_up(host: Any, *args: Any, **more: Any) -> Any:
+        if not allowed(host):
+            raise AssertionError(f"a test tried to look up {host!r}")
+        return lookup(host, *args, **more)
+
+    def connecting(self: socket.socket, address: Any) -> None:
+        check(self.family, address)
+        connect(self, address)
+
+    def connecting_ex(self: socket.socket, address: Any) -> int:
+        check(self.family, address)
+        return connect_ex(self, address)
+
+    def sending(self: socket.socket, *args: Any) -> int:
+        check(self.family, args[-1])
+        return sendto(self, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looking_up)
+    monkeypatch.setattr(socket.socket, "connect", connecting)
+    monkeypatch.setattr(socket.socket, "connect_ex", connecting_ex)
+    monkeypatch.setattr(socket.socket, "sendto", sending)
 
 
 @pytest.fixture(autouse=True)
@@ -68,38 +103,30 @@ def toy_tokenizer(special: dict[str, str], pad_is_eos: bool = False) -> PreTrain
 MakeFolder = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def toy_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    """A folder with a random LLaMA of 2 layers, width 32, and its tokenizer."""
-
-    def make(seed: int = 0, pad_is_eos: bool = False) -> Path:
-        folder = tmp_path_factory.mktemp("llama")
-        special = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if pad_is_eos else {"pad_token": "<pad>"})
-        tokenizer = toy_tokenizer(special, pad_is_eos)
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=256,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return make
+def write_toy_llama(folder: Path, seed: int = 0, pad_is_eos: bool = False) -> Path:
+    """A random LLaMA of 2 layers, width 32, and its tokenizer."""
+    special = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if pad_is_eos else {"pad_token": "<pad>"})
+    tokenizer = toy_tokenizer(special, pad_is_eos)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
-@pytest.fixture(scope="session")
-def toy_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random BERT of 2 layers, width 32, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("bert")
+def write_toy_bert(folder: Path) -> Path:
+    """A random BERT of 2 layers, width 32, and its tokenizer."""
     tokenizer = toy_tokenizer({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"})
     torch.manual_seed(0)
     config = BertConfig(
@@ -114,3 +141,19 @@ def toy_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
+    """A folder with a random LLaMA of 2 layers, width 32, and its tokenizer."""
+
+    def make(seed: int = 0, pad_is_eos: bool = False) -> Path:
+        return write_toy_llama(tmp_path_factory.mktemp("llama"), seed, pad_is_eos)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of 2 layers, width 32, and its tokenizer."""
+    return write_toy_bert(tmp_path_factory.mktemp("bert"))

@@ -7,11 +7,13 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +22,9 @@ import torch
 from clinpeft import predictions, registry, training
 from clinpeft.cli import progress
 from clinpeft.models import Manner
+from clinpeft.pipeline import encoders
 from clinpeft.recipe import EmbedRecipe
+from clinpeft.tables import Attrition
 from tests.conftest import ROOT, WORDS, MakeFolder
 from tests.test_classify import clinpeft
 
@@ -245,6 +249,66 @@ def test_triplets_hard_negatives_and_nested_vectors_can_be_asked_for(recipe: Pat
     assert rows(run, task=TASK, name="separation", group="adapted · random")[0]["value"] is not None
 
 
+def test_a_share_of_the_pairs_is_learned_from_and_the_rest_is_counted(recipe: Path, tmp_path: Path) -> None:
+    home, runs = tmp_path / "runs", {}
+    for share in (1.0, 0.5):
+        runs[share] = embed(recipe, home, f"training.share={share}", "training.max_steps=2")
+    whole, half = (runs[share].record.counts["pairs.train"] for share in (1.0, 0.5))
+    assert half == round(whole / 2) and runs[1.0].record.counts["pairs.tuning"] == runs[0.5].record.counts["pairs.tuning"]
+    (step,) = [step for step in json.loads((runs[0.5].folder / "attrition.json").read_text(encoding="utf-8")) if step["step"] == "share"]
+    assert (step["entered"], step["dropped"], step["kept"]) == (whole, {"not in the share that is learned from": whole - half}, half)
+    assert len(list((home / "cache").glob("pairs-*/pairs.parquet"))) == 1  # what is asked is the same
+    assert len(list((home / "cache").glob("zero-shot-*"))) == 1
+    assert told(recipe, home, "training.share=0.001").code == 3
+
+
+def test_shares_of_the_pairs_are_drawn_by_the_seed_and_nest() -> None:
+    pairs = pa.table({"pair_id": [f"p{at}" for at in range(200)]})
+
+    def drawn(share: float, seed: int = 1) -> list[str]:
+        found: list[str] = encoders.shared(pairs, share, seed, Attrition("share"))["pair_id"].to_pylist()
+        return found
+
+    names = pairs["pair_id"].to_pylist()
+    assert len(drawn(0.1)) == 20 and set(drawn(0.1)) < set(drawn(0.3)) < set(drawn(1.0)) and drawn(1.0) == names
+    assert drawn(0.3) == [name for name in names if name in set(drawn(0.3))]  # in their order
+    assert drawn(0.3) == drawn(0.3) != drawn(0.3, seed=2)
+
+
+def test_what_loading_took_is_in_the_profile(recipe: Path, tmp_path: Path) -> None:
+    run = embed(recipe, tmp_path / "runs", "evaluation.profile_texts=4", "training.max_steps=2")
+    measured = {row["name"]: row["value"] for row in rows(run, task="profile")}
+    assert measured["load_seconds"] > 0 and measured["embeddings_per_second"] > 0
+
+
+# --------------------------------------------------------------------------------------------------------------------- the grid of a study
+
+
+def test_a_grid_ends_with_the_tables_and_figures_of_the_study(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "runs"
+    grid = '[[grid.backbone]]\nname = "half"\n"training.share" = 0.5\n[grid.backbone.published]\nseparation = 0.51\nzero_shot_separation = 0.033\n'
+    recipe.write_text(recipe.read_text(encoding="utf-8") + grid + '[[grid.backbone]]\nname = "all"\n', encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "matplotlib", None)
+        said = told(recipe, home, "training.max_steps=2", "evaluation.profile_texts=4")
+    assert said.code == 0, said.err
+    assert "no figures: matplotlib is not installed" in said.out and "clinpeft[figures]" in said.out
+    folder = home / "embed-toy"
+    assert {path.stem for path in (folder / "tables").iterdir()} == {f"table-{at}" for at in range(1, 6)}
+    assert not (folder / "figures").exists()
+    first = (folder / "tables" / "table-1.md").read_text(encoding="utf-8")
+    assert "0.510" in first and "published separation" in first  # beside what was measured
+    ablation = (folder / "tables" / "table-4.csv").read_text(encoding="utf-8").splitlines()
+    assert [round(float(line.partition(",")[0]), 1) for line in ablation[1:]] == [0.5, 1.0]  # of the pairs
+    pytest.importorskip("matplotlib")
+    made = len(registry.list_runs(home).runs)
+    said = told(recipe, home, "training.max_steps=2", "evaluation.profile_texts=4")
+    assert said.code == 0 and len(registry.list_runs(home).runs) == made  # finished cells are not made again
+    for name in ("figure-1", "figure-3", "figure-9", "figure-13"):
+        assert {path.suffix for path in (folder / "figures").glob(f"{name}.*")} == {".svg", ".png"}, name
+    assert "figures" in said.out.splitlines()[-3] and (folder / "figures" / "figures.md").is_file()
+
+
 # ------------------------------------------------------------------------------------------------------------------------- what else is read
 
 
@@ -326,13 +390,34 @@ def test_export_opens_in_sentence_transformers_with_the_same_vectors(finished: r
     assert np.abs(model.encode(lines_of(texts)) - predictions.vectors(stack, manner, lines_of(texts))).max() <= 1e-5
 
 
+def test_export_to_onnx_writes_a_graph_and_says_how_near_it_is(finished: registry.Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    said = clinpeft("export", finished.id, "--format", "onnx", "--out", tmp_path / "out", "--home", finished.folder.parent)
+    assert said.code == 0, said.err
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))
+    assert parity["texts"] > 40 and parity["largest_difference"] <= parity["allowed"] and f"on {parity['texts']} texts" in said.out
+    assert json.loads((tmp_path / "out" / "encoder.json").read_text(encoding="utf-8"))["pooling"] == "mean"
+    assert (tmp_path / "out" / "model.onnx").is_file() and (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_export_to_onnx_without_its_packages_names_the_extra(finished: registry.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    home = finished.folder.parent
+    said = clinpeft("export", finished.id, "--format", "onnx", "--out", tmp_path / "out", "--home", home)
+    assert said.code == 2 and "clinpeft[onnx]" in said.err and not (tmp_path / "out").exists()
+    said = clinpeft("export", finished.id, "--format", "onnx", "--out", tmp_path / "out", "--adapter", "--home", home)
+    assert said.code == 2 and "base and adapter in one" in said.err
+
+
 def test_what_exists_is_not_written_over(finished: registry.Run, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "there.npy"
     out.write_bytes(b"mine")
     home = finished.folder.parent
     for said in (
         clinpeft("encode", finished.id, "--texts", texts, "--out", out, "--home", home),
-        clinpeft("export", finished.id, "--to", out, "--home", home),
+        clinpeft("export", finished.id, "--out", out, "--home", home),
+        clinpeft("export", finished.id, "--format", "onnx", "--out", out, "--home", home),
     ):
         assert said.code == 4 and "exists" in said.err
     assert out.read_bytes() == b"mine"

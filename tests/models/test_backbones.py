@@ -191,6 +191,16 @@ def test_a_folder_that_says_how_it_is_read_is_believed_before_its_row(tmp_path: 
     assert manner_of(folder).normalise
 
 
+def test_what_the_user_says_of_pooling_is_enough_where_the_folder_says_something_unknown(tmp_path: Path) -> None:
+    folder = folder_named(tmp_path / "a", {"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 96})
+    folder_named(folder / "1_Pooling", {"pooling_mode_weightedmean_tokens": True})
+    with pytest.raises(BaseModelError, match="weightedmean"):
+        manner_of(folder)
+    assert manner_of(folder, pooling="cls") == Manner("cls", max_tokens=96)
+    row = folder_named(tmp_path / "intfloat" / "e5-large-v2", E5)
+    assert manner_of(row, pooling="last") == Manner("last", True, "query: ", "passage: ", 512)
+
+
 def test_a_model_whose_pooling_nobody_knows_is_refused_with_how_to_say_it(toy_bert: Path) -> None:
     with pytest.raises(BaseModelError, match="pooling") as error:
         manner_of(toy_bert)

@@ -38,7 +38,7 @@ def test_the_same_question_has_the_same_id_of_twelve_hexadecimal_characters() ->
 def test_an_id_does_not_change_between_versions_without_a_decision() -> None:
     """The id as it was first computed for this recipe: a new field with a default changes it, and then this test says so."""
     canonical = make_recipe().model_dump(mode="json", exclude={"name": True, "source": {"path"}, "base": {"path"}})
-    assert set(canonical) == {"kind", "seed", "source", "corpus", "split", "base", "adapters", "training", "evaluation"}
+    assert set(canonical) == {"kind", "seed", "source", "corpus", "split", "base", "adapters", "training", "evaluation", "privacy"}
     assert "path" not in canonical["source"]
     assert "path" not in canonical["base"]
 

@@ -266,6 +266,69 @@ def test_markdown_is_read_with_its_lists_tables_and_definitions(tmp_path: Path) 
     assert attrition.dropped == {"front matter": 1, "code": 1, "reference list": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Table 1 lists the causes of chest pain.", "paragraph"),
+        ("Figure 2.3 and Table 4 show what is left.", "paragraph"),
+        ("Fig. 7a shows the valve.", "paragraph"),
+        ("Table 1 Causes of chest pain", "caption"),
+        ("FIGURE 2.3. The walls.", "caption"),
+        ("figure 2: the walls", "caption"),
+        ("Fig. 7a (left) The valve", "caption"),
+        ("Table 3 | mean of all", "caption"),
+        ("Figure 4 — the valve", "caption"),
+    ],
+)
+def test_a_paragraph_that_begins_with_a_table_is_a_caption_only_where_a_title_follows(text: str, kind: str, tmp_path: Path) -> None:
+    rows, _ = read(write(tmp_path / "book.md", f"# The Heart\n\n{text}\n"))
+    assert said(rows, "kind") == [(kind,)]
+
+
+def test_an_entry_of_a_glossary_and_a_question_with_its_answer_are_sections_of_their_own(tmp_path: Path) -> None:
+    rows, _ = read(write(tmp_path / "book.md", ENTRIES))
+    by_text = {row["text"]: row["section"] for row in rows}
+    assert by_text["of one heart"] == "book/1" and by_text["Thick walls."] == "book/1"
+    assert by_text["What beats?"] == by_text["The heart."] == "book/1/2/entry 1"
+    assert by_text["What flows?"] == by_text["The blood."] == "book/1/2/entry 2"
+    assert by_text["the wall between"] == "book/1/3/entry 3" and by_text["the tip"] == "book/1/3/entry 4"
+    assert by_text["a pulse"] == "book/3/entry 5"
+    assert {row["chapter"] for row in rows if row["text"] != "a pulse"} == {"The Heart", "The Vessels"}
+
+
+ENTRIES = """# The Heart
+
+of one heart
+
+## Summary
+
+Thick walls.
+
+## Review questions
+
+Question: What beats?
+
+Answer: The heart.
+
+Question: What flows?
+
+Answer: The blood.
+
+## Key terms
+
+- septum: the wall between
+- apex: the tip
+
+# The Vessels
+
+Arteries and veins.
+
+# Glossary
+
+- beat: a pulse
+"""
+
+
 TEXT = """Preface
 
 We thank everybody.

@@ -90,7 +90,14 @@ def test_steps_hold_every_window_once_and_do_not_depend_on_the_micro_batch() -> 
     for micro in (100, 400, 100_000):
         groups = tokens.micro_batches(lengths, cut[0], micro)
         assert sorted(np.concatenate(groups).tolist()) == sorted(cut[0].tolist())
-        assert all(len(group) * lengths[group].max() <= micro or len(group) == 1 for group in groups)
+        assert all(lengths[group].sum() <= micro or len(group) == 1 for group in groups)
+        assert all(len(group) * lengths[group].max() <= 4 * micro for group in groups)
+
+
+def test_a_long_window_does_not_stand_beside_thousands_of_short_ones() -> None:
+    lengths = np.array([500, *([1] * 500)])
+    groups = tokens.micro_batches(lengths, np.arange(501), 1000)
+    assert [len(group) for group in groups] == [8, 493]
 
 
 def test_a_batch_knows_its_documents(tmp_path: Path, tokenizer: tokens.Tokenizer) -> None:

@@ -23,6 +23,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from clinpeft.adapters import folders
 from clinpeft.adapters.combine import check_combination
 from clinpeft.adapters.folders import WEIGHTS, Saved
+from clinpeft.adapters.fused import fuse
 from clinpeft.adapters.methods import METHODS, virtual_tokens
 from clinpeft.adapters.stack import Attached, Counts, Parameters, Stack, differences
 from clinpeft.errors import AdapterError, RefusedError
@@ -46,8 +47,8 @@ class Wanted:
 
 
 @dataclass
-class _Site:
-    """What has been put on a base so far."""
+class Site:
+    """What has been put on a base so far. ``ending`` tells peft's names of one of several stacks from those of the others."""
 
     base: Base
     seed: int
@@ -55,8 +56,10 @@ class _Site:
     adapters: dict[int, Attached] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     layers: Any = None
+    ending: str = ""
 
     def name(self, at: int, spec: AnyAdapterSpec) -> str:
+        """Position and method."""
         return f"{at + 1}-{spec.method}"
 
 
@@ -74,7 +77,7 @@ def attach(base: Base, specs: Sequence[AnyAdapterSpec], seed: int = 0, folders: 
         AdapterError: a method does not fit the base or the others, an adapter cannot be read, or the base carries a stack already.
         RefusedError: an adapter was trained on another base or above other adapters, or its files were changed.
     """
-    stack = build(base, [_wanted(spec, base, folders) for spec in specs], seed)
+    stack = build(base, [asked_for(spec, base, folders) for spec in specs], seed)
     return _whole_base(stack) if base_trainable else stack
 
 
@@ -83,22 +86,23 @@ def build(base: Base, wanted: Sequence[Wanted], seed: int = 0) -> Stack:
     specs = [each.spec for each in wanted]
     check_combination(specs)
     for spec in specs:
-        _check_possible(spec, base)
-    _check_bare(base)
+        check_possible(spec, base)
+    check_bare(base)
     _check_positions(specs, base)
-    site = _Site(base, seed, set(base.model.parameters()))
+    site = Site(base, seed, set(base.model.parameters()))
     size = sum(parameter.numel() for parameter in site.taken)
-    _check_below(site, wanted)
+    check_below(site, wanted)
     _fold_first(site, wanted)
-    configs = {at: _config(site, each) for at, each in enumerate(wanted) if not each.spec.merged}  # all of them while the layers are plain
+    configs = {at: config_of(site, each) for at, each in enumerate(wanted) if not each.spec.merged}  # all of them while the layers are plain
     for at in sorted(configs, key=lambda at: METHODS[specs[at].method].joins == "beside"):  # prompts last: they leave the layers' names alone
-        site.adapters[at] = _put_on(site, at, wanted[at], configs[at])
+        site.adapters[at] = put_on(site, at, wanted[at], configs[at])
     adapters = tuple(site.adapters[at] for at in range(len(wanted)))
     _activate(site, adapters)
     return _settled(site, adapters, size)
 
 
-def _wanted(spec: AnyAdapterSpec, base: Base, given: Mapping[str, Path]) -> Wanted:
+def asked_for(spec: AnyAdapterSpec, base: Base, given: Mapping[str, Path]) -> Wanted:
+    """A spec with the folder it names read, as ``attach`` takes it."""
     if not spec.from_run:
         if not spec.trainable:
             raise AdapterError("trainable = false on a new adapter trains nothing", place="adapters.trainable", way_out="leave it out")
@@ -140,7 +144,8 @@ def _whole_base(stack: Stack) -> Stack:
 # ------------------------------------------------------------------------------------------------------------------------------- putting on
 
 
-def _config(site: _Site, wanted: Wanted) -> Any:
+def config_of(site: Site, wanted: Wanted) -> Any:
+    """The peft config of one adapter; the layers have to be plain still, to find those that it names."""
     if wanted.saved:
         return folders.configured(wanted.saved, site.base, wanted.trainable)
     config, notices = METHODS[wanted.spec.method].configure(wanted.spec, site.base)
@@ -148,11 +153,11 @@ def _config(site: _Site, wanted: Wanted) -> Any:
     return config
 
 
-def _put_on(site: _Site, at: int, wanted: Wanted, config: Any) -> Attached:
+def put_on(site: Site, at: int, wanted: Wanted, config: Any) -> Attached:
     """One adapter on the base, its weights in place, not yet said whether it is active. Whatever was not there before is the adapter's: it becomes
     float32 where peft made it in the base's precision, because an optimiser's small steps are lost in bfloat16."""
     beside = METHODS[wanted.spec.method].joins == "beside"
-    peft_name = "default" if beside or site.layers is None else f"adapter{at + 1}"
+    peft_name = "default" if beside or site.layers is None else f"adapter{at + 1}{site.ending}"
     devices = [site.base.model.device] if site.base.model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(site.seed, at))
@@ -204,7 +209,7 @@ def _fill(model: Any, peft_name: str, saved: Saved, trained: Parameters) -> None
     set_peft_model_state_dict(model, tensors, adapter_name=peft_name)
 
 
-def _activate(site: _Site, adapters: Sequence[Attached]) -> None:
+def _activate(site: Site, adapters: Sequence[Attached]) -> None:
     """What was asked for is in the forward pass, and nothing else. ``peft.PeftModel.set_adapter`` takes one name only, its ``base_model`` several."""
     inside = [adapter for adapter in adapters if adapter.model is not None and not adapter.prompts]
     heard = [adapter.peft_name for adapter in inside if adapter.spec.active]
@@ -217,7 +222,7 @@ def _activate(site: _Site, adapters: Sequence[Attached]) -> None:
             adapter.model.base_model.disable_adapter_layers()
 
 
-def _settled(site: _Site, adapters: tuple[Attached, ...], size: int) -> Stack:
+def _settled(site: Site, adapters: tuple[Attached, ...], size: int) -> Stack:
     """The stack, with every tensor told whether it is trained. Dropout rests until the caller says ``train()``."""
     base = site.base
     trained = {name: parameter for adapter in adapters for name, parameter in adapter.trained.items()}
@@ -227,6 +232,8 @@ def _settled(site: _Site, adapters: tuple[Attached, ...], size: int) -> Stack:
     inert = [adapter.name for adapter in adapters if not adapter.spec.active]
     site.notices.extend(f"{name}: attached and left out of the forward pass, as asked (active = false); it is not trained" for name in inert)
     counts = Counts(sum(map(torch.Tensor.numel, moving)), size)
+    if site.layers is not None:
+        fuse(site.layers, [adapter.peft_name for adapter in adapters if METHODS[adapter.spec.method].fused])
     stack = Stack(base, adapters, counts, tuple(site.notices), trained, frozenset(inert))
     stack.model.eval()  # a new dropout layer starts in training mode, on an evaluating base
     return stack
@@ -235,7 +242,7 @@ def _settled(site: _Site, adapters: tuple[Attached, ...], size: int) -> Stack:
 # --------------------------------------------------------------------------------------------------------------------------------- folding
 
 
-def _fold_first(site: _Site, wanted: Sequence[Wanted]) -> None:
+def _fold_first(site: Site, wanted: Sequence[Wanted]) -> None:
     """The first adapter into the base's weights, where that is asked for: in float32, then rounded; the layers are plain again afterwards."""
     if not wanted or not wanted[0].spec.merged or wanted[0].saved is None:
         return
@@ -265,7 +272,7 @@ def _fold_first(site: _Site, wanted: Sequence[Wanted]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------------------- checks
 
 
-def _check_below(site: _Site, wanted: Sequence[Wanted]) -> None:
+def check_below(site: Site, wanted: Sequence[Wanted]) -> None:
     """What a loaded adapter stands on here is what it was trained on; to stand on more than the bare base it knew is said, not forbidden."""
     for at, each in enumerate(wanted):
         if each.saved is None:
@@ -285,7 +292,8 @@ def _short(hashes: Sequence[str]) -> str:
     return ", ".join(f"sha256 {each[:12]}" if each else "a new one" for each in hashes) or "the bare base"
 
 
-def _check_possible(spec: AnyAdapterSpec, base: Base) -> None:
+def check_possible(spec: AnyAdapterSpec, base: Base) -> None:
+    """The method can be done on the base's family."""
     possible = [name for name in METHODS if name not in base.family.impossible]
     if spec.method in possible:
         return
@@ -293,7 +301,8 @@ def _check_possible(spec: AnyAdapterSpec, base: Base) -> None:
     raise AdapterError(problem, place="adapters.method", way_out=f"possible are {', '.join(possible)}")
 
 
-def _check_bare(base: Base) -> None:
+def check_bare(base: Base) -> None:
+    """The base carries nothing yet."""
     if hasattr(base.model, FOLDED) or any(isinstance(module, BaseTunerLayer | AdaptedAttention) for module in base.model.modules()):
         raise AdapterError("this base carries adapters already", place=base.folder.name, way_out="load the base again for another stack")
 

@@ -37,6 +37,7 @@ class Method:
         merges: it can be folded into the base's weights.
         prepends: what stands before the text: ``inputs`` (vectors, which get logits too), ``keys`` (and values, in every layer), or nothing.
         joins: how it lives with other adapters, see ``combine.COMBINATIONS``.
+        fused: it adds one low-rank product to a linear layer and nothing else, so that ``fused.fused_linear`` may compute it.
         mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
     """
 
@@ -46,6 +47,7 @@ class Method:
     prepends: Literal["nothing", "keys", "inputs"] = "nothing"
     joins: Joins = "alone"
     mixes_precisions: bool = False
+    fused: bool = False
 
 
 def lora(spec: LoraSpec, base: Base, **variant: bool) -> Configured:
@@ -109,8 +111,8 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method(lora, fresh_is_identity=True, merges=True, joins="added"),
-    "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True, joins="added"),
+    "lora": Method(lora, fresh_is_identity=True, merges=True, joins="added", fused=True),
+    "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True, joins="added", fused=True),
     "dora": Method(partial(lora, use_dora=True), fresh_is_identity=True, merges=True),
     "ia3": Method(ia3, fresh_is_identity=True, merges=True),
     "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True),

@@ -8,7 +8,9 @@ import os
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
@@ -19,20 +21,34 @@ from typing import Annotated, Literal
 
 import typer
 
-from clinpeft.cli import cohort, runs
+from clinpeft.cli import audit, bundle, cohort, runs, study, trust
+from clinpeft.cli.audit import noted
 from clinpeft.cli.cells import only, run_all
+from clinpeft.cli.doctor import doctor
 from clinpeft.cli.options import HERE, Home, Overrides
-from clinpeft.cli.showing import near, shown
-from clinpeft.errors import ClinpeftError, UsageError
+from clinpeft.cli.plan import plan
+from clinpeft.cli.report import report
+from clinpeft.cli.search import search
+from clinpeft.cli.showing import near, shown, studied
+from clinpeft.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 SMALLEST_EXPORTED = 10
 """Subjects: the rule of most trusted research environments for what may leave them."""
 
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
+app.command()(report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(cohort.app, name="cohort")
 app.add_typer(models_app, name="models")
+app.add_typer(study.app, name="study")
+app.command()(search)
+app.command()(plan)
+app.command()(doctor)
+app.add_typer(audit.app, name="audit")
+app.add_typer(bundle.app, name="bundle")
+for verb in (trust.verify, trust.privacy, trust.release, trust.purge):
+    app.command()(verb)
 
 
 @app.command()
@@ -65,7 +81,8 @@ def embed(recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")
 
     cells = recipes.read(recipe, set_ or [], os.environ)
     only("embed", cells, recipe)
-    run_all(cells, home, recipe.stem, pipeline.embed, reports.embedding_table)
+    folder = home.resolve() / f"embed-{recipe.stem}"
+    run_all(cells, home, recipe.stem, pipeline.embed, reports.embedding_table, lambda entries: studied(entries, folder))
 
 
 @app.command()
@@ -81,23 +98,32 @@ def encode(
 
     with counted("encode") as tell:
         done = pipeline.encoded(home.resolve(), run, texts, out, tell)
+    noted(home, "encode", made=out, counts={"texts": done.texts})
     print(f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}")
 
 
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")],
-    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
-    format_: Annotated[Literal["sentence-transformers"], typer.Option("--format", help="Who is to open it.")] = "sentence-transformers",
+    out: Annotated[Path, typer.Option("--out", "--to", help="A new folder.")],
+    format_: Annotated[Literal["sentence-transformers", "onnx"], typer.Option("--format", help="Who is to open it.")] = "sentence-transformers",
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, beside the name of its base, and not the whole model.")] = False,
     base: Annotated[str, typer.Option("--base", help="With --adapter: where its reader finds the base.")] = "",
     home: Home = HERE,
 ) -> None:
-    """The encoder of a run as a folder that stock sentence-transformers opens, with its card."""
+    """The encoder of a run as a folder that stock sentence-transformers opens, with its card; or as an ONNX graph, compared with the run."""
     from clinpeft import pipeline, reports
 
-    del format_  # there is one so far
-    print(near(pipeline.exported(home.resolve(), run, to, reports.card_of, merged=not adapter, base_name=base)))
+    if format_ == "sentence-transformers":
+        print(near(pipeline.exported(home.resolve(), run, out, reports.card_of, merged=not adapter, base_name=base)))
+        noted(home, "export", made=out)
+        return
+    if adapter or base:
+        raise UsageError("a graph holds base and adapter in one", place="export --adapter, --base", way_out="leave both options away")
+    parity = pipeline.exported_to_onnx(home.resolve(), run, out)
+    noted(home, "export", made=out)
+    furthest = f"largest difference {parity.largest_difference:.1e} (at most {parity.allowed:.0e}), least cosine {parity.least_cosine:.6f}"
+    print(f"{near(out)}: the same vectors on {parity.texts} texts, {parity.engine}: {furthest}")
 
 
 @app.command()
@@ -116,6 +142,7 @@ def predict(
         raise UsageError(f"{odd[0]!r} is not OURS=THEIRS", place="--column", way_out="write --column text=note")
     written = pipeline.predicted(home.resolve(), run, notes, dict(pairs), out)
     for path in written:
+        noted(home, "predict", made=path)
         print(near(path))
 
 
@@ -135,6 +162,7 @@ def evaluate(
     if to is not None:
         for table in reports.scores_tables(evaluation.suppressed(results, SMALLEST_EXPORTED), curves, Path(what).stem):
             for path in reports.write(to, table.title, table):
+                noted(home, "evaluate", made=path)
                 print(near(path))
 
 
@@ -166,9 +194,13 @@ def synthetic(
 
 
 def main() -> None:
-    """The command ``clinpeft``: verbs, and errors as three lines and an exit code."""
+    """The command ``clinpeft``: verbs, and errors as three lines and an exit code. What it writes is for this user alone."""
+    mask = os.umask(0o077)
     try:
         app(standalone_mode=True)
-    except ClinpeftError as error:
-        print(f"clinpeft: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        from clinpeft.cli.ending import end
+
+        sys.exit(end(error))
+    finally:
+        os.umask(mask)

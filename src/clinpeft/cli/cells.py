@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from clinpeft.cli.audit import attempted
 from clinpeft.cli.progress import progress, stoppable
 from clinpeft.cli.showing import finished, near
 from clinpeft.errors import ClinpeftError, InterruptedRun, UsageError
@@ -40,12 +41,19 @@ def only(kind: str, cells: list[Cell], path: Path) -> None:
 
 
 def run_all(
-    cells: list[Cell], home: Path, title: str, verb: Callable[[Any, Path, Circumstances], Run], table: Callable[[Sequence[Entry], str], Table]
+    cells: list[Cell],
+    home: Path,
+    title: str,
+    verb: Callable[[Any, Path, Circumstances], Run],
+    table: Callable[[Sequence[Entry], str], Table],
+    of_grid: Callable[[Sequence[Entry]], None] | None = None,
 ) -> None:
-    """Every cell through ``verb``, and the table of them all; exit code 1 when one failed."""
+    """Every cell through ``verb``, and the table of them all; of more than one cell also what ``of_grid`` shows; exit code 1 when one failed."""
     with stoppable() as stopping:
         entries = [_entry(cell, home.resolve(), stopping, verb) for cell in cells]
     finished(table(entries, title), home, title)
+    if of_grid is not None and len(entries) > 1:
+        of_grid(entries)
     for entry in entries:
         if entry.run is not None:
             print(f"{entry.name or title}: {near(entry.run.folder)}")
@@ -56,11 +64,16 @@ def run_all(
 def _entry(cell: Cell, home: Path, stopping: Callable[[], bool], verb: Callable[[Any, Path, Circumstances], Run]) -> Entry:
     from clinpeft.reports import Entry
 
+    if stopping():  # asked while the cell before was at its last step, or between two cells
+        raise InterruptedRun("stopped between two runs", place=cell.name or cell.recipe.name, way_out="give the same command to go on")
     try:
-        with progress(cell.name or cell.recipe.name) as tell:
+        with progress(cell.name or cell.recipe.name) as tell, attempted(home, cell.recipe) as made:
             run = verb(cell.recipe, home, circumstances(tell, stopping))
+            made.append(run)
     except InterruptedRun:
         raise
+    except KeyboardInterrupt as error:
+        raise InterruptedRun("stopped at once", place=cell.name or cell.recipe.name, way_out="give the same command to go on") from error
     except ClinpeftError as error:
         if not cell.name:
             raise

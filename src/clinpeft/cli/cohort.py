@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clinpeft.cli.audit import noted
 from clinpeft.cli.cells import only
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.showing import cohort_shown, shown
@@ -41,6 +42,7 @@ def build(
         else:
             with _opened(asking, folder) as hospital:
                 cohorts.build(asking, hospital, folder, corpus)
+        noted(home, "cohort build", made=folder / "cohort.parquet")
         cohort_shown(folder)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clinpeft.reports import Table
+    from collections.abc import Sequence
+
+    from clinpeft.reports import Entry, Table
 
 
 def near(path: Path) -> Path:
@@ -33,6 +35,23 @@ def finished(table: Table, home: Path, name: str) -> None:
     shown(table)
     for path in write(home, name, table):
         print(path)
+
+
+def studied(entries: Sequence[Entry], folder: Path) -> None:
+    """Tables and figures of the embedding study into a folder, from what the runs of a grid recorded; without matplotlib the tables alone."""
+    from clinpeft import reports
+    from clinpeft.errors import UsageError
+
+    tables = reports.study_tables(entries)
+    for table in tables:
+        reports.write(folder, table.title.partition(":")[0].lower(), table)
+    print(f"{near(folder)}: {len(tables)} tables")
+    try:
+        drawn = reports.write_figures(entries, folder / "figures")
+    except UsageError as error:
+        print(f"{near(folder)}: no figures: {error.problem}; {error.way_out}")
+    else:
+        print(f"{near(folder)}: {len({path.stem for path in drawn[:-1]})} figures, {near(drawn[-1])}")
 
 
 def cohort_shown(folder: Path) -> None:

@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from clinpeft.corpora import dedupe, store
+from clinpeft.corpora.canaries import MARK, Canary, canaries, corpus_of, secrets, with_canaries
 from clinpeft.corpora.clean import CLEANED, cleaned, policy_version, stripped
 from clinpeft.corpora.split import BY, refuse_empty, split_of
 from clinpeft.errors import InputError, RecipeError, SourceError
 from clinpeft.recipe import CorpusSpec, SplitSpec
 from clinpeft.tables import CORPUS, Attrition
 
-__all__ = ["Corpus", "build", "policy_version"]
+__all__ = ["MARK", "Canary", "Corpus", "build", "canaries", "corpus_of", "policy_version", "secrets", "with_canaries"]
 
 _NOTES, _BYTES = 512, 8 * 2**20  # a piece: large enough for NumPy; its words and hashes take some twenty times its text
 _DATABASE_MEGABYTES = 512

@@ -12,6 +12,7 @@ from clinpeft.evaluation.discrimination import Answers, answers, labels_table, m
 from clinpeft.evaluation.meds_evaluation import as_meds
 from clinpeft.evaluation.metrics import difference, mismatch, perplexity
 from clinpeft.evaluation.paired import answers_difference, answers_mismatch, delong
+from clinpeft.evaluation.privacy import Attack, exposure, exposures, few_counts_withheld, longest_shared_run, membership, releasable, verbatim
 from clinpeft.evaluation.ranks import auroc, average_precision
 from clinpeft.evaluation.recalibration import recalibrated
 from clinpeft.evaluation.subgroups import subgroup_rows
@@ -19,6 +20,7 @@ from clinpeft.evaluation.uncertainty import Interval, cluster_bootstrap, cluster
 
 __all__ = [
     "Answers",
+    "Attack",
     "Interval",
     "answers",
     "answers_difference",
@@ -33,18 +35,25 @@ __all__ = [
     "decision_curve",
     "delong",
     "difference",
+    "exposure",
+    "exposures",
+    "few_counts_withheld",
     "labels_table",
+    "longest_shared_run",
     "macro_average",
     "main_metric",
+    "membership",
     "mismatch",
     "net_benefit",
     "perplexity",
     "question_of",
     "recalibrated",
+    "releasable",
     "scored",
     "smooth_calibration_curve",
     "subgroup_rows",
     "suppressed",
     "treat_all",
+    "verbatim",
     "with_question",
 ]

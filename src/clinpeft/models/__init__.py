@@ -19,15 +19,19 @@ os.environ.update(OFFLINE)  # before the imports below, which read it once, and 
 
 from huggingface_hub import constants  # noqa: E402
 
+from clinpeft.models.attention import Spans, flattens, one_row  # noqa: E402
 from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
+from clinpeft.models.bundling import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
 from clinpeft.models.checks import check, fingerprint  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
-from clinpeft.models.loading import Base, Purpose, load, meta, precision_for  # noqa: E402
-from clinpeft.models.pooling import native_pooling, pool, pooling_of  # noqa: E402
+from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for  # noqa: E402
+from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of  # noqa: E402
 from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
 from clinpeft.models.pulling import pull  # noqa: E402
+from clinpeft.models.roofline import Gpu, Shape, cpu, gpu, instructions, product_rate, shape, shape_of, step_seconds, threads  # noqa: E402
 from clinpeft.models.saved import Asked, SavedHeads, load_heads, save_head  # noqa: E402
+from clinpeft.models.tiny import write_tiny  # noqa: E402
 
 constants.HF_HUB_OFFLINE = True  # for a process that had imported the library before this module
 
@@ -38,7 +42,9 @@ __all__ = [
     "Asked",
     "Backbone",
     "Base",
+    "Bundle",
     "Family",
+    "Gpu",
     "Head",
     "Heads",
     "Manner",
@@ -48,21 +54,39 @@ __all__ = [
     "Probe",
     "Purpose",
     "SavedHeads",
+    "Shape",
+    "Spans",
     "WindowPooling",
     "backbone_of",
     "check",
     "check_probe",
+    "cpu",
     "fingerprint",
+    "flatten",
+    "flattens",
+    "gpu",
+    "instructions",
     "load",
     "load_heads",
+    "make_bundle",
     "manner_of",
     "meta",
     "native_pooling",
+    "one_row",
     "place_now",
     "pool",
+    "pool_spans",
     "pooling_of",
     "precision_for",
     "probe_ids",
+    "product_rate",
     "pull",
     "save_head",
+    "shape",
+    "shape_of",
+    "step_seconds",
+    "threads",
+    "unpack_bundle",
+    "verify_bundle",
+    "write_tiny",
 ]

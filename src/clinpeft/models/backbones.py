@@ -206,18 +206,19 @@ def backbone_of(folder: Path, named: str = "") -> Backbone | None:
     return next((row for row in guesses if row is not None and _fits(row, config)), None)
 
 
-def manner_of(folder: Path, named: str = "") -> Manner:
+def manner_of(folder: Path, named: str = "", pooling: Pooling | None = None) -> Manner:
     """How the vectors of a folder are read: by its own word, else by the row of its backbone.
 
     Args:
         folder: of the model.
         named: a key of ``BACKBONES``; empty: by ``backbone_of``.
+        pooling: what the user says; neither folder nor row is asked then.
 
     Raises:
         BaseModelError: neither says how it is pooled, or it says so in a way that is not known here.
     """
     row = backbone_of(folder, named)
-    pooling = native_pooling(folder) or (row.manner.pooling if row else None)
+    pooling = pooling or native_pooling(folder) or (row.manner.pooling if row else None)
     if pooling is None:
         way_out = 'say how: pooling = "mean", "cls", "last" or "max" in the recipe, or the name of the backbone it is; without either nobody knows'
         raise BaseModelError("how a vector is read from this model is not known: its pooling", place=str(folder), way_out=way_out)
@@ -304,7 +305,7 @@ def _max_tokens(folder: Path) -> int:
 
 
 def _positions(folder: Path) -> int:
-    """What a model of an unknown backbone can take, at most 512: the length of the study."""
+    """What a model of an unknown backbone can take; 512 where its config does not say."""
     config = read_json(folder / "config.json", "")
     reserved = FAMILIES[config["model_type"]].reserved_positions or 0 if config.get("model_type") in FAMILIES else 0
-    return min(512, int(config.get("max_position_embeddings", 512)) - reserved)
+    return int(config.get("max_position_embeddings", 512)) - reserved

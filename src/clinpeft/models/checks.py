@@ -76,8 +76,8 @@ def _check_there(folder: Path) -> None:
         return
     name = "/".join(folder.parts[-2:])
     way_out = (
-        f"give a local folder; if {name!r} is a name on the hub, run `clinpeft models pull {name} --to DIR` on a machine with a network, "
-        "carry DIR here, and give its path"
+        f"give a local folder; if {name!r} is a name on the hub: where there is a network, `clinpeft models pull {name} --to DIR` and "
+        "`clinpeft bundle make --base DIR --out FILE.tar`; carry FILE.tar here, `clinpeft bundle unpack FILE.tar --to PLACE`, and give PLACE/base/..."
     )
     raise BaseModelError(f"there is no folder {str(folder)!r}", place="base.path", way_out=way_out)
 

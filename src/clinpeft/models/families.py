@@ -31,6 +31,8 @@ class Family:
         reserved_positions: rows of the learned position table that no token uses (RoBERTa starts at padding_idx + 1 = 2). None: rotary positions,
             which have no table to run out of.
         impossible: adapter methods that peft cannot do on it, or does without any effect.
+        flattens: many documents of it can stand in one row without padding (``models.attention``), which is tried when a base is loaded. False: its
+            attention does not follow transformers' interface, and documents go side by side with those of the same length.
     """
 
     objective: Objective
@@ -43,6 +45,7 @@ class Family:
     padding_side: Literal["left", "right"]
     reserved_positions: int | None = None
     impossible: frozenset[str] = frozenset()
+    flattens: bool = True
 
 
 def _decoder(impossible: frozenset[str]) -> Family:
@@ -67,6 +70,7 @@ def _encoder(
     ia3_attention: str = "key|value",
     # `output.dense` is the attention's and the feed-forward's; a bare `dense` would be the pooler's and the head's too
     linear_targets: tuple[str, ...] = ("query", "key", "value", "intermediate.dense", "output.dense"),
+    flattens: bool = True,
 ) -> Family:
     return Family(
         objective="masked-lm",
@@ -80,6 +84,7 @@ def _encoder(
         padding_side="right",
         reserved_positions=reserved_positions,
         impossible=impossible,
+        flattens=flattens,
     )
 
 
@@ -96,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     "bert": _encoder(0, NO_PROMPT_IN_ATTENTION),
     "roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),
     "xlm-roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),
-    "mpnet": _encoder(2, NO_KEYS_FROM_OUTSIDE, "mean", ("attn.q", "attn.v"), r"attn\.k|attn\.v", MPNET_LINEAR),
+    "mpnet": _encoder(2, NO_KEYS_FROM_OUTSIDE, "mean", ("attn.q", "attn.v"), r"attn\.k|attn\.v", MPNET_LINEAR, flattens=False),
     # query, key and value are one projection: LoRA takes it whole, and IA3 cannot leave the queries alone
     "modernbert": _encoder(None, NO_KEYS_FROM_OUTSIDE | {"ia3"}, "cls", ("Wqkv",), linear_targets=("Wqkv", "Wo", "Wi")),
 }

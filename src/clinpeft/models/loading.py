@@ -14,6 +14,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.errors import BaseModelError, RefusedError
+from clinpeft.models import attention
 from clinpeft.models.checks import Json, check, fingerprint, first_line
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.recipe import ModelSpec
@@ -60,6 +61,11 @@ class Base:
         return int(self.model.config.hidden_size)
 
     @property
+    def first_position(self) -> int:
+        """Of the first token of a text, as the position table counts."""
+        return self.family.reserved_positions or 0
+
+    @property
     def positions(self) -> int | None:
         """How many tokens its learned position table holds; None where there is no table."""
         reserved = self.family.reserved_positions
@@ -90,7 +96,19 @@ def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -
     _check_tokens(base)
     _freeze(model)
     model.to(device)
+    flatten(base)
     return base
+
+
+def flatten(base: Base) -> None:
+    """Let many documents stand in one row of a base whose family can do that.
+
+    Raises:
+        BaseModelError: its documents are not the same in one row as alone.
+    """
+    if base.family.flattens:
+        attention.install(base.model)
+        attention.check_exact(base.backbone, base.first_position, str(base.folder))
 
 
 class _FreedHead(torch.nn.Module):

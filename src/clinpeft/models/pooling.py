@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from clinpeft.errors import BaseModelError, InputError
+from clinpeft.models.attention import Spans
 from clinpeft.models.checks import POOLING_FILE, Json, read_json
 from clinpeft.models.families import Pooling
 from clinpeft.models.loading import Base
@@ -54,6 +55,29 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> to
         return hidden.float().masked_fill(~present[..., None], -torch.inf).amax(dim=1)
     at = present.int().argmax(dim=1) if how == "cls" else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+
+
+def pool_spans(vectors: torch.Tensor, spans: Spans, how: Pooling) -> torch.Tensor:
+    """``pool`` of documents in one row.
+
+    A document is added up or compared by itself, in the order of its tokens, so that neighbours change nothing and two runs give the same numbers.
+
+    Args:
+        vectors: (tokens, width) of all documents, one after the other, in any precision.
+        spans: where each of them lies.
+        how: as for ``pool``.
+
+    Returns:
+        (documents, width), float32.
+    """
+    if how in ("cls", "last"):
+        ends = torch.tensor(spans.lengths).cumsum(0)
+        at = ends - 1 if how == "last" else ends - torch.tensor(spans.lengths)
+        return vectors[at.to(vectors.device)].float()
+    blocks = (part.unflatten(0, run) for part, run in zip(vectors.split(spans.tokens), spans.runs, strict=True))  # (documents, length, width)
+    if how == "max":
+        return torch.cat([block.amax(dim=1).float() for block in blocks])
+    return torch.cat([block.mean(dim=1, dtype=torch.float32) for block in blocks])
 
 
 def native_pooling(folder: Path) -> Pooling | None:

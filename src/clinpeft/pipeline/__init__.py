@@ -9,6 +9,7 @@ runs.py      a run opened, held and logged        language.py   the parts of ada
 questions.py notes -> documents to be asked       answers.py    the parts of classify
 books.py     books -> pairs, sets to search       vectors.py    what vectors are asked
 encoders.py  the parts of embed                   later.py      what is done with a finished run
+provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
 ```
 """
 
@@ -19,12 +20,33 @@ from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
 from clinpeft.pipeline import answers, books, encoders, language, questions, vectors
-from clinpeft.pipeline.later import compared, encoded, evaluated, exported, predicted
+from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted
+from clinpeft.pipeline.privacy import Asked as PrivacyAsked
+from clinpeft.pipeline.privacy import audited
+from clinpeft.pipeline.privacy import results_in as privacy_results
+from clinpeft.pipeline.provenance import released, verified
 from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, opened, watch
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Run
 
-__all__ = ["Circumstances", "adapt", "classify", "code_version", "compared", "embed", "encoded", "evaluated", "exported", "predicted"]
+__all__ = [
+    "Circumstances",
+    "PrivacyAsked",
+    "adapt",
+    "audited",
+    "classify",
+    "code_version",
+    "compared",
+    "embed",
+    "encoded",
+    "evaluated",
+    "exported",
+    "exported_to_onnx",
+    "predicted",
+    "privacy_results",
+    "released",
+    "verified",
+]
 
 
 def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
@@ -93,7 +115,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
             return run
         shelf = books.shelf(recipe, home, crew, hashes)
         asked = vectors.asking(shelf, recipe.evaluation, recipe.split.seed)
-        base = models.load(answers.precise(recipe.base), crew.device, "vectors")
+        base, load_seconds = encoders.loaded(answers.precise(recipe.base), crew)
         manner = encoders.manner_of(recipe)
         before = encoders.zero_shot(recipe, base, manner, asked, home)
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
@@ -102,4 +124,4 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         liveness = witness.testify(learning.probe)
         after = encoders.measured(stack, manner, asked, "adapted")
-        return encoders.recorded(recipe, run, around, crew, stack, manner, fitted, liveness, (before, after), asked, learning.notices)
+        return encoders.recorded(recipe, run, around, crew, stack, manner, fitted, liveness, (before, after), asked, learning, load_seconds)

@@ -354,6 +354,7 @@ def recorded(
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        peak_memory_bytes=training.peak_bytes(crew.device),
         features_seconds=answering.features_seconds,
         baselines_seconds=found.baselines_seconds,
         total_seconds=(finished - run.record.started).total_seconds(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,48 +18,51 @@ import pyarrow.parquet as pq
 
 from clinpeft import adapters, models, predictions, registry, training
 from clinpeft.adapters import Liveness, Stack
+from clinpeft.errors import InputError
 from clinpeft.evaluation import embedding
 from clinpeft.models import Base, Manner
 from clinpeft.pipeline import vectors
 from clinpeft.pipeline.books import Shelf
 from clinpeft.pipeline.runs import Circumstances, code_version, key
 from clinpeft.pipeline.vectors import Asking, Measured
-from clinpeft.recipe import EmbedRecipe, EncoderSpec
+from clinpeft.recipe import EmbedRecipe, ReaderSpec
 from clinpeft.registry import Run
-from clinpeft.tables import PAIR_SCORE, RESULT
+from clinpeft.tables import PAIR_SCORE, RESULT, Attrition
 from clinpeft.training import Course, Crew, Fitted
 
 ZERO_SHOT, ADAPTED = "zero-shot", "adapted"
 PROBE_PAIRS = 4
+NOT_SHARED = "not in the share that is learned from"
 
 
 @dataclass(frozen=True)
 class Learning:
-    """What is learned: the course, a few vectors to prove it by, and what should be known of it."""
+    """What is learned: the course, a few vectors to prove it by, what should be known of it, and which pairs it is."""
 
     course: Course
     probe: Callable[[], Any]
     notices: tuple[str, ...]
+    pairs: Mapping[str, int]
+    attrition: Attrition
+
+
+def loaded(spec: ReaderSpec, crew: Crew) -> tuple[Base, float]:
+    """The base, and the seconds from its folder to it."""
+    began = time.perf_counter()
+    base = models.load(spec, crew.device, "vectors")
+    return base, time.perf_counter() - began
 
 
 def manner_of(recipe: EmbedRecipe) -> Manner:
     """How a text becomes a vector: the backbone's own way, but for what the recipe says otherwise."""
     spec = recipe.base
-    own = _own_manner(spec)
+    own = models.manner_of(spec.path, spec.backbone, None if spec.pooling == "auto" else spec.pooling)
     return replace(
         own,
         max_tokens=min(own.max_tokens, spec.max_tokens),
-        pooling=own.pooling if spec.pooling == "auto" else spec.pooling,
         query_prompt=own.query_prompt if spec.query_prompt is None else spec.query_prompt,
         document_prompt=own.document_prompt if spec.document_prompt is None else spec.document_prompt,
     )
-
-
-def _own_manner(spec: EncoderSpec) -> Manner:
-    """The backbone's own; where neither its folder nor a row says how it is pooled, the word of the recipe is enough."""
-    if spec.pooling == "auto" or models.backbone_of(spec.path, spec.backbone) or models.native_pooling(spec.path):
-        return models.manner_of(spec.path, spec.backbone)
-    return Manner(spec.pooling, max_tokens=spec.max_tokens)
 
 
 def measured(stack: Stack, manner: Manner, asked: Asking, state: str) -> Measured:
@@ -118,8 +123,9 @@ def _stored(folder: Path) -> Measured:
 
 def learning(recipe: EmbedRecipe, stack: Stack, manner: Manner, shelf: Shelf, crew: Crew) -> Learning:
     """The pairs of the training split as a course, their negatives mined with the model as it is now, if any are asked for."""
-    table = shelf.learned.pairs
+    table, attrition = shelf.learned.pairs, Attrition("share")
     parts = {split: table.filter(pc.equal(table["split"], split)) for split in ("train", "tuning")}
+    parts["train"] = shared(parts["train"], recipe.training.share, recipe.seed, attrition)
     texts, train, tuning = _as_ids(parts["train"], parts["tuning"], manner)
     read = predictions.learning(stack, manner, texts.prompted, recipe.training.micro_batch_tokens, crew.device)
     known = training.Texts(read.lengths, texts.same, texts.passages, texts.sections)
@@ -131,7 +137,26 @@ def learning(recipe: EmbedRecipe, stack: Stack, manner: Manner, shelf: Shelf, cr
     )
     chosen = np.unique(np.concatenate([side[:PROBE_PAIRS] for side in train]))
     cut = (f"{read.truncated} of {len(read.lengths)} texts to learn from are longer than {manner.max_tokens} tokens, and were cut",)
-    return Learning(course, lambda: read.embed(chosen), (*(cut if read.truncated else ()), *notices))
+    told = (*(cut if read.truncated else ()), *notices)
+    return Learning(course, lambda: read.embed(chosen), told, {split: len(part) for split, part in parts.items()}, attrition)
+
+
+def shared(pairs: pa.Table, share: float, seed: int, attrition: Attrition) -> pa.Table:
+    """The share of the pairs that is learned from, in their order: those that come first by a hash of seed and id, so that shares nest.
+
+    Raises:
+        InputError: fewer than two are left; learning by contrast needs two.
+    """
+    attrition.entered += len(pairs)
+    if share == 1.0:
+        return pairs
+    kept = round(share * len(pairs))
+    if kept < 2:
+        problem = f"{share:g} of {len(pairs)} pairs is {kept}, and learning by contrast needs two"
+        raise InputError(problem, place="training.share", way_out="take a larger share, or give more books")
+    drawn = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in pairs["pair_id"].to_pylist()]
+    attrition.drop(NOT_SHARED, len(pairs) - kept)
+    return pairs.take(pa.array(sorted(sorted(range(len(pairs)), key=drawn.__getitem__)[:kept])))
 
 
 @dataclass(frozen=True)
@@ -199,19 +224,22 @@ def recorded(
     liveness: Liveness,
     states: tuple[Measured, Measured],
     asked: Asking,
-    told: tuple[str, ...],
+    learned: Learning,
+    load_seconds: float,
 ) -> Run:
     """Encoder, scores, numbers and record into the run folder, by the first process."""
     if not crew.is_main_process:
         return run
     before, after = states
     predictions.keep_encoder(run.folder, stack, manner)
+    adapters.keep_probe(stack, run.folder)
     held = asked.exams[0].texts["text"].to_pylist()[: recipe.evaluation.profile_texts]
-    profile = [_profile(stack, manner, held)] if held else []
+    profile = [_profile(stack, manner, held, load_seconds)] if held else []
     results = [before.results, after.results, vectors.differences(asked, before, after, (ZERO_SHOT, ADAPTED)), *profile]
     finished = around.now()
-    steps = [*asked.shelf.learned.attrition, *(asked.shelf.other.attrition if asked.shelf.other else ()), *(one.attrition for one in asked.exams)]
-    steps += [step for found in (*asked.shelf.search.values(), *asked.shelf.general.values()) for step in found.attrition]
+    shelf = asked.shelf
+    steps = [*shelf.learned.attrition, learned.attrition, *(shelf.other.attrition if shelf.other else ()), *(one.attrition for one in asked.exams)]
+    steps += [step for found in (*shelf.search.values(), *shelf.general.values()) for step in found.attrition]
     return registry.record(
         run,
         results=pa.concat_tables(results),
@@ -228,12 +256,13 @@ def recorded(
             "steps": fitted.progress.step,
             "best_step": fitted.progress.best_step,
             "total_steps": fitted.total_steps,
-            **{f"pairs.{split}": int(pc.sum(pc.equal(asked.shelf.learned.pairs["split"], split)).as_py() or 0) for split in ("train", "tuning")},
+            **{f"pairs.{split}": count for split, count in learned.pairs.items()},
         },
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        peak_memory_bytes=training.peak_bytes(crew.device),
         total_seconds=(finished - run.record.started).total_seconds(),
-        notices=(*stack.notices, *told),
+        notices=(*stack.notices, *learned.notices),
     )
 
 
@@ -248,11 +277,12 @@ def _scores(before: Measured, after: Measured) -> pa.Table:
     return pa.concat_tables([part.cast(schema) for part in parts])
 
 
-def _profile(stack: Stack, manner: Manner, texts: list[str]) -> pa.Table:
+def _profile(stack: Stack, manner: Manner, texts: list[str], load_seconds: float) -> pa.Table:
     """Speed and memory of the adapted model, as results without an interval; what they were measured on stands in their definition."""
-    found = predictions.profile(stack, manner, list(dict.fromkeys(texts)), precision="auto")
+    found = predictions.profile(stack, manner, list(dict.fromkeys(texts)), load_seconds, precision="auto")
     about = f"{found.texts} held-out texts of {found.tokens} tokens, {found.batch_policy}, {found.precision}, {found.threads} threads, {found.device}"
-    names = ("embeddings_per_second", "tokens_per_second", "latency_ms_p50", "latency_ms_p95", "peak_memory_bytes", "parameters", "dimension")
+    speed = ("embeddings_per_second", "tokens_per_second", "latency_ms_p50", "latency_ms_p95")
+    names = (*speed, "peak_memory_bytes", "load_seconds", "parameters", "dimension")
     rows = [
         {
             "name": name,

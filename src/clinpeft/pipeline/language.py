@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clinpeft import adapters, corpora, evaluation, registry, sources, tokens, training
 from clinpeft.adapters import Stack
@@ -26,14 +28,24 @@ def encoded(recipe: AdaptRecipe, base: Base, home: Path, crew: Crew, hashes: Has
     """Windows of tokens, made once for all runs that ask for the same ones; the first process makes them, the others wait."""
     corpus_key = key(hashes.source, recipe.corpus.model_dump(), recipe.split.model_dump(), code_version())
     objective = _objective(recipe, base)
-    token_key = key(corpus_key, hashes.base, recipe.base.max_tokens, recipe.base.overflow, objective)
+    canaries = [recipe.privacy.model_dump(), recipe.seed] if recipe.privacy.canaries else []
+    token_key = key(corpus_key, hashes.base, recipe.base.max_tokens, recipe.base.overflow, objective, *canaries)
     corpus, folder = home / "cache" / f"corpus-{corpus_key}", home / "cache" / f"tokens-{token_key}"
     with crew.main_process_first():
         attrition = _corpus(recipe.source, recipe.corpus, recipe.split, corpus)
+        text, planted = canary_corpus(recipe, corpus / "corpus.parquet")
         if not tokens.is_encoded(folder):
             shape = tokens.layout(base.tokenizer, objective)
-            tokens.encode(corpus / "corpus.parquet", base.tokenizer, shape, recipe.base, folder)
-    return tokens.open_encodings(folder), attrition
+            tokens.encode(text, base.tokenizer, shape, recipe.base, folder)
+    return tokens.open_encodings(folder), (*attrition, *planted)
+
+
+def canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
+    """The corpus to learn from: with invented people in it where the recipe asks for them, and how many of their notes were put in."""
+    if not recipe.privacy.canaries:
+        return corpus, ()
+    target = corpus.with_name(f"canaries-{key(recipe.privacy.model_dump(), recipe.seed)}.parquet")
+    return target, (corpora.with_canaries(corpus, recipe.privacy, recipe.seed, target),)
 
 
 def _corpus(source: SourceSpec, spec: CorpusSpec, split: SplitSpec, folder: Path) -> tuple[Attrition, ...]:
@@ -59,19 +71,26 @@ def _objective(recipe: AdaptRecipe, base: Base) -> str:
 def lesson_of(recipe: AdaptRecipe, base: Base, encodings: Encodings) -> Lesson:
     """What is learned from the windows."""
     asking = training.OBJECTIVES[_objective(recipe, base)]
-    return Lesson(
-        encodings, base.tokenizer, asking, recipe.seed, encodings.windows("train"), encodings.windows("tuning", recipe.evaluation.max_notes)
-    )
+    train, tuning = encodings.windows("train"), encodings.windows("tuning", recipe.evaluation.max_notes)
+    return Lesson(encodings, base.tokenizer, asking, recipe.seed, train, tuning, training.Vocabulary(base.model))
 
 
 def bare(base: Base) -> Forward:
     """The base as it comes."""
-    return lambda input_ids, attention_mask: base.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    nothing = adapters.attach(base, ())
+    return lambda input_ids, attention_mask: adapters.logits(nothing, input_ids, attention_mask)
 
 
 def asked(recipe: AdaptRecipe, encodings: Encodings) -> tokens.Ints:
     """The windows that perplexities are measured on: every split, each within ``evaluation.max_notes``."""
-    return np.concatenate([encodings.windows(split, recipe.evaluation.max_notes) for split in SPLITS])
+    windows = np.concatenate([encodings.windows(split, recipe.evaluation.max_notes) for split in SPLITS])
+    return windows[~canary_notes(encodings)[encodings.notes[windows]]] if recipe.privacy.canaries else windows
+
+
+def canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
+    """Which notes are about invented people, a truth value for each row of ``encodings.table``: they are learned, and are in no other number."""
+    found: NDArray[np.bool_] = pc.starts_with(encodings.table["note_id"], corpora.MARK).to_numpy(zero_copy_only=False)
+    return found
 
 
 def scored(recipe: AdaptRecipe, lesson: Lesson, crew: Crew, forward: Forward) -> pa.Table:
@@ -116,7 +135,10 @@ def recorded(
     """Adapter, tokenizer, numbers and record into the run folder, by the first process."""
     if not crew.is_main_process:
         return run
+    recipe = run.recipe
+    assert isinstance(recipe, AdaptRecipe)
     adapters.save(stack, run.folder / "adapter")
+    adapters.keep_probe(stack, run.folder)
     stack.base.tokenizer.save_pretrained(run.folder / "tokenizer")
     finished = around.now()
     return registry.record(
@@ -133,6 +155,15 @@ def recorded(
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        peak_memory_bytes=training.peak_bytes(crew.device),
         total_seconds=(finished - run.record.started).total_seconds(),
-        notices=stack.notices,
+        notices=(*stack.notices, *_planted(recipe)),
     )
+
+
+def _planted(recipe: AdaptRecipe) -> tuple[str, ...]:
+    asked = recipe.privacy
+    if not asked.canaries:
+        return ()
+    notes, people = asked.canaries * sum(asked.repeats), asked.canaries * len(asked.repeats)
+    return (f"{notes} notes on {people} invented people were put among the training notes, to measure what is remembered",)

@@ -13,14 +13,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clinpeft import evaluation, predictions, registry, sources, tokens, training
+from clinpeft.adapters import Stack
 from clinpeft.errors import InputError, RefusedError, UsageError
 from clinpeft.evaluation import embedding
+from clinpeft.models import Manner
 from clinpeft.pipeline.runs import key
-from clinpeft.predictions import Encoded, Progress
+from clinpeft.predictions import Encoded, Parity, Progress
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, CohortSplitSpec, EmbedRecipe, EvaluationSpec, ScoringSpec, SourceSpec
 from clinpeft.registry import Comparison, Run
+from clinpeft.sources.synthetic import handbook
 from clinpeft.tables import COHORT, PAIR_SCORE, Attrition
 
+SAMPLED = 48  # texts on which another engine is compared
 UNKNOWN_TIME = datetime(1970, 1, 1)  # the tables' times have no zone
 NOTE_COLUMNS = ("note_id", "subject_id", "stay_id", "text")
 
@@ -148,6 +152,7 @@ def predicted(home: Path, text: str, notes: Path, columns: Mapping[str, str], ou
     if not isinstance(run.recipe, ClassifyRecipe):
         raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and answers no question", place="predict", way_out="take a run of classify")
     targets = _targets(run.recipe, out)
+    registry.refuse_changed(run)
     crew = training.assemble()
     served = predictions.open_run(run.folder, run.recipe.base, crew.device)
     working = home / "cache" / f"predict-{key(str(notes.resolve()), run.id)}"
@@ -265,6 +270,7 @@ def encoded(home: Path, text: str, texts: Path, out: Path, tell: Callable[[Progr
         raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="encode", way_out="take a run of embed")
     if out.exists():
         raise RefusedError(f"{str(out)!r} exists", place="encode --out", way_out="name a new file, or remove this one yourself")
+    registry.refuse_changed(run)
     stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
     return predictions.encode(stack, manner, _every_text(texts, home / "cache"), out, manner.document_prompt, tell=tell)
 
@@ -290,11 +296,33 @@ def exported(home: Path, text: str, folder: Path, card: Callable[[Run], str], *,
         RefusedError: ``folder`` exists.
         AdapterError: the adapter cannot stand alone.
     """
+    run, (stack, manner) = _encoder(home, text, folder)
+    predictions.export(stack, manner, folder, card(run), merged, base_name)
+    return folder
+
+
+def exported_to_onnx(home: Path, text: str, folder: Path) -> Parity:
+    """A run of embed as an ONNX graph from token ids to vectors, which is written only if it gives the vectors of the run.
+
+    They are compared on paragraphs of the invented hospital's handbook, so that the books need not be at hand, and on one that is too long.
+
+    Raises:
+        UsageError: there is no such run, it holds no encoder, or a package is not installed.
+        RefusedError: ``folder`` exists, or the graph gives other vectors.
+        AdapterError: an adapter cannot be folded in.
+    """
+    _, (stack, manner) = _encoder(home, text, folder)
+    parts = [part for part in handbook.text().split("\n\n") if part[0].isalpha()]
+    sample = [*parts[:: len(parts) // SAMPLED], " ".join(parts)]
+    return predictions.export_onnx(stack, manner, folder, [manner.document_prompt + part for part in sample])
+
+
+def _encoder(home: Path, text: str, folder: Path) -> tuple[Run, tuple[Stack, Manner]]:
+    """A run of embed and its encoder, to be written to a folder that is not there."""
     run = registry.find(home, text, finished=True)
     if not isinstance(run.recipe, EmbedRecipe):
         raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="export", way_out="take a run of embed")
     if folder.exists():
-        raise RefusedError(f"{str(folder)!r} exists", place="export --to", way_out="name a new folder, or remove this one yourself")
-    stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
-    predictions.export(stack, manner, folder, card(run), merged, base_name)
-    return folder
+        raise RefusedError(f"{str(folder)!r} exists", place="export --out", way_out="name a new folder, or remove this one yourself")
+    registry.refuse_changed(run)
+    return run, predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)

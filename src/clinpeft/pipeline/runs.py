@@ -42,7 +42,8 @@ class Circumstances:
 
 @contextlib.contextmanager
 def opened(recipe: TrainedRecipe, hashes: Hashes, home: Path, around: Circumstances, crew: Crew) -> Iterator[Run]:
-    """The run, held by the first process alone; how it ends is written down whatever happens.
+    """The run, held by the first process alone; how it ends is written down whatever happens. A disk that takes no more is told as what it is,
+    whichever library met it.
 
     Args:
         recipe: what is asked; an adapter's ``from_run`` is the id of a run.
@@ -60,8 +61,11 @@ def opened(recipe: TrainedRecipe, hashes: Hashes, home: Path, around: Circumstan
         try:
             yield run
         except BaseException as error:
+            full = registry.full_disk(error, home)
             if run.record.state != "finished":
-                registry.fail(run, error, around.now())
+                registry.fail(run, full or error, around.now())
+            if full is not None:
+                raise full from error
             raise
 
 
@@ -115,5 +119,10 @@ def heard(run: Run, around: Circumstances, event: Event) -> None:
 
 
 def watch(run: Run, around: Circumstances) -> Watch:
-    """The log and the progress bar."""
-    return Watch(functools.partial(heard, run, around), around.stopping)
+    """The log, which goes on where the run does, and the progress bar."""
+    return Watch(
+        tell=functools.partial(heard, run, around),
+        stopping=around.stopping,
+        resumed=functools.partial(registry.rewind, run),
+        saving=functools.partial(registry.settle, run),
+    )

@@ -1,7 +1,8 @@
 """A fitted model and documents -> answers, and the fitted model kept so that it answers again.
 
 ``answers`` asks: live, or from what is remembered of the notes; ``kept`` writes and opens what a run needs to be asked later. Texts become vectors in
-``encoding``, fast, and in ``learning``, with their gradient; ``encoder`` keeps a model that makes them, ``export`` gives it to sentence-transformers.
+``encoding``, fast, and in ``learning``, with their gradient; ``encoder`` keeps a model that makes them, ``export`` gives it to sentence-transformers,
+``export_onnx`` to another engine.
 """
 
 from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, remembered, scores, shared
@@ -9,6 +10,7 @@ from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
 from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
 from clinpeft.predictions.exporting import export
 from clinpeft.predictions.kept import Served, keep, open_run
+from clinpeft.predictions.onnx_export import Parity, export_onnx
 from clinpeft.predictions.profiling import Profile, profile
 from clinpeft.predictions.texts import Learning, learning
 
@@ -17,11 +19,13 @@ __all__ = [
     "Encoded",
     "Floats",
     "Learning",
+    "Parity",
     "Profile",
     "Progress",
     "Served",
     "encode",
     "export",
+    "export_onnx",
     "features",
     "joined",
     "keep",

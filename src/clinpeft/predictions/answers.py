@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from clinpeft import adapters, models, tokens
+from clinpeft import adapters, tokens
 from clinpeft.adapters import Stack
 from clinpeft.errors import TrainingError
 from clinpeft.models import Head, Pooling, WindowPooling
@@ -35,7 +37,7 @@ def live(stack: Stack, documents: Documents, head: Head, pooling: Pooling, windo
 
     def answer(chosen: Ints) -> torch.Tensor:
         batch = documents.gather(chosen).to(device)
-        vectors = models.pool(adapters.hidden(stack, batch.input_ids, batch.attention_mask), batch.attention_mask, pooling)  # (windows, width)
+        vectors = adapters.pooled(stack, batch.input_ids, batch.attention_mask, pooling)  # (windows, width)
         logits: torch.Tensor = head(vectors, batch.document, batch.documents, window_pooling)
         return logits
 
@@ -60,15 +62,23 @@ def features(stack: Stack, documents: Documents, pooling: Pooling, micro_batch_t
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         writing = path.with_suffix(".writing")
         vectors = np.lib.format.open_memmap(writing, "w+", np.float32, (len(documents.lengths), stack.base.width))
+        _reserve(writing)
         with torch.inference_mode():
             for group in tokens.document_batches(documents, np.arange(len(documents.tokens_total)), micro_batch_tokens):
                 batch = documents.gather(group).to(device)
-                pooled = models.pool(adapters.hidden(stack, batch.input_ids, batch.attention_mask), batch.attention_mask, pooling)
+                pooled = adapters.pooled(stack, batch.input_ids, batch.attention_mask, pooling)
                 vectors[documents.windows_of(group)[0]] = pooled.cpu().numpy()
         vectors.flush()
         writing.replace(path)
-    mapped: Floats = np.load(path, mmap_mode="r")
+    mapped: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a mapped file now: on a full disk this is an error, while writing to a page that has no room kills the process."""
+    if sys.platform == "linux":
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def scores(answer: Answer, classes: int, grouped: Callable[[Ints], list[Ints]], crew: Crew, chosen: Ints) -> Floats:

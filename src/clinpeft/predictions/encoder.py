@@ -79,4 +79,6 @@ def random_base(base: Base, seed: int) -> Base:
         torch.manual_seed(seed)
         model = base.family.auto.from_config(base.model.config)
     model.requires_grad_(False)
-    return replace(base, model=model.eval().to(base.model.device, base.precision), sha256="")
+    random = replace(base, model=model.eval().to(base.model.device, base.precision), sha256="")
+    models.flatten(random)
+    return random

@@ -1,7 +1,7 @@
-"""Texts -> vectors, fast: tokenised once, the same text once, side by side only with texts of the same length, so that nothing is ever padded.
+"""Texts -> vectors, fast: tokenised once, the same text once, many texts in one row of tokens, so that nothing is ever padded.
 
-Batches of one length need no mask and waste nothing; they also make the vector of a text independent of its neighbours but for rounding. What is read
-is a plain copy with the adapters folded in where they can be, in bfloat16 where the processor has instructions for it and the vectors stay the same.
+A text sees itself alone (``models.attention``), so that its vector is independent of its neighbours but for rounding. What is read is a plain copy
+with the adapters folded in where they can be, in bfloat16 where the processor has instructions for it and the vectors stay the same.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Stack
+from clinpeft import adapters, models, tokens
+from clinpeft.adapters import METHODS, Counts, Stack
 from clinpeft.errors import InputError, TrainingError
 from clinpeft.models import Pooling
 from clinpeft.models.backbones import Manner
@@ -34,8 +34,6 @@ SAMPLE_TEXTS = 32
 LEAST_COSINE = 0.999  # between bfloat16 and float32, the worst of the sample
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Hidden = Callable[[torch.Tensor], torch.Tensor]
-"""Token ids (rows, time), all of them text -> vectors (rows, time, width)."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,21 @@ class Engine:
     """A stack made ready to give vectors.
 
     Attributes:
-        hidden: what is asked.
-        device: where.
+        stack: what is asked.
         precision: of the computation.
         reason: why this precision.
         cosine: the least agreement with float32 on the sample; None where it is float32, or could not be compared.
     """
 
-    hidden: Hidden
-    device: torch.device
+    stack: Stack
     precision: str
     reason: str
     cosine: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return torch.device(self.stack.base.model.device)
 
 
 @dataclass(frozen=True)
@@ -275,19 +276,13 @@ def tokenised(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[l
 
 
 def buckets(lengths: Ints, token_budget: int) -> list[Ints]:
-    """Groups of texts of exactly one length, of at most ``token_budget`` tokens or of one text; the longest first, so that too little memory shows
-    at once.
+    """Groups of texts of at most ``token_budget`` tokens, or of one text; the longest first, so that too little memory shows at once, and texts of
+    one length together.
 
     Args:
         lengths: (texts,) tokens of each.
     """
-    order = np.argsort(-lengths, kind="stable")
-    cuts = np.flatnonzero(np.diff(lengths[order])) + 1
-    groups: list[Ints] = []
-    for same in np.split(order, cuts):
-        rows = max(1, token_budget // int(lengths[same[0]])) if len(same) else 1
-        groups.extend(same[start : start + rows] for start in range(0, len(same), rows))
-    return groups
+    return tokens.micro_batches(lengths, np.arange(len(lengths)), token_budget)
 
 
 def spread(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
@@ -301,13 +296,22 @@ def spread(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
 
 
 def read(engine: Engine, ids: Sequence[list[int]], manner: Manner) -> Floats:
-    """Vectors (rows, width), float32, of texts of one length."""
-    batch = torch.tensor(list(ids), dtype=torch.int64, device=engine.device)
+    """Vectors (texts, width), float32."""
+    input_ids, mask = in_rows(ids)
     with torch.inference_mode():
-        pooled = models.pool(engine.hidden(batch), torch.ones_like(batch), manner.pooling)
+        pooled = adapters.pooled(engine.stack, input_ids.to(engine.device), mask.to(engine.device), manner.pooling)
         pooled = torch.nn.functional.normalize(pooled, dim=1) if manner.normalise else pooled
     found: Floats = pooled.cpu().numpy()
     return found
+
+
+def in_rows(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(texts, time) ids and mask, with zeros on the right."""
+    lengths = torch.tensor([len(each) for each in ids])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    rows = torch.zeros(mask.shape, dtype=torch.int64)
+    rows[mask] = torch.tensor(list(chain.from_iterable(ids)))
+    return rows, mask.long()
 
 
 def engine(stack: Stack, pooling: Pooling, precision: Precision, sample: Sequence[list[int]]) -> Engine:
@@ -325,22 +329,22 @@ def engine(stack: Stack, pooling: Pooling, precision: Precision, sample: Sequenc
     device = torch.device(stack.base.model.device)
     if stack.silent or not all(METHODS[adapter.spec.method].merges for adapter in stack.adapters):
         named = str(stack.base.precision).removeprefix("torch.")
-        return Engine(_live(stack), device, named, f"{named}: that of the base, whose adapters cannot be folded into it")
+        return Engine(stack, named, f"{named}: that of the base, whose adapters cannot be folded into it")
     wanted, reason = models.precision_for(precision, device)
     exact = _exact(stack)
     if wanted == torch.float32:
-        return Engine(_plain(exact), device, "float32", reason)
+        return Engine(_bare(stack, exact), "float32", reason)
     look = Manner(pooling)
-    expected = [read(Engine(_plain(exact), device, "", ""), [ids], look)[0] for ids in sample]
+    expected = [read(Engine(_bare(stack, exact), "", ""), [ids], look)[0] for ids in sample]
     fast = _rounded(stack, exact, wanted)
-    found = [read(Engine(_plain(fast), device, "", ""), [ids], look)[0] for ids in sample]
+    found = [read(Engine(_bare(stack, fast), "", ""), [ids], look)[0] for ids in sample]
     cosine = float(np.min([one @ other for one, other in zip(expected, found, strict=True)]))  # NaN stays NaN, and fails below
     named = str(wanted).removeprefix("torch.")
     if cosine >= LEAST_COSINE:
-        return Engine(_plain(fast), device, named, f"{reason}; worst cosine to float32 on {len(sample)} texts {cosine:.5f}", cosine)
+        return Engine(_bare(stack, fast), named, f"{reason}; worst cosine to float32 on {len(sample)} texts {cosine:.5f}", cosine)
     del fast
     reason = f"float32: {named} was tried, and its worst cosine to float32 on {len(sample)} texts is {cosine:.5f}, below {LEAST_COSINE}"
-    return Engine(_plain(_exact(stack)), device, "float32", reason, cosine)
+    return Engine(_bare(stack, _exact(stack)), "float32", reason, cosine)
 
 
 def _exact(stack: Stack) -> Any:
@@ -360,13 +364,6 @@ def _rounded(stack: Stack, exact: Any, precision: torch.dtype) -> Any:
     return rounded
 
 
-def _plain(model: Any) -> Hidden:
-    def hidden(ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        return found
-
-    return hidden
-
-
-def _live(stack: Stack) -> Hidden:
-    return lambda ids: adapters.hidden(stack, ids, torch.ones_like(ids))
+def _bare(stack: Stack, model: Any) -> Stack:
+    """A model without adapters beside it, asked like any stack."""
+    return Stack(replace(stack.base, model=model), (), Counts(0, stack.counts.base), (), {})

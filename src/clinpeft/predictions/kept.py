@@ -88,5 +88,5 @@ def _probed(stack: Stack, heads: Mapping[str, Head], pooling: Pooling, window_po
     device = stack.base.model.device
     rows, mask = torch.arange(len(ids), device=device), torch.ones_like(ids, device=device)
     with torch.inference_mode():
-        vectors = models.pool(adapters.hidden(stack, ids.to(device), mask), mask, pooling)
+        vectors = adapters.pooled(stack, ids.to(device), mask, pooling)
         return {name: head(vectors, rows, len(rows), window_pooling).cpu() for name, head in heads.items()}

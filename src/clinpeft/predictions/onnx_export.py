@@ -21,7 +21,7 @@ from clinpeft.errors import RefusedError, StorageError, UsageError
 from clinpeft.models.backbones import Manner
 from clinpeft.predictions.encoding import limit, vectors
 
-GRAPH, REPORT = "model.onnx", "parity.json"
+GRAPH, REPORT, ABOUT = "model.onnx", "parity.json", "encoder.json"
 MOST_DIFFERENCE = 1e-4  # of a number of a vector of length 1: another engine adds in another order
 BATCH = 8
 
@@ -76,7 +76,8 @@ def _pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, how: models.Pool
 
 
 def export_onnx(stack: Stack, manner: Manner, folder: Path, sample: Sequence[str]) -> Parity:
-    """Write ``model.onnx``, the tokenizer and ``parity.json``; the folder appears whole or not at all, and only if the vectors are the same.
+    """Write ``model.onnx``, the tokenizer, ``encoder.json`` (prompts and length) and ``parity.json``; the folder appears whole or not at all, and
+    only if the vectors are the same.
 
     Its inputs are ``input_ids`` and ``attention_mask`` (rows, time) int64, padded on the right; its output is ``vectors`` (rows, width) float32.
 
@@ -103,6 +104,7 @@ def export_onnx(stack: Stack, manner: Manner, folder: Path, sample: Sequence[str
         writing.mkdir(parents=True)
         _graph(stack, manner).save(str(writing / GRAPH))
         stack.base.tokenizer.save_pretrained(writing)
+        (writing / ABOUT).write_text(json.dumps(asdict(manner), indent=2) + "\n", encoding="utf-8")
         parity = _compared(stack, manner, runtime, writing / GRAPH, sample)
         (writing / REPORT).write_text(json.dumps(parity.as_json(), indent=2) + "\n", encoding="utf-8")
         if not parity.largest_difference <= parity.allowed:  # so that NaN is refused

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clinpeft import adapters, models
+from clinpeft import adapters
 from clinpeft.adapters import Stack
 from clinpeft.models.backbones import Manner
-from clinpeft.predictions.encoding import limit, tokenised
+from clinpeft.predictions.encoding import in_rows, limit, tokenised
 from clinpeft.tokens import Ints, micro_batches
 
 
@@ -41,23 +41,15 @@ def learning(stack: Stack, manner: Manner, texts: Sequence[str], micro_batch_tok
         stack: base and adapters.
         manner: where a vector is read, and the longest text.
         texts: what stands in the pairs.
-        micro_batch_tokens: tokens, padding included, that go through the model together.
+        micro_batch_tokens: tokens that go through the model together.
         device: where.
     """
     ids, truncated = tokenised(stack.base.tokenizer, list(texts), limit(stack, manner))
     lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
 
     def embed(chosen: Ints) -> torch.Tensor:
-        input_ids, mask = _padded([ids[at] for at in chosen])
+        input_ids, mask = in_rows([ids[at] for at in chosen])
         input_ids, mask = input_ids.to(device), mask.to(device)
-        return models.pool(adapters.hidden(stack, input_ids, mask), mask, manner.pooling)
+        return adapters.pooled(stack, input_ids, mask, manner.pooling)
 
     return Learning(lengths, embed, lambda chosen: micro_batches(lengths, chosen, micro_batch_tokens), truncated)
-
-
-def _padded(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(texts, time) ids and mask, padded on the right."""
-    rows = [torch.tensor(each) for each in ids]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(each) for each in ids])
-    return padded, (torch.arange(padded.shape[1])[None, :] < lengths[:, None]).long()

@@ -1,6 +1,7 @@
 """A run, said in full: TOML in, frozen specs out.
 
-``specs`` says what a recipe can say, ``reading`` turns files, overrides and grids into recipes, ``writing`` turns a recipe back into TOML.
+``specs`` says what a recipe can say, ``reading`` turns files, overrides and grids into recipes, ``writing`` turns a recipe back into TOML;
+``search`` says what a file asks for beyond its runs.
 """
 
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
@@ -8,6 +9,19 @@ from clinpeft.recipe.embed import EmbedRecipe, EncoderSpec, SearchSetSpec, Vecto
 from clinpeft.recipe.embedding import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
 from clinpeft.recipe.kinds import RECIPES
 from clinpeft.recipe.reading import Cell, read, validated
+from clinpeft.recipe.search import (
+    CompareSpec,
+    Dimension,
+    Plan,
+    SearchSpec,
+    WorkersSpec,
+    digest,
+    dimension,
+    pairs_of,
+    plan,
+    varied,
+    with_trials,
+)
 from clinpeft.recipe.specs import (
     AdapterSpec,
     AdaptionPromptSpec,
@@ -29,6 +43,7 @@ from clinpeft.recipe.specs import (
     ModelSpec,
     OptimisationSpec,
     PrefixSpec,
+    PrivacySpec,
     PromptSpec,
     PTuningSpec,
     ReaderSpec,
@@ -55,8 +70,10 @@ __all__ = [
     "ClassifyRecipe",
     "CohortRecipe",
     "CohortSplitSpec",
+    "CompareSpec",
     "ContrastiveTrainingSpec",
     "CorpusSpec",
+    "Dimension",
     "EmbedRecipe",
     "EncoderSpec",
     "EvaluationSpec",
@@ -74,20 +91,30 @@ __all__ = [
     "PairSplitSpec",
     "PairsSpec",
     "PassagesSpec",
+    "Plan",
     "PrefixSpec",
+    "PrivacySpec",
     "PromptSpec",
     "ReaderSpec",
     "ReadingSpec",
     "Recipe",
     "ScoringSpec",
     "SearchSetSpec",
+    "SearchSpec",
     "SourceSpec",
     "Spec",
     "SplitSpec",
     "TaskSpec",
     "TrainingSpec",
     "VectorScoringSpec",
+    "WorkersSpec",
     "as_toml",
+    "digest",
+    "dimension",
+    "pairs_of",
+    "plan",
     "read",
     "validated",
+    "varied",
+    "with_trials",
 ]

@@ -40,6 +40,7 @@ class ContrastiveTrainingSpec(OptimisationSpec):
     Attributes:
         learning_rate: peak of the schedule.
         warmup_fraction: share of the steps over which the learning rate rises linearly.
+        share: of the training pairs that are learned from, drawn with the seed; a smaller share lies within a larger one.
         objective: ``info-nce``, also called multiple negatives ranking: the positive against all negatives at once; ``triplet``: against each
             negative by a margin.
         batch_pairs: pairs per optimiser step, over all micro-batches and processes; each is a negative for all others. Costs time, not memory.
@@ -55,6 +56,7 @@ class ContrastiveTrainingSpec(OptimisationSpec):
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     objective: Literal["info-nce", "triplet"] = "info-nce"
     batch_pairs: Annotated[int, Field(ge=2)] = 64
     apart_by: Literal["text", "passage", "section"] = "section"

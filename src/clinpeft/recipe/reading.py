@@ -22,13 +22,18 @@ from clinpeft.recipe.specs import AnyAdapterSpec, Recipe, Spec
 Json = dict[str, Any]
 Place = tuple[str, ...]
 
+PLANNING = ("search", "compare", "workers")
+"""Tables of a recipe file that say what is done with its runs, and are in none of them: see ``recipe.search``."""
+
 
 class Cell(Spec):
-    """One run of a grid: its name, its recipe, and what was published for it (column -> value as printed)."""
+    """One run of a grid: its name, its recipe, what was published for it (column -> value as printed), and its choice on every axis (of a table
+    its name, else the value)."""
 
     name: str
     recipe: pydantic.SerializeAsAny[Recipe]
     published: dict[str, str | int | float] = pydantic.Field(default_factory=dict)
+    settings: dict[str, str | int | float | bool] = pydantic.Field(default_factory=dict)
 
 
 Environment = Mapping[str, str]
@@ -51,13 +56,14 @@ def read(path: Path, overrides: Sequence[str] = (), environment: Environment | N
         raise RecipeError(f"this recipe cannot be read: {error}", place=str(path), way_out="give the path of a TOML file") from error
     grid = document.pop("grid", {})
     cells = []
-    for name, changes, published in _cells(grid, str(path)):
-        filled = _with(document, changes, str(path))
+    for name, changes, published, settings in _cells(grid, str(path)):
+        filled = with_changes(document, changes, str(path))
         filled = _anchored(filled, path.parent.resolve())
-        filled = _with(filled, _anchored_pairs(overrides), "--set")
+        filled = with_changes(filled, _anchored_pairs(overrides), "--set")
+        filled = {key: value for key, value in filled.items() if key not in PLANNING}
         filled = _expanded(filled, environment or {}, str(path))
         filled["name"] = " · ".join(part for part in (str(filled.get("name", "")), name) if part)  # so that a run can be found by its cell
-        cells.append(Cell(name=name, recipe=validated(filled, str(path)), published=published))
+        cells.append(Cell(name=name, recipe=validated(filled, str(path)), published=published, settings=settings))
     return cells
 
 
@@ -75,13 +81,13 @@ def validated(document: Json, place: str) -> Recipe:
     try:
         return RECIPES[kind].model_validate(document)
     except pydantic.ValidationError as error:
-        raise _explained(error, place) from None
+        raise explained(error, place) from None
 
 
-def _cells(grid: Json, place: str) -> list[tuple[str, Json, Json]]:
-    """(name, changes, published) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis of
-    tables sets all keys of the chosen table, but for ``name`` and ``published``."""
-    axes: list[list[tuple[str, Json, Json]]] = []
+def _cells(grid: Json, place: str) -> list[tuple[str, Json, Json, Json]]:
+    """(name, changes, published, settings) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis
+    of tables sets all keys of the chosen table, but for ``name`` and ``published``."""
+    axes: list[list[tuple[str, Json, Json, Json]]] = []
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise RecipeError(f"grid axis {key!r} is not a list of choices", place=f"{place}: [grid]", way_out='write "key" = [first, second]')
@@ -90,20 +96,19 @@ def _cells(grid: Json, place: str) -> list[tuple[str, Json, Json]]:
     return [_joined(point) for point in points]
 
 
-def _choice(key: str, choice: Any) -> tuple[str, Json, Json]:
+def _choice(key: str, choice: Any) -> tuple[str, Json, Json, Json]:
     if not isinstance(choice, dict):
-        return f"{key}={choice}", {key: choice}, {}
+        return f"{key}={choice}", {key: choice}, {}, {key: choice if isinstance(choice, str | int | float) else str(choice)}
     changes = {name: value for name, value in choice.items() if name not in ("name", "published")}
-    return choice.get("name", key), changes, choice.get("published", {})
+    return choice.get("name", key), changes, choice.get("published", {}), {key: choice.get("name", key)}
 
 
-def _joined(point: Sequence[tuple[str, Json, Json]]) -> tuple[str, Json, Json]:
-    changes = {key: value for _, part, _ in point for key, value in part.items()}
-    published = {key: value for _, _, part in point for key, value in part.items()}
-    return " · ".join(name for name, _, _ in point), changes, published
+def _joined(point: Sequence[tuple[str, Json, Json, Json]]) -> tuple[str, Json, Json, Json]:
+    changes, published, settings = ({key: value for one in point for key, value in one[part].items()} for part in (1, 2, 3))
+    return " · ".join(one[0] for one in point), changes, published, settings
 
 
-def _with(document: Json, changes: Json, place: str) -> Json:
+def with_changes(document: Json, changes: Json, place: str) -> Json:
     """A copy with each dotted key set; ``adapters.0.rank`` counts from 0."""
     filled: Json = _copied(document)
     for dotted, value in changes.items():
@@ -209,9 +214,10 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 _PATHS = frozenset(place for spec in RECIPES.values() for place in _paths(spec, ()))
 
 
-def _explained(error: pydantic.ValidationError, place: str) -> RecipeError:
-    """The first complaint of pydantic in the house's words."""
-    first = error.errors(include_url=False)[0]
+def explained(error: pydantic.ValidationError, place: str) -> RecipeError:
+    """The first complaint of pydantic in the house's words; a key that is unknown before one that is missing, which it may have been meant for."""
+    complaints = error.errors(include_url=False)
+    first = next((complaint for complaint in complaints if complaint["type"] == "extra_forbidden"), complaints[0])
     where = ".".join(str(part) for part in first["loc"] if part not in _METHOD_TAGS) or "recipe"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_known_keys()), n=1)

@@ -398,6 +398,18 @@ class EvaluationSpec(Spec):
     max_notes: Annotated[int, Field(ge=0)] = 0
 
 
+class PrivacySpec(Spec):
+    """Canaries: notes on invented people among the training notes, so that ``clinpeft privacy`` can measure what is remembered (Carlini et al. 2019).
+
+    Attributes:
+        canaries: invented people for each number of repeats; 0: none.
+        repeats: how often the note of such a person stands in the training split.
+    """
+
+    canaries: Annotated[int, Field(ge=0, le=1000)] = 0
+    repeats: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 10, 100)
+
+
 class ScoringSpec(Spec):
     """How answers are scored.
 
@@ -448,6 +460,7 @@ class AdaptRecipe(Recipe):
     adapters: Annotated[tuple[AnyAdapterSpec, ...], Field(min_length=1)]
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    privacy: PrivacySpec = PrivacySpec()
 
 
 class CohortRecipe(Recipe):

@@ -1,17 +1,25 @@
 """A run folder: what was asked, what was read, what came out; found again by id or name, and compared.
 
 ``schema`` says what ``run.json`` holds, ``folder`` writes and reads one run, ``index`` finds runs in a home, ``comparison`` sets two beside each
-other, ``storage`` keeps files whole and one process at a time. No clock is read here: times are handed in.
+other, ``storage`` keeps files whole and one process at a time; ``manifest`` and ``verification`` say whether files are still those of the run,
+``release`` what may leave, ``purging`` what can go, ``audit`` who did what. No clock is read here: times are handed in.
 """
 
 from clinpeft.registry.comparison import Comparison, Difference, compare
-from clinpeft.registry.folder import Run, append, fail, identity, likelihoods, open_run, read, record, table, update
+from clinpeft.registry.folder import Run, append, fail, identity, likelihoods, open_run, read, record, rewind, settle, table, update
 from clinpeft.registry.index import Listing, find, list_runs
+from clinpeft.registry.manifest import files_of
+from clinpeft.registry.release import PRIVACY, SMALLEST_CELL, Content, audit_for_release, checksum, privacy_of, weights_of, write_release
 from clinpeft.registry.schema import Hardware, Hashes, Problem, RunRecord
-from clinpeft.registry.storage import replaced, write_atomically
+from clinpeft.registry.storage import full_disk, replaced, write_atomically
+from clinpeft.registry.verification import Check, file_checks, refuse_changed
 
 __all__ = [
+    "PRIVACY",
+    "SMALLEST_CELL",
+    "Check",
     "Comparison",
+    "Content",
     "Difference",
     "Hardware",
     "Hashes",
@@ -20,17 +28,28 @@ __all__ = [
     "Run",
     "RunRecord",
     "append",
+    "audit_for_release",
+    "checksum",
     "compare",
     "fail",
+    "file_checks",
+    "files_of",
     "find",
+    "full_disk",
     "identity",
     "likelihoods",
     "list_runs",
     "open_run",
+    "privacy_of",
     "read",
     "record",
+    "refuse_changed",
     "replaced",
+    "rewind",
+    "settle",
     "table",
     "update",
+    "weights_of",
     "write_atomically",
+    "write_release",
 ]

@@ -22,8 +22,9 @@ import pydantic
 
 from clinpeft.errors import ClinpeftError, InputError, InterruptedRun, RecipeError, StorageError
 from clinpeft.recipe import Recipe, as_toml, validated
+from clinpeft.registry.manifest import files_of
 from clinpeft.registry.schema import Problem, RunRecord, State
-from clinpeft.registry.storage import is_locked, locked, replaced, unwritable, write_atomically
+from clinpeft.registry.storage import flush_to_disk, is_locked, locked, replaced, unwritable, write_atomically
 from clinpeft.tables import LIKELIHOOD, RESULT, Attrition
 
 RECIPE, RECORD, LOG = "recipe.toml", "run.json", "log.jsonl"
@@ -115,6 +116,8 @@ def open_run(home: Path, recipe: Recipe, opening: RunRecord) -> Iterator[Run]:
     except OSError as error:
         raise unwritable(error, folder) from error
     with locked(folder):
+        for left in folder.rglob(".*.partial"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         earlier = _record(folder) if (folder / RECORD).exists() else None
         if earlier is not None and earlier.state == "finished":
             yield read(folder)
@@ -155,6 +158,42 @@ def append(run: Run, event: str, **values: float | int | str | None) -> None:
     try:
         with path.open("a+b") as file:
             file.write((_after_a_torn_line(file) + line).encode())
+    except OSError as error:
+        raise unwritable(error, path) from error
+
+
+def rewind(run: Run, step: int) -> None:
+    """Take back what the log says of later steps than this, and a last line torn by a crash: a run that goes on from a checkpoint takes those steps
+    again, and says each of them once.
+
+    Raises:
+        StorageError: nothing could be written; what was there before is intact.
+    """
+    path = run.folder / LOG
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith(b"\n") and _stays(line, step)]
+    if len(kept) < len(lines):
+        write_atomically(path, b"".join(kept))
+
+
+def _stays(line: bytes, step: int) -> bool:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and not (said.get("event") == "step" and said.get("step", 0) > step)
+
+
+def settle(run: Run) -> None:
+    """The log as it survives a power cut: what it says so far has reached the disk.
+
+    Raises:
+        StorageError: the disk takes no more.
+    """
+    path = run.folder / LOG
+    try:
+        if path.exists():
+            flush_to_disk(path)
     except OSError as error:
         raise unwritable(error, path) from error
 
@@ -203,7 +242,7 @@ def record(
     for name, table in (tables or {}).items():
         with replaced(run.folder / f"{name}.parquet") as path:
             pq.write_table(table, path, compression="zstd")
-    return update(run, state="finished", finished=finished, error=None, **facts)
+    return update(run, state="finished", finished=finished, error=None, files=files_of(run.folder), **facts)
 
 
 def _write_likelihoods(target: Path, likelihoods: Mapping[str, pa.Table]) -> None:

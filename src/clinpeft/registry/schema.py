@@ -78,8 +78,10 @@ class RunRecord(Spec):
         tokens_seen: tokens that training has gone through, padding apart.
         training_seconds: in the training loop, over all attempts.
         total_seconds: from the first room to the last, over all attempts.
+        peak_memory_bytes: the most that the process had held when the run was recorded: of a GPU what was allocated on it, else the resident set.
         liveness: the proof that each adapter did what was intended (``adapters.Liveness``).
         baselines_seconds, features_seconds: spent on trivial baselines, and on reading what is remembered of the notes, where that was done here.
+        files: file of the run's folder -> SHA-256 when the run finished; empty for a run of an older version.
         notices: what the user should know: an option that was cut to what the base has, a split that is empty.
         error: why the run stopped, for one that failed or was interrupted.
     """
@@ -106,8 +108,10 @@ class RunRecord(Spec):
     tokens_seen: Count | None = None
     training_seconds: Seconds | None = None
     total_seconds: Seconds | None = None
+    peak_memory_bytes: Count | None = None
     liveness: dict[str, Any] | None = None
     baselines_seconds: Seconds | None = None
     features_seconds: Seconds | None = None
+    files: dict[str, str] = Field(default_factory=dict)
     notices: tuple[str, ...] = ()
     error: Problem | None = None

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clinpeft.errors import RefusedError, StorageError
+from clinpeft.errors import ClinpeftError, RefusedError, StorageError
 
 _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # some network file systems
+_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -35,9 +36,9 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         temporary.replace(path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise unwritable(error, path) from error
     finally:
@@ -51,7 +52,28 @@ def unwritable(error: OSError, path: Path) -> StorageError:
     return StorageError(f"nothing can be written: {os.strerror(error.errno) if error.errno else error}", place=str(path), way_out=way_out)
 
 
-def _flush_to_disk(path: Path) -> None:
+def full_disk(error: BaseException, folder: Path) -> StorageError | None:
+    """What to say of an error that means that nothing more can be written, whichever library met it; None for any other.
+
+    Libraries without the system's error numbers (DuckDB, Arrow, safetensors) say the system's words; only those words are taken from their message.
+
+    Args:
+        error: as raised.
+        folder: where was being written, for an error that does not say.
+    """
+    if isinstance(error, ClinpeftError) or not isinstance(error, Exception):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        said = str(error)
+        number = next((one for one in _TAKES_NO_MORE if os.strerror(one) in said), None)
+    if number not in _TAKES_NO_MORE:
+        return None
+    named = error.filename if isinstance(error, OSError) else None
+    return unwritable(OSError(number, ""), Path(str(named)) if named else folder)
+
+
+def flush_to_disk(path: Path) -> None:
     """A replaced file survives a power cut only if the file, and then its folder, have reached the disk."""
     if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
         return

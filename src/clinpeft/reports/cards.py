@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from clinpeft.errors import UsageError
-from clinpeft.recipe import AdapterSpec, EmbedRecipe
+from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Run
+from clinpeft.reports.adapters import adapter_card
 from clinpeft.reports.formats import count, share
 from clinpeft.reports.tables import Column, Estimate, Table, as_markdown
 
@@ -75,15 +76,24 @@ class Card:
     language: str = "en"
 
 
+def has_card(run: Run) -> bool:
+    """Whether a run has weights of its own to give away."""
+    return isinstance(run.recipe, EmbedRecipe | AdaptRecipe) or (isinstance(run.recipe, ClassifyRecipe) and bool(run.recipe.adapters))
+
+
 def card_of(run: Run) -> str:
-    """The card of a run of embed, filled from its record.
+    """The card of a run, filled from its record.
 
     Raises:
-        UsageError: the run is of another kind.
+        UsageError: the run has no weights of its own.
     """
-    recipe, record = run.recipe, run.record
-    if not isinstance(recipe, EmbedRecipe):
-        raise UsageError(f"run {run.id} is of kind {record.kind}", place="card", way_out="take a run of embed")
+    if not has_card(run):
+        raise UsageError(f"run {run.id} has no adapter", place="card", way_out="take a run that trained one")
+    return _encoder_card(run, run.recipe) if isinstance(run.recipe, EmbedRecipe) else adapter_card(run)
+
+
+def _encoder_card(run: Run, recipe: EmbedRecipe) -> str:
+    record = run.record
     manner = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))["manner"]
     dimension = next((row["value"] for row in run.results.to_pylist() if row["name"] == "dimension"), None)
     training = recipe.training

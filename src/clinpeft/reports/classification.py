@@ -19,8 +19,16 @@ _ROUNDING = 0.00006  # means printed as percent with two decimals
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """One entry, with what its recipe says and its run found."""
+class Asked:
+    """One entry, with what its recipe says and its run found.
+
+    Attributes:
+        entry: the cell.
+        row: the name of the row that it belongs to.
+        tasks: what it asks.
+        seed: of its recipe; None where that is not known.
+        found: every number of its run.
+    """
 
     entry: Entry
     row: str
@@ -30,23 +38,40 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """The cells that differ by task and seed only."""
+class Row:
+    """The cells that differ by task and seed only.
+
+    Attributes:
+        name: what they have in common.
+        cells: in the order of the grid.
+    """
 
     name: str
-    cells: tuple[_Cell, ...]
+    cells: tuple[Asked, ...]
 
     @property
     def runs(self) -> list[Run]:
+        """Of the cells that have one."""
         return [cell.entry.run for cell in self.cells if cell.entry.run is not None]
 
     @property
     def seeds(self) -> list[int]:
+        """Those that are known, in order."""
         return sorted({cell.seed for cell in self.cells if cell.seed is not None})
 
     @property
     def published(self) -> Mapping[str, str | int | float]:
+        """What was printed for any of the cells."""
         return {key: known for cell in self.cells for key, known in cell.entry.published.items()}
+
+    def first(self, task: str) -> Run | None:
+        """The finished run with the smallest seed that asks a task: figures show one run a row."""
+        asked = [cell.entry.run for cell in self.cells if task in cell.tasks and cell.entry.run is not None]
+        return min((run for run in asked if run.record.state == "finished"), key=lambda run: run.recipe.seed, default=None)
+
+    def metric(self, task: str) -> str | None:
+        """Name of the task's main metric, as any of the runs measured it."""
+        return next((known for cell in self.cells if (known := main_metric(cell.found, task))), None)
 
     def by_seed(self, name: Callable[[str], str], task: str, group: str = MODEL) -> dict[int | None, Estimate]:
         """Seed -> the number that the main metric's name leads to."""
@@ -63,19 +88,25 @@ def classification_table(entries: Sequence[Entry], title: str, notes: Sequence[s
     beside and is never mixed with it. The macro average is the plain mean over the tasks, the published one too. Above the rows stands what they
     must beat, and a row that does not beat TF-IDF with logistic regression says so, as does a cell that failed or has not ended.
     """
+    rows = rows_of(entries)
     cells = [_cell(entry) for entry in entries]
     asked = list(dict.fromkeys(task for cell in cells for task in cell.tasks))
-    rows = [_Row(name, tuple(cell for cell in cells if cell.row == name)) for name in dict.fromkeys(cell.row for cell in cells)]
     shown = [*_baselines(cells, asked), *(_shown(row, asked) for row in rows)]
     columns = [column for column in _columns(asked) if not column.under or any(row.get(column.title) not in (None, "") for row in shown)]
     texts = tuple(tuple(row.get(column.title, "" if column.is_text else None) for column in columns) for row in shown)
     return Table(title, tuple(columns), texts, tuple(dict.fromkeys([*_notes(rows, cells, asked), *notes])))
 
 
-def _cell(entry: Entry) -> _Cell:
+def rows_of(entries: Sequence[Entry]) -> list[Row]:
+    """The cells of a grid of questions as rows: those whose names differ only in their task or seed are one."""
+    cells = [_cell(entry) for entry in entries]
+    return [Row(name, tuple(cell for cell in cells if cell.row == name)) for name in dict.fromkeys(cell.row for cell in cells)]
+
+
+def _cell(entry: Entry) -> Asked:
     recipe = entry.asked
     found = estimates(entry.run) if entry.run is not None else {}
-    return _Cell(entry, _row_name(entry), tasks(recipe), None if recipe is None else recipe.seed, found)
+    return Asked(entry, _row_name(entry), tasks(recipe), None if recipe is None else recipe.seed, found)
 
 
 def _row_name(entry: Entry) -> str:
@@ -99,12 +130,12 @@ def _columns(asked: Sequence[str]) -> Iterator[Column]:
     yield Column("remark", is_text=True, under="model")
 
 
-def _shown(row: _Row, asked: Sequence[str]) -> dict[str, Value]:
+def _shown(row: Row, asked: Sequence[str]) -> dict[str, Value]:
     """Column -> value."""
     named: dict[str, Value] = {"model": row.name, "remark": "; ".join(_remarks(row, asked)), "time": _seconds(row)}
     found = {task: row.by_seed(str, task) for task in asked}
-    as_published = {task: _mean(list(row.by_seed(_as_published, task).values())) for task in asked}
-    means = {task: _mean(list(of.values())) for task, of in found.items()}
+    as_published = {task: mean(list(row.by_seed(_as_published, task).values())) for task in asked}
+    means = {task: mean(list(of.values())) for task, of in found.items()}
     named |= {**means, **{f"{task}, as scored by the paper": scored for task, scored in as_published.items() if value(scored) != value(means[task])}}
     named |= {f"published {task}": row.published.get(task) for task in asked}
     macro = _macro(found)
@@ -122,7 +153,7 @@ def _as_published(metric: str) -> str:
     return "auroc_clinical_peft"
 
 
-def _mean(found: Sequence[Estimate]) -> Estimate | None:
+def mean(found: Sequence[Estimate]) -> Estimate | None:
     """Of the values, and of each end of the intervals: all seeds are asked about the same people, so their sampling errors do not average out."""
     if not found:
         return None
@@ -146,7 +177,7 @@ def _macro(found: Mapping[str, Mapping[int | None, Estimate]]) -> list[float]:
     return [statistics.fmean(known for known in of if known is not None) for of in values]
 
 
-def _published_macro(row: _Row, asked: Sequence[str]) -> float | None:
+def _published_macro(row: Row, asked: Sequence[str]) -> float | None:
     """Recomputed from the published values, since three of the printed means are not the means of their rows."""
     known = [row.published.get(task) for task in asked]
     values = [float(number) for number in known if isinstance(number, int | float)]
@@ -159,7 +190,7 @@ def _range(values: Iterable[float | None], show: Callable[[float], str]) -> Valu
     return None if not known else known[0] if len(known) == 1 else f"{show(known[0])}–{show(known[-1])}"
 
 
-def _seconds(row: _Row) -> float | None:
+def _seconds(row: Row) -> float | None:
     """Of training, all tasks together; of several seeds the mean."""
     timed = [(cell.tasks, cell.entry.run.record.training_seconds) for cell in row.cells if cell.entry.run is not None]
     known = sorted((asked, seconds) for asked, seconds in timed if seconds is not None)
@@ -167,14 +198,14 @@ def _seconds(row: _Row) -> float | None:
     return sum(means) if means else None
 
 
-def _remarks(row: _Row, asked: Sequence[str]) -> Iterator[str]:
+def _remarks(row: Row, asked: Sequence[str]) -> Iterator[str]:
     """What did not end well, cell by cell, and where the row is not better than the baseline that it should beat."""
     problems: dict[str, list[str]] = {}
     for cell in row.cells:
         seed = f" with seed {cell.seed}" if len(row.seeds) > 1 else ""
         problems.setdefault(remark(cell.entry), []).append(", ".join(cell.tasks) + seed)
     yield from (f"{', '.join(places)}: {problem}".removeprefix(": ") for problem, places in problems.items() if problem)
-    against = {task: _mean(list(row.by_seed(_difference, task, f"{MODEL}{MINUS}{TFIDF}").values())) for task in asked}
+    against = {task: mean(list(row.by_seed(_difference, task, f"{MODEL}{MINUS}{TFIDF}").values())) for task in asked}
     verdicts = {task: _verdict(difference) for task, difference in against.items() if difference is not None}
     lost = [f"{verdict} on {', '.join(of)}" for verdict in ("no better", "worse") if (of := [task for task in verdicts if verdicts[task] == verdict])]
     if lost:
@@ -191,20 +222,20 @@ def _verdict(difference: Estimate) -> str:
     return "" if low is None or high is None or low > 0 else "worse" if high < 0 else "no better"
 
 
-def _baselines(cells: Sequence[_Cell], asked: Sequence[str]) -> list[dict[str, Value]]:
+def _baselines(cells: Sequence[Asked], asked: Sequence[str]) -> list[dict[str, Value]]:
     """One row for each baseline, in the order of the results; a task's number is that of the first run that has it."""
     rows: dict[str, dict[str, Estimate]] = {}
     for cell, task in itertools.product(cells, asked):
         metric = main_metric(cell.found, task)
         of_task = {key.group: known for key, known in cell.found.items() if (key.name, key.split, key.task) == (metric, TEST, task)}
         for group, known in of_task.items():
-            if group != MODEL and SUBGROUP not in group and MINUS not in group:
+            if group != MODEL and SUBGROUP not in group and MINUS not in group and known.value is not None:
                 rows.setdefault(group, {}).setdefault(task, known)
     macros = {group: _macro({task: {None: of[task]} for task in asked}) if len(of) == len(asked) else [] for group, of in rows.items()}
     return [{"model": group, **of, MACRO: _average(macros[group])} for group, of in rows.items()]
 
 
-def _notes(rows: Sequence[_Row], cells: Sequence[_Cell], asked: Sequence[str]) -> Iterator[str]:
+def _notes(rows: Sequence[Row], cells: Sequence[Asked], asked: Sequence[str]) -> Iterator[str]:
     """How to read the table, as far as it has something to read."""
     yield from (note for task in asked for cell in cells if (note := _definition(cell, task)))
     if len(asked) > 1:
@@ -222,7 +253,7 @@ def _notes(rows: Sequence[_Row], cells: Sequence[_Cell], asked: Sequence[str]) -
         )
 
 
-def _definition(cell: _Cell, task: str) -> str:
+def _definition(cell: Asked, task: str) -> str:
     """``mortality: auroc, held_out, n = 9,822: <its definition>``, from the results themselves."""
     metric = main_metric(cell.found, task)
     if cell.entry.run is None or metric is None:
@@ -232,7 +263,7 @@ def _definition(cell: _Cell, task: str) -> str:
     return f"{task}: {metric} on split {TEST}, {count(row['n'])} stays; {row['definition'].rstrip('.')}."
 
 
-def _misprint(row: _Row, asked: Sequence[str]) -> str:
+def _misprint(row: Row, asked: Sequence[str]) -> str:
     """``LLaMA (0.5861, not 0.5994)`` where the printed mean is not the mean of its row."""
     printed, whole = row.published.get(PRINTED_MACRO), set(row.published) - {PRINTED_MACRO} <= set(asked)
     mean = _published_macro(row, asked)

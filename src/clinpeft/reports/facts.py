@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe, Recipe
 from clinpeft.registry import Run
@@ -45,6 +48,22 @@ class Entry:
     def asked(self) -> Recipe | None:
         """The recipe, from wherever it is known."""
         return self.run.recipe if self.recipe is None and self.run is not None else self.recipe
+
+
+@dataclass(frozen=True)
+class Outgoing(Run):
+    """A run as it may leave: its numbers go through ``suppress`` before anything reads them.
+
+    Attributes:
+        suppress: results, of schema ``tables.RESULT``, to those that may be told.
+    """
+
+    suppress: Callable[[pa.Table], pa.Table]
+
+    @functools.cached_property
+    def results(self) -> pa.Table:  # type: ignore[override]
+        """Read once, and suppressed."""
+        return self.suppress(Run.results.fget(self))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,18 @@ import numpy as np
 
 MISSING = "–"
 
+SMALLEST_CELL = 10
+"""People, events, stays: a report tells no number about fewer, as ``evaluation.suppressed`` has it."""
+
 
 def count(number: float) -> str:
     """``8,388,608``."""
     return f"{number:,.0f}"
+
+
+def counted(number: int) -> str:
+    """A count that may leave: ``<10`` for one that is not 0 and smaller."""
+    return f"<{SMALLEST_CELL}" if 0 < number < SMALLEST_CELL else count(number)
 
 
 def number(value: float) -> str:

@@ -12,6 +12,8 @@ from clinpeft.tokens.language import Encodings
 from clinpeft.tokens.layout import Ints
 from clinpeft.tokens.storage import MappedTokens
 
+WIDEST = 4  # cells a token, of a group of windows that stand in rows
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -99,15 +101,36 @@ def document_steps(documents: Ints, batch_notes: int, rng: np.random.Generator) 
 
 
 def micro_batches(lengths: Ints, chosen: Ints, micro_batch_tokens: int) -> list[Ints]:
-    """``chosen`` windows in groups of like length, each of at most ``micro_batch_tokens`` cells, padding included, or of one window."""
+    """``chosen`` windows in groups of like length, longest first, each of at most ``micro_batch_tokens`` real tokens, or of one window.
+
+    Padding costs nothing but the ids themselves, see ``filled``.
+    """
     ordered = chosen[np.argsort(-lengths[chosen], kind="stable")]
-    groups: list[Ints] = []
-    start = 0
-    while start < len(ordered):
-        rows = max(1, micro_batch_tokens // int(lengths[ordered[start]]))
-        groups.append(ordered[start : start + rows])
-        start += rows
-    return groups
+    return filled(ordered, lengths[ordered], lengths[ordered], np.ones(len(ordered), dtype=np.int64), micro_batch_tokens)
+
+
+def filled(items: Ints, tokens_of: Ints, longest: Ints, rows: Ints, micro_batch_tokens: int) -> list[Ints]:
+    """Items in groups, in their order, each of at most ``micro_batch_tokens`` tokens, or of one item.
+
+    No model computes anything for padding, but ids stand in rows of the longest of their group until then: a group has at most ``WIDEST`` cells a
+    token of the budget, so that a note of thousands of tokens does not stand beside thousands of a few.
+
+    Args:
+        items: what is grouped.
+        tokens_of: (items,) real tokens of each.
+        longest: (items,) tokens of the longest row of each, falling.
+        rows: (items,) of each.
+        micro_batch_tokens: the budget.
+    """
+    groups: list[list[int]] = []
+    tokens = cells = width = 0
+    for item, count, long, some in zip(items.tolist(), tokens_of.tolist(), longest.tolist(), rows.tolist(), strict=True):
+        if not groups or tokens + count > micro_batch_tokens or cells + some * width > WIDEST * micro_batch_tokens:
+            groups.append([])
+            tokens, cells, width = 0, 0, long
+        groups[-1].append(item)
+        tokens, cells = tokens + count, cells + some * width
+    return [np.asarray(group, dtype=np.int64) for group in groups]
 
 
 def share_of(groups: Sequence[Ints], rank: int, ranks: int) -> list[Ints]:

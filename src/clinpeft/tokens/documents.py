@@ -18,7 +18,7 @@ import torch
 from clinpeft.errors import InputError
 from clinpeft.recipe import ReadingSpec
 from clinpeft.tables import Attrition
-from clinpeft.tokens.batches import DocumentBatch, padded
+from clinpeft.tokens.batches import DocumentBatch, filled, padded
 from clinpeft.tokens.headings import sections
 from clinpeft.tokens.layout import Ints, Layout, Tokenizer, layout
 from clinpeft.tokens.reading import Limits, Mark, Note, Read, limits, read
@@ -148,30 +148,23 @@ def open_documents(folder: Path) -> Documents:
     """What ``encode_documents`` left in a folder."""
     described = described_in(folder)
     tokens, (starts, lengths, document) = mapped(folder, described)
-    total, kept = np.load(folder / "documents.npy")
+    total, kept = np.load(folder / "documents.npy", allow_pickle=False)
     first = np.searchsorted(document, np.arange(len(total) + 1))
     attrition, whole = (Attrition.from_json(described[name]) for name in ("attrition", "whole"))
     return Documents(tokens, starts, lengths, document, first, total, kept, Path(described["cohort"]), attrition, whole, folder)
 
 
 def document_batches(documents: Documents, chosen: Ints, micro_batch_tokens: int) -> list[Ints]:
-    """``chosen`` documents in groups of like length, none of them split; those that have nothing to read are in no group.
+    """``chosen`` documents in groups of like length, longest first, none of them split; those that have nothing to read are in no group.
 
-    A group has at most ``micro_batch_tokens`` cells (windows times the longest of them, padding included), or is one document.
+    A group has at most ``micro_batch_tokens`` real tokens, or is one document; see ``filled``.
     """
     windows, position = documents.windows_of(chosen)
     counts, longest = np.bincount(position, minlength=len(chosen)), np.zeros(len(chosen), dtype=np.int64)
     np.maximum.at(longest, position, documents.lengths[windows])
-    groups: list[list[int]] = []
-    width = rows = 0
     order = np.lexsort((counts, longest))[::-1]
-    for at in order[counts[order] > 0]:
-        if not groups or (rows + counts[at]) * width > micro_batch_tokens:
-            groups.append([])
-            width, rows = longest[at], 0  # the first of a group is its widest
-        groups[-1].append(chosen[at])
-        rows += counts[at]
-    return [np.asarray(group, dtype=np.int64) for group in groups]
+    order = order[counts[order] > 0]
+    return filled(chosen[order], documents.lengths_of(chosen[order]), longest[order], counts[order], micro_batch_tokens)
 
 
 @dataclass

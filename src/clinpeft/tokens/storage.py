@@ -72,7 +72,7 @@ def described_in(folder: Path) -> dict[str, Any]:
 
 def mapped(folder: Path, described: Mapping[str, Any]) -> tuple[MappedTokens, Ints]:
     """(all tokens,) and (3, windows) start, length and row of each, both mapped from disk."""
-    windows = np.load(folder / "windows.npy", mmap_mode="r")
+    windows = np.load(folder / "windows.npy", mmap_mode="r", allow_pickle=False)
     if not described["tokens"]:  # an empty file cannot be mapped
         return np.zeros(0, dtype=described["dtype"]), windows
     return np.memmap(folder / "tokens.bin", dtype=described["dtype"], mode="r", shape=(described["tokens"],)), windows

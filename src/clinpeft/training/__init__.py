@@ -6,6 +6,8 @@ language.py        the course of an adapter         objectives.py   windows -> q
 classification.py  the course of answers            likelihood.py   what a model thinks of every note
 contrastive.py     the course of vectors            losses.py       of vectors that belong together
 batches.py         which pairs may share a step     mining.py       negatives that are hard
+vocabulary.py      the loss of words, in blocks
+memory.py          its peak, and a step in smaller pieces
 ```
 """
 
@@ -16,8 +18,10 @@ from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tu
 from clinpeft.training.language import language
 from clinpeft.training.likelihood import likelihoods, unigram
 from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware
+from clinpeft.training.memory import peak_bytes, sparing
 from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
+from clinpeft.training.vocabulary import Vocabulary
 
 __all__ = [
     "OBJECTIVES",
@@ -35,6 +39,7 @@ __all__ = [
     "Sums",
     "TextPairs",
     "Texts",
+    "Vocabulary",
     "Watch",
     "additive",
     "as_parameters",
@@ -46,7 +51,9 @@ __all__ = [
     "language",
     "likelihoods",
     "mined",
+    "peak_bytes",
     "shuffled",
+    "sparing",
     "truth",
     "tuning",
     "unigram",

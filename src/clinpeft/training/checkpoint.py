@@ -1,13 +1,16 @@
 """Checkpoints: one safetensors file each, which is there whole or not at all. No pickle.
 
-A file is written under another name, synced and renamed; the two newest are kept, so that a full disk or a cut cable costs the steps since the last
-one and nothing else.
+A file is written under another name, synced and renamed, and carries a SHA-256 of all that is in it; the two newest are kept, each with the best
+weights it knows of. So a full disk, a cut cable or a damaged file costs the steps since the last sound one and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -43,31 +46,88 @@ def save(path: Path, tensors: Tensors, progress: Progress | None = None) -> None
     Raises:
         StorageError: nothing could be written; whatever was at ``path`` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_suffix(".writing")
-    metadata = {"progress": json.dumps(asdict(progress))} if progress else {}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = json.dumps(asdict(progress)) if progress else ""
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, writing, metadata=metadata)
-        with writing.open("rb") as written:
-            os.fsync(written.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(plain, writing, metadata={"progress": told, "sha256": _sha256(plain, told)})
+        _flush_to_disk(writing)
         writing.replace(path)
+        _flush_to_disk(path.parent)  # the new name, too, has to reach the disk
     except (OSError, SafetensorError) as error:
-        writing.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            writing.unlink(missing_ok=True)
         way_out = "free some space and give the same command again: the run goes on from the checkpoint before this one"
         raise StorageError(f"this checkpoint could not be written: {type(error).__name__}: {error}", place=str(path), way_out=way_out) from error
 
 
 def save_step(folder: Path, tensors: Tensors, progress: Progress) -> None:
-    """A checkpoint of this step; older ones than the ``KEPT`` newest go, after the new one is safe."""
-    save(folder / f"step-{progress.step:08d}.safetensors", tensors, progress)
+    """A checkpoint of this step; older ones than the ``KEPT`` newest go, after the new one is safe, and best weights that none of those knows."""
+    save(_step(folder, progress.step), tensors, progress)
     for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+    known = {_best(folder, _progress(path).best_step) for path in _newest_first(folder)}
+    for old in set(folder.glob("best-*.safetensors")) - known:
         old.unlink()
 
 
+def save_best(folder: Path, tensors: Tensors, step: int) -> None:
+    """The best weights so far, under the step that they are of: those that an older checkpoint knows stay beside them."""
+    save(_best(folder, step), tensors)
+
+
+def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The best weights, of this step.
+
+    Raises:
+        InputError: they are not there, or damaged.
+    """
+    return load(_best(folder, step))
+
+
 def load(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    """The tensors of a file, as they were written.
+
+    Raises:
+        InputError: it is not there, cut off, or not what was written.
+    """
+    return _sound(path)[0]
+
+
+def _sound(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Tensors and progress of a file whose hash is right."""
+    way_out = "give the same command again: the run goes on from the checkpoint before this one"
+    try:
+        with safe_open(path, framework="pt") as file:
+            told: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"this checkpoint cannot be read: {type(error).__name__}", place=str(path), way_out=way_out) from error
+    if told.get("sha256") != _sha256(tensors, told.get("progress", "")):
+        raise InputError("this checkpoint is not what was written: its SHA-256 differs", place=str(path), way_out=way_out)
+    return tensors, told["progress"]
+
+
+def _sha256(tensors: Tensors, told: str) -> str:
+    """Over names, types, shapes and bytes of the tensors, in the order of their names, and over the progress."""
+    digest = hashlib.sha256(told.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    """A file, or the names in a folder, as they survive a power cut."""
+    if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None:
@@ -88,13 +148,34 @@ def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], Progress] | None:
-    """The newest checkpoint that can be read, or None; a broken one is passed over with a warning that names it."""
+    """The newest checkpoint that is sound, its best weights included, or None; a damaged one is passed over with a warning that names it."""
     for path in _newest_first(folder):
         try:
-            return load(path), _progress(path)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            warnings.warn(f"{path.name} cannot be read; going on from the checkpoint before it", stacklevel=2)
+            tensors, told = _sound(path)
+            progress = Progress(**json.loads(told))
+            if progress.best_step and progress.best_step != progress.step:
+                load_best(folder, progress.best_step)
+        except (InputError, TypeError, ValueError) as error:
+            damaged = Path(error.place).name if isinstance(error, InputError) else path.name
+            warnings.warn(f"{damaged} cannot be read; going on from the checkpoint before {path.name}", stacklevel=2)
+        else:
+            return tensors, progress
     return None
+
+
+def clear_after(folder: Path, step: int) -> None:
+    """Remove what was found damaged, and what was being written, so that it is not counted among the newest: all that is later than this step."""
+    for path in [*_newest_first(folder), *folder.glob("*.writing")]:
+        if path.suffix == ".writing" or path > _step(folder, step):
+            path.unlink()
+
+
+def _step(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def _best(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:08d}.safetensors"
 
 
 def _newest_first(folder: Path) -> list[Path]:

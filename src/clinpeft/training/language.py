@@ -29,7 +29,7 @@ def language(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec,
 
     def loss(windows: Ints, step: int) -> Sums:
         batch = tokens.gather(lesson.encodings, windows).to(crew.device)
-        scores = score(forward, lesson.asking(batch, lesson.tokenizer, (lesson.seed, step)), batch.attention_mask)
+        scores = score(forward, lesson.asking(batch, lesson.tokenizer, (lesson.seed, step)), batch.attention_mask, lesson.vocabulary)
         return Sums(scores.negative_log_likelihood.sum(), float(scores.targets.sum()))
 
     def epoch(number: int) -> list[Ints]:

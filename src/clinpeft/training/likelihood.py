@@ -60,7 +60,7 @@ def _per_window(forward: Forward, lesson: Lesson, windows: Ints, micro_batch_tok
     with torch.inference_mode():
         for group in groups[crew.process_index :: crew.num_processes]:
             batch = tokens.gather(lesson.encodings, windows[group]).to(crew.device)
-            scores = score(forward, lesson.asking(batch, lesson.tokenizer, SCORING_KEY), batch.attention_mask)
+            scores = score(forward, lesson.asking(batch, lesson.tokenizer, SCORING_KEY), batch.attention_mask, lesson.vocabulary)
             found[0, group], found[1, group] = scores.targets.double(), scores.negative_log_likelihood.double()
     found = crew.reduce(found, "sum").cpu().numpy()
     return found[0], found[1]

@@ -87,10 +87,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of each event, and who may ask the loop to stop between two steps."""
+    """Who is told of each event, and who may ask the loop to stop between two steps.
+
+    Attributes:
+        tell: is told of every step, before a checkpoint of it is written.
+        stopping: whether to stop after this step.
+        resumed: is told once, before the first event, after which step the run goes on: 0 at the beginning.
+        saving: is told before a checkpoint is written, so that what was told of earlier steps is as safe as the checkpoint.
+    """
 
     tell: Callable[[Event], None] = lambda _: None
     stopping: Callable[[], bool] = lambda: False
+    resumed: Callable[[int], None] = lambda _: None
+    saving: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -205,12 +214,15 @@ class _Running:
 
     def resume(self) -> None:
         found = checkpoint.newest(self.folder)
-        if found is None:
-            return
-        tensors, self.progress = found
-        checkpoint.fill(self.course.parameters, {name: tensors[name] for name in self.names})
-        checkpoint.load_optimiser(self.optimiser, self.names, tensors)
-        self.begun = time.perf_counter() - self.progress.seconds
+        if found is not None:
+            tensors, self.progress = found
+            checkpoint.fill(self.course.parameters, {name: tensor for name, tensor in tensors.items() if not name.startswith("optimiser.")})
+            checkpoint.load_optimiser(self.optimiser, self.names, tensors)
+            self.begun = time.perf_counter() - self.progress.seconds
+        self.crew.wait_for_everyone()  # all have read what may now be removed
+        if self.crew.is_main_process:
+            checkpoint.clear_after(self.folder, self.progress.step)
+            self.watch.resumed(self.progress.step)
 
     def remaining(self) -> Iterator[tuple[int, Ints]]:
         """(step from 1, items) for the steps not yet taken."""
@@ -258,6 +270,7 @@ class _Running:
             self.watch.tell(self._event(step, loss, rate, measured))
         stopping = self._anyone_is_stopping()
         if self.crew.is_main_process and (stopping or step in _spread(self.total, self.spec.checkpoints)):
+            self.watch.saving()
             checkpoint.save_step(self.folder, self._all_tensors(), self.progress)
         if stopping and step < self.total:
             raise InterruptedRun(f"stopped after step {step} of {self.total}", place=str(self.folder), way_out="give the same command to go on")
@@ -279,13 +292,13 @@ class _Running:
             return
         self.progress.best, self.progress.best_step, self.progress.evaluations_since_best = value, step, 0
         if self.crew.is_main_process:
-            checkpoint.save(self.folder / "best.safetensors", self.course.parameters)
+            checkpoint.save_best(self.folder, self.course.parameters, step)
 
     def take_best(self) -> None:
         """Put the best weights back; without a tuning split the last ones stay."""
         self.crew.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
-            checkpoint.fill(self.course.parameters, checkpoint.load(self.folder / "best.safetensors"))
+            checkpoint.fill(self.course.parameters, checkpoint.load_best(self.folder, self.progress.best_step))
         self.course.mode(False)
 
     def _all_tensors(self) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from clinpeft.tokens import Batch, Encodings, Ints, Tokenizer
+from clinpeft.training.vocabulary import Vocabulary, surprises
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, time) ids and attention mask -> (rows, time, vocabulary) logits, aligned with the ids."""
@@ -55,7 +56,8 @@ def causal(batch: Batch, tokenizer: Tokenizer, key: tuple[int, ...]) -> Question
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is learned: the windows to learn from, those to choose the best weights by, and how a window becomes a question."""
+    """What is learned: the windows to learn from, those to choose the best weights by, and how a window becomes a question; and the vocabulary of
+    the model that learns it, where its scores need not be made all at once."""
 
     encodings: Encodings
     tokenizer: Tokenizer
@@ -63,6 +65,7 @@ class Lesson:
     seed: int
     train: Ints
     tuning: Ints
+    vocabulary: Vocabulary | None = None
 
 
 MASKED_SHARE, REPLACED_SHARE, RANDOM_SHARE = 0.15, 0.8, 0.1
@@ -91,11 +94,22 @@ def masked(batch: Batch, tokenizer: Tokenizer, key: tuple[int, ...]) -> Question
 OBJECTIVES: dict[str, Asking] = {"causal-lm": causal, "masked-lm": masked}
 
 
-def score(forward: Forward, question: Question, attention_mask: torch.Tensor) -> Scores:
-    """What the model thinks of the right answers. Softmax and logarithm in float32, and only where something is asked: (targets, vocabulary)."""
+def score(forward: Forward, question: Question, attention_mask: torch.Tensor, vocabulary: Vocabulary | None = None) -> Scores:
+    """What the model thinks of the right answers. Softmax and logarithm in float32, and only where something is asked: (targets, vocabulary), of
+    which no more than a block is made at a time where ``vocabulary`` is given, is that of the model in ``forward``, and is frozen."""
     asked = question.labels != IGNORED
-    logits = forward(question.input_ids, attention_mask)[asked].float()
-    losses = functional.cross_entropy(logits, question.labels[asked], reduction="none")
+    losses = _losses(forward, question, attention_mask, asked, vocabulary)
     rows = torch.nonzero(asked)[:, 0]
     summed = losses.new_zeros(len(asked)).index_add(0, rows, losses)
     return Scores(summed, asked.sum(dim=1))
+
+
+def _losses(forward: Forward, question: Question, mask: torch.Tensor, asked: torch.Tensor, vocabulary: Vocabulary | None) -> torch.Tensor:
+    """(targets,) in the order of the rows."""
+    projection = vocabulary.projection() if vocabulary else None
+    if vocabulary is None or projection is None:
+        logits = forward(question.input_ids, mask)[asked].float()
+        return functional.cross_entropy(logits, question.labels[asked], reduction="none")
+    with vocabulary.left_out():
+        vectors = forward(question.input_ids, mask)
+    return surprises(vectors[asked], projection, question.labels[asked])

@@ -84,10 +84,15 @@ def lead_in(text: str) -> bool:
 
 
 _LABEL = re.compile(r"\b(fig(?:ure|\.)?|table)\s*(\d+(?:[.\-–]\d+)*)", re.IGNORECASE)
-_CAPTION = re.compile(r"(?:fig(?:ure|\.)?|table)\s*\d+(?:[.\-–]\d+)*[a-z]?\s*[.:|–—]?\s+(?=[A-Z(])", re.IGNORECASE)
+_CAPTION = re.compile(r"(?i:fig(?:ure|\.)?|table)\s*\d+(?:[.\-–]\d+)*[A-Za-z]?\s*(?:[.:|–—]\s+(?=[A-Za-z(])|\s(?=[A-Z(]))")
+"""A number, and then a mark or a capital: *Table 1 lists what* is a sentence."""
 _QUESTION = re.compile(r"(?:q|question)\s*\d*\s*[:.]\s+", re.IGNORECASE)
 _ANSWER = re.compile(r"(?:a|answer)\s*\d*\s*[:.]\s+", re.IGNORECASE)
 _DEFINITION = re.compile(r"(?P<term>[^:–—]{1,80}?)\s*(?::\s+|\s[–—-]\s+|—)(?P<meaning>\S.*)", re.DOTALL)
+
+
+ENTRIES = {"definition": 1, "question": 1, "answer": 0}
+"""Kinds that stand in lists of their like -> whether one begins a new entry; an answer belongs to the question before it."""
 
 
 def labels(text: str) -> tuple[str, ...]:
@@ -122,7 +127,7 @@ class Outline:
     def __init__(self, book: str, chapters: int) -> None:
         self.book, self.chapters = book, chapters
         self.open = [_Open(0, book, PLAIN, book)]
-        self.questions = 0
+        self.questions = self.entries = 0
 
     def enter(self, heading: Heading) -> None:
         """A new heading closes those of its level and below."""
@@ -143,9 +148,15 @@ class Outline:
         plain = [part for part in self.open[1:] if part.role == PLAIN]
         chapter = next((part.title for part in plain if part.level == self.chapters), None)
         path = tuple(part.title for part in plain if part.level > self.chapters)
-        section = plain[-1].section if plain else self.book
+        section = self._entry(body.kind) if body.kind in ENTRIES else plain[-1].section if plain else self.book
         refers_to = (*body.refers_to, *(label for label in labels(body.text) if label not in body.names))
         return Passage(self.book, chapter, path, body.kind, section, body.place, body.title, body.text, body.names, refers_to)
+
+    def _entry(self, kind: str) -> str:
+        """The section of an entry: itself. Its neighbours in a glossary say nothing about it, and a chapter that holds the glossary is not about it
+        alone."""
+        self.entries += ENTRIES[kind]
+        return f"{self.open[-1].section}/entry {self.entries}"
 
     def _recognised(self, body: Body) -> Body:
         """Captions, questions and answers that only their first words tell."""

@@ -1,0 +1,224 @@
+"""A frozen linear layer and the low-rank updates on it as one function: the input is kept once, and nothing takes a way round through float32.
+
+peft (0.21) brings the whole input of every adapted layer to the adapter's float32 and keeps that copy for the backward pass. Here the masters stay
+float32 and are rounded to the layer's precision when they are used; the products are those of the base's precision, which accumulate in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from clinpeft.errors import AdapterError
+
+EVERYTHING = slice(None)
+DRAWS = 1 << 16
+"""Dropout is drawn with 16 bits a number, so that its share is a multiple of 1 / 65,536; what stays is scaled by the share that it has."""
+
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers by their width in bytes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One low-rank update: ``scaling * drop(x[rows]) A^T B^T`` is added to ``out[rows]`` (Hu et al. 2021, equation 3).
+
+    Attributes:
+        a: (rank, in) in any precision; a gradient comes back in the same.
+        b: (out, rank).
+        scaling: alpha / rank, or what the method makes of it.
+        dropout: share of the input's numbers that are dropped, each by itself; 0 where nothing is trained or dropout rests.
+        rows: which of the flattened tokens it is for; None: all.
+        generator: what dropout is drawn from; None: torch's own of the device.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    dropout: float = 0.0
+    rows: slice | None = None
+    generator: torch.Generator | None = None
+
+
+def fused_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: Sequence[Part]) -> torch.Tensor:
+    """``x W^T + bias`` and all parts, in the precision of ``weight`` (of autocast, where that is on). Weight and bias get no gradient.
+
+    Args:
+        x: (..., in); its leading dimensions are flattened for ``Part.rows``.
+        weight: (out, in), frozen.
+        bias: (out,), frozen.
+        parts: whose ``a`` and ``b`` get gradients where they require them.
+
+    Returns:
+        (..., out).
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    factors = [factor for part in parts for factor in (part.a, part.b)]
+    with torch.autocast(device, enabled=False):
+        bias = None if bias is None else bias.to(dtype)
+        flat = x.to(dtype).reshape(-1, x.shape[-1])
+        out = _Fused.apply(flat, weight.to(dtype), bias, tuple(map(_Plan.of, parts)), *factors)
+    return out.view(*x.shape[:-1], len(weight))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A part without its tensors."""
+
+    rows: slice
+    scaling: float
+    dropped: int
+    generator: torch.Generator | None
+
+    @staticmethod
+    def of(part: Part) -> _Plan:
+        dropped = min(round(part.dropout * DRAWS), DRAWS - 1)
+        return _Plan(part.rows or EVERYTHING, part.scaling * DRAWS / (DRAWS - dropped), dropped, part.generator)
+
+
+class _Fused(torch.autograd.Function):
+    """out = x W^T + bias + sum of s_k x_k A_k^T B_k^T. With G the gradient of out and H_k = x_k A_k^T:
+
+    dx = G W + sum of s_k G_k B_k A_k;  dA_k = (s_k G_k B_k)^T x_k;  dB_k = s_k G_k^T H_k;  x_k is what dropout left, and dx_k goes where it left it.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plans: tuple[_Plan, ...], *factors: torch.Tensor
+    ) -> torch.Tensor:
+        out = functional.linear(x, weight, bias)
+        kept: list[torch.Tensor | None] = []
+        for at, plan in enumerate(plans):
+            a, b = (factor.to(x.dtype) for factor in factors[2 * at : 2 * at + 2])
+            stays = _stays(x[plan.rows], plan)
+            low = _masked(x[plan.rows], stays) @ a.T  # (rows, rank)
+            out[plan.rows].addmm_(low, b.T, alpha=plan.scaling)
+            kept += [a, b, stays, low if ctx.needs_input_grad[5 + 2 * at] else None]
+        ctx.plans = plans
+        ctx.save_for_backward(weight, x if any(ctx.needs_input_grad[4::2]) else None, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        weight, x, *kept = ctx.saved_tensors
+        back = gradient @ weight if ctx.needs_input_grad[0] else None
+        found: list[torch.Tensor | None] = []
+        for at, plan in enumerate(ctx.plans):
+            a, b, stays, low = kept[4 * at : 4 * at + 4]
+            for_a, for_b = ctx.needs_input_grad[4 + 2 * at : 6 + 2 * at]
+            above = gradient[plan.rows]
+            between = (above @ b).mul_(plan.scaling) if for_a or back is not None else None  # (rows, rank)
+            if back is not None and between is not None:
+                _add_product(back[plan.rows], between, a, stays)
+            found.append((between.T @ _masked(x[plan.rows], stays)).float() if for_a and between is not None else None)
+            found.append((above.T @ low).float().mul_(plan.scaling) if for_b else None)
+        return back, None, None, None, *found
+
+
+def _stays(x: torch.Tensor, plan: _Plan) -> torch.Tensor | None:
+    """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as wide as those of ``x``: with a logical and this is
+    ten times as fast as what ``torch.nn.Dropout`` does on a CPU, which draws a number of 32 bits for each."""
+    if not plan.dropped:
+        return None
+    whole = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None, generator=plan.generator)
+    draws = whole.view(torch.int16)[: x.numel()].view(x.shape)
+    return (draws >= plan.dropped - DRAWS // 2).to(WHOLE[x.element_size()]).neg_()
+
+
+def _masked(x: torch.Tensor, stays: torch.Tensor | None) -> torch.Tensor:
+    return x if stays is None else x.view(stays.dtype).bitwise_and(stays).view(x.dtype)
+
+
+def _add_product(back: torch.Tensor, between: torch.Tensor, a: torch.Tensor, stays: torch.Tensor | None) -> None:
+    """``back += between a``, where nothing was dropped."""
+    if stays is None:
+        back.addmm_(between, a)
+    else:
+        back.add_(_masked(between @ a, stays))
+
+
+# -------------------------------------------------------------------------------------------------------------------------- in peft's layers
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which tokens an adapter of a layer is for, and what its dropout is drawn from, as in ``Part``."""
+
+    rows: slice
+    generator: torch.Generator | None = None
+
+
+@dataclass
+class Routing:
+    """Shared by all layers of a base: adapter (peft's name) -> its tokens, for as long as ``routed`` lasts; empty: peft's active adapters, on all
+    tokens. ``tokens`` is how many there are."""
+
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    tokens: int = 0
+
+    @contextmanager
+    def routed(self, routes: Mapping[str, Route], tokens: int) -> Iterator[None]:
+        """Set for as long as the block lasts."""
+        before = self.routes, self.tokens
+        self.routes, self.tokens = routes, tokens
+        try:
+            yield
+        finally:
+            self.routes, self.tokens = before
+
+
+class FusedLinear(Linear):  # type: ignore[misc]
+    """peft's LoRA layer with ``fused_linear`` as its forward pass; weights, names, switching and merging are peft's own."""
+
+    routing: Routing
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """peft's own where it is switched off, merged, asked for several adapters in one batch, or where the base is trained too."""
+        base = self.base_layer
+        bias = base.bias
+        elsewhere = self.disable_adapters or self.merged or args or kwargs
+        if elsewhere or base.weight.requires_grad or (bias is not None and bias.requires_grad):
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        return fused_linear(x, base.weight, bias, self._parts(x.numel() // x.shape[-1]))
+
+    def _parts(self, tokens: int) -> list[Part]:
+        routes = self.routing.routes
+        if not routes:
+            return [self._part(name, None) for name in self.active_adapters if name in self.lora_A]
+        if tokens != self.routing.tokens:
+            problem = f"{tokens} vectors reach a layer, and the trials' slices are of {self.routing.tokens}"
+            raise AdapterError(problem, place="routed", way_out="adapt layers that see every token")
+        return [self._part(name, route) for name, route in routes.items() if name in self.lora_A]
+
+    def _part(self, name: str, route: Route | None) -> Part:
+        dropout = self.lora_dropout[name]
+        share = dropout.p if dropout.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+        rows, generator = (route.rows, route.generator) if route else (None, None)
+        return Part(self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], share, rows, generator)
+
+
+def fuse(model: torch.nn.Module, names: Iterable[str]) -> Routing:
+    """Every plain LoRA layer of a peft model that carries none but the adapters of these (peft's) names gets ``fused_linear``.
+
+    A layer is plain when its base is ``torch.nn.Linear`` itself, and none of its adapters has a bias, a variant such as DoRA, or transposed weights.
+    """
+    routing, allowed = Routing(), set(names)
+    for layer in model.modules():
+        if type(layer) is Linear and allowed.issuperset(layer.lora_A) and _is_plain(layer):
+            layer.__class__ = FusedLinear
+            layer.routing = routing
+    return routing
+
+
+def _is_plain(layer: Linear) -> bool:
+    known = all(isinstance(module, torch.nn.Dropout | torch.nn.Identity) for module in layer.lora_dropout.values())
+    return type(layer.base_layer) is torch.nn.Linear and known and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.fan_in_fan_out)

@@ -1,0 +1,51 @@
+"""``clinpeft doctor``: what this machine can do, tried and not believed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clinpeft.cli.options import HERE, Home
+
+MARKS = {"good": "good   ", "warning": "WARNING", "failure": "FAILURE"}
+
+
+def doctor(
+    home: Home = HERE,
+    tune: Annotated[bool, typer.Option("--tune", help="Find the number of threads by a measured step, and keep it in the home.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For another program.")] = False,
+    test: Annotated[bool, typer.Option("--self-test/--no-self-test", help="Train, save, read again and compare a small run.")] = True,
+) -> None:
+    """Look at versions, processor, memory, disk, GPU, network and file locks, and try a small run; exit code 1 where a run would not come through."""
+    from clinpeft import pipeline
+    from clinpeft.cli.cells import circumstances
+    from clinpeft.pipeline import doctor as looks
+
+    found = []
+    around = circumstances(lambda _: None, lambda: False)
+    for finding in looks.examined(home.resolve(), os.environ, around, pipeline.adapt if test else None):
+        found.append(finding)
+        if not as_json:
+            way_out = f"\n         {finding.way_out}" if finding.way_out else ""
+            print(f"{MARKS[finding.state]}  {finding.name}: {finding.said}{way_out}", flush=True)
+    if as_json:
+        print(looks.as_json(found))
+    if tune:
+        settings = looks.tuned(home.resolve(), os.environ)
+        said = f"tuned: {settings['threads']} threads of {settings['cores']}, kept in {looks.MACHINE} of the home"
+        print(json.dumps(settings) if as_json else said)
+    if any(finding.state == "failure" for finding in found):
+        raise typer.Exit(1)
+
+
+def as_tuned(home: Path) -> None:
+    """Let torch take the number of threads that ``doctor --tune`` found, unless the user named one. Before torch is imported."""
+    try:
+        threads = int(json.loads((home / "machine.json").read_text(encoding="utf-8"))["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))

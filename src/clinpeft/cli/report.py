@@ -1,0 +1,128 @@
+"""``clinpeft report``: a study or some runs as one page, with every table and figure as files beside it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.showing import near
+from clinpeft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from clinpeft.registry import Run
+    from clinpeft.registry.studies import Study
+    from clinpeft.reports import Entry
+
+
+def report(
+    what: Annotated[list[str], typer.Argument(help="A study, or runs: id, the beginning of one, or name.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder; report.html, tables/, figures/ and cards/ are written there and nowhere else.")],
+    home: Home = HERE,
+    title: Annotated[str, typer.Option("--title", help="Of the page; else the name of the study.")] = "",
+) -> None:
+    """One self-contained page of a study or of some runs, with every table as Markdown, CSV and LaTeX and every figure as SVG and PNG."""
+    from clinpeft import __version__
+    from clinpeft.reports import html
+    from clinpeft.reports.figures.canvas import matplotlib
+
+    matplotlib()
+    study = _study(home.resolve(), what)
+    entries = list(_of_study(study)) if study else list(_of_runs(home.resolve(), what))
+    name = title or (study.name if study else _shared([entry.name for entry in entries]) or "Report")
+    made = html.contents(_shortened(entries), name)
+    if study:
+        made = html.with_study(made, study)
+    written = html.write_report(out, name, [_summary(entries, study)], made, _texts(entries, name), f"Made with clinpeft {__version__}")
+    print(f"{near(written[0].resolve())}, and {len(written) - 1} files beside it")
+
+
+def _study(home: Path, what: Sequence[str]) -> Study | None:
+    """The study that is meant, if it is one; a run of the same name is taken where there is no study."""
+    from clinpeft.registry.studies import find_study
+
+    if len(what) != 1:
+        return None
+    try:
+        return find_study(home, what[0])
+    except UsageError:
+        return None
+
+
+def _of_study(study: Study) -> Iterator[Entry]:
+    """Cells that were begun; those that wait are counted elsewhere."""
+    from clinpeft import registry
+    from clinpeft.reports import Entry
+
+    for cell in study.cells:
+        folder = study.home / (cell.run_id or "")
+        found = registry.read(folder) if cell.run_id and (folder / "run.json").exists() else None
+        if found is not None or cell.state == "failed":
+            yield Entry(cell.label, None if found is None else _outgoing(found), problem=cell.reason, published=cell.published)
+
+
+def _of_runs(home: Path, what: Sequence[str]) -> Iterator[Entry]:
+    from clinpeft import registry
+    from clinpeft.reports import Entry
+
+    for text in what:
+        run = registry.find(home, text)
+        yield Entry(run.record.name or run.id, _outgoing(run))
+
+
+def _outgoing(run: Run) -> Run:
+    """Without numbers about fewer than ten people; books have none."""
+    from clinpeft import evaluation
+    from clinpeft.reports.facts import Outgoing
+    from clinpeft.reports.formats import SMALLEST_CELL
+
+    if run.recipe.kind == "embed":
+        return run
+    return Outgoing(run.folder, run.recipe, run.record, functools.partial(evaluation.suppressed, smallest=SMALLEST_CELL))
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all names begin with, part by part."""
+    parts = [name.split(" · ") for name in names]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return " · ".join(shared)
+
+
+def _shortened(entries: Sequence[Entry]) -> list[Entry]:
+    """Names without the part that they share, where something is left of each."""
+    import dataclasses
+
+    shared = _shared([entry.name for entry in entries])
+    left = [entry.name.removeprefix(shared).removeprefix(" · ") for entry in entries]
+    return [dataclasses.replace(entry, name=name) for entry, name in zip(entries, left, strict=True)] if all(left) else list(entries)
+
+
+def _summary(entries: Sequence[Entry], study: Study | None) -> str:
+    """How many cells there are, and how many have ended how."""
+    from clinpeft.reports.formats import SMALLEST_CELL
+
+    states = [entry.run.state if entry.run is not None else "failed" for entry in entries]
+    waiting = sum(cell.state == "waiting" for cell in study.cells) if study else 0
+    counted = {state: states.count(state) for state in dict.fromkeys(states)} | ({"waiting": waiting} if waiting else {})
+    said = ", ".join(f"{n} {state}" for state, n in counted.items())
+    runs = len(entries) + waiting
+    withheld = f"Numbers about fewer than {SMALLEST_CELL} people, events, or stays without the event are withheld."
+    return f"{runs} run{'s' * (runs > 1)}: {said}. {withheld}"
+
+
+def _texts(entries: Sequence[Entry], name: str) -> dict[str, str]:
+    """A card for each adapter that can be given away, and the checklist."""
+    from clinpeft.reports import cards, checklist
+
+    runs = [entry.run for entry in entries if entry.run is not None and entry.run.record.state == "finished"]
+    texts = {f"cards/{run.id}.md": cards.card_of(run) for run in runs if cards.has_card(run)}
+    return texts | ({"checklist.md": checklist.checklist(runs, name)} if runs else {})

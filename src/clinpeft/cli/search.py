@@ -1,0 +1,142 @@
+"""``clinpeft search``: the best values of some keys of a recipe, every trial a run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clinpeft.cli.launching import launched, made, verb_of
+from clinpeft.cli.options import HERE, Home, Overrides
+from clinpeft.cli.progress import stoppable
+from clinpeft.cli.showing import finished, near
+from clinpeft.errors import InputError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from clinpeft.recipe import Plan
+    from clinpeft.registry.searches import Search
+
+Launch = Annotated[str | None, typer.Option("--launch", metavar="here|local:N|slurm:N", help="Who works; before [workers] launch of the recipe.")]
+
+
+def search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with [search].")],
+    trials: Annotated[int | None, typer.Option(min=1, help="How many proposals in all; before search.trials of the recipe.")] = None,
+    set_: Overrides = None,
+    home: Home = HERE,
+    launch: Launch = None,
+) -> None:
+    """Search the best values of some keys of a recipe: every trial is a run, judged on its tuning split. The same command again adds a worker."""
+    from clinpeft import recipe as recipes
+    from clinpeft.registry.searches import SEARCHES
+    from clinpeft.registry.studies import folder_of
+
+    asked = recipes.with_trials(recipes.plan(recipe, set_ or [], os.environ), trials)
+    _searchable(asked)
+    folder = folder_of(home.resolve(), asked.name, asked.search_id, SEARCHES)
+    again = ["search", str(recipe.resolve()), "--home", str(home.resolve()), "--launch", "here"]
+    again += [] if trials is None else ["--trials", str(trials)]
+    again += [part for pair in set_ or [] for part in ("--set", pair)]
+    with stoppable() as stopping:
+        if launched(asked, launch, folder, again, stopping) == "slurm":
+            return
+        found, best = _worked(asked, home.resolve(), folder, stopping)
+    _told(found, best, home)
+
+
+def _searchable(asked: Plan) -> None:
+    """Refuse what has no search, or has several runs to search in.
+
+    Raises:
+        UsageError: with the way out.
+    """
+    if asked.search is None:
+        raise UsageError("this recipe asks for no search", place=str(asked.path), way_out="add [search] with space, metric and direction")
+    if len(asked.cells) != 1:
+        way_out = "take [grid] out, or search in one cell: --set and a recipe of its own"
+        raise UsageError(f"a search is in one run, and this recipe has {len(asked.cells)}", place=f"{asked.path}: [grid]", way_out=way_out)
+    verb_of(asked.kind)
+
+
+def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool]) -> tuple[Search, Path | None]:
+    """This process as a worker, and what is known when it has nothing more to do."""
+    try:
+        from clinpeft import search as room
+    except ModuleNotFoundError as error:
+        way_out = 'install it: pip install "clinpeft[search]"'
+        raise UsageError(f"{error.name} is not installed", place="clinpeft search", way_out=way_out) from error
+    from clinpeft.registry.claims import alone
+    from clinpeft.registry.searches import write_search
+
+    assert asked.search is not None
+    base = asked.cells[0].recipe
+    space = room.space_of(asked.search, base)
+    name = f"{asked.name}-{asked.search_id}"
+    with room.opened(asked.search.storage, folder, name) as (storage, claims):
+        with room.reached(asked.search.storage), claims.alone():
+            study = room.opened_study(storage, name, asked.search)
+        copied = functools.partial(alone, folder, "search.lock")
+
+        def copy() -> Search:
+            """The record beside the storage, after every trial."""
+            with room.reached(asked.search.storage), copied():
+                known = room.found(study, space, asked, folder, datetime.now(UTC).isoformat())
+                write_search(known)
+            return known
+
+        make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
+        room.work(room.Bench(storage, study, claims, space, asked.search, base, make, stopping, platform.node(), lambda: _ignored(copy())))
+        known = copy()
+        if known.complete:
+            known = _with_held_out(known, home)
+            with copied():
+                write_search(known)
+        return known, room.write_winner(known, base)
+
+
+def _ignored(_: object) -> None:
+    """A record that was only to be written."""
+
+
+def _with_held_out(known: Search, home: Path) -> Search:
+    """What the winner reached on the held-out split, where its run is in this home."""
+    from clinpeft import registry
+    from clinpeft import search as room
+
+    if known.best is None or known.best.run_id is None:
+        return known
+    try:
+        return room.with_held_out(known, registry.read(home / known.best.run_id))
+    except InputError:
+        return known  # another host made it: its home has the run
+
+
+def _told(found: Search, best: Path | None, home: Path) -> None:
+    """Tables and figures; exit code 1 where every trial failed."""
+    from clinpeft.reports.figures.search import write_search_figures
+    from clinpeft.reports.searches import search_table
+
+    finished(search_table(found), home, f"{found.name}-search")
+    ended = sum(trial.state != "open" for trial in found.trials)
+    if not found.complete:
+        print(f"{ended} of {found.wanted} trials have ended; others are working on the rest")
+    elif found.best is None:
+        reasons = "; ".join(sorted({trial.reason for trial in found.trials}))
+        raise TrainingError(f"no trial has a value: {reasons}", place=str(found.folder), way_out="make the space smaller, or change the recipe")
+    for path in (best, *_drawn(found, write_search_figures)):
+        if path is not None:
+            print(near(path))
+
+
+def _drawn(found: Search, draw: Callable[[Search], tuple[Path, ...]]) -> tuple[Path, ...]:
+    try:
+        return draw(found)
+    except (UsageError, InputError) as error:
+        print(f"no figures: {error.problem}; {error.way_out}")
+        return ()

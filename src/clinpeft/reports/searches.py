@@ -1,0 +1,99 @@
+"""Tables of searches and studies: what was tried, what has become of every cell, how two choices differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clinpeft.registry.searches import Search, Trial
+from clinpeft.registry.studies import ComparedPair, Study
+from clinpeft.reports.tables import Column, Estimate, Table, Value
+
+
+def search_table(search: Search) -> Table:
+    """A row a trial, in the order of the proposals."""
+    keys = list(dict.fromkeys(key for trial in search.trials for key in trial.settings))
+    columns = (
+        Column("trial", show=lambda value: f"{value:.0f}"),
+        *(Column(key, show=lambda value: f"{value:.4g}") for key in keys),
+        Column(f"{search.metric} (tuning)"),
+        Column("run", is_text=True, is_unbroken=True),
+        Column("what became of it", is_text=True),
+    )
+    rows = tuple(
+        (trial.number, *(_plain(trial.settings.get(key)) for key in keys), trial.value, trial.run_id, _became(trial)) for trial in search.trials
+    )
+    made = sum(bool(trial.made) for trial in search.trials)
+    repeated = sum(trial.repeats is not None for trial in search.trials)
+    notes = [f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."]
+    if search.best is not None and search.best.value is not None:
+        notes.append(f"Best: trial {search.best.number}, {search.metric} {search.best.value:.4g} on the tuning split.")
+    if search.held_out:
+        row = next((row for row in search.held_out if row["name"] == search.metric), search.held_out[0])
+        notes.append(f"Its run on the held-out split, looked at once: {_said(row)}.")
+    if search.importance:
+        shares = ", ".join(f"{key} {share:.2f}" for key, share in search.importance.items())
+        notes.append(f"What the values vary by, {search.importance_by}: {shares}.")
+    elif search.importance_by:
+        notes.append(f"What the values vary by: {search.importance_by}.")
+    return Table(f"Search {search.name}", columns, rows, tuple(notes))
+
+
+def study_table(study: Study) -> Table:
+    """A row a cell, in the order of the grid."""
+    axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
+    columns = (
+        *(Column(axis, is_text=True) for axis in axes),
+        Column("state", is_text=True),
+        Column("run", is_text=True, is_unbroken=True),
+        Column("reason", is_text=True),
+    )
+    rows = tuple((*(str(cell.settings.get(axis, "")) for axis in axes), cell.state, cell.run_id, cell.reason) for cell in study.cells)
+    states = [cell.state for cell in study.cells]
+    said = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return Table(f"Study {study.name}", columns, rows, (f"{len(states)} cells: {said}.", f"Recipe: {study.recipe}, study {study.id}."))
+
+
+def comparisons_table(study: Study) -> Table:
+    """A row a pair and question, the main difference of each: second minus first, with its paired interval."""
+    columns = (
+        Column("comparison", is_text=True),
+        Column("of", is_text=True),
+        Column("metric", is_text=True),
+        Column("difference", is_estimate=True),
+        Column("runs", is_text=True, is_unbroken=True),
+        Column("why none", is_text=True),
+    )
+    rows = [row for comparison in study.compare for pair in comparison.pairs for row in _pair_rows(comparison.name, pair)]
+    return Table(f"Comparisons of study {study.name}", columns, tuple(rows), ("Second minus first, paired over the same subjects, held-out split.",))
+
+
+def _pair_rows(name: str, pair: ComparedPair) -> list[tuple[Value, ...]]:
+    of = " · ".join(f"{axis}={choice}" for axis, choice in pair.settings.items())
+    runs = f"{pair.second_run or '?'} − {pair.first_run or '?'}"
+    if not pair.results:
+        return [(name, of, "", None, runs, pair.reason)]
+    held = [row for row in pair.results if row["split"] == "held_out"] or list(pair.results)
+    first: dict[Any, Mapping[str, Any]] = {}
+    for row in held:
+        first.setdefault(row["task"], row)
+    return [(name, of, str(row["name"]), Estimate(row["value"], row["low"], row["high"]), runs, "") for row in first.values()]
+
+
+def _plain(value: str | int | float | bool | None) -> Value:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _became(trial: Trial) -> str:
+    if trial.state == "open":
+        return "open"
+    same = f"as trial {trial.repeats}" if trial.repeats is not None else ""
+    there = "was there already" if trial.made is False and not same else ""
+    return " · ".join(part for part in (trial.state, same, there, trial.reason) if part)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return f"{row['name']} is not known"
+    interval = "" if row["low"] is None else f" ({row['low']:.4g}–{row['high']:.4g})"
+    return f"{row['name']} {row['value']:.4g}{interval}"

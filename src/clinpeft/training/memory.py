@@ -1,0 +1,75 @@
+"""Memory: the peak of this process, and a step that is done again in smaller micro-batches when a GPU had too little for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clinpeft.errors import TrainingError
+from clinpeft.tokens import Ints
+
+Grouped = Callable[[Ints], list[Ints]]
+Backward = Callable[[Ints, int], tuple[float, float]]
+STATUS = Path("/proc/self/status")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that this process has held so far: of a GPU what was allocated on it, else the resident set; None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if not STATUS.exists():
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
+    return 1024 * int(found.group(1)) if found else None
+
+
+def sparing(
+    backward_of: Callable[[Grouped], Backward],
+    grouped: Grouped,
+    parameters: Iterable[torch.nn.Parameter],
+    tell: Callable[[int], object] = lambda _: None,
+) -> Backward:
+    """``Course.backward`` that halves the micro-batches when the memory of a GPU does not do, and begins the step anew.
+
+    The items of the step, and so the gradient but for rounding and the draws of dropout, stay what they were: micro-batches are sub-groups of a step.
+    Later steps keep the smaller size. For one process: several would have to agree on the groups that they share.
+
+    Args:
+        backward_of: micro-batches of a step -> ``Course.backward``, such as ``additive`` with its other arguments given.
+        grouped: the items of a step -> its micro-batches, as they would be with enough memory.
+        parameters: what is trained; gradients of the attempt that failed are thrown away.
+        tell: called with the number of pieces that a micro-batch is now cut into.
+
+    Raises:
+        TrainingError: not even a single item fits.
+    """
+    trained = list(parameters)
+    pieces = 1
+
+    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+        nonlocal pieces
+        while True:
+            try:
+                return backward_of(partial(_cut, grouped, pieces))(chosen, step)
+            except torch.OutOfMemoryError as error:
+                largest = max(len(group) for group in grouped(chosen))
+                if pieces >= largest:
+                    way_out = "lower base.max_tokens, take a smaller base, or a GPU with more memory"
+                    raise TrainingError("the memory of this device does not do for one item", place=f"step {step}", way_out=way_out) from error
+            for parameter in trained:
+                parameter.grad = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            pieces *= 2
+            tell(pieces)
+
+    return backward
+
+
+def _cut(grouped: Grouped, pieces: int, items: Ints) -> list[Ints]:
+    return [part for group in grouped(items) for part in np.array_split(group, min(pieces, len(group)))]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from clinpeft import models
+from clinpeft.recipe import ModelSpec
+
+SEVEN_BILLION = transformers.LlamaConfig(
+    vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False
+)
+
+
+def test_the_numbers_of_a_base_are_those_worked_out_by_hand() -> None:
+    shape = models.shape_of(SEVEN_BILLION)
+    in_layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
+    assert shape.multiplied == in_layers
+    assert shape.multiplied + shape.vocabulary * shape.width == pytest.approx(6.607e9, rel=1e-3)
+    assert shape.parameters == in_layers + 2 * 32_000 * 4096 + 65 * 4096
+    assert (shape.layers, shape.key_width, shape.inner_width, shape.causal) == (32, 4096, 11_008, True)
+
+
+def test_shared_keys_make_them_narrower() -> None:
+    config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=1, vocab_size=16)
+    assert models.shape_of(config).key_width == 16
+
+
+def test_matrix_products_are_timed_and_the_number_of_threads_stays_what_it_was() -> None:
+    before = torch.get_num_threads()
+    assert models.product_rate("float32", size=64, repeats=1) > 0
+    found = models.step_seconds([1], rows=128, width=64, repeats=1)
+    assert found[1] > 0 and torch.get_num_threads() == before == models.threads()
+
+
+def test_the_tiny_base_is_a_base_and_the_same_every_time(tmp_path: Path) -> None:
+    first, second = (models.write_tiny(tmp_path / name) for name in ("first", "second"))
+    assert models.fingerprint(first) == models.fingerprint(second)
+    base = models.load(ModelSpec(path=first, max_tokens=32, precision="float32"), models.cpu())
+    assert base.tokenizer.decode(base.tokenizer("no pain")["input_ids"]) == "no pain"

@@ -1,0 +1,91 @@
+"""The frame that the benchmarks stand in: arms in processes of their own, a failing one told and not fatal, ratios of the same rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ("adapt", "classify", "embed_train", "encode", "ladder", "growth")
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import _side_by_side
+
+    return _side_by_side
+
+
+TOY = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {folder!r})
+    import _side_by_side as side
+    side.ROOT = Path({root!r})
+
+    def prepare(work, quick):
+        (work / "about.json").write_text('{{"notes": "made up"}}')
+
+    def arm(speed, work):
+        return side.Measured("tokens", [100.0] * 6, [9.0, 9.0] + [1.0 / speed] * 4, losses=[1.0, 0.5 * speed], peak_bytes=2**20)
+
+    def broken(work):
+        raise RuntimeError("no such file: /home/somebody/notes.csv")
+
+    arms = {{"theirs": lambda work: arm(1.0, work), "best of theirs": lambda work: arm(2.0, work), "broken": broken, "ours": lambda work: arm(4.0, work)}}
+    benchmark = side.Benchmark("toy.py", "A toy", {{"plain": prepare}}, arms, peers=("theirs", "best of theirs", "broken"))
+    if __name__ == "__main__":
+        side.main(benchmark)
+""")
+
+
+def test_arms_run_side_by_side_and_one_that_fails_is_told_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    script = tmp_path / "benchmarks" / "toy.py"
+    script.write_text(TOY.format(folder=str(FOLDER), root=str(tmp_path)))
+    command = [sys.executable, str(script), "--rounds", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "toy.json").read_text())
+    rows = {row["arm"]: row for row in found["workloads"]["plain"]["rows"]}
+    assert rows["ours"]["rate"] == 400 and rows["ours"]["rounds"] == 2  # the first steps left out
+    assert (rows["ours"]["against_reference"], rows["ours"]["against_best_peer"]) == (4, 2)
+    assert rows["ours"]["loss_difference"] == 1.5
+    assert "no such file" in rows["broken"]["failure"] and "somebody" not in rows["broken"]["failure"]
+    table = (tmp_path / "out" / "toy.md").read_text()
+    assert "| broken | failed: exit 1" in table and "made up" in table and found["versions"]["python"] in table
+
+
+def test_ratios_are_of_the_same_round_so_that_a_slow_hour_of_the_machine_cancels(side) -> None:  # type: ignore[no-untyped-def]
+    def runs(*seconds: float) -> dict[str, object]:
+        return {"failure": "", "runs": [side.asdict(side.Measured("notes", [1.0], [each])) for each in seconds]}
+
+    rows = side.summary({"theirs": runs(1.0, 10.0, 1.0), "ours": runs(0.5, 5.0, 0.5)}, ["theirs"])
+    assert rows[1]["against_best_peer"] == 2 and (rows[1]["least"], rows[1]["most"]) == (0.2, 2)
+
+
+def test_losses_of_other_documents_are_not_compared(side) -> None:  # type: ignore[no-untyped-def]
+    same, other = (side.Measured("tokens", [1.0], [1.0], losses=[3.0], same_steps=same) for same in (True, False))
+    rows = side.summary({"first": _of(side, same), "own order": _of(side, other)}, [])
+    assert rows[0]["loss_difference"] == 0 and rows[1]["loss_difference"] is None
+
+
+def _of(side, measured) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    return {"failure": "", "runs": [side.asdict(measured)]}
+
+
+def test_the_roofline_grows_with_the_products(side) -> None:  # type: ignore[no-untyped-def]
+    assert side.roofline([(256, 256, 40)], 256, "float32") > side.roofline([(8, 8, 1)], 8, "float32", backward=False) > 0
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_how_it_is_called(name: str) -> None:
+    done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout and f"python benchmarks/{name}.py" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Real workers that are killed in the middle: a search and a study go on, nothing is lost and nothing is made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from clinpeft import registry
+from clinpeft.registry.searches import read_search
+from clinpeft.registry.studies import find_study
+from tests.conftest import ROOT
+from tests.test_classify import clinpeft
+
+SMOKE = f"""
+kind = "classify"
+name = "smoke"
+[source]
+name = "synthetic"
+subjects = 60
+[task]
+name = "mortality"
+[base]
+path = "{ROOT / "assets" / "small-base"}"
+max_tokens = 64
+[[adapters]]
+method = "lora"
+rank = 4
+[training]
+learning_rate = 3e-3
+max_steps = 12
+batch_notes = 8
+micro_batch_tokens = 1024
+evaluations = 1
+checkpoints = 12
+[evaluation]
+resamples = 100
+subgroups = false
+baselines = false
+"""
+SEARCH = """
+[search]
+space = { "training.learning_rate" = { low = 1e-4, high = 1e-2, log = true } }
+metric = "auroc"
+direction = "maximize"
+sampler = "random"
+trials = 3
+"""
+GRID = """
+[grid]
+"adapters.0.rank" = [1, 2, 4]
+[[compare]]
+first = { "adapters.0.rank" = 1 }
+second = { "adapters.0.rank" = 4 }
+"""
+PATIENCE_SECONDS = 300
+
+
+def started(*words: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "clinpeft", *map(str, words)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def awaited(seen: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    """Until something is seen; a process that has ended before is the failure that it tells of."""
+    begun = time.monotonic()
+    while not seen():
+        ended = [process for process in processes if process.poll() not in (None, 0)]
+        assert not ended, ended[0].communicate()[1][-2000:]
+        assert time.monotonic() - begun < PATIENCE_SECONDS, "it was not seen in time"
+        time.sleep(0.05)
+
+
+def in_the_middle(home: Path, pid: int | None = None) -> tuple[str, int] | None:
+    """A run of which some steps are done and kept and others are not, and the process that makes it."""
+    for lock in home.glob("*/lock"):
+        holder = lock.read_text(encoding="ascii")
+        log = lock.parent / "log.jsonl"
+        steps = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
+        if holder.isdigit() and (pid is None or int(holder) == pid) and 3 <= steps < 10 and any(lock.parent.glob("checkpoints/*")):
+            return lock.parent.name, int(holder)
+    return None
+
+
+def steps_of(home: Path, run: str) -> Counter[int]:
+    events = [json.loads(line) for line in (home / run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Counter(event["step"] for event in events if event["event"] == "step")
+
+
+def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path: Path) -> None:
+    recipe, home = tmp_path / "smoke.toml", tmp_path / "runs"
+    recipe.write_text(SMOKE + SEARCH, encoding="utf-8")
+    both = started("search", recipe, "--home", home, "--launch", "local:2")
+    found: list[tuple[str, int]] = []
+    awaited(lambda: found.extend(filter(None, [in_the_middle(home)])) or bool(found), both)
+    (run, victim), *_ = found
+    os.kill(victim, signal.SIGKILL)
+    out, err = both.communicate(timeout=PATIENCE_SECONDS)
+    assert both.returncode == 0, err[-2000:]
+    (folder,) = (home / "searches").iterdir()
+    known = read_search(folder)
+    assert known.complete and [trial.state for trial in known.trials] == ["finished"] * 3 and not any(trial.repeats for trial in known.trials)
+    runs = registry.list_runs(home).runs
+    assert sorted(one.id for one in runs) == sorted(str(trial.run_id) for trial in known.trials) and run in {one.id for one in runs}
+    for one in runs:
+        assert one.state == "finished" and steps_of(home, one.id) == Counter(range(1, 13))  # gone on from a checkpoint, not begun again
+    assert {row["split"] for row in known.held_out} == {"held_out"} and "looked at once" in out
+
+    before = {path: path.stat().st_mtime_ns for path in home.glob("*/run.json")}
+    again = clinpeft("search", recipe, "--home", home)
+    assert again.code == 0 and {path: path.stat().st_mtime_ns for path in home.glob("*/run.json")} == before
+    winner = clinpeft("classify", folder / "winner.toml", "--home", home)
+    assert winner.code == 0 and known.best is not None and str(known.best.run_id) in winner.out and len(registry.list_runs(home).runs) == 3
+
+
+def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path: Path) -> None:
+    recipe, home = tmp_path / "smoke.toml", tmp_path / "runs"
+    recipe.write_text(SMOKE + GRID, encoding="utf-8")
+    one, other = started("study", "run", recipe, "--home", home), started("study", "run", recipe, "--home", home)
+    awaited(lambda: in_the_middle(home, one.pid) is not None, one, other)
+    one.kill()
+    one.communicate()
+    _, err = other.communicate(timeout=PATIENCE_SECONDS)
+    assert other.returncode == 0, err[-2000:]
+    again = clinpeft("study", "resume", recipe, "--home", home)
+    assert again.code == 0, again.err
+    study = find_study(home, "smoke")
+    assert study.complete and len({cell.run_id for cell in study.cells}) == 3
+    for run in registry.list_runs(home).runs:
+        assert run.state == "finished" and steps_of(home, run.id) == Counter(range(1, 13))
+    assert len(registry.list_runs(home).runs) == 3
+    ((pair,),) = (comparison.pairs for comparison in study.compare)
+    assert {row["split"] for row in pair.results} >= {"held_out"} and "auroc_difference" in {row["name"] for row in pair.results}

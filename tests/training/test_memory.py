@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from clinpeft.errors import TrainingError
+from clinpeft.tokens import Ints
+from clinpeft.training import Sums, additive, peak_bytes, sparing
+
+
+def _everything(items: Ints) -> list[Ints]:
+    return [items]
+
+
+def _course(fits: int, tried: list[int]) -> tuple[torch.nn.Parameter, object]:
+    """A weight and the backward of a loss whose micro-batches fit up to so many items; a larger one leaves half a gradient behind, then fails."""
+    weight = torch.nn.Parameter(torch.ones(()))
+
+    def loss(items: Ints, step: int) -> Sums:
+        tried.append(len(items))
+        if len(items) > fits:
+            weight.grad = torch.tensor(99.0)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Sums((weight * torch.from_numpy(items).float()).sum(), float(len(items)))
+
+    return weight, lambda grouped: additive(loss, grouped, 0, Accelerator())
+
+
+def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient_is_that_of_the_whole_step() -> None:
+    tried: list[int] = []
+    told: list[int] = []
+    weight, backward_of = _course(3, tried)
+    backward = sparing(backward_of, _everything, [weight], told.append)  # type: ignore[arg-type]
+    assert backward(np.arange(8), 1) == (28.0, 8.0)
+    assert weight.grad is not None and float(weight.grad) == 28.0  # 0 + 1 + ... + 7, and nothing of the attempts that failed
+    assert (tried, told) == ([8, 4, 2, 2, 2, 2], [2, 4])
+
+
+def test_later_steps_begin_with_the_size_that_fitted() -> None:
+    tried: list[int] = []
+    weight, backward_of = _course(4, tried)
+    backward = sparing(backward_of, _everything, [weight])  # type: ignore[arg-type]
+    backward(np.arange(8), 1)
+    tried.clear()
+    backward(np.arange(8), 2)
+    assert tried == [4, 4]
+
+
+def test_where_not_even_one_item_fits_the_error_says_what_to_do() -> None:
+    weight, backward_of = _course(0, [])
+    with pytest.raises(TrainingError, match="one item") as caught:
+        sparing(backward_of, _everything, [weight])(np.arange(4), 7)  # type: ignore[arg-type]
+    assert caught.value.place == "step 7" and "max_tokens" in caught.value.way_out
+
+
+def test_the_peak_of_this_process_is_what_the_kernel_says() -> None:
+    status = Path("/proc/self/status")
+    found = peak_bytes(torch.device("cpu"))
+    if not status.exists():
+        assert found is None
+        return
+    known = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    assert known and found is not None and 0 < found <= 1024 * int(known.group(1))
