@@ -7,16 +7,18 @@ PYTHON ?=
 TORCH ?= auto
 TORCH_VERSION ?= 2.13.0
 WORKERS ?= 2
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format docs lock clean
+.PHONY: help install quickstart soak test lint format docs lock licences sbom audit-deps clean
 
 help:  ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=/path/to/python3   the Python to build .venv from (3.11 or newer; the first one found on PATH)"
 	@echo "  TORCH=auto|cpu|cuda       the build of torch (auto: cpu where pip finds that build, see docs/dependencies.md)"
 	@echo "  WORKERS=2                 processes that run the tests"
+	@echo "  MINUTES=30                how long make soak goes on"
 
 install: $(STAMP)  ## make .venv with what requirements.lock names, and clinpeft itself
 
@@ -36,12 +38,26 @@ format: $(STAMP)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+soak: $(STAMP)  ## half an hour of random kills, full disks and damaged files over the smoke recipes, ending in nothing lost
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --minutes $(MINUTES)
+
 docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
 	$(BIN)/python scripts/write_docs.py
 
 lock: $(STAMP)  ## resolve the newest versions into requirements.lock (wants the network)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python scripts/lock.py --torch $(TORCH_VERSION) --uv $(BIN)/uv --wheels $(PIP_FIND_LINKS)
+
+licences: $(STAMP)  ## the licence of every package of a default installation; fails on GPL and AGPL
+	$(BIN)/python scripts/licences.py
+
+sbom: $(STAMP)  ## write dist/sbom.cdx.json: the bill of materials, CycloneDX 1.6
+	$(BIN)/python scripts/sbom.py dist/sbom.cdx.json
+
+audit-deps: $(STAMP)  ## known vulnerabilities of what the lock names, by pip-audit (wants the network)
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip
 
 clean:  ## remove the environment and the caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

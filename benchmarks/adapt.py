@@ -21,7 +21,7 @@ import _side_by_side as side
 import numpy as np
 
 MAX_TOKENS, EQUAL_TOKENS, STEP_TOKENS = 1024, 256, 4096
-STEPS = {"small": 12, "60M": 8}
+STEPS = {"small": 12, "60M": 6}
 ASKED = 8
 
 

@@ -41,7 +41,7 @@ def prepare(batch_pairs: int, work: Path, quick: bool) -> None:
         "kind": "embed",
         "source": {"name": "handbook"},
         "pairs": {"kinds": ["question-answer"], "deduplicate": "none", "imported": [{"path": str(work / "pairs.jsonl")}]},
-        "base": {"path": str(_texts.minilm()), "pooling": "mean", "max_tokens": MAX_TOKENS},
+        "base": {"path": str(_texts.without_dropout(_texts.minilm(), work / "minilm")), "pooling": "mean", "max_tokens": MAX_TOKENS},
         "adapters": [_texts.LORA],
         "training": training_spec,
         "evaluation": {"resamples": 100, "controls": False, "profile_texts": 0, "max_pairs": 8},
@@ -77,10 +77,8 @@ def _pairs(wanted: int) -> list[tuple[str, str]]:
 
 
 def _finished(measured: side.Measured, work: Path, precision: str) -> side.Measured:
-    import _texts
-
     kept = json.loads((work / "pairs.json").read_text())
-    shapes = side.linear_shapes(_texts.minilm(), classes=1)
+    shapes = side.linear_shapes(work / "minilm", classes=1)
     measured.roofline = len(kept["chosen"][0]) / side.roofline(shapes, kept["tokens"], precision)
     return measured
 
@@ -106,7 +104,6 @@ def ours(precision: str, work: Path) -> side.Measured:
 def theirs(precision: str, cached: bool, work: Path) -> side.Measured:
     """sentence-transformers with its own loss."""
     import _peers
-    import _texts
     import peft
     import torch
     from sentence_transformers import SentenceTransformer, losses
@@ -114,7 +111,7 @@ def theirs(precision: str, cached: bool, work: Path) -> side.Measured:
     recipe = json.loads((work / "recipe.json").read_text())
     kept = json.loads((work / "pairs.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(_texts.minilm()), device=device, model_kwargs={"dtype": getattr(torch, precision)}, local_files_only=True)
+    model = SentenceTransformer(str(work / "minilm"), device=device, model_kwargs={"dtype": getattr(torch, precision)}, local_files_only=True)
     model.max_seq_length = MAX_TOKENS
     spec = recipe["adapters"][0]
     model.add_adapter(peft.LoraConfig(r=spec["rank"], lora_alpha=spec["alpha"], lora_dropout=0.0, target_modules=["query", "value"]))
@@ -166,7 +163,7 @@ BENCHMARK = side.Benchmark(
     peers=[name for name in ARMS if not name.startswith("clinpeft")],
     goals=(
         "Goals: at least 2 × sentence-transformers at its best settings, with the same losses.",
-        "MiniLM trains with dropout 0.1 in stock models; losses of arms differ by that draw unless the base's dropout rests in all of them.",
+        "MiniLM without its dropout in all arms, so that losses can be compared step by step.",
     ),
 )
 

@@ -5,6 +5,11 @@
 ``short``: questions of 6 to 16 words; ``mixed``: 8 to 200 words, evenly on a logarithmic scale; ``long``: 150 to 400 words, of which the model
 reads 256 tokens. The vectors of every arm are compared with those of the first (torch, float32): the least cosine of any text. A step is all texts
 once, and the first reading is left out, so that what is compiled or exported does not count; it shows in the time to the first step.
+
+The ONNX and OpenVINO backends want an older transformers than clinpeft does (optimum-onnx 0.1: below 4.58), and so an environment of their own:
+
+    python -m venv peers && peers/bin/pip install "sentence-transformers[onnx,openvino]"
+    python benchmarks/encode.py --python ONNX=peers/bin/python --python OpenVINO=peers/bin/python
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Random kills, full disks and damaged files over small recipes, again and again: nothing may be lost.
 
-Every round takes a recipe and a fresh home, disturbs the command a few times, lets it end, and compares what it made with an undisturbed run: weights,
-metrics, tables and attrition byte for byte, the log line for line but for its seconds, and the names of all files. ``make soak`` runs it for half
-an hour over the smoke recipes; ``tests/trust`` for a dozen rounds over toys. The command is run in children forked from one process that has
-loaded everything, so that a round takes seconds; ``--real`` rounds start the real command anew.
+Every round takes a recipe and a fresh home, disturbs the command a few times, lets it end, and compares what it made with an undisturbed run:
+weights, metrics, tables and attrition byte for byte, the log line for line but for its seconds, and the names of all files. ``make soak`` runs it
+for half an hour over the smoke recipes; ``tests/trust`` for a dozen rounds over toys. The command is run in children forked from one process that
+has loaded everything, so that a round takes seconds; ``--real`` rounds start the real command anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import json
@@ -106,8 +107,7 @@ def writes_under(home: Path, hit: Callable[[str], object]) -> None:
 
 def child(asked: list[str], told: Path, arm: Callable[[], None]) -> int:
     """Fork, arm, run the command with its output in ``told``; the process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     pid = os.fork()
     if pid:
         return pid
@@ -122,8 +122,7 @@ def child(asked: list[str], told: Path, arm: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(code)
 
 
@@ -142,77 +141,82 @@ def ended(pid: int) -> int:
 
 # -------------------------------------------------------------------------------------------------------------------------------- disturbances
 
-Disturbed = Callable[[list[str], Path, Path, Reference, random.Random], tuple[str, int]]
+
+@dataclass(frozen=True)
+class Trial:
+    """One call that is to be disturbed: the command, its home, where it speaks, the undisturbed run, and the dice."""
+
+    asked: list[str]
+    home: Path
+    told: Path
+    reference: Reference
+    draw: random.Random
 
 
-def killed_at_a_write(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    at, seen = draw.randint(1, reference.writes), Counter[str]()
+Disturbed = Callable[[Trial], tuple[str, int]]
+"""A trial -> what was done, and the exit code."""
+
+
+def killed_at_a_write(one: Trial) -> tuple[str, int]:
+    at, seen = one.draw.randint(1, one.reference.writes), Counter[str]()
 
     def hit(_: str) -> None:
         seen["writes"] += 1
         if seen["writes"] == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return f"kill -9 at write {at} of {reference.writes}", ended(child(asked, told, lambda: writes_under(home, hit)))
+    return f"kill -9 at write {at} of {one.reference.writes}", ended(child(one.asked, one.told, lambda: writes_under(one.home, hit)))
 
 
-def killed_at_any_time(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    return _signalled(asked, told, reference, draw, signal.SIGKILL)
+def killed_at_any_time(one: Trial) -> tuple[str, int]:
+    return _signalled(one, signal.SIGKILL)
 
 
-def told_to_stop(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    return _signalled(asked, told, reference, draw, signal.SIGTERM)
+def told_to_stop(one: Trial) -> tuple[str, int]:
+    return _signalled(one, signal.SIGTERM)
 
 
-def _signalled(asked: list[str], told: Path, reference: Reference, draw: random.Random, number: signal.Signals) -> tuple[str, int]:
-    after = draw.uniform(0, reference.seconds)
-    pid = child(asked, told, lambda: None)
+def _signalled(one: Trial, number: signal.Signals) -> tuple[str, int]:
+    after = one.draw.uniform(0, one.reference.seconds)
+    pid = child(one.asked, one.told, lambda: None)
     time.sleep(after)
     os.kill(pid, number)
-    return f"{number.name} after {after:.2f} of {reference.seconds:.2f} s", ended(pid)
+    return f"{number.name} after {after:.2f} of {one.reference.seconds:.2f} s", ended(pid)
 
 
-def disk_full_from_a_write_on(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    at, seen = draw.randint(1, reference.writes), Counter[str]()
+def disk_full_from_a_write_on(one: Trial) -> tuple[str, int]:
+    at, seen = one.draw.randint(1, one.reference.writes), Counter[str]()
 
     def hit(event: str) -> None:
         seen["writes"] += 1
         if seen["writes"] >= at and event in TAKES_ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(one.home))
 
-    return f"disk full from write {at} of {reference.writes} on", ended(child(asked, told, lambda: writes_under(home, hit)))
-
-
-def files_of_limited_size(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    """Below Python, too: Arrow, DuckDB and safetensors meet the limit as they would a full disk."""
-    limit = draw.choice(LIMITS)
-
-    def arm() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-    piped = told.with_suffix(".pipe")
-    return f"no file over {limit} bytes", ended(_unlimited_output(asked, piped, told, arm))
+    return f"disk full from write {at} of {one.reference.writes} on", ended(child(one.asked, one.told, lambda: writes_under(one.home, hit)))
 
 
-def _unlimited_output(asked: list[str], piped: Path, told: Path, arm: Callable[[], None]) -> int:
-    """The limit is of files: what the command says goes through a pipe."""
+def files_of_limited_size(one: Trial) -> tuple[str, int]:
+    """Below Python, too: Arrow, DuckDB and safetensors meet the limit as they would a full disk. What the command says goes through a pipe."""
+    limit = one.draw.choice(LIMITS)
+    piped = one.told.with_suffix(".pipe")
     piped.unlink(missing_ok=True)
     os.mkfifo(piped)
     reader = os.fork()
     if not reader:
-        told.write_bytes(piped.read_bytes())
+        one.told.write_bytes(piped.read_bytes())
         os._exit(0)
-    pid = child(asked, piped, arm)
+    pid = child(one.asked, piped, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])))
+    code = ended(pid)
     os.waitpid(reader, 0)
-    return pid
+    return f"no file over {limit} bytes", code
 
 
-def killed_for_real(asked: list[str], home: Path, told: Path, reference: Reference, draw: random.Random) -> tuple[str, int]:
-    """The real command in a process group of its own, killed when its log or its checkpoints have grown."""
-    step = draw.randint(1, 3)
-    with told.open("wb") as out:
-        running = subprocess.Popen([sys.executable, "-m", "clinpeft", *asked], stdout=out, stderr=out, start_new_session=True)
-    while running.poll() is None and sum(len(log.read_bytes().splitlines()) for log in home.glob("*/log.jsonl")) < step:
+def killed_for_real(one: Trial) -> tuple[str, int]:
+    """The real command in a process group of its own, killed when its log has so many lines."""
+    step = one.draw.randint(1, 3)
+    with one.told.open("wb") as out:
+        running = subprocess.Popen([sys.executable, "-m", "clinpeft", *one.asked], stdout=out, stderr=out, start_new_session=True)
+    while running.poll() is None and sum(len(log.read_bytes().splitlines()) for log in one.home.glob("*/log.jsonl")) < step:
         time.sleep(0.01)
     running.kill()
     return f"real kill -9 in step {step}", running.wait()
@@ -245,7 +249,8 @@ def flipped(path: Path, draw: random.Random) -> None:
 def torn(path: Path, draw: random.Random) -> None:
     """A line that the power cut through."""
     with path.open("ab") as file:
-        file.write(b'{"event": "step", "step": 1, "lo')
+        line = b'{"event": "step", "step": 1, "loss": 0.5}'
+        file.write(line[: draw.randrange(1, len(line))])
 
 
 def damaged(home: Path, draw: random.Random) -> str:
@@ -284,7 +289,10 @@ def outcome(home: Path) -> dict[str, str]:
 def logged(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "log.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        yield {name: value for name, value in json.loads(line).items() if name not in TIMES}
+        try:
+            yield {name: value for name, value in json.loads(line).items() if name not in TIMES}
+        except ValueError:
+            yield {"torn": line}
 
 
 def recorded(path: Path) -> dict[str, Any]:
@@ -335,27 +343,27 @@ def undisturbed(recipe: Path, scratch: Path) -> Reference:
     return Reference(verb, recipe, made, counted.stat().st_size, seconds)
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
     """Standard output and error of this process into a file, for a while."""
+    kept = os.dup(1), os.dup(2)
+    into = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    _flush()
+    os.dup2(into, 1)
+    os.dup2(into, 2)
+    try:
+        yield
+    finally:
+        _flush()
+        for at, before in enumerate(kept, start=1):
+            os.dup2(before, at)
+        for descriptor in (into, *kept):
+            os.close(descriptor)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.kept = os.dup(1), os.dup(2)
-        into = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(into, 1)
-        os.dup2(into, 2)
-        os.close(into)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for at, kept in enumerate(self.kept, start=1):
-            os.dup2(kept, at)
-            os.close(kept)
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: list[str], real: bool = False) -> Round:
@@ -366,7 +374,7 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
     done, begun = Round(reference.verb, reference.recipe.stem), time.perf_counter()
     for name in names:
         disturb, right = (killed_for_real, (-signal.SIGKILL, 0)) if real else DISTURBANCES[name]
-        said, code = disturb(asked, home, told, reference, draw)
+        said, code = disturb(Trial(asked, home, told, reference, draw))
         done.done.append(said)
         done.codes.append(code)
         words_said = told.read_text(encoding="utf-8", errors="replace")
@@ -374,7 +382,7 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
             done.wrong.append(f"{said}: exit code {code}: {words_said[-600:]}")
         elif code > 0 and ("way out:" not in words_said or "Traceback" in words_said):
             done.wrong.append(f"{said}: no three lines: {words_said[-600:]}")
-        if code and home.exists() and draw.random() < 0.4 and (harm := damaged(home, draw)):
+        if code and not _has_finished(home) and draw.random() < 0.4 and (harm := damaged(home, draw)):
             done.damage.append(harm)
     code = ended(child(asked, told, lambda: None))
     if code:
@@ -382,6 +390,11 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
     done.wrong += [*differences(reference.outcome, outcome(home)), *unaudited(home)]
     done.seconds = time.perf_counter() - begun
     return done
+
+
+def _has_finished(home: Path) -> bool:
+    """Whether a call was stopped after its run was recorded: that run is not opened again, and its checkpoints and its log are read by nobody."""
+    return any(json.loads(run.read_text(encoding="utf-8"))["state"] == "finished" for run in home.glob("*/run.json"))
 
 
 def rounds(references: list[Reference], scratch: Path, seed: int, going_on: Callable[[int], bool], real: int) -> Iterator[Round]:

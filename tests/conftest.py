@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,28 @@ LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker of tests that talk to a server which they started themselves."""
+    """The marker of tests that talk to a server which they started themselves; and a list of the errors that were met, where it is asked for."""
     config.addinivalue_line("markers", "local_sockets: this test may open sockets on this machine, and on no other")
+    if listed := os.environ.get("CLINPEFT_ERROR_PATHS"):
+        _list_errors(Path(listed))
+
+
+def _list_errors(listed: Path) -> None:
+    """Write the place in the package where each error of the family is made, once, to a file: ``scripts/error_paths.py`` says which are missing."""
+    from clinpeft.errors import ClinpeftError
+
+    make, seen = ClinpeftError.__init__, set[str]()
+
+    def noting(self: ClinpeftError, problem: str, *, place: str, way_out: str) -> None:
+        frame = sys._getframe(1)
+        said = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if said not in seen:
+            seen.add(said)
+            with listed.open("a", encoding="utf-8") as file:
+                file.write(said + "\n")
+        make(self, problem, place=place, way_out=way_out)
+
+    ClinpeftError.__init__ = noting  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)

@@ -76,13 +76,15 @@ def _timed() -> list[tuple[int, float, dict[str, float]]]:
 
 def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache(tmp_path: Path) -> None:
     """The bands are wide: four steps of a few milliseconds, on a machine that does other things as well. docs/plan.md has the measured figure."""
-    asked = smoke()
-    plan = planning.probed(asked, tmp_path, AROUND, pipeline.adapt, 8 * 2**30)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    run = pipeline.adapt(asked, tmp_path, AROUND)
+    home = tmp_path / "home"
+    base = smoke().base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    asked = smoke().model_copy(update={"base": base})
+    plan = planning.probed(asked, home, AROUND, pipeline.adapt, 8 * 2**30)  # type: ignore[arg-type]
+    assert [path.name for path in home.iterdir()] == ["cache"]
+    run = pipeline.adapt(asked, home, AROUND)
     assert plan.probe is not None and plan.seconds is not None and plan.probe.total_steps == run.record.counts["total_steps"]
     assert run.record.training_seconds is not None and run.record.peak_memory_bytes is not None
     assert 0.1 < plan.seconds[0] / run.record.training_seconds < 10
     assert 0.5 < plan.memory_bytes / run.record.peak_memory_bytes <= 1
-    again = planning.probed(asked, tmp_path, AROUND, pipeline.adapt, None)  # type: ignore[arg-type]
+    again = planning.probed(asked, home, AROUND, pipeline.adapt, None)  # type: ignore[arg-type]
     assert again.probe is not None and again.probe.finished and again.seconds == (run.record.training_seconds,) * 2

@@ -59,7 +59,7 @@ GRID = """
 first = { "adapters.0.rank" = 1 }
 second = { "adapters.0.rank" = 4 }
 """
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 600
 
 
 def started(*words: object) -> subprocess.Popen[str]:
@@ -69,14 +69,15 @@ def started(*words: object) -> subprocess.Popen[str]:
     )
 
 
-def awaited(seen: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
-    """Until something is seen; a process that has ended before is the failure that it tells of."""
+def awaited(seen: Callable[[], tuple[str, int] | None], *processes: subprocess.Popen[str]) -> tuple[str, int]:
+    """What is looked for, once it is seen; a process that has ended before is the failure that it tells of."""
     begun = time.monotonic()
-    while not seen():
-        ended = [process for process in processes if process.poll() not in (None, 0)]
+    while (found := seen()) is None:
+        ended = [process for process in processes if process.poll() is not None]
         assert not ended, ended[0].communicate()[1][-2000:]
         assert time.monotonic() - begun < PATIENCE_SECONDS, "it was not seen in time"
         time.sleep(0.05)
+    return found
 
 
 def in_the_middle(home: Path, pid: int | None = None) -> tuple[str, int] | None:
@@ -99,9 +100,7 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
     recipe, home = tmp_path / "smoke.toml", tmp_path / "runs"
     recipe.write_text(SMOKE + SEARCH, encoding="utf-8")
     both = started("search", recipe, "--home", home, "--launch", "local:2")
-    found: list[tuple[str, int]] = []
-    awaited(lambda: found.extend(filter(None, [in_the_middle(home)])) or bool(found), both)
-    (run, victim), *_ = found
+    run, victim = awaited(lambda: in_the_middle(home), both)
     os.kill(victim, signal.SIGKILL)
     out, err = both.communicate(timeout=PATIENCE_SECONDS)
     assert both.returncode == 0, err[-2000:]
@@ -125,7 +124,7 @@ def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path:
     recipe, home = tmp_path / "smoke.toml", tmp_path / "runs"
     recipe.write_text(SMOKE + GRID, encoding="utf-8")
     one, other = started("study", "run", recipe, "--home", home), started("study", "run", recipe, "--home", home)
-    awaited(lambda: in_the_middle(home, one.pid) is not None, one, other)
+    awaited(lambda: in_the_middle(home, one.pid), one, other)
     one.kill()
     one.communicate()
     _, err = other.communicate(timeout=PATIENCE_SECONDS)

@@ -6,14 +6,19 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clinpeft import registry
+from clinpeft import corpora, registry
 from clinpeft.cli import audit as cli_audit
+from clinpeft.pipeline import privacy
+from clinpeft.recipe import AdaptRecipe
 from clinpeft.registry import audit
 from tests.conftest import ROOT
 from tests.test_classify import Said, clinpeft
@@ -47,7 +52,7 @@ rank = 8
 alpha = 32
 [training]
 learning_rate = 1e-2
-max_steps = 30
+max_steps = 6
 batch_tokens = 1024
 micro_batch_tokens = 1024
 evaluations = 1
@@ -55,7 +60,7 @@ evaluations = 1
 resamples = 100
 [privacy]
 canaries = 2
-repeats = [1, 40]
+repeats = [1, 4]
 """
 )
 CLASSIFY = (
@@ -115,7 +120,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
 
 @pytest.fixture(scope="module")
 def attacked(house: House) -> House:
-    options = ("--resamples", 100, "--prompt-tokens", 12, "--continuation-tokens", 12, "--overlap-tokens", 6, "--subjects", 5, "--candidates", 64)
+    options = ("--resamples", 100, "--prompt-tokens", 12, "--continuation-tokens", 12, "--overlap-tokens", 6, "--subjects", 5, "--candidates", 16)
     for name in ("language", "question"):
         said = house.verb("privacy", name, *options)
         assert said.code == 0, said.err
@@ -173,22 +178,40 @@ def test_predict_refuses_a_head_that_was_changed(house: House, tmp_path: Path) -
 def test_canaries_are_learned_are_counted_and_are_in_no_other_number(house: House) -> None:
     run = house.run("language")
     planted = next(step for step in run.attrition if step.step == "canaries put in")
-    assert (planted.entered, planted.kept) == (82, 82)
-    assert "82 notes on 4 invented people" in " ".join(run.record.notices)
+    assert (planted.entered, planted.kept) == (10, 10)
+    assert "10 notes on 4 invented people" in " ".join(run.record.notices)
     scored = registry.likelihoods(run, "adapted")
     assert not [note for note in scored["note_id"].to_pylist() if note.startswith("canary/")]
     assert min(scored["subject_id"].to_pylist()) >= FIRST_SUBJECT
 
 
-def test_a_secret_that_was_read_often_is_known_and_to_the_base_it_is_not(attacked: House) -> None:
+def test_every_secret_is_ranked_before_and_after_for_each_number_of_repeats(attacked: House) -> None:
     found = {row["group"]: row for row in privacy_of(attacked, "language")["results"] if row["name"] == "canary_exposure_bits"}
-    assert set(found) == {f"{state}, {repeats} repeats" for state in ("base", "adapted") for repeats in (1, 40)}
-    assert found["adapted, 40 repeats"]["value"] > 4
-    assert found["base, 40 repeats"]["value"] < 4
-    assert found["adapted, 1 repeats"]["value"] < found["adapted, 40 repeats"]["value"]
+    assert set(found) == {f"{state}, {repeats} repeats" for state in ("base", "adapted") for repeats in (1, 4)}
+    assert all(0 <= float(str(row["value"])) <= 4 and row["n"] == 2 for row in found.values())
 
 
-def privacy_of(house: House, name: str) -> dict[str, list[dict[str, object]]]:
+def test_a_model_that_knows_the_secrets_has_the_highest_exposure(attacked: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and adapted model are replaced by one that is surprised by every number but the planted ones, and one that is surprised alike."""
+    recipe = attacked.run("language").recipe
+    assert isinstance(recipe, AdaptRecipe)
+    planted = {canary.note() for canary in corpora.canaries(recipe.privacy, recipe.seed)}
+
+    def surprises(_: object, __: object, notes: list[tuple[str, int, str]], *___: object) -> Iterator[tuple[str, pa.Table]]:
+        for state, knows in (("base", False), ("adapted", True)):
+            surprised = [0.0 if knows and text in planted else 1.0 for _, _, text in notes]
+            yield (
+                state,
+                pa.table({"note_id": [one[0] for one in notes], "subject_id": [one[1] for one in notes], "negative_log_likelihood": surprised}),
+            )
+
+    monkeypatch.setattr(privacy, "_surprises", surprises)
+    asked = privacy.Asked(resamples=100, candidates=16)
+    rows = privacy._known_secrets(recipe, None, attacked.home, None, asked).to_pylist()  # type: ignore[arg-type]
+    assert {row["group"].split(",")[0]: row["value"] for row in rows} == {"base": 0.0, "adapted": 4.0}
+
+
+def privacy_of(house: House, name: str) -> dict[str, Any]:
     return dict(json.loads((house.run(name).folder / "privacy.json").read_text()))
 
 
@@ -231,7 +254,8 @@ def test_a_run_that_was_not_audited_is_not_released(house: House, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["language", "question"])
 def test_nothing_of_a_note_a_person_a_user_or_a_folder_leaves(attacked: House, tmp_path: Path, name: str) -> None:
-    (attacked.run(name).folder / "log.jsonl").open("a").write(json.dumps({"event": CANARY}) + "\n")
+    with (attacked.run(name).folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": CANARY}) + "\n")
     (attacked.run(name).folder / "left.writing").write_text(CANARY)
     said = attacked.verb("release", name, "--to", tmp_path / "out", "--data-licence", "invented, CC0")
     assert said.code == 0, said.err
@@ -246,12 +270,8 @@ def test_nothing_of_a_note_a_person_a_user_or_a_folder_leaves(attacked: House, t
     about = json.loads(files["manifest.json"])
     assert about["data_licence"] == "invented, CC0"
     for row in (*json.loads(files["metrics.json"]), *json.loads(files["privacy.json"])["results"]):
-        counts = [
-            row["n"],
-            row["n_subjects"],
-            row["n_events"],
-            row["n"] - row["n_events"] if (row["n_events"] or 0) <= row["n"] and row["n_events"] else 0,
-        ]
+        n, events = row["n"], row["n_events"]
+        counts = [n, row["n_subjects"], events, n - events if events is not None and events <= n else None]
         assert not [count for count in counts if count is not None and 0 < count < 10], row
 
 
@@ -274,7 +294,7 @@ def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: P
     assert (first["run"], first["data"], first["who"]) == (run.id, run.record.hashes.source, cli_audit.user())
     assert first["result"] == registry.checksum(run.folder / "run.json")
     assert first["recipe"] == run.record.files["recipe.toml"]
-    assert first["counts"]["canaries put in.entered"] == 82
+    assert first["counts"]["canaries put in.entered"] == 10
     assert lines[before]["result"] == registry.checksum(tmp_path / "out")
     assert CANARY.split(maxsplit=1)[0] not in (attacked.home / "audit.jsonl").read_text()
     said = attacked.verb("audit", "verify")
@@ -302,8 +322,6 @@ def test_purge_asks_and_then_no_word_of_a_note_is_left(house: House, tmp_path: P
         assert said.code == 0, said.err
     assert "removed" in said.out
     assert not list((home / "cache").iterdir())
-    left = {path.name for path in home.rglob("*") if path.is_file()}
-    assert not [name for name in left if name.endswith((".parquet", ".npy", ".bin", ".csv")) and name not in ("curves.parquet",)] or left
     words = [path for path in home.rglob("*") if path.is_file() and CANARY.split()[1].encode() in path.read_bytes()]
     assert not [path for path in words if path.name not in ("log.jsonl", "left.writing")]
     assert clinpeft("verify", "question", "--home", home).code == 0

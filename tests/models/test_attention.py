@@ -51,7 +51,7 @@ def stack_of(family: str, method: str = "lora") -> Stack:
 
 @functools.cache
 def texts() -> tuple[torch.Tensor, ...]:
-    return torch.randint(3, 96, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1)).split(LENGTHS)
+    return torch.split(torch.randint(3, 96, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1)), list(LENGTHS))
 
 
 def rows(some: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +129,8 @@ def test_a_family_that_is_declared_flattening_and_is_not_is_refused() -> None:
 
 def first_seen_only(module: torch.nn.Module, *asked: Any, spans: Spans | None = None, **others: Any) -> Any:
     """An attention that forgets where documents end."""
-    return attention.attend(module, *asked, spans=None if spans is None else Spans((sum(spans.lengths),)), **others)
+    others["spans"] = None if spans is None else Spans((sum(spans.lengths),))
+    return attention.attend(module, *asked, **others)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -213,7 +214,7 @@ def test_nothing_below_the_lowest_adapter_needs_a_gradient(family: str) -> None:
     layers = next(module for module in base.backbone.modules() if isinstance(module, torch.nn.ModuleList))
     target = FAMILIES[family].lora_targets[0]
     inside = next(name for name, _ in layers[1].named_modules() if name.endswith(target))
-    stack = adapters.attach(base, [LoraSpec(rank=2, targets=[f"1.{inside}"])])
+    stack = adapters.attach(base, [LoraSpec(rank=2, targets=(f"1.{inside}",))])
     layers[0].register_forward_hook(lambda _, __, answer: needed.append(first(answer).requires_grad))
     layers[1].register_forward_hook(lambda _, __, answer: needed.append(first(answer).requires_grad))
     base.model.get_input_embeddings().register_forward_hook(lambda _, __, answer: needed.append(answer.requires_grad))

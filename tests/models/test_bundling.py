@@ -118,9 +118,10 @@ def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
 ) -> None:
     other = rewritten(packed, change)
     before = set(tmp_path.rglob("*"))
-    for look in (lambda: models.verify_bundle(other), lambda: models.unpack_bundle(other, tmp_path / "inside")):
+    looks: tuple[Callable[[Path], object], ...] = (models.verify_bundle, lambda path: models.unpack_bundle(path, tmp_path / "inside"))
+    for look in looks:
         with pytest.raises(RefusedError, match=said) as refused:
-            look()
+            look(other)
         assert refused.value.exit_code == 4
     assert set(tmp_path.rglob("*")) == before
     assert not (tmp_path.parent / "outside.toml").exists()

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from clinpeft import cli, evaluation, registry
 from clinpeft.registry.studies import Cell, ComparedPair, Comparison, Study, open_study
-from clinpeft.reports import Entry, html as report
+from clinpeft.reports import Entry
+from clinpeft.reports import html as report
 from clinpeft.reports.facts import Outgoing
 from clinpeft.reports.figures.answers import joined
 from tests.reports.conftest import ten_backbones
@@ -93,7 +94,11 @@ def test_tables_have_captions_and_their_headings_a_scope_and_a_button(made: tupl
 
 def test_every_figure_of_a_question_is_there_in_the_page_and_as_files(made: tuple[Path, str]) -> None:
     out, page = made
-    names = [f"{task}-{name}" for task in ("mortality", "diagnoses") for name in ("auroc", "calibration", "decision", "distributions", "subgroups", "attrition")]
+    names = [
+        f"{task}-{name}"
+        for task in ("mortality", "diagnoses")
+        for name in ("auroc", "calibration", "decision", "distributions", "subgroups", "attrition")
+    ]
     names += ["diagnoses-labels", "classify-mortality-learning", "classify-diagnoses-learning", "classify-cost"]
     shown = [attributes["id"] for tag, attributes in tags(page) if tag == "figure"]
     assert sorted(str(name) for name in shown) == sorted(names) and "was not drawn" not in page
@@ -178,8 +183,12 @@ def study_of(home: Path) -> Study:
         for entry, id_ in zip(entries, "abcdefgh", strict=True)
     ]
     row = {"name": "auroc_difference", "value": 0.1, "low": 0.05, "high": 0.15, "n": 400, "group": "b − a", "task": "mortality", "split": "held_out"}
-    pair = ComparedPair({"task": "mortality", "seed": 1}, "head only", ODD, "a", "b", ({**row, "definition": "d"},))
-    compare = Comparison("LoRA against the head", {}, {}, (pair,))
+    few = {**row, "value": 0.777, "n_subjects": 7}
+    tuning = {**row, "value": 0.888, "split": "tuning"}
+    results = tuple({**one, "definition": "d"} for one in (row, tuning))
+    pair = ComparedPair({"task": "mortality", "seed": 1}, "head only", ODD, "a", "b", results)
+    small = ComparedPair({"task": "mortality", "seed": 2}, "head only", ODD, "a", "b", ({**few, "definition": "d"},))
+    compare = Comparison("LoRA against the head", {}, {}, (pair, small))
     cells += [Cell("i", "unlucky · mortality", {}, state="failed", reason="no room on the disk"), Cell("j", "later", {})]
     return open_study(Study(home / "studies" / "grid-1", "1", "grid", "classify", "grid.toml", "0", "now", "now", tuple(cells), (compare,)))
 
@@ -193,6 +202,7 @@ def test_the_verb_writes_a_study_and_leaves_the_runs_alone(tmp_path: Path, monke
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file() and path in before} == before
     page = re.sub("<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert "Compared: LoRA against the head" in page and "0.100" in page and "no room on the disk" in page and "1 waiting" in page
+    assert "0.777" not in page and "0.888" not in page and "withheld, or not defined" in page
     assert (tmp_path / "out" / "checklist.md").is_file() and len(list((tmp_path / "out" / "cards").glob("*.md"))) == 8
 
 
@@ -206,4 +216,3 @@ def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
     run: registry.Run = answering(tmp_path, 1, "mortality", 1, 0.7)
     done: Any = CliRunner().invoke(cli.app, ["report", "gird", "--home", str(run.folder.parent), "--out", str(tmp_path / "out")])
     assert "'gird'" in str(done.exception) and "'grid'" in str(done.exception)
-

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+import pypdfium2
 import pytest
 
 from clinpeft.reports import html as report
@@ -144,7 +145,8 @@ def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Pa
 
 def test_a_mark_says_its_value_to_whoever_points_at_it(page: Page) -> None:
     page.open(path_of(page))
-    place = "(() => { const one = document.querySelector('#mortality-calibration .told'); one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    found = "const one = document.querySelector('#mortality-calibration .told'); one.scrollIntoView({block: 'center'})"
+    place = f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
     x, y = page.run(place)
     page.say("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
     assert page.run("document.getElementById('tip').hidden") is False
@@ -174,5 +176,5 @@ def test_it_is_printed_without_what_paper_cannot_do(page: Page) -> None:
     assert page.run("getComputedStyle(document.querySelector('.choices')).display") == "none"
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     paper = base64.b64decode(page.say("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})["data"])
-    assert paper.startswith(b"%PDF") and 4 < paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") + paper.count(b"/Type/Page/") or len(paper) > 20_000
+    assert 3 < len(pypdfium2.PdfDocument(paper)) < 25
     page.scheme("light")

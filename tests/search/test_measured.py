@@ -15,6 +15,7 @@ from clinpeft import registry, search
 from clinpeft.errors import UsageError
 from clinpeft.recipe import varied
 from clinpeft.registry import Run, RunRecord
+from clinpeft.registry.searches import Search
 from clinpeft.tables import RESULT
 from tests.search.conftest import asked, bench, toy
 
@@ -45,15 +46,21 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
         return finished(tmp_path / "home", rank, rows), True
 
     whole = search.outcome.with_held_out
-    monkeypatch.setattr(search.outcome, "with_held_out", lambda known, run: (read.append(run.id), whole(known, run))[1])
+
+    def looked(known: Search, run: Run) -> Search:
+        read.append(run.id)
+        return whole(known, run)
+
+    monkeypatch.setattr(search.outcome, "with_held_out", looked)
     with bench(tmp_path / "search", asked(space={"adapters.0.rank": [2, 4, 8]}, trials=8), make) as worker:
         search.work(worker)
         plain: Any = SimpleNamespace(search=worker.spec, search_id="0", name="toy", kind="classify", path=Path("toy.toml"), sha256="")
         known = search.found(worker.study, worker.space, plain, tmp_path, "now")
     assert known.best is not None and known.best.settings == {"adapters.0.rank": 8} and known.best.value == 0.08
     assert known.held_out == () and not read
-    known = search.outcome.with_held_out(known, registry.read(tmp_path / "home" / str(known.best.run_id)))
-    assert [held["value"] for held in known.held_out] == [1 / 8] and read == [known.best.run_id]
+    winner = str(known.best.run_id)
+    known = search.outcome.with_held_out(known, registry.read(tmp_path / "home" / winner))
+    assert [held["value"] for held in known.held_out] == [1 / 8] and read == [winner]
 
 
 def test_held_out_values_could_be_anything(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from clinpeft.errors import RecipeError
-from clinpeft.recipe import validated
+from clinpeft.recipe import CompareSpec, SearchSpec, WorkersSpec, validated
 from clinpeft.search import PAPER, space_of
+from tests.conftest import ROOT
 from tests.search.conftest import RECIPE, asked, toy
 
 METHOD_OF = {"paper:downstream": "lora"}
@@ -60,6 +61,12 @@ def test_rising_numbers_are_drawn_by_their_place_and_names_are_not() -> None:
     assert isinstance(drawn["reading.keep"], CategoricalDistribution) and isinstance(drawn["evaluation.subgroups"], CategoricalDistribution)
     settings = space.settings({"adapters.0.rank": 2, "reading.keep": "tail", "evaluation.subgroups": False})
     assert settings == {"adapters.0.rank": 16, "reading.keep": "tail", "evaluation.subgroups": False}
+
+
+def test_every_key_is_on_its_page() -> None:
+    for page, spec in (("search", SearchSpec), ("studies", CompareSpec), ("search", WorkersSpec)):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert not [key for key in spec.model_fields if f"`{key}`" not in text and f"{key} = " not in text]
 
 
 def test_the_papers_lora_space_is_the_published_one() -> None:

@@ -1,7 +1,7 @@
 """Run the command with what must not happen made impossible, or written down: ``python confine.py REPORT [verb ...]``.
 
-Linux kills the process when it, or any library in it, opens a socket of the internet (a seccomp filter, below Python). Every object that pickle makes,
-every connection that Python attempts and every process started is written to REPORT, a JSON object of counts.
+Linux kills the process when it, or any library in it, opens a socket of the internet (a seccomp filter, below Python). Every object that pickle
+makes, every connection that Python attempts and every process started is written to REPORT, a JSON object of counts.
 """
 
 from __future__ import annotations

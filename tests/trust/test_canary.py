@@ -28,7 +28,7 @@ WORDS = [word.lower() for word in toys.CANARY.split() if len(word) > 5]  # zebul
 
 DECLARED = re.compile(
     r"cache/(corpus|cohort|tokens|documents|pairs|passages|books|shelf|handbook)[^/]*/.*"  # what is derived from notes and books, within the home
-    r"|cohorts/[^/]+/(texts|cohort)[^/]*\.parquet"
+    r"|cohorts/[^/]+/(cohort\.parquet|meds/data/.*|leakage\.json)"
 )
 """The text outputs that docs/trust.md declares: everything else must be free of text."""
 
@@ -52,6 +52,14 @@ def _spoken(path: Path) -> str:
         said += json.dumps(table.to_pylist(), default=str) + str(table.schema.to_string(truncate_metadata=False))
     plain = unicodedata.normalize("NFKC", said).lower()
     return next((word for word in WORDS if word in plain), "")
+
+
+def test_the_audit_of_a_cohort_holds_single_words_of_many_people_and_no_two_in_a_row(recipes: dict[str, Path], tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort.toml"
+    cohort.write_text(toys.COHORT.format(notes=recipes["adapt"].parent / "notes.csv"), encoding="utf-8")
+    assert clinpeft("cohort", "build", cohort, "--home", tmp_path).code == 0
+    told = (tmp_path / "cohorts" / "cohort" / "leakage.json").read_text(encoding="utf-8").lower()
+    assert "hides a" not in told and not [pair for pair in zip(WORDS, WORDS[1:], strict=False) if " ".join(pair) in told]
 
 
 def silent(said: Said, *roots: Path) -> None:

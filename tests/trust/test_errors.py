@@ -33,7 +33,17 @@ CODES = {
 }
 """As docs/trust.md has them."""
 
-PLAIN = {"ValueError", "NotImplementedError", "KeyboardInterrupt", "AssertionError", "TypeError", "KeyError", "StopIteration", "ModuleNotFoundError"}
+PLAIN = {
+    "ValueError",
+    "FileNotFoundError",
+    "NotImplementedError",
+    "KeyboardInterrupt",
+    "AssertionError",
+    "TypeError",
+    "KeyError",
+    "StopIteration",
+    "ModuleNotFoundError",
+}
 """What else may be raised: a mistake of the program, not of its user, or what is caught where it is raised from."""
 
 

@@ -37,7 +37,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     recipes, told = toys.write(folder), folder / "rounds.jsonl"
     asked = [sys.executable, str(ROOT / "scripts" / "soak.py"), *map(str, recipes.values())]
     asked += ["--rounds", str(ROUNDS), "--real", str(REAL), "--seed", "20", "--json", str(told)]
-    done = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False)
+    done = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=1200, check=False)
     assert "runs that lost something" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     return [json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()]
 
@@ -215,6 +215,15 @@ def test_a_file_that_a_killed_process_was_writing_is_cleared_away(tmp_path: Path
         (run.folder / ".run.json.17.partial").write_text("{", encoding="utf-8")
     with registry.open_run(tmp_path, make_recipe(), opening()) as run:
         assert not list(run.folder.glob(".*.partial"))
+
+
+def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_written_again_and_a_living_one_keeps_its_own(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for number in (dead.pid, 1):
+        (tmp_path / f".a.md.{number}.partial").write_text("half", encoding="utf-8")
+    registry.write_atomically(tmp_path / "a.md", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.md.1.partial", "a.md"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- full disk

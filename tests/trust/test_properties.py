@@ -317,7 +317,7 @@ CONTAINER = (
     b"<container xmlns='urn:oasis:names:tc:opendocument:xmlns:container'><rootfiles>"
     b"<rootfile full-path='book.opf' media-type='application/oebps-package+xml'/></rootfiles></container>"
 )
-CNXML = b'<document xmlns="http://cnx.rice.edu/cnxml"><title>One</title><content><para id="p">The patient is a man with cough.</para></content></document>'
+CNXML = b'<document xmlns="http://cnx.rice.edu/cnxml"><title>One</title><content><para>The patient is a man with cough.</para></content></document>'
 
 
 def epub() -> bytes:

@@ -1,4 +1,4 @@
-"""Toys of the trust tests: a base of each kind, notes, a book and recipes that run in about a second each, with a sentence planted where it is asked for."""
+"""Toys of the trust tests: bases, notes, a book and recipes that run in about a second each, with a sentence planted where it is asked for."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from clinpeft.adapters.attach import attach
 from clinpeft.adapters.combine import COMBINATIONS, Combination, combinations
 from clinpeft.adapters.generation import continued
 from clinpeft.adapters.hidden import flat, hidden, logits, pooled
-from clinpeft.adapters.joint import Joint, Trial, together
+from clinpeft.adapters.joint import Joint, Reading, Trial, together
 from clinpeft.adapters.liveness import Liveness, Proof, Witness, watch
 from clinpeft.adapters.methods import METHODS, Method
 from clinpeft.adapters.probing import check_kept_probe, keep_probe
@@ -26,6 +26,7 @@ __all__ = [
     "Liveness",
     "Method",
     "Proof",
+    "Reading",
     "Stack",
     "Trial",
     "Witness",

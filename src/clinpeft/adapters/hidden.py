@@ -129,7 +129,7 @@ def _in_groups(stack: Stack, call: Call, input_ids: torch.Tensor, attention_mask
         rows += group
     if rows == sorted(rows):
         return torch.cat(found)
-    pieces = dict(zip(rows, torch.cat(found).split([lengths[row] for row in rows]), strict=True))
+    pieces = dict(zip(rows, torch.split(torch.cat(found), [lengths[row] for row in rows]), strict=True))
     return torch.cat([pieces[row] for row in sorted(rows)])
 
 

@@ -7,12 +7,12 @@ each are those that it would have alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,8 +23,24 @@ from clinpeft.adapters.fused import FusedLinear, Route, Routing, fuse
 from clinpeft.adapters.methods import METHODS
 from clinpeft.adapters.stack import Attached, Counts, Parameters, Stack
 from clinpeft.errors import AdapterError
-from clinpeft.models import Base
+from clinpeft.models import Base, Spans, flattens, one_row
 from clinpeft.recipe import AnyAdapterSpec
+
+Answered = TypeVar("Answered")
+
+
+@dataclass(frozen=True)
+class Reading(Generic[Answered]):
+    """Texts, and what becomes of them.
+
+    Attributes:
+        input_ids, attention_mask: (rows, time), as for ``flat``.
+        answer: (tokens, width) what the model says at every token, row by row -> what is made of it.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    answer: Callable[[torch.Tensor], Answered]
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,35 @@ class Joint:
         routes = {adapter.peft_name: route for stack, route in asked for adapter in stack.adapters}
         with self.routing.routed(routes, ending if tokens is None else tokens):
             yield
+
+    def flat(
+        self, readings: Sequence[Reading[Any] | None], generators: Sequence[torch.Generator | None] | None = None, words: bool = False
+    ) -> list[torch.Tensor | None]:
+        """``flat`` of every trial's own texts, in one pass.
+
+        Args:
+            readings: of each trial; None: it is not asked.
+            generators: as for ``routed``.
+            words: whether the model answers with its last layer's scores and not with the vectors below.
+
+        Returns:
+            (tokens, width) of each trial that was asked.
+
+        Raises:
+            AdapterError: the base cannot read many texts in one row.
+        """
+        if not flattens(self.base.model):
+            problem = f"a {self.base.model.config.model_type} model does not read many texts in one row"
+            raise AdapterError(problem, place="base", way_out="train these trials one after another")
+        texts = [None if each is None else each.input_ids[each.attention_mask != 0] for each in readings]
+        lengths = [length for each in readings if each is not None for length in (each.attention_mask != 0).sum(dim=1).tolist() if length]
+        sizes = [0 if text is None else len(text) for text in texts]
+        ends = list(accumulate(sizes))
+        slices = [None if text is None else slice(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
+        asked = one_row(torch.cat([text for text in texts if text is not None]), Spans(tuple(lengths)), self.base.first_position)
+        with self.routed(slices, generators):
+            found = self.base.model(**asked).logits[0] if words else self.base.backbone(**asked).last_hidden_state[0]
+        return [None if text is None else part for text, part in zip(texts, torch.split(found, sizes), strict=True)]
 
     @contextmanager
     def alone(self, trial: int) -> Iterator[Stack]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from clinpeft.registry import Run
-    from clinpeft.registry.studies import Study
+    from clinpeft.registry.studies import ComparedPair, Study
     from clinpeft.reports import Entry
 
 
@@ -35,9 +35,9 @@ def report(
     study = _study(home.resolve(), what)
     entries = list(_of_study(study)) if study else list(_of_runs(home.resolve(), what))
     name = title or (study.name if study else _shared([entry.name for entry in entries]) or "Report")
-    made = html.contents(_shortened(entries), name)
+    made = html.contents(_shortened(entries), name, study.kind if study else "classify")
     if study:
-        made = html.with_study(made, study)
+        made = html.with_study(made, _without_small(study))
     written = html.write_report(out, name, [_summary(entries, study)], made, _texts(entries, name), f"Made with clinpeft {__version__}")
     print(f"{near(written[0].resolve())}, and {len(written) - 1} files beside it")
 
@@ -84,6 +84,26 @@ def _outgoing(run: Run) -> Run:
     if run.recipe.kind == "embed":
         return run
     return Outgoing(run.folder, run.recipe, run.record, functools.partial(evaluation.suppressed, smallest=SMALLEST_CELL))
+
+
+def _without_small(study: Study) -> Study:
+    """The same with what it compared as it may leave."""
+    import dataclasses
+
+    import pyarrow as pa
+
+    from clinpeft import evaluation
+    from clinpeft.reports.formats import SMALLEST_CELL
+    from clinpeft.tables import RESULT
+
+    def told(pair: ComparedPair) -> ComparedPair:
+        found = pa.Table.from_pylist([dict(row) for row in pair.results], schema=RESULT)
+        return dataclasses.replace(pair, results=tuple(evaluation.suppressed(found, SMALLEST_CELL).to_pylist()))
+
+    if study.kind == "embed":
+        return study
+    compared = tuple(dataclasses.replace(one, pairs=tuple(told(pair) for pair in one.pairs)) for one in study.compare)
+    return dataclasses.replace(study, compare=compared)
 
 
 def _shared(names: Sequence[str]) -> str:

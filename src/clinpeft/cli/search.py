@@ -78,20 +78,21 @@ def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool])
     base = asked.cells[0].recipe
     space = room.space_of(asked.search, base)
     name = f"{asked.name}-{asked.search_id}"
-    with room.opened(asked.search.storage, folder, name) as (storage, claims):
-        with room.reached(asked.search.storage), claims.alone():
-            study = room.opened_study(storage, name, asked.search)
+    spec = asked.search
+    with room.opened(spec.storage, folder, name) as (storage, claims):
+        with room.reached(spec.storage), claims.alone():
+            study = room.opened_study(storage, name, spec)
         copied = functools.partial(alone, folder, "search.lock")
 
         def copy() -> Search:
             """The record beside the storage, after every trial."""
-            with room.reached(asked.search.storage), copied():
+            with room.reached(spec.storage), copied():
                 known = room.found(study, space, asked, folder, datetime.now(UTC).isoformat())
                 write_search(known)
             return known
 
         make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
-        room.work(room.Bench(storage, study, claims, space, asked.search, base, make, stopping, platform.node(), lambda: _ignored(copy())))
+        room.work(room.Bench(storage, study, claims, space, spec, base, make, stopping, platform.node(), lambda: _ignored(copy())))
         known = copy()
         if known.complete:
             known = _with_held_out(known, home)

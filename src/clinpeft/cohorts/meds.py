@@ -148,12 +148,18 @@ def _write_events(cohort: Path, split: str, code: str, path: Path) -> None:
                       CAST(stay_id AS VARCHAR) AS note_id, stay_id AS hadm_id
                FROM read_parquet($cohort) WHERE split = $split ORDER BY subject_id, prediction_time, stay_id"""
     with (
-        duckdb.connect(config={"preserve_insertion_order": True, "temp_directory": str(path.parent)}) as connection,
+        duckdb.connect(config=_settings(path.parent)) as connection,
         pq.ParquetWriter(path, DATA) as writer,
     ):
         found = connection.sql(query, params={"code": code, "cohort": str(cohort), "split": split})
         for batch in found.to_arrow_reader(_ROWS):
             writer.write_table(pa.Table.from_batches([batch]).cast(DATA))
+
+
+def _settings(folder: Path) -> dict[str, str | bool]:
+    """Of a database that spills into this folder, and fetches nothing."""
+    closed = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    return {"preserve_insertion_order": True, "temp_directory": str(folder), **closed}
 
 
 def _metadata(name: str, version: str, created_at: datetime.datetime | None) -> dict[str, object]:

@@ -186,7 +186,7 @@ def _few(row: dict[str, Any], smallest: int) -> bool:
 
 def _divisions(rows: list[dict[str, Any]]) -> list[tuple[int | None, list[int]]]:
     """For every metric and what it is divided by: the row of the whole, where there is one, and the rows of the groups."""
-    found: dict[tuple[object, ...], list[int]] = {}
+    found: dict[tuple[str, str | None, str, str, str], list[int]] = {}
     wholes = {(row["name"], row["task"], row["split"], str(row["group"])): at for at, row in enumerate(rows)}
     for at, row in enumerate(rows):
         state, divided, group = str(row["group"] or "").partition(" · ")

@@ -131,7 +131,10 @@ def check_exact(backbone: Any, first_position: int, place: str) -> None:
     ids[1, first : first + middle] = ids[0, first : first + middle]  # and of one that is the same
     with torch.inference_mode():
         together, among = (backbone(**one_row(row, Spans(TRIED), first_position)).last_hidden_state[0].float() for row in ids)
-        alone = [backbone(input_ids=part[None], attention_mask=torch.ones_like(part[None])).last_hidden_state[0] for part in ids[0].split(TRIED)]
+        alone = [
+            backbone(input_ids=part[None], attention_mask=torch.ones_like(part[None])).last_hidden_state[0]
+            for part in torch.split(ids[0], list(TRIED))
+        ]
     expected = torch.cat(alone).float()
     scale = expected.abs().max()
     worst = float((together - expected).abs().max() / scale)
@@ -176,11 +179,11 @@ def _documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span
     if _has_kernel(query, manner):
         return _varlen(query, key, value, spans, manner)
     # split and cat, whose gradients are cat and split: slices would each give a gradient as large as the row
-    parts = (part.split(spans.tokens, dim=2) for part in _wide(query, key, value))
-    found = [
-        _run(*(_side_by_side(part, *run) for part in some), manner).transpose(1, 2).reshape(1, -1, query.shape[1], query.shape[3])
-        for run, *some in zip(spans.runs, *parts, strict=True)
-    ]
+    parts = [torch.split(part, list(spans.tokens), dim=2) for part in _wide(query, key, value)]
+    found = []
+    for run, *some in zip(spans.runs, *parts, strict=True):
+        queries, keys, values = (_side_by_side(part, *run) for part in some)
+        found.append(_run(queries, keys, values, manner).transpose(1, 2).reshape(1, -1, query.shape[1], query.shape[3]))
     return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).to(query.dtype)
 
 
@@ -193,7 +196,7 @@ def _wide(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _side_by_side(part: torch.Tensor, documents: int, length: int) -> torch.Tensor:
     """(1, heads, documents * length, width of a head) -> (documents, heads, length, width of a head)."""
-    return part[0].unflatten(1, (documents, length)).transpose(0, 1)
+    return part[0].view(part.shape[1], documents, length, part.shape[3]).transpose(0, 1)
 
 
 def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner) -> torch.Tensor:
@@ -261,16 +264,10 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: 
 
     boundaries, longest = spans.boundaries(query.device), max(spans.lengths)
     reach = -1 if manner.window is None else manner.window - 1
-    found = varlen_attn(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),  # (tokens, heads, width of a head)
-        boundaries,
-        boundaries,
-        longest,
-        longest,
-        scale=manner.scaling,
-        window_size=(reach, 0 if manner.causal else reach),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))  # (tokens, heads, width of a head)
+    window = (reach, 0 if manner.causal else reach)
+    shared = query.shape[1] != key.shape[1]
+    found = varlen_attn(queries, keys, values, boundaries, boundaries, longest, longest, scale=manner.scaling, window_size=window, enable_gqa=shared)
     assert isinstance(found, torch.Tensor)  # nothing beside it was asked for
     return found[None]
 

@@ -74,7 +74,8 @@ def pool_spans(vectors: torch.Tensor, spans: Spans, how: Pooling) -> torch.Tenso
         ends = torch.tensor(spans.lengths).cumsum(0)
         at = ends - 1 if how == "last" else ends - torch.tensor(spans.lengths)
         return vectors[at.to(vectors.device)].float()
-    blocks = (part.unflatten(0, run) for part, run in zip(vectors.split(spans.tokens), spans.runs, strict=True))  # (documents, length, width)
+    parts = zip(torch.split(vectors, list(spans.tokens)), spans.runs, strict=True)
+    blocks = (part.reshape(*run, part.shape[1]) for part, run in parts)  # (documents, length, width)
     if how == "max":
         return torch.cat([block.amax(dim=1).float() for block in blocks])
     return torch.cat([block.mean(dim=1, dtype=torch.float32) for block in blocks])

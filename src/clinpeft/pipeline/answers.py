@@ -192,8 +192,9 @@ def _exam(
 ) -> Exam:
     question, documents, head, pool = one.asked.question, one.documents, heads[one.asked.question.name], recipe.reading.pool
     grouped: Callable[[tokens.Ints], list[tokens.Ints]]
+    asks = (documents, head, pooling, pool, crew.device)
     if vectors is None:
-        answer = predictions.live(stack, documents, head, pooling, pool, crew.device)
+        answer = predictions.live(stack, *asks)
         grouped = functools.partial(_by_tokens, documents, recipe.training.micro_batch_tokens)
     else:
         answer, grouped = predictions.remembered(vectors, documents, head, pool, crew.device), _by_number
@@ -213,6 +214,7 @@ def _exam(
         metric=lambda logits, chosen: evaluation.main_metric(
             predictions.probabilities(logits, question), _classes_of(known[chosen].numpy(), question), question
         ),
+        reading=predictions.reading(*asks) if vectors is None else None,
     )
 
 

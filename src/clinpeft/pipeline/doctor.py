@@ -59,7 +59,7 @@ def examined(home: Path, environment: Mapping[str, str], around: Circumstances, 
     """
     yield python()
     yield from libraries()
-    yield processor()
+    yield arithmetic()
     yield computing(environment)
     yield memory()
     yield graphics()
@@ -136,7 +136,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------------------------------- machine
 
 
-def processor() -> Finding:
+def arithmetic() -> Finding:
     """Whether bfloat16 is faster here than float32, measured, and whether ``precision = "auto"`` would choose as the measurement does."""
     has = models.instructions()
     named = ", ".join(title for flag, title in (("amx_tile", "AMX"), ("avx512_bf16", "AVX512-BF16")) if has[flag]) or "no instructions for bfloat16"

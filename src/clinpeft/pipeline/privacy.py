@@ -155,7 +155,8 @@ def _by_split(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_], ND
 
 def _per_subject(ids: pa.ChunkedArray, values: NDArray[np.generic], subjects: NDArray[np.int64]) -> Floats:
     at = np.searchsorted(subjects, ids.to_numpy())
-    return np.bincount(at, weights=values.astype(np.float64), minlength=len(subjects))
+    summed: Floats = np.bincount(at, weights=values.astype(np.float64), minlength=len(subjects)).astype(np.float64)
+    return summed
 
 
 def _state(stack: Stack, state: str) -> AbstractContextManager[None]:

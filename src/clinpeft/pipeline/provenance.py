@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -88,11 +89,13 @@ def _adapters_below(home: Path, run: Run) -> Iterator[Check]:
         origin, _, adapter = name.partition("/")
         folders = sorted((home / origin).glob(f"adapter*/**/{adapter or '.'}/adapter_model.safetensors"))
         found = folders or sorted((home / origin).glob("adapter*/**/adapter_model.safetensors"))
-        yield _compared(f"adapter of run {name}", written, lambda path=found: registry.checksum(path[0]) if path else _gone())
+        yield _compared(f"adapter of run {name}", written, functools.partial(_weights, found))
 
 
-def _gone() -> str:
-    raise FileNotFoundError(2, "not in this home any more")
+def _weights(found: list[Path]) -> str:
+    if not found:
+        raise FileNotFoundError(2, "not in this home any more")
+    return registry.checksum(found[0])
 
 
 def _probe(run: Run) -> Check:

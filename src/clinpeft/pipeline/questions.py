@@ -15,6 +15,7 @@ from clinpeft.models import Base
 from clinpeft.pipeline.runs import code_version, key
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.registry import Hashes
+from clinpeft.registry.claims import alone
 from clinpeft.sources import hospital
 from clinpeft.tables import Attrition, Question
 from clinpeft.tokens import Documents
@@ -85,12 +86,13 @@ def cohorts_of(recipe: ClassifyRecipe, home: Path, crew: Crew, hashes: Hashes) -
 def _cohort(recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: Hashes) -> Asked:
     asking = CohortRecipe(kind="cohort", name=task.name, seed=recipe.split.seed, source=recipe.source, task=task, split=recipe.split)
     folder = home / "cache" / f"cohort-{key(hashes.source, task.model_dump(mode='json'), recipe.split.model_dump(), code_version())}"
-    if not (folder / "labels.json").exists():
-        building = folder.with_name(folder.name + ".building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True, mode=0o700)
-        _build(asking, building)
-        building.rename(folder)
+    with alone(folder.parent, f"{folder.name}.lock"):  # workers of a study ask for the same people at the same time
+        if not (folder / "labels.json").exists():
+            building = folder.with_name(folder.name + ".building")
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(parents=True, mode=0o700)
+            _build(asking, building)
+            building.rename(folder)
     cohorts.refuse_unanswerable(folder)
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     return Asked(folder, cohorts.question(folder), tuple(Attrition.from_json(step) for step in steps), cohorts.notices(folder))
@@ -122,8 +124,9 @@ def encoded(recipe: ClassifyRecipe, base: Base, asked: list[Asked], home: Path, 
         for question in asked:
             named = key(question.folder.name, base.sha256, recipe.base.max_tokens, recipe.reading.model_dump())
             folder = home / "cache" / f"documents-{named}"
-            if not tokens.is_encoded(folder):
-                path = question.folder / "cohort.parquet"
-                tokens.encode_documents(path, base.tokenizer, recipe.reading, recipe.base.max_tokens, base.family.objective, folder)
+            with alone(folder.parent, f"{folder.name}.lock"):
+                if not tokens.is_encoded(folder):
+                    path = question.folder / "cohort.parquet"
+                    tokens.encode_documents(path, base.tokenizer, recipe.reading, recipe.base.max_tokens, base.family.objective, folder)
             read.append(Read(question, tokens.open_documents(folder)))
     return read

@@ -5,7 +5,7 @@
 ``export_onnx`` to another engine.
 """
 
-from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, remembered, scores, shared
+from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, reading, remembered, scores, shared
 from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
 from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
 from clinpeft.predictions.exporting import export
@@ -38,6 +38,7 @@ __all__ = [
     "probabilities",
     "profile",
     "random_base",
+    "reading",
     "remembered",
     "scores",
     "shared",

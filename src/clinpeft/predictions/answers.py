@@ -19,9 +19,9 @@ import pyarrow as pa
 import torch
 
 from clinpeft import adapters, tokens
-from clinpeft.adapters import Stack
+from clinpeft.adapters import Reading, Stack
 from clinpeft.errors import TrainingError
-from clinpeft.models import Head, Pooling, WindowPooling
+from clinpeft.models import Head, Pooling, Spans, WindowPooling, pool_spans
 from clinpeft.tables import PREDICTION, Question
 from clinpeft.tokens import Documents, Ints
 
@@ -42,6 +42,24 @@ def live(stack: Stack, documents: Documents, head: Head, pooling: Pooling, windo
         return logits
 
     return answer
+
+
+def reading(
+    documents: Documents, head: Head, pooling: Pooling, window_pooling: WindowPooling, device: torch.device
+) -> Callable[[Ints], Reading[torch.Tensor]]:
+    """The same in two parts, so that several models can be asked in one pass: documents -> texts, and what answers from their vectors."""
+
+    def read(chosen: Ints) -> Reading[torch.Tensor]:
+        batch = documents.gather(chosen).to(device)
+        spans = Spans(tuple(batch.attention_mask.sum(dim=1).tolist()))
+
+        def answer(vectors: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = head(pool_spans(vectors, spans, pooling), batch.document, batch.documents, window_pooling)
+            return logits
+
+        return Reading(batch.input_ids, batch.attention_mask, answer)
+
+    return read
 
 
 def remembered(features: Floats, documents: Documents, head: Head, window_pooling: WindowPooling, device: torch.device) -> Answer:

@@ -25,7 +25,12 @@ from clinpeft.models.backbones import LENGTH_FILE, MODULES_FILE, PROMPTS_FILE, M
 from clinpeft.predictions.encoding import limit
 
 OLDEST_READER = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
-POOLING_SWITCHES = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken", "max": "pooling_mode_max_tokens"}
+POOLING_SWITCHES = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+    "max": "pooling_mode_max_tokens",
+}
 OTHER_SWITCHES = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 MODULES = ("Transformer", "Pooling", "Normalize")
 MACHINE_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")

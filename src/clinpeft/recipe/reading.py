@@ -52,7 +52,7 @@ def read(path: Path, overrides: Sequence[str] = (), environment: Environment | N
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib's own errors, and those of Python on numbers and depths that are none
         raise RecipeError(f"this recipe cannot be read: {error}", place=str(path), way_out="give the path of a TOML file") from error
     grid = document.pop("grid", {})
     cells = []
@@ -74,7 +74,7 @@ def validated(document: Json, place: str) -> Recipe:
         RecipeError: with the nearest known key when one is unknown.
     """
     kind = document.get("kind")
-    if kind not in RECIPES:
+    if not isinstance(kind, str) or kind not in RECIPES:
         near = difflib.get_close_matches(str(kind), RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
         raise RecipeError(f"kind = {kind!r} is no kind of run", place=place, way_out=hint)
@@ -88,24 +88,35 @@ def _cells(grid: Json, place: str) -> list[tuple[str, Json, Json, Json]]:
     """(name, changes, published, settings) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis
     of tables sets all keys of the chosen table, but for ``name`` and ``published``."""
     axes: list[list[tuple[str, Json, Json, Json]]] = []
+    if not isinstance(grid, dict):
+        raise RecipeError(f"grid = {grid!r} is no table of axes", place=place, way_out='write [grid] and below it "key" = [first, second]')
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise RecipeError(f"grid axis {key!r} is not a list of choices", place=f"{place}: [grid]", way_out='write "key" = [first, second]')
-        axes.append([_choice(key, choice) for choice in choices])
+        axes.append([_choice(key, choice, place) for choice in choices])
     points = itertools.product(*axes)
     return [_joined(point) for point in points]
 
 
-def _choice(key: str, choice: Any) -> tuple[str, Json, Json, Json]:
+def _choice(key: str, choice: Any, place: str) -> tuple[str, Json, Json, Json]:
     if not isinstance(choice, dict):
         return f"{key}={choice}", {key: choice}, {}, {key: choice if isinstance(choice, str | int | float) else str(choice)}
+    if not isinstance(choice.get("name", key), str) or not isinstance(choice.get("published", {}), dict):
+        raise RecipeError(
+            f"a choice of {key!r} has a name that is no text, or published numbers that are no table", place=f"{place}: [grid]", way_out=_NAMED
+        )
     changes = {name: value for name, value in choice.items() if name not in ("name", "published")}
     return choice.get("name", key), changes, choice.get("published", {}), {key: choice.get("name", key)}
 
 
+_NAMED = 'write name = "LoRA" and published = { perplexity = 3.1 }'
+
+
 def _joined(point: Sequence[tuple[str, Json, Json, Json]]) -> tuple[str, Json, Json, Json]:
-    changes, published, settings = ({key: value for one in point for key, value in one[part].items()} for part in (1, 2, 3))
-    return " · ".join(one[0] for one in point), changes, published, settings
+    changes = {key: value for _, part, _, _ in point for key, value in part.items()}
+    published = {key: value for _, _, part, _ in point for key, value in part.items()}
+    settings = {key: value for _, _, _, part in point for key, value in part.items()}
+    return " · ".join(name for name, _, _, _ in point), changes, published, settings
 
 
 def with_changes(document: Json, changes: Json, place: str) -> Json:
@@ -115,6 +126,8 @@ def with_changes(document: Json, changes: Json, place: str) -> Json:
         *path, last = dotted.split(".")
         at: Any = filled
         for part in path:
+            if not isinstance(at, dict | list):
+                break
             at = at[_index(at, part, dotted, place)] if isinstance(at, list) else at.setdefault(part, {})
         if isinstance(at, list):
             at[_index(at, last, dotted, place)] = _copied(value)
@@ -126,7 +139,7 @@ def with_changes(document: Json, changes: Json, place: str) -> Json:
 
 
 def _index(entries: list[Any], part: str, dotted: str, place: str) -> int:
-    if part.isdigit() and int(part) < len(entries):
+    if part.isdecimal() and int(part) < len(entries):
         return int(part)
     raise RecipeError(f"{dotted!r}: there is no entry {part!r}", place=place, way_out=f"count from 0; the list has {len(entries)} entries")
 
@@ -146,11 +159,11 @@ def _anchored_pairs(overrides: Sequence[str]) -> Json:
             raise RecipeError(f"{pair!r} is not key=value", place="--set", way_out="write --set training.learning_rate=1e-4")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         at = tuple(part for part in key.strip().split(".") if not part.isdigit())
         is_path = at in _PATHS and isinstance(value, str) and not value.startswith("$")
-        changes[key.strip()] = str(Path(value).resolve()) if is_path else value
+        changes[key.strip()] = _resolved(Path(), value) if is_path else value
     return changes
 
 
@@ -158,9 +171,16 @@ def _anchored(document: Json, folder: Path) -> Json:
     """Relative paths made absolute at the recipe's folder."""
 
     def anchored(text: str, at: Place) -> str:  # noqa: ARG001
-        return text if text.startswith(("$", "~", "/")) else str((folder / text).resolve())
+        return text if text.startswith(("$", "~", "/")) else _resolved(folder, text)
 
     return _with_paths(document, anchored)
+
+
+def _resolved(folder: Path, text: str) -> str:
+    try:
+        return str((folder / text).resolve())
+    except (ValueError, OSError, RuntimeError) as error:
+        raise RecipeError(f"{text[:100]!r} is no path: {error}", place="recipe", way_out="write a path of this system") from error
 
 
 def _expanded(document: Json, environment: Environment, place: str) -> Json:
@@ -174,7 +194,10 @@ def _expanded(document: Json, environment: Environment, place: str) -> Json:
                 raise RecipeError(f"the variable ${name} is not set", place=f"{place}: {at[-1]} = {text!r}", way_out=way_out)
             return environment[name]
 
-        return str(Path(re.sub(r"\$\{?(\w+)\}?", known, text)).expanduser())
+        try:
+            return str(Path(re.sub(r"\$\{?(\w+)\}?", known, text)).expanduser())
+        except RuntimeError as error:  # ~somebody, and nobody of that name
+            raise RecipeError(f"{text!r} names no home folder", place=f"{place}: {at[-1]}", way_out="write the path out") from error
 
     return _with_paths(document, expanded)
 

@@ -247,7 +247,7 @@ def _sections(document: Json, overrides: Sequence[str], place: str) -> Json:
 def _search(sections: Json, environment: Environment, place: str) -> SearchSpec | None:
     if "search" not in sections:
         return None
-    spec = _spec(SearchSpec, sections["search"], f"{place}: [search]")
+    spec: SearchSpec = _spec(SearchSpec, sections["search"], f"{place}: [search]")
 
     def known(match: re.Match[str]) -> str:
         if match.group(1) not in environment:

@@ -119,7 +119,8 @@ def verify(home: Path, seen: str = "") -> Verdict:
     with _in_turn(home):
         pieces, torn = _pieces(home)
         head = _head(home)
-    before, problems = BEGINNING, []
+    before = BEGINNING
+    problems: list[str] = []
     for number, piece in enumerate(pieces, 1):
         line = _parsed(piece)
         problems += _wrong(line, number, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left_behind(path)
         yield temporary
         flush_to_disk(temporary)
         temporary.replace(path)
@@ -44,6 +46,20 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _clear_left_behind(path: Path) -> None:
+    """Remove what processes that were killed while they wrote this very file left of it."""
+    if sys.platform == "win32":  # asking for a process there ends it
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.removesuffix(".partial").rpartition(".")[2]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OverflowError, OSError):  # none of ours, or a process of somebody else
+            continue
 
 
 def unwritable(error: OSError, path: Path) -> StorageError:

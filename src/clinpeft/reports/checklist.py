@@ -47,8 +47,9 @@ def checklist(runs: Runs, title: str) -> str:
         runs: finished ones; small counts suppressed where it is to leave.
         title: of the study.
     """
-    lead = f"# Reporting checklist: {title}\n\nFilled from the record of {len(runs)} runs. {GAP}: no record knows it. Check every line before it is handed in."
-    return "\n\n".join([lead, _statement("TRIPOD+AI", TRIPOD_AI, runs), _statement("TRIPOD-LLM", TRIPOD_LLM, runs)]) + "\n"
+    head = f"# Reporting checklist: {title}"
+    lead = f"Filled from the record of {len(runs)} runs. {GAP}: no record knows it. Check every line before it is handed in."
+    return "\n\n".join([head, lead, _statement("TRIPOD+AI", TRIPOD_AI, runs), _statement("TRIPOD-LLM", TRIPOD_LLM, runs)]) + "\n"
 
 
 def _statement(name: str, items: Sequence[Item], runs: Runs) -> str:

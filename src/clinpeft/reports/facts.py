@@ -61,7 +61,7 @@ class Outgoing(Run):
     suppress: Callable[[pa.Table], pa.Table]
 
     @functools.cached_property
-    def results(self) -> pa.Table:  # type: ignore[override]
+    def results(self) -> pa.Table:
         """Read once, and suppressed."""
         return self.suppress(Run.results.fget(self))  # type: ignore[attr-defined]
 

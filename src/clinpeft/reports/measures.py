@@ -47,7 +47,10 @@ def measures_table(rows: Sequence[Row], task: str) -> Table:
             groups.setdefault(group, {}).setdefault(name, known)
     shown = {**groups, **found}
     names = [name for name in MEASURES if any(name in of for of in shown.values())]
-    columns = (Column("model", is_text=True), *(Column(MEASURES[name], count if name == "labels_evaluable" else number, is_estimate=True) for name in names))
+    columns = (
+        Column("model", is_text=True),
+        *(Column(MEASURES[name], count if name == "labels_evaluable" else number, is_estimate=True) for name in names),
+    )
     lines = tuple((model, *(of.get(name) for name in names)) for model, of in shown.items())
     notes = [f"Split {TEST}. Ideal: 1 for slope and observed / expected, 0 for intercept, Brier and ECE. An AUPRC stands against the prevalence."]
     return Table(f"{task}: every measure", columns, lines, (*notes, *_seeds_said(rows)))
@@ -96,7 +99,7 @@ def _beats(known: Estimate) -> str:
 
 
 def subgroups_table(rows: Sequence[Row], task: str, smallest_cell: int = SMALLEST_CELL) -> Table:
-    """The main metric of every subgroup and row, by the first run of each; groups of fewer people than ``smallest_cell`` have no line."""
+    """The main metric of every subgroup and row, by its run with the smallest seed; groups of fewer people than ``smallest_cell`` have no line."""
     found = {row.name: _groups(run, task, row.metric(task), smallest_cell) for row in rows if (run := row.first(task))}
     names = list(dict.fromkeys(group for of in found.values() for group in of))
     people = {group: next((n for of in found.values() for other, (_, n) in of.items() if other == group), None) for group in names}
@@ -165,14 +168,21 @@ def compared_table(name: str, pairs: Sequence[tuple[str, str, str, Sequence[Mapp
     """
     lines: list[tuple[Value, ...]] = []
     for shared, first, second, results, reason in pairs:
-        chosen = [row for row in results if _TESTED.fullmatch(row["name"]) and SUBGROUP not in (row["group"] or "")]
+        chosen = [row for row in results if _is_shown(row)]
         lines += [(shared, row["task"] or "", row["name"].replace("_", " "), _tested(row), count(row["n"]), "") for row in chosen]
         if not chosen:
-            lines.append((shared, "", "", None, "", reason or f"no difference of {second} and {first} was measured"))
+            why = reason or ("withheld, or not defined" if results else f"no difference of {second} and {first} was measured")
+            lines.append((shared, "", "", None, "", why))
     words = [Column(title, is_text=True) for title in ("of", "task", "metric")]
     columns = [*words, Column("difference", is_estimate=True), Column("n", is_text=True), Column("remark", is_text=True, under="of")]
     notes = ("Second less first on the same people, resampled for both at once; the interval is sampling error, and seeds are lines of their own.",)
     return Table(f"Compared: {name}", tuple(columns), tuple(lines), notes)
+
+
+def _is_shown(row: Mapping[str, Any]) -> bool:
+    """A known difference of a main metric on the held-out split."""
+    is_known = row["value"] is not None and row["split"] == TEST and SUBGROUP not in (row["group"] or "")
+    return is_known and bool(_TESTED.fullmatch(row["name"]))
 
 
 def _tested(row: Mapping[str, Any]) -> Value:

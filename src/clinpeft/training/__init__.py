@@ -8,6 +8,7 @@ contrastive.py     the course of vectors            losses.py       of vectors t
 batches.py         which pairs may share a step     mining.py       negatives that are hard
 vocabulary.py      the loss of words, in blocks
 memory.py          its peak, and a step in smaller pieces
+together.py        several courses in one pass over one base
 ```
 """
 
@@ -21,6 +22,7 @@ from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, add
 from clinpeft.training.memory import peak_bytes, sparing
 from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
+from clinpeft.training.together import Fit, Outcome, fit_together
 from clinpeft.training.vocabulary import Vocabulary
 
 __all__ = [
@@ -32,10 +34,12 @@ __all__ = [
     "Embedder",
     "Event",
     "Exam",
+    "Fit",
     "Fitted",
     "Forward",
     "Lesson",
     "Mined",
+    "Outcome",
     "Sums",
     "TextPairs",
     "Texts",
@@ -47,6 +51,7 @@ __all__ = [
     "classification",
     "contrastive",
     "fit",
+    "fit_together",
     "hardware",
     "language",
     "likelihoods",

@@ -13,11 +13,12 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
+from clinpeft.adapters import Reading
 from clinpeft.errors import InputError
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
 from clinpeft.tables import Question
 from clinpeft.tokens import Ints
-from clinpeft.training.loop import Course, Crew, Parameters, Sums, additive
+from clinpeft.training.loop import Course, Crew, Parameters, Share, Sums, additive
 
 Answer = Callable[[Ints], torch.Tensor]
 """Documents -> logits (documents, classes), float32, through whatever is trained."""
@@ -39,6 +40,7 @@ class Exam:
         grouped: documents -> micro-batches of them.
         scores: documents -> logits of all of them, without gradient, the work shared between processes.
         metric: (logits, documents) -> the question's main metric; NaN where it is not defined.
+        reading: documents -> the texts that ``answer`` asks the model, and its logits; None where it asks what is remembered of them.
     """
 
     question: Question
@@ -50,6 +52,7 @@ class Exam:
     grouped: Callable[[Ints], list[Ints]]
     scores: Callable[[Ints], Scores]
     metric: Callable[[Scores, Ints], float]
+    reading: Callable[[Ints], Reading[torch.Tensor]] | None = None
 
 
 def truth(cohort: pa.Table, question: Question) -> torch.Tensor:
@@ -115,11 +118,20 @@ def classification(
     numbered = _Numbered(exams)
     weights = [_class_weights(exam, loss_spec, crew) for exam in exams]
 
+    def worth(logits: torch.Tensor, at: int, documents: Ints) -> Sums:
+        wanted = exams[at].truth[torch.from_numpy(documents)].to(crew.device)
+        return summed_loss(logits, wanted, exams[at].question, weights[at])
+
     def loss(items: Ints, step: int) -> Sums:  # noqa: ARG001 - what is asked does not change from step to step
         at, documents = numbered.one(items)
-        exam = exams[at]
-        wanted = exam.truth[torch.from_numpy(documents)].to(crew.device)
-        return summed_loss(exam.answer(documents), wanted, exam.question, weights[at])
+        return worth(exams[at].answer(documents), at, documents)
+
+    def reading(items: Ints, step: int) -> Reading[Sums]:  # noqa: ARG001
+        at, documents = numbered.one(items)
+        read = exams[at].reading
+        assert read is not None  # else nothing is shared, see below
+        found = read(documents)
+        return Reading(found.input_ids, found.attention_mask, lambda vectors: worth(found.answer(vectors), at, documents))
 
     scale = spec.head_learning_rate / spec.learning_rate if spec.head_learning_rate else 1.0
     return Course(
@@ -132,6 +144,7 @@ def classification(
         best_by={"loss": TUNING_LOSS, "metric": "tuning_metric", "last": ""}[spec.select_by],
         higher_is_better=spec.select_by == "metric",
         scales={name: scale for name in heads if scale != 1.0},
+        share=Share(numbered.grouped, reading, seed) if all(exam.reading for exam in exams) else None,
     )
 
 

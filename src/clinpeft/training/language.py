@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from clinpeft import tokens
-from clinpeft.adapters import Stack
+from clinpeft.adapters import Reading, Stack
 from clinpeft.recipe import TrainingSpec
 from clinpeft.tokens import Ints
 from clinpeft.training.likelihood import perplexity_of
-from clinpeft.training.loop import Course, Crew, Sums, additive
-from clinpeft.training.objectives import Forward, Lesson, score
+from clinpeft.training.loop import Course, Crew, Share, Sums, additive
+from clinpeft.training.objectives import Forward, Lesson, score, summed
 
 TUNING_PERPLEXITY = "tuning_perplexity"
 
@@ -32,6 +33,19 @@ def language(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec,
         scores = score(forward, lesson.asking(batch, lesson.tokenizer, (lesson.seed, step)), batch.attention_mask, lesson.vocabulary)
         return Sums(scores.negative_log_likelihood.sum(), float(scores.targets.sum()))
 
+    def reading(windows: Ints, step: int) -> Reading[Sums]:
+        batch = tokens.gather(lesson.encodings, windows).to(crew.device)
+        question = lesson.asking(batch, lesson.tokenizer, (lesson.seed, step))
+
+        def answer(found: torch.Tensor) -> Sums:
+            total, targets = summed(found, question, batch.attention_mask, lesson.vocabulary)
+            return Sums(total, float(targets))
+
+        return Reading(question.input_ids, batch.attention_mask, answer)
+
+    def grouped(windows: Ints) -> list[Ints]:
+        return tokens.micro_batches(lengths, windows, spec.micro_batch_tokens)
+
     def epoch(number: int) -> list[Ints]:
         order = np.random.default_rng([lesson.seed, number])
         return [lesson.train[part] for part in tokens.steps(lengths[lesson.train], spec.batch_tokens, order)] if len(lesson.train) else []
@@ -43,8 +57,9 @@ def language(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec,
         parameters=stack.trained,
         epoch=epoch,
         tokens=lambda windows: int(lengths[windows].sum()),
-        backward=additive(loss, lambda windows: tokens.micro_batches(lengths, windows, spec.micro_batch_tokens), lesson.seed, crew),
+        backward=additive(loss, grouped, lesson.seed, crew),
         mode=stack.train,
         measure=measure if len(lesson.tuning) else None,
         best_by=TUNING_PERPLEXITY,
+        share=Share(grouped, reading, lesson.seed, words=True, vocabulary=lesson.vocabulary),
     )

@@ -21,11 +21,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from clinpeft.adapters import Reading
 from clinpeft.errors import InputError, InterruptedRun, TrainingError
 from clinpeft.recipe import OptimisationSpec
 from clinpeft.tokens import Ints
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import Progress
+from clinpeft.training.vocabulary import Vocabulary
 
 Crew: TypeAlias = Accelerator
 """The processes that share a run."""
@@ -44,6 +46,25 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How a course is learned in one pass with others, see ``together``.
+
+    Attributes:
+        grouped: the items of a step -> its micro-batches.
+        reading: (items of a micro-batch, step) -> the texts that the model is asked, and its answer's loss.
+        seed: of dropout, as for ``additive``.
+        words: whether the model is asked for words and not for vectors.
+        vocabulary: of words, where their scores need not be made all at once.
+    """
+
+    grouped: Callable[[Ints], list[Ints]]
+    reading: Callable[[Ints, int], Reading[Sums]]
+    seed: int
+    words: bool = False
+    vocabulary: Vocabulary | None = None
+
+
+@dataclass(frozen=True)
 class Course:
     """What is learned, as the loop sees it.
 
@@ -57,6 +78,7 @@ class Course:
         best_by: the measurement by which the best weights are kept; empty keeps the last.
         higher_is_better: of that measurement.
         scales: name -> factor on the learning rate, where it is not 1.
+        share: the same as ``backward``, in a way that several courses can be learned in one pass; None where that is not possible.
     """
 
     parameters: Parameters
@@ -68,6 +90,7 @@ class Course:
     best_by: str = ""
     higher_is_better: bool = False
     scales: Mapping[str, float] = field(default_factory=dict)
+    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -164,14 +187,12 @@ def fit(course: Course, spec: OptimisationSpec, crew: Crew, folder: Path, watch:
         TrainingError: the loss is not a number, or nothing moved.
         InterruptedRun: ``watch.stopping`` said so; a checkpoint was written.
     """
-    if not course.epoch(0):
-        raise InputError("the training split has nothing to learn from", place="split.train", way_out="give more notes or a larger split.train")
-    running = _Running(course, spec, crew, folder, watch)
+    running = Running(course, spec, crew, folder, watch)
     running.resume()
     for step, chosen in running.remaining():
-        running.step(step, chosen)
-    running.take_best()
-    return Fitted(running.progress, running.total)
+        course.mode(True)
+        running.step(step, chosen, *course.backward(chosen, step))
+    return running.ended()
 
 
 def learning_rate(spec: OptimisationSpec, step: int, total: int) -> float:
@@ -191,10 +212,12 @@ def total_steps(course: Course, spec: OptimisationSpec) -> int:
     return min(wanted, spec.max_steps) if spec.max_steps else wanted
 
 
-class _Running:
-    """The state of one call of ``fit``."""
+class Running:
+    """The state of one course that is learned: ``resume``, then ``step`` for each of ``remaining`` with its gradients made, then ``ended``."""
 
     def __init__(self, course: Course, spec: OptimisationSpec, crew: Crew, folder: Path, watch: Watch) -> None:
+        if not course.epoch(0):
+            raise InputError("the training split has nothing to learn from", place="split.train", way_out="give more notes or a larger split.train")
         self.course, self.spec = course, spec
         self.crew, self.folder, self.watch = crew, folder, watch
         self.names = sorted(course.parameters, key=lambda name: course.scales.get(name, 1.0))  # in the order of the optimiser's groups
@@ -213,6 +236,7 @@ class _Running:
         ]
 
     def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
         found = checkpoint.newest(self.folder)
         if found is not None:
             tensors, self.progress = found
@@ -236,12 +260,12 @@ class _Running:
                     yield step, chosen
             number += 1
 
-    def step(self, step: int, chosen: Ints) -> None:
+    def step(self, step: int, chosen: Ints, summed: float, targets: float) -> None:
+        """Take a step along the gradients that are in the parameters; the loss summed over this process's share, and how much that was."""
         rate = learning_rate(self.spec, step, self.total)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        self.course.mode(True)
-        loss = self._reduce(*self.course.backward(chosen, step))
+        loss = self._reduce(summed, targets)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
         self._must_be_finite(step, loss, float(norm))
         self.optimiser.step()
@@ -294,12 +318,13 @@ class _Running:
         if self.crew.is_main_process:
             checkpoint.save_best(self.folder, self.course.parameters, step)
 
-    def take_best(self) -> None:
+    def ended(self) -> Fitted:
         """Put the best weights back; without a tuning split the last ones stay."""
         self.crew.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
             checkpoint.fill(self.course.parameters, checkpoint.load_best(self.folder, self.progress.best_step))
         self.course.mode(False)
+        return Fitted(self.progress, self.total)
 
     def _all_tensors(self) -> dict[str, torch.Tensor]:
         return dict(self.course.parameters) | checkpoint.optimiser_tensors(self.optimiser, self.names)

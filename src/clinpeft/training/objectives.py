@@ -104,6 +104,20 @@ def score(forward: Forward, question: Question, attention_mask: torch.Tensor, vo
     return Scores(summed, asked.sum(dim=1))
 
 
+def summed(found: torch.Tensor, question: Question, attention_mask: torch.Tensor, vocabulary: Vocabulary | None = None) -> tuple[torch.Tensor, int]:
+    """The surprise of everything that is asked, and how much that is, from what the model said at every token.
+
+    Args:
+        found: (tokens, vocabulary) logits, row by row, without padding; or (tokens, width) where ``vocabulary`` makes scores of that.
+        question, attention_mask, vocabulary: as for ``score``.
+    """
+    asked = question.labels != IGNORED
+    chosen, right = found[asked[attention_mask != 0]], question.labels[asked]
+    projection = vocabulary.projection() if vocabulary else None
+    losses = functional.cross_entropy(chosen.float(), right, reduction="none") if projection is None else surprises(chosen, projection, right)
+    return losses.sum(), len(right)
+
+
 def _losses(forward: Forward, question: Question, mask: torch.Tensor, asked: torch.Tensor, vocabulary: Vocabulary | None) -> torch.Tensor:
     """(targets,) in the order of the rows."""
     projection = vocabulary.projection() if vocabulary else None

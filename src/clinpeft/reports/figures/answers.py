@@ -96,7 +96,7 @@ def _calibrated(axis: Axes, row: str, one: str, bins: Points, smooth: Points, co
     for at, point in enumerate(bins):
         if point["low"] is not None and point["high"] is not None:
             axis.plot([point["x"]] * 2, [point["low"], point["high"]], color=colour, linewidth=0.9)
-        word = {"label": one or "bins of equal count"} if at == 0 else {}
+        word: dict[str, Any] = {"label": one or "bins of equal count"} if at == 0 else {}
         (dot,) = axis.plot([point["x"]], [point["y"]], marker="o", markersize=4, color=colour, linestyle="none", **word)
         told(dot, f"{row}{f', {one}' if one else ''}: predicted {point['x']:.3f}, observed {point['y']:.3f}, {count(point['n'])} answers")
 

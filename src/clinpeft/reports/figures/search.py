@@ -25,6 +25,8 @@ def history(search: Search) -> Figure:
     known = [(trial.number, trial.value) for trial in search.trials if trial.value is not None]
     needed(known, "a value on its tuning split")
     figure, (axes,) = sheet(3.2)
+    from matplotlib.ticker import MaxNLocator
+
     numbers, values = [number for number, _ in known], [value for _, value in known]
     choose: Callable[..., float] = max if search.direction == "maximize" else min
     best = [choose(values[: at + 1]) for at in range(len(values))]
@@ -42,7 +44,7 @@ def history(search: Search) -> Figure:
         axes.plot(failed, [bottom] * len(failed), linestyle="none", marker="x", color=GREY, label="failed", clip_on=False)
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{search.metric} on the tuning split")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, axes)
     return figure
 

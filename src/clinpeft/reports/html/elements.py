@@ -116,4 +116,5 @@ def figure_element(drawing: Drawing) -> str:
     if not drawing.svg:
         return f'<p class="absent"{about}><strong>{title}</strong> was not drawn: {escaped(drawing.reason)}.</p>'
     picture = inlined(drawing.svg, drawing.name, f"{drawing.title}. {drawing.caption}")
-    return f'<figure id="{escaped(drawing.name)}"{about}><div class="scroll">{picture}</div><figcaption><strong>{title}.</strong> {escaped(drawing.caption)}</figcaption></figure>'
+    caption = f"<figcaption><strong>{title}.</strong> {escaped(drawing.caption)}</figcaption>"
+    return f'<figure id="{escaped(drawing.name)}"{about}><div class="scroll">{picture}</div>{caption}</figure>'

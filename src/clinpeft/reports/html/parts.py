@@ -48,18 +48,19 @@ class Contents:
     rows: tuple[str, ...]
 
 
-def contents(entries: Sequence[Entry], title: str) -> Contents:
+def contents(entries: Sequence[Entry], title: str, kind: str = "classify") -> Contents:
     """The sections of a report.
 
     Args:
         entries: cells of one or several kinds; of a run that may not leave as it is, a copy whose results are suppressed.
         title: of the study.
+        kind: of a cell that failed before it had a run.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
-    kinds = {kind: [entry for entry in entries if (entry.asked.kind if entry.asked else "classify") == kind] for kind in _PARTS}
-    sections = [section for kind, of in kinds.items() if of for section in _PARTS[kind](of, title)]
+    kinds = {one: [entry for entry in entries if (entry.asked.kind if entry.asked else kind) == one] for one in _PARTS}
+    sections = [section for one, of in kinds.items() if of for section in _PARTS[one](of, title)]
     known = rows_of(kinds["classify"])
     asked = dict.fromkeys(task for row in known for cell in row.cells for task in cell.tasks)
     rows = dict.fromkeys([*(row.name for row in known), *(entry.name for entry in kinds["adapt"])])
@@ -98,7 +99,7 @@ def _classified(entries: Sequence[Entry], title: str) -> Iterator[Section]:
 
 def _of_task(rows: Sequence[Row], task: str, said: Sequence[str]) -> Iterator[Block]:
     panels = [Panel(row.name, run, task) for row in rows if (run := row.first(task))]
-    first = f"Of each row the first run{_seeds(panels)}."
+    first = f"Of each row the run with the smallest seed{_seeds(panels)}."
     draws: dict[str, tuple[str, str, Draw]] = {
         "auroc": (
             "Main metric with intervals",
@@ -192,33 +193,32 @@ _PARTS: Mapping[str, Callable[[Sequence[Entry], str], Iterator[Section]]] = {"cl
 
 
 def _spent(rows: Mapping[str, Sequence[Run]], kind: str, said: Sequence[str]) -> Iterator[Section]:
-    """Learning curves of the first run of every row and task, and what all cost."""
+    """Learning curves of one run of every row and task, and what all cost."""
     finished = {name: [run for run in runs if run.record.state == "finished"] for name, runs in rows.items()}
     rows = {name: runs for name, runs in finished.items() if runs}
-    asked = list(dict.fromkeys(tasks(run.recipe) for runs in rows.values() for run in runs))
-    blocks: list[Block] = []
-    for of in asked:
-        chosen = {name: next((run for run in runs if tasks(run.recipe) == of), None) for name, runs in rows.items()}
-        courses = [course.course(name, run) for name, run in chosen.items() if run is not None]
-        word = " and ".join(of)
-        task = of[0] if len(of) == 1 else ""
-        name = f"{kind}-{_word('-'.join(of))}-learning".replace("--", "-")
-        title = f"Learning{f': {word}' if word else ''}"
-        blocks.append(
-            _drawing(
-                name, title, "Of each row the first run. Right: what was measured on the tuning split.", lambda c=courses: course.learning(c), task
-            )
-        )  # type: ignore[misc]
-    blocks.append(("", _noted(cost_table(list(rows.items())), said)))
-    blocks.append(
-        _drawing(f"{kind}-cost", "Cost", "Of each row the first run.", lambda: course.cost(list(rows), [runs[0] for runs in rows.values()]))
-    )
-    yield Section(
-        f"{kind}-cost-of",
-        {"classify": "Learning and cost of answers", "adapt": "Learning and cost of adapting"}.get(kind, "Learning and cost of vectors"),
-        "",
-        tuple(blocks),
-    )
+    asked = dict.fromkeys(tasks(run.recipe) for runs in rows.values() for run in runs)
+    learned = [_learned(rows, kind, of) for of in asked]
+    table = _noted(cost_table(list(rows.items())), said)
+    bars = _drawing(f"{kind}-cost", "Cost", _FIRST, lambda: course.cost(list(rows), [_first(runs) for runs in rows.values()]))
+    yield Section(f"{kind}-cost-of", f"Learning and cost of {_OF[kind]}", "", (*learned, ("", table), bars))
+
+
+_FIRST = "Of each row the run with the smallest seed."
+_OF = {"classify": "answers", "adapt": "adapting", "embed": "vectors"}
+
+
+def _first(runs: Sequence[Run]) -> Run:
+    return min(runs, key=lambda run: run.recipe.seed)
+
+
+def _learned(rows: Mapping[str, Sequence[Run]], kind: str, of: tuple[str, ...]) -> Drawing:
+    """The learning curves of the runs that ask the same."""
+    chosen = {name: [run for run in runs if tasks(run.recipe) == of] for name, runs in rows.items()}
+    courses = [course.course(name, _first(runs)) for name, runs in chosen.items() if runs]
+    word, task = " and ".join(of), of[0] if len(of) == 1 else ""
+    name = "-".join(part for part in (kind, *(_word(one) for one in of), "learning"))
+    caption = f"Right: what was measured on the tuning split. {_FIRST}"
+    return _drawing(name, f"Learning{f': {word}' if word else ''}", caption, lambda: course.learning(courses), task)
 
 
 def _noted(table: Table, said: Sequence[str]) -> Table:
@@ -238,6 +238,7 @@ def _finished(name: str, title: str, caption: str, figure: Figure, task: str = "
     buffer = io.BytesIO()
     with styled():
         figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it has been laid out
     return Drawing(name, title, caption, svg(figure), buffer.getvalue(), task=task)
 
 

@@ -54,6 +54,7 @@ def _drawn(out: Path, drawing: Drawing) -> list[Path]:
     if not drawing.svg:
         return []
     paths = [out / "figures" / f"{drawing.name}.{form}" for form in ("svg", "png")]
-    for path, content in zip(paths, (drawing.svg, drawing.png), strict=True):
+    contents: tuple[str | bytes, ...] = (drawing.svg, drawing.png)
+    for path, content in zip(paths, contents, strict=True):
         write_atomically(path, content)
     return paths

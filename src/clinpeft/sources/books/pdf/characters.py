@@ -90,8 +90,18 @@ def _outline(opened: Any) -> Iterator[Entry]:
 
 
 def _page(opened: Any, at: int, raw: Any) -> Page:
-    page = opened[at]
-    text_page = page.get_textpage()
+    """A page; one that is damaged has no text, and is counted with those."""
+    import pypdfium2
+
+    try:
+        page = opened[at]
+    except pypdfium2.PdfiumError:
+        return Page(at + 1, 0.0, [])
+    try:
+        text_page = page.get_textpage()
+    except pypdfium2.PdfiumError:
+        page.close()
+        return Page(at + 1, 0.0, [])
     try:
         return Page(at + 1, page.get_height(), [piece for piece in _pieces(text_page.raw, raw) if piece.text.strip()])
     finally:
