@@ -10,7 +10,7 @@ WORKERS ?= 2
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart soak test lint format docs lock licences sbom audit-deps clean
+.PHONY: help install quickstart bench soak test lint format docs lock licences sbom audit-deps clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ format: $(STAMP)  ## let ruff put the code in order
 
 soak: $(STAMP)  ## half an hour of random kills, full disks and damaged files over the smoke recipes, ending in nothing lost
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --minutes $(MINUTES)
+
+bench: $(STAMP)  ## measure beside the peers on this machine, about half an hour (wants clinpeft[peers])
+	$(BIN)/python benchmarks/adapt.py --out bench --workload small-notes --workload 60M-notes --minutes 6
+	$(BIN)/python benchmarks/classify.py --out bench --minutes 3
+	$(BIN)/python benchmarks/embed_train.py --out bench --workload pairs-64 --minutes 4
+	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --minutes 3
 
 docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
 	$(BIN)/python scripts/write_docs.py

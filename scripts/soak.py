@@ -382,7 +382,7 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
             done.wrong.append(f"{said}: exit code {code}: {words_said[-600:]}")
         elif code > 0 and ("way out:" not in words_said or "Traceback" in words_said):
             done.wrong.append(f"{said}: no three lines: {words_said[-600:]}")
-        if code and not _has_finished(home) and draw.random() < 0.4 and (harm := damaged(home, draw)):
+        if code and not _has_finished(home) and draw.random() < 0.8 and (harm := damaged(home, draw)):
             done.damage.append(harm)
     code = ended(child(asked, told, lambda: None))
     if code:

@@ -161,7 +161,7 @@ def test_install_refuses_a_build_that_does_not_exist() -> None:
 def test_make_without_a_target_prints_every_target() -> None:
     printed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([\w-]+)", printed, flags=re.MULTILINE)) == {
-        *("help", "install", "quickstart", "test", "lint", "format", "soak", "docs", "lock", "licences", "sbom", "audit-deps", "clean")
+        *("help", "install", "quickstart", "test", "lint", "format", "bench", "soak", "docs", "lock", "licences", "sbom", "audit-deps", "clean")
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import itertools
 import json
 import os
 import re
@@ -59,7 +60,7 @@ def test_the_audit_of_a_cohort_holds_single_words_of_many_people_and_no_two_in_a
     cohort.write_text(toys.COHORT.format(notes=recipes["adapt"].parent / "notes.csv"), encoding="utf-8")
     assert clinpeft("cohort", "build", cohort, "--home", tmp_path).code == 0
     told = (tmp_path / "cohorts" / "cohort" / "leakage.json").read_text(encoding="utf-8").lower()
-    assert "hides a" not in told and not [pair for pair in zip(WORDS, WORDS[1:], strict=False) if " ".join(pair) in told]
+    assert "hides a" not in told and not [pair for pair in itertools.pairwise(WORDS) if " ".join(pair) in told]
 
 
 def silent(said: Said, *roots: Path) -> None:
@@ -233,8 +234,13 @@ TROUBLE: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], list[str]], set[in
 """What goes wrong -> how, and the exit codes that are right."""
 
 
-@pytest.mark.parametrize("verb", ["adapt", "classify"])
-@pytest.mark.parametrize("trouble", TROUBLE)
+ALSO_OF_CLASSIFY = ("broken quotes", "columns swapped", "a loss that is no number", "a library that quotes")
+"""Where its way differs from that of adapt."""
+
+
+@pytest.mark.parametrize(
+    ("verb", "trouble"), [*(("adapt", trouble) for trouble in TROUBLE), *(("classify", trouble) for trouble in ALSO_OF_CLASSIFY)]
+)
 def test_no_error_says_or_writes_a_word_of_a_note(
     verb: str, trouble: str, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

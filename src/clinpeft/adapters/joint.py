@@ -194,10 +194,16 @@ def _settled(base: Base, stacks: tuple[Stack, ...], last: Site) -> Joint:
         problem = "a layer that is to be adapted is no plain linear layer"
         raise AdapterError(problem, place="adapters.targets", way_out="train these trials one after another")
     _switch(layers, [])
+    for stack in stacks:
+        stack.strangers = frozenset(parameter for other in stacks if other is not stack for parameter in _parameters(other))
     for parameter in (*base.model.parameters(), *last.taken):
         parameter.requires_grad_(parameter in moving)
     last.layers.eval()
     return Joint(base, stacks, _shared_draws(base), routing)
+
+
+def _parameters(stack: Stack) -> list[torch.nn.Parameter]:
+    return [parameter for adapter in stack.adapters for parameter in adapter.parameters.values()]
 
 
 def _switch(layers: Sequence[Any], names: list[str]) -> None:

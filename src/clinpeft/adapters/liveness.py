@@ -174,12 +174,12 @@ def _outside(name: str) -> str:
 def _frozen(stack: Stack) -> dict[str, torch.Tensor]:
     """Every tensor that is not trained: of the base, with the buffers it is saved with, and of adapters that are frozen or inert."""
     own = {id(parameter): f"{adapter.name}: {name}" for adapter in stack.adapters for name, parameter in adapter.parameters.items()}
-    trained = {id(parameter) for parameter in stack.trained.values()}
+    trained = {id(parameter) for parameter in (*stack.trained.values(), *stack.strangers)}
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for adapter in stack.adapters:
         found |= {id(parameter): (own[id(parameter)], parameter) for parameter in adapter.parameters.values()}
     for name, tensor in stack.base.model.state_dict(keep_vars=True).items():  # without buffers that are computed again when they are needed
-        found.setdefault(id(tensor), (f"{BASE}: {name}", tensor))
+        found.setdefault(id(tensor), (f"{BASE}: {name.replace('.base_layer.', '.')}", tensor))  # its own name, whatever lies around it
     return {name: tensor for at, (name, tensor) in found.items() if at not in trained}
 
 

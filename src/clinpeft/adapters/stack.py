@@ -84,6 +84,7 @@ class Stack:
         notices: what was decided against the letter of the specs, or should be known beside them.
         trained: name -> parameter of everything that is trained, all float32.
         silent: names of the adapters that are out of the forward pass: those attached so, and others inside ``off`` and ``without``.
+        strangers: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
     """
 
     base: Base
@@ -92,6 +93,7 @@ class Stack:
     notices: tuple[str, ...]
     trained: Parameters = field(repr=False)
     silent: frozenset[str] = frozenset()
+    strangers: frozenset[torch.nn.Parameter] = field(default=frozenset(), repr=False)
 
     @property
     def specs(self) -> tuple[AnyAdapterSpec, ...]:

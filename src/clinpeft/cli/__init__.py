@@ -24,7 +24,7 @@ import typer
 from clinpeft.cli import audit, bundle, cohort, runs, study, trust
 from clinpeft.cli.audit import noted
 from clinpeft.cli.cells import only, run_all
-from clinpeft.cli.doctor import doctor
+from clinpeft.cli.doctor import as_tuned, doctor
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.plan import plan
 from clinpeft.cli.report import report
@@ -54,6 +54,7 @@ for verb in (trust.verify, trust.privacy, trust.release, trust.purge):
 @app.command()
 def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")], set_: Overrides = None, home: Home = HERE) -> None:
     """Adapt a language model to notes: domain-adaptive pretraining with a small adapter, one run a cell of the recipe's grid."""
+    as_tuned(home)
     from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
 
@@ -65,6 +66,7 @@ def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")
 @app.command()
 def classify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind classify.")], set_: Overrides = None, home: Home = HERE) -> None:
     """Answer a clinical question from notes: a base, a stack of adapters and a head, one run a cell of the recipe's grid."""
+    as_tuned(home)
     from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
 
@@ -76,6 +78,7 @@ def classify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind class
 @app.command()
 def embed(recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")], set_: Overrides = None, home: Home = HERE) -> None:
     """Adapt an encoder to books: pairs of texts that belong together, contrastive training, vectors measured before and after."""
+    as_tuned(home)
     from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
 

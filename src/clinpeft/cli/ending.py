@@ -12,7 +12,7 @@ from clinpeft import registry
 from clinpeft.errors import ClinpeftError, InputError, RefusedError
 
 SHOWN = "CLINPEFT_TRACEBACK"
-"""Set to anything: errors that nobody foresaw are shown as Python does, with their message, which may quote a note. For a developer, on invented notes."""
+"""Set to anything: errors that nobody foresaw are shown as Python does, with a message that may quote a note. For developers, on invented notes."""
 
 CLOSED = {errno.EACCES, errno.EPERM}
 FRAMES = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,14 +24,13 @@ def plan(
     from clinpeft import recipe as recipes
 
     cells = recipes.read(recipe, set_ or [], os.environ)
-    made = _planned(cells[0].recipe, gpu, home.resolve())
     if len(cells) > 1:
         print(f"the first of {len(cells)} runs: {cells[0].name}")
-    for line in lines(made, cells[0].recipe.training.micro_batch_tokens):
+    for line in _lines_of(cells[0].recipe, gpu, home.resolve()):
         print(line)
 
 
-def _planned(recipe: object, gpu: str, home: Path) -> Plan:
+def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
     from clinpeft import models, pipeline
     from clinpeft.cli.cells import circumstances
     from clinpeft.errors import UsageError
@@ -41,11 +40,12 @@ def _planned(recipe: object, gpu: str, home: Path) -> Plan:
     if not isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe):
         raise UsageError("this kind of recipe trains nothing", place="kind", way_out="give a recipe of kind adapt, classify or embed")
     if gpu:
-        return planning.planned(recipe, gpu)
-    verb = {"adapt": pipeline.adapt, "classify": pipeline.classify, "embed": pipeline.embed}[recipe.kind]
+        return lines(planning.planned(recipe, gpu), recipe.training.micro_batch_tokens)
+    verbs: dict[str, Any] = {"adapt": pipeline.adapt, "classify": pipeline.classify, "embed": pipeline.embed}
     here = models.gpu()
     memory = here.memory_bytes if here else doctor.memory_bytes()[0]
-    return planning.probed(recipe, home, circumstances(lambda _: None, lambda: False), verb, memory)  # type: ignore[operator]
+    made = planning.probed(recipe, home, circumstances(lambda _: None, lambda: False), verbs[recipe.kind], memory)
+    return lines(made, recipe.training.micro_batch_tokens)
 
 
 def lines(plan: Plan, micro_batch_tokens: int) -> list[str]:

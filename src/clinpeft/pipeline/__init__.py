@@ -10,6 +10,7 @@ questions.py notes -> documents to be asked       answers.py    the parts of cla
 books.py     books -> pairs, sets to search       vectors.py    what vectors are asked
 encoders.py  the parts of embed                   later.py      what is done with a finished run
 provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
+trials.py    several of classify in one pass
 ```
 """
 
@@ -26,6 +27,7 @@ from clinpeft.pipeline.privacy import audited
 from clinpeft.pipeline.privacy import results_in as privacy_results
 from clinpeft.pipeline.provenance import released, verified
 from clinpeft.pipeline.runs import Circumstances, code_version, hashes_of, opened, watch
+from clinpeft.pipeline.trials import are_shareable, classify_together
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Run
 
@@ -33,8 +35,10 @@ __all__ = [
     "Circumstances",
     "PrivacyAsked",
     "adapt",
+    "are_shareable",
     "audited",
     "classify",
+    "classify_together",
     "code_version",
     "compared",
     "embed",

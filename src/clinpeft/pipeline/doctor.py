@@ -123,9 +123,10 @@ def _installed(name: str) -> str | None:
 
 def _metadata(field: str) -> str | None:
     try:
-        return importlib.metadata.metadata("clinpeft").get(field)
+        said = importlib.metadata.metadata("clinpeft").get_all(field)
     except importlib.metadata.PackageNotFoundError:
         return None
+    return str(said[0]) if said else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:
