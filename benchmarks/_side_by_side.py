@@ -283,6 +283,10 @@ def summary(arms: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) -> list
     return [_row(name, arm["failure"], runs, reference, best) for name, arm in arms.items()]
 
 
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
 def _row(name: str, failure: str, runs: Mapping[str, list[Measured]], reference: str, best: str) -> dict[str, Any]:
     found = runs[name]
     if not found:
@@ -292,7 +296,7 @@ def _row(name: str, failure: str, runs: Mapping[str, list[Measured]], reference:
     row: dict[str, Any] = {"arm": name, "failure": failure, "unit": found[0].unit, "rounds": len(found), "reading": found[0].reading}
     row |= {"rate": statistics.median(rates), "least": min(rates), "most": max(rates)}
     row |= {"peak_bytes": max(run.peak_bytes for run in found), "first_step_seconds": statistics.median(run.first_step_seconds for run in found)}
-    row["roofline_share"] = statistics.median(run.rate / run.roofline for run in found) if all(run.roofline for run in found) else None
+    row["roofline_share"] = _median([run.rate / run.roofline for run in found if run.roofline])
     row["against_reference"], row["against_best_peer"] = _ratio(found, runs.get(reference, [])), _ratio(found, runs.get(best, []))
     row["loss_difference"] = _loss_difference(found[0], first)
     row["end"] = {key: value - first.end[key] if first and key in first.end else value for key, value in found[0].end.items()}

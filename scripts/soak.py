@@ -443,14 +443,15 @@ def main() -> None:
 
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
-    begun = time.perf_counter()
-
-    def going_on(number: int) -> bool:
-        return time.perf_counter() - begun < options.minutes * 60 if options.minutes else number < options.rounds
 
     done = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         references = [undisturbed(path.resolve(), Path(folder)) for path in options.recipes]
+        begun = time.perf_counter()
+
+        def going_on(number: int) -> bool:
+            return bool(time.perf_counter() - begun < options.minutes * 60 if options.minutes else number < options.rounds)
+
         for one in rounds(references, Path(folder), options.seed, going_on, options.real):
             done.append(one)
             print(

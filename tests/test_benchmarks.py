@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("adapt", "classify", "embed_train", "encode", "ladder", "growth")
+BENCHMARKS = ("adapt", "classify", "embed_train", "encode", "ladder", "growth", "trials")
 
 
 @pytest.fixture

@@ -125,9 +125,9 @@ def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", NAMED)
 def test_targets_of_make_named_in_a_page_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
     code = "\n".join(re.findall(r"`[^`]*`", text_of(page)))
-    called = re.findall(r"^`*(?:[A-Z_]+=\S+ )*make ((?:[A-Z_]+=\S+ )*)([a-z]+)\b", code, flags=re.MULTILINE)  # a sentence may make something too
+    called = re.findall(r"^`*(?:[A-Z_]+=\S+ )*make ((?:[A-Z_]+=\S+ )*)([a-z-]+)\b", code, flags=re.MULTILINE)  # a sentence may make something too
     assert {target for _, target in called} <= targets
 
 

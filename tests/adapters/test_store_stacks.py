@@ -58,7 +58,7 @@ def test_stock_peft_opens_a_pair_and_gives_the_same_logits(stack: Stack, saved: 
     stock.eval()
     with torch.no_grad():
         found = stock(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
-    assert torch.equal(found, answers(stack))
+    torch.testing.assert_close(found, answers(stack), rtol=1e-5, atol=1e-6)  # stock peft adds the parts up in another order
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,3 +203,45 @@ def test_what_mattered_is_told_where_there_is_something_to_tell(tmp_path: Path) 
     assert abs(sum(known.importance.values()) - 1) < 1e-9 and "functional ANOVA" in known.importance_by
     assert max(known.importance, key=lambda key: known.importance[key]) == "adapters.0.rank"  # the value is the rank
     assert few == ({}, "unknown: 2 trials have a value, and shares of their variance need 4")
+
+
+@pytest.mark.usefixtures("_surface")
+def test_trials_that_can_be_trained_together_are_taken_and_made_at_once(tmp_path: Path) -> None:
+    make = Maker()
+    passes: list[int] = []
+
+    def together(recipes: Sequence[Any]) -> list[Any]:
+        passes.append(len(recipes))
+        return [make(recipe) for recipe in recipes]
+
+    with bench(tmp_path, asked(trials=6), lambda _: pytest.fail("none is made alone")) as worker:
+        search.work(dataclasses.replace(worker, concurrent=3, make_together=together))
+        known = found(worker, tmp_path)
+    assert passes == [3, 3] and len(make.made) == 6
+    assert len(known.trials) == 6 and all(trial.state == "finished" and trial.made for trial in known.trials)
+
+
+@pytest.mark.usefixtures("_surface")
+def test_where_one_pass_is_not_possible_or_fails_trials_are_made_alone(tmp_path: Path) -> None:
+    def broken(_: Any) -> None:
+        raise TrainingError("one of them spoils it", place="adapters", way_out="leave it out")
+
+    for at, together in enumerate([lambda _: None, broken]):
+        make = Maker()
+        with bench(tmp_path / str(at), asked(trials=4), make) as worker:
+            search.work(dataclasses.replace(worker, concurrent=4, make_together=together))
+            known = found(worker, tmp_path / str(at))
+        assert len(make.made) == 4 and all(trial.state == "finished" for trial in known.trials)
+
+
+@pytest.mark.usefixtures("_surface")
+def test_one_of_several_that_fails_is_one_failed_trial(tmp_path: Path) -> None:
+    make = Maker()
+
+    def together(recipes: Sequence[Any]) -> list[Any]:
+        return [TrainingError("the loss is NaN", place="step 3", way_out="a smaller rate"), *map(make, recipes[1:])]
+
+    with bench(tmp_path, asked(trials=3), make) as worker:
+        search.work(dataclasses.replace(worker, concurrent=3, make_together=together))
+        known = found(worker, tmp_path)
+    assert sorted((trial.state, trial.reason) for trial in known.trials) == [("failed", "the loss is NaN"), ("finished", ""), ("finished", "")]

@@ -519,7 +519,7 @@ def test_ligatures_are_spelled_out_and_raised_numbers_stay() -> None:
 @pytest.mark.parametrize("folder", ["openstax_anatomy_physiology_2e", "openstax_nursing"])
 def test_the_real_books_hold_what_others_found_in_them(folder: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import books_openstax  # type: ignore[import-not-found]
+    import books_openstax
 
     try:
         rows, _ = read(shared_data / folder)

@@ -76,8 +76,14 @@ def words(lesson: Lesson) -> Make:
     def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Course, Any]:
         own = replace(lesson, seed=setting.seed, vocabulary=Vocabulary(base.model))
         spec = TrainingSpec(
-            **{"learning_rate": setting.rate, "epochs": setting.epochs, "patience": setting.patience, "clip_norm": 0.5},
-            **{"batch_tokens": 60, "micro_batch_tokens": setting.micro, "evaluations": 9, "checkpoints": 4},
+            learning_rate=setting.rate,
+            epochs=setting.epochs,
+            patience=setting.patience,
+            clip_norm=0.5,
+            batch_tokens=60,
+            micro_batch_tokens=setting.micro,
+            evaluations=9,
+            checkpoints=4,
         )
         return training.language(stack, partial(adapters.logits, stack), own, spec, CREW), spec
 
@@ -122,13 +128,25 @@ def answers() -> Make:
         lengths, size = np.array([len(text) for text in TEXTS]), 4 if setting.micro > 100 else 2
         exam = Exam(
             question=Question("asked", "multiclass", ("a", "b", "c"), ("",) * 3, (1,) * 3, "auroc_ovo"),
-            **{"answer": live, "truth": TRUTH, "lengths": lengths, "train": np.arange(9), "tuning": np.arange(9, 12)},
-            **{"grouped": lambda chosen: [chosen[at : at + size] for at in range(0, len(chosen), size)], "scores": scores},
-            **{"metric": lambda logits, _: float(logits.mean()), "reading": reading},
+            answer=live,
+            truth=TRUTH,
+            lengths=lengths,
+            train=np.arange(9),
+            tuning=np.arange(9, 12),
+            grouped=lambda chosen: [chosen[at : at + size] for at in range(0, len(chosen), size)],
+            scores=scores,
+            metric=lambda logits, _: float(logits.mean()),
+            reading=reading,
         )
         spec = ClassifierTrainingSpec(
-            **{"learning_rate": setting.rate, "epochs": setting.epochs, "patience": setting.patience, "head_learning_rate": 0.05},
-            **{"batch_notes": 4, "evaluations": 9, "checkpoints": 4, "select_by": "loss"},
+            learning_rate=setting.rate,
+            epochs=setting.epochs,
+            patience=setting.patience,
+            head_learning_rate=0.05,
+            batch_notes=4,
+            evaluations=9,
+            checkpoints=4,
+            select_by="loss",
         )
         own = training.as_parameters({"head": head})
 

@@ -29,7 +29,12 @@ def model_of(family: str, **settings: Any) -> Any:
 def scored(model: Any, vocabulary: Vocabulary | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of the rows, and the gradient of the embedded words."""
     embedded: list[torch.Tensor] = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, given, out: embedded.append(out.requires_grad_()) or out)
+
+    def keep(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
+        embedded.append(out.requires_grad_())
+        return out
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
     scores = score(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits, Question(IDS, LABELS), MASK, vocabulary)
     hook.remove()
     (gradient,) = torch.autograd.grad((scores.negative_log_likelihood * torch.tensor([1.0, 3.0, 1.0])).sum(), embedded)

@@ -39,7 +39,7 @@ def without_internet() -> bool:
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = _Program(len(steps), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and libc.prctl(SECCOMP, WITH_FILTER, ctypes.byref(program), 0, 0) == 0
+    return bool(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and libc.prctl(SECCOMP, WITH_FILTER, ctypes.byref(program), 0, 0) == 0)
 
 
 def watched(report: Path) -> Counter[str]:

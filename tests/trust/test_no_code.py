@@ -36,7 +36,7 @@ BUILT_IN = {"eval", "exec", "compile", "__import__"}
 def complaints(text: str, file: str = "a.py") -> Iterator[str]:
     """What a file does that would make code, or any object, of data."""
     tree = ast.parse(text)
-    known = {}
+    known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {

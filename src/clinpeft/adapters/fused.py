@@ -70,7 +70,7 @@ def fused_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     with torch.autocast(device, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         flat = x.to(dtype).reshape(-1, x.shape[-1])
-        out = _Fused.apply(flat, weight.to(dtype), bias, tuple(map(_Plan.of, parts)), *factors)
+        out = _Fused.apply(flat, weight.to(dtype), bias, tuple(map(_Plan.of, parts)), *factors)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], len(weight))  # type: ignore[no-any-return]
 
 
@@ -96,7 +96,7 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plans: tuple[_Plan, ...], *factors: torch.Tensor
     ) -> torch.Tensor:
         out = functional.linear(x, weight, bias)
@@ -116,8 +116,8 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, x, *kept = ctx.saved_tensors
         back = gradient @ weight if ctx.needs_input_grad[0] else None
         found: list[torch.Tensor | None] = []
@@ -144,7 +144,7 @@ def _stays(x: torch.Tensor, plan: _Plan) -> torch.Tensor | None:
 
 
 def _side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)
 
 
 def _masked(x: torch.Tensor, stays: torch.Tensor | None) -> torch.Tensor:
@@ -225,7 +225,8 @@ def fuse(model: torch.nn.Module, names: Iterable[str]) -> Routing:
     A layer is plain when its base is ``torch.nn.Linear`` itself, and none of its adapters has a bias, a variant such as DoRA, or transposed weights.
     """
     routing, allowed = Routing(), set(names)
-    for layer in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
         if type(layer) is Linear and allowed.issuperset(layer.lora_A) and _is_plain(layer):
             layer.__class__ = FusedLinear
             layer.routing = routing

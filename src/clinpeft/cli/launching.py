@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.cli.showing import near
-from clinpeft.errors import InterruptedRun, UsageError
+from clinpeft.errors import ClinpeftError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from clinpeft.pipeline import Circumstances
@@ -58,6 +59,42 @@ def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -
         except KeyboardInterrupt as error:
             raise InterruptedRun("stopped at once", place=title, way_out="give the same command to go on") from error
     return run, run.record.finished is None or run.record.finished >= begun
+
+
+def made_together(
+    recipes: Sequence[Recipe], home: Path, title: str, stopping: Callable[[], bool]
+) -> Sequence[tuple[Run, bool] | ClinpeftError] | None:
+    """``made`` of several recipes, trained in one pass: of each, its run or its error. None where they cannot be.
+
+    Raises:
+        ClinpeftError: what concerns all of them; none is made.
+    """
+    from clinpeft import pipeline
+    from clinpeft.cli.audit import attempted
+    from clinpeft.cli.cells import circumstances
+    from clinpeft.cli.progress import progress
+    from clinpeft.recipe import ClassifyRecipe
+
+    asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
+    if len(asked) < len(recipes) or not pipeline.are_shareable(asked):
+        return None
+    with progress(title) as tell:
+        arounds = [circumstances(tell if at == 0 else _silent, stopping) for at in range(len(asked))]
+        begun = arounds[0].now()
+        try:
+            found = pipeline.classify_together(asked, home, arounds)
+        except KeyboardInterrupt as error:
+            raise InterruptedRun("stopped at once", place=title, way_out="give the same command to go on") from error
+    for recipe, each in zip(asked, found, strict=True):
+        with contextlib.suppress(ClinpeftError), attempted(home, recipe) as runs:
+            if isinstance(each, ClinpeftError):
+                raise each
+            runs.append(each)
+    return [each if isinstance(each, ClinpeftError) else (each, each.record.finished is None or each.record.finished >= begun) for each in found]
+
+
+def _silent(_: object) -> None:
+    """One bar is enough for trials that go step by step together."""
 
 
 def launched(asked: Plan, launch: str | None, folder: Path, command: Sequence[str], stopping: Callable[[], bool]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.launching import launched, made, verb_of
+from clinpeft.cli.launching import launched, made, made_together, verb_of
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.progress import stoppable
 from clinpeft.cli.showing import finished, near
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clinpeft.recipe import Plan
     from clinpeft.registry.searches import Search
 
+Concurrent = Annotated[int, typer.Option("--concurrent", min=1, help="How many trials a worker trains in one pass over one base, where they can be.")]
 Launch = Annotated[str | None, typer.Option("--launch", metavar="here|local:N|slurm:N", help="Who works; before [workers] launch of the recipe.")]
 
 
@@ -31,6 +32,7 @@ def search(
     set_: Overrides = None,
     home: Home = HERE,
     launch: Launch = None,
+    concurrent: Concurrent = 1,
 ) -> None:
     """Search the best values of some keys of a recipe: every trial is a run, judged on its tuning split. The same command again adds a worker."""
     from clinpeft import recipe as recipes
@@ -42,11 +44,12 @@ def search(
     folder = folder_of(home.resolve(), asked.name, asked.search_id, SEARCHES)
     again = ["search", str(recipe.resolve()), "--home", str(home.resolve()), "--launch", "here"]
     again += [] if trials is None else ["--trials", str(trials)]
+    again += [] if concurrent == 1 else ["--concurrent", str(concurrent)]
     again += [part for pair in set_ or [] for part in ("--set", pair)]
     with stoppable() as stopping:
         if launched(asked, launch, folder, again, stopping) == "slurm":
             return
-        found, best = _worked(asked, home.resolve(), folder, stopping)
+        found, best = _worked(asked, home.resolve(), folder, stopping, concurrent)
     _told(found, best, home)
 
 
@@ -64,7 +67,7 @@ def _searchable(asked: Plan) -> None:
     verb_of(asked.kind)
 
 
-def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool]) -> tuple[Search, Path | None]:
+def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int) -> tuple[Search, Path | None]:
     """This process as a worker, and what is known when it has nothing more to do."""
     try:
         from clinpeft import search as room
@@ -92,7 +95,9 @@ def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool])
             return known
 
         make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
-        room.work(room.Bench(storage, study, claims, space, spec, base, make, stopping, platform.node(), lambda: _ignored(copy())))
+        pass_ = functools.partial(made_together, home=home, title=asked.name, stopping=stopping)
+        told = lambda: _ignored(copy())  # noqa: E731
+        room.work(room.Bench(storage, study, claims, space, spec, base, make, stopping, platform.node(), told, concurrent, pass_))
         known = copy()
         if known.complete:
             known = _with_held_out(known, home)

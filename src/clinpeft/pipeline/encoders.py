@@ -67,36 +67,50 @@ def manner_of(recipe: EmbedRecipe) -> Manner:
 
 def measured(stack: Stack, manner: Manner, asked: Asking, state: str) -> Measured:
     """Everything that is asked, of a stack as it is now."""
+    return vectors.measured(asked, _encoding(stack, manner), manner, state)
 
-    def encode(texts: Sequence[str], prompt: str) -> Any:
-        return predictions.vectors(stack, manner, list(texts), prompt, precision="auto")
 
-    return vectors.measured(asked, encode, manner, state)
+def _encoding(stack: Stack, manner: Manner) -> vectors.Encode:
+    """Texts to vectors, by a stack as it is now."""
+    return lambda texts, prompt: predictions.vectors(stack, manner, list(texts), prompt, precision="auto")
+
+
+def _remembering(encode: vectors.Encode) -> vectors.Encode:
+    """The same, but texts that were asked before are not encoded again: the controls ask what zero-shot asked."""
+    known: dict[tuple[str, bytes], Any] = {}
+
+    def remembered(texts: Sequence[str], prompt: str) -> Any:
+        name = (prompt, hashlib.sha256("\0".join(texts).encode()).digest())
+        if name not in known:
+            known[name] = encode(texts, prompt)
+        return known[name]
+
+    return remembered
 
 
 def zero_shot(recipe: EmbedRecipe, base: Base, manner: Manner, asked: Asking, home: Path) -> Measured:
     """The base as it comes, and the controls: the same in every run on the same base and books, so it is measured once."""
-    asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256, base.precision_reason)
+    asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256)
     folder = home / "cache" / f"zero-shot-{key(*asked_of, str(manner), code_version())}"
     if not (folder / "names.json").exists():
-        found = measured(adapters.attach(base, ()), manner, asked, ZERO_SHOT)
+        encode = _remembering(_encoding(adapters.attach(base, ()), manner))
+        found = vectors.measured(asked, encode, manner, ZERO_SHOT)
         if recipe.evaluation.controls:
-            found = replace(found, results=pa.concat_tables([found.results, *_controls(base, manner, asked)]))
+            found = replace(found, results=pa.concat_tables([found.results, *_controls(base, manner, asked, encode)]))
         _store(found, folder)
     return _stored(folder)
 
 
-def _controls(base: Base, manner: Manner, asked: Asking) -> list[pa.Table]:
+def _controls(base: Base, manner: Manner, asked: Asking, encode: vectors.Encode) -> list[pa.Table]:
     """What has to lose, or to end at chance."""
     random = measured(adapters.attach(predictions.random_base(base, asked.seed), ()), manner, asked, "random weights")
-    return [vectors.lexical_controls(asked), random.results, _shuffled(base, manner, asked)]
+    return [vectors.lexical_controls(asked), random.results, _shuffled(manner, asked, encode)]
 
 
-def _shuffled(base: Base, manner: Manner, asked: Asking) -> pa.Table:
+def _shuffled(manner: Manner, asked: Asking, encode: vectors.Encode) -> pa.Table:
     """Every anchor with the positive of another: an AUROC near one half, or the evaluation is broken."""
-    stack, rows = adapters.attach(base, ()), []
+    rows = []
     for one in asked.exams:
-        encode = functools.partial(predictions.vectors, stack, manner, precision="auto")
         anchors, texts = encode(one.anchors, manner.query_prompt), encode(one.texts["text"].to_pylist(), manner.document_prompt)
         names = [f"t{row}" for row in range(len(texts))]
         score = embedding.cosine_score(embedding.unit(anchors, one.anchors_ids, "")[one.anchor_of], embedding.unit(texts, names, ""))

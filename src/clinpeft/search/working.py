@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ OF_THE_PROPOSAL = (RecipeError, TrainingError, AdapterError, MemoryError)
 PAUSE_SECONDS = 1.0
 
 
+Made = tuple[Run, bool]
+"""A finished run, and whether it was trained now."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What a worker works with.
@@ -45,6 +49,8 @@ class Bench:
         stopping: whether the worker is asked to end.
         where: the machine, for the record.
         told: called after every trial.
+        concurrent: how many trials are taken at once; with ``make_together`` they are trained in one pass.
+        make_together: recipes -> what ``make`` gives for each, or its error; None where these cannot be trained together.
     """
 
     storage: BaseStorage
@@ -53,10 +59,12 @@ class Bench:
     space: Space
     spec: SearchSpec
     recipe: Recipe
-    make: Callable[[Recipe], tuple[Run, bool]]
+    make: Callable[[Recipe], Made]
     stopping: Callable[[], bool] = lambda: False
     where: str = ""
     told: Callable[[], None] = lambda: None
+    concurrent: int = 1
+    make_together: Callable[[Sequence[Recipe]], Sequence[Made | Exception] | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,14 @@ def work(bench: Bench) -> None:
     while True:
         with contextlib.ExitStack() as held:
             with reached(bench.spec.storage), bench.claims.alone():
-                taken = take(bench, held, 1)
+                taken = take(bench, held, bench.concurrent)
             if not taken:
                 return
+            begun = time.perf_counter()
+            known = _made_together(bench, taken) if len(taken) > 1 else {}
+            share = (time.perf_counter() - begun) / len(taken)
             for one in taken:
-                _perform(bench, one)
+                _perform(bench, one, known.get(one.number), share)
                 bench.told()
 
 
@@ -92,17 +103,17 @@ def take(bench: Bench, held: contextlib.ExitStack, count: int) -> list[Taken]:
     Call it while no other worker does (``Claims.alone``); the trials are this worker's until ``held`` is closed.
     """
     taken: list[Taken] = []
-    while len(taken) < count and (number := _open_one(bench, held)) is not None:
+    while len(taken) < count and (number := _open_one(bench, held, {one.number for one in taken})) is not None:
         chosen = next(trial for trial in whole(bench.study, bench.space) if trial.number == number)
         taken.append(Taken(number, bench.space.settings(chosen.params)))
     return taken
 
 
-def _open_one(bench: Bench, held: contextlib.ExitStack) -> int | None:
-    """An open trial, held now; or a new one, while the search wants more. An open trial whose earlier twin is being worked on waits for it."""
+def _open_one(bench: Bench, held: contextlib.ExitStack, mine: set[int]) -> int | None:
+    """An open trial, held now and not before; or a new one, while the search wants more. An open trial whose earlier twin is worked on waits."""
     while True:
         trials = whole(bench.study, bench.space)
-        for trial in filter(is_open, trials):
+        for trial in (trial for trial in trials if is_open(trial) and trial.number not in mine):
             earlier = twin(trial, trials)
             if earlier is not None and is_open(earlier):
                 continue
@@ -113,9 +124,27 @@ def _open_one(bench: Bench, held: contextlib.ExitStack) -> int | None:
         propose(bench.study, bench.space, bench.spec)
 
 
-def _perform(bench: Bench, taken: Taken) -> None:
-    """From settings to a value in the storage."""
-    begun = time.perf_counter()
+def _made_together(bench: Bench, taken: Sequence[Taken]) -> dict[int, Made | Exception]:
+    """The runs of several trials, trained in one pass; none where that is not possible, or where it failed as a whole: then each is made alone, so
+    that settings which spoil it for all are found."""
+    try:
+        made = bench.make_together([_recipe(bench, one) for one in taken])
+    except InterruptedRun:
+        raise
+    except (*OF_THE_PROPOSAL, RefusedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        return {}
+    return {} if made is None else {one.number: each for one, each in zip(taken, made, strict=True) if not isinstance(each, RefusedError)}
+
+
+def _recipe(bench: Bench, taken: Taken) -> Recipe:
+    return varied(bench.recipe, taken.settings, PLACE, name=f"{bench.recipe.name} · trial {taken.number}".removeprefix(" · "))
+
+
+def _perform(bench: Bench, taken: Taken, known: Made | Exception | None, seconds: float) -> None:
+    """From settings, and what was made of them already in its share of so many seconds, to a value in the storage."""
+    begun = time.perf_counter() - seconds
     with reached(bench.spec.storage):
         trials = whole(bench.study, bench.space)
         trial = next(one for one in trials if one.number == taken.number)
@@ -125,7 +154,7 @@ def _perform(bench: Bench, taken: Taken) -> None:
     if earlier is not None and not is_open(earlier):
         value, notes = _as_before(earlier, notes)
     else:
-        value, notes = _made(bench, taken, notes)
+        value, notes = _made(bench, taken, notes, known)
     notes[SECONDS] = round(time.perf_counter() - begun, 3)
     with reached(bench.spec.storage):
         _tell(bench, trial, value, notes)
@@ -137,11 +166,12 @@ def _as_before(earlier: FrozenTrial, notes: dict[str, Any]) -> tuple[float | Non
     return earlier.value, notes | known | {REPEATS: earlier.user_attrs.get(REPEATS, earlier.number), MADE: False}
 
 
-def _made(bench: Bench, taken: Taken, notes: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+def _made(bench: Bench, taken: Taken, notes: dict[str, Any], known: Made | Exception | None) -> tuple[float | None, dict[str, Any]]:
     """The run of some settings, and its value; None with a reason where the settings are what is wrong."""
     try:
-        recipe = varied(bench.recipe, taken.settings, PLACE, name=f"{bench.recipe.name} · trial {taken.number}".removeprefix(" · "))
-        run, made = _patiently(bench, recipe)
+        if isinstance(known, Exception):
+            raise known
+        run, made = known or _patiently(bench, _recipe(bench, taken))
     except OF_THE_PROPOSAL as error:
         return None, notes | {FAILED_REASON: error.problem if isinstance(error, ClinpeftError) else "there was not enough memory"}
     except RuntimeError as error:

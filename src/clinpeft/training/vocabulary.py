@@ -83,14 +83,14 @@ def surprises(vectors: torch.Tensor, projection: Projection, answers: torch.Tens
     """
     limit = block_bytes or BLOCK_BYTES.get(vectors.device.type, BLOCK_BYTES["cuda"])
     at_once = max(1, limit // (4 * len(projection.weight)))
-    return _Surprises.apply(vectors.to(projection.weight.dtype), projection, answers, at_once)  # type: ignore[no-any-return]
+    return _Surprises.apply(vectors.to(projection.weight.dtype), projection, answers, at_once)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Surprises(torch.autograd.Function):
     """Gradients of a token's surprise by its vector are made in the forward pass, and multiplied by what comes down in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, projection: Projection, answers: torch.Tensor, at_once: int) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, vectors: torch.Tensor, projection: Projection, answers: torch.Tensor, at_once: int) -> torch.Tensor:
         losses = torch.empty(len(vectors), dtype=torch.float32, device=vectors.device)
         slopes = torch.empty_like(vectors) if ctx.needs_input_grad[0] else None
         room = _Room.of(vectors, projection, min(at_once, len(vectors)))
@@ -103,8 +103,8 @@ class _Surprises(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (slopes * gradient.to(slopes.dtype)[:, None], None, None, None)
 
