@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from clinpeft.errors import TrainingError
 from clinpeft.tokens import Ints
 from clinpeft.training import Sums, additive, peak_bytes, sparing
+from clinpeft.training.memory import spared
 
 
 def _everything(items: Ints) -> list[Ints]:
@@ -39,6 +40,21 @@ def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient
     assert backward(np.arange(8), 1) == (28.0, 8.0)
     assert weight.grad is not None and float(weight.grad) == 28.0  # 0 + 1 + ... + 7, and nothing of the attempts that failed
     assert (tried, told) == ([8, 4, 2, 2, 2, 2], [2, 4])
+
+
+def test_a_run_says_that_its_micro_batches_became_smaller() -> None:
+    weight, size = torch.nn.Parameter(torch.ones(())), []
+
+    def loss(items: Ints, step: int) -> Sums:
+        size.append(len(items))
+        if len(items) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Sums((weight * torch.from_numpy(items).float()).sum(), float(len(items)))
+
+    backward = spared(loss, _everything, [weight], 0, Accelerator())
+    with pytest.warns(UserWarning, match="cut into 2"):
+        assert backward(np.arange(8), 1) == (28.0, 8.0)
+    assert size == [8, 4, 4]
 
 
 def test_later_steps_begin_with_the_size_that_fitted() -> None:

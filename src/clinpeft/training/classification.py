@@ -18,7 +18,8 @@ from clinpeft.errors import InputError
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
 from clinpeft.tables import Question
 from clinpeft.tokens import Ints
-from clinpeft.training.loop import Course, Crew, Parameters, Share, Sums, additive
+from clinpeft.training.loop import Course, Crew, Parameters, Share, Sums
+from clinpeft.training.memory import spared
 
 Answer = Callable[[Ints], torch.Tensor]
 """Documents -> logits (documents, classes), float32, through whatever is trained."""
@@ -138,7 +139,7 @@ def classification(
         parameters=parameters,
         epoch=lambda number: numbered.epoch(spec.batch_notes, np.random.default_rng([seed, number])),
         tokens=numbered.tokens,
-        backward=additive(loss, numbered.grouped, seed, crew),
+        backward=spared(loss, numbered.grouped, parameters.values(), seed, crew),
         mode=mode,
         measure=(lambda: _measured(exams)) if any(len(exam.tuning) for exam in exams) else None,
         best_by={"loss": TUNING_LOSS, "metric": "tuning_metric", "last": ""}[spec.select_by],

@@ -10,7 +10,8 @@ from clinpeft.adapters import Reading, Stack
 from clinpeft.recipe import TrainingSpec
 from clinpeft.tokens import Ints
 from clinpeft.training.likelihood import perplexity_of
-from clinpeft.training.loop import Course, Crew, Share, Sums, additive
+from clinpeft.training.loop import Course, Crew, Share, Sums
+from clinpeft.training.memory import spared
 from clinpeft.training.objectives import Forward, Lesson, score, summed
 
 TUNING_PERPLEXITY = "tuning_perplexity"
@@ -57,7 +58,7 @@ def language(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec,
         parameters=stack.trained,
         epoch=epoch,
         tokens=lambda windows: int(lengths[windows].sum()),
-        backward=additive(loss, grouped, lesson.seed, crew),
+        backward=spared(loss, grouped, stack.trained.values(), lesson.seed, crew),
         mode=stack.train,
         measure=measure if len(lesson.tuning) else None,
         best_by=TUNING_PERPLEXITY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from clinpeft.errors import TrainingError
 from clinpeft.tokens import Ints
+from clinpeft.training.loop import Crew, Sums, additive
 
 Grouped = Callable[[Ints], list[Ints]]
 Backward = Callable[[Ints, int], tuple[float, float]]
@@ -26,6 +28,18 @@ def peak_bytes(device: torch.device) -> int | None:
         return None
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
     return 1024 * int(found.group(1)) if found else None
+
+
+def spared(loss: Callable[[Ints, int], Sums], grouped: Grouped, parameters: Iterable[torch.nn.Parameter], seed: int, crew: Crew) -> Backward:
+    """``additive``, in smaller micro-batches where a GPU's memory did not do; a warning says so. Of several processes each is on its own."""
+    if crew.num_processes > 1:
+        return additive(loss, grouped, seed, crew)
+
+    def tell(pieces: int) -> None:
+        said = f"the memory of this GPU did not do: micro-batches are cut into {pieces} from here on, steps stay what they are"
+        warnings.warn(said, stacklevel=2)
+
+    return sparing(lambda some: additive(loss, some, seed, crew), grouped, parameters, tell)
 
 
 def sparing(
