@@ -210,6 +210,6 @@ def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> 
 
 
 def test_a_mean_without_all_ends_has_no_interval() -> None:
-    from clinpeft.reports.encoders import mean
+    from clinpeft.reports.tables import mean
 
     assert mean([Estimate(0.25, 0.1, 0.3), Estimate(0.75)]) == Estimate(0.5, None, None)

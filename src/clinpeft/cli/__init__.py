@@ -33,9 +33,6 @@ from clinpeft.cli.showing import near, shown, studied
 from clinpeft.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
-SMALLEST_EXPORTED = 10
-"""Subjects: the rule of most trusted research environments for what may leave them."""
-
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
 app.command()(report)
 app.add_typer(runs.app, name="runs")
@@ -157,13 +154,13 @@ def evaluate(
     to: Annotated[Path | None, typer.Option("--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld.")] = None,
 ) -> None:
     """Score predictions again: every metric with its interval, by subgroup, with calibration."""
-    from clinpeft import evaluation, pipeline, reports
+    from clinpeft import evaluation, pipeline, registry, reports
 
     results, curves = pipeline.evaluated(home.resolve(), what, resamples)
     for table in reports.scores_tables(results, curves, what):
         shown(table)
     if to is not None:
-        for table in reports.scores_tables(evaluation.suppressed(results, SMALLEST_EXPORTED), curves, Path(what).stem):
+        for table in reports.scores_tables(evaluation.suppressed(results, registry.SMALLEST_CELL), curves, Path(what).stem):
             for path in reports.write(to, table.title, table):
                 noted(home, "evaluate", made=path)
                 print(near(path))

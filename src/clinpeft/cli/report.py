@@ -78,8 +78,8 @@ def _of_runs(home: Path, what: Sequence[str]) -> Iterator[Entry]:
 def _outgoing(run: Run) -> Run:
     """Without numbers about fewer than ten people; books have none."""
     from clinpeft import evaluation
+    from clinpeft.registry import SMALLEST_CELL
     from clinpeft.reports.facts import Outgoing
-    from clinpeft.reports.formats import SMALLEST_CELL
 
     if run.recipe.kind == "embed":
         return run
@@ -93,7 +93,7 @@ def _without_small(study: Study) -> Study:
     import pyarrow as pa
 
     from clinpeft import evaluation
-    from clinpeft.reports.formats import SMALLEST_CELL
+    from clinpeft.registry import SMALLEST_CELL
     from clinpeft.tables import RESULT
 
     def told(pair: ComparedPair) -> ComparedPair:
@@ -128,7 +128,7 @@ def _shortened(entries: Sequence[Entry]) -> list[Entry]:
 
 def _summary(entries: Sequence[Entry], study: Study | None) -> str:
     """How many cells there are, and how many have ended how."""
-    from clinpeft.reports.formats import SMALLEST_CELL
+    from clinpeft.registry import SMALLEST_CELL
 
     states = [entry.run.state if entry.run is not None else "failed" for entry in entries]
     waiting = sum(cell.state == "waiting" for cell in study.cells) if study else 0

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import clinpeft
 from clinpeft.errors import InputError, RefusedError
-from clinpeft.models.checks import INDEX_FILE, POOLING_FILE, TOKENIZER_FILES, check, fingerprint
+from clinpeft.models.checks import INDEX_FILE, POOLING_FILE, TOKENIZER_FILES, check, fingerprint, sha256_of
 from clinpeft.models.pulling import SENTENCE_FILES
 
 MANIFEST = "manifest.json"
@@ -74,7 +74,7 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
     check(base)
     base = base.resolve()
     packed = dict(_chosen(base, recipes, wheels))
-    files = {name: (_sha256(path), path.stat().st_size) for name, path in packed.items()}
+    files = {name: (sha256_of(path), path.stat().st_size) for name, path in packed.items()}
     bundle = Bundle(base.name, fingerprint(base), files)
     writing = out.with_name(f".{out.name}.writing")
     try:
@@ -237,11 +237,6 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o600
     return member
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refused(problem: str, path: Path) -> RefusedError:

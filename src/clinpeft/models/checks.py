@@ -50,6 +50,11 @@ def fingerprint(folder: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - size and time are part of the key: 13 GB are read once a process
+    return sha256_of(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,7 +114,7 @@ def folders(origins: Mapping[str, Origin]) -> dict[str, Path]:
 
 def adapter_hashes(origins: Mapping[str, Origin]) -> dict[str, str]:
     """``from_run`` -> SHA-256 of the adapter's weights."""
-    return {name: hashlib.sha256((origin.folder / "adapter_model.safetensors").read_bytes()).hexdigest() for name, origin in origins.items()}
+    return {name: registry.checksum(origin.folder / "adapter_model.safetensors") for name, origin in origins.items()}
 
 
 def precise(spec: ReaderSpec) -> ReaderSpec:
@@ -195,7 +194,7 @@ def _exam(
     asks = (documents, head, pooling, pool, crew.device)
     if vectors is None:
         answer = predictions.live(stack, *asks)
-        grouped = functools.partial(_by_tokens, documents, recipe.training.micro_batch_tokens)
+        grouped = functools.partial(tokens.document_batches, documents, micro_batch_tokens=recipe.training.micro_batch_tokens)
     else:
         answer, grouped = predictions.remembered(vectors, documents, head, pool, crew.device), _by_number
     known = training.truth(documents.table(["stay_id", "label", "labels"]), question)
@@ -221,10 +220,6 @@ def _exam(
 def _classes_of(known: Any, question: Question) -> Any:
     """The class of every document, or the indices of all that apply: truth as ``evaluation`` takes it, where training has a column a label."""
     return [np.flatnonzero(row) for row in known] if question.kind == "multilabel" else known
-
-
-def _by_tokens(documents: tokens.Documents, micro_batch_tokens: int, chosen: tokens.Ints) -> list[tokens.Ints]:
-    return tokens.document_batches(documents, chosen, micro_batch_tokens)
 
 
 def _by_number(chosen: tokens.Ints) -> list[tokens.Ints]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -195,10 +196,7 @@ def _answered(
     chosen = documents.of("held_out")
     answer = predictions.live(served.stack, documents, served.heads[name], served.pooling, recipe.reading.pool, crew.device)
     classes = len(served.questions[name].classes)
-
-    def grouped(some: tokens.Ints) -> list[tokens.Ints]:
-        return tokens.document_batches(documents, some, recipe.training.micro_batch_tokens)
-
+    grouped = functools.partial(tokens.document_batches, documents, micro_batch_tokens=recipe.training.micro_batch_tokens)
     logits = predictions.scores(answer, classes, grouped, crew, chosen)
     table = _corrected(predictions.predictions(documents, chosen, logits, served.questions[name]), name, run)
     with registry.replaced(target) as writing:

@@ -271,13 +271,9 @@ def _answered(run: Run, recipe: ClassifyRecipe, home: Path) -> Iterator[tuple[st
         name, documents = one.asked.question.name, one.documents
         answer = predictions.live(served.stack, documents, served.heads[name], served.pooling, recipe.reading.pool, crew.device)
         chosen = np.concatenate([documents.of("train"), documents.of("held_out")])
-        grouped = functools.partial(_grouped, documents, recipe.training.micro_batch_tokens)
+        grouped = functools.partial(tokens.document_batches, documents, micro_batch_tokens=recipe.training.micro_batch_tokens)
         logits = predictions.scores(answer, len(one.asked.question.classes), grouped, crew, chosen)
         yield name, predictions.predictions(documents, chosen, logits, one.asked.question)
-
-
-def _grouped(documents: tokens.Documents, micro_batch_tokens: int, chosen: tokens.Ints) -> list[tokens.Ints]:
-    return tokens.document_batches(documents, chosen, micro_batch_tokens)
 
 
 def _log_likelihoods(table: pa.Table) -> Floats:

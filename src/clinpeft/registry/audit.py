@@ -7,11 +7,9 @@ write the folder can write all lines and the head anew. Against that, a hash tha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clinpeft.errors import InputError
+from clinpeft.registry.claims import alone
 from clinpeft.registry.storage import unwritable, write_atomically
 
 LOG, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
@@ -84,7 +83,7 @@ def note(home: Path, noted: Noted) -> str:
     """
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _in_turn(home), (home / LOG).open("a+b") as file:
+        with alone(home, LOCK), (home / LOG).open("a+b") as file:
             (home / LOG).chmod(0o600)
             head, more = _standing(home, file)
             line = _sealed({"number": head["lines"] + 1, **noted.as_json(), **more, "previous": head["hash"]})
@@ -116,7 +115,7 @@ def verify(home: Path, seen: str = "") -> Verdict:
     """
     if not (home / LOG).exists() and not (home / HEAD).exists():
         raise InputError("there is no audit log", place=str(home / LOG), way_out="give --home; a verb that makes or gives away something begins one")
-    with _in_turn(home):
+    with alone(home, LOCK):
         pieces, torn = _pieces(home)
         head = _head(home)
     before = BEGINNING
@@ -216,20 +215,3 @@ def _head(home: Path) -> dict[str, Any] | None:
         return {"lines": int(found["lines"]), "bytes": int(found["bytes"]), "hash": str(found["hash"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextlib.contextmanager
-def _in_turn(home: Path) -> Iterator[None]:
-    """One process at a time; where the file system or the system knows no ``flock``, nothing is held."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

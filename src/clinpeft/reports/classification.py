@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from clinpeft.registry import Run
 from clinpeft.reports.facts import MINUS, MODEL, SUBGROUP, TEST, TFIDF, Entry, Key, estimates, main_metric, remark, tasks, value
 from clinpeft.reports.formats import count, duration, score, share
-from clinpeft.reports.tables import Column, Estimate, Table, Value
+from clinpeft.reports.tables import Column, Estimate, Table, Value, mean, spread
 
 MACRO, PRINTED_MACRO = "macro average", "macro_average"
 
@@ -140,8 +139,8 @@ def _shown(row: Row, asked: Sequence[str]) -> dict[str, Value]:
     named |= {f"published {task}": row.published.get(task) for task in asked}
     macro = _macro(found)
     named |= {MACRO: _average(macro), f"published {MACRO}": _published_macro(row, asked)}
-    spread = {**{task: [e.value for e in of.values() if e.value is not None] for task, of in found.items()}, MACRO: macro}
-    named |= {f"{column}, SD and range over seeds": _spread(values) for column, values in spread.items()}
+    over_seeds = {**{task: [e.value for e in of.values() if e.value is not None] for task, of in found.items()}, MACRO: macro}
+    named |= {f"{column}, SD and range over seeds": spread(values) for column, values in over_seeds.items()}
     named["trained"] = _range([run.record.trained_parameters for run in row.runs], count)
     named["share"] = _range([run.record.share for run in row.runs], share)
     return named
@@ -153,21 +152,8 @@ def _as_published(metric: str) -> str:
     return "auroc_clinical_peft"
 
 
-def mean(found: Sequence[Estimate]) -> Estimate | None:
-    """Of the values, and of each end of the intervals: all seeds are asked about the same people, so their sampling errors do not average out."""
-    if not found:
-        return None
-    parts = [[getattr(estimate, field.name) for estimate in found] for field in dataclasses.fields(Estimate)]
-    return Estimate(*(_average(part) if None not in part else None for part in parts))
-
-
 def _average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _spread(values: Sequence[float]) -> Estimate | None:
-    """Standard deviation (n - 1) over seeds, smallest and largest."""
-    return Estimate(statistics.stdev(values), min(values), max(values)) if len(values) > 1 else None
 
 
 def _macro(found: Mapping[str, Mapping[int | None, Estimate]]) -> list[float]:

@@ -18,11 +18,10 @@ from clinpeft.reports.encoders import (
     Grid,
     gain,
     grid,
-    mean,
 )
 from clinpeft.reports.facts import SUBGROUP, Entry, remark, value
 from clinpeft.reports.formats import count, duration, number, share
-from clinpeft.reports.tables import Column, Estimate, Table, Value
+from clinpeft.reports.tables import Column, Estimate, Table, Value, mean
 
 Cells = dict[str, Value]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +11,7 @@ from typing import Literal
 from clinpeft.recipe import EmbedRecipe, Recipe
 from clinpeft.registry import Run
 from clinpeft.reports.facts import MINUS, SUBGROUP, Entry, adapters, base_name, estimates
-from clinpeft.reports.tables import Estimate
+from clinpeft.reports.tables import Estimate, mean, spread
 
 ZERO_SHOT, ADAPTED, RANDOM_WEIGHTS, SHUFFLED = "zero-shot", "adapted", "random weights", "shuffled pairs"
 LEXICAL = ("BM25", "TF-IDF")
@@ -233,19 +231,6 @@ def gain(row: Encoder, metric: str, task: str, stratum: str = "") -> Estimate | 
     if measured or before is None or after is None or before.value is None or after.value is None:
         return measured
     return Estimate(after.value - before.value)
-
-
-def mean(found: Sequence[Estimate]) -> Estimate | None:
-    """Of the values, and of each end of the intervals: all seeds are asked about the same pairs, so their sampling errors do not average out."""
-    if not found:
-        return None
-    parts = [[getattr(estimate, field.name) for estimate in found] for field in dataclasses.fields(Estimate)]
-    return Estimate(*(None if None in part else statistics.fmean(part) for part in parts))
-
-
-def spread(values: Sequence[float]) -> Estimate | None:
-    """Standard deviation (n - 1), smallest and largest; None of fewer than two."""
-    return Estimate(statistics.stdev(values), min(values), max(values)) if len(values) > 1 else None
 
 
 def _numbers(run: Run) -> dict[Name, Estimate]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-MISSING = "–"
+from clinpeft.registry import SMALLEST_CELL
 
-SMALLEST_CELL = 10
-"""People, events, stays: a report tells no number about fewer, as ``evaluation.suppressed`` has it."""
+MISSING = "–"
 
 
 def count(number: float) -> str:

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clinpeft.registry import Run
-from clinpeft.reports.classification import Row, mean
+from clinpeft.registry import SMALLEST_CELL, Run
+from clinpeft.reports.classification import Row
 from clinpeft.reports.facts import MINUS, MODEL, SUBGROUP, TEST, TFIDF, Entry, Key, estimate, tokens_a_second
-from clinpeft.reports.formats import MISSING, SMALLEST_CELL, count, counted, duration, number, probability, share
-from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
+from clinpeft.reports.formats import MISSING, count, counted, duration, number, probability, share
+from clinpeft.reports.tables import Column, Estimate, Table, Value, mean, printed
 
 MEASURES = {
     "auroc": "AUROC",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,20 @@ class Estimate:
     value: float | None
     low: float | None = None
     high: float | None = None
+
+
+def mean(found: Sequence[Estimate]) -> Estimate | None:
+    """Over seeds, of the values and of each end of the intervals: all seeds are asked about the same people or pairs, so their sampling errors do not
+    average out."""
+    if not found:
+        return None
+    parts = [[getattr(estimate, field.name) for estimate in found] for field in dataclasses.fields(Estimate)]
+    return Estimate(*(None if None in part else statistics.fmean(part) for part in parts))
+
+
+def spread(values: Sequence[float]) -> Estimate | None:
+    """Standard deviation (n - 1) over seeds, smallest and largest; None of fewer than two."""
+    return Estimate(statistics.stdev(values), min(values), max(values)) if len(values) > 1 else None
 
 
 Value = str | int | float | Estimate | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clinpeft.registry import SMALLEST_CELL
 from clinpeft.reports.facts import MODEL, SUBGROUP, TEST, Key, estimates, main_metric
 from clinpeft.reports.figures.canvas import (
     BLACK,
@@ -21,7 +22,7 @@ from clinpeft.reports.figures.canvas import (
     sheet,
 )
 from clinpeft.reports.figures.panels import LINES, ROW, Panel, Points, classes, grid_of, named, told
-from clinpeft.reports.formats import SMALLEST_CELL, count
+from clinpeft.reports.formats import count
 from clinpeft.reports.tables import Estimate
 
 if TYPE_CHECKING:

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.errors import InputError
-from clinpeft.registry import Run
+from clinpeft.registry import SMALLEST_CELL, Run
 from clinpeft.registry.studies import ComparedPair, Study
 from clinpeft.reports.adaptation import adaptation_table
-from clinpeft.reports.classification import Row, classification_table, mean, rows_of
+from clinpeft.reports.classification import Row, classification_table, rows_of
 from clinpeft.reports.embedding import embedding_table, study_tables
 from clinpeft.reports.facts import TEST, TFIDF, Entry, Key, tasks
 from clinpeft.reports.figures import FIGURES, answers, course, drawn
 from clinpeft.reports.figures.canvas import styled
 from clinpeft.reports.figures.panels import Panel
-from clinpeft.reports.formats import SMALLEST_CELL, counted
+from clinpeft.reports.formats import counted
 from clinpeft.reports.html.drawing import svg
 from clinpeft.reports.html.elements import Drawing
 from clinpeft.reports.html.page import Section
 from clinpeft.reports.measures import against_table, compared_table, cost_table, measures_table, provenance, subgroups_table
 from clinpeft.reports.runs import attrition_table
-from clinpeft.reports.tables import Column, Estimate, Table
+from clinpeft.reports.tables import Column, Estimate, Table, mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
