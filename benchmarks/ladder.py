@@ -44,6 +44,13 @@ def stock_layers() -> list[Taken]:
     return [mock.patch.object(attach, "fuse", lambda *_: none())]
 
 
+def fused_attention() -> list[Taken]:
+    """PyTorch's fused attention, in float32 on a processor, in place of plain products whose weights are kept."""
+    from clinpeft.models import products
+
+    return [mock.patch.object(products, "pays", lambda *_: False)]
+
+
 def whole_vocabulary() -> list[Taken]:
     """Logits of all asked tokens at once."""
     from clinpeft.training import objectives
@@ -64,9 +71,10 @@ RUNGS = {
     "nothing: padded, peft's layers, all logits, float32": partial(rung, "float32", (rows_padded, stock_layers, whole_vocabulary)),
     "+ bfloat16": partial(rung, "bfloat16", (rows_padded, stock_layers, whole_vocabulary)),
     "+ rows of one length": partial(rung, "bfloat16", (rows_of_one_length, stock_layers, whole_vocabulary)),
-    "+ documents one behind the other": partial(rung, "bfloat16", (stock_layers, whole_vocabulary)),
-    "+ one function a LoRA layer": partial(rung, "bfloat16", (whole_vocabulary,)),
-    "+ vocabulary in blocks (the product)": partial(rung, "bfloat16", ()),
+    "+ documents one behind the other": partial(rung, "bfloat16", (fused_attention, stock_layers, whole_vocabulary)),
+    "+ one function a LoRA layer": partial(rung, "bfloat16", (fused_attention, whole_vocabulary)),
+    "+ vocabulary in blocks": partial(rung, "bfloat16", (fused_attention,)),
+    "+ attention as plain products (the product)": partial(rung, "bfloat16", ()),
     "the product in float32": partial(rung, "float32", ()),
 }
 

@@ -22,11 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.errors import AdapterError
+from clinpeft.models.drawing import DRAWS, staying
 
 EVERYTHING = slice(None)
-DRAWS = 1 << 16
-"""Dropout is drawn with 16 bits a number, so that its share is a multiple of 1 / 65,536; what stays is scaled by the share that it has."""
-
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their width in bytes."""
 
@@ -134,13 +132,10 @@ class _Fused(torch.autograd.Function):
 
 
 def _stays(x: torch.Tensor, plan: _Plan) -> torch.Tensor | None:
-    """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as wide as those of ``x``: with a logical and this is
-    ten times as fast as what ``torch.nn.Dropout`` does on a CPU, which draws a number of 32 bits for each."""
+    """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as wide as those of ``x``, for a logical and."""
     if not plan.dropped:
         return None
-    whole = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None, generator=plan.generator)
-    draws = whole.view(torch.int16)[: x.numel()].view(x.shape)
-    return (draws >= plan.dropped - DRAWS // 2).to(WHOLE[x.element_size()]).neg_()
+    return staying(x.shape, plan.dropped, x.device, plan.generator).to(WHOLE[x.element_size()]).neg_()
 
 
 def _side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

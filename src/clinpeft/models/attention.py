@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from clinpeft.errors import BaseModelError
+from clinpeft.models import products
 
 NAME = "clinpeft_documents"
 BLOCK_TOKENS = 512  # of queries at a time where attention is local: keys are read for a block and its neighbourhood
@@ -179,12 +180,12 @@ def _documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span
     if _has_kernel(query, manner):
         return _varlen(query, key, value, spans, manner)
     # split and cat, whose gradients are cat and split: slices would each give a gradient as large as the row
-    parts = [torch.split(part, list(spans.tokens), dim=2) for part in _wide(query, key, value)]
+    parts = [torch.split(part, list(spans.tokens), dim=2) for part in (query, key, value)]
     found = []
     for run, *some in zip(spans.runs, *parts, strict=True):
         queries, keys, values = (_side_by_side(part, *run) for part in some)
         found.append(_run(queries, keys, values, manner).transpose(1, 2).reshape(1, -1, query.shape[1], query.shape[3]))
-    return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).to(query.dtype)
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def _wide(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -201,10 +202,18 @@ def _side_by_side(part: torch.Tensor, documents: int, length: int) -> torch.Tens
 
 def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner) -> torch.Tensor:
     """Documents of one length: (documents, heads, length, width of a head)."""
+    everywhere = manner.window is None or manner.window >= query.shape[2]
+    if everywhere and manner.softcap is None and products.pays(query, manner.dropout):
+        return products.attention(query, key, value, manner.scaling, manner.causal, manner.dropout)
+    return _fused(*_wide(query, key, value), manner, everywhere).to(query.dtype)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner, everywhere: bool) -> torch.Tensor:
+    """By PyTorch's fused product, where scores are not capped."""
     length = query.shape[2]
     if manner.softcap is not None:
         return _capped(query, key, value, manner, None)
-    if manner.window is None or manner.window >= length:
+    if everywhere:
         return _product(query, key, value, manner, None, manner.causal and length > 1)
     if length <= 2 * BLOCK_TOKENS:
         places = torch.arange(length, device=query.device)
