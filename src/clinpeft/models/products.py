@@ -126,7 +126,7 @@ def _shared(part: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _weights(queries: torch.Tensor, keys: torch.Tensor, diagonal: int | None) -> torch.Tensor:
-    """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal``: the place of the first query among the keys, none seeing a later."""
+    """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal``: the place of the first query among the keys."""
     scores = queries.reshape(len(keys), -1, keys.shape[-1]) @ keys.transpose(1, 2)
     if diagonal is not None:
         later = torch.ones(queries.shape[2], queries.shape[2], dtype=torch.bool, device=keys.device).triu_(1)
