@@ -25,6 +25,7 @@ MEASURED = (
     "total_seconds",
     "baselines_seconds",
     "peak_memory_bytes",
+    "activations",
     "notices",
     "files",
     "name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -350,6 +351,14 @@ def test_the_protocol_of_the_study_and_a_set_to_search_are_measured_before_and_a
     cosine = float(np.mean((one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)))
     recorded = [row["value"] for row in run.results.to_pylist() if row["task"] == "study" and row["group"].startswith("adapted")]
     assert any(value == pytest.approx(cosine, abs=1e-5) for value in recorded if value is not None)
+    said = clinpeft("evaluate", run.id, "--search", found, "--home", tmp_path / "runs", "--to", tmp_path / "again")
+    assert said.code == 0, said.err
+    (written_again,) = (tmp_path / "again" / "tables").glob("*.csv")
+    with written_again.open(encoding="utf-8") as file:
+        again = {(row["model"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    for row in rows(run, task="hearts", name="ndcg_at_10") + rows(run, task="hearts", name="ndcg_at_10_difference"):
+        assert again[row["group"], row["name"]] == pytest.approx(row["value"], abs=1e-3), "a set that is asked later is answered as during the run"
+    assert ("BM25", "ndcg_at_10") in again
 
 
 def test_no_sentence_of_a_book_is_in_what_is_told_or_recorded(toy_bert: Path, tmp_path: Path) -> None:
@@ -443,6 +452,7 @@ def test_a_run_of_another_kind_holds_no_encoder(tmp_path: Path, texts: Path) -> 
     said = clinpeft("encode", "smoke", "--texts", texts, "--out", tmp_path / "out.npy", "--home", home)
     assert said.code == 2 and "is of kind adapt" in said.err and "take a run of embed" in said.err
     assert clinpeft("export", "smoke", "--to", tmp_path / "out", "--home", home).code == 2
+    assert clinpeft("evaluate", "smoke", "--search", tmp_path, "--home", home).code == 2
     assert clinpeft("embed", ROOT / "recipes" / "smoke.toml", "--home", home).code == 2
 
 

@@ -41,6 +41,26 @@ def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
     assert activations.value == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2 == pytest.approx(4.7e6, rel=0.02)
 
 
+def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
+    (_, _, activations, _) = planning.memory_terms(SHAPE, ALL_LINEAR, 1, "bfloat16", words=True, policy="recompute")
+    assert activations.value == (32 * 4096 + 8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
+    kept, again = (planning.operation_terms(SHAPE, ALL_LINEAR, 512, True, policy=policy) for policy in ("keep", "recompute"))
+    assert again[:3] == kept
+    assert sum(term.value for term in again) / sum(term.value for term in kept) == pytest.approx(1.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory", "policy"),
+    [("auto", 80e9, "keep"), ("auto", 14e9, "recompute"), ("keep", 14e9, "keep"), ("recompute", 80e9, "recompute"), ("auto", None, "keep")],
+)
+def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(asked: str, memory: float | None, policy: str) -> None:
+    spec = smoke().training.model_copy(update={"activations": asked})
+    counts = planning._Counts(SHAPE, ALL_LINEAR, "bfloat16", words=True)
+    found, reason = planning._policy([smoke().model_copy(update={"training": spec})], counts, memory, "")
+    assert found == policy and reason
+    assert planning._policy([smoke()], counts, 14e9, "it cannot be") == ("keep", "it cannot be")
+
+
 def test_the_micro_batch_that_fits_uses_the_memory_and_no_more() -> None:
     fits = planning.fitting_tokens(SHAPE, ALL_LINEAR, "bfloat16", True, 80e9)
     used = sum(term.value for term in planning.memory_terms(SHAPE, ALL_LINEAR, fits, "bfloat16", True))
@@ -59,6 +79,8 @@ def test_a_named_gpu_is_planned_from_the_recipe_alone() -> None:
     assert plan.tokens == 4 * 512 and plan.seconds is not None and plan.seconds[0] < plan.seconds[1]
     said = "\n".join(lines(plan, 512))
     assert "on T4" in said and "activations: 512 tokens" in said and "fit" in said
+    assert "and activations kept" in said and "the same, were they recomputed" in said
+    assert plan.fitting_tokens and plan.other.fitting_tokens and plan.other.fitting_tokens > plan.fitting_tokens
 
 
 def test_the_first_steps_are_extended_to_the_whole_run() -> None:

@@ -14,7 +14,8 @@ from peft.tuners.lora.layer import Linear
 
 from clinpeft import adapters
 from clinpeft.adapters import METHODS, Stack
-from clinpeft.adapters.fused import DRAWS, FusedLinear, Part, _masked, _Plan, _stays, fused_linear
+from clinpeft.adapters.fused import FusedLinear, Part, _masked, _Plan, _stays, fused_linear
+from clinpeft.models.drawing import DRAWS
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]

@@ -41,10 +41,10 @@ def test_answers_and_gradients_are_those_of_pytorch(dtype: torch.dtype, shape: t
     parts = drawn(shape, dtype)
     plain = [part.detach().double().requires_grad_() for part in parts]
     found = products.attention(*parts, None, causal, 0.0)
-    expected = functional.scaled_dot_product_attention(*plain, is_causal=causal and shape[3] > 1, enable_gqa=True)
+    query, key, value = plain
+    expected = functional.scaled_dot_product_attention(query, key, value, is_causal=causal and shape[3] > 1, enable_gqa=True)
     along = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found.backward(along.to(dtype))
-    expected.backward(along.to(dtype).double())
+    torch.autograd.backward([found, expected], [along.to(dtype), along.to(dtype).double()])
     near(found, expected)
     for part, other in zip(parts, plain, strict=True):
         assert part.grad is not None
@@ -71,8 +71,7 @@ def test_with_dropout_gradients_are_those_of_what_was_drawn(causal: bool) -> Non
         scores = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
     expected = (scores.softmax(-1) * stays * DRAWS / (DRAWS - dropped)) @ value.repeat_interleave(2, 1)
     near(found, expected)
-    found.square().sum().backward()
-    expected.square().sum().backward()
+    torch.autograd.backward([found.square().sum(), expected.square().sum()])
     for part, other in zip(parts, (query, key, value), strict=True):
         assert part.grad is not None
         assert other.grad is not None
@@ -91,7 +90,7 @@ def test_dropout_leaves_the_share_that_was_asked_and_keeps_the_mean() -> None:
 def test_gradients_that_nobody_wants_are_not_made() -> None:
     query, key, value = (part.detach() for part in drawn(SHAPES[1], torch.float32))
     value.requires_grad_()
-    products.attention(query, key, value, None, True, 0.0).sum().backward()
+    torch.autograd.backward(products.attention(query, key, value, None, True, 0.0).sum())
     assert value.grad is not None
     assert query.grad is None
     assert key.grad is None

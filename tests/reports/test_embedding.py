@@ -116,7 +116,7 @@ def test_the_study_has_its_tables_with_published_values_beside(tmp_path: Path) -
     small = second["BGE-small-v1.5", "lora"]
     assert (small["embeddings/s"], small["memory, GB"], small["dimension"], small["published parameters"]) == ("467.3", "0.240", "384", "33,000,000")
     jina = third["Jina-v2", "lora"]
-    assert (jina["difference"], jina["published difference"]) == ("-0.238 (-0.268–-0.208)", "-0.238")
+    assert (jina["difference"], jina["published difference"]) == ("-0.238 (-0.268 to -0.208)", "-0.238")
     assert not any("%" in text for texts in tables[2].texts for text in texts)
     assert fifth["Gemma-2-2B", "google/gemma-2-2b-it"]["licence"] == "Gemma Terms of Use"
 

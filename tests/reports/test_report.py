@@ -17,6 +17,7 @@ from clinpeft import cli, evaluation, registry
 from clinpeft.registry.studies import Cell, ComparedPair, Comparison, Study, open_study
 from clinpeft.reports import Entry
 from clinpeft.reports import html as report
+from clinpeft.reports.adapters import adapter_card
 from clinpeft.reports.facts import Outgoing
 from clinpeft.reports.figures.answers import joined
 from tests.reports.conftest import ten_backbones
@@ -216,3 +217,11 @@ def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
     run: registry.Run = answering(tmp_path, 1, "mortality", 1, 0.7)
     done: Any = CliRunner().invoke(cli.app, ["report", "gird", "--home", str(run.folder.parent), "--out", str(tmp_path / "out")])
     assert "'gird'" in str(done.exception) and "'grid'" in str(done.exception)
+
+
+def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
+    run = answering(tmp_path, 1, "mortality", 1, 0.8)
+    assert "differential privacy" not in adapter_card(run)
+    noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
+    said = adapter_card(dataclasses.replace(run, record=run.record.model_copy(update={"private": noise})))
+    assert "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less" in said

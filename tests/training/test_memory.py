@@ -74,6 +74,28 @@ def test_where_not_even_one_item_fits_the_error_says_what_to_do() -> None:
     assert caught.value.place == "step 7" and "max_tokens" in caught.value.way_out
 
 
+def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -> None:
+    weight, tried = torch.nn.Parameter(torch.ones(())), list[int]()
+    taken: list[int] = []
+
+    def loss(items: Ints, step: int) -> Sums:
+        tried.append(len(items))
+        if len(items) > 1 or not taken:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Sums((weight * torch.from_numpy(items).float()).sum(), float(len(items)))
+
+    def last_resort() -> bool:
+        taken.append(len(tried))
+        return len(taken) == 1
+
+    with pytest.warns(UserWarning, match="cut into"):
+        assert spared(loss, _everything, [weight], 0, Accelerator(), last_resort)(np.arange(4), 1) == (6.0, 4.0)
+    assert (tried, taken) == ([4, 2, 1, 1, 1, 1, 1], [3])
+    with pytest.raises(TrainingError, match="one item") as caught:
+        sparing(_course(0, [])[1], _everything, [weight], last_resort=last_resort)(np.arange(1), 1)  # type: ignore[arg-type]
+    assert "recompute" in caught.value.way_out
+
+
 def test_the_peak_of_this_process_is_what_the_kernel_says() -> None:
     status = Path("/proc/self/status")
     found = peak_bytes(torch.device("cpu"))

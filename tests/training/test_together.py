@@ -223,6 +223,16 @@ def test_a_stopped_pass_goes_on_from_the_checkpoint_of_each(folder: Path, words:
         same(outcomes[at], fits[at], wanted, course, tmp_path / "alone" / str(at))
 
 
+def test_activations_that_are_computed_again_change_nothing(folder: Path, words: Make, tmp_path: Path) -> None:
+    found = []
+    for again in (False, True):
+        joint, fits = joined(folder, words, SETTINGS[1:], tmp_path / str(again))
+        if again:
+            adapters.recompute(joint.stacks[0], "a test")
+        found.append([outcome.progress.history for outcome in training.fit_together(joint, fits, CREW) if isinstance(outcome, Fitted)])
+    assert len(found[0]) == 2 and found[0] == found[1]
+
+
 def test_a_trial_that_fails_leaves_the_others_as_they_are(folder: Path, answers: Make, tmp_path: Path) -> None:
     joint, fits = joined(folder, answers, SETTINGS, tmp_path / "together")
     share = fits[1].course.share

@@ -23,7 +23,7 @@ from clinpeft import sources
 from clinpeft.errors import ClinpeftError, RecipeError
 from clinpeft.recipe import SourceSpec
 from clinpeft.recipe.kinds import RECIPES
-from clinpeft.recipe.specs import Spec
+from clinpeft.recipe.spec import Spec
 from clinpeft.sources import books
 from clinpeft.tables import Attrition
 from tests.conftest import ROOT

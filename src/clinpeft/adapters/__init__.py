@@ -13,6 +13,7 @@ from clinpeft.adapters.joint import Joint, Reading, Trial, together
 from clinpeft.adapters.liveness import Liveness, Proof, Witness, watch
 from clinpeft.adapters.methods import METHODS, Method
 from clinpeft.adapters.probing import check_kept_probe, keep_probe
+from clinpeft.adapters.recomputing import obstacle, recompute, rescue
 from clinpeft.adapters.stack import Attached, Counts, Stack
 from clinpeft.adapters.store import load, load_all, save, save_all
 
@@ -40,7 +41,10 @@ __all__ = [
     "load",
     "load_all",
     "logits",
+    "obstacle",
     "pooled",
+    "recompute",
+    "rescue",
     "save",
     "save_all",
     "together",

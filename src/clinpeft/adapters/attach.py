@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
 from clinpeft.adapters import folders
+from clinpeft.adapters.adaption import project_once
 from clinpeft.adapters.combine import check_combination
 from clinpeft.adapters.folders import WEIGHTS, Saved
 from clinpeft.adapters.fused import fuse
@@ -163,6 +164,7 @@ def put_on(site: Site, at: int, wanted: Wanted, config: Any) -> Attached:
         torch.manual_seed(_seed(site.seed, at))
         if peft_name == "default":
             model = wrapped(site.base, config)
+            project_once(model)
         else:
             model = site.layers
             model.add_adapter(peft_name, config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ ALIKE = 0.8  # of the longest text of a group, where texts have to be padded: at
 
 
 def pooled(stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> torch.Tensor:
-    """One vector a text, without anything computed for padding, see ``flat``.
+    """One vector a text, without anything computed for padding, see ``flat``; and where one token is the text's, nothing in the last layer for
+    others that it does not read (``models.ends``).
 
     Args:
         stack: what is asked.
@@ -39,7 +42,14 @@ def pooled(stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor, 
     if 0 in lengths:
         problem = f"{lengths.count(0)} of {len(lengths)} rows have no token to pool"
         raise InputError(problem, place=f"row {lengths.index(0)} of the batch", way_out="leave out what has no tokens, and count it")
-    return models.pool_spans(flat(stack, input_ids, attention_mask), Spans(lengths), how)
+    spans = Spans(lengths)
+    ends = models.ends(stack.base.backbone, spans, how) if _as_one_row(stack) else None
+    if ends is None:
+        return models.pool_spans(flat(stack, input_ids, attention_mask), spans, how)
+    asked = models.one_row(input_ids[attention_mask != 0], spans, stack.base.first_position)
+    with _precisions(stack, input_ids.device):
+        vectors: torch.Tensor = stack.base.backbone(**asked, ends=ends).last_hidden_state[0]
+    return vectors.float()
 
 
 def flat(stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -121,11 +131,12 @@ def _in_groups(stack: Stack, call: Call, input_ids: torch.Tensor, attention_mask
     mask = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :] < present.sum(dim=1, keepdim=True)
     text[mask] = input_ids[present]  # moved to the left
     alike = ALIKE if any(adapter.prompts for adapter in _heard(stack)) else 1.0
+    prompt = _prompt(stack, input_ids.device)
     found, rows = [], []
     for group in _groups(lengths, alike):
         time = lengths[group[0]]
         some = mask[group, :time]
-        found.append(_padded(stack, call, text[group, :time], some.long())[some])
+        found.append(_padded(stack, call, prompt, text[group, :time], some.long())[some])
         rows += group
     if rows == sorted(rows):
         return torch.cat(found)
@@ -143,22 +154,50 @@ def _groups(lengths: Sequence[int], alike: float) -> list[list[int]]:
     return groups
 
 
-def _padded(stack: Stack, call: Call, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def _padded(stack: Stack, call: Call, prompt: _Prompt | None, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Rows side by side, padded on the right, virtual tokens before them."""
-    prompt = next((adapter for adapter in _heard(stack) if METHODS[adapter.spec.method].prepends != "nothing"), None)
     asked = {"input_ids": input_ids, "attention_mask": attention_mask}
     with _precisions(stack, input_ids.device):
         answers = call(**(asked if prompt is None else _prompted(stack, prompt, input_ids, attention_mask)))
     return answers[:, -input_ids.shape[1] :]
 
 
-def _prompted(stack: Stack, prompt: Attached, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """The question with virtual tokens before it, as ``peft.PeftModel.forward`` asks it: keys and values of a past, or vectors before the text's."""
-    rows, model = len(input_ids), prompt.model
+@dataclass(frozen=True)
+class _Prompt:
+    """What stands before every text, for one row: vectors (1, tokens, width), or a transformers cache of keys and values, of so many tokens."""
+
+    before: Any
+    tokens: int
+    are_keys: bool
+
+
+def _prompt(stack: Stack, device: torch.device) -> _Prompt | None:
+    """Computed once for all texts that are asked together, however many rows and groups they make: where an encoder makes the virtual tokens, peft
+    would ask it again for every group, and for a prefix in every row."""
+    adapter = next((adapter for adapter in _heard(stack) if METHODS[adapter.spec.method].prepends != "nothing"), None)
+    if adapter is None:
+        return None
+    model = adapter.model
     assert model is not None  # prompts are never merged
-    before = model.get_prompt(batch_size=rows)
-    seen = torch.cat([attention_mask.new_ones(rows, model.active_peft_config.num_virtual_tokens), attention_mask], dim=1)
-    if METHODS[prompt.spec.method].prepends == "keys":
-        return {"input_ids": input_ids, "attention_mask": seen, "past_key_values": before}
+    with _precisions(stack, device):
+        before = model.get_prompt(batch_size=1)
+    return _Prompt(before, int(model.active_peft_config.num_virtual_tokens), METHODS[adapter.spec.method].prepends == "keys")
+
+
+def _prompted(stack: Stack, prompt: _Prompt, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """The question with virtual tokens before it, as ``peft.PeftModel.forward`` asks it: keys and values of a past, or vectors before the text's."""
+    rows = len(input_ids)
+    seen = torch.cat([attention_mask.new_ones(rows, prompt.tokens), attention_mask], dim=1)
+    if prompt.are_keys:
+        return {"input_ids": input_ids, "attention_mask": seen, "past_key_values": _for_rows(prompt.before, rows)}
     text = stack.base.model.get_input_embeddings()(input_ids)  # (rows, time, width)
-    return {"inputs_embeds": torch.cat([before.to(text.dtype), text], dim=1), "attention_mask": seen}
+    return {"inputs_embeds": torch.cat([prompt.before.to(text.dtype).expand(rows, -1, -1), text], dim=1), "attention_mask": seen}
+
+
+def _for_rows(one: Any, rows: int) -> Any:
+    """A cache of one row as one of many, whose own the model may lengthen."""
+    many = copy.copy(one)
+    many.layers = [copy.copy(layer) for layer in one.layers]
+    for layer in many.layers:
+        layer.keys, layer.values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
+    return many

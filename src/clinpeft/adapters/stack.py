@@ -85,6 +85,7 @@ class Stack:
         trained: name -> parameter of everything that is trained, all float32.
         silent: names of the adapters that are out of the forward pass: those attached so, and others inside ``off`` and ``without``.
         strangers: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
+        activations: what its layers' backward passes read, and why so, for the record: ``kept``, or ``recomputed`` (``adapters.recompute``).
     """
 
     base: Base
@@ -94,6 +95,7 @@ class Stack:
     trained: Parameters = field(repr=False)
     silent: frozenset[str] = frozenset()
     strangers: frozenset[torch.nn.Parameter] = field(default=frozenset(), repr=False)
+    activations: str = "kept"
 
     @property
     def specs(self) -> tuple[AnyAdapterSpec, ...]:

@@ -16,8 +16,9 @@ os.environ |= {
 }
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +32,9 @@ from clinpeft.cli.report import report
 from clinpeft.cli.search import search
 from clinpeft.cli.showing import near, shown, studied
 from clinpeft.errors import UsageError
+
+if TYPE_CHECKING:
+    from clinpeft.reports import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
@@ -148,22 +152,35 @@ def predict(
 
 @app.command()
 def evaluate(
-    what: Annotated[str, typer.Argument(help="A finished run of classify, or a Parquet file of predictions.")],
+    what: Annotated[str, typer.Argument(help="A finished run of classify, a Parquet file of predictions, or a run of embed with --search.")],
     home: Home = HERE,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of subjects.")] = 1000,
     to: Annotated[Path | None, typer.Option("--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld.")] = None,
+    asked: Annotated[Path | None, typer.Option("--search", help="A set in BEIR layout, to be searched by a run of embed and by its base.")] = None,
 ) -> None:
-    """Score predictions again: every metric with its interval, by subgroup, with calibration."""
+    """Score predictions again: every metric with its interval, by subgroup, with calibration. With --search: an encoder on a set it was not asked."""
     from clinpeft import evaluation, pipeline, registry, reports
 
+    if asked is not None:
+        found = reports.scores_table(pipeline.searched(home.resolve(), what, asked, resamples), f"{what}: {asked.resolve().name}")
+        shown(found)
+        if to is not None:
+            _written(home, to, [found])
+        return
     results, curves = pipeline.evaluated(home.resolve(), what, resamples)
     for table in reports.scores_tables(results, curves, what):
         shown(table)
     if to is not None:
-        for table in reports.scores_tables(evaluation.suppressed(results, registry.SMALLEST_CELL), curves, Path(what).stem):
-            for path in reports.write(to, table.title, table):
-                noted(home, "evaluate", made=path)
-                print(near(path))
+        _written(home, to, reports.scores_tables(evaluation.suppressed(results, registry.SMALLEST_CELL), curves, Path(what).stem))
+
+
+def _written(home: Path, to: Path, tables: Iterable[Table]) -> None:
+    from clinpeft import reports
+
+    for table in tables:
+        for path in reports.write(to, table.title, table):
+            noted(home, "evaluate", made=path)
+            print(near(path))
 
 
 @models_app.command()

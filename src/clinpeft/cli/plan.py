@@ -13,6 +13,8 @@ from clinpeft.cli.options import HERE, Home, Overrides
 if TYPE_CHECKING:
     from clinpeft.pipeline.planning import Plan, Term
 
+DONE = {"keep": "kept", "recompute": "recomputed"}
+
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt, classify or embed.")],
@@ -52,11 +54,15 @@ def lines(plan: Plan, micro_batch_tokens: int) -> list[str]:
     """A plan as it is read: every term of both sums, then what follows from them."""
     said = [f"on {plan.device}", "", "memory at the peak, by formula"]
     said += [_said(term, 2**20, "MB") for term in plan.memory]
-    said.append(f"  {sum(term.value for term in plan.memory) / 2**20:>12,.0f} MB  together, with micro-batches of {micro_batch_tokens:,} tokens")
+    with_tokens = f"with micro-batches of {micro_batch_tokens:,} tokens"
+    said.append(f"  {sum(term.value for term in plan.memory) / 2**20:>12,.0f} MB  together, {with_tokens} and activations {DONE[plan.policy]}")
+    said.append(f"  {sum(term.value for term in plan.other.memory) / 2**20:>12,.0f} MB  the same, were they {DONE[plan.other.policy]}")
     if plan.probe and plan.probe.peak_bytes:
         said.append(f"  {plan.probe.peak_bytes / 2**20:>12,.0f} MB  measured, of the whole process, libraries included")
     if plan.fitting_tokens is not None:
         said.append(f"  micro-batches of up to {plan.fitting_tokens:,} tokens fit" if plan.fitting_tokens else "  the base does not fit")
+    if plan.other.fitting_tokens:
+        said.append(f"  and of up to {plan.other.fitting_tokens:,}, were activations {DONE[plan.other.policy]}")
     said += ["", "operations a trained token"]
     said += [_said(term, 1e6, "MFLOP") for term in plan.operations]
     said += ["", "time"]

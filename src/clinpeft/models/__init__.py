@@ -23,6 +23,7 @@ from clinpeft.models.attention import Spans, flattens, one_row  # noqa: E402
 from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
 from clinpeft.models.bundling import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
 from clinpeft.models.checks import check, fingerprint  # noqa: E402
+from clinpeft.models.ending import Ends, ends  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
 from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "Backbone",
     "Base",
     "Bundle",
+    "Ends",
     "Family",
     "Gpu",
     "Head",
@@ -61,6 +63,7 @@ __all__ = [
     "check",
     "check_probe",
     "cpu",
+    "ends",
     "fingerprint",
     "flatten",
     "flattens",

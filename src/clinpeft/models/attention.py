@@ -205,7 +205,9 @@ def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _M
     everywhere = manner.window is None or manner.window >= query.shape[2]
     if everywhere and manner.softcap is None and products.pays(query, manner.dropout):
         return products.attention(query, key, value, manner.scaling, manner.causal, manner.dropout)
-    return _fused(*_wide(query, key, value), manner, everywhere).to(query.dtype)
+    precision = query.dtype
+    query, key, value = _wide(query, key, value)
+    return _fused(query, key, value, manner, everywhere).to(precision)
 
 
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner, everywhere: bool) -> torch.Tensor:

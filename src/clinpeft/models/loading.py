@@ -14,7 +14,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.errors import BaseModelError, RefusedError
-from clinpeft.models import attention
+from clinpeft.models import attention, ending
 from clinpeft.models.checks import Json, check, fingerprint, first_line
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.recipe import ModelSpec
@@ -108,6 +108,7 @@ def flatten(base: Base) -> None:
     """
     if base.family.flattens:
         attention.install(base.model)
+        ending.install(base.backbone)
         attention.check_exact(base.backbone, base.first_position, str(base.folder))
 
 

@@ -10,7 +10,7 @@ questions.py notes -> documents to be asked       answers.py    the parts of cla
 books.py     books -> pairs, sets to search       vectors.py    what vectors are asked
 encoders.py  the parts of embed                   later.py      what is done with a finished run
 provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
-trials.py    several of classify in one pass
+trials.py    several of classify in one pass      private.py    differential privacy in training
 ```
 """
 
@@ -20,8 +20,8 @@ import functools
 from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
-from clinpeft.pipeline import answers, books, encoders, language, questions, vectors
-from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted
+from clinpeft.pipeline import answers, books, encoders, language, planning, private, questions, vectors
+from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted, searched
 from clinpeft.pipeline.privacy import Asked as PrivacyAsked
 from clinpeft.pipeline.privacy import audited
 from clinpeft.pipeline.privacy import results_in as privacy_results
@@ -49,6 +49,7 @@ __all__ = [
     "predicted",
     "privacy_results",
     "released",
+    "searched",
     "verified",
 ]
 
@@ -60,23 +61,27 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
     crew = training.assemble()
+    private.refuse_inexact(recipe, crew)
     hashes = hashes_of(sources.fingerprint(recipe.source), recipe, corpora.policy_version(recipe.corpus.deidentification))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
-            return run
+            return private.forgotten(run)
         base = models.load(recipe.base, crew.device)
         encodings, attrition = language.encoded(recipe, base, home, crew, hashes)
         lesson = language.lesson_of(recipe, base, encodings)
         scoring = functools.partial(language.scored, recipe, lesson, crew)
         before = language.remembered(home, run, encodings, base, crew, lambda: scoring(language.bare(base)))
         stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
+        planning.settle_activations([recipe], [stack], crew)
         forward = functools.partial(adapters.logits, stack)
         course = training.language(stack, forward, lesson, recipe.training, crew)
-        fitted = training.fit(course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
+        learned = private.made(course, private.of_windows(encodings), run, around)
+        fitted = training.fit(learned.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         unigram = training.unigram(lesson, lesson.train, language.asked(recipe, encodings))
         thought = {"unigram": unigram, "base": before, "adapted": scoring(forward)}
         results = language.perplexities(recipe, thought)
-        return language.recorded(run, around, crew, stack, fitted, results, (*attrition, encodings.attrition), thought)
+        dropped, noise = (*attrition, encodings.attrition), private.spent(learned, fitted)
+        return private.forgotten(language.recorded(run, around, crew, stack, fitted, results, dropped, thought, noise))
 
 
 def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
@@ -86,23 +91,26 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
     crew = training.assemble()
+    private.refuse_inexact(recipe, crew)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
-            return run
+            return private.forgotten(run)
         asked = questions.cohorts_of(recipe, home, crew, hashes)
         base = models.load(answers.precise(recipe.base), crew.device, "vectors")
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
+        planning.settle_activations([recipe], [stack], crew)
         read = questions.encoded(recipe, base, asked, home, crew)
         answering = answers.answering(recipe, stack, read, home, crew)
         witness = adapters.watch(stack, answering.head_parameters)
         answers.probed(recipe, answering, read, home, crew, run, around)
-        fitted = training.fit(answering.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
+        learned = private.made(answering.course, private.of_documents(read), run, around)
+        fitted = training.fit(learned.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         liveness = witness.testify(answering.probe)
         found = answers.scored(recipe, answering, read, home, crew)
-        told = answers.notices(recipe, origins, read)
-        return answers.recorded(recipe, run, around, crew, answering, fitted, liveness, found, told, read)
+        told, noise = answers.notices(recipe, origins, read), private.spent(learned, fitted)
+        return private.forgotten(answers.recorded(recipe, run, around, crew, answering, fitted, liveness, found, told, read, noise))
 
 
 def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
@@ -123,6 +131,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         manner = encoders.manner_of(recipe)
         before = encoders.zero_shot(recipe, base, manner, asked, home)
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
+        planning.settle_activations([recipe], [stack], crew)
         learning = encoders.learning(recipe, stack, manner, shelf, crew)
         witness = adapters.watch(stack)
         fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clinpeft import baselines, evaluation, models, predictions, registry, tokens, training
+from clinpeft import adapters, baselines, evaluation, models, predictions, registry, tokens, training
 from clinpeft.adapters import Liveness, Stack
 from clinpeft.errors import RecipeError, UsageError
 from clinpeft.models import Head, Pooling
+from clinpeft.pipeline import private
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, code_version, key
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, ReaderSpec
@@ -140,7 +141,15 @@ def answering(recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], home: 
     exams = tuple(_exam(recipe, stack, one, heads, pooling, vectors[at] if vectors else None, crew) for at, one in enumerate(read))
     own = training.as_parameters(_prefixed(heads))
     course = training.classification(
-        exams, {**stack.trained, **own}, functools.partial(_mode, stack, heads), recipe.loss, recipe.training, recipe.seed, crew, tuple(own)
+        exams,
+        {**stack.trained, **own},
+        functools.partial(_mode, stack, heads),
+        recipe.loss,
+        recipe.training,
+        recipe.seed,
+        crew,
+        tuple(own),
+        functools.partial(adapters.rescue, stack) if recipe.training.activations == "auto" else None,
     )
     return Answering(course, exams, heads, pooling, stack, _probe(recipe, stack, read, heads, pooling, crew), seconds)
 
@@ -313,6 +322,7 @@ def notices(recipe: ClassifyRecipe, origins: Mapping[str, Origin], read: Sequenc
             told.append(f"the adapter of run {name} learned from a corpus that was split otherwise: it may have read people who are held out here")
     if recipe.loss.shuffled_labels:
         told.append("the training answers were shuffled: these results are a control")
+    told += private.notices(recipe, {name: origin.run.recipe for name, origin in origins.items()})
     return tuple(told)
 
 
@@ -327,6 +337,7 @@ def recorded(
     found: Found,
     told: tuple[str, ...],
     read: Sequence[Read],
+    noise: dict[str, Any] | None = None,
 ) -> Run:
     """Adapters, head, tokenizer, answers, numbers and record into the run folder, by the first process."""
     if not crew.is_main_process:
@@ -343,11 +354,13 @@ def recorded(
         tables=found.tables,
         finished=finished,
         liveness=liveness.as_json(),
+        private=noise,
         trained_parameters=trained,
         base_parameters=stack.counts.base,
         share=trained / stack.counts.base,
         precision=str(stack.base.precision).removeprefix("torch."),
         precision_reason=stack.base.precision_reason,
+        activations=stack.activations,
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,

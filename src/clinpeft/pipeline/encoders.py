@@ -67,10 +67,10 @@ def manner_of(recipe: EmbedRecipe) -> Manner:
 
 def measured(stack: Stack, manner: Manner, asked: Asking, state: str) -> Measured:
     """Everything that is asked, of a stack as it is now."""
-    return vectors.measured(asked, _encoding(stack, manner), manner, state)
+    return vectors.measured(asked, encoding(stack, manner), manner, state)
 
 
-def _encoding(stack: Stack, manner: Manner) -> vectors.Encode:
+def encoding(stack: Stack, manner: Manner) -> vectors.Encode:
     """Texts to vectors, by a stack as it is now."""
     return lambda texts, prompt: predictions.vectors(stack, manner, list(texts), prompt, precision="auto")
 
@@ -93,7 +93,7 @@ def zero_shot(recipe: EmbedRecipe, base: Base, manner: Manner, asked: Asking, ho
     asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256)
     folder = home / "cache" / f"zero-shot-{key(*asked_of, str(manner), code_version())}"
     if not (folder / "names.json").exists():
-        encode = _remembering(_encoding(adapters.attach(base, ()), manner))
+        encode = _remembering(encoding(adapters.attach(base, ()), manner))
         found = vectors.measured(asked, encode, manner, ZERO_SHOT)
         if recipe.evaluation.controls:
             found = replace(found, results=pa.concat_tables([found.results, *_controls(base, manner, asked, encode)]))
@@ -266,6 +266,7 @@ def recorded(
         share=stack.counts.share,
         precision=str(stack.base.precision).removeprefix("torch."),
         precision_reason=stack.base.precision_reason,
+        activations=stack.activations,
         counts={
             "steps": fitted.progress.step,
             "best_step": fitted.progress.best_step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +132,7 @@ def recorded(
     results: pa.Table,
     attrition: tuple[Attrition, ...],
     thought: dict[str, pa.Table],
+    noise: dict[str, Any] | None = None,
 ) -> Run:
     """Adapter, tokenizer, numbers and record into the run folder, by the first process."""
     if not crew.is_main_process:
@@ -146,12 +148,14 @@ def recorded(
         results=results,
         attrition=attrition,
         likelihoods=thought,
+        private=noise,
         finished=finished,
         trained_parameters=stack.counts.trained,
         base_parameters=stack.counts.base,
         share=stack.counts.share,
         precision=str(stack.base.precision).removeprefix("torch."),
         precision_reason=stack.base.precision_reason,
+        activations=stack.activations,
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,

@@ -13,15 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clinpeft import evaluation, predictions, registry, sources, tokens, training
+from clinpeft import adapters, evaluation, models, predictions, registry, sources, tokens, training
 from clinpeft.adapters import Stack
 from clinpeft.errors import InputError, RefusedError, UsageError
 from clinpeft.evaluation import embedding
 from clinpeft.models import Manner
+from clinpeft.pipeline import encoders, vectors
 from clinpeft.pipeline.runs import key
 from clinpeft.predictions import Encoded, Parity, Progress
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, CohortSplitSpec, EmbedRecipe, EvaluationSpec, ScoringSpec, SourceSpec
 from clinpeft.registry import Comparison, Run
+from clinpeft.sources import beir
 from clinpeft.sources.synthetic import handbook
 from clinpeft.tables import COHORT, PAIR_SCORE, Attrition
 
@@ -248,6 +250,32 @@ def _rows(batch: pa.RecordBatch, begins: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=COHORT)
 
 
+def searched(home: Path, text: str, folder: Path, resamples: int) -> pa.Table:
+    """How a run of embed searches a set that it was not asked before, beside its base and beside words alone.
+
+    Args:
+        home: the folder of all runs.
+        text: the run.
+        folder: a set in BEIR layout; its name is that of the task.
+        resamples: bootstrap resamples of queries, or of what they are of.
+
+    Returns:
+        Of schema ``tables.RESULT``.
+
+    Raises:
+        UsageError: there is no such run, or it holds no encoder.
+        SourceError: the set cannot be read.
+    """
+    run, recipe = _run_of_embed(home, text, "evaluate")
+    registry.refuse_changed(run)
+    asked, device = beir.read(folder), training.assemble().device
+    stack, manner = predictions.open_encoder(run.folder, recipe.base, device)
+    base = adapters.attach(models.load(recipe.base, device, "vectors"), ())
+    states = {encoders.ZERO_SHOT: encoders.encoding(base, manner), encoders.ADAPTED: encoders.encoding(stack, manner)}
+    spec = recipe.evaluation.model_copy(update={"resamples": resamples})
+    return vectors.searched(folder.resolve().name, asked, states, manner, spec, recipe.split.seed)
+
+
 def encoded(home: Path, text: str, texts: Path, out: Path, tell: Callable[[Progress], None]) -> Encoded:
     """The vectors of texts by a run of embed, in a ``.npy`` or ``.parquet`` file that is there whole or not at all.
 
@@ -263,13 +291,11 @@ def encoded(home: Path, text: str, texts: Path, out: Path, tell: Callable[[Progr
         RefusedError: ``out`` exists.
         InputError: the texts cannot be read, one is empty, or there is none.
     """
-    run = registry.find(home, text, finished=True)
-    if not isinstance(run.recipe, EmbedRecipe):
-        raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="encode", way_out="take a run of embed")
+    run, recipe = _run_of_embed(home, text, "encode")
     if out.exists():
         raise RefusedError(f"{str(out)!r} exists", place="encode --out", way_out="name a new file, or remove this one yourself")
     registry.refuse_changed(run)
-    stack, manner = predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
+    stack, manner = predictions.open_encoder(run.folder, recipe.base, training.assemble().device)
     return predictions.encode(stack, manner, _every_text(texts, home / "cache"), out, manner.document_prompt, tell=tell)
 
 
@@ -317,10 +343,16 @@ def exported_to_onnx(home: Path, text: str, folder: Path) -> Parity:
 
 def _encoder(home: Path, text: str, folder: Path) -> tuple[Run, tuple[Stack, Manner]]:
     """A run of embed and its encoder, to be written to a folder that is not there."""
-    run = registry.find(home, text, finished=True)
-    if not isinstance(run.recipe, EmbedRecipe):
-        raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place="export", way_out="take a run of embed")
+    run, recipe = _run_of_embed(home, text, "export")
     if folder.exists():
         raise RefusedError(f"{str(folder)!r} exists", place="export --out", way_out="name a new folder, or remove this one yourself")
     registry.refuse_changed(run)
-    return run, predictions.open_encoder(run.folder, run.recipe.base, training.assemble().device)
+    return run, predictions.open_encoder(run.folder, recipe.base, training.assemble().device)
+
+
+def _run_of_embed(home: Path, text: str, verb: str) -> tuple[Run, EmbedRecipe]:
+    """A run of embed whose weights are as they were recorded."""
+    run = registry.find(home, text, finished=True)
+    if not isinstance(run.recipe, EmbedRecipe):
+        raise UsageError(f"run {run.id} is of kind {run.recipe.kind} and holds no encoder", place=verb, way_out="take a run of embed")
+    return run, run.recipe

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from clinpeft import models, registry, training
+from clinpeft import adapters, models, registry, training
+from clinpeft.adapters import Stack
 from clinpeft.errors import InterruptedRun, UsageError
 from clinpeft.models import Shape
+from clinpeft.pipeline.doctor import memory_bytes as processor_memory
 from clinpeft.pipeline.runs import Circumstances, TrainedRecipe
 from clinpeft.recipe import AdaptRecipe, AnyAdapterSpec, LoraSpec
 from clinpeft.registry import Run
-from clinpeft.training import Event
+from clinpeft.training import Crew, Event
 
 PROBE_STEPS = 20
 COLD_STEPS = 2
@@ -26,6 +30,9 @@ EFFICIENCY = (0.25, 0.45)
 
 BYTES = {"float32": 4, "bfloat16": 2}
 TRAINED_BYTES = 16  # master, gradient, two moments of AdamW, float32 each
+
+Policy = Literal["keep", "recompute"]
+"""What becomes of the activations, as ``training.activations`` names it."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,11 @@ class Plan:
 
     Attributes:
         device: on which.
+        policy: whether the run keeps activations, or recomputes them.
         memory: terms of the peak, bytes, at the recipe's micro-batch.
         operations: terms of the operations a trained token.
         fitting_tokens: the largest micro-batch that fits, in tokens; None where the memory of the device is not known.
+        other: the same of the other policy.
         tokens: of the whole training; None where only reading the source would tell.
         seconds: of training: least and most; None where ``tokens`` is.
         basis: what the seconds rest on.
@@ -78,9 +87,11 @@ class Plan:
     """
 
     device: str
+    policy: Policy
     memory: tuple[Term, ...]
     operations: tuple[Term, ...]
     fitting_tokens: int | None
+    other: Other
     tokens: int | None
     seconds: tuple[float, float] | None
     basis: str
@@ -90,6 +101,15 @@ class Plan:
     def memory_bytes(self) -> float:
         """The peak: measured where it was, else the sum of the terms."""
         return float(self.probe.peak_bytes) if self.probe and self.probe.peak_bytes else sum(term.value for term in self.memory)
+
+
+@dataclass(frozen=True)
+class Other:
+    """What the policy of a plan is not: terms of the peak in bytes, and the largest micro-batch that fits."""
+
+    policy: Policy
+    memory: tuple[Term, ...]
+    fitting_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -133,11 +153,11 @@ def trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     return total
 
 
-def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool) -> tuple[Term, ...]:
-    """Bytes at the peak of a step, without checkpointing of activations.
+def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep") -> tuple[Term, ...]:
+    """Bytes at the peak of a step.
 
     A token leaves behind in every layer what its backward pass reads: inputs of two norms and of the adapters, queries, keys, values, what attention
-    gave, and three vectors of the feed-forward part, in the precision of the base.
+    gave, and three vectors of the feed-forward part, in the precision of the base. Recomputed, all layers leave their input, and one the whole.
 
     Args:
         shape: of the base.
@@ -145,17 +165,22 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         micro_batch_tokens: tokens that go through together.
         precision: of the base.
         words: whether logits over the vocabulary are asked for.
+        policy: whether activations are kept or recomputed.
     """
     size = BYTES[precision]
     a_layer = 8 * shape.width + 2 * shape.key_width + 3 * shape.inner_width
+    said = f"(8 × {shape.width} + 2 × {shape.key_width} + 3 × {shape.inner_width})"
+    left, formula = {
+        "keep": (shape.layers * a_layer, f"{shape.layers} layers × {said}"),
+        "recompute": (shape.layers * shape.width + a_layer, f"({shape.layers} layers × {shape.width} + {said})"),
+    }[policy]
     terms = [
         Term("base", f"{shape.parameters:,} weights × {size} bytes", float(size * shape.parameters)),
         Term("adapters, gradients, optimiser", f"{trained:,} weights × {TRAINED_BYTES} bytes", float(TRAINED_BYTES * trained)),
         Term(
             "activations",
-            f"{micro_batch_tokens:,} tokens × {shape.layers} layers × "
-            f"(8 × {shape.width} + 2 × {shape.key_width} + 3 × {shape.inner_width}) × {size} bytes",
-            float(micro_batch_tokens * shape.layers * a_layer * size),
+            f"{micro_batch_tokens:,} tokens × {formula} × {size} bytes",
+            float(micro_batch_tokens * left * size),
         ),
     ]
     if words:
@@ -164,25 +189,29 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
     return tuple(terms)
 
 
-def operation_terms(shape: Shape, trained: int, document_tokens: int, words: bool, frozen: bool = True) -> tuple[Term, ...]:
-    """Floating-point operations a trained token, nothing computed twice.
+def operation_terms(shape: Shape, trained: int, document_tokens: int, words: bool, frozen: bool = True, policy: Policy = "keep") -> tuple[Term, ...]:
+    """Floating-point operations a trained token.
 
     A frozen weight costs 2 forward and 2 for the gradient of its input; a trained one 2 more for its own. Attention costs, a layer and a number of
-    the vector, 6 times the tokens of a document where each sees those before it, and 12 times where all see all.
+    the vector, 6 times the tokens of a document where each sees those before it, and 12 times where all see all. Where activations are recomputed,
+    the forward pass of the layers comes on top once more.
     """
     multiplied = shape.multiplied + (shape.vocabulary * shape.width if words else 0)
     each, sees = (4 if frozen else 6), (6 if shape.causal else 12)
     attention = float(sees * document_tokens * shape.width * shape.layers)
+    again = 2.0 * (shape.multiplied + trained) + attention / 3
+    recomputed = (Term("layers computed again", f"2 × {shape.multiplied + trained:,} weights + attention / 3", again),)
     return (
         Term("linear layers", f"{each} × {multiplied:,} weights", float(each * multiplied)),
         Term("adapters", f"6 × {trained:,} weights", 6.0 * trained),
         Term("attention", f"{sees} × {document_tokens:,} tokens × {shape.width} × {shape.layers} layers", attention),
+        *(recomputed if policy == "recompute" else ()),
     )
 
 
-def fitting_tokens(shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float) -> int:
+def fitting_tokens(shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep") -> int:
     """The largest micro-batch in tokens whose terms stay within the usable share of a memory; 0 where not even the base fits."""
-    one = memory_terms(shape, trained, 1, precision, words)
+    one = memory_terms(shape, trained, 1, precision, words, policy)
     fixed = sum(term.value for term in one[:2])
     return max(0, int((USABLE * memory_bytes - fixed) / sum(term.value for term in one[2:])))
 
@@ -197,25 +226,105 @@ def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
     if gpu not in GPUS:
         raise UsageError(f"{gpu!r} is no GPU that is known here", place="--gpu", way_out=f"one of {', '.join(GPUS)}")
     device = GPUS[gpu]
-    plan, shape, trained, words = _counted(recipe, gpu, device.precision)
-    fits = fitting_tokens(shape, trained, device.precision, words, device.memory_gb * 1e9)
+    memory = device.memory_gb * 1e9
+    plan = _counted(recipe, gpu, device.precision, memory, memory)
     operations = sum(term.value for term in plan.operations)
     tokens = _said_tokens(recipe)
     seconds = None if tokens is None else (tokens * operations / (device.peak * EFFICIENCY[1]), tokens * operations / (device.peak * EFFICIENCY[0]))
     rates = sorted(device.peak * share / operations for share in EFFICIENCY)
     basis = f"{rates[0]:,.0f} to {rates[1]:,.0f} tokens/s: {EFFICIENCY[0]:.0%} to {EFFICIENCY[1]:.0%} of {device.peak / 1e12:,.0f} TFLOP/s"
-    return replace(plan, fitting_tokens=fits, tokens=tokens, seconds=seconds, basis=basis)
+    return replace(plan, tokens=tokens, seconds=seconds, basis=basis)
 
 
-def _counted(recipe: TrainedRecipe, device: str, precision: str) -> tuple[Plan, Shape, int, bool]:
-    wanted = recipe.base.precision
-    precision = precision if wanted == "auto" else wanted
-    shape, words = models.shape(recipe.base.path), isinstance(recipe, AdaptRecipe)
+@dataclass(frozen=True)
+class _Counts:
+    """What the formulas of memory ask of a recipe."""
+
+    shape: Shape
+    trained: int
+    precision: str
+    words: bool
+
+    @staticmethod
+    def of(recipe: TrainedRecipe, shape: Shape, usual: str) -> _Counts:
+        trained = shape.parameters if getattr(recipe.base, "trainable", False) else trained_parameters(shape, recipe.adapters)
+        precision = usual if recipe.base.precision == "auto" else recipe.base.precision
+        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe))
+
+    def memory(self, tokens: int, policy: Policy) -> tuple[Term, ...]:
+        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy)
+
+    def fitting(self, memory_bytes: float | None, policy: Policy) -> int | None:
+        fits = functools.partial(fitting_tokens, self.shape, self.trained, self.precision, self.words)
+        return None if memory_bytes is None else fits(memory_bytes, policy)
+
+
+def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None) -> Plan:
+    """What the formulas say; the policy is that of the whole memory, as in the run, and what fits that of what is free."""
+    counts = _Counts.of(recipe, models.shape(recipe.base.path), precision)
     frozen = not getattr(recipe.base, "trainable", False)
-    trained = trained_parameters(shape, recipe.adapters) if frozen else shape.parameters
-    memory = memory_terms(shape, trained, recipe.training.micro_batch_tokens, precision, words)
-    operations = operation_terms(shape, trained if frozen else 0, recipe.base.max_tokens, words, frozen)
-    return Plan(device, memory, operations, None, None, None, ""), shape, trained, words
+    policy, _ = _policy([recipe], counts, whole_memory, _unable(recipe))
+    rest: Policy = "keep" if policy == "recompute" else "recompute"
+    tokens = recipe.training.micro_batch_tokens
+    operations = operation_terms(counts.shape, counts.trained if frozen else 0, recipe.base.max_tokens, counts.words, frozen, policy)
+    other = Other(rest, counts.memory(tokens, rest), counts.fitting(free_memory, rest))
+    return Plan(device, policy, counts.memory(tokens, policy), operations, counts.fitting(free_memory, policy), other, None, None, "")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ activations
+
+
+def settle_activations(recipes: Sequence[TrainedRecipe], stacks: Sequence[Stack], crew: Crew) -> None:
+    """Keep activations, or recompute them, as the recipes ask or, for ``auto``, as the formula of memory says; each stack says so afterwards.
+
+    Args:
+        recipes: that are trained in one pass; one asking for recomputing makes it so for all.
+        stacks: of each recipe, all on one base.
+        crew: the processes.
+
+    Raises:
+        AdapterError: a recipe asks to recompute what cannot be recomputed.
+    """
+    stack = stacks[0]
+    if not stack.trained:
+        return
+    counts = _Counts.of(recipes[0], models.shape(recipes[0].base.path), str(stack.base.precision).removeprefix("torch."))
+    policy, reason = _policy(recipes, counts, device_memory(crew), adapters.obstacle(stack))
+    if policy == "recompute":
+        adapters.recompute(stack, reason)
+    for each in stacks:
+        each.activations = f"{'recomputed' if policy == 'recompute' else 'kept'}: {reason}"
+
+
+def device_memory(crew: Crew) -> int | None:
+    """Bytes of the device that is trained on, whether free or not, so that a run decides alike every time; None where nobody tells."""
+    found = training.hardware(crew)["memory_bytes"] or processor_memory()[1]
+    return None if found is None else int(found)
+
+
+def _policy(recipes: Sequence[TrainedRecipe], counts: _Counts, memory: float | None, unable: str) -> tuple[Policy, str]:
+    """What becomes of the activations, and why."""
+    asked = {recipe.training.activations for recipe in recipes}
+    if "recompute" in asked or asked == {"keep"}:
+        return ("recompute" if "recompute" in asked else "keep"), "asked for in the recipe"
+    if unable or memory is None:
+        return "keep", unable or "the memory of the device is not known"
+    tokens = sum(map(_largest, recipes))
+    needed = sum(term.value for term in counts.memory(tokens, "keep"))
+    said = f"by formula {tokens:,} tokens take {needed / 2**30:.1f} GB where they are kept, of {memory / 2**30:.1f} GB"
+    return ("keep" if needed <= USABLE * memory else "recompute"), said
+
+
+def _largest(recipe: TrainedRecipe) -> int:
+    """Tokens of the largest micro-batch: no more than a step has, where that is said in tokens, and one document whatever its length."""
+    asked = recipe.training.micro_batch_tokens
+    return max(min(asked, int(getattr(recipe.training, "batch_tokens", asked))), recipe.base.max_tokens)
+
+
+def _unable(recipe: TrainedRecipe) -> str:
+    """``adapters.obstacle`` as far as the recipe tells it."""
+    keys = [spec.method for spec in recipe.adapters if spec.active and adapters.METHODS[spec.method].prepends == "keys"]
+    return f"{keys[0]} cannot be recomputed" if keys else ""
 
 
 def _said_tokens(recipe: TrainedRecipe) -> int | None:
@@ -241,7 +350,7 @@ def probed(
         home: of all runs.
         around: clock and command; who watches and who may stop is seen to here.
         verb: ``adapt``, ``classify`` or ``embed``.
-        memory_bytes: of the device; None where it is not known.
+        memory_bytes: of the device, what a micro-batch is to fit in; None where it is not known.
 
     Raises:
         ClinpeftError: whatever the run itself cannot do.
@@ -249,17 +358,15 @@ def probed(
     crew = training.assemble()
     where = training.hardware(crew)
     precision, _ = models.precision_for("auto", crew.device)
-    plan, shape, trained, words = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."))
+    plan = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."), device_memory(crew), memory_bytes)
     finished, first = _looked(recipe, home, around, verb, 1)
     probe = _of_finished(finished) if finished else _measured(recipe, home, around, verb, first[-1])
     if not finished:
         probe = replace(probe, peak_bytes=training.peak_bytes(crew.device))
-    used = str(precision).removeprefix("torch.") if recipe.base.precision == "auto" else recipe.base.precision
-    fits = None if memory_bytes is None else fitting_tokens(shape, trained, used, words, memory_bytes)
     tokens = round(probe.total_steps * probe.tokens_a_step)
     measured = f"{probe.tokens_per_second:,.0f} tokens/s in {probe.steps} steps of the run itself"
     basis = "this very run is there already" if probe.finished else measured
-    return replace(plan, fitting_tokens=fits, tokens=tokens, seconds=(probe.training_seconds,) * 2, basis=basis, probe=probe)
+    return replace(plan, tokens=tokens, seconds=(probe.training_seconds,) * 2, basis=basis, probe=probe)
 
 
 def _looked(

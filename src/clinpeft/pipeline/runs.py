@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,7 @@ class Circumstances:
         git_commit: of the working tree, or None outside one.
         versions: of Python and the libraries.
         tell, stopping: who watches training, and who may stop it.
+        secret: 32 bytes that nobody can guess, of the noise of a run with differential privacy.
     """
 
     now: Callable[[], datetime]
@@ -38,6 +40,7 @@ class Circumstances:
     versions: dict[str, str] | None = None
     tell: Callable[[Event], None] = lambda _: None
     stopping: Callable[[], bool] = lambda: False
+    secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from clinpeft import adapters, models, training
 from clinpeft.adapters import Joint, Witness
 from clinpeft.errors import ClinpeftError, RecipeError
-from clinpeft.pipeline import answers, questions
+from clinpeft.pipeline import answers, planning, questions
 from clinpeft.pipeline.answers import Answering, Origin
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, hashes_of, opened, watch
@@ -26,7 +26,8 @@ OWN = frozenset({"name", "seed", "adapters", "head", "loss", "training"})
 
 
 def are_shareable(recipes: Sequence[Recipe]) -> bool:
-    """Whether these can be trained in one pass: questions that differ in ``OWN`` alone, each with a low-rank adapter that is trained."""
+    """Whether these can be trained in one pass: questions that differ in ``OWN`` alone, each with a low-rank adapter that is trained,
+    and without differential privacy, which wants every subject on its own."""
     asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
     if len(asked) < len(recipes) or not asked or not all(map(_has_own_rows, asked)):
         return False
@@ -36,7 +37,7 @@ def are_shareable(recipes: Sequence[Recipe]) -> bool:
 
 def _has_own_rows(recipe: ClassifyRecipe) -> bool:
     fused = all(adapters.METHODS[spec.method].fused and spec.active and not spec.merged for spec in recipe.adapters)
-    return fused and any(spec.trainable for spec in recipe.adapters) and not recipe.base.trainable
+    return fused and any(spec.trainable for spec in recipe.adapters) and not recipe.base.trainable and recipe.training.private is None
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _made(waiting: Sequence[_Held], home: Path, arounds: Sequence[Circumstances]
     base = models.load(answers.precise(first.recipe.base), crew.device, "vectors")
     trials = [adapters.Trial(held.recipe.adapters, held.recipe.seed, answers.folders(held.origins)) for held in waiting]
     joint = adapters.together(base, trials)
+    planning.settle_activations([held.recipe for held in waiting], joint.stacks, crew)
     read = questions.encoded(first.recipe, base, asked, home, crew)
     prepared = [_prepared(joint, place, held, read, home, arounds[held.at], crew) for place, held in enumerate(waiting)]
     fits = [

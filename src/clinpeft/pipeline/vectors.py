@@ -24,6 +24,7 @@ Encode = Callable[[Sequence[str], str], Any]
 FOUND = 100  # passages kept for a query
 MINED_FROM = 20
 QUERY, DOCUMENT = "query", "document"
+LEXICAL: dict[str, Callable[[Sequence[str]], Any]] = {"BM25": lexical.bm25, "TF-IDF": lexical.tfidf}
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def measured(asked: Asking, encode: Encode, manner: Manner, state: str) -> Measu
             _geometry(asked, one, anchors, texts, state),
         ]
     for name, found_set in {**asked.shelf.search, **asked.shelf.general}.items():
-        found = _searched(found_set, encode, manner)
+        found = _found(found_set, encode, manner)
         queries[name] = embedding.per_query(found, found_set.judgements)
         results.append(embedding.retrieval(found, found_set.judgements, state, rng=asked.rng(), task=name, **asked.options))
     if asked.shelf.study:
@@ -206,7 +207,31 @@ def _geometry(asked: Asking, one: Exam, anchors: Any, texts: Any, state: str) ->
     return embedding.geometry(anchors, texts[one.pairs.positives[first]], ids, clusters, state, rng=asked.rng(), task=one.name, **asked.options)
 
 
-def _searched(found: RetrievalSet, encode: Encode, manner: Manner) -> pa.Table:
+def searched(name: str, asked: RetrievalSet, states: Mapping[str, Encode], manner: Manner, spec: VectorScoringSpec, seed: int) -> pa.Table:
+    """How well a set is searched in each state of a model, by words alone, and the last state less the first.
+
+    Args:
+        name: of the set, as it stands in the results.
+        asked: the set.
+        states: name -> texts to vectors.
+        manner: how a text becomes a vector.
+        spec: resamples and level of the intervals.
+        seed: of the resamples, the same for every state.
+
+    Returns:
+        Of schema ``tables.RESULT``.
+    """
+    options: dict[str, Any] = {"task": name, "resamples": spec.resamples, "level": spec.level}
+    found = {state: _found(asked, encode, manner) for state, encode in states.items()}
+    found |= {state: _found_by_words(asked, made) for state, made in LEXICAL.items()}
+    rows = [embedding.retrieval(one, asked.judgements, state, rng=np.random.default_rng([seed, 1]), **options) for state, one in found.items()]
+    first, *_, last = states
+    queries = [embedding.per_query(found[state], asked.judgements) for state in (first, last)]
+    rows.append(embedding.retrieval_difference(queries[0], queries[1], (first, last), rng=np.random.default_rng([seed, 1]), **options))
+    return pa.concat_tables(rows)
+
+
+def _found(found: RetrievalSet, encode: Encode, manner: Manner) -> pa.Table:
     """The best passages of a set for each of its queries."""
     queries, passages = found.queries, found.passages
     ids, names = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
@@ -218,6 +243,13 @@ def _searched(found: RetrievalSet, encode: Encode, manner: Manner) -> pa.Table:
         passage_ids=names,
     )
     return embedding.retrieved(rows, scores, ids, names, queries["cluster"].to_pylist())
+
+
+def _found_by_words(asked: RetrievalSet, made: Callable[[Sequence[str]], Any]) -> pa.Table:
+    """The same by words alone."""
+    ids, names = asked.queries["query_id"].to_pylist(), asked.passages["passage_id"].to_pylist()
+    rows, found = embedding.best(made(beir.joined(asked.passages)).scores(asked.queries["text"].to_pylist()), names, FOUND)
+    return embedding.retrieved(rows, found, ids, names, asked.queries["cluster"].to_pylist())
 
 
 def _study(asked: Asking, encode: Encode, manner: Manner) -> pa.Table:
@@ -240,7 +272,7 @@ def _by_the_study(asked: Asking, scores: pa.Table, state: str) -> pa.Table:
 def lexical_controls(asked: Asking) -> pa.Table:
     """BM25 and TF-IDF on the same pairs and searches, which no vector should lose to."""
     results = []
-    for state, made in (("BM25", lexical.bm25), ("TF-IDF", lexical.tfidf)):
+    for state, made in LEXICAL.items():
         for one in asked.exams:
             words = made(one.texts["text"].to_pylist())
             names = [f"t{row}" for row in range(len(one.texts))]
@@ -252,10 +284,7 @@ def lexical_controls(asked: Asking) -> pa.Table:
                 embedding.retrieval(retrieved, one.judgements, state, rng=asked.rng(), task=one.name, **asked.options),
             ]
         for name, found_set in {**asked.shelf.search, **asked.shelf.general}.items():
-            words = made(beir.joined(found_set.passages))
-            ids, names = found_set.queries["query_id"].to_pylist(), found_set.passages["passage_id"].to_pylist()
-            rows, found = embedding.best(words.scores(found_set.queries["text"].to_pylist()), names, FOUND)
-            retrieved = embedding.retrieved(rows, found, ids, names, found_set.queries["cluster"].to_pylist())
+            retrieved = _found_by_words(found_set, made)
             results.append(embedding.retrieval(retrieved, found_set.judgements, state, rng=asked.rng(), task=name, **asked.options))
     return pa.concat_tables(results)
 

@@ -8,6 +8,7 @@ from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
 from clinpeft.recipe.embed import EmbedRecipe, EncoderSpec, SearchSetSpec, VectorScoringSpec
 from clinpeft.recipe.embedding import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
 from clinpeft.recipe.kinds import RECIPES
+from clinpeft.recipe.privacy import PrivacySpec, PrivateSpec
 from clinpeft.recipe.reading import Cell, read, validated
 from clinpeft.recipe.search import (
     CompareSpec,
@@ -22,6 +23,7 @@ from clinpeft.recipe.search import (
     varied,
     with_trials,
 )
+from clinpeft.recipe.spec import Fraction, Spec
 from clinpeft.recipe.specs import (
     AdapterSpec,
     AdaptionPromptSpec,
@@ -34,7 +36,6 @@ from clinpeft.recipe.specs import (
     CohortSplitSpec,
     CorpusSpec,
     EvaluationSpec,
-    Fraction,
     Fractions,
     HeadSpec,
     Ia3Spec,
@@ -43,7 +44,6 @@ from clinpeft.recipe.specs import (
     ModelSpec,
     OptimisationSpec,
     PrefixSpec,
-    PrivacySpec,
     PromptSpec,
     PTuningSpec,
     ReaderSpec,
@@ -51,7 +51,6 @@ from clinpeft.recipe.specs import (
     Recipe,
     ScoringSpec,
     SourceSpec,
-    Spec,
     SplitSpec,
     TaskSpec,
     TrainingSpec,
@@ -94,6 +93,7 @@ __all__ = [
     "Plan",
     "PrefixSpec",
     "PrivacySpec",
+    "PrivateSpec",
     "PromptSpec",
     "ReaderSpec",
     "ReadingSpec",

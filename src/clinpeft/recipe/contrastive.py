@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from clinpeft.recipe.specs import Count, OptimisationSpec, Spec
+from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.specs import Count, OptimisationSpec
 
 
 class MiningSpec(Spec):

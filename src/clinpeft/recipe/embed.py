@@ -9,7 +9,8 @@ from pydantic import Field
 
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
 from clinpeft.recipe.embedding import PairSplitSpec, PairsSpec, PassagesSpec
-from clinpeft.recipe.specs import AnyAdapterSpec, ReaderSpec, Recipe, Spec
+from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.specs import AnyAdapterSpec, ReaderSpec, Recipe
 
 
 class EncoderSpec(ReaderSpec):

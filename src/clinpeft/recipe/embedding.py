@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clinpeft.recipe.specs import Count, Fraction, Fractions, Spec
+from clinpeft.recipe.spec import Fraction, Spec
+from clinpeft.recipe.specs import Count, Fractions
 
 PairKind = Literal[
     "term-definition", "question-answer", "heading-paragraph", "objective-section", "caption-paragraph", "adjacent", "abstract-section"

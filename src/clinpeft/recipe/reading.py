@@ -17,7 +17,8 @@ import pydantic
 
 from clinpeft.errors import RecipeError
 from clinpeft.recipe.kinds import RECIPES
-from clinpeft.recipe.specs import AnyAdapterSpec, Recipe, Spec
+from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.specs import AnyAdapterSpec, Recipe
 
 Json = dict[str, Any]
 Place = tuple[str, ...]

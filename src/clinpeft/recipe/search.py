@@ -18,7 +18,8 @@ from pydantic import Field
 
 from clinpeft.errors import RecipeError
 from clinpeft.recipe.reading import PLANNING, Cell, Environment, Json, explained, read, validated, with_changes
-from clinpeft.recipe.specs import Count, Recipe, Spec
+from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.specs import Count, Recipe
 
 Setting = str | int | float | bool
 

@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Spec(BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from clinpeft.recipe.privacy import PrivacySpec, PrivateSpec
+from clinpeft.recipe.spec import Fraction, Spec
 
 
 class SourceSpec(Spec):
@@ -36,7 +31,7 @@ class SourceSpec(Spec):
 
     name: str
     path: Path | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     parts: tuple[str, ...] = ()
     max_bad_fraction: Fraction = 0.01
     subjects: Annotated[int, Field(gt=0)] = 200
@@ -329,6 +324,8 @@ class OptimisationSpec(Spec):
         epochs: passes over the training split.
         max_steps: an upper bound on optimiser steps; 0 for none.
         micro_batch_tokens: tokens per forward pass; changes memory and speed, not the result.
+        activations: what the backward pass of a layer reads is kept, or computed again (``recompute``), which takes a third more time and the memory
+            of one layer instead of all; ``auto`` keeps it unless a micro-batch would not fit the device. Not the result either.
         warmup_fraction: share of the steps over which the learning rate rises linearly.
         schedule: after the warm-up.
         weight_decay: AdamW's, on all trained parameters.
@@ -342,6 +339,7 @@ class OptimisationSpec(Spec):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Annotated[int, Field(ge=0)] = 0
     micro_batch_tokens: Count = 4096
+    activations: Literal["auto", "keep", "recompute"] = "auto"
     warmup_fraction: Fraction = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -357,10 +355,12 @@ class TrainingSpec(OptimisationSpec):
     Attributes:
         objective: a key of ``training.OBJECTIVES``; ``auto`` takes the family's own (causal for decoders, masked for encoders).
         batch_tokens: tokens per optimiser step, over all micro-batches and processes.
+        private: differential privacy by subject, see below; none: without.
     """
 
     objective: Literal["auto", "causal-lm", "masked-lm"] = "auto"
     batch_tokens: Count = 8192
+    private: PrivateSpec | None = None
 
 
 class ClassifierTrainingSpec(OptimisationSpec):
@@ -374,6 +374,7 @@ class ClassifierTrainingSpec(OptimisationSpec):
         epochs: passes over the training split.
         batch_notes: notes per optimiser step, over all micro-batches and processes.
         select_by: the weights kept are the best on the tuning split by its ``loss`` or the question's ``metric``; ``last`` keeps the last.
+        private: differential privacy by subject, see below; none: without.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
@@ -382,6 +383,7 @@ class ClassifierTrainingSpec(OptimisationSpec):
     epochs: Annotated[float, Field(gt=0)] = 3.0
     batch_notes: Count = 16
     select_by: Literal["loss", "metric", "last"] = "loss"
+    private: PrivateSpec | None = None
 
 
 class EvaluationSpec(Spec):
@@ -396,18 +398,6 @@ class EvaluationSpec(Spec):
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     max_notes: Annotated[int, Field(ge=0)] = 0
-
-
-class PrivacySpec(Spec):
-    """Canaries: notes on invented people among the training notes, so that ``clinpeft privacy`` can measure what is remembered (Carlini et al. 2019).
-
-    Attributes:
-        canaries: invented people for each number of repeats; 0: none.
-        repeats: how often the note of such a person stands in the training split.
-    """
-
-    canaries: Annotated[int, Field(ge=0, le=1000)] = 0
-    repeats: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 10, 100)
 
 
 class ScoringSpec(Spec):

@@ -72,6 +72,7 @@ class RunRecord(Spec):
         versions: package -> version.
         hashes, hardware: see there.
         precision, precision_reason: of the frozen weights, and why that one.
+        activations: whether the backward pass read what was kept or what was computed again, and why.
         counts: what was counted -> how many, such as ``notes.train``.
         base_parameters, trained_parameters: numbers of parameters.
         share: trained / base.
@@ -80,6 +81,7 @@ class RunRecord(Spec):
         total_seconds: from the first room to the last, over all attempts.
         peak_memory_bytes: the most that the process had held when the run was recorded: of a GPU what was allocated on it, else the resident set.
         liveness: the proof that each adapter did what was intended (``adapters.Liveness``).
+        private: of a run with differential privacy, what was asked and what was spent (``training.accounted``); this file is none of what may leave.
         baselines_seconds, features_seconds: spent on trivial baselines, and on reading what is remembered of the notes, where that was done here.
         files: file of the run's folder -> SHA-256 when the run finished; empty for a run of an older version.
         notices: what the user should know: an option that was cut to what the base has, a split that is empty.
@@ -101,6 +103,7 @@ class RunRecord(Spec):
     hardware: Hardware | None = None
     precision: str | None = None
     precision_reason: str = ""
+    activations: str = ""
     counts: dict[str, int] = Field(default_factory=dict)
     base_parameters: Count | None = None
     trained_parameters: Count | None = None
@@ -110,6 +113,7 @@ class RunRecord(Spec):
     total_seconds: Seconds | None = None
     peak_memory_bytes: Count | None = None
     liveness: dict[str, Any] | None = None
+    private: dict[str, Any] | None = None
     baselines_seconds: Seconds | None = None
     features_seconds: Seconds | None = None
     files: dict[str, str] = Field(default_factory=dict)

@@ -115,6 +115,8 @@ def _training(run: Run) -> Iterator[str]:
         yield f"tokens seen: {count(record.tokens_seen)}"
     yield f"seed: {recipe.seed}"
     yield from (f"{key.replace('.', ', ')}: {count(n)}" for key, n in record.counts.items() if n >= 10)
+    if (noise := record.private) is not None:
+        yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
     if said := liveness(record.liveness):
         yield f"proof that every adapter takes part: {said}"
     yield from (f"notice: {notice}" for notice in record.notices)

@@ -171,9 +171,11 @@ def _published_macro(row: Row, asked: Sequence[str]) -> float | None:
 
 
 def _range(values: Iterable[float | None], show: Callable[[float], str]) -> Value:
-    """One number where all are equal, else the smallest and the largest: heads have as many rows as the question has classes."""
+    """One number where all are shown alike, else the smallest and the largest: heads have as many rows as the question has classes."""
     known = sorted({known for known in values if known is not None})
-    return None if not known else known[0] if len(known) == 1 else f"{show(known[0])}–{show(known[-1])}"
+    if not known or show(known[0]) == show(known[-1]):
+        return known[0] if known else None
+    return f"{show(known[0])}–{show(known[-1])}"
 
 
 def _seconds(row: Row) -> float | None:

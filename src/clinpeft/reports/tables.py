@@ -167,8 +167,10 @@ def printed(value: Value, show: Callable[[float], str]) -> str:
         return value
     if not isinstance(value, Estimate):
         return MISSING if value is None else show(value)
-    interval = "" if value.low is None or value.high is None else f" ({show(value.low)}–{show(value.high)})"
-    return printed(value.value, show) + interval
+    if value.low is None or value.high is None:
+        return printed(value.value, show)
+    until = " to " if value.low < 0 else "–"  # a dash before a minus sign is not read
+    return f"{printed(value.value, show)} ({show(value.low)}{until}{show(value.high)})"
 
 
 def _csv_titles(column: Column) -> Sequence[str]:

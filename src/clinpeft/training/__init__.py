@@ -9,6 +9,7 @@ batches.py         which pairs may share a step     mining.py       negatives th
 vocabulary.py      the loss of words, in blocks
 memory.py          its peak, and a step in smaller pieces
 together.py        several courses in one pass over one base
+private.py         differential privacy by subject
 ```
 """
 
@@ -22,6 +23,7 @@ from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, add
 from clinpeft.training.memory import peak_bytes, sparing
 from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
+from clinpeft.training.private import Mechanism, Subjects, Tally, accounted, mechanism, must_be_countable, private
 from clinpeft.training.together import Fit, Outcome, fit_together
 from clinpeft.training.vocabulary import Vocabulary
 
@@ -38,13 +40,17 @@ __all__ = [
     "Fitted",
     "Forward",
     "Lesson",
+    "Mechanism",
     "Mined",
     "Outcome",
+    "Subjects",
     "Sums",
+    "Tally",
     "TextPairs",
     "Texts",
     "Vocabulary",
     "Watch",
+    "accounted",
     "additive",
     "as_parameters",
     "assemble",
@@ -55,8 +61,11 @@ __all__ = [
     "hardware",
     "language",
     "likelihoods",
+    "mechanism",
     "mined",
+    "must_be_countable",
     "peak_bytes",
+    "private",
     "shuffled",
     "sparing",
     "truth",

@@ -100,6 +100,7 @@ def classification(
     seed: int,
     crew: Crew,
     heads: Sequence[str] = (),
+    last_resort: Callable[[], bool] | None = None,
 ) -> Course:
     """How head and adapters learn to answer one question, or several at once: steps of documents drawn from all of them alike.
 
@@ -115,6 +116,7 @@ def classification(
         seed: of order and dropout.
         crew: the processes.
         heads: names among ``parameters`` that learn at ``head_learning_rate``.
+        last_resort: of a device whose memory does not do for one document, see ``memory.sparing``.
     """
     numbered = _Numbered(exams)
     weights = [_class_weights(exam, loss_spec, crew) for exam in exams]
@@ -139,7 +141,7 @@ def classification(
         parameters=parameters,
         epoch=lambda number: numbered.epoch(spec.batch_notes, np.random.default_rng([seed, number])),
         tokens=numbered.tokens,
-        backward=spared(loss, numbered.grouped, parameters.values(), seed, crew),
+        backward=spared(loss, numbered.grouped, parameters.values(), seed, crew, last_resort),
         mode=mode,
         measure=(lambda: _measured(exams)) if any(len(exam.tuning) for exam in exams) else None,
         best_by={"loss": TUNING_LOSS, "metric": "tuning_metric", "last": ""}[spec.select_by],

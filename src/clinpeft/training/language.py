@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from clinpeft import tokens
-from clinpeft.adapters import Reading, Stack
+from clinpeft.adapters import Reading, Stack, rescue
 from clinpeft.recipe import TrainingSpec
 from clinpeft.tokens import Ints
 from clinpeft.training.likelihood import perplexity_of
@@ -58,7 +60,7 @@ def language(stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec,
         parameters=stack.trained,
         epoch=epoch,
         tokens=lambda windows: int(lengths[windows].sum()),
-        backward=spared(loss, grouped, stack.trained.values(), lesson.seed, crew),
+        backward=spared(loss, grouped, stack.trained.values(), lesson.seed, crew, partial(rescue, stack) if spec.activations == "auto" else None),
         mode=stack.train,
         measure=measure if len(lesson.tuning) else None,
         best_by=TUNING_PERPLEXITY,

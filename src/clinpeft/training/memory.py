@@ -30,8 +30,18 @@ def peak_bytes(device: torch.device) -> int | None:
     return 1024 * int(found.group(1)) if found else None
 
 
-def spared(loss: Callable[[Ints, int], Sums], grouped: Grouped, parameters: Iterable[torch.nn.Parameter], seed: int, crew: Crew) -> Backward:
-    """``additive``, in smaller micro-batches where a GPU's memory did not do; a warning says so. Of several processes each is on its own."""
+def spared(
+    loss: Callable[[Ints, int], Sums],
+    grouped: Grouped,
+    parameters: Iterable[torch.nn.Parameter],
+    seed: int,
+    crew: Crew,
+    last_resort: Callable[[], bool] | None = None,
+) -> Backward:
+    """``additive``, in smaller micro-batches where a GPU's memory did not do; a warning says so. Of several processes each is on its own.
+
+    ``last_resort``: as for ``sparing``.
+    """
     if crew.num_processes > 1:
         return additive(loss, grouped, seed, crew)
 
@@ -39,7 +49,7 @@ def spared(loss: Callable[[Ints, int], Sums], grouped: Grouped, parameters: Iter
         said = f"the memory of this GPU did not do: micro-batches are cut into {pieces} from here on, steps stay what they are"
         warnings.warn(said, stacklevel=2)
 
-    return sparing(lambda some: additive(loss, some, seed, crew), grouped, parameters, tell)
+    return sparing(lambda some: additive(loss, some, seed, crew), grouped, parameters, tell, last_resort)
 
 
 def sparing(
@@ -47,17 +57,20 @@ def sparing(
     grouped: Grouped,
     parameters: Iterable[torch.nn.Parameter],
     tell: Callable[[int], object] = lambda _: None,
+    last_resort: Callable[[], bool] | None = None,
 ) -> Backward:
     """``Course.backward`` that halves the micro-batches when the memory of a GPU does not do, and begins the step anew.
 
     The items of the step, and so the gradient but for rounding and the draws of dropout, stay what they were: micro-batches are sub-groups of a step.
-    Later steps keep the smaller size. For one process: several would have to agree on the groups that they share.
+    Later steps keep the smaller size. For one process: several would have to agree on the groups that they share. Smaller pieces come first, since
+    they cost next to nothing as long as one fills the device; what costs time is the last resort, where a single item does not fit.
 
     Args:
         backward_of: micro-batches of a step -> ``Course.backward``, such as ``additive`` with its other arguments given.
         grouped: the items of a step -> its micro-batches, as they would be with enough memory.
         parameters: what is trained; gradients of the attempt that failed are thrown away.
         tell: called with the number of pieces that a micro-batch is now cut into.
+        last_resort: makes the same gradients in less memory from here on, and says whether that is new; asked where a single item does not fit.
 
     Raises:
         TrainingError: not even a single item fits.
@@ -72,15 +85,17 @@ def sparing(
                 return backward_of(partial(_cut, grouped, pieces))(chosen, step)
             except torch.OutOfMemoryError as error:
                 largest = max(len(group) for group in grouped(chosen))
-                if pieces >= largest:
-                    way_out = "lower base.max_tokens, take a smaller base, or a GPU with more memory"
+                smaller = pieces < largest
+                if not smaller and (last_resort is None or not last_resort()):
+                    way_out = 'set training.activations = "recompute" if it is not, lower base.max_tokens, or take a smaller base'
                     raise TrainingError("the memory of this device does not do for one item", place=f"step {step}", way_out=way_out) from error
             for parameter in trained:
                 parameter.grad = None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            pieces *= 2
-            tell(pieces)
+            if smaller:
+                pieces *= 2
+                tell(pieces)
 
     return backward
 

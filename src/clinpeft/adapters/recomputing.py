@@ -1,0 +1,100 @@
+"""What a layer's backward pass reads: kept from its forward pass, or computed again, for a third more work in the memory of one layer instead of all.
+
+transformers' layers can run inside ``torch.utils.checkpoint`` and are told to do so here. A second run has to find everything as the first did: the
+text and torch's own generators are put back by the checkpoint, and here what several trials in one pass have besides, which tokens are whose and the
+generators that their dropout is drawn from. So loss and gradients are the same numbers, dropout included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from clinpeft.adapters.fused import FusedLinear, Route, Routing
+from clinpeft.adapters.methods import METHODS
+from clinpeft.adapters.stack import Stack
+from clinpeft.errors import AdapterError
+from clinpeft.models import Base
+
+
+def obstacle(stack: Stack) -> str:
+    """Why the activations of this stack cannot be recomputed; empty where they can."""
+    for adapter in stack.adapters:
+        if adapter.spec.active and METHODS[adapter.spec.method].prepends == "keys":
+            return f"{adapter.spec.method} hands keys and values to every layer, and one that runs again gets none"
+    if not _layers(stack.base):
+        return f"transformers cannot run a layer of a {stack.base.model.config.model_type} model again"
+    return ""
+
+
+def recompute(stack: Stack, reason: str) -> bool:
+    """From here on, and while it is trained, the layers of a stack keep their input alone; the stack's ``activations`` says so.
+
+    Of several stacks on one base this concerns all, whichever is given.
+
+    Args:
+        stack: what is trained.
+        reason: for the record.
+
+    Returns:
+        Whether this is new: False where they did so before.
+
+    Raises:
+        AdapterError: they cannot, see ``obstacle``.
+    """
+    if found := obstacle(stack):
+        raise AdapterError(f"activations cannot be recomputed: {found}", place="training.activations", way_out='set it to "keep"')
+    new = not any(layer.gradient_checkpointing for layer in _layers(stack.base))
+    routing = next((module.routing for module in stack.base.model.modules() if isinstance(module, FusedLinear)), Routing())
+    for layer in _layers(stack.base):
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, routing))
+        layer.gradient_checkpointing = True
+    stack.activations = f"recomputed: {reason}"
+    return new
+
+
+def rescue(stack: Stack) -> bool:
+    """``recompute`` in the middle of a run whose memory does not do, with a warning; whether that changed anything."""
+    if not stack.trained or obstacle(stack) or not recompute(stack, "a single item did not fit otherwise"):
+        return False
+    warnings.warn("the memory of this GPU did not do for one item: activations are recomputed from here on, which takes longer", stacklevel=2)
+    return True
+
+
+def _layers(base: Base) -> list[GradientCheckpointingLayer]:
+    return [module for module in base.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _contexts(routing: Routing) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What stands around the two runs of a layer, asked for before the first."""
+    generators = {route.generator for route in routing.routes.values() if route.generator is not None}
+    states = {generator: generator.get_state() for generator in generators}
+    return contextlib.nullcontext(), _AsItWas(routing, routing.routes, routing.tokens, states)
+
+
+@dataclass(frozen=True, eq=False)
+class _AsItWas(AbstractContextManager[None]):
+    """The trials' tokens and generators as they were before the first run, for as long as a block lasts: again and again, where a graph is kept."""
+
+    routing: Routing
+    routes: Mapping[str, Route]
+    tokens: int
+    states: Mapping[torch.Generator, torch.Tensor]
+    leaving: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> None:
+        for generator, state in self.states.items():
+            self.leaving.callback(generator.set_state, generator.get_state())
+            generator.set_state(state)
+        self.leaving.enter_context(self.routing.routed(self.routes, self.tokens))
+
+    def __exit__(self, *error: object) -> None:
+        self.leaving.close()

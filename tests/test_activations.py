@@ -1,0 +1,67 @@
+"""A run whose activations are computed again is the run whose activations are kept, also when it was stopped between; and its record says which."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clinpeft import models, pipeline, recipe
+from clinpeft.errors import AdapterError, InterruptedRun
+from clinpeft.pipeline import planning
+from clinpeft.recipe import AdaptRecipe, LoraSpec, PrefixSpec
+from clinpeft.registry import Run
+from clinpeft.training import Event
+
+SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
+AROUND = pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+
+
+@pytest.fixture
+def smoke(tmp_path: Path) -> AdaptRecipe:
+    found = recipe.read(SMOKE)[0].recipe
+    assert isinstance(found, AdaptRecipe)
+    base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4, dropout=0.2),)})
+
+
+def asking(found: AdaptRecipe, policy: str) -> AdaptRecipe:
+    return found.model_copy(update={"training": found.training.model_copy(update={"activations": policy, "micro_batch_tokens": 128})})
+
+
+def made(found: AdaptRecipe, home: Path, stop_after: int = 99) -> tuple[Run, list[Event]]:
+    told: list[Event] = []
+    count = itertools.count(1)
+    around = replace(AROUND, tell=told.append, stopping=lambda: next(count) >= stop_after)
+    return pipeline.adapt(found, home, around), told
+
+
+def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(smoke: AdaptRecipe, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    kept, told = made(asking(smoke, "auto"), home)
+    with pytest.raises(InterruptedRun):
+        made(asking(smoke, "recompute"), home, stop_after=2)
+    again, rest = made(asking(smoke, "recompute"), home)
+    assert [event.step for event in rest] == [3, 4]
+    assert [event.loss for event in rest] == [event.loss for event in told[2:]]
+    assert [event.measured for event in rest] == [event.measured for event in told[2:]]
+    assert kept.record.activations.startswith("kept: by formula 128 tokens take")
+    assert again.record.activations == "recomputed: asked for in the recipe"
+
+
+def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "device_memory", lambda _: 2**20)
+    run, _ = made(asking(smoke, "auto"), tmp_path / "home")
+    assert run.record.activations.startswith("recomputed: by formula")
+
+
+def test_a_prefix_is_kept_and_refused_where_recomputing_is_asked_for(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "device_memory", lambda _: 2**20)
+    smoke = smoke.model_copy(update={"adapters": (PrefixSpec(tokens=2, projection=False),)})
+    run, _ = made(asking(smoke, "auto"), tmp_path / "home")
+    assert run.record.activations.startswith("kept: prefix hands keys")
+    with pytest.raises(AdapterError, match="prefix"):
+        made(asking(smoke, "recompute"), tmp_path / "home")
