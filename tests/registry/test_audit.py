@@ -122,6 +122,15 @@ def _many(home: Path, count: int) -> None:
         noted(home)
 
 
+def test_a_head_half_written_by_a_killed_process_goes(home: Path) -> None:
+    before = (home / audit.HEAD).read_bytes()
+    (home / f".{audit.HEAD}.1.partial").write_text("{", encoding="utf-8")  # of a process whose number another has now
+    audit.clear_left_behind(home)
+    assert not list(home.glob(".*.partial"))
+    assert (home / audit.HEAD).read_bytes() == before
+    assert audit.verify(home).problems == ()
+
+
 def test_two_processes_take_turns(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=_many, args=(tmp_path, 25)) for _ in range(2)]

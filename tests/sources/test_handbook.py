@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.corpora import pairs
-from clinpeft.errors import SourceError
+from clinpeft.errors import StorageError
 from clinpeft.recipe import PairSplitSpec, PairsSpec
 from clinpeft.sources import books
 from clinpeft.sources.synthetic import handbook
@@ -40,7 +40,7 @@ def test_a_book_that_is_there_stays_and_one_that_was_changed_is_written_again(tm
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(SourceError, match="cannot be written") as raised:
+    with pytest.raises(StorageError, match="cannot be written") as raised:
         handbook.write(tmp_path / "file" / "folder")
     assert raised.value.place.endswith("folder")
 

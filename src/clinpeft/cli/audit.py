@@ -56,8 +56,11 @@ def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
 
     A run that was there already, and is only given back, is none that was made.
     """
+    from clinpeft.registry import audit
+
     begun = datetime.now(UTC)
     runs: list[Run] = []
+    audit.clear_left_behind(home)
     try:
         yield runs
     except BaseException as error:

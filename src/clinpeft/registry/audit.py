@@ -92,10 +92,25 @@ def note(home: Path, noted: Noted) -> str:
             file.flush()
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
-        write_atomically(home / HEAD, json.dumps({"lines": line["number"], "bytes": size, "hash": line["hash"]}) + "\n")
+            write_atomically(home / HEAD, json.dumps({"lines": line["number"], "bytes": size, "hash": line["hash"]}) + "\n")
     except OSError as error:
         raise unwritable(error, home / LOG) from error
     return str(line["hash"])
+
+
+def clear_left_behind(home: Path) -> None:
+    """Remove what a process left that was killed while it wrote the head, which happens after its run is recorded.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        if left := list(home.glob(f".{HEAD}.*.partial")):
+            with alone(home, LOCK):  # nobody writes now
+                for each in left:
+                    each.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(error, home / HEAD) from error
 
 
 def lines(home: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import csv
 import functools
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -26,11 +25,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from clinpeft.errors import SourceError
+from clinpeft.errors import SourceError, StorageError
 from clinpeft.recipe import SourceSpec
 from clinpeft.sources import mimic
 from clinpeft.sources.stream import Lost, Row
 from clinpeft.sources.synthetic import hospital, mimic_iii, mimic_iv, notes, truth
+from clinpeft.sources.synthetic.making import making
 from clinpeft.sources.synthetic.rates import RATES, REAL_SIZE, Rates
 from clinpeft.sources.synthetic.truth import ceiling
 from clinpeft.sources.synthetic.writers import Job, Person
@@ -54,7 +54,8 @@ def write(folder: Path, subjects: int, seed: int, shape: Literal["mimic-iii", "m
         rates: how often traps are planted, and how much is charted; ``REAL_SIZE`` with 46,520 people is about as large as MIMIC-III.
 
     Raises:
-        SourceError: the folder holds something else, or cannot be written.
+        SourceError: the folder holds something else.
+        StorageError: it cannot be written.
     """
     made_of = _made_of(subjects, seed, shape, rates)
     if _holds(folder, made_of):
@@ -62,9 +63,8 @@ def write(folder: Path, subjects: int, seed: int, shape: Literal["mimic-iii", "m
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SourceError("this folder holds something else", place=str(folder), way_out="name a folder that is empty or not there yet")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            made = Path(temporary) / "made"
+        with making(folder) as temporary:
+            made = temporary / "made"
             made.mkdir()
             job = Job(made, seed, rates, Counter())
             _write(job, subjects, shape)
@@ -72,7 +72,7 @@ def write(folder: Path, subjects: int, seed: int, shape: Literal["mimic-iii", "m
             made.replace(folder)
     except OSError as error:
         if not _holds(folder, made_of):  # else another process was faster
-            raise SourceError(
+            raise StorageError(
                 f"this folder cannot be written: {error.strerror}", place=str(folder), way_out="check its rights and the space left"
             ) from error
 

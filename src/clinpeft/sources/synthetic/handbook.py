@@ -7,8 +7,6 @@ what is done and what is said at the door are worded from ``conditions.toml``, a
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from clinpeft.errors import SourceError
+from clinpeft.errors import StorageError
 from clinpeft.sources.synthetic.hospital import Condition, Dice, conditions
+from clinpeft.sources.synthetic.making import making
 from clinpeft.sources.synthetic.wording import Facts, say, say_all
 
 __all__ = ["NAME", "fingerprint", "text", "write"]
@@ -72,20 +71,18 @@ def write(folder: Path) -> Path:
     """Write the handbook to ``handbook.md`` in a folder, whole or not at all, and say where it is; always the same bytes.
 
     Raises:
-        SourceError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     path, whole = folder / NAME, text()
     try:
         if path.is_file() and path.read_bytes() == whole.encode():
             return path
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, writing = tempfile.mkstemp(prefix=f".{NAME}-", dir=folder)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(whole)
-        Path(writing).replace(path)
+        with making(path) as temporary:
+            (temporary / NAME).write_bytes(whole.encode())
+            (temporary / NAME).replace(path)
     except OSError as error:
         way_out = "check its rights and the space left"
-        raise SourceError(f"this folder cannot be written: {error.strerror}", place=str(folder), way_out=way_out) from error
+        raise StorageError(f"this folder cannot be written: {error.strerror}", place=str(folder), way_out=way_out) from error
     return path
 
 
