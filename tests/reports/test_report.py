@@ -147,7 +147,7 @@ def test_who_does_not_beat_tfidf_is_told(made: tuple[Path, str]) -> None:
 
 
 def test_energy_that_nobody_measured_is_unknown(made: tuple[Path, str]) -> None:
-    assert "Energy is unknown: these runs recorded no measured power." in made[1]
+    assert "Energy is unknown where a run recorded no measured power." in made[1]
 
 
 def test_marks_have_words_and_lines_the_name_of_their_row(made: tuple[Path, str]) -> None:

@@ -187,3 +187,25 @@ def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -
     seen = 4 + len(tokenizer)  # cough cough fever eos, and one more of each
     assert table["tokens"].to_pylist() == [2]
     assert table["negative_log_likelihood"].to_pylist() == [pytest.approx(-np.log(3 / seen) - np.log(2 / seen))]
+
+
+def metered() -> Callable[[], float]:
+    """Ten joules further at every look."""
+    looks = iter(range(500, 10_000, 10))
+    return lambda: float(next(looks))
+
+
+def test_energy_is_added_up_over_attempts(build: Build, lesson: Lesson, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with pytest.raises(InterruptedRun):
+        fit(build(), lesson, SPEC, tmp_path, Watch(tell=seen.append, stopping=lambda: len(seen) == 2, joules=metered()))
+    found = fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered()))
+    assert found.total_steps > 2
+    assert found.progress.joules == 10.0 * found.total_steps
+
+
+def test_energy_is_unknown_where_it_is_of_a_part_of_the_steps(build: Build, lesson: Lesson, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with pytest.raises(InterruptedRun):
+        fit(build(), lesson, SPEC, tmp_path, Watch(tell=seen.append, stopping=lambda: len(seen) == 2))
+    assert fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered())).progress.joules is None

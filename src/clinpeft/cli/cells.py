@@ -86,11 +86,13 @@ def circumstances(tell: Callable[[Event], None], stopping: Callable[[], bool]) -
     """The clock, the command, the versions: what only this room may look at."""
     from importlib.metadata import version
 
+    from clinpeft import models
     from clinpeft.pipeline import Circumstances
 
     libraries = ("torch", "transformers", "peft", "accelerate", "numpy", "pyarrow", "duckdb", "tokenizers", "safetensors", "scikit-learn")
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in libraries}
-    return Circumstances(lambda: datetime.now(UTC), shlex.join(["clinpeft", *sys.argv[1:]]), _commit(), versions, tell, stopping)
+    command = shlex.join(["clinpeft", *sys.argv[1:]])
+    return Circumstances(lambda: datetime.now(UTC), command, _commit(), versions, tell, stopping, meter=models.meter())
 
 
 def _commit() -> str | None:

@@ -24,6 +24,7 @@ from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, 
 from clinpeft.models.bundling import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
 from clinpeft.models.checks import check, fingerprint  # noqa: E402
 from clinpeft.models.ending import Ends, ends  # noqa: E402
+from clinpeft.models.energy import Meter, meter  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
 from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for  # noqa: E402
@@ -50,6 +51,7 @@ __all__ = [
     "Head",
     "Heads",
     "Manner",
+    "Meter",
     "Objective",
     "Place",
     "Pooling",
@@ -74,6 +76,7 @@ __all__ = [
     "make_bundle",
     "manner_of",
     "meta",
+    "meter",
     "native_pooling",
     "one_row",
     "place_now",

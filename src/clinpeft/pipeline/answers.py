@@ -364,6 +364,7 @@ def recorded(
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        **around.energy(fitted),
         peak_memory_bytes=training.peak_bytes(crew.device),
         features_seconds=answering.features_seconds,
         baselines_seconds=found.baselines_seconds,

@@ -275,6 +275,7 @@ def recorded(
         },
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        **around.energy(fitted),
         peak_memory_bytes=training.peak_bytes(crew.device),
         total_seconds=(finished - run.record.started).total_seconds(),
         notices=(*stack.notices, *learned.notices),

@@ -159,6 +159,7 @@ def recorded(
         counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
         tokens_seen=fitted.progress.tokens,
         training_seconds=fitted.progress.seconds,
+        **around.energy(fitted),
         peak_memory_bytes=training.peak_bytes(crew.device),
         total_seconds=(finished - run.record.started).total_seconds(),
         notices=(*stack.notices, *_planted(recipe)),

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import clinpeft
 from clinpeft import models, registry, training
+from clinpeft.models import Meter
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Hardware, Hashes, Run, RunRecord
-from clinpeft.training import Crew, Event, Watch
+from clinpeft.training import Crew, Event, Fitted, Watch
 
 TrainedRecipe = AdaptRecipe | ClassifyRecipe | EmbedRecipe
 
@@ -32,6 +34,7 @@ class Circumstances:
         versions: of Python and the libraries.
         tell, stopping: who watches training, and who may stop it.
         secret: 32 bytes that nobody can guess, of the noise of a run with differential privacy.
+        meter: of energy, where the machine has one.
     """
 
     now: Callable[[], datetime]
@@ -41,6 +44,12 @@ class Circumstances:
     tell: Callable[[Event], None] = lambda _: None
     stopping: Callable[[], bool] = lambda: False
     secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
+    meter: Meter | None = None
+
+    def energy(self, fitted: Fitted) -> dict[str, Any]:
+        """What training took and what of the machine was counted, for ``run.json``."""
+        joules = fitted.progress.joules
+        return {"energy_joules": joules, "energy_of": self.meter.of if self.meter is not None and joules is not None else ""}
 
 
 @contextlib.contextmanager
@@ -128,4 +137,5 @@ def watch(run: Run, around: Circumstances) -> Watch:
         stopping=around.stopping,
         resumed=functools.partial(registry.rewind, run),
         saving=functools.partial(registry.settle, run),
+        joules=around.meter.read if around.meter is not None else None,
     )

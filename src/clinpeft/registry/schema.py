@@ -78,6 +78,7 @@ class RunRecord(Spec):
         share: trained / base.
         tokens_seen: tokens that training has gone through, padding apart.
         training_seconds: in the training loop, over all attempts.
+        energy_joules, energy_of: what the machine's meters counted meanwhile, of all that ran there, and of which parts; None where there are none.
         total_seconds: from the first room to the last, over all attempts.
         peak_memory_bytes: the most that the process had held when the run was recorded: of a GPU what was allocated on it, else the resident set.
         liveness: the proof that each adapter did what was intended (``adapters.Liveness``).
@@ -110,6 +111,8 @@ class RunRecord(Spec):
     share: Annotated[float, Field(ge=0)] | None = None  # above 1 where a toy base is smaller than its adapter
     tokens_seen: Count | None = None
     training_seconds: Seconds | None = None
+    energy_joules: Annotated[float, Field(ge=0)] | None = None
+    energy_of: str = ""
     total_seconds: Seconds | None = None
     peak_memory_bytes: Count | None = None
     liveness: dict[str, Any] | None = None

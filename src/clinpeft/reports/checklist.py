@@ -211,7 +211,8 @@ def _updated(runs: Runs) -> str:
 def _compute(runs: Runs) -> str:
     def told(run: Run) -> str:
         hardware, seconds = run.record.hardware, run.record.total_seconds
-        return f"{hardware.devices} × {hardware.device}, {seconds:,.0f} s" if hardware and seconds is not None else ""
+        energy = f", {run.record.energy_joules / 3600:.3g} Wh in training ({run.record.energy_of})" if run.record.energy_joules is not None else ""
+        return f"{hardware.devices} × {hardware.device}, {seconds:,.0f} s{energy}" if hardware and seconds is not None else ""
 
     return _each(runs, told)
 

@@ -135,7 +135,9 @@ def cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> Table:
     lines = tuple((name, len(runs), *_spent(runs)) for name, runs in rows if runs)
     notes = ["Times are means over the runs of a row, one run at a time on the machine named; other work on it makes them longer."]
     if any(line[-2] == "unknown" for line in lines):
-        notes.append("Energy is unknown: these runs recorded no measured power.")
+        notes.append("Energy is unknown where a run recorded no measured power.")
+    if counted := sorted({run.record.energy_of for _, runs in rows for run in runs if run.record.energy_of}):
+        notes.append(f"Energy is that of training, of {'; '.join(counted)}, with all that ran there.")
     return Table("Cost", columns, lines, tuple(notes))
 
 
@@ -149,8 +151,8 @@ def _spent(runs: Sequence[Run]) -> Iterator[Value]:
     yield _mean([record.features_seconds for record in records])
     yield _mean([record.baselines_seconds for record in records])
     yield _mean([record.total_seconds for record in records])
-    joules = _mean([getattr(record, "energy_joules", None) for record in records])
-    yield "unknown" if joules is None else f"{joules / 3.6e6:.4g} kWh"
+    joules = _mean([record.energy_joules for record in records])
+    yield "unknown" if joules is None else f"{joules / 3600:.4g} Wh"
     yield ", ".join(dict.fromkeys(f"{r.hardware.devices} × {r.hardware.device}" for r in records if r.hardware)) or "unknown"
 
 

@@ -34,6 +34,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    joules: float | None = None
     best: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0

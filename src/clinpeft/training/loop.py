@@ -117,12 +117,14 @@ class Watch:
         stopping: whether to stop after this step.
         resumed: is told once, before the first event, after which step the run goes on: 0 at the beginning.
         saving: is told before a checkpoint is written, so that what was told of earlier steps is as safe as the checkpoint.
+        joules: what the machine's meters have counted so far; None where it has none.
     """
 
     tell: Callable[[Event], None] = lambda _: None
     stopping: Callable[[], bool] = lambda: False
     resumed: Callable[[int], None] = lambda _: None
     saving: Callable[[], None] = lambda: None
+    joules: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ class Running:
         self.progress = Progress()
         self.fresh = [parameter.detach().clone() for parameter in self.parameters]
         self.begun = time.perf_counter()
+        self.metered = watch.joules() if watch.joules is not None else None
 
     def _groups(self) -> list[dict[str, Any]]:
         factors = {name: self.course.scales.get(name, 1.0) for name in self.names}
@@ -243,6 +246,8 @@ class Running:
             checkpoint.fill(self.course.parameters, {name: tensor for name, tensor in tensors.items() if not name.startswith("optimiser.")})
             checkpoint.load_optimiser(self.optimiser, self.names, tensors)
             self.begun = time.perf_counter() - self.progress.seconds
+            before = self.progress.joules  # None: of the steps so far it is not known, so that the sum is not
+            self.metered = None if self.metered is None or before is None else self.metered - before
         self.crew.wait_for_everyone()  # all have read what may now be removed
         if self.crew.is_main_process:
             checkpoint.clear_after(self.folder, self.progress.step)
@@ -289,6 +294,8 @@ class Running:
     def _after(self, step: int, loss: float, rate: float) -> None:
         measured = self._measure(step) if step in _spread(self.total, self.spec.evaluations) else {}
         self.progress.seconds = time.perf_counter() - self.begun
+        if self.metered is not None and self.watch.joules is not None:
+            self.progress.joules = self.watch.joules() - self.metered
         self.progress.history.append({"step": step, "loss": loss, **measured})
         if self.crew.is_main_process:
             self.watch.tell(self._event(step, loss, rate, measured))
