@@ -24,32 +24,32 @@ def making(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
-        with contextlib.suppress(OSError), _held(left, wait=False):
-            shutil.rmtree(left, ignore_errors=True)
+        with _held(left, wait=False) as by_nobody_else:
+            if by_nobody_else:
+                shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as ending:
         folder = None
         while folder is None or not folder.exists():  # gone: taken for left behind before it was held
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            with contextlib.suppress(OSError):
-                ending.enter_context(_held(folder, wait=True))
+            ending.enter_context(_held(folder, wait=True))
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
 @contextlib.contextmanager
-def _held(folder: Path, wait: bool) -> Iterator[None]:
-    """Nobody else holds it.
-
-    Raises:
-        OSError: somebody does, or there are no locks here.
-    """
+def _held(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether it is held by nobody else; not where there are no locks."""
     if sys.platform == "win32":
-        raise OSError("folders cannot be locked")
+        yield False
+        return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+    with contextlib.ExitStack() as ending:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            ending.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+            return
+        yield True
