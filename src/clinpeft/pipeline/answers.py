@@ -20,7 +20,7 @@ from clinpeft.errors import RecipeError, UsageError
 from clinpeft.models import Head, Pooling
 from clinpeft.pipeline import private
 from clinpeft.pipeline.questions import Read
-from clinpeft.pipeline.runs import Circumstances, code_version, key
+from clinpeft.pipeline.runs import Circumstances, code_version, key, outcome
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, ReaderSpec
 from clinpeft.registry import Run
 from clinpeft.tables import Question
@@ -345,29 +345,16 @@ def recorded(
     stack = answering.stack
     asked = {one.asked.question.name: one.asked.question for one in read}
     predictions.keep(run.folder, stack, answering.heads, asked, answering.pooling, recipe.reading.pool)
-    finished = around.now()
     trained = sum(parameter.numel() for parameter in answering.course.parameters.values())
     return registry.record(
         run,
         results=found.results,
         attrition=tuple(step for one in read for step in (*one.asked.attrition, one.documents.attrition, one.documents.whole)),
         tables=found.tables,
-        finished=finished,
         liveness=liveness.as_json(),
         private=noise,
-        trained_parameters=trained,
-        base_parameters=stack.counts.base,
-        share=trained / stack.counts.base,
-        precision=str(stack.base.precision).removeprefix("torch."),
-        precision_reason=stack.base.precision_reason,
-        activations=stack.activations,
-        counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
-        tokens_seen=fitted.progress.tokens,
-        training_seconds=fitted.progress.seconds,
-        **around.energy(fitted),
-        peak_memory_bytes=training.peak_bytes(crew.device),
+        **outcome(run, around, crew, stack, fitted, trained),
         features_seconds=answering.features_seconds,
         baselines_seconds=found.baselines_seconds,
-        total_seconds=(finished - run.record.started).total_seconds(),
         notices=(*stack.notices, *told),
     )

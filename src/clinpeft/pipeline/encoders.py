@@ -23,7 +23,7 @@ from clinpeft.evaluation import embedding
 from clinpeft.models import Base, Manner
 from clinpeft.pipeline import vectors
 from clinpeft.pipeline.books import Shelf
-from clinpeft.pipeline.runs import Circumstances, code_version, key
+from clinpeft.pipeline.runs import Circumstances, code_version, key, outcome
 from clinpeft.pipeline.vectors import Asking, Measured
 from clinpeft.recipe import EmbedRecipe, ReaderSpec
 from clinpeft.registry import Run
@@ -250,34 +250,17 @@ def recorded(
     held = asked.exams[0].texts["text"].to_pylist()[: recipe.evaluation.profile_texts]
     profile = [_profile(stack, manner, held, load_seconds)] if held else []
     results = [before.results, after.results, vectors.differences(asked, before, after, (ZERO_SHOT, ADAPTED)), *profile]
-    finished = around.now()
     shelf = asked.shelf
     steps = [*shelf.learned.attrition, learned.attrition, *(shelf.other.attrition if shelf.other else ()), *(one.attrition for one in asked.exams)]
     steps += [step for found in (*shelf.search.values(), *shelf.general.values()) for step in found.attrition]
+    known = outcome(run, around, crew, stack, fitted)
     return registry.record(
         run,
         results=pa.concat_tables(results),
         attrition=steps,
         tables={"pair_scores": _scores(before, after)},
-        finished=finished,
         liveness=liveness.as_json(),
-        trained_parameters=stack.counts.trained,
-        base_parameters=stack.counts.base,
-        share=stack.counts.share,
-        precision=str(stack.base.precision).removeprefix("torch."),
-        precision_reason=stack.base.precision_reason,
-        activations=stack.activations,
-        counts={
-            "steps": fitted.progress.step,
-            "best_step": fitted.progress.best_step,
-            "total_steps": fitted.total_steps,
-            **{f"pairs.{split}": count for split, count in learned.pairs.items()},
-        },
-        tokens_seen=fitted.progress.tokens,
-        training_seconds=fitted.progress.seconds,
-        **around.energy(fitted),
-        peak_memory_bytes=training.peak_bytes(crew.device),
-        total_seconds=(finished - run.record.started).total_seconds(),
+        **{**known, "counts": known["counts"] | {f"pairs.{split}": count for split, count in learned.pairs.items()}},
         notices=(*stack.notices, *learned.notices),
     )
 

@@ -17,7 +17,7 @@ from clinpeft import adapters, corpora, evaluation, registry, sources, tokens, t
 from clinpeft.adapters import Stack
 from clinpeft.errors import RecipeError
 from clinpeft.models import Base
-from clinpeft.pipeline.runs import Circumstances, code_version, key
+from clinpeft.pipeline.runs import Circumstances, code_version, key, outcome
 from clinpeft.recipe import AdaptRecipe, CorpusSpec, SourceSpec, SplitSpec
 from clinpeft.registry import Hashes, Run
 from clinpeft.tables import SPLITS, Attrition
@@ -142,26 +142,13 @@ def recorded(
     adapters.save(stack, run.folder / "adapter")
     adapters.keep_probe(stack, run.folder)
     stack.base.tokenizer.save_pretrained(run.folder / "tokenizer")
-    finished = around.now()
     return registry.record(
         run,
         results=results,
         attrition=attrition,
         likelihoods=thought,
         private=noise,
-        finished=finished,
-        trained_parameters=stack.counts.trained,
-        base_parameters=stack.counts.base,
-        share=stack.counts.share,
-        precision=str(stack.base.precision).removeprefix("torch."),
-        precision_reason=stack.base.precision_reason,
-        activations=stack.activations,
-        counts={"steps": fitted.progress.step, "best_step": fitted.progress.best_step, "total_steps": fitted.total_steps},
-        tokens_seen=fitted.progress.tokens,
-        training_seconds=fitted.progress.seconds,
-        **around.energy(fitted),
-        peak_memory_bytes=training.peak_bytes(crew.device),
-        total_seconds=(finished - run.record.started).total_seconds(),
+        **outcome(run, around, crew, stack, fitted),
         notices=(*stack.notices, *_planted(recipe)),
     )
 

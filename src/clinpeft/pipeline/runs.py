@@ -15,6 +15,7 @@ from typing import Any
 
 import clinpeft
 from clinpeft import models, registry, training
+from clinpeft.adapters import Stack
 from clinpeft.models import Meter
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.registry import Hardware, Hashes, Run, RunRecord
@@ -45,11 +46,6 @@ class Circumstances:
     stopping: Callable[[], bool] = lambda: False
     secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
     meter: Meter | None = None
-
-    def energy(self, fitted: Fitted) -> dict[str, Any]:
-        """What training took and what of the machine was counted, for ``run.json``."""
-        joules = fitted.progress.joules
-        return {"energy_joules": joules, "energy_of": self.meter.of if self.meter is not None and joules is not None else ""}
 
 
 @contextlib.contextmanager
@@ -139,3 +135,34 @@ def watch(run: Run, around: Circumstances) -> Watch:
         saving=functools.partial(registry.settle, run),
         joules=around.meter.read if around.meter is not None else None,
     )
+
+
+def outcome(run: Run, around: Circumstances, crew: Crew, stack: Stack, fitted: Fitted, trained: int | None = None) -> dict[str, Any]:
+    """What every verb records of a training that has ended now: how much was trained, how exactly, in how many steps, and what it took.
+
+    Args:
+        run: since when.
+        around: the clock, and the meter of energy.
+        crew: on what.
+        stack: what was trained.
+        fitted: how it went.
+        trained: numbers that were trained; None: those of the stack.
+    """
+    finished, progress = around.now(), fitted.progress
+    trained = stack.counts.trained if trained is None else trained
+    return {
+        "finished": finished,
+        "trained_parameters": trained,
+        "base_parameters": stack.counts.base,
+        "share": trained / stack.counts.base,
+        "precision": str(stack.base.precision).removeprefix("torch."),
+        "precision_reason": stack.base.precision_reason,
+        "activations": stack.activations,
+        "counts": {"steps": progress.step, "best_step": progress.best_step, "total_steps": fitted.total_steps},
+        "tokens_seen": progress.tokens,
+        "training_seconds": progress.seconds,
+        "energy_joules": progress.joules,
+        "energy_of": around.meter.of if around.meter is not None and progress.joules is not None else "",
+        "peak_memory_bytes": training.peak_bytes(crew.device),
+        "total_seconds": (finished - run.record.started).total_seconds(),
+    }
