@@ -86,6 +86,7 @@ class Stack:
         silent: names of the adapters that are out of the forward pass: those attached so, and others inside ``off`` and ``without``.
         strangers: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
         activations: what its layers' backward passes read, and why so, for the record: ``kept``, or ``recomputed`` (``adapters.recompute``).
+        compiled: whether its base's norms and gates run compiled (``models.compile_regions``), and why so, for the record.
     """
 
     base: Base
@@ -96,6 +97,7 @@ class Stack:
     silent: frozenset[str] = frozenset()
     strangers: frozenset[torch.nn.Parameter] = field(default=frozenset(), repr=False)
     activations: str = "kept"
+    compiled: str = "not compiled"
 
     @property
     def specs(self) -> tuple[AnyAdapterSpec, ...]:

@@ -23,6 +23,7 @@ from clinpeft.models.attention import Spans, flattens, one_row  # noqa: E402
 from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
 from clinpeft.models.bundling import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
 from clinpeft.models.checks import check, fingerprint  # noqa: E402
+from clinpeft.models.compiling import Tried, compile_regions, conditions, present, regions, tried  # noqa: E402
 from clinpeft.models.ending import Ends, ends  # noqa: E402
 from clinpeft.models.energy import Meter, meter  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
@@ -60,10 +61,13 @@ __all__ = [
     "SavedHeads",
     "Shape",
     "Spans",
+    "Tried",
     "WindowPooling",
     "backbone_of",
     "check",
     "check_probe",
+    "compile_regions",
+    "conditions",
     "cpu",
     "ends",
     "fingerprint",
@@ -84,14 +88,17 @@ __all__ = [
     "pool_spans",
     "pooling_of",
     "precision_for",
+    "present",
     "probe_ids",
     "product_rate",
     "pull",
+    "regions",
     "save_head",
     "shape",
     "shape_of",
     "step_seconds",
     "threads",
+    "tried",
     "unpack_bundle",
     "verify_bundle",
     "write_tiny",

@@ -20,7 +20,7 @@ import functools
 from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
-from clinpeft.pipeline import answers, books, encoders, language, planning, private, questions, vectors
+from clinpeft.pipeline import answers, books, compiling, encoders, language, planning, private, questions, vectors
 from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted, searched
 from clinpeft.pipeline.privacy import Asked as PrivacyAsked
 from clinpeft.pipeline.privacy import audited
@@ -75,6 +75,7 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
         planning.settle_activations([recipe], [stack], crew)
         forward = functools.partial(adapters.logits, stack)
         course = training.language(stack, forward, lesson, recipe.training, crew)
+        compiling.settle_compilation([recipe], [stack], course, home, crew)
         learned = private.made(course, private.of_windows(encodings), run, around)
         fitted = training.fit(learned.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         unigram = training.unigram(lesson, lesson.train, language.asked(recipe, encodings))
@@ -104,6 +105,7 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
         read = questions.encoded(recipe, base, asked, home, crew)
         answering = answers.answering(recipe, stack, read, home, crew)
         witness = adapters.watch(stack, answering.head_parameters)
+        compiling.settle_compilation([recipe], [stack], answering.course, home, crew)
         answers.probed(recipe, answering, read, home, crew, run, around)
         learned = private.made(answering.course, private.of_documents(read), run, around)
         fitted = training.fit(learned.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
@@ -133,6 +135,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
         planning.settle_activations([recipe], [stack], crew)
         learning = encoders.learning(recipe, stack, manner, shelf, crew)
+        compiling.settle_compilation([recipe], [stack], learning.course, home, crew)
         witness = adapters.watch(stack)
         fitted = training.fit(learning.course, recipe.training, crew, run.folder / "checkpoints", watch(run, around))
         liveness = witness.testify(learning.probe)

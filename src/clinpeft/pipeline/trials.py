@@ -10,7 +10,7 @@ from pathlib import Path
 from clinpeft import adapters, models, training
 from clinpeft.adapters import Joint, Witness
 from clinpeft.errors import ClinpeftError, RecipeError
-from clinpeft.pipeline import answers, planning, questions
+from clinpeft.pipeline import answers, compiling, planning, questions
 from clinpeft.pipeline.answers import Answering, Origin
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, hashes_of, opened, watch
@@ -134,6 +134,7 @@ def _made(waiting: Sequence[_Held], home: Path, arounds: Sequence[Circumstances]
     planning.settle_activations([held.recipe for held in waiting], joint.stacks, crew)
     read = questions.encoded(first.recipe, base, asked, home, crew)
     prepared = [_prepared(joint, place, held, read, home, arounds[held.at], crew) for place, held in enumerate(waiting)]
+    compiling.settle_compilation([held.recipe for held in waiting], joint.stacks, prepared[0].answering.course, home, crew)
     fits = [
         Fit(each.answering.course, each.held.recipe.training, each.held.run.folder / "checkpoints", watch(each.held.run, arounds[each.held.at]))
         for each in prepared

@@ -326,6 +326,7 @@ class OptimisationSpec(Spec):
         micro_batch_tokens: tokens per forward pass; changes memory and speed, not the result.
         activations: what the backward pass of a layer reads is kept, or computed again (``recompute``), which takes a third more time and the memory
             of one layer instead of all; ``auto`` keeps it unless a micro-batch would not fit the device. Not the result either.
+        compilation: ``auto`` compiles norms and gates of a decoder in long runs, where a trial before the first step says that it pays.
         warmup_fraction: share of the steps over which the learning rate rises linearly.
         schedule: after the warm-up.
         weight_decay: AdamW's, on all trained parameters.
@@ -340,6 +341,7 @@ class OptimisationSpec(Spec):
     max_steps: Annotated[int, Field(ge=0)] = 0
     micro_batch_tokens: Count = 4096
     activations: Literal["auto", "keep", "recompute"] = "auto"
+    compilation: Literal["auto", "never"] = "auto"
     warmup_fraction: Fraction = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -73,6 +73,7 @@ class RunRecord(Spec):
         hashes, hardware: see there.
         precision, precision_reason: of the frozen weights, and why that one.
         activations: whether the backward pass read what was kept or what was computed again, and why.
+        compilation: whether norms and gates of the base were compiled, and why.
         counts: what was counted -> how many, such as ``notes.train``.
         base_parameters, trained_parameters: numbers of parameters.
         share: trained / base.
@@ -105,6 +106,7 @@ class RunRecord(Spec):
     precision: str | None = None
     precision_reason: str = ""
     activations: str = ""
+    compilation: str = ""
     counts: dict[str, int] = Field(default_factory=dict)
     base_parameters: Count | None = None
     trained_parameters: Count | None = None

@@ -19,7 +19,7 @@ from clinpeft.training.classification import Answer, Exam, as_parameters, classi
 from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tuning
 from clinpeft.training.language import language
 from clinpeft.training.likelihood import likelihoods, unigram
-from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware
+from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware, total_steps
 from clinpeft.training.memory import peak_bytes, sparing
 from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
@@ -68,6 +68,7 @@ __all__ = [
     "private",
     "shuffled",
     "sparing",
+    "total_steps",
     "truth",
     "tuning",
     "unigram",
