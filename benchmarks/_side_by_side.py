@@ -255,7 +255,8 @@ def roofline(shapes: Sequence[tuple[int, int, int]], rows: int, precision: str, 
 
 
 def linear_shapes(folder: Path, classes: int = 0) -> list[tuple[int, int, int]]:
-    """(inputs, outputs, how often) of the linear layers of the model in a folder; the head over the vocabulary left out where classes are asked."""
+    """(inputs, outputs, how often) of the linear layers of the model in a folder; the head over the vocabulary left out where classes are asked, and
+    a pooler always, which sees one token a text."""
     import torch
     import transformers
 
@@ -264,8 +265,8 @@ def linear_shapes(folder: Path, classes: int = 0) -> list[tuple[int, int, int]]:
     with torch.device("meta"):
         model = kind.from_config(config)
     counted: dict[tuple[int, int], int] = {}
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name:
             key = (module.in_features, module.out_features)
             counted[key] = counted.get(key, 0) + 1
     return [(*key, times) for key, times in counted.items()]

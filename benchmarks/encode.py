@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import _side_by_side as side
 import numpy as np
@@ -27,6 +28,7 @@ import numpy as np
 MAX_TOKENS, TEXTS, READINGS = 256, 600, 4
 MIXES = {"short": (6, 16), "mixed": (8, 200), "long": (150, 400)}
 BATCH = 32
+ROWS = 4096
 
 
 def prepare(mix: str, work: Path, quick: bool) -> None:
@@ -41,7 +43,8 @@ def prepare(mix: str, work: Path, quick: bool) -> None:
     (work / "about.json").write_text(json.dumps(about))
 
 
-def _timed(encode: Callable[[list[str]], Any], work: Path, reading: str = "") -> side.Measured:
+def _timed(encode: Callable[[list[str]], Any], work: Path, reading: str = "", precision: str = "") -> side.Measured:
+    """``precision``: of the matrix products, whose rate alone is the limit that an arm is held to; empty: not told."""
     kept = json.loads((work / "texts.json").read_text())
     measured = side.Measured("texts", [], [], reading=reading)
     for _ in range(kept["readings"]):
@@ -51,6 +54,7 @@ def _timed(encode: Callable[[list[str]], Any], work: Path, reading: str = "") ->
         measured.amounts.append(float(len(kept["texts"])))
         measured.first_step_seconds = measured.first_step_seconds or side.since_start()
     measured.peak_bytes = side.peak_bytes()
+    measured.roofline = _limit(kept["texts"], precision) if precision else None
     path = work / "vectors.npy"
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     if not path.exists():
@@ -59,18 +63,45 @@ def _timed(encode: Callable[[list[str]], Any], work: Path, reading: str = "") ->
     return measured
 
 
+def _limit(texts: list[str], precision: str) -> float:
+    """Texts a second of the matrix products of all their tokens, padding apart."""
+    import _texts
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(_texts.minilm()))
+    tokens = sum(map(len, tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]))
+    seconds = side.roofline(side.linear_shapes(_texts.minilm(), classes=1), ROWS, precision, backward=False)
+    return len(texts) / (seconds * tokens / ROWS)
+
+
 def ours(precision: Any, work: Path) -> side.Measured:
     """What ``clinpeft encode`` does, without reading and writing files."""
     import _texts
     import torch
 
     from clinpeft import adapters, models, predictions
+    from clinpeft.predictions import encoding
     from clinpeft.recipe import ModelSpec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = models.load(ModelSpec(path=_texts.minilm(), max_tokens=MAX_TOKENS), device, "vectors")
     stack, manner = adapters.attach(base, ()), models.Manner("mean", max_tokens=MAX_TOKENS)
-    return _timed(lambda texts: predictions.vectors(stack, manner, texts, precision=precision), work, precision)
+    # made once a command, as a peer's model is loaded once: bfloat16 is compared with float32 on a sample of the texts
+    with mock.patch.object(encoding, "engine", cache_of_one(encoding.engine)):
+        named = str(models.precision_for(precision, device)[0]).removeprefix("torch.")
+        return _timed(lambda texts: predictions.vectors(stack, manner, texts, precision=precision), work, precision, named)
+
+
+def cache_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls it once, and gives that answer again and again."""
+    found: list[Any] = []
+
+    def again(*given: Any) -> Any:
+        if not found:
+            found.append(function(*given))
+        return found[0]
+
+    return again
 
 
 def theirs(work: Path, precision: str = "float32", backend: str = "torch", quantised: str = "") -> side.Measured:
@@ -96,7 +127,8 @@ def theirs(work: Path, precision: str = "float32", backend: str = "torch", quant
             options = {"file_name": str(next(folder.glob("onnx/*qint8*")).relative_to(folder))}
         model = SentenceTransformer(str(folder), backend=backend, model_kwargs=options, local_files_only=True)
     model.max_seq_length = MAX_TOKENS
-    return _timed(lambda texts: model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False), work)
+    limited = precision if backend == "torch" else ""
+    return _timed(lambda texts: model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False), work, precision=limited)
 
 
 ARMS = {

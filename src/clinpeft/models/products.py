@@ -11,6 +11,7 @@ In bfloat16, scores are rounded to it before the softmax and weights after it, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -129,9 +130,15 @@ def _weights(queries: torch.Tensor, keys: torch.Tensor, diagonal: int | None) ->
     """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal``: the place of the first query among the keys."""
     scores = queries.reshape(len(keys), -1, keys.shape[-1]) @ keys.transpose(1, 2)
     if diagonal is not None:
-        later = torch.ones(queries.shape[2], queries.shape[2], dtype=torch.bool, device=keys.device).triu_(1)
-        scores.view(*queries.shape[:3], -1)[..., diagonal:].masked_fill_(later, -torch.inf)
+        asked = queries.shape[2]
+        scores.view(*queries.shape[:3], -1)[..., diagonal:].masked_fill_(_later(keys.device)[:asked, :asked], -torch.inf)
     return torch.softmax(scores, dim=-1)
+
+
+@cache
+def _later(device: torch.device) -> torch.Tensor:
+    """(queries, keys) of a block on the diagonal: keys that come after the query."""
+    return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=device).triu_(1)
 
 
 def _place(into: torch.Tensor, found: torch.Tensor) -> None:
