@@ -87,6 +87,7 @@ class Benchmark:
         peers: names of arms that are not ours, among which the best is looked for.
         only: workload -> the arms it is for; all where it is not named.
         goals: told under the table.
+        apart: workloads that are run only where they are named.
     """
 
     file: str
@@ -96,6 +97,12 @@ class Benchmark:
     peers: Sequence[str] = ()
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     goals: Sequence[str] = ()
+    apart: Sequence[str] = ()
+
+    @property
+    def everywhere(self) -> list[str]:
+        """The workloads of a machine like any other."""
+        return [name for name in self.workloads if name not in self.apart]
 
     def of(self, workload: str) -> list[str]:
         """The arms of a workload."""
@@ -110,7 +117,7 @@ def main(benchmark: Benchmark) -> None:
         return
     with contextlib.ExitStack() as stack:
         folder = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clinpeft-bench-")))
-        found = {name: _workload(benchmark, name, folder, given) for name in given.workload or benchmark.workloads}
+        found = {name: _workload(benchmark, name, folder, given) for name in given.workload or benchmark.everywhere}
     _write(benchmark, found, given)
 
 

@@ -73,27 +73,24 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterator[Sequence[str]])
     return path
 
 
-def sixty_million(folder: Path) -> Path:
-    """A LLaMA of about 60 million random weights: width 512, 8 layers, a vocabulary of 30,522, with the small base's tokenizer, which uses a part."""
+SIXTY_MILLION = {"vocab_size": 30_522, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
+SEVEN_BILLION = {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "num_attention_heads": 32}
+"""Of LLaMA-7B (Touvron et al. 2023, arXiv 2302.13971)."""
+
+
+def shaped(folder: Path, sizes: dict[str, int]) -> Path:
+    """A LLaMA of random weights, made in bfloat16 where there is a GPU, with the small base's tokenizer, which uses a part of the vocabulary."""
     if (folder / "config.json").exists():
         return folder
     import torch
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=30_522,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        max_position_embeddings=4096,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = transformers.LlamaConfig(**sizes, **special, max_position_embeddings=4096, tie_word_embeddings=False)
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    gpu = torch.cuda.is_available()
+    with torch.device("cuda" if gpu else "cpu"):
+        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if gpu else torch.float32).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(SMALL).save_pretrained(folder)
     return folder
 

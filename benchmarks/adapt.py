@@ -3,46 +3,68 @@
     pip install "clinpeft[peers]"
     MTSAMPLES=/data/mtsamples.csv.gz python benchmarks/adapt.py --out results --minutes 4
 
-Bases: the small base of this repository (8 M) and a LLaMA shape of 60 M random weights. Documents are whole notes up to ``MAX_TOKENS`` (a longer
+Bases: the small base of this repository (8 M) and a LLaMA shape of 60 M random weights. Documents are whole notes up to 1,024 tokens (a longer
 one is cut), some 4,096 tokens a step; ``equal`` cuts the same notes into windows of 256 tokens, so that there is no padding for anybody to save. The
 arms start from the same adapter and train the same documents in the same steps; those that choose their own order (length grouping, packing) are
 compared by what they think of the same eight documents at the end.
+
+``7B-notes`` is for a GPU: the shape of LLaMA-7B with random weights, notes up to 2,048 tokens, 16,384 a step, bfloat16 arms alone, and beside each
+rate its share of the GPU's peak (MFU): tokens a second times (4 N + 6 n + 6 s h L) operations, with N the weights of the linear layers and of the
+head, n those of the adapters, s the mean length of the document that a token stands in, h the width, and L the layers; nothing that an arm computes
+twice is counted.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _side_by_side as side
+import _texts
 import numpy as np
 
-MAX_TOKENS, EQUAL_TOKENS, STEP_TOKENS = 1024, 256, 4096
-STEPS = {"small": 12, "60M": 6}
-ASKED = 8
+EQUAL_TOKENS, ASKED = 256, 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a workload: its base, the most tokens of a document and those of a step, and how many steps."""
+
+    base: Callable[[Path], Path]
+    max_tokens: int
+    step_tokens: int
+    steps: int
+
+
+SIZES = {
+    "small": Size(lambda _: _texts.SMALL, 1024, 4096, 12),
+    "60M": Size(partial(_texts.shaped, sizes=_texts.SIXTY_MILLION), 1024, 4096, 6),
+    "7B": Size(partial(_texts.shaped, sizes=_texts.SEVEN_BILLION), 2048, 16_384, 12),
+}
 
 
 def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
     """Documents, steps and first weights, as the product makes them from a recipe; ``equal``: all of so many tokens, 0: whole notes."""
     import _ours
     import _peers
-    import _texts
 
     from clinpeft.pipeline import language
 
-    folder = _texts.SMALL if base == "small" else _texts.sixty_million(work / "base")
+    size = SIZES[base]
     source, said = _texts.source()
-    steps = 3 if quick else STEPS[base]
+    steps = 3 if quick else size.steps
     document = {
         "kind": "adapt",
         "source": source,
         "corpus": {"deduplicate": "exact"},
-        "base": {"path": str(folder), "max_tokens": equal or MAX_TOKENS, "overflow": "window" if equal else "truncate"},
+        "base": {"path": str(size.base(work / "base")), "max_tokens": equal or size.max_tokens, "overflow": "window" if equal else "truncate"},
         "adapters": [_texts.LORA],
-        "training": {**_peers.OPTIMISATION, "max_steps": steps, "batch_tokens": STEP_TOKENS, "micro_batch_tokens": STEP_TOKENS},
+        "training": {**_peers.OPTIMISATION, "max_steps": steps, "batch_tokens": size.step_tokens, "micro_batch_tokens": size.step_tokens},
         "evaluation": {"max_notes": 1},
     }
     (work / "recipe.json").write_text(json.dumps(document))
@@ -56,7 +78,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         windows = _ours.at_the_door(document, work / "home", look)
     encodings = lessons[0][0].encodings
     if equal:
-        windows = _full_windows_only(windows, encodings.lengths, steps, equal)
+        windows = _full_windows_only(windows, encodings.lengths, size, equal)[:steps]
     used = windows[:steps]
     held = encodings.windows("held_out")
     held = held[np.argsort(-encodings.lengths[held], kind="stable")][:: max(1, len(held) // ASKED)][:ASKED]
@@ -70,10 +92,10 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
     (work / "about.json").write_text(json.dumps(about))
 
 
-def _full_windows_only(windows: list[list[int]], lengths: Any, steps: int, tokens: int) -> list[list[int]]:
+def _full_windows_only(windows: list[list[int]], lengths: Any, size: Size, tokens: int) -> list[list[int]]:
     full = [at for step in windows for at in step if lengths[at] == tokens]
-    rows = max(1, STEP_TOKENS // tokens)
-    found = [full[rows * at : rows * (at + 1)] for at in range(steps)]
+    rows = max(1, size.step_tokens // tokens)
+    found = [full[rows * at : rows * (at + 1)] for at in range(size.steps)]
     return [step for step in found if len(step) == rows]
 
 
@@ -98,7 +120,30 @@ def finished(measured: side.Measured, model: Any, work: Path, precision: str) ->
     measured.end["held-out loss Δ"] = summed / targets
     rows = int(np.median([sum(map(len, step)) for step in kept["steps"]]))
     measured.roofline = rows / side.roofline(side.linear_shapes(Path(recipe["base"]["path"])), rows, precision)
+    if torch.cuda.is_available() and precision == "bfloat16":
+        share = measured.rate * operations(recipe, kept["steps"]) / peak(torch.cuda.get_device_name())
+        measured.reading = ", ".join(part for part in (measured.reading, f"MFU {100 * share:.1f} %") if part)
     return measured
+
+
+def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
+    """Floating-point operations a trained token, by the formula above."""
+    from clinpeft import models
+    from clinpeft.pipeline import planning
+    from clinpeft.recipe import LoraSpec
+
+    lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
+    shape = models.shape(Path(recipe["base"]["path"]))
+    trained = planning.trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
+    terms = planning.operation_terms(shape, trained, round(float((lengths**2).sum() / lengths.sum())), words=True)
+    return sum(term.value for term in terms)
+
+
+def peak(gpu: str) -> float:
+    """Dense bfloat16 operations a second of a GPU by its data sheet; not a number where it is in no row."""
+    from clinpeft.pipeline import planning
+
+    return next((row.peak for name, row in planning.GPUS.items() if name.split("-")[0] in gpu), float("nan"))
 
 
 def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
@@ -168,7 +213,7 @@ def _settled(measured: side.Measured, own_order: bool) -> None:
 
 
 def trl(precision: str, work: Path) -> side.Measured:
-    """TRL's SFTTrainer with packing: rows of ``MAX_TOKENS`` in which documents stand one behind the other."""
+    """TRL's SFTTrainer with packing: rows of the most tokens of a document, in which documents stand one behind the other."""
     import _peers
     import datasets
     import torch
@@ -182,7 +227,7 @@ def trl(precision: str, work: Path) -> side.Measured:
     rows = datasets.Dataset.from_list([{"input_ids": ids} for step in kept["steps"] for ids in step])
     callback, measured = _peers.clock("tokens")
     longest = recipe["base"]["max_tokens"]
-    options = _peers.arguments(precision, len(kept["steps"]), per_device_train_batch_size=STEP_TOKENS // longest)
+    options = _peers.arguments(precision, len(kept["steps"]), per_device_train_batch_size=recipe["training"]["batch_tokens"] // longest)
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(folder, **options, packing=True, max_length=longest, gradient_checkpointing=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(recipe["base"]["path"])
@@ -213,12 +258,18 @@ BENCHMARK = side.Benchmark(
         "small-notes": partial(prepare, "small", 0),
         "60M-notes": partial(prepare, "60M", 0),
         "60M-equal": partial(prepare, "60M", EQUAL_TOKENS),
+        "7B-notes": partial(prepare, "7B", 0),
     },
     arms=ARMS,
     peers=[name for name in ARMS if not name.startswith("clinpeft")],
-    only={"60M-equal": [name for name in ARMS if "length groups" not in name]},
+    only={
+        "60M-equal": [name for name in ARMS if "length groups" not in name],
+        "7B-notes": [name for name in ARMS if "bfloat16" in name],
+    },
+    apart=("7B-notes",),
     goals=(
         "Goals: at least 4 × HF Trainer + PEFT padded in bfloat16, 2 × the best peer, half of the roofline, no more memory than the peer.",
+        "Goals of 7B-notes, on a GPU: 2.5 × HF Trainer + PEFT padded, MFU of 46 %.",
         "The reference is the first arm. Real tokens only; a step's time holds loading, collating and the optimiser.",
     ),
 )
