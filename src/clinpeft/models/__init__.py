@@ -26,8 +26,9 @@ from clinpeft.models.checks import check, fingerprint  # noqa: E402
 from clinpeft.models.ending import Ends, ends  # noqa: E402
 from clinpeft.models.energy import Meter, meter  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
+from clinpeft.models.float8 import Float8, Float8Linear, dequantised, weight_of  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
-from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for  # noqa: E402
+from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for, quantise  # noqa: E402
 from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of  # noqa: E402
 from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
 from clinpeft.models.pulling import pull  # noqa: E402
@@ -47,6 +48,8 @@ __all__ = [
     "Bundle",
     "Ends",
     "Family",
+    "Float8",
+    "Float8Linear",
     "Gpu",
     "Head",
     "Heads",
@@ -65,6 +68,7 @@ __all__ = [
     "check",
     "check_probe",
     "cpu",
+    "dequantised",
     "ends",
     "fingerprint",
     "flatten",
@@ -87,6 +91,7 @@ __all__ = [
     "probe_ids",
     "product_rate",
     "pull",
+    "quantise",
     "save_head",
     "shape",
     "shape_of",
@@ -94,5 +99,6 @@ __all__ = [
     "threads",
     "unpack_bundle",
     "verify_bundle",
+    "weight_of",
     "write_tiny",
 ]
