@@ -67,7 +67,7 @@ def by_words(recipe: AdaptRecipe, base: Base, lesson: Lesson, crew: Crew) -> Non
 
 
 def by_documents(recipe: ClassifyRecipe, base: Base, read: Read, crew: Crew) -> None:
-    """Quantise a base, if the recipe asks for it and the vectors of tuning documents allow it.
+    """Quantise a base, if the recipe asks for it and the vectors of tuning documents allow it; of the first question, where there are several.
 
     Raises:
         RefusedError: they turn by more than the limit, or there are none.
