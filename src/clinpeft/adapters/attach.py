@@ -26,7 +26,7 @@ from clinpeft.adapters.combine import check_combination
 from clinpeft.adapters.folders import WEIGHTS, Saved
 from clinpeft.adapters.fused import fuse
 from clinpeft.adapters.methods import METHODS, virtual_tokens
-from clinpeft.adapters.stack import Attached, Counts, Parameters, Stack, differences
+from clinpeft.adapters.stack import Attached, Counts, Parameters, Stack, differences, refuse_quantised
 from clinpeft.errors import AdapterError, RefusedError
 from clinpeft.models import Base
 from clinpeft.recipe import AdapterSpec, AnyAdapterSpec
@@ -76,7 +76,8 @@ def attach(base: Base, specs: Sequence[AnyAdapterSpec], seed: int = 0, folders: 
 
     Raises:
         AdapterError: a method does not fit the base or the others, an adapter cannot be read, or the base carries a stack already.
-        RefusedError: an adapter was trained on another base or above other adapters, or its files were changed.
+        RefusedError: an adapter was trained on another base or above other adapters, or its files were changed; the base is quantised, and weights of
+            it are to change.
     """
     stack = build(base, [asked_for(spec, base, folders) for spec in specs], seed)
     return _whole_base(stack) if base_trainable else stack
@@ -132,6 +133,7 @@ def _whole_base(stack: Stack) -> Stack:
     if stack.adapters:
         problem = f"base.trainable = true with {len(stack.adapters)} adapters"
         raise AdapterError(problem, place="base.trainable", way_out="train the whole base, or adapters on it")
+    refuse_quantised(base, "base.trainable = true")
     if base.precision != torch.float32:
         problem = f"base.trainable = true in {str(base.precision).removeprefix('torch.')}, in which small steps are lost"
         raise AdapterError(problem, place="base.trainable", way_out='set base.precision = "float32"')
@@ -249,6 +251,7 @@ def _fold_first(site: Site, wanted: Sequence[Wanted]) -> None:
     if not wanted or not wanted[0].spec.merged or wanted[0].saved is None:
         return
     spec, saved, base = wanted[0].spec, wanted[0].saved, site.base
+    refuse_quantised(base, "adapters.0.merged = true")
     name = site.name(0, spec)
     model = wrapped(base, folders.configured(saved, base, trainable=False))
     _fill(model, "default", saved, {})

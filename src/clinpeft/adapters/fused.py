@@ -22,11 +22,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.errors import AdapterError
+from clinpeft.models import Float8, Float8Linear, dequantised, weight_of
 from clinpeft.models.drawing import DRAWS, staying
 
 EVERYTHING = slice(None)
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their width in bytes."""
+
+FACTORS = 5
+"""Where A and B begin among what ``_Fused`` is given."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Part:
     generator: torch.Generator | None = None
 
 
-def fused_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: Sequence[Part]) -> torch.Tensor:
+def fused_linear(x: torch.Tensor, weight: torch.Tensor | Float8, bias: torch.Tensor | None, parts: Sequence[Part]) -> torch.Tensor:
     """``x W^T + bias`` and all parts, in the precision of ``weight`` (of autocast, where that is on). Weight and bias get no gradient.
 
     Args:
         x: (..., in); its leading dimensions are flattened for ``Part.rows``.
-        weight: (out, in), frozen.
+        weight: (out, in), frozen; of float8, it is dequantised for each product, and nothing dequantised is kept.
         bias: (out,), frozen.
         parts: whose ``a`` and ``b`` get gradients where they require them.
 
@@ -68,8 +72,9 @@ def fused_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     with torch.autocast(device, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         flat = x.to(dtype).reshape(-1, x.shape[-1])
-        out = _Fused.apply(flat, weight.to(dtype), bias, tuple(map(_Plan.of, parts)), *factors)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], len(weight))  # type: ignore[no-any-return]
+        kept = (weight.to(dtype), None) if isinstance(weight, torch.Tensor) else (weight.numbers, weight.scale)
+        out = _Fused.apply(flat, *kept, bias, tuple(map(_Plan.of, parts)), *factors)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[1])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,15 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plans: tuple[_Plan, ...], *factors: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        plans: tuple[_Plan, ...],
+        *factors: torch.Tensor,
     ) -> torch.Tensor:
-        out = functional.linear(x, weight, bias)
+        out = functional.linear(x, _whole(weight, scale, x.dtype), bias)
         kept: list[torch.Tensor | None] = []
         updates: dict[tuple[int | None, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for at, plan in enumerate(plans):
@@ -105,30 +116,34 @@ class _Fused(torch.autograd.Function):
             stays = _stays(x[plan.rows], plan)
             low = _masked(x[plan.rows], stays) @ a.T  # (rows, rank)
             updates.setdefault((plan.rows.start, plan.rows.stop), []).append((low, b))
-            kept += [a, b, stays, low if ctx.needs_input_grad[5 + 2 * at] else None]
+            kept += [a, b, stays, low if ctx.needs_input_grad[FACTORS + 1 + 2 * at] else None]
         for (start, stop), of_these in updates.items():  # all on the same tokens in one product, so that the sum is rounded once
             lows, ups = zip(*of_these, strict=True)
             out[start:stop].addmm_(_side_by_side(lows), _side_by_side(ups).T)
         ctx.plans = plans
-        ctx.save_for_backward(weight, x if any(ctx.needs_input_grad[4::2]) else None, *kept)
+        ctx.save_for_backward(weight, scale, x if any(ctx.needs_input_grad[FACTORS::2]) else None, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, x, *kept = ctx.saved_tensors
-        back = gradient @ weight if ctx.needs_input_grad[0] else None
+        weight, scale, x, *kept = ctx.saved_tensors
+        back = gradient @ _whole(weight, scale, gradient.dtype) if ctx.needs_input_grad[0] else None
         found: list[torch.Tensor | None] = []
         for at, plan in enumerate(ctx.plans):
             a, b, stays, low = kept[4 * at : 4 * at + 4]
-            for_a, for_b = ctx.needs_input_grad[4 + 2 * at : 6 + 2 * at]
+            for_a, for_b = ctx.needs_input_grad[FACTORS + 2 * at : FACTORS + 2 + 2 * at]
             above = gradient[plan.rows]
             between = above @ b if for_a or back is not None else None  # (rows, rank); b has the scaling in it
             if back is not None and between is not None:
                 _add_product(back[plan.rows], between, a, stays)
             found.append((between.T @ _masked(x[plan.rows], stays)).float() if for_a and between is not None else None)
             found.append((above.T @ low).float().mul_(plan.scaling) if for_b else None)
-        return back, None, None, None, *found
+        return back, None, None, None, None, *found
+
+
+def _whole(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return weight if scale is None else dequantised(weight, scale, dtype)
 
 
 def _stays(x: torch.Tensor, plan: _Plan) -> torch.Tensor | None:
@@ -192,11 +207,11 @@ class FusedLinear(Linear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """peft's own where it is switched off, merged, asked for several adapters in one batch, or where the base is trained too."""
         base = self.base_layer
-        bias = base.bias
+        weight, bias = weight_of(base), base.bias
         elsewhere = self.disable_adapters or self.merged or args or kwargs
-        if elsewhere or base.weight.requires_grad or (bias is not None and bias.requires_grad):
+        if elsewhere or weight.requires_grad or (bias is not None and bias.requires_grad):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return fused_linear(x, base.weight, bias, self._parts(x.numel() // x.shape[-1]))
+        return fused_linear(x, weight, bias, self._parts(x.numel() // x.shape[-1]))
 
     def _parts(self, tokens: int) -> list[Part]:
         routes = self.routing.routes
@@ -217,7 +232,8 @@ class FusedLinear(Linear):  # type: ignore[misc]
 def fuse(model: torch.nn.Module, names: Iterable[str]) -> Routing:
     """Every plain LoRA layer of a peft model that carries none but the adapters of these (peft's) names gets ``fused_linear``.
 
-    A layer is plain when its base is ``torch.nn.Linear`` itself, and none of its adapters has a bias, a variant such as DoRA, or transposed weights.
+    A layer is plain when its base is ``torch.nn.Linear`` itself, or that in float8, and none of its adapters has a bias, a variant such as DoRA, or
+    transposed weights.
     """
     routing, allowed = Routing(), set(names)
     layers: Iterable[Any] = model.modules()
@@ -230,4 +246,5 @@ def fuse(model: torch.nn.Module, names: Iterable[str]) -> Routing:
 
 def _is_plain(layer: Linear) -> bool:
     known = all(isinstance(module, torch.nn.Dropout | torch.nn.Identity) for module in layer.lora_dropout.values())
-    return type(layer.base_layer) is torch.nn.Linear and known and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.fan_in_fan_out)
+    plain = type(layer.base_layer) in (torch.nn.Linear, Float8Linear) and known
+    return plain and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.fan_in_fan_out)

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft.adapters.methods import METHODS, virtual_tokens
-from clinpeft.errors import AdapterError
+from clinpeft.errors import AdapterError, RefusedError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
@@ -188,7 +188,9 @@ class Stack:
 
         Raises:
             AdapterError: a method has nothing to fold.
+            RefusedError: the base is quantised.
         """
+        refuse_quantised(self.base, "its adapters are to be folded into it")
         for adapter in self.adapters:
             if not METHODS[adapter.spec.method].merges:
                 able = ", ".join(name for name, method in METHODS.items() if method.merges)
@@ -280,6 +282,17 @@ def attention(adapter: Attached, adapted: bool) -> Iterator[None]:
 def _swap(model: Any, adapted: bool) -> None:
     if model._enabled != adapted:
         (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
+
+
+def refuse_quantised(base: Base, wanted: str) -> None:
+    """Whatever changes weights needs them as they are: an update of a few percent is lost between two numbers of float8.
+
+    Raises:
+        RefusedError: the base is quantised; ``wanted`` says what for.
+    """
+    if base.quantisation != "none":
+        way_out = 'leave them unmerged and the base frozen, or set base.quantisation = "none"'
+        raise RefusedError(f"the base is in {base.quantisation}, and {wanted}", place="base.quantisation", way_out=way_out)
 
 
 def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:

@@ -182,6 +182,7 @@ def _about(stack: Stack, adapter: Attached, folder: Path) -> dict[str, Any]:
         "adapter": SPEC.dump_python(adapter.spec, mode="json"),
         "base": {"name": base.folder.name, "model_type": base.model.config.model_type, "sha256": base.sha256},
         "precision": str(base.precision).removeprefix("torch."),
+        "quantisation": base.quantisation,
         "trained_parameters": sum(parameter.numel() for parameter in adapter.trained.values()),
         "base_parameters": stack.counts.base,
         "notices": list(stack.notices),

@@ -27,8 +27,9 @@ from clinpeft.models.compiling import Tried, compile_regions, conditions, presen
 from clinpeft.models.ending import Ends, ends  # noqa: E402
 from clinpeft.models.energy import Meter, meter  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
+from clinpeft.models.float8 import Float8, Float8Linear, dequantised, weight_of  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
-from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for  # noqa: E402
+from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for, quantise  # noqa: E402
 from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of  # noqa: E402
 from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
 from clinpeft.models.pulling import pull  # noqa: E402
@@ -48,6 +49,8 @@ __all__ = [
     "Bundle",
     "Ends",
     "Family",
+    "Float8",
+    "Float8Linear",
     "Gpu",
     "Head",
     "Heads",
@@ -69,6 +72,7 @@ __all__ = [
     "compile_regions",
     "conditions",
     "cpu",
+    "dequantised",
     "ends",
     "fingerprint",
     "flatten",
@@ -92,6 +96,7 @@ __all__ = [
     "probe_ids",
     "product_rate",
     "pull",
+    "quantise",
     "regions",
     "save_head",
     "shape",
@@ -101,5 +106,6 @@ __all__ = [
     "tried",
     "unpack_bundle",
     "verify_bundle",
+    "weight_of",
     "write_tiny",
 ]

@@ -95,13 +95,15 @@ def regions(backbone: Any) -> list[Any]:
 
 def conditions(backbone: Any) -> tuple[object, ...]:
     """What times on this machine depend on besides the model and the tokens: precision, device, threads, version of torch."""
-    weight = next(backbone.parameters())
-    return str(weight.dtype), weight.device.type, torch.get_num_threads(), torch.__version__
+    like = _like(backbone)
+    return str(like.dtype), like.device.type, torch.get_num_threads(), torch.__version__
 
 
 def present(backbone: Any, tokens: int) -> float:
     """Seconds of all regions of a model as they are, forward and backward, for so many tokens."""
-    return sum(count * _seconds(kind, module, REGIONS[kind].whole, tokens) for kind, module, count in _found(backbone))
+    return sum(
+        count * _seconds(REGIONS[kind].whole, module, _inputs(kind, module, _like(backbone), tokens)) for kind, module, count in _found(backbone)
+    )
 
 
 def tried(backbone: Any, tokens: int, folder: Path) -> Tried:
@@ -118,7 +120,7 @@ def tried(backbone: Any, tokens: int, folder: Path) -> Tried:
     compiling = time.perf_counter() - began
     if obstacle:
         return Tried(before, obstacle=obstacle)
-    after = sum(count * _seconds(kind, module, _compiled(kind), tokens) for kind, module, count in _found(backbone))
+    after = sum(count * _seconds(_compiled(kind), module, _inputs(kind, module, _like(backbone), tokens)) for kind, module, count in _found(backbone))
     return Tried(before, after, compiling)
 
 
@@ -142,7 +144,7 @@ def _made(backbone: Any, folder: Path) -> str:
     os.environ.setdefault(CACHE, str(folder))
     try:
         for kind, module, _ in _found(backbone):
-            _run(module, _compiled(kind), _inputs(kind, module, WARM_TOKENS))
+            _run(module, _compiled(kind), _inputs(kind, module, _like(backbone), WARM_TOKENS))
     except Exception as error:  # of a compiler, of its absence, of a folder that nothing may be run from: whatever it is, there is a way without
         return f"the compiler failed: {type(error).__name__}"
     return ""
@@ -179,12 +181,17 @@ def _found(backbone: Any) -> list[tuple[type[Any], Any, int]]:
     return [(kind, one[kind, width], count) for (kind, width), count in Counter(shapes).items()]
 
 
-def _inputs(kind: type[Any], module: Any, tokens: int) -> list[torch.Tensor]:
+def _like(backbone: Any) -> torch.Tensor:
+    """Of the precision and on the device that layers compute in, also where their own weights are quantised."""
+    weight: torch.Tensor = backbone.get_input_embeddings().weight
+    return weight
+
+
+def _inputs(kind: type[Any], module: Any, like: torch.Tensor, tokens: int) -> list[torch.Tensor]:
     region = REGIONS[kind]
-    weight = next(iter(module.parameters()))
-    drawn = torch.Generator(weight.device).manual_seed(0)
+    drawn = torch.Generator(like.device).manual_seed(0)
     shape = (1, tokens, region.width(module))
-    return [torch.randn(shape, generator=drawn, device=weight.device).to(weight.dtype).requires_grad_() for _ in range(region.inputs)]
+    return [torch.randn(shape, generator=drawn, device=like.device).to(like.dtype).requires_grad_() for _ in range(region.inputs)]
 
 
 def _run(module: Any, whole: Fused, inputs: list[torch.Tensor]) -> None:
@@ -196,8 +203,8 @@ def _run(module: Any, whole: Fused, inputs: list[torch.Tensor]) -> None:
         torch.cuda.synchronize()
 
 
-def _seconds(kind: type[Any], module: Any, whole: Fused, tokens: int) -> float:
-    inputs, taken = _inputs(kind, module, tokens), []
+def _seconds(whole: Fused, module: Any, inputs: list[torch.Tensor]) -> float:
+    taken = []
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
         _run(module, whole, inputs)

@@ -14,13 +14,15 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.errors import BaseModelError, RefusedError
-from clinpeft.models import attention, ending
+from clinpeft.models import attention, ending, float8
 from clinpeft.models.checks import Json, check, fingerprint, first_line
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.recipe import ModelSpec
 
 Purpose = Literal["language", "vectors"]
 """What a base is loaded for: to say what it thinks of words, by its language-modelling head, or to give vectors, without that head."""
+
+Quantisation = Literal["none", "float8"]
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Base:
         precision_reason: why this precision, for the record.
         max_tokens: the longest sequence it will be given; 0 where nobody said.
         purpose: what it was loaded for.
+        quantisation: of the linear layers inside its blocks.
+        quantisation_reason: what was measured before it was trusted, for the record; empty where nothing was.
     """
 
     model: Any
@@ -49,6 +53,8 @@ class Base:
     precision_reason: str
     max_tokens: int = 0
     purpose: Purpose = "language"
+    quantisation: Quantisation = "none"
+    quantisation_reason: str = ""
 
     @property
     def backbone(self) -> Any:
@@ -76,7 +82,7 @@ def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -
     """Load a folder as a frozen base.
 
     Args:
-        spec: which folder, how long its sequences are, and in which precision.
+        spec: which folder, how long its sequences are, in which precision, and whether quantised.
         device: where to.
         purpose: ``vectors`` takes a folder without language-modelling head too, and frees the head where there is one. The names of the other
             parameters stay those of the language model, so that an adapter that learned language fits.
@@ -95,9 +101,17 @@ def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -
     base = Base(model, tokenizer, family, spec.path, fingerprint(spec.path), precision, reason, spec.max_tokens, purpose)
     _check_tokens(base)
     _freeze(model)
+    if spec.quantisation != "none":
+        quantise(base)
     model.to(device)
     flatten(base)
     return base
+
+
+def quantise(base: Base) -> None:
+    """The linear layers inside the blocks in float8 from here on, in place (``float8``); embeddings and heads stay as they are."""
+    float8.install(base.backbone, base.family.linear_targets)
+    base.quantisation = "float8"
 
 
 def flatten(base: Base) -> None:

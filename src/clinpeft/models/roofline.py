@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from clinpeft.models import float8
 from clinpeft.models.checks import check
 from clinpeft.models.loading import _instructions, meta
 
@@ -29,6 +30,8 @@ class Shape:
     Attributes:
         parameters: all of them, each once.
         multiplied: weights of its linear layers, the head over the vocabulary apart: what every token is multiplied with.
+        in_blocks: weights of the linear layers inside the blocks, which are those that can be quantised.
+        largest: weights of the largest of these.
         vocabulary: entries of the head over the vocabulary.
         width, layers, key_width, inner_width: numbers in a vector of a token, layers, width of keys, width of the feed-forward part.
         causal: whether a token sees those before it only.
@@ -36,6 +39,8 @@ class Shape:
 
     parameters: int
     multiplied: int
+    in_blocks: int
+    largest: int
     vocabulary: int
     width: int
     layers: int
@@ -59,12 +64,15 @@ def shape_of(config: Any) -> Shape:
     """The numbers of a transformers config."""
     base = meta(config)
     inside = [module for module in base.backbone.modules() if isinstance(module, torch.nn.Linear)]
+    in_blocks = [linear.weight.numel() for linear in float8.linears(base.backbone, base.family.linear_targets)]
     heads = int(getattr(config, "num_attention_heads", 1))
     keys = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return Shape(
         parameters=sum(parameter.numel() for parameter in base.model.parameters()),
         multiplied=sum(module.weight.numel() for module in inside),
+        in_blocks=sum(in_blocks),
+        largest=max(in_blocks),
         vocabulary=int(config.vocab_size),
         width=int(config.hidden_size),
         layers=int(config.num_hidden_layers),

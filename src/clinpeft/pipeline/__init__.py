@@ -11,6 +11,7 @@ books.py     books -> pairs, sets to search       vectors.py    what vectors are
 encoders.py  the parts of embed                   later.py      what is done with a finished run
 provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
 trials.py    several of classify in one pass      private.py    differential privacy in training
+planning.py  what a run will take                 gate.py       a base in float8, let through or not
 ```
 """
 
@@ -20,7 +21,7 @@ import functools
 from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
-from clinpeft.pipeline import answers, books, compiling, encoders, language, planning, private, questions, vectors
+from clinpeft.pipeline import answers, books, compiling, encoders, gate, language, planning, private, questions, vectors
 from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted, searched
 from clinpeft.pipeline.privacy import Asked as PrivacyAsked
 from clinpeft.pipeline.privacy import audited
@@ -62,13 +63,15 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
+    gate.refuse_impossible(recipe)
     hashes = hashes_of(sources.fingerprint(recipe.source), recipe, corpora.policy_version(recipe.corpus.deidentification))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
             return private.forgotten(run)
-        base = models.load(recipe.base, crew.device)
+        base = models.load(gate.whole(recipe.base), crew.device)
         encodings, attrition = language.encoded(recipe, base, home, crew, hashes)
         lesson = language.lesson_of(recipe, base, encodings)
+        gate.by_words(recipe, base, lesson, crew)
         scoring = functools.partial(language.scored, recipe, lesson, crew)
         before = language.remembered(home, run, encodings, base, crew, lambda: scoring(language.bare(base)))
         stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
@@ -93,16 +96,18 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
+    gate.refuse_impossible(recipe)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
             return private.forgotten(run)
         asked = questions.cohorts_of(recipe, home, crew, hashes)
-        base = models.load(answers.precise(recipe.base), crew.device, "vectors")
+        base = models.load(gate.whole(answers.precise(recipe.base)), crew.device, "vectors")
+        read = questions.encoded(recipe, base, asked, home, crew)
+        gate.by_documents(recipe, base, read[0], crew)
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
         planning.settle_activations([recipe], [stack], crew)
-        read = questions.encoded(recipe, base, asked, home, crew)
         answering = answers.answering(recipe, stack, read, home, crew)
         witness = adapters.watch(stack, answering.head_parameters)
         compiling.settle_compilation([recipe], [stack], answering.course, home, crew)
@@ -122,6 +127,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
     crew = training.assemble()
+    gate.refuse_impossible(recipe)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(books.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:
@@ -131,6 +137,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         asked = vectors.asking(shelf, recipe.evaluation, recipe.split.seed)
         base, load_seconds = encoders.loaded(answers.precise(recipe.base), crew)
         manner = encoders.manner_of(recipe)
+        gate.by_texts(recipe, base, manner, shelf, crew)
         before = encoders.zero_shot(recipe, base, manner, asked, home)
         stack = adapters.attach(base, recipe.adapters, recipe.seed, answers.folders(origins), recipe.base.trainable)
         planning.settle_activations([recipe], [stack], crew)

@@ -21,7 +21,7 @@ from clinpeft.adapters import Liveness, Stack
 from clinpeft.errors import InputError
 from clinpeft.evaluation import embedding
 from clinpeft.models import Base, Manner
-from clinpeft.pipeline import vectors
+from clinpeft.pipeline import gate, vectors
 from clinpeft.pipeline.books import Shelf
 from clinpeft.pipeline.runs import Circumstances, code_version, key, outcome
 from clinpeft.pipeline.vectors import Asking, Measured
@@ -47,9 +47,9 @@ class Learning:
 
 
 def loaded(spec: ReaderSpec, crew: Crew) -> tuple[Base, float]:
-    """The base, and the seconds from its folder to it."""
+    """The base as it comes, and the seconds from its folder to it."""
     began = time.perf_counter()
-    base = models.load(spec, crew.device, "vectors")
+    base = models.load(gate.whole(spec), crew.device, "vectors")
     return base, time.perf_counter() - began
 
 
@@ -90,7 +90,7 @@ def _remembering(encode: vectors.Encode) -> vectors.Encode:
 
 def zero_shot(recipe: EmbedRecipe, base: Base, manner: Manner, asked: Asking, home: Path) -> Measured:
     """The base as it comes, and the controls: the same in every run on the same base and books, so it is measured once."""
-    asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256)
+    asked_of = (asked.shelf.learned.folder.name, recipe.evaluation.model_dump(mode="json"), recipe.split.seed, base.sha256, base.quantisation)
     folder = home / "cache" / f"zero-shot-{key(*asked_of, str(manner), code_version())}"
     if not (folder / "names.json").exists():
         encode = _remembering(encoding(adapters.attach(base, ()), manner))

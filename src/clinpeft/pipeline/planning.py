@@ -153,7 +153,9 @@ def trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     return total
 
 
-def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep") -> tuple[Term, ...]:
+def memory_terms(
+    shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep", quantisation: str = "none"
+) -> tuple[Term, ...]:
     """Bytes at the peak of a step.
 
     A token leaves behind in every layer what its backward pass reads: inputs of two norms and of the adapters, queries, keys, values, what attention
@@ -166,6 +168,7 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         precision: of the base.
         words: whether logits over the vocabulary are asked for.
         policy: whether activations are kept or recomputed.
+        quantisation: of the base.
     """
     size = BYTES[precision]
     a_layer = 8 * shape.width + 2 * shape.key_width + 3 * shape.inner_width
@@ -175,7 +178,7 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         "recompute": (shape.layers * shape.width + a_layer, f"({shape.layers} layers × {shape.width} + {said})"),
     }[policy]
     terms = [
-        Term("base", f"{shape.parameters:,} weights × {size} bytes", float(size * shape.parameters)),
+        _base_term(shape, size, quantisation),
         Term("adapters, gradients, optimiser", f"{trained:,} weights × {TRAINED_BYTES} bytes", float(TRAINED_BYTES * trained)),
         Term(
             "activations",
@@ -187,6 +190,15 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         value = float(micro_batch_tokens * shape.vocabulary * (size + 4))
         terms.append(Term("logits over the vocabulary", f"at most {micro_batch_tokens:,} tokens × {shape.vocabulary:,} × ({size} + 4) bytes", value))
     return tuple(terms)
+
+
+def _base_term(shape: Shape, size: int, quantisation: str) -> Term:
+    """Quantised linear layers take a byte a weight (and four a row, which is nothing beside it), and one at a time is there in full."""
+    if quantisation == "none":
+        return Term("base", f"{shape.parameters:,} weights × {size} bytes", float(size * shape.parameters))
+    rest = shape.parameters - shape.in_blocks + shape.largest
+    formula = f"{shape.in_blocks:,} weights × 1 byte + {rest:,} × {size} bytes, the largest linear layer among them"
+    return Term("base", formula, float(shape.in_blocks + size * rest))
 
 
 def operation_terms(shape: Shape, trained: int, document_tokens: int, words: bool, frozen: bool = True, policy: Policy = "keep") -> tuple[Term, ...]:
@@ -209,9 +221,13 @@ def operation_terms(shape: Shape, trained: int, document_tokens: int, words: boo
     )
 
 
-def fitting_tokens(shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep") -> int:
-    """The largest micro-batch in tokens whose terms stay within the usable share of a memory; 0 where not even the base fits."""
-    one = memory_terms(shape, trained, 1, precision, words, policy)
+def fitting_tokens(
+    shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep", quantisation: str = "none"
+) -> int:
+    """The largest micro-batch in tokens whose terms stay within the usable share of a memory; 0 where not even the base fits, as it comes."""
+    if BYTES[precision] * shape.parameters > USABLE * memory_bytes:  # before it is quantised it is asked once, whole
+        return 0
+    one = memory_terms(shape, trained, 1, precision, words, policy, quantisation)
     fixed = sum(term.value for term in one[:2])
     return max(0, int((USABLE * memory_bytes - fixed) / sum(term.value for term in one[2:])))
 
@@ -244,19 +260,20 @@ class _Counts:
     trained: int
     precision: str
     words: bool
+    quantisation: str = "none"
 
     @staticmethod
     def of(recipe: TrainedRecipe, shape: Shape, usual: str) -> _Counts:
         trained = shape.parameters if getattr(recipe.base, "trainable", False) else trained_parameters(shape, recipe.adapters)
         precision = usual if recipe.base.precision == "auto" else recipe.base.precision
-        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe))
+        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe), recipe.base.quantisation)
 
     def memory(self, tokens: int, policy: Policy) -> tuple[Term, ...]:
-        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy)
+        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy, self.quantisation)
 
     def fitting(self, memory_bytes: float | None, policy: Policy) -> int | None:
         fits = functools.partial(fitting_tokens, self.shape, self.trained, self.precision, self.words)
-        return None if memory_bytes is None else fits(memory_bytes, policy)
+        return None if memory_bytes is None else fits(memory_bytes, policy, self.quantisation)
 
 
 def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None) -> Plan:

@@ -10,7 +10,7 @@ from pathlib import Path
 from clinpeft import adapters, models, training
 from clinpeft.adapters import Joint, Witness
 from clinpeft.errors import ClinpeftError, RecipeError
-from clinpeft.pipeline import answers, compiling, planning, questions
+from clinpeft.pipeline import answers, compiling, gate, planning, questions
 from clinpeft.pipeline.answers import Answering, Origin
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, hashes_of, opened, watch
@@ -118,6 +118,7 @@ def _let_go_by(end: contextlib.ExitStack) -> Iterator[None]:
 
 
 def _open(at: int, recipe: ClassifyRecipe, home: Path, around: Circumstances, crew: Crew, every: contextlib.ExitStack) -> _Held:
+    gate.refuse_impossible(recipe)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     end = every.enter_context(contextlib.ExitStack())
@@ -128,11 +129,12 @@ def _made(waiting: Sequence[_Held], home: Path, arounds: Sequence[Circumstances]
     """From open runs to recorded ones."""
     first = waiting[0]
     asked = questions.cohorts_of(first.recipe, home, crew, first.hashes)
-    base = models.load(answers.precise(first.recipe.base), crew.device, "vectors")
+    base = models.load(gate.whole(answers.precise(first.recipe.base)), crew.device, "vectors")
+    read = questions.encoded(first.recipe, base, asked, home, crew)
+    gate.by_documents(first.recipe, base, read[0], crew)
     trials = [adapters.Trial(held.recipe.adapters, held.recipe.seed, answers.folders(held.origins)) for held in waiting]
     joint = adapters.together(base, trials)
     planning.settle_activations([held.recipe for held in waiting], joint.stacks, crew)
-    read = questions.encoded(first.recipe, base, asked, home, crew)
     prepared = [_prepared(joint, place, held, read, home, arounds[held.at], crew) for place, held in enumerate(waiting)]
     compiling.settle_compilation([held.recipe for held in waiting], joint.stacks, prepared[0].answering.course, home, crew)
     fits = [

@@ -5,14 +5,27 @@
 ``export_onnx`` to another engine.
 """
 
-from clinpeft.predictions.answers import Answer, Floats, features, joined, live, predictions, probabilities, reading, remembered, scores, shared
+from clinpeft.predictions.answers import (
+    Answer,
+    Floats,
+    features,
+    joined,
+    live,
+    predictions,
+    probabilities,
+    reading,
+    remembered,
+    scores,
+    shared,
+    window_vectors,
+)
 from clinpeft.predictions.encoder import keep_encoder, open_encoder, random_base
 from clinpeft.predictions.encoding import Encoded, Progress, encode, vectors
 from clinpeft.predictions.exporting import export
 from clinpeft.predictions.kept import Served, keep, open_run
 from clinpeft.predictions.onnx_export import Parity, export_onnx
 from clinpeft.predictions.profiling import Profile, profile
-from clinpeft.predictions.texts import Learning, learning
+from clinpeft.predictions.texts import Learning, learning, text_vectors
 
 __all__ = [
     "Answer",
@@ -42,5 +55,7 @@ __all__ = [
     "remembered",
     "scores",
     "shared",
+    "text_vectors",
     "vectors",
+    "window_vectors",
 ]

@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,28 @@ def features(stack: Stack, documents: Documents, pooling: Pooling, micro_batch_t
         writing = path.with_suffix(".writing")
         vectors = np.lib.format.open_memmap(writing, "w+", np.float32, (len(documents.lengths), stack.base.width))
         _reserve(writing)
-        with torch.inference_mode():
-            for group in tokens.document_batches(documents, np.arange(len(documents.tokens_total)), micro_batch_tokens):
-                batch = documents.gather(group).to(device)
-                pooled = adapters.pooled(stack, batch.input_ids, batch.attention_mask, pooling)
-                vectors[documents.windows_of(group)[0]] = pooled.cpu().numpy()
+        for windows, pooled in _by_group(stack, documents, np.arange(len(documents.tokens_total)), pooling, micro_batch_tokens, device):
+            vectors[windows] = pooled
         vectors.flush()
         writing.replace(path)
     mapped: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped
+
+
+def window_vectors(stack: Stack, documents: Documents, chosen: Ints, pooling: Pooling, micro_batch_tokens: int, device: torch.device) -> Floats:
+    """The pooled vectors (windows, width) of some documents, in an order that depends on their lengths alone."""
+    return np.concatenate([pooled for _, pooled in _by_group(stack, documents, chosen, pooling, micro_batch_tokens, device)])
+
+
+def _by_group(
+    stack: Stack, documents: Documents, chosen: Ints, pooling: Pooling, micro_batch_tokens: int, device: torch.device
+) -> Iterator[tuple[Ints, Floats]]:
+    """(windows, their pooled vectors), micro-batch by micro-batch."""
+    for group in tokens.document_batches(documents, chosen, micro_batch_tokens):
+        batch = documents.gather(group).to(device)
+        with torch.inference_mode():
+            pooled = adapters.pooled(stack, batch.input_ids, batch.attention_mask, pooling)
+        yield documents.windows_of(group)[0], pooled.cpu().numpy()
 
 
 def _reserve(path: Path) -> None:

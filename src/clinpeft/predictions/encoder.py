@@ -79,6 +79,6 @@ def random_base(base: Base, seed: int) -> Base:
         torch.manual_seed(seed)
         model = base.family.auto.from_config(base.model.config)
     model.requires_grad_(False)
-    random = replace(base, model=model.eval().to(base.model.device, base.precision), sha256="")
+    random = replace(base, model=model.eval().to(base.model.device, base.precision), sha256="", quantisation="none")
     models.flatten(random)
     return random

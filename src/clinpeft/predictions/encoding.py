@@ -317,8 +317,8 @@ def in_rows(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def engine(stack: Stack, pooling: Pooling, precision: Precision, sample: Sequence[list[int]]) -> Engine:
     """A stack made ready to give vectors.
 
-    The adapters are folded into a copy, which saves their products for every text; a method that cannot be folded, or a stack of which something is
-    switched off, is asked as it is, in its own precision.
+    The adapters are folded into a copy, which saves their products for every text; a method that cannot be folded, a base in float8, or a stack of
+    which something is switched off, is asked as it is, in its own precision.
 
     Args:
         stack: base and adapters.
@@ -327,7 +327,7 @@ def engine(stack: Stack, pooling: Pooling, precision: Precision, sample: Sequenc
         sample: token ids of texts on which bfloat16 is compared with float32.
     """
     device = torch.device(stack.base.model.device)
-    if stack.silent or not all(METHODS[adapter.spec.method].merges for adapter in stack.adapters):
+    if stack.silent or stack.base.quantisation != "none" or not all(METHODS[adapter.spec.method].merges for adapter in stack.adapters):
         named = str(stack.base.precision).removeprefix("torch.")
         return Engine(stack, named, f"{named}: that of the base, whose adapters cannot be folded into it")
     wanted, reason = models.precision_for(precision, device)

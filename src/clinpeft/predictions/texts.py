@@ -11,6 +11,7 @@ import torch
 from clinpeft import adapters
 from clinpeft.adapters import Stack
 from clinpeft.models.backbones import Manner
+from clinpeft.predictions.answers import Floats
 from clinpeft.predictions.encoding import in_rows, limit, tokenised
 from clinpeft.tokens import Ints, micro_batches
 
@@ -53,3 +54,10 @@ def learning(stack: Stack, manner: Manner, texts: Sequence[str], micro_batch_tok
         return adapters.pooled(stack, input_ids, mask, manner.pooling)
 
     return Learning(lengths, embed, lambda chosen: micro_batches(lengths, chosen, micro_batch_tokens), truncated)
+
+
+def text_vectors(texts: Learning) -> Floats:
+    """The vectors (texts, width) of all texts without gradient, in an order that depends on their lengths alone."""
+    with torch.inference_mode():
+        found: Floats = np.concatenate([texts.embed(group).cpu().numpy() for group in texts.grouped(np.arange(len(texts.lengths)))])
+    return found

@@ -18,7 +18,7 @@ from clinpeft.training.batches import Texts
 from clinpeft.training.classification import Answer, Exam, as_parameters, classification, shuffled, truth
 from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tuning
 from clinpeft.training.language import language
-from clinpeft.training.likelihood import likelihoods, unigram
+from clinpeft.training.likelihood import likelihoods, perplexity_of, unigram
 from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware, total_steps
 from clinpeft.training.memory import peak_bytes, sparing
 from clinpeft.training.mining import Mined, mined
@@ -65,6 +65,7 @@ __all__ = [
     "mined",
     "must_be_countable",
     "peak_bytes",
+    "perplexity_of",
     "private",
     "shuffled",
     "sparing",
