@@ -101,7 +101,7 @@ def finished(measured: side.Measured, model: Any, work: Path, precision: str) ->
     return measured
 
 
-def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
+def ours(precision: str, work: Path, patches: Any = (), activations: str = "auto") -> side.Measured:
     """The verb ``adapt``, at the loop's door given the prepared steps; ``patches`` take parts of the product away."""
     import contextlib
     import dataclasses
@@ -109,7 +109,7 @@ def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
     import _ours
 
     recipe, kept = read(work)
-    recipe["base"]["precision"] = precision
+    recipe["base"]["precision"], recipe["training"]["activations"] = precision, activations
     models: list[Any] = []
     steps = [np.asarray(step) for step in kept["windows"]]
 
