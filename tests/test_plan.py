@@ -41,6 +41,13 @@ def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
     assert activations.value == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2 == pytest.approx(4.7e6, rel=0.02)
 
 
+def test_logits_take_a_block_and_not_a_micro_batch() -> None:
+    (*_, few), (*_, many) = (planning.memory_terms(SHAPE, 0, tokens, "bfloat16", words=True, device_type="cpu") for tokens in (100, 8192))
+    assert few.value == 100 * 32_000 * 6  # fewer than a block
+    assert many.value == 131 * 32_000 * 6  # 2 ** 24 bytes of float32 scores: 131 tokens at a time
+    assert planning.memory_terms(SHAPE, 0, 8192, "bfloat16", words=True)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
+
+
 def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
     (_, _, activations, _) = planning.memory_terms(SHAPE, ALL_LINEAR, 1, "bfloat16", words=True, policy="recompute")
     assert activations.value == (32 * 4096 + 8 * 4096 + 2 * 4096 + 3 * 11_008) * 2

@@ -153,7 +153,9 @@ def trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     return total
 
 
-def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep") -> tuple[Term, ...]:
+def memory_terms(
+    shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep", device_type: str = "cuda"
+) -> tuple[Term, ...]:
     """Bytes at the peak of a step.
 
     A token leaves behind in every layer what its backward pass reads: inputs of two norms and of the adapters, queries, keys, values, what attention
@@ -166,6 +168,7 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         precision: of the base.
         words: whether logits over the vocabulary are asked for.
         policy: whether activations are kept or recomputed.
+        device_type: which decides how many tokens are scored at a time.
     """
     size = BYTES[precision]
     a_layer = 8 * shape.width + 2 * shape.key_width + 3 * shape.inner_width
@@ -184,8 +187,9 @@ def memory_terms(shape: Shape, trained: int, micro_batch_tokens: int, precision:
         ),
     ]
     if words:
-        value = float(micro_batch_tokens * shape.vocabulary * (size + 4))
-        terms.append(Term("logits over the vocabulary", f"at most {micro_batch_tokens:,} tokens × {shape.vocabulary:,} × ({size} + 4) bytes", value))
+        rows = min(micro_batch_tokens, training.block_rows(shape.vocabulary, device_type))
+        value = float(rows * shape.vocabulary * (size + 4))
+        terms.append(Term("logits over the vocabulary", f"{rows:,} tokens at a time × {shape.vocabulary:,} × ({size} + 4) bytes", value))
     return tuple(terms)
 
 
@@ -209,11 +213,15 @@ def operation_terms(shape: Shape, trained: int, document_tokens: int, words: boo
     )
 
 
-def fitting_tokens(shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep") -> int:
-    """The largest micro-batch in tokens whose terms stay within the usable share of a memory; 0 where not even the base fits."""
-    one = memory_terms(shape, trained, 1, precision, words, policy)
-    fixed = sum(term.value for term in one[:2])
-    return max(0, int((USABLE * memory_bytes - fixed) / sum(term.value for term in one[2:])))
+def fitting_tokens(
+    shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep", device_type: str = "cuda"
+) -> int:
+    """The largest micro-batch in tokens whose terms stay within the usable share of a memory, beside a whole block of logits; 0 where not even the
+    base fits."""
+    many = 2**20
+    base, trains, activations, *logits = memory_terms(shape, trained, many, precision, words, policy, device_type)
+    fixed = base.value + trains.value + sum(term.value for term in logits)
+    return max(0, int((USABLE * memory_bytes - fixed) / (activations.value / many)))
 
 
 def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
@@ -227,7 +235,7 @@ def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
         raise UsageError(f"{gpu!r} is no GPU that is known here", place="--gpu", way_out=f"one of {', '.join(GPUS)}")
     device = GPUS[gpu]
     memory = device.memory_gb * 1e9
-    plan = _counted(recipe, gpu, device.precision, memory, memory)
+    plan = _counted(recipe, gpu, device.precision, memory, memory, "cuda")
     operations = sum(term.value for term in plan.operations)
     tokens = _said_tokens(recipe)
     seconds = None if tokens is None else (tokens * operations / (device.peak * EFFICIENCY[1]), tokens * operations / (device.peak * EFFICIENCY[0]))
@@ -244,24 +252,25 @@ class _Counts:
     trained: int
     precision: str
     words: bool
+    device_type: str = "cuda"
 
     @staticmethod
-    def of(recipe: TrainedRecipe, shape: Shape, usual: str) -> _Counts:
+    def of(recipe: TrainedRecipe, shape: Shape, usual: str, device_type: str) -> _Counts:
         trained = shape.parameters if getattr(recipe.base, "trainable", False) else trained_parameters(shape, recipe.adapters)
         precision = usual if recipe.base.precision == "auto" else recipe.base.precision
-        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe))
+        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe), device_type)
 
     def memory(self, tokens: int, policy: Policy) -> tuple[Term, ...]:
-        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy)
+        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy, self.device_type)
 
     def fitting(self, memory_bytes: float | None, policy: Policy) -> int | None:
         fits = functools.partial(fitting_tokens, self.shape, self.trained, self.precision, self.words)
-        return None if memory_bytes is None else fits(memory_bytes, policy)
+        return None if memory_bytes is None else fits(memory_bytes, policy, self.device_type)
 
 
-def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None) -> Plan:
+def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None, device_type: str) -> Plan:
     """What the formulas say; the policy is that of the whole memory, as in the run, and what fits that of what is free."""
-    counts = _Counts.of(recipe, models.shape(recipe.base.path), precision)
+    counts = _Counts.of(recipe, models.shape(recipe.base.path), precision, device_type)
     frozen = not getattr(recipe.base, "trainable", False)
     policy, _ = _policy([recipe], counts, whole_memory, _unable(recipe))
     rest: Policy = "keep" if policy == "recompute" else "recompute"
@@ -288,7 +297,7 @@ def settle_activations(recipes: Sequence[TrainedRecipe], stacks: Sequence[Stack]
     stack = stacks[0]
     if not stack.trained:
         return
-    counts = _Counts.of(recipes[0], models.shape(recipes[0].base.path), str(stack.base.precision).removeprefix("torch."))
+    counts = _Counts.of(recipes[0], models.shape(recipes[0].base.path), str(stack.base.precision).removeprefix("torch."), crew.device.type)
     policy, reason = _policy(recipes, counts, device_memory(crew), adapters.obstacle(stack))
     if policy == "recompute":
         adapters.recompute(stack, reason)
@@ -358,7 +367,7 @@ def probed(
     crew = training.assemble()
     where = training.hardware(crew)
     precision, _ = models.precision_for("auto", crew.device)
-    plan = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."), device_memory(crew), memory_bytes)
+    plan = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."), device_memory(crew), memory_bytes, crew.device.type)
     finished, first = _looked(recipe, home, around, verb, 1)
     probe = _of_finished(finished) if finished else _measured(recipe, home, around, verb, first[-1])
     if not finished:
