@@ -38,6 +38,7 @@ class Method:
         prepends: what stands before the text: ``inputs`` (vectors, which get logits too), ``keys`` (and values, in every layer), or nothing.
         joins: how it lives with other adapters, see ``combine.COMBINATIONS``.
         fused: it adds one low-rank product to a linear layer and nothing else, so that ``fused.fused_linear`` may compute it.
+        reads_queries: it reads the attention's own queries after their rotation was made, which liger's makes in their place.
         mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
     """
 
@@ -48,6 +49,7 @@ class Method:
     joins: Joins = "alone"
     mixes_precisions: bool = False
     fused: bool = False
+    reads_queries: bool = False
 
 
 def lora(spec: LoraSpec, base: Base, **variant: bool) -> Configured:
@@ -115,7 +117,7 @@ METHODS: dict[str, Method] = {
     "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True, joins="added", fused=True),
     "dora": Method(partial(lora, use_dora=True), fresh_is_identity=True, merges=True),
     "ia3": Method(ia3, fresh_is_identity=True, merges=True),
-    "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True),
+    "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True, reads_queries=True),
     "prefix": Method(prefix, prepends="keys", joins="beside"),
     "prompt": Method(prompt, prepends="inputs", joins="beside"),
     "p-tuning": Method(p_tuning, prepends="inputs", joins="beside"),

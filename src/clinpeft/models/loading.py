@@ -14,7 +14,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.errors import BaseModelError, RefusedError
-from clinpeft.models import attention, ending
+from clinpeft.models import attention, ending, kernels
 from clinpeft.models.checks import Json, check, fingerprint, first_line
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.recipe import ModelSpec
@@ -38,6 +38,7 @@ class Base:
         precision_reason: why this precision, for the record.
         max_tokens: the longest sequence it will be given; 0 where nobody said.
         purpose: what it was loaded for.
+        kernels: whose norms, rotations and gates it has, for the record.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Base:
     precision_reason: str
     max_tokens: int = 0
     purpose: Purpose = "language"
+    kernels: str = kernels.PLAIN
 
     @property
     def backbone(self) -> Any:
@@ -92,7 +94,8 @@ def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -
         model = _model(spec.path, family, precision, purpose)
     if purpose == "vectors":
         _free_head(model)
-    base = Base(model, tokenizer, family, spec.path, fingerprint(spec.path), precision, reason, spec.max_tokens, purpose)
+    installed = kernels.install(model, family, spec, device)
+    base = Base(model, tokenizer, family, spec.path, fingerprint(spec.path), precision, reason, spec.max_tokens, purpose, installed)
     _check_tokens(base)
     _freeze(model)
     model.to(device)

@@ -11,6 +11,7 @@ books.py     books -> pairs, sets to search       vectors.py    what vectors are
 encoders.py  the parts of embed                   later.py      what is done with a finished run
 provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
 trials.py    several of classify in one pass      private.py    differential privacy in training
+kernels.py   can a GPU's kernels be had           planning.py   what a run will take
 ```
 """
 
@@ -20,7 +21,7 @@ import functools
 from pathlib import Path
 
 from clinpeft import adapters, corpora, models, sources, training
-from clinpeft.pipeline import answers, books, encoders, language, planning, private, questions, vectors
+from clinpeft.pipeline import answers, books, encoders, kernels, language, planning, private, questions, vectors
 from clinpeft.pipeline.later import compared, encoded, evaluated, exported, exported_to_onnx, predicted, searched
 from clinpeft.pipeline.privacy import Asked as PrivacyAsked
 from clinpeft.pipeline.privacy import audited
@@ -62,6 +63,7 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
+    kernels.refuse_impossible(recipe, crew)
     hashes = hashes_of(sources.fingerprint(recipe.source), recipe, corpora.policy_version(recipe.corpus.deidentification))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
@@ -92,6 +94,7 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
+    kernels.refuse_impossible(recipe, crew)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:
@@ -120,6 +123,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
     crew = training.assemble()
+    kernels.refuse_impossible(recipe, crew)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(books.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:

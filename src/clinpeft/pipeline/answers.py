@@ -189,7 +189,9 @@ def _features(recipe: ClassifyRecipe, stack: Stack, one: Read, pooling: Pooling,
     base = stack.base
     below = [spec.model_dump(mode="json") for spec in recipe.adapters]
     seed = recipe.seed if stack.trained else 0  # fresh adapters may not be the identity
-    name = key(one.documents.folder.name, base.sha256, base.precision_reason, str(crew.device.type), below, seed, pooling, code_version())
+    name = key(
+        one.documents.folder.name, base.sha256, base.precision_reason, base.kernels, str(crew.device.type), below, seed, pooling, code_version()
+    )
     with crew.main_process_first():
         path = home / "cache" / f"features-{name}.npy"
         return predictions.features(stack, one.documents, pooling, recipe.training.micro_batch_tokens, crew.device, path)

@@ -157,6 +157,7 @@ def outcome(run: Run, around: Circumstances, crew: Crew, stack: Stack, fitted: F
         "share": trained / stack.counts.base,
         "precision": str(stack.base.precision).removeprefix("torch."),
         "precision_reason": stack.base.precision_reason,
+        "kernels": stack.base.kernels,
         "activations": stack.activations,
         "counts": {"steps": progress.step, "best_step": progress.best_step, "total_steps": fitted.total_steps},
         "tokens_seen": progress.tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 from clinpeft import adapters, models, training
 from clinpeft.adapters import Joint, Witness
 from clinpeft.errors import ClinpeftError, RecipeError
-from clinpeft.pipeline import answers, planning, questions
+from clinpeft.pipeline import answers, kernels, planning, questions
 from clinpeft.pipeline.answers import Answering, Origin
 from clinpeft.pipeline.questions import Read
 from clinpeft.pipeline.runs import Circumstances, hashes_of, opened, watch
@@ -82,6 +82,7 @@ def classify_together(recipes: Sequence[ClassifyRecipe], home: Path, arounds: Se
     if not are_shareable(recipes) or crew.num_processes > 1:
         problem = f"{len(recipes)} recipes that cannot be trained in one pass by {crew.num_processes} process{'es' * (crew.num_processes > 1)}"
         raise RecipeError(problem, place="recipes", way_out=f"let them differ in {', '.join(sorted(OWN))} only, or make them one after another")
+    kernels.refuse_impossible(recipes[0], crew)
     outcomes: dict[int, Outcome] = {}
     with contextlib.ExitStack() as every:
         waiting: list[_Held] = []

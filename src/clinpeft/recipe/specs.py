@@ -135,18 +135,21 @@ class ModelSpec(Spec):
         path: a local folder with config, tokenizer and safetensors.
         max_tokens: the longest sequence given to the model, special tokens included.
         precision: of the frozen weights and of the computation; ``auto`` takes bfloat16 where the processor has it, else float32.
+        kernels: of norms, rotations and gates: PyTorch's, or those of liger, for LLaMA, Mistral, Qwen2, Qwen3 and Gemma 2 on a CUDA device; needs
+            the extra ``gpu``.
     """
 
     path: Path
     max_tokens: Annotated[int, Field(ge=8)] = 512
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    kernels: Literal["torch", "liger"] = "torch"
 
 
 class BaseSpec(ModelSpec):
     """The frozen model that learns the language of notes.
 
     Attributes:
-        path, max_tokens, precision: as for every model.
+        path, max_tokens, precision, kernels: as for every model.
         overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
     """
 
@@ -157,7 +160,7 @@ class ReaderSpec(ModelSpec):
     """The model that reads a question's notes.
 
     Attributes:
-        path, max_tokens, precision: as for every model.
+        path, max_tokens, precision, kernels: as for every model.
         trainable: full fine-tuning of the whole model, in float32; without it every weight of the base stays as it is.
     """
 

@@ -72,6 +72,7 @@ class RunRecord(Spec):
         versions: package -> version.
         hashes, hardware: see there.
         precision, precision_reason: of the frozen weights, and why that one.
+        kernels: whose norms, rotations and gates the base had.
         activations: whether the backward pass read what was kept or what was computed again, and why.
         counts: what was counted -> how many, such as ``notes.train``.
         base_parameters, trained_parameters: numbers of parameters.
@@ -104,6 +105,7 @@ class RunRecord(Spec):
     hardware: Hardware | None = None
     precision: str | None = None
     precision_reason: str = ""
+    kernels: str = ""
     activations: str = ""
     counts: dict[str, int] = Field(default_factory=dict)
     base_parameters: Count | None = None

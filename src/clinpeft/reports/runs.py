@@ -120,6 +120,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "way out", record.error.way_out
     yield from (("source", run.recipe.source.name), ("base", base_name(run.recipe)), ("adapters", adapters(run.recipe)))
     yield from (("trained", _trained(run)), ("precision", record.precision_reason or record.precision or ""), ("activations", record.activations))
+    yield "kernels", record.kernels
     yield from _answers(run)
     yield from _perplexities(estimates(run))
     yield "tokens seen", _shown(record.tokens_seen, count)
