@@ -88,6 +88,8 @@ class Benchmark:
         only: workload -> the arms it is for; all where it is not named.
         goals: told under the table.
         apart: workloads that are run only where they are named.
+        rows: arms and peers of a workload -> rows of its table; None: one an arm, see ``summary``.
+        table: those rows -> lines of Markdown; given where ``rows`` is.
     """
 
     file: str
@@ -98,6 +100,8 @@ class Benchmark:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     goals: Sequence[str] = ()
     apart: Sequence[str] = ()
+    rows: Callable[[Mapping[str, Mapping[str, Any]], Sequence[str]], list[dict[str, Any]]] | None = None
+    table: Callable[[Sequence[Mapping[str, Any]]], Iterator[str]] | None = None
 
     @property
     def everywhere(self) -> list[str]:
@@ -328,7 +332,7 @@ def _loss_difference(run: Measured, reference: Measured | None) -> float | None:
 def _write(benchmark: Benchmark, found: Mapping[str, Mapping[str, Any]], given: argparse.Namespace) -> None:
     words = _without_paths(sys.argv[1:])
     about = {"benchmark": benchmark.file, "command": shlex.join(["python", f"benchmarks/{benchmark.file}", *words]), **circumstances()}
-    rows = {name: summary(workload["arms"], benchmark.peers) for name, workload in found.items()}
+    rows = {name: (benchmark.rows or summary)(workload["arms"], benchmark.peers) for name, workload in found.items()}
     text = _markdown(benchmark, about, found, rows)
     print("\n" + text)
     if given.out:
@@ -380,7 +384,7 @@ def _markdown(benchmark: Benchmark, about: Mapping[str, Any], found: Mapping[str
     for name, workload in found.items():
         told = "; ".join(f"{key} {value}" for key, value in workload["about"].items())
         parts += [f"## {name}", told]
-        parts.append(f"Not measured: {workload['failure']}" if workload["failure"] else "\n".join(_table(rows[name])))
+        parts.append(f"Not measured: {workload['failure']}" if workload["failure"] else "\n".join((benchmark.table or _table)(rows[name])))
     parts += [f"- {goal}" for goal in benchmark.goals]
     return "\n\n".join(part for part in parts if part) + "\n"
 

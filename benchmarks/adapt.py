@@ -146,7 +146,7 @@ def peak(gpu: str) -> float:
     return next((row.peak for name, row in planning.GPUS.items() if name.split("-")[0] in gpu), float("nan"))
 
 
-def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
+def ours(precision: str, work: Path, patches: Any = (), activations: str = "auto") -> side.Measured:
     """The verb ``adapt``, at the loop's door given the prepared steps; ``patches`` take parts of the product away."""
     import contextlib
     import dataclasses
@@ -154,7 +154,7 @@ def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
     import _ours
 
     recipe, kept = read(work)
-    recipe["base"]["precision"] = precision
+    recipe["base"]["precision"], recipe["training"]["activations"] = precision, activations
     models: list[Any] = []
     steps = [np.asarray(step) for step in kept["windows"]]
 

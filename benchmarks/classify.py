@@ -41,7 +41,7 @@ def prepare(kind: str, work: Path, quick: bool, labels: int = LABELS, lengths: t
     rng = np.random.default_rng(0)
     drawn = np.exp(rng.uniform(np.log(lengths[0]), np.log(lengths[1]), 2 * notes))
     words = [max(8, round(WORDS_A_TOKEN * tokens)) for tokens in drawn]
-    _texts.write_csv(work / "notes.csv", ("note_id", "category", "text"), _rows(words, labels, rng))
+    _texts.write_csv(work / "notes.csv", ("note_id", "category", "text"), rows(words, labels, rng))
     document = {
         "kind": "classify",
         "source": {"name": "files", "path": str(work / "notes.csv"), "columns": {name: name for name in ("note_id", "category", "text")}},
@@ -66,7 +66,7 @@ def prepare(kind: str, work: Path, quick: bool, labels: int = LABELS, lengths: t
     _keep(steps, seen[0][0].exams[0], read[0][0][0].documents, kind, work)
 
 
-def _rows(words: list[int], labels: int, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
+def rows(words: list[int], labels: int, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
     """A text filed under each of its labels; the first rows know all labels, so that the question has all of them."""
     import _texts
 
@@ -120,8 +120,9 @@ def _roofline(measured: side.Measured, recipe: dict[str, Any], kept: dict[str, A
     return measured
 
 
-def ours(precision: str, work: Path) -> side.Measured:
-    """The verb ``classify``, at the loop's door given the prepared steps."""
+def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
+    """The verb ``classify``, at the loop's door given the prepared steps; ``patches`` take parts of the product away."""
+    import contextlib
     import dataclasses
 
     import _ours
@@ -155,7 +156,10 @@ def ours(precision: str, work: Path) -> side.Measured:
             measured.same_steps = False  # more epochs than the reference
         return measured
 
-    with _ours.spied(answers, "answering", seen):
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        stack.enter_context(_ours.spied(answers, "answering", seen))
         measured = _ours.at_the_door(recipe, work / "home", train)
     return _roofline(measured, recipe, kept, precision)
 

@@ -34,7 +34,7 @@ def prepare(batch_pairs: int, work: Path, quick: bool) -> None:
     steps = 3 if quick else STEPS[batch_pairs]
     batch_pairs = 16 if quick else batch_pairs
     with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for anchor, positive in _pairs(2 * steps * batch_pairs):
+        for anchor, positive in pieces(2 * steps * batch_pairs):
             file.write(json.dumps({"anchor": anchor, "positive": positive}) + "\n")
     training_spec = {**_peers.OPTIMISATION, "batch_pairs": batch_pairs, "apart_by": "text", "symmetric": False, "micro_batch_tokens": 8192}
     document = {
@@ -64,7 +64,7 @@ def prepare(batch_pairs: int, work: Path, quick: bool) -> None:
     (work / "about.json").write_text(json.dumps(about))
 
 
-def _pairs(wanted: int) -> list[tuple[str, str]]:
+def pieces(wanted: int) -> list[tuple[str, str]]:
     """The beginning of a piece of a note, and what follows it."""
     import _texts
 

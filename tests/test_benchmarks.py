@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("adapt", "classify", "embed_train", "encode", "ladder", "growth", "trials")
+BENCHMARKS = ("adapt", "classify", "embed_train", "encode", "ladder", "growth", "plan", "trials")
 
 
 @pytest.fixture
@@ -83,6 +85,45 @@ def _of(side, measured) -> dict[str, object]:  # type: ignore[no-untyped-def]
 
 def test_the_roofline_grows_with_the_products(side) -> None:  # type: ignore[no-untyped-def]
     assert side.roofline([(256, 256, 40)], 256, "float32") > side.roofline([(8, 8, 1)], 8, "float32", backward=False) > 0
+
+
+AWAY = ("rows_padded", "rows_of_one_length", "stock_layers", "fused_attention", "whole_vocabulary", "whole_last_layer")
+
+
+@pytest.mark.parametrize("name", AWAY)
+@pytest.mark.usefixtures("side")
+def test_what_the_ladder_takes_away_is_there_under_that_name(name: str) -> None:
+    ladder = importlib.import_module("ladder")
+
+    with contextlib.ExitStack() as stack:
+        for taken in getattr(ladder, name)():
+            assert stack.enter_context(taken) is not None
+
+
+@pytest.mark.usefixtures("side")
+def test_every_workload_of_the_ladder_ends_with_the_product_and_every_rung_belongs_to_one() -> None:
+    ladder = importlib.import_module("ladder")
+
+    arms = {workload: ladder.BENCHMARK.of(workload) for workload in ladder.BENCHMARK.workloads}
+    assert all(any("(the product)" in arm for arm in of) for of in arms.values())
+    assert {arm for of in arms.values() for arm in of} == set(ladder.BENCHMARK.arms)
+
+
+@pytest.mark.usefixtures("side")
+def test_a_plan_is_compared_with_the_run_of_the_same_round(side) -> None:  # type: ignore[no-untyped-def]
+    plan = importlib.import_module("plan")
+
+    def measured(seconds: float, peak: int, **end: float) -> dict[str, object]:
+        return side.asdict(side.Measured("tokens", [10.0], [seconds], peak_bytes=peak, end=end))  # type: ignore[no-any-return]
+
+    plans = [measured(8.0, 0, probe=3 * 2**20, formula=2.0 * 2**20), measured(90.0, 0, probe=3 * 2**20, formula=2.0 * 2**20)]
+    runs = [measured(10.0, 4 * 2**20, training=2.0 * 2**20), measured(100.0, 4 * 2**20, training=2.0 * 2**20)]
+    rows = {row["quantity"]: row for row in plan.compared({"plan": {"runs": plans, "failure": ""}, "run": {"runs": runs, "failure": ""}}, ())}
+    assert rows["seconds of training"]["error"] == pytest.approx(-0.15) and rows["seconds of training"]["worst"] == pytest.approx(-0.2)
+    assert rows["peak of the process by its first steps, MB"]["planned"] == 3 and rows["peak of the process by its first steps, MB"]["error"] == -0.25
+    assert rows["peak of training by formula and what is held before, MB"]["error"] == 0
+    failed = plan.compared({"plan": {"runs": plans, "failure": ""}, "run": {"runs": [], "failure": "exit 1: no"}}, ())
+    assert failed == [{"quantity": "run", "failure": "exit 1: no"}] and "failed: exit 1: no" in "\n".join(plan.table(failed))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

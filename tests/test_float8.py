@@ -181,7 +181,7 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
     shape = models.shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
     assert (shape.in_blocks, shape.largest) == (inside, 64 * 128)
-    base = planning.memory_terms(shape, 0, 1, "bfloat16", True, quantisation="float8")[0]
+    base = planning.memory_terms(planning.Load(shape, 0, "bfloat16", True, "float8"), 1)[0]
     assert base.value == inside + 2 * (shape.parameters - inside + 64 * 128)
     plain, quantised = (planning.planned(with_base(smoke, quantisation=name), "H100").memory for name in ("none", "float8"))
     assert plain[0].value - quantised[0].value == 3 * inside - 4 * 64 * 128 and plain[1:] == quantised[1:]
@@ -190,8 +190,8 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
     shape = models.shape(smoke.base.path)
     whole = 4 * shape.parameters / planning.USABLE
-    assert planning.fitting_tokens(shape, 0, "float32", True, 0.99 * whole, quantisation="float8") == 0
-    assert planning.fitting_tokens(shape, 0, "float32", True, 1.01 * whole, quantisation="float8") > 0
+    assert planning.fitting_tokens(planning.Load(shape, 0, "float32", True, "float8"), 0.99 * whole) == 0
+    assert planning.fitting_tokens(planning.Load(shape, 0, "float32", True, "float8"), 1.01 * whole) > 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "adaption-prompt"])

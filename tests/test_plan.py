@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ SHAPE = models.shape_of(
 )
 ALL_LINEAR = 39_976_960
 """Weights of LoRA of rank 16 on all linear layers of LLaMA-7B: 16 × (4 × 2 × 4096 + 3 × (4096 + 11008)) × 32."""
+LOAD = planning.Load(SHAPE, ALL_LINEAR, "bfloat16", words=True)
 
 
 def smoke(name: str = "smoke") -> AdaptRecipe:
@@ -37,12 +39,19 @@ def test_operations_a_token_of_a_7b_are_those_of_the_published_formula() -> None
 
 
 def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
-    (_, _, activations, _) = planning.memory_terms(SHAPE, ALL_LINEAR, 1, "bfloat16", words=True)
+    (_, _, activations, _) = planning.memory_terms(LOAD, 1)
     assert activations.value == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2 == pytest.approx(4.7e6, rel=0.02)
 
 
+def test_logits_take_a_block_and_not_a_micro_batch() -> None:
+    (*_, few), (*_, many) = (planning.memory_terms(replace(LOAD, device_type="cpu"), tokens) for tokens in (100, 8192))
+    assert few.value == 100 * 32_000 * 6  # fewer than a block
+    assert many.value == 131 * 32_000 * 6  # 2 ** 24 bytes of float32 scores: 131 tokens at a time
+    assert planning.memory_terms(LOAD, 8192)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
+
+
 def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
-    (_, _, activations, _) = planning.memory_terms(SHAPE, ALL_LINEAR, 1, "bfloat16", words=True, policy="recompute")
+    (_, _, activations, _) = planning.memory_terms(LOAD, 1, "recompute")
     assert activations.value == (32 * 4096 + 8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
     kept, again = (planning.operation_terms(SHAPE, ALL_LINEAR, 512, True, policy=policy) for policy in ("keep", "recompute"))
     assert again[:3] == kept
@@ -55,17 +64,16 @@ def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
 )
 def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(asked: str, memory: float | None, policy: str) -> None:
     spec = smoke().training.model_copy(update={"activations": asked})
-    counts = planning._Counts(SHAPE, ALL_LINEAR, "bfloat16", words=True)
-    found, reason = planning._policy([smoke().model_copy(update={"training": spec})], counts, memory, "")
+    found, reason = planning._policy([smoke().model_copy(update={"training": spec})], LOAD, memory, "")
     assert found == policy and reason
-    assert planning._policy([smoke()], counts, 14e9, "it cannot be") == ("keep", "it cannot be")
+    assert planning._policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
 
 
 def test_the_micro_batch_that_fits_uses_the_memory_and_no_more() -> None:
-    fits = planning.fitting_tokens(SHAPE, ALL_LINEAR, "bfloat16", True, 80e9)
-    used = sum(term.value for term in planning.memory_terms(SHAPE, ALL_LINEAR, fits, "bfloat16", True))
+    fits = planning.fitting_tokens(LOAD, 80e9)
+    used = sum(term.value for term in planning.memory_terms(LOAD, fits))
     assert 0.999 * planning.USABLE * 80e9 < used <= planning.USABLE * 80e9
-    assert planning.fitting_tokens(SHAPE, ALL_LINEAR, "bfloat16", True, 12e9) == 0
+    assert planning.fitting_tokens(LOAD, 12e9) == 0
 
 
 def test_an_unknown_gpu_is_answered_with_those_that_are_known() -> None:

@@ -29,6 +29,7 @@ from clinpeft.models.energy import Meter, meter  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
 from clinpeft.models.float8 import Float8, Float8Linear, dequantised, weight_of  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
+from clinpeft.models.kernels import refuse_missing as refuse_missing_kernels  # noqa: E402
 from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for, quantise  # noqa: E402
 from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of  # noqa: E402
 from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
@@ -98,6 +99,7 @@ __all__ = [
     "pull",
     "quantise",
     "regions",
+    "refuse_missing_kernels",
     "save_head",
     "shape",
     "shape_of",

@@ -33,6 +33,7 @@ class Family:
         impossible: adapter methods that peft cannot do on it, or does without any effect.
         flattens: many documents of it can stand in one row without padding (``models.attention``), which is tried when a base is loaded. False: its
             attention does not follow transformers' interface, and documents go side by side with those of the same length.
+        kernels: what of it liger has a kernel for, as liger names it (``models.kernels``); empty: it does not know the family.
     """
 
     objective: Objective
@@ -46,9 +47,10 @@ class Family:
     reserved_positions: int | None = None
     impossible: frozenset[str] = frozenset()
     flattens: bool = True
+    kernels: tuple[str, ...] = ()
 
 
-def _decoder(impossible: frozenset[str]) -> Family:
+def _decoder(impossible: frozenset[str], gate: str = "swiglu") -> Family:
     return Family(
         objective="causal-lm",
         auto=transformers.AutoModelForCausalLM,
@@ -59,6 +61,7 @@ def _decoder(impossible: frozenset[str]) -> Family:
         pooling="last",
         padding_side="right",
         impossible=impossible,
+        kernels=("rms_norm", gate),
     )
 
 
@@ -97,7 +100,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _decoder(frozenset()),
     "qwen2": _decoder(NO_PROMPT_IN_ATTENTION),
     "qwen3": _decoder(NO_PROMPT_IN_ATTENTION),
-    "gemma2": _decoder(NO_PROMPT_IN_ATTENTION),
+    "gemma2": _decoder(NO_PROMPT_IN_ATTENTION, "geglu"),
     "bert": _encoder(0, NO_PROMPT_IN_ATTENTION),
     "roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),
     "xlm-roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),

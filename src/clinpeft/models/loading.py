@@ -14,7 +14,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.errors import BaseModelError, RefusedError
-from clinpeft.models import attention, ending, float8
+from clinpeft.models import attention, ending, float8, kernels
 from clinpeft.models.checks import Json, check, fingerprint, first_line
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.recipe import ModelSpec
@@ -42,6 +42,7 @@ class Base:
         purpose: what it was loaded for.
         quantisation: of the linear layers inside its blocks.
         quantisation_reason: what was measured before it was trusted, for the record; empty where nothing was.
+        kernels: whose norms and gates it has, for the record.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class Base:
     purpose: Purpose = "language"
     quantisation: Quantisation = "none"
     quantisation_reason: str = ""
+    kernels: str = kernels.PLAIN
 
     @property
     def backbone(self) -> Any:
@@ -98,7 +100,8 @@ def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -
         model = _model(spec.path, family, precision, purpose)
     if purpose == "vectors":
         _free_head(model)
-    base = Base(model, tokenizer, family, spec.path, fingerprint(spec.path), precision, reason, spec.max_tokens, purpose)
+    installed = kernels.install(model, family, spec, device)
+    base = Base(model, tokenizer, family, spec.path, fingerprint(spec.path), precision, reason, spec.max_tokens, purpose, kernels=installed)
     _check_tokens(base)
     _freeze(model)
     if spec.quantisation != "none":

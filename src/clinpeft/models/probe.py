@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from clinpeft.errors import AdapterError, RefusedError, UsageError
+from clinpeft.models.kernels import PLAIN
 from clinpeft.models.loading import Base
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
@@ -29,6 +30,7 @@ class Place:
         processor: the instructions that torch chose and the name of the processor, or that of the GPU.
         threads: of the CPU; how sums are cut depends on it.
         precision: of weights and computation.
+        kernels: whose norms and gates; files of older versions say nothing of it.
     """
 
     torch: str
@@ -37,6 +39,7 @@ class Place:
     processor: str
     threads: int
     precision: str
+    kernels: str = PLAIN
 
     def as_json(self) -> dict[str, object]:
         """As it stands in ``head.json``."""
@@ -45,7 +48,7 @@ class Place:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Place:
         """What ``as_json`` gave; a KeyError where something is missing."""
-        return cls(**{field.name: found[field.name] for field in fields(cls)})
+        return cls(**{field.name: {"kernels": PLAIN, **found}[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ def place_now(base: Base) -> Place:
     device = base.model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.backends.cpu.get_cpu_capability()} {_cpu_name()}".strip()
     precision = str(base.precision).removeprefix("torch.")
-    return Place(torch.__version__, transformers.__version__, device.type, name, torch.get_num_threads(), precision)
+    return Place(torch.__version__, transformers.__version__, device.type, name, torch.get_num_threads(), precision, base.kernels)
 
 
 def _cpu_name() -> str:

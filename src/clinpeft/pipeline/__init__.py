@@ -12,6 +12,7 @@ encoders.py  the parts of embed                   later.py      what is done wit
 provenance.py  is a run what it was, what leaves  privacy.py    what a run gives away
 trials.py    several of classify in one pass      private.py    differential privacy in training
 planning.py  what a run will take                 gate.py       a base in float8, let through or not
+compiling.py  are norms and gates compiled
 ```
 """
 
@@ -63,7 +64,7 @@ def adapt(recipe: AdaptRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
-    gate.refuse_impossible(recipe)
+    gate.refuse_impossible(recipe, crew)
     hashes = hashes_of(sources.fingerprint(recipe.source), recipe, corpora.policy_version(recipe.corpus.deidentification))
     with opened(recipe, hashes, home, around, crew) as run:
         if run.record.state == "finished":
@@ -96,7 +97,7 @@ def classify(recipe: ClassifyRecipe, home: Path, around: Circumstances) -> Run:
     """
     crew = training.assemble()
     private.refuse_inexact(recipe, crew)
-    gate.refuse_impossible(recipe)
+    gate.refuse_impossible(recipe, crew)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:
@@ -127,7 +128,7 @@ def embed(recipe: EmbedRecipe, home: Path, around: Circumstances) -> Run:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
     crew = training.assemble()
-    gate.refuse_impossible(recipe)
+    gate.refuse_impossible(recipe, crew)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(books.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     with opened(recipe, hashes, home, around, crew) as run:

@@ -189,7 +189,7 @@ def _features(recipe: ClassifyRecipe, stack: Stack, one: Read, pooling: Pooling,
     base = stack.base
     below = [spec.model_dump(mode="json") for spec in recipe.adapters]
     seed = recipe.seed if stack.trained else 0  # fresh adapters may not be the identity
-    said = (base.sha256, base.precision_reason, base.quantisation, str(crew.device.type))
+    said = (base.sha256, base.precision_reason, base.quantisation, base.kernels, str(crew.device.type))
     name = key(one.documents.folder.name, *said, below, seed, pooling, code_version())
     with crew.main_process_first():
         path = home / "cache" / f"features-{name}.npy"

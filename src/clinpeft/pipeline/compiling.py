@@ -60,6 +60,8 @@ def _asked(recipes: Sequence[TrainedRecipe], stack: Stack, crew: Crew) -> Decisi
         return Decision(False, "asked for in the recipe")
     if not models.regions(stack.base.backbone):
         return Decision(False, "no layer has a norm or gate to compile")
+    if stack.base.kernels != "torch":
+        return Decision(False, f"they are those of {stack.base.kernels}")
     if crew.num_processes > 1:
         return Decision(False, "several processes would have to agree")
     if any(getattr(recipe.training, "private", None) for recipe in recipes):

@@ -30,12 +30,15 @@ Model = TypeVar("Model", bound=ModelSpec)
 Found = TypeVar("Found")
 
 
-def refuse_impossible(recipe: TrainedRecipe) -> None:
-    """Stop before anything is read where weights would change that are quantised.
+def refuse_impossible(recipe: TrainedRecipe, crew: Crew) -> None:
+    """Stop before anything is read where the base cannot be had as it is asked for, or where weights would change that are quantised.
 
     Raises:
-        RecipeError: the base is to be trained, or an adapter folded into it.
+        UsageError: kernels are asked for that this device has not, or whose package is not installed.
+        BaseModelError: there are no such kernels for this family.
+        RecipeError: a quantised base is to be trained, or an adapter folded into it.
     """
+    models.refuse_missing_kernels(recipe.base, crew.device)
     if recipe.base.quantisation == "none":
         return
     said = f"with base.quantisation = {recipe.base.quantisation!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -153,24 +152,48 @@ def trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     return total
 
 
-def memory_terms(
-    shape: Shape, trained: int, micro_batch_tokens: int, precision: str, words: bool, policy: Policy = "keep", quantisation: str = "none"
-) -> tuple[Term, ...]:
+@dataclass(frozen=True)
+class Load:
+    """What the formulas of memory ask of a recipe.
+
+    Attributes:
+        shape: of the base.
+        trained: weights of adapters and head.
+        precision: of the base.
+        words: whether logits over the vocabulary are asked for.
+        quantisation: of the base.
+        device_type: which decides how many tokens are scored at a time.
+    """
+
+    shape: Shape
+    trained: int
+    precision: str
+    words: bool
+    quantisation: str = "none"
+    device_type: str = "cuda"
+
+    @staticmethod
+    def of(recipe: TrainedRecipe, usual: str, device_type: str) -> Load:
+        """That of a recipe, with the precision that ``auto`` usually is on such a device."""
+        shape = models.shape(recipe.base.path)
+        trained = shape.parameters if getattr(recipe.base, "trainable", False) else trained_parameters(shape, recipe.adapters)
+        precision = usual if recipe.base.precision == "auto" else recipe.base.precision
+        return Load(shape, trained, precision, isinstance(recipe, AdaptRecipe), recipe.base.quantisation, device_type)
+
+
+def memory_terms(load: Load, micro_batch_tokens: int, policy: Policy = "keep") -> tuple[Term, ...]:
     """Bytes at the peak of a step.
 
     A token leaves behind in every layer what its backward pass reads: inputs of two norms and of the adapters, queries, keys, values, what attention
     gave, and three vectors of the feed-forward part, in the precision of the base. Recomputed, all layers leave their input, and one the whole.
 
     Args:
-        shape: of the base.
-        trained: weights of adapters and head.
+        load: what is trained on what.
         micro_batch_tokens: tokens that go through together.
-        precision: of the base.
-        words: whether logits over the vocabulary are asked for.
         policy: whether activations are kept or recomputed.
-        quantisation: of the base.
     """
-    size = BYTES[precision]
+    shape, trained = load.shape, load.trained
+    size = BYTES[load.precision]
     a_layer = 8 * shape.width + 2 * shape.key_width + 3 * shape.inner_width
     said = f"(8 × {shape.width} + 2 × {shape.key_width} + 3 × {shape.inner_width})"
     left, formula = {
@@ -178,7 +201,7 @@ def memory_terms(
         "recompute": (shape.layers * shape.width + a_layer, f"({shape.layers} layers × {shape.width} + {said})"),
     }[policy]
     terms = [
-        _base_term(shape, size, quantisation),
+        _base_term(shape, size, load.quantisation),
         Term("adapters, gradients, optimiser", f"{trained:,} weights × {TRAINED_BYTES} bytes", float(TRAINED_BYTES * trained)),
         Term(
             "activations",
@@ -186,9 +209,10 @@ def memory_terms(
             float(micro_batch_tokens * left * size),
         ),
     ]
-    if words:
-        value = float(micro_batch_tokens * shape.vocabulary * (size + 4))
-        terms.append(Term("logits over the vocabulary", f"at most {micro_batch_tokens:,} tokens × {shape.vocabulary:,} × ({size} + 4) bytes", value))
+    if load.words:
+        rows = min(micro_batch_tokens, training.block_rows(shape.vocabulary, load.device_type))
+        value = float(rows * shape.vocabulary * (size + 4))
+        terms.append(Term("logits over the vocabulary", f"{rows:,} tokens at a time × {shape.vocabulary:,} × ({size} + 4) bytes", value))
     return tuple(terms)
 
 
@@ -221,15 +245,15 @@ def operation_terms(shape: Shape, trained: int, document_tokens: int, words: boo
     )
 
 
-def fitting_tokens(
-    shape: Shape, trained: int, precision: str, words: bool, memory_bytes: float, policy: Policy = "keep", quantisation: str = "none"
-) -> int:
-    """The largest micro-batch in tokens whose terms stay within the usable share of a memory; 0 where not even the base fits, as it comes."""
-    if BYTES[precision] * shape.parameters > USABLE * memory_bytes:  # before it is quantised it is asked once, whole
+def fitting_tokens(load: Load, memory_bytes: float, policy: Policy = "keep") -> int:
+    """The largest micro-batch in tokens whose terms stay within the usable share of a memory, beside a whole block of logits; 0 where not even the
+    base fits, as it comes."""
+    if BYTES[load.precision] * load.shape.parameters > USABLE * memory_bytes:  # before it is quantised it is asked once, whole
         return 0
-    one = memory_terms(shape, trained, 1, precision, words, policy, quantisation)
-    fixed = sum(term.value for term in one[:2])
-    return max(0, int((USABLE * memory_bytes - fixed) / sum(term.value for term in one[2:])))
+    many = 2**20
+    base, trains, activations, *logits = memory_terms(load, many, policy)
+    fixed = base.value + trains.value + sum(term.value for term in logits)
+    return max(0, int((USABLE * memory_bytes - fixed) / (activations.value / many)))
 
 
 def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
@@ -243,7 +267,7 @@ def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
         raise UsageError(f"{gpu!r} is no GPU that is known here", place="--gpu", way_out=f"one of {', '.join(GPUS)}")
     device = GPUS[gpu]
     memory = device.memory_gb * 1e9
-    plan = _counted(recipe, gpu, device.precision, memory, memory)
+    plan = _counted(recipe, gpu, device.precision, memory, memory, "cuda")
     operations = sum(term.value for term in plan.operations)
     tokens = _said_tokens(recipe)
     seconds = None if tokens is None else (tokens * operations / (device.peak * EFFICIENCY[1]), tokens * operations / (device.peak * EFFICIENCY[0]))
@@ -252,40 +276,17 @@ def planned(recipe: TrainedRecipe, gpu: str) -> Plan:
     return replace(plan, tokens=tokens, seconds=seconds, basis=basis)
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """What the formulas of memory ask of a recipe."""
-
-    shape: Shape
-    trained: int
-    precision: str
-    words: bool
-    quantisation: str = "none"
-
-    @staticmethod
-    def of(recipe: TrainedRecipe, shape: Shape, usual: str) -> _Counts:
-        trained = shape.parameters if getattr(recipe.base, "trainable", False) else trained_parameters(shape, recipe.adapters)
-        precision = usual if recipe.base.precision == "auto" else recipe.base.precision
-        return _Counts(shape, trained, precision, isinstance(recipe, AdaptRecipe), recipe.base.quantisation)
-
-    def memory(self, tokens: int, policy: Policy) -> tuple[Term, ...]:
-        return memory_terms(self.shape, self.trained, tokens, self.precision, self.words, policy, self.quantisation)
-
-    def fitting(self, memory_bytes: float | None, policy: Policy) -> int | None:
-        fits = functools.partial(fitting_tokens, self.shape, self.trained, self.precision, self.words)
-        return None if memory_bytes is None else fits(memory_bytes, policy, self.quantisation)
-
-
-def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None) -> Plan:
+def _counted(recipe: TrainedRecipe, device: str, precision: str, whole_memory: float | None, free_memory: float | None, device_type: str) -> Plan:
     """What the formulas say; the policy is that of the whole memory, as in the run, and what fits that of what is free."""
-    counts = _Counts.of(recipe, models.shape(recipe.base.path), precision)
+    load = Load.of(recipe, precision, device_type)
     frozen = not getattr(recipe.base, "trainable", False)
-    policy, _ = _policy([recipe], counts, whole_memory, _unable(recipe))
+    policy, _ = _policy([recipe], load, whole_memory, _unable(recipe))
     rest: Policy = "keep" if policy == "recompute" else "recompute"
     tokens = recipe.training.micro_batch_tokens
-    operations = operation_terms(counts.shape, counts.trained if frozen else 0, recipe.base.max_tokens, counts.words, frozen, policy)
-    other = Other(rest, counts.memory(tokens, rest), counts.fitting(free_memory, rest))
-    return Plan(device, policy, counts.memory(tokens, policy), operations, counts.fitting(free_memory, policy), other, None, None, "")
+    operations = operation_terms(load.shape, load.trained if frozen else 0, recipe.base.max_tokens, load.words, frozen, policy)
+    fits = {each: None if free_memory is None else fitting_tokens(load, free_memory, each) for each in (policy, rest)}
+    other = Other(rest, memory_terms(load, tokens, rest), fits[rest])
+    return Plan(device, policy, memory_terms(load, tokens, policy), operations, fits[policy], other, None, None, "")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ activations
@@ -305,8 +306,8 @@ def settle_activations(recipes: Sequence[TrainedRecipe], stacks: Sequence[Stack]
     stack = stacks[0]
     if not stack.trained:
         return
-    counts = _Counts.of(recipes[0], models.shape(recipes[0].base.path), str(stack.base.precision).removeprefix("torch."))
-    policy, reason = _policy(recipes, counts, device_memory(crew), adapters.obstacle(stack))
+    load = Load.of(recipes[0], str(stack.base.precision).removeprefix("torch."), crew.device.type)
+    policy, reason = _policy(recipes, load, device_memory(crew), adapters.obstacle(stack))
     if policy == "recompute":
         adapters.recompute(stack, reason)
     for each in stacks:
@@ -319,7 +320,7 @@ def device_memory(crew: Crew) -> int | None:
     return None if found is None else int(found)
 
 
-def _policy(recipes: Sequence[TrainedRecipe], counts: _Counts, memory: float | None, unable: str) -> tuple[Policy, str]:
+def _policy(recipes: Sequence[TrainedRecipe], load: Load, memory: float | None, unable: str) -> tuple[Policy, str]:
     """What becomes of the activations, and why."""
     asked = {recipe.training.activations for recipe in recipes}
     if "recompute" in asked or asked == {"keep"}:
@@ -327,7 +328,7 @@ def _policy(recipes: Sequence[TrainedRecipe], counts: _Counts, memory: float | N
     if unable or memory is None:
         return "keep", unable or "the memory of the device is not known"
     tokens = sum(map(_largest, recipes))
-    needed = sum(term.value for term in counts.memory(tokens, "keep"))
+    needed = sum(term.value for term in memory_terms(load, tokens, "keep"))
     said = f"by formula {tokens:,} tokens take {needed / 2**30:.1f} GB where they are kept, of {memory / 2**30:.1f} GB"
     return ("keep" if needed <= USABLE * memory else "recompute"), said
 
@@ -375,7 +376,7 @@ def probed(
     crew = training.assemble()
     where = training.hardware(crew)
     precision, _ = models.precision_for("auto", crew.device)
-    plan = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."), device_memory(crew), memory_bytes)
+    plan = _counted(recipe, str(where["device"]), str(precision).removeprefix("torch."), device_memory(crew), memory_bytes, crew.device.type)
     finished, first = _looked(recipe, home, around, verb, 1)
     probe = _of_finished(finished) if finished else _measured(recipe, home, around, verb, first[-1])
     if not finished:

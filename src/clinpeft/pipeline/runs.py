@@ -158,6 +158,7 @@ def outcome(run: Run, around: Circumstances, crew: Crew, stack: Stack, fitted: F
         "precision": str(stack.base.precision).removeprefix("torch."),
         "precision_reason": stack.base.precision_reason,
         "quantisation": stack.base.quantisation_reason,
+        "kernels": stack.base.kernels,
         "activations": stack.activations,
         "compilation": stack.compiled,
         "counts": {"steps": progress.step, "best_step": progress.best_step, "total_steps": fitted.total_steps},

@@ -82,6 +82,7 @@ def classify_together(recipes: Sequence[ClassifyRecipe], home: Path, arounds: Se
     if not are_shareable(recipes) or crew.num_processes > 1:
         problem = f"{len(recipes)} recipes that cannot be trained in one pass by {crew.num_processes} process{'es' * (crew.num_processes > 1)}"
         raise RecipeError(problem, place="recipes", way_out=f"let them differ in {', '.join(sorted(OWN))} only, or make them one after another")
+    gate.refuse_impossible(recipes[0], crew)
     outcomes: dict[int, Outcome] = {}
     with contextlib.ExitStack() as every:
         waiting: list[_Held] = []

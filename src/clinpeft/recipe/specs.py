@@ -139,6 +139,8 @@ class ModelSpec(Spec):
             ``precision``. The run begins only if the base still says what it said, on at most 32 of its tuning texts.
         quantisation_limit: by how much float8 may raise their perplexity, as a share (``adapt``), or lower the mean cosine of their vectors to those
             before from 1 (``classify``, ``embed``).
+        kernels: of norms and gates: PyTorch's, or those of liger, for LLaMA, Mistral, Qwen2, Qwen3 and Gemma 2 on a CUDA device; needs
+            the extra ``gpu``.
     """
 
     path: Path
@@ -146,13 +148,14 @@ class ModelSpec(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     quantisation: Literal["none", "float8"] = "none"
     quantisation_limit: Annotated[float, Field(ge=0)] = 0.01
+    kernels: Literal["torch", "liger"] = "torch"
 
 
 class BaseSpec(ModelSpec):
     """The frozen model that learns the language of notes.
 
     Attributes:
-        path, max_tokens, precision, quantisation, quantisation_limit: as for every model.
+        path, max_tokens, precision, quantisation, quantisation_limit, kernels: as for every model.
         overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
     """
 
@@ -163,7 +166,7 @@ class ReaderSpec(ModelSpec):
     """The model that reads a question's notes.
 
     Attributes:
-        path, max_tokens, precision, quantisation, quantisation_limit: as for every model.
+        path, max_tokens, precision, quantisation, quantisation_limit, kernels: as for every model.
         trainable: full fine-tuning of the whole model, in float32; without it every weight of the base stays as it is.
     """
 

@@ -73,6 +73,7 @@ class RunRecord(Spec):
         hashes, hardware: see there.
         precision, precision_reason: of the frozen weights, and why that one.
         quantisation: of a base in float8, how near it stayed to itself on the run's own texts; empty for one that is not quantised.
+        kernels: whose norms and gates the base had.
         activations: whether the backward pass read what was kept or what was computed again, and why.
         compilation: whether norms and gates of the base were compiled, and why.
         counts: what was counted -> how many, such as ``notes.train``.
@@ -107,6 +108,7 @@ class RunRecord(Spec):
     precision: str | None = None
     precision_reason: str = ""
     quantisation: str = ""
+    kernels: str = ""
     activations: str = ""
     compilation: str = ""
     counts: dict[str, int] = Field(default_factory=dict)

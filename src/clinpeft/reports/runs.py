@@ -121,6 +121,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield from (("source", run.recipe.source.name), ("base", base_name(run.recipe)), ("adapters", adapters(run.recipe)))
     yield from (("trained", _trained(run)), ("precision", record.precision_reason or record.precision or ""))
     yield from (("quantisation", record.quantisation), ("activations", record.activations))
+    yield "kernels", record.kernels
     yield "norms and gates", record.compilation
     yield from _answers(run)
     yield from _perplexities(estimates(run))

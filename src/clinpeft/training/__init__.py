@@ -25,7 +25,7 @@ from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
 from clinpeft.training.private import Mechanism, Subjects, Tally, accounted, mechanism, must_be_countable, private
 from clinpeft.training.together import Fit, Outcome, fit_together
-from clinpeft.training.vocabulary import Vocabulary
+from clinpeft.training.vocabulary import Vocabulary, block_rows
 
 __all__ = [
     "OBJECTIVES",
@@ -54,6 +54,7 @@ __all__ = [
     "additive",
     "as_parameters",
     "assemble",
+    "block_rows",
     "classification",
     "contrastive",
     "fit",

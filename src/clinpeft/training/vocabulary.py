@@ -70,6 +70,11 @@ def _itself(vectors: torch.Tensor) -> torch.Tensor:
     return vectors
 
 
+def block_rows(entries: int, device_type: str) -> int:
+    """Tokens that are scored at a time, of a vocabulary of so many entries."""
+    return max(FEWEST_ROWS, BLOCK_BYTES.get(device_type, BLOCK_BYTES["cuda"]) // (4 * entries))
+
+
 def surprises(vectors: torch.Tensor, projection: Projection, answers: torch.Tensor, block_bytes: int | None = None) -> torch.Tensor:
     """-log of the probability of the right word, of every token.
 
@@ -84,8 +89,8 @@ def surprises(vectors: torch.Tensor, projection: Projection, answers: torch.Tens
     Returns:
         (tokens,) nats, float32; their gradient goes to ``vectors`` and nowhere else.
     """
-    limit = BLOCK_BYTES.get(vectors.device.type, BLOCK_BYTES["cuda"])
-    at_once = max(FEWEST_ROWS, limit // (4 * len(projection.weight))) if block_bytes is None else max(1, block_bytes // (4 * len(projection.weight)))
+    entries = len(projection.weight)
+    at_once = block_rows(entries, vectors.device.type) if block_bytes is None else max(1, block_bytes // (4 * entries))
     return _Surprises.apply(vectors.to(projection.weight.dtype), projection, answers, at_once)  # type: ignore[no-any-return, no-untyped-call]
 
 
