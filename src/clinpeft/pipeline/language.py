@@ -104,7 +104,9 @@ def remembered(home: Path, run: Run, encodings: Encodings, base: Base, crew: Cre
     recipe = run.recipe
     assert isinstance(recipe, AdaptRecipe)
     notes = encodings.folder.name
-    name = key(notes, run.record.hashes.base, base.precision_reason, base.quantisation, base.kernels, recipe.evaluation.max_notes, str(crew.device.type))
+    name = key(
+        notes, run.record.hashes.base, base.precision_reason, base.quantisation, base.kernels, recipe.evaluation.max_notes, str(crew.device.type)
+    )
     path = home / "cache" / f"base-{name}.parquet"
     if not path.exists():
         table = score()

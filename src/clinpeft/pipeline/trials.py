@@ -119,7 +119,6 @@ def _let_go_by(end: contextlib.ExitStack) -> Iterator[None]:
 
 
 def _open(at: int, recipe: ClassifyRecipe, home: Path, around: Circumstances, crew: Crew, every: contextlib.ExitStack) -> _Held:
-    gate.refuse_impossible(recipe)
     recipe, origins = answers.resolved(recipe, home)
     hashes = hashes_of(questions.fingerprint(recipe), recipe, adapters=answers.adapter_hashes(origins))
     end = every.enter_context(contextlib.ExitStack())
