@@ -190,8 +190,9 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
     shape = models.shape(smoke.base.path)
     whole = 4 * shape.parameters / planning.USABLE
-    assert planning.fitting_tokens(planning.Load(shape, 0, "float32", True, "float8"), 0.99 * whole) == 0
-    assert planning.fitting_tokens(planning.Load(shape, 0, "float32", True, "float8"), 1.01 * whole) > 0
+    load = planning.Load(shape, 0, "float32", words=False, quantisation="float8")
+    assert planning.fitting_tokens(load, 0.99 * whole) == 0
+    assert planning.fitting_tokens(load, 1.01 * whole) > 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "adaption-prompt"])
