@@ -400,11 +400,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if "rate" not in row:
             yield f"| {row['arm']} | failed: {row['failure']} |" + " |" * (len(head) - 2)
             continue
-        cells = [row["arm"] + (f" ({row['reading']})" if row["reading"] else ""), f"{row['rate']:,.0f}", f"{row['least']:,.0f}–{row['most']:,.0f}"]
+        cells = [row["arm"] + (f" ({row['reading']})" if row["reading"] else ""), _rate(row["rate"]), f"{_rate(row['least'])}–{_rate(row['most'])}"]
         cells += [_told(row[key], ".2f") for key in ("against_reference", "against_best_peer", "roofline_share")]
         cells += [f"{row['peak_bytes'] / 2**20:,.0f}", f"{row['first_step_seconds']:.1f}", _told(row["loss_difference"], ".1e")]
         cells += [_told(row["end"].get(key), ".2e") for key in ends]
         yield "| " + " | ".join(cells) + " |"
+
+
+def _rate(value: float) -> str:
+    """Three digits at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _told(value: float | None, form: str) -> str:
