@@ -43,7 +43,7 @@ soak: $(STAMP)  ## half an hour of random kills, full disks and damaged files ov
 
 bench: $(STAMP)  ## measure beside the peers on this machine, about half an hour (wants clinpeft[peers])
 	$(BIN)/python benchmarks/adapt.py --out bench --workload small-notes --workload 60M-notes --minutes 6
-	$(BIN)/python benchmarks/classify.py --out bench --minutes 3
+	$(BIN)/python benchmarks/classify.py --out bench --workload adapters --minutes 3
 	$(BIN)/python benchmarks/embed_train.py --out bench --workload pairs-64 --minutes 4
 	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --minutes 3
 
