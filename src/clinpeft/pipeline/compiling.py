@@ -44,7 +44,7 @@ def settle_compilation(recipes: Sequence[TrainedRecipe], stacks: Sequence[Stack]
         home: of all runs.
         crew: the processes.
     """
-    if not stacks[0].trained or not course.epoch(0):
+    if not stacks[0].trained:
         return
     decision = _asked(recipes, stacks[0], crew) or _remembered(recipes[0], stacks[0], course, home)
     obstacle = models.compile_regions(stacks[0].base.backbone, home / COMPILER) if decision.compiled else ""
@@ -70,19 +70,16 @@ def _asked(recipes: Sequence[TrainedRecipe], stack: Stack, crew: Crew) -> Decisi
 
 
 def _remembered(recipe: TrainedRecipe, stack: Stack, course: Course, home: Path) -> Decision:
-    rows = min(recipe.training.micro_batch_tokens, max(course.tokens(chosen) for chosen in course.epoch(0)))
-    tokens = _tokens(recipe, course)
+    steps = [course.tokens(chosen) for chosen in course.epoch(0)]
+    if not steps:
+        return Decision(False, "there is nothing to learn from")
+    rows = min(recipe.training.micro_batch_tokens, max(steps))
+    tokens = training.total_steps(course, recipe.training) * sum(steps) // len(steps)  # of the whole training
     question = key(stack.base.sha256, rows, tokens, *models.conditions(stack.base.backbone))
     path = home / "cache" / f"compiled-{question}.json"
     if not path.exists():
         registry.write_atomically(path, json.dumps(asdict(_tried(stack, rows, tokens, home / COMPILER))))
     return Decision(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def _tokens(recipe: TrainedRecipe, course: Course) -> int:
-    """Of the whole training."""
-    steps = course.epoch(0)
-    return training.total_steps(course, recipe.training) * sum(map(course.tokens, steps)) // len(steps)
 
 
 def _tried(stack: Stack, rows: int, tokens: int, folder: Path) -> Decision:
