@@ -188,13 +188,6 @@ def _documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-def _wide(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """In float32 on a processor, where the backward of bfloat16 takes three times as long; without a graph too, so that a text that is read twice, as
-    gradient caching does, is read alike. In inference mode a graph cannot follow."""
-    slow = parts[0].device.type == "cpu" and parts[0].dtype == torch.bfloat16 and not torch.is_inference_mode_enabled()
-    return tuple(part.float() for part in parts) if slow else parts
-
-
 def _side_by_side(part: torch.Tensor, documents: int, length: int) -> torch.Tensor:
     """(1, heads, documents * length, width of a head) -> (documents, heads, length, width of a head)."""
     return part[0].view(part.shape[1], documents, length, part.shape[3]).transpose(0, 1)
@@ -205,9 +198,7 @@ def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _M
     everywhere = manner.window is None or manner.window >= query.shape[2]
     if everywhere and manner.softcap is None and products.pays(query, manner.dropout):
         return products.attention(query, key, value, manner.scaling, manner.causal, manner.dropout)
-    precision = query.dtype
-    query, key, value = _wide(query, key, value)
-    return _fused(query, key, value, manner, everywhere).to(precision)
+    return _fused(query, key, value, manner, everywhere)
 
 
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: _Manner, everywhere: bool) -> torch.Tensor:
