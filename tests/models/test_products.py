@@ -152,3 +152,22 @@ def test_a_document_has_the_answer_that_it_has_alone(looked: list[int]) -> None:
         expected = attention.attend(module, query[:, :, alone], key[:, :, alone], value[:, :, alone], None, spans=Spans((length,)))[0]
         near(found[:, alone], expected)
         at += length
+
+
+@pytest.mark.parametrize(("heads", "length", "expected"), [(4, 1024, 3), (12, 1024, 1), (12, 256, 4), (12, 64, 64), (40, 1024, 1), (12, 1, 262144)])
+def test_few_long_documents_or_many_short_ones_are_multiplied_at_once(heads: int, length: int, expected: int) -> None:
+    assert products.at_once(heads, length) == expected
+    assert expected == 1 or heads * min(length, products.BLOCK) * length * expected <= products.NEAR
+
+
+def test_a_run_that_is_cut_into_pieces_has_the_answers_of_the_whole(looked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = (7, 7, 7, 7, 7, 3, 3)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, sum(lengths), 4, 8).bfloat16().transpose(1, 2) for _ in range(3))
+    whole = attention.attend(torch.nn.Module(), query, key, value, None, spans=Spans(lengths))[0]
+    assert looked == [7, 3]
+    monkeypatch.setattr(products, "NEAR", 2 * 4 * 7 * 7)
+    assert [*Spans(lengths).pieces(lambda length: products.at_once(4, length))] == [(2, 7), (2, 7), (1, 7), (2, 3)]
+    cut = attention.attend(torch.nn.Module(), query, key, value, None, spans=Spans(lengths))[0]
+    assert looked == [7, 3, 7, 7, 7, 3]
+    near(cut, whole)

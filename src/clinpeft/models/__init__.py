@@ -15,10 +15,10 @@ OFFLINE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
-REMEMBERED = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+REMEMBERED = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
 """How many compiled products oneDNN keeps, and how many of them PyTorch keeps, in place of 1,024 each. Rows without padding have a new number of
-tokens nearly every time, so that both only fill: in long runs they held more memory than the model. Read at the first product; a value of the shell's
-stays."""
+tokens nearly every time, so that both only fill: in long runs they held more memory than the model. Fewer than 256 would make short documents slower,
+of which every length has its own products of attention. Read at the first product; a value of the shell's stays."""
 
 os.environ.update(OFFLINE)  # before the imports below, which read it once, and over whatever the user's shell says: the door is `pull`
 os.environ.update({name: os.environ.get(name, value) for name, value in REMEMBERED.items()})

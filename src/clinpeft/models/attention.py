@@ -10,8 +10,9 @@ On a processor every document, or run of documents of one length, is one call of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -50,6 +51,12 @@ class Spans:
     def tokens(self) -> tuple[int, ...]:
         """Tokens of each run."""
         return tuple(count * length for count, length in self.runs)
+
+    def pieces(self, at_once: Callable[[int], int]) -> Iterator[tuple[int, int]]:
+        """The runs, cut into pieces of at most ``at_once(length)`` documents."""
+        for count, length in self.runs:
+            most = at_once(length)
+            yield from ((min(most, count - first), length) for first in range(0, count, most))
 
     def positions(self, first: int, device: torch.device) -> torch.Tensor:
         """(1, tokens) the position of every token in its document, counted from ``first``."""
@@ -176,14 +183,15 @@ def attend(
 
 
 def _documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, manner: _Manner) -> torch.Tensor:
-    """(1, tokens, heads, width of a head), run by run."""
+    """(1, tokens, heads, width of a head), piece of a run by piece of a run."""
     if _has_kernel(query, manner):
         return _varlen(query, key, value, spans, manner)
     # split and cat, whose gradients are cat and split: slices would each give a gradient as large as the row
-    parts = [torch.split(part, list(spans.tokens), dim=2) for part in (query, key, value)]
+    pieces = list(spans.pieces(partial(products.at_once, query.shape[1])))
+    parts = [torch.split(part, [count * length for count, length in pieces], dim=2) for part in (query, key, value)]
     found = []
-    for run, *some in zip(spans.runs, *parts, strict=True):
-        queries, keys, values = (_side_by_side(part, *run) for part in some)
+    for piece, *some in zip(pieces, *parts, strict=True):
+        queries, keys, values = (_side_by_side(part, *piece) for part in some)
         found.append(_run(queries, keys, values, manner).transpose(1, 2).reshape(1, -1, query.shape[1], query.shape[3]))
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 

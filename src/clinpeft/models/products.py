@@ -25,6 +25,14 @@ LONGEST = 1024
 BLOCK = 256
 """Queries at a time, whose weights stay near the processor: of a causal document of 1,024 tokens five eighths of the scores are made."""
 
+NEAR = 3 << 20
+"""Weights of a block, of all documents that are multiplied at once: twice as many, and softmax reads and writes them from afar."""
+
+
+def at_once(heads: int, length: int) -> int:
+    """How many documents of a length are best multiplied in one call: many short ones, of long ones each alone."""
+    return max(1, NEAR // (heads * min(length, BLOCK) * length))
+
 
 def pays(query: torch.Tensor, dropout: float) -> bool:
     """Whether ``attention`` is the faster way for (documents, heads, length, width of a head) of a CPU.
