@@ -46,6 +46,7 @@ bench: $(STAMP)  ## measure beside the peers on this machine, about half an hour
 	$(BIN)/python benchmarks/classify.py --out bench --workload adapters --minutes 3
 	$(BIN)/python benchmarks/embed_train.py --out bench --workload pairs-64 --minutes 4
 	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --minutes 3
+	$(BIN)/python benchmarks/trials.py --out bench --workload batch-8 --minutes 1
 
 docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
 	$(BIN)/python scripts/write_docs.py
