@@ -42,11 +42,12 @@ soak: $(STAMP)  ## half an hour of random kills, full disks and damaged files ov
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --minutes $(MINUTES)
 
 bench: $(STAMP)  ## measure beside the peers on this machine, about half an hour (wants clinpeft[peers])
-	$(BIN)/python benchmarks/adapt.py --out bench --workload small-notes --workload 60M-notes --minutes 6
-	$(BIN)/python benchmarks/classify.py --out bench --workload adapters --minutes 3
-	$(BIN)/python benchmarks/embed_train.py --out bench --workload pairs-64 --minutes 4
-	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --minutes 3
-	$(BIN)/python benchmarks/trials.py --out bench --workload batch-8 --minutes 1
+	$(BIN)/python benchmarks/adapt.py --out bench/small --workload small-notes --rounds 1
+	$(BIN)/python benchmarks/adapt.py --out bench/60M --workload 60M-notes --rounds 1 --only padded --only "groups, bfloat16" --only clinpeft
+	$(BIN)/python benchmarks/classify.py --out bench --workload adapters --rounds 1
+	$(BIN)/python benchmarks/embed_train.py --out bench --workload pairs-64 --rounds 1
+	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --rounds 1
+	$(BIN)/python benchmarks/trials.py --out bench --workload batch-8 --rounds 1
 
 docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
 	$(BIN)/python scripts/write_docs.py

@@ -25,7 +25,7 @@ from unittest import mock
 import _side_by_side as side
 import numpy as np
 
-MAX_TOKENS, TEXTS, READINGS = 256, 600, 4
+MAX_TOKENS, TEXTS, READINGS = 256, 600, 3
 MIXES = {"short": (6, 16), "mixed": (8, 200), "long": (150, 400)}
 BATCH = 32
 ROWS = 4096

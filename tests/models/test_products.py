@@ -120,10 +120,24 @@ def test_it_is_taken_where_it_pays(dtype: torch.dtype, length: int, dropout: flo
     assert products.pays(query, dropout) is expected
     with torch.no_grad():
         assert products.pays(query, dropout) is expected, "a text that is read twice is read alike"
-    with torch.inference_mode():
-        assert not products.pays(query, dropout)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not products.pays(query, dropout)
+
+
+MANY = [  # (documents, length, pays)
+    (1, 1024, True),
+    (8, 181, False),
+    (8, 182, True),
+    (1, products.LONGEST + 1, False),
+]
+
+
+@pytest.mark.parametrize(("documents", "length", "expected"), MANY)
+def test_without_a_graph_it_is_taken_for_many_weights(documents: int, length: int, expected: bool) -> None:
+    query = torch.zeros(documents, 2, length, 4, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert products.pays(query, 0.0) is expected
+        assert not products.pays(query.float(), 0.0)
 
 
 @pytest.fixture
@@ -154,7 +168,7 @@ def test_a_document_has_the_answer_that_it_has_alone(looked: list[int]) -> None:
         at += length
 
 
-@pytest.mark.parametrize(("heads", "length", "expected"), [(4, 1024, 3), (12, 1024, 1), (12, 256, 4), (12, 64, 64), (40, 1024, 1), (12, 1, 262144)])
+@pytest.mark.parametrize(("heads", "length", "expected"), [(4, 1024, 2), (12, 1024, 1), (12, 256, 2), (12, 64, 42), (40, 1024, 1), (12, 1, 174762)])
 def test_few_long_documents_or_many_short_ones_are_multiplied_at_once(heads: int, length: int, expected: int) -> None:
     assert products.at_once(heads, length) == expected
     assert expected == 1 or heads * min(length, products.BLOCK) * length * expected <= products.NEAR
