@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         windows = _ours.at_the_door(document, work / "home", look)
     encodings = lessons[0][0].encodings
     if equal:
-        windows = _full_windows_only(windows, encodings.lengths, size, equal)[:steps]
+        windows = full_windows_only(windows, encodings.lengths, size, equal)[:steps]
     used = windows[:steps]
     held = encodings.windows("held_out")
     held = held[np.argsort(-encodings.lengths[held], kind="stable")][:: max(1, len(held) // ASKED)][:ASKED]
@@ -92,8 +93,10 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
     (work / "about.json").write_text(json.dumps(about))
 
 
-def _full_windows_only(windows: list[list[int]], lengths: Any, size: Size, tokens: int) -> list[list[int]]:
-    full = [at for step in windows for at in step if lengths[at] == tokens]
+def full_windows_only(windows: list[list[int]], lengths: Any, size: Size, tokens: int) -> list[list[int]]:
+    """Steps of windows of the length that most have: ``tokens``, or one less where room is left for a token at the end of a note."""
+    usual = Counter(int(lengths[at]) for step in windows for at in step).most_common(1)[0][0]
+    full = [at for step in windows for at in step if lengths[at] == usual]
     rows = max(1, size.step_tokens // tokens)
     found = [full[rows * at : rows * (at + 1)] for at in range(size.steps)]
     return [step for step in found if len(step) == rows]
