@@ -109,7 +109,6 @@ def test_every_workload_of_the_ladder_ends_with_the_product_and_every_rung_belon
     assert {arm for of in arms.values() for arm in of} == set(ladder.BENCHMARK.arms)
 
 
-@pytest.mark.usefixtures("side")
 def test_a_step_of_equal_lengths_is_full_of_windows_of_the_usual_length(side) -> None:  # type: ignore[no-untyped-def]
     adapt = importlib.import_module("adapt")
     lengths = [255, 80, 255, 256, 255, 255, 255]  # a full window leaves room for the token at the end of a note, which one of them has
@@ -117,6 +116,7 @@ def test_a_step_of_equal_lengths_is_full_of_windows_of_the_usual_length(side) ->
     assert adapt.full_windows_only([[0, 1, 2], [3, 4], [5, 6]], lengths, size, 256) == [[0, 2], [4, 5]]
 
 
+@pytest.mark.usefixtures("side")
 def test_a_plan_is_compared_with_the_run_of_the_same_round(side) -> None:  # type: ignore[no-untyped-def]
     plan = importlib.import_module("plan")
 

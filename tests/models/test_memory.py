@@ -41,12 +41,15 @@ print(held() - before)
 """
 
 
-def grown(imported: str, **settings: str) -> int:
-    """Bytes held after 200 products of new numbers of rows, in a process of its own."""
+def ran(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, told of capacities only what ``settings`` say."""
     around = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")} | settings
-    done = subprocess.run(
-        [sys.executable, "-c", ROWS.format(imported=imported)], env=around, capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([sys.executable, "-c", program], env=around, capture_output=True, text=True, timeout=120, check=False)
+
+
+def grown(imported: str) -> int:
+    """Bytes held after 200 products of new numbers of rows."""
+    done = ran(ROWS.format(imported=imported))
     if "mallinfo2" in done.stderr or "libc.so.6" in done.stderr:
         pytest.skip("the C library does not tell what is held")
     assert done.returncode == 0, done.stderr
@@ -61,6 +64,5 @@ def test_rows_of_many_lengths_leave_nothing_behind() -> None:
 
 def test_what_the_shell_says_stays() -> None:
     asked = "import os, clinpeft.models; print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
-    around = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")} | {"LRU_CACHE_CAPACITY": "7"}
-    done = subprocess.run([sys.executable, "-c", asked], env=around, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == ["7", "256"]
+    done = ran(asked, LRU_CACHE_CAPACITY="7")
+    assert done.stdout.split() == ["7", "256"], done.stderr

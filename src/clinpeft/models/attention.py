@@ -4,8 +4,8 @@ A model whose family flattens (``Family.flattens``) is loaded with an attention 
 that. A question that brings ``spans`` is many documents in one row; one without them is answered by scaled dot-product attention with a mask, as
 before. What stands in between, the linear layers and norms, works on tokens one by one and never sees where a document ends.
 
-On a processor every document, or run of documents of one length, is one call of scaled dot-product attention; on CUDA all of them are one call of
-``torch.nn.attention.varlen``. Nothing as large as length times length is kept but where attention scores are capped, for one document at a time.
+On a processor a few documents of one length are one call, of plain products (``products``) or of scaled dot-product attention; on CUDA all of them
+are one call of ``torch.nn.attention.varlen``. Nothing as large as length times length is kept but by plain products, and where scores are capped.
 """
 
 from __future__ import annotations
