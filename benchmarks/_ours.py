@@ -18,7 +18,7 @@ from unittest import mock
 
 import _side_by_side as side
 
-from clinpeft import pipeline, recipe, training
+from clinpeft import recipe, training, workflows
 
 
 class Left(Exception):
@@ -32,35 +32,41 @@ AtTheDoor = Callable[..., object]
 def at_the_door(document: dict[str, Any], home: Path, work: AtTheDoor) -> Any:
     """Run the verb of a recipe up to the loop, and do ``work`` there."""
     asked = recipe.validated(document, "the benchmark")
-    verb = getattr(pipeline, asked.kind)
+    verb = getattr(workflows, asked.kind)
 
-    def fit(course: Any, spec: Any, crew: Any, *_: object, **__: object) -> object:
-        raise Left(work(course, spec, crew))
+    def fit(course: Any, spec: Any, accelerator: Any, *_: object, **__: object) -> object:
+        raise Left(work(course, spec, accelerator))
 
-    around = pipeline.Circumstances(now=lambda: datetime.datetime.now(datetime.UTC))
+    context = workflows.Circumstances(now=lambda: datetime.datetime.now(datetime.UTC))
     with mock.patch.object(training, "fit", fit):
         try:
-            verb(asked, home, around)
+            verb(asked, home, context)
         except Left as left:
             return left.args[0]
     raise RuntimeError("the verb never came to the loop: this very run is in the home already")
 
 
 @contextmanager
-def spied(place: Any, name: str, seen: list[Any]) -> Iterator[None]:
+def spied(location: Any, name: str, seen: list[Any]) -> Iterator[None]:
     """Every result, and the arguments, of a function while the verb runs: (result, args, kwargs) are appended to ``seen``."""
-    real = getattr(place, name)
+    real = getattr(location, name)
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
         seen.append((found, args, kwargs))
         return found
 
-    with mock.patch.object(place, name, spy):
+    with mock.patch.object(location, name, spy):
         yield
 
 
-def timed(course: Any, spec: Any, crew: Any, unit: str = "tokens", amounts: list[float] | None = None) -> side.Measured:
+def timed(
+    course: Any,
+    spec: Any,
+    accelerator: Any,
+    unit: str = "tokens",
+    amounts: list[float] | None = None,
+) -> side.Measured:
     """Train a course in the real loop, step by step on the clock; the tuning split is not measured meanwhile."""
     real = training.loop.fit
     told: list[Any] = []
@@ -74,8 +80,11 @@ def timed(course: Any, spec: Any, crew: Any, unit: str = "tokens", amounts: list
     course = dataclasses.replace(course, measure=None, best_by="")
     spec = spec.model_copy(update={"evaluations": 1, "checkpoints": 1})
     with tempfile.TemporaryDirectory() as folder:
-        real(course, spec, crew, Path(folder) / "checkpoints", training.Watch(tell))
-    marks, tokens = [0.0, *(event.seconds for event in told)], [0, *(event.tokens for event in told)]
+        real(course, spec, accelerator, Path(folder) / "checkpoints", training.Watch(tell))
+    marks, tokens = (
+        [0.0, *(event.seconds for event in told)],
+        [0, *(event.tokens for event in told)],
+    )
     counted = [float(after - before) for before, after in itertools.pairwise(tokens)]
     return side.Measured(
         unit=unit,

@@ -14,11 +14,18 @@ import numpy as np
 Step = Sequence[int]
 
 
-def lora(model: Any, task: str, spec: dict[str, Any], targets: Sequence[str] = ("q_proj", "v_proj")) -> Any:
+def lora(
+    model: Any, task: str, spec: dict[str, Any], targets: Sequence[str] = ("q_proj", "v_proj")
+) -> Any:
     """A stock PEFT model with one LoRA."""
     import peft
 
-    options = {"r": spec["rank"], "lora_alpha": spec["alpha"], "lora_dropout": spec.get("dropout", 0.0), "target_modules": list(targets)}
+    options = {
+        "r": spec["rank"],
+        "lora_alpha": spec["alpha"],
+        "lora_dropout": spec.get("dropout", 0.0),
+        "target_modules": list(targets),
+    }
     return peft.get_peft_model(model, peft.LoraConfig(task_type=task, **options))
 
 
@@ -30,7 +37,13 @@ def short(name: str) -> str:
 
 def save_first(parameters: dict[str, Any], path: Path) -> None:
     """The first weights of our adapters, for the peers to start from."""
-    np.savez(path, **{short(name): parameter.detach().float().cpu().numpy() for name, parameter in parameters.items()})
+    np.savez(
+        path,
+        **{
+            short(name): parameter.detach().float().cpu().numpy()
+            for name, parameter in parameters.items()
+        },
+    )
 
 
 def fill(model: Any, path: Path) -> None:
@@ -38,7 +51,9 @@ def fill(model: Any, path: Path) -> None:
     import torch
 
     first = dict(np.load(path))
-    adapters = {short(name): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    adapters = {
+        short(name): parameter for name, parameter in model.named_parameters() if "lora_" in name
+    }
     wanted = {name for name in first if "lora_" in name}
     if set(adapters) != wanted:
         raise RuntimeError(f"adapters differ: {sorted(wanted ^ set(adapters))[:3]}")
@@ -83,7 +98,11 @@ def trainer_class(base: Any, steps: Sequence[Step] | None) -> Any:
 
     class Given(base):  # type: ignore[misc]
         def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(self.train_dataset, batch_sampler=[list(step) for step in steps], collate_fn=self.data_collator)
+            return torch.utils.data.DataLoader(
+                self.train_dataset,
+                batch_sampler=[list(step) for step in steps],
+                collate_fn=self.data_collator,
+            )
 
     return Given
 
@@ -91,7 +110,9 @@ def trainer_class(base: Any, steps: Sequence[Step] | None) -> Any:
 Collate = Callable[[Any], dict[str, Any]]
 
 
-def counting(collate: Collate, into: list[float], count: Callable[[dict[str, Any]], float]) -> Collate:
+def counting(
+    collate: Collate, into: list[float], count: Callable[[dict[str, Any]], float]
+) -> Collate:
     """A collator that notes how many real units each batch holds."""
 
     def collated(rows: Any) -> dict[str, Any]:
@@ -127,5 +148,11 @@ def arguments(precision: str, steps: int, **more: Any) -> dict[str, Any]:
     return options | more
 
 
-OPTIMISATION = {"learning_rate": 1e-3, "warmup_fraction": 0.0, "schedule": "constant", "weight_decay": 0.01, "clip_norm": 1.0}
+OPTIMISATION = {
+    "learning_rate": 1e-3,
+    "warmup_fraction": 0.0,
+    "schedule": "constant",
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+}
 """The same in a recipe."""

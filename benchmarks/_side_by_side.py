@@ -30,10 +30,27 @@ from typing import Any  # noqa: E402
 ROOT = Path(__file__).parents[1]
 WARM_STEPS = 2
 LIBRARIES = (
-    *("torch", "transformers", "peft", "accelerate", "trl", "sentence-transformers", "optimum", "optimum-intel", "openvino", "onnxruntime"),
+    *(
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "trl",
+        "sentence-transformers",
+        "optimum",
+        "optimum-intel",
+        "openvino",
+        "onnxruntime",
+    ),
     *("numpy", "clinpeft"),
 )
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @dataclass
@@ -100,7 +117,9 @@ class Benchmark:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     goals: Sequence[str] = ()
     apart: Sequence[str] = ()
-    rows: Callable[[Mapping[str, Mapping[str, Any]], Sequence[str]], list[dict[str, Any]]] | None = None
+    rows: (
+        Callable[[Mapping[str, Mapping[str, Any]], Sequence[str]], list[dict[str, Any]]] | None
+    ) = None
     table: Callable[[Sequence[Mapping[str, Any]]], Iterator[str]] | None = None
 
     @property
@@ -120,23 +139,68 @@ def main(benchmark: Benchmark) -> None:
         _child(benchmark, given)
         return
     with contextlib.ExitStack() as stack:
-        folder = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clinpeft-bench-")))
-        found = {name: _workload(benchmark, name, folder, given) for name in given.workload or benchmark.everywhere}
+        folder = given.work or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="clinpeft-bench-"))
+        )
+        found = {
+            name: _workload(benchmark, name, folder, given)
+            for name in given.workload or benchmark.everywhere
+        }
     _write(benchmark, found, given)
 
 
 def _options(benchmark: Benchmark) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=benchmark.about)
-    parser.add_argument("--out", type=Path, help="folder for results.json and results.md; without it the tables are printed only")
-    parser.add_argument("--rounds", type=int, default=3, help="A B A B ...: at most so many; the first is always finished")
-    parser.add_argument("--minutes", type=float, default=0.0, help="begin no further round of a workload that would end after so many; 0: no limit")
-    parser.add_argument("--quick", action="store_true", help="a few steps and one round: whether everything runs, not how fast")
-    parser.add_argument("--workload", action="append", choices=list(benchmark.workloads), help="only this; may be repeated")
-    parser.add_argument("--only", action="append", help="only arms whose name contains this; may be repeated")
-    parser.add_argument("--threads", type=int, default=0, help="of every arm; 0: what the libraries take by themselves")
-    parser.add_argument("--timeout", type=float, default=1200.0, help="seconds of one process at most")
-    parser.add_argument("--python", action="append", default=[], metavar="PART=PATH", help="interpreter of the arms whose name contains PART")
-    parser.add_argument("--work", type=Path, help="folder for prepared workloads, kept; without it a temporary one")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results.json and results.md; without it the tables are printed only",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="A B A B ...: at most so many; the first is always finished",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="begin no further round of a workload that would end after so many; 0: no limit",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few steps and one round: whether everything runs, not how fast",
+    )
+    parser.add_argument(
+        "--workload",
+        action="append",
+        choices=list(benchmark.workloads),
+        help="only this; may be repeated",
+    )
+    parser.add_argument(
+        "--only", action="append", help="only arms whose name contains this; may be repeated"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of every arm; 0: what the libraries take by themselves",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=1200.0, help="seconds of one process at most"
+    )
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PART=PATH",
+        help="interpreter of the arms whose name contains PART",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for prepared workloads, kept; without it a temporary one"
+    )
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.rounds = 1 if given.quick else given.rounds
@@ -147,7 +211,9 @@ def _options(benchmark: Benchmark) -> argparse.Namespace:
 # ------------------------------------------------------------------------------------------------------------------------------- parent
 
 
-def _workload(benchmark: Benchmark, name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def _workload(
+    benchmark: Benchmark, name: str, folder: Path, given: argparse.Namespace
+) -> dict[str, Any]:
     """One workload: prepared, then its arms in turn. {about, arms: {name: {runs, failure}}}."""
     work = folder / name
     work.mkdir(parents=True, exist_ok=True)
@@ -158,7 +224,11 @@ def _workload(benchmark: Benchmark, name: str, folder: Path, given: argparse.Nam
             print(f"  cannot be prepared: {failure}", flush=True)
             return {"about": {}, "failure": failure, "arms": {}}
         (work / "prepared").touch()
-    names = [arm for arm in benchmark.of(name) if not given.only or any(part in arm for part in given.only)]
+    names = [
+        arm
+        for arm in benchmark.of(name)
+        if not given.only or any(part in arm for part in given.only)
+    ]
     arms: dict[str, dict[str, Any]] = {arm: {"runs": [], "failure": ""} for arm in names}
     began, longest = time.perf_counter(), 0.0
     for number in range(given.rounds):
@@ -173,7 +243,14 @@ def _workload(benchmark: Benchmark, name: str, folder: Path, given: argparse.Nam
     return {"about": about, "failure": "", "arms": arms}
 
 
-def _run(benchmark: Benchmark, arm: str, workload: str, work: Path, given: argparse.Namespace, into: dict[str, Any]) -> None:
+def _run(
+    benchmark: Benchmark,
+    arm: str,
+    workload: str,
+    work: Path,
+    given: argparse.Namespace,
+    into: dict[str, Any],
+) -> None:
     result = work / "result.json"
     result.unlink(missing_ok=True)
     failure = _spawn(benchmark, arm, workload, work, given)
@@ -183,20 +260,46 @@ def _run(benchmark: Benchmark, arm: str, workload: str, work: Path, given: argpa
         return
     run = json.loads(result.read_text())
     into["runs"].append(run)
-    print(f"  {arm}: {Measured(**run).rate:,.0f} {run['unit']}/s, first step after {run['first_step_seconds']:.1f} s", flush=True)
+    print(
+        f"  {arm}: {Measured(**run).rate:,.0f} {run['unit']}/s, first step after {run['first_step_seconds']:.1f} s",
+        flush=True,
+    )
 
 
-def _spawn(benchmark: Benchmark, arm: str, workload: str, work: Path, given: argparse.Namespace) -> str:
+def _spawn(
+    benchmark: Benchmark, arm: str, workload: str, work: Path, given: argparse.Namespace
+) -> str:
     """Run one arm in a process of its own; the reason why it failed, or nothing."""
     threads = {"OMP_NUM_THREADS": str(given.threads)} if given.threads else {}
-    sources = os.pathsep.join(part for part in (str(ROOT / "src"), os.environ.get("PYTHONPATH", "")) if part)
-    environment = os.environ | OFFLINE | threads | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": sources}
+    sources = os.pathsep.join(
+        part for part in (str(ROOT / "src"), os.environ.get("PYTHONPATH", "")) if part
+    )
+    environment = (
+        os.environ | OFFLINE | threads | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": sources}
+    )
     named = dict(pair.split("=", 1) for pair in given.python)
     python = next((path for part, path in named.items() if part in arm), sys.executable)
-    command = [python, str(ROOT / "benchmarks" / benchmark.file), "--arm", arm, "--workload", workload, "--work", str(work)]
+    command = [
+        python,
+        str(ROOT / "benchmarks" / benchmark.file),
+        "--arm",
+        arm,
+        "--workload",
+        workload,
+        "--work",
+        str(work),
+    ]
     command += ["--quick"] if given.quick else []
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=given.timeout, env=environment, cwd=ROOT)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=given.timeout,
+            env=environment,
+            cwd=ROOT,
+        )
     except subprocess.TimeoutExpired:
         return f"longer than {given.timeout:.0f} s"
     (work / "stderr.txt").write_text(done.stderr)
@@ -205,7 +308,11 @@ def _spawn(benchmark: Benchmark, arm: str, workload: str, work: Path, given: arg
 
 def _reason(stderr: str, code: int) -> str:
     """The last line that says something, without paths."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith(("  ", "\t"))]
+    lines = [
+        line.strip()
+        for line in stderr.splitlines()
+        if line.strip() and not line.startswith(("  ", "\t"))
+    ]
     said = lines[-1] if lines else "no message"
     return f"exit {code}: {re.sub(r'/[^ :,]+/', '', said)[:200]}"
 
@@ -236,7 +343,9 @@ def peak_bytes() -> int:
     return 1024 * int(found.group(1)) if found else 0
 
 
-def roofline(shapes: Sequence[tuple[int, int, int]], rows: int, precision: str, backward: bool = True) -> float:
+def roofline(
+    shapes: Sequence[tuple[int, int, int]], rows: int, precision: str, backward: bool = True
+) -> float:
     """Seconds of the frozen matrix products of a step alone, on random data.
 
     Args:
@@ -250,7 +359,10 @@ def roofline(shapes: Sequence[tuple[int, int, int]], rows: int, precision: str, 
     dtype, device = getattr(torch, precision), "cuda" if torch.cuda.is_available() else "cpu"
     total = 0.0
     for inputs, outputs, times in shapes:
-        x, weight = torch.randn(rows, inputs, dtype=dtype, device=device), torch.randn(outputs, inputs, dtype=dtype, device=device)
+        x, weight = (
+            torch.randn(rows, inputs, dtype=dtype, device=device),
+            torch.randn(outputs, inputs, dtype=dtype, device=device),
+        )
         gradient = torch.randn(rows, outputs, dtype=dtype, device=device)
         taken = []
         for _ in range(4):
@@ -289,9 +401,13 @@ def linear_shapes(folder: Path, classes: int = 0) -> list[tuple[int, int, int]]:
 def summary(arms: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) -> list[dict[str, Any]]:
     """One row an arm: medians over rounds, spread, ratios to the reference and to the best peer of the same rounds, losses beside the reference's."""
     runs = {name: [Measured(**run) for run in arm["runs"]] for name, arm in arms.items()}
-    medians = {name: statistics.median(run.rate for run in found) for name, found in runs.items() if found}
+    medians = {
+        name: statistics.median(run.rate for run in found) for name, found in runs.items() if found
+    }
     reference = next(iter(runs), "")
-    best = max((name for name in peers if name in medians), key=lambda name: medians[name], default="")
+    best = max(
+        (name for name in peers if name in medians), key=lambda name: medians[name], default=""
+    )
     return [_row(name, arm["failure"], runs, reference, best) for name, arm in arms.items()]
 
 
@@ -299,19 +415,36 @@ def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _row(name: str, failure: str, runs: Mapping[str, list[Measured]], reference: str, best: str) -> dict[str, Any]:
+def _row(
+    name: str, failure: str, runs: Mapping[str, list[Measured]], reference: str, best: str
+) -> dict[str, Any]:
     found = runs[name]
     if not found:
         return {"arm": name, "failure": failure}
     rates = [run.rate for run in found]
     first = runs[reference][0] if runs[reference] else None
-    row: dict[str, Any] = {"arm": name, "failure": failure, "unit": found[0].unit, "rounds": len(found), "reading": found[0].reading}
+    row: dict[str, Any] = {
+        "arm": name,
+        "failure": failure,
+        "unit": found[0].unit,
+        "rounds": len(found),
+        "reading": found[0].reading,
+    }
     row |= {"rate": statistics.median(rates), "least": min(rates), "most": max(rates)}
-    row |= {"peak_bytes": max(run.peak_bytes for run in found), "first_step_seconds": statistics.median(run.first_step_seconds for run in found)}
+    row |= {
+        "peak_bytes": max(run.peak_bytes for run in found),
+        "first_step_seconds": statistics.median(run.first_step_seconds for run in found),
+    }
     row["roofline_share"] = _median([run.rate / run.roofline for run in found if run.roofline])
-    row["against_reference"], row["against_best_peer"] = _ratio(found, runs.get(reference, [])), _ratio(found, runs.get(best, []))
+    row["against_reference"], row["against_best_peer"] = (
+        _ratio(found, runs.get(reference, [])),
+        _ratio(found, runs.get(best, [])),
+    )
     row["loss_difference"] = _loss_difference(found[0], first)
-    row["end"] = {key: value - first.end[key] if first and key in first.end else value for key, value in found[0].end.items()}
+    row["end"] = {
+        key: value - first.end[key] if first and key in first.end else value
+        for key, value in found[0].end.items()
+    }
     row["end_is_difference"] = first is not None
     return row
 
@@ -329,17 +462,28 @@ def _loss_difference(run: Measured, reference: Measured | None) -> float | None:
     return max(abs(one - other) for one, other in zip(run.losses, reference.losses, strict=False))
 
 
-def _write(benchmark: Benchmark, found: Mapping[str, Mapping[str, Any]], given: argparse.Namespace) -> None:
+def _write(
+    benchmark: Benchmark, found: Mapping[str, Mapping[str, Any]], given: argparse.Namespace
+) -> None:
     words = _without_paths(sys.argv[1:])
-    about = {"benchmark": benchmark.file, "command": shlex.join(["python", f"benchmarks/{benchmark.file}", *words]), **circumstances()}
-    rows = {name: (benchmark.rows or summary)(workload["arms"], benchmark.peers) for name, workload in found.items()}
+    about = {
+        "benchmark": benchmark.file,
+        "command": shlex.join(["python", f"benchmarks/{benchmark.file}", *words]),
+        **circumstances(),
+    }
+    rows = {
+        name: (benchmark.rows or summary)(workload["arms"], benchmark.peers)
+        for name, workload in found.items()
+    }
     text = _markdown(benchmark, about, found, rows)
     print("\n" + text)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         stem = benchmark.file.removesuffix(".py")
         workloads = {name: {**workload, "rows": rows[name]} for name, workload in found.items()}
-        (given.out / f"{stem}.json").write_text(json.dumps({**about, "workloads": workloads}, indent=1))
+        (given.out / f"{stem}.json").write_text(
+            json.dumps({**about, "workloads": workloads}, indent=1)
+        )
         (given.out / f"{stem}.md").write_text(text)
 
 
@@ -362,7 +506,11 @@ def hardware() -> dict[str, Any]:
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"model name\s*: (.+)", known)
     flags = re.search(r"flags\s*: (.+)", known)
-    has = [flag for flag in ("amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx2") if flags and flag in flags.group(1).split()]
+    has = [
+        flag
+        for flag in ("amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx2")
+        if flags and flag in flags.group(1).split()
+    ]
     memory = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
     total = re.search(r"MemTotal:\s+(\d+) kB", memory)
     return {
@@ -376,15 +524,26 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _markdown(benchmark: Benchmark, about: Mapping[str, Any], found: Mapping[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> str:
+def _markdown(
+    benchmark: Benchmark,
+    about: Mapping[str, Any],
+    found: Mapping[str, Any],
+    rows: Mapping[str, list[dict[str, Any]]],
+) -> str:
     parts = [f"# {benchmark.about}", f"`{about['command']}`"]
     machine, versions = about["hardware"], about["versions"]
-    parts.append(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {', '.join(machine['features'])}")
+    parts.append(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {', '.join(machine['features'])}"
+    )
     parts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     for name, workload in found.items():
         told = "; ".join(f"{key} {value}" for key, value in workload["about"].items())
         parts += [f"## {name}", told]
-        parts.append(f"Not measured: {workload['failure']}" if workload["failure"] else "\n".join((benchmark.table or _table)(rows[name])))
+        parts.append(
+            f"Not measured: {workload['failure']}"
+            if workload["failure"]
+            else "\n".join((benchmark.table or _table)(rows[name]))
+        )
     parts += [f"- {goal}" for goal in benchmark.goals]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -393,16 +552,38 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     measured = [row for row in rows if "rate" in row]
     unit = measured[0]["unit"] if measured else "units"
     ends = list(dict.fromkeys(key for row in measured for key in row["end"]))
-    head = ["arm", f"{unit}/s", "least–most", "× reference", "× best peer", "of roofline", "peak MB", "first step s", "loss Δ", *ends]
+    head = [
+        "arm",
+        f"{unit}/s",
+        "least–most",
+        "× reference",
+        "× best peer",
+        "of roofline",
+        "peak MB",
+        "first step s",
+        "loss Δ",
+        *ends,
+    ]
     yield "| " + " | ".join(head) + " |"
     yield "|---|" + "---:|" * (len(head) - 1)
     for row in rows:
         if "rate" not in row:
             yield f"| {row['arm']} | failed: {row['failure']} |" + " |" * (len(head) - 2)
             continue
-        cells = [row["arm"] + (f" ({row['reading']})" if row["reading"] else ""), _rate(row["rate"]), f"{_rate(row['least'])}–{_rate(row['most'])}"]
-        cells += [_told(row[key], ".2f") for key in ("against_reference", "against_best_peer", "roofline_share")]
-        cells += [f"{row['peak_bytes'] / 2**20:,.0f}", f"{row['first_step_seconds']:.1f}", _told(row["loss_difference"], ".1e")]
+        cells = [
+            row["arm"] + (f" ({row['reading']})" if row["reading"] else ""),
+            _rate(row["rate"]),
+            f"{_rate(row['least'])}–{_rate(row['most'])}",
+        ]
+        cells += [
+            _told(row[key], ".2f")
+            for key in ("against_reference", "against_best_peer", "roofline_share")
+        ]
+        cells += [
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+            f"{row['first_step_seconds']:.1f}",
+            _told(row["loss_difference"], ".1e"),
+        ]
         cells += [_told(row["end"].get(key), ".2e") for key in ends]
         yield "| " + " | ".join(cells) + " |"
 

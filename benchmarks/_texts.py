@@ -17,14 +17,24 @@ import numpy as np
 SMALL = side.ROOT / "assets" / "small-base"
 LORA = {"method": "lora", "rank": 16, "alpha": 32}
 SUBJECTS = 240
-MTSAMPLES_COLUMNS = {"note_id": "sample_id", "category": "medical_specialty", "text": "transcription"}
+MTSAMPLES_COLUMNS = {
+    "note_id": "sample_id",
+    "category": "medical_specialty",
+    "text": "transcription",
+}
 
 
 def notes_file() -> Path | None:
     """MTSamples, where ``MTSAMPLES`` names it or it lies under ``CLINPEFT_DATA``."""
     named = os.environ.get("MTSAMPLES")
     folder = os.environ.get("CLINPEFT_DATA")
-    found = [Path(named)] if named else sorted(Path(folder).rglob("mtsamples*.csv.gz")) if folder else []
+    found = (
+        [Path(named)]
+        if named
+        else sorted(Path(folder).rglob("mtsamples*.csv.gz"))
+        if folder
+        else []
+    )
     return next((path for path in found if path.exists()), None)
 
 
@@ -32,7 +42,10 @@ def source() -> tuple[dict[str, Any], str]:
     """A recipe's ``[source]`` and what to call it."""
     path = notes_file()
     if path is None:
-        return {"name": "synthetic", "subjects": SUBJECTS}, f"notes of an invented hospital of {SUBJECTS} people"
+        return {
+            "name": "synthetic",
+            "subjects": SUBJECTS,
+        }, f"notes of an invented hospital of {SUBJECTS} people"
     return {"name": "files", "path": str(path), "columns": MTSAMPLES_COLUMNS}, "MTSamples"
 
 
@@ -42,15 +55,22 @@ def texts() -> Iterator[str]:
     if path is not None:
         csv.field_size_limit(2**24)
         with gzip.open(path, "rt", encoding="utf-8", newline="") as rows:
-            yield from dict.fromkeys(row["transcription"] for row in csv.DictReader(rows) if (row["transcription"] or "").strip())
+            yield from dict.fromkeys(
+                row["transcription"]
+                for row in csv.DictReader(rows)
+                if (row["transcription"] or "").strip()
+            )
         return
     import tempfile
 
-    from clinpeft import recipe, sources
-    from clinpeft.tables import Attrition
+    from clinpeft import recipe
+    from clinpeft.core.schemas import Attrition
+    from clinpeft.data.notes import sources
 
     with tempfile.TemporaryDirectory() as folder:
-        for batch in sources.read(recipe.SourceSpec(name="synthetic", subjects=SUBJECTS), Attrition("read"), Path(folder)):
+        for batch in sources.read(
+            recipe.SourceSpec(name="synthetic", subjects=SUBJECTS), Attrition("read"), Path(folder)
+        ):
             yield from batch.column("text").to_pylist()
 
 
@@ -73,8 +93,20 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterator[Sequence[str]])
     return path
 
 
-SIXTY_MILLION = {"vocab_size": 30_522, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
-SEVEN_BILLION = {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "num_attention_heads": 32}
+SIXTY_MILLION = {
+    "vocab_size": 30_522,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+}
+SEVEN_BILLION = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 """Of LLaMA-7B (Touvron et al. 2023, arXiv 2302.13971)."""
 
 
@@ -86,11 +118,15 @@ def shaped(folder: Path, sizes: dict[str, int]) -> Path:
     import transformers
 
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config = transformers.LlamaConfig(**sizes, **special, max_position_embeddings=4096, tie_word_embeddings=False)
+    config = transformers.LlamaConfig(
+        **sizes, **special, max_position_embeddings=4096, tie_word_embeddings=False
+    )
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     with torch.device("cuda" if gpu else "cpu"):
-        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if gpu else torch.float32).save_pretrained(folder)
+        transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if gpu else torch.float32
+        ).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(SMALL).save_pretrained(folder)
     return folder
 

@@ -54,7 +54,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
     import _ours
     import _peers
 
-    from clinpeft.pipeline import language
+    from clinpeft.workflows import language_model
 
     size = SIZES[base]
     source, said = _texts.source()
@@ -63,9 +63,18 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         "kind": "adapt",
         "source": source,
         "corpus": {"deduplicate": "exact"},
-        "base": {"path": str(size.base(work / "base")), "max_tokens": equal or size.max_tokens, "overflow": "window" if equal else "truncate"},
+        "base": {
+            "path": str(size.base(work / "base")),
+            "max_tokens": equal or size.max_tokens,
+            "overflow": "window" if equal else "truncate",
+        },
         "adapters": [_texts.LORA],
-        "training": {**_peers.OPTIMISATION, "max_steps": steps, "batch_tokens": size.step_tokens, "micro_batch_tokens": size.step_tokens},
+        "training": {
+            **_peers.OPTIMISATION,
+            "max_steps": steps,
+            "batch_tokens": size.step_tokens,
+            "micro_batch_tokens": size.step_tokens,
+        },
         "evaluation": {"max_notes": 1},
     }
     (work / "recipe.json").write_text(json.dumps(document))
@@ -75,25 +84,42 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         _peers.save_first(dict(course.parameters), work / "first.npz")
         return [chosen.tolist() for chosen in course.epoch(0)]
 
-    with _ours.spied(language, "lesson_of", lessons):
+    with _ours.spied(language_model, "lesson_of", lessons):
         windows = _ours.at_the_door(document, work / "home", look)
     encodings = lessons[0][0].encodings
     if equal:
         windows = full_windows_only(windows, encodings.lengths, size, equal)[:steps]
     used = windows[:steps]
     held = encodings.windows("held_out")
-    held = held[np.argsort(-encodings.lengths[held], kind="stable")][:: max(1, len(held) // ASKED)][:ASKED]
-    token_ids = lambda at: [int(token) for token in encodings.tokens[encodings.starts[at] : encodings.starts[at] + encodings.lengths[at]]]  # noqa: E731
-    kept = {"windows": used, "steps": [[token_ids(at) for at in step] for step in used], "asked": [token_ids(at) for at in held]}
+    held = held[np.argsort(-encodings.lengths[held], kind="stable")][:: max(1, len(held) // ASKED)][
+        :ASKED
+    ]
+    token_ids = lambda at: [
+        int(token)
+        for token in encodings.tokens[
+            encodings.starts[at] : encodings.starts[at] + encodings.lengths[at]
+        ]
+    ]  # noqa: E731
+    kept = {
+        "windows": used,
+        "steps": [[token_ids(at) for at in step] for step in used],
+        "asked": [token_ids(at) for at in held],
+    }
     (work / "documents.json").write_text(json.dumps(kept))
     lengths = [len(ids) for step in kept["steps"] for ids in step]
     longest = sum(max(map(len, step)) * len(step) for step in kept["steps"])
-    about = {"base": base, "documents": f"{said}, {len(lengths)} of {_texts.histogram(lengths)} tokens", "steps": len(used)}
+    about = {
+        "base": base,
+        "documents": f"{said}, {len(lengths)} of {_texts.histogram(lengths)} tokens",
+        "steps": len(used),
+    }
     about |= {"padding of a padded step": f"{100 * (1 - sum(lengths) / longest):.0f} %"}
     (work / "about.json").write_text(json.dumps(about))
 
 
-def full_windows_only(windows: list[list[int]], lengths: Any, size: Size, tokens: int) -> list[list[int]]:
+def full_windows_only(
+    windows: list[list[int]], lengths: Any, size: Size, tokens: int
+) -> list[list[int]]:
     """Steps of windows of the length that most have: ``tokens``, or one less where room is left for a token at the end of a note."""
     usual = Counter(int(lengths[at]) for step in windows for at in step).most_common(1)[0][0]
     full = [at for step in windows for at in step if lengths[at] == usual]
@@ -104,7 +130,9 @@ def full_windows_only(windows: list[list[int]], lengths: Any, size: Size, tokens
 
 def read(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Recipe and documents."""
-    return json.loads((work / "recipe.json").read_text()), json.loads((work / "documents.json").read_text())
+    return json.loads((work / "recipe.json").read_text()), json.loads(
+        (work / "documents.json").read_text()
+    )
 
 
 def finished(measured: side.Measured, model: Any, work: Path, precision: str) -> side.Measured:
@@ -122,31 +150,41 @@ def finished(measured: side.Measured, model: Any, work: Path, precision: str) ->
             targets += len(ids) - 1
     measured.end["held-out loss Δ"] = summed / targets
     rows = int(np.median([sum(map(len, step)) for step in kept["steps"]]))
-    measured.roofline = rows / side.roofline(side.linear_shapes(Path(recipe["base"]["path"])), rows, precision)
+    measured.roofline = rows / side.roofline(
+        side.linear_shapes(Path(recipe["base"]["path"])), rows, precision
+    )
     if torch.cuda.is_available() and precision == "bfloat16":
-        share = measured.rate * operations(recipe, kept["steps"]) / peak(torch.cuda.get_device_name())
-        measured.reading = ", ".join(part for part in (measured.reading, f"MFU {100 * share:.1f} %") if part)
+        share = (
+            measured.rate * operations(recipe, kept["steps"]) / peak(torch.cuda.get_device_name())
+        )
+        measured.reading = ", ".join(
+            part for part in (measured.reading, f"MFU {100 * share:.1f} %") if part
+        )
     return measured
 
 
 def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
     """Floating-point operations a trained token, by the formula above."""
     from clinpeft import models
-    from clinpeft.pipeline import planning
     from clinpeft.recipe import LoraSpec
+    from clinpeft.workflows import plan
 
     lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
     shape = models.shape(Path(recipe["base"]["path"]))
-    trained = planning.trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
-    terms = planning.operation_terms(shape, trained, round(float((lengths**2).sum() / lengths.sum())), words=True)
+    trained = plan.trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
+    terms = plan.operation_terms(
+        shape, trained, round(float((lengths**2).sum() / lengths.sum())), words=True
+    )
     return sum(term.value for term in terms)
 
 
 def peak(gpu: str) -> float:
     """Dense bfloat16 operations a second of a GPU by its data sheet; not a number where it is in no row."""
-    from clinpeft.pipeline import planning
+    from clinpeft.workflows import plan
 
-    return next((row.peak for name, row in planning.GPUS.items() if name.split("-")[0] in gpu), float("nan"))
+    return next(
+        (row.peak for name, row in plan.GPUS.items() if name.split("-")[0] in gpu), float("nan")
+    )
 
 
 def ours(precision: str, work: Path, patches: Any = (), activations: str = "auto") -> side.Measured:
@@ -161,8 +199,8 @@ def ours(precision: str, work: Path, patches: Any = (), activations: str = "auto
     models: list[Any] = []
     steps = [np.asarray(step) for step in kept["windows"]]
 
-    def train(course: Any, spec: Any, crew: Any) -> side.Measured:
-        return _ours.timed(dataclasses.replace(course, epoch=lambda _: steps), spec, crew)
+    def train(course: Any, spec: Any, accelerator: Any) -> side.Measured:
+        return _ours.timed(dataclasses.replace(course, epoch=lambda _: steps), spec, accelerator)
 
     from clinpeft import adapters
 
@@ -181,18 +219,37 @@ def trainer(precision: str, grouped: bool, work: Path) -> side.Measured:
     import transformers
 
     recipe, kept = read(work)
-    model = transformers.AutoModelForCausalLM.from_pretrained(recipe["base"]["path"], dtype=getattr(torch, precision))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        recipe["base"]["path"], dtype=getattr(torch, precision)
+    )
     model = _peers.lora(model, "CAUSAL_LM", recipe["adapters"][0])
     _peers.fill(model, work / "first.npz")
     rows = [{"input_ids": ids} for step in kept["steps"] for ids in step]
     at = iter(range(len(rows)))
     steps = [[next(at) for _ in step] for step in kept["steps"]]
     callback, measured = _peers.clock("tokens")
-    collate = _peers.counting(_padded, measured.amounts, lambda batch: float(batch["attention_mask"].sum()))
-    more = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": round(len(rows) / len(steps))} if grouped else {}
+    collate = _peers.counting(
+        _padded, measured.amounts, lambda batch: float(batch["attention_mask"].sum())
+    )
+    more = (
+        {
+            "train_sampling_strategy": "group_by_length",
+            "per_device_train_batch_size": round(len(rows) / len(steps)),
+        }
+        if grouped
+        else {}
+    )
     with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(folder, **_peers.arguments(precision, len(steps), **more))
-        given = {"model": model, "args": arguments, "train_dataset": rows, "data_collator": collate, "callbacks": [callback]}
+        arguments = transformers.TrainingArguments(
+            folder, **_peers.arguments(precision, len(steps), **more)
+        )
+        given = {
+            "model": model,
+            "args": arguments,
+            "train_dataset": rows,
+            "data_collator": collate,
+            "callbacks": [callback],
+        }
         _peers.trainer_class(transformers.Trainer, None if grouped else steps)(**given).train()
     _settled(measured, grouped)
     return finished(measured, model, work, precision)
@@ -204,8 +261,14 @@ def _padded(rows: Any) -> dict[str, Any]:
 
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    mask = (torch.arange(padded.shape[1])[None, :] < torch.tensor([len(each) for each in ids])[:, None]).long()
-    return {"input_ids": padded, "attention_mask": mask, "labels": padded.masked_fill(mask == 0, -100)}
+    mask = (
+        torch.arange(padded.shape[1])[None, :] < torch.tensor([len(each) for each in ids])[:, None]
+    ).long()
+    return {
+        "input_ids": padded,
+        "attention_mask": mask,
+        "labels": padded.masked_fill(mask == 0, -100),
+    }
 
 
 def _settled(measured: side.Measured, own_order: bool) -> None:
@@ -224,20 +287,34 @@ def trl(precision: str, work: Path) -> side.Measured:
     from trl import SFTConfig, SFTTrainer
 
     recipe, kept = read(work)
-    model = transformers.AutoModelForCausalLM.from_pretrained(recipe["base"]["path"], dtype=getattr(torch, precision))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        recipe["base"]["path"], dtype=getattr(torch, precision)
+    )
     model = _peers.lora(model, "CAUSAL_LM", recipe["adapters"][0])
     _peers.fill(model, work / "first.npz")
-    rows = datasets.Dataset.from_list([{"input_ids": ids} for step in kept["steps"] for ids in step])
+    rows = datasets.Dataset.from_list(
+        [{"input_ids": ids} for step in kept["steps"] for ids in step]
+    )
     callback, measured = _peers.clock("tokens")
     longest = recipe["base"]["max_tokens"]
-    options = _peers.arguments(precision, len(kept["steps"]), per_device_train_batch_size=recipe["training"]["batch_tokens"] // longest)
+    options = _peers.arguments(
+        precision,
+        len(kept["steps"]),
+        per_device_train_batch_size=recipe["training"]["batch_tokens"] // longest,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(folder, **options, packing=True, max_length=longest, gradient_checkpointing=False)
+        config = SFTConfig(
+            folder, **options, packing=True, max_length=longest, gradient_checkpointing=False
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(recipe["base"]["path"])
-        training = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
+        training = SFTTrainer(
+            model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback]
+        )
         pad = tokenizer.pad_token_id
         collate = training.data_collator
-        training.data_collator = _peers.counting(collate, measured.amounts, lambda batch: float((batch["input_ids"] != pad).sum()))
+        training.data_collator = _peers.counting(
+            collate, measured.amounts, lambda batch: float((batch["input_ids"] != pad).sum())
+        )
         training.train()
     _settled(measured, own_order=True)
     measured.reading = "packed"

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import lxml.etree
 
-from clinpeft.sources import books
-from clinpeft.tables import Attrition
+from clinpeft.core.schemas import Attrition
+from clinpeft.data import textbooks
 
 LEFT_OUT = re.compile(r"references|suggested-reading")
 """Classes of sections that the reader leaves out on purpose, so that they are no text to be found; one more is only titled so."""
@@ -41,16 +41,22 @@ class Recall(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", type=Path, nargs="+")
     for folder in parser.parse_args().folders:
         began = time.perf_counter()
         attrition = Attrition("books")
-        passages = books.read(folder, attrition).read_all().to_pylist()
-        print(f"{folder.name}: {len(passages):,} passages in {time.perf_counter() - began:.1f} s; {attrition.as_json()}")
+        passages = textbooks.read(folder, attrition).read_all().to_pylist()
+        print(
+            f"{folder.name}: {len(passages):,} passages in {time.perf_counter() - began:.1f} s; {attrition.as_json()}"
+        )
         for recall in recalls(folder, passages):
             asked = f"{recall.found:,} of {recall.asked:,}"
-            print(f"    {recall.name:10} {recall.value:.4f} ({asked}; {recall.left_out:,} more in sections that are left out on purpose)")
+            print(
+                f"    {recall.name:10} {recall.value:.4f} ({asked}; {recall.left_out:,} more in sections that are left out on purpose)"
+            )
 
 
 def recalls(folder: Path, passages: list[dict[str, object]]) -> list[Recall]:
@@ -58,7 +64,7 @@ def recalls(folder: Path, passages: list[dict[str, object]]) -> list[Recall]:
     texts: defaultdict[str, list[str]] = defaultdict(list)
     terms = set()
     for passage in passages:
-        module = str(passage["place"]).partition("#")[0]
+        module = str(passage["location"]).partition("#")[0]
         texts[module].append(letters(str(passage["text"])))
         if passage["kind"] == "definition":
             terms.add((module, letters(str(passage["title"])), letters(str(passage["text"]))))
@@ -67,8 +73,13 @@ def recalls(folder: Path, passages: list[dict[str, object]]) -> list[Recall]:
     kept = [row for row in asked if (row["module"], row["para_id"]) not in left_out]
     found = sum(any(letters(row["text"]) in text for text in texts[row["module"]]) for row in kept)
     glossary = lines(folder / "glossary.jsonl")
-    defined = sum((row["module"], letters(row["term"]), letters(row["meaning"])) in terms for row in glossary)
-    return [Recall("passages", found, len(kept), len(asked) - len(kept)), Recall("glossary", defined, len(glossary), 0)]
+    defined = sum(
+        (row["module"], letters(row["term"]), letters(row["meaning"])) in terms for row in glossary
+    )
+    return [
+        Recall("passages", found, len(kept), len(asked) - len(kept)),
+        Recall("glossary", defined, len(glossary), 0),
+    ]
 
 
 def listed(modules: Path) -> set[tuple[str, str]]:
@@ -79,7 +90,9 @@ def listed(modules: Path) -> set[tuple[str, str]]:
         for section in root.iter("{*}section"):
             title = section.findtext("{*}title") or ""
             if LEFT_OUT.search(section.get("class") or "") or title == "References":
-                found |= {(path.stem, element.get("id")) for element in section.iter("{*}para", "{*}list")}
+                found |= {
+                    (path.stem, element.get("id")) for element in section.iter("{*}para", "{*}list")
+                }
     return found
 
 
@@ -90,7 +103,9 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def letters(text: str) -> str:
     """Letters and digits only, in lower case, without the words that stand for links."""
-    plain = re.sub(r"\b(?:figure|table)\b", "", unicodedata.normalize("NFKC", text.replace("−", "-")).lower())
+    plain = re.sub(
+        r"\b(?:figure|table)\b", "", unicodedata.normalize("NFKC", text.replace("−", "-")).lower()
+    )
     return re.sub(r"[\W_]+", "", plain)
 
 

@@ -26,12 +26,25 @@ TASKS = ("mortality", "length_of_stay", "diagnoses", "procedures", "ventilation"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the hospital is written, and found the next time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="where the hospital is written, and found the next time",
+    )
     parser.add_argument("--fraction", type=float, default=1.0, help="of the size of MIMIC-III")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--memory-gigabytes", type=float, default=2.0, help="for DuckDB, before it goes to disk")
-    parser.add_argument("--build", action="store_true", help="(used by itself) build the one task and print what it took")
+    parser.add_argument(
+        "--memory-gigabytes", type=float, default=2.0, help="for DuckDB, before it goes to disk"
+    )
+    parser.add_argument(
+        "--build",
+        action="store_true",
+        help="(used by itself) build the one task and print what it took",
+    )
     asked = parser.parse_args()
     hospital = asked.folder / f"mimic-iii-{asked.fraction:g}"
     if asked.build:
@@ -40,20 +53,38 @@ def main() -> None:
     sizes = cohorts_tables.Sizes().scaled(asked.fraction)
     began = time.perf_counter()
     cohorts_tables.write(hospital, sizes)
-    print(f"{sizes}\nwritten in {time.perf_counter() - began:,.0f} s: {written_bytes(hospital) / 1e9:.2f} GB", flush=True)
+    print(
+        f"{sizes}\nwritten in {time.perf_counter() - began:,.0f} s: {written_bytes(hospital) / 1e9:.2f} GB",
+        flush=True,
+    )
     for task in asked.tasks:
         report(task, asked)
 
 
 def report(task: str, asked: argparse.Namespace) -> None:
-    given = ["--folder", str(asked.folder), "--fraction", str(asked.fraction), "--memory-gigabytes", str(asked.memory_gigabytes)]
+    given = [
+        "--folder",
+        str(asked.folder),
+        "--fraction",
+        str(asked.fraction),
+        "--memory-gigabytes",
+        str(asked.memory_gigabytes),
+    ]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, __file__, "--build", *given, "--tasks", task], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--build", *given, "--tasks", task],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     found = json.loads(done.stdout)
     total = time.perf_counter() - began
     print(f"{task}: {found['stays']:,} stays, {total:,.0f} s", flush=True)
     for step, (seconds, processor, peak) in found["steps"].items():
-        print(f"    {step:30} {seconds:8,.1f} s {processor:8,.1f} s of processor, peak {peak / 1e9:.2f} GB", flush=True)
+        print(
+            f"    {step:30} {seconds:8,.1f} s {processor:8,.1f} s of processor, peak {peak / 1e9:.2f} GB",
+            flush=True,
+        )
 
 
 def written_bytes(folder: Path) -> int:
@@ -62,24 +93,44 @@ def written_bytes(folder: Path) -> int:
 
 def built(folder: Path, task: str, memory_gigabytes: float) -> dict[str, object]:
     """One task, as ``clinpeft cohort build`` makes it, step by step."""
-    from clinpeft import cohorts
-    from clinpeft.cohorts import audit, meds
+    from clinpeft.data import cohorts, hospital
+    from clinpeft.data.cohorts import leakage, meds
     from clinpeft.recipe import CohortRecipe, SourceSpec
-    from clinpeft.sources import hospital
 
     steps: dict[str, tuple[float, float, int]] = {}
-    document = {"kind": "cohort", "source": {"name": "mimic-iii", "path": str(folder)}, "task": {"name": task}}
+    document = {
+        "kind": "cohort",
+        "source": {"name": "mimic-iii", "path": str(folder)},
+        "task": {"name": task},
+    }
     recipe = CohortRecipe.model_validate(document)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         work = Path(name)
         with timed(steps, "tables"):
-            opened = hospital.open_tables(SourceSpec(name="mimic-iii", path=folder), work / "database", memory_gigabytes)
+            opened = hospital.open_tables(
+                SourceSpec(name="mimic-iii", path=folder), work / "database", memory_gigabytes
+            )
         with timed(steps, "rows, notes, texts"):
             cohort = cohorts.write(recipe, opened, work / "cohort")
         with timed(steps, "leakage audit"):
-            audit.run(cohort.path, cohort.classes, cohort.task.kind, work / "cohort", recipe.seed, task=task)
+            leakage.run(
+                cohort.path,
+                cohort.classes,
+                cohort.task.kind,
+                work / "cohort",
+                recipe.seed,
+                task=task,
+            )
         with timed(steps, "MEDS"):
-            meds.write(cohort.path, cohort.task.kind, cohort.classes, work / "meds", "mimic-iii", "as shipped", question=task)
+            meds.write(
+                cohort.path,
+                cohort.task.kind,
+                cohort.classes,
+                work / "meds",
+                "mimic-iii",
+                "as shipped",
+                question=task,
+            )
         opened.connection.close()
     return {"stays": cohort.attrition[-1].kept, "steps": steps}
 

@@ -1,6 +1,6 @@
 """The tables that cohorts are built from, in the layout and the sizes of MIMIC-III, with nothing in them but random words: for measuring only.
 
-``clinpeft.sources.synthetic`` invents patients whose notes say what happens to them; this file only fills tables, a hundred times as fast, so that
+``clinpeft.data.synthetic`` invents patients whose notes say what happens to them; this file only fills tables, a hundred times as fast, so that
 the real size can be written in minutes. Words follow a power law over 30,000, one line in five is one of 5,000 that recur, one summary in fifty
 is a near copy of another.
 """
@@ -49,7 +49,9 @@ class Sizes:
 
     def scaled(self, fraction: float) -> Sizes:
         """The same hospital, smaller."""
-        return Sizes(**{name: max(1, round(rows * fraction)) for name, rows in asdict(self).items()})
+        return Sizes(
+            **{name: max(1, round(rows * fraction)) for name, rows in asdict(self).items()}
+        )
 
 
 def write(folder: Path, sizes: Sizes, seed: int = 1234) -> None:
@@ -60,13 +62,21 @@ def write(folder: Path, sizes: Sizes, seed: int = 1234) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    with duckdb.connect(config={"threads": 2, "memory_limit": "1GB", "temp_directory": str(folder / "spill")}) as connection:
+    with duckdb.connect(
+        config={"threads": 2, "memory_limit": "1GB", "temp_directory": str(folder / "spill")}
+    ) as connection:
         connection.execute(f"SELECT setseed({(seed % 1000) / 1000})")
         for name, query in _tables(sizes).items():
             connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
-            connection.execute(f"COPY {name} TO '{folder / f'{name}.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')")
-        connection.execute(f"COPY ({_charted(sizes)}) TO '{folder / 'CHARTEVENTS.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')")
-        owners = connection.execute("SELECT SUBJECT_ID, HADM_ID, DISCHTIME::DATE::VARCHAR FROM ADMISSIONS ORDER BY HADM_ID").fetchall()
+            connection.execute(
+                f"COPY {name} TO '{folder / f'{name}.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')"
+            )
+        connection.execute(
+            f"COPY ({_charted(sizes)}) TO '{folder / 'CHARTEVENTS.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')"
+        )
+        owners = connection.execute(
+            "SELECT SUBJECT_ID, HADM_ID, DISCHTIME::DATE::VARCHAR FROM ADMISSIONS ORDER BY HADM_ID"
+        ).fetchall()
     _write_notes(folder / "NOTEEVENTS.csv", owners, sizes, np.random.default_rng(seed))
     done.write_text(told)
 
@@ -108,8 +118,22 @@ def _charted(sizes: Sizes) -> str:
         FROM range({sizes.charted}) t(i) JOIN ICUSTAYS c ON c.ROW_ID = i % {sizes.icu_stays}"""
 
 
-def _write_notes(path: Path, owners: Sequence[tuple[int, int, str]], sizes: Sizes, generator: np.random.Generator) -> None:
-    header = ["ROW_ID", "SUBJECT_ID", "HADM_ID", "CHARTDATE", "CHARTTIME", "STORETIME", "CATEGORY", "DESCRIPTION", "CGID", "ISERROR", "TEXT"]
+def _write_notes(
+    path: Path, owners: Sequence[tuple[int, int, str]], sizes: Sizes, generator: np.random.Generator
+) -> None:
+    header = [
+        "ROW_ID",
+        "SUBJECT_ID",
+        "HADM_ID",
+        "CHARTDATE",
+        "CHARTTIME",
+        "STORETIME",
+        "CATEGORY",
+        "DESCRIPTION",
+        "CGID",
+        "ISERROR",
+        "TEXT",
+    ]
     words = _Words(generator)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -117,12 +141,28 @@ def _write_notes(path: Path, owners: Sequence[tuple[int, int, str]], sizes: Size
         for number, text in enumerate(_summaries(words, sizes.summaries)):
             subject, stay, day = owners[number % len(owners)]
             kind = "Addendum" if number >= len(owners) else "Report"
-            writer.writerow([number, subject, stay, day, "", "", "Discharge summary", kind, "", "", text])
+            writer.writerow(
+                [number, subject, stay, day, "", "", "Discharge summary", kind, "", "", text]
+            )
         pool = "\n".join(words.prose(20) for _ in range(20_000))
         starts = generator.integers(0, len(pool) - OTHER_CHARACTERS, sizes.notes - sizes.summaries)
         for number, start in enumerate(starts.tolist(), start=sizes.summaries):
             subject, stay, day = owners[number % len(owners)]
-            writer.writerow([number, subject, stay, day, "", "", "Nursing/other", "Report", "", "", pool[start : start + OTHER_CHARACTERS]])
+            writer.writerow(
+                [
+                    number,
+                    subject,
+                    stay,
+                    day,
+                    "",
+                    "",
+                    "Nursing/other",
+                    "Report",
+                    "",
+                    "",
+                    pool[start : start + OTHER_CHARACTERS],
+                ]
+            )
 
 
 class _Words:
@@ -131,19 +171,26 @@ class _Words:
     def __init__(self, generator: np.random.Generator) -> None:
         self.generator = generator
         letters = np.array(list("abcdefghijklmnoprstuvw"))
-        self.vocabulary = ["".join(generator.choice(letters, length)) for length in generator.integers(3, 12, 30_000)]
+        self.vocabulary = [
+            "".join(generator.choice(letters, length))
+            for length in generator.integers(3, 12, 30_000)
+        ]
         self.recurring = [self._drawn(12) for _ in range(5_000)]
 
     def _drawn(self, many: int) -> str:
         places = (len(self.vocabulary) * self.generator.random(many) ** 4).astype(np.int64).tolist()
-        return " ".join([self.vocabulary[place] for place in places])
+        return " ".join([self.vocabulary[location] for location in places])
 
     def prose(self, many: int) -> str:
         """So many words, in lines of twelve; one line in five is one that recurs."""
         drawn = self._drawn(many).split(" ")
         lines = [" ".join(drawn[at : at + 12]) for at in range(0, many, 12)]
-        for at, place in zip(range(2, len(lines), 5), self.generator.integers(0, len(self.recurring), len(lines)).tolist(), strict=False):
-            lines[at] = self.recurring[place]
+        for at, location in zip(
+            range(2, len(lines), 5),
+            self.generator.integers(0, len(self.recurring), len(lines)).tolist(),
+            strict=False,
+        ):
+            lines[at] = self.recurring[location]
         return "\n".join(lines)
 
 
@@ -154,5 +201,11 @@ def _summaries(words: _Words, many: int) -> Iterator[str]:
             yield before.replace("Social History:\n", "Social History:\n[**2151-7-16**] ")
             continue
         size = SUMMARY_WORDS * words.generator.lognormal(0.0, 0.4)
-        before = "\n\n".join(f"{heading}\n{words.prose(max(2, int(size * share)))}" for heading, share in SECTIONS) + "\n"
+        before = (
+            "\n\n".join(
+                f"{heading}\n{words.prose(max(2, int(size * share)))}"
+                for heading, share in SECTIONS
+            )
+            + "\n"
+        )
         yield before

@@ -30,8 +30,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clinpeft import corpora, tables
-from clinpeft.corpora import dedupe, store
+from clinpeft.core import schemas
+from clinpeft.data.formats import working_folder
+from clinpeft.data.notes import deduplicate
+from clinpeft.data.notes.corpus import build
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 Words = NDArray[np.int64]
@@ -59,8 +61,12 @@ class Hospital:
             first, recent = first or batch, batch
             ids = np.arange(start, start + len(batch))
             texts = [" ".join(VOCABULARY[note].tolist()) for note in batch]
-            rows = {"note_id": ids.astype(str).tolist(), "subject_id": ids // NOTES_PER_SUBJECT, "text": texts}
-            made = tables.table(tables.NOTE, rows).to_batches()[0]
+            rows = {
+                "note_id": ids.astype(str).tolist(),
+                "subject_id": ids // NOTES_PER_SUBJECT,
+                "text": texts,
+            }
+            made = schemas.table(schemas.NOTE, rows).to_batches()[0]
             self.seconds += time.process_time() - started
             yield made
             started = time.process_time()
@@ -89,46 +95,64 @@ def measure(notes: int) -> None:
     before = peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         started, began = time.process_time(), time.perf_counter()
-        corpus = corpora.build(tables.stream(tables.NOTE, hospital.batches()), CorpusSpec(), SplitSpec(), 1234, Path(folder))
+        corpus = build(
+            schemas.stream(schemas.NOTE, hospital.batches()),
+            CorpusSpec(),
+            SplitSpec(),
+            1234,
+            Path(folder),
+        )
         seconds = time.process_time() - started - hospital.seconds
         clock = time.perf_counter() - began
         size = corpus.path.stat().st_size / 2**20
     dropped = {step.step: sum(step.dropped.values()) for step in corpus.attrition}
-    print(f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, {notes / seconds:,.0f} notes/s; file {size:.0f} MB")
+    print(
+        f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, {notes / seconds:,.0f} notes/s; file {size:.0f} MB"
+    )
     print(f"  peak {peak_megabytes():.0f} MB, of which imports {before:.0f}")
     print(f"  planted {dict(hospital.planted)}, dropped {dropped}", flush=True)
 
 
 def decide(notes: int) -> None:
     rng, dropped = np.random.default_rng(0), np.zeros(notes, np.bool_)
-    first = rng.integers(0, 2**32, (BATCH, dedupe.PERMUTATIONS), np.uint32)
+    first = rng.integers(0, 2**32, (BATCH, deduplicate.PERMUTATIONS), np.uint32)
 
     def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-        drawn = rng.integers(0, 2**32, (len(texts), dedupe.PERMUTATIONS), np.uint32)
+        drawn = rng.integers(0, 2**32, (len(texts), deduplicate.PERMUTATIONS), np.uint32)
         alike = (rng.random((len(texts), 1)) < 0.1) & (rng.random(drawn.shape) < 0.9)
         return np.where(alike, first[rng.integers(BATCH, size=len(texts))], drawn)
 
-    with tempfile.TemporaryDirectory() as name, mock.patch.object(dedupe, "signatures", signatures):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch.object(deduplicate, "signatures", signatures),
+    ):
         folder = Path(name)
-        for step in dedupe.STEPS["near"]:
+        for step in deduplicate.STEPS["near"]:
             with step.remembering(folder, 0.8) as remember:
                 for start in range(0, notes, BATCH):
                     remember([str(row) for row in range(start, min(start + BATCH, notes))])
         began = peak_megabytes()
-        for step in dedupe.STEPS["near"]:
+        for step in deduplicate.STEPS["near"]:
             started = time.process_time()
-            with contextlib.closing(store.database(folder, 512)) as connection:
+            with contextlib.closing(working_folder.database(folder, 512)) as connection:
                 dropped |= step.find(connection, folder, dropped, 0.8)
-            print(f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} processor seconds, {dropped.sum():,} dropped")
+            print(
+                f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} processor seconds, {dropped.sum():,} dropped"
+            )
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
-        print(f"  peak {peak_megabytes():.0f} MB, of which before {began:.0f}; {disk:.0f} MB on disk", flush=True)
+        print(
+            f"  peak {peak_megabytes():.0f} MB, of which before {began:.0f}; {disk:.0f} MB on disk",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notes", type=int, nargs="*", default=[100_000, 500_000])
     parser.add_argument("--here", action="store_true", help="in this process")
-    parser.add_argument("--decide-only", action="store_true", help="random signatures in place of notes")
+    parser.add_argument(
+        "--decide-only", action="store_true", help="random signatures in place of notes"
+    )
     given = parser.parse_args()
     work = decide if given.decide_only else measure
     options = ["--decide-only"] if given.decide_only else []

@@ -29,19 +29,33 @@ def prepare(batch_pairs: int, work: Path, quick: bool) -> None:
     import _peers
     import _texts
 
-    from clinpeft import predictions, training
+    from clinpeft import inference, training
 
     steps = 3 if quick else STEPS[batch_pairs]
     batch_pairs = 16 if quick else batch_pairs
     with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for anchor, positive in pieces(2 * steps * batch_pairs):
             file.write(json.dumps({"anchor": anchor, "positive": positive}) + "\n")
-    training_spec = {**_peers.OPTIMISATION, "batch_pairs": batch_pairs, "apart_by": "text", "symmetric": False, "micro_batch_tokens": 8192}
+    training_spec = {
+        **_peers.OPTIMISATION,
+        "batch_pairs": batch_pairs,
+        "apart_by": "text",
+        "symmetric": False,
+        "micro_batch_tokens": 8192,
+    }
     document = {
         "kind": "embed",
         "source": {"name": "handbook"},
-        "pairs": {"kinds": ["question-answer"], "deduplicate": "none", "imported": [{"path": str(work / "pairs.jsonl")}]},
-        "base": {"path": str(_texts.without_dropout(_texts.minilm(), work / "minilm")), "pooling": "mean", "max_tokens": MAX_TOKENS},
+        "pairs": {
+            "kinds": ["question-answer"],
+            "deduplicate": "none",
+            "imported": [{"path": str(work / "pairs.jsonl")}],
+        },
+        "base": {
+            "path": str(_texts.without_dropout(_texts.minilm(), work / "minilm")),
+            "pooling": "mean",
+            "max_tokens": MAX_TOKENS,
+        },
         "adapters": [_texts.LORA],
         "training": training_spec,
         "evaluation": {"resamples": 100, "controls": False, "profile_texts": 0, "max_pairs": 8},
@@ -54,13 +68,33 @@ def prepare(batch_pairs: int, work: Path, quick: bool) -> None:
         _peers.save_first(dict(course.parameters), work / "first.npz")
         return [chosen.tolist() for chosen in course.epoch(0) if len(chosen) == batch_pairs][:steps]
 
-    with _ours.spied(predictions, "learning", read), _ours.spied(training, "contrastive", courses):
+    with _ours.spied(inference, "learning", read), _ours.spied(training, "contrastive", courses):
         chosen = _ours.at_the_door(document, work / "home", look)
     texts, pairs = read[0][1][2], courses[0][1][0]
-    sides = [[[texts[at] for at in side_[np.asarray(step)]] for side_ in (pairs.anchors, pairs.positives)] for step in chosen]
-    tokens = int(np.median([read[0][0].lengths[np.concatenate([pairs.anchors[step], pairs.positives[step]])].sum() for step in chosen]))
-    (work / "pairs.json").write_text(json.dumps({"chosen": chosen, "steps": sides, "tokens": tokens}))
-    about = {"pairs": f"{batch_pairs} a step, {tokens / batch_pairs / 2:.0f} tokens a text", "steps": len(chosen)}
+    sides = [
+        [
+            [texts[at] for at in side_[np.asarray(step)]]
+            for side_ in (pairs.anchors, pairs.positives)
+        ]
+        for step in chosen
+    ]
+    tokens = int(
+        np.median(
+            [
+                read[0][0]
+                .lengths[np.concatenate([pairs.anchors[step], pairs.positives[step]])]
+                .sum()
+                for step in chosen
+            ]
+        )
+    )
+    (work / "pairs.json").write_text(
+        json.dumps({"chosen": chosen, "steps": sides, "tokens": tokens})
+    )
+    about = {
+        "pairs": f"{batch_pairs} a step, {tokens / batch_pairs / 2:.0f} tokens a text",
+        "steps": len(chosen),
+    }
     (work / "about.json").write_text(json.dumps(about))
 
 
@@ -94,9 +128,9 @@ def ours(precision: str, work: Path) -> side.Measured:
     recipe["base"]["precision"] = precision
     steps = [np.asarray(step) for step in kept["chosen"]]
 
-    def train(course: Any, spec: Any, crew: Any) -> side.Measured:
+    def train(course: Any, spec: Any, accelerator: Any) -> side.Measured:
         course = dataclasses.replace(course, epoch=lambda _: steps)
-        return _ours.timed(course, spec, crew, "pairs", [float(len(step)) for step in steps])
+        return _ours.timed(course, spec, accelerator, "pairs", [float(len(step)) for step in steps])
 
     return _finished(_ours.at_the_door(recipe, work / "home", train), work, precision)
 
@@ -111,13 +145,27 @@ def theirs(precision: str, cached: bool, work: Path) -> side.Measured:
     recipe = json.loads((work / "recipe.json").read_text())
     kept = json.loads((work / "pairs.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(work / "minilm"), device=device, model_kwargs={"dtype": getattr(torch, precision)}, local_files_only=True)
+    model = SentenceTransformer(
+        str(work / "minilm"),
+        device=device,
+        model_kwargs={"dtype": getattr(torch, precision)},
+        local_files_only=True,
+    )
     model.max_seq_length = MAX_TOKENS
     spec = recipe["adapters"][0]
-    model.add_adapter(peft.LoraConfig(r=spec["rank"], lora_alpha=spec["alpha"], lora_dropout=0.0, target_modules=["query", "value"]))
+    model.add_adapter(
+        peft.LoraConfig(
+            r=spec["rank"],
+            lora_alpha=spec["alpha"],
+            lora_dropout=0.0,
+            target_modules=["query", "value"],
+        )
+    )
     _peers.fill(model, work / "first.npz")
     if cached:
-        loss_of: Any = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=TEXTS_OF_A_CACHED_BATCH)
+        loss_of: Any = losses.CachedMultipleNegativesRankingLoss(
+            model, mini_batch_size=TEXTS_OF_A_CACHED_BATCH
+        )
     else:
         loss_of = losses.MultipleNegativesRankingLoss(model)
     for name, parameter in model.named_parameters():
@@ -125,13 +173,22 @@ def theirs(precision: str, cached: bool, work: Path) -> side.Measured:
         parameter.data = parameter.data.float() if "lora_" in name else parameter.data
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = _peers.OPTIMISATION
-    optimiser = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=options["weight_decay"])
+    optimiser = torch.optim.AdamW(
+        trained, lr=options["learning_rate"], weight_decay=options["weight_decay"]
+    )
     tokenise = getattr(model, "preprocess", None) or model.tokenize
     measured = side.Measured("pairs", [], [])
     model.train()
     for anchors, positives in kept["steps"]:
         began = time.perf_counter()
-        features = [{name: value.to(device) for name, value in tokenise(texts).items() if torch.is_tensor(value)} for texts in (anchors, positives)]
+        features = [
+            {
+                name: value.to(device)
+                for name, value in tokenise(texts).items()
+                if torch.is_tensor(value)
+            }
+            for texts in (anchors, positives)
+        ]
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = loss_of(features, None)
         loss.backward()

@@ -38,12 +38,19 @@ def prepare(mix: str, work: Path, quick: bool) -> None:
     rng, (least, most) = np.random.default_rng(0), MIXES[mix]
     words = np.exp(rng.uniform(np.log(least), np.log(most), 40 if quick else TEXTS)).astype(int)
     texts = list(dict.fromkeys(_texts.of_lengths(words.tolist())))
-    (work / "texts.json").write_text(json.dumps({"texts": texts, "readings": 2 if quick else READINGS}))
-    about = {"texts": f"{len(texts)} of {_texts.histogram(words.tolist())} words", "limit": f"{MAX_TOKENS} tokens"}
+    (work / "texts.json").write_text(
+        json.dumps({"texts": texts, "readings": 2 if quick else READINGS})
+    )
+    about = {
+        "texts": f"{len(texts)} of {_texts.histogram(words.tolist())} words",
+        "limit": f"{MAX_TOKENS} tokens",
+    }
     (work / "about.json").write_text(json.dumps(about))
 
 
-def _timed(encode: Callable[[list[str]], Any], work: Path, reading: str = "", precision: str = "") -> side.Measured:
+def _timed(
+    encode: Callable[[list[str]], Any], work: Path, reading: str = "", precision: str = ""
+) -> side.Measured:
     """``precision``: of the matrix products, whose rate alone is the limit that an arm is held to; empty: not told."""
     kept = json.loads((work / "texts.json").read_text())
     measured = side.Measured("texts", [], [], reading=reading)
@@ -70,7 +77,9 @@ def _limit(texts: list[str], precision: str) -> float:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(_texts.minilm()))
     tokens = sum(map(len, tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]))
-    seconds = side.roofline(side.linear_shapes(_texts.minilm(), classes=1), ROWS, precision, backward=False)
+    seconds = side.roofline(
+        side.linear_shapes(_texts.minilm(), classes=1), ROWS, precision, backward=False
+    )
     return len(texts) / (seconds * tokens / ROWS)
 
 
@@ -79,17 +88,25 @@ def ours(precision: Any, work: Path) -> side.Measured:
     import _texts
     import torch
 
-    from clinpeft import adapters, models, predictions
-    from clinpeft.predictions import encoding
+    from clinpeft import adapters, inference, models
+    from clinpeft.inference import encode as encoding
     from clinpeft.recipe import ModelSpec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = models.load(ModelSpec(path=_texts.minilm(), max_tokens=MAX_TOKENS), device, "vectors")
-    stack, manner = adapters.attach(base, ()), models.Manner("mean", max_tokens=MAX_TOKENS)
+    stack, embedding_config = (
+        adapters.attach(base, ()),
+        models.Manner("mean", max_tokens=MAX_TOKENS),
+    )
     # made once a command, as a peer's model is loaded once: bfloat16 is compared with float32 on a sample of the texts
     with mock.patch.object(encoding, "engine", cache_of_one(encoding.engine)):
         named = str(models.precision_for(precision, device)[0]).removeprefix("torch.")
-        return _timed(lambda texts: predictions.vectors(stack, manner, texts, precision=precision), work, precision, named)
+        return _timed(
+            lambda texts: inference.vectors(stack, embedding_config, texts, precision=precision),
+            work,
+            precision,
+            named,
+        )
 
 
 def cache_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,37 +121,51 @@ def cache_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
     return again
 
 
-def theirs(work: Path, precision: str = "float32", backend: str = "torch", quantised: str = "") -> side.Measured:
-    """sentence-transformers with one of its backends, exported and quantised by its own functions."""
+def theirs(
+    work: Path, precision: str = "float32", backend: str = "torch", quantized: str = ""
+) -> side.Measured:
+    """sentence-transformers with one of its backends, exported and quantized by its own functions."""
     import _texts
     import torch
     from sentence_transformers import SentenceTransformer
 
-    folder = work / f"{backend}{quantised}"
+    folder = work / f"{backend}{quantized}"
     if backend == "torch":
-        model = SentenceTransformer(str(_texts.minilm()), model_kwargs={"dtype": getattr(torch, precision)}, local_files_only=True)
+        model = SentenceTransformer(
+            str(_texts.minilm()),
+            model_kwargs={"dtype": getattr(torch, precision)},
+            local_files_only=True,
+        )
     elif not folder.exists():
         model = SentenceTransformer(str(_texts.minilm()), backend=backend, local_files_only=True)
         model.save_pretrained(str(folder))
     if backend != "torch":
         options: dict[str, Any] = {}
-        if quantised:
+        if quantized:
             from sentence_transformers import export_dynamic_quantized_onnx_model
 
             if not list(folder.glob("onnx/*qint8*")):
                 plain = SentenceTransformer(str(folder), backend=backend, local_files_only=True)
-                export_dynamic_quantized_onnx_model(plain, quantised, str(folder))
+                export_dynamic_quantized_onnx_model(plain, quantized, str(folder))
             options = {"file_name": str(next(folder.glob("onnx/*qint8*")).relative_to(folder))}
-        model = SentenceTransformer(str(folder), backend=backend, model_kwargs=options, local_files_only=True)
+        model = SentenceTransformer(
+            str(folder), backend=backend, model_kwargs=options, local_files_only=True
+        )
     model.max_seq_length = MAX_TOKENS
     limited = precision if backend == "torch" else ""
-    return _timed(lambda texts: model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False), work, precision=limited)
+    return _timed(
+        lambda texts: model.encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+        ),
+        work,
+        precision=limited,
+    )
 
 
 ARMS = {
     "sentence-transformers, torch float32": theirs,
     "sentence-transformers, torch bfloat16": partial(theirs, precision="bfloat16"),
-    "sentence-transformers, ONNX int8": partial(theirs, backend="onnx", quantised="avx512_vnni"),
+    "sentence-transformers, ONNX int8": partial(theirs, backend="onnx", quantized="avx512_vnni"),
     "sentence-transformers, OpenVINO": partial(theirs, backend="openvino"),
     "clinpeft, float32": partial(ours, "float32"),
     "clinpeft": partial(ours, "auto"),
@@ -146,7 +177,9 @@ BENCHMARK = side.Benchmark(
     workloads={mix: partial(prepare, mix) for mix in MIXES},
     arms=ARMS,
     peers=[name for name in ARMS if not name.startswith("clinpeft")],
-    goals=("Goals: at least 4 × the default (the first arm), 1.3 × the best backend, least cosine 0.999 to float32.",),
+    goals=(
+        "Goals: at least 4 × the default (the first arm), 1.3 × the best backend, least cosine 0.999 to float32.",
+    ),
 )
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from clinpeft import tables
-from clinpeft.evaluation.discrimination import discrimination, labels_table
+from clinpeft.core import schemas
+from clinpeft.core.schemas import Question
+from clinpeft.evaluation.classification.discrimination import discrimination, labels_table
 from clinpeft.recipe import ScoringSpec
-from clinpeft.tables import Question
 
 CODES_A_STAY = 10
 
@@ -38,7 +38,11 @@ def invented(stays: int, labels: int) -> tuple[pa.Table, Question]:
     frequency = 1 / np.arange(1, labels + 1)
     frequency = np.minimum(CODES_A_STAY * frequency / frequency.sum(), 0.9)
     truth = rng.random((stays, labels), np.float32) < frequency
-    logits = rng.standard_normal((stays, labels), np.float32) + truth + np.log(frequency).astype(np.float32)
+    logits = (
+        rng.standard_normal((stays, labels), np.float32)
+        + truth
+        + np.log(frequency).astype(np.float32)
+    )
     probabilities = pa.array((1 / (1 + np.exp(-logits))).ravel())
     starts = np.arange(stays + 1, dtype=np.int32) * labels
     columns = {
@@ -51,7 +55,9 @@ def invented(stays: int, labels: int) -> tuple[pa.Table, Question]:
     }
     names = tuple(f"code {at}" for at in range(labels))
     counts = tuple(int(4 * stays * share) for share in frequency)
-    return tables.table(tables.PREDICTION, columns), Question("codes", "multilabel", names, ("icd9",) * labels, counts, "auroc_macro")
+    return schemas.table(schemas.PREDICTION, columns), Question(
+        "codes", "multilabel", names, ("icd9",) * labels, counts, "auroc_macro"
+    )
 
 
 def main() -> None:
@@ -62,12 +68,18 @@ def main() -> None:
     given = parser.parse_args()
     answered, question = invented(given.stays, given.labels)
     spec = ScoringSpec(resamples=given.resamples)
-    print(f"{given.labels:,} labels, {given.stays:,} stays, {given.resamples:,} resamples; before: peak {peak_megabytes():.0f} MB", flush=True)
+    print(
+        f"{given.labels:,} labels, {given.stays:,} stays, {given.resamples:,} resamples; before: peak {peak_megabytes():.0f} MB",
+        flush=True,
+    )
     for measured in (labels_table, discrimination):
         began, busy = time.perf_counter(), time.process_time()
         measured(answered, question, "held_out", spec, np.random.default_rng(0))
         clock, busy = time.perf_counter() - began, time.process_time() - busy
-        print(f"{measured.__name__}: {clock:.0f} s, {busy:.0f} processor seconds; peak {peak_megabytes():.0f} MB", flush=True)
+        print(
+            f"{measured.__name__}: {clock:.0f} s, {busy:.0f} processor seconds; peak {peak_megabytes():.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -19,12 +19,22 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.sources import beir
-from clinpeft.tables import CANDIDATE, QUERY, RetrievalSet, table
+from clinpeft.core.schemas import CANDIDATE, QUERY, RetrievalSet, table
+from clinpeft.data.retrieval import beir
 
-FIELDS = {"05": "animal", "06": "artifact", "10": "communication", "11": "event", "13": "food", "15": "location", "20": "plant", "21": "possession"}
+FIELDS = {
+    "05": "animal",
+    "06": "artifact",
+    "10": "communication",
+    "11": "event",
+    "13": "food",
+    "15": "location",
+    "20": "plant",
+    "21": "possession",
+}
 MEDICINE = re.compile(
-    r"medic|disease|drug|surg|patient|blood|heart|clinic|hospital|nurs|anatom|physio|bod(y|ies)|organ|infect|pain|cell|tissue", re.I
+    r"medic|disease|drug|surg|patient|blood|heart|clinic|hospital|nurs|anatom|physio|bod(y|ies)|organ|infect|pain|cell|tissue",
+    re.I,
 )
 QUESTIONS, GLOSSES, LEAST_WORDS = 1_000, 10_000, 6
 
@@ -41,29 +51,47 @@ def meanings(path: Path) -> Iterator[tuple[str, str, list[str], str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("nouns", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     every = list(meanings(given.nouns))
     senses = Counter(word.lower() for _, _, words, _ in every for word in words)
-    kept = [one for one in every if one[1] in FIELDS and len(one[3].split()) >= LEAST_WORDS and not MEDICINE.search(f"{' '.join(one[2])} {one[3]}")]
+    kept = [
+        one
+        for one in every
+        if one[1] in FIELDS
+        and len(one[3].split()) >= LEAST_WORDS
+        and not MEDICINE.search(f"{' '.join(one[2])} {one[3]}")
+    ]
     asked = [
         (number, word)
         for number, _, words, gloss in kept
         for word in words[:1]
-        if senses[word.lower()] == 1 and not any(part.lower() in gloss.lower() for part in word.split()) and not word[0].isupper()
+        if senses[word.lower()] == 1
+        and not any(part.lower() in gloss.lower() for part in word.split())
+        and not word[0].isupper()
     ]
     draw = random.Random(0)
     drawn = sorted(draw.sample(asked, QUESTIONS))
     answers = {number for number, _ in drawn}
     others = draw.sample([one for one in kept if one[0] not in answers], GLOSSES - QUESTIONS)
     searched = [one for one in kept if one[0] in answers] + others
-    queries = table(QUERY, {"query_id": [f"q{number}" for number, _ in drawn], "text": [word for _, word in drawn]})
-    passages = table(CANDIDATE, {"passage_id": [f"n{one[0]}" for one in searched], "text": [one[3] for one in searched]})
+    queries = table(
+        QUERY,
+        {"query_id": [f"q{number}" for number, _ in drawn], "text": [word for _, word in drawn]},
+    )
+    passages = table(
+        CANDIDATE,
+        {"passage_id": [f"n{one[0]}" for one in searched], "text": [one[3] for one in searched]},
+    )
     judged: pa.Table = beir.judgements({(f"q{number}", f"n{number}"): 1 for number, _ in drawn})
     beir.write(RetrievalSet(queries, passages, judged), given.out)
-    print(f"{len(drawn)} of {len(asked):,} questions, {len(searched):,} of {len(kept):,} glosses: {given.out}")
+    print(
+        f"{len(drawn)} of {len(asked):,} questions, {len(searched):,} of {len(kept):,} glosses: {given.out}"
+    )
 
 
 if __name__ == "__main__":

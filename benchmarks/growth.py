@@ -42,16 +42,22 @@ def to_the_first_step(work: Path) -> side.Measured:
     """Everything before training, from nothing."""
     import _ours
 
-    from clinpeft.pipeline import language
+    from clinpeft.workflows import language_model
 
     document = json.loads((work / "recipe.json").read_text())
     lessons: list[object] = []
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as home, _ours.spied(language, "lesson_of", lessons):
+    with tempfile.TemporaryDirectory() as home, _ours.spied(language_model, "lesson_of", lessons):
         _ours.at_the_door(document, Path(home), lambda *_: None)
         seconds = time.perf_counter() - began
         notes = len(lessons[0][0].encodings.table)  # type: ignore[index]
-    return side.Measured("notes", [float(notes)], [seconds], first_step_seconds=side.since_start(), peak_bytes=side.peak_bytes())
+    return side.Measured(
+        "notes",
+        [float(notes)],
+        [seconds],
+        first_step_seconds=side.since_start(),
+        peak_bytes=side.peak_bytes(),
+    )
 
 
 ARMS = {
@@ -62,7 +68,10 @@ ARMS = {
 
 WORKLOADS: dict[str, side.Prepare] = {
     **{f"tokens-{count}": partial(adapt.prepare, "small", count) for count in TOKENS},
-    **{f"labels-{count}": partial(classify.prepare, "adapters", labels=count, lengths=(50, 500)) for count in LABELS},
+    **{
+        f"labels-{count}": partial(classify.prepare, "adapters", labels=count, lengths=(50, 500))
+        for count in LABELS
+    },
     **{f"corpus-{count}": partial(people, count) for count in PEOPLE},
 }
 
@@ -71,7 +80,14 @@ BENCHMARK = side.Benchmark(
     about="How cost grows with length, labels and size",
     workloads=WORKLOADS,
     arms=ARMS,
-    only={name: [arm for arm, kind in zip(ARMS, ("tokens", "labels", "corpus"), strict=True) if name.startswith(kind)] for name in WORKLOADS},
+    only={
+        name: [
+            arm
+            for arm, kind in zip(ARMS, ("tokens", "labels", "corpus"), strict=True)
+            if name.startswith(kind)
+        ]
+        for name in WORKLOADS
+    },
 )
 
 if __name__ == "__main__":

@@ -35,8 +35,13 @@ def inside(name: str) -> Any:
 
 def rows_padded() -> list[Taken]:
     """All documents of a micro-batch side by side, padded to the longest."""
-    together = lambda lengths, _: [[row for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]) if lengths[row]]]  # noqa: E731
-    return [*rows_of_one_length(), mock.patch.object(inside("adapters.hidden"), "_groups", together)]
+    together = lambda lengths, _: [
+        [row for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]) if lengths[row]]
+    ]  # noqa: E731
+    return [
+        *rows_of_one_length(),
+        mock.patch.object(inside("adapters.hidden"), "_groups", together),
+    ]
 
 
 def rows_of_one_length() -> list[Taken]:
@@ -46,16 +51,16 @@ def rows_of_one_length() -> list[Taken]:
 
 def stock_layers() -> list[Taken]:
     """peft's own LoRA layers."""
-    from clinpeft.adapters.fused import Routing
+    from clinpeft.runtime.fused_lora import Routing
 
     return [mock.patch.object(inside("adapters.attach"), "fuse", lambda *_: Routing())]
 
 
 def fused_attention() -> list[Taken]:
     """PyTorch's fused attention, in float32 on a processor, in place of plain products whose weights are kept."""
-    from clinpeft.models import products
+    from clinpeft.runtime import cpu_attention
 
-    return [mock.patch.object(products, "pays", lambda *_: False)]
+    return [mock.patch.object(cpu_attention, "pays", lambda *_: False)]
 
 
 def whole_vocabulary() -> list[Taken]:
@@ -63,7 +68,13 @@ def whole_vocabulary() -> list[Taken]:
     from clinpeft.training import objectives
 
     real = objectives._losses
-    return [mock.patch.object(objectives, "_losses", lambda forward, question, mask, asked, _: real(forward, question, mask, asked, None))]
+    return [
+        mock.patch.object(
+            objectives,
+            "_losses",
+            lambda forward, question, mask, asked, _: real(forward, question, mask, asked, None),
+        )
+    ]
 
 
 def whole_last_layer() -> list[Taken]:
@@ -76,13 +87,19 @@ def whole_last_layer() -> list[Taken]:
 def compiled() -> list[Taken]:
     """Norms and gates compiled, whatever that takes: put in, where everything else here is taken away, since a run this short does without."""
     compiling = inside("pipeline.compiling")
-    return [mock.patch.object(compiling, "_remembered", lambda *_: compiling.Decision(True, "the ladder"))]
+    return [
+        mock.patch.object(
+            compiling, "_remembered", lambda *_: compiling.Decision(True, "the ladder")
+        )
+    ]
 
 
 Away = Callable[[], list[Taken]]
 
 
-def rung(precision: str, away: tuple[Away, ...], work: Path, activations: str = "keep") -> side.Measured:
+def rung(
+    precision: str, away: tuple[Away, ...], work: Path, activations: str = "keep"
+) -> side.Measured:
     """The product with some techniques taken away."""
     return adapt.ours(precision, work, [patch for take in away for patch in take()], activations)
 
@@ -93,10 +110,16 @@ def answers(away: tuple[Away, ...], work: Path) -> side.Measured:
 
 
 RUNGS = {
-    "nothing: padded, peft's layers, all logits, float32": partial(rung, "float32", (rows_padded, stock_layers, whole_vocabulary)),
+    "nothing: padded, peft's layers, all logits, float32": partial(
+        rung, "float32", (rows_padded, stock_layers, whole_vocabulary)
+    ),
     "+ bfloat16": partial(rung, "bfloat16", (rows_padded, stock_layers, whole_vocabulary)),
-    "+ rows of one length": partial(rung, "bfloat16", (rows_of_one_length, stock_layers, whole_vocabulary)),
-    "+ documents one behind the other": partial(rung, "bfloat16", (fused_attention, stock_layers, whole_vocabulary)),
+    "+ rows of one length": partial(
+        rung, "bfloat16", (rows_of_one_length, stock_layers, whole_vocabulary)
+    ),
+    "+ documents one behind the other": partial(
+        rung, "bfloat16", (fused_attention, stock_layers, whole_vocabulary)
+    ),
     "+ one function a LoRA layer": partial(rung, "bfloat16", (fused_attention, whole_vocabulary)),
     "+ vocabulary in blocks": partial(rung, "bfloat16", (fused_attention,)),
     "+ attention as plain products (the product)": partial(rung, "bfloat16", ()),
@@ -120,7 +143,9 @@ BENCHMARK = side.Benchmark(
     },
     arms=RUNGS | ANSWERS,
     only={"small-notes": list(RUNGS), "60M-notes": list(RUNGS), "small-answers": list(ANSWERS)},
-    goals=("Every rung trains the same documents in the same steps; its losses stay within those of float32 and bfloat16 of the first two rungs.",),
+    goals=(
+        "Every rung trains the same documents in the same steps; its losses stay within those of float32 and bfloat16 of the first two rungs.",
+    ),
 )
 
 if __name__ == "__main__":

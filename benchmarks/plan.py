@@ -53,10 +53,16 @@ def answering(work: Path) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     words = [int(count) for count in np.exp(rng.uniform(np.log(50), np.log(500), 400))]
-    _texts.write_csv(work / "notes.csv", ("note_id", "category", "text"), classify.rows(words, 40, rng))
+    _texts.write_csv(
+        work / "notes.csv", ("note_id", "category", "text"), classify.rows(words, 40, rng)
+    )
     return {
         "kind": "classify",
-        "source": {"name": "files", "path": str(work / "notes.csv"), "columns": {name: name for name in ("note_id", "category", "text")}},
+        "source": {
+            "name": "files",
+            "path": str(work / "notes.csv"),
+            "columns": {name: name for name in ("note_id", "category", "text")},
+        },
         "task": {"name": "note_categories"},
         "base": {"path": str(_texts.SMALL), "max_tokens": 1024},
         "adapters": [_texts.LORA],
@@ -71,11 +77,18 @@ def embedding(work: Path) -> dict[str, Any]:
     import embed_train
 
     with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"anchor": anchor, "positive": positive}) + "\n" for anchor, positive in embed_train.pieces(2000))
+        file.writelines(
+            json.dumps({"anchor": anchor, "positive": positive}) + "\n"
+            for anchor, positive in embed_train.pieces(2000)
+        )
     return {
         "kind": "embed",
         "source": {"name": "handbook"},
-        "pairs": {"kinds": ["question-answer"], "deduplicate": "none", "imported": [{"path": str(work / "pairs.jsonl")}]},
+        "pairs": {
+            "kinds": ["question-answer"],
+            "deduplicate": "none",
+            "imported": [{"path": str(work / "pairs.jsonl")}],
+        },
         "base": {"path": str(_texts.minilm()), "max_tokens": 128},
         "adapters": [_texts.LORA],
         "training": {"batch_pairs": 32, "apart_by": "text", "micro_batch_tokens": 8192},
@@ -103,26 +116,43 @@ RECIPES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def _asked(work: Path) -> tuple[Any, Any, Any]:
     """Recipe, verb and circumstances."""
-    from clinpeft import pipeline, recipe
+    from clinpeft import recipe, workflows
 
     asked = recipe.validated(json.loads((work / "recipe.json").read_text()), "the benchmark")
-    return asked, getattr(pipeline, asked.kind), pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+    return (
+        asked,
+        getattr(workflows, asked.kind),
+        workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC)),
+    )
 
 
 def planned(work: Path) -> side.Measured:
     """What ``clinpeft plan`` finds without ``--gpu``."""
-    asked, verb, around = _asked(work)
-    from clinpeft.pipeline import planning
+    asked, verb, context = _asked(work)
+    from clinpeft.workflows.plan import probed
 
     held: list[int] = []
     with tempfile.TemporaryDirectory(dir=work) as home, held_before_training(held):
-        plan = planning.probed(asked, Path(home), around, verb, None)
+        plan = probed(asked, Path(home), context, verb, None)
     assert plan.probe is not None and plan.seconds is not None and plan.tokens is not None
     terms = {f"{term.name}, MB": term.value / 2**20 for term in plan.memory}
-    by_formula = {"formula": held[0] + sum(term.value for term in plan.memory[1:]), "before training": float(held[0]), **terms}
-    told = {"cold_seconds": plan.probe.cold_seconds, "measuring_seconds": plan.probe.measuring_seconds}
+    by_formula = {
+        "formula": held[0] + sum(term.value for term in plan.memory[1:]),
+        "before training": float(held[0]),
+        **terms,
+    }
+    told = {
+        "cold_seconds": plan.probe.cold_seconds,
+        "measuring_seconds": plan.probe.measuring_seconds,
+    }
     end = {**by_formula, **told, "probe": float(plan.probe.peak_bytes or 0)}
-    return side.Measured("tokens", [float(plan.tokens)], [plan.seconds[0]], peak_bytes=plan.probe.peak_bytes or 0, end=end)
+    return side.Measured(
+        "tokens",
+        [float(plan.tokens)],
+        [plan.seconds[0]],
+        peak_bytes=plan.probe.peak_bytes or 0,
+        end=end,
+    )
 
 
 @contextlib.contextmanager
@@ -145,38 +175,71 @@ def run(work: Path) -> side.Measured:
     """The run itself."""
     import dataclasses
 
-    asked, verb, around = _asked(work)
+    asked, verb, context = _asked(work)
     at_step: list[int] = []
-    around = dataclasses.replace(around, tell=lambda _: at_step.append(side.peak_bytes()))
+    context = dataclasses.replace(context, tell=lambda _: at_step.append(side.peak_bytes()))
     with tempfile.TemporaryDirectory(dir=work) as home:
-        record = verb(asked, Path(home), around).record
+        record = verb(asked, Path(home), context).record
     end = {"first step": float(at_step[0]), "training": float(at_step[-1])}
-    return side.Measured("tokens", [float(record.tokens_seen)], [record.training_seconds], peak_bytes=record.peak_memory_bytes or 0, end=end)
+    return side.Measured(
+        "tokens",
+        [float(record.tokens_seen)],
+        [record.training_seconds],
+        peak_bytes=record.peak_memory_bytes or 0,
+        end=end,
+    )
 
 
 QUANTITIES = {
     "seconds of training": (lambda plan: plan.seconds[0], lambda run: run.seconds[0], 1.0),
     "tokens": (lambda plan: plan.amounts[0], lambda run: run.amounts[0], 1.0),
-    "peak of the process by its first steps, MB": (lambda plan: plan.end["probe"], lambda run: run.peak_bytes, 2**20),
-    "peak of training by formula and what is held before, MB": (lambda plan: plan.end["formula"], lambda run: run.end["training"], 2**20),
+    "peak of the process by its first steps, MB": (
+        lambda plan: plan.end["probe"],
+        lambda run: run.peak_bytes,
+        2**20,
+    ),
+    "peak of training by formula and what is held before, MB": (
+        lambda plan: plan.end["formula"],
+        lambda run: run.end["training"],
+        2**20,
+    ),
 }
 """What is planned -> where a plan and a run have it, and its unit."""
 
 
 def compared(arms: Mapping[str, Mapping[str, Any]], _: Sequence[str]) -> list[dict[str, Any]]:
     """One row a quantity: medians over rounds, and how far the plan was off in the same rounds; one row for each arm that failed."""
-    plans, runs = ([side.Measured(**each) for each in arms.get(name, {"runs": []})["runs"]] for name in ("plan", "run"))
+    plans, runs = (
+        [side.Measured(**each) for each in arms.get(name, {"runs": []})["runs"]]
+        for name in ("plan", "run")
+    )
     pairs = list(zip(plans, runs, strict=False))
-    failed = [{"quantity": name, "failure": arm["failure"]} for name, arm in arms.items() if arm["failure"]]
+    failed = [
+        {"quantity": name, "failure": arm["failure"]}
+        for name, arm in arms.items()
+        if arm["failure"]
+    ]
     return failed + [
-        _quantity(name, [(of_plan(plan), of_run(run)) for plan, run in pairs], unit) for name, (of_plan, of_run, unit) in QUANTITIES.items() if pairs
+        _quantity(name, [(of_plan(plan), of_run(run)) for plan, run in pairs], unit)
+        for name, (of_plan, of_run, unit) in QUANTITIES.items()
+        if pairs
     ]
 
 
 def _quantity(name: str, pairs: Sequence[tuple[float, float]], unit: float) -> dict[str, Any]:
     errors = [plan / run - 1 for plan, run in pairs]
-    middle = {"planned": statistics.median(plan for plan, _ in pairs) / unit, "measured": statistics.median(run for _, run in pairs) / unit}
-    return {"quantity": name, "failure": "", "rounds": len(pairs), **middle, "error": statistics.median(errors), "worst": max(errors, key=abs)}
+    middle = {
+        "planned": statistics.median(plan for plan, _ in pairs) / unit,
+        "measured": statistics.median(run for _, run in pairs) / unit,
+    }
+    return {
+        "quantity": name,
+        "failure": "",
+        "rounds": len(pairs),
+        **middle,
+        "error": statistics.median(errors),
+        "worst": max(errors, key=abs),
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -186,7 +249,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["failure"]:
             yield f"| {row['quantity']} | failed: {row['failure']} | | | | |"
             continue
-        numbers = [f"{row['planned']:,.0f}", f"{row['measured']:,.0f}", f"{row['error']:+.0%}", f"{row['worst']:+.0%}", str(row["rounds"])]
+        numbers = [
+            f"{row['planned']:,.0f}",
+            f"{row['measured']:,.0f}",
+            f"{row['error']:+.0%}",
+            f"{row['worst']:+.0%}",
+            str(row["rounds"]),
+        ]
         yield f"| {row['quantity']} | " + " | ".join(numbers) + " |"
 
 

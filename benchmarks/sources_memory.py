@@ -2,7 +2,7 @@
 
 Writes two invented hospitals in the layout of MIMIC-IV-Note, a fifth of ``--notes`` and ``--notes``, reads each in a process of its own, and
 prints notes a second and the peak of resident memory; then the same file through other CSV readers, for the choice made in
-``sources/delimited.py``. Everything written is deleted again.
+``data/formats/delimited.py``. Everything written is deleted again.
 
     python benchmarks/sources_memory.py --notes 500000
 """
@@ -22,20 +22,28 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clinpeft import sources
+from clinpeft.core.schemas import Attrition
+from clinpeft.data import synthetic
+from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
-from clinpeft.sources import synthetic
-from clinpeft.tables import Attrition
 
 NOTES_PER_SUBJECT = 11.5  # a little under what the hospital writes, so that there are at least as many notes as asked for
 FILES = ("discharge.csv.gz", "radiology.csv.gz")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--notes", type=int, default=500_000)
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder without it")
-    parser.add_argument("--read", choices=sorted(READERS), help="(used by itself) read --folder once and print what it took")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write; a temporary folder without it"
+    )
+    parser.add_argument(
+        "--read",
+        choices=sorted(READERS),
+        help="(used by itself) read --folder once and print what it took",
+    )
     asked = parser.parse_args()
     if asked.read:
         print(json.dumps(measured(READERS[asked.read], asked.folder)))
@@ -51,11 +59,19 @@ def report(notes: int, folder: Path) -> None:
     synthetic.write(hospital, math.ceil(notes / NOTES_PER_SUBJECT), 1234, "mimic-iv")
     seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
     size = sum((hospital / "note" / name).stat().st_size for name in FILES)
-    print(f"{notes:,} notes asked for: written in {seconds:.0f} s ({processor:.0f} s of processor), {size / 1e6:.0f} MB gzipped", flush=True)
+    print(
+        f"{notes:,} notes asked for: written in {seconds:.0f} s ({processor:.0f} s of processor), {size / 1e6:.0f} MB gzipped",
+        flush=True,
+    )
     for reader in READERS:
         command = [sys.executable, __file__, "--read", reader, "--folder", str(hospital)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        rate, speed = found["notes"] / found["seconds"], found["characters"] / found["processor"] / 1e6
+        found = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
+        rate, speed = (
+            found["notes"] / found["seconds"],
+            found["characters"] / found["processor"] / 1e6,
+        )
         line = f"  {reader:14} {found['notes']:>9,} notes {rate:>9,.0f} notes/s {found['notes'] / found['processor']:>9,.0f} notes/s of processor"
         print(
             f"{line} {speed:6.0f} M characters/s of processor, peak {found['peak'] / 1e6:,.0f} MB (at the start {found['start'] / 1e6:,.0f})",
@@ -70,7 +86,13 @@ def measured(reader: Callable[[Path], Iterable[tuple[int, int]]], folder: Path) 
     for more, longer in reader(folder):
         notes, characters = notes + more, characters + longer
     took = {"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor}
-    return {"notes": notes, "characters": characters, **took, "start": start, "peak": resident_bytes()}
+    return {
+        "notes": notes,
+        "characters": characters,
+        **took,
+        "start": start,
+        "peak": resident_bytes(),
+    }
 
 
 def resident_bytes() -> int:
@@ -97,7 +119,10 @@ def read_arrow(folder: Path) -> Iterable[tuple[int, int]]:
     import pyarrow.csv as arrow_csv
 
     for name in FILES:
-        options = {"read_options": arrow_csv.ReadOptions(use_threads=False), "parse_options": arrow_csv.ParseOptions(newlines_in_values=True)}
+        options = {
+            "read_options": arrow_csv.ReadOptions(use_threads=False),
+            "parse_options": arrow_csv.ParseOptions(newlines_in_values=True),
+        }
         for batch in arrow_csv.open_csv(folder / "note" / name, **options):
             yield batch.num_rows, batch.column("text").nbytes
 
@@ -107,9 +132,7 @@ def read_duckdb(folder: Path) -> Iterable[tuple[int, int]]:
 
     connection = duckdb.connect(config={"threads": 1})
     for name in FILES:
-        query = (
-            f"FROM read_csv('{folder / 'note' / name}', header=true, delim=',', quote='\"', escape='\"', strict_mode=true, max_line_size=16000000)"
-        )
+        query = f"FROM read_csv('{folder / 'note' / name}', header=true, delim=',', quote='\"', escape='\"', strict_mode=true, max_line_size=16000000)"
         for batch in connection.execute(query).to_arrow_reader(1024):
             yield batch.num_rows, batch.column("text").nbytes
 

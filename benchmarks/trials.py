@@ -41,7 +41,12 @@ def prepare(trials: int, batch: int, work: Path, quick: bool) -> None:
     kept = np.resize(np.asarray(ids), (count, TOKENS))
     np.savez(work / "notes.npz", ids=kept, truth=rng.integers(0, CLASSES, count))
     (work / "shape.json").write_text(json.dumps({"trials": trials, "batch": batch}))
-    about = {"trials": trials, "notes a step": batch, "tokens a note": TOKENS, "steps of a trial": steps}
+    about = {
+        "trials": trials,
+        "notes a step": batch,
+        "tokens a note": TOKENS,
+        "steps of a trial": steps,
+    }
     (work / "about.json").write_text(json.dumps(about))
 
 
@@ -58,27 +63,38 @@ class Setting:
 def settings(work: Path) -> list[Setting]:
     """As a search would propose them."""
     count = json.loads((work / "shape.json").read_text())["trials"]
-    return [Setting(2 ** (1 + at % 4), 0.1 * (at % 3), 1e-4 * 2 ** (at % 5), 100 + at) for at in range(count)]
+    return [
+        Setting(2 ** (1 + at % 4), 0.1 * (at % 3), 1e-4 * 2 ** (at % 5), 100 + at)
+        for at in range(count)
+    ]
 
 
-def course(base: Any, stack: Any, setting: Setting, work: Path, crew: Any) -> tuple[Any, Any]:
+def course(
+    base: Any, stack: Any, setting: Setting, work: Path, accelerator: Any
+) -> tuple[Any, Any]:
     """How one trial learns, as ``classify`` has it, and its optimisation."""
     import torch
 
     from clinpeft import adapters, models, training
+    from clinpeft.core.schemas import Question
     from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
-    from clinpeft.tables import Question
 
     notes = np.load(work / "notes.npz")
-    ids, truth, batch = torch.from_numpy(notes["ids"]), torch.from_numpy(notes["truth"]), json.loads((work / "shape.json").read_text())["batch"]
-    head = models.Head(base.width, CLASSES, 0.1, seed=setting.seed).to(crew.device)
+    ids, truth, batch = (
+        torch.from_numpy(notes["ids"]),
+        torch.from_numpy(notes["truth"]),
+        json.loads((work / "shape.json").read_text())["batch"],
+    )
+    head = models.Head(base.width, CLASSES, 0.1, seed=setting.seed).to(accelerator.device)
 
     def reading(documents: Any) -> Any:
-        chosen = ids[torch.from_numpy(documents)].to(crew.device)
+        chosen = ids[torch.from_numpy(documents)].to(accelerator.device)
 
         def answer(vectors: Any) -> Any:
             pooled = models.pool_spans(vectors, models.Spans((TOKENS,) * len(chosen)), "last")
-            return head(pooled, torch.arange(len(chosen), device=crew.device), len(chosen), "mean")
+            return head(
+                pooled, torch.arange(len(chosen), device=accelerator.device), len(chosen), "mean"
+            )
 
         return adapters.Reading(chosen, torch.ones_like(chosen), answer)
 
@@ -92,24 +108,58 @@ def course(base: Any, stack: Any, setting: Setting, work: Path, crew: Any) -> tu
 
     names = tuple(f"class {at}" for at in range(CLASSES))
     exam = training.Exam(
-        question=Question("drawn", "multiclass", names, ("",) * CLASSES, (1,) * CLASSES, "auroc_ovo"),
-        **{"answer": live, "reading": reading, "truth": truth, "lengths": np.full(len(ids), TOKENS)},
-        **{"train": np.arange(len(ids)), "tuning": np.arange(0), "grouped": lambda chosen: [chosen]},
-        **{"scores": lambda _: np.zeros((0, CLASSES), np.float32), "metric": lambda *_: float("nan")},
+        question=Question(
+            "drawn", "multiclass", names, ("",) * CLASSES, (1,) * CLASSES, "auroc_ovo"
+        ),
+        **{
+            "answer": live,
+            "reading": reading,
+            "truth": truth,
+            "lengths": np.full(len(ids), TOKENS),
+        },
+        **{
+            "train": np.arange(len(ids)),
+            "tuning": np.arange(0),
+            "grouped": lambda chosen: [chosen],
+        },
+        **{
+            "scores": lambda _: np.zeros((0, CLASSES), np.float32),
+            "metric": lambda *_: float("nan"),
+        },
     )
-    spec = ClassifierTrainingSpec(learning_rate=setting.rate, epochs=1, batch_notes=batch, checkpoints=1, evaluations=1, select_by="last")
+    spec = ClassifierTrainingSpec(
+        learning_rate=setting.rate,
+        epochs=1,
+        batch_notes=batch,
+        checkpoints=1,
+        evaluations=1,
+        select_by="last",
+    )
     own = training.as_parameters({"head": head})
-    made = training.classification([exam], {**stack.trained, **own}, mode, LossSpec(), spec, setting.seed, crew, tuple(own))
+    made = training.classification(
+        [exam],
+        {**stack.trained, **own},
+        mode,
+        LossSpec(),
+        spec,
+        setting.seed,
+        accelerator,
+        tuple(own),
+    )
     return made, spec
 
 
-def _base(precision: str, crew: Any) -> Any:
+def _base(precision: str, accelerator: Any) -> Any:
     import _texts
 
     from clinpeft import models
     from clinpeft.recipe import BaseSpec
 
-    return models.load(BaseSpec.model_validate({"path": _texts.SMALL, "precision": precision}), crew.device, "vectors")
+    return models.load(
+        BaseSpec.model_validate({"path": _texts.SMALL, "precision": precision}),
+        accelerator.device,
+        "vectors",
+    )
 
 
 def _adapter(setting: Setting) -> list[Any]:
@@ -122,14 +172,23 @@ def one_after_another(precision: str, work: Path) -> side.Measured:
     """Each trial on a base of its own, which goes when it has ended."""
     from clinpeft import adapters, training
 
-    crew, seconds, losses, first = training.assemble(), [], [], 0.0
+    accelerator, seconds, losses, first = training.assemble(), [], [], 0.0
     for setting in settings(work):
-        base = _base(precision, crew)
-        made, spec = course(base, adapters.attach(base, _adapter(setting), setting.seed), setting, work, crew)
+        base = _base(precision, accelerator)
+        made, spec = course(
+            base, adapters.attach(base, _adapter(setting), setting.seed), setting, work, accelerator
+        )
         marks = [time.perf_counter()]
         with tempfile.TemporaryDirectory() as folder:
             watch = training.Watch(tell=lambda _, marks=marks: marks.append(time.perf_counter()))  # type: ignore[misc]
-            losses.append([point["loss"] for point in training.fit(made, spec, crew, Path(folder), watch).progress.history])
+            losses.append(
+                [
+                    point["loss"]
+                    for point in training.fit(
+                        made, spec, accelerator, Path(folder), watch
+                    ).progress.history
+                ]
+            )
         first = first or side.since_start()
         seconds.append(np.diff(marks))
     every = np.stack(seconds).T  # (steps, trials): the first steps of all are left out of the rate
@@ -140,22 +199,38 @@ def together(precision: str, work: Path) -> side.Measured:
     """All trials in one pass."""
     from clinpeft import adapters, training
 
-    crew, tried = training.assemble(), settings(work)
-    base = _base(precision, crew)
-    joint = adapters.together(base, [adapters.Trial(_adapter(setting), setting.seed) for setting in tried])
+    accelerator, tried = training.assemble(), settings(work)
+    base = _base(precision, accelerator)
+    joint = adapters.together(
+        base, [adapters.Trial(_adapter(setting), setting.seed) for setting in tried]
+    )
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         fits = []
         for at, (stack, setting) in enumerate(zip(joint.stacks, tried, strict=True)):
-            watch = training.Watch(tell=lambda _: marks.append(time.perf_counter())) if at == len(tried) - 1 else training.Watch()
-            fits.append(training.Fit(*course(base, stack, setting, work, crew), Path(folder) / str(at), watch))
+            watch = (
+                training.Watch(tell=lambda _: marks.append(time.perf_counter()))
+                if at == len(tried) - 1
+                else training.Watch()
+            )
+            fits.append(
+                training.Fit(
+                    *course(base, stack, setting, work, accelerator), Path(folder) / str(at), watch
+                )
+            )
         marks.append(time.perf_counter())
-        found = training.fit_together(joint, fits, crew)
-    losses = [[point["loss"] for point in each.progress.history] for each in found if isinstance(each, training.Fitted)]
+        found = training.fit_together(joint, fits, accelerator)
+    losses = [
+        [point["loss"] for point in each.progress.history]
+        for each in found
+        if isinstance(each, training.Fitted)
+    ]
     return _measured(work, np.diff(marks).tolist(), losses, side.since_start(), precision)
 
 
-def _measured(work: Path, seconds: list[float], losses: list[list[float]], first: float, precision: str) -> side.Measured:
+def _measured(
+    work: Path, seconds: list[float], losses: list[list[float]], first: float, precision: str
+) -> side.Measured:
     """Steps of all trials at once, with the losses of all, trial by trial."""
     shape = json.loads((work / "shape.json").read_text())
     return side.Measured(
@@ -181,7 +256,9 @@ BENCHMARK = side.Benchmark(
         for precision in ("float32", "bfloat16")
         for name, arm in (("one after another", one_after_another), ("together", together))
     },
-    goals=("together at least 1.3 times one after another at batch-8, memory of one base, the same losses in float32",),
+    goals=(
+        "together at least 1.3 times one after another at batch-8, memory of one base, the same losses in float32",
+    ),
 )
 
 if __name__ == "__main__":

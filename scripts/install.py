@@ -19,12 +19,20 @@ from lock import LOCK, entries, name
 
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-CHECKED = ["install", "--require-hashes", "--no-deps", "--no-compile"]  # the lock is complete, so that nothing is left to resolve
-QUIETLY = ["--quiet", "--quiet"]  # errors only: a configured second index without some package is no news
+CHECKED = [
+    "install",
+    "--require-hashes",
+    "--no-deps",
+    "--no-compile",
+]  # the lock is complete, so that nothing is left to resolve
+QUIETLY = [
+    "--quiet",
+    "--quiet",
+]  # errors only: a configured second index without some package is no news
 NO_CPU_BUILD = (
     "pip finds no processor-only build of torch with a hash that requirements.lock knows\n"
     "  where: the package index and the find-links folder that pip is configured with\n"
-    "  way out: point PIP_FIND_LINKS at a folder with the wheel and run `make lock`, or take the other build with `make TORCH=cuda ...`"
+    "  hint: point PIP_FIND_LINKS at a folder with the wheel and run `make lock`, or take the other build with `make TORCH=cuda ...`"
 )
 
 
@@ -37,8 +45,18 @@ def for_the_processor(lock: str) -> list[str]:
 def processor_build_is_found(processor_lock: list[str], folder: Path) -> bool:
     """Whether pip would install the processor build: found where it looks, with a hash that the lock knows."""
     only = folder / "torch.lock"
-    only.write_text("\n".join(entry for entry in processor_lock if name(entry) == "torch") + "\n", encoding="utf-8")
-    return subprocess.run([*PIP, *CHECKED, *QUIETLY, "--dry-run", "-r", str(only)], capture_output=True, check=False).returncode == 0
+    only.write_text(
+        "\n".join(entry for entry in processor_lock if name(entry) == "torch") + "\n",
+        encoding="utf-8",
+    )
+    return (
+        subprocess.run(
+            [*PIP, *CHECKED, *QUIETLY, "--dry-run", "-r", str(only)],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
 
 
 def chosen(build: str, folder: Path) -> Path:
@@ -57,11 +75,15 @@ def main() -> None:
     """Install what the lock names, then clinpeft as an editable package."""
     build = sys.argv[1] if len(sys.argv) > 1 else "auto"
     if build not in ("auto", "cpu", "cuda"):
-        sys.exit(f"TORCH={build} is not a build of torch\n  where: the command line of make\n  way out: TORCH=auto, TORCH=cpu or TORCH=cuda")
+        sys.exit(
+            f"TORCH={build} is not a build of torch\n  where: the command line of make\n  hint: TORCH=auto, TORCH=cpu or TORCH=cuda"
+        )
     lock = chosen(build, Path(sys.prefix))
     print(f"installing from {lock.name}; the first time takes a minute or more", flush=True)
     subprocess.run([*PIP, *CHECKED, *QUIETLY, "-r", str(lock)], check=True)
-    subprocess.run([*PIP, "install", *QUIETLY, "--no-deps", "--no-build-isolation", "-e", "."], check=True)
+    subprocess.run(
+        [*PIP, "install", *QUIETLY, "--no-deps", "--no-build-isolation", "-e", "."], check=True
+    )
 
 
 if __name__ == "__main__":

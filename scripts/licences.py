@@ -21,7 +21,9 @@ from packaging.requirements import Requirement
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 LINKING_EXCEPTION = re.compile(r"GPL-3\.0-or-later WITH GCC-exception-3\.1")
 STRONG = re.compile(r"(?<!L)\bA?GPL|GNU (?:Affero )?General Public|Affero", re.IGNORECASE)
-WEAK = re.compile(r"\bLGPL|Lesser General Public|\bMPL|Mozilla Public|\bEPL|Eclipse Public", re.IGNORECASE)
+WEAK = re.compile(
+    r"\bLGPL|Lesser General Public|\bMPL|Mozilla Public|\bEPL|Eclipse Public", re.IGNORECASE
+)
 REFUSED = ("refused", "undeclared")
 
 
@@ -43,7 +45,11 @@ class Package:
         choices = re.split(r"\s+OR\s+", said) if " AND " not in said else [said]
         if all(STRONG.search(choice) for choice in choices):
             return "refused"
-        return "weak" if all(STRONG.search(choice) or WEAK.search(choice) for choice in choices) else "permissive"
+        return (
+            "weak"
+            if all(STRONG.search(choice) or WEAK.search(choice) for choice in choices)
+            else "permissive"
+        )
 
 
 def canonical(name: str) -> str:
@@ -56,7 +62,11 @@ def licence_of(found: Distribution) -> str:
     about = found.metadata
     if "License-Expression" in about:
         return str(about["License-Expression"])
-    classified = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
+    classified = [
+        line.rpartition(" :: ")[2]
+        for line in about.get_all("Classifier") or []
+        if line.startswith("License ::")
+    ]
     free = str(about["License"]).strip().partition("\n")[0] if "License" in about else ""
     return " / ".join(dict.fromkeys(part for part in (*classified, free) if part))
 
@@ -69,7 +79,15 @@ def package(name: str) -> Package:
     """
     found = distribution(name)
     asked = [Requirement(line) for line in found.requires or []]
-    here = tuple(sorted({canonical(one.name) for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})}))
+    here = tuple(
+        sorted(
+            {
+                canonical(one.name)
+                for one in asked
+                if one.marker is None or one.marker.evaluate({"extra": ""})
+            }
+        )
+    )
     return Package(canonical(name), found.version, licence_of(found), here)
 
 
@@ -102,7 +120,9 @@ def main() -> None:
         print(f"{one.name:28} {one.version:18} {one.standing:11} {one.licence}")
     wrong = [one for one in found.values() if one.standing in REFUSED]
     weak = [one.name for one in found.values() if one.standing == "weak"]
-    print(f"\n{len(found)} packages; weak copyleft: {', '.join(weak) or 'none'}; refused: {', '.join(one.name for one in wrong) or 'none'}")
+    print(
+        f"\n{len(found)} packages; weak copyleft: {', '.join(weak) or 'none'}; refused: {', '.join(one.name for one in wrong) or 'none'}"
+    )
     if wrong:
         sys.exit(1)
 

@@ -42,13 +42,19 @@ def licences(one: Package) -> list[dict[str, Any]]:
         return [{"expression": said}]
     if not said:
         return []
-    return [{"license": {"id": said}}] if (SPDX.fullmatch(said) and "-" in said) or said in ("MIT", "ISC") else [{"license": {"name": said}}]
+    return (
+        [{"license": {"id": said}}]
+        if (SPDX.fullmatch(said) and "-" in said) or said in ("MIT", "ISC")
+        else [{"license": {"name": said}}]
+    )
 
 
 def component(one: Package, accepted: Mapping[str, list[str]]) -> dict[str, Any]:
     """One library, with the digests of the files that the lock accepts for it."""
     ref = purl(one.name, one.version)
-    digests = [{"name": "clinpeft:lock:sha256", "value": digest} for digest in accepted.get(one.name, [])]
+    digests = [
+        {"name": "clinpeft:lock:sha256", "value": digest} for digest in accepted.get(one.name, [])
+    ]
     return {
         "type": "library",
         "bom-ref": ref,
@@ -60,12 +66,20 @@ def component(one: Package, accepted: Mapping[str, list[str]]) -> dict[str, Any]
     }
 
 
-def bill(found: Mapping[str, Package], asked: list[str], accepted: Mapping[str, list[str]]) -> dict[str, Any]:
+def bill(
+    found: Mapping[str, Package], asked: list[str], accepted: Mapping[str, list[str]]
+) -> dict[str, Any]:
     """The whole document."""
     own = purl("clinpeft", clinpeft.__version__)
     refs = {name: purl(one.name, one.version) for name, one in found.items()}
     dependencies = [{"ref": own, "dependsOn": sorted(refs[name] for name in asked if name in refs)}]
-    dependencies += [{"ref": refs[name], "dependsOn": sorted(refs[other] for other in one.requires if other in refs)} for name, one in found.items()]
+    dependencies += [
+        {
+            "ref": refs[name],
+            "dependsOn": sorted(refs[other] for other in one.requires if other in refs),
+        }
+        for name, one in found.items()
+    ]
     content = {
         "metadata": {
             "component": {

@@ -31,13 +31,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SMOKE = [ROOT / "recipes" / name for name in ("smoke.toml", "smoke-classify.toml", "smoke-embed.toml")]
+SMOKE = [
+    ROOT / "recipes" / name for name in ("smoke.toml", "smoke-classify.toml", "smoke-embed.toml")
+]
 SETTINGS = {
     "adapt": ["base.precision=float32"],
     "classify": ["base.precision=float32"],
-    "embed": ["base.precision=float32", "evaluation.profile_texts=0"],  # what is timed is never the same twice
+    "embed": [
+        "base.precision=float32",
+        "evaluation.profile_texts=0",
+    ],  # what is timed is never the same twice
 }
-FORGOTTEN = ("checkpoints", "lock", "log.jsonl", "run.json", "audit.jsonl", "audit.head", "audit.lock")
+FORGOTTEN = (
+    "checkpoints",
+    "lock",
+    "log.jsonl",
+    "run.json",
+    "audit.jsonl",
+    "audit.head",
+    "audit.lock",
+)
 """What differs between two runs of the same recipe: compared apart, or not at all."""
 
 TIMES = ("seconds",)
@@ -76,7 +89,13 @@ def verb_of(recipe: Path) -> str:
 
 
 def words(verb: str, recipe: Path, home: Path) -> list[str]:
-    return [verb, str(recipe), "--home", str(home), *(word for change in SETTINGS[verb] for word in ("--set", change))]
+    return [
+        verb,
+        str(recipe),
+        "--home",
+        str(home),
+        *(word for change in SETTINGS[verb] for word in ("--set", change)),
+    ]
 
 
 def command(asked: list[str]) -> int:
@@ -165,7 +184,9 @@ def killed_at_a_write(one: Trial) -> tuple[str, int]:
         if seen["writes"] == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return f"kill -9 at write {at} of {one.reference.writes}", ended(child(one.asked, one.told, lambda: writes_under(one.home, hit)))
+    return f"kill -9 at write {at} of {one.reference.writes}", ended(
+        child(one.asked, one.told, lambda: writes_under(one.home, hit))
+    )
 
 
 def killed_at_any_time(one: Trial) -> tuple[str, int]:
@@ -192,7 +213,9 @@ def disk_full_from_a_write_on(one: Trial) -> tuple[str, int]:
         if seen["writes"] >= at and event in TAKES_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(one.home))
 
-    return f"disk full from write {at} of {one.reference.writes} on", ended(child(one.asked, one.told, lambda: writes_under(one.home, hit)))
+    return f"disk full from write {at} of {one.reference.writes} on", ended(
+        child(one.asked, one.told, lambda: writes_under(one.home, hit))
+    )
 
 
 def files_of_limited_size(one: Trial) -> tuple[str, int]:
@@ -205,7 +228,13 @@ def files_of_limited_size(one: Trial) -> tuple[str, int]:
     if not reader:
         one.told.write_bytes(piped.read_bytes())
         os._exit(0)
-    pid = child(one.asked, piped, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])))
+    pid = child(
+        one.asked,
+        piped,
+        lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        ),
+    )
     code = ended(pid)
     os.waitpid(reader, 0)
     return f"no file over {limit} bytes", code
@@ -215,8 +244,16 @@ def killed_for_real(one: Trial) -> tuple[str, int]:
     """The real command in a process group of its own, killed when its log has so many lines."""
     step = one.draw.randint(1, 3)
     with one.told.open("wb") as out:
-        running = subprocess.Popen([sys.executable, "-m", "clinpeft", *one.asked], stdout=out, stderr=out, start_new_session=True)
-    while running.poll() is None and sum(len(log.read_bytes().splitlines()) for log in one.home.glob("*/log.jsonl")) < step:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "clinpeft", *one.asked],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    while (
+        running.poll() is None
+        and sum(len(log.read_bytes().splitlines()) for log in one.home.glob("*/log.jsonl")) < step
+    ):
         time.sleep(0.01)
     running.kill()
     return f"real kill -9 in step {step}", running.wait()
@@ -277,7 +314,9 @@ def outcome(home: Path) -> dict[str, str]:
     for path in sorted(path for path in home.rglob("*") if path.is_file()):
         name = path.relative_to(home).as_posix()
         if name.startswith(("cache/", "tables/")):
-            found[name] = "there"  # what is remembered is compared by what is made of it; tables of a grid tell seconds
+            found[name] = (
+                "there"  # what is remembered is compared by what is made of it; tables of a grid tell seconds
+            )
         elif not any(part in FORGOTTEN for part in path.relative_to(home).parts):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for run in sorted(home.glob("*/run.json")):
@@ -298,22 +337,47 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
 def recorded(path: Path) -> dict[str, Any]:
     """Of the record, what does not tell the time."""
     told = json.loads(path.read_text(encoding="utf-8"))
-    return {name: told.get(name) for name in ("id", "state", "counts", "liveness", "trained_parameters", "tokens_seen", "notices", "error", "hashes")}
+    return {
+        name: told.get(name)
+        for name in (
+            "id",
+            "state",
+            "counts",
+            "liveness",
+            "trained_parameters",
+            "tokens_seen",
+            "notices",
+            "error",
+            "hashes",
+        )
+    }
 
 
 def unaudited(home: Path) -> list[str]:
     """What is wrong with the chain of the audit log, and the finished runs that it does not know."""
-    from clinpeft.registry import audit
+    from clinpeft.runs import audit_log
 
-    known = {line.get("run") for line in audit.lines(home) if line.get("state") == "finished"}
-    missing = [f"run {run.parent.name} is not in the audit log" for run in home.glob("*/run.json") if run.parent.name not in known]
-    return [*audit.verify(home).problems, *missing]
+    known = {line.get("run") for line in audit_log.lines(home) if line.get("state") == "finished"}
+    missing = [
+        f"run {run.parent.name} is not in the audit log"
+        for run in home.glob("*/run.json")
+        if run.parent.name not in known
+    ]
+    return [*audit_log.verify(home).problems, *missing]
 
 
 def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:
     lost = [f"{name} is missing" for name in sorted(reference.keys() - found.keys())]
     left = [f"{name} is left over" for name in sorted(found.keys() - reference.keys())]
-    return lost + left + [f"{name} differs" for name in sorted(reference.keys() & found.keys()) if reference[name] != found[name]]
+    return (
+        lost
+        + left
+        + [
+            f"{name} differs"
+            for name in sorted(reference.keys() & found.keys())
+            if reference[name] != found[name]
+        ]
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------------------------------- rounds
@@ -322,7 +386,11 @@ def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:
 def undisturbed(recipe: Path, scratch: Path) -> Reference:
     """The recipe once in this process, which loads all that is loaded late, and once in a child, where its writes are counted."""
     verb = verb_of(recipe)
-    warm, home, counted = scratch / f"warm-{verb}", scratch / f"straight-{verb}", scratch / "counted"
+    warm, home, counted = (
+        scratch / f"warm-{verb}",
+        scratch / f"straight-{verb}",
+        scratch / "counted",
+    )
     with _quiet(scratch / "warm.txt"):
         code = command(words(verb, recipe, warm))
     if code:
@@ -366,7 +434,9 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: list[str], real: bool = False) -> Round:
+def disturbed(
+    reference: Reference, scratch: Path, draw: random.Random, names: list[str], real: bool = False
+) -> Round:
     """One run under these disturbances, each in its turn, sometimes with damage after it; then the same command until it ends."""
     home, told = scratch / "home", scratch / "told.txt"
     shutil.rmtree(home, ignore_errors=True)
@@ -380,13 +450,20 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
         words_said = told.read_text(encoding="utf-8", errors="replace")
         if code not in right:
             done.wrong.append(f"{said}: exit code {code}: {words_said[-600:]}")
-        elif code > 0 and ("way out:" not in words_said or "Traceback" in words_said):
+        elif code > 0 and ("hint:" not in words_said or "Traceback" in words_said):
             done.wrong.append(f"{said}: no three lines: {words_said[-600:]}")
-        if code and not _has_finished(home) and draw.random() < 0.8 and (harm := damaged(home, draw)):
+        if (
+            code
+            and not _has_finished(home)
+            and draw.random() < 0.8
+            and (harm := damaged(home, draw))
+        ):
             done.damage.append(harm)
     code = ended(child(asked, told, lambda: None))
     if code:
-        done.wrong.append(f"the last call: exit code {code}: {told.read_text(encoding='utf-8', errors='replace')[-600:]}")
+        done.wrong.append(
+            f"the last call: exit code {code}: {told.read_text(encoding='utf-8', errors='replace')[-600:]}"
+        )
     done.wrong += [*differences(reference.outcome, outcome(home)), *unaudited(home)]
     done.seconds = time.perf_counter() - begun
     return done
@@ -394,10 +471,19 @@ def disturbed(reference: Reference, scratch: Path, draw: random.Random, names: l
 
 def _has_finished(home: Path) -> bool:
     """Whether a call was stopped after its run was recorded: that run is not opened again, and its checkpoints and its log are read by nobody."""
-    return any(json.loads(run.read_text(encoding="utf-8"))["state"] == "finished" for run in home.glob("*/run.json"))
+    return any(
+        json.loads(run.read_text(encoding="utf-8"))["state"] == "finished"
+        for run in home.glob("*/run.json")
+    )
 
 
-def rounds(references: list[Reference], scratch: Path, seed: int, going_on: Callable[[int], bool], real: int) -> Iterator[Round]:
+def rounds(
+    references: list[Reference],
+    scratch: Path,
+    seed: int,
+    going_on: Callable[[int], bool],
+    real: int,
+) -> Iterator[Round]:
     """Every recipe and every disturbance in turn, the latter mostly followed by one or two more before the run may end."""
     number = 0
     while going_on(number):
@@ -407,7 +493,13 @@ def rounds(references: list[Reference], scratch: Path, seed: int, going_on: Call
         yield disturbed(references[number % len(references)], scratch, draw, names)
         number += 1
     for at in range(real):
-        yield disturbed(references[at % len(references)], scratch, random.Random(f"{seed} real {at}"), ["real"], real=True)
+        yield disturbed(
+            references[at % len(references)],
+            scratch,
+            random.Random(f"{seed} real {at}"),
+            ["real"],
+            real=True,
+        )
 
 
 def summary(done: list[Round]) -> str:
@@ -415,25 +507,62 @@ def summary(done: list[Round]) -> str:
     kinds = sorted({_kind(said) for one in done for said in one.done})
     verbs = sorted({one.verb for one in done})
     rows = [("disturbance", *verbs)]
-    rows += [(kind, *(str(sum(_kind(said) == kind for one in done if one.verb == verb for said in one.done)) for verb in verbs)) for kind in kinds]
-    rows.append(("damaged files", *(str(sum(len(one.damage) for one in done if one.verb == verb)) for verb in verbs)))
+    rows += [
+        (
+            kind,
+            *(
+                str(
+                    sum(
+                        _kind(said) == kind for one in done if one.verb == verb for said in one.done
+                    )
+                )
+                for verb in verbs
+            ),
+        )
+        for kind in kinds
+    ]
+    rows.append(
+        (
+            "damaged files",
+            *(str(sum(len(one.damage) for one in done if one.verb == verb)) for verb in verbs),
+        )
+    )
     rows.append(("runs compared", *(str(sum(one.verb == verb for one in done)) for verb in verbs)))
-    rows.append(("runs that lost something", *(str(sum(bool(one.wrong) for one in done if one.verb == verb)) for verb in verbs)))
+    rows.append(
+        (
+            "runs that lost something",
+            *(str(sum(bool(one.wrong) for one in done if one.verb == verb)) for verb in verbs),
+        )
+    )
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def _kind(said: str) -> str:
     """``kill -9 at write 3 of 90`` -> ``kill -9 at write``."""
-    return next(kind for kind in ("real kill -9", "kill -9", "SIGKILL", "SIGTERM", "disk full", "no file over") if said.startswith(kind))
+    return next(
+        kind
+        for kind in ("real kill -9", "kill -9", "SIGKILL", "SIGTERM", "disk full", "no file over")
+        if said.startswith(kind)
+    )
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("recipes", nargs="*", type=Path, default=SMOKE)
     asked.add_argument("--minutes", type=float, default=0.0, help="go on for so long")
     asked.add_argument("--rounds", type=int, default=0, help="or so many rounds")
-    asked.add_argument("--real", type=int, default=0, help="rounds in which the real command is started and killed, at the end")
+    asked.add_argument(
+        "--real",
+        type=int,
+        default=0,
+        help="rounds in which the real command is started and killed, at the end",
+    )
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--json", type=Path, help="a line a round goes here")
     options = asked.parse_args()
@@ -450,7 +579,11 @@ def main() -> None:
         begun = time.perf_counter()
 
         def going_on(number: int) -> bool:
-            return bool(time.perf_counter() - begun < options.minutes * 60 if options.minutes else number < options.rounds)
+            return bool(
+                time.perf_counter() - begun < options.minutes * 60
+                if options.minutes
+                else number < options.rounds
+            )
 
         for one in rounds(references, Path(folder), options.seed, going_on, options.real):
             done.append(one)
@@ -463,7 +596,9 @@ def main() -> None:
             if options.json:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(one)) + "\n")
-    print(f"\nseed {options.seed}, {(time.perf_counter() - begun) / 60:.1f} minutes\n\n{summary(done)}")
+    print(
+        f"\nseed {options.seed}, {(time.perf_counter() - begun) / 60:.1f} minutes\n\n{summary(done)}"
+    )
     sys.exit(any(one.wrong for one in done))
 
 

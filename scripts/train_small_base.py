@@ -68,14 +68,28 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE, so that no clinical character is ever unknown; separate bos, eos and pad, so that pad never hides eos."""
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=2048)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=2048,
+    )
 
 
 def stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -113,15 +127,29 @@ def learning_rate(used: float) -> float:
 def mean_loss(model: LlamaForCausalLM, held_out: np.ndarray) -> float:
     model.eval()
     with torch.inference_mode():
-        losses = [model(input_ids=batch, labels=batch).loss.item() for batch in torch.from_numpy(held_out).long().split(BATCH_WINDOWS)]
+        losses = [
+            model(input_ids=batch, labels=batch).loss.item()
+            for batch in torch.from_numpy(held_out).long().split(BATCH_WINDOWS)
+        ]
     model.train()
     return float(np.mean(losses))
 
 
-def fit(model: LlamaForCausalLM, train: np.ndarray, held_out: np.ndarray, minutes: float, passes: float, state: Path) -> dict[str, float]:
+def fit(
+    model: LlamaForCausalLM,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    minutes: float,
+    passes: float,
+    state: Path,
+) -> dict[str, float]:
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     step, spent, total = 0, 0.0, int(passes * len(train)) // BATCH_WINDOWS
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -130,7 +158,9 @@ def fit(model: LlamaForCausalLM, train: np.ndarray, held_out: np.ndarray, minute
         step, spent = saved["step"], saved["spent"]
         print(f"going on at step {step}", flush=True)
     begun = time.monotonic() - spent
-    while step < total and (used := max(step / total, (time.monotonic() - begun) / 60 / minutes)) < 1:
+    while (
+        step < total and (used := max(step / total, (time.monotonic() - begun) / 60 / minutes)) < 1
+    ):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(used)
         at = np.arange(step * BATCH_WINDOWS, (step + 1) * BATCH_WINDOWS) % len(train)
@@ -144,11 +174,27 @@ def fit(model: LlamaForCausalLM, train: np.ndarray, held_out: np.ndarray, minute
         if step % 50 == 0:
             spent = time.monotonic() - begun
             speed = step * BATCH_WINDOWS * CONTEXT_TOKENS / spent
-            print(f"step {step}/{total} loss {loss.item():.3f} lr {learning_rate(used):.1e} {speed:.0f} tokens/s {spent / 60:.1f} min", flush=True)
+            print(
+                f"step {step}/{total} loss {loss.item():.3f} lr {learning_rate(used):.1e} {speed:.0f} tokens/s {spent / 60:.1f} min",
+                flush=True,
+            )
         if step % 200 == 0:
-            keep({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": time.monotonic() - begun}, state)
+            keep(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "spent": time.monotonic() - begun,
+                },
+                state,
+            )
     spent = time.monotonic() - begun
-    return {"steps": step, "tokens": step * BATCH_WINDOWS * CONTEXT_TOKENS, "minutes": spent / 60, "held_out_loss": mean_loss(model, held_out)}
+    return {
+        "steps": step,
+        "tokens": step * BATCH_WINDOWS * CONTEXT_TOKENS,
+        "minutes": spent / 60,
+        "held_out_loss": mean_loss(model, held_out),
+    }
 
 
 def keep(saved: dict[str, object], state: Path) -> None:
@@ -185,7 +231,9 @@ a real, trained base instead of random weights. It is **not** a clinical model, 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--data", type=Path, required=True)
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--minutes", type=float, default=60)
@@ -196,11 +244,17 @@ def main() -> None:
     order.shuffle(texts)
     held = len(texts) // 50
     tokenizer = train_tokenizer(texts[held:])
-    train, held_out = windows(stream(texts[held:], tokenizer), order), windows(stream(texts[:held], tokenizer), order)
+    train, held_out = (
+        windows(stream(texts[held:], tokenizer), order),
+        windows(stream(texts[:held], tokenizer), order),
+    )
     model = new_model(tokenizer)
     state = chosen.out.with_suffix(".state")
     state.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{len(texts)} documents, {train.size} training tokens, {model.num_parameters()} parameters", flush=True)
+    print(
+        f"{len(texts)} documents, {train.size} training tokens, {model.num_parameters()} parameters",
+        flush=True,
+    )
     result = fit(model, train, held_out, chosen.minutes, chosen.passes, state)
     model.to(torch.bfloat16).save_pretrained(chosen.out)
     tokenizer.save_pretrained(chosen.out)

@@ -41,10 +41,18 @@ def between(page: str, marks: tuple[str, str], content: str) -> str:
 
 def purpose(file: Path) -> str:
     """What a file is for, in one line: the first sentence of its docstring, or its first clause where the sentence is long."""
-    paragraph = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n\n")[0].split())
+    paragraph = " ".join(
+        (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
+        .partition("\n\n")[0]
+        .split()
+    )
     said = paragraph.removeprefix("clinpeft: ").replace("``", "")
     for end in (r"\.(?:\s|$)", r";\s", r":\s"):
-        said = re.split(end, said, maxsplit=1)[0] if end.startswith(r"\.") or len(said) > LONGEST_PURPOSE else said
+        said = (
+            re.split(end, said, maxsplit=1)[0]
+            if end.startswith(r"\.") or len(said) > LONGEST_PURPOSE
+            else said
+        )
     return said
 
 
@@ -67,11 +75,23 @@ def _lines(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
 
 def keys() -> str:
     """Every key of every recipe: type, default, meaning."""
-    kinds = [f"| `{kind}` | {', '.join(_heading(recipe, name) for name in _tables(recipe))} |" for kind, recipe in RECIPES.items()]
-    parts = ["## The kinds of run", "\n".join(["| kind | its tables |", "|---|---|", *kinds]), "## Top level", _table(Recipe, _plain(Recipe))]
+    kinds = [
+        f"| `{kind}` | {', '.join(_heading(recipe, name) for name in _tables(recipe))} |"
+        for kind, recipe in RECIPES.items()
+    ]
+    parts = [
+        "## The kinds of run",
+        "\n".join(["| kind | its tables |", "|---|---|", *kinds]),
+        "## Top level",
+        _table(Recipe, _plain(Recipe)),
+    ]
     written: dict[Specs, str] = {}
     for title, specs in _titles():
-        parts += [f"## {title}", f"Keys as under {written[specs]}."] if specs in written else _section(title, specs)
+        parts += (
+            [f"## {title}", f"Keys as under {written[specs]}."]
+            if specs in written
+            else _section(title, specs)
+        )
         written.setdefault(specs, title)
     return "\n\n".join(parts)
 
@@ -81,34 +101,62 @@ def _titles() -> list[tuple[str, Specs]]:
     kinds: dict[tuple[str, Specs], list[str]] = {}
     for kind, recipe in RECIPES.items():
         for name in _tables(recipe):
-            kinds.setdefault((_heading(recipe, name), tuple(_specs(recipe.model_fields[name].annotation))), []).append(f"`{kind}`")
+            kinds.setdefault(
+                (_heading(recipe, name), tuple(_specs(recipe.model_fields[name].annotation))), []
+            ).append(f"`{kind}`")
     headings = [heading for heading, _ in kinds]
     order = sorted(kinds, key=lambda table: headings.index(table[0]))
-    return [(f"{table[0]} of {', '.join(kinds[table])}" if headings.count(table[0]) > 1 else table[0], table[1]) for table in order]
+    return [
+        (
+            f"{table[0]} of {', '.join(kinds[table])}"
+            if headings.count(table[0]) > 1
+            else table[0],
+            table[1],
+        )
+        for table in order
+    ]
 
 
 def stacks() -> str:
     """Which adapter stands on which: a row a first method, a column a second; below, why."""
     how = {(first, second): said for first, second, said, _ in combinations()}
-    rows = [f"| `{first}` | {' | '.join(how[first, second] for second in METHODS)} |" for first in METHODS]
-    matrix = [f"| first \\ second | {' | '.join(f'`{second}`' for second in METHODS)} |", "|---" * (len(METHODS) + 1) + "|", *rows]
-    joining = {joins: ", ".join(f"`{name}`" for name, method in METHODS.items() if method.joins == joins) for joins, _ in COMBINATIONS}
+    rows = [
+        f"| `{first}` | {' | '.join(how[first, second] for second in METHODS)} |"
+        for first in METHODS
+    ]
+    matrix = [
+        f"| first \\ second | {' | '.join(f'`{second}`' for second in METHODS)} |",
+        "|---" * (len(METHODS) + 1) + "|",
+        *rows,
+    ]
+    joining = {
+        joins: ", ".join(f"`{name}`" for name, method in METHODS.items() if method.joins == joins)
+        for joins, _ in COMBINATIONS
+    }
     reasons = [
         f"| {joining[first]} | {joining[second]} | {found.how} | {_code(found.why.format(first='the first', second='the second'))} |"
         for (first, second), found in COMBINATIONS.items()
     ]
-    return "\n".join([*matrix, "", "| first | second | stand together | why |", "|---|---|---|---|", *reasons])
+    return "\n".join(
+        [*matrix, "", "| first | second | stand together | why |", "|---|---|---|---|", *reasons]
+    )
 
 
 def meanings(spec: type[Spec]) -> dict[str, str]:
     """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from; ``as for every ...`` leaves the inherited one."""
     found: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
-        _, _, listed = (inspect.cleandoc(kind.__dict__.get("__doc__") or "")).partition("Attributes:\n")
+        _, _, listed = (inspect.cleandoc(kind.__dict__.get("__doc__") or "")).partition(
+            "Attributes:\n"
+        )
         entries = re.split(r"\n(?=    \S)", listed.split("\n\n")[0]) if listed else []
         for entry in entries:
             names, _, meaning = " ".join(entry.split()).partition(": ")
-            found |= {name: meaning for name in names.split(", ") if not (name in found and meaning.startswith("as for every"))}
+            found |= {
+                name: meaning
+                for name in names.split(", ")
+                if not (name in found and meaning.startswith("as for every"))
+            }
     return found
 
 
@@ -134,12 +182,29 @@ def _heading(spec: type[Spec], name: str, above: str = "") -> str:
 
 def _section(title: str, specs: Specs) -> list[str]:
     if len(specs) == 1:
-        return [f"## {title}", _lead(specs[0]), _table(specs[0], list(specs[0].model_fields)), *_inside(title.split("`")[1], specs[0])]
-    parts = [f"## {title}", _lead(AdapterSpec), _table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True)]
+        return [
+            f"## {title}",
+            _lead(specs[0]),
+            _table(specs[0], list(specs[0].model_fields)),
+            *_inside(title.split("`")[1], specs[0]),
+        ]
+    parts = [
+        f"## {title}",
+        _lead(AdapterSpec),
+        _table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True),
+    ]
     for spec in specs:
-        own = [name for name in spec.model_fields if name not in {"method", *AdapterSpec.model_fields}]
-        methods = ", ".join(f"`{method}`" for method in get_args(spec.model_fields["method"].annotation))
-        parts += [f"### {methods}", _lead(spec), *([_table(spec, own)] if own else ["No keys of its own."])]
+        own = [
+            name for name in spec.model_fields if name not in {"method", *AdapterSpec.model_fields}
+        ]
+        methods = ", ".join(
+            f"`{method}`" for method in get_args(spec.model_fields["method"].annotation)
+        )
+        parts += [
+            f"### {methods}",
+            _lead(spec),
+            *([_table(spec, own)] if own else ["No keys of its own."]),
+        ]
     return parts
 
 
@@ -149,7 +214,15 @@ def _inside(heading: str, spec: type[Spec]) -> list[str]:
     for name in spec.model_fields:
         for inner in _specs(spec.model_fields[name].annotation):
             found.setdefault(inner, []).append(_heading(spec, name, f"{heading.strip('[]')}."))
-    return [text for inner, names in found.items() for text in (f"### {', '.join(names)}", _lead(inner), _table(inner, list(inner.model_fields)))]
+    return [
+        text
+        for inner, names in found.items()
+        for text in (
+            f"### {', '.join(names)}",
+            _lead(inner),
+            _table(inner, list(inner.model_fields)),
+        )
+    ]
 
 
 def _lead(spec: type[Spec]) -> str:
@@ -163,7 +236,9 @@ def _table(spec: type[Spec], names: list[str], *, any_method: bool = False) -> s
     for name in names:
         field = spec.model_fields[name]
         is_method = any_method and name == "method"
-        kind, default = ("string", "required") if is_method else (_type(shapes[name]), _default(field))
+        kind, default = (
+            ("string", "required") if is_method else (_type(shapes[name]), _default(field))
+        )
         rows.append(f"| `{name}` | {kind} | {default} | {_code(said[name])} |")
     return "\n".join(rows)
 
@@ -173,13 +248,17 @@ def _type(shape: dict[str, Any]) -> str:
     if "anyOf" in shape:
         return " or ".join(_type(part) for part in shape["anyOf"] if part.get("type") != "null")
     if "enum" in shape or "const" in shape:
-        return ", ".join(f"`{json.dumps(value)}`" for value in shape.get("enum", [shape.get("const")]))
+        return ", ".join(
+            f"`{json.dumps(value)}`" for value in shape.get("enum", [shape.get("const")])
+        )
     if "$ref" in shape:
         return "table"
     if shape["type"] == "array":
         entry, comma, bounds = _type(shape["items"]).partition(",")
         return f"list of {entry}{'' if entry.startswith('`') else 's'}{comma}{bounds}"
-    plain = {"object": "table of strings", "boolean": "true or false"}.get(shape["type"], shape["type"])
+    plain = {"object": "table of strings", "boolean": "true or false"}.get(
+        shape["type"], shape["type"]
+    )
     return "path" if shape.get("format") == "path" else plain + _bounds(shape)
 
 
@@ -201,7 +280,11 @@ def _code(text: str) -> str:
 
 def pages(root: Path) -> dict[Path, str]:
     """Every page with a generated part, as it should stand."""
-    readme, recipes, adapters = root / "README.md", root / "docs" / "recipes.md", root / "docs" / "adapters.md"
+    readme, recipes, adapters = (
+        root / "README.md",
+        root / "docs" / "recipes.md",
+        root / "docs" / "adapters.md",
+    )
     return {
         readme: between(readme.read_text(encoding="utf-8"), TREE, tree(root)),
         recipes: between(recipes.read_text(encoding="utf-8"), KEYS, keys()),

@@ -9,12 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before anything imports a library that reads them
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+}  # before anything imports a library that reads them
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,25 +39,27 @@ LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""}
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marker of tests that talk to a server which they started themselves; and a list of the errors that were met, where it is asked for."""
-    config.addinivalue_line("markers", "local_sockets: this test may open sockets on this machine, and on no other")
+    config.addinivalue_line(
+        "markers", "local_sockets: this test may open sockets on this machine, and on no other"
+    )
     if listed := os.environ.get("CLINPEFT_ERROR_PATHS"):
         _list_errors(Path(listed))
 
 
 def _list_errors(listed: Path) -> None:
     """Write the place in the package where each error of the family is made, once, to a file: ``scripts/error_paths.py`` says which are missing."""
-    from clinpeft.errors import ClinpeftError
+    from clinpeft.core.errors import ClinpeftError
 
     make, seen = ClinpeftError.__init__, set[str]()
 
-    def noting(self: ClinpeftError, problem: str, *, place: str, way_out: str) -> None:
+    def noting(self: ClinpeftError, message: str, *, location: str, hint: str) -> None:
         frame = sys._getframe(1)
         said = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         if said not in seen:
             seen.add(said)
             with listed.open("a", encoding="utf-8") as file:
                 file.write(said + "\n")
-        make(self, problem, place=place, way_out=way_out)
+        make(self, message, location=location, hint=hint)
 
     ClinpeftError.__init__ = noting  # type: ignore[method-assign]
 
@@ -57,13 +69,22 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """A connection, or the look-up of a name, anywhere in the suite is a failure; sockets of the file system are none, and ``local_sockets`` asks for
     those of this machine."""
     local = request.node.get_closest_marker("local_sockets") is not None
-    lookup, connect, connect_ex, sendto = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
+    lookup, connect, connect_ex, sendto = (
+        socket.getaddrinfo,
+        socket.socket.connect,
+        socket.socket.connect_ex,
+        socket.socket.sendto,
+    )
 
     def allowed(host: object) -> bool:
-        return local and (host is None or (host.decode() if isinstance(host, bytes) else host) in LOCAL)
+        return local and (
+            host is None or (host.decode() if isinstance(host, bytes) else host) in LOCAL
+        )
 
     def check(family: int, address: Any) -> None:
-        if family != getattr(socket, "AF_UNIX", None) and not allowed(address[0] if isinstance(address, tuple) else address):
+        if family != getattr(socket, "AF_UNIX", None) and not allowed(
+            address[0] if isinstance(address, tuple) else address
+        ):
             raise AssertionError(f"a test tried to reach {address!r}")
 
     def looking_up(host: Any, *args: Any, **more: Any) -> Any:
@@ -100,7 +121,9 @@ def shared_data() -> Path:
     """The folder of real open data, which is no part of the project."""
     folder = Path(os.environ.get("CLINPEFT_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip("the open data sets are not beside the checkout; set CLINPEFT_DATA to their folder")
+        pytest.skip(
+            "the open data sets are not beside the checkout; set CLINPEFT_DATA to their folder"
+        )
     return folder
 
 
@@ -113,7 +136,9 @@ def small_base() -> Path:
 def toy_tokenizer(special: dict[str, str], pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
     """One token a word over ``WORDS``."""
     entries = list(dict.fromkeys([*special.values(), "<unk>", *WORDS]))
-    words = Tokenizer(models.WordLevel({entry: at for at, entry in enumerate(entries)}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({entry: at for at, entry in enumerate(entries)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
     if pad_is_eos:
@@ -126,7 +151,9 @@ MakeFolder = Callable[..., Path]
 
 def write_toy_llama(folder: Path, seed: int = 0, pad_is_eos: bool = False) -> Path:
     """A random LLaMA of 2 layers, width 32, and its tokenizer."""
-    special = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if pad_is_eos else {"pad_token": "<pad>"})
+    special = {"bos_token": "<s>", "eos_token": "</s>"} | (
+        {} if pad_is_eos else {"pad_token": "<pad>"}
+    )
     tokenizer = toy_tokenizer(special, pad_is_eos)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -148,7 +175,9 @@ def write_toy_llama(folder: Path, seed: int = 0, pad_is_eos: bool = False) -> Pa
 
 def write_toy_bert(folder: Path) -> Path:
     """A random BERT of 2 layers, width 32, and its tokenizer."""
-    tokenizer = toy_tokenizer({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"})
+    tokenizer = toy_tokenizer(
+        {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    )
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import models, pipeline, recipe
-from clinpeft.errors import AdapterError, InterruptedRun
-from clinpeft.pipeline import planning
+from clinpeft import models, recipe, workflows
+from clinpeft.core.errors import AdapterError, InterruptedRun
 from clinpeft.recipe import AdaptRecipe, LoraSpec, PrefixSpec
-from clinpeft.registry import Run
+from clinpeft.runs import Run
 from clinpeft.training import Event
+from clinpeft.workflows import plan
 
 SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
-AROUND = pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
 
 
 @pytest.fixture
@@ -29,17 +29,25 @@ def smoke(tmp_path: Path) -> AdaptRecipe:
 
 
 def asking(found: AdaptRecipe, policy: str) -> AdaptRecipe:
-    return found.model_copy(update={"training": found.training.model_copy(update={"activations": policy, "micro_batch_tokens": 128})})
+    return found.model_copy(
+        update={
+            "training": found.training.model_copy(
+                update={"activations": policy, "micro_batch_tokens": 128}
+            )
+        }
+    )
 
 
 def made(found: AdaptRecipe, home: Path, stop_after: int = 99) -> tuple[Run, list[Event]]:
     told: list[Event] = []
     count = itertools.count(1)
-    around = replace(AROUND, tell=told.append, stopping=lambda: next(count) >= stop_after)
-    return pipeline.adapt(found, home, around), told
+    context = replace(AROUND, tell=told.append, stopping=lambda: next(count) >= stop_after)
+    return workflows.adapt(found, home, context), told
 
 
-def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(smoke: AdaptRecipe, tmp_path: Path) -> None:
+def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
+    smoke: AdaptRecipe, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     kept, told = made(asking(smoke, "auto"), home)
     with pytest.raises(InterruptedRun):
@@ -52,14 +60,18 @@ def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(smoke: AdaptReci
     assert again.record.activations == "recomputed: asked for in the recipe"
 
 
-def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "device_memory", lambda _: 2**20)
+def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "device_memory", lambda _: 2**20)
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("recomputed: by formula")
 
 
-def test_a_prefix_is_kept_and_refused_where_recomputing_is_asked_for(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "device_memory", lambda _: 2**20)
+def test_a_prefix_is_kept_and_refused_where_recomputing_is_asked_for(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "device_memory", lambda _: 2**20)
     smoke = smoke.model_copy(update={"adapters": (PrefixSpec(tokens=2, projection=False),)})
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("kept: prefix hands keys")

@@ -60,21 +60,33 @@ def test_arms_run_side_by_side_and_one_that_fails_is_told_in_the_table(tmp_path:
     assert rows["ours"]["rate"] == 400 and rows["ours"]["rounds"] == 2  # the first steps left out
     assert (rows["ours"]["against_reference"], rows["ours"]["against_best_peer"]) == (4, 2)
     assert rows["ours"]["loss_difference"] == 1.5
-    assert "no such file" in rows["broken"]["failure"] and "somebody" not in rows["broken"]["failure"]
+    assert (
+        "no such file" in rows["broken"]["failure"] and "somebody" not in rows["broken"]["failure"]
+    )
     table = (tmp_path / "out" / "toy.md").read_text()
-    assert "| broken | failed: exit 1" in table and "made up" in table and found["versions"]["python"] in table
+    assert (
+        "| broken | failed: exit 1" in table
+        and "made up" in table
+        and found["versions"]["python"] in table
+    )
 
 
 def test_ratios_are_of_the_same_round_so_that_a_slow_hour_of_the_machine_cancels(side) -> None:  # type: ignore[no-untyped-def]
     def runs(*seconds: float) -> dict[str, object]:
-        return {"failure": "", "runs": [side.asdict(side.Measured("notes", [1.0], [each])) for each in seconds]}
+        return {
+            "failure": "",
+            "runs": [side.asdict(side.Measured("notes", [1.0], [each])) for each in seconds],
+        }
 
     rows = side.summary({"theirs": runs(1.0, 10.0, 1.0), "ours": runs(0.5, 5.0, 0.5)}, ["theirs"])
     assert rows[1]["against_best_peer"] == 2 and (rows[1]["least"], rows[1]["most"]) == (0.2, 2)
 
 
 def test_losses_of_other_documents_are_not_compared(side) -> None:  # type: ignore[no-untyped-def]
-    same, other = (side.Measured("tokens", [1.0], [1.0], losses=[3.0], same_steps=same) for same in (True, False))
+    same, other = (
+        side.Measured("tokens", [1.0], [1.0], losses=[3.0], same_steps=same)
+        for same in (True, False)
+    )
     rows = side.summary({"first": _of(side, same), "own order": _of(side, other)}, [])
     assert rows[0]["loss_difference"] == 0 and rows[1]["loss_difference"] is None
 
@@ -84,10 +96,21 @@ def _of(side, measured) -> dict[str, object]:  # type: ignore[no-untyped-def]
 
 
 def test_the_roofline_grows_with_the_products(side) -> None:  # type: ignore[no-untyped-def]
-    assert side.roofline([(256, 256, 40)], 256, "float32") > side.roofline([(8, 8, 1)], 8, "float32", backward=False) > 0
+    assert (
+        side.roofline([(256, 256, 40)], 256, "float32")
+        > side.roofline([(8, 8, 1)], 8, "float32", backward=False)
+        > 0
+    )
 
 
-AWAY = ("rows_padded", "rows_of_one_length", "stock_layers", "fused_attention", "whole_vocabulary", "whole_last_layer")
+AWAY = (
+    "rows_padded",
+    "rows_of_one_length",
+    "stock_layers",
+    "fused_attention",
+    "whole_vocabulary",
+    "whole_last_layer",
+)
 
 
 @pytest.mark.parametrize("name", AWAY)
@@ -111,9 +134,20 @@ def test_every_workload_of_the_ladder_ends_with_the_product_and_every_rung_belon
 
 def test_a_step_of_equal_lengths_is_full_of_windows_of_the_usual_length(side) -> None:  # type: ignore[no-untyped-def]
     adapt = importlib.import_module("adapt")
-    lengths = [255, 80, 255, 256, 255, 255, 255]  # a full window leaves room for the token at the end of a note, which one of them has
+    lengths = [
+        255,
+        80,
+        255,
+        256,
+        255,
+        255,
+        255,
+    ]  # a full window leaves room for the token at the end of a note, which one of them has
     size = adapt.Size(lambda _: Path(), 1024, 512, 3)
-    assert adapt.full_windows_only([[0, 1, 2], [3, 4], [5, 6]], lengths, size, 256) == [[0, 2], [4, 5]]
+    assert adapt.full_windows_only([[0, 1, 2], [3, 4], [5, 6]], lengths, size, 256) == [
+        [0, 2],
+        [4, 5],
+    ]
 
 
 @pytest.mark.usefixtures("side")
@@ -123,18 +157,45 @@ def test_a_plan_is_compared_with_the_run_of_the_same_round(side) -> None:  # typ
     def measured(seconds: float, peak: int, **end: float) -> dict[str, object]:
         return side.asdict(side.Measured("tokens", [10.0], [seconds], peak_bytes=peak, end=end))  # type: ignore[no-any-return]
 
-    plans = [measured(8.0, 0, probe=3 * 2**20, formula=2.0 * 2**20), measured(90.0, 0, probe=3 * 2**20, formula=2.0 * 2**20)]
-    runs = [measured(10.0, 4 * 2**20, training=2.0 * 2**20), measured(100.0, 4 * 2**20, training=2.0 * 2**20)]
-    rows = {row["quantity"]: row for row in plan.compared({"plan": {"runs": plans, "failure": ""}, "run": {"runs": runs, "failure": ""}}, ())}
-    assert rows["seconds of training"]["error"] == pytest.approx(-0.15) and rows["seconds of training"]["worst"] == pytest.approx(-0.2)
-    assert rows["peak of the process by its first steps, MB"]["planned"] == 3 and rows["peak of the process by its first steps, MB"]["error"] == -0.25
+    plans = [
+        measured(8.0, 0, probe=3 * 2**20, formula=2.0 * 2**20),
+        measured(90.0, 0, probe=3 * 2**20, formula=2.0 * 2**20),
+    ]
+    runs = [
+        measured(10.0, 4 * 2**20, training=2.0 * 2**20),
+        measured(100.0, 4 * 2**20, training=2.0 * 2**20),
+    ]
+    rows = {
+        row["quantity"]: row
+        for row in plan.compared(
+            {"plan": {"runs": plans, "failure": ""}, "run": {"runs": runs, "failure": ""}}, ()
+        )
+    }
+    assert rows["seconds of training"]["error"] == pytest.approx(-0.15) and rows[
+        "seconds of training"
+    ]["worst"] == pytest.approx(-0.2)
+    assert (
+        rows["peak of the process by its first steps, MB"]["planned"] == 3
+        and rows["peak of the process by its first steps, MB"]["error"] == -0.25
+    )
     assert rows["peak of training by formula and what is held before, MB"]["error"] == 0
-    failed = plan.compared({"plan": {"runs": plans, "failure": ""}, "run": {"runs": [], "failure": "exit 1: no"}}, ())
-    assert failed == [{"quantity": "run", "failure": "exit 1: no"}] and "failed: exit 1: no" in "\n".join(plan.table(failed))
+    failed = plan.compared(
+        {"plan": {"runs": plans, "failure": ""}, "run": {"runs": [], "failure": "exit 1: no"}}, ()
+    )
+    assert failed == [
+        {"quantity": "run", "failure": "exit 1: no"}
+    ] and "failed: exit 1: no" in "\n".join(plan.table(failed))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_says_how_it_is_called(name: str) -> None:
-    done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert "--quick" in done.stdout and f"python benchmarks/{name}.py" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    assert "--quick" in done.stdout and f"python benchmarks/{name}.py" in (
+        FOLDER / f"{name}.py"
+    ).read_text(encoding="utf-8")

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from clinpeft import pipeline, recipe
-from clinpeft.errors import InterruptedRun, RecipeError
+from clinpeft import recipe, workflows
+from clinpeft.core.errors import InterruptedRun, RecipeError
 from clinpeft.recipe import ClassifyRecipe
-from clinpeft.registry import Run
+from clinpeft.runs import Run
 from tests.conftest import MakeFolder
 from tests.test_classify import RECIPE, invented, write_rows
 
-AROUND = pipeline.Circumstances(now=lambda: datetime.now(UTC))
+AROUND = workflows.Circumstances(now=lambda: datetime.now(UTC))
 MEASURED = (
     "started",
     "created",
@@ -35,63 +35,99 @@ MEASURED = (
 @pytest.fixture
 def document(toy_llama: MakeFolder, tmp_path: Path) -> dict[str, Any]:
     notes = write_rows(tmp_path / "notes.csv", invented(60))
-    asked = tomllib.loads(RECIPE.format(name="trial", notes=notes, base=toy_llama(), baselines="false"))
+    asked = tomllib.loads(
+        RECIPE.format(name="trial", notes=notes, base=toy_llama(), baselines="false")
+    )
     asked["training"] |= {"epochs": 2, "evaluations": 2, "checkpoints": 2}
     asked["evaluation"]["resamples"] = 100
     return asked
 
 
-def varied(document: dict[str, Any], rank: int, rate: float, dropout: float = 0.0, **training: Any) -> ClassifyRecipe:
+def varied(
+    document: dict[str, Any], rank: int, rate: float, dropout: float = 0.0, **training: Any
+) -> ClassifyRecipe:
     adapter = {"method": "lora", "rank": rank, "dropout": dropout}
-    changed = document | {"name": f"rank {rank}", "adapters": [adapter], "training": document["training"] | {"learning_rate": rate} | training}
+    changed = document | {
+        "name": f"rank {rank}",
+        "adapters": [adapter],
+        "training": document["training"] | {"learning_rate": rate} | training,
+    }
     found = recipe.validated(changed, "test")
     assert isinstance(found, ClassifyRecipe)
     return found
 
 
-def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(document: dict[str, Any], tmp_path: Path) -> None:
-    asked = [varied(document, 2, 2e-2), varied(document, 4, 1e-2, 0.2, epochs=3, head_epochs=1), varied(document, 2, 2e-2)]
-    found = pipeline.classify_together(asked[:2], tmp_path / "together", [AROUND] * 2)
+def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = [
+        varied(document, 2, 2e-2),
+        varied(document, 4, 1e-2, 0.2, epochs=3, head_epochs=1),
+        varied(document, 2, 2e-2),
+    ]
+    found = workflows.classify_together(asked[:2], tmp_path / "together", [AROUND] * 2)
     for at, one in enumerate(found):
         assert isinstance(one, Run)
-        alone = pipeline.classify(asked[at], tmp_path / "alone", AROUND)
+        alone = workflows.classify(asked[at], tmp_path / "alone", AROUND)
         assert one.id == alone.id and one.state == "finished"
         ours, theirs = (run.record.model_dump(exclude=set(MEASURED)) for run in (one, alone))
         liveness = [record.pop("liveness") for record in (ours, theirs)]
         assert ours == theirs
-        assert len({proved["frozen_sha256"] for proved in liveness}) == len({proved["frozen_tensors"] for proved in liveness}) == 1
+        assert (
+            len({proved["frozen_sha256"] for proved in liveness})
+            == len({proved["frozen_tensors"] for proved in liveness})
+            == 1
+        )
         assert {path.relative_to(one.folder) for path in one.folder.rglob("*")} == {
             path.relative_to(alone.folder) for path in alone.folder.rglob("*")
         }
         for ours_, theirs_ in zip(one.results.to_pylist(), alone.results.to_pylist(), strict=True):
-            assert ours_["name"] == theirs_["name"] and ours_["value"] == pytest.approx(theirs_["value"], abs=1e-3, nan_ok=True)
+            assert ours_["name"] == theirs_["name"] and ours_["value"] == pytest.approx(
+                theirs_["value"], abs=1e-3, nan_ok=True
+            )
         other = found[1 - at]
         assert isinstance(other, Run) and any(other.id in notice for notice in one.record.notices)
         assert one.record.notices[:-1] == alone.record.notices
-    again = pipeline.classify_together(asked[1:], tmp_path / "together", [AROUND] * 2)
-    assert [run.record.finished for run in again if isinstance(run, Run)] == [found[1].record.finished, found[0].record.finished]  # type: ignore[union-attr]
+    again = workflows.classify_together(asked[1:], tmp_path / "together", [AROUND] * 2)
+    assert [run.record.finished for run in again if isinstance(run, Run)] == [
+        found[1].record.finished,
+        found[0].record.finished,
+    ]  # type: ignore[union-attr]
 
 
-def test_stopped_runs_go_on_from_their_checkpoints(document: dict[str, Any], tmp_path: Path) -> None:
+def test_stopped_runs_go_on_from_their_checkpoints(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
     asked = [varied(document, 2, 2e-2), varied(document, 4, 1e-2)]
     steps: list[int] = []
-    stopped = pipeline.Circumstances(now=AROUND.now, tell=lambda event: steps.append(event.step), stopping=lambda: len(steps) >= 2)
-    found = pipeline.classify_together(asked, tmp_path, [stopped] * 2)
+    stopped = workflows.Circumstances(
+        now=AROUND.now,
+        tell=lambda event: steps.append(event.step),
+        stopping=lambda: len(steps) >= 2,
+    )
+    found = workflows.classify_together(asked, tmp_path, [stopped] * 2)
     assert all(isinstance(one, InterruptedRun) for one in found)
     assert steps == [1, 1, 2]
-    on = pipeline.Circumstances(now=AROUND.now, tell=lambda event: steps.append(event.step))
-    found = pipeline.classify_together(asked, tmp_path, [on] * 2)
+    on = workflows.Circumstances(now=AROUND.now, tell=lambda event: steps.append(event.step))
+    found = workflows.classify_together(asked, tmp_path, [on] * 2)
     assert all(isinstance(one, Run) and one.state == "finished" for one in found)
     assert sorted(steps) == sorted([*range(1, 7)] * 2)
 
 
-def test_recipes_that_differ_in_more_are_not_shareable(document: dict[str, Any], tmp_path: Path) -> None:
+def test_recipes_that_differ_in_more_are_not_shareable(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
     one, other = varied(document, 2, 1e-2), varied(document, 4, 1e-3)
-    assert pipeline.are_shareable([one, other])
-    elsewhere = recipe.validated(one.model_dump(mode="json") | {"split": {"train": 0.5, "tuning": 0.3, "held_out": 0.2}}, "test")
-    dora = recipe.validated(one.model_dump(mode="json") | {"adapters": [{"method": "dora"}]}, "test")
+    assert workflows.are_shareable([one, other])
+    elsewhere = recipe.validated(
+        one.model_dump(mode="json") | {"split": {"train": 0.5, "tuning": 0.3, "held_out": 0.2}},
+        "test",
+    )
+    dora = recipe.validated(
+        one.model_dump(mode="json") | {"adapters": [{"method": "dora"}]}, "test"
+    )
     bare = recipe.validated(one.model_dump(mode="json") | {"adapters": []}, "test")
     for odd in (elsewhere, dora, bare):
-        assert isinstance(odd, ClassifyRecipe) and not pipeline.are_shareable([one, odd])
+        assert isinstance(odd, ClassifyRecipe) and not workflows.are_shareable([one, odd])
         with pytest.raises(RecipeError, match="2 recipes that cannot be trained in one pass"):
-            pipeline.classify_together([one, odd], tmp_path, [AROUND] * 2)
+            workflows.classify_together([one, odd], tmp_path, [AROUND] * 2)

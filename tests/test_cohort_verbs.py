@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clinpeft import cli, tables
-from clinpeft.sources import synthetic
+from clinpeft import cli
+from clinpeft.core import schemas
+from clinpeft.data import synthetic
 
 RECIPE = """
 kind = "cohort"
@@ -47,22 +48,30 @@ def recipe(folder: Path, shape: str, task: str) -> Path:
 
 
 @pytest.mark.parametrize("shape", ["mimic-iii", "mimic-iv"])
-def test_a_cohort_is_built_and_shown_and_every_stay_that_left_has_a_reason(command: Command, tmp_path: Path, shape: str) -> None:
-    said = command("cohort", "build", recipe(tmp_path, shape, "mortality"), "--home", tmp_path / "runs")
+def test_a_cohort_is_built_and_shown_and_every_stay_that_left_has_a_reason(
+    command: Command, tmp_path: Path, shape: str
+) -> None:
+    said = command(
+        "cohort", "build", recipe(tmp_path, shape, "mortality"), "--home", tmp_path / "runs"
+    )
     folder = tmp_path / "runs" / "cohorts" / "invented"
     assert str(folder) in said, said
     cohort = pq.read_table(folder / "cohort.parquet")
-    assert cohort.schema.equals(tables.COHORT) and set(cohort["label"].to_pylist()) == {0, 1}
+    assert cohort.schema.equals(schemas.COHORT) and set(cohort["label"].to_pylist()) == {0, 1}
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     assert all(step["entered"] == step["kept"] + sum(step["dropped"].values()) for step in steps)
     assert steps[-1]["kept"] == len(cohort)
-    assert (folder / "leakage.json").exists() and (folder / "meds" / "metadata" / "subject_splits.parquet").exists()
+    assert (folder / "leakage.json").exists() and (
+        folder / "meds" / "metadata" / "subject_splits.parquet"
+    ).exists()
     assert not (folder / "working").exists()
     assert re.sub(r"\\s+", " ", command("cohort", "show", folder)) in re.sub(r"\\s+", " ", said)
 
 
 def test_published_and_corrected_stand_beside_each_other(command: Command, tmp_path: Path) -> None:
-    said = command("cohort", "verify", recipe(tmp_path, "mimic-iii", "procedures"), "--home", tmp_path / "runs")
+    said = command(
+        "cohort", "verify", recipe(tmp_path, "mimic-iii", "procedures"), "--home", tmp_path / "runs"
+    )
     assert not said.startswith("exit") and "30,030" in said.replace("30030", "30,030")
 
 
@@ -79,16 +88,26 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["mortality", "length_of_stay", "ventilation", "readmission_30d"])
-def test_the_answers_of_a_cohort_are_what_truly_happened(command: Command, tmp_path: Path, hospital: Path, task: str) -> None:
+def test_the_answers_of_a_cohort_are_what_truly_happened(
+    command: Command, tmp_path: Path, hospital: Path, task: str
+) -> None:
     changes = {"source.name": "mimic-iii", "source.path": hospital, "task.name": task}
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    said = command("cohort", "build", recipe(tmp_path, "mimic-iii", task), "--home", tmp_path / "runs", *words)
+    said = command(
+        "cohort", "build", recipe(tmp_path, "mimic-iii", task), "--home", tmp_path / "runs", *words
+    )
     assert not said.startswith("exit"), said
     with (hospital / "truth.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["task"] == task]
-    truth = dict.fromkeys((int(row["stay_id"]) for row in rows), 0) | {int(row["stay_id"]): int(row["class"]) for row in rows if row["label"] == "1"}
-    cohort = pq.read_table(tmp_path / "runs" / "cohorts" / "invented" / "cohort.parquet", columns=["stay_id", "label"])
+    truth = dict.fromkeys((int(row["stay_id"]) for row in rows), 0) | {
+        int(row["stay_id"]): int(row["class"]) for row in rows if row["label"] == "1"
+    }
+    cohort = pq.read_table(
+        tmp_path / "runs" / "cohorts" / "invented" / "cohort.parquet", columns=["stay_id", "label"]
+    )
     answers = dict(zip(cohort["stay_id"].to_pylist(), cohort["label"].to_pylist(), strict=True))
-    known = answers.keys() & truth.keys()  # the rule says nothing of a stay whose note tells the death; ventilation is asked of it all the same
+    known = (
+        answers.keys() & truth.keys()
+    )  # the rule says nothing of a stay whose note tells the death; ventilation is asked of it all the same
     assert len(known) > 40 and len(answers) - len(known) <= 0.02 * len(answers)
     assert {stay: answers[stay] for stay in known} == {stay: truth[stay] for stay in known}

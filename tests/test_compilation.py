@@ -9,11 +9,13 @@ import pytest
 
 from clinpeft import adapters, models, recipe, training
 from clinpeft.models import Tried
-from clinpeft.pipeline import compiling
 from clinpeft.recipe import AdaptRecipe, LoraSpec, PrivateSpec
+from clinpeft.workflows import compilation
 from tests.test_activations import SMOKE, made
 
-compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
+compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed"
+)
 
 
 @pytest.fixture
@@ -30,55 +32,79 @@ def asking(found: AdaptRecipe, **options: object) -> AdaptRecipe:
 
 def test_what_is_saved_must_be_twice_what_compiling_took() -> None:
     tried = Tried(before=0.5, after=0.3, compiling=10.0)  # 0.2 s saved a pass
-    assert compiling.decided(tried, 101) == compiling.Decision(True, "saves some 20 s of the run, and took 10 s")
-    assert not compiling.decided(tried, 99).compiled
-    assert not compiling.decided(Tried(before=0.3, after=0.5, compiling=0.0), 1000).compiled
-    assert compiling.decided(Tried(0.5, obstacle="the compiler failed: OSError"), 1e9) == compiling.Decision(False, "the compiler failed: OSError")
+    assert compilation.decided(tried, 101) == compilation.Decision(
+        True, "saves some 20 s of the run, and took 10 s"
+    )
+    assert not compilation.decided(tried, 99).compiled
+    assert not compilation.decided(Tried(before=0.3, after=0.5, compiling=0.0), 1000).compiled
+    assert compilation.decided(
+        Tried(0.5, obstacle="the compiler failed: OSError"), 1e9
+    ) == compilation.Decision(False, "the compiler failed: OSError")
 
 
-def test_a_short_run_is_not_tried(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_is_not_tried(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "tried", lambda *_: pytest.fail("a run of seconds was tried"))
     run, _ = made(smoke, tmp_path / "home")
     assert run.record.compilation == "not compiled: norms and gates take less than 120 s of the run"
 
 
-def test_a_recipe_may_forbid_it_and_differential_privacy_does(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "WORTH_TRYING_SECONDS", 0.0)
+def test_a_recipe_may_forbid_it_and_differential_privacy_does(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
     monkeypatch.setattr(models, "tried", lambda *_: pytest.fail("it was tried"))
     run, _ = made(asking(smoke, compilation="never"), tmp_path / "home")
     assert run.record.compilation == "not compiled: asked for in the recipe"
-    crew = training.assemble()
-    stack = adapters.attach(models.load(smoke.base, crew.device), smoke.adapters)
+    accelerator = training.assemble()
+    stack = adapters.attach(models.load(smoke.base, accelerator.device), smoke.adapters)
     private = asking(smoke, private=PrivateSpec(epsilon=8.0))
-    found = compiling._asked([private], stack, crew)
+    found = compilation._asked([private], stack, accelerator)
     assert found is not None and not found.compiled and "privacy" in found.reason
 
 
-def test_a_run_made_again_decides_as_the_first_did(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "WORTH_TRYING_SECONDS", 0.0)
+def test_a_run_made_again_decides_as_the_first_did(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
     answers = iter([Tried(1.0, 2.0, 1.0)])
     monkeypatch.setattr(models, "tried", lambda *_: next(answers))
     first, told = made(smoke, tmp_path / "home")
     shutil.rmtree(first.folder)
     again, retold = made(smoke, tmp_path / "home")
-    assert first.record.compilation == again.record.compilation and again.record.compilation.startswith("not compiled: saves some -")
+    assert (
+        first.record.compilation == again.record.compilation
+        and again.record.compilation.startswith("not compiled: saves some -")
+    )
     assert [event.loss for event in told] == [event.loss for event in retold]
 
 
-def test_a_compiler_that_is_gone_does_not_stop_the_run(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "WORTH_TRYING_SECONDS", 0.0)
+def test_a_compiler_that_is_gone_does_not_stop_the_run(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
     monkeypatch.setattr(models, "tried", lambda *_: Tried(9.0, 0.0, 1.0))
     monkeypatch.setattr(models, "compile_regions", lambda *_: "the compiler failed: OSError")
     run, _ = made(smoke, tmp_path / "home")
-    assert run.record.compilation == "not compiled: it was found to pay before, and now the compiler failed: OSError"
+    assert (
+        run.record.compilation
+        == "not compiled: it was found to pay before, and now the compiler failed: OSError"
+    )
 
 
 @compiler
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
-def test_a_compiled_run_learns_what_the_other_learns(smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_learns_what_the_other_learns(
+    smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, told = made(smoke, tmp_path / "home")
-    monkeypatch.setattr(compiling, "WORTH_TRYING_SECONDS", 0.0)
-    monkeypatch.setattr(compiling, "MARGIN", -1e9)
+    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "MARGIN", -1e9)
     compiled, retold = made(smoke, tmp_path / "other")
-    assert plain.record.compilation.startswith("not compiled") and compiled.record.compilation.startswith("compiled: saves")
-    assert [event.loss for event in retold] == pytest.approx([event.loss for event in told], rel=2e-3)
+    assert plain.record.compilation.startswith(
+        "not compiled"
+    ) and compiled.record.compilation.startswith("compiled: saves")
+    assert [event.loss for event in retold] == pytest.approx(
+        [event.loss for event in told], rel=2e-3
+    )

@@ -37,7 +37,9 @@ def tree_in(page: str) -> set[Path]:
 
 def test_every_file_in_the_tree_exists_and_every_source_file_is_in_the_tree() -> None:
     house = ROOT / "src" / "clinpeft"
-    sources = {path for path in house.rglob("*.py") if path.name != "__init__.py" or path.parent == house}
+    sources = {
+        path for path in house.rglob("*.py") if path.name != "__init__.py" or path.parent == house
+    }
     rooms = {path.parent for path in house.rglob("__init__.py")}
     assert {ROOT / path for path in tree_in(text_of("README.md"))} == sources | rooms
 
@@ -47,23 +49,43 @@ def test_every_file_in_the_tree_has_a_purpose() -> None:
 
 
 def test_generated_parts_are_as_new_as_the_code() -> None:
-    stale = [page.name for page, text in write_docs.pages(ROOT).items() if page.read_text(encoding="utf-8") != text]
+    stale = [
+        page.name
+        for page, text in write_docs.pages(ROOT).items()
+        if page.read_text(encoding="utf-8") != text
+    ]
     assert not stale, "run `make docs`"
 
 
 def test_a_page_that_is_older_than_the_code_is_seen(tmp_path: Path) -> None:
     (tmp_path / "src" / "clinpeft").mkdir(parents=True)
-    (tmp_path / "src" / "clinpeft" / "attic.py").write_text('"""What nobody needs: old chairs. And more."""\n')
-    assert write_docs.tree(tmp_path).splitlines() == ["```", "src/clinpeft/", "  attic.py  What nobody needs: old chairs", "```"]
+    (tmp_path / "src" / "clinpeft" / "attic.py").write_text(
+        '"""What nobody needs: old chairs. And more."""\n'
+    )
+    assert write_docs.tree(tmp_path).splitlines() == [
+        "```",
+        "src/clinpeft/",
+        "  attic.py  What nobody needs: old chairs",
+        "```",
+    ]
     assert write_docs.between("a <1> old <2> b", ("<1>", "<2>"), "new") == "a <1>\nnew\n<2> b"
 
 
 def test_every_recipe_key_has_a_meaning_of_its_own_spec() -> None:
     todo: list[type[recipe.Spec]] = list(recipe.RECIPES.values())
     for kind in todo:
-        todo += [spec for field in kind.model_fields.values() for spec in write_docs._specs(field.annotation)]
+        todo += [
+            spec
+            for field in kind.model_fields.values()
+            for spec in write_docs._specs(field.annotation)
+        ]
     assert len(todo) > 10
-    nameless = {f"{kind.__name__}.{key}" for kind in todo for key in write_docs._plain(kind) if key not in {"method", *write_docs.meanings(kind)}}
+    nameless = {
+        f"{kind.__name__}.{key}"
+        for kind in todo
+        for key in write_docs._plain(kind)
+        if key not in {"method", *write_docs.meanings(kind)}
+    }
     assert not nameless, "say in the spec's docstring what the key means"
 
 
@@ -82,24 +104,45 @@ def test_every_kind_of_recipe_has_its_own_keys_where_they_differ() -> None:
 
 
 def test_the_table_of_stacks_has_a_cell_for_every_pair_of_methods() -> None:
-    rows = [line.split(" | ") for line in text_of("docs/adapters.md").partition(write_docs.STACKS[0])[2].split("\n\n")[0].splitlines() if "`" in line]
+    rows = [
+        line.split(" | ")
+        for line in text_of("docs/adapters.md")
+        .partition(write_docs.STACKS[0])[2]
+        .split("\n\n")[0]
+        .splitlines()
+        if "`" in line
+    ]
     header, *body = [[cell.strip("|` ") for cell in row] for row in rows]
-    told = {(row[0], second): how for row in body for second, how in zip(header[1:], row[1:], strict=True)}
+    told = {
+        (row[0], second): how
+        for row in body
+        for second, how in zip(header[1:], row[1:], strict=True)
+    }
     assert told == {(first, second): how for first, second, how, _ in combinations()}
 
 
 @pytest.mark.parametrize("page", NAMED)
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text_of(page))
-    dead = [target for target in targets if "://" not in target and not ((ROOT / page).parent / target).exists()]
+    dead = [
+        target
+        for target in targets
+        if "://" not in target and not ((ROOT / page).parent / target).exists()
+    ]
     assert not dead
 
 
 @pytest.mark.parametrize("page", NAMED)
 def test_every_link_into_a_page_meets_a_heading(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", text_of(page)):
-        headings = re.findall(r"^#+ (.+)$", text_of((ROOT / page).parent / target if target else page), flags=re.MULTILINE)
-        assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        headings = re.findall(
+            r"^#+ (.+)$",
+            text_of((ROOT / page).parent / target if target else page),
+            flags=re.MULTILINE,
+        )
+        assert anchor in {
+            re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+        }
 
 
 def test_every_page_is_reached_from_the_index() -> None:
@@ -116,18 +159,25 @@ def test_paths_named_in_a_page_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", NAMED)
 def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
-    shown = [re.sub(r"(?m)^   ", "", block) for block in re.findall(r"```toml\n(.*?)```", text_of(page), flags=re.DOTALL)]
+    shown = [
+        re.sub(r"(?m)^   ", "", block)
+        for block in re.findall(r"```toml\n(.*?)```", text_of(page), flags=re.DOTALL)
+    ]
     for block in shown:
         if "kind" in tomllib.loads(block):
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
-            assert recipe.read(tmp_path / "shown.toml", environment={"MIMIC_III": "/data/mimic-iii"})
+            assert recipe.read(
+                tmp_path / "shown.toml", environment={"MIMIC_III": "/data/mimic-iii"}
+            )
 
 
 @pytest.mark.parametrize("page", NAMED)
 def test_targets_of_make_named_in_a_page_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
     code = "\n".join(re.findall(r"`[^`]*`", text_of(page)))
-    called = re.findall(r"^`*(?:[A-Z_]+=\S+ )*make ((?:[A-Z_]+=\S+ )*)([a-z-]+)\b", code, flags=re.MULTILINE)  # a sentence may make something too
+    called = re.findall(
+        r"^`*(?:[A-Z_]+=\S+ )*make ((?:[A-Z_]+=\S+ )*)([a-z-]+)\b", code, flags=re.MULTILINE
+    )  # a sentence may make something too
     assert {target for _, target in called} <= targets
 
 
@@ -138,11 +188,20 @@ def test_the_readme_opens_with_the_two_commands() -> None:
 
 def test_every_dependency_has_a_row_that_says_why() -> None:
     project = tomllib.loads(text_of("pyproject.toml"))
-    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"], *project["build-system"]["requires"]]
-    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.+)\|$", text_of("docs/dependencies.md"), flags=re.MULTILINE))
+    asked = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["dev"],
+        *project["build-system"]["requires"],
+    ]
+    rows = dict(
+        re.findall(r"^\| `([\w-]+)` \|(.+)\|$", text_of("docs/dependencies.md"), flags=re.MULTILINE)
+    )
     names = {Requirement(line).name for line in asked}
     assert set(rows) == names
-    assert all(all(cell.strip() for cell in row.split("|")) and row.count("|") == 3 for row in rows.values())
+    assert all(
+        all(cell.strip() for cell in row.split("|")) and row.count("|") == 3
+        for row in rows.values()
+    )
 
 
 @pytest.mark.parametrize("page", NAMED)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import models, pipeline
+from clinpeft import models, workflows
 from clinpeft.cli.doctor import as_tuned
-from clinpeft.errors import InputError
-from clinpeft.pipeline import doctor
+from clinpeft.core.errors import InputError
 from clinpeft.recipe import AdaptRecipe
-from clinpeft.registry import Run
+from clinpeft.runs import Run
+from clinpeft.workflows import doctor
 
-AROUND = pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
 LIBRARY = [
     ("2.13.0+cpu", "good", ""),
     ("2.9.1", "failure", "2.11"),
@@ -28,28 +28,50 @@ LIBRARY = [
 
 
 @pytest.mark.parametrize(("version", "state", "said"), LIBRARY)
-def test_a_library_is_held_against_the_versions_that_the_package_names(version: str | None, state: str, said: str) -> None:
+def test_a_library_is_held_against_the_versions_that_the_package_names(
+    version: str | None, state: str, said: str
+) -> None:
     found = doctor.library("torch>=2.11,<3", lambda _: version)
-    assert (found.name, found.state) == ("torch", state) and said in found.said + found.way_out
+    assert (found.name, found.state) == ("torch", state) and said in found.said + found.hint
 
 
-@pytest.mark.parametrize(("takes", "ratio", "state"), [(True, 3.0, "good"), (True, 0.2, "warning"), (False, 0.2, "good"), (False, 2.0, "warning")])
-def test_a_precision_that_is_chosen_and_slower_is_warned_of(takes: bool, ratio: float, state: str) -> None:
+@pytest.mark.parametrize(
+    ("takes", "ratio", "state"),
+    [(True, 3.0, "good"), (True, 0.2, "warning"), (False, 0.2, "good"), (False, 2.0, "warning")],
+)
+def test_a_precision_that_is_chosen_and_slower_is_warned_of(
+    takes: bool, ratio: float, state: str
+) -> None:
     found = doctor.chosen_precision("AMX", takes, ratio, 1e11)
-    assert found.state == state and bool(found.way_out) == (state == "warning")
+    assert found.state == state and bool(found.hint) == (state == "warning")
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
     found = list(doctor.examined(tmp_path / "home", models.OFFLINE, AROUND, None))
     names = [finding.name for finding in found]
-    assert {"Python", "processor", "threads", "memory", "GPU", "network", "home", "disk", "file locks"} <= set(names) and "self-test" not in names
-    assert all(bool(finding.way_out) == (finding.state != "good") for finding in found)
+    assert {
+        "Python",
+        "processor",
+        "threads",
+        "memory",
+        "GPU",
+        "network",
+        "home",
+        "disk",
+        "file locks",
+    } <= set(names) and "self-test" not in names
+    assert all(bool(finding.hint) == (finding.state != "good") for finding in found)
     assert json.loads(doctor.as_json(found))["findings"][0]["name"] == "Python"
 
 
-def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tmp_path.chmod(0o755)
-    assert doctor.permissions(tmp_path).state == "warning" and "chmod 700" in doctor.permissions(tmp_path).way_out
+    assert (
+        doctor.permissions(tmp_path).state == "warning"
+        and "chmod 700" in doctor.permissions(tmp_path).hint
+    )
     tmp_path.chmod(0o700)
     assert doctor.permissions(tmp_path).state == "good"
     usage = namedtuple("usage", ("total", "used", "free"))
@@ -75,28 +97,30 @@ def test_little_memory_is_a_warning_and_a_system_that_does_not_tell_is_none(tmp_
 
 
 def test_the_self_test_trains_saves_reads_again_and_finds_everything_equal() -> None:
-    found = doctor.tried(AROUND, pipeline.adapt)
-    assert (found.state, found.way_out) == ("good", ""), found.said
+    found = doctor.tried(AROUND, workflows.adapt)
+    assert (found.state, found.hint) == ("good", ""), found.said
 
 
 def test_the_self_test_sees_a_training_that_is_not_the_same_twice() -> None:
     runs = iter((1, 2))
 
-    def other_each_time(recipe: AdaptRecipe, home: Path, around: pipeline.Circumstances) -> Run:
-        return pipeline.adapt(recipe.model_copy(update={"seed": next(runs)}), home, around)
+    def other_each_time(recipe: AdaptRecipe, home: Path, context: workflows.Circumstances) -> Run:
+        return workflows.adapt(recipe.model_copy(update={"seed": next(runs)}), home, context)
 
     found = doctor.tried(AROUND, other_each_time)
     assert found.state == "failure" and "two different adapters" in found.said
 
 
 def test_what_breaks_a_run_breaks_the_self_test_and_not_the_doctor() -> None:
-    def broken(recipe: AdaptRecipe, home: Path, around: pipeline.Circumstances) -> Run:
-        raise InputError("no text", place="source", way_out="give some")
+    def broken(recipe: AdaptRecipe, home: Path, context: workflows.Circumstances) -> Run:
+        raise InputError("no text", location="source", hint="give some")
 
     assert doctor.tried(AROUND, broken).said == "no text (source)"
 
 
-def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = doctor.tuned(tmp_path, {})
     assert found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE).read_text()) == found
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

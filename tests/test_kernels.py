@@ -9,15 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from clinpeft import models, pipeline, recipe, sources
-from clinpeft.errors import UsageError
-from clinpeft.pipeline import questions
+from clinpeft import models, recipe, workflows
+from clinpeft.core.errors import UsageError
+from clinpeft.data.notes import sources
 from clinpeft.recipe import AdaptRecipe, LoraSpec
 from clinpeft.training import assemble
+from clinpeft.workflows import task_cohorts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
-VERBS: dict[str, Any] = {"adapt": pipeline.adapt, "classify": pipeline.classify, "embed": pipeline.embed}
+AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+VERBS: dict[str, Any] = {
+    "adapt": workflows.adapt,
+    "classify": workflows.classify,
+    "embed": workflows.embed,
+}
 
 
 NAMES = {"adapt": "smoke", "classify": "smoke-classify", "embed": "smoke-embed"}
@@ -30,28 +35,30 @@ def asking(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", list(VERBS))
-def test_a_processor_is_refused_before_anything_is_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_is_refused_before_anything_is_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> str:
         raise AssertionError("something was read")
 
     monkeypatch.setattr(sources, "fingerprint", never)
-    monkeypatch.setattr(questions, "fingerprint", never)
+    monkeypatch.setattr(task_cohorts, "fingerprint", never)
     monkeypatch.setattr(models, "fingerprint", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
         VERBS[kind](asking(kind), tmp_path / "home", AROUND)
-    assert caught.value.place == "base.kernels" and not (tmp_path / "home").exists()
+    assert caught.value.location == "base.kernels" and not (tmp_path / "home").exists()
 
 
 def test_trials_in_one_pass_are_refused_together(tmp_path: Path) -> None:
     asked = asking("classify").model_copy(update={"adapters": (LoraSpec(),)})
     trials = [asked, asked.model_copy(update={"adapters": (LoraSpec(rank=4),)})]
     with pytest.raises(UsageError, match='kernels = "liger" on cpu'):
-        pipeline.classify_together(trials, tmp_path / "home", [AROUND] * 2)
+        workflows.classify_together(trials, tmp_path / "home", [AROUND] * 2)
 
 
 def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
     smoke = recipe.read(RECIPES / "smoke.toml")[0].recipe
     assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == assemble().device
     base = smoke.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
-    run = pipeline.adapt(smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND)
+    run = workflows.adapt(smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND)
     assert run.record.kernels == "torch"

@@ -9,21 +9,37 @@ from pathlib import Path
 import pytest
 import transformers
 
-from clinpeft import models, pipeline, recipe
+from clinpeft import models, recipe, workflows
 from clinpeft.cli.plan import lines
-from clinpeft.errors import UsageError
-from clinpeft.pipeline import planning
+from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.training import Event
+from clinpeft.workflows.plan import (
+    USABLE,
+    Load,
+    _policy,
+    fitting_tokens,
+    memory_terms,
+    operation_terms,
+    planned,
+    probe_of,
+    probed,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = pipeline.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
 SHAPE = models.shape_of(
-    transformers.LlamaConfig(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32)
+    transformers.LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    )
 )
 ALL_LINEAR = 39_976_960
 """Weights of LoRA of rank 16 on all linear layers of LLaMA-7B: 16 × (4 × 2 × 4096 + 3 × (4096 + 11008)) × 32."""
-LOAD = planning.Load(SHAPE, ALL_LINEAR, "bfloat16", words=True)
+LOAD = Load(SHAPE, ALL_LINEAR, "bfloat16", words=True)
 
 
 def smoke(name: str = "smoke") -> AdaptRecipe:
@@ -33,88 +49,136 @@ def smoke(name: str = "smoke") -> AdaptRecipe:
 
 
 def test_operations_a_token_of_a_7b_are_those_of_the_published_formula() -> None:
-    terms = planning.operation_terms(SHAPE, ALL_LINEAR, 512, words=True)
-    assert sum(term.value for term in terms) == pytest.approx(27.1e9, rel=2e-3)  # 4 N + 6 N_l + 6 s h L
-    assert sum(term.value for term in planning.operation_terms(SHAPE, ALL_LINEAR, 2048, words=True)) == pytest.approx(28.3e9, rel=2e-3)
+    terms = operation_terms(SHAPE, ALL_LINEAR, 512, words=True)
+    assert sum(term.value for term in terms) == pytest.approx(
+        27.1e9, rel=2e-3
+    )  # 4 N + 6 N_l + 6 s h L
+    assert sum(
+        term.value for term in operation_terms(SHAPE, ALL_LINEAR, 2048, words=True)
+    ) == pytest.approx(28.3e9, rel=2e-3)
 
 
 def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
-    (_, _, activations, _) = planning.memory_terms(LOAD, 1)
-    assert activations.value == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2 == pytest.approx(4.7e6, rel=0.02)
+    (_, _, activations, _) = memory_terms(LOAD, 1)
+    assert (
+        activations.value
+        == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
+        == pytest.approx(4.7e6, rel=0.02)
+    )
 
 
 def test_logits_take_a_block_and_not_a_micro_batch() -> None:
-    (*_, few), (*_, many) = (planning.memory_terms(replace(LOAD, device_type="cpu"), tokens) for tokens in (100, 8192))
+    (*_, few), (*_, many) = (
+        memory_terms(replace(LOAD, device_type="cpu"), tokens) for tokens in (100, 8192)
+    )
     assert few.value == 100 * 32_000 * 6  # fewer than a block
     assert many.value == 131 * 32_000 * 6  # 2 ** 24 bytes of float32 scores: 131 tokens at a time
-    assert planning.memory_terms(LOAD, 8192)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
+    assert memory_terms(LOAD, 8192)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
 
 
 def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
-    (_, _, activations, _) = planning.memory_terms(LOAD, 1, "recompute")
+    (_, _, activations, _) = memory_terms(LOAD, 1, "recompute")
     assert activations.value == (32 * 4096 + 8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
-    kept, again = (planning.operation_terms(SHAPE, ALL_LINEAR, 512, True, policy=policy) for policy in ("keep", "recompute"))
+    kept, again = (
+        operation_terms(SHAPE, ALL_LINEAR, 512, True, policy=policy)
+        for policy in ("keep", "recompute")
+    )
     assert again[:3] == kept
-    assert sum(term.value for term in again) / sum(term.value for term in kept) == pytest.approx(1.5, abs=0.02)
+    assert sum(term.value for term in again) / sum(term.value for term in kept) == pytest.approx(
+        1.5, abs=0.02
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "memory", "policy"),
-    [("auto", 80e9, "keep"), ("auto", 14e9, "recompute"), ("keep", 14e9, "keep"), ("recompute", 80e9, "recompute"), ("auto", None, "keep")],
+    [
+        ("auto", 80e9, "keep"),
+        ("auto", 14e9, "recompute"),
+        ("keep", 14e9, "keep"),
+        ("recompute", 80e9, "recompute"),
+        ("auto", None, "keep"),
+    ],
 )
-def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(asked: str, memory: float | None, policy: str) -> None:
+def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
+    asked: str, memory: float | None, policy: str
+) -> None:
     spec = smoke().training.model_copy(update={"activations": asked})
-    found, reason = planning._policy([smoke().model_copy(update={"training": spec})], LOAD, memory, "")
+    found, reason = _policy([smoke().model_copy(update={"training": spec})], LOAD, memory, "")
     assert found == policy and reason
-    assert planning._policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
+    assert _policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
 
 
 def test_the_micro_batch_that_fits_uses_the_memory_and_no_more() -> None:
-    fits = planning.fitting_tokens(LOAD, 80e9)
-    used = sum(term.value for term in planning.memory_terms(LOAD, fits))
-    assert 0.999 * planning.USABLE * 80e9 < used <= planning.USABLE * 80e9
-    assert planning.fitting_tokens(LOAD, 12e9) == 0
+    fits = fitting_tokens(LOAD, 80e9)
+    used = sum(term.value for term in memory_terms(LOAD, fits))
+    assert 0.999 * USABLE * 80e9 < used <= USABLE * 80e9
+    assert fitting_tokens(LOAD, 12e9) == 0
 
 
 def test_an_unknown_gpu_is_answered_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="P100") as caught:
-        planning.planned(smoke(), "P100")
-    assert "H100" in caught.value.way_out
+        planned(smoke(), "P100")
+    assert "H100" in caught.value.hint
 
 
 def test_a_named_gpu_is_planned_from_the_recipe_alone() -> None:
-    plan = planning.planned(smoke(), "T4")
+    plan = planned(smoke(), "T4")
     assert plan.tokens == 4 * 512 and plan.seconds is not None and plan.seconds[0] < plan.seconds[1]
     said = "\n".join(lines(plan, 512))
     assert "on T4" in said and "activations: 512 tokens" in said and "fit" in said
     assert "and activations kept" in said and "the same, were they recomputed" in said
-    assert plan.fitting_tokens and plan.other.fitting_tokens and plan.other.fitting_tokens > plan.fitting_tokens
+    assert (
+        plan.fitting_tokens
+        and plan.other.fitting_tokens
+        and plan.other.fitting_tokens > plan.fitting_tokens
+    )
 
 
 def test_the_first_steps_are_extended_to_the_whole_run() -> None:
-    told = [Event(step, 8, 1.0, 0.1, 100 * step, seconds, 0.0, 0.0, measured) for step, seconds, measured in _timed()]
-    probe = planning.probe_of(told, total_steps=100, evaluations=4)
+    told = [
+        Event(step, 8, 1.0, 0.1, 100 * step, seconds, 0.0, 0.0, measured)
+        for step, seconds, measured in _timed()
+    ]
+    probe = probe_of(told, total_steps=100, evaluations=4)
     assert probe.tokens_per_second == pytest.approx(100.0) and probe.tokens_a_step == 100
-    assert probe.cold_seconds == pytest.approx(3.0)  # two steps of 3 and 2 seconds, which take 1 each once warm
+    assert probe.cold_seconds == pytest.approx(
+        3.0
+    )  # two steps of 3 and 2 seconds, which take 1 each once warm
     assert probe.measuring_seconds == pytest.approx(5.0)
     assert probe.training_seconds == pytest.approx(3.0 + 100 + 4 * 5)
 
 
 def _timed() -> list[tuple[int, float, dict[str, float]]]:
-    return [(1, 3.0, {}), (2, 5.0, {}), (3, 6.0, {}), (4, 12.0, {"tuning_perplexity": 9.0}), (5, 13.0, {})]
+    return [
+        (1, 3.0, {}),
+        (2, 5.0, {}),
+        (3, 6.0, {}),
+        (4, 12.0, {"tuning_perplexity": 9.0}),
+        (5, 13.0, {}),
+    ]
 
 
-def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache(tmp_path: Path) -> None:
+def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache(
+    tmp_path: Path,
+) -> None:
     """The bands are wide: four steps of a few milliseconds, on a machine that does other things as well. docs/plan.md has the measured figure."""
     home = tmp_path / "home"
     base = smoke().base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})
-    plan = planning.probed(asked, home, AROUND, pipeline.adapt, 8 * 2**30)  # type: ignore[arg-type]
+    plan = probed(asked, home, AROUND, workflows.adapt, 8 * 2**30)  # type: ignore[arg-type]
     assert [path.name for path in home.iterdir()] == ["cache"]
-    run = pipeline.adapt(asked, home, AROUND)
-    assert plan.probe is not None and plan.seconds is not None and plan.probe.total_steps == run.record.counts["total_steps"]
+    run = workflows.adapt(asked, home, AROUND)
+    assert (
+        plan.probe is not None
+        and plan.seconds is not None
+        and plan.probe.total_steps == run.record.counts["total_steps"]
+    )
     assert run.record.training_seconds is not None and run.record.peak_memory_bytes is not None
     assert 0.1 < plan.seconds[0] / run.record.training_seconds < 10
     assert 0.5 < plan.memory_bytes / run.record.peak_memory_bytes <= 1
-    again = planning.probed(asked, home, AROUND, pipeline.adapt, None)  # type: ignore[arg-type]
-    assert again.probe is not None and again.probe.finished and again.seconds == (run.record.training_seconds,) * 2
+    again = probed(asked, home, AROUND, workflows.adapt, None)  # type: ignore[arg-type]
+    assert (
+        again.probe is not None
+        and again.probe.finished
+        and again.seconds == (run.record.training_seconds,) * 2
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from clinpeft import cli, registry
+from clinpeft import cli, runs
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,14 +23,25 @@ FEWER: dict[str, object] = {
     "evaluation.max_notes": 3,
     "evaluation.resamples": 100,
 }
-FEWER_PAIRS: dict[str, object] = {"training.max_steps": 3, "evaluation.max_pairs": 20, "evaluation.resamples": 100, "evaluation.controls": "false"}
+FEWER_PAIRS: dict[str, object] = {
+    "training.max_steps": 3,
+    "evaluation.max_pairs": 20,
+    "evaluation.resamples": 100,
+    "evaluation.controls": "false",
+}
 
 
 def told(target: str) -> list[str]:
     """The commands that ``make TARGET`` would run."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    listed = subprocess.run(["make", "-n", "-o", ".venv/installed", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["make", "-n", "-o", ".venv/installed", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return listed.stdout.splitlines()
 
 
@@ -48,10 +59,15 @@ def test_the_quickstart_trains_the_small_base_twice_and_says_where_the_runs_are(
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert not left.value.code
-    adapted, embedded = registry.list_runs(tmp_path / "runs").runs
+    adapted, embedded = runs.list_runs(tmp_path / "runs").runs
     said = capsys.readouterr().out
     assert adapted.record.state == embedded.record.state == "finished"
-    assert str(adapted.folder) in said and str(embedded.folder) in said and "perplexity" in said and "AUROC" in said
+    assert (
+        str(adapted.folder) in said
+        and str(embedded.folder) in said
+        and "perplexity" in said
+        and "AUROC" in said
+    )
 
 
 def test_make_test_runs_linters_types_and_tests() -> None:
@@ -63,15 +79,23 @@ def commands_in(page: Path) -> list[list[str]]:
     """Every ``clinpeft ...`` at the start of a line of a code block, or alone between back ticks."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
+    lines = [line for block in blocks for line in block.splitlines()] + re.findall(
+        r"`([^`\n]+)`", text
+    )
     found = [re.match(r"(?:\.venv/bin/)?clinpeft +([a-z].*)", line.strip()) for line in lines]
-    return [re.sub(r"[\[\]|]|\.\.\.|   .*", " ", match.group(1)).split() for match in found if match]
+    return [
+        re.sub(r"[\[\]|]|\.\.\.|   .*", " ", match.group(1)).split() for match in found if match
+    ]
 
 
-SHOWN = [(page.relative_to(ROOT).as_posix(), words) for page in PAGES for words in commands_in(page)]
+SHOWN = [
+    (page.relative_to(ROOT).as_posix(), words) for page in PAGES for words in commands_in(page)
+]
 
 
-@pytest.mark.parametrize(("page", "words"), SHOWN, ids=[f"{page}: {' '.join(words)}"[:80] for page, words in SHOWN])
+@pytest.mark.parametrize(
+    ("page", "words"), SHOWN, ids=[f"{page}: {' '.join(words)}"[:80] for page, words in SHOWN]
+)
 def test_every_command_in_a_page_is_a_verb_with_those_options(page: str, words: list[str]) -> None:
     command = typer.main.get_command(cli.app)
     taken = 0
@@ -83,8 +107,8 @@ def test_every_command_in_a_page_is_a_verb_with_those_options(page: str, words: 
 
 
 def test_help_is_there_without_loading_torch() -> None:
-    script = (
-        "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    script = "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "adapt" in done.stdout and done.stdout.strip().endswith("False")

@@ -7,10 +7,17 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from clinpeft import registry
-from clinpeft.registry.searches import read_search
+from clinpeft.runs import list_runs
+from clinpeft.runs.searches import read_search
 from tests.test_classify import clinpeft
-from tests.test_study_killed import PATIENCE_SECONDS, SMOKE, awaited, in_the_middle, started, steps_of
+from tests.test_study_killed import (
+    PATIENCE_SECONDS,
+    SMOKE,
+    awaited,
+    in_the_middle,
+    started,
+    steps_of,
+)
 
 SEARCH = """
 [search]
@@ -32,15 +39,31 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
     assert both.returncode == 0, err[-2000:]
     (folder,) = (home / "searches").iterdir()
     known = read_search(folder)
-    assert known.complete and [trial.state for trial in known.trials] == ["finished"] * 3 and not any(trial.repeats for trial in known.trials)
-    runs = registry.list_runs(home).runs
-    assert sorted(one.id for one in runs) == sorted(str(trial.run_id) for trial in known.trials) and run in {one.id for one in runs}
+    assert (
+        known.complete
+        and [trial.state for trial in known.trials] == ["finished"] * 3
+        and not any(trial.repeats for trial in known.trials)
+    )
+    runs = list_runs(home).runs
+    assert sorted(one.id for one in runs) == sorted(
+        str(trial.run_id) for trial in known.trials
+    ) and run in {one.id for one in runs}
     for one in runs:
-        assert one.state == "finished" and steps_of(home, one.id) == Counter(range(1, 13))  # gone on from a checkpoint, not begun again
+        assert one.state == "finished" and steps_of(home, one.id) == Counter(
+            range(1, 13)
+        )  # gone on from a checkpoint, not begun again
     assert {row["split"] for row in known.held_out} == {"held_out"} and "looked at once" in out
 
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/run.json")}
     again = clinpeft("search", recipe, "--home", home)
-    assert again.code == 0 and {path: path.stat().st_mtime_ns for path in home.glob("*/run.json")} == before
+    assert (
+        again.code == 0
+        and {path: path.stat().st_mtime_ns for path in home.glob("*/run.json")} == before
+    )
     winner = clinpeft("classify", folder / "winner.toml", "--home", home)
-    assert winner.code == 0 and known.best is not None and str(known.best.run_id) in winner.out and len(registry.list_runs(home).runs) == 3
+    assert (
+        winner.code == 0
+        and known.best is not None
+        and str(known.best.run_id) in winner.out
+        and len(list_runs(home).runs) == 3
+    )

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clinpeft import registry
-from clinpeft.cli import launching
-from clinpeft.errors import InputError, RecipeError, TrainingError, UsageError
+from clinpeft import runs
+from clinpeft.cli import launch
+from clinpeft.core.errors import InputError, RecipeError, TrainingError, UsageError
+from clinpeft.core.locks import claimed
+from clinpeft.core.schemas import RESULT
 from clinpeft.recipe import pairs_of, plan
-from clinpeft.registry import Run, RunRecord
-from clinpeft.registry.claims import claimed
-from clinpeft.registry.studies import Study, change_cell, find_study, read_study
-from clinpeft.tables import RESULT
+from clinpeft.runs import Run, RunRecord
+from clinpeft.runs.studies import Study, change_cell, find_study, read_study
 from tests.test_classify import clinpeft
 
 RECIPE = """
@@ -51,19 +51,30 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The recipes that were trained; one of seed 13 fails."""
     recipes: list[Any] = []
 
-    def verb(recipe: Any, home: Path, around: Any) -> Run:
+    def verb(recipe: Any, home: Path, context: Any) -> Run:
         record = RunRecord(
-            id=registry.identity(recipe, "s", "b", "c"), name=recipe.name, kind=recipe.kind, created=around.now(), started=around.now()
+            id=runs.identity(recipe, "s", "b", "c"),
+            name=recipe.name,
+            kind=recipe.kind,
+            created=context.now(),
+            started=context.now(),
         )
-        with registry.open_run(home, recipe, record) as run:
+        with runs.open_run(home, recipe, record) as run:
             if run.record.state == "finished":
                 return run
             recipes.append(recipe)
             if recipe.seed == 13:
-                raise TrainingError("the loss is NaN", place="step 3", way_out="a smaller learning rate")
-            return registry.record(run, results=pa.Table.from_pylist([], schema=RESULT), attrition=(), finished=around.now())
+                raise TrainingError(
+                    "the loss is NaN", location="step 3", hint="a smaller learning rate"
+                )
+            return runs.record(
+                run,
+                results=pa.Table.from_pylist([], schema=RESULT),
+                attrition=(),
+                finished=context.now(),
+            )
 
-    monkeypatch.setattr(launching, "verb_of", lambda kind: verb)
+    monkeypatch.setattr(launch, "verb_of", lambda kind: verb)
     return recipes
 
 
@@ -71,7 +82,9 @@ def the_study(home: Path) -> Study:
     return find_study(home, "toy")
 
 
-def test_a_cell_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path: Path, trained: list[Any]) -> None:
+def test_a_cell_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     home = tmp_path / "runs"
     told = clinpeft("study", "run", written(tmp_path, "[1, 13]"), "--home", home)
     assert told.code == 1 and len(trained) == 4
@@ -91,7 +104,9 @@ def test_a_cell_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_
     assert [cell.attempts for cell in the_study(home).cells] == [1, 2, 1, 2]
 
 
-def test_a_changed_file_runs_the_changed_cells_and_no_others(tmp_path: Path, trained: list[Any]) -> None:
+def test_a_changed_file_runs_the_changed_cells_and_no_others(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     home = tmp_path / "runs"
     assert clinpeft("study", "run", written(tmp_path), "--home", home).code == 0
     before = the_study(home)
@@ -102,9 +117,9 @@ def test_a_changed_file_runs_the_changed_cells_and_no_others(tmp_path: Path, tra
     assert clinpeft("study", "run", tmp_path / "toy.toml", "--home", home).code == 0
     after = the_study(home)
     assert [recipe.seed for recipe in trained] == [1, 2, 1, 2, 3, 3]
-    assert after.id != before.id and {cell.run_id for cell in before.cells} & {cell.run_id for cell in after.cells} == {
-        cell.run_id for cell in before.cells if cell.settings["seed"] == 2
-    }
+    assert after.id != before.id and {cell.run_id for cell in before.cells} & {
+        cell.run_id for cell in after.cells
+    } == {cell.run_id for cell in before.cells if cell.settings["seed"] == 2}
     assert find_study(home, before.id) == before and after.complete
 
 
@@ -114,10 +129,16 @@ def test_a_comment_in_the_file_is_no_other_study(tmp_path: Path, trained: list[A
     first = the_study(home)
     path.write_text("# about it\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     assert clinpeft("study", "run", path, "--home", home).code == 0
-    assert the_study(home).id == first.id and the_study(home).recipe_sha256 != first.recipe_sha256 and len(trained) == 4
+    assert (
+        the_study(home).id == first.id
+        and the_study(home).recipe_sha256 != first.recipe_sha256
+        and len(trained) == 4
+    )
 
 
-def test_a_study_that_was_never_run_cannot_be_gone_on_with(tmp_path: Path, trained: list[Any]) -> None:
+def test_a_study_that_was_never_run_cannot_be_gone_on_with(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     told = clinpeft("study", "resume", written(tmp_path), "--home", tmp_path / "runs")
     assert told.code == 2 and "begin it with: clinpeft study run" in told.err and not trained
 
@@ -127,7 +148,9 @@ def test_a_cell_in_other_hands_is_left_to_them(tmp_path: Path, trained: list[Any
     assert clinpeft("study", "run", path, "--home", home).code == 0
     found = the_study(home)
     change_cell(found.folder, found.cells[1].key, "now", state="running", run_id=None)
-    assert read_study(found.folder).cells[1].state == "interrupted"  # nobody holds it: its process was killed
+    assert (
+        read_study(found.folder).cells[1].state == "interrupted"
+    )  # nobody holds it: its process was killed
     with claimed(found.folder, found.cells[1].key) as is_ours:
         assert is_ours and read_study(found.folder).cells[1].state == "running"
         told = clinpeft("study", "resume", path, "--home", home)
@@ -137,63 +160,114 @@ def test_a_cell_in_other_hands_is_left_to_them(tmp_path: Path, trained: list[Any
     assert the_study(home).complete and len(trained) == 4  # the run was there
 
 
-def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(tmp_path: Path, trained: list[Any]) -> None:
+def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     home, path = tmp_path / "runs", written(tmp_path)
     assert clinpeft("study", "run", path, "--home", home).code == 0
     found = the_study(home)
     run_json = home / str(found.cells[0].run_id) / "run.json"
-    run_json.write_text(run_json.read_text(encoding="utf-8").replace('"finished"', '"running"', 1), encoding="utf-8")
-    with registry.storage.locked(run_json.parent):
+    run_json.write_text(
+        run_json.read_text(encoding="utf-8").replace('"finished"', '"running"', 1), encoding="utf-8"
+    )
+    with runs.storage.locked(run_json.parent):
         assert clinpeft("study", "run", path, "--home", home).code == 0
-        assert [cell.state for cell in the_study(home).cells] == ["waiting", "finished", "finished", "finished"]
+        assert [cell.state for cell in the_study(home).cells] == [
+            "waiting",
+            "finished",
+            "finished",
+            "finished",
+        ]
     assert clinpeft("study", "run", path, "--home", home).code == 0 and the_study(home).complete
 
 
 @pytest.mark.usefixtures("trained")
-def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_result(tmp_path: Path) -> None:
+def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_result(
+    tmp_path: Path,
+) -> None:
     path = written(tmp_path, "[1, 2, 13]", COMPARE)
     assert clinpeft("study", "run", path, "--home", tmp_path / "runs").code == 1
     (comparison,) = the_study(tmp_path / "runs").compare
-    assert comparison.name == "LoRA − head only" and [pair.settings for pair in comparison.pairs] == [{"seed": 1}, {"seed": 2}, {"seed": 13}]
+    assert comparison.name == "LoRA − head only" and [
+        pair.settings for pair in comparison.pairs
+    ] == [{"seed": 1}, {"seed": 2}, {"seed": 13}]
     assert "has no predictions" in comparison.pairs[0].reason
     assert comparison.pairs[2].reason == "head only · seed=13 is failed; LoRA · seed=13 is failed"
     (entry,) = plan(path).compare
-    assert next((one.name, other.name) for one, other, _ in pairs_of(entry, plan(path).cells)) == ("head only · seed=1", "LoRA · seed=1")
+    assert next((one.name, other.name) for one, other, _ in pairs_of(entry, plan(path).cells)) == (
+        "head only · seed=1",
+        "LoRA · seed=1",
+    )
 
 
 @pytest.mark.parametrize(
     ("compare", "problem", "way_out"),
     [
-        ('first = { stak = "LoRA" }\nsecond = { stack = "LoRA" }', "the grid has no axis 'stak'", "did you mean 'stack'?"),
-        ('first = { stack = "LORA" }\nsecond = { stack = "LoRA" }', "axis 'stack' has no choice 'LORA'", "did you mean 'LoRA'?"),
-        ('first = { stack = "LoRA" }\nsecond = { stack = "LoRA" }', "a comparison of a cell with itself", "differ"),
+        (
+            'first = { stak = "LoRA" }\nsecond = { stack = "LoRA" }',
+            "the grid has no axis 'stak'",
+            "did you mean 'stack'?",
+        ),
+        (
+            'first = { stack = "LORA" }\nsecond = { stack = "LoRA" }',
+            "axis 'stack' has no choice 'LORA'",
+            "did you mean 'LoRA'?",
+        ),
+        (
+            'first = { stack = "LoRA" }\nsecond = { stack = "LoRA" }',
+            "a comparison of a cell with itself",
+            "differ",
+        ),
         ('first = { stack = "LoRA" }', "second: Field required", ""),
-        ('frist = { stack = "LoRA" }\nsecond = { stack = "LoRA" }', "unknown key 'frist'", "did you mean 'first'?"),
+        (
+            'frist = { stack = "LoRA" }\nsecond = { stack = "LoRA" }',
+            "unknown key 'frist'",
+            "did you mean 'first'?",
+        ),
     ],
 )
-def test_a_wrong_comparison_is_named_with_its_way_out(tmp_path: Path, compare: str, problem: str, way_out: str) -> None:
+def test_a_wrong_comparison_is_named_with_its_way_out(
+    tmp_path: Path, compare: str, message: str, hint: str
+) -> None:
     with pytest.raises(RecipeError) as raised:
         plan(written(tmp_path, more=f"[[compare]]\n{compare}\n"))
-    assert problem in raised.value.problem and way_out in raised.value.way_out and "[[compare]]" in raised.value.place
+    assert (
+        message in raised.value.message
+        and hint in raised.value.hint
+        and "[[compare]]" in raised.value.location
+    )
 
 
-def test_a_damaged_record_is_named_and_its_runs_are_kept(tmp_path: Path, trained: list[Any]) -> None:
+def test_a_damaged_record_is_named_and_its_runs_are_kept(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     home, path = tmp_path / "runs", written(tmp_path)
     assert clinpeft("study", "run", path, "--home", home).code == 0
     record = the_study(home).folder / "study.json"
     record.write_text(record.read_text(encoding="utf-8")[:100], encoding="utf-8")
     with pytest.raises(InputError, match="this study cannot be read"):
         the_study(home)
-    assert "its runs are kept and not run again" in clinpeft("study", "run", path, "--home", home).err
+    assert (
+        "its runs are kept and not run again" in clinpeft("study", "run", path, "--home", home).err
+    )
     record.unlink()
-    assert clinpeft("study", "run", path, "--home", home).code == 0 and the_study(home).complete and len(trained) == 4
+    assert (
+        clinpeft("study", "run", path, "--home", home).code == 0
+        and the_study(home).complete
+        and len(trained) == 4
+    )
 
 
-def test_two_names_that_begin_alike_are_told_apart_by_id(tmp_path: Path, trained: list[Any]) -> None:
+def test_two_names_that_begin_alike_are_told_apart_by_id(
+    tmp_path: Path, trained: list[Any]
+) -> None:
     home = tmp_path / "runs"
     for seeds in ("[1]", "[2]"):
         assert clinpeft("study", "run", written(tmp_path, seeds), "--home", home).code == 0
-    ids = [json.loads(path.read_text(encoding="utf-8"))["id"] for path in sorted(home.glob("studies/*/study.json"))]
+    ids = [
+        json.loads(path.read_text(encoding="utf-8"))["id"]
+        for path in sorted(home.glob("studies/*/study.json"))
+    ]
     assert len(ids) == 2 and {find_study(home, one).id for one in ids} == set(ids)
     assert the_study(home).cells[0].settings["seed"] == 2  # of one name, the one that was run last
     assert len(trained) == 4
@@ -202,19 +276,28 @@ def test_two_names_that_begin_alike_are_told_apart_by_id(tmp_path: Path, trained
 def test_an_array_job_is_written_and_submitted_where_there_is_a_scheduler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[Any]
 ) -> None:
-    home, path = tmp_path / "runs", written(tmp_path, more='[workers]\nlaunch = "slurm:3"\nsbatch = ["--time=4:00:00"]\n')
+    home, path = (
+        tmp_path / "runs",
+        written(tmp_path, more='[workers]\nlaunch = "slurm:3"\nsbatch = ["--time=4:00:00"]\n'),
+    )
     monkeypatch.setenv("PATH", str(tmp_path / "bin") + ":/usr/bin:/bin")
     told = clinpeft("study", "run", path, "--home", home)
     assert told.code == 0 and "there is no sbatch here" in told.out and not trained
     (script,) = home.glob("studies/*/workers.sbatch")
     text = script.read_text(encoding="utf-8")
-    assert {"#SBATCH --array=1-3", "#SBATCH --time=4:00:00", "#SBATCH --requeue"} <= set(text.splitlines())
+    assert {"#SBATCH --array=1-3", "#SBATCH --time=4:00:00", "#SBATCH --requeue"} <= set(
+        text.splitlines()
+    )
     assert f"-m clinpeft study run {path} --home {home} --launch here" in text
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text('#!/bin/sh\necho "Submitted batch job 7"\n', encoding="utf-8")
+    (tmp_path / "bin" / "sbatch").write_text(
+        '#!/bin/sh\necho "Submitted batch job 7"\n', encoding="utf-8"
+    )
     (tmp_path / "bin" / "sbatch").chmod(0o700)
     assert "Submitted batch job 7" in clinpeft("study", "run", path, "--home", home).out
-    (tmp_path / "bin" / "sbatch").write_text('#!/bin/sh\necho "invalid partition" >&2\nexit 1\n', encoding="utf-8")
+    (tmp_path / "bin" / "sbatch").write_text(
+        '#!/bin/sh\necho "invalid partition" >&2\nexit 1\n', encoding="utf-8"
+    )
     refused = clinpeft("study", "run", path, "--home", home)
     assert refused.code == 2 and "sbatch refused the script: invalid partition" in refused.err
     odd = clinpeft("study", "run", path, "--home", home, "--launch", "cloud:3")

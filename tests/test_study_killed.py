@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from clinpeft import registry
-from clinpeft.registry.studies import find_study
+from clinpeft import runs
+from clinpeft.runs.studies import find_study
 from tests.conftest import ROOT
 from tests.test_classify import clinpeft
 
@@ -55,11 +55,17 @@ PATIENCE_SECONDS = 600
 def started(*words: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     return subprocess.Popen(
-        [sys.executable, "-m", "clinpeft", *map(str, words)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "clinpeft", *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def awaited(seen: Callable[[], tuple[str, int] | None], *processes: subprocess.Popen[str]) -> tuple[str, int]:
+def awaited(
+    seen: Callable[[], tuple[str, int] | None], *processes: subprocess.Popen[str]
+) -> tuple[str, int]:
     """What is looked for, once it is seen; a process that has ended before is the failure that it tells of."""
     begun = time.monotonic()
     while (found := seen()) is None:
@@ -76,20 +82,31 @@ def in_the_middle(home: Path, pid: int | None = None) -> tuple[str, int] | None:
         holder = lock.read_text(encoding="ascii")
         log = lock.parent / "log.jsonl"
         steps = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
-        if holder.isdigit() and (pid is None or int(holder) == pid) and 3 <= steps < 10 and any(lock.parent.glob("checkpoints/*")):
+        if (
+            holder.isdigit()
+            and (pid is None or int(holder) == pid)
+            and 3 <= steps < 10
+            and any(lock.parent.glob("checkpoints/*"))
+        ):
             return lock.parent.name, int(holder)
     return None
 
 
 def steps_of(home: Path, run: str) -> Counter[int]:
-    events = [json.loads(line) for line in (home / run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [
+        json.loads(line)
+        for line in (home / run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return Counter(event["step"] for event in events if event["event"] == "step")
 
 
 def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path: Path) -> None:
     recipe, home = tmp_path / "smoke.toml", tmp_path / "runs"
     recipe.write_text(SMOKE + GRID, encoding="utf-8")
-    one, other = started("study", "run", recipe, "--home", home), started("study", "run", recipe, "--home", home)
+    one, other = (
+        started("study", "run", recipe, "--home", home),
+        started("study", "run", recipe, "--home", home),
+    )
     awaited(lambda: in_the_middle(home, one.pid), one, other)
     one.kill()
     one.communicate()
@@ -99,8 +116,10 @@ def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path:
     assert again.code == 0, again.err
     study = find_study(home, "smoke")
     assert study.complete and len({cell.run_id for cell in study.cells}) == 3
-    for run in registry.list_runs(home).runs:
+    for run in runs.list_runs(home).runs:
         assert run.state == "finished" and steps_of(home, run.id) == Counter(range(1, 13))
-    assert len(registry.list_runs(home).runs) == 3
+    assert len(runs.list_runs(home).runs) == 3
     ((pair,),) = (comparison.pairs for comparison in study.compare)
-    assert {row["split"] for row in pair.results} >= {"held_out"} and "auroc_difference" in {row["name"] for row in pair.results}
+    assert {row["split"] for row in pair.results} >= {"held_out"} and "auroc_difference" in {
+        row["name"] for row in pair.results
+    }

@@ -40,15 +40,21 @@ def test_no_package_of_a_default_installation_is_refused() -> None:
     found = licences.closure(licences.roots())
     assert set(licences.roots()) <= set(found)
     assert len(found) > 30
-    assert not [(one.name, one.licence) for one in found.values() if one.standing in licences.REFUSED]
+    assert not [
+        (one.name, one.licence) for one in found.values() if one.standing in licences.REFUSED
+    ]
 
 
 def test_the_extras_are_no_part_of_a_default_installation() -> None:
     assert not {"pytest", "mypy", "docling", "matplotlib"} & set(licences.roots())
 
 
-def test_a_refused_licence_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(licences, "closure", lambda _: {"bad": licences.Package("bad", "1", "AGPL-3.0", ())})
+def test_a_refused_licence_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        licences, "closure", lambda _: {"bad": licences.Package("bad", "1", "AGPL-3.0", ())}
+    )
     with pytest.raises(SystemExit) as left:
         licences.main()
     assert left.value.code == 1
@@ -56,11 +62,19 @@ def test_a_refused_licence_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_bill_of_materials_has_what_the_schema_requires(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "sbom.py", tmp_path / "sbom.cdx.json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "sbom.py", tmp_path / "sbom.cdx.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     whole = json.loads((tmp_path / "sbom.cdx.json").read_text())
     assert (whole["bomFormat"], whole["specVersion"], whole["version"]) == ("CycloneDX", "1.6", 1)
-    assert re.fullmatch(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", whole["serialNumber"])
+    assert re.fullmatch(
+        r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        whole["serialNumber"],
+    )
     refs = [one["bom-ref"] for one in whole["components"]]
     assert len(refs) == len(set(refs)) > 30
     for one in (whole["metadata"]["component"], *whole["components"]):
@@ -74,11 +88,20 @@ def test_the_bill_of_materials_has_what_the_schema_requires(tmp_path: Path) -> N
 
 
 def test_the_same_installation_gives_the_same_bill() -> None:
-    found = {"b": licences.Package("b", "1.0+cpu", "MIT", ("c",)), "c": licences.Package("c", "2", "Apache Software License", ())}
+    found = {
+        "b": licences.Package("b", "1.0+cpu", "MIT", ("c",)),
+        "c": licences.Package("c", "2", "Apache Software License", ()),
+    }
     first, second = (sbom.bill(found, ["b"], {"b": ["0" * 64]}) for _ in range(2))
     assert first == second
     assert [one["purl"] for one in first["components"]] == ["pkg:pypi/b@1.0%2Bcpu", "pkg:pypi/c@2"]
-    assert [one["licenses"] for one in first["components"]] == [[{"license": {"id": "MIT"}}], [{"license": {"id": "Apache-2.0"}}]]
-    assert first["dependencies"][1] == {"ref": "pkg:pypi/b@1.0%2Bcpu", "dependsOn": ["pkg:pypi/c@2"]}
+    assert [one["licenses"] for one in first["components"]] == [
+        [{"license": {"id": "MIT"}}],
+        [{"license": {"id": "Apache-2.0"}}],
+    ]
+    assert first["dependencies"][1] == {
+        "ref": "pkg:pypi/b@1.0%2Bcpu",
+        "dependsOn": ["pkg:pypi/c@2"],
+    }
     other = sbom.bill({**found, "c": licences.Package("c", "3", "MIT", ())}, ["b"], {})
     assert other["serialNumber"] != first["serialNumber"]

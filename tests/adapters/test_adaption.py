@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.adapters.adaption import OnceProjected
 from clinpeft.models import FAMILIES
 from clinpeft.recipe import AdaptionPromptSpec, LoraSpec
+from clinpeft.runtime.adaption_prompt import OnceProjected
 from tests.adapters.toys import IDS, MASK, load
 from tests.conftest import MakeFolder
 from tests.models.test_families import SETTINGS, SHAPE, shaken
@@ -28,10 +28,14 @@ PROMPT = AdaptionPromptSpec(tokens=3, layers=2)
 
 @functools.cache
 def made(family: str, bias: bool = False) -> models.Base:
-    config = transformers.AutoConfig.for_model(family, **SHAPE, **SETTINGS[family], **({"attention_bias": True} if bias else {}))
+    config = transformers.AutoConfig.for_model(
+        family, **SHAPE, **SETTINGS[family], **({"attention_bias": True} if bias else {})
+    )
     torch.manual_seed(0)
     model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32)
+    return models.Base(
+        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    )
 
 
 def base_of(family: str, bias: bool = False, precision: torch.dtype = torch.float32) -> models.Base:
@@ -63,21 +67,34 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
 
 
-@pytest.mark.parametrize("below", [(), (LoraSpec(rank=2, targets=("q_proj", "k_proj", "v_proj", "o_proj")),)], ids=["alone", "above a LoRA"])
+@pytest.mark.parametrize(
+    "below",
+    [(), (LoraSpec(rank=2, targets=("q_proj", "k_proj", "v_proj", "o_proj")),)],
+    ids=["alone", "above a LoRA"],
+)
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_outputs_and_gradients_are_those_of_stock_peft(family: str, below: tuple[LoraSpec, ...]) -> None:
+def test_outputs_and_gradients_are_those_of_stock_peft(
+    family: str, below: tuple[LoraSpec, ...]
+) -> None:
     ours, stock = both(base_of(family), *below)
-    assert {type(module) for module in adapted(ours)} == {OnceProjected} and {type(module) for module in adapted(stock)} == {AdaptedAttention}
+    assert {type(module) for module in adapted(ours)} == {OnceProjected} and {
+        type(module) for module in adapted(stock)
+    } == {AdaptedAttention}
     found, wanted = adapters.flat(ours, IDS, MASK), adapters.flat(stock, IDS, MASK)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
-    for (name, gradient), other in zip(gradients(ours, found).items(), gradients(stock, wanted).values(), strict=True):
+    for (name, gradient), other in zip(
+        gradients(ours, found).items(), gradients(stock, wanted).values(), strict=True
+    ):
         assert other.abs().max() > 0, name
         torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=1e-4)
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_stock_peft_is() -> None:
     exact = adapters.flat(both(base_of("llama"))[1], IDS, MASK).detach()
-    found, wanted = (adapters.flat(stack, IDS, MASK).detach().float() for stack in both(base_of("llama", precision=torch.bfloat16)))
+    found, wanted = (
+        adapters.flat(stack, IDS, MASK).detach().float()
+        for stack in both(base_of("llama", precision=torch.bfloat16))
+    )
     ours, theirs = float((found - exact).abs().mean()), float((wanted - exact).abs().mean())
     assert 0 < ours < 1.2 * theirs
 
@@ -98,7 +115,10 @@ def test_every_projection_is_asked_for_the_text_once() -> None:
         with torch.no_grad():
             adapters.flat(stack, IDS[:1], MASK[:1])
         counted.append(seen)
-    assert counted == [dict.fromkeys(counted[0], 2), {"q_proj": 4, "k_proj": 2, "v_proj": 4, "o_proj": 4}]  # of two layers
+    assert counted == [
+        dict.fromkeys(counted[0], 2),
+        {"q_proj": 4, "k_proj": 2, "v_proj": 4, "o_proj": 4},
+    ]  # of two layers
 
 
 def test_an_output_with_a_bias_is_left_to_peft() -> None:
@@ -107,7 +127,9 @@ def test_an_output_with_a_bias_is_left_to_peft() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(toy_llama: MakeFolder, tmp_path: Path) -> None:
+def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(
+    toy_llama: MakeFolder, tmp_path: Path
+) -> None:
     folder = toy_llama()
     stack = shaken(adapters.attach(load(folder), [PROMPT]))
     bare = adapters.logits(adapters.attach(load(folder), ()), IDS, MASK)
@@ -115,7 +137,10 @@ def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(toy_llama:
     with stack.off(), torch.no_grad():
         torch.testing.assert_close(adapters.logits(stack, IDS, MASK), bare)
     adapters.save(stack, tmp_path / "adapter")
-    assert all(name.endswith(("adaption_prompt", "adaption_gate")) for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert all(
+        name.endswith(("adaption_prompt", "adaption_gate"))
+        for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    )
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
     stock = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     with torch.no_grad():

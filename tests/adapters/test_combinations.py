@@ -12,8 +12,8 @@ import transformers
 
 from clinpeft import adapters
 from clinpeft.adapters import METHODS, Stack, combinations
-from clinpeft.adapters.combine import LIVE
-from clinpeft.errors import AdapterError
+from clinpeft.adapters.compatibility import LIVE
+from clinpeft.core.errors import AdapterError
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]
@@ -38,13 +38,17 @@ def llama(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clinical(llama: Path, toy_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path]:
+def clinical(
+    llama: Path, toy_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Path], Path]:
     """The folder of a finished adapter of a method on a base, made once."""
     made: dict[tuple[str, Path], Path] = {}
 
     def folder(method: str, base: Path) -> Path:
         if (method, base) not in made:
-            made[method, base] = finished(base, method, tmp_path_factory.mktemp("clinical") / "adapter")
+            made[method, base] = finished(
+                base, method, tmp_path_factory.mktemp("clinical") / "adapter"
+            )
         return made[method, base]
 
     return folder
@@ -56,13 +60,19 @@ Clinical = Callable[[str, Path], Path]
 def names_with_gradients(stack: Stack) -> set[str]:
     adapters.logits(stack, IDS, MASK)[MASK == 1].square().sum().backward()  # type: ignore[no-untyped-call]
     every = {id(p): f"{a.name}: {n}" for a in stack.adapters for n, p in a.parameters.items()}
-    every |= {id(p): f"base: {n}" for n, p in stack.base.model.named_parameters() if id(p) not in every}
-    parameters = [p for a in stack.adapters for p in a.parameters.values()] + list(stack.base.model.parameters())
+    every |= {
+        id(p): f"base: {n}" for n, p in stack.base.model.named_parameters() if id(p) not in every
+    }
+    parameters = [p for a in stack.adapters for p in a.parameters.values()] + list(
+        stack.base.model.parameters()
+    )
     return {every[id(p)] for p in parameters if p.grad is not None and p.grad.abs().max() > 0}
 
 
 def check_lives(base: Path, first: str, second: str, folder: Path, made: Path) -> None:
-    stack = adapters.attach(load(base), [earlier(first), spec(second)], folders={"clinical": folder})
+    stack = adapters.attach(
+        load(base), [earlier(first), spec(second)], folders={"clinical": folder}
+    )
     assert [adapter.name for adapter in stack.adapters] == [f"1-{first}", f"2-{second}"]
     shake(stack, seed=2)
     both = answers(stack)
@@ -73,7 +83,10 @@ def check_lives(base: Path, first: str, second: str, folder: Path, made: Path) -
     assert names_with_gradients(stack) == {f"2-{second}: {name}" for name in stack.trained}
     assert adapters.save_all(stack, made) == (f"1-{first}", f"2-{second}")
     again = adapters.load_all(load(base), made)
-    assert again.counts.trained == 0 and [adapter.name for adapter in again.adapters] == [f"1-{first}", f"2-{second}"]
+    assert again.counts.trained == 0 and [adapter.name for adapter in again.adapters] == [
+        f"1-{first}",
+        f"2-{second}",
+    ]
     assert torch.equal(answers(again), both)
     with again.off():
         assert torch.equal(answers(again), answers(adapters.attach(load(base), [])))
@@ -87,13 +100,21 @@ def test_two_that_stand_together_both_work_one_learns_and_both_come_back(
 
 
 @pytest.mark.parametrize(("first", "second"), ON_AN_ENCODER)
-def test_two_stand_together_on_an_encoder(first: str, second: str, toy_bert: Path, clinical: Clinical, tmp_path: Path) -> None:
+def test_two_stand_together_on_an_encoder(
+    first: str, second: str, toy_bert: Path, clinical: Clinical, tmp_path: Path
+) -> None:
     check_lives(toy_bert, first, second, clinical(first, toy_bert), tmp_path / "adapters")
 
 
 @pytest.mark.parametrize(("first", "second"), [pair for pair in LIVING if pair[0] != "p-tuning"])
-def test_two_trainable_adapters_both_get_gradients(first: str, second: str, llama: Path, clinical: Clinical) -> None:
-    stack = adapters.attach(load(llama), [earlier(first, trainable=True), spec(second)], folders={"clinical": clinical(first, llama)})
+def test_two_trainable_adapters_both_get_gradients(
+    first: str, second: str, llama: Path, clinical: Clinical
+) -> None:
+    stack = adapters.attach(
+        load(llama),
+        [earlier(first, trainable=True), spec(second)],
+        folders={"clinical": clinical(first, llama)},
+    )
     shake(stack)
     wanted = {f"{adapter.name}: {name}" for adapter in stack.adapters for name in adapter.trained}
     assert names_with_gradients(stack) == wanted
@@ -108,7 +129,9 @@ def test_what_is_merged_first_answers_as_before_and_anything_stands_on_it(
     folder = clinical(first, llama)
     alone = answers(adapters.load(load(llama), folder))
     bare = answers(adapters.attach(load(llama), []))
-    stack = adapters.attach(load(llama), [earlier(first, merged=True), spec(second)], folders={"clinical": folder})
+    stack = adapters.attach(
+        load(llama), [earlier(first, merged=True), spec(second)], folders={"clinical": folder}
+    )
     with stack.without(f"2-{second}"):
         torch.testing.assert_close(answers(stack), alone, atol=1e-5, rtol=0)
     shake(stack, seed=2)
@@ -124,12 +147,18 @@ def test_what_is_merged_first_answers_as_before_and_anything_stands_on_it(
 
 
 @pytest.mark.parametrize(("first", "second"), APART)
-def test_what_cannot_stand_together_says_what_can(first: str, second: str, llama: Path, clinical: Clinical) -> None:
+def test_what_cannot_stand_together_says_what_can(
+    first: str, second: str, llama: Path, clinical: Clinical
+) -> None:
     with pytest.raises(AdapterError) as error:
-        adapters.attach(load(llama), [earlier(first), spec(second)], folders={"clinical": clinical(first, llama)})
-    assert f"{first} and then {second}" in error.value.problem
-    assert error.value.way_out.startswith(f"beside an unmerged {first} can stand: ")
-    assert ("merged = true" in error.value.way_out) == METHODS[first].merges
+        adapters.attach(
+            load(llama),
+            [earlier(first), spec(second)],
+            folders={"clinical": clinical(first, llama)},
+        )
+    assert f"{first} and then {second}" in error.value.message
+    assert error.value.hint.startswith(f"beside an unmerged {first} can stand: ")
+    assert ("merged = true" in error.value.hint) == METHODS[first].merges
 
 
 def test_the_table_has_every_pair_and_each_kind_of_answer() -> None:
@@ -144,32 +173,56 @@ def test_the_table_has_every_pair_and_each_kind_of_answer() -> None:
 
 @pytest.mark.parametrize(
     ("options", "missing"),
-    [({"from_run": ""}, "from_run"), ({"trainable": True}, "trainable = false"), ({"active": False}, "active")],
+    [
+        ({"from_run": ""}, "from_run"),
+        ({"trainable": True}, "trainable = false"),
+        ({"active": False}, "active"),
+    ],
 )
-def test_only_a_finished_frozen_adapter_is_merged(options: dict[str, Any], missing: str, llama: Path, clinical: Clinical) -> None:
+def test_only_a_finished_frozen_adapter_is_merged(
+    options: dict[str, Any], missing: str, llama: Path, clinical: Clinical
+) -> None:
     asked = spec("lora", **({"from_run": "clinical", "trainable": False, "merged": True} | options))
-    with pytest.raises(AdapterError, match=missing if options.get("from_run", "x") else "new adapter"):
+    with pytest.raises(
+        AdapterError, match=missing if options.get("from_run", "x") else "new adapter"
+    ):
         adapters.attach(load(llama), [asked], folders={"clinical": clinical("lora", llama)})
 
 
-def test_only_the_first_is_merged_and_only_what_has_weights(llama: Path, clinical: Clinical) -> None:
+def test_only_the_first_is_merged_and_only_what_has_weights(
+    llama: Path, clinical: Clinical
+) -> None:
     folders = {"clinical": clinical("lora", llama), "prompted": clinical("prompt", llama)}
     with pytest.raises(AdapterError, match="the first place"):
-        adapters.attach(load(llama), [earlier("lora"), earlier("lora", merged=True)], folders=folders)
+        adapters.attach(
+            load(llama), [earlier("lora"), earlier("lora", merged=True)], folders=folders
+        )
     with pytest.raises(AdapterError, match="prompt cannot be merged"):
         adapters.attach(load(llama), [earlier("prompt", "prompted", merged=True)], folders=folders)
 
 
-def test_merging_into_bfloat16_rounds_once_and_says_how_far(llama: Path, clinical: Clinical) -> None:
+def test_merging_into_bfloat16_rounds_once_and_says_how_far(
+    llama: Path, clinical: Clinical
+) -> None:
     folder = clinical("lora", llama)
-    stack = adapters.attach(load(llama, "bfloat16"), [earlier("lora", merged=True)], folders={"clinical": folder})
+    stack = adapters.attach(
+        load(llama, "bfloat16"), [earlier("lora", merged=True)], folders={"clinical": folder}
+    )
     (notice,) = stack.notices
-    assert notice.startswith("1-lora: folded into bfloat16 weights; rounding changed a weight by up to ")
+    assert notice.startswith(
+        "1-lora: folded into bfloat16 weights; rounding changed a weight by up to "
+    )
     exact = adapters.load(load(llama, "bfloat16"), folder).merged().state_dict()
     now = stack.base.model.state_dict()
     assert {tensor.dtype for tensor in now.values()} == {torch.bfloat16}
-    assert now.keys() == exact.keys() and all(torch.equal(now[name], exact[name].bfloat16()) for name in exact)
-    worst = max(float((now[name].float() - exact[name]).abs().max()) for name in exact if "q_proj" in name or "v_proj" in name)
+    assert now.keys() == exact.keys() and all(
+        torch.equal(now[name], exact[name].bfloat16()) for name in exact
+    )
+    worst = max(
+        float((now[name].float() - exact[name]).abs().max())
+        for name in exact
+        if "q_proj" in name or "v_proj" in name
+    )
     assert f"{worst:.1e}" in notice
     assert type(stack.base.model) is transformers.LlamaForCausalLM
     with pytest.raises(AdapterError, match="carries adapters already"):
@@ -177,14 +230,25 @@ def test_merging_into_bfloat16_rounds_once_and_says_how_far(llama: Path, clinica
 
 
 def test_the_order_of_additive_adapters_does_not_matter(llama: Path, tmp_path: Path) -> None:
-    folders = {name: finished(llama, "lora", tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))}
-    there = adapters.attach(load(llama), [earlier("lora", "one"), earlier("lora", "two")], folders=folders)
-    back = adapters.attach(load(llama), [earlier("lora", "two"), earlier("lora", "one")], folders=folders)
+    folders = {
+        name: finished(llama, "lora", tmp_path / name, seed=seed)
+        for seed, name in enumerate(("one", "two"))
+    }
+    there = adapters.attach(
+        load(llama), [earlier("lora", "one"), earlier("lora", "two")], folders=folders
+    )
+    back = adapters.attach(
+        load(llama), [earlier("lora", "two"), earlier("lora", "one")], folders=folders
+    )
     torch.testing.assert_close(answers(there), answers(back), atol=1e-5, rtol=0)
 
 
 def test_additive_adapters_merge_together(llama: Path, clinical: Clinical) -> None:
-    stack = adapters.attach(load(llama), [earlier("lora"), spec("rslora"), spec("lora", active=False)], folders={"clinical": clinical("lora", llama)})
+    stack = adapters.attach(
+        load(llama),
+        [earlier("lora"), spec("rslora"), spec("lora", active=False)],
+        folders={"clinical": clinical("lora", llama)},
+    )
     shake(stack)
     with torch.no_grad():
         found = stack.merged()(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]

@@ -1,4 +1,4 @@
-"""LoRA on a base in float8: peft's gradients over the dequantised weights, a standard folder, and a clear no where weights would change."""
+"""LoRA on a base in float8: peft's gradients over the dequantized weights, a standard folder, and a clear no where weights would change."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack, Trial
-from clinpeft.adapters.fused import FusedLinear, Part, fused_linear
-from clinpeft.errors import RefusedError
-from clinpeft.models import Float8, Float8Linear, dequantised
+from clinpeft.core.errors import RefusedError
+from clinpeft.models import Float8, Float8Linear, dequantized
+from clinpeft.runtime.fused_lora import FusedLinear, Part, fused_linear
 from tests.adapters.test_fused import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import answers, earlier, finished, load, shake, spec
 
@@ -23,16 +23,16 @@ def llama(toy_llama: Callable[..., Path]) -> Path:
     return toy_llama()
 
 
-def quantised(folder: Path, precision: str = "float32") -> models.Base:
+def quantized(folder: Path, precision: str = "float32") -> models.Base:
     base = load(folder, precision)
-    models.quantise(base)
+    models.quantize(base)
     return base
 
 
 def plain(folder: Path, precision: str = "float32") -> models.Base:
-    """The same weights, dequantised, in plain layers."""
+    """The same weights, dequantized, in plain layers."""
     base = load(folder, precision)
-    for name, module in quantised(folder, precision).model.named_modules():
+    for name, module in quantized(folder, precision).model.named_modules():
         if isinstance(module, Float8Linear):
             with torch.no_grad():
                 base.model.get_submodule(name).weight.copy_(module.weight)
@@ -41,21 +41,31 @@ def plain(folder: Path, precision: str = "float32") -> models.Base:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("method", ["lora", "rslora"])
-def test_gradients_are_those_of_pefts_layer_over_the_dequantised_weights(method: str, dropout: float, llama: Path) -> None:
+def test_gradients_are_those_of_pefts_layer_over_the_dequantized_weights(
+    method: str, dropout: float, llama: Path
+) -> None:
     wanted = [spec(method, rank=4, dropout=dropout, targets=EVERY_LINEAR)]
-    ours, theirs = (adapters.attach(base, wanted, seed=3) for base in (quantised(llama), plain(llama)))
+    ours, theirs = (
+        adapters.attach(base, wanted, seed=3) for base in (quantized(llama), plain(llama))
+    )
     for stack in (ours, theirs):
         shake(stack)
         stack.train()
-    assert all(type(layer) is FusedLinear and type(layer.base_layer) is Float8Linear for layer in layers_of(ours)) and len(layers_of(ours)) == 14
+    assert (
+        all(
+            type(layer) is FusedLinear and type(layer.base_layer) is Float8Linear
+            for layer in layers_of(ours)
+        )
+        and len(layers_of(ours)) == 14
+    )
     found, gradients = learned(ours)
     with stock(theirs):
         truth, their_gradients = learned(theirs)
     torch.testing.assert_close(found, truth, atol=1e-5, rtol=1e-6)
     assert distance(gradients, their_gradients) < 5e-6
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
-    unquantised, _ = learned(_shaken(adapters.attach(load(llama), wanted, seed=3)))
-    assert float((unquantised - truth).abs().max()) > 1e-3  # or the comparison would show nothing
+    unquantized, _ = learned(_shaken(adapters.attach(load(llama), wanted, seed=3)))
+    assert float((unquantized - truth).abs().max()) > 1e-3  # or the comparison would show nothing
 
 
 def _shaken(stack: Stack) -> Stack:
@@ -64,77 +74,108 @@ def _shaken(stack: Stack) -> Stack:
     return stack
 
 
-def test_in_bfloat16_it_is_the_fused_layer_over_the_dequantised_weights_to_the_bit(llama: Path) -> None:
-    found = [learned(_shaken(adapters.attach(base(llama, "bfloat16"), [spec("lora", targets=EVERY_LINEAR)]))) for base in (quantised, plain)]
+def test_in_bfloat16_it_is_the_fused_layer_over_the_dequantized_weights_to_the_bit(
+    llama: Path,
+) -> None:
+    found = [
+        learned(
+            _shaken(adapters.attach(base(llama, "bfloat16"), [spec("lora", targets=EVERY_LINEAR)]))
+        )
+        for base in (quantized, plain)
+    ]
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(found[0][1][name], gradient) for name, gradient in found[1][1].items())
 
 
 def test_one_function_of_float8_is_that_of_its_weights() -> None:
     torch.manual_seed(0)
-    x, factors = torch.randn(7, 6, requires_grad=True), [torch.randn(2, 6, requires_grad=True), torch.randn(4, 2, requires_grad=True)]
+    x, factors = (
+        torch.randn(7, 6, requires_grad=True),
+        [torch.randn(2, 6, requires_grad=True), torch.randn(4, 2, requires_grad=True)],
+    )
     weight, bias = Float8.of(torch.randn(4, 6)), torch.randn(4)
     found = []
-    for each in (weight, dequantised(weight.numbers, weight.scale, torch.float32)):
+    for each in (weight, dequantized(weight.numbers, weight.scale, torch.float32)):
         out = fused_linear(x, each, bias, [Part(factors[0], factors[1], 0.5)])
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *factors])])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 def test_an_adapted_layer_keeps_the_float8_numbers_and_no_weight_beside_them(llama: Path) -> None:
-    stack = adapters.attach(quantised(llama), [spec("lora")])
+    stack = adapters.attach(quantized(llama), [spec("lora")])
     kept: list[torch.Tensor] = []
     with keeping(kept):
         stack.base.model.model.layers[0].mlp.up_proj(torch.randn(1, 5, 32, requires_grad=True))
         stack.base.model.model.layers[0].self_attn.q_proj(torch.randn(1, 5, 32, requires_grad=True))
-    assert [tensor.dtype for tensor in kept if tensor.shape in ((64, 32), (32, 32))] == [torch.float8_e4m3fn] * 2
+    assert [tensor.dtype for tensor in kept if tensor.shape in ((64, 32), (32, 32))] == [
+        torch.float8_e4m3fn
+    ] * 2
 
 
 def test_first_weights_are_those_on_any_base_and_not_rounded_to_eight_bits(llama: Path) -> None:
-    first, second = (adapters.attach(base, [spec("lora")], seed=5).state() for base in (quantised(llama), load(llama)))
-    assert all(torch.equal(first[name], tensor) for name, tensor in second.items()) and first.keys() == second.keys()
+    first, second = (
+        adapters.attach(base, [spec("lora")], seed=5).state()
+        for base in (quantized(llama), load(llama))
+    )
+    assert (
+        all(torch.equal(first[name], tensor) for name, tensor in second.items())
+        and first.keys() == second.keys()
+    )
 
 
 def test_counts_are_those_of_the_base_as_it_comes(llama: Path) -> None:
-    assert adapters.attach(quantised(llama), [spec("lora")]).counts == adapters.attach(load(llama), [spec("lora")]).counts
+    assert (
+        adapters.attach(quantized(llama), [spec("lora")]).counts
+        == adapters.attach(load(llama), [spec("lora")]).counts
+    )
 
 
-def test_switched_off_it_is_the_quantised_base(llama: Path) -> None:
-    stack = adapters.attach(quantised(llama), [spec("lora", targets=EVERY_LINEAR)])
+def test_switched_off_it_is_the_quantized_base(llama: Path) -> None:
+    stack = adapters.attach(quantized(llama), [spec("lora", targets=EVERY_LINEAR)])
     shake(stack)
     with stack.off():
         bare = answers(stack)
-    assert torch.equal(bare, answers(adapters.attach(quantised(llama), ())))
+    assert torch.equal(bare, answers(adapters.attach(quantized(llama), ())))
     assert not torch.allclose(bare, answers(stack))
 
 
 def test_an_adapter_is_saved_and_loaded_as_on_any_base(llama: Path, tmp_path: Path) -> None:
-    stack = adapters.attach(quantised(llama), [spec("lora")])
+    stack = adapters.attach(quantized(llama), [spec("lora")])
     shake(stack)
     adapters.save(stack, tmp_path / "adapter")
-    assert torch.equal(answers(adapters.load(quantised(llama), tmp_path / "adapter")), answers(stack))
-    assert torch.allclose(answers(adapters.load(load(llama), tmp_path / "adapter")), answers(stack), atol=0.2)
+    assert torch.equal(
+        answers(adapters.load(quantized(llama), tmp_path / "adapter")), answers(stack)
+    )
+    assert torch.allclose(
+        answers(adapters.load(load(llama), tmp_path / "adapter")), answers(stack), atol=0.2
+    )
 
 
 def test_recomputed_the_gradients_are_the_same(llama: Path) -> None:
-    kept, again = (_shaken(adapters.attach(quantised(llama), [spec("lora", dropout=0.2)])) for _ in range(2))
+    kept, again = (
+        _shaken(adapters.attach(quantized(llama), [spec("lora", dropout=0.2)])) for _ in range(2)
+    )
     adapters.recompute(again, "asked for")
     found, truth = learned(again), learned(kept)
     assert torch.equal(found[0], truth[0]) and distance(found[1], truth[1]) == 0.0
 
 
 def test_trials_share_it(llama: Path) -> None:
-    joint = adapters.together(quantised(llama), [Trial([spec("lora", rank=2)], 1), Trial([spec("lora", rank=4)], 2)])
+    joint = adapters.together(
+        quantized(llama), [Trial([spec("lora", rank=2)], 1), Trial([spec("lora", rank=4)], 2)]
+    )
     with joint.alone(1) as stack:
         shake(stack)
-        alone = adapters.attach(quantised(llama), [spec("lora", rank=4)], seed=2)
+        alone = adapters.attach(quantized(llama), [spec("lora", rank=4)], seed=2)
         alone.load_state(stack.state())
         assert torch.equal(answers(stack), answers(alone))
 
 
 def _merge_first(base: models.Base, tmp_path: Path, llama: Path) -> Any:
     folder = finished(llama, "lora", tmp_path / "clinical")
-    return adapters.attach(base, [earlier("lora", merged=True), spec("lora")], folders={"clinical": folder})
+    return adapters.attach(
+        base, [earlier("lora", merged=True), spec("lora")], folders={"clinical": folder}
+    )
 
 
 def _merge_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
@@ -146,8 +187,10 @@ def _train_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
 
 
 @pytest.mark.parametrize("asked", [_merge_first, _merge_all, _train_all])
-def test_what_would_change_its_weights_is_refused(asked: Callable[..., Any], llama: Path, tmp_path: Path) -> None:
+def test_what_would_change_its_weights_is_refused(
+    asked: Callable[..., Any], llama: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RefusedError, match="float8") as caught:
-        asked(quantised(llama), tmp_path, llama)
-    assert caught.value.place == "base.quantisation" and '"none"' in caught.value.way_out
+        asked(quantized(llama), tmp_path, llama)
+    assert caught.value.location == "base.quantization" and '"none"' in caught.value.hint
     asked(load(llama), tmp_path, llama)

@@ -14,8 +14,8 @@ from peft.tuners.lora.layer import Linear
 
 from clinpeft import adapters
 from clinpeft.adapters import METHODS, Stack
-from clinpeft.adapters.fused import FusedLinear, Part, _masked, _Plan, _stays, fused_linear
-from clinpeft.models.drawing import DRAWS
+from clinpeft.runtime.dropout import DRAWS
+from clinpeft.runtime.fused_lora import FusedLinear, Part, _masked, _Plan, _stays, fused_linear
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]
@@ -40,7 +40,11 @@ class SameDraws(torch.nn.Dropout):
         plan = _Plan.of(Part(x, x, 1.0, self.p if self.training else 0.0))
         flat = x.reshape(-1, x.shape[-1])
         stays = _stays(flat, plan)
-        return x if stays is None else _masked_with_gradient(flat, stays).view_as(x) * (DRAWS / (DRAWS - plan.dropped))
+        return (
+            x
+            if stays is None
+            else _masked_with_gradient(flat, stays).view_as(x) * (DRAWS / (DRAWS - plan.dropped))
+        )
 
 
 def _masked_with_gradient(x: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
@@ -54,7 +58,12 @@ def layers_of(stack: Stack) -> list[Any]:
 @contextmanager
 def stock(stack: Stack) -> Iterator[None]:
     """peft's own forward pass, with the same draws."""
-    dropouts = [(module, name, dropout) for module in layers_of(stack) for name, dropout in module.lora_dropout.items() if dropout.training]
+    dropouts = [
+        (module, name, dropout)
+        for module in layers_of(stack)
+        for name, dropout in module.lora_dropout.items()
+        if dropout.training
+    ]
     for layer in layers_of(stack):
         layer.__class__ = Linear
     for layer, name, dropout in dropouts:
@@ -74,29 +83,45 @@ def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         torch.manual_seed(7)
         logits = adapters.logits(stack, IDS, MASK)[MASK == 1].float()
         torch.nn.functional.cross_entropy(logits, IDS[MASK == 1], reduction="sum").backward()  # type: ignore[no-untyped-call]
-    return logits.detach(), {name: parameter.grad for name, parameter in stack.trained.items() if parameter.grad is not None}
+    return logits.detach(), {
+        name: parameter.grad
+        for name, parameter in stack.trained.items()
+        if parameter.grad is not None
+    }
 
 
 def distance(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
     """Of all gradients at once, relative to the truth."""
     assert found.keys() == truth.keys() and found
     apart = sum((found[name] - truth[name]).square().sum() for name in truth)
-    return float(torch.as_tensor(apart / sum(each.square().sum() for each in truth.values())).sqrt())
+    return float(
+        torch.as_tensor(apart / sum(each.square().sum() for each in truth.values())).sqrt()
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("method", FUSED)
-def test_in_float32_outputs_and_gradients_are_those_of_peft(method: str, dropout: float, llama: Path, clinical: Path) -> None:
-    wanted = [earlier("lora"), spec(method, rank=4, alpha=12, dropout=dropout, targets=EVERY_LINEAR)]
+def test_in_float32_outputs_and_gradients_are_those_of_peft(
+    method: str, dropout: float, llama: Path, clinical: Path
+) -> None:
+    wanted = [
+        earlier("lora"),
+        spec(method, rank=4, alpha=12, dropout=dropout, targets=EVERY_LINEAR),
+    ]
     stack = adapters.attach(load(llama), wanted, folders={"clinical": clinical})
-    assert all(type(layer) is FusedLinear for layer in layers_of(stack)) and len(layers_of(stack)) == 2 * 7
+    assert (
+        all(type(layer) is FusedLinear for layer in layers_of(stack))
+        and len(layers_of(stack)) == 2 * 7
+    )
     shake(stack)
     stack.train()
     ours, our_gradients = learned(stack)
     with stock(stack):
         theirs, their_gradients = learned(stack)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
-    assert distance(our_gradients, their_gradients) < 5e-6  # over all layers; of one layer see below
+    assert (
+        distance(our_gradients, their_gradients) < 5e-6
+    )  # over all layers; of one layer see below
     assert all(gradient.dtype == torch.float32 for gradient in our_gradients.values())
 
 
@@ -130,7 +155,9 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_peft(dropout: float, llama: P
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
             for parameter in stack.trained.values():
-                parameter.add_(0.01 * torch.randn_like(parameter))  # an update that is smaller than what it is added to, as learned ones are
+                parameter.add_(
+                    0.01 * torch.randn_like(parameter)
+                )  # an update that is smaller than what it is added to, as learned ones are
         stack.train()
         found[precision, "fused"] = learned(stack)
         with stock(stack):
@@ -151,8 +178,12 @@ def keeping(kept: list[torch.Tensor]) -> Any:
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
-def test_the_input_is_kept_once_for_queries_keys_and_values_and_never_in_float32(llama: Path) -> None:
-    stack = adapters.attach(load(llama, "bfloat16"), [spec("lora", targets=("q_proj", "k_proj", "v_proj"))])
+def test_the_input_is_kept_once_for_queries_keys_and_values_and_never_in_float32(
+    llama: Path,
+) -> None:
+    stack = adapters.attach(
+        load(llama, "bfloat16"), [spec("lora", targets=("q_proj", "k_proj", "v_proj"))]
+    )
     attention = stack.base.model.model.layers[0].self_attn
     x = torch.randn(1, 40, 32, dtype=torch.bfloat16, requires_grad=True)
     kept: list[torch.Tensor] = []
@@ -179,35 +210,66 @@ def test_rows_have_their_own_parts_and_dropout_and_others_have_none() -> None:
     def seeded() -> torch.Generator:
         return torch.Generator().manual_seed(5)
 
-    parts = [Part(*first, 0.5, 0.2, slice(1, 4), seeded()), Part(*second, 2.0, 0.5, slice(4, 9), seeded())]
+    parts = [
+        Part(*first, 0.5, 0.2, slice(1, 4), seeded()),
+        Part(*second, 2.0, 0.5, slice(4, 9), seeded()),
+    ]
     out = fused_linear(x, weight, bias, parts).view(10, 4)
     flat = x.view(10, 6)
     torch.testing.assert_close(out[[0, 9]], flat[[0, 9]] @ weight.T + bias)
-    torch.testing.assert_close(out[1:4], fused_linear(flat[1:4], weight, bias, [Part(*first, 0.5, 0.2, None, seeded())]))
-    torch.testing.assert_close(out[4:9], fused_linear(flat[4:9], weight, bias, [Part(*second, 2.0, 0.5, None, seeded())]))
+    torch.testing.assert_close(
+        out[1:4], fused_linear(flat[1:4], weight, bias, [Part(*first, 0.5, 0.2, None, seeded())])
+    )
+    torch.testing.assert_close(
+        out[4:9], fused_linear(flat[4:9], weight, bias, [Part(*second, 2.0, 0.5, None, seeded())])
+    )
 
 
 def test_in_bfloat16_the_sum_of_the_base_and_all_updates_is_rounded_once() -> None:
     drawn = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(64, 128, generator=drawn).bfloat16(), (torch.randn(96, 128, generator=drawn) / 11).bfloat16()
-    factors = [(torch.randn(4, 128, generator=drawn) / 11, 0.1 * torch.randn(96, 4, generator=drawn)) for _ in range(3)]
+    x, weight = (
+        torch.randn(64, 128, generator=drawn).bfloat16(),
+        (torch.randn(96, 128, generator=drawn) / 11).bfloat16(),
+    )
+    factors = [
+        (torch.randn(4, 128, generator=drawn) / 11, 0.1 * torch.randn(96, 4, generator=drawn))
+        for _ in range(3)
+    ]
     found = fused_linear(x, weight, None, [Part(a, b, 0.7) for a, b in factors])
     exact = torch.nn.functional.linear(x, weight).float()
     for a, b in factors:
         exact += (x @ a.bfloat16().T).float() @ (0.7 * b).bfloat16().float().T
-    assert (found != exact.bfloat16()).float().mean() < 0.005  # where float32 adds up in another order; rounding after each update moves one in ten
+    assert (
+        (found != exact.bfloat16()).float().mean() < 0.005
+    )  # where float32 adds up in another order; rounding after each update moves one in ten
 
 
 def test_gradients_are_those_of_differences() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.randn(4, 5, dtype=torch.float64)
-    factors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5), (4, 2), (1, 5), (4, 1))]
+    x, weight = (
+        torch.randn(3, 5, dtype=torch.float64, requires_grad=True),
+        torch.randn(4, 5, dtype=torch.float64),
+    )
+    factors = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 5), (4, 2), (1, 5), (4, 1))
+    ]
 
     def out(x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         drawn = torch.Generator().manual_seed(3)
-        return fused_linear(x, weight, None, [Part(factors[0], factors[1], 0.7), Part(factors[2], factors[3], 1.5, 0.4, slice(0, 2), drawn)])
+        return fused_linear(
+            x,
+            weight,
+            None,
+            [
+                Part(factors[0], factors[1], 0.7),
+                Part(factors[2], factors[3], 1.5, 0.4, slice(0, 2), drawn),
+            ],
+        )
 
-    assert torch.autograd.gradcheck(out, (x, *factors), atol=1e-3, rtol=1e-3, eps=1e-4)  # gradients of factors come in float32
+    assert torch.autograd.gradcheck(
+        out, (x, *factors), atol=1e-3, rtol=1e-3, eps=1e-4
+    )  # gradients of factors come in float32
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_is_drawn_again_by_the_seed() -> None:
@@ -238,7 +300,9 @@ def test_only_methods_that_are_a_low_rank_product_are_fused(method: str, llama: 
     assert not any(isinstance(module, FusedLinear) for module in stack.model.modules())
 
 
-def test_a_lora_beside_an_adaption_prompt_computes_in_the_precision_of_autocast(llama: Path) -> None:
+def test_a_lora_beside_an_adaption_prompt_computes_in_the_precision_of_autocast(
+    llama: Path,
+) -> None:
     stack = adapters.attach(load(llama, "bfloat16"), [spec("lora"), spec("adaption-prompt")])
     shake(stack)
     logits, gradients = learned(stack)
@@ -255,4 +319,6 @@ def test_where_the_base_is_trained_too_the_layer_is_pefts(llama: Path) -> None:
 
 def test_masking_leaves_what_stays_as_it_is() -> None:
     x = torch.tensor([[1.5, -2.0, float("inf")]], dtype=torch.bfloat16)
-    assert _masked(x, torch.tensor([[-1, 0, -1]], dtype=torch.int16)).tolist() == [[1.5, 0.0, float("inf")]]
+    assert _masked(x, torch.tensor([[-1, 0, -1]], dtype=torch.int16)).tolist() == [
+        [1.5, 0.0, float("inf")]
+    ]

@@ -18,7 +18,13 @@ MakeFolder = Callable[..., Path]
 HEADS = {"llama": "lm_head", "bert": "cls"}
 LEFT_IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 0, 11, 12, 13]])
 LEFT_MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
-STACKS = [(), *((method,) for method in METHODS), ("lora", "prompt"), ("lora", "prefix"), ("lora", "lora")]
+STACKS = [
+    (),
+    *((method,) for method in METHODS),
+    ("lora", "prompt"),
+    ("lora", "prefix"),
+    ("lora", "lora"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +47,42 @@ def head_of(stack: Stack) -> Any:
 
 @pytest.mark.parametrize("methods", STACKS, ids="-".join)
 @pytest.mark.parametrize("kind", HEADS)
-def test_the_head_on_the_hidden_vectors_gives_the_logits(kind: str, methods: tuple[str, ...], llama: Path, toy_bert: Path) -> None:
+def test_the_head_on_the_hidden_vectors_gives_the_logits(
+    kind: str, methods: tuple[str, ...], llama: Path, toy_bert: Path
+) -> None:
     stack = made(llama if kind == "llama" else toy_bert, methods)
     with torch.no_grad():
         for ids, mask in ((IDS, MASK), (LEFT_IDS, LEFT_MASK)):
             vectors = adapters.hidden(stack, ids, mask)
             assert vectors.shape == (2, 6, 32)
-            torch.testing.assert_close(head_of(stack)(vectors)[mask == 1], adapters.logits(stack, ids, mask)[mask == 1], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                head_of(stack)(vectors)[mask == 1],
+                adapters.logits(stack, ids, mask)[mask == 1],
+                atol=1e-6,
+                rtol=0,
+            )
 
 
 @pytest.mark.parametrize("methods", STACKS, ids="-".join)
-def test_a_row_s_vectors_depend_on_neither_padding_nor_neighbours(methods: tuple[str, ...], llama: Path) -> None:
+def test_a_row_s_vectors_depend_on_neither_padding_nor_neighbours(
+    methods: tuple[str, ...], llama: Path
+) -> None:
     stack = made(llama, methods)
     with torch.no_grad():
-        alone = adapters.hidden(stack, torch.tensor([[11, 12, 13]]), torch.ones(1, 3, dtype=torch.long))[0]
-        torch.testing.assert_close(adapters.hidden(stack, IDS, MASK)[1, :3], alone, atol=1e-6, rtol=0)
-        torch.testing.assert_close(adapters.hidden(stack, LEFT_IDS, LEFT_MASK)[1, 3:], alone, atol=1e-6, rtol=0)
+        alone = adapters.hidden(
+            stack, torch.tensor([[11, 12, 13]]), torch.ones(1, 3, dtype=torch.long)
+        )[0]
+        torch.testing.assert_close(
+            adapters.hidden(stack, IDS, MASK)[1, :3], alone, atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            adapters.hidden(stack, LEFT_IDS, LEFT_MASK)[1, 3:], alone, atol=1e-6, rtol=0
+        )
 
 
-def test_nothing_as_wide_as_the_vocabulary_is_computed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_as_wide_as_the_vocabulary_is_computed(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stack = made(llama, ("lora",))
 
     def wide(*arguments: object) -> None:
@@ -72,21 +95,31 @@ def test_nothing_as_wide_as_the_vocabulary_is_computed(llama: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("methods", STACKS, ids="-".join)
-def test_in_bfloat16_the_vectors_are_near_those_in_float32(methods: tuple[str, ...], llama: Path) -> None:
+def test_in_bfloat16_the_vectors_are_near_those_in_float32(
+    methods: tuple[str, ...], llama: Path
+) -> None:
     exact, rough = made(llama, methods), made(llama, methods, "bfloat16")
     rough.load_state(exact.state())
     with torch.no_grad():
-        found, wanted = (adapters.hidden(stack, IDS, MASK)[MASK == 1].float() for stack in (rough, exact))
+        found, wanted = (
+            adapters.hidden(stack, IDS, MASK)[MASK == 1].float() for stack in (rough, exact)
+        )
     assert (found - wanted).abs().max() < 0.1
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.995
 
 
-def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(llama: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(
+    llama: Path, tmp_path: Path
+) -> None:
     clinical = finished(llama, "lora", tmp_path / "clinical")
-    headless = models.load(BaseSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors")
+    headless = models.load(
+        BaseSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors"
+    )
     found = []
     for base in (load(llama), headless):
-        stack = adapters.attach(base, [earlier("lora"), spec("prompt")], folders={"clinical": clinical})
+        stack = adapters.attach(
+            base, [earlier("lora"), spec("prompt")], folders={"clinical": clinical}
+        )
         shake(stack, seed=2)
         found.append(adapters.hidden(stack, IDS, MASK)[MASK == 1].detach())
     assert torch.equal(*found)

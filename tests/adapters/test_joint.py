@@ -12,7 +12,7 @@ import torch
 
 from clinpeft import adapters
 from clinpeft.adapters import Joint, Stack, Trial
-from clinpeft.errors import AdapterError
+from clinpeft.core.errors import AdapterError
 from tests.adapters.toys import answers, earlier, finished, load, spec
 
 MakeFolder = Callable[..., Path]
@@ -37,7 +37,16 @@ def trials(clinical: Path, dropout: float = 0.0) -> list[Trial]:
     """Of different rank, scale, dropout, targets and seed, one above a frozen adapter."""
     return [
         Trial([spec("lora", rank=2, dropout=dropout)], seed=3),
-        Trial([earlier("lora"), spec("rslora", rank=4, alpha=3, dropout=dropout / 2, targets=("k_proj", "down_proj"))], 4, {"clinical": clinical}),
+        Trial(
+            [
+                earlier("lora"),
+                spec(
+                    "rslora", rank=4, alpha=3, dropout=dropout / 2, targets=("k_proj", "down_proj")
+                ),
+            ],
+            4,
+            {"clinical": clinical},
+        ),
         Trial([spec("lora", rank=8, alpha=32, targets=("q_proj", "o_proj", "up_proj"))], seed=3),
     ]
 
@@ -65,22 +74,32 @@ def single(llama: Path, clinical: Path, at: int, dropout: float = 0.0) -> Stack:
 
 def learned(vectors: torch.Tensor, rows: slice = slice(None)) -> None:
     """A loss that a norm over the width does not make constant."""
-    wanted = torch.randn(sum(LENGTHS), vectors.shape[1], generator=torch.Generator().manual_seed(2))[rows]
+    wanted = torch.randn(
+        sum(LENGTHS), vectors.shape[1], generator=torch.Generator().manual_seed(2)
+    )[rows]
     (vectors * wanted).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def asked(model: Any, rows: slice | None = None) -> torch.Tensor:
     """Vectors of the whole row, or of one document alone, each document seeing itself only."""
     documents = torch.cat([torch.full((length,), at) for at, length in enumerate(LENGTHS)])
-    seen = (documents[:, None] == documents[None]) & torch.ones(len(documents), len(documents), dtype=torch.bool).tril()
+    seen = (documents[:, None] == documents[None]) & torch.ones(
+        len(documents), len(documents), dtype=torch.bool
+    ).tril()
     rows = rows or slice(None)
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None, rows, rows]
-    vectors: torch.Tensor = model(input_ids=ROW[:, rows], position_ids=PLACES[:, rows], attention_mask=mask).last_hidden_state
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[
+        None, None, rows, rows
+    ]
+    vectors: torch.Tensor = model(
+        input_ids=ROW[:, rows], position_ids=PLACES[:, rows], attention_mask=mask
+    ).last_hidden_state
     return vectors[0]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(dropout: float, llama: Path, clinical: Path) -> None:
+def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(
+    dropout: float, llama: Path, clinical: Path
+) -> None:
     joint = joined(llama, clinical, dropout)
     joint.train()
     with joint.routed(SLICES, [torch.Generator().manual_seed(10 + at) for at in range(3)]):
@@ -97,7 +116,11 @@ def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(dropout: flo
         assert joint.stacks[at].trained.keys() == alone.trained.keys()
         for name, parameter in alone.trained.items():
             ours, theirs = joint.stacks[at].trained[name].grad, parameter.grad
-            assert ours is not None and theirs is not None and float((ours - theirs).norm() / theirs.norm()) < 5e-6
+            assert (
+                ours is not None
+                and theirs is not None
+                and float((ours - theirs).norm() / theirs.norm()) < 5e-6
+            )
 
 
 def test_first_weights_are_those_of_the_trial_alone(llama: Path, clinical: Path) -> None:
@@ -105,7 +128,9 @@ def test_first_weights_are_those_of_the_trial_alone(llama: Path, clinical: Path)
     for trial, stack in zip(trials(clinical), joint.stacks, strict=True):
         alone = adapters.attach(load(llama), trial.specs, trial.seed, trial.folders)
         assert alone.trained.keys() == stack.trained.keys() and stack.counts == alone.counts
-        assert all(torch.equal(alone.trained[name], parameter) for name, parameter in stack.trained.items())
+        assert all(
+            torch.equal(alone.trained[name], parameter) for name, parameter in stack.trained.items()
+        )
 
 
 def test_a_gradient_goes_to_no_other_trial(llama: Path, clinical: Path) -> None:
@@ -113,7 +138,10 @@ def test_a_gradient_goes_to_no_other_trial(llama: Path, clinical: Path) -> None:
     with joint.routed(SLICES):
         asked(joint.base.backbone)[SLICES[1]].sum().backward()  # type: ignore[no-untyped-call]
     for at, stack in enumerate(joint.stacks):
-        assert all((parameter.grad is not None and bool(parameter.grad.any())) == (at == 1) for parameter in stack.trained.values())
+        assert all(
+            (parameter.grad is not None and bool(parameter.grad.any())) == (at == 1)
+            for parameter in stack.trained.values()
+        )
 
 
 def test_tokens_of_no_trial_see_the_bare_base(llama: Path, clinical: Path) -> None:
@@ -126,7 +154,9 @@ def test_tokens_of_no_trial_see_the_bare_base(llama: Path, clinical: Path) -> No
     assert not torch.allclose(found[SLICES[1]], wanted[SLICES[1]])
 
 
-def test_outside_of_everything_it_is_the_bare_base_and_alone_it_is_the_trial(llama: Path, clinical: Path) -> None:
+def test_outside_of_everything_it_is_the_bare_base_and_alone_it_is_the_trial(
+    llama: Path, clinical: Path
+) -> None:
     joint = joined(llama, clinical)
     bare = answers(adapters.attach(load(llama), []))
     trained = {parameter for stack in joint.stacks for parameter in stack.trained.values()}
@@ -137,10 +167,14 @@ def test_outside_of_everything_it_is_the_bare_base_and_alone_it_is_the_trial(lla
                 torch.testing.assert_close(answers(stack), bare)
         assert not joint.stacks[at].active
         torch.testing.assert_close(answers(joint.stacks[at]), bare)
-        assert {parameter for parameter in joint.stacks[0].model.parameters() if parameter.requires_grad} == trained
+        assert {
+            parameter for parameter in joint.stacks[0].model.parameters() if parameter.requires_grad
+        } == trained
 
 
-def test_a_trial_is_saved_and_merged_as_if_it_were_alone(llama: Path, clinical: Path, tmp_path: Path) -> None:
+def test_a_trial_is_saved_and_merged_as_if_it_were_alone(
+    llama: Path, clinical: Path, tmp_path: Path
+) -> None:
     joint = joined(llama, clinical)
     with joint.alone(2) as stack:
         adapters.save(stack, tmp_path / "third")
@@ -154,12 +188,18 @@ def test_a_trial_is_saved_and_merged_as_if_it_were_alone(llama: Path, clinical: 
 
 
 def test_more_than_nine_trials_keep_their_weights_apart(llama: Path, tmp_path: Path) -> None:
-    joint = adapters.together(load(llama), [Trial([spec("lora", rank=1)], seed) for seed in range(11)])
+    joint = adapters.together(
+        load(llama), [Trial([spec("lora", rank=1)], seed) for seed in range(11)]
+    )
     for at in (1, 10):
         with joint.alone(at) as stack:
             adapters.save(stack, tmp_path / str(at))
         again = adapters.load(load(llama), tmp_path / str(at))
-        saved = sum(parameter.numel() for adapter in again.adapters for parameter in adapter.parameters.values())
+        saved = sum(
+            parameter.numel()
+            for adapter in again.adapters
+            for parameter in adapter.parameters.values()
+        )
         assert saved == stack.counts.trained
 
 
@@ -171,7 +211,9 @@ def test_more_than_nine_trials_keep_their_weights_apart(llama: Path, tmp_path: P
         ([slice(0, 5), slice(5, 14), slice(14, 17)], "17"),
     ],
 )
-def test_slices_that_do_not_fit_are_refused(slices: list[slice], said: str, llama: Path, clinical: Path) -> None:
+def test_slices_that_do_not_fit_are_refused(
+    slices: list[slice], said: str, llama: Path, clinical: Path
+) -> None:
     joint = joined(llama, clinical)
     with pytest.raises(AdapterError) as error, joint.routed(slices):
         asked(joint.base.backbone)

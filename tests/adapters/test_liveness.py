@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft import adapters
 from clinpeft.adapters import METHODS, Stack, Witness
-from clinpeft.adapters.liveness import _digest, _sha256
-from clinpeft.errors import TrainingError
+from clinpeft.adapters.activity import _digest, _sha256
+from clinpeft.core.errors import TrainingError
 from tests.adapters.toys import IDS, MASK, earlier, finished, load, spec
 
 MakeFolder = Callable[..., Path]
@@ -38,7 +38,11 @@ class Run:
         self.stack = stack
         torch.manual_seed(0)
         self.heads = [torch.nn.Linear(32, 2) for _ in range(heads)]
-        named = {f"task{at}.{name}" if heads > 1 else name: p for at, head in enumerate(self.heads) for name, p in head.named_parameters()}
+        named = {
+            f"task{at}.{name}" if heads > 1 else name: p
+            for at, head in enumerate(self.heads)
+            for name, p in head.named_parameters()
+        }
         self.extra: dict[str, torch.nn.Parameter] = named
         self.witness: Witness = adapters.watch(stack, self.extra)
 
@@ -52,7 +56,9 @@ class Run:
         for _ in range(steps):
             self.stack.train()
             for head in range(len(self.heads)):
-                torch.nn.functional.cross_entropy(self.answer(head), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
+                torch.nn.functional.cross_entropy(
+                    self.answer(head), torch.tensor([0, 1])
+                ).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             optimiser.zero_grad()
         self.stack.train(False)
@@ -64,13 +70,19 @@ class Run:
     def fails(self) -> str:
         with pytest.raises(TrainingError) as error:
             self.testify()
-        assert error.value.place == "adapters"
-        return error.value.problem
+        assert error.value.location == "adapters"
+        return error.value.message
 
 
 @pytest.fixture
 def composed(llama: Path, clinical: Path) -> Run:
-    return Run(adapters.attach(load(llama), [earlier("lora"), spec("lora", dropout=0.1)], folders={"clinical": clinical}))
+    return Run(
+        adapters.attach(
+            load(llama),
+            [earlier("lora"), spec("lora", dropout=0.1)],
+            folders={"clinical": clinical},
+        )
+    )
 
 
 def activate(stack: Stack, *names: str) -> None:
@@ -87,10 +99,24 @@ def activate(stack: Stack, *names: str) -> None:
 
 def test_a_frozen_and_a_trained_adapter_both_live(composed: Run) -> None:
     found = composed.learn().testify()
-    assert [(proof.name, proof.role) for proof in found.proofs] == [("1-lora", "frozen"), ("2-lora", "trained"), ("head", "trained")]
+    assert [(proof.name, proof.role) for proof in found.proofs] == [
+        ("1-lora", "frozen"),
+        ("2-lora", "trained"),
+        ("head", "trained"),
+    ]
     frozen, trained, head = found.proofs
-    assert frozen.change_when_off and frozen.gradient is None and frozen.moved is None and frozen.parameters == 0
-    assert trained.change_when_off and trained.gradient and trained.moved and trained.parameters == composed.stack.counts.trained
+    assert (
+        frozen.change_when_off
+        and frozen.gradient is None
+        and frozen.moved is None
+        and frozen.parameters == 0
+    )
+    assert (
+        trained.change_when_off
+        and trained.gradient
+        and trained.moved
+        and trained.parameters == composed.stack.counts.trained
+    )
     assert head.gradient and head.moved and head.change_when_off is None and head.parameters == 66
     saved = composed.stack.base.model.state_dict()
     assert found.frozen_tensors == len(saved) - len(composed.stack.trained)
@@ -107,19 +133,29 @@ def test_what_is_proven_is_left_as_it_was_found(composed: Run) -> None:
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     composed.testify()
     assert modes == {name: module.training for name, module in model.named_modules()}
-    assert required == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert required == {
+        name: parameter.requires_grad for name, parameter in model.named_parameters()
+    }
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in (*model.parameters(), *composed.heads[0].parameters()))
+    assert all(
+        parameter.grad is None
+        for parameter in (*model.parameters(), *composed.heads[0].parameters())
+    )
     assert composed.stack.silent == frozenset()
 
 
 def test_the_numbers_are_those_computed_by_hand(composed: Run) -> None:
     start = {name: parameter.detach().clone() for name, parameter in composed.stack.trained.items()}
     found = composed.learn().testify().proofs[1]
-    assert found.moved == max(float((parameter.detach() - start[name]).abs().max()) for name, parameter in composed.stack.trained.items())
+    assert found.moved == max(
+        float((parameter.detach() - start[name]).abs().max())
+        for name, parameter in composed.stack.trained.items()
+    )
     before = composed.answer()
     gradients = torch.autograd.grad(before.square().sum(), list(composed.stack.trained.values()))
-    assert found.gradient == pytest.approx(torch.cat([gradient.flatten() for gradient in gradients]).norm().item(), rel=1e-5)
+    assert found.gradient == pytest.approx(
+        torch.cat([gradient.flatten() for gradient in gradients]).norm().item(), rel=1e-5
+    )
     with composed.stack.without("2-lora"):
         assert found.change_when_off == float((composed.answer() - before).detach().abs().max())
 
@@ -130,43 +166,79 @@ def test_every_method_lives_after_a_few_steps(method: str, llama: Path) -> None:
     assert [proof.role for proof in found.proofs] == ["trained", "trained"]
 
 
-def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(llama: Path, clinical: Path) -> None:
+def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(
+    llama: Path, clinical: Path
+) -> None:
     folders = {"clinical": clinical}
-    beside = Run(adapters.attach(load(llama), [earlier("lora"), spec("adaption-prompt")], folders=folders)).learn().testify()
+    beside = (
+        Run(
+            adapters.attach(
+                load(llama), [earlier("lora"), spec("adaption-prompt")], folders=folders
+            )
+        )
+        .learn()
+        .testify()
+    )
     assert [proof.role for proof in beside.proofs] == ["frozen", "trained", "trained"]
-    merged = Run(adapters.attach(load(llama), [earlier("lora", merged=True), spec("lora")], folders=folders)).learn().testify()
+    merged = (
+        Run(
+            adapters.attach(
+                load(llama), [earlier("lora", merged=True), spec("lora")], folders=folders
+            )
+        )
+        .learn()
+        .testify()
+    )
     assert [proof.role for proof in merged.proofs] == ["merged", "trained", "trained"]
 
 
 def test_a_head_alone_and_a_head_on_frozen_adapters_live(llama: Path, clinical: Path) -> None:
     alone = Run(adapters.attach(load(llama), [])).learn().testify()
     assert [proof.name for proof in alone.proofs] == ["head"]
-    frozen = Run(adapters.attach(load(llama), [earlier("lora")], folders={"clinical": clinical})).learn().testify()
-    assert [(proof.name, proof.role) for proof in frozen.proofs] == [("1-lora", "frozen"), ("head", "trained")]
+    frozen = (
+        Run(adapters.attach(load(llama), [earlier("lora")], folders={"clinical": clinical}))
+        .learn()
+        .testify()
+    )
+    assert [(proof.name, proof.role) for proof in frozen.proofs] == [
+        ("1-lora", "frozen"),
+        ("head", "trained"),
+    ]
 
 
 def test_a_whole_base_that_is_trained_lives(llama: Path) -> None:
     run = Run(adapters.attach(load(llama), [], base_trainable=True))
     found = run.learn().testify()
-    assert [(proof.name, proof.role) for proof in found.proofs] == [("base", "trained"), ("head", "trained")]
+    assert [(proof.name, proof.role) for proof in found.proofs] == [
+        ("base", "trained"),
+        ("head", "trained"),
+    ]
     assert found.frozen_tensors == 1  # the language-modelling head
 
 
 def test_of_several_heads_each_must_move_and_the_probe_may_ask_one(llama: Path) -> None:
     found = Run(adapters.attach(load(llama), [spec("lora")]), heads=2).learn().testify()
     assert [proof.name for proof in found.proofs] == ["1-lora", "task0", "task1"]
-    assert found.proofs[1].gradient is not None and found.proofs[2].gradient is None and found.proofs[2].moved
+    assert (
+        found.proofs[1].gradient is not None
+        and found.proofs[2].gradient is None
+        and found.proofs[2].moved
+    )
 
 
 def test_a_run_that_goes_on_is_compared_with_the_first_weights(llama: Path) -> None:
     before = Run(adapters.attach(load(llama), [spec("lora")], seed=5)).learn()
-    after = Run(adapters.attach(load(llama), [spec("lora")], seed=5))  # watched before the checkpoint is put in
+    after = Run(
+        adapters.attach(load(llama), [spec("lora")], seed=5)
+    )  # watched before the checkpoint is put in
     after.stack.load_state(before.stack.state())
     after.heads[0].load_state_dict(before.heads[0].state_dict())
     assert after.testify() == before.testify()
 
 
-def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(llama: Path, clinical: Path) -> None:
+def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(
+    llama: Path, clinical: Path
+) -> None:
     specs = [earlier("lora"), spec("lora", active=False)]
     run = Run(adapters.attach(load(llama), specs, folders={"clinical": clinical})).learn()
     found = run.testify()
@@ -184,27 +256,36 @@ def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(llama: Path, cli
 def test_the_published_bug_is_caught(composed: Run) -> None:
     """``add_adapter`` without ``set_adapter``: the second adapter is never in the forward pass; the head learns, and the loss falls."""
     activate(composed.stack, "default")
-    problem = composed.learn().fails()
-    assert "2-lora changes no logit when it is switched off" in problem
-    assert "2-lora is to be trained, and gets no gradient" in problem
-    assert "1-lora" not in problem and "head" not in problem
+    message = composed.learn().fails()
+    assert "2-lora changes no logit when it is switched off" in message
+    assert "2-lora is to be trained, and gets no gradient" in message
+    assert "1-lora" not in message and "head" not in message
 
 
 def test_an_adapter_that_is_trained_by_mistake_is_caught(composed: Run) -> None:
     """peft's ``set_adapter`` makes every active adapter trainable."""
     composed.learn()
     composed.stack.model.base_model.set_adapter(["default", "adapter2"])
-    problem = composed.fails()
-    assert problem.startswith("1-lora is to stay as it is, and 8 of its tensors take gradients, such as 1-lora: base_model.model.model.layers.0.")
+    message = composed.fails()
+    assert message.startswith(
+        "1-lora is to stay as it is, and 8 of its tensors take gradients, such as 1-lora: base_model.model.model.layers.0."
+    )
 
 
 @pytest.mark.parametrize("whose", ["base", "1-lora"])
 def test_a_frozen_tensor_that_was_touched_is_caught(whose: str, composed: Run) -> None:
     composed.learn()
-    frozen = next(iter(composed.stack.adapters[0].parameters.values())) if whose == "1-lora" else composed.stack.base.model.model.norm.weight
+    frozen = (
+        next(iter(composed.stack.adapters[0].parameters.values()))
+        if whose == "1-lora"
+        else composed.stack.base.model.model.norm.weight
+    )
     with torch.no_grad():
         frozen[0] += 1e-3
-    assert f"{whose} was to stay as it was, and 1 frozen tensors changed, such as {whose}: " in composed.fails()
+    assert (
+        f"{whose} was to stay as it was, and 1 frozen tensors changed, such as {whose}: "
+        in composed.fails()
+    )
 
 
 def test_a_head_that_did_not_move_is_caught(llama: Path, clinical: Path) -> None:
@@ -223,12 +304,17 @@ def test_a_lora_that_is_zero_is_caught(composed: Run) -> None:
         for name, parameter in composed.stack.trained.items():
             if "lora_B" in name:
                 parameter.zero_()
-    assert composed.fails() == "2-lora changes no logit when it is switched off (0): it is not part of the forward pass, or zero"
+    assert (
+        composed.fails()
+        == "2-lora changes no logit when it is switched off (0): it is not part of the forward pass, or zero"
+    )
 
 
 def test_a_frozen_adapter_of_zeros_is_caught(llama: Path, tmp_path: Path) -> None:
     adapters.save(adapters.attach(load(llama), [spec("lora")]), tmp_path / "fresh")
-    run = Run(adapters.attach(load(llama), [earlier("lora")], folders={"clinical": tmp_path / "fresh"})).learn()
+    run = Run(
+        adapters.attach(load(llama), [earlier("lora")], folders={"clinical": tmp_path / "fresh"})
+    ).learn()
     assert run.fails().startswith("1-lora changes no logit when it is switched off")
 
 
@@ -251,11 +337,19 @@ def test_what_is_no_more_than_the_noise_of_the_device_is_no_change(composed: Run
     assert composed.learn(1).testify().noise == 0
 
 
-def test_a_hash_depends_on_every_byte_the_shape_and_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_depends_on_every_byte_the_shape_and_the_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tensor = torch.arange(10, dtype=torch.bfloat16)
-    expected = hashlib.sha256(b"(torch.bfloat16, (10,))" + tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
-    monkeypatch.setattr("clinpeft.adapters.liveness.CHUNK_BYTES", 3)
+    expected = hashlib.sha256(
+        b"(torch.bfloat16, (10,))" + tensor.view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
+    monkeypatch.setattr("clinpeft.adapters.activity.CHUNK_BYTES", 3)
     assert _sha256(tensor) == expected
     assert _sha256(tensor.view(2, 5)) != expected != _sha256(tensor.float())
     assert _sha256(torch.tensor(1.0)) != _sha256(torch.tensor(-1.0))
-    assert _digest({"a": "1", "b": "2"}) == _digest({"b": "2", "a": "1"}) != _digest({"a": "2", "b": "1"})
+    assert (
+        _digest({"a": "1", "b": "2"})
+        == _digest({"b": "2", "a": "1"})
+        != _digest({"a": "2", "b": "1"})
+    )

@@ -14,8 +14,8 @@ import transformers
 
 from clinpeft import adapters, models
 from clinpeft.adapters import METHODS, Joint, Reading, Stack, Trial, rescue
-from clinpeft.adapters.store import SPEC
-from clinpeft.errors import AdapterError
+from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.core.errors import AdapterError
 from clinpeft.models import FAMILIES
 from tests.models.test_families import SETTINGS, SHAPE, shaken
 
@@ -32,7 +32,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "prefix": {"tokens": 3},
 }
 ABLE = [name for name in FAMILIES if name != "mpnet"]
-METHOD_SETS = [*((method,) for method in METHODS if method != "prefix"), ("lora", "adaption-prompt"), ("lora", "prompt")]
+METHOD_SETS = [
+    *((method,) for method in METHODS if method != "prefix"),
+    ("lora", "adaption-prompt"),
+    ("lora", "prompt"),
+]
 
 
 @functools.cache
@@ -41,7 +45,9 @@ def made(family: str, layers: int = 2) -> models.Base:
     config = transformers.AutoConfig.for_model(family, **shape, **SETTINGS.get(family, {}))
     torch.manual_seed(0)
     model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32)
+    return models.Base(
+        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    )
 
 
 def base_of(family: str, layers: int = 2) -> models.Base:
@@ -55,7 +61,9 @@ def spec_of(method: str, **options: Any) -> Any:
 
 
 def stack_of(family: str, *methods: str, layers: int = 2, **options: Any) -> Stack:
-    return shaken(adapters.attach(base_of(family, layers), [spec_of(method, **options) for method in methods]))
+    return shaken(
+        adapters.attach(base_of(family, layers), [spec_of(method, **options) for method in methods])
+    )
 
 
 def learned(stack: Stack, ask: Callable[..., torch.Tensor] = adapters.flat) -> Learned:
@@ -78,7 +86,11 @@ def same(found: Learned, wanted: Learned) -> None:
 @pytest.mark.parametrize("family", ABLE)
 def test_loss_and_gradients_are_those_of_kept_activations_to_the_bit(family: str) -> None:
     kept, again = stack_of(family, "lora"), stack_of(family, "lora")
-    assert adapters.obstacle(again) == "" and adapters.recompute(again, "a test") and again.activations == "recomputed: a test"
+    assert (
+        adapters.obstacle(again) == ""
+        and adapters.recompute(again, "a test")
+        and again.activations == "recomputed: a test"
+    )
     same(learned(again), learned(kept))
     if FAMILIES[family].objective == "causal-lm":
         same(learned(again, adapters.logits), learned(kept, adapters.logits))
@@ -143,8 +155,13 @@ def test_nothing_is_computed_again_where_nothing_is_trained() -> None:
 
 
 def joint_of() -> Joint:
-    specs = [spec_of("lora"), spec_of("rslora", rank=4, dropout=0.4, targets=("k_proj", "down_proj"))]
-    joint = adapters.together(base_of("llama"), [Trial([each], seed) for seed, each in enumerate(specs)])
+    specs = [
+        spec_of("lora"),
+        spec_of("rslora", rank=4, dropout=0.4, targets=("k_proj", "down_proj")),
+    ]
+    joint = adapters.together(
+        base_of("llama"), [Trial([each], seed) for seed, each in enumerate(specs)]
+    )
     for stack in joint.stacks:
         shaken(stack)
     return joint
@@ -156,12 +173,17 @@ def learned_together(joint: Joint) -> list[Learned]:
     drawn = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     found = []
     for _ in range(2):
-        readings = [Reading(IDS, MASK, lambda vectors: vectors), Reading(IDS[:2], MASK[:2], lambda vectors: vectors)]
+        readings = [
+            Reading(IDS, MASK, lambda vectors: vectors),
+            Reading(IDS[:2], MASK[:2], lambda vectors: vectors),
+        ]
         answers = joint.flat(readings, drawn)
         losses = [answer.tanh().square().sum() for answer in answers if answer is not None]
         for stack, loss in zip(joint.stacks, losses, strict=True):
             names, parameters = zip(*stack.trained.items(), strict=True)
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=stack is not joint.stacks[-1])
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=stack is not joint.stacks[-1]
+            )
             found.append((loss.detach(), dict(zip(names, gradients, strict=True))))
     assert len(drawn) == 2
     return found
@@ -178,13 +200,16 @@ def test_trials_in_one_pass_draw_again_what_they_drew() -> None:
 # ------------------------------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(("family", "method", "reason"), [("llama", "prefix", "keys and values"), ("mpnet", "lora", "mpnet")])
+@pytest.mark.parametrize(
+    ("family", "method", "reason"),
+    [("llama", "prefix", "keys and values"), ("mpnet", "lora", "mpnet")],
+)
 def test_where_it_cannot_be_done_it_is_refused(family: str, method: str, reason: str) -> None:
     stack = stack_of(family, method)
     assert reason in adapters.obstacle(stack) and not rescue(stack)
     with pytest.raises(AdapterError, match=reason) as caught:
         adapters.recompute(stack, "a test")
-    assert stack.activations == "kept" and "keep" in caught.value.way_out
+    assert stack.activations == "kept" and "keep" in caught.value.hint
 
 
 def test_a_prefix_that_is_silent_stands_in_nobody_s_way() -> None:

@@ -10,7 +10,7 @@ import transformers
 
 from clinpeft import adapters, models
 from clinpeft.adapters import METHODS
-from clinpeft.errors import AdapterError, RefusedError
+from clinpeft.core.errors import AdapterError, RefusedError
 from clinpeft.recipe import BaseSpec
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
@@ -34,14 +34,20 @@ def bare(base: models.Base) -> torch.Tensor:
     return found[MASK == 1]
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.fresh_is_identity])
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.fresh_is_identity]
+)
 def test_a_fresh_adapter_changes_nothing(method: str, base: models.Base) -> None:
     before = bare(base)
-    torch.testing.assert_close(answers(adapters.attach(base, [spec(method)])), before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        answers(adapters.attach(base, [spec(method)])), before, atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_changed_adapter_changes_the_answer_and_off_is_the_bare_base(method: str, base: models.Base) -> None:
+def test_a_changed_adapter_changes_the_answer_and_off_is_the_bare_base(
+    method: str, base: models.Base
+) -> None:
     before = bare(base)
     stack = adapters.attach(base, [spec(method)])
     shake(stack)
@@ -49,7 +55,9 @@ def test_a_changed_adapter_changes_the_answer_and_off_is_the_bare_base(method: s
     with stack.off():
         torch.testing.assert_close(answers(stack), before, atol=1e-6, rtol=0)
     assert (answers(stack) - before).abs().max() > 1e-3
-    assert {name for name, parameter in stack.model.named_parameters() if parameter.requires_grad} == set(stack.trained)
+    assert {
+        name for name, parameter in stack.model.named_parameters() if parameter.requires_grad
+    } == set(stack.trained)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,10 +70,16 @@ def test_off_leaves_a_frozen_adapter_frozen(method: str, base: models.Base, tmp_
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_optimiser_step_moves_the_adapter_and_no_weight_of_the_base(method: str, base: models.Base) -> None:
+def test_an_optimiser_step_moves_the_adapter_and_no_weight_of_the_base(
+    method: str, base: models.Base
+) -> None:
     stack = adapters.attach(base, [spec(method)])
     shake(stack)
-    frozen = {name: parameter.clone() for name, parameter in stack.model.named_parameters() if name not in stack.trained}
+    frozen = {
+        name: parameter.clone()
+        for name, parameter in stack.model.named_parameters()
+        if name not in stack.trained
+    }
     before, optimiser = stack.state(), torch.optim.AdamW(stack.trained.values(), lr=0.1)
     adapters.logits(stack, IDS, MASK)[MASK == 1].logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
     optimiser.step()
@@ -85,7 +99,9 @@ def test_merged_answers_like_unmerged(method: str, precision: str, llama: Path) 
     assert next(stack.base.model.parameters()).dtype == stack.base.precision
     exact = adapters.attach(load(llama), [spec(method)])
     exact.load_state(stack.state())
-    exact.base.model.load_state_dict({name: tensor.float() for name, tensor in stack.base.model.state_dict().items()})
+    exact.base.model.load_state_dict(
+        {name: tensor.float() for name, tensor in stack.base.model.state_dict().items()}
+    )
     with torch.no_grad():
         found = merged(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
     torch.testing.assert_close(found, answers(exact), atol=1e-5, rtol=0)
@@ -95,15 +111,18 @@ def test_merged_answers_like_unmerged(method: str, precision: str, llama: Path) 
 def test_what_cannot_be_merged_says_what_can(method: str, base: models.Base) -> None:
     with pytest.raises(AdapterError) as error:
         adapters.attach(base, [spec(method)]).merged()
-    assert method in error.value.problem and "lora" in error.value.way_out
+    assert method in error.value.message and "lora" in error.value.hint
 
 
 @pytest.mark.parametrize(
     "dropping",
-    [spec(name, dropout=0.5) for name in ("lora", "rslora", "dora")] + [spec("p-tuning", encoder="lstm", layers=2, dropout=0.5)],
+    [spec(name, dropout=0.5) for name in ("lora", "rslora", "dora")]
+    + [spec("p-tuning", encoder="lstm", layers=2, dropout=0.5)],
     ids=lambda given: given.method,
 )
-def test_dropout_works_in_training_and_rests_in_evaluation(dropping: Any, base: models.Base) -> None:
+def test_dropout_works_in_training_and_rests_in_evaluation(
+    dropping: Any, base: models.Base
+) -> None:
     stack = adapters.attach(base, [dropping])
     shake(stack)
     assert torch.equal(answers(stack), answers(stack))
@@ -115,14 +134,18 @@ def test_dropout_works_in_training_and_rests_in_evaluation(dropping: Any, base: 
     torch.testing.assert_close(answers(stack), first)
 
 
-def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alone(llama: Path) -> None:
+def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alone(
+    llama: Path,
+) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
     states = [adapters.attach(load(llama), [spec("lora")], seed=seed).state() for seed in (1, 1, 2)]
     assert torch.equal(torch.rand(3), expected)
     first = next(name for name in states[0] if "lora_A" in name)
-    assert torch.equal(states[0][first], states[1][first]) and not torch.equal(states[0][first], states[2][first])
+    assert torch.equal(states[0][first], states[1][first]) and not torch.equal(
+        states[0][first], states[2][first]
+    )
 
 
 def test_a_state_is_a_copy_and_comes_back_whole(base: models.Base) -> None:
@@ -133,7 +156,11 @@ def test_a_state_is_a_copy_and_comes_back_whole(base: models.Base) -> None:
     stack.load_state(start)
     assert torch.equal(answers(stack), before)
     name = next(iter(start))
-    for wrong in ({**start, "more": torch.zeros(1)}, {k: v for k, v in start.items() if k != name}, {**start, name: torch.zeros(1, 1)}):
+    for wrong in (
+        {**start, "more": torch.zeros(1)},
+        {k: v for k, v in start.items() if k != name},
+        {**start, name: torch.zeros(1, 1)},
+    ):
         with pytest.raises(AdapterError, match=r"unexpected: more|missing|of another shape"):
             stack.load_state(wrong)
 
@@ -145,20 +172,28 @@ def test_rslora_scales_by_the_root_of_the_rank(llama: Path) -> None:
     scaling = {}
     for method in ("lora", "rslora"):
         stack = adapters.attach(load(llama), [spec(method, rank=4, alpha=16)])
-        scaling[method] = stack.model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"]
+        scaling[method] = stack.model.base_model.model.model.layers[0].self_attn.q_proj.scaling[
+            "default"
+        ]
     assert scaling == {"lora": 4.0, "rslora": 8.0}  # 16 / 4 and 16 / sqrt(4)
 
 
 def test_a_prompt_from_text_starts_at_its_embeddings_repeated_to_length(base: models.Base) -> None:
-    stack = adapters.attach(base, [spec("prompt", init="text", init_text="the patient is", tokens=5)])
+    stack = adapters.attach(
+        base, [spec("prompt", init="text", init_text="the patient is", tokens=5)]
+    )
     ids = base.tokenizer("the patient is")["input_ids"]
     expected = base.model.get_input_embeddings().weight[(ids * 2)[:5]]
     torch.testing.assert_close(next(iter(stack.trained.values())), expected, check_dtype=False)
 
 
-def test_adaption_prompts_on_more_layers_than_there_are_take_all_and_say_so(base: models.Base) -> None:
+def test_adaption_prompts_on_more_layers_than_there_are_take_all_and_say_so(
+    base: models.Base,
+) -> None:
     stack = adapters.attach(base, [spec("adaption-prompt", layers=30)])
-    assert stack.notices == ("adaption-prompt: layers = 30, and the base has 2; all of them are used",)
+    assert stack.notices == (
+        "adaption-prompt: layers = 30, and the base has 2; all of them are used",
+    )
     assert stack.counts.trained == 2 * (3 * 32 + 1)
 
 
@@ -170,7 +205,9 @@ def test_dropout_without_a_place_is_said(base: models.Base) -> None:
 def test_counts_and_virtual_tokens(base: models.Base) -> None:
     total = sum(parameter.numel() for parameter in base.model.parameters())
     stack = adapters.attach(base, [spec("lora", rank=2)])
-    assert stack.counts == adapters.Counts(trained=2 * 2 * (2 * 32 + 2 * 32), base=total)  # layers x (q, v) x (A, B)
+    assert stack.counts == adapters.Counts(
+        trained=2 * 2 * (2 * 32 + 2 * 32), base=total
+    )  # layers x (q, v) x (A, B)
     assert stack.counts.share == pytest.approx(512 / total)
     assert stack.virtual_tokens == 0
 
@@ -178,15 +215,18 @@ def test_counts_and_virtual_tokens(base: models.Base) -> None:
 def test_targets_that_match_nothing_get_the_nearest_that_would(base: models.Base) -> None:
     with pytest.raises(AdapterError) as error:
         adapters.attach(base, [spec("lora", targets=("q_proj", "qproj"))])
-    assert "['qproj']" in error.value.problem and error.value.place == "adapters.targets"
-    assert "did you mean 'q_proj'?" in error.value.way_out and "down_proj" in error.value.way_out
+    assert "['qproj']" in error.value.message and error.value.location == "adapters.targets"
+    assert "did you mean 'q_proj'?" in error.value.hint and "down_proj" in error.value.hint
     with pytest.raises(AdapterError, match="lm_head"):
         adapters.attach(base, [spec("lora", targets=("lm_head",))])
 
 
 def test_chosen_targets_are_the_ones_adapted(base: models.Base) -> None:
     stack = adapters.attach(base, [spec("lora", targets=("o_proj", "mlp.up_proj"))])
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name in stack.trained} == {"o_proj", "up_proj"}
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in stack.trained} == {
+        "o_proj",
+        "up_proj",
+    }
 
 
 def test_a_base_carries_one_stack(base: models.Base) -> None:
@@ -199,8 +239,8 @@ def test_virtual_tokens_must_find_a_position(toy_bert: Path) -> None:
     base = models.load(BaseSpec(path=toy_bert, max_tokens=120), CPU)
     with pytest.raises(AdapterError) as error:
         adapters.attach(base, [spec("prompt", tokens=9)])
-    assert "need 129 positions of 128" in error.value.problem
-    assert error.value.way_out == "set base.max_tokens to at most 119"
+    assert "need 129 positions of 128" in error.value.message
+    assert error.value.hint == "set base.max_tokens to at most 119"
     assert adapters.attach(base, [spec("prompt", tokens=8)]).virtual_tokens == 8
 
 
@@ -215,7 +255,12 @@ def clinical(llama: Path, tmp_path: Path) -> Path:
 def test_no_adapter_is_the_bare_base_below_a_head(base: models.Base) -> None:
     before = bare(base)
     stack = adapters.attach(base, [])
-    assert stack.adapters == () and stack.trained == {} and stack.counts.trained == 0 and not stack.active
+    assert (
+        stack.adapters == ()
+        and stack.trained == {}
+        and stack.counts.trained == 0
+        and not stack.active
+    )
     assert torch.equal(answers(stack), before)
     stack.train()
     assert not base.model.training  # nothing of it is trained, so that its dropout would be noise
@@ -224,7 +269,9 @@ def test_no_adapter_is_the_bare_base_below_a_head(base: models.Base) -> None:
 def test_one_new_adapter_has_the_names_that_earlier_checkpoints_have(base: models.Base) -> None:
     stack = adapters.attach(base, [spec("lora")])
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" in stack.trained
-    assert [adapter.name for adapter in stack.adapters] == ["1-lora"] and stack.model.active_adapter == "default"
+    assert [adapter.name for adapter in stack.adapters] == [
+        "1-lora"
+    ] and stack.model.active_adapter == "default"
 
 
 def test_the_whole_base_is_trained_without_its_language_head(llama: Path) -> None:
@@ -232,7 +279,11 @@ def test_the_whole_base_is_trained_without_its_language_head(llama: Path) -> Non
     model = stack.base.model
     assert {f"base.{name}" for name, _ in model.model.named_parameters()} == set(stack.trained)
     assert not model.lm_head.weight.requires_grad and model.model.norm.weight.requires_grad
-    assert stack.counts.trained == sum(parameter.numel() for parameter in model.model.parameters()) < stack.counts.base
+    assert (
+        stack.counts.trained
+        == sum(parameter.numel() for parameter in model.model.parameters())
+        < stack.counts.base
+    )
     stack.train()
     assert model.training
     with pytest.raises(AdapterError, match="1 adapters"):
@@ -241,41 +292,70 @@ def test_the_whole_base_is_trained_without_its_language_head(llama: Path) -> Non
         adapters.attach(load(llama, "bfloat16"), [], base_trainable=True)
 
 
-def test_an_earlier_adapter_keeps_its_own_options_and_a_frozen_one_rests(llama: Path, clinical: Path) -> None:
+def test_an_earlier_adapter_keeps_its_own_options_and_a_frozen_one_rests(
+    llama: Path, clinical: Path
+) -> None:
     for trainable in (False, True):
-        stack = adapters.attach(load(llama), [earlier("lora", trainable=trainable), spec("lora")], folders={"clinical": clinical})
-        assert stack.specs[0] == spec("lora", rank=4, dropout=0.3, from_run="clinical", trainable=trainable)
+        stack = adapters.attach(
+            load(llama),
+            [earlier("lora", trainable=trainable), spec("lora")],
+            folders={"clinical": clinical},
+        )
+        assert stack.specs[0] == spec(
+            "lora", rank=4, dropout=0.3, from_run="clinical", trainable=trainable
+        )
         assert stack.adapters[0].origin == "clinical"
         stack.train()
-        assert torch.equal(answers(stack), answers(stack)) == (not trainable)  # the new one has no dropout; the earlier one 0.3
+        assert torch.equal(answers(stack), answers(stack)) == (
+            not trainable
+        )  # the new one has no dropout; the earlier one 0.3
 
 
 def test_options_that_an_earlier_adapter_overrules_are_said(llama: Path, clinical: Path) -> None:
-    stack = adapters.attach(load(llama), [earlier("lora", rank=2, dropout=0.3)], folders={"clinical": clinical})
+    stack = adapters.attach(
+        load(llama), [earlier("lora", rank=2, dropout=0.3)], folders={"clinical": clinical}
+    )
     assert stack.notices == ("1-lora: rank = 2, and it was trained with 4, which stays",)
 
 
-def test_training_moves_the_new_adapter_and_leaves_the_frozen_one(llama: Path, clinical: Path) -> None:
-    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+def test_training_moves_the_new_adapter_and_leaves_the_frozen_one(
+    llama: Path, clinical: Path
+) -> None:
+    stack = adapters.attach(
+        load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical}
+    )
     frozen = {name: parameter.clone() for name, parameter in stack.adapters[0].parameters.items()}
     stack.train()
     optimiser = torch.optim.AdamW(stack.trained.values(), lr=0.1)
     for _ in range(2):
         adapters.logits(stack, IDS, MASK)[MASK == 1].logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    assert all(torch.equal(frozen[name], parameter) for name, parameter in stack.adapters[0].parameters.items())
+    assert all(
+        torch.equal(frozen[name], parameter)
+        for name, parameter in stack.adapters[0].parameters.items()
+    )
     assert all("adapter2" in name for name in stack.trained) and len(stack.trained) == 8
     with stack.off():
         pass
-    assert {id(p) for p in stack.model.parameters() if p.requires_grad} == {id(p) for p in stack.trained.values()}
+    assert {id(p) for p in stack.model.parameters() if p.requires_grad} == {
+        id(p) for p in stack.trained.values()
+    }
 
 
 def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clinical: Path) -> None:
     """As the published code composes (arXiv 2307.03042): the second adapter is added and never activated."""
-    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora", active=False)], folders={"clinical": clinical})
+    stack = adapters.attach(
+        load(llama), [earlier("lora"), spec("lora", active=False)], folders={"clinical": clinical}
+    )
     alone = adapters.load(load(llama), clinical)
-    assert stack.trained == {} and len(stack.adapters[1].parameters) == 8 and stack.silent == {"2-lora"}
-    assert stack.notices == ("2-lora: attached and left out of the forward pass, as asked (active = false); it is not trained",)
+    assert (
+        stack.trained == {}
+        and len(stack.adapters[1].parameters) == 8
+        and stack.silent == {"2-lora"}
+    )
+    assert stack.notices == (
+        "2-lora: attached and left out of the forward pass, as asked (active = false); it is not trained",
+    )
     assert torch.equal(answers(stack), answers(alone))
     with torch.no_grad():
         for parameter in stack.adapters[1].parameters.values():
@@ -287,21 +367,32 @@ def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clin
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_inert_adapter_of_any_method_leaves_the_base_as_it_is(method: str, base: models.Base) -> None:
+def test_an_inert_adapter_of_any_method_leaves_the_base_as_it_is(
+    method: str, base: models.Base
+) -> None:
     before = bare(base)
     stack = adapters.attach(base, [spec(method, active=False)])
-    assert stack.virtual_tokens == 0 and stack.trained == {} and sum(p.numel() for p in stack.adapters[0].parameters.values()) > 0
+    assert (
+        stack.virtual_tokens == 0
+        and stack.trained == {}
+        and sum(p.numel() for p in stack.adapters[0].parameters.values()) > 0
+    )
     torch.testing.assert_close(answers(stack), before, atol=0, rtol=0)
 
 
 def test_two_new_adapters_start_from_different_weights(base: models.Base) -> None:
     stack = adapters.attach(base, [spec("lora"), spec("lora")])
-    first, second = ({name.replace(a.peft_name, ""): p for name, p in a.parameters.items()} for a in stack.adapters)
+    first, second = (
+        {name.replace(a.peft_name, ""): p for name, p in a.parameters.items()}
+        for a in stack.adapters
+    )
     assert first.keys() == second.keys()
     assert all(not torch.equal(first[name], second[name]) for name in first if "lora_A" in name)
 
 
-def test_what_was_not_given_or_does_not_fit_is_said(llama: Path, clinical: Path, toy_llama: MakeFolder, tmp_path: Path) -> None:
+def test_what_was_not_given_or_does_not_fit_is_said(
+    llama: Path, clinical: Path, toy_llama: MakeFolder, tmp_path: Path
+) -> None:
     with pytest.raises(AdapterError, match="no adapter folder is known"):
         adapters.attach(load(llama), [earlier("lora")])
     with pytest.raises(AdapterError, match="the adapter of clinical is lora"):
@@ -309,26 +400,38 @@ def test_what_was_not_given_or_does_not_fit_is_said(llama: Path, clinical: Path,
     with pytest.raises(AdapterError, match="trains nothing"):
         adapters.attach(load(llama), [spec("lora", trainable=False)])
     with pytest.raises(RefusedError, match="was trained on"):
-        adapters.attach(load(toy_llama(seed=1)), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+        adapters.attach(
+            load(toy_llama(seed=1)), [earlier("lora"), spec("lora")], folders={"clinical": clinical}
+        )
     with pytest.raises(AdapterError, match="no adapter '3-lora'"):
         adapters.attach(load(llama), [spec("lora")]).without("3-lora").__enter__()
     encoded = finished(llama, "p-tuning", tmp_path / "encoded")
     with pytest.raises(AdapterError, match="not the encoder"):
-        adapters.attach(load(llama), [earlier("p-tuning", trainable=True)], folders={"clinical": encoded})
+        adapters.attach(
+            load(llama), [earlier("p-tuning", trainable=True)], folders={"clinical": encoded}
+        )
 
 
-def test_an_adapter_stands_on_those_it_was_trained_on(llama: Path, clinical: Path, tmp_path: Path) -> None:
-    stack = adapters.attach(load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical})
+def test_an_adapter_stands_on_those_it_was_trained_on(
+    llama: Path, clinical: Path, tmp_path: Path
+) -> None:
+    stack = adapters.attach(
+        load(llama), [earlier("lora"), spec("lora")], folders={"clinical": clinical}
+    )
     shake(stack, seed=2)
     adapters.save_all(stack, tmp_path / "run")
     other = finished(llama, "lora", tmp_path / "other", seed=9)
     folders = {"clinical": clinical, "task": tmp_path / "run" / "2-lora", "other": other}
-    again = adapters.attach(load(llama), [earlier("lora"), earlier("lora", "task")], folders=folders)
+    again = adapters.attach(
+        load(llama), [earlier("lora"), earlier("lora", "task")], folders=folders
+    )
     assert torch.equal(answers(again), answers(stack)) and again.notices == ()
     for below in ([], [earlier("lora", "other")], [spec("lora")]):
         with pytest.raises(RefusedError, match="was trained above sha256"):
             adapters.attach(load(llama), [*below, earlier("lora", "task")], folders=folders)
     with pytest.raises(RefusedError, match="stands here above the bare base"):
         adapters.load(load(llama), folders["task"])
-    more = adapters.attach(load(llama), [earlier("lora"), earlier("lora", "other")], folders=folders)
+    more = adapters.attach(
+        load(llama), [earlier("lora"), earlier("lora", "other")], folders=folders
+    )
     assert more.notices == ("2-lora: trained on the bare base, and stands here above 1 more",)

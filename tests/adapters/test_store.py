@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from clinpeft import adapters, models
 from clinpeft.adapters import METHODS, Stack
-from clinpeft.adapters.store import SPEC
-from clinpeft.errors import AdapterError, RefusedError, StorageError
+from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.recipe import BaseSpec
 
 MakeFolder = Callable[..., Path]
@@ -37,7 +37,10 @@ def name_of(variant: dict[str, Any]) -> str:
 
 
 def load(folder: Path, precision: str = "float32") -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), torch.device("cpu"))
+    return models.load(
+        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}),
+        torch.device("cpu"),
+    )
 
 
 def trained(folder: Path, variant: dict[str, Any], precision: str = "float32") -> Stack:
@@ -58,7 +61,9 @@ def answers(stack: Stack) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
-def test_stock_peft_loads_the_folder_and_answers_alike(variant: dict[str, Any], kind: str, llama: Path, toy_bert: Path, tmp_path: Path) -> None:
+def test_stock_peft_loads_the_folder_and_answers_alike(
+    variant: dict[str, Any], kind: str, llama: Path, toy_bert: Path, tmp_path: Path
+) -> None:
     folder = llama if kind == "decoder" else toy_bert
     if variant["method"] in load(folder).family.impossible:
         pytest.skip("not possible on this family")
@@ -66,7 +71,9 @@ def test_stock_peft_loads_the_folder_and_answers_alike(variant: dict[str, Any], 
     stack.model.train()  # a folder is the same whenever it is written
     adapters.save(stack, tmp_path / "adapter")
     assert stack.model.training
-    stock = peft.PeftModel.from_pretrained(stack.base.family.auto.from_pretrained(folder), str(tmp_path / "adapter")).eval()
+    stock = peft.PeftModel.from_pretrained(
+        stack.base.family.auto.from_pretrained(folder), str(tmp_path / "adapter")
+    ).eval()
     with torch.no_grad():
         found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
     torch.testing.assert_close(found, answers(stack), atol=1e-6, rtol=0)
@@ -74,20 +81,30 @@ def test_stock_peft_loads_the_folder_and_answers_alike(variant: dict[str, Any], 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_what_is_saved_is_what_is_loaded(variant: dict[str, Any], precision: str, llama: Path, tmp_path: Path) -> None:
+def test_what_is_saved_is_what_is_loaded(
+    variant: dict[str, Any], precision: str, llama: Path, tmp_path: Path
+) -> None:
     stack = trained(llama, variant, precision)
     adapters.save(stack, tmp_path / "adapter")
     again = adapters.load(load(llama, precision), tmp_path / "adapter")
-    assert again.specs == stack.specs and again.counts.trained == 0 and again.counts.base == stack.counts.base
+    assert (
+        again.specs == stack.specs
+        and again.counts.trained == 0
+        and again.counts.base == stack.counts.base
+    )
     assert not any(parameter.requires_grad for parameter in again.model.parameters())
     torch.testing.assert_close(answers(again), answers(stack), atol=1e-6, rtol=0)
     again.model.train()
     with torch.no_grad():
-        torch.testing.assert_close(adapters.logits(again, IDS, MASK)[MASK == 1], answers(stack), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            adapters.logits(again, IDS, MASK)[MASK == 1], answers(stack), atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_a_saved_adapter_can_be_trained_on_where_all_of_it_was_saved(variant: dict[str, Any], llama: Path, tmp_path: Path) -> None:
+def test_a_saved_adapter_can_be_trained_on_where_all_of_it_was_saved(
+    variant: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
     stack = trained(llama, variant)
     adapters.save(stack, tmp_path / "adapter")
     base = load(llama)
@@ -97,28 +114,45 @@ def test_a_saved_adapter_can_be_trained_on_where_all_of_it_was_saved(variant: di
         return
     again = adapters.load(base, tmp_path / "adapter", trainable=True)
     state, expected = again.state(), stack.state()
-    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
+    assert state.keys() == expected.keys() and all(
+        torch.equal(state[name], expected[name]) for name in expected
+    )
     assert again.counts == stack.counts
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_a_folder_says_what_it_belongs_to_and_no_path_of_this_machine(variant: dict[str, Any], llama: Path, tmp_path: Path) -> None:
+def test_a_folder_says_what_it_belongs_to_and_no_path_of_this_machine(
+    variant: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
     stack = trained(llama, variant)
     adapters.save(stack, tmp_path / "adapter")
     about = json.loads((tmp_path / "adapter" / "clinpeft.json").read_text())
-    assert about["base"]["sha256"] == stack.base.sha256 and about["trained_parameters"] == stack.counts.trained
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "clinpeft.json"}
+    assert (
+        about["base"]["sha256"] == stack.base.sha256
+        and about["trained_parameters"] == stack.counts.trained
+    )
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "clinpeft.json",
+    }
     for path in (tmp_path / "adapter").iterdir():
         assert str(stack.base.folder.parent).encode() not in path.read_bytes()
 
 
 def test_the_same_adapter_gives_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        adapters.save(trained(llama, {"method": "lora", "targets": ("v_proj", "q_proj", "o_proj")}), tmp_path / name)
+        adapters.save(
+            trained(llama, {"method": "lora", "targets": ("v_proj", "q_proj", "o_proj")}),
+            tmp_path / name,
+        )
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         written = [(tmp_path / run / name).read_bytes() for run in ("one", "two")]
         if name.endswith("json"):
-            written = [json.dumps(json.loads(text) | {"base_model_name_or_path": ""}).encode() for text in written]
+            written = [
+                json.dumps(json.loads(text) | {"base_model_name_or_path": ""}).encode()
+                for text in written
+            ]
         assert written[0] == written[1]
 
 
@@ -144,13 +178,27 @@ def test_another_base_is_refused(saved: Path, toy_llama: MakeFolder) -> None:
 
 
 def test_a_missing_weight_is_an_error_and_not_a_start_value(saved: Path, llama: Path) -> None:
-    rewrite(saved, lambda tensors: tensors.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"))
-    with pytest.raises(AdapterError, match=r"1 missing: base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"):
+    rewrite(
+        saved,
+        lambda tensors: tensors.pop(
+            "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+        ),
+    )
+    with pytest.raises(
+        AdapterError,
+        match=r"1 missing: base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",
+    ):
         adapters.load(load(llama), saved)
 
 
 def test_a_renamed_layer_is_an_error(saved: Path, llama: Path) -> None:
-    rewrite(saved, lambda tensors: [tensors.update({name.replace("model.layers", "blocks"): tensors.pop(name)}) for name in list(tensors)])
+    rewrite(
+        saved,
+        lambda tensors: [
+            tensors.update({name.replace("model.layers", "blocks"): tensors.pop(name)})
+            for name in list(tensors)
+        ],
+    )
     with pytest.raises(AdapterError, match=r"8 missing: .* 8 unexpected: base_model.model.blocks"):
         adapters.load(load(llama), saved)
 
@@ -158,11 +206,15 @@ def test_a_renamed_layer_is_an_error(saved: Path, llama: Path) -> None:
 def test_a_changed_file_is_refused(saved: Path, llama: Path) -> None:
     config = json.loads((saved / "adapter_config.json").read_text())
     (saved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 64}))
-    with pytest.raises(RefusedError, match=r"adapter_config\.json is not the file that was written"):
+    with pytest.raises(
+        RefusedError, match=r"adapter_config\.json is not the file that was written"
+    ):
         adapters.load(load(llama), saved)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "clinpeft.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "clinpeft.json"]
+)
 def test_a_missing_file_is_named(saved: Path, name: str, llama: Path) -> None:
     (saved / name).unlink()
     with pytest.raises(AdapterError, match=f"no {name}"):
@@ -171,13 +223,18 @@ def test_a_missing_file_is_named(saved: Path, name: str, llama: Path) -> None:
 
 def test_a_description_that_cannot_be_read_is_an_error(saved: Path, llama: Path) -> None:
     about = json.loads((saved / "clinpeft.json").read_text())
-    for broken, message in (("{", "cannot be read"), (json.dumps(about | {"adapter": {"method": "lore"}}), "not one this version knows")):
+    for broken, message in (
+        ("{", "cannot be read"),
+        (json.dumps(about | {"adapter": {"method": "lore"}}), "not one this version knows"),
+    ):
         (saved / "clinpeft.json").write_text(broken)
         with pytest.raises(AdapterError, match=message):
             adapters.load(load(llama), saved)
 
 
-def test_a_save_that_fails_leaves_the_old_folder_whole(saved: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_the_old_folder_whole(
+    saved: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     stack = trained(llama, {"method": "lora", "rank": 2})
 
@@ -194,4 +251,6 @@ def test_a_save_that_fails_leaves_the_old_folder_whole(saved: Path, llama: Path,
 def test_saving_again_replaces(saved: Path, llama: Path) -> None:
     stack = trained(llama, {"method": "lora", "rank": 2})
     adapters.save(stack, saved)
-    torch.testing.assert_close(answers(adapters.load(load(llama), saved)), answers(stack), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        answers(adapters.load(load(llama), saved)), answers(stack), atol=1e-6, rtol=0
+    )

@@ -50,28 +50,42 @@ def learned(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def peft_alone(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
     """One text by peft's own way, which makes the virtual tokens for it anew."""
-    found = stack.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    found = stack.model(
+        input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
+    )
     vectors: torch.Tensor = found.hidden_states[-1][0, -ids.shape[1] :]
     return vectors
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("name", METHODS)
-def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(name: str, family: str, bases: dict[str, models.Base]) -> None:
+def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
+    name: str, family: str, bases: dict[str, models.Base]
+) -> None:
     stack, plain = stack_of(bases, family, name), stack_of(bases, family, name)
     ids, mask = rows()
     found = adapters.flat(stack, ids, mask)
-    expected = torch.cat([peft_alone(plain, ids[row : row + 1, :length]) for row, length in enumerate(LENGTHS)])
+    expected = torch.cat(
+        [peft_alone(plain, ids[row : row + 1, :length]) for row, length in enumerate(LENGTHS)]
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for (name_, gradient), wanted in zip(learned(stack, found).items(), learned(plain, expected).values(), strict=True):
+    for (name_, gradient), wanted in zip(
+        learned(stack, found).items(), learned(plain, expected).values(), strict=True
+    ):
         assert wanted.abs().max() > 0, name_
-        torch.testing.assert_close(gradient, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4)
+        torch.testing.assert_close(
+            gradient, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(name: str, bases: dict[str, models.Base]) -> None:
+def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(
+    name: str, bases: dict[str, models.Base]
+) -> None:
     stack, asked = stack_of(bases, "llama", name), []
-    stack.model.prompt_encoder["default"].register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
+    stack.model.prompt_encoder["default"].register_forward_hook(
+        lambda _, given, __: asked.append(len(given[0]))
+    )
     torch.autograd.backward(adapters.flat(stack, *rows()).sum())
     assert asked == [1]
 
@@ -82,5 +96,8 @@ def test_a_prefix_is_the_same_for_the_next_group(bases: dict[str, models.Base]) 
     ids, mask = rows()
     with torch.no_grad():
         together = adapters.hidden(stack, ids, mask)
-        alone = [adapters.hidden(stack, ids[row : row + 1, :length], mask[row : row + 1, :length])[0] for row, length in enumerate(LENGTHS)]
+        alone = [
+            adapters.hidden(stack, ids[row : row + 1, :length], mask[row : row + 1, :length])[0]
+            for row, length in enumerate(LENGTHS)
+        ]
     torch.testing.assert_close(together[mask == 1], torch.cat(alone), atol=1e-5, rtol=1e-5)

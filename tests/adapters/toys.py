@@ -9,7 +9,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.adapters.store import SPEC
+from clinpeft.adapters.checkpoint import SPEC
 from clinpeft.recipe import BaseSpec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
@@ -23,7 +23,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def load(folder: Path, precision: str = "float32") -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), torch.device("cpu"))
+    return models.load(
+        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}),
+        torch.device("cpu"),
+    )
 
 
 def spec(method: str, **options: Any) -> Any:

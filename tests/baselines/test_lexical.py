@@ -9,7 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from clinpeft.baselines.lexical import LEXICAL, bm25, tfidf
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
 from clinpeft.evaluation.embedding.search import best
 
 PASSAGES = ["the heart the heart", "the lung", "a stent in the left artery of the heart"]
@@ -28,7 +28,9 @@ def test_bm25_is_the_hand_computed_one_with_0_9_and_0_4() -> None:
         heart * 1.9 / (1 + 0.9 * (0.6 + 0.4 * 9 / 5)),
     ]
     assert all_scores("BM25", ["Heart, lung!"])[0].tolist() == pytest.approx(expected, rel=1e-6)
-    assert all_scores("BM25", ["heart heart"])[0].tolist() == pytest.approx([2 * expected[0], 0, 2 * expected[2]], rel=1e-6)
+    assert all_scores("BM25", ["heart heart"])[0].tolist() == pytest.approx(
+        [2 * expected[0], 0, 2 * expected[2]], rel=1e-6
+    )
 
 
 def test_other_parameters_of_bm25_count() -> None:
@@ -39,7 +41,9 @@ def test_other_parameters_of_bm25_count() -> None:
 def test_tfidf_is_the_cosine_of_scikit_learns_vectors() -> None:
     weighting = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     passages = weighting.fit_transform(PASSAGES)
-    np.testing.assert_allclose(all_scores("TF-IDF", PASSAGES), (passages @ passages.T).toarray(), atol=1e-6)
+    np.testing.assert_allclose(
+        all_scores("TF-IDF", PASSAGES), (passages @ passages.T).toarray(), atol=1e-6
+    )
     np.testing.assert_allclose(np.diag(all_scores("TF-IDF", PASSAGES)), 1, atol=1e-6)
 
 
@@ -48,7 +52,9 @@ def test_pair_scores_are_those_of_the_ranking(name: str) -> None:
     queries = ["left artery", "the lung", "kidney stones"]
     scores = all_scores(name, queries)
     rows, passages = np.array([0, 0, 1, 2]), np.array([2, 0, 1, 1])
-    np.testing.assert_allclose(LEXICAL[name](PASSAGES).score(queries)(rows, passages), scores[rows, passages], atol=1e-6)
+    np.testing.assert_allclose(
+        LEXICAL[name](PASSAGES).score(queries)(rows, passages), scores[rows, passages], atol=1e-6
+    )
     assert (scores[2] == 0).all()
 
 

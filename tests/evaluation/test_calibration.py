@@ -11,24 +11,48 @@ from numpy.typing import NDArray
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from clinpeft import tables
-from clinpeft.evaluation.calibration import calibration_board, calibration_curve, equal_count_bins, logits_of, smooth_calibration_curve
-from clinpeft.evaluation.discrimination import answers, scored
-from clinpeft.evaluation.logistic import logistic, smooth
+from clinpeft.core import schemas
+from clinpeft.core.schemas import Question
+from clinpeft.evaluation.classification.calibration import (
+    calibration_board,
+    calibration_curve,
+    equal_count_bins,
+    logits_of,
+    smooth_calibration_curve,
+)
+from clinpeft.evaluation.classification.discrimination import answers, scored
+from clinpeft.evaluation.classification.logistic import logistic, smooth
 from clinpeft.recipe import ScoringSpec
-from clinpeft.tables import Question
-from tests.evaluation.test_discrimination import asked, listed, multiclass_sample, multilabel_sample, of_event, predictions
+from tests.evaluation.test_discrimination import (
+    asked,
+    listed,
+    multiclass_sample,
+    multilabel_sample,
+    of_event,
+    predictions,
+)
 
 SPEC = ScoringSpec(resamples=200)
 
 
-def measured(table: pa.Table, question: Question, spec: ScoringSpec = SPEC) -> dict[str, dict[str, Any]]:
+def measured(
+    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+) -> dict[str, dict[str, Any]]:
     found = answers(table, question, "held_out")
-    rows = scored(found, calibration_board(found, question, "held_out", spec), question, "held_out", spec, np.random.default_rng(0))
+    rows = scored(
+        found,
+        calibration_board(found, question, "held_out", spec),
+        question,
+        "held_out",
+        spec,
+        np.random.default_rng(0),
+    )
     return {str(row["name"]): row for row in rows}
 
 
-def patients(rows: int, seed: int, sharpened: float = 1.0) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def patients(
+    rows: int, seed: int, sharpened: float = 1.0
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Who had it, and what they were told: the true probability, or one whose logit is multiplied."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 1.5, rows)
@@ -48,7 +72,9 @@ def test_brier_observed_expected_and_calibration_error_are_those_worked_out_by_h
     assert found["brier"]["value"] == pytest.approx(brier)
     assert found["brier_scaled"]["value"] == pytest.approx(1 - brier / 0.25)
     assert found["observed_expected"]["value"] == pytest.approx(1.0)
-    assert found["ece"]["value"] == pytest.approx((0.25 + 0.25 + 0.0) / 4)  # 0.5 and 0.5 lie in one bin, where half had it
+    assert found["ece"]["value"] == pytest.approx(
+        (0.25 + 0.25 + 0.0) / 4
+    )  # 0.5 and 0.5 lie in one bin, where half had it
     assert found["calibration_intercept"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert "secondary" in found["ece"]["definition"]
     assert "clipped to [1e-06, 1 - 1e-06]" in found["calibration_slope"]["definition"]
@@ -89,18 +115,27 @@ def test_patients_who_are_told_the_truth_have_slope_1_and_intercept_0_within_the
 
 def test_answers_that_are_too_sure_have_a_slope_below_1() -> None:
     happened, told = patients(2000, seed=5, sharpened=2.0)
-    slope = measured(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2))["calibration_slope"]
+    slope = measured(
+        predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2)
+    )["calibration_slope"]
     assert slope["value"] == pytest.approx(0.5, abs=0.1)
     assert slope["high"] < 1
 
 
 def test_one_newton_step_a_resample_gives_the_interval_of_fitting_each_anew() -> None:
     happened, told = patients(400, seed=6, sharpened=1.3)
-    found = measured(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2), ScoringSpec(resamples=400))
+    found = measured(
+        predictions(happened.astype(int).tolist(), of_event(told)),
+        asked("binary", 2),
+        ScoringSpec(resamples=400),
+    )
     x, rng = logits_of(told.astype(np.float32)), np.random.default_rng(9)
     drawn = [rng.integers(400, size=400) for _ in range(400)]
     for name, at, free in (("calibration_intercept", 0, False), ("calibration_slope", 1, True)):
-        low, high = np.quantile([logistic(x[rows], happened[rows], free_slope=free)[at] for rows in drawn], [0.025, 0.975])
+        low, high = np.quantile(
+            [logistic(x[rows], happened[rows], free_slope=free)[at] for rows in drawn],
+            [0.025, 0.975],
+        )
         assert found[name]["low"] == pytest.approx(low, abs=0.2 * (high - low))
         assert found[name]["high"] == pytest.approx(high, abs=0.2 * (high - low))
 
@@ -109,7 +144,9 @@ def test_stays_of_one_person_count_as_one_person() -> None:
     happened, told = patients(200, seed=7)
     alone = measured(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2))
     repeated = predictions(
-        np.repeat(happened, 4).astype(int).tolist(), of_event(np.repeat(told, 4)), subject_id=np.repeat(np.arange(200), 4).tolist()
+        np.repeat(happened, 4).astype(int).tolist(),
+        of_event(np.repeat(told, 4)),
+        subject_id=np.repeat(np.arange(200), 4).tolist(),
     )
     fourfold = measured(repeated, asked("binary", 2))
     for name in ("brier", "calibration_slope", "calibration_intercept"):
@@ -121,9 +158,15 @@ def test_multiclass_numbers_are_means_over_classes_against_the_rest() -> None:
     truth, scores = multiclass_sample(150, 3)
     found = measured(predictions(truth.tolist(), scores), asked("multiclass", 3))
     one_hot = np.eye(3)[truth]
-    assert found["brier"]["value"] == pytest.approx(((scores - one_hot) ** 2).sum(axis=1).mean(), abs=1e-6)
-    assert found["brier_scaled"]["value"] == pytest.approx(1 - found["brier"]["value"] / (1 - (one_hot.mean(axis=0) ** 2).sum()), abs=1e-6)
-    slopes = [logistic(logits_of(scores[:, at]), truth == at, free_slope=True)[1] for at in range(3)]
+    assert found["brier"]["value"] == pytest.approx(
+        ((scores - one_hot) ** 2).sum(axis=1).mean(), abs=1e-6
+    )
+    assert found["brier_scaled"]["value"] == pytest.approx(
+        1 - found["brier"]["value"] / (1 - (one_hot.mean(axis=0) ** 2).sum()), abs=1e-6
+    )
+    slopes = [
+        logistic(logits_of(scores[:, at]), truth == at, free_slope=True)[1] for at in range(3)
+    ]
     assert found["calibration_slope"]["value"] == pytest.approx(np.mean(slopes), abs=1e-9)
     assert "mean over the 3 of 3 classes" in found["calibration_slope"]["definition"]
 
@@ -133,24 +176,51 @@ def test_multilabel_numbers_pool_all_labels() -> None:
     found = measured(predictions(listed(truth), scores), asked("multilabel", 4))
     prevalence = truth.mean(axis=0)
     assert found["brier"]["value"] == pytest.approx(((scores - truth) ** 2).mean(), abs=1e-6)
-    assert found["brier_scaled"]["value"] == pytest.approx(1 - found["brier"]["value"] / (prevalence * (1 - prevalence)).mean(), abs=1e-6)
-    assert found["calibration_slope"]["value"] == pytest.approx(logistic(logits_of(scores).ravel(), truth.ravel(), free_slope=True)[1], abs=1e-9)
-    assert found["observed_expected"]["value"] == pytest.approx(truth.sum() / scores.sum(), rel=1e-5)
+    assert found["brier_scaled"]["value"] == pytest.approx(
+        1 - found["brier"]["value"] / (prevalence * (1 - prevalence)).mean(), abs=1e-6
+    )
+    assert found["calibration_slope"]["value"] == pytest.approx(
+        logistic(logits_of(scores).ravel(), truth.ravel(), free_slope=True)[1], abs=1e-9
+    )
+    assert found["observed_expected"]["value"] == pytest.approx(
+        truth.sum() / scores.sum(), rel=1e-5
+    )
     assert found["observed_expected"]["n_events"] == truth.sum()
 
 
 @pytest.mark.parametrize(
     ("truth", "told", "unknown"),
     [
-        ([0, 0, 0], [0.2, 0.5, 0.7], {"brier_scaled", "calibration_intercept", "calibration_slope"}),
-        ([1, 1, 1], [0.2, 0.5, 0.7], {"brier_scaled", "calibration_intercept", "calibration_slope"}),
+        (
+            [0, 0, 0],
+            [0.2, 0.5, 0.7],
+            {"brier_scaled", "calibration_intercept", "calibration_slope"},
+        ),
+        (
+            [1, 1, 1],
+            [0.2, 0.5, 0.7],
+            {"brier_scaled", "calibration_intercept", "calibration_slope"},
+        ),
         ([0, 1, 1], [0.4, 0.4, 0.4], {"calibration_slope"}),
         ([0, 0, 1], [0.1, 0.4, 0.8], {"calibration_slope"}),
         ([0, 1, 1], [0.0, 0.0, 0.0], {"calibration_slope", "observed_expected"}),
-        ([], [], {"brier", "brier_scaled", "calibration_intercept", "calibration_slope", "observed_expected", "ece"}),
+        (
+            [],
+            [],
+            {
+                "brier",
+                "brier_scaled",
+                "calibration_intercept",
+                "calibration_slope",
+                "observed_expected",
+                "ece",
+            },
+        ),
     ],
 )
-def test_what_cannot_be_said_is_null_and_says_why(truth: list[int], told: list[float], unknown: set[str]) -> None:
+def test_what_cannot_be_said_is_null_and_says_why(
+    truth: list[int], told: list[float], unknown: set[str]
+) -> None:
     table = predictions(truth or [0], of_event(told or [0.5])).slice(0, len(truth))
     found = measured(table, asked("binary", 2))
     assert {name for name, row in found.items() if row["value"] is None} == unknown
@@ -160,7 +230,9 @@ def test_what_cannot_be_said_is_null_and_says_why(truth: list[int], told: list[f
 
 def test_a_class_that_nobody_has_leaves_the_mean() -> None:
     truth, scores = multiclass_sample(150, 3)
-    found = measured(predictions(np.where(truth == 2, 0, truth).tolist(), scores), asked("multiclass", 3))
+    found = measured(
+        predictions(np.where(truth == 2, 0, truth).tolist(), scores), asked("multiclass", 3)
+    )
     assert "mean over the 2 of 3 classes" in found["calibration_intercept"]["definition"]
     assert found["calibration_intercept"]["value"] is not None
 
@@ -168,7 +240,7 @@ def test_a_class_that_nobody_has_leaves_the_mean() -> None:
 def test_the_curve_has_ten_bins_of_equal_count_with_the_observed_share() -> None:
     happened, told = patients(1000, seed=8)
     points = curve(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2))
-    pa.Table.from_pylist(points, schema=tables.CURVE)
+    pa.Table.from_pylist(points, schema=schemas.CURVE)
     assert [point["n"] for point in points] == [100] * 10
     lowest = np.argsort(told)[:100]
     assert points[0]["x"] == pytest.approx(told[lowest].mean(), rel=1e-5)
@@ -180,9 +252,16 @@ def test_the_intervals_of_bins_hold_the_truth_as_often_as_they_say_where_people_
     for seed in range(30):
         happened, told = patients(300, seed)
         rng = np.random.default_rng(seed)
-        again = np.repeat(np.arange(300), rng.integers(1, 5, 300))  # with the same answer: nothing new is learnt
-        table = predictions(happened[again].astype(int).tolist(), of_event(told[again]), subject_id=again.tolist())
-        held += [point["low"] <= point["x"] <= point["high"] for point in curve(table, asked("binary", 2))]
+        again = np.repeat(
+            np.arange(300), rng.integers(1, 5, 300)
+        )  # with the same answer: nothing new is learnt
+        table = predictions(
+            happened[again].astype(int).tolist(), of_event(told[again]), subject_id=again.tolist()
+        )
+        held += [
+            point["low"] <= point["x"] <= point["high"]
+            for point in curve(table, asked("binary", 2))
+        ]
     assert 0.91 <= np.mean(held) <= 0.99
 
 
@@ -192,12 +271,18 @@ def test_the_interval_of_a_bin_is_wilsons_where_every_stay_is_a_person_of_its_ow
     half = z * np.sqrt(share * (1 - share) / size + z * z / (4 * size**2)) / (1 + z * z / size)
     middle = (share + z * z / (2 * size)) / (1 + z * z / size)
     assert len(points) == 1
-    assert (points[0]["low"], points[0]["high"]) == pytest.approx((middle - half, middle + half), abs=1e-5)
+    assert (points[0]["low"], points[0]["high"]) == pytest.approx(
+        (middle - half, middle + half), abs=1e-5
+    )
 
 
 def test_bins_with_few_subjects_are_joined() -> None:
     happened, told = patients(100, seed=8)
-    points = curve(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2), ScoringSpec(smallest_cell=25))
+    points = curve(
+        predictions(happened.astype(int).tolist(), of_event(told)),
+        asked("binary", 2),
+        ScoringSpec(smallest_cell=25),
+    )
     assert [point["n"] for point in points] == [30, 30, 40]
     same_person = predictions(happened.astype(int).tolist(), of_event(told), subject_id=[1] * 100)
     assert curve(same_person, asked("binary", 2)) == []
@@ -225,15 +310,22 @@ def test_equal_probabilities_share_a_bin() -> None:
 
 
 def smoothed(table: pa.Table, question: Question) -> list[dict[str, Any]]:
-    return smooth_calibration_curve(answers(table, question, "held_out"), question, "held_out", SPEC)
+    return smooth_calibration_curve(
+        answers(table, question, "held_out"), question, "held_out", SPEC
+    )
 
 
 def test_the_smooth_curve_bends_where_the_truth_does() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1.5, 4000)
-    happened = rng.random(4000) < special.expit(np.abs(logits) - 1)  # as likely at both ends, which no line can say
-    points = smoothed(predictions(happened.astype(int).tolist(), of_event(special.expit(logits))), asked("binary", 2))
-    pa.Table.from_pylist(points, schema=tables.CURVE)
+    happened = rng.random(4000) < special.expit(
+        np.abs(logits) - 1
+    )  # as likely at both ends, which no line can say
+    points = smoothed(
+        predictions(happened.astype(int).tolist(), of_event(special.expit(logits))),
+        asked("binary", 2),
+    )
+    pa.Table.from_pylist(points, schema=schemas.CURVE)
     assert len(points) == 25
     observed = np.array([point["y"] for point in points])
     assert observed.argmin() in range(8, 17)
@@ -255,17 +347,25 @@ def test_a_smooth_curve_is_the_logistic_regression_on_the_spline() -> None:
         return np.stack([at, bent], axis=1)
 
     points = np.linspace(-3, 3, 7)
-    reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(design(x), happened).predict_proba(design(points))[:, 1]
+    reference = (
+        LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000)
+        .fit(design(x), happened)
+        .predict_proba(design(points))[:, 1]
+    )
     curve = smooth(x, happened, np.arange(600), points, 0.95)
     assert curve is not None
     assert curve[0] == pytest.approx(reference, abs=1e-3)
-    assert np.diff(design(np.array([high + 1, high + 2, high + 3]))[:, 1], 2) == pytest.approx(0.0, abs=1e-9)  # straight beyond the last knot
+    assert np.diff(design(np.array([high + 1, high + 2, high + 3]))[:, 1], 2) == pytest.approx(
+        0.0, abs=1e-9
+    )  # straight beyond the last knot
 
 
 def test_the_smooth_curve_is_no_surer_when_people_are_repeated() -> None:
     happened, told = patients(300, seed=12)
     x, points, thrice = logits_of(told), np.linspace(-3, 1, 5), np.repeat(np.arange(300), 3)
-    alone, repeated = (smooth(x[rows], happened[rows], rows, points, 0.95) for rows in (np.arange(300), thrice))
+    alone, repeated = (
+        smooth(x[rows], happened[rows], rows, points, 0.95) for rows in (np.arange(300), thrice)
+    )
     assert alone is not None
     assert repeated is not None
     assert repeated[2] - repeated[1] == pytest.approx(alone[2] - alone[1], rel=0.02)
@@ -274,8 +374,17 @@ def test_the_smooth_curve_is_no_surer_when_people_are_repeated() -> None:
 @pytest.mark.parametrize(("events", "told"), [(5, "varied"), (20, "alike"), (20, "separating")])
 def test_without_enough_to_bend_there_is_no_smooth_curve(events: int, told: str) -> None:
     happened = np.arange(60) < events
-    probabilities = {"varied": np.random.default_rng(0).random(60), "alike": np.full(60, 0.3), "separating": np.where(happened, 0.8, 0.1)}[told]
-    assert smoothed(predictions(happened.astype(int).tolist(), of_event(probabilities)), asked("binary", 2)) == []
+    probabilities = {
+        "varied": np.random.default_rng(0).random(60),
+        "alike": np.full(60, 0.3),
+        "separating": np.where(happened, 0.8, 0.1),
+    }[told]
+    assert (
+        smoothed(
+            predictions(happened.astype(int).tolist(), of_event(probabilities)), asked("binary", 2)
+        )
+        == []
+    )
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say_where_people_come_back() -> None:
@@ -286,7 +395,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say_where_people_come_back() 
         person = np.repeat(np.arange(250), rng.integers(1, 5, 250))
         logits = -1.2 + rng.normal(0, 1, len(person)) + rng.normal(0, 1, 250)[person]
         happened = rng.random(len(person)) < special.expit(logits)
-        table = predictions(happened.astype(int).tolist(), of_event(special.expit(logits)), subject_id=person.tolist())
+        table = predictions(
+            happened.astype(int).tolist(),
+            of_event(special.expit(logits)),
+            subject_id=person.tolist(),
+        )
         found = measured(table, asked("binary", 2))
         for name, truth in names.items():
             held[name].append(found[name]["low"] <= truth <= found[name]["high"])

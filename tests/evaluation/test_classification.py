@@ -9,16 +9,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clinpeft import evaluation, tables
-from clinpeft.errors import InputError
-from clinpeft.evaluation.calibration import logits_of
-from clinpeft.evaluation.logistic import logistic
-from clinpeft.evaluation.ranks import auroc
-from clinpeft.evaluation.subgroups import affordable, subgroup_rows
+from clinpeft import evaluation
+from clinpeft.core import schemas
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import Kind
+from clinpeft.evaluation.classification.calibration import logits_of
+from clinpeft.evaluation.classification.logistic import logistic
+from clinpeft.evaluation.classification.ranks import auroc
+from clinpeft.evaluation.classification.subgroups import affordable, subgroup_rows
 from clinpeft.recipe import ScoringSpec
-from clinpeft.tables import Kind
 from tests.evaluation.test_calibration import patients
-from tests.evaluation.test_discrimination import asked, listed, multiclass_sample, multilabel_sample, of_event, predictions
+from tests.evaluation.test_discrimination import (
+    asked,
+    listed,
+    multiclass_sample,
+    multilabel_sample,
+    of_event,
+    predictions,
+)
 
 SPEC = ScoringSpec(resamples=100)
 BINARY = asked("binary", 2)
@@ -41,13 +49,17 @@ def by_group(rows: list[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]
 def test_tuning_and_held_out_stays_are_scored_by_every_measure() -> None:
     table = hospital(400, split=["train"] * 100 + ["tuning"] * 100 + ["held_out"] * 200)
     found = evaluation.scored(table, BINARY, SPEC, rng())
-    assert found.schema.equals(tables.RESULT)
+    assert found.schema.equals(schemas.RESULT)
     rows = found.to_pylist()
     names = "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope observed_expected ece net_benefit".split()
-    assert [(row["split"], row["name"]) for row in rows] == [(split, name) for split in ("tuning", "held_out") for name in names]
+    assert [(row["split"], row["name"]) for row in rows] == [
+        (split, name) for split in ("tuning", "held_out") for name in names
+    ]
     assert {row["group"] for row in rows} == {"model"}
     assert {(row["split"], row["n"]) for row in rows} == {("tuning", 100), ("held_out", 200)}
-    assert all(row["low"] <= row["value"] <= row["high"] for row in rows if row["name"] != "ece")  # a resample's error is larger than the sample's
+    assert all(
+        row["low"] <= row["value"] <= row["high"] for row in rows if row["name"] != "ece"
+    )  # a resample's error is larger than the sample's
 
 
 def test_training_stays_are_scored_only_where_there_is_nothing_else() -> None:
@@ -56,10 +68,17 @@ def test_training_stays_are_scored_only_where_there_is_nothing_else() -> None:
 
 
 def test_without_a_held_out_stay_its_rows_say_so() -> None:
-    found = evaluation.scored(hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng()).to_pylist()
+    found = evaluation.scored(
+        hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng()
+    ).to_pylist()
     held_out = [row for row in found if row["split"] == "held_out"]
     assert len(held_out) == 10
-    assert all(row["value"] is None and row["n"] == 0 and "the split held_out has no stay" in row["definition"] for row in held_out)
+    assert all(
+        row["value"] is None
+        and row["n"] == 0
+        and "the split held_out has no stay" in row["definition"]
+        for row in held_out
+    )
     assert len(evaluation.curves(hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng())) == 0
 
 
@@ -67,7 +86,9 @@ def test_without_a_held_out_stay_its_rows_say_so() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 30])
 def test_held_out_stays_of_one_class_or_none_never_stop_a_run(kind: Kind, rows: int) -> None:
     answer: Any = [0] if kind == "multilabel" else 0
-    full = predictions([answer] * 40, np.full((40, 2 if kind == "binary" else 3), 0.4), sex=["F", "M"] * 20)
+    full = predictions(
+        [answer] * 40, np.full((40, 2 if kind == "binary" else 3), 0.4), sex=["F", "M"] * 20
+    )
     question = asked(kind, 2 if kind == "binary" else 3)
     found = evaluation.scored(full.slice(0, rows), question, SPEC, rng()).to_pylist()
     main = next(row for row in found if row["name"] == question.metric and row["group"] == "model")
@@ -76,11 +97,17 @@ def test_held_out_stays_of_one_class_or_none_never_stop_a_run(kind: Kind, rows: 
 
 
 def test_the_same_state_gives_the_same_numbers_and_baselines_are_named() -> None:
-    first, second = (evaluation.scored(hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng()) for _ in range(2))
+    first, second = (
+        evaluation.scored(hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng()) for _ in range(2)
+    )
     assert first.equals(second)
-    baseline = evaluation.scored(hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng(), state="note length").to_pylist()
+    baseline = evaluation.scored(
+        hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng(), state="note length"
+    ).to_pylist()
     assert {row["group"] for row in baseline} == {"note length"}
-    without = evaluation.scored(hospital(sex=["F", "M"] * 200), BINARY, SPEC.model_copy(update={"subgroups": False}), rng())
+    without = evaluation.scored(
+        hospital(sex=["F", "M"] * 200), BINARY, SPEC.model_copy(update={"subgroups": False}), rng()
+    )
     assert set(without["group"].to_pylist()) == {"model"}
 
 
@@ -96,15 +123,20 @@ def test_curves_of_every_kind_of_question_have_the_schema(kind: Kind) -> None:
         truth, scores = multilabel_sample(120, 3)
         table, question = predictions(listed(truth), scores), asked("multilabel", 3)
     found = evaluation.curves(table, question, SPEC, rng())
-    assert found.schema.equals(tables.CURVE)
-    assert set(found["name"].to_pylist()) == {"calibration", "calibration_smooth", "net_benefit", "probabilities"}
+    assert found.schema.equals(schemas.CURVE)
+    assert set(found["name"].to_pylist()) == {
+        "calibration",
+        "calibration_smooth",
+        "net_benefit",
+        "probabilities",
+    }
 
 
 def test_a_group_has_the_numbers_of_its_own_stays() -> None:
     sex = np.array(["F", "M", "M", "F", "M"] * 80)
     table = hospital(400, sex=sex.tolist())
     rows = subgroup_rows(table, BINARY, "held_out", SPEC, rng())
-    pa.Table.from_pylist(rows, schema=tables.RESULT)
+    pa.Table.from_pylist(rows, schema=schemas.RESULT)
     found = evaluation.answers(table, BINARY, "held_out")
     told, happened = found.scores[:, 1], found.truth[:, 1]
     areas = by_group(rows, "auroc")
@@ -112,44 +144,72 @@ def test_a_group_has_the_numbers_of_its_own_stays() -> None:
     for group in "FM":
         row, chosen = areas[f"model · sex {group}"], sex == group
         assert row["value"] == pytest.approx(auroc(told[chosen], happened[chosen]))
-        assert (row["n"], row["n_subjects"], row["n_events"]) == (chosen.sum(), chosen.sum(), happened[chosen].sum())
+        assert (row["n"], row["n_subjects"], row["n_events"]) == (
+            chosen.sum(),
+            chosen.sum(),
+            happened[chosen].sum(),
+        )
         assert row["low"] < row["value"] < row["high"]
         intercept = by_group(rows, "calibration_intercept")[f"model · sex {group}"]
-        assert intercept["value"] == pytest.approx(logistic(logits_of(told[chosen]), happened[chosen], free_slope=False)[0])
+        assert intercept["value"] == pytest.approx(
+            logistic(logits_of(told[chosen]), happened[chosen], free_slope=False)[0]
+        )
     gap = by_group(rows, "auroc_largest_gap")["model · sex"]
-    assert gap["value"] == pytest.approx(abs(areas["model · sex F"]["value"] - areas["model · sex M"]["value"]))
+    assert gap["value"] == pytest.approx(
+        abs(areas["model · sex F"]["value"] - areas["model · sex M"]["value"])
+    )
     assert (gap["n"], gap["n_subjects"]) == (400, 160)
 
 
 def test_small_groups_are_pooled_and_left_out_where_they_are_still_too_small() -> None:
     insurance = ["a"] * 300 + ["b"] * 88 + ["c"] * 6 + ["d"] * 6
-    pooled = by_group(subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc")
+    pooled = by_group(
+        subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc"
+    )
     assert {group: row["n"] for group, row in pooled.items()} == {
         "model · insurance a": 300,
         "model · insurance b": 88,
         "model · insurance other (2)": 12,
     }
     insurance = ["a"] * 300 + ["b"] * 92 + ["c"] * 4 + ["d"] * 4
-    left_out = by_group(subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc")
+    left_out = by_group(
+        subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc"
+    )
     assert list(left_out) == ["model · insurance a", "model · insurance b"]
 
 
 def test_many_stays_of_few_people_are_a_small_group() -> None:
     people = [*range(200), *[999] * 200]
     table = hospital(400, sex=["F"] * 200 + ["M"] * 200, subject_id=people)
-    assert list(by_group(subgroup_rows(table, BINARY, "held_out", SPEC, rng()), "auroc")) == ["model · sex F"]
+    assert list(by_group(subgroup_rows(table, BINARY, "held_out", SPEC, rng()), "auroc")) == [
+        "model · sex F"
+    ]
 
 
-def test_a_column_that_is_unknown_or_has_one_group_gives_nothing_and_some_unknown_are_a_group() -> None:
-    assert subgroup_rows(hospital(400, sex=[None] * 400, race=["same"] * 400), BINARY, "held_out", SPEC, rng()) == []
-    some = by_group(subgroup_rows(hospital(400, sex=["F"] * 200 + [None] * 200), BINARY, "held_out", SPEC, rng()), "auroc")
+def test_a_column_that_is_unknown_or_has_one_group_gives_nothing_and_some_unknown_are_a_group() -> (
+    None
+):
+    assert (
+        subgroup_rows(
+            hospital(400, sex=[None] * 400, race=["same"] * 400), BINARY, "held_out", SPEC, rng()
+        )
+        == []
+    )
+    some = by_group(
+        subgroup_rows(
+            hospital(400, sex=["F"] * 200 + [None] * 200), BINARY, "held_out", SPEC, rng()
+        ),
+        "auroc",
+    )
     assert list(some) == ["model · sex F", "model · sex unknown"]
 
 
 def test_ages_are_in_bands_and_notes_in_thirds_and_by_what_was_read() -> None:
     ages = [39.9, 40.0, 64.9, 65.0, 79.9, 80.0, 90.0, 18.0] * 50
     tokens = [10, 20, 30, 400] * 100
-    table = hospital(400, age_years=ages, tokens=tokens, tokens_read=[min(one, 100) for one in tokens])
+    table = hospital(
+        400, age_years=ages, tokens=tokens, tokens_read=[min(one, 100) for one in tokens]
+    )
     found = by_group(subgroup_rows(table, BINARY, "held_out", SPEC, rng()), "auroc")
     assert {group.removeprefix("model · "): row["n"] for group, row in found.items()} == {
         "age 40–64": 100,
@@ -176,11 +236,19 @@ def test_a_group_without_the_event_is_unknown_and_leaves_the_gap() -> None:
     happened, told = patients(300, seed=1)
     ward = np.where(np.arange(300) < 100, "a", np.where(np.arange(300) < 200, "b", "c"))
     happened[:100] = False
-    rows = subgroup_rows(predictions(happened.astype(int).tolist(), of_event(told), care_unit=ward.tolist()), BINARY, "held_out", SPEC, rng())
+    rows = subgroup_rows(
+        predictions(happened.astype(int).tolist(), of_event(told), care_unit=ward.tolist()),
+        BINARY,
+        "held_out",
+        SPEC,
+        rng(),
+    )
     areas = by_group(rows, "auroc")
     assert areas["model · care unit a"]["value"] is None
     others = [areas[f"model · care unit {one}"]["value"] for one in "bc"]
-    assert by_group(rows, "auroc_largest_gap")["model · care unit"]["value"] == pytest.approx(abs(others[0] - others[1]))
+    assert by_group(rows, "auroc_largest_gap")["model · care unit"]["value"] == pytest.approx(
+        abs(others[0] - others[1])
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +264,9 @@ def test_a_group_without_the_event_is_unknown_and_leaves_the_gap() -> None:
         ((100, 10, 10), False),
     ],
 )
-def test_numbers_about_few_people_do_not_leave(counts: tuple[int, int | None, int | None], hidden: bool) -> None:
+def test_numbers_about_few_people_do_not_leave(
+    counts: tuple[int, int | None, int | None], hidden: bool
+) -> None:
     n, subjects, events = counts
     row = {
         "name": "auprc",
@@ -212,7 +282,9 @@ def test_numbers_about_few_people_do_not_leave(counts: tuple[int, int | None, in
         "definition": "average precision; a random ranking has the prevalence, 0.0900",
         "task": "toy",
     }
-    kept = evaluation.suppressed(pa.Table.from_pylist([row], schema=tables.RESULT), 10).to_pylist()[0]
+    kept = evaluation.suppressed(
+        pa.Table.from_pylist([row], schema=schemas.RESULT), 10
+    ).to_pylist()[0]
     if not hidden:
         assert kept == row
         return
@@ -224,20 +296,45 @@ def test_numbers_about_few_people_do_not_leave(counts: tuple[int, int | None, in
 def test_what_was_scored_can_be_suppressed() -> None:
     table = predictions([1] * 5 + [0] * 95, of_event(np.linspace(0.9, 0.1, 100)))
     found = evaluation.suppressed(evaluation.scored(table, BINARY, SPEC, rng()), 10).to_pylist()
-    assert all(row["value"] is None and "fewer than 10 events" in row["definition"] for row in found)
+    assert all(
+        row["value"] is None and "fewer than 10 events" in row["definition"] for row in found
+    )
     assert not any("0.05" in row["definition"] for row in found)
 
 
-def result(value: float | None, low: float | None, high: float | None, name: str = "auroc") -> pa.Table:
-    row = {"name": name, "value": value, "low": low, "high": high, "level": 0.95, "n": 50, "split": "held_out", "group": "model", "definition": "d"}
-    return pa.Table.from_pylist([row, {**row, "group": "prevalence", "value": 0.5}], schema=tables.RESULT)
+def result(
+    value: float | None, low: float | None, high: float | None, name: str = "auroc"
+) -> pa.Table:
+    row = {
+        "name": name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "level": 0.95,
+        "n": 50,
+        "split": "held_out",
+        "group": "model",
+        "definition": "d",
+    }
+    return pa.Table.from_pylist(
+        [row, {**row, "group": "prevalence", "value": 0.5}], schema=schemas.RESULT
+    )
 
 
 def test_the_macro_average_is_the_mean_of_main_metrics_with_the_means_of_their_limits() -> None:
-    row = evaluation.macro_average({"a": result(0.6, 0.5, 0.7), "b": result(0.8, 0.75, 0.85, "auroc_macro")})
-    assert (row["value"], row["low"], row["high"], row["n"]) == (pytest.approx(0.7), pytest.approx(0.625), pytest.approx(0.775), 100)
+    row = evaluation.macro_average(
+        {"a": result(0.6, 0.5, 0.7), "b": result(0.8, 0.75, 0.85, "auroc_macro")}
+    )
+    assert (row["value"], row["low"], row["high"], row["n"]) == (
+        pytest.approx(0.7),
+        pytest.approx(0.625),
+        pytest.approx(0.775),
+        100,
+    )
     assert "questions a, b" in str(row["definition"])
-    assert pa.Table.from_pylist([row], schema=tables.RESULT)["name"].to_pylist() == ["macro_average"]
+    assert pa.Table.from_pylist([row], schema=schemas.RESULT)["name"].to_pylist() == [
+        "macro_average"
+    ]
 
 
 def test_a_question_without_a_value_leaves_no_average_and_is_named() -> None:
@@ -250,14 +347,19 @@ def test_a_question_without_a_value_leaves_no_average_and_is_named() -> None:
 
 
 def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
-    table = evaluation.with_question(hospital(20).replace_schema_metadata({b"other": b"kept"}), BINARY)
+    table = evaluation.with_question(
+        hospital(20).replace_schema_metadata({b"other": b"kept"}), BINARY
+    )
     assert evaluation.question_of(table) == BINARY
     assert table.schema.metadata[b"other"] == b"kept"
     pq.write_table(table, tmp_path / "predictions.parquet")
     assert evaluation.question_of(pq.read_table(tmp_path / "predictions.parquet")) == BINARY
 
 
-@pytest.mark.parametrize("metadata", [None, {b"other": b""}, {b"question": b"no json"}, {b"question": b"{}"}, {b"question": b"[]"}])
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {b"other": b""}, {b"question": b"no json"}, {b"question": b"{}"}, {b"question": b"[]"}],
+)
 def test_a_table_without_a_question_is_refused(metadata: dict[bytes, bytes] | None) -> None:
     with pytest.raises(InputError, match="question"):
         evaluation.question_of(hospital(20).replace_schema_metadata(metadata))

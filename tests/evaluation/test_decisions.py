@@ -8,38 +8,75 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft import tables
-from clinpeft.evaluation.decisions import THRESHOLDS, decision_board, decision_curve, net_benefit, probability_histogram, treat_all
-from clinpeft.evaluation.discrimination import answers, scored
+from clinpeft.core import schemas
+from clinpeft.core.schemas import Question
+from clinpeft.evaluation.classification.decisions import (
+    THRESHOLDS,
+    decision_board,
+    decision_curve,
+    net_benefit,
+    probability_histogram,
+    treat_all,
+)
+from clinpeft.evaluation.classification.discrimination import answers, scored
 from clinpeft.recipe import ScoringSpec
-from clinpeft.tables import Question
 from tests.evaluation.test_calibration import patients
-from tests.evaluation.test_discrimination import asked, listed, multiclass_sample, multilabel_sample, of_event, predictions
+from tests.evaluation.test_discrimination import (
+    asked,
+    listed,
+    multiclass_sample,
+    multilabel_sample,
+    of_event,
+    predictions,
+)
 
 SPEC = ScoringSpec(resamples=100)
 
 
 def at_prevalence(table: pa.Table, question: Question) -> dict[str, Any]:
     found = answers(table, question, "held_out")
-    return scored(found, decision_board(found, question, "held_out", SPEC), question, "held_out", SPEC, np.random.default_rng(0))[0]
+    return scored(
+        found,
+        decision_board(found, question, "held_out", SPEC),
+        question,
+        "held_out",
+        SPEC,
+        np.random.default_rng(0),
+    )[0]
 
 
-def lines(table: pa.Table, question: Question, spec: ScoringSpec = SPEC) -> dict[str, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = decision_curve(answers(table, question, "held_out"), question, "held_out", spec, np.random.default_rng(0))
-    pa.Table.from_pylist(rows, schema=tables.CURVE)
-    return {group: [row for row in rows if row["group"] == group] for group in dict.fromkeys(row["group"] for row in rows)}
+def lines(
+    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+) -> dict[str, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = decision_curve(
+        answers(table, question, "held_out"), question, "held_out", spec, np.random.default_rng(0)
+    )
+    pa.Table.from_pylist(rows, schema=schemas.CURVE)
+    return {
+        group: [row for row in rows if row["group"] == group]
+        for group in dict.fromkeys(row["group"] for row in rows)
+    }
 
 
-def bars(table: pa.Table, question: Question, spec: ScoringSpec = SPEC) -> dict[str, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = probability_histogram(answers(table, question, "held_out"), question, "held_out", spec)
-    pa.Table.from_pylist(rows, schema=tables.CURVE)
-    return {group: [row for row in rows if row["group"] == group] for group in dict.fromkeys(row["group"] for row in rows)}
+def bars(
+    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+) -> dict[str, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = probability_histogram(
+        answers(table, question, "held_out"), question, "held_out", spec
+    )
+    pa.Table.from_pylist(rows, schema=schemas.CURVE)
+    return {
+        group: [row for row in rows if row["group"] == group]
+        for group in dict.fromkeys(row["group"] for row in rows)
+    }
 
 
 def test_net_benefit_is_that_worked_out_by_hand() -> None:
     scores, truth = np.array([0.9, 0.6, 0.2, 0.3, 0.1]), np.array([True, False, True, False, False])
     assert net_benefit(scores, truth, 0.5) == pytest.approx(1 / 5 - 1 / 5 * 1.0)
-    assert net_benefit(scores, truth, 0.2) == pytest.approx(2 / 5 - 2 / 5 * 0.25)  # a probability equal to the threshold is acted on
+    assert net_benefit(scores, truth, 0.2) == pytest.approx(
+        2 / 5 - 2 / 5 * 0.25
+    )  # a probability equal to the threshold is acted on
     assert np.isnan(net_benefit(scores[:0], truth[:0], 0.5))
 
 
@@ -51,7 +88,9 @@ def test_acting_on_everybody_is_worth_prevalence_less_the_weighted_rest() -> Non
 
 
 def test_the_number_at_the_prevalence_states_its_threshold() -> None:
-    table = predictions([1, 0, 1, 0, 0, 0, 0, 0], of_event([0.9, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]))
+    table = predictions(
+        [1, 0, 1, 0, 0, 0, 0, 0], of_event([0.9, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    )
     row = at_prevalence(table, asked("binary", 2))
     assert row["name"] == "net_benefit"
     assert row["value"] == pytest.approx(1 / 8 - 1 / 8 * (0.25 / 0.75))
@@ -61,14 +100,20 @@ def test_the_number_at_the_prevalence_states_its_threshold() -> None:
 
 def test_the_number_of_several_classes_is_the_mean_of_each_at_its_own_prevalence() -> None:
     truth, scores = multiclass_sample(120, 3)
-    expected = [net_benefit(scores[:, at], truth == at, float((truth == at).mean())) for at in range(3)]
-    assert at_prevalence(predictions(truth.tolist(), scores), asked("multiclass", 3))["value"] == pytest.approx(np.mean(expected))
+    expected = [
+        net_benefit(scores[:, at], truth == at, float((truth == at).mean())) for at in range(3)
+    ]
+    assert at_prevalence(predictions(truth.tolist(), scores), asked("multiclass", 3))[
+        "value"
+    ] == pytest.approx(np.mean(expected))
 
 
 def test_labels_are_pooled_at_one_threshold() -> None:
     truth, scores = multilabel_sample(120, 3)
     expected = net_benefit(scores.ravel(), truth.ravel(), float(truth.mean()))
-    assert at_prevalence(predictions(listed(truth), scores), asked("multilabel", 3))["value"] == pytest.approx(expected)
+    assert at_prevalence(predictions(listed(truth), scores), asked("multilabel", 3))[
+        "value"
+    ] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("truth", [[0] * 4, [1] * 4])
@@ -90,7 +135,9 @@ def test_a_decision_curve_has_the_answers_and_both_policies_from_1_to_50_percent
         assert everybody["y"] == pytest.approx(treat_all(prevalence, everybody["x"]))
         assert (nobody["y"], nobody["low"]) == (0.0, None)
         assert model["low"] <= model["y"] <= model["high"]
-        assert model["y"] >= max(everybody["y"], 0.0) - 0.03  # true probabilities are worth no less than a policy that ignores them
+        assert (
+            model["y"] >= max(everybody["y"], 0.0) - 0.03
+        )  # true probabilities are worth no less than a policy that ignores them
 
 
 def test_several_classes_have_a_curve_each_and_a_small_split_has_none() -> None:
@@ -106,7 +153,10 @@ def test_the_distribution_of_each_true_class_sums_to_1() -> None:
     found = bars(table, asked("binary", 2))
     assert list(found) == ["c0", "c1"]
     assert all(sum(bar["y"] for bar in bars_of) == pytest.approx(1.0) for bars_of in found.values())
-    assert [(bar["x"], bar["y"]) for bar in found["c0"] if bar["y"]] == [(pytest.approx(0.025), 0.75), (pytest.approx(0.975), 0.25)]
+    assert [(bar["x"], bar["y"]) for bar in found["c0"] if bar["y"]] == [
+        (pytest.approx(0.025), 0.75),
+        (pytest.approx(0.975), 0.25),
+    ]
     assert {bar["n"] for bar in found["c1"]} == {10}
 
 

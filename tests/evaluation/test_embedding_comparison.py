@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft.errors import RefusedError
+from clinpeft.core.errors import RefusedError
 from clinpeft.evaluation.embedding import comparison
 from clinpeft.evaluation.embedding.comparison import (
     compared,
@@ -25,7 +25,9 @@ from clinpeft.evaluation.embedding.ranking_metrics import METRICS, PER_QUERY
 ALONE = np.arange(1000)
 
 
-def queries(values: np.ndarray, clusters: Sequence[str | None] | None = None, relevant: int = 1) -> pa.Table:
+def queries(
+    values: np.ndarray, clusters: Sequence[str | None] | None = None, relevant: int = 1
+) -> pa.Table:
     count = len(values)
     columns = {
         "query_id": [f"q{at:04d}" for at in range(count)],
@@ -45,20 +47,36 @@ def test_with_few_clusters_p_is_the_share_of_all_sign_patterns() -> None:
 
 def test_items_of_a_cluster_change_sides_together() -> None:
     before, after = np.zeros(4), np.array([1.0, 1, 1, 1])
-    assert paired_permutation(before, after, np.array([0, 0, 1, 1]), np.random.default_rng(0)) == 2 / 4
+    assert (
+        paired_permutation(before, after, np.array([0, 0, 1, 1]), np.random.default_rng(0)) == 2 / 4
+    )
     assert paired_permutation(before, after, ALONE[:4], np.random.default_rng(0)) == 2 / 16
 
 
 def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     change = np.random.default_rng(4).normal(0.4, 1, 12)
     observed = abs(change.sum())
-    exact = np.mean([abs(np.dot(signs, change)) >= observed - 1e-9 for signs in itertools.product((1, -1), repeat=12)])
-    assert paired_permutation(np.zeros(12), change, ALONE[:12], np.random.default_rng(0)) == pytest.approx(exact)
+    exact = np.mean(
+        [
+            abs(np.dot(signs, change)) >= observed - 1e-9
+            for signs in itertools.product((1, -1), repeat=12)
+        ]
+    )
+    assert paired_permutation(
+        np.zeros(12), change, ALONE[:12], np.random.default_rng(0)
+    ) == pytest.approx(exact)
     monkeypatch.setattr(comparison, "_EXACT_CLUSTERS", 2)
     monkeypatch.setattr(comparison, "_SIGNS_AT_ONCE", 12 * 777)
-    drawn = paired_permutation(np.zeros(12), change, ALONE[:12], np.random.default_rng(0), permutations=20_000)
+    drawn = paired_permutation(
+        np.zeros(12), change, ALONE[:12], np.random.default_rng(0), permutations=20_000
+    )
     assert drawn == pytest.approx(exact, abs=0.01)
-    assert paired_permutation(np.zeros(12), np.ones(12), ALONE[:12], np.random.default_rng(0), permutations=99) >= 1 / 100
+    assert (
+        paired_permutation(
+            np.zeros(12), np.ones(12), ALONE[:12], np.random.default_rng(0), permutations=99
+        )
+        >= 1 / 100
+    )
 
 
 def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_most() -> None:
@@ -70,7 +88,10 @@ def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_mos
         found = 0
         for _ in range(samples):
             change = gain + rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.5, len(clusters))
-            found += paired_permutation(np.zeros(len(clusters)), change, given, rng, permutations=199) <= 0.05
+            found += (
+                paired_permutation(np.zeros(len(clusters)), change, given, rng, permutations=199)
+                <= 0.05
+            )
         return found / samples
 
     assert 0.04 <= share(0, clusters, 3000) <= 0.06
@@ -85,7 +106,9 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> N
     for _ in range(400):
         before = rng.normal(size=180)
         after = before + 0.2 + rng.normal(0, 1, 60)[clusters]
-        value, interval = paired_bootstrap(before, after, clusters, resamples=300, level=0.95, rng=rng)
+        value, interval = paired_bootstrap(
+            before, after, clusters, resamples=300, level=0.95, rng=rng
+        )
         assert interval.low is not None and interval.high is not None
         assert value == pytest.approx((after - before).mean())
         held += interval.low <= 0.2 <= interval.high
@@ -108,9 +131,18 @@ def test_the_detectable_difference_is_found_with_the_power_it_says() -> None:
     noise = rng.normal(0, 1, 50)[clusters]
     detectable = minimum_detectable_difference(np.zeros(200), noise, clusters)
     sums = 4 * (noise[::4] - noise.mean())
-    assert detectable == pytest.approx((1.959964 + 0.841621) * np.sqrt(50 * sums.var(ddof=1)) / 200, rel=1e-5)
+    assert detectable == pytest.approx(
+        (1.959964 + 0.841621) * np.sqrt(50 * sums.var(ddof=1)) / 200, rel=1e-5
+    )
     found = sum(
-        paired_permutation(np.zeros(200), detectable + rng.normal(0, noise[::4].std(ddof=1), 50)[clusters], clusters, rng, permutations=199) <= 0.05
+        paired_permutation(
+            np.zeros(200),
+            detectable + rng.normal(0, noise[::4].std(ddof=1), 50)[clusters],
+            clusters,
+            rng,
+            permutations=199,
+        )
+        <= 0.05
         for _ in range(400)
     )
     assert found / 400 == pytest.approx(0.8, abs=0.07)
@@ -123,7 +155,12 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
     after = before + 0.1 + rng.normal(0, 0.05, 100)
     clusters: list[str | None] = [str(at // 2) for at in range(100)]
     found = retrieval_difference(
-        queries(before, clusters), queries(after, [None, None, *clusters[2:]]), ("zero-shot", "adapted"), resamples=300, level=0.95, rng=rng
+        queries(before, clusters),
+        queries(after, [None, None, *clusters[2:]]),
+        ("zero-shot", "adapted"),
+        resamples=300,
+        level=0.95,
+        rng=rng,
     )
     rows = {row["name"]: row for row in found.to_pylist()}
     assert len(rows) == 3 * len(METRICS)
@@ -137,19 +174,38 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
 
 def test_models_that_were_asked_other_queries_are_refused() -> None:
     with pytest.raises(RefusedError, match="3 queries of a and 2 of b"):
-        retrieval_difference(queries(np.ones(3)), queries(np.ones(2)), ("a", "b"), resamples=100, level=0.95, rng=np.random.default_rng(0))
+        retrieval_difference(
+            queries(np.ones(3)),
+            queries(np.ones(2)),
+            ("a", "b"),
+            resamples=100,
+            level=0.95,
+            rng=np.random.default_rng(0),
+        )
     with pytest.raises(RefusedError, match="relevant passages, are not the same"):
         other = queries(np.ones(3), relevant=2)
-        retrieval_difference(queries(np.ones(3)), other, ("a", "b"), resamples=100, level=0.95, rng=np.random.default_rng(0))
+        retrieval_difference(
+            queries(np.ones(3)),
+            other,
+            ("a", "b"),
+            resamples=100,
+            level=0.95,
+            rng=np.random.default_rng(0),
+        )
 
 
 def test_every_two_models_are_compared_and_p_is_adjusted_over_all() -> None:
     rng = np.random.default_rng(2)
     base = rng.random(40)
-    models = {name: queries(base + gain + rng.normal(0, 0.1, 40)) for name, gain in (("one", 0.0), ("two", 0.05), ("three", 0.0))}
+    models = {
+        name: queries(base + gain + rng.normal(0, 0.1, 40))
+        for name, gain in (("one", 0.0), ("two", 0.05), ("three", 0.0))
+    }
     rows = compared(models, "mrr_at_10", resamples=100, level=0.95, rng=rng).to_pylist()
     given = {row["group"]: row["value"] for row in rows if row["name"] == "mrr_at_10_difference_p"}
-    adjusted = {row["group"]: row["value"] for row in rows if row["name"] == "mrr_at_10_difference_p_holm"}
+    adjusted = {
+        row["group"]: row["value"] for row in rows if row["name"] == "mrr_at_10_difference_p_holm"
+    }
     assert list(given) == ["two - one", "three - one", "three - two"]
     assert list(adjusted.values()) == pytest.approx(holm(list(given.values())).tolist())
     assert any("adjusted over 3 comparisons" in row["definition"] for row in rows)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
 from clinpeft.evaluation.embedding import shape as module
 from clinpeft.evaluation.embedding.shape import (
     effective_rank,
@@ -35,7 +35,11 @@ def rows(found: pa.Table) -> dict[str, dict[str, float]]:
 def measured(vectors: np.ndarray, positives: np.ndarray) -> dict[str, dict[str, float]]:
     ids = [str(at) for at in range(len(vectors))]
     rng = np.random.default_rng(0)
-    return rows(geometry(vectors, positives, ids, [None] * len(ids), "base", resamples=200, level=0.95, rng=rng))
+    return rows(
+        geometry(
+            vectors, positives, ids, [None] * len(ids), "base", resamples=200, level=0.95, rng=rng
+        )
+    )
 
 
 def test_pairs_of_texts_are_compared_as_a_double_loop_compares_them() -> None:
@@ -43,7 +47,9 @@ def test_pairs_of_texts_are_compared_as_a_double_loop_compares_them() -> None:
     pairs = [(vectors[i], vectors[j]) for i in range(12) for j in range(i)]
     expected = math.log(np.mean([math.exp(-2 * ((x - y) ** 2).sum()) for x, y in pairs]))
     assert uniformity(spread(12, 5)) == pytest.approx(expected, abs=1e-6)
-    assert mean_random_cosine(spread(12, 5)) == pytest.approx(np.mean([x @ y for x, y in pairs]), abs=1e-6)
+    assert mean_random_cosine(spread(12, 5)) == pytest.approx(
+        np.mean([x @ y for x, y in pairs]), abs=1e-6
+    )
 
 
 def test_opposite_directions_have_the_cosine_and_distance_known_by_hand() -> None:
@@ -73,9 +79,13 @@ def test_hubness_is_the_skewness_of_how_often_each_is_a_neighbour() -> None:
     star = np.zeros((5, 5), np.float32)
     star[:, 0] = (1, 0.9, 0.9, 0.9, 0.9)
     star[np.arange(1, 5), np.arange(1, 5)] = math.sqrt(1 - 0.81)
-    counts = np.array([4, 0, 0, 0, 1])  # all four are nearest to the middle, which is equally near to all: the last id
+    counts = np.array(
+        [4, 0, 0, 0, 1]
+    )  # all four are nearest to the middle, which is equally near to all: the last id
     deviations = counts - 1
-    assert hubness(star, neighbours=1) == pytest.approx((deviations**3).mean() / (deviations**2).mean() ** 1.5)
+    assert hubness(star, neighbours=1) == pytest.approx(
+        (deviations**3).mean() / (deviations**2).mean() ** 1.5
+    )
     assert math.isnan(hubness(spread(10, 3)))
 
 
@@ -83,12 +93,23 @@ def test_alignment_is_the_mean_squared_distance_and_every_number_has_its_row() -
     vectors = spread(60, 8)
     other = spread(60, 8, seed=1)
     found = measured(vectors, other)
-    assert found["alignment"]["value"] == pytest.approx(((vectors - other) ** 2).sum(axis=1).mean(), abs=1e-5)
+    assert found["alignment"]["value"] == pytest.approx(
+        ((vectors - other) ** 2).sum(axis=1).mean(), abs=1e-5
+    )
     assert measured(vectors, 5 * vectors)["alignment"]["value"] == pytest.approx(0, abs=1e-6)
-    assert set(found) == {"alignment", "uniformity", "mean_random_cosine", "effective_rank", "participation_ratio", "hubness"}
+    assert set(found) == {
+        "alignment",
+        "uniformity",
+        "mean_random_cosine",
+        "effective_rank",
+        "participation_ratio",
+        "hubness",
+    }
     for name in ("alignment", "uniformity", "mean_random_cosine"):
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
-    assert found["mean_random_cosine"]["value"] == pytest.approx(mean_random_cosine(vectors), abs=1e-6)
+    assert found["mean_random_cosine"]["value"] == pytest.approx(
+        mean_random_cosine(vectors), abs=1e-6
+    )
     assert found["hubness"]["low"] is None
 
 
@@ -97,7 +118,9 @@ def test_a_resample_does_not_compare_a_text_with_its_own_copy() -> None:
     counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=1).astype(np.int32)
     at = np.repeat(np.arange(30), counts[0])
     pairs = [(vectors[i], vectors[j]) for i in at for j in at if i != j]
-    assert module._PairMeans(vectors)(counts)[1, 0] == pytest.approx(np.mean([x @ y for x, y in pairs]), abs=1e-6)
+    assert module._PairMeans(vectors)(counts)[1, 0] == pytest.approx(
+        np.mean([x @ y for x, y in pairs]), abs=1e-6
+    )
 
 
 def test_many_texts_are_sampled_and_the_definition_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +135,26 @@ def test_negation_is_measured_beside_the_paraphrase() -> None:
     denied = np.array([[0, 1], [0.6, 0.8]], np.float32)
     otherwise = np.array([[0.8, 0.6], [0.6, 0.8]], np.float32)
     rng = np.random.default_rng(0)
-    found = rows(negation_sensitivity(x, denied, otherwise, ["a", "b"], [None, None], "base", resamples=100, level=0.95, rng=rng))
+    found = rows(
+        negation_sensitivity(
+            x,
+            denied,
+            otherwise,
+            ["a", "b"],
+            [None, None],
+            "base",
+            resamples=100,
+            level=0.95,
+            rng=rng,
+        )
+    )
     values = {name: row["value"] for name, row in found.items()}
-    expected = {"negation_cosine": 0.3, "paraphrase_cosine": 0.7, "negation_gap": 0.4, "negation_told_apart": 0.75}
+    expected = {
+        "negation_cosine": 0.3,
+        "paraphrase_cosine": 0.7,
+        "negation_gap": 0.4,
+        "negation_told_apart": 0.75,
+    }
     assert values == pytest.approx(expected, abs=1e-6)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import JUDGEMENT, RETRIEVED, table
 from clinpeft.evaluation.embedding.ranking_metrics import METRICS, per_query, retrieval
 from clinpeft.evaluation.embedding.search import best, ranked, retrieved
 from clinpeft.evaluation.embedding.vectors import similarities, unit
-from clinpeft.tables import JUDGEMENT, RETRIEVED, table
 
 Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
@@ -20,7 +20,13 @@ Qrels = dict[str, dict[str, int]]
 
 def run_table(run: Run, clusters: dict[str, str] | None = None) -> pa.Table:
     rows = [
-        {"query_id": query, "cluster": (clusters or {}).get(query), "passage_id": passage, "rank": 1, "score": score}
+        {
+            "query_id": query,
+            "cluster": (clusters or {}).get(query),
+            "passage_id": passage,
+            "rank": 1,
+            "score": score,
+        }
         for query, found in run.items()
         for passage, score in found.items()
     ]
@@ -28,12 +34,19 @@ def run_table(run: Run, clusters: dict[str, str] | None = None) -> pa.Table:
 
 
 def qrels_table(qrels: Qrels) -> pa.Table:
-    rows = [{"query_id": query, "passage_id": passage, "grade": grade} for query, judged in qrels.items() for passage, grade in judged.items()]
+    rows = [
+        {"query_id": query, "passage_id": passage, "grade": grade}
+        for query, judged in qrels.items()
+        for passage, grade in judged.items()
+    ]
     return pa.Table.from_pylist(rows, schema=JUDGEMENT)
 
 
 def of(run: Run, qrels: Qrels, relevant_from: int = 1) -> dict[str, dict[str, float]]:
-    return {row.pop("query_id"): row for row in per_query(run_table(run), qrels_table(qrels), relevant_from).to_pylist()}
+    return {
+        row.pop("query_id"): row
+        for row in per_query(run_table(run), qrels_table(qrels), relevant_from).to_pylist()
+    }
 
 
 def invented(seed: int, queries: int = 30, passages: int = 150) -> tuple[Run, Qrels]:
@@ -45,7 +58,9 @@ def invented(seed: int, queries: int = 30, passages: int = 150) -> tuple[Run, Qr
         found = rng.choice(passages, rng.integers(1, passages), replace=False)
         run[f"q{query}"] = {ids[at]: float(np.float32(rng.integers(0, 5) / 8)) for at in found}
         judged = rng.choice(passages, 20, replace=False)
-        qrels[f"q{query}"] = {ids[at]: int(rng.integers(0, 4)) for at in judged} | {"never found": 1}
+        qrels[f"q{query}"] = {ids[at]: int(rng.integers(0, 4)) for at in judged} | {
+            "never found": 1
+        }
     return run, qrels
 
 
@@ -59,22 +74,30 @@ def naive(found: dict[str, float], judged: dict[str, int], least: int) -> dict[s
         return sum(max(grade, 0) / math.log2(rank + 1) for rank, grade in enumerate(grades[:10], 1))
 
     return {
-        "ndcg_at_10": dcg([judged.get(passage, 0) for passage in order]) / dcg(sorted(judged.values(), reverse=True)),
+        "ndcg_at_10": dcg([judged.get(passage, 0) for passage in order])
+        / dcg(sorted(judged.values(), reverse=True)),
         "mrr_at_10": next((1 / rank for rank in hits if rank <= 10), 0.0),
         **{f"recall_at_{k}": sum(rank <= k for rank in hits) / len(relevant) for k in (1, 10, 100)},
-        "map_at_100": sum(so_far / rank for so_far, rank in enumerate(hits, 1) if rank <= 100) / len(relevant),
+        "map_at_100": sum(so_far / rank for so_far, rank in enumerate(hits, 1) if rank <= 100)
+        / len(relevant),
     }
 
 
 def test_ndcg_is_the_hand_computed_one() -> None:
     # found: grade 2, unjudged, grade 3; judged 3, 2, 1: (2 + 3 / log2 4) / (3 + 2 / log2 3 + 1 / log2 4)
     scored = of({"q": {"a": 0.9, "b": 0.8, "c": 0.7}}, {"q": {"a": 2, "c": 3, "d": 1}})["q"]
-    assert scored["ndcg_at_10"] == pytest.approx((2 + 3 / 2) / (3 + 2 / math.log2(3) + 1 / 2), abs=1e-15)
-    assert [scored["mrr_at_10"], scored["recall_at_1"], scored["recall_at_10"]] == pytest.approx([1, 1 / 3, 2 / 3])
+    assert scored["ndcg_at_10"] == pytest.approx(
+        (2 + 3 / 2) / (3 + 2 / math.log2(3) + 1 / 2), abs=1e-15
+    )
+    assert [scored["mrr_at_10"], scored["recall_at_1"], scored["recall_at_10"]] == pytest.approx(
+        [1, 1 / 3, 2 / 3]
+    )
     assert scored["map_at_100"] == pytest.approx((1 / 1 + 2 / 3) / 3)
 
 
-def test_of_equal_scores_the_larger_id_is_first_whatever_the_order_of_rows_and_the_rank_say() -> None:
+def test_of_equal_scores_the_larger_id_is_first_whatever_the_order_of_rows_and_the_rank_say() -> (
+    None
+):
     for order in (("a", "b", "c"), ("c", "a", "b")):
         scored = of({"q": dict.fromkeys(order, 0.5)}, {"q": {"b": 1}})["q"]
         assert scored["mrr_at_10"] == 1 / 2
@@ -84,7 +107,12 @@ def test_of_equal_scores_the_larger_id_is_first_whatever_the_order_of_rows_and_t
 def test_the_eleventh_place_is_too_late_for_mrr_and_ndcg() -> None:
     found = {f"p{at:02d}": 1 - at / 100 for at in range(12)}
     scored = of({"q": found}, {"q": {"p10": 1}})["q"]
-    assert (scored["mrr_at_10"], scored["ndcg_at_10"], scored["recall_at_10"], scored["recall_at_100"]) == (0, 0, 0, 1)
+    assert (
+        scored["mrr_at_10"],
+        scored["ndcg_at_10"],
+        scored["recall_at_10"],
+        scored["recall_at_100"],
+    ) == (0, 0, 0, 1)
     assert of({"q": found}, {"q": {"p09": 1}})["q"]["mrr_at_10"] == pytest.approx(1 / 10)
 
 
@@ -93,7 +121,11 @@ def test_the_eleventh_place_is_too_late_for_mrr_and_ndcg() -> None:
 def test_every_metric_is_that_of_the_naive_scorer_ties_included(seed: int, least: int) -> None:
     run, qrels = invented(seed)
     scored = of(run, qrels, least)
-    expected = {query: naive(run[query], qrels[query], least) for query in run if any(grade >= least for grade in qrels[query].values())}
+    expected = {
+        query: naive(run[query], qrels[query], least)
+        for query in run
+        if any(grade >= least for grade in qrels[query].values())
+    }
     assert set(scored) == set(expected)
     for query, values in expected.items():
         assert {name: scored[query][name] for name in METRICS} == pytest.approx(values, abs=1e-12)
@@ -103,23 +135,54 @@ def test_every_metric_is_that_of_the_naive_scorer_ties_included(seed: int, least
 def test_every_metric_is_that_of_trec_eval_ties_included(seed: int) -> None:
     trec_eval = pytest.importorskip("pytrec_eval")
     run, qrels = invented(seed)
-    measured = trec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.1,10,100", "map_cut.100"}).evaluate(run)
-    first_ten = {query: dict(sorted(found.items(), key=lambda item: (item[1], item[0].encode()), reverse=True)[:10]) for query, found in run.items()}
+    measured = trec_eval.RelevanceEvaluator(
+        qrels, {"ndcg_cut.10", "recall.1,10,100", "map_cut.100"}
+    ).evaluate(run)
+    first_ten = {
+        query: dict(
+            sorted(found.items(), key=lambda item: (item[1], item[0].encode()), reverse=True)[:10]
+        )
+        for query, found in run.items()
+    }
     reciprocal = trec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(first_ten)
-    theirs = {"ndcg_at_10": "ndcg_cut_10", **{f"recall_at_{k}": f"recall_{k}" for k in (1, 10, 100)}, "map_at_100": "map_cut_100"}
+    theirs = {
+        "ndcg_at_10": "ndcg_cut_10",
+        **{f"recall_at_{k}": f"recall_{k}" for k in (1, 10, 100)},
+        "map_at_100": "map_cut_100",
+    }
     for query, values in of(run, qrels).items():
-        assert {name: values[name] for name in theirs} == pytest.approx({name: measured[query][other] for name, other in theirs.items()}, abs=1e-12)
+        assert {name: values[name] for name in theirs} == pytest.approx(
+            {name: measured[query][other] for name, other in theirs.items()}, abs=1e-12
+        )
         assert values["mrr_at_10"] == pytest.approx(reciprocal[query]["recip_rank"], abs=1e-12)
 
 
-def test_a_query_without_a_relevant_passage_is_left_out_and_counted_and_one_that_found_nothing_has_0() -> None:
+def test_a_query_without_a_relevant_passage_is_left_out_and_counted_and_one_that_found_nothing_has_0() -> (
+    None
+):
     run = {"good": {"a": 0.9}, "bad": {"a": 0.9}, "not judged": {"a": 0.9}}
     qrels = {"good": {"a": 1}, "bad": {"a": 0}, "silent": {"a": 1}}
     scored = of(run, qrels)
-    assert {query: values["ndcg_at_10"] for query, values in scored.items()} == {"good": 1, "silent": 0}
-    rows = retrieval(run_table(run), qrels_table(qrels), "base", resamples=100, level=0.95, rng=np.random.default_rng(0)).to_pylist()
+    assert {query: values["ndcg_at_10"] for query, values in scored.items()} == {
+        "good": 1,
+        "silent": 0,
+    }
+    rows = retrieval(
+        run_table(run),
+        qrels_table(qrels),
+        "base",
+        resamples=100,
+        level=0.95,
+        rng=np.random.default_rng(0),
+    ).to_pylist()
     row = next(row for row in rows if row["name"] == "ndcg_at_10")
-    assert (row["value"], row["n"], row["n_events"], row["group"], row["split"]) == (0.5, 2, 2, "base", "held_out")
+    assert (row["value"], row["n"], row["n_events"], row["group"], row["split"]) == (
+        0.5,
+        2,
+        2,
+        "base",
+        "held_out",
+    )
     assert "2 queries without a relevant passage left out" in row["definition"]
 
 
@@ -128,7 +191,14 @@ def test_the_interval_draws_clusters_of_queries() -> None:
     qrels = {f"q{at}": {"a" if at < 20 else "b": 1} for at in range(40)}
 
     def row(clusters: dict[str, str]) -> dict[str, float]:
-        found = retrieval(run_table(run, clusters), qrels_table(qrels), "base", resamples=500, level=0.95, rng=np.random.default_rng(0))
+        found = retrieval(
+            run_table(run, clusters),
+            qrels_table(qrels),
+            "base",
+            resamples=500,
+            level=0.95,
+            rng=np.random.default_rng(0),
+        )
         return next(row for row in found.to_pylist() if row["name"] == "recall_at_1")
 
     alone, in_tens = row({}), row({f"q{at}": str(at // 10) for at in range(40)})
@@ -147,14 +217,18 @@ def test_a_passage_twice_is_refused() -> None:
     with pytest.raises(InputError, match="1 passages retrieved twice"):
         per_query(twice, qrels_table({"q": {"a": 1}}))
     with pytest.raises(InputError, match="1 passages judged twice"):
-        per_query(run_table({"q": {"a": 0.1}}), pa.concat_tables([qrels_table({"q": {"a": 1}})] * 2))
+        per_query(
+            run_table({"q": {"a": 0.1}}), pa.concat_tables([qrels_table({"q": {"a": 1}})] * 2)
+        )
 
 
 def test_the_best_are_exact_whatever_the_block_and_ties_are_cut_by_id() -> None:
     rng = np.random.default_rng(0)
     scores = (rng.integers(0, 6, (25, 40)) / 4).astype(np.float32)
     ids = [f"{at}" for at in rng.permutation(40)]
-    expected = [sorted(range(40), key=lambda at: (row[at], ids[at]), reverse=True)[:7] for row in scores]
+    expected = [
+        sorted(range(40), key=lambda at: (row[at], ids[at]), reverse=True)[:7] for row in scores
+    ]
     for step in (1, 4, 25):
         found, values = best((scores[start : start + step] for start in range(0, 25, step)), ids, 7)
         assert found.tolist() == expected
@@ -189,8 +263,16 @@ def test_equal_vectors_tie_exactly_and_are_ordered_by_id() -> None:
 
 
 def test_what_was_found_becomes_a_table_with_ranks_from_1() -> None:
-    found = retrieved(np.array([[1, 0]]), np.array([[0.5, 0.25]], np.float32), ["q"], ["a", "b"], ["heart"])
-    expected = {"query_id": ["q", "q"], "cluster": ["heart"] * 2, "passage_id": ["b", "a"], "rank": [1, 2], "score": [0.5, 0.25]}
+    found = retrieved(
+        np.array([[1, 0]]), np.array([[0.5, 0.25]], np.float32), ["q"], ["a", "b"], ["heart"]
+    )
+    expected = {
+        "query_id": ["q", "q"],
+        "cluster": ["heart"] * 2,
+        "passage_id": ["b", "a"],
+        "rank": [1, 2],
+        "score": [0.5, 0.25],
+    }
     assert found.equals(table(RETRIEVED, expected))
 
 
@@ -200,13 +282,37 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
     with pytest.raises(InputError, match=r"2 vectors that are not finite.*'b'"):
         ranked(np.ones((1, 3), np.float32), vectors, 2, query_ids=["q"], passage_ids=list("abcd"))
     with pytest.raises(InputError, match=r"1 vectors of length 0.*'q'"):
-        ranked(np.zeros((1, 3), np.float32), np.ones((4, 3), np.float32), 2, query_ids=["q"], passage_ids=list("abcd"))
+        ranked(
+            np.zeros((1, 3), np.float32),
+            np.ones((4, 3), np.float32),
+            2,
+            query_ids=["q"],
+            passage_ids=list("abcd"),
+        )
     with pytest.raises(InputError, match="3 dimensions"):
-        ranked(np.ones((1, 3), np.float32), np.ones((1, 4), np.float32), 2, query_ids=["q"], passage_ids=["a"])
+        ranked(
+            np.ones((1, 3), np.float32),
+            np.ones((1, 4), np.float32),
+            2,
+            query_ids=["q"],
+            passage_ids=["a"],
+        )
     with pytest.raises(InputError, match="one vector a text"):
-        ranked(np.ones(3, np.float32), np.ones((1, 3), np.float32), 2, query_ids=["q"], passage_ids=["a"])
+        ranked(
+            np.ones(3, np.float32),
+            np.ones((1, 3), np.float32),
+            2,
+            query_ids=["q"],
+            passage_ids=["a"],
+        )
     with pytest.raises(InputError, match="1 passage ids are used twice"):
-        ranked(np.ones((1, 3), np.float32), np.ones((2, 3), np.float32), 2, query_ids=["q"], passage_ids=["a", "a"])
+        ranked(
+            np.ones((1, 3), np.float32),
+            np.ones((2, 3), np.float32),
+            2,
+            query_ids=["q"],
+            passage_ids=["a", "a"],
+        )
 
 
 def test_nan_scores_of_a_scorer_are_refused() -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft.errors import UsageError
+from clinpeft.core.errors import UsageError
+from clinpeft.core.schemas import Attrition
 from clinpeft.evaluation.embedding.pair_metrics import separation
 from clinpeft.evaluation.embedding.strata import STRATA, Pairs, negatives, pair_scores, shuffled
 from clinpeft.evaluation.embedding.vectors import cosine_score, unit
-from clinpeft.tables import Attrition
 
 
 def passages(*rows: tuple[str, str | None, str, str]) -> pa.Table:
@@ -29,16 +29,27 @@ def library(seed: int = 0, count: int = 400) -> pa.Table:
     return passages(*rows)
 
 
-def drawn(found: pa.Table, pairs: Pairs, stratum: str, seed: int = 0, ranking: np.ndarray | None = None) -> list[int]:
-    rows = negatives(found, pairs, stratum, np.random.default_rng(seed), Attrition("negatives"), ranking)
+def drawn(
+    found: pa.Table, pairs: Pairs, stratum: str, seed: int = 0, ranking: np.ndarray | None = None
+) -> list[int]:
+    rows = negatives(
+        found, pairs, stratum, np.random.default_rng(seed), Attrition("negatives"), ranking
+    )
     return [int(row) for row in rows]
 
 
 @pytest.mark.parametrize("stratum", list(STRATA))
-def test_a_negative_is_never_the_passage_the_text_or_the_section_of_its_positive(stratum: str) -> None:
+def test_a_negative_is_never_the_passage_the_text_or_the_section_of_its_positive(
+    stratum: str,
+) -> None:
     found = library()
     rng = np.random.default_rng(1)
-    pairs = Pairs([str(at) for at in range(400)], np.arange(400), own=rng.permutation(400), anchors=[f"term {at % 300}" for at in range(400)])
+    pairs = Pairs(
+        [str(at) for at in range(400)],
+        np.arange(400),
+        own=rng.permutation(400),
+        anchors=[f"term {at % 300}" for at in range(400)],
+    )
     ranking = np.stack([rng.permutation(400)[:50] for _ in range(400)])
     rows = found.to_pylist()
     chosen = drawn(found, pairs, stratum, ranking=ranking)
@@ -59,22 +70,41 @@ def test_a_negative_is_never_the_passage_the_text_or_the_section_of_its_positive
         assert stratum != "same chapter" or negative["chapter"] == positive["chapter"]
 
 
-def test_the_only_passage_that_may_be_drawn_is_found_and_where_there_is_none_it_is_counted() -> None:
-    rows = [("b", "1", "1/a", "the heart"), *[("b", "1", "1/a", f"of the same section {at}") for at in range(50)], ("b", "1", "1/b", "the lung")]
+def test_the_only_passage_that_may_be_drawn_is_found_and_where_there_is_none_it_is_counted() -> (
+    None
+):
+    rows = [
+        ("b", "1", "1/a", "the heart"),
+        *[("b", "1", "1/a", f"of the same section {at}") for at in range(50)],
+        ("b", "1", "1/b", "the lung"),
+    ]
     found = passages(*rows, ("c", None, "x", "elsewhere"))
     attrition = Attrition("negatives")
     pairs = Pairs(["p", "q"], np.array([0, 52]))
-    assert negatives(found, pairs, "same chapter", np.random.default_rng(0), attrition).tolist() == [51, -1]
+    assert negatives(
+        found, pairs, "same chapter", np.random.default_rng(0), attrition
+    ).tolist() == [51, -1]
     assert (attrition.entered, dict(attrition.dropped)) == (2, {"no negative from same chapter": 1})
 
 
-def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a_longer_name_is() -> None:
-    found = passages(("b", "1", "1/a/x", "positive"), ("b", "1", "1/a", "around"), ("b", "1", "1/a/x/y", "inside"), ("b", "1", "1/ab", "other"))
-    assert {drawn(found, Pairs(["p"], np.array([0])), "same chapter", seed)[0] for seed in range(20)} == {3}
+def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a_longer_name_is() -> (
+    None
+):
+    found = passages(
+        ("b", "1", "1/a/x", "positive"),
+        ("b", "1", "1/a", "around"),
+        ("b", "1", "1/a/x/y", "inside"),
+        ("b", "1", "1/ab", "other"),
+    )
+    assert {
+        drawn(found, Pairs(["p"], np.array([0])), "same chapter", seed)[0] for seed in range(20)
+    } == {3}
 
 
 def test_the_text_of_the_anchor_is_no_negative_whatever_its_case() -> None:
-    found = passages(("b", "1", "1", "positive"), ("b", "2", "2", "The  Heart"), ("b", "3", "3", "the lung"))
+    found = passages(
+        ("b", "1", "1", "positive"), ("b", "2", "2", "The  Heart"), ("b", "3", "3", "the lung")
+    )
     pairs = Pairs(["p"], np.array([0]), anchors=["the heart"])
     assert {drawn(found, pairs, "random", seed)[0] for seed in range(20)} == {2}
 
@@ -96,9 +126,17 @@ def test_draws_are_uniform_over_what_may_be_drawn_and_the_same_for_the_same_seed
 
 
 def test_mined_takes_the_first_of_the_ranking_that_may_be_one() -> None:
-    found = passages(("b", "1", "1", "positive"), ("b", "1", "1", "neighbour"), ("b", "2", "2", "hard"), ("b", "3", "3", "easy"))
+    found = passages(
+        ("b", "1", "1", "positive"),
+        ("b", "1", "1", "neighbour"),
+        ("b", "2", "2", "hard"),
+        ("b", "3", "3", "easy"),
+    )
     pairs = Pairs(["p", "q"], np.array([0, 0]))
-    assert drawn(found, pairs, "mined", ranking=np.array([[0, 1, 2, 3], [1, -1, -1, -1]])) == [2, -1]
+    assert drawn(found, pairs, "mined", ranking=np.array([[0, 1, 2, 3], [1, -1, -1, -1]])) == [
+        2,
+        -1,
+    ]
     with pytest.raises(UsageError, match="without a ranking"):
         drawn(found, pairs, "mined")
 
@@ -129,7 +167,14 @@ def test_shuffled_pairs_have_an_auroc_near_a_half_and_identical_texts_one_of_1()
     score = cosine_score(texts, texts)
 
     def auroc(pairs: Pairs) -> dict[str, float]:
-        found = separation(pair_scores(score, pairs, random), "x", resamples=200, level=0.95, rng=rng, metrics=["auroc"])
+        found = separation(
+            pair_scores(score, pairs, random),
+            "x",
+            resamples=200,
+            level=0.95,
+            rng=rng,
+            metrics=["auroc"],
+        )
         return dict(found.to_pylist()[0])
 
     assert auroc(true)["value"] == 1.0

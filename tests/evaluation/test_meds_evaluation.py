@@ -7,13 +7,18 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from clinpeft.errors import UsageError
-from clinpeft.evaluation.meds_evaluation import MEDS_PREDICTION, as_meds
+from clinpeft.core.errors import UsageError
+from clinpeft.evaluation.classification.meds_evaluation import MEDS_PREDICTION, as_meds
 from tests.evaluation.test_discrimination import asked, of_event, predictions
 
 
 def test_answers_of_one_split_have_the_columns_of_the_standard() -> None:
-    table = predictions([1, 0, 1], of_event([0.75, 0.5, 0.25]), split=["held_out", "held_out", "tuning"], subject_id=[7, 8, 9])
+    table = predictions(
+        [1, 0, 1],
+        of_event([0.75, 0.5, 0.25]),
+        split=["held_out", "held_out", "tuning"],
+        subject_id=[7, 8, 9],
+    )
     found = as_meds(table, asked("binary", 2), "held_out")
     assert found.schema.equals(MEDS_PREDICTION)
     time = datetime.datetime(2100, 1, 1)

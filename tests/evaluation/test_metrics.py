@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clinpeft import tables
-from clinpeft.errors import InputError, RefusedError
+from clinpeft.core import schemas
+from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.evaluation import difference, mismatch, perplexity
 from clinpeft.recipe import EvaluationSpec
 
@@ -19,31 +19,52 @@ SPEC = EvaluationSpec(resamples=200)
 
 Note = tuple[int, str | None, str, int, float]  # subject, category, split, tokens, nats
 
-HAND = [(1, None, "train", 10, 10 * math.log(2)), (1, None, "train", 30, 30 * math.log(8)), (2, None, "held_out", 5, 5 * math.log(3))]
+HAND = [
+    (1, None, "train", 10, 10 * math.log(2)),
+    (1, None, "train", 30, 30 * math.log(8)),
+    (2, None, "held_out", 5, 5 * math.log(3)),
+]
 
 
 def likelihoods(notes: Sequence[Note], names: Sequence[str] = ()) -> pa.Table:
     subject, category, split, tokens, nats = zip(*notes, strict=True) if notes else ((),) * 5
-    columns = {"note_id": names or [f"n{i}" for i in range(len(notes))], "subject_id": subject, "category": category, "split": split}
-    return tables.table(tables.LIKELIHOOD, {**columns, "tokens": tokens, "negative_log_likelihood": nats})
+    columns = {
+        "note_id": names or [f"n{i}" for i in range(len(notes))],
+        "subject_id": subject,
+        "category": category,
+        "split": split,
+    }
+    return schemas.table(
+        schemas.LIKELIHOOD, {**columns, "tokens": tokens, "negative_log_likelihood": nats}
+    )
 
 
-def measured(notes: Sequence[Note], state: str = "base", seed: int = 0, spec: EvaluationSpec = SPEC) -> dict[tuple[str, str], dict[str, Any]]:
+def measured(
+    notes: Sequence[Note], state: str = "base", seed: int = 0, spec: EvaluationSpec = SPEC
+) -> dict[tuple[str, str], dict[str, Any]]:
     found = perplexity(likelihoods(notes), state, spec, np.random.default_rng(seed))
-    assert found.schema == tables.RESULT
+    assert found.schema == schemas.RESULT
     return {(row["split"], row["group"]): row for row in found.to_pylist()}
 
 
-def hospital(rng: np.random.Generator, subjects: int, notes_each: int = 8, category: str | None = None) -> list[Note]:
+def hospital(
+    rng: np.random.Generator, subjects: int, notes_each: int = 8, category: str | None = None
+) -> list[Note]:
     """Notes whose nats a token vary mostly between people: person effect N(1, 0.3), note effect N(0, 0.05), 50 tokens each."""
     people = rng.normal(1.0, 0.3, size=subjects)
     noise = rng.normal(0.0, 0.05, size=(subjects, notes_each))
-    return [(i, category, "held_out", 50, 50 * max(person + e, 0.0)) for i, person in enumerate(people) for e in noise[i]]
+    return [
+        (i, category, "held_out", 50, 50 * max(person + e, 0.0))
+        for i, person in enumerate(people)
+        for e in noise[i]
+    ]
 
 
 def test_perplexity_weighs_tokens_and_not_notes() -> None:
     found = measured(HAND)
-    assert found["train", "base"]["value"] == pytest.approx(2 ** (10 / 40) * 8 ** (30 / 40))  # 5.6569, where the mean over notes is 5
+    assert found["train", "base"]["value"] == pytest.approx(
+        2 ** (10 / 40) * 8 ** (30 / 40)
+    )  # 5.6569, where the mean over notes is 5
     assert found["held_out", "base"]["value"] == pytest.approx(3)
 
 
@@ -61,7 +82,13 @@ def test_one_subject_has_no_interval_and_the_row_says_so() -> None:
 def test_a_split_without_scored_tokens_is_unknown_and_says_why() -> None:
     found = measured([*HAND, (3, None, "tuning", 0, 0.0)])
     row = found["tuning", "base"]
-    assert (row["value"], row["low"], row["n"], row["n_subjects"], row["n_events"]) == (None, None, 0, 0, 0)
+    assert (row["value"], row["low"], row["n"], row["n_subjects"], row["n_events"]) == (
+        None,
+        None,
+        0,
+        0,
+        0,
+    )
     assert "no token was scored" in row["definition"]
 
 
@@ -97,7 +124,9 @@ def test_categories_have_rows_of_their_own_and_small_ones_are_pooled() -> None:
     groups = [group for split, group in found if split == "held_out"]
     assert groups == ["adapted", "adapted · Surgery", "adapted · other categories (3)"]
     assert found["held_out", "adapted · Surgery"]["value"] == pytest.approx(2)
-    assert found["held_out", "adapted · other categories (3)"]["value"] == pytest.approx(4 ** (40 / 41))
+    assert found["held_out", "adapted · other categories (3)"]["value"] == pytest.approx(
+        4 ** (40 / 41)
+    )
 
 
 def test_notes_that_all_lack_a_category_have_no_category_rows() -> None:
@@ -125,8 +154,8 @@ def test_a_likelihood_that_is_not_finite_is_an_error_with_the_note_id(nats: floa
         ((4, None, "test", 3, 0.1), "unknown split"),
     ],
 )
-def test_a_row_that_means_nothing_is_an_error_with_the_note_id(note: Note, problem: str) -> None:
-    with pytest.raises(InputError, match=rf"{problem}[\s\S]*'n3'"):
+def test_a_row_that_means_nothing_is_an_error_with_the_note_id(note: Note, message: str) -> None:
+    with pytest.raises(InputError, match=rf"{message}[\s\S]*'n3'"):
         measured([*HAND, note])
 
 
@@ -137,7 +166,9 @@ def test_a_note_scored_twice_is_an_error() -> None:
 
 def test_a_table_with_other_columns_is_an_error() -> None:
     with pytest.raises(InputError, match="not a table of likelihoods"):
-        perplexity(likelihoods(HAND).drop_columns(["category"]), "base", SPEC, np.random.default_rng(0))
+        perplexity(
+            likelihoods(HAND).drop_columns(["category"]), "base", SPEC, np.random.default_rng(0)
+        )
 
 
 def test_rounding_just_above_probability_one_is_no_error() -> None:
@@ -150,14 +181,22 @@ def test_a_perplexity_beyond_the_largest_float_is_unknown_and_says_why() -> None
     assert "largest" in row["definition"]
 
 
-def test_the_95_percent_interval_holds_the_truth_in_about_95_percent_of_simulated_hospitals() -> None:
+def test_the_95_percent_interval_holds_the_truth_in_about_95_percent_of_simulated_hospitals() -> (
+    None
+):
     """400 hospitals of 80 people; truth exp(1), a person's effect has mean 1. 3 binomial standard errors and a point for the percentile
     method's known shortfall at 80 clusters."""
     held = 0
     for seed in range(400):
-        row = measured(hospital(np.random.default_rng(seed), 80, notes_each=3), seed=seed)["held_out", "base"]
+        row = measured(hospital(np.random.default_rng(seed), 80, notes_each=3), seed=seed)[
+            "held_out", "base"
+        ]
         held += row["low"] <= math.e <= row["high"]
-    assert 400 * 0.94 - 3 * math.sqrt(400 * 0.94 * 0.06) <= held <= 400 * 0.95 + 3 * math.sqrt(400 * 0.95 * 0.05)
+    assert (
+        400 * 0.94 - 3 * math.sqrt(400 * 0.94 * 0.06)
+        <= held
+        <= 400 * 0.95 + 3 * math.sqrt(400 * 0.95 * 0.05)
+    )
 
 
 def test_an_interval_over_subjects_is_wider_than_a_naive_one_over_notes() -> None:
@@ -165,14 +204,16 @@ def test_an_interval_over_subjects_is_wider_than_a_naive_one_over_notes() -> Non
     naive = [(i, *note[1:]) for i, note in enumerate(notes)]  # every note its own person
     by_subject, by_note = measured(notes)["held_out", "base"], measured(naive)["held_out", "base"]
     assert by_subject["value"] == pytest.approx(by_note["value"])
-    assert by_subject["high"] - by_subject["low"] > 2 * (by_note["high"] - by_note["low"])  # sqrt(8) = 2.8 for fully dependent notes
+    assert by_subject["high"] - by_subject["low"] > 2 * (
+        by_note["high"] - by_note["low"]
+    )  # sqrt(8) = 2.8 for fully dependent notes
 
 
 def test_the_ratio_of_perplexities_is_worked_out_on_the_same_tokens() -> None:
     after = [(*note[:4], note[4] - note[3] * math.log(2)) for note in HAND]
     found = difference(likelihoods(HAND), likelihoods(after), SPEC, np.random.default_rng(0))
     rows = {row["split"]: row for row in found.to_pylist()}
-    assert found.schema == tables.RESULT
+    assert found.schema == schemas.RESULT
     assert rows["train"]["value"] == pytest.approx(0.5)
     assert (rows["train"]["name"], rows["train"]["group"]) == ("perplexity_ratio", "adapted / base")
     assert rows["tuning"]["value"] is None
@@ -210,7 +251,10 @@ def test_notes_scored_by_one_only_are_refused_with_their_number() -> None:
 
 def test_another_number_of_tokens_is_refused_with_the_note_id() -> None:
     other = [*HAND[:2], (2, None, "held_out", 6, 1.0)]
-    with pytest.raises(RefusedError, match="1 notes have another number of scored tokens, the first is note_id 'n2'"):
+    with pytest.raises(
+        RefusedError,
+        match="1 notes have another number of scored tokens, the first is note_id 'n2'",
+    ):
         difference(likelihoods(HAND), likelihoods(other), SPEC, np.random.default_rng(0))
 
 

@@ -12,22 +12,43 @@ from numpy.typing import NDArray
 from scipy import special, stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from clinpeft import tables
-from clinpeft.errors import InputError, RefusedError
-from clinpeft.evaluation.discrimination import answers
-from clinpeft.evaluation.paired import answers_difference, answers_mismatch, delong, squared_errors
+from clinpeft.core import schemas
+from clinpeft.core.errors import InputError, RefusedError
+from clinpeft.core.schemas import Kind
+from clinpeft.evaluation.classification.discrimination import answers
+from clinpeft.evaluation.classification.paired import (
+    answers_difference,
+    answers_mismatch,
+    delong,
+    squared_errors,
+)
 from clinpeft.recipe import ScoringSpec
-from clinpeft.tables import Kind
-from tests.evaluation.test_discrimination import HAND, METRICS, asked, listed, measured, multiclass_sample, multilabel_sample, of_event, predictions
+from tests.evaluation.test_discrimination import (
+    HAND,
+    METRICS,
+    asked,
+    listed,
+    measured,
+    multiclass_sample,
+    multilabel_sample,
+    of_event,
+    predictions,
+)
 
 SPEC = ScoringSpec(resamples=100)
 
 Pair = tuple[pa.Table, pa.Table]
 
 
-def compared(before: pa.Table, after: pa.Table, kind: Kind = "binary", classes: int = 2, spec: ScoringSpec = SPEC) -> dict[str, dict[str, Any]]:
+def compared(
+    before: pa.Table,
+    after: pa.Table,
+    kind: Kind = "binary",
+    classes: int = 2,
+    spec: ScoringSpec = SPEC,
+) -> dict[str, dict[str, Any]]:
     found = answers_difference(before, after, asked(kind, classes), spec, np.random.default_rng(0))
-    assert found.schema == tables.RESULT
+    assert found.schema == schemas.RESULT
     return {row["name"]: row for row in found.to_pylist()}
 
 
@@ -41,10 +62,14 @@ def toys(kind: Kind) -> Pair:
         labels, scores = multiclass_sample(80, 2 if kind == "binary" else 4)
         truth, others = labels.tolist(), np.roll(scores, 1, axis=0)
     subjects = np.arange(80) // 2
-    return predictions(truth, scores, subject_id=subjects), predictions(truth, others, subject_id=subjects)
+    return predictions(truth, scores, subject_id=subjects), predictions(
+        truth, others, subject_id=subjects
+    )
 
 
-def delong_pair_by_pair(before: NDArray[Any], after: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[float, float]:
+def delong_pair_by_pair(
+    before: NDArray[Any], after: NDArray[Any], positive: NDArray[np.bool_]
+) -> tuple[float, float]:
     """Difference and its variance from the kernel of every pair of a positive and a negative (DeLong 1988, equations 4 to 6)."""
     kernels = []
     for scores in (before, after):
@@ -65,7 +90,14 @@ def test_the_differences_are_after_minus_before() -> None:
     assert found["auroc_difference"]["value"] == pytest.approx(aurocs[1] - aurocs[0])
     assert found["brier_difference"]["value"] == pytest.approx(briers[1] - briers[0], abs=1e-7)
     row = found["auroc_difference"]
-    assert (row["group"], row["split"], row["task"], row["n"], row["n_subjects"], row["n_events"]) == ("second - first", "held_out", "toy", 6, 6, 3)
+    assert (
+        row["group"],
+        row["split"],
+        row["task"],
+        row["n"],
+        row["n_subjects"],
+        row["n_events"],
+    ) == ("second - first", "held_out", "toy", 6, 6, 3)
     assert "the second minus the first on the same stays" in row["definition"]
     assert list(found) == ["auroc_difference", "auprc_difference", "brier_difference", "delong_p"]
 
@@ -80,7 +112,9 @@ def test_the_difference_of_each_kind_is_that_of_the_two_evaluations(kind: Kind) 
     assert METRICS[kind] in names
     assert not names & {"prevalence", "labels_evaluable"}
     for name in names:
-        assert found[f"{name}_difference"]["value"] == pytest.approx(alone[1][name]["value"] - alone[0][name]["value"], abs=1e-12)
+        assert found[f"{name}_difference"]["value"] == pytest.approx(
+            alone[1][name]["value"] - alone[0][name]["value"], abs=1e-12
+        )
         assert found[f"{name}_difference"]["low"] < found[f"{name}_difference"]["high"]
 
 
@@ -97,8 +131,18 @@ def test_equal_answers_differ_by_exactly_nothing(kind: Kind) -> None:
 def test_every_split_that_was_answered_has_its_rows_with_the_names_of_the_two() -> None:
     split = ["train", "train", "tuning", "tuning"]
     table = predictions([0, 1, 0, 1], of_event([0.1, 0.2, 0.3, 0.4]), split=split)
-    rows = answers_difference(table, table, asked("binary", 2), SPEC, np.random.default_rng(0), names=("frozen", "trained")).to_pylist()
-    assert {(row["split"], row["group"]) for row in rows} == {("train", "trained - frozen"), ("tuning", "trained - frozen")}
+    rows = answers_difference(
+        table,
+        table,
+        asked("binary", 2),
+        SPEC,
+        np.random.default_rng(0),
+        names=("frozen", "trained"),
+    ).to_pylist()
+    assert {(row["split"], row["group"]) for row in rows} == {
+        ("train", "trained - frozen"),
+        ("tuning", "trained - frozen"),
+    }
 
 
 def test_the_order_of_the_rows_says_nothing() -> None:
@@ -111,8 +155,14 @@ def test_a_paired_interval_is_narrower_than_either_of_models_that_agree() -> Non
     rng = np.random.default_rng(0)
     truth = (rng.random(200) < 0.4).astype(int)
     z = truth + rng.normal(size=200)
-    before, after = (predictions(truth.tolist(), of_event(special.expit(z + 0.1 * rng.normal(size=200)))) for _ in range(2))
-    row, alone = compared(before, after)["auroc_difference"], measured(before, asked("binary", 2))["auroc"]
+    before, after = (
+        predictions(truth.tolist(), of_event(special.expit(z + 0.1 * rng.normal(size=200))))
+        for _ in range(2)
+    )
+    row, alone = (
+        compared(before, after)["auroc_difference"],
+        measured(before, asked("binary", 2))["auroc"],
+    )
     assert row["high"] - row["low"] < 0.5 * (alone["high"] - alone["low"])
 
 
@@ -123,7 +173,10 @@ def test_models_of_equal_merit_differ_by_an_interval_around_nothing_as_often_as_
         event = (rng.random(100) < 0.5)[subjects]
         z = event + rng.normal(size=100)[subjects]
         one, other = (of_event(special.expit(z + 0.7 * rng.normal(size=300))) for _ in range(2))
-        before, after = (predictions(event.astype(int).tolist(), scores, subject_id=subjects) for scores in (one, other))
+        before, after = (
+            predictions(event.astype(int).tolist(), scores, subject_id=subjects)
+            for scores in (one, other)
+        )
         row = answers_difference(before, after, asked("binary", 2), SPEC, rng).to_pylist()[0]
         held += row["low"] <= 0 <= row["high"]
     assert held / samples == pytest.approx(0.95, abs=0.04)
@@ -133,15 +186,21 @@ def test_models_of_equal_merit_differ_by_an_interval_around_nothing_as_often_as_
 def test_delong_is_that_of_all_pairs_ties_included(distinct: int) -> None:
     rng = np.random.default_rng(distinct)
     positive = rng.random(80) < 0.3
-    before, after = (np.round(special.expit(positive + rng.normal(size=80)) * distinct) for _ in range(2))
+    before, after = (
+        np.round(special.expit(positive + rng.normal(size=80)) * distinct) for _ in range(2)
+    )
     difference, variance = delong_pair_by_pair(before, after, positive)
     found = delong(before, after, positive)
     assert found[0] == pytest.approx(difference, abs=1e-12)
     assert found[1] == pytest.approx(np.sqrt(variance), rel=1e-10)
-    assert found[2] == pytest.approx(2 * stats.norm.cdf(-abs(difference) / np.sqrt(variance)), rel=1e-8)
+    assert found[2] == pytest.approx(
+        2 * stats.norm.cdf(-abs(difference) / np.sqrt(variance)), rel=1e-8
+    )
 
 
-def test_delong_says_1_for_equal_rankings_0_for_a_difference_that_cannot_vary_and_nothing_for_too_few() -> None:
+def test_delong_says_1_for_equal_rankings_0_for_a_difference_that_cannot_vary_and_nothing_for_too_few() -> (
+    None
+):
     positive = np.array([True, True, False, False])
     rising = np.array([0.8, 0.9, 0.1, 0.2])
     assert delong(rising, rising**2, positive) == (0.0, 0.0, 1.0)
@@ -149,7 +208,9 @@ def test_delong_says_1_for_equal_rankings_0_for_a_difference_that_cannot_vary_an
     assert np.isnan(delong(rising, rising, np.array([True, False, False, False]))).all()
 
 
-def test_delong_s_p_is_in_the_table_and_its_row_says_that_it_takes_stays_to_be_independent() -> None:
+def test_delong_s_p_is_in_the_table_and_its_row_says_that_it_takes_stays_to_be_independent() -> (
+    None
+):
     before, after = toys("binary")
     row = compared(before, after)["delong_p"]
     first, second = (answers(one, asked("binary", 2), "held_out") for one in (before, after))
@@ -160,7 +221,9 @@ def test_delong_s_p_is_in_the_table_and_its_row_says_that_it_takes_stays_to_be_i
 
 
 def test_a_class_that_is_absent_leaves_differences_unknown_and_the_brier_score_known() -> None:
-    found = compared(*(predictions([0, 0, 0], of_event(one)) for one in ([0.1, 0.2, 0.3], [0.2, 0.2, 0.4])))
+    found = compared(
+        *(predictions([0, 0, 0], of_event(one)) for one in ([0.1, 0.2, 0.3], [0.2, 0.2, 0.4]))
+    )
     assert found["auroc_difference"]["value"] is found["delong_p"]["value"] is None
     assert "class 'c1' has no held_out stay" in found["auroc_difference"]["definition"]
     assert "fewer than two stays" in found["delong_p"]["definition"]
@@ -176,18 +239,37 @@ def test_the_brier_score_sums_over_classes_and_averages_over_labels() -> None:
 
 LATER = [datetime.datetime(2100, 1, 1)] * 4 + [datetime.datetime(2100, 1, 2)]
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "other stays": ({"stay_id": [0, 1, 2, 3, 9]}, "1 stays are answered only by first, 1 only by second"),
-    "another time": ({"prediction_time": LATER}, "1 stays are answered only by first, 1 only by second"),
-    "another truth": ({"label": [1, 1, 0, 1, 0]}, "1 stays have another true class, the first is stay_id 3"),
-    "another split": ({"split": ["held_out"] * 4 + ["train"]}, "1 stays have another split, the first is stay_id 4"),
-    "other subjects": ({"subject_id": [1, 1, 2, 3, 4]}, "1 stays have another subject, the first is stay_id 4"),
+    "other stays": (
+        {"stay_id": [0, 1, 2, 3, 9]},
+        "1 stays are answered only by first, 1 only by second",
+    ),
+    "another time": (
+        {"prediction_time": LATER},
+        "1 stays are answered only by first, 1 only by second",
+    ),
+    "another truth": (
+        {"label": [1, 1, 0, 1, 0]},
+        "1 stays have another true class, the first is stay_id 3",
+    ),
+    "another split": (
+        {"split": ["held_out"] * 4 + ["train"]},
+        "1 stays have another split, the first is stay_id 4",
+    ),
+    "other subjects": (
+        {"subject_id": [1, 1, 2, 3, 4]},
+        "1 stays have another subject, the first is stay_id 4",
+    ),
 }
 
 
 @pytest.mark.parametrize(("columns", "reason"), OTHERS.values(), ids=OTHERS)
 def test_answers_to_another_question_are_not_compared(columns: dict[str, Any], reason: str) -> None:
     given = {"subject_id": [1, 1, 2, 3, 3], "label": [1, 1, 0, 0, 0]} | columns
-    other = predictions(given["label"], of_event([0.5, 0.9, 0.5, 0.1, 0.9]), **{name: given[name] for name in given if name != "label"})
+    other = predictions(
+        given["label"],
+        of_event([0.5, 0.9, 0.5, 0.1, 0.9]),
+        **{name: given[name] for name in given if name != "label"},
+    )
     assert answers_mismatch(HAND, other) == reason
     with pytest.raises(RefusedError, match="not the same question"):
         answers_difference(HAND, other, asked("binary", 2), SPEC, np.random.default_rng(0))
@@ -195,8 +277,12 @@ def test_answers_to_another_question_are_not_compared(columns: dict[str, Any], r
 
 def test_labels_in_another_order_are_the_same_and_other_labels_are_not() -> None:
     scores = np.full((2, 3), 0.5)
-    assert answers_mismatch(predictions([[0, 2], []], scores), predictions([[2, 0], []], scores)) == ""
-    assert "another set of true classes" in answers_mismatch(predictions([[0, 2], []], scores), predictions([[0, 2], [1]], scores))
+    assert (
+        answers_mismatch(predictions([[0, 2], []], scores), predictions([[2, 0], []], scores)) == ""
+    )
+    assert "another set of true classes" in answers_mismatch(
+        predictions([[0, 2], []], scores), predictions([[0, 2], [1]], scores)
+    )
 
 
 def test_the_same_stay_twice_is_refused() -> None:

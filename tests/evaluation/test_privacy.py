@@ -10,9 +10,9 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from clinpeft import evaluation
+from clinpeft.core.schemas import RESULT
 from clinpeft.evaluation import Attack
-from clinpeft.evaluation.privacy import true_positive_rates
-from clinpeft.tables import RESULT
+from clinpeft.evaluation.privacy_attacks import true_positive_rates
 
 ASKED = Attack(resamples=200)
 
@@ -23,9 +23,15 @@ def test_membership_is_the_auroc_and_the_rates_of_the_roc_curve() -> None:
     scores = np.round(rng.normal(size=3000) + member, 2)  # with ties
     rows = evaluation.membership(scores, member, "gain", ASKED).to_pylist()
     false, true, _ = roc_curve(member, scores, drop_intermediate=False)
-    assert [row["name"] for row in rows] == ["membership_auroc", "membership_tpr_at_fpr_0.01", "membership_tpr_at_fpr_0.001"]
+    assert [row["name"] for row in rows] == [
+        "membership_auroc",
+        "membership_tpr_at_fpr_0.01",
+        "membership_tpr_at_fpr_0.001",
+    ]
     assert rows[0]["value"] == pytest.approx(roc_auc_score(member, scores))
-    assert [row["value"] for row in rows[1:]] == pytest.approx([true[false <= rate].max() for rate in (0.01, 0.001)])
+    assert [row["value"] for row in rows[1:]] == pytest.approx(
+        [true[false <= rate].max() for rate in (0.01, 0.001)]
+    )
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     assert (rows[0]["n"], rows[0]["n_events"]) == (3000, int(member.sum()))
 
@@ -33,8 +39,12 @@ def test_membership_is_the_auroc_and_the_rates_of_the_roc_curve() -> None:
 def test_an_attack_that_knows_everything_and_one_that_knows_nothing() -> None:
     member = np.arange(40) < 25
     knows, blind = member.astype(float), np.zeros(40)
-    assert [row["value"] for row in evaluation.membership(knows, member, "x", ASKED).to_pylist()] == [1.0, 1.0, 1.0]
-    assert [row["value"] for row in evaluation.membership(blind, member, "x", ASKED).to_pylist()] == [0.5, 0.0, 0.0]
+    assert [
+        row["value"] for row in evaluation.membership(knows, member, "x", ASKED).to_pylist()
+    ] == [1.0, 1.0, 1.0]
+    assert [
+        row["value"] for row in evaluation.membership(blind, member, "x", ASKED).to_pylist()
+    ] == [0.5, 0.0, 0.0]
 
 
 def test_with_few_non_members_none_may_pass_and_the_definition_says_so() -> None:
@@ -47,18 +57,25 @@ def test_with_few_non_members_none_may_pass_and_the_definition_says_so() -> None
 def test_a_resample_counts_a_subject_as_often_as_it_was_drawn() -> None:
     scores, member = np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])
     counts = np.array([[1, 1, 1, 1], [3, 0, 1, 2], [0, 2, 1, 1], [1, 0, 1, 0]])
-    assert true_positive_rates(scores, member, counts, 0.01) == pytest.approx([0.5, 1.0, 0.0, np.nan], nan_ok=True)
+    assert true_positive_rates(scores, member, counts, 0.01) == pytest.approx(
+        [0.5, 1.0, 0.0, np.nan], nan_ok=True
+    )
 
 
 def test_without_a_class_there_is_no_value() -> None:
-    assert [row["value"] for row in evaluation.membership(np.ones(3), np.ones(3, bool), "x", ASKED).to_pylist()] == [None, None, None]
+    assert [
+        row["value"]
+        for row in evaluation.membership(np.ones(3), np.ones(3, bool), "x", ASKED).to_pylist()
+    ] == [None, None, None]
 
 
 def test_exposure_is_log2_of_candidates_over_rank() -> None:
     surprises = np.array([2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     assert evaluation.exposure(surprises) == pytest.approx(np.log2(8 / 2))
     assert evaluation.exposure(np.array([0.0, *range(1, 8)])) == pytest.approx(3.0)
-    assert evaluation.exposure(np.ones(8)) == 0.0, "a model that cannot tell them apart knows nothing"
+    assert evaluation.exposure(np.ones(8)) == 0.0, (
+        "a model that cannot tell them apart knows nothing"
+    )
 
 
 def test_guessing_has_an_exposure_of_1_44_bits() -> None:
@@ -76,7 +93,11 @@ def test_the_longest_shared_run_is_found_wherever_it_stands() -> None:
 
 def test_none_of_forty_has_an_interval_with_a_width() -> None:
     row = evaluation.verbatim([0] * 40, 5, "adapted", "train", 0.95).to_pylist()[0]
-    assert (row["value"], row["low"], row["high"]) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
+    assert (row["value"], row["low"], row["high"]) == (
+        0.0,
+        0.0,
+        pytest.approx(1 - 0.025 ** (1 / 40)),
+    )
     row = evaluation.verbatim([5, 4, 9, 0], 5, "adapted", "train", 0.95).to_pylist()[0]
     assert (row["value"], row["n_events"]) == (0.5, 2)
     assert (row["low"], row["high"]) == pytest.approx((0.0676, 0.9324), abs=1e-4)
@@ -86,9 +107,31 @@ def test_none_of_forty_has_an_interval_with_a_width() -> None:
 # ---------------------------------------------------------------------------------------------------------------------- what may leave
 
 
-def row(group: str, n: int, events: int | None, subjects: int | None = None, name: str = "auroc", split: str = "held_out") -> dict[str, Any]:
-    about = {"split": split, "group": group, "definition": "a definition; 3 of them", "task": "mortality"}
-    return {"name": name, "value": 0.7, "low": 0.6, "high": 0.8, "level": 0.95, "n": n, "n_subjects": subjects or n, "n_events": events, **about}
+def row(
+    group: str,
+    n: int,
+    events: int | None,
+    subjects: int | None = None,
+    name: str = "auroc",
+    split: str = "held_out",
+) -> dict[str, Any]:
+    about = {
+        "split": split,
+        "group": group,
+        "definition": "a definition; 3 of them",
+        "task": "mortality",
+    }
+    return {
+        "name": name,
+        "value": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+        "level": 0.95,
+        "n": n,
+        "n_subjects": subjects or n,
+        "n_events": events,
+        **about,
+    }
 
 
 def shown(*rows: dict[str, Any]) -> list[str]:
@@ -96,7 +139,13 @@ def shown(*rows: dict[str, Any]) -> list[str]:
     table = evaluation.releasable(pa.Table.from_pylist(list(rows), schema=RESULT), 10)
     for found in table.to_pylist():
         if found["value"] is None:
-            assert (found["n"], found["n_subjects"], found["n_events"], found["low"], found["high"]) == (0, None, None, None, None)
+            assert (
+                found["n"],
+                found["n_subjects"],
+                found["n_events"],
+                found["low"],
+                found["high"],
+            ) == (0, None, None, None, None)
             assert "3 of them" not in found["definition"]
     return [found["group"] for found in table.to_pylist() if found["value"] is not None]
 
@@ -107,7 +156,9 @@ def test_few_subjects_few_events_and_few_without_the_event_are_withheld() -> Non
     assert shown(row("model", 100, 9)) == []
     assert shown(row("model", 100, 91)) == []
     assert shown(row("model", 100, 50, subjects=9)) == []
-    assert shown(row("model", 100, 0), row("model", 100, 100)) == ["model", "model"], "none and all are no small cells"
+    assert shown(row("model", 100, 0), row("model", 100, 100)) == ["model", "model"], (
+        "none and all are no small cells"
+    )
 
 
 def test_events_that_are_tokens_divide_nobody() -> None:
@@ -115,8 +166,15 @@ def test_events_that_are_tokens_divide_nobody() -> None:
 
 
 def test_a_group_withheld_alone_takes_the_next_smallest_with_it() -> None:
-    assert shown(row("model", 100, 40), row("model · sex F", 92, 40), row("model · sex M", 8, 4)) == ["model"]
-    three = (row("model", 120, 40), row("model · age 18-44", 40, 20), row("model · age 45-64", 72, 30), row("model · age 65+", 8, 4))
+    assert shown(
+        row("model", 100, 40), row("model · sex F", 92, 40), row("model · sex M", 8, 4)
+    ) == ["model"]
+    three = (
+        row("model", 120, 40),
+        row("model · age 18-44", 40, 20),
+        row("model · age 45-64", 72, 30),
+        row("model · age 65+", 8, 4),
+    )
     assert shown(*three) == ["model", "model · age 45-64"]
 
 
@@ -126,7 +184,12 @@ def test_a_group_that_was_never_shown_is_not_to_be_had_by_subtraction() -> None:
 
 
 def test_columns_do_not_hide_each_other() -> None:
-    rows = (row("model", 100, 40), row("model · sex F", 50, 20), row("model · sex M", 50, 20), row("model · note read whole", 95, 40))
+    rows = (
+        row("model", 100, 40),
+        row("model · sex F", 50, 20),
+        row("model · sex M", 50, 20),
+        row("model · note read whole", 95, 40),
+    )
     assert shown(*rows) == ["model", "model · sex F", "model · sex M"]
 
 

@@ -6,10 +6,24 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from clinpeft.evaluation import ranks as module
-from clinpeft.evaluation.ranks import Flags, Scores, areas, auroc, auroc_resampled, average_precision, average_precision_resampled, ranks
+from clinpeft.evaluation.classification import ranks as module
+from clinpeft.evaluation.classification.ranks import (
+    Flags,
+    Scores,
+    areas,
+    auroc,
+    auroc_resampled,
+    average_precision,
+    average_precision_resampled,
+    ranks,
+)
 
-SIZES = ((20, 0.5, 3), (200, 0.1, 8), (200, 0.9, 8), (500, 0.3, 10_000))  # rows, share of positives, distinct scores
+SIZES = (
+    (20, 0.5, 3),
+    (200, 0.1, 8),
+    (200, 0.9, 8),
+    (500, 0.3, 10_000),
+)  # rows, share of positives, distinct scores
 
 
 def sample(rows: int, share: float, distinct: int, seed: int = 0) -> tuple[Scores, Flags]:
@@ -17,7 +31,9 @@ def sample(rows: int, share: float, distinct: int, seed: int = 0) -> tuple[Score
     rng = np.random.default_rng(seed)
     positive = rng.random(rows) < share
     positive[:2] = True, False
-    scores = np.floor(distinct * np.clip(rng.normal(0.4 + 0.2 * positive, 0.2), 0, 0.999)) / distinct
+    scores = (
+        np.floor(distinct * np.clip(rng.normal(0.4 + 0.2 * positive, 0.2), 0, 0.999)) / distinct
+    )
     return scores.astype(np.float32), positive
 
 
@@ -34,13 +50,19 @@ def test_a_positive_above_all_negatives_gives_1_and_below_gives_0() -> None:
 
 def test_a_tie_of_a_positive_and_a_negative_counts_half() -> None:
     # positives .5 and .9 against negatives .5, .1 and .9: (.5 + 1 + 0) and (1 + 1 + .5) of 6 pairs
-    scores, positive = np.array([0.5, 0.9, 0.5, 0.1, 0.9]), np.array([True, True, False, False, False])
+    scores, positive = (
+        np.array([0.5, 0.9, 0.5, 0.1, 0.9]),
+        np.array([True, True, False, False, False]),
+    )
     assert auroc(scores, positive) == pytest.approx(4 / 6)
 
 
 def test_average_precision_finds_tied_rows_together() -> None:
     # at .9: 1 of 1 positive; at .5: 2 positives of 4 rows; at .1: 3 of 5. The shares of positives found there: a third each
-    scores, positive = np.array([0.9, 0.5, 0.5, 0.5, 0.1]), np.array([True, True, False, False, True])
+    scores, positive = (
+        np.array([0.9, 0.5, 0.5, 0.5, 0.1]),
+        np.array([True, True, False, False, True]),
+    )
     assert average_precision(scores, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
 
 
@@ -54,49 +76,84 @@ def test_without_a_class_there_is_no_auroc() -> None:
 
 
 @pytest.mark.parametrize(("rows", "share", "distinct"), SIZES)
-def test_both_areas_are_those_of_scikit_learn_ties_included(rows: int, share: float, distinct: int) -> None:
+def test_both_areas_are_those_of_scikit_learn_ties_included(
+    rows: int, share: float, distinct: int
+) -> None:
     for seed in range(5):
         scores, positive = sample(rows, share, distinct, seed)
         assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
-        assert average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores), abs=1e-12)
+        assert average_precision(scores, positive) == pytest.approx(
+            average_precision_score(positive, scores), abs=1e-12
+        )
 
 
 def test_weights_are_those_of_scikit_learn() -> None:
     scores, positive = sample(200, 0.3, 8)
     weights = np.random.default_rng(2).random(200)
-    assert auroc(scores, positive, weights) == pytest.approx(roc_auc_score(positive, scores, sample_weight=weights), abs=1e-12)
-    assert average_precision(scores, positive, weights) == pytest.approx(average_precision_score(positive, scores, sample_weight=weights), abs=1e-12)
+    assert auroc(scores, positive, weights) == pytest.approx(
+        roc_auc_score(positive, scores, sample_weight=weights), abs=1e-12
+    )
+    assert average_precision(scores, positive, weights) == pytest.approx(
+        average_precision_score(positive, scores, sample_weight=weights), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("rows", "share", "distinct"), SIZES)
-def test_a_resample_is_the_sample_with_its_rows_repeated(rows: int, share: float, distinct: int) -> None:
+def test_a_resample_is_the_sample_with_its_rows_repeated(
+    rows: int, share: float, distinct: int
+) -> None:
     scores, positive = sample(rows, share, distinct)
     counts = drawn(rows)
     written_out = [np.repeat(np.arange(rows), row) for row in counts]
-    expected = [(roc_auc_score(positive[at], scores[at]), average_precision_score(positive[at], scores[at])) for at in written_out]
-    np.testing.assert_allclose(auroc_resampled(scores, positive, counts), [pair[0] for pair in expected], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(average_precision_resampled(scores, positive, counts), [pair[1] for pair in expected], rtol=0, atol=1e-12)
+    expected = [
+        (roc_auc_score(positive[at], scores[at]), average_precision_score(positive[at], scores[at]))
+        for at in written_out
+    ]
+    np.testing.assert_allclose(
+        auroc_resampled(scores, positive, counts),
+        [pair[0] for pair in expected],
+        rtol=0,
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        average_precision_resampled(scores, positive, counts),
+        [pair[1] for pair in expected],
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 def test_a_resample_that_lost_a_class_is_not_defined_and_the_others_are() -> None:
     scores, positive = np.array([0.1, 0.6, 0.9]), np.array([False, True, False])
     counts = np.array([[1, 0, 2], [0, 3, 0], [1, 1, 1], [0, 0, 0]], np.int32)
-    np.testing.assert_array_equal(auroc_resampled(scores, positive, counts), [np.nan, np.nan, 0.5, np.nan])
-    np.testing.assert_array_equal(average_precision_resampled(scores, positive, counts), [np.nan, 1.0, 0.5, np.nan])
+    np.testing.assert_array_equal(
+        auroc_resampled(scores, positive, counts), [np.nan, np.nan, 0.5, np.nan]
+    )
+    np.testing.assert_array_equal(
+        average_precision_resampled(scores, positive, counts), [np.nan, 1.0, 0.5, np.nan]
+    )
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64, np.float32])
 def test_the_type_of_the_counts_does_not_change_the_areas(kind: type[np.generic]) -> None:
     scores, positive = sample(300, 0.3, 8)
     counts = drawn(300)
-    np.testing.assert_allclose(areas(ranks(scores, positive), counts.astype(kind)), areas(ranks(scores, positive), counts), rtol=1e-14)
+    np.testing.assert_allclose(
+        areas(ranks(scores, positive), counts.astype(kind)),
+        areas(ranks(scores, positive), counts),
+        rtol=1e-14,
+    )
 
 
-def test_the_order_of_memory_and_the_size_of_a_chunk_do_not_change_the_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_memory_and_the_size_of_a_chunk_do_not_change_the_areas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scores, positive = sample(300, 0.3, 8)
     counts = drawn(300)
     expected = areas(ranks(scores, positive), counts)
-    np.testing.assert_array_equal(areas(ranks(scores, positive), np.ascontiguousarray(counts.T).T), expected)
+    np.testing.assert_array_equal(
+        areas(ranks(scores, positive), np.ascontiguousarray(counts.T).T), expected
+    )
     monkeypatch.setattr(module, "_CELLS_AT_ONCE", 60)
     np.testing.assert_array_equal(areas(ranks(scores, positive), counts), expected)
 
@@ -112,7 +169,9 @@ def test_several_labels_pooled_are_the_flattened_scores_with_each_row_drawn_as_a
     scores, positive = sample(90, 0.3, 8)
     counts = drawn(30)
     pooled = areas(ranks(scores.reshape(30, 3), positive.reshape(30, 3)), counts)
-    np.testing.assert_allclose(pooled, areas(ranks(scores, positive), np.repeat(counts, 3, axis=1)), rtol=1e-14)
+    np.testing.assert_allclose(
+        pooled, areas(ranks(scores, positive), np.repeat(counts, 3, axis=1)), rtol=1e-14
+    )
 
 
 def test_no_resamples_give_no_areas() -> None:

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from clinpeft import tables
-from clinpeft.errors import RecipeError
-from clinpeft.evaluation.calibration import logits_of
-from clinpeft.evaluation.discrimination import answers
-from clinpeft.evaluation.logistic import logistic
-from clinpeft.evaluation.recalibration import recalibrated
-from clinpeft.tables import Kind
+from clinpeft.core import schemas
+from clinpeft.core.errors import RecipeError
+from clinpeft.core.schemas import Kind
+from clinpeft.evaluation.classification.calibration import logits_of
+from clinpeft.evaluation.classification.discrimination import answers
+from clinpeft.evaluation.classification.logistic import logistic
+from clinpeft.evaluation.classification.recalibration import recalibrated
 from tests.evaluation.test_discrimination import asked, listed, predictions
 
 HALF = 1500
@@ -30,11 +30,15 @@ def answered(kind: Kind, temperature: float, seed: int = 0, with_logits: bool = 
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (2 * HALF, CLASSES[kind]))
     truth = (
-        listed(rng.random(logits.shape) < special.expit(logits)) if kind == "multilabel" else (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+        listed(rng.random(logits.shape) < special.expit(logits))
+        if kind == "multilabel"
+        else (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     )
     link = LINKS[kind]
     columns = {"logits": (temperature * logits).astype(np.float32).tolist()} if with_logits else {}
-    return predictions(list(truth), link(temperature * logits).astype(np.float32), split=SPLITS, **columns)
+    return predictions(
+        list(truth), link(temperature * logits).astype(np.float32), split=SPLITS, **columns
+    )
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -61,8 +65,12 @@ def test_a_known_temperature_is_found(kind: Kind, with_logits: bool) -> None:
     assert temperature == pytest.approx(2.0, rel=0.1)
     assert said == f"temperature {temperature:.3g} fitted on {HALF} tuning stays"
     if with_logits:
-        assert listed_column(mended, "logits") * temperature == pytest.approx(listed_column(table, "logits"), rel=5e-3)
-        assert listed_column(mended, "probabilities") == pytest.approx(LINKS[kind](listed_column(mended, "logits")), abs=1e-6)
+        assert listed_column(mended, "logits") * temperature == pytest.approx(
+            listed_column(table, "logits"), rel=5e-3
+        )
+        assert listed_column(mended, "probabilities") == pytest.approx(
+            LINKS[kind](listed_column(mended, "logits")), abs=1e-6
+        )
     else:
         assert mended["logits"].null_count == len(mended)
 
@@ -74,7 +82,13 @@ def test_held_out_answers_become_better_calibrated(how: Any) -> None:
     slopes = []
     for one in (table, mended):
         found = answers(one, question, "held_out")
-        slopes.append(logistic(logits_of(np.clip(found.scores[:, 1], 0.01, 0.99)), found.truth[:, 1], free_slope=True)[1])
+        slopes.append(
+            logistic(
+                logits_of(np.clip(found.scores[:, 1], 0.01, 0.99)),
+                found.truth[:, 1],
+                free_slope=True,
+            )[1]
+        )
     assert slopes[0] < 0.6
     assert 0.8 < slopes[1] < 1.2
 
@@ -84,9 +98,13 @@ def test_only_probabilities_and_logits_change_and_the_metadata_stays() -> None:
     for how in ("temperature", "isotonic"):
         mended, _ = recalibrated(table, asked("binary", 2), how)
         assert mended.schema.metadata == table.schema.metadata
-        assert mended.schema.equals(tables.PREDICTION)
+        assert mended.schema.equals(schemas.PREDICTION)
         changed = {"probabilities", "logits"}
-        assert all(mended[name].equals(table[name]) for name in tables.PREDICTION.names if name not in changed)
+        assert all(
+            mended[name].equals(table[name])
+            for name in schemas.PREDICTION.names
+            if name not in changed
+        )
         assert not mended["probabilities"].equals(table["probabilities"])
 
 
@@ -116,7 +134,9 @@ def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
 
 def test_isotonic_probabilities_of_several_classes_sum_to_1() -> None:
     mended, _ = recalibrated(answered("multiclass", 2.0), asked("multiclass", 3), "isotonic")
-    assert listed_column(mended, "probabilities").sum(axis=1) == pytest.approx(np.ones(2 * HALF), abs=1e-6)
+    assert listed_column(mended, "probabilities").sum(axis=1) == pytest.approx(
+        np.ones(2 * HALF), abs=1e-6
+    )
 
 
 def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
@@ -125,7 +145,10 @@ def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
     truth = np.stack([rng.random(60) < scores[:, 0], np.arange(60) < 9], axis=1)
     table = predictions(listed(truth), scores, split=["tuning"] * 50 + ["held_out"] * 10)
     mended, said = recalibrated(table, asked("multilabel", 2), "isotonic")
-    assert said == "isotonic regression of 1 classes fitted on 50 tuning stays, 1 classes with fewer than 10 stays for or against left as they are"
+    assert (
+        said
+        == "isotonic regression of 1 classes fitted on 50 tuning stays, 1 classes with fewer than 10 stays for or against left as they are"
+    )
     found = listed_column(mended, "probabilities")
     assert found[:, 1] == pytest.approx(scores[:, 1])
     assert (found[:, 0] != scores[:, 0]).any()
@@ -142,7 +165,9 @@ def test_tuning_stays_of_one_class_change_nothing_and_it_is_said(how: Any) -> No
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_without_a_tuning_stay_there_is_nothing_to_fit_on(how: Any) -> None:
     table = predictions([0, 1], np.full((2, 2), 0.5))
-    with pytest.raises(RecipeError, match=r"without a tuning stay(.|\n)*evaluation\.recalibration(.|\n)*none"):
+    with pytest.raises(
+        RecipeError, match=r"without a tuning stay(.|\n)*evaluation\.recalibration(.|\n)*none"
+    ):
         recalibrated(table, asked("binary", 2), how)
 
 

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clinpeft.evaluation import uncertainty
-from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, Statistic, cluster_bootstrap, cluster_sums, row_bootstrap, row_counts
+from clinpeft.evaluation import bootstrap
+from clinpeft.evaluation.bootstrap import (
+    Floats,
+    Integers,
+    Interval,
+    Statistic,
+    cluster_bootstrap,
+    cluster_sums,
+    row_bootstrap,
+    row_counts,
+)
 
 
 def mean_of(values: Floats) -> Statistic:
@@ -21,7 +30,13 @@ def mean_of(values: Floats) -> Statistic:
 
 
 def interval(values: Floats, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Interval:
-    return cluster_bootstrap(len(values), mean_of(values), resamples=resamples, level=level, rng=np.random.default_rng(seed))
+    return cluster_bootstrap(
+        len(values),
+        mean_of(values),
+        resamples=resamples,
+        level=level,
+        rng=np.random.default_rng(seed),
+    )
 
 
 def width(found: Interval) -> float:
@@ -36,20 +51,26 @@ def test_sums_within_clusters_stand_in_the_order_of_the_clusters() -> None:
 
 
 def test_a_resample_draws_as_many_clusters_as_there_are() -> None:
-    drawn = np.concatenate(list(uncertainty._drawn(7, 50, np.random.default_rng(0))))
+    drawn = np.concatenate(list(bootstrap._drawn(7, 50, np.random.default_rng(0))))
     assert drawn.shape == (50, 7)
     assert set(drawn.sum(axis=1)) == {7}
 
 
-def test_every_cluster_is_drawn_once_a_resample_on_average_with_the_variance_of_a_multinomial() -> None:
-    drawn = np.concatenate(list(uncertainty._drawn(10, 20_000, np.random.default_rng(0))))
+def test_every_cluster_is_drawn_once_a_resample_on_average_with_the_variance_of_a_multinomial() -> (
+    None
+):
+    drawn = np.concatenate(list(bootstrap._drawn(10, 20_000, np.random.default_rng(0))))
     np.testing.assert_allclose(drawn.mean(axis=0), 1.0, atol=0.03)
-    np.testing.assert_allclose(drawn.var(axis=0), 0.9, atol=0.05)  # n p (1 - p) with n = 10, p = 1/10
+    np.testing.assert_allclose(
+        drawn.var(axis=0), 0.9, atol=0.05
+    )  # n p (1 - p) with n = 10, p = 1/10
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
     values = np.random.default_rng(3).normal(size=400)
-    assert width(interval(values, resamples=4000)) == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.06)
+    assert width(interval(values, resamples=4000)) == pytest.approx(
+        2 * 1.96 * values.std() / np.sqrt(400), rel=0.06
+    )
 
 
 def test_the_same_generator_state_gives_exactly_the_same_interval() -> None:
@@ -59,9 +80,9 @@ def test_the_same_generator_state_gives_exactly_the_same_interval() -> None:
 
 
 def test_the_size_of_a_chunk_does_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.concatenate(list(uncertainty._drawn(51, 100, np.random.default_rng(3))))
-    monkeypatch.setattr(uncertainty, "_CELLS_AT_ONCE", 130)
-    chunks = list(uncertainty._drawn(51, 100, np.random.default_rng(3)))
+    whole = np.concatenate(list(bootstrap._drawn(51, 100, np.random.default_rng(3))))
+    monkeypatch.setattr(bootstrap, "_CELLS_AT_ONCE", 130)
+    chunks = list(bootstrap._drawn(51, 100, np.random.default_rng(3)))
     assert {len(chunk) for chunk in chunks} == {2}
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
@@ -80,13 +101,21 @@ def test_resamples_that_do_not_define_the_statistic_are_left_out_and_counted() -
     def first_cluster_only(counts: Integers) -> Floats:
         return np.where(counts[:, 0] > 0, 1.0, np.nan)
 
-    found = cluster_bootstrap(3, first_cluster_only, resamples=1000, level=0.95, rng=np.random.default_rng(0))
+    found = cluster_bootstrap(
+        3, first_cluster_only, resamples=1000, level=0.95, rng=np.random.default_rng(0)
+    )
     assert (found.low, found.high) == (1.0, 1.0)
     assert found.undefined == pytest.approx(1000 * (2 / 3) ** 3, rel=0.2)
 
 
 def test_a_statistic_that_is_never_defined_has_no_interval() -> None:
-    found = cluster_bootstrap(3, lambda counts: np.full(len(counts), np.nan), resamples=100, level=0.95, rng=np.random.default_rng(0))
+    found = cluster_bootstrap(
+        3,
+        lambda counts: np.full(len(counts), np.nan),
+        resamples=100,
+        level=0.95,
+        rng=np.random.default_rng(0),
+    )
     assert found == Interval(None, None, 0.95, undefined=100)
 
 
@@ -99,17 +128,19 @@ def test_three_hundred_thousand_subjects_stay_far_under_500_megabytes() -> None:
     assert peak < 300e6
 
 
-def test_rows_of_a_cluster_are_drawn_together_and_as_often_as_in_the_bootstrap_of_clusters() -> None:
+def test_rows_of_a_cluster_are_drawn_together_and_as_often_as_in_the_bootstrap_of_clusters() -> (
+    None
+):
     clusters = np.array([9, 4, 9, 7])
     rows = np.concatenate(list(row_counts(clusters, 50, np.random.default_rng(3))))
-    of_clusters = np.concatenate(list(uncertainty._drawn(3, 50, np.random.default_rng(3))))  # 4, 7, 9
+    of_clusters = np.concatenate(list(bootstrap._drawn(3, 50, np.random.default_rng(3))))  # 4, 7, 9
     np.testing.assert_array_equal(rows, of_clusters[:, [2, 0, 2, 1]])
 
 
 def test_rows_come_in_chunks_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     clusters = np.arange(51) // 2
     whole = np.concatenate(list(row_counts(clusters, 100, np.random.default_rng(3))))
-    monkeypatch.setattr(uncertainty, "_ROW_CELLS_AT_ONCE", 51 * 7)
+    monkeypatch.setattr(bootstrap, "_ROW_CELLS_AT_ONCE", 51 * 7)
     chunks = list(row_counts(clusters, 100, np.random.default_rng(3)))
     assert {len(chunk) for chunk in chunks} == {7, 100 % 7}
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
@@ -126,11 +157,26 @@ def test_several_statistics_of_rows_share_the_resamples_of_the_bootstrap_of_clus
         return np.stack([counts @ values, -(counts @ values)])
 
     found = row_bootstrap(clusters, sums, resamples=200, level=0.9, rng=np.random.default_rng(5))
-    by_cluster = cluster_bootstrap(3, lambda counts: counts @ np.array([1.0, 7.0, 7.0]), resamples=200, level=0.9, rng=np.random.default_rng(5))
+    by_cluster = cluster_bootstrap(
+        3,
+        lambda counts: counts @ np.array([1.0, 7.0, 7.0]),
+        resamples=200,
+        level=0.9,
+        rng=np.random.default_rng(5),
+    )
     assert found[0] == by_cluster
-    assert (found[1].low, found[1].high) == (-by_cluster.high if by_cluster.high else None, -by_cluster.low if by_cluster.low else None)
+    assert (found[1].low, found[1].high) == (
+        -by_cluster.high if by_cluster.high else None,
+        -by_cluster.low if by_cluster.low else None,
+    )
 
 
 def test_rows_of_one_cluster_give_no_interval_for_any_statistic() -> None:
-    found = row_bootstrap(np.zeros(4, np.int64), lambda counts: np.ones((3, len(counts))), resamples=100, level=0.9, rng=np.random.default_rng(5))
+    found = row_bootstrap(
+        np.zeros(4, np.int64),
+        lambda counts: np.ones((3, len(counts))),
+        resamples=100,
+        level=0.9,
+        rng=np.random.default_rng(5),
+    )
     assert found == [Interval(None, None, 0.9)] * 3

@@ -14,9 +14,10 @@ import transformers
 
 from clinpeft import adapters, models
 from clinpeft.adapters import METHODS, Stack
-from clinpeft.errors import BaseModelError, InputError
-from clinpeft.models import FAMILIES, Pooling, Spans, attention
+from clinpeft.core.errors import BaseModelError, InputError
+from clinpeft.models import FAMILIES, Pooling, Spans
 from clinpeft.recipe import LoraSpec
+from clinpeft.runtime import packed_attention
 from tests.models.test_families import SETTINGS, SHAPE, shaken, spec_of
 
 LENGTHS = (9, 7, 7, 1, 3, 12, 1)
@@ -33,10 +34,14 @@ BESIDE = [method for method in METHODS if METHODS[method].joins == "beside"]
 
 @functools.cache
 def made(family: str) -> models.Base:
-    config = transformers.AutoConfig.for_model(family, **SHAPE, **SETTINGS.get(family, {}), **NARROW.get(family, {}))
+    config = transformers.AutoConfig.for_model(
+        family, **SHAPE, **SETTINGS.get(family, {}), **NARROW.get(family, {})
+    )
     torch.manual_seed(0)
     model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32)
+    return models.Base(
+        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    )
 
 
 def base_of(family: str) -> models.Base:
@@ -51,7 +56,10 @@ def stack_of(family: str, method: str = "lora") -> Stack:
 
 @functools.cache
 def texts() -> tuple[torch.Tensor, ...]:
-    return torch.split(torch.randint(3, 96, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1)), list(LENGTHS))
+    return torch.split(
+        torch.randint(3, 96, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1)),
+        list(LENGTHS),
+    )
 
 
 def rows(some: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +72,14 @@ def one_by_one(stack: Stack) -> torch.Tensor:
     """Every document alone, without padding, by transformers' own plainest attention."""
     stack.base.model.set_attn_implementation("eager")
     assert not models.flattens(stack.base.model)
-    return torch.cat([stack.base.backbone(input_ids=text[None], attention_mask=torch.ones_like(text[None])).last_hidden_state[0] for text in texts()])
+    return torch.cat(
+        [
+            stack.base.backbone(
+                input_ids=text[None], attention_mask=torch.ones_like(text[None])
+            ).last_hidden_state[0]
+            for text in texts()
+        ]
+    )
 
 
 def gradients(stack: Stack, vectors: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -81,11 +96,16 @@ def test_documents_in_one_row_are_what_each_is_alone_vectors_loss_and_gradient(f
     assert models.flattens(stack.base.model) == (family in FLAT)
     found, expected = adapters.flat(stack, *rows(texts())), one_by_one(plain)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    (loss, gradient), (loss_alone, gradient_alone) = gradients(stack, found), gradients(plain, expected)
+    (loss, gradient), (loss_alone, gradient_alone) = (
+        gradients(stack, found),
+        gradients(plain, expected),
+    )
     torch.testing.assert_close(loss, loss_alone, atol=1e-5, rtol=1e-5)
     for name, wanted in gradient_alone.items():
         assert wanted.abs().max() > 1e-3, name
-        torch.testing.assert_close(gradient[name], wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-5)
+        torch.testing.assert_close(
+            gradient[name], wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +115,12 @@ def test_logits_are_the_head_s_of_the_vectors_that_each_has_alone(family: str) -
     with torch.no_grad():
         found = adapters.logits(stack, ids, mask)[mask == 1]
         one_by_one(plain)  # which sets its attention
-        alone = [plain.base.model(input_ids=text[None], attention_mask=torch.ones_like(text[None])).logits[0] for text in texts()]
+        alone = [
+            plain.base.model(
+                input_ids=text[None], attention_mask=torch.ones_like(text[None])
+            ).logits[0]
+            for text in texts()
+        ]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -104,19 +129,25 @@ def test_no_layer_sees_a_token_of_padding(family: str) -> None:
     stack, seen = stack_of(family), []
     for module in stack.base.backbone.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
+            module.register_forward_hook(
+                lambda _, given, __: seen.append(given[0].shape[:-1].numel())
+            )
     with torch.no_grad():
         adapters.flat(stack, *rows(texts()))
     assert seen and set(seen) == {sum(LENGTHS)}
 
 
 @pytest.mark.parametrize("family", ["modernbert", "mistral", "gemma2"])
-def test_long_documents_with_local_attention_are_read_in_blocks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK_TOKENS", 4)
+def test_long_documents_with_local_attention_are_read_in_blocks(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_attention, "BLOCK_TOKENS", 4)
     stack, plain = stack_of(family), stack_of(family)
     found, expected = adapters.flat(stack, *rows(texts())), one_by_one(plain)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for one, other in zip(gradients(stack, found)[1].values(), gradients(plain, expected)[1].values(), strict=True):
+    for one, other in zip(
+        gradients(stack, found)[1].values(), gradients(plain, expected)[1].values(), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
@@ -124,27 +155,31 @@ def test_a_family_that_is_declared_flattening_and_is_not_is_refused() -> None:
     base = replace(copy.deepcopy(made("mpnet")), family=replace(FAMILIES["mpnet"], flattens=True))
     with pytest.raises(BaseModelError, match="differ from those of each alone") as refused:
         models.flatten(base)
-    assert "flattens = False" in refused.value.way_out
+    assert "flattens = False" in refused.value.hint
 
 
-def first_seen_only(module: torch.nn.Module, *asked: Any, spans: Spans | None = None, **others: Any) -> Any:
+def first_seen_only(
+    module: torch.nn.Module, *asked: Any, spans: Spans | None = None, **others: Any
+) -> Any:
     """An attention that forgets where documents end."""
     others["spans"] = None if spans is None else Spans((sum(spans.lengths),))
-    return attention.attend(module, *asked, **others)
+    return packed_attention.attend(module, *asked, **others)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_an_attention_that_looks_over_the_edge_is_found_in_any_precision(family: str, precision: torch.dtype) -> None:
+def test_an_attention_that_looks_over_the_edge_is_found_in_any_precision(
+    family: str, precision: torch.dtype
+) -> None:
     base = replace(copy.deepcopy(made(family)), precision=precision)
     base.model.to(precision)
     models.flatten(base)
-    transformers.AttentionInterface.register(attention.NAME, first_seen_only)
+    transformers.AttentionInterface.register(packed_attention.NAME, first_seen_only)
     try:
         with pytest.raises(BaseModelError, match="differ from those of each alone"):
             models.flatten(base)
     finally:
-        transformers.AttentionInterface.register(attention.NAME, attention.attend)
+        transformers.AttentionInterface.register(packed_attention.NAME, packed_attention.attend)
 
 
 @pytest.mark.parametrize("method", BESIDE)
@@ -159,11 +194,13 @@ def test_what_peft_can_only_run_padded_is_padded_among_its_like_and_the_same(met
 def test_a_prompt_that_is_switched_off_leaves_one_row() -> None:
     stack, bare = stack_of("llama", "prompt"), adapters.attach(base_of("llama"), ())
     with torch.no_grad(), stack.off():
-        assert torch.equal(adapters.flat(stack, *rows(texts())), adapters.flat(bare, *rows(texts())))
+        assert torch.equal(
+            adapters.flat(stack, *rows(texts())), adapters.flat(bare, *rows(texts()))
+        )
 
 
 def test_groups_are_of_one_length_or_of_about_one() -> None:
-    from clinpeft.adapters.hidden import _groups
+    from clinpeft.adapters.outputs import _groups
 
     assert _groups([3, 9, 3, 0, 1], 1.0) == [[1], [0, 2], [4]]
     assert _groups([10, 7, 8, 2], 0.8) == [[0, 2], [1], [3]]
@@ -175,7 +212,10 @@ def test_texts_are_pooled_by_where_they_lie(family: str, how: Pooling) -> None:
     stack = stack_of(family)
     ids, mask = rows(texts())
     with torch.no_grad():
-        found, expected = adapters.pooled(stack, ids, mask, how), models.pool(adapters.hidden(stack, ids, mask), mask, how)
+        found, expected = (
+            adapters.pooled(stack, ids, mask, how),
+            models.pool(adapters.hidden(stack, ids, mask), mask, how),
+        )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
@@ -186,11 +226,16 @@ def test_pooling_where_they_lie_has_the_gradient_of_pooling_rows(how: Pooling) -
     vectors = torch.randn(sum(LENGTHS), 4, requires_grad=True)
     padded = torch.zeros(*ids.shape, 4).masked_scatter(mask[..., None] == 1, vectors)
     weights = torch.randn(len(LENGTHS), 4)
-    found, expected = (torch.autograd.grad((each * weights).sum(), vectors) for each in pools(vectors, padded, mask, how))
+    found, expected = (
+        torch.autograd.grad((each * weights).sum(), vectors)
+        for each in pools(vectors, padded, mask, how)
+    )
     torch.testing.assert_close(found, expected)
 
 
-def pools(vectors: torch.Tensor, padded: torch.Tensor, mask: torch.Tensor, how: Pooling) -> tuple[torch.Tensor, torch.Tensor]:
+def pools(
+    vectors: torch.Tensor, padded: torch.Tensor, mask: torch.Tensor, how: Pooling
+) -> tuple[torch.Tensor, torch.Tensor]:
     return models.pool_spans(vectors, Spans(LENGTHS), how), models.pool(padded, mask, how)
 
 
@@ -198,26 +243,40 @@ def test_left_padding_changes_nothing_and_a_row_without_tokens_is_refused() -> N
     stack = stack_of("bert")
     ids, mask = rows(texts())
     with torch.no_grad():
-        assert torch.equal(adapters.flat(stack, ids, mask), adapters.flat(stack, *(torch.stack(turned(each)) for each in (ids, mask))))
+        assert torch.equal(
+            adapters.flat(stack, ids, mask),
+            adapters.flat(stack, *(torch.stack(turned(each)) for each in (ids, mask))),
+        )
         with pytest.raises(InputError, match="1 of 7 rows have no token"):
             adapters.pooled(stack, ids, mask * (torch.arange(7) != 3)[:, None], "mean")
 
 
 def turned(rows_of: torch.Tensor) -> list[torch.Tensor]:
     """Padding from the right to the left."""
-    return [torch.cat([row[length:], row[:length]]) for row, length in zip(rows_of, LENGTHS, strict=True)]
+    return [
+        torch.cat([row[length:], row[:length]])
+        for row, length in zip(rows_of, LENGTHS, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "modernbert"])
 def test_nothing_below_the_lowest_adapter_needs_a_gradient(family: str) -> None:
     base, needed = base_of(family), []
-    layers = next(module for module in base.backbone.modules() if isinstance(module, torch.nn.ModuleList))
+    layers = next(
+        module for module in base.backbone.modules() if isinstance(module, torch.nn.ModuleList)
+    )
     target = FAMILIES[family].lora_targets[0]
     inside = next(name for name, _ in layers[1].named_modules() if name.endswith(target))
     stack = adapters.attach(base, [LoraSpec(rank=2, targets=(f"1.{inside}",))])
-    layers[0].register_forward_hook(lambda _, __, answer: needed.append(first(answer).requires_grad))
-    layers[1].register_forward_hook(lambda _, __, answer: needed.append(first(answer).requires_grad))
-    base.model.get_input_embeddings().register_forward_hook(lambda _, __, answer: needed.append(answer.requires_grad))
+    layers[0].register_forward_hook(
+        lambda _, __, answer: needed.append(first(answer).requires_grad)
+    )
+    layers[1].register_forward_hook(
+        lambda _, __, answer: needed.append(first(answer).requires_grad)
+    )
+    base.model.get_input_embeddings().register_forward_hook(
+        lambda _, __, answer: needed.append(answer.requires_grad)
+    )
     stack.train()
     adapters.flat(stack, *rows(texts()))
     assert needed == [False, False, True]  # embeddings, the layer below, the adapted one
@@ -232,19 +291,28 @@ def first(answer: Any) -> torch.Tensor:
 def test_a_model_with_the_seam_is_saved_and_opened_without_it(family: str, tmp_path: Path) -> None:
     base = base_of(family)
     base.backbone.save_pretrained(tmp_path)
-    assert attention.NAME not in (tmp_path / "config.json").read_text()
+    assert packed_attention.NAME not in (tmp_path / "config.json").read_text()
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     ids, mask = rows(texts())
     with torch.no_grad():
         expected = again(input_ids=ids, attention_mask=mask).last_hidden_state[mask == 1]
-        torch.testing.assert_close(adapters.flat(adapters.attach(base, ()), ids, mask), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            adapters.flat(adapters.attach(base, ()), ids, mask), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_capped_and_local_scores_are_those_of_the_mask(causal: bool) -> None:
-    query, key, value = (torch.randn(1, 2, 11, 4, generator=torch.Generator().manual_seed(at)) for at in range(3))
-    manner = attention._Manner(causal, None, 0.0, 4, None)
+    query, key, value = (
+        torch.randn(1, 2, 11, 4, generator=torch.Generator().manual_seed(at)) for at in range(3)
+    )
+    embedding_config = packed_attention._Manner(causal, None, 0.0, 4, None)
     places = torch.arange(11)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, manner.allowed(places, places))
-    for found in (attention._capped(query, key, value, manner, None), attention._local(query, key, value, manner)):
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, embedding_config.allowed(places, places)
+    )
+    for found in (
+        packed_attention._capped(query, key, value, embedding_config, None),
+        packed_attention._local(query, key, value, embedding_config),
+    ):
         torch.testing.assert_close(found, expected)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from clinpeft import models
-from clinpeft.errors import BaseModelError, InputError, RefusedError
-from clinpeft.models import bundling
+from clinpeft.core.errors import BaseModelError, InputError, RefusedError
+from clinpeft.models import bundle
 from tests.conftest import MakeFolder
 
 
@@ -42,7 +42,10 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
             yield member, file.read() if file else b""
 
 
-def rewritten(path: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]]) -> Path:
+def rewritten(
+    path: Path,
+    change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]],
+) -> Path:
     found = change(list(members(path)))
     other = path.with_name("other.tar")
     with tarfile.open(other, "w") as tar:
@@ -58,7 +61,9 @@ def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
     return member
 
 
-def promised(found: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+def promised(
+    found: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes
+) -> list[tuple[tarfile.TarInfo, bytes]]:
     """With one more file that the manifest knows too: by somebody who writes manifests."""
     import hashlib
 
@@ -67,21 +72,33 @@ def promised(found: list[tuple[tarfile.TarInfo, bytes]], name: str, content: byt
     return [(found[0][0], json.dumps(about).encode()), *found[1:], (named(name), content)]
 
 
-def test_what_was_packed_comes_out_and_the_base_loads(packed: Path, base: Path, tmp_path: Path) -> None:
+def test_what_was_packed_comes_out_and_the_base_loads(
+    packed: Path, base: Path, tmp_path: Path
+) -> None:
     said = models.verify_bundle(packed)
     assert said.fingerprint == models.fingerprint(base)
-    assert {"recipes/mine.toml", "wheels/torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl", "base/toy-llama/model.safetensors"} <= set(said.files)
+    assert {
+        "recipes/mine.toml",
+        "wheels/torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl",
+        "base/toy-llama/model.safetensors",
+    } <= set(said.files)
     assert not [name for name in said.files if "notes" in name]
     models.unpack_bundle(packed, tmp_path / "inside")
-    assert models.fingerprint(tmp_path / "inside" / "base" / "toy-llama") == models.fingerprint(base)
+    assert models.fingerprint(tmp_path / "inside" / "base" / "toy-llama") == models.fingerprint(
+        base
+    )
     assert (tmp_path / "inside" / "recipes" / "mine.toml").read_text() == 'kind = "adapt"\n'
     assert models.check(tmp_path / "inside" / "base" / "toy-llama")["model_type"] == "llama"
 
 
-def test_the_same_files_give_the_same_bundle_and_no_name_of_a_user(packed: Path, base: Path, tmp_path: Path) -> None:
+def test_the_same_files_give_the_same_bundle_and_no_name_of_a_user(
+    packed: Path, base: Path, tmp_path: Path
+) -> None:
     models.make_bundle(base, [tmp_path / "mine.toml"], tmp_path / "wheels", tmp_path / "again.tar")
     assert (tmp_path / "again.tar").read_bytes() == packed.read_bytes()
-    assert {(member.uname, member.gname, member.uid, member.mtime) for member, _ in members(packed)} == {("", "", 0, 0)}
+    assert {
+        (member.uname, member.gname, member.uid, member.mtime) for member, _ in members(packed)
+    } == {("", "", 0, 0)}
 
 
 def test_pickles_and_code_of_a_base_are_not_packed(base: Path, tmp_path: Path) -> None:
@@ -91,34 +108,78 @@ def test_pickles_and_code_of_a_base_are_not_packed(base: Path, tmp_path: Path) -
     assert not [name for name in said.files if name.endswith((".bin", ".py", ".pt"))]
 
 
-BAD: dict[str, tuple[Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]], str]] = {
+BAD: dict[
+    str,
+    tuple[
+        Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]], str
+    ],
+] = {
     "a way out": (lambda found: [*found, (named("../outside.toml"), b"x")], "leads out"),
-    "a way out below": (lambda found: promised(found, "base/toy-llama/../../outside.toml", b"x"), "leads out"),
+    "a way out below": (
+        lambda found: promised(found, "base/toy-llama/../../outside.toml", b"x"),
+        "leads out",
+    ),
     "an absolute name": (lambda found: promised(found, "/etc/outside.toml", b"x"), "leads out"),
     "a drive": (lambda found: promised(found, "C:/outside.toml", b"x"), "leads out"),
     "a backslash": (lambda found: promised(found, "recipes\\..\\outside.toml", b"x"), "leads out"),
-    "a symbolic link": (lambda found: [*found, (named("recipes/a.toml", tarfile.SYMTYPE, "/etc/passwd"), b"")], "no plain file but a link"),
-    "a hard link": (lambda found: [*found, (named("recipes/a.toml", tarfile.LNKTYPE, "manifest.json"), b"")], "no plain file but a link"),
-    "a device": (lambda found: [*found, (named("recipes/a.toml", tarfile.CHRTYPE), b"")], "no plain file but a device"),
-    "a pipe": (lambda found: [*found, (named("recipes/a.toml", tarfile.FIFOTYPE), b"")], "no plain file but a device or a pipe"),
-    "a folder": (lambda found: [*found, (named("recipes", tarfile.DIRTYPE), b"")], "no plain file but a folder"),
-    "pickled weights": (lambda found: promised(found, "base/toy-llama/pytorch_model.bin", b"x"), "has no place in a bundle"),
-    "code of a base": (lambda found: promised(found, "base/toy-llama/modeling.py", b"x"), "has no place in a bundle"),
-    "a file nobody promised": (lambda found: [*found, (named("recipes/a.toml"), b"x")], "is not in its manifest"),
-    "a file twice": (lambda found: [*found, found[-1]], "is not in its manifest, or is there twice"),
+    "a symbolic link": (
+        lambda found: [*found, (named("recipes/a.toml", tarfile.SYMTYPE, "/etc/passwd"), b"")],
+        "no plain file but a link",
+    ),
+    "a hard link": (
+        lambda found: [*found, (named("recipes/a.toml", tarfile.LNKTYPE, "manifest.json"), b"")],
+        "no plain file but a link",
+    ),
+    "a device": (
+        lambda found: [*found, (named("recipes/a.toml", tarfile.CHRTYPE), b"")],
+        "no plain file but a device",
+    ),
+    "a pipe": (
+        lambda found: [*found, (named("recipes/a.toml", tarfile.FIFOTYPE), b"")],
+        "no plain file but a device or a pipe",
+    ),
+    "a folder": (
+        lambda found: [*found, (named("recipes", tarfile.DIRTYPE), b"")],
+        "no plain file but a folder",
+    ),
+    "pickled weights": (
+        lambda found: promised(found, "base/toy-llama/pytorch_model.bin", b"x"),
+        "has no place in a bundle",
+    ),
+    "code of a base": (
+        lambda found: promised(found, "base/toy-llama/modeling.py", b"x"),
+        "has no place in a bundle",
+    ),
+    "a file nobody promised": (
+        lambda found: [*found, (named("recipes/a.toml"), b"x")],
+        "is not in its manifest",
+    ),
+    "a file twice": (
+        lambda found: [*found, found[-1]],
+        "is not in its manifest, or is there twice",
+    ),
     "a file less": (lambda found: found[:-1], "1 files of its manifest are not in it"),
-    "a byte changed": (lambda found: [*found[:-1], (found[-1][0], b"z" + found[-1][1][1:])], "is not the file that was packed"),
+    "a byte changed": (
+        lambda found: [*found[:-1], (found[-1][0], b"z" + found[-1][1][1:])],
+        "is not the file that was packed",
+    ),
     "a byte more": (lambda found: [*found[:-1], (found[-1][0], found[-1][1] + b"z")], "bytes, and"),
 }
 
 
 @pytest.mark.parametrize(("change", "said"), BAD.values(), ids=BAD)
 def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
-    packed: Path, tmp_path: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]], said: str
+    packed: Path,
+    tmp_path: Path,
+    change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]],
+    said: str,
 ) -> None:
     other = rewritten(packed, change)
     before = set(tmp_path.rglob("*"))
-    looks: tuple[Callable[[Path], object], ...] = (models.verify_bundle, lambda path: models.unpack_bundle(path, tmp_path / "inside"))
+    looks: tuple[Callable[[Path], object], ...] = (
+        models.verify_bundle,
+        lambda path: models.unpack_bundle(path, tmp_path / "inside"),
+    )
     for look in looks:
         with pytest.raises(RefusedError, match=said) as refused:
             look(other)
@@ -127,18 +188,34 @@ def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
     assert not (tmp_path.parent / "outside.toml").exists()
 
 
-def test_a_base_that_brings_code_by_its_config_is_refused_though_the_manifest_knows_it(packed: Path, tmp_path: Path) -> None:
+def test_a_base_that_brings_code_by_its_config_is_refused_though_the_manifest_knows_it(
+    packed: Path, tmp_path: Path
+) -> None:
     def change(found: list[tuple[tarfile.TarInfo, bytes]]) -> list[tuple[tarfile.TarInfo, bytes]]:
-        kept = [(member, content) for member, content in found if member.name != "base/toy-llama/config.json"]
-        config = next(content for member, content in found if member.name == "base/toy-llama/config.json")
-        return promised(kept, "base/toy-llama/config.json", json.dumps({**json.loads(config), "auto_map": {"AutoModel": "modeling.Toy"}}).encode())
+        kept = [
+            (member, content)
+            for member, content in found
+            if member.name != "base/toy-llama/config.json"
+        ]
+        config = next(
+            content for member, content in found if member.name == "base/toy-llama/config.json"
+        )
+        return promised(
+            kept,
+            "base/toy-llama/config.json",
+            json.dumps({**json.loads(config), "auto_map": {"AutoModel": "modeling.Toy"}}).encode(),
+        )
 
     with pytest.raises(BaseModelError, match="auto_map"):
         models.unpack_bundle(rewritten(packed, change), tmp_path / "inside")
     assert not (tmp_path / "inside").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\x1f\x8b\x08compressed"], ids=["empty", "text", "compressed"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no tar at all" * 100, b"\x1f\x8b\x08compressed"],
+    ids=["empty", "text", "compressed"],
+)
 def test_what_is_no_bundle_says_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bundle.tar").write_bytes(content)
     with pytest.raises(InputError, match="this is no bundle"):
@@ -159,19 +236,25 @@ def test_what_cannot_be_packed_says_why(base: Path, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     with pytest.raises(InputError, match="there are no wheels") as empty:
         models.make_bundle(base, [], tmp_path / "wheels", tmp_path / "bundle.tar")
-    assert "pip download" in empty.value.way_out
+    assert "pip download" in empty.value.hint
     (tmp_path / "there.tar").write_bytes(b"")
     with pytest.raises(RefusedError, match="exists"):
         models.make_bundle(base, [], None, tmp_path / "there.tar")
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_hub_name_where_a_folder_is_expected_says_what_to_run_outside_and_how_to_carry_it_in(tmp_path: Path) -> None:
+def test_a_hub_name_where_a_folder_is_expected_says_what_to_run_outside_and_how_to_carry_it_in(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(BaseModelError) as missing:
         models.check(Path("meta-llama/Llama-2-7b-hf"))
-    for said in ("clinpeft models pull meta-llama/Llama-2-7b-hf --to DIR", "clinpeft bundle make --base DIR", "clinpeft bundle unpack"):
-        assert said in missing.value.way_out
+    for said in (
+        "clinpeft models pull meta-llama/Llama-2-7b-hf --to DIR",
+        "clinpeft bundle make --base DIR",
+        "clinpeft bundle unpack",
+    ):
+        assert said in missing.value.hint
 
 
 def test_the_names_that_may_be_packed_are_those_that_are_pulled() -> None:
-    assert set(models.checks.TOKENIZER_FILES) <= bundling.BASE_FILES
+    assert set(models.checks.TOKENIZER_FILES) <= bundle.BASE_FILES

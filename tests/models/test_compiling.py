@@ -11,13 +11,16 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import Spans, compiling
+from clinpeft.models import Spans
 from clinpeft.recipe import LoraSpec
+from clinpeft.runtime import compile as compiling
 from tests.models.test_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
-compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
+compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed"
+)
 
 
 @pytest.fixture
@@ -46,13 +49,17 @@ def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     vectors = models.pool_spans(adapters.flat(stack, *rows(texts())), Spans(LENGTHS), "mean")
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained.items(), strict=True)
-    return vectors.detach(), dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
+    return vectors.detach(), dict(
+        zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True)
+    )
 
 
 @compiler
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_vectors_and_gradients_stay_what_they_were(family: str, calls: list[type[Any]], tmp_path: Path) -> None:
+def test_vectors_and_gradients_stay_what_they_were(
+    family: str, calls: list[type[Any]], tmp_path: Path
+) -> None:
     stack = stack_of(family)
     before, slopes = learned(stack)
     inside = models.regions(stack.base.backbone)
@@ -63,7 +70,9 @@ def test_vectors_and_gradients_stay_what_they_were(family: str, calls: list[type
     assert set(calls) == kinds and len(calls) >= count - 1  # to the first norm no gradient comes
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     for name, slope in again.items():
-        torch.testing.assert_close(slope, slopes[name], atol=1e-5 * float(slopes[name].abs().max()), rtol=1e-4)
+        torch.testing.assert_close(
+            slope, slopes[name], atol=1e-5 * float(slopes[name].abs().max()), rtol=1e-4
+        )
 
 
 @compiler
@@ -102,12 +111,19 @@ def test_an_encoder_has_none() -> None:
     assert models.regions(base_of("bert").backbone) == []
 
 
-def test_a_compiler_that_fails_is_an_obstacle_and_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_an_obstacle_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def broken(_: type[Any]) -> compiling.Fused:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(compiling, "_compiled", broken)
     backbone = base_of("llama").backbone
     found = models.tried(backbone, 8, tmp_path)
-    assert found.obstacle == models.compile_regions(backbone, tmp_path) == "the compiler failed: RuntimeError" and found.before > 0
+    assert (
+        found.obstacle
+        == models.compile_regions(backbone, tmp_path)
+        == "the compiler failed: RuntimeError"
+        and found.before > 0
+    )
     assert models.regions(backbone)

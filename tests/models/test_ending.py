@@ -11,20 +11,27 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.models import FAMILIES, Spans
-from clinpeft.models.ending import ENDINGS
 from clinpeft.recipe import LoraSpec
+from clinpeft.runtime.last_token_layer import ENDINGS
 from tests.models.test_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
 
 ENDING = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta")
-ASKED = [(family, how) for family in ENDING for how in ("last", "cls") if how == "last" or FAMILIES[family].objective == "masked-lm"]
+ASKED = [
+    (family, how)
+    for family in ENDING
+    for how in ("last", "cls")
+    if how == "last" or FAMILIES[family].objective == "masked-lm"
+]
 
 
 def stack_of(family: str, precision: torch.dtype = torch.float32, **options: Any) -> Stack:
     base = base_of(family)
     base.precision = precision
     base.model.to(precision)
-    return shaken(adapters.attach(base, [LoraSpec(rank=2, targets=base.family.linear_targets, **options)]))
+    return shaken(
+        adapters.attach(base, [LoraSpec(rank=2, targets=base.family.linear_targets, **options)])
+    )
 
 
 def from_all(stack: Stack, how: Any) -> torch.Tensor:
@@ -46,7 +53,9 @@ def test_vectors_and_gradients_are_those_pooled_from_all_tokens(family: str, how
     whole = gradients(stack, wanted)
     for name, gradient in gradients(stack, found).items():
         assert whole[name].abs().max() > 0, name
-        torch.testing.assert_close(gradient, whole[name], atol=1e-5 * float(whole[name].abs().max()), rtol=1e-4)
+        torch.testing.assert_close(
+            gradient, whole[name], atol=1e-5 * float(whole[name].abs().max()), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -63,26 +72,41 @@ def test_so_they_are_where_activations_are_recomputed_and_in_bfloat16_nearly(fam
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
     again.train()
-    ours, wanted = gradients(again, adapters.pooled(again, *rows(texts()), "last")), gradients(stack, adapters.pooled(stack, *rows(texts()), "last"))
+    ours, wanted = (
+        gradients(again, adapters.pooled(again, *rows(texts()), "last")),
+        gradients(stack, adapters.pooled(stack, *rows(texts()), "last")),
+    )
     for name, gradient in wanted.items():
         torch.testing.assert_close(ours[name], gradient)
     rough = stack_of(family, torch.bfloat16)
     with torch.no_grad():
         found, near = adapters.pooled(rough, *rows(texts()), "last"), from_all(rough, "last")
-    assert found.dtype == torch.float32 and torch.nn.functional.cosine_similarity(found, near).min() > 0.999
+    assert (
+        found.dtype == torch.float32
+        and torch.nn.functional.cosine_similarity(found, near).min() > 0.999
+    )
 
 
-@pytest.mark.parametrize(("family", "place"), [("llama", "layers.1.mlp.down_proj"), ("bert", "encoder.layer.1.output.dense")])
-def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(family: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "place"),
+    [("llama", "layers.1.mlp.down_proj"), ("bert", "encoder.layer.1.output.dense")],
+)
+def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(
+    family: str, location: str
+) -> None:
     stack, seen = stack_of(family), []
-    stack.base.backbone.get_submodule(place).register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
+    stack.base.backbone.get_submodule(location).register_forward_hook(
+        lambda _, given, __: seen.append(given[0].shape[:-1].numel())
+    )
     with torch.no_grad():
         adapters.pooled(stack, *rows(texts()), "last")
         adapters.pooled(stack, *rows(texts()), "mean")
     assert seen == [len(LENGTHS), sum(LENGTHS)]
 
 
-def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_each_draws_alone() -> None:
+def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_each_draws_alone() -> (
+    None
+):
     stack, spans = stack_of("llama", dropout=0.3), Spans(LENGTHS)
     assert models.ends(stack.base.backbone, spans, "last") is not None
     stack.train()
@@ -91,7 +115,15 @@ def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_
 
 
 @pytest.mark.parametrize(
-    ("family", "how"), [("llama", "cls"), ("llama", "mean"), ("bert", "max"), ("gemma2", "last"), ("modernbert", "cls"), ("mpnet", "cls")]
+    ("family", "how"),
+    [
+        ("llama", "cls"),
+        ("llama", "mean"),
+        ("bert", "max"),
+        ("gemma2", "last"),
+        ("modernbert", "cls"),
+        ("mpnet", "cls"),
+    ],
 )
 def test_others_compute_all_tokens(family: str, how: Any) -> None:
     stack = stack_of(family)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clinpeft import models
-from clinpeft.models import energy
+from clinpeft.runtime import energy
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,9 @@ def zone(powercap: Path, number: str, name: str, counted: int, full: int = 1_000
     return folder
 
 
-def test_packages_and_their_memory_are_added_up_and_parts_of_packages_are_not(tmp_path: Path) -> None:
+def test_packages_and_their_memory_are_added_up_and_parts_of_packages_are_not(
+    tmp_path: Path,
+) -> None:
     one, two = zone(tmp_path, "0", "package-0", 500_000), zone(tmp_path, "1", "package-1", 0)
     memory, cores = zone(tmp_path, "0:1", "dram", 100), zone(tmp_path, "0:0", "core", 0)
     found = models.meter(CPU, tmp_path)
@@ -54,7 +56,9 @@ def test_a_counter_that_may_not_be_read_is_none(tmp_path: Path) -> None:
     assert models.meter(CPU, tmp_path) is None
 
 
-def test_the_power_of_a_card_is_taken_for_what_it_was_since_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_power_of_a_card_is_taken_for_what_it_was_since_the_last_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moments = iter([10.0, 12.0, 13.0])
     monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     monkeypatch.setattr(torch.cuda, "power_draw", lambda _: 300_000)  # milliwatts

@@ -15,8 +15,8 @@ import transformers
 
 from clinpeft import adapters, models
 from clinpeft.adapters import METHODS
-from clinpeft.adapters.store import SPEC
-from clinpeft.errors import AdapterError
+from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.core.errors import AdapterError
 from clinpeft.recipe import BaseSpec
 
 CPU = torch.device("cpu")
@@ -41,7 +41,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "modernbert": {"cls_token_id": 0, "sep_token_id": 2},
 }
 EVERY = [(family, method) for family in models.FAMILIES for method in METHODS]
-POSSIBLE = [(family, method) for family, method in EVERY if method not in models.FAMILIES[family].impossible]
+POSSIBLE = [
+    (family, method) for family, method in EVERY if method not in models.FAMILIES[family].impossible
+]
 
 
 def folder_of(family: str, tokenizer: Path, folder: Path) -> Path:
@@ -54,20 +56,31 @@ def folder_of(family: str, tokenizer: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(toy_llama: Callable[..., Path], toy_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    toy_llama: Callable[..., Path], toy_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     root, llama = tmp_path_factory.mktemp("families"), toy_llama()
     tokenizers = {"causal-lm": llama, "masked-lm": toy_bert}
-    return {name: folder_of(name, tokenizers[family.objective], root / name) for name, family in models.FAMILIES.items()}
+    return {
+        name: folder_of(name, tokenizers[family.objective], root / name)
+        for name, family in models.FAMILIES.items()
+    }
 
 
 @functools.cache
 def loaded(folder: Path, precision: str) -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), CPU)
+    return models.load(
+        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), CPU
+    )
 
 
 @functools.cache
 def loaded_for_vectors(folder: Path) -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "precision": "float32", "max_tokens": 32}), CPU, "vectors")
+    return models.load(
+        BaseSpec.model_validate({"path": folder, "precision": "float32", "max_tokens": 32}),
+        CPU,
+        "vectors",
+    )
 
 
 def base_of(folder: Path, precision: str = "float32") -> models.Base:
@@ -76,8 +89,15 @@ def base_of(folder: Path, precision: str = "float32") -> models.Base:
 
 
 def spec_of(method: str) -> Any:
-    sizes = {"lora": {"rank": 2}, "adaption-prompt": {"tokens": 3, "layers": 2}, "p-tuning": {"tokens": 3, "hidden": 8}}
-    return SPEC.validate_python({"method": method} | sizes.get(method, {"tokens": 3} if METHODS[method].prepends != "nothing" else {}))
+    sizes = {
+        "lora": {"rank": 2},
+        "adaption-prompt": {"tokens": 3, "layers": 2},
+        "p-tuning": {"tokens": 3, "hidden": 8},
+    }
+    return SPEC.validate_python(
+        {"method": method}
+        | sizes.get(method, {"tokens": 3} if METHODS[method].prepends != "nothing" else {})
+    )
 
 
 def shaken(stack: adapters.Stack) -> adapters.Stack:
@@ -92,12 +112,17 @@ def shaken(stack: adapters.Stack) -> adapters.Stack:
 ROWS = (torch.arange(5, 12), torch.arange(20, 24), torch.arange(30, 39))
 
 
-def padded(rows: tuple[torch.Tensor, ...], side: str, extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(
+    rows: tuple[torch.Tensor, ...], side: str, extra: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(map(len, rows)) + extra
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
     for at, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[at, place], mask[at, place] = row, 1
+        location = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[at, location], mask[at, location] = row, 1
     return ids, mask
 
 
@@ -112,21 +137,31 @@ def test_every_family_loads_frozen_and_answers(family: str, folders: dict[str, P
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)
-def test_an_adapter_gives_the_same_vectors_with_and_without_the_language_modelling_head(family: str, method: str, folders: dict[str, Path]) -> None:
+def test_an_adapter_gives_the_same_vectors_with_and_without_the_language_modelling_head(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     whole = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
     bare = adapters.attach(copy.deepcopy(loaded_for_vectors(folders[family])), [spec_of(method)])
     bare.load_state(whole.state())
     ids, mask = padded(ROWS, "left")
     with torch.no_grad():
-        assert torch.equal(adapters.hidden(bare, ids, mask)[mask == 1], adapters.hidden(whole, ids, mask)[mask == 1])
+        assert torch.equal(
+            adapters.hidden(bare, ids, mask)[mask == 1],
+            adapters.hidden(whole, ids, mask)[mask == 1],
+        )
     assert bare.counts.trained == whole.counts.trained and bare.base.width == 32
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)
-def test_a_row_depends_on_neither_its_padding_nor_its_neighbours(family: str, method: str, folders: dict[str, Path]) -> None:
+def test_a_row_depends_on_neither_its_padding_nor_its_neighbours(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     stack = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
     with torch.no_grad():
-        alone = [adapters.logits(stack, row[None], torch.ones(1, len(row), dtype=torch.long))[0] for row in ROWS]
+        alone = [
+            adapters.logits(stack, row[None], torch.ones(1, len(row), dtype=torch.long))[0]
+            for row in ROWS
+        ]
         for side, extra in (("right", 0), ("right", 5), ("left", 0), ("left", 5)):
             ids, mask = padded(ROWS, side, extra)
             together = adapters.logits(stack, ids, mask)
@@ -135,7 +170,9 @@ def test_a_row_depends_on_neither_its_padding_nor_its_neighbours(family: str, me
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)
-def test_the_gradient_reaches_every_trained_tensor_and_nothing_else(family: str, method: str, folders: dict[str, Path]) -> None:
+def test_the_gradient_reaches_every_trained_tensor_and_nothing_else(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     stack = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
     ids, mask = padded(ROWS, "right")
     adapters.logits(stack, ids, mask)[mask == 1].float().logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
@@ -146,8 +183,12 @@ def test_the_gradient_reaches_every_trained_tensor_and_nothing_else(family: str,
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize(("family", "method"), [pair for pair in POSSIBLE if pair[0] in ("llama", "bert")])
-def test_masters_are_float32_on_a_bfloat16_base(family: str, method: str, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"), [pair for pair in POSSIBLE if pair[0] in ("llama", "bert")]
+)
+def test_masters_are_float32_on_a_bfloat16_base(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     exact = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
     stack = adapters.attach(base_of(folders[family], "bfloat16"), [spec_of(method)])
     stack.load_state(exact.state())
@@ -162,15 +203,23 @@ def test_masters_are_float32_on_a_bfloat16_base(family: str, method: str, folder
 
 
 @pytest.mark.parametrize(("family", "method"), [pair for pair in EVERY if pair not in POSSIBLE])
-def test_what_a_family_cannot_do_is_refused_with_what_it_can(family: str, method: str, folders: dict[str, Path]) -> None:
+def test_what_a_family_cannot_do_is_refused_with_what_it_can(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     with pytest.raises(AdapterError) as refused:
         adapters.attach(base_of(folders[family]), [spec_of(method)])
-    assert method in refused.value.problem and family in refused.value.problem
-    assert "lora" in refused.value.way_out and method not in refused.value.way_out.split()
+    assert method in refused.value.message and family in refused.value.message
+    assert "lora" in refused.value.hint and method not in refused.value.hint.split()
 
 
-def test_ia3_takes_the_feed_forward_of_an_encoder_and_not_its_attention_output(folders: dict[str, Path]) -> None:
+def test_ia3_takes_the_feed_forward_of_an_encoder_and_not_its_attention_output(
+    folders: dict[str, Path],
+) -> None:
     stack = adapters.attach(base_of(folders["bert"]), [spec_of("ia3")])
     adapted = sorted({name.split("encoder.")[1].split(".ia3_l")[0] for name in stack.trained})
-    layers = [f"layer.{layer}.{part}" for layer in (0, 1) for part in ("attention.self.key", "attention.self.value", "output.dense")]
+    layers = [
+        f"layer.{layer}.{part}"
+        for layer in (0, 1)
+        for part in ("attention.self.key", "attention.self.value", "output.dense")
+    ]
     assert adapted == layers

@@ -12,36 +12,60 @@ import pytest
 import torch
 
 from clinpeft import adapters, models
-from clinpeft.models import Float8, Float8Linear, float8
+from clinpeft.models import Float8, Float8Linear
 from clinpeft.recipe import ModelSpec
+from clinpeft.runtime import float8
 from tests.models.test_families import POSSIBLE, ROWS, base_of, folder_of, padded, shaken, spec_of
 
 CPU = torch.device("cpu")
-EXACT = torch.tensor([[448.0, -224.0, 1.0, 0.3], [896.0, 3.0, -0.6, 0.0], [0.0, 0.0, 0.0, 0.0], [3.5, 2**-10, 1e-5, -3.5]])
+EXACT = torch.tensor(
+    [
+        [448.0, -224.0, 1.0, 0.3],
+        [896.0, 3.0, -0.6, 0.0],
+        [0.0, 0.0, 0.0, 0.0],
+        [3.5, 2**-10, 1e-5, -3.5],
+    ]
+)
 """Scales 1, 2, any and 2^-7. Near 0.3 lie 0.28125 and 0.3125; 2^-10 is 2^-3 scales; 1e-5 is 0.66 of the smallest step, 2^-9 scales."""
-ROUNDED = torch.tensor([[448.0, -224.0, 1.0, 0.3125], [896.0, 3.0, -0.625, 0.0], [0.0, 0.0, 0.0, 0.0], [3.5, 2**-10, 2**-16, -3.5]])
+ROUNDED = torch.tensor(
+    [
+        [448.0, -224.0, 1.0, 0.3125],
+        [896.0, 3.0, -0.625, 0.0],
+        [0.0, 0.0, 0.0, 0.0],
+        [3.5, 2**-10, 2**-16, -3.5],
+    ]
+)
 
 
 @pytest.fixture(scope="module")
-def folders(toy_llama: Callable[..., Path], toy_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    toy_llama: Callable[..., Path], toy_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     root, llama = tmp_path_factory.mktemp("families"), toy_llama()
     tokenizers = {"causal-lm": llama, "masked-lm": toy_bert}
-    return {name: folder_of(name, tokenizers[family.objective], root / name) for name, family in models.FAMILIES.items()}
+    return {
+        name: folder_of(name, tokenizers[family.objective], root / name)
+        for name, family in models.FAMILIES.items()
+    }
 
 
 def in_float8(linear: torch.nn.Linear) -> torch.nn.Module:
-    """A copy of a layer, quantised."""
-    inside = torch.nn.ModuleDict({"layer": torch.nn.ModuleDict({"proj": copy.deepcopy(linear).requires_grad_(False)})})
+    """A copy of a layer, quantized."""
+    inside = torch.nn.ModuleDict(
+        {"layer": torch.nn.ModuleDict({"proj": copy.deepcopy(linear).requires_grad_(False)})}
+    )
     float8.install(inside, ("proj",))
     found = inside.get_submodule("layer.proj")
     assert type(found) is Float8Linear
     return found
 
 
-def dequantised(layer: torch.nn.Module) -> torch.nn.Linear:
+def dequantized(layer: torch.nn.Module) -> torch.nn.Linear:
     """The same function as a plain layer."""
     assert isinstance(layer, Float8Linear)
-    plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.precision).requires_grad_(False)
+    plain = torch.nn.Linear(
+        layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.precision
+    ).requires_grad_(False)
     plain.weight.copy_(layer.weight)
     if layer.bias is not None:
         plain.bias.copy_(layer.bias)
@@ -55,20 +79,29 @@ def drawn(precision: torch.dtype, bias: bool = True) -> torch.nn.Linear:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_weight_becomes_the_nearest_number_times_the_scale_of_its_row(precision: torch.dtype) -> None:
+def test_a_weight_becomes_the_nearest_number_times_the_scale_of_its_row(
+    precision: torch.dtype,
+) -> None:
     plain = torch.nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         plain.weight.copy_(EXACT)
     layer: Any = in_float8(plain)
     assert layer.scale[[0, 1, 3]].flatten().tolist() == [1.0, 2.0, 2**-7]
-    assert layer.numbers.dtype == torch.float8_e4m3fn and layer.numbers[0].float().tolist() == [448.0, -224.0, 1.0, 0.3125]
-    assert torch.equal(models.dequantised(layer.numbers, layer.scale, precision), ROUNDED.to(precision))
+    assert layer.numbers.dtype == torch.float8_e4m3fn and layer.numbers[0].float().tolist() == [
+        448.0,
+        -224.0,
+        1.0,
+        0.3125,
+    ]
+    assert torch.equal(
+        models.dequantized(layer.numbers, layer.scale, precision), ROUNDED.to(precision)
+    )
 
 
 def test_no_weight_is_off_by_more_than_the_format_allows() -> None:
     weight = drawn(torch.float32).weight.detach()
     found = Float8.of(weight)
-    apart = (models.dequantised(found.numbers, found.scale, torch.float32) - weight).abs()
+    apart = (models.dequantized(found.numbers, found.scale, torch.float32) - weight).abs()
     allowed = torch.maximum(weight.abs() / 16, found.scale / 1024)
     assert bool((apart <= 1.0001 * allowed).all()) and bool((apart > allowed / 2).any())
 
@@ -76,19 +109,28 @@ def test_no_weight_is_off_by_more_than_the_format_allows() -> None:
 def test_a_weight_that_is_no_number_stays_none() -> None:
     weight = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
     found = Float8.of(weight)
-    assert models.dequantised(found.numbers, found.scale, torch.float32).isnan().tolist()[0] == [True, True]
+    assert models.dequantized(found.numbers, found.scale, torch.float32).isnan().tolist()[0] == [
+        True,
+        True,
+    ]
     assert found.numbers[1].float().tolist() == [224.0, 448.0]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_outputs_and_gradients_are_those_of_a_plain_layer_with_the_dequantised_weights(precision: torch.dtype, bias: bool) -> None:
+def test_outputs_and_gradients_are_those_of_a_plain_layer_with_the_dequantized_weights(
+    precision: torch.dtype, bias: bool
+) -> None:
     layer = in_float8(drawn(precision, bias))
-    plain = dequantised(layer)
+    plain = dequantized(layer)
     assert not torch.equal(plain.weight, drawn(precision, bias).weight)
     found = []
     for each in (layer, plain):
-        x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1)).to(precision).requires_grad_()
+        x = (
+            torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+            .to(precision)
+            .requires_grad_()
+        )
         out = each(x)
         found.append((out.detach(), *torch.autograd.grad(out.float().square().sum(), x)))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
@@ -101,7 +143,7 @@ def test_a_layer_computes_in_the_precision_of_autocast() -> None:
         assert layer(torch.randn(3, 48)).dtype == torch.bfloat16
 
 
-def test_nothing_dequantised_is_kept_for_the_way_back() -> None:
+def test_nothing_dequantized_is_kept_for_the_way_back() -> None:
     layer = in_float8(drawn(torch.float32))
     kept: list[torch.Tensor] = []
 
@@ -111,11 +153,17 @@ def test_nothing_dequantised_is_kept_for_the_way_back() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(torch.randn(3, 48, requires_grad=True))
-    assert {(tensor.dtype, tuple(tensor.shape)) for tensor in kept} == {(torch.float8_e4m3fn, (24, 48)), (torch.float32, (24, 1))}
+    assert {(tensor.dtype, tuple(tensor.shape)) for tensor in kept} == {
+        (torch.float8_e4m3fn, (24, 48)),
+        (torch.float32, (24, 1)),
+    }
 
 
 def bytes_of(module: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    )
 
 
 @pytest.mark.parametrize(("precision", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
@@ -126,33 +174,58 @@ def test_a_layer_takes_a_byte_a_weight_and_a_scale_a_row(precision: torch.dtype,
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_all_linear_layers_inside_the_blocks_are_quantised_and_nothing_else(family: str, folders: dict[str, Path]) -> None:
+def test_all_linear_layers_inside_the_blocks_are_quantized_and_nothing_else(
+    family: str, folders: dict[str, Path]
+) -> None:
     plain = base_of(folders[family])
-    quantised = models.load(ModelSpec(path=folders[family], precision="float32", quantisation="float8", max_tokens=32), CPU)
-    linears = {name: module for name, module in plain.backbone.named_modules() if isinstance(module, torch.nn.Linear)}
-    inside = {name: module for name, module in linears.items() if re.match(r"(encoder\.)?layers?\.\d+\.", name)}
-    found = {name for name, module in quantised.backbone.named_modules() if isinstance(module, Float8Linear)}
+    quantized = models.load(
+        ModelSpec(path=folders[family], precision="float32", quantization="float8", max_tokens=32),
+        CPU,
+    )
+    linears = {
+        name: module
+        for name, module in plain.backbone.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    inside = {
+        name: module
+        for name, module in linears.items()
+        if re.match(r"(encoder\.)?layers?\.\d+\.", name)
+    }
+    found = {
+        name
+        for name, module in quantized.backbone.named_modules()
+        if isinstance(module, Float8Linear)
+    }
     assert found == set(inside) and found
-    assert sum(p.numel() for p in quantised.model.parameters()) == sum(p.numel() for p in plain.model.parameters())
+    assert sum(p.numel() for p in quantized.model.parameters()) == sum(
+        p.numel() for p in plain.model.parameters()
+    )
     weights = sum(module.in_features * module.out_features for module in inside.values())
     rows = sum(module.out_features for module in inside.values())
-    assert bytes_of(plain.model) - bytes_of(quantised.model) == 3 * weights - 4 * rows
-    assert quantised.quantisation == "float8" and plain.quantisation == "none" and quantised.sha256 == plain.sha256
+    assert bytes_of(plain.model) - bytes_of(quantized.model) == 3 * weights - 4 * rows
+    assert (
+        quantized.quantization == "float8"
+        and plain.quantization == "none"
+        and quantized.sha256 == plain.sha256
+    )
 
 
 def twins(folder: Path, precision: str) -> tuple[models.Base, models.Base]:
-    """A base in float8, and one of plain layers with the same dequantised weights."""
-    quantised, plain = base_of(folder, precision), base_of(folder, precision)
-    models.quantise(quantised)
-    for name, module in quantised.backbone.named_modules():
+    """A base in float8, and one of plain layers with the same dequantized weights."""
+    quantized, plain = base_of(folder, precision), base_of(folder, precision)
+    models.quantize(quantized)
+    for name, module in quantized.backbone.named_modules():
         if isinstance(module, Float8Linear):
             with torch.no_grad():
                 plain.backbone.get_submodule(name).weight.copy_(module.weight)
-    return quantised, plain
+    return quantized, plain
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)
-def test_every_method_learns_on_it_what_it_learns_on_the_dequantised_weights(family: str, method: str, folders: dict[str, Path]) -> None:
+def test_every_method_learns_on_it_what_it_learns_on_the_dequantized_weights(
+    family: str, method: str, folders: dict[str, Path]
+) -> None:
     ids, mask = padded(ROWS, "right")
     found = []
     for base in twins(folders[family], "float32"):
@@ -160,7 +233,13 @@ def test_every_method_learns_on_it_what_it_learns_on_the_dequantised_weights(fam
         assert all(parameter.dtype == torch.float32 for parameter in stack.trained.values())
         logits = adapters.logits(stack, ids, mask)
         logits.square().sum().backward()  # type: ignore[no-untyped-call]
-        found.append((stack.counts, logits.detach(), {name: parameter.grad for name, parameter in stack.trained.items()}))
+        found.append(
+            (
+                stack.counts,
+                logits.detach(),
+                {name: parameter.grad for name, parameter in stack.trained.items()},
+            )
+        )
     (counts, logits, gradients), (plain_counts, plain_logits, plain_gradients) = found
     assert counts == plain_counts and gradients.keys() == plain_gradients.keys()
     torch.testing.assert_close(logits, plain_logits, atol=1e-6, rtol=1e-6)
@@ -171,8 +250,13 @@ def test_every_method_learns_on_it_what_it_learns_on_the_dequantised_weights(fam
 @pytest.mark.parametrize("method", adapters.METHODS)
 def test_in_bfloat16_too(method: str, folders: dict[str, Path]) -> None:
     ids, mask = padded(ROWS, "right")
-    stacks = [shaken(adapters.attach(base, [spec_of(method)])) for base in twins(folders["llama"], "bfloat16")]
+    stacks = [
+        shaken(adapters.attach(base, [spec_of(method)]))
+        for base in twins(folders["llama"], "bfloat16")
+    ]
     with torch.no_grad():
         first, second = (adapters.logits(stack, ids, mask)[mask == 1].float() for stack in stacks)
     torch.testing.assert_close(first, second, atol=2e-2, rtol=2e-2)
-    assert all(parameter.dtype == torch.float32 for stack in stacks for parameter in stack.trained.values())
+    assert all(
+        parameter.dtype == torch.float32 for stack in stacks for parameter in stack.trained.values()
+    )

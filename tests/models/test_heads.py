@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from clinpeft import models
-from clinpeft.errors import AdapterError, InputError, RefusedError, StorageError, UsageError
+from clinpeft.core.errors import AdapterError, InputError, RefusedError, StorageError, UsageError
+from clinpeft.core.schemas import Question
 from clinpeft.models import Asked, Head, Heads, Place, Probe
-from clinpeft.models import saved as store
+from clinpeft.models import head_io as store
 from clinpeft.recipe import ModelSpec
-from clinpeft.tables import Question
 
 CPU = torch.device("cpu")
 SIZES = {"mortality": 2, "stay.length": 4, "icd_coding": 711, "icd_coding 10": 1266}
@@ -28,11 +28,21 @@ PLACE = Place("2.13.0", "5.23.0", "cpu", "AVX512", 2, "float32")
 
 def question(name: str, classes: int) -> Question:
     names = tuple(f"class {at} “é”" for at in range(classes))
-    return Question(name, "multilabel" if classes > 4 else "multiclass", names, ("",) * classes, (7,) * classes, "auroc_macro")
+    return Question(
+        name,
+        "multilabel" if classes > 4 else "multiclass",
+        names,
+        ("",) * classes,
+        (7,) * classes,
+        "auroc_macro",
+    )
 
 
 def heads_of(sizes: dict[str, int], width: int = 8) -> dict[str, Head]:
-    return {name: Head(width, classes, 0.25, seed=at) for at, (name, classes) in enumerate(sizes.items())}
+    return {
+        name: Head(width, classes, 0.25, seed=at)
+        for at, (name, classes) in enumerate(sizes.items())
+    }
 
 
 def asked_of(sizes: dict[str, int]) -> dict[str, Asked]:
@@ -63,15 +73,25 @@ def test_a_documents_logits_are_the_mean_or_the_maximum_of_its_windows() -> None
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_one_window_a_document_is_the_linear_layer_to_the_bit(pooling: models.WindowPooling) -> None:
-    head, vectors = Head(8, 1266, seed=3), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+def test_one_window_a_document_is_the_linear_layer_to_the_bit(
+    pooling: models.WindowPooling,
+) -> None:
+    head, vectors = (
+        Head(8, 1266, seed=3),
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(0)),
+    )
     order = torch.tensor([3, 0, 4, 1, 2])
-    assert torch.equal(head(vectors, order, 5, pooling)[order], torch.nn.functional.linear(vectors, head.linear.weight, head.linear.bias))
+    assert torch.equal(
+        head(vectors, order, 5, pooling)[order],
+        torch.nn.functional.linear(vectors, head.linear.weight, head.linear.bias),
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_gradients_reach_every_window_that_counts(pooling: models.WindowPooling) -> None:
-    vectors = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    vectors = torch.randn(
+        6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     head, document = Head(3, 2, seed=1).double(), torch.tensor([0, 0, 0, 1, 2, 2])
 
     def answer(given: torch.Tensor) -> torch.Tensor:
@@ -90,15 +110,24 @@ def test_a_head_computes_in_float32_whatever_is_around_it() -> None:
     vectors, head = torch.tensor([[1.0 + 2**-7, 1.0]]).bfloat16(), identity()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = head(vectors, torch.tensor([0]), 1, "mean")
-    assert logits.dtype == torch.float32 and logits[0, 1].item() == 101.0 and logits[0, 0].item() == 1.0 + 2**-7
+    assert (
+        logits.dtype == torch.float32
+        and logits[0, 1].item() == 101.0
+        and logits[0, 0].item() == 1.0 + 2**-7
+    )
 
 
 def test_first_weights_are_small_seeded_and_touch_no_global_generator() -> None:
     before = torch.get_rng_state()
     head, again, other = Head(384, 1266, seed=7), Head(384, 1266, seed=7), Head(384, 1266, seed=8)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(head.linear.weight, again.linear.weight) and not torch.equal(head.linear.weight, other.linear.weight)
-    assert abs(head.linear.weight.std().item() - 0.02) < 1e-4 and abs(head.linear.weight.mean().item()) < 1e-4
+    assert torch.equal(head.linear.weight, again.linear.weight) and not torch.equal(
+        head.linear.weight, other.linear.weight
+    )
+    assert (
+        abs(head.linear.weight.std().item() - 0.02) < 1e-4
+        and abs(head.linear.weight.mean().item()) < 1e-4
+    )
     assert not head.linear.bias.any() and head.linear.weight.dtype == torch.float32
     assert (head.width, head.classes) == (384, 1266)
 
@@ -128,9 +157,15 @@ def test_nothing_is_kept_per_token_for_many_labels() -> None:
 
 @pytest.mark.parametrize(
     ("document", "documents", "said"),
-    [([0, 0, 2], 3, r"without windows: \[1\]"), ([0, 1, 3], 3, r"without document: \[2\]"), ([0, 1, -1], 2, r"without document: \[2\]")],
+    [
+        ([0, 0, 2], 3, r"without windows: \[1\]"),
+        ([0, 1, 3], 3, r"without document: \[2\]"),
+        ([0, 1, -1], 2, r"without document: \[2\]"),
+    ],
 )
-def test_a_document_without_windows_or_a_window_without_document_is_an_error(document: list[int], documents: int, said: str) -> None:
+def test_a_document_without_windows_or_a_window_without_document_is_an_error(
+    document: list[int], documents: int, said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         Head(2, 2)(torch.zeros(3, 2), torch.tensor(document), documents, "mean")
 
@@ -140,7 +175,9 @@ def test_heads_are_a_mapping_under_any_name_and_a_module() -> None:
     heads = Heads({name: Head(4, at + 2, seed=at) for at, name in enumerate(names)})
     assert list(heads) == names and len(heads) == 7 and "keys" in heads and "absent" not in heads
     assert [head.classes for head in heads.values()] == [2, 3, 4, 5, 6, 7, 8]
-    assert len(dict(heads.named_parameters())) == 14 and all(head.training for head in heads.values())
+    assert len(dict(heads.named_parameters())) == 14 and all(
+        head.training for head in heads.values()
+    )
     assert not any(head.training for head in heads.eval().values())
     again = copy.deepcopy(heads)
     again.load_state_dict(heads.state_dict())
@@ -156,7 +193,14 @@ def test_heads_are_a_mapping_under_any_name_and_a_module() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    models.save_head(tmp_path / "head", heads_of(SIZES), asked_of(SIZES), "b" * 64, probe_of(SIZES), {"adapters": ["c" * 64]})
+    models.save_head(
+        tmp_path / "head",
+        heads_of(SIZES),
+        asked_of(SIZES),
+        "b" * 64,
+        probe_of(SIZES),
+        {"adapters": ["c" * 64]},
+    )
     return tmp_path / "head"
 
 
@@ -165,27 +209,49 @@ def test_heads_of_2_4_711_and_1266_classes_come_back_to_the_bit(folder: Path) ->
     assert list(found.heads) == list(SIZES) and found.asked == asked_of(SIZES)
     assert (found.base_sha256, found.about) == ("b" * 64, {"adapters": ["c" * 64]})
     for name, head in wanted.items():
-        assert torch.equal(found.heads[name].linear.weight, head.linear.weight) and found.heads[name].dropout.p == 0.25
+        assert (
+            torch.equal(found.heads[name].linear.weight, head.linear.weight)
+            and found.heads[name].dropout.p == 0.25
+        )
         assert not found.heads[name].training
-    assert found.probe is not None and torch.equal(found.probe.input_ids, probe.input_ids) and found.probe.place == PLACE
+    assert (
+        found.probe is not None
+        and torch.equal(found.probe.input_ids, probe.input_ids)
+        and found.probe.location == PLACE
+    )
     assert all(torch.equal(found.probe.logits[name], probe.logits[name]) for name in SIZES)
 
 
 def test_heads_of_several_widths_without_probe_come_back(tmp_path: Path) -> None:
     sizes = {"a": 2, "b": 3}
-    models.save_head(tmp_path, Heads({"a": Head(4, 2, seed=1), "b": Head(16, 3, seed=2)}), asked_of(sizes), "")
+    models.save_head(
+        tmp_path, Heads({"a": Head(4, 2, seed=1), "b": Head(16, 3, seed=2)}), asked_of(sizes), ""
+    )
     found = models.load_heads(tmp_path)
-    assert [head.width for head in found.heads.values()] == [4, 16] and found.probe is None and found.about == {}
+    assert (
+        [head.width for head in found.heads.values()] == [4, 16]
+        and found.probe is None
+        and found.about == {}
+    )
 
 
 def test_the_same_heads_are_the_same_files(folder: Path, tmp_path: Path) -> None:
-    models.save_head(tmp_path / "again", heads_of(SIZES), asked_of(SIZES), "b" * 64, probe_of(SIZES), {"adapters": ["c" * 64]})
+    models.save_head(
+        tmp_path / "again",
+        heads_of(SIZES),
+        asked_of(SIZES),
+        "b" * 64,
+        probe_of(SIZES),
+        {"adapters": ["c" * 64]},
+    )
     for name in ("head.json", "head.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == ["head.json", "head.safetensors"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_what_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(descriptor: int) -> None:
@@ -197,9 +263,15 @@ def test_a_write_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pyt
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_write_cut_off_between_the_two_files_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_cut_off_between_the_two_files_is_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = store._write
-    monkeypatch.setattr(store, "_write", lambda path, content: real(path, content) if path.suffix == ".safetensors" else None)
+    monkeypatch.setattr(
+        store,
+        "_write",
+        lambda path, content: real(path, content) if path.suffix == ".safetensors" else None,
+    )
     models.save_head(folder, heads_of({"a": 2}), asked_of({"a": 2}), "")
     with pytest.raises(RefusedError, match="not the file that was written"):
         models.load_heads(folder)
@@ -259,7 +331,7 @@ CHANGES: list[Callable[[dict[str, Any]], object]] = [
     lambda described: described["tasks"]["mortality"].update(dropout=2.0),
     lambda described: described["tasks"].update(mortality=[]),
     lambda described: described["probe"].update(input_ids=[[1], [2, 3]]),
-    lambda described: described["probe"]["place"].pop("threads"),
+    lambda described: described["probe"]["location"].pop("threads"),
     lambda described: described.pop("base_sha256"),
     lambda described: described.update(about=3),
 ]
@@ -283,14 +355,28 @@ def test_one_changed_bit_of_the_numbers_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors: tensors.pop("head.stay.length.bias"), r"head.stay.length.bias is missing for \(4,\)"),
-        (lambda tensors: tensors.pop("probe.mortality"), r"probe.mortality is missing for \(3, 2\)"),
+        (
+            lambda tensors: tensors.pop("head.stay.length.bias"),
+            r"head.stay.length.bias is missing for \(4,\)",
+        ),
+        (
+            lambda tensors: tensors.pop("probe.mortality"),
+            r"probe.mortality is missing for \(3, 2\)",
+        ),
         (lambda tensors: tensors.update(extra=torch.ones(1)), r"extra is \(1,\) for nothing"),
-        (lambda tensors: tensors.update({"head.mortality.weight": torch.ones(3, 8)}), r"head.mortality.weight is \(3, 8\) for \(2, 8\)"),
-        (lambda tensors: tensors.update({"head.mortality.bias": torch.ones(2).bfloat16()}), "bfloat16 for torch.float32"),
+        (
+            lambda tensors: tensors.update({"head.mortality.weight": torch.ones(3, 8)}),
+            r"head.mortality.weight is \(3, 8\) for \(2, 8\)",
+        ),
+        (
+            lambda tensors: tensors.update({"head.mortality.bias": torch.ones(2).bfloat16()}),
+            "bfloat16 for torch.float32",
+        ),
     ],
 )
-def test_numbers_that_do_not_fit_their_description_are_named(folder: Path, change: Callable[[Any], object], said: str) -> None:
+def test_numbers_that_do_not_fit_their_description_are_named(
+    folder: Path, change: Callable[[Any], object], said: str
+) -> None:
     tensors = load_file(folder / "head.safetensors")
     change(tensors)
     save_file(tensors, folder / "head.safetensors")
@@ -319,15 +405,22 @@ def test_the_same_answers_in_the_same_place_pass_and_one_bit_is_refused() -> Non
     models.check_probe(probe, dict(probe.logits), PLACE)
     now = {name: logits.clone() for name, logits in probe.logits.items()}
     now["b"][1, 1] = torch.nextafter(now["b"][1, 1], torch.tensor(torch.inf))
-    with pytest.raises(RefusedError, match=r"answers of b to the probe differ by .*in the same place"):
+    with pytest.raises(
+        RefusedError, match=r"answers of b to the probe differ by .*in the same place"
+    ):
         models.check_probe(probe, now, PLACE)
     models.check_probe(probe, now, dataclasses.replace(PLACE, threads=8))
 
 
 def test_elsewhere_a_thousandth_of_the_largest_logit_passes() -> None:
-    probe, there = Probe(torch.zeros(1, 1, dtype=torch.int64), {"a": torch.tensor([[-10.0, 1.0]])}, PLACE), dataclasses.replace(PLACE, device="cuda")
+    probe, there = (
+        Probe(torch.zeros(1, 1, dtype=torch.int64), {"a": torch.tensor([[-10.0, 1.0]])}, PLACE),
+        dataclasses.replace(PLACE, device="cuda"),
+    )
     models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.0099]])}, there)
-    with pytest.raises(RefusedError, match=r"differ by 0\.0\d+ .*device cpu -> cuda.* 0\.01 would pass"):
+    with pytest.raises(
+        RefusedError, match=r"differ by 0\.0\d+ .*device cpu -> cuda.* 0\.01 would pass"
+    ):
         models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.0101]])}, there)
     coarse = dataclasses.replace(PLACE, precision="bfloat16")
     models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.25]])}, coarse)
@@ -335,11 +428,11 @@ def test_elsewhere_a_thousandth_of_the_largest_logit_passes() -> None:
         models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.35]])}, coarse)
 
 
-@pytest.mark.parametrize("place", [PLACE, dataclasses.replace(PLACE, device="cuda")])
-def test_an_answer_that_is_no_number_is_refused(place: Place) -> None:
+@pytest.mark.parametrize("location", [PLACE, dataclasses.replace(PLACE, device="cuda")])
+def test_an_answer_that_is_no_number_is_refused(location: Place) -> None:
     probe = probe_of({"a": 4})
     with pytest.raises(RefusedError, match="differ by nan"):
-        models.check_probe(probe, {"a": torch.full((3, 4), torch.nan)}, place)
+        models.check_probe(probe, {"a": torch.full((3, 4), torch.nan)}, location)
 
 
 def test_other_tasks_or_shapes_are_an_error() -> None:
@@ -350,18 +443,32 @@ def test_other_tasks_or_shapes_are_an_error() -> None:
 
 def test_the_probe_finds_another_base_out(toy_llama: Callable[..., Path], tmp_path: Path) -> None:
     """Saved with one base and asked of it again, loaded anew: to the bit. Asked of another: refused."""
-    one, again, other = (models.load(ModelSpec(path=folder, max_tokens=16), CPU, "vectors") for folder in [toy_llama()] * 2 + [toy_llama(seed=1)])
+    one, again, other = (
+        models.load(ModelSpec(path=folder, max_tokens=16), CPU, "vectors")
+        for folder in [toy_llama()] * 2 + [toy_llama(seed=1)]
+    )
     head = Head(32, 3, seed=0)
 
     def answers(base: models.Base, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         mask = torch.ones_like(ids)
         with torch.no_grad():
-            vectors = models.pool(base.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask, "last")
+            vectors = models.pool(
+                base.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask, "last"
+            )
             return {"a": head(vectors, torch.arange(len(ids)), len(ids), "mean")}
 
     ids = models.probe_ids(one, seed=4)
-    assert models.place_now(one).precision == "float32" and models.place_now(one).threads == torch.get_num_threads()
-    models.save_head(tmp_path, {"a": head}, asked_of({"a": 3}), one.sha256, Probe(ids, answers(one, ids), models.place_now(one)))
+    assert (
+        models.place_now(one).precision == "float32"
+        and models.place_now(one).threads == torch.get_num_threads()
+    )
+    models.save_head(
+        tmp_path,
+        {"a": head},
+        asked_of({"a": 3}),
+        one.sha256,
+        Probe(ids, answers(one, ids), models.place_now(one)),
+    )
     probe = models.load_heads(tmp_path, again.sha256).probe
     assert probe is not None
     models.check_probe(probe, answers(again, probe.input_ids), models.place_now(again))
@@ -375,4 +482,6 @@ def test_probe_tokens_are_ordinary_seeded_and_no_longer_than_the_base_reads(toy_
     assert ids.shape == (50, 16) and ids.dtype == torch.int64
     special = set(base.tokenizer.all_special_ids)
     assert set(ids.flatten().tolist()) == set(range(len(base.tokenizer))) - special
-    assert torch.equal(ids, models.probe_ids(base, seed=4, rows=50)) and not torch.equal(ids, models.probe_ids(base, seed=5, rows=50))
+    assert torch.equal(ids, models.probe_ids(base, seed=4, rows=50)) and not torch.equal(
+        ids, models.probe_ids(base, seed=5, rows=50)
+    )

@@ -15,9 +15,10 @@ import transformers
 from transformers.models.llama import modeling_llama
 
 from clinpeft import models
-from clinpeft.errors import BaseModelError, UsageError
-from clinpeft.models import FAMILIES, kernels
+from clinpeft.core.errors import BaseModelError, UsageError
+from clinpeft.models import FAMILIES
 from clinpeft.recipe import ModelSpec
+from clinpeft.runtime import kernels
 from tests.models.test_families import SETTINGS, SHAPE
 
 CUDA = torch.device("cuda")
@@ -38,10 +39,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         if model_type == "llama":
             here.LlamaRMSNorm = here.LlamaMLP = torch.nn.Identity
         norm = model.base_model.norm
-        norm.__dict__["forward"] = (lambda self, hidden: type(self).forward(self, hidden) / 2).__get__(norm)
+        norm.__dict__["forward"] = (
+            lambda self, hidden: type(self).forward(self, hidden) / 2
+        ).__get__(norm)
 
     known = {name: lambda name=name, **options: applied(name, **options) for name in KNOWN}
-    package, inner, patch = (ModuleType(name) for name in ("liger_kernel", "liger_kernel.transformers", "liger_kernel.transformers.monkey_patch"))
+    package, inner, patch = (
+        ModuleType(name)
+        for name in (
+            "liger_kernel",
+            "liger_kernel.transformers",
+            "liger_kernel.transformers.monkey_patch",
+        )
+    )
     patch.MODEL_TYPE_TO_APPLY_LIGER_FN = known  # type: ignore[attr-defined]
     inner.monkey_patch = patch  # type: ignore[attr-defined]
     for module in (package, inner, patch):
@@ -73,25 +83,31 @@ def test_nothing_of_liger_is_imported_with_clinpeft() -> None:
 
 def test_a_processor_is_refused_with_the_value_the_place_and_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
-        models.refuse_missing_kernels(liger(tmp_path / "nothing there"), torch.device("cpu"))  # before the folder is looked at
-    assert caught.value.place == "base.kernels" and '"torch"' in caught.value.way_out
+        models.refuse_missing_kernels(
+            liger(tmp_path / "nothing there"), torch.device("cpu")
+        )  # before the folder is looked at
+    assert caught.value.location == "base.kernels" and '"torch"' in caught.value.hint
 
 
-def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "PACKAGE", "no_package_of_this_name")
     with pytest.raises(UsageError, match="liger-kernel is not installed") as caught:
         models.refuse_missing_kernels(liger(tmp_path / "nothing there"), CUDA)
-    assert 'pip install "clinpeft[gpu]"' in caught.value.way_out
+    assert 'pip install "clinpeft[gpu]"' in caught.value.hint
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_family_without_kernels_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
     models.refuse_missing_kernels(liger(models.write_tiny(tmp_path / "llama")), CUDA)
     encoder = models.write_tiny(tmp_path / "bert")
-    (encoder / "config.json").write_text((encoder / "config.json").read_text().replace('"llama"', '"bert"'))
+    (encoder / "config.json").write_text(
+        (encoder / "config.json").read_text().replace('"llama"', '"bert"')
+    )
     with pytest.raises(BaseModelError, match="bert model, for which there are none") as caught:
         models.refuse_missing_kernels(liger(encoder), CUDA)
-    assert caught.value.place == "base.kernels" and caught.value.way_out.endswith(", ".join(KNOWN))
+    assert caught.value.location == "base.kernels" and caught.value.hint.endswith(", ".join(KNOWN))
 
 
 def test_the_families_with_kernels_are_those_that_liger_knows() -> None:
@@ -99,10 +115,21 @@ def test_the_families_with_kernels_are_those_that_liger_knows() -> None:
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_liger_is_asked_for_norms_and_gates_and_for_no_rotation_and_no_loss(family: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
+def test_liger_is_asked_for_norms_and_gates_and_for_no_rotation_and_no_loss(
+    family: str, asked: list[tuple[str, dict[str, Any]]]
+) -> None:
     model = toy(family)
-    assert kernels.install(model, FAMILIES[family], liger(Path("toy")), CUDA) == f"torch {metadata.version('torch')}"
-    wanted = {"rope": False, "rms_norm": True, GATES[family]: True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+    assert (
+        kernels.install(model, FAMILIES[family], liger(Path("toy")), CUDA)
+        == f"torch {metadata.version('torch')}"
+    )
+    wanted = {
+        "rope": False,
+        "rms_norm": True,
+        GATES[family]: True,
+        "cross_entropy": False,
+        "fused_linear_cross_entropy": False,
+    }
     assert asked == [(family, {"model": model, **wanted})]
 
 
@@ -124,12 +151,17 @@ def test_the_given_model_alone_gets_them(asked: list[tuple[str, dict[str, Any]]]
 def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewhere(
     spec: str, device: str, asked: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    found = kernels.install(toy("llama"), FAMILIES["llama"], ModelSpec(path=Path("toy"), kernels=spec), torch.device(device))  # type: ignore[arg-type]
+    found = kernels.install(
+        toy("llama"),
+        FAMILIES["llama"],
+        ModelSpec(path=Path("toy"), kernels=spec),
+        torch.device(device),
+    )  # type: ignore[arg-type]
     assert found == "torch" and not asked
 
 
 def test_a_probe_of_an_older_version_was_answered_by_torch() -> None:
-    place = models.Place("2.13", "5.17", "cpu", "AVX2", 2, "float32")
-    older = {name: value for name, value in place.as_json().items() if name != "kernels"}
-    assert models.Place.from_json(older) == place
-    assert models.Place.from_json({**older, "kernels": "liger-kernel 0.8.5"}) != place
+    location = models.Place("2.13", "5.17", "cpu", "AVX2", 2, "float32")
+    older = {name: value for name, value in location.as_json().items() if name != "kernels"}
+    assert models.Place.from_json(older) == location
+    assert models.Place.from_json({**older, "kernels": "liger-kernel 0.8.5"}) != location

@@ -43,8 +43,17 @@ print(held() - before)
 
 def ran(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, told of capacities only what ``settings`` say."""
-    around = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")} | settings
-    return subprocess.run([sys.executable, "-c", program], env=around, capture_output=True, text=True, timeout=120, check=False)
+    context = {
+        name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")
+    } | settings
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=context,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def grown(imported: str) -> int:

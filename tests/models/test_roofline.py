@@ -10,7 +10,12 @@ from clinpeft import models
 from clinpeft.recipe import ModelSpec
 
 SEVEN_BILLION = transformers.LlamaConfig(
-    vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    tie_word_embeddings=False,
 )
 
 
@@ -20,11 +25,22 @@ def test_the_numbers_of_a_base_are_those_worked_out_by_hand() -> None:
     assert shape.multiplied == in_layers
     assert shape.multiplied + shape.vocabulary * shape.width == pytest.approx(6.607e9, rel=1e-3)
     assert shape.parameters == in_layers + 2 * 32_000 * 4096 + 65 * 4096
-    assert (shape.layers, shape.key_width, shape.inner_width, shape.causal) == (32, 4096, 11_008, True)
+    assert (shape.layers, shape.key_width, shape.inner_width, shape.causal) == (
+        32,
+        4096,
+        11_008,
+        True,
+    )
 
 
 def test_shared_keys_make_them_narrower() -> None:
-    config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=1, vocab_size=16)
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        vocab_size=16,
+    )
     assert models.shape_of(config).key_width == 16
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaModel
 
 from clinpeft import adapters, models
-from clinpeft.errors import BaseModelError, InputError, RefusedError
+from clinpeft.core.errors import BaseModelError, InputError, RefusedError
 from clinpeft.recipe import LoraSpec, ModelSpec, PromptSpec, ReaderSpec
 
 CPU = torch.device("cpu")
@@ -22,7 +22,9 @@ MakeFolder = Callable[..., Path]
 
 
 def load(folder: Path, purpose: models.Purpose = "vectors", **options: Any) -> models.Base:
-    return models.load(ModelSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU, purpose)
+    return models.load(
+        ModelSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU, purpose
+    )
 
 
 def bare(folder: Path, kind: Any, to: Path) -> Path:
@@ -39,7 +41,9 @@ def bare_bert(toy_bert: Path, tmp_path: Path) -> Path:
 
 
 def vectors(base: models.Base, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = base.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    found: torch.Tensor = base.backbone(
+        input_ids=ids, attention_mask=torch.ones_like(ids)
+    ).last_hidden_state
     return found
 
 
@@ -49,9 +53,13 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 # --------------------------------------------------------------------------------------------------------------------------------- loading
 
 
-def test_a_folder_of_the_backbone_alone_is_a_base_for_vectors_and_none_for_language(bare_bert: Path, toy_bert: Path) -> None:
+def test_a_folder_of_the_backbone_alone_is_a_base_for_vectors_and_none_for_language(
+    bare_bert: Path, toy_bert: Path
+) -> None:
     names = load_file(bare_bert / "model.safetensors")
-    assert not any(name.startswith("cls.") for name in names) and "pooler.dense.weight" in names  # an unused pooler does no harm
+    assert (
+        not any(name.startswith("cls.") for name in names) and "pooler.dense.weight" in names
+    )  # an unused pooler does no harm
     before = torch.get_rng_state()
     base, whole = load(bare_bert), load(toy_bert, "language")
     assert torch.equal(torch.get_rng_state(), before)
@@ -60,16 +68,24 @@ def test_a_folder_of_the_backbone_alone_is_a_base_for_vectors_and_none_for_langu
         load(bare_bert, "language")
 
 
-def test_a_decoder_without_head_is_a_base_for_vectors(toy_llama: MakeFolder, tmp_path: Path) -> None:
+def test_a_decoder_without_head_is_a_base_for_vectors(
+    toy_llama: MakeFolder, tmp_path: Path
+) -> None:
     folder = toy_llama()
     base, whole = load(bare(folder, LlamaModel, tmp_path / "bare")), load(folder, "language")
     assert torch.equal(vectors(base, IDS), vectors(whole, IDS))
     assert base.width == 32 and base.purpose == "vectors"
 
 
-def test_names_stay_those_of_the_language_model_and_the_head_is_freed(toy_bert: Path, toy_llama: MakeFolder) -> None:
+def test_names_stay_those_of_the_language_model_and_the_head_is_freed(
+    toy_bert: Path, toy_llama: MakeFolder
+) -> None:
     for folder, prefix in ((toy_bert, "bert."), (toy_llama(), "model.")):
-        whole = {name: parameter for name, parameter in load(folder, "language").model.named_parameters() if name.startswith(prefix)}
+        whole = {
+            name: parameter
+            for name, parameter in load(folder, "language").model.named_parameters()
+            if name.startswith(prefix)
+        }
         kept = dict(load(folder).model.named_parameters())
         assert list(kept) == list(whole)
         assert all(torch.equal(kept[name], whole[name]) for name in kept)
@@ -87,8 +103,12 @@ def test_logits_of_a_base_for_vectors_are_refused_and_not_nonsense(toy_bert: Pat
         load(toy_bert).model(input_ids=IDS)
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(rank=2), PromptSpec(tokens=2)], ids=lambda spec: spec.method)
-def test_an_adapter_that_learned_language_fits_a_base_for_vectors(spec: Any, toy_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spec", [LoraSpec(rank=2), PromptSpec(tokens=2)], ids=lambda spec: spec.method
+)
+def test_an_adapter_that_learned_language_fits_a_base_for_vectors(
+    spec: Any, toy_bert: Path, tmp_path: Path
+) -> None:
     taught = adapters.attach(load(toy_bert, "language"), [spec])
     with torch.no_grad():
         for parameter in taught.trained.values():
@@ -96,7 +116,9 @@ def test_an_adapter_that_learned_language_fits_a_base_for_vectors(spec: Any, toy
     adapters.save(taught, tmp_path / "adapter")
     worn = adapters.load(load(toy_bert), tmp_path / "adapter")
     wanted = dict(taught.model.named_parameters())
-    learned = {name: tensor for name, tensor in worn.model.named_parameters() if name in taught.trained}
+    learned = {
+        name: tensor for name, tensor in worn.model.named_parameters() if name in taught.trained
+    }
     assert learned.keys() == taught.trained.keys()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in learned.items())
 
@@ -110,16 +132,20 @@ def test_lora_on_a_base_for_vectors_changes_its_backbone_and_merges(toy_bert: Pa
             parameter.add_(0.1)
         after = vectors(base, IDS)
         assert not torch.allclose(before, after, atol=1e-3)
-        torch.testing.assert_close(stack.merged().base_model(input_ids=IDS).last_hidden_state, after, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            stack.merged().base_model(input_ids=IDS).last_hidden_state, after, atol=1e-5, rtol=0
+        )
 
 
 def test_a_weight_missing_inside_the_backbone_is_an_error_for_vectors_too(bare_bert: Path) -> None:
     tensors = load_file(bare_bert / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, bare_bert / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BaseModelError, match=r"would be random: bert\.encoder\.layer\.1\.output\.dense\.weight") as error:
+    with pytest.raises(
+        BaseModelError, match=r"would be random: bert\.encoder\.layer\.1\.output\.dense\.weight"
+    ) as error:
         load(bare_bert)
-    assert "head" not in error.value.way_out
+    assert "head" not in error.value.hint
 
 
 def test_a_layer_that_the_config_leaves_out_is_an_error_for_vectors_too(bare_bert: Path) -> None:
@@ -140,12 +166,18 @@ def test_vectors_need_no_mask_token(toy_bert: Path, tmp_path: Path) -> None:
 
 def test_every_kind_of_model_in_a_recipe_can_be_loaded(toy_bert: Path) -> None:
     base = models.load(ReaderSpec(path=toy_bert, max_tokens=16, trainable=True), CPU, "vectors")
-    assert base.max_tokens == 16 and not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert base.max_tokens == 16 and not any(
+        parameter.requires_grad for parameter in base.model.parameters()
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_base_for_vectors_that_was_trained_whole_is_saved_and_loaded_as_one(
-    family: str, toy_bert: Path, toy_llama: MakeFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    family: str,
+    toy_bert: Path,
+    toy_llama: MakeFolder,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     base = load({"bert": toy_bert, "llama": toy_llama()}[family])
     with torch.no_grad():
@@ -159,7 +191,9 @@ def test_a_base_for_vectors_that_was_trained_whole_is_saved_and_loaded_as_one(
 
 
 def test_vectors_are_read_by_the_mask_on_either_side() -> None:
-    hidden = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]], [[3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]])
+    hidden = torch.tensor(
+        [[[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]], [[3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]]
+    )
     right, left = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[0, 1, 1], [0, 0, 1]])
     assert models.pool(hidden, right, "last").tolist() == [[2, 20], [7, 70]]
     assert models.pool(hidden, left, "last").tolist() == [[6, 60], [7, 70]]
@@ -172,7 +206,9 @@ def test_vectors_are_read_by_the_mask_on_either_side() -> None:
 def test_the_mean_of_bfloat16_is_taken_in_float32() -> None:
     hidden = torch.tensor([256.0, 1.0, 1.0, 1.0]).bfloat16().reshape(1, 4, 1)
     pooled = models.pool(hidden, torch.ones(1, 4), "mean")
-    assert pooled.dtype == torch.float32 and pooled.item() == 64.75  # nine bits: bfloat16 has 64.5 and 65
+    assert (
+        pooled.dtype == torch.float32 and pooled.item() == 64.75
+    )  # nine bits: bfloat16 has 64.5 and 65
     assert models.pool(hidden, torch.ones(1, 4), "last").dtype == torch.float32
 
 
@@ -185,7 +221,7 @@ def test_what_stands_on_padding_has_no_say() -> None:
 def test_a_row_without_tokens_is_an_error(how: models.Pooling) -> None:
     with pytest.raises(InputError, match="1 of 3 rows have no token") as error:
         models.pool(torch.zeros(3, 2, 4), torch.tensor([[1, 0], [0, 0], [0, 1]]), how)
-    assert error.value.place == "row 1 of the batch"
+    assert error.value.location == "row 1 of the batch"
 
 
 def says(folder: Path, described: object) -> Path:
@@ -197,7 +233,14 @@ def says(folder: Path, described: object) -> Path:
 @pytest.mark.parametrize(
     ("described", "expected"),
     [
-        ({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        (
+            {
+                "word_embedding_dimension": 32,
+                "pooling_mode_mean_tokens": True,
+                "pooling_mode_cls_token": False,
+            },
+            "mean",
+        ),
         ({"pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode_max_tokens": True}, "max"),
         ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
@@ -206,7 +249,9 @@ def says(folder: Path, described: object) -> Path:
         ({"word_embedding_dimension": 32}, None),
     ],
 )
-def test_a_sentence_transformers_folder_says_how_it_is_pooled(described: object, expected: str | None, tmp_path: Path) -> None:
+def test_a_sentence_transformers_folder_says_how_it_is_pooled(
+    described: object, expected: str | None, tmp_path: Path
+) -> None:
     assert models.native_pooling(says(tmp_path, described)) == expected
 
 
@@ -214,17 +259,24 @@ def test_a_sentence_transformers_folder_says_how_it_is_pooled(described: object,
     ("described", "said"),
     [
         ({"pooling_mode_weightedmean_tokens": True}, "pooling_mode_weightedmean_tokens"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "pooling_mode_cls_token and pooling_mode_mean_tokens"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            "pooling_mode_cls_token and pooling_mode_mean_tokens",
+        ),
         ({"pooling_mode": "weightedmean"}, "weightedmean"),
         ([], "is a list"),
     ],
 )
-def test_a_pooling_that_is_not_known_here_is_refused(described: object, said: str, tmp_path: Path) -> None:
+def test_a_pooling_that_is_not_known_here_is_refused(
+    described: object, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(BaseModelError, match=said):
         models.native_pooling(says(tmp_path, described))
 
 
-def test_pooling_is_what_was_asked_else_what_the_folder_says_else_the_familys_own(toy_bert: Path, toy_llama: MakeFolder, tmp_path: Path) -> None:
+def test_pooling_is_what_was_asked_else_what_the_folder_says_else_the_familys_own(
+    toy_bert: Path, toy_llama: MakeFolder, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(toy_bert, tmp_path / "bert"))
     base = load(folder)
     assert models.native_pooling(folder) is None and models.pooling_of(base, "auto") == "cls"
@@ -234,9 +286,9 @@ def test_pooling_is_what_was_asked_else_what_the_folder_says_else_the_familys_ow
 
 
 def test_what_says_how_to_pool_is_pulled_too() -> None:
-    from clinpeft.models import pulling
+    from clinpeft.models import download
 
-    assert "1_Pooling/config.json" in pulling.PULLED
+    assert "1_Pooling/config.json" in download.PULLED
 
 
 # ---------------------------------------------------------------------------------------------------------------------- a real encoder
@@ -253,20 +305,30 @@ def test_a_real_sentence_encoder_knows_a_paraphrase(minilm: Path) -> None:
     batch = base.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = base.backbone(**batch).last_hidden_state
-    pooled = torch.nn.functional.normalize(models.pool(hidden, batch["attention_mask"], "mean"), dim=1)
+    pooled = torch.nn.functional.normalize(
+        models.pool(hidden, batch["attention_mask"], "mean"), dim=1
+    )
     likeness = pooled @ pooled.T
     assert likeness[0, 1] > 0.5 and likeness[0, 2].abs() < 0.2
     with torch.no_grad():  # stock transformers, the model's own class
-        plain = BertModel.from_pretrained(minilm, local_files_only=True, attn_implementation=base.model.config._attn_implementation).eval()
+        plain = BertModel.from_pretrained(
+            minilm,
+            local_files_only=True,
+            attn_implementation=base.model.config._attn_implementation,
+        ).eval()
         torch.testing.assert_close(hidden, plain(**batch).last_hidden_state, atol=1e-5, rtol=0)
 
 
-def test_a_model_of_another_class_with_the_same_backbone_gives_the_same_vectors(tmp_path: Path, toy_bert: Path) -> None:
+def test_a_model_of_another_class_with_the_same_backbone_gives_the_same_vectors(
+    tmp_path: Path, toy_bert: Path
+) -> None:
     """BERT with tied and with untied head: the embedding is the same memory in one and not in the other, and stays in both."""
     config = BertConfig.from_pretrained(toy_bert, tie_word_embeddings=False)
     folder = Path(shutil.copytree(toy_bert, tmp_path / "untied"))
     torch.manual_seed(3)
     BertForMaskedLM(config).save_pretrained(folder)
     whole = load(folder, "language")
-    assert whole.model.cls.predictions.decoder.weight is not whole.model.get_input_embeddings().weight
+    assert (
+        whole.model.cls.predictions.decoder.weight is not whole.model.get_input_embeddings().weight
+    )
     assert torch.equal(vectors(load(folder), IDS), vectors(whole, IDS))

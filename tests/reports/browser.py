@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+PROGRAM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
 
 
 class Page:
@@ -25,16 +32,28 @@ class Page:
     """
 
     def __init__(self, writing: int, reading: int) -> None:
-        self.writing, self.reading, self.rest, self.count, self.heard = writing, reading, b"", 0, list[dict[str, Any]]()
+        self.writing, self.reading, self.rest, self.count, self.heard = (
+            writing,
+            reading,
+            b"",
+            0,
+            list[dict[str, Any]](),
+        )
         target = self.say("Target.createTarget", {"url": "about:blank"}, browser=True)["targetId"]
-        self.session = self.say("Target.attachToTarget", {"targetId": target, "flatten": True}, browser=True)["sessionId"]
+        self.session = self.say(
+            "Target.attachToTarget", {"targetId": target, "flatten": True}, browser=True
+        )["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.say(f"{domain}.enable")
 
-    def say(self, method: str, params: dict[str, Any] | None = None, browser: bool = False) -> dict[str, Any]:
+    def say(
+        self, method: str, params: dict[str, Any] | None = None, browser: bool = False
+    ) -> dict[str, Any]:
         """A command and its answer."""
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params or {}} | ({} if browser else {"sessionId": self.session})
+        message = {"id": self.count, "method": method, "params": params or {}} | (
+            {} if browser else {"sessionId": self.session}
+        )
         os.write(self.writing, json.dumps(message).encode() + b"\0")
         while True:
             told = self._next(60)
@@ -56,28 +75,42 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
-        found = self.say("Runtime.evaluate", {"expression": script, "returnByValue": True, "awaitPromise": True})
+        found = self.say(
+            "Runtime.evaluate", {"expression": script, "returnByValue": True, "awaitPromise": True}
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """A key, down and up."""
         same = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.say("Input.dispatchKeyEvent", {"type": "keyDown", **same, **({"text": text} if text else {})})
+        self.say(
+            "Input.dispatchKeyEvent",
+            {"type": "keyDown", **same, **({"text": text} if text else {})},
+        )
         self.say("Input.dispatchKeyEvent", {"type": "keyUp", **same})
 
     def scheme(self, name: str, media: str = "") -> None:
         """Light or dark, on a screen or on paper."""
-        self.say("Emulation.setEmulatedMedia", {"media": media, "features": [{"name": "prefers-color-scheme", "value": name}]})
+        self.say(
+            "Emulation.setEmulatedMedia",
+            {"media": media, "features": [{"name": "prefers-color-scheme", "value": name}]},
+        )
 
     def complaints(self) -> list[str]:
         """What stood in the console, exceptions included."""
         kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        return [json.dumps(told["params"])[:300] for told in self.heard if told.get("method") in kinds]
+        return [
+            json.dumps(told["params"])[:300] for told in self.heard if told.get("method") in kinds
+        ]
 
     def requests(self) -> list[str]:
         """Every address that was asked for."""
-        return [told["params"]["request"]["url"] for told in self.heard if told.get("method") == "Network.requestWillBeSent"]
+        return [
+            told["params"]["request"]["url"]
+            for told in self.heard
+            if told.get("method") == "Network.requestWillBeSent"
+        ]
 
     def _next(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
@@ -107,11 +140,26 @@ def opened(profile: Path) -> Iterator[Page]:
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
-    flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-extensions", "hide-scrollbars")
-    more = ("disable-background-networking", "disable-component-update", "remote-debugging-pipe", f"user-data-dir={profile}")
+    flags = (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "no-first-run",
+        "disable-extensions",
+        "hide-scrollbars",
+    )
+    more = (
+        "disable-background-networking",
+        "disable-component-update",
+        "remote-debugging-pipe",
+        f"user-data-dir={profile}",
+    )
     silent = subprocess.DEVNULL
     asked = [PROGRAM, *(f"--{flag}" for flag in (*flags, *more))]
-    process = subprocess.Popen(asked, preexec_fn=placed, pass_fds=(3, 4), stdin=silent, stdout=silent, stderr=silent)  # noqa: PLW1509
+    process = subprocess.Popen(
+        asked, preexec_fn=placed, pass_fds=(3, 4), stdin=silent, stdout=silent, stderr=silent
+    )  # noqa: PLW1509
     for end in (theirs_in, theirs_out, *high):
         os.close(end)
     try:

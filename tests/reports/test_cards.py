@@ -26,7 +26,13 @@ CARD = Card(
     training_data="Two open textbooks (CC BY 4.0), split by chapter.",
     training=(("loss", "InfoNCE, temperature 0.05"), ("seed", "1")),
     pairs=12_345,
-    results=(Table("Separation", (Column("model", is_text=True), Column("value", is_estimate=True)), (("adapted", Estimate(0.41, 0.38, 0.44)),)),),
+    results=(
+        Table(
+            "Separation",
+            (Column("model", is_text=True), Column("value", is_estimate=True)),
+            (("adapted", Estimate(0.41, 0.38, 0.44)),),
+        ),
+    ),
     run="0123abcd",
     version="0.2",
 )
@@ -41,9 +47,18 @@ def metadata(text: str) -> Any:
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
     found = metadata(model_card(CARD))
-    assert found["base_model"] == "intfloat/e5-large-v2" and found["license"] == "mit" and found["language"] == "en"
-    assert found["library_name"] == "sentence-transformers" and found["pipeline_tag"] == "sentence-similarity"
-    assert {"sentence-transformers", "feature-extraction", "lora"} <= set(found["tags"]) and found["base_model_relation"] == "finetune"
+    assert (
+        found["base_model"] == "intfloat/e5-large-v2"
+        and found["license"] == "mit"
+        and found["language"] == "en"
+    )
+    assert (
+        found["library_name"] == "sentence-transformers"
+        and found["pipeline_tag"] == "sentence-similarity"
+    )
+    assert {"sentence-transformers", "feature-extraction", "lora"} <= set(found["tags"]) and found[
+        "base_model_relation"
+    ] == "finetune"
 
 
 def test_an_adapter_alone_is_one_of_peft_and_says_what_it_needs() -> None:
@@ -55,7 +70,11 @@ def test_an_adapter_alone_is_one_of_peft_and_says_what_it_needs() -> None:
 
 @pytest.mark.parametrize(
     ("licence", "said", "name"),
-    [("Apache-2.0", "apache-2.0", None), ("Gemma Terms of Use", "gemma", None), ("public domain", "other", "public-domain")],
+    [
+        ("Apache-2.0", "apache-2.0", None),
+        ("Gemma Terms of Use", "gemma", None),
+        ("public domain", "other", "public-domain"),
+    ],
 )
 def test_licences_carry_the_hub_s_names(licence: str, said: str, name: str | None) -> None:
     found = metadata(model_card(replace(CARD, licence=licence)))
@@ -66,8 +85,16 @@ def test_the_text_says_how_it_was_trained_how_it_is_read_and_what_it_scores() ->
     text = model_card(CARD)
     assert "# heart: small\n" in text and 'SentenceTransformer("heart: small")' in text
     assert "adapted with LoRA, rank 16, alpha 32, on query and value" in text
-    assert "- trained parameters: 1,572,864, .47% of the base" in text and "- pairs: 12,345" in text and "- loss: InfoNCE" in text
-    assert "- dimension: 1,024" in text and "- longest text: 512 tokens" in text and '`"query: "`' in text
+    assert (
+        "- trained parameters: 1,572,864, .47% of the base" in text
+        and "- pairs: 12,345" in text
+        and "- loss: InfoNCE" in text
+    )
+    assert (
+        "- dimension: 1,024" in text
+        and "- longest text: 512 tokens" in text
+        and '`"query: "`' in text
+    )
     assert "### Separation" in text and "0.410" in text and "0.380" in text
     assert text.endswith("Made with clinpeft 0.2, run `0123abcd`.\n") and "## Limits" in text
 

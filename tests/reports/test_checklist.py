@@ -8,12 +8,23 @@ import pytest
 
 from clinpeft.reports import cards
 from clinpeft.reports.checklist import GAP, TRIPOD_AI, TRIPOD_LLM, checklist
-from tests.registry.conftest import finished_run
+from tests.runs.conftest import finished_run
 from tests.reports.invented import answering
 from tests.reports.test_cards import metadata
 from tests.reports.test_classification import asked
 
-PARTS = {3: "abc", 5: "ab", 6: "abc", 8: "abc", 9: "abc", 12: "abcdefg", 18: "abcdef", 20: "abc", 23: "ab", 27: "abc"}
+PARTS = {
+    3: "abc",
+    5: "ab",
+    6: "abc",
+    8: "abc",
+    9: "abc",
+    12: "abcdefg",
+    18: "abcdef",
+    20: "abc",
+    23: "ab",
+    27: "abc",
+}
 
 
 def lines(text: str) -> dict[str, str]:
@@ -25,14 +36,23 @@ def lines(text: str) -> dict[str, str]:
 
 def test_every_item_stands_once_in_the_order_of_the_statements() -> None:
     expected = [f"{number}{letter}" for number in range(1, 28) for letter in PARTS.get(number, " ")]
-    assert [item.number for item in TRIPOD_AI] == [number.strip() for number in expected] and len(expected) == 52
+    assert [item.number for item in TRIPOD_AI] == [number.strip() for number in expected] and len(
+        expected
+    ) == 52
     assert [item.number for item in TRIPOD_LLM] == [str(number) for number in range(1, 20)]
 
 
 def test_what_the_record_knows_is_filled_in(tmp_path: Path) -> None:
     found = lines(checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
-    assert "synthetic, fingerprint s1" in found["5a"] and "by subject, 0.7 / 0.1 / 0.2" in found["12a"] and GAP not in found["12a"]
-    assert "mortality: n 400, 300 people, 100 events, held out" in found["21"] and "auroc 0.800 (0.780–0.820)" in found["23a"]
+    assert (
+        "synthetic, fingerprint s1" in found["5a"]
+        and "by subject, 0.7 / 0.1 / 0.2" in found["12a"]
+        and GAP not in found["12a"]
+    )
+    assert (
+        "mortality: n 400, 300 people, 100 events, held out" in found["21"]
+        and "auroc 0.800 (0.780–0.820)" in found["23a"]
+    )
     assert "stays, newborn" in found["6b"] and "1,000 parameters trained" in found["22"]
 
 
@@ -51,22 +71,38 @@ def test_small_counts_are_not_told(tmp_path: Path) -> None:
 def test_the_card_of_an_adapter_is_what_the_hub_reads(tmp_path: Path) -> None:
     text = cards.card_of(answering(tmp_path, 1, "mortality", 7, 0.8))
     found = metadata(text)
-    assert (found["base_model"], found["library_name"], found["pipeline_tag"]) == ("toy-llama", "peft", "text-classification")
+    assert (found["base_model"], found["library_name"], found["pipeline_tag"]) == (
+        "toy-llama",
+        "peft",
+        "text-classification",
+    )
     assert found["license"] == "other" and {"peft", "lora"} <= set(found["tags"])
     (measured,) = found["model-index"][0]["results"]
     assert measured["task"]["name"] == "mortality" and measured["dataset"]["split"] == "held_out"
-    assert measured["metrics"][0] == {"type": "auroc", "value": 0.8, "name": "auroc, 95 % interval 0.780 to 0.820"}
+    assert measured["metrics"][0] == {
+        "type": "auroc",
+        "value": 0.8,
+        "name": "auroc, 95 % interval 0.780 to 0.820",
+    }
 
 
-def test_the_card_says_what_the_adapter_does_not_beat_and_what_is_to_be_written(tmp_path: Path) -> None:
+def test_the_card_says_what_the_adapter_does_not_beat_and_what_is_to_be_written(
+    tmp_path: Path,
+) -> None:
     text = cards.card_of(answering(tmp_path, 1, "mortality", 7, 0.8))
-    assert "**Does not beat TF-IDF on mortality**: difference -0.100" in text and text.count("**To be written:**") == 4
+    assert (
+        "**Does not beat TF-IDF on mortality**: difference -0.100" in text
+        and text.count("**To be written:**") == 4
+    )
     assert "None" not in text and "0.123" not in text
 
 
 def test_the_card_of_a_language_adapter_has_its_perplexity(tmp_path: Path) -> None:
     found = metadata(cards.card_of(finished_run(tmp_path)))
-    assert found["pipeline_tag"] == "text-generation" and found["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
+    assert (
+        found["pipeline_tag"] == "text-generation"
+        and found["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
+    )
 
 
 def test_a_head_alone_has_no_card(tmp_path: Path) -> None:

@@ -12,37 +12,76 @@ import pytest
 import rich.console
 
 from clinpeft import recipe as recipes
-from clinpeft import registry, reports, tables
+from clinpeft import reports
+from clinpeft.core import schemas
 from clinpeft.recipe import Cell, Recipe
-from clinpeft.registry import Comparison
 from clinpeft.reports import Entry, Estimate, Table
-from tests.registry.conftest import finished_run, make_recipe, results_of
+from clinpeft.runs import Comparison, Listing, Run, identity
+from tests.runs.conftest import finished_run, make_recipe, results_of
 
 TFIDF = "TF-IDF + logistic regression"
-ENVIRONMENT = dict.fromkeys(("MIMIC_III", "LLAMA_7B", "PMC_LLAMA_7B", "BLUEBERT", "UMLSBERT", "BIO_CLINICAL_BERT", "CORE"), "/there")
+ENVIRONMENT = dict.fromkeys(
+    ("MIMIC_III", "LLAMA_7B", "PMC_LLAMA_7B", "BLUEBERT", "UMLSBERT", "BIO_CLINICAL_BERT", "CORE"),
+    "/there",
+)
 PUBLISHED = {"mortality": 0.668, "procedures": 0.6383, "macro_average": 0.5861}
 
 
 def asked(task: str = "mortality", seed: int = 1, **changes: Any) -> Recipe:
-    return make_recipe(**{"kind": "classify", "task": {"name": task}, "seed": seed, "adapters": [{"method": "lora"}], **changes})
+    return make_recipe(
+        **{
+            "kind": "classify",
+            "task": {"name": task},
+            "seed": seed,
+            "adapters": [{"method": "lora"}],
+            **changes,
+        }
+    )
 
 
 def score(
-    value: float | None, task: str = "mortality", name: str = "auroc", group: str = "model", width: float = 0.02, **changes: Any
+    value: float | None,
+    task: str = "mortality",
+    name: str = "auroc",
+    group: str = "model",
+    width: float = 0.02,
+    **changes: Any,
 ) -> dict[str, Any]:
-    interval = {"low": None, "high": None, "level": None} if value is None else {"low": value - width, "high": value + width, "level": 0.95}
-    row = {"name": name, "value": value, **interval, "n": 400, "n_subjects": 300, "n_events": 100, "split": "held_out", "group": group}
+    interval = (
+        {"low": None, "high": None, "level": None}
+        if value is None
+        else {"low": value - width, "high": value + width, "level": 0.95}
+    )
+    row = {
+        "name": name,
+        "value": value,
+        **interval,
+        "n": 400,
+        "n_subjects": 300,
+        "n_events": 100,
+        "split": "held_out",
+        "group": group,
+    }
     return {**row, "definition": "area under the ROC curve", "task": task, **changes}
 
 
 def against_tfidf(
-    difference: float, width: float = 0.02, task: str = "mortality", name: str = "auroc_difference", minus: str = "−"
+    difference: float,
+    width: float = 0.02,
+    task: str = "mortality",
+    name: str = "auroc_difference",
+    minus: str = "−",
 ) -> dict[str, Any]:
     return score(difference, task, name, f"model {minus} {TFIDF}", width)
 
 
-def answered(home: Path, run_id: str, recipe: Recipe, *rows: dict[str, Any], **facts: Any) -> registry.Run:
-    known = {"kind": "classify", "trained_parameters": 1_000, "share": 0.01, "training_seconds": 60.0}
+def answered(home: Path, run_id: str, recipe: Recipe, *rows: dict[str, Any], **facts: Any) -> Run:
+    known = {
+        "kind": "classify",
+        "trained_parameters": 1_000,
+        "share": 0.01,
+        "training_seconds": 60.0,
+    }
     return finished_run(home, run_id, recipe, rows, **{**known, **facts})
 
 
@@ -56,40 +95,80 @@ def shown(table: Table) -> dict[str, dict[str, str]]:
 
 
 def two_tasks(home: Path) -> list[Entry]:
-    first = answered(home, id_of(1), asked("mortality"), score(0.8), score(0.7, group=TFIDF), score(0.5, group="prevalence"))
+    first = answered(
+        home,
+        id_of(1),
+        asked("mortality"),
+        score(0.8),
+        score(0.7, group=TFIDF),
+        score(0.5, group="prevalence"),
+    )
     row: dict[str, Any] = {"task": "procedures", "name": "auroc_macro"}
     second = answered(
-        home, id_of(2), asked("procedures"), score(0.6, **row), score(0.65, group=TFIDF, **row), trained_parameters=9_000, training_seconds=30.0
+        home,
+        id_of(2),
+        asked("procedures"),
+        score(0.6, **row),
+        score(0.65, group=TFIDF, **row),
+        trained_parameters=9_000,
+        training_seconds=30.0,
     )
     names = ("LLaMA · LoRA · mortality", "LLaMA · LoRA · procedures")
-    return [Entry(name, run, published=PUBLISHED) for name, run in zip(names, (first, second), strict=True)]
+    return [
+        Entry(name, run, published=PUBLISHED)
+        for name, run in zip(names, (first, second), strict=True)
+    ]
 
 
-def test_cells_that_differ_by_task_are_one_row_with_the_plain_mean_over_tasks(tmp_path: Path) -> None:
+def test_cells_that_differ_by_task_are_one_row_with_the_plain_mean_over_tasks(
+    tmp_path: Path,
+) -> None:
     row = shown(reports.classification_table(two_tasks(tmp_path), "Table 3"))["LLaMA · LoRA"]
     assert (row["mortality"], row["procedures"]) == ("0.800 (0.780–0.820)", "0.600 (0.580–0.620)")
     assert row["macro average"] == "0.700"
     assert (row["trained"], row["time"]) == ("1,000–9,000", "0:01:30")
 
 
-def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(tmp_path: Path) -> None:
+def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
+    tmp_path: Path,
+) -> None:
     """(0.6680 + 0.6383) / 2 = 0.65315, and not what was printed."""
     table = reports.classification_table(two_tasks(tmp_path), "t")
     row = shown(table)["LLaMA · LoRA"]
-    assert (row["published mortality"], row["published procedures"], row["published macro average"]) == ("0.6680", "0.6383", "0.6532")
-    assert "Published macro averages are recomputed from the published values; printed otherwise: LLaMA · LoRA (0.5861, not 0.6532)." in table.notes
+    assert (
+        row["published mortality"],
+        row["published procedures"],
+        row["published macro average"],
+    ) == ("0.6680", "0.6383", "0.6532")
+    assert (
+        "Published macro averages are recomputed from the published values; printed otherwise: LLaMA · LoRA (0.5861, not 0.6532)."
+        in table.notes
+    )
 
 
 def test_nothing_published_leaves_no_columns_and_no_note(tmp_path: Path) -> None:
-    table = reports.classification_table([Entry("LoRA", answered(tmp_path, id_of(1), asked(), score(0.8)))], "t")
-    assert [column.title for column in table.columns] == ["model", "mortality", "trained", "share", "time"]
-    assert table.notes == ("mortality: auroc on split held_out, 400 stays; area under the ROC curve.",)
+    table = reports.classification_table(
+        [Entry("LoRA", answered(tmp_path, id_of(1), asked(), score(0.8)))], "t"
+    )
+    assert [column.title for column in table.columns] == [
+        "model",
+        "mortality",
+        "trained",
+        "share",
+        "time",
+    ]
+    assert table.notes == (
+        "mortality: auroc on split held_out, 400 stays; area under the ROC curve.",
+    )
 
 
 def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
     entries = [
         *two_tasks(tmp_path),
-        Entry("head only · mortality", answered(tmp_path, id_of(3), asked(adapters=[]), score(0.75), score(0.7, group=TFIDF))),
+        Entry(
+            "head only · mortality",
+            answered(tmp_path, id_of(3), asked(adapters=[]), score(0.75), score(0.7, group=TFIDF)),
+        ),
     ]
     table = reports.classification_table(entries, "t")
     assert [row[0] for row in table.texts] == [TFIDF, "prevalence", "LLaMA · LoRA", "head only"]
@@ -99,26 +178,55 @@ def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
         "0.650 (0.630–0.670)",
         "0.675",
     )
-    assert (rows["prevalence"]["procedures"], rows["prevalence"]["macro average"], rows["prevalence"]["trained"]) == ("–", "–", "–")
+    assert (
+        rows["prevalence"]["procedures"],
+        rows["prevalence"]["macro average"],
+        rows["prevalence"]["trained"],
+    ) == ("–", "–", "–")
 
 
-def test_several_seeds_show_their_mean_and_apart_from_the_interval_their_spread(tmp_path: Path) -> None:
+def test_several_seeds_show_their_mean_and_apart_from_the_interval_their_spread(
+    tmp_path: Path,
+) -> None:
     """Values 0.70, 0.80, 0.75: mean 0.75, standard deviation 0.05; ends 0.68, 0.78, 0.73 and 0.72, 0.82, 0.77."""
     values = {1: 0.7, 2: 0.8, 3: 0.75}
-    runs = {seed: answered(tmp_path, id_of(seed), asked(seed=seed), score(value), training_seconds=60.0 * seed) for seed, value in values.items()}
-    table = reports.classification_table([Entry(f"seed={seed} · LoRA", run) for seed, run in runs.items()], "t")
+    runs = {
+        seed: answered(
+            tmp_path, id_of(seed), asked(seed=seed), score(value), training_seconds=60.0 * seed
+        )
+        for seed, value in values.items()
+    }
+    table = reports.classification_table(
+        [Entry(f"seed={seed} · LoRA", run) for seed, run in runs.items()], "t"
+    )
     row = shown(table)["LoRA"]
-    assert (row["mortality"], row["mortality, SD and range over seeds"]) == ("0.750 (0.730–0.770)", "0.050 (0.700–0.800)")
+    assert (row["mortality"], row["mortality, SD and range over seeds"]) == (
+        "0.750 (0.730–0.770)",
+        "0.050 (0.700–0.800)",
+    )
     assert (row["trained"], row["time"]) == ("1,000", "0:02:00")
     assert any("mean over up to 3 seeds" in note for note in table.notes)
 
 
-def test_a_spread_over_seeds_of_the_macro_average_takes_only_seeds_with_all_tasks(tmp_path: Path) -> None:
+def test_a_spread_over_seeds_of_the_macro_average_takes_only_seeds_with_all_tasks(
+    tmp_path: Path,
+) -> None:
     entries = []
     for at, (seed, task, value) in enumerate(
-        ((1, "mortality", 0.8), (1, "ventilation", 0.6), (2, "mortality", 0.9), (2, "ventilation", 0.7), (3, "mortality", 0.1))
+        (
+            (1, "mortality", 0.8),
+            (1, "ventilation", 0.6),
+            (2, "mortality", 0.9),
+            (2, "ventilation", 0.7),
+            (3, "mortality", 0.1),
+        )
     ):
-        entries.append(Entry(f"LoRA · {task} · seed={seed}", answered(tmp_path, id_of(at), asked(task, seed), score(value, task))))
+        entries.append(
+            Entry(
+                f"LoRA · {task} · seed={seed}",
+                answered(tmp_path, id_of(at), asked(task, seed), score(value, task)),
+            )
+        )
     row = shown(reports.classification_table(entries, "t"))["LoRA"]
     assert row["macro average"] == "0.750"
     assert row["macro average, SD and range over seeds"] == "0.071 (0.700–0.800)"
@@ -126,7 +234,13 @@ def test_a_spread_over_seeds_of_the_macro_average_takes_only_seeds_with_all_task
 
 
 def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> None:
-    run = answered(tmp_path, id_of(1), asked(more_tasks=[{"name": "ventilation"}]), score(0.8), score(0.7, "ventilation"))
+    run = answered(
+        tmp_path,
+        id_of(1),
+        asked(more_tasks=[{"name": "ventilation"}]),
+        score(0.8),
+        score(0.7, "ventilation"),
+    )
     row = shown(reports.classification_table([Entry("five heads", run)], "t"))["five heads"]
     assert (row["mortality"], row["ventilation"], row["macro average"], row["time"]) == (
         "0.800 (0.780–0.820)",
@@ -145,10 +259,22 @@ def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> No
         (-0.05, 0.02, "does not beat TF-IDF: worse on mortality"),
     ],
 )
-def test_a_row_that_does_not_beat_tfidf_says_so(tmp_path: Path, difference: float, width: float, expected: str) -> None:
-    failed = Entry("other", None, problem="no such file", recipe=asked())
-    run = answered(tmp_path, id_of(1), asked(), score(0.8), score(0.78, group=TFIDF), against_tfidf(difference, width))
-    assert shown(reports.classification_table([Entry("LoRA", run), failed], "t"))["LoRA"]["remark"] == expected
+def test_a_row_that_does_not_beat_tfidf_says_so(
+    tmp_path: Path, difference: float, width: float, expected: str
+) -> None:
+    failed = Entry("other", None, message="no such file", recipe=asked())
+    run = answered(
+        tmp_path,
+        id_of(1),
+        asked(),
+        score(0.8),
+        score(0.78, group=TFIDF),
+        against_tfidf(difference, width),
+    )
+    assert (
+        shown(reports.classification_table([Entry("LoRA", run), failed], "t"))["LoRA"]["remark"]
+        == expected
+    )
 
 
 def test_the_verdict_is_given_by_task(tmp_path: Path) -> None:
@@ -165,26 +291,53 @@ def test_the_verdict_is_given_by_task(tmp_path: Path) -> None:
 
 def test_a_cell_that_failed_leaves_its_column_empty_and_says_which(tmp_path: Path) -> None:
     good, _ = two_tasks(tmp_path)
-    bad = Entry("LLaMA · LoRA · procedures", None, problem="the loss is nan", recipe=asked("procedures"))
+    bad = Entry(
+        "LLaMA · LoRA · procedures", None, message="the loss is nan", recipe=asked("procedures")
+    )
     row = shown(reports.classification_table([good, bad], "t"))["LLaMA · LoRA"]
-    assert (row["procedures"], row["macro average"], row["remark"]) == ("–", "–", "procedures: failed: the loss is nan")
-    worse = Entry("LLaMA · LoRA · diagnoses", None, problem="the loss is nan", recipe=asked("diagnoses"))
-    assert shown(reports.classification_table([good, bad, worse], "t"))["LLaMA · LoRA"]["remark"] == "procedures, diagnoses: failed: the loss is nan"
-    unknown = reports.classification_table([Entry("unknown", None, problem="unknown key")], "t")
+    assert (row["procedures"], row["macro average"], row["remark"]) == (
+        "–",
+        "–",
+        "procedures: failed: the loss is nan",
+    )
+    worse = Entry(
+        "LLaMA · LoRA · diagnoses", None, message="the loss is nan", recipe=asked("diagnoses")
+    )
+    assert (
+        shown(reports.classification_table([good, bad, worse], "t"))["LLaMA · LoRA"]["remark"]
+        == "procedures, diagnoses: failed: the loss is nan"
+    )
+    unknown = reports.classification_table([Entry("unknown", None, message="unknown key")], "t")
     assert shown(unknown)["unknown"]["remark"] == "failed: unknown key"
 
 
 def test_a_failed_seed_is_named_with_its_seed(tmp_path: Path) -> None:
     run = answered(tmp_path, id_of(1), asked(), score(0.8))
-    entries = [Entry("seed=1 · LoRA", run), Entry("seed=2 · LoRA", None, problem="the loss is nan", recipe=asked(seed=2))]
-    assert shown(reports.classification_table(entries, "t"))["LoRA"]["remark"] == "mortality with seed 2: failed: the loss is nan"
+    entries = [
+        Entry("seed=1 · LoRA", run),
+        Entry("seed=2 · LoRA", None, message="the loss is nan", recipe=asked(seed=2)),
+    ]
+    assert (
+        shown(reports.classification_table(entries, "t"))["LoRA"]["remark"]
+        == "mortality with seed 2: failed: the loss is nan"
+    )
 
 
 def test_the_papers_own_scoring_stands_beside_where_it_gives_another_number(tmp_path: Path) -> None:
     row: dict[str, Any] = {"task": "diagnoses", "name": "auroc_macro"}
-    first = answered(tmp_path, id_of(1), asked(), score(0.8), score(0.8, name="auroc_clinical_peft"))
-    second = answered(tmp_path, id_of(2), asked("diagnoses"), score(0.7, **row), score(0.65, "diagnoses", "auroc_clinical_peft"))
-    table = reports.classification_table([Entry("LoRA · mortality", first), Entry("LoRA · diagnoses", second)], "t")
+    first = answered(
+        tmp_path, id_of(1), asked(), score(0.8), score(0.8, name="auroc_clinical_peft")
+    )
+    second = answered(
+        tmp_path,
+        id_of(2),
+        asked("diagnoses"),
+        score(0.7, **row),
+        score(0.65, "diagnoses", "auroc_clinical_peft"),
+    )
+    table = reports.classification_table(
+        [Entry("LoRA · mortality", first), Entry("LoRA · diagnoses", second)], "t"
+    )
     assert shown(table)["LoRA"]["diagnoses, as scored by the paper"] == "0.650 (0.630–0.670)"
     assert "mortality, as scored by the paper" not in [column.title for column in table.columns]
 
@@ -192,7 +345,12 @@ def test_the_papers_own_scoring_stands_beside_where_it_gives_another_number(tmp_
 def test_the_table_survives_its_renderings(tmp_path: Path) -> None:
     table = reports.classification_table(two_tasks(tmp_path), "t")
     (_, _, mine) = csv.DictReader(io.StringIO(reports.as_csv(table)))
-    assert (mine["model"], mine["mortality"], mine["mortality low"], mine["published mortality"]) == ("LLaMA · LoRA", "0.8", "0.78", "0.668")
+    assert (
+        mine["model"],
+        mine["mortality"],
+        mine["mortality low"],
+        mine["published mortality"],
+    ) == ("LLaMA · LoRA", "0.8", "0.78", "0.668")
     console = rich.console.Console(file=io.StringIO(), width=150, record=True)
     console.print(reports.as_terminal(table))
     assert "[published 0.6680]" in console.export_text()
@@ -211,36 +369,103 @@ def grid(name: str) -> list[Cell]:
 @pytest.mark.parametrize(
     ("name", "rows", "otherwise"),
     [
-        ("paper-table-3", 12, ["LLaMA · head only (0.5861, not 0.5994)", "PMC-LLaMA · clinical LoRA (frozen) (0.6006, not 0.6170)"]),
+        (
+            "paper-table-3",
+            12,
+            [
+                "LLaMA · head only (0.5861, not 0.5994)",
+                "PMC-LLaMA · clinical LoRA (frozen) (0.6006, not 0.6170)",
+            ],
+        ),
         ("paper-table-4", 9, ["BlueBERT · LoRA (0.7156, not 0.7138)"]),
     ],
 )
-def test_the_papers_tables_have_five_tasks_a_row_and_name_the_means_that_are_misprinted(name: str, rows: int, otherwise: list[str]) -> None:
-    table = reports.classification_table([Entry(cell.name, None, published=cell.published, recipe=cell.recipe) for cell in grid(name)], name)
+def test_the_papers_tables_have_five_tasks_a_row_and_name_the_means_that_are_misprinted(
+    name: str, rows: int, otherwise: list[str]
+) -> None:
+    table = reports.classification_table(
+        [
+            Entry(cell.name, None, published=cell.published, recipe=cell.recipe)
+            for cell in grid(name)
+        ],
+        name,
+    )
     assert len(table.rows) == rows
     columns = [column.title for column in table.columns if column.title.startswith("published ")]
-    assert columns == [f"published {task}" for task in ("ventilation", "mortality", "length_of_stay", "diagnoses", "procedures", "macro average")]
+    assert columns == [
+        f"published {task}"
+        for task in (
+            "ventilation",
+            "mortality",
+            "length_of_stay",
+            "diagnoses",
+            "procedures",
+            "macro average",
+        )
+    ]
     assert table.notes[-1].endswith(f"printed otherwise: {'; '.join(otherwise)}.")
 
 
 def test_the_best_row_of_table_3_is_the_same_run_in_table_4() -> None:
-    third, fourth = ({cell.name: cell.recipe for cell in grid(name)} for name in ("paper-table-3", "paper-table-4"))
-    best = [name for name in fourth if name.startswith("LLaMA · clinical LoRA (trainable) + downstream LoRA")]
+    third, fourth = (
+        {cell.name: cell.recipe for cell in grid(name)}
+        for name in ("paper-table-3", "paper-table-4")
+    )
+    best = [
+        name
+        for name in fourth
+        if name.startswith("LLaMA · clinical LoRA (trainable) + downstream LoRA")
+    ]
     assert len(best) == 5
-    assert all(registry.identity(third[name], "s", "b", "1") == registry.identity(fourth[name], "s", "b", "1") for name in best)
+    assert all(
+        identity(third[name], "s", "b", "1") == identity(fourth[name], "s", "b", "1")
+        for name in best
+    )
 
 
 def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: Path) -> None:
-    stack = [{"method": "lora", "from_run": "clinical-lora", "trainable": False}, {"method": "lora"}, {"method": "ia3", "active": False}]
-    frozen = {"name": "1-lora", "role": "frozen", "parameters": 0, "gradient": None, "moved": None, "change_when_off": 0.12}
-    trained = {"name": "2-lora", "role": "trained", "parameters": 96, "gradient": 0.5, "moved": 0.03, "change_when_off": 2.0}
-    inert = {"name": "3-ia3", "role": "inert", "parameters": 0, "gradient": None, "moved": None, "change_when_off": 0.0}
+    stack = [
+        {"method": "lora", "from_run": "clinical-lora", "trainable": False},
+        {"method": "lora"},
+        {"method": "ia3", "active": False},
+    ]
+    frozen = {
+        "name": "1-lora",
+        "role": "frozen",
+        "parameters": 0,
+        "gradient": None,
+        "moved": None,
+        "change_when_off": 0.12,
+    }
+    trained = {
+        "name": "2-lora",
+        "role": "trained",
+        "parameters": 96,
+        "gradient": 0.5,
+        "moved": 0.03,
+        "change_when_off": 2.0,
+    }
+    inert = {
+        "name": "3-ia3",
+        "role": "inert",
+        "parameters": 0,
+        "gradient": None,
+        "moved": None,
+        "change_when_off": 0.0,
+    }
     proof = {"proofs": [frozen, trained, inert], "frozen_tensors": 60, "frozen_sha256": "f1"}
     rows = (score(0.8), score(0.7, group=TFIDF), against_tfidf(0.1))
-    facts = dict(reports.run_summary(answered(tmp_path, id_of(1), asked(adapters=stack), *rows, liveness=proof)).texts)
+    facts = dict(
+        reports.run_summary(
+            answered(tmp_path, id_of(1), asked(adapters=stack), *rows, liveness=proof)
+        ).texts
+    )
     assert facts["adapters"] == "lora (frozen, from clinical-lora) + lora + ia3 (inactive)"
     assert facts["tasks"] == "mortality"
-    assert facts["mortality, held out"] == f"auroc 0.800 (0.780–0.820); {TFIDF} 0.700 (0.680–0.720); difference 0.100 (0.080–0.120)"
+    assert (
+        facts["mortality, held out"]
+        == f"auroc 0.800 (0.780–0.820); {TFIDF} 0.700 (0.680–0.720); difference 0.100 (0.080–0.120)"
+    )
     assert facts["liveness"] == (
         "1-lora frozen, changes the logits by 0.12; 2-lora trained, gradient 0.5, moved by 0.03, changes the logits by 2; "
         "3-ia3 inert, changes the logits by 0; 60 frozen tensors unchanged"
@@ -250,9 +475,17 @@ def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: 
 def test_a_run_without_adapters_trains_its_head_or_everything(tmp_path: Path) -> None:
     whole = asked(adapters=[], base={"path": "/models/bert", "trainable": True})
     both = asked(base={"path": "/models/bert", "trainable": True})
-    runs = [answered(tmp_path, id_of(at), recipe, score(0.8)) for at, recipe in enumerate((asked(adapters=[]), whole, both))]
-    table = reports.runs_list(registry.Listing(tuple(runs)))
-    assert [row["adapters"] for row in map(dict, (zip([c.title for c in table.columns], row, strict=True) for row in table.texts))] == [
+    runs = [
+        answered(tmp_path, id_of(at), recipe, score(0.8))
+        for at, recipe in enumerate((asked(adapters=[]), whole, both))
+    ]
+    table = reports.runs_list(Listing(tuple(runs)))
+    assert [
+        row["adapters"]
+        for row in map(
+            dict, (zip([c.title for c in table.columns], row, strict=True) for row in table.texts)
+        )
+    ] == [
         "head only",
         "all weights",
         "all weights + lora",
@@ -261,12 +494,34 @@ def test_a_run_without_adapters_trains_its_head_or_everything(tmp_path: Path) ->
 
 
 def test_subgroups_have_a_table_of_their_own(tmp_path: Path) -> None:
-    rows = (score(0.8), score(0.75, group="model · sex F"), score(None, group="model · sex M", n=12, n_subjects=7, n_events=3))
+    rows = (
+        score(0.8),
+        score(0.75, group="model · sex F"),
+        score(None, group="model · sex M", n=12, n_subjects=7, n_events=3),
+    )
     run = answered(tmp_path, id_of(1), asked(), *rows)
     assert [row[3] for row in reports.run_results(run).texts] == ["model"]
     assert reports.run_subgroups(run).texts == [
-        ["auroc", "mortality", "held_out", "model · sex F", "0.750 (0.730–0.770)", "400", "300", "100"],
-        ["auroc", "mortality", "held_out", "model · sex M", "fewer than 10 subjects", "12", "<10", "<10"],
+        [
+            "auroc",
+            "mortality",
+            "held_out",
+            "model · sex F",
+            "0.750 (0.730–0.770)",
+            "400",
+            "300",
+            "100",
+        ],
+        [
+            "auroc",
+            "mortality",
+            "held_out",
+            "model · sex M",
+            "fewer than 10 subjects",
+            "12",
+            "<10",
+            "<10",
+        ],
     ]
 
 
@@ -278,7 +533,12 @@ def test_a_number_that_no_data_defines_is_a_dash_and_not_a_small_cell() -> None:
 
 def test_the_prevalence_stands_beside_the_auprc() -> None:
     """100 events in 400 stays; of several labels what the baseline measured."""
-    rows = [score(0.4, name="auprc"), score(0.3, "diagnoses", "auprc_macro"), score(0.02, "diagnoses", "auprc_macro", "prevalence"), score(0.8)]
+    rows = [
+        score(0.4, name="auprc"),
+        score(0.3, "diagnoses", "auprc_macro"),
+        score(0.02, "diagnoses", "auprc_macro", "prevalence"),
+        score(0.8),
+    ]
     table = reports.scores_table(results_of(*rows), "t")
     assert [column.title for column in table.columns][5] == "prevalence"
     assert [row[5] for row in table.texts] == ["0.250", "0.020", "0.020", "–"]
@@ -290,7 +550,7 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
         {**point, "x": 0.1, "y": 0.12, "low": 0.1, "high": 0.2, "n": 200},
         {**point, "x": 0.9, "y": None, "low": None, "high": None, "n": 0},
     ]
-    curves = pa.Table.from_pylist([*bins, {**bins[0], "name": "net_benefit"}], schema=tables.CURVE)
+    curves = pa.Table.from_pylist([*bins, {**bins[0], "name": "net_benefit"}], schema=schemas.CURVE)
     assert reports.calibration_table(curves, "t").texts == [
         ["mortality", "held_out", "model", "0.100", "0.120 (0.100–0.200)", "200"],
         ["mortality", "held_out", "model", "0.900", "–", "0"],
@@ -298,28 +558,50 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
 
 
 def test_predictions_are_shown_with_the_tables_that_have_rows() -> None:
-    none = tables.CURVE.empty_table()
-    assert [table.title for table in reports.scores_tables(results_of(score(0.8)), none, "mine")] == ["mine"]
+    none = schemas.CURVE.empty_table()
+    assert [
+        table.title for table in reports.scores_tables(results_of(score(0.8)), none, "mine")
+    ] == ["mine"]
     some = results_of(score(0.8), score(0.7, group="model · sex F"))
-    assert [table.title for table in reports.scores_tables(some, none, "mine")] == ["mine", "mine: subgroups"]
+    assert [table.title for table in reports.scores_tables(some, none, "mine")] == [
+        "mine",
+        "mine: subgroups",
+    ]
 
 
 def test_the_cells_of_plain_axes_are_one_row_too(tmp_path: Path) -> None:
     """As a grid over ``task.name`` and ``seed`` names them."""
     cells = [("ventilation", 1), ("ventilation", 2), ("length_of_stay", 1), ("length_of_stay", 2)]
     entries = [
-        Entry(f"task.name={task} · seed={seed} · LoRA", answered(tmp_path, id_of(at), asked(task, seed), score(0.7, task)))
+        Entry(
+            f"task.name={task} · seed={seed} · LoRA",
+            answered(tmp_path, id_of(at), asked(task, seed), score(0.7, task)),
+        )
         for at, (task, seed) in enumerate(cells)
     ]
     assert list(shown(reports.classification_table(entries, "t"))) == ["LoRA"]
 
 
 def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path) -> None:
-    first = answered(tmp_path, id_of(1), asked(), score(0.8), score(0.75, group="model · sex F"), score(0.6, group=TFIDF))
-    second = answered(tmp_path, id_of(2), asked(adapters=[]), score(0.7), score(0.75, group="model · sex F"))
-    paired = results_of(score(0.1, name="auroc_difference", group="1 − 2"), score(0.0001, name="delong_p", group="1 − 2"))
+    first = answered(
+        tmp_path,
+        id_of(1),
+        asked(),
+        score(0.8),
+        score(0.75, group="model · sex F"),
+        score(0.6, group=TFIDF),
+    )
+    second = answered(
+        tmp_path, id_of(2), asked(adapters=[]), score(0.7), score(0.75, group="model · sex F")
+    )
+    paired = results_of(
+        score(0.1, name="auroc_difference", group="1 − 2"),
+        score(0.0001, name="delong_p", group="1 − 2"),
+    )
     _, results, differences = reports.comparison(Comparison(first, second, (), ""), paired, "")
-    assert results.texts == [["auroc", "mortality", "held_out", "model", "0.800 (0.780–0.820)", "0.700 (0.680–0.720)"]]
+    assert results.texts == [
+        ["auroc", "mortality", "held_out", "model", "0.800 (0.780–0.820)", "0.700 (0.680–0.720)"]
+    ]
     assert results.notes == ("Not shown, since only one of the two has them: 1 number.",)
     assert differences.title == "Paired, on the same stays"
     assert [row[4] for row in differences.texts] == ["0.100 (0.080–0.120)", "<0.001"]
@@ -329,4 +611,13 @@ def test_two_runs_of_questions_that_cannot_be_compared_say_why(tmp_path: Path) -
     run = answered(tmp_path, id_of(1), asked(), score(0.8))
     (_, results) = reports.comparison(Comparison(run, run, (), ""), None, "they ask other stays")
     assert results.notes == ("Not comparable: they ask other stays.",)
-    assert results.rows == (("auroc", "mortality", "held_out", "model", Estimate(0.8, 0.78, 0.8 + 0.02), Estimate(0.8, 0.78, 0.8 + 0.02)),)
+    assert results.rows == (
+        (
+            "auroc",
+            "mortality",
+            "held_out",
+            "model",
+            Estimate(0.8, 0.78, 0.8 + 0.02),
+            Estimate(0.8, 0.78, 0.8 + 0.02),
+        ),
+    )

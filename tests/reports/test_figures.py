@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from clinpeft.errors import InputError, UsageError
+from clinpeft.core.errors import InputError, UsageError
 from clinpeft.reports import Entry
 from clinpeft.reports.encoders import Grid, grid
-from clinpeft.reports.figures import FIGURES, canvas, drawn, write_figures
+from clinpeft.reports.figures import FIGURES, drawn, style, write_figures
 from tests.reports.conftest import TEN, ablation, asked, embedded, separations, ten_backbones
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,17 +27,24 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     home = tmp_path_factory.mktemp("written")
-    entries = [*ten_backbones(home / "ten", 2)[1:], *(entry for entry in ablation(home / "ablation") if "r=8" in entry.name)]
+    entries = [
+        *ten_backbones(home / "ten", 2)[1:],
+        *(entry for entry in ablation(home / "ablation") if "r=8" in entry.name),
+    ]
     return write_figures(entries, home / "figures")
 
 
 def points(axes: Any, marker: str) -> list[tuple[float, float]]:
     lines = [line for line in axes.lines if line.get_marker() == marker]
-    return [(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    return [
+        (float(x), float(y))
+        for line in lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
 
 
 def draw(name: str, made: Grid) -> Any:
-    with canvas.styled():
+    with style.styled():
         return FIGURES[name][1](made)
 
 
@@ -47,7 +54,9 @@ def test_there_are_thirteen_and_each_has_a_caption() -> None:
 
 
 def test_every_figure_is_written_in_both_formats(written: tuple[Path, ...]) -> None:
-    assert [path.name for path in written[:-1]] == [f"{name}.{form}" for name in FIGURES for form in ("svg", "png")]
+    assert [path.name for path in written[:-1]] == [
+        f"{name}.{form}" for name in FIGURES for form in ("svg", "png")
+    ]
     for path in written[:-1]:
         content = path.read_bytes()
         assert content.startswith(PNG) if path.suffix == ".png" else b"</svg>" in content
@@ -55,7 +64,10 @@ def test_every_figure_is_written_in_both_formats(written: tuple[Path, ...]) -> N
 
 def test_text_in_an_svg_is_text(written: tuple[Path, ...]) -> None:
     for path in (path for path in written if path.suffix == ".svg"):
-        texts = {"".join(node.itertext()) for node in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")}
+        texts = {
+            "".join(node.itertext())
+            for node in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")
+        }
         assert "rank 8" in texts if path.stem == "figure-13" else "Gemma-2-2B" in texts, path.name
         assert any(len(text) > 8 for text in texts)
 
@@ -68,7 +80,7 @@ def test_the_captions_stand_in_a_file_beside(written: tuple[Path, ...]) -> None:
 
 def test_the_same_runs_give_the_same_file(ten: Grid, tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
-        canvas.write(draw("figure-12", ten), tmp_path / name)
+        style.write(draw("figure-12", ten), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -79,11 +91,19 @@ def test_one_backbone_is_enough_for_all_but_the_ablation(tmp_path: Path) -> None
 
 def test_a_figure_without_data_is_skipped_and_named(tmp_path: Path) -> None:
     run = embedded(tmp_path / "runs", f"{1:012x}", asked(), *separations(0.1, 0.4))
-    paths = write_figures([Entry("BGE", run), Entry("E5", None, "no weights", recipe=asked("intfloat/e5-large-v2"))], tmp_path / "figures")
-    assert [path.name for path in paths if path.suffix == ".png"] == [f"figure-{number}.png" for number in (1, 5, 6, 7, 8)]
+    paths = write_figures(
+        [Entry("BGE", run), Entry("E5", None, "no weights", recipe=asked("intfloat/e5-large-v2"))],
+        tmp_path / "figures",
+    )
+    assert [path.name for path in paths if path.suffix == ".png"] == [
+        f"figure-{number}.png" for number in (1, 5, 6, 7, 8)
+    ]
     text = paths[-1].read_text(encoding="utf-8")
     assert "**figure-9** was not drawn: no run has scores of pairs." in text
-    assert "**figure-4** was not drawn: no run has a dimension with a speed or memory in its profile." in text
+    assert (
+        "**figure-4** was not drawn: no run has a dimension with a speed or memory in its profile."
+        in text
+    )
 
 
 def test_a_grid_without_a_run_draws_nothing(tmp_path: Path) -> None:
@@ -97,8 +117,11 @@ def test_published_values_are_hollow_marks_below_what_was_measured(ten: Grid) ->
     (axes,) = draw("figure-1", ten).axes
     marks = points(axes, "D")
     assert [x for x, _ in marks] == [known[3] for known in TEN]
-    assert [y for _, y in marks] == pytest.approx([place + 0.3 for place in range(10)])
-    assert next(line for line in axes.lines if line.get_marker() == "D").get_markerfacecolor() == "white"
+    assert [y for _, y in marks] == pytest.approx([location + 0.3 for location in range(10)])
+    assert (
+        next(line for line in axes.lines if line.get_marker() == "D").get_markerfacecolor()
+        == "white"
+    )
 
 
 def test_bars_have_their_intervals_and_the_threshold_of_the_study_is_drawn(ten: Grid) -> None:
@@ -116,7 +139,11 @@ def test_bars_have_their_intervals_and_the_threshold_of_the_study_is_drawn(ten: 
 def test_gains_are_differences_in_order_with_their_median(ten: Grid) -> None:
     """The published gains 0.477, 0.411 ... -0.238; of ten the median is (0.252 + 0.211) / 2."""
     (axes,) = draw("figure-7", ten).axes
-    assert [label.get_text() for label in axes.get_yticklabels()][:3] == ["BioLinkBERT", "Qwen3-4B", "Gemma-2-2B"]
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
+        "BioLinkBERT",
+        "Qwen3-4B",
+        "Gemma-2-2B",
+    ]
     dotted = next(line for line in axes.lines if line.get_linestyle() == ":")
     assert dotted.get_xdata()[0] == pytest.approx(0.2315)
 
@@ -132,7 +159,10 @@ def test_the_frontier_is_what_no_other_beats_in_both(ten: Grid) -> None:
 
 def test_boxes_stand_apart_for_encoders_and_decoders(ten: Grid) -> None:
     encoders, decoders = draw("figure-9", ten).axes
-    assert (encoders.get_title(loc="left"), decoders.get_title(loc="left")) == ("encoders", "decoders")
+    assert (encoders.get_title(loc="left"), decoders.get_title(loc="left")) == (
+        "encoders",
+        "decoders",
+    )
     assert (len(encoders.patches), len(decoders.patches)) == (14, 6)
 
 
@@ -149,25 +179,35 @@ def test_names_beside_points_do_not_cover_each_other(ten: Grid, name: str) -> No
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     for axes in figure.axes:
-        boxes = {text.get_text(): text.get_window_extent(renderer).shrunk(0.9, 0.7) for text in axes.texts if text.get_text()}
+        boxes = {
+            text.get_text(): text.get_window_extent(renderer).shrunk(0.9, 0.7)
+            for text in axes.texts
+            if text.get_text()
+        }
         assert len(boxes) == 10
-        assert not [(one, other) for (one, a), (other, b) in itertools.combinations(boxes.items(), 2) if a.overlaps(b)]
+        assert not [
+            (one, other)
+            for (one, a), (other, b) in itertools.combinations(boxes.items(), 2)
+            if a.overlaps(b)
+        ]
 
 
 def test_architectures_can_be_told_apart_without_colour() -> None:
-    looks = list(canvas.LOOKS.values())
+    looks = list(style.LOOKS.values())
     assert len({look.marker for look in looks}) == len({look.hatch for look in looks}) == len(looks)
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_as_they_were(ten: Grid) -> None:
-    library = canvas.matplotlib()
-    before = {key: library.rcParams[key] for key in canvas.RC}
+    library = style.matplotlib()
+    before = {key: library.rcParams[key] for key in style.RC}
     draw("figure-12", ten)
-    assert {key: library.rcParams[key] for key in canvas.RC} == before
-    assert before["svg.fonttype"] != canvas.RC["svg.fonttype"]
+    assert {key: library.rcParams[key] for key in style.RC} == before
+    assert before["svg.fonttype"] != style.RC["svg.fonttype"]
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_matplotlib_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError) as raised:
         write_figures(ten_backbones(tmp_path, 1), tmp_path)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clinpeft import cli, evaluation, registry
-from clinpeft.registry.studies import Cell, ComparedPair, Comparison, Study, open_study
+from clinpeft import cli, evaluation, runs
 from clinpeft.reports import Entry
 from clinpeft.reports import html as report
 from clinpeft.reports.adapters import adapter_card
 from clinpeft.reports.facts import Outgoing
-from clinpeft.reports.figures.answers import joined
+from clinpeft.reports.figures.classification import joined
+from clinpeft.runs.studies import Cell, ComparedPair, Comparison, Study, open_study
 from tests.reports.conftest import ten_backbones
 from tests.reports.invented import NAMES, ODD, answering, grid
 
@@ -32,7 +32,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("report")
     suppress = functools.partial(evaluation.suppressed, smallest=10)
     entries = [
-        dataclasses.replace(entry, run=Outgoing(entry.run.folder, entry.run.recipe, entry.run.record, suppress))
+        dataclasses.replace(
+            entry, run=Outgoing(entry.run.folder, entry.run.recipe, entry.run.record, suppress)
+        )
         for entry in grid(home / "runs")
         if entry.run is not None
     ]
@@ -64,19 +66,47 @@ def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
 
 def test_nothing_on_the_page_points_outside_of_it(made: tuple[Path, str]) -> None:
     seen = tags(made[1])
-    asked = [value for _, attributes in seen for key, value in attributes.items() if key in ("href", "src", "srcset", "action", "data")]
+    asked = [
+        value
+        for _, attributes in seen
+        for key, value in attributes.items()
+        if key in ("href", "src", "srcset", "action", "data")
+    ]
     assert asked and all(value is not None and value.startswith("#") for value in asked)
-    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in seen} and "url(http" not in made[1] and "@import" not in made[1]
+    assert (
+        not {"link", "img", "iframe", "object"} & {tag for tag, _ in seen}
+        and "url(http" not in made[1]
+        and "@import" not in made[1]
+    )
 
 
-def test_the_policy_forbids_all_but_the_style_and_the_script_of_the_page(made: tuple[Path, str]) -> None:
-    policy = next(attributes["content"] for tag, attributes in tags(made[1]) if attributes.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and policy.startswith("default-src 'none';") and "unsafe" not in policy and policy.count("'sha256-") == 2
-    assert not any("style" in attributes or any(key.startswith("on") for key in attributes) for _, attributes in tags(made[1]))
+def test_the_policy_forbids_all_but_the_style_and_the_script_of_the_page(
+    made: tuple[Path, str],
+) -> None:
+    policy = next(
+        attributes["content"]
+        for tag, attributes in tags(made[1])
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert (
+        policy is not None
+        and policy.startswith("default-src 'none';")
+        and "unsafe" not in policy
+        and policy.count("'sha256-") == 2
+    )
+    assert not any(
+        "style" in attributes or any(key.startswith("on") for key in attributes)
+        for _, attributes in tags(made[1])
+    )
 
 
 def test_every_text_is_escaped(made: tuple[Path, str]) -> None:
-    assert "<b>" not in made[1] and "<i>" not in made[1] and "LoRA &lt;b&gt;&amp;" in made[1] and "Lead &lt;i&gt;" in made[1]
+    assert (
+        "<b>" not in made[1]
+        and "<i>" not in made[1]
+        and "LoRA &lt;b&gt;&amp;" in made[1]
+        and "Lead &lt;i&gt;" in made[1]
+    )
 
 
 def test_every_id_stands_once_and_every_reference_leads_somewhere(made: tuple[Path, str]) -> None:
@@ -86,21 +116,30 @@ def test_every_id_stands_once_and_every_reference_leads_somewhere(made: tuple[Pa
     assert referred and set(referred) <= set(ids)
 
 
-def test_tables_have_captions_and_their_headings_a_scope_and_a_button(made: tuple[Path, str]) -> None:
+def test_tables_have_captions_and_their_headings_a_scope_and_a_button(
+    made: tuple[Path, str],
+) -> None:
     counted = [tag for tag, _ in tags(made[1])]
     assert counted.count("table") == counted.count("caption") > 5
     scopes = [attributes.get("scope") for tag, attributes in tags(made[1]) if tag == "th"]
     assert set(scopes) == {"col", "row"} and counted.count("button") == scopes.count("col")
 
 
-def test_every_figure_of_a_question_is_there_in_the_page_and_as_files(made: tuple[Path, str]) -> None:
+def test_every_figure_of_a_question_is_there_in_the_page_and_as_files(
+    made: tuple[Path, str],
+) -> None:
     out, page = made
     names = [
         f"{task}-{name}"
         for task in ("mortality", "diagnoses")
         for name in ("auroc", "calibration", "decision", "distributions", "subgroups", "attrition")
     ]
-    names += ["diagnoses-labels", "classify-mortality-learning", "classify-diagnoses-learning", "classify-cost"]
+    names += [
+        "diagnoses-labels",
+        "classify-mortality-learning",
+        "classify-diagnoses-learning",
+        "classify-cost",
+    ]
     shown = [attributes["id"] for tag, attributes in tags(page) if tag == "figure"]
     assert sorted(str(name) for name in shown) == sorted(names) and "was not drawn" not in page
     for name in names:
@@ -115,7 +154,10 @@ def test_every_table_is_a_file_in_three_formats_with_its_provenance(made: tuple[
     for form in ("csv", "tex"):
         assert {path.stem for path in (out / "tables").glob(f"*.{form}")} == names
     text = (out / "tables" / "mortality-every-measure.md").read_text(encoding="utf-8")
-    assert "Data: synthetic, fingerprint s1. Split held\\_out, mortality: n = 400. Seed 1, 2. 4 runs." in text
+    assert (
+        "Data: synthetic, fingerprint s1. Split held\\_out, mortality: n = 400. Seed 1, 2. 4 runs."
+        in text
+    )
     assert "Command: clinpeft classify grid.toml." in text and "Commit unknown" in text
 
 
@@ -127,7 +169,9 @@ def test_a_group_of_few_people_is_nowhere(made: tuple[Path, str]) -> None:
         assert "race small" not in text and "0.123" not in text, path.name
 
 
-def test_a_label_of_few_stays_and_small_counts_of_those_who_left_are_not_told(made: tuple[Path, str]) -> None:
+def test_a_label_of_few_stays_and_small_counts_of_those_who_left_are_not_told(
+    made: tuple[Path, str],
+) -> None:
     labels = (made[0] / "figures" / "diagnoses-labels.svg").read_text(encoding="utf-8")
     assert ", 038:" in labels and "rare" not in labels
     left = (made[0] / "figures" / "mortality-attrition.svg").read_text(encoding="utf-8")
@@ -156,8 +200,14 @@ def test_marks_have_words_and_lines_the_name_of_their_row(made: tuple[Path, str]
 
 
 def test_bins_are_joined_until_each_has_ten_answers() -> None:
-    points = [{"x": x, "y": share, "n": 100} for x, share in ((0.125, 0.5), (0.375, 0.45), (0.625, 0.03), (0.875, 0.02))]
-    assert [(left, right, round(share, 2)) for left, right, share, _ in joined(points)] == [(0.0, 0.25, 0.5), (0.25, 1.0, 0.5)]
+    points = [
+        {"x": x, "y": share, "n": 100}
+        for x, share in ((0.125, 0.5), (0.375, 0.45), (0.625, 0.03), (0.875, 0.02))
+    ]
+    assert [(left, right, round(share, 2)) for left, right, share, _ in joined(points)] == [
+        (0.0, 0.25, 0.5),
+        (0.25, 1.0, 0.5),
+    ]
     few = [{"x": x, "y": 0.25, "n": 12} for x in (0.125, 0.375, 0.625, 0.875)]
     assert [(left, right, share) for left, right, share, _ in joined(few)] == [(0.0, 1.0, 1.0)]
     assert joined([{**one, "n": 8} for one in few]) == []
@@ -165,7 +215,10 @@ def test_bins_are_joined_until_each_has_ten_answers() -> None:
 
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     entries = [Entry("head only", answering(tmp_path / "runs", 1, "mortality", 1, 0.7))]
-    first, second = (report.write_report(tmp_path / name, "t", [], report.contents(entries, "t"))[0].read_bytes() for name in ("a", "b"))
+    first, second = (
+        report.write_report(tmp_path / name, "t", [], report.contents(entries, "t"))[0].read_bytes()
+        for name in ("a", "b")
+    )
     assert first == second
 
 
@@ -174,7 +227,10 @@ def test_a_grid_of_embeddings_has_its_five_tables_and_thirteen_figures(tmp_path:
     page = report.page("study", [], made.sections, made.tasks, made.rows, "clinpeft")
     for number in (1, 2, 3, 5):
         assert f"<caption>Table {number}:" in page
-    assert len([1 for tag, _ in tags(page) if tag == "figure"]) >= 12 and "Figure 13</strong> was not drawn" in page
+    assert (
+        len([1 for tag, _ in tags(page) if tag == "figure"]) >= 12
+        and "Figure 13</strong> was not drawn" in page
+    )
 
 
 def study_of(home: Path) -> Study:
@@ -183,39 +239,86 @@ def study_of(home: Path) -> Study:
         Cell(id_, entry.name, {}, entry.published, entry.run.id if entry.run else None, "finished")
         for entry, id_ in zip(entries, "abcdefgh", strict=True)
     ]
-    row = {"name": "auroc_difference", "value": 0.1, "low": 0.05, "high": 0.15, "n": 400, "group": "b − a", "task": "mortality", "split": "held_out"}
+    row = {
+        "name": "auroc_difference",
+        "value": 0.1,
+        "low": 0.05,
+        "high": 0.15,
+        "n": 400,
+        "group": "b − a",
+        "task": "mortality",
+        "split": "held_out",
+    }
     few = {**row, "value": 0.777, "n_subjects": 7}
     tuning = {**row, "value": 0.888, "split": "tuning"}
     results = tuple({**one, "definition": "d"} for one in (row, tuning))
     pair = ComparedPair({"task": "mortality", "seed": 1}, "head only", ODD, "a", "b", results)
-    small = ComparedPair({"task": "mortality", "seed": 2}, "head only", ODD, "a", "b", ({**few, "definition": "d"},))
+    small = ComparedPair(
+        {"task": "mortality", "seed": 2}, "head only", ODD, "a", "b", ({**few, "definition": "d"},)
+    )
     compare = Comparison("LoRA against the head", {}, {}, (pair, small))
-    cells += [Cell("i", "unlucky · mortality", {}, state="failed", reason="no room on the disk"), Cell("j", "later", {})]
-    return open_study(Study(home / "studies" / "grid-1", "1", "grid", "classify", "grid.toml", "0", "now", "now", tuple(cells), (compare,)))
+    cells += [
+        Cell("i", "unlucky · mortality", {}, state="failed", reason="no room on the disk"),
+        Cell("j", "later", {}),
+    ]
+    return open_study(
+        Study(
+            home / "studies" / "grid-1",
+            "1",
+            "grid",
+            "classify",
+            "grid.toml",
+            "0",
+            "now",
+            "now",
+            tuple(cells),
+            (compare,),
+        )
+    )
 
 
-def test_the_verb_writes_a_study_and_leaves_the_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verb_writes_a_study_and_leaves_the_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study_of(tmp_path / "runs")
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     done = CliRunner().invoke(cli.app, ["report", "grid", "--home", "runs", "--out", "out"])
     assert done.exit_code == 0, done.output
-    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file() and path in before} == before
+    assert {
+        path: path.read_bytes()
+        for path in (tmp_path / "runs").rglob("*")
+        if path.is_file() and path in before
+    } == before
     page = re.sub("<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert "Compared: LoRA against the head" in page and "0.100" in page and "no room on the disk" in page and "1 waiting" in page
+    assert (
+        "Compared: LoRA against the head" in page
+        and "0.100" in page
+        and "no room on the disk" in page
+        and "1 waiting" in page
+    )
     assert "0.777" not in page and "0.888" not in page and "withheld, or not defined" in page
-    assert (tmp_path / "out" / "checklist.md").is_file() and len(list((tmp_path / "out" / "cards").glob("*.md"))) == 8
+    assert (tmp_path / "out" / "checklist.md").is_file() and len(
+        list((tmp_path / "out" / "cards").glob("*.md"))
+    ) == 8
 
 
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    done = CliRunner().invoke(cli.app, ["report", "grid", "--home", str(tmp_path), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        cli.app, ["report", "grid", "--home", str(tmp_path), "--out", str(tmp_path / "out")]
+    )
     assert "clinpeft[figures]" in str(done.exception) and not (tmp_path / "out").exists()
 
 
 def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
-    run: registry.Run = answering(tmp_path, 1, "mortality", 1, 0.7)
-    done: Any = CliRunner().invoke(cli.app, ["report", "gird", "--home", str(run.folder.parent), "--out", str(tmp_path / "out")])
+    run: runs.Run = answering(tmp_path, 1, "mortality", 1, 0.7)
+    done: Any = CliRunner().invoke(
+        cli.app,
+        ["report", "gird", "--home", str(run.folder.parent), "--out", str(tmp_path / "out")],
+    )
     assert "'gird'" in str(done.exception) and "'grid'" in str(done.exception)
 
 
@@ -223,5 +326,10 @@ def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
     run = answering(tmp_path, 1, "mortality", 1, 0.8)
     assert "differential privacy" not in adapter_card(run)
     noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
-    said = adapter_card(dataclasses.replace(run, record=run.record.model_copy(update={"private": noise})))
-    assert "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less" in said
+    said = adapter_card(
+        dataclasses.replace(run, record=run.record.model_copy(update={"private": noise}))
+    )
+    assert (
+        "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less"
+        in said
+    )

@@ -14,7 +14,9 @@ from tests.reports.browser import PROGRAM, Page, opened
 from tests.reports.invented import NAMES, ODD, grid
 
 pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium here: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason="no chromium here: apt-get install chromium"
+)
 
 CONTRAST = """
 (() => {
@@ -54,7 +56,9 @@ CONTRAST = """
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     home = tmp_path_factory.mktemp("browser")
     entries = [entry for entry in grid(home / "runs") if entry.name.endswith("seed=1")]
-    path = report.write_report(home / "out", "A study", ["Lead"], report.contents(entries, "A study"))[0]
+    path = report.write_report(
+        home / "out", "A study", ["Lead"], report.contents(entries, "A study")
+    )[0]
     with opened(home / "profile") as one:
         one.open(path)
         one.path = path  # type: ignore[attr-defined]
@@ -74,7 +78,9 @@ def test_the_page_is_silent_and_asks_for_nothing_but_itself(page: Page) -> None:
 def test_what_the_policy_forbids_the_browser_refuses(page: Page) -> None:
     """The test of the tests: a request would have been seen, and a style that is not the page's own is not taken."""
     page.open(path_of(page))
-    page.run("document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x.png\"><p id=odd style=\"color: red\">.</p>'), 0")
+    page.run(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x.png\"><p id=odd style=\"color: red\">.</p>'), 0"
+    )
     page.run("new Promise((done) => setTimeout(done, 200))")
     assert "img-src" in " ".join(page.complaints())
     assert page.run("getComputedStyle(document.getElementById('odd')).color") != "rgb(255, 0, 0)"
@@ -82,9 +88,13 @@ def test_what_the_policy_forbids_the_browser_refuses(page: Page) -> None:
 
 def test_the_figures_are_drawn(page: Page) -> None:
     page.open(path_of(page))
-    sizes = page.run("Array.from(document.querySelectorAll('figure svg')).map((one) => [one.getBBox().width, one.getBBox().height])")
+    sizes = page.run(
+        "Array.from(document.querySelectorAll('figure svg')).map((one) => [one.getBBox().width, one.getBBox().height])"
+    )
     assert len(sizes) >= 15 and all(width > 100 and height > 50 for width, height in sizes)
-    assert page.run("Array.from(document.querySelectorAll('figure svg')).every((one) => one.getAttribute('aria-label').length > 20)")
+    assert page.run(
+        "Array.from(document.querySelectorAll('figure svg')).every((one) => one.getAttribute('aria-label').length > 20)"
+    )
 
 
 def test_a_table_is_sorted_with_the_keyboard(page: Page) -> None:
@@ -101,25 +111,39 @@ def test_a_table_is_sorted_with_the_keyboard(page: Page) -> None:
 def test_what_is_not_known_is_last_however_it_is_sorted(page: Page) -> None:
     page.open(path_of(page))
     for _ in range(2):
-        page.run("document.querySelectorAll('table')[0].querySelectorAll('thead button')[4].click()")
-        known = page.run("Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) => row.cells[4].dataset.value !== undefined)")
+        page.run(
+            "document.querySelectorAll('table')[0].querySelectorAll('thead button')[4].click()"
+        )
+        known = page.run(
+            "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) => row.cells[4].dataset.value !== undefined)"
+        )
         assert any(known) and not all(known) and known == sorted(known, reverse=True)
 
 
-def test_the_first_stop_of_the_keyboard_skips_to_the_results_and_its_focus_is_seen(page: Page) -> None:
+def test_the_first_stop_of_the_keyboard_skips_to_the_results_and_its_focus_is_seen(
+    page: Page,
+) -> None:
     page.open(path_of(page))
     page.press("Tab", 9)
     focused = "document.activeElement"
-    assert page.run(f"{focused}.className") == "skip" and page.run(f"{focused}.getBoundingClientRect().left") >= 0
+    assert (
+        page.run(f"{focused}.className") == "skip"
+        and page.run(f"{focused}.getBoundingClientRect().left") >= 0
+    )
     page.press("Enter", 13, "\r")
     assert page.run("location.hash") == "#content"
     page.run("document.querySelector('thead button').focus()")
     page.press("Tab", 9)
-    assert page.run(f"getComputedStyle({focused}).outlineStyle") == "solid" and page.run(f"{focused}.tagName") == "BUTTON"
+    assert (
+        page.run(f"getComputedStyle({focused}).outlineStyle") == "solid"
+        and page.run(f"{focused}.tagName") == "BUTTON"
+    )
 
 
 def chosen(page: Page, field: str, value: str) -> None:
-    page.run(f"(() => {{ const one = document.getElementById('choose-{field}'); one.value = {value!r}; one.dispatchEvent(new Event('change')); }})()")
+    page.run(
+        f"(() => {{ const one = document.getElementById('choose-{field}'); one.value = {value!r}; one.dispatchEvent(new Event('change')); }})()"
+    )
 
 
 def test_one_task_is_shown_alone(page: Page) -> None:
@@ -130,7 +154,10 @@ def test_one_task_is_shown_alone(page: Page) -> None:
     assert "mortality-auroc" in shown and not any(name.startswith("diagnoses") for name in shown)
     assert "lines shown" in page.run("document.getElementById('shown').textContent")
     chosen(page, "task", "")
-    assert "diagnoses-auroc" in page.run(seen) and page.run("document.getElementById('shown').textContent") == ""
+    assert (
+        "diagnoses-auroc" in page.run(seen)
+        and page.run("document.getElementById('shown').textContent") == ""
+    )
 
 
 def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Page) -> None:
@@ -139,18 +166,22 @@ def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Pa
     assert set(page.run(rows)) == set(NAMES)
     chosen(page, "row", "head only")
     assert set(page.run(rows)) == {"head only"}
-    dimmed = page.run("Array.from(document.querySelectorAll('svg .dim')).map((one) => one.dataset.row)")
+    dimmed = page.run(
+        "Array.from(document.querySelectorAll('svg .dim')).map((one) => one.dataset.row)"
+    )
     assert set(dimmed) == {ODD}
 
 
 def test_a_mark_says_its_value_to_whoever_points_at_it(page: Page) -> None:
     page.open(path_of(page))
     found = "const one = document.querySelector('#mortality-calibration .told'); one.scrollIntoView({block: 'center'})"
-    place = f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
-    x, y = page.run(place)
+    location = f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
+    x, y = page.run(location)
     page.say("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
     assert page.run("document.getElementById('tip').hidden") is False
-    assert "predicted 0.100, observed 0.083" in page.run("document.getElementById('tip').textContent")
+    assert "predicted 0.100, observed 0.083" in page.run(
+        "document.getElementById('tip').textContent"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -164,7 +195,10 @@ def test_every_text_has_the_contrast_of_level_aa(page: Page, scheme: str) -> Non
 
 
 def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
-    page.say("Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": False})
+    page.say(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": False},
+    )
     page.open(path_of(page))
     assert page.run("document.documentElement.scrollWidth") <= 360
     page.say("Emulation.clearDeviceMetricsOverride")
@@ -175,6 +209,8 @@ def test_it_is_printed_without_what_paper_cannot_do(page: Page) -> None:
     page.open(path_of(page))
     assert page.run("getComputedStyle(document.querySelector('.choices')).display") == "none"
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    paper = base64.b64decode(page.say("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})["data"])
+    paper = base64.b64decode(
+        page.say("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})["data"]
+    )
     assert 3 < len(pypdfium2.PdfDocument(paper)) < 25
     page.scheme("light")

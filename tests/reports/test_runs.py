@@ -10,28 +10,48 @@ from typing import Any
 import pytest
 import rich.console
 
-from clinpeft import registry, reports
-from clinpeft.errors import TrainingError
+from clinpeft import reports, runs
+from clinpeft.core.errors import TrainingError
 from clinpeft.recipe import Recipe, SourceSpec
-from clinpeft.registry import Hashes
 from clinpeft.reports import Entry, Table
-from tests.registry.conftest import NIGHT, finished_run, make_recipe, opening, result, results_of
+from clinpeft.runs import Hashes
+from tests.runs.conftest import NIGHT, finished_run, make_recipe, opening, result, results_of
 
 LORA = "aaaaaaaaaaaa"
 PREFIX = "bbbbbbbbbbbb"
 
-PUBLISHED: dict[str, Any] = {"trained": 8_388_608, "share": ".12%", "train_perplexity": 1.858, "test_perplexity": 2.244, "time": "21:37:42"}
-NUMBERS: dict[str, Any] = {"base_parameters": 1_000_000, "trained_parameters": 1_200, "share": 0.0012, "tokens_seen": 7_200, "training_seconds": 3.6}
+PUBLISHED: dict[str, Any] = {
+    "trained": 8_388_608,
+    "share": ".12%",
+    "train_perplexity": 1.858,
+    "test_perplexity": 2.244,
+    "time": "21:37:42",
+}
+NUMBERS: dict[str, Any] = {
+    "base_parameters": 1_000_000,
+    "trained_parameters": 1_200,
+    "share": 0.0012,
+    "tokens_seen": 7_200,
+    "training_seconds": 3.6,
+}
 BASE = (result(15.0, "train", "base"), result(14.0, group="base"))
 
 
-def trained(home: Path, run_id: str = LORA, test: float = 9.0, **facts: Any) -> registry.Run:
-    return finished_run(home, run_id, rows=(*BASE, result(8.5, "train"), result(test)), **{**NUMBERS, **facts})
+def trained(home: Path, run_id: str = LORA, test: float = 9.0, **facts: Any) -> runs.Run:
+    return finished_run(
+        home, run_id, rows=(*BASE, result(8.5, "train"), result(test)), **{**NUMBERS, **facts}
+    )
 
 
-def failed(home: Path, run_id: str = PREFIX) -> registry.Run:
-    with registry.open_run(home, make_recipe(adapters=[{"method": "prefix"}]), opening(run_id)) as run:
-        return registry.fail(run, TrainingError("the loss is nan", place="step 7", way_out="lower training.learning_rate"), NIGHT)
+def failed(home: Path, run_id: str = PREFIX) -> runs.Run:
+    with runs.open_run(home, make_recipe(adapters=[{"method": "prefix"}]), opening(run_id)) as run:
+        return runs.fail(
+            run,
+            TrainingError(
+                "the loss is nan", location="step 7", hint="lower training.learning_rate"
+            ),
+            NIGHT,
+        )
 
 
 def rows(table: Table) -> dict[str, dict[str, str]]:
@@ -41,22 +61,46 @@ def rows(table: Table) -> dict[str, dict[str, str]]:
 
 def test_the_adaptation_table_has_what_table_2_of_the_paper_has(tmp_path: Path) -> None:
     table = reports.adaptation_table([Entry("LoRA", trained(tmp_path))], "Table 2")
-    expected = {"trained": "1,200", "share": ".12%", "train perplexity": "8.500", "test perplexity": "9.000 (8.750–9.500)"}
-    assert rows(table)["LoRA"] == {"method": "LoRA", **expected, "time": "0:00:04", "tokens/s": "2,000"}
+    expected = {
+        "trained": "1,200",
+        "share": ".12%",
+        "train perplexity": "8.500",
+        "test perplexity": "9.000 (8.750–9.500)",
+    }
+    assert rows(table)["LoRA"] == {
+        "method": "LoRA",
+        **expected,
+        "time": "0:00:04",
+        "tokens/s": "2,000",
+    }
 
 
-def test_published_values_stand_beside_the_measured_and_only_where_there_are_any(tmp_path: Path) -> None:
+def test_published_values_stand_beside_the_measured_and_only_where_there_are_any(
+    tmp_path: Path,
+) -> None:
     run = trained(tmp_path)
-    with_some = rows(reports.adaptation_table([Entry("LoRA", run, published=PUBLISHED), Entry("mine", run, published={})], "t"))
+    with_some = rows(
+        reports.adaptation_table(
+            [Entry("LoRA", run, published=PUBLISHED), Entry("mine", run, published={})], "t"
+        )
+    )
     assert with_some["LoRA"]["published trained"] == "8,388,608"
     assert with_some["LoRA"]["published share"] == ".12%"
-    assert (with_some["LoRA"]["published train perplexity"], with_some["LoRA"]["published test perplexity"], with_some["LoRA"]["published time"]) == (
+    assert (
+        with_some["LoRA"]["published train perplexity"],
+        with_some["LoRA"]["published test perplexity"],
+        with_some["LoRA"]["published time"],
+    ) == (
         "1.858",
         "2.244",
         "21:37:42",
     )
     assert with_some["mine"]["published test perplexity"] == "–"
-    assert not [title for title in rows(reports.adaptation_table([Entry("mine", run)], "t"))["mine"] if "published" in title]
+    assert not [
+        title
+        for title in rows(reports.adaptation_table([Entry("mine", run)], "t"))["mine"]
+        if "published" in title
+    ]
 
 
 def test_the_base_as_it_comes_stands_above_its_adapters_once(tmp_path: Path) -> None:
@@ -69,7 +113,9 @@ def test_the_base_as_it_comes_stands_above_its_adapters_once(tmp_path: Path) -> 
 def test_two_bases_have_a_row_each(tmp_path: Path) -> None:
     other = make_recipe(base={"path": "/models/other"})
     second = finished_run(tmp_path, PREFIX, other, rows=(result(20.0, group="base"), result(9.0)))
-    table = reports.adaptation_table([Entry("LoRA", trained(tmp_path)), Entry("LoRA, other", second)], "t")
+    table = reports.adaptation_table(
+        [Entry("LoRA", trained(tmp_path)), Entry("LoRA, other", second)], "t"
+    )
     assert [row[0] for row in table.texts][:2] == ["toy-llama, not adapted", "other, not adapted"]
 
 
@@ -81,16 +127,25 @@ def test_a_unigram_model_stands_above_all_where_it_was_measured(tmp_path: Path) 
 
 
 def test_a_cell_that_failed_has_its_reason_in_its_row(tmp_path: Path) -> None:
-    entries = [Entry("LoRA", trained(tmp_path)), Entry("prefix", failed(tmp_path)), Entry("prompt", None, "unknown key")]
+    entries = [
+        Entry("LoRA", trained(tmp_path)),
+        Entry("prefix", failed(tmp_path)),
+        Entry("prompt", None, "unknown key"),
+    ]
     shown = rows(reports.adaptation_table(entries, "t"))
     assert shown["prefix"]["remark"] == "failed: the loss is nan"
     assert shown["prompt"]["remark"] == "failed: unknown key"
     assert shown["LoRA"]["remark"] == ""
-    assert {shown["prompt"][title] for title in ("trained", "share", "test perplexity", "time", "tokens/s")} == {"–"}
+    assert {
+        shown["prompt"][title]
+        for title in ("trained", "share", "test perplexity", "time", "tokens/s")
+    } == {"–"}
 
 
 def test_the_note_under_the_table_says_which_split_and_level(tmp_path: Path) -> None:
-    (note, own) = reports.adaptation_table([Entry("LoRA", trained(tmp_path))], "t", ["On 12 invented patients."]).notes
+    (note, own) = reports.adaptation_table(
+        [Entry("LoRA", trained(tmp_path))], "t", ["On 12 invented patients."]
+    ).notes
     assert "test is split held_out" in note
     assert "95 % interval" in note
     assert own == "On 12 invented patients."
@@ -103,18 +158,30 @@ def test_a_table_of_nothing_is_a_table(tmp_path: Path) -> None:
 
 def test_the_summary_says_before_and_after(tmp_path: Path) -> None:
     ratio = result(0.64, name="perplexity_ratio", group="adapted / base", low=0.6, high=0.7)
-    run = finished_run(tmp_path, rows=(*BASE, result(8.5, "train"), result(9.0), ratio), notices=("the tuning split is empty",), **NUMBERS)
+    run = finished_run(
+        tmp_path,
+        rows=(*BASE, result(8.5, "train"), result(9.0), ratio),
+        notices=("the tuning split is empty",),
+        **NUMBERS,
+    )
     facts = {row[0]: row[1] for row in reports.run_summary(run).texts}
-    assert facts["test perplexity"] == "14.000 (13.750–14.500) before, 9.000 (8.750–9.500) after, 0.640 (0.600–0.700) times"
+    assert (
+        facts["test perplexity"]
+        == "14.000 (13.750–14.500) before, 9.000 (8.750–9.500) after, 0.640 (0.600–0.700) times"
+    )
     assert facts["train perplexity"] == "15.000 (14.750–15.500) before, 8.500 (8.250–9.000) after"
     assert facts["trained"] == "1,200 of 1,000,000 parameters (.12%)"
-    assert (facts["tokens/s"], facts["training time"], facts["notice"]) == ("2,000", "0:00:04", "the tuning split is empty")
+    assert (facts["tokens/s"], facts["training time"], facts["notice"]) == (
+        "2,000",
+        "0:00:04",
+        "the tuning split is empty",
+    )
     assert "tuning perplexity" not in facts
 
 
 def test_the_summary_of_a_failed_run_says_why_and_the_way_out(tmp_path: Path) -> None:
     facts = {row[0]: row[1] for row in reports.run_summary(failed(tmp_path)).texts}
-    assert (facts["state"], facts["error"], facts["where"], facts["way out"]) == (
+    assert (facts["state"], facts["error"], facts["where"], facts["hint"]) == (
         "failed",
         "the loss is nan",
         "step 7",
@@ -125,60 +192,108 @@ def test_the_summary_of_a_failed_run_says_why_and_the_way_out(tmp_path: Path) ->
 
 def test_results_and_attrition_are_shown_in_full(tmp_path: Path) -> None:
     run = trained(tmp_path)
-    assert reports.run_results(run).texts[-1] == ["perplexity", "held_out", "adapted", "9.000 (8.750–9.500)", "12", "6", "3,400"]
+    assert reports.run_results(run).texts[-1] == [
+        "perplexity",
+        "held_out",
+        "adapted",
+        "9.000 (8.750–9.500)",
+        "12",
+        "6",
+        "3,400",
+    ]
     assert reports.run_results(run).notes == ("perplexity: exp(nats / tokens).",)
-    assert reports.run_attrition(run).texts == [["corpus", "entered", "10"], ["corpus", "dropped: exact duplicate", "3"], ["corpus", "kept", "7"]]
+    assert reports.run_attrition(run).texts == [
+        ["corpus", "entered", "10"],
+        ["corpus", "dropped: exact duplicate", "3"],
+        ["corpus", "kept", "7"],
+    ]
 
 
 def test_the_list_shows_every_run_and_what_could_not_be_read(tmp_path: Path) -> None:
     trained(tmp_path)
     failed(tmp_path)
     (finished_run(tmp_path, "cccccccccccc").folder / "run.json").write_text("{")
-    table = reports.runs_list(registry.list_runs(tmp_path))
-    assert table.texts[0][:7] == [LORA, "clinical-lora", "adapt", "finished", "2025-03-01 12:00", "toy-llama", "lora"]
+    table = reports.runs_list(runs.list_runs(tmp_path))
+    assert table.texts[0][:7] == [
+        LORA,
+        "clinical-lora",
+        "adapt",
+        "finished",
+        "2025-03-01 12:00",
+        "toy-llama",
+        "lora",
+    ]
     assert table.texts[0][7:] == ["1,200", "perplexity 9.000", "0:00:04"]
-    assert table.texts[1][:7] == [PREFIX, "clinical-lora", "adapt", "failed", "2025-03-01 12:00", "toy-llama", "prefix"]
+    assert table.texts[1][:7] == [
+        PREFIX,
+        "clinical-lora",
+        "adapt",
+        "failed",
+        "2025-03-01 12:00",
+        "toy-llama",
+        "prefix",
+    ]
     assert table.texts[2][:4] == ["cccccccccccc", "", "", "unreadable"]
     assert "run.json" in table.notes[0]
 
 
 def test_an_id_is_never_broken_on_a_terminal(tmp_path: Path) -> None:
-    trained(tmp_path, name="a name that is much longer than anybody would ever want a name of a run to be")
+    trained(
+        tmp_path,
+        name="a name that is much longer than anybody would ever want a name of a run to be",
+    )
     console = rich.console.Console(file=io.StringIO(), width=70, record=True)
-    console.print(reports.as_terminal(reports.runs_list(registry.list_runs(tmp_path))))
+    console.print(reports.as_terminal(reports.runs_list(runs.list_runs(tmp_path))))
     assert LORA in console.export_text()
 
 
 def test_a_run_of_a_kind_without_a_base_is_listed_too(tmp_path: Path) -> None:
     recipe = Recipe(kind="another", source=SourceSpec(name="files"))
     run = dataclasses.replace(trained(tmp_path), recipe=recipe)
-    assert reports.runs_list(registry.Listing((run,))).texts[0][5:7] == ["", ""]
+    assert reports.runs_list(runs.Listing((run,))).texts[0][5:7] == ["", ""]
 
 
 def test_frozen_adapters_are_named_as_such(tmp_path: Path) -> None:
     recipe = make_recipe(adapters=[{"method": "lora", "trainable": False}, {"method": "prefix"}])
-    facts = {row[0]: row[1] for row in reports.run_summary(finished_run(tmp_path, recipe=recipe)).texts}
+    facts = {
+        row[0]: row[1] for row in reports.run_summary(finished_run(tmp_path, recipe=recipe)).texts
+    }
     assert facts["adapters"] == "lora (frozen) + prefix"
 
 
 def test_a_comparison_shows_what_differs_and_the_results_side_by_side(tmp_path: Path) -> None:
-    other = finished_run(tmp_path, PREFIX, make_recipe(seed=7), rows=(result(9.5), result(3.0, name="accuracy")))
-    differences, results = reports.comparison(registry.compare(trained(tmp_path), other))
+    other = finished_run(
+        tmp_path, PREFIX, make_recipe(seed=7), rows=(result(9.5), result(3.0, name="accuracy"))
+    )
+    differences, results = reports.comparison(runs.compare(trained(tmp_path), other))
     assert ["seed", "1234", "7"] in differences.texts
-    assert ["perplexity", "held_out", "adapted", "9.000 (8.750–9.500)", "9.500 (9.250–10.000)"] in results.texts
+    assert [
+        "perplexity",
+        "held_out",
+        "adapted",
+        "9.000 (8.750–9.500)",
+        "9.500 (9.250–10.000)",
+    ] in results.texts
     assert ["accuracy", "held_out", "adapted", "–", "3.000 (2.750–3.500)"] in results.texts
     assert results.notes == ()
 
 
 def test_a_comparison_with_a_paired_ratio_shows_it(tmp_path: Path) -> None:
-    found = registry.compare(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
+    found = runs.compare(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
     paired = results_of(result(1.05, name="perplexity_ratio", group=f"{PREFIX} / {LORA}"))
-    assert reports.comparison(found, paired)[2].texts[0][:4] == ["perplexity_ratio", "held_out", f"{PREFIX} / {LORA}", "1.050 (0.800–1.550)"]
+    assert reports.comparison(found, paired)[2].texts[0][:4] == [
+        "perplexity_ratio",
+        "held_out",
+        f"{PREFIX} / {LORA}",
+        "1.050 (0.800–1.550)",
+    ]
 
 
 @pytest.mark.parametrize("reason", ["", "4 notes have another split"])
 def test_a_comparison_that_means_nothing_says_so(tmp_path: Path, reason: str) -> None:
     hashes = Hashes(base="b2", tokenizer="t1" if reason else "t2", corpus_policy="1")
-    found = registry.compare(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
+    found = runs.compare(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
     expected = reason or "the tokenizers differ, so a token of one is not a token of the other"
-    assert reports.comparison(found, reason=reason)[1].notes == (f"Not comparable on perplexity: {expected}.",)
+    assert reports.comparison(found, reason=reason)[1].notes == (
+        f"Not comparable on perplexity: {expected}.",
+    )

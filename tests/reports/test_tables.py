@@ -10,13 +10,28 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from clinpeft.errors import StorageError
+from clinpeft.core.errors import StorageError
 from clinpeft.reports import formats
-from clinpeft.reports.tables import Column, Estimate, Table, as_csv, as_latex, as_markdown, as_terminal, printed, write
+from clinpeft.reports.tables import (
+    Column,
+    Estimate,
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_terminal,
+    printed,
+    write,
+)
 
 TABLE = Table(
     "Results of [bold] & co_1",
-    (Column("name", is_text=True), Column("parameters", formats.count), Column("perplexity", is_estimate=True), Column("time", formats.duration)),
+    (
+        Column("name", is_text=True),
+        Column("parameters", formats.count),
+        Column("perplexity", is_estimate=True),
+        Column("time", formats.duration),
+    ),
     (
         ("LoRA | r=16", 8_388_608, Estimate(2.2444, 2.2, 2.3), 77_862.4),
         ("[red]prompt, 50%", None, Estimate(4.007), "23:27:28"),
@@ -38,37 +53,72 @@ TABLE = Table(
         (40_960, ".00061%"),
     ],
 )
-def test_shares_are_printed_like_the_paper_with_two_digits_below_a_hundredth_percent(trained: int, of_llama_7b: str) -> None:
+def test_shares_are_printed_like_the_paper_with_two_digits_below_a_hundredth_percent(
+    trained: int, of_llama_7b: str
+) -> None:
     """The paper prints the last two with one digit: .0009% and .0006%."""
     assert formats.share(trained / 6_738_415_616) == of_llama_7b
 
 
 @pytest.mark.parametrize(
-    ("fraction", "text"), [(0, "0%"), (0.0123, "1.23%"), (1, "100.00%"), (0.0001, ".01%"), (9.996e-5, ".01%"), (9.12e-9, ".00000091%")]
+    ("fraction", "text"),
+    [
+        (0, "0%"),
+        (0.0123, "1.23%"),
+        (1, "100.00%"),
+        (0.0001, ".01%"),
+        (9.996e-5, ".01%"),
+        (9.12e-9, ".00000091%"),
+    ],
 )
 def test_shares_at_the_edges(fraction: float, text: str) -> None:
     assert formats.share(fraction) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3_599.4, "0:59:59"), (77_862, "21:37:42"), (360_000, "100:00:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00:00"),
+        (59.6, "0:01:00"),
+        (3_599.4, "0:59:59"),
+        (77_862, "21:37:42"),
+        (360_000, "100:00:00"),
+    ],
+)
 def test_durations_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
     assert formats.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(2.2444, "2.244"), (999.94, "999.940"), (999.96, "1,000"), (32_000.4, "32,000")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.2444, "2.244"), (999.94, "999.940"), (999.96, "1,000"), (32_000.4, "32,000")],
+)
 def test_numbers_lose_their_decimals_from_a_thousand_on(value: float, text: str) -> None:
     assert formats.number(value) == text
 
 
 def test_an_estimate_is_printed_with_its_interval_and_what_is_missing_as_a_dash() -> None:
-    shown = [printed(value, formats.number) for value in (Estimate(2.2444, 2.2, 2.3), Estimate(2.2), Estimate(None), None, "as it is", "")]
+    shown = [
+        printed(value, formats.number)
+        for value in (
+            Estimate(2.2444, 2.2, 2.3),
+            Estimate(2.2),
+            Estimate(None),
+            None,
+            "as it is",
+            "",
+        )
+    ]
     assert shown == ["2.244 (2.200–2.300)", "2.200", "–", "–", "as it is", ""]
 
 
 def test_markdown_has_a_title_a_line_a_row_and_escapes_its_own_marks() -> None:
     lines = as_markdown(TABLE).splitlines()
     assert lines[0] == r"## Results of \[bold\] & co\_1"
-    assert lines[2:4] == ["| name | parameters | perplexity | time |", "| --- | ---: | ---: | ---: |"]
+    assert lines[2:4] == [
+        "| name | parameters | perplexity | time |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     assert lines[4] == r"| LoRA \| r=16 | 8,388,608 | 2.244 (2.200–2.300) | 21:37:42 |"
     assert lines[6] == "| none | 0 | – | – |"
     assert lines[-1] == r"Lower is better\_."
@@ -76,7 +126,14 @@ def test_markdown_has_a_title_a_line_a_row_and_escapes_its_own_marks() -> None:
 
 def test_csv_holds_numbers_in_full_and_an_interval_in_columns_of_its_own() -> None:
     rows = list(csv.reader(io.StringIO(as_csv(TABLE))))
-    assert rows[0] == ["name", "parameters", "perplexity", "perplexity low", "perplexity high", "time"]
+    assert rows[0] == [
+        "name",
+        "parameters",
+        "perplexity",
+        "perplexity low",
+        "perplexity high",
+        "time",
+    ]
     assert rows[1] == ["LoRA | r=16", "8388608", "2.2444", "2.2", "2.3", "77862.4"]
     assert rows[2] == ["[red]prompt, 50%", "", "4.007", "", "", "23:27:28"]
     assert rows[3] == ["none", "0", "", "", "", ""]
@@ -88,7 +145,12 @@ def test_latex_escapes_its_own_marks_and_closes_what_it_opens() -> None:
     assert r"\begin{tabular}{lrrr}" in text
     assert r"[red]prompt, 50\% & – & 4.007 & 23:27:28 \\" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
-    assert as_latex(Table("a\\b{c}~^<", (), ())).count(r"\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\textless{}") == 1
+    assert (
+        as_latex(Table("a\\b{c}~^<", (), ())).count(
+            r"\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\textless{}"
+        )
+        == 1
+    )
 
 
 def test_the_terminal_shows_brackets_as_they_are() -> None:
@@ -101,7 +163,11 @@ def test_the_terminal_shows_brackets_as_they_are() -> None:
 
 
 def test_a_column_beside_another_stands_under_it_on_a_terminal_and_nowhere_else() -> None:
-    columns = (Column("name", is_text=True), Column("time", formats.duration), Column("published time", formats.duration, under="time"))
+    columns = (
+        Column("name", is_text=True),
+        Column("time", formats.duration),
+        Column("published time", formats.duration, under="time"),
+    )
     table = Table("t", columns, (("LoRA", 60, "21:37:42"), ("mine", 30, None)))
     console = rich.console.Console(file=io.StringIO(), width=80, record=True)
     console.print(as_terminal(table))
@@ -121,11 +187,20 @@ def test_several_columns_stand_under_one_each_with_its_mark() -> None:
     console = rich.console.Console(file=io.StringIO(), width=80, record=True)
     console.print(as_terminal(Table("t", columns, ((0.7, 0.668, 0.01), (0.8, None, 0.02)))))
     lines = [line.strip() for line in console.export_text().splitlines()]
-    assert lines[lines.index("0.700") :][:5] == ["0.700", "[published 0.6680]", "[SD 0.010]", "0.800", "[SD 0.020]"]
+    assert lines[lines.index("0.700") :][:5] == [
+        "0.700",
+        "[published 0.6680]",
+        "[SD 0.010]",
+        "0.800",
+        "[SD 0.020]",
+    ]
     assert not any("In square brackets" in line for line in lines)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.001, "0.001"), (0.0512, "0.051"), (1.0, "1.000")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "<0.001"), (0.0009, "<0.001"), (0.001, "0.001"), (0.0512, "0.051"), (1.0, "1.000")],
+)
 def test_a_p_value_is_never_printed_as_0(value: float, text: str) -> None:
     assert formats.probability(value) == text
 
@@ -137,10 +212,16 @@ def test_a_table_is_written_in_three_forms_under_a_name_fit_for_files(tmp_path: 
         "paper-table-2.csv",
         "paper-table-2.tex",
     ]
-    assert [path.read_text() for path in paths] == [as_markdown(TABLE), as_csv(TABLE), as_latex(TABLE)]
+    assert [path.read_text() for path in paths] == [
+        as_markdown(TABLE),
+        as_csv(TABLE),
+        as_latex(TABLE),
+    ]
 
 
-def test_a_full_disk_leaves_the_table_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_table_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (path, *_) = write(tmp_path, "t", TABLE)
 
     def full(*_: object) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from clinpeft import search
 from clinpeft.recipe import Recipe, SearchSpec, validated
-from clinpeft.registry import Run
-from clinpeft.search import working
+from clinpeft.runs import Run
+from clinpeft.search import worker
 
 RECIPE: dict[str, Any] = {
     "kind": "classify",
@@ -24,7 +24,10 @@ RECIPE: dict[str, Any] = {
     "base": {"path": "/models/toy"},
     "adapters": [{"method": "lora"}],
 }
-SPACE: dict[str, Any] = {"training.learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}, "adapters.0.rank": [2, 4, 8, 16]}
+SPACE: dict[str, Any] = {
+    "training.learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
+    "adapters.0.rank": [2, 4, 8, 16],
+}
 
 
 def toy() -> Recipe:
@@ -32,7 +35,16 @@ def toy() -> Recipe:
 
 
 def asked(**keys: Any) -> SearchSpec:
-    return SearchSpec(**{"space": SPACE, "metric": "auroc", "direction": "maximize", "sampler": "random", "trials": 6, **keys})
+    return SearchSpec(
+        **{
+            "space": SPACE,
+            "metric": "auroc",
+            "direction": "maximize",
+            "sampler": "random",
+            "trials": 6,
+            **keys,
+        }
+    )
 
 
 @dataclass
@@ -57,7 +69,9 @@ def settings_of(recipe: Any) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def bench(folder: Path, spec: SearchSpec, make: Callable[[Any], tuple[Run, bool]], name: str = "toy") -> Iterator[search.Bench]:
+def bench(
+    folder: Path, spec: SearchSpec, make: Callable[[Any], tuple[Run, bool]], name: str = "toy"
+) -> Iterator[search.Bench]:
     """A worker at its bench, with connections of its own."""
     space = search.space_of(spec, toy())
     with search.opened(spec.storage, folder, name) as (kept, claims):
@@ -68,4 +82,4 @@ def bench(folder: Path, spec: SearchSpec, make: Callable[[Any], tuple[Run, bool]
 @pytest.fixture
 def _surface(monkeypatch: pytest.MonkeyPatch) -> None:
     """The value of a run is its rank, so that no run has to be measured."""
-    monkeypatch.setattr(working, "measured", lambda run, metric: float(settings_of(run.recipe)[1]))
+    monkeypatch.setattr(worker, "measured", lambda run, metric: float(settings_of(run.recipe)[1]))

@@ -11,27 +11,44 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clinpeft import registry, search
-from clinpeft.errors import UsageError
+from clinpeft import runs, search
+from clinpeft.core.errors import UsageError
+from clinpeft.core.schemas import RESULT
 from clinpeft.recipe import varied
-from clinpeft.registry import Run, RunRecord
-from clinpeft.registry.searches import Search
-from clinpeft.tables import RESULT
+from clinpeft.runs import Run, RunRecord
+from clinpeft.runs.searches import Search
 from tests.search.conftest import asked, bench, toy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def row(split: str, value: float | None, name: str = "auroc", group: str = "model") -> dict[str, Any]:
-    plain = {"name": name, "value": value, "low": None, "high": None, "level": None, "n": 10, "n_subjects": 10, "n_events": 5}
+def row(
+    split: str, value: float | None, name: str = "auroc", group: str = "model"
+) -> dict[str, Any]:
+    plain = {
+        "name": name,
+        "value": value,
+        "low": None,
+        "high": None,
+        "level": None,
+        "n": 10,
+        "n_subjects": 10,
+        "n_events": 5,
+    }
     return plain | {"split": split, "group": group, "definition": "", "task": "mortality"}
 
 
 def finished(home: Path, rank: int, rows: list[dict[str, Any]]) -> Run:
     recipe = varied(toy(), {"adapters.0.rank": rank}, "test")
     record = RunRecord(id=f"{rank:012x}", kind="classify", created=NOW, started=NOW)
-    with registry.open_run(home, recipe, record) as run:
-        return registry.record(run, results=pa.Table.from_pylist(rows, schema=RESULT), attrition=(), finished=NOW, counts={"best_step": 2})
+    with runs.open_run(home, recipe, record) as run:
+        return runs.record(
+            run,
+            results=pa.Table.from_pylist(rows, schema=RESULT),
+            attrition=(),
+            finished=NOW,
+            counts={"best_step": 2},
+        )
 
 
 def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_other_are_read(
@@ -42,7 +59,12 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
 
     def make(recipe: Any) -> tuple[Run, bool]:
         rank = recipe.adapters[0].rank
-        rows = [row("held_out", 1 / rank), row("tuning", 9.0, group="TF-IDF"), row("tuning", rank / 100), row("tuning", 5.0, name="auprc")]
+        rows = [
+            row("held_out", 1 / rank),
+            row("tuning", 9.0, group="TF-IDF"),
+            row("tuning", rank / 100),
+            row("tuning", 5.0, name="auprc"),
+        ]
         return finished(tmp_path / "home", rank, rows), True
 
     whole = search.outcome.with_held_out
@@ -52,14 +74,27 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
         return whole(known, run)
 
     monkeypatch.setattr(search.outcome, "with_held_out", looked)
-    with bench(tmp_path / "search", asked(space={"adapters.0.rank": [2, 4, 8]}, trials=8), make) as worker:
+    with bench(
+        tmp_path / "search", asked(space={"adapters.0.rank": [2, 4, 8]}, trials=8), make
+    ) as worker:
         search.work(worker)
-        plain: Any = SimpleNamespace(search=worker.spec, search_id="0", name="toy", kind="classify", path=Path("toy.toml"), sha256="")
+        plain: Any = SimpleNamespace(
+            search=worker.spec,
+            search_id="0",
+            name="toy",
+            kind="classify",
+            path=Path("toy.toml"),
+            sha256="",
+        )
         known = search.found(worker.study, worker.space, plain, tmp_path, "now")
-    assert known.best is not None and known.best.settings == {"adapters.0.rank": 8} and known.best.value == 0.08
+    assert (
+        known.best is not None
+        and known.best.settings == {"adapters.0.rank": 8}
+        and known.best.value == 0.08
+    )
     assert known.held_out == () and not read
     winner = str(known.best.run_id)
-    known = search.outcome.with_held_out(known, registry.read(tmp_path / "home" / winner))
+    known = search.outcome.with_held_out(known, runs.read(tmp_path / "home" / winner))
     assert [held["value"] for held in known.held_out] == [1 / 8] and read == [winner]
 
 
@@ -85,8 +120,15 @@ def test_a_metric_that_is_not_known_is_none_and_never_zero(tmp_path: Path) -> No
     assert search.measured(finished(tmp_path, 2, [row("tuning", None)]), "auroc") is None
 
 
-def test_what_training_measured_is_taken_at_the_step_whose_weights_were_kept(tmp_path: Path) -> None:
+def test_what_training_measured_is_taken_at_the_step_whose_weights_were_kept(
+    tmp_path: Path,
+) -> None:
     run = finished(tmp_path, 2, [row("held_out", 0.9)])
-    events = [{"event": "step", "step": step, "tuning_accuracy": value} for step, value in ((1, 0.2), (2, 0.6), (3, 0.4))]
-    (run.folder / "log.jsonl").write_text("\n".join(map(json.dumps, events)) + '\n{"event": "st', encoding="utf-8")
+    events = [
+        {"event": "step", "step": step, "tuning_accuracy": value}
+        for step, value in ((1, 0.2), (2, 0.6), (3, 0.4))
+    ]
+    (run.folder / "log.jsonl").write_text(
+        "\n".join(map(json.dumps, events)) + '\n{"event": "st', encoding="utf-8"
+    )
     assert search.measured(run, "tuning_accuracy") == 0.6

@@ -17,13 +17,17 @@ from typing import Any
 import pytest
 
 from clinpeft import search
-from clinpeft.errors import StorageError
+from clinpeft.core.errors import StorageError
 from tests.conftest import ROOT
 from tests.search.conftest import Maker, asked, bench
 
-CONNECT = socket.socket.connect  # as it is before the suite closes it: these tests speak to a server of their own, over a file
+CONNECT = (
+    socket.socket.connect
+)  # as it is before the suite closes it: these tests speak to a server of their own, over a file
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-USER = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+USER = (
+    "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+)  # PostgreSQL refuses to run as root
 
 
 class Cluster:
@@ -40,13 +44,30 @@ class Cluster:
         return f"postgresql://clinpeft:secret@/clinpeft?unix_sock={self.folder}/.s.PGSQL.5432"
 
     def start(self) -> None:
-        self._call("pg_ctl", "-D", "data", "-l", "log", "-w", "-o", f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -F", "start")
+        self._call(
+            "pg_ctl",
+            "-D",
+            "data",
+            "-l",
+            "log",
+            "-w",
+            "-o",
+            f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -F",
+            "start",
+        )
 
     def stop(self) -> None:
         self._call("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
 
     def _call(self, program: str, *arguments: str) -> None:
-        done = subprocess.run([self.programs / program, *arguments], cwd=self.folder, user=USER, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [self.programs / program, *arguments],
+            cwd=self.folder,
+            user=USER,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -93,7 +114,9 @@ def test_two_hosts_share_the_trials_and_none_is_made_twice(tmp_path: Path, addre
 
 
 @pytest.mark.usefixtures("_surface")
-def test_a_server_that_goes_away_loses_nothing(tmp_path: Path, address: str, cluster: Cluster) -> None:
+def test_a_server_that_goes_away_loses_nothing(
+    tmp_path: Path, address: str, cluster: Cluster
+) -> None:
     spec = asked(trials=4, storage=address, seed=2)
 
     def unplug(recipe: Any) -> None:
@@ -101,9 +124,12 @@ def test_a_server_that_goes_away_loses_nothing(tmp_path: Path, address: str, clu
             cluster.stop()
 
     make = Maker(unplug)
-    with pytest.raises(StorageError, match="the storage of the search cannot be used") as raised, bench(tmp_path, spec, make, "gone") as worker:
+    with (
+        pytest.raises(StorageError, match="the storage of the search cannot be used") as raised,
+        bench(tmp_path, spec, make, "gone") as worker,
+    ):
         search.work(worker)
-    assert "secret" not in str(raised.value) and "***" in raised.value.place
+    assert "secret" not in str(raised.value) and "***" in raised.value.location
     with pytest.raises(StorageError), bench(tmp_path, spec, make, "gone"):
         pass
     cluster.start()
@@ -130,13 +156,21 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
                 time.sleep(600)
     """)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "taken\n"
         make = Maker()
-        with bench(tmp_path / "here", asked(trials=3, storage=address, seed=3), make, "killed") as worker:
+        with bench(
+            tmp_path / "here", asked(trials=3, storage=address, seed=3), make, "killed"
+        ) as worker:
             assert worker.claims.is_held(0)
             search.work(worker)
-            assert [trial.state.name for trial in worker.study.trials] == ["RUNNING", "COMPLETE", "COMPLETE"]
+            assert [trial.state.name for trial in worker.study.trials] == [
+                "RUNNING",
+                "COMPLETE",
+                "COMPLETE",
+            ]
             other.send_signal(signal.SIGKILL)
             other.wait()
             for _ in range(100):
@@ -148,10 +182,15 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
 
 
 @pytest.mark.usefixtures("_surface")
-def test_a_server_that_is_not_there_is_a_clear_error_without_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_a_clear_error_without_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pg8000")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
     address = f"postgresql://clinpeft:secret@/clinpeft?unix_sock={tmp_path}/nobody"
     with pytest.raises(StorageError) as raised, bench(tmp_path, asked(storage=address), Maker()):
         pass
-    assert "secret" not in str(raised.value) and "it goes on, and no finished run is made again" in raised.value.way_out
+    assert (
+        "secret" not in str(raised.value)
+        and "it goes on, and no finished run is made again" in raised.value.hint
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clinpeft import search
-from clinpeft.search import working
+from clinpeft.search import worker as working
 from tests.search.conftest import Maker, asked, bench, settings_of
 
 
@@ -22,21 +22,29 @@ def valley(run: Any, metric: str) -> float:
 
 
 def best(folder: Path, sampler: str, seed: int) -> float:
-    with bench(folder / f"{sampler}-{seed}", asked(sampler=sampler, seed=seed, trials=12), Maker()) as worker:
+    with bench(
+        folder / f"{sampler}-{seed}", asked(sampler=sampler, seed=seed, trials=12), Maker()
+    ) as worker:
         search.work(worker)
         return float(worker.study.best_value)
 
 
-def test_the_gaussian_process_beats_the_median_best_of_random_search_over_five_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gaussian_process_beats_the_median_best_of_random_search_over_five_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(working, "measured", valley)
-    gp, random = ([best(tmp_path, sampler, seed) for seed in range(5)] for sampler in ("gp", "random"))
+    gp, random = (
+        [best(tmp_path, sampler, seed) for seed in range(5)] for sampler in ("gp", "random")
+    )
     assert statistics.median(gp) > statistics.median(random)
     assert statistics.median(gp) > -0.05
 
 
 @pytest.mark.usefixtures("_surface")
 @pytest.mark.parametrize("sampler", search.SAMPLERS)
-def test_every_sampler_proposes_within_the_space_and_again_the_same(tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_proposes_within_the_space_and_again_the_same(
+    tmp_path: Path, sampler: str
+) -> None:
     proposed = []
     for name in ("once", "again"):
         make = Maker()

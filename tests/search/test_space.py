@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from clinpeft.errors import RecipeError
+from clinpeft.core.errors import RecipeError
 from clinpeft.recipe import CompareSpec, SearchSpec, WorkersSpec, validated
 from clinpeft.search import PAPER, space_of
 from tests.conftest import ROOT
@@ -19,26 +19,48 @@ METHOD_OF = {"paper:downstream": "lora"}
 @pytest.mark.parametrize(
     ("space", "problem", "way_out"),
     [
-        ({"training.learnin_rate": [1e-3, 1e-2]}, "unknown key 'training.learnin_rate'", "did you mean 'learning_rate'?"),
+        (
+            {"training.learnin_rate": [1e-3, 1e-2]},
+            "unknown key 'training.learnin_rate'",
+            "did you mean 'learning_rate'?",
+        ),
         ({"adapters.0.tokens": [1, 5]}, "unknown key 'adapters.0.tokens'", ""),
         ({"adapters.3.rank": [2, 4]}, "there is no entry '3'", "the list has 1 entries"),
         ({"adapters.0.rank": [8]}, "1 choice", "belongs into the recipe itself"),
-        ({"adapters.0.rank": [8, 8]}, "a choice that stands there twice", "at least two that differ"),
+        (
+            {"adapters.0.rank": [8, 8]},
+            "a choice that stands there twice",
+            "at least two that differ",
+        ),
         ({"adapters.0.rank": [8, 0]}, "adapters.0.rank = 0", ""),
         ({"adapters.0.rank": 8}, "neither a list nor a range", "write [2, 4, 8]"),
-        ({"training.learning_rate": {"low": 1e-3, "hihg": 1e-2}}, "unknown key 'hihg'", "did you mean 'high'?"),
-        ({"training.learning_rate": {"low": 1e-2, "high": 1e-3}}, "nothing lies between 0.01 and 0.001", "low must be less"),
-        ({"training.weight_decay": {"low": 0.0, "high": 1.0, "log": True}}, "nothing lies between 0.0 and 1.0", "above 0 where log"),
+        (
+            {"training.learning_rate": {"low": 1e-3, "hihg": 1e-2}},
+            "unknown key 'hihg'",
+            "did you mean 'high'?",
+        ),
+        (
+            {"training.learning_rate": {"low": 1e-2, "high": 1e-3}},
+            "nothing lies between 0.01 and 0.001",
+            "low must be less",
+        ),
+        (
+            {"training.weight_decay": {"low": 0.0, "high": 1.0, "log": True}},
+            "nothing lies between 0.0 and 1.0",
+            "above 0 where log",
+        ),
         ({}, "a space without a key", "learning_rate"),
         ("paper:lore", "there is no table 'paper:lore'", "did you mean 'paper:lora'?"),
         ("paper:prefix", "unknown key 'adapters.0.tokens'", ""),
     ],
 )
-def test_a_wrong_space_is_named_with_its_place_and_way_out(space: Any, problem: str, way_out: str) -> None:
+def test_a_wrong_space_is_named_with_its_place_and_way_out(
+    space: Any, message: str, hint: str
+) -> None:
     with pytest.raises(RecipeError) as raised:
         space_of(asked(space=space), toy())
-    assert problem in raised.value.problem and way_out in raised.value.way_out
-    assert "space" in raised.value.place
+    assert message in raised.value.message and hint in raised.value.hint
+    assert "space" in raised.value.location
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -55,20 +77,43 @@ def test_a_papers_table_needs_an_adapter() -> None:
 
 
 def test_rising_numbers_are_drawn_by_their_place_and_names_are_not() -> None:
-    space = space_of(asked(space={"adapters.0.rank": [2, 4, 16], "reading.keep": ["head", "tail"], "evaluation.subgroups": [True, False]}), toy())
+    space = space_of(
+        asked(
+            space={
+                "adapters.0.rank": [2, 4, 16],
+                "reading.keep": ["head", "tail"],
+                "evaluation.subgroups": [True, False],
+            }
+        ),
+        toy(),
+    )
     drawn = space.distributions
     assert drawn["adapters.0.rank"] == IntDistribution(0, 2)
-    assert isinstance(drawn["reading.keep"], CategoricalDistribution) and isinstance(drawn["evaluation.subgroups"], CategoricalDistribution)
-    settings = space.settings({"adapters.0.rank": 2, "reading.keep": "tail", "evaluation.subgroups": False})
-    assert settings == {"adapters.0.rank": 16, "reading.keep": "tail", "evaluation.subgroups": False}
+    assert isinstance(drawn["reading.keep"], CategoricalDistribution) and isinstance(
+        drawn["evaluation.subgroups"], CategoricalDistribution
+    )
+    settings = space.settings(
+        {"adapters.0.rank": 2, "reading.keep": "tail", "evaluation.subgroups": False}
+    )
+    assert settings == {
+        "adapters.0.rank": 16,
+        "reading.keep": "tail",
+        "evaluation.subgroups": False,
+    }
 
 
 def test_every_key_is_on_its_page() -> None:
     for page, spec in (("search", SearchSpec), ("studies", CompareSpec), ("search", WorkersSpec)):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        assert not [key for key in spec.model_fields if f"`{key}`" not in text and f"{key} = " not in text]
+        assert not [
+            key for key in spec.model_fields if f"`{key}`" not in text and f"{key} = " not in text
+        ]
 
 
 def test_the_papers_lora_space_is_the_published_one() -> None:
     """Released configurations, June 2023: r {2, 4, 8, 16}, alpha {4, 8, 16, 32}, dropout {0, 0.1, 0.2}."""
-    assert PAPER["paper:lora"] == {"rank": (2, 4, 8, 16), "alpha": (4, 8, 16, 32), "dropout": (0.0, 0.1, 0.2)}
+    assert PAPER["paper:lora"] == {
+        "rank": (2, 4, 8, 16),
+        "alpha": (4, 8, 16, 32),
+        "dropout": (0.0, 0.1, 0.2),
+    }

@@ -11,19 +11,34 @@ from typing import Any
 
 import pytest
 
-from clinpeft import registry, search
-from clinpeft.errors import InterruptedRun, RefusedError, SourceError, StorageError, TrainingError, UsageError
+from clinpeft import runs, search
+from clinpeft.core.errors import (
+    InterruptedRun,
+    RefusedError,
+    SourceError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
+from clinpeft.core.locks import claimed
 from clinpeft.recipe import Plan, plan
-from clinpeft.registry.claims import claimed
-from clinpeft.registry.searches import Search
-from clinpeft.search import outcome, working
+from clinpeft.runs.searches import Search
+from clinpeft.search import outcome
+from clinpeft.search import worker as working
 from tests.search.conftest import Maker, asked, bench, settings_of, toy
 
 FEW: dict[str, Any] = {"adapters.0.rank": [2, 4]}
 
 
 def found(worker: search.Bench, folder: Path) -> Search:
-    plain: Any = SimpleNamespace(search=worker.spec, search_id="0", name="toy", kind="classify", path=Path("toy.toml"), sha256="")
+    plain: Any = SimpleNamespace(
+        search=worker.spec,
+        search_id="0",
+        name="toy",
+        kind="classify",
+        path=Path("toy.toml"),
+        sha256="",
+    )
     asked_: Plan = plain
     return search.found(worker.study, worker.space, asked_, folder, "now")
 
@@ -38,20 +53,34 @@ def test_an_equal_proposal_is_counted_and_not_trained_again(tmp_path: Path) -> N
     assert sum(trial.repeats is not None for trial in known.trials) == 4
     for trial in known.trials:
         if trial.repeats is not None:
-            assert (trial.made, trial.run_id, trial.value) == (False, known.trials[trial.repeats].run_id, known.trials[trial.repeats].value)
-    assert known.best is not None and known.best.settings == {"adapters.0.rank": 4} and known.best.repeats is None
+            assert (trial.made, trial.run_id, trial.value) == (
+                False,
+                known.trials[trial.repeats].run_id,
+                known.trials[trial.repeats].value,
+            )
+    assert (
+        known.best is not None
+        and known.best.settings == {"adapters.0.rank": 4}
+        and known.best.repeats is None
+    )
 
 
 @pytest.mark.usefixtures("_surface")
-def test_a_trial_that_fails_by_its_settings_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_trial_that_fails_by_its_settings_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
     def refuse(recipe: Any) -> None:
         if settings_of(recipe)[1] == 4:
-            raise TrainingError("the loss is NaN", place="step 3", way_out="a smaller learning rate")
+            raise TrainingError(
+                "the loss is NaN", location="step 3", hint="a smaller learning rate"
+            )
 
     with bench(tmp_path, asked(space=FEW, trials=5), Maker(refuse)) as worker:
         search.work(worker)
         known = found(worker, tmp_path)
-    assert {(trial.settings["adapters.0.rank"], trial.state, trial.reason) for trial in known.trials} == {
+    assert {
+        (trial.settings["adapters.0.rank"], trial.state, trial.reason) for trial in known.trials
+    } == {
         (2, "finished", ""),
         (4, "failed", "the loss is NaN"),
     }
@@ -60,17 +89,27 @@ def test_a_trial_that_fails_by_its_settings_is_recorded_and_the_rest_goes_on(tmp
 
 @pytest.mark.usefixtures("_surface")
 @pytest.mark.parametrize("error", [SourceError, StorageError, InterruptedRun, KeyError])
-def test_what_no_settings_have_caused_stops_the_worker_and_its_trial_is_taken_up_again(tmp_path: Path, error: type[Exception]) -> None:
+def test_what_no_settings_have_caused_stops_the_worker_and_its_trial_is_taken_up_again(
+    tmp_path: Path, error: type[Exception]
+) -> None:
     def gone(recipe: Any) -> None:
         if len(make.made) == 2:
-            raise KeyError("x") if error is KeyError else error("gone", place="there", way_out="bring it back")  # type: ignore[call-arg]
+            raise (
+                KeyError("x")
+                if error is KeyError
+                else error("gone", location="there", hint="bring it back")
+            )  # type: ignore[call-arg]
 
     make = Maker(gone)
     with bench(tmp_path, asked(trials=4), make) as worker, pytest.raises(error):
         search.work(worker)
     make.before = lambda recipe: None
     with bench(tmp_path, asked(trials=4), make) as worker:
-        assert [trial.state for trial in found(worker, tmp_path).trials] == ["finished", "finished", "open"]
+        assert [trial.state for trial in found(worker, tmp_path).trials] == [
+            "finished",
+            "finished",
+            "open",
+        ]
         opened = worker.space.settings(worker.study.trials[2].params)
         search.work(worker)
         known = found(worker, tmp_path)
@@ -120,7 +159,11 @@ def test_a_proposal_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
         worker.study.ask()
         search.work(worker)
         known = found(worker, tmp_path)
-    assert known.complete and len(known.trials) == 3 and all(len(trial.settings) == 2 for trial in known.trials)
+    assert (
+        known.complete
+        and len(known.trials) == 3
+        and all(len(trial.settings) == 2 for trial in known.trials)
+    )
 
 
 @pytest.mark.usefixtures("_surface")
@@ -138,7 +181,9 @@ def test_a_journal_line_that_a_process_died_in_is_taken_away(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_surface")
-def test_a_run_that_another_process_is_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_another_process_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = contextlib.ExitStack()
     held.enter_context(claimed(tmp_path, "elsewhere"))
     monkeypatch.setattr(working, "PAUSE_SECONDS", 0.0)
@@ -147,13 +192,15 @@ def test_a_run_that_another_process_is_making_is_waited_for(tmp_path: Path, monk
     def elsewhere(recipe: Any) -> None:
         if not looked:
             looked.append(tmp_path)
-            raise RefusedError("this run is locked", place=str(tmp_path / "claims" / "elsewhere"), way_out="wait")
+            raise RefusedError(
+                "this run is locked", location=str(tmp_path / "claims" / "elsewhere"), hint="wait"
+            )
 
     def still(error: RefusedError) -> bool:
-        looked.append(Path(error.place))
+        looked.append(Path(error.location))
         if len(looked) > 3:
             held.close()
-        return registry.storage.is_locked(Path(error.place))
+        return runs.storage.is_locked(Path(error.location))
 
     monkeypatch.setattr(working, "made_elsewhere", still)
     make = Maker(elsewhere)
@@ -163,25 +210,39 @@ def test_a_run_that_another_process_is_making_is_waited_for(tmp_path: Path, monk
     assert len(looked) > 3 and len(make.made) == 1
 
 
-def test_a_metric_that_no_run_has_stops_at_the_first_run_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_no_run_has_stops_at_the_first_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unknown(run: Any, metric: str) -> float:
-        raise UsageError(f"run {run.id} has no metric {metric!r}", place="search.metric", way_out="did you mean 'auroc'?")
+        raise UsageError(
+            f"run {run.id} has no metric {metric!r}",
+            location="search.metric",
+            hint="did you mean 'auroc'?",
+        )
 
     monkeypatch.setattr(working, "measured", unknown)
     make = Maker()
-    with bench(tmp_path, asked(metric="aurok"), make) as worker, pytest.raises(UsageError, match="did you mean 'auroc'"):
+    with (
+        bench(tmp_path, asked(metric="aurok"), make) as worker,
+        pytest.raises(UsageError, match="did you mean 'auroc'"),
+    ):
         search.work(worker)
     assert len(make.made) == 1
 
 
 def test_a_journal_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StorageError, match="the storage of the search cannot be used: "), bench(tmp_path / "file", asked(), Maker()):
+    with (
+        pytest.raises(StorageError, match="the storage of the search cannot be used: "),
+        bench(tmp_path / "file", asked(), Maker()),
+    ):
         pass
 
 
 @pytest.mark.usefixtures("_surface")
-def test_more_trials_later_go_on_with_the_same_search_and_the_winner_runs_again(tmp_path: Path) -> None:
+def test_more_trials_later_go_on_with_the_same_search_and_the_winner_runs_again(
+    tmp_path: Path,
+) -> None:
     make = Maker()
     for trials in (2, 5):
         with bench(tmp_path, asked(trials=trials), make) as worker:
@@ -200,8 +261,12 @@ def test_what_mattered_is_told_where_there_is_something_to_tell(tmp_path: Path) 
         search.work(worker)
         known = found(worker, tmp_path)
         few = outcome._importance(worker.study, worker.study.trials[:2], 1)
-    assert abs(sum(known.importance.values()) - 1) < 1e-9 and "functional ANOVA" in known.importance_by
-    assert max(known.importance, key=lambda key: known.importance[key]) == "adapters.0.rank"  # the value is the rank
+    assert (
+        abs(sum(known.importance.values()) - 1) < 1e-9 and "functional ANOVA" in known.importance_by
+    )
+    assert (
+        max(known.importance, key=lambda key: known.importance[key]) == "adapters.0.rank"
+    )  # the value is the rank
     assert few == ({}, "unknown: 2 trials have a value, and shares of their variance need 4")
 
 
@@ -218,13 +283,15 @@ def test_trials_that_can_be_trained_together_are_taken_and_made_at_once(tmp_path
         search.work(dataclasses.replace(worker, concurrent=3, make_together=together))
         known = found(worker, tmp_path)
     assert passes == [3, 3] and len(make.made) == 6
-    assert len(known.trials) == 6 and all(trial.state == "finished" and trial.made for trial in known.trials)
+    assert len(known.trials) == 6 and all(
+        trial.state == "finished" and trial.made for trial in known.trials
+    )
 
 
 @pytest.mark.usefixtures("_surface")
 def test_where_one_pass_is_not_possible_or_fails_trials_are_made_alone(tmp_path: Path) -> None:
     def broken(_: Any) -> None:
-        raise TrainingError("one of them spoils it", place="adapters", way_out="leave it out")
+        raise TrainingError("one of them spoils it", location="adapters", hint="leave it out")
 
     for at, together in enumerate([lambda _: None, broken]):
         make = Maker()
@@ -239,9 +306,16 @@ def test_one_of_several_that_fails_is_one_failed_trial(tmp_path: Path) -> None:
     make = Maker()
 
     def together(recipes: Sequence[Any]) -> list[Any]:
-        return [TrainingError("the loss is NaN", place="step 3", way_out="a smaller rate"), *map(make, recipes[1:])]
+        return [
+            TrainingError("the loss is NaN", location="step 3", hint="a smaller rate"),
+            *map(make, recipes[1:]),
+        ]
 
     with bench(tmp_path, asked(trials=3), make) as worker:
         search.work(dataclasses.replace(worker, concurrent=3, make_together=together))
         known = found(worker, tmp_path)
-    assert sorted((trial.state, trial.reason) for trial in known.trials) == [("failed", "the loss is NaN"), ("finished", ""), ("finished", "")]
+    assert sorted((trial.state, trial.reason) for trial in known.trials) == [
+        ("failed", "the loss is NaN"),
+        ("finished", ""),
+        ("finished", ""),
+    ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clinpeft.errors import StorageError
+from clinpeft.core.errors import StorageError
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import Progress
 
@@ -18,7 +18,10 @@ from clinpeft.training.checkpoint import Progress
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpoint.save_step(tmp_path, {"w": torch.full((2,), float(step))}, Progress(step=step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
     found = checkpoint.newest(tmp_path)
     assert found is not None and found[1].step == 3 and found[0]["w"].tolist() == [3.0, 3.0]
 
@@ -37,7 +40,9 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "nothing") is None
 
 
-def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_previous_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "best.safetensors"
     checkpoint.save(path, {"w": torch.ones(1)})
 
@@ -60,7 +65,9 @@ def files_of_4_kib_at_most() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_takes_no_more_bytes_costs_only_the_new_checkpoint(tmp_path: Path, files_of_4_kib_at_most: None) -> None:
+def test_a_disk_that_takes_no_more_bytes_costs_only_the_new_checkpoint(
+    tmp_path: Path, files_of_4_kib_at_most: None
+) -> None:
     checkpoint.save_step(tmp_path, {"w": torch.ones(10)}, Progress(step=1))
     with pytest.raises(StorageError, match="this checkpoint could not be written"):
         checkpoint.save_step(tmp_path, {"w": torch.ones(100_000)}, Progress(step=2))
@@ -72,8 +79,12 @@ def test_the_optimiser_goes_through_a_file_unchanged(tmp_path: Path) -> None:
     optimiser = torch.optim.AdamW([weight])
     weight.grad = torch.tensor([1.0, 2.0, 3.0])
     optimiser.step()
-    checkpoint.save(tmp_path / "a.safetensors", checkpoint.optimiser_tensors(optimiser, ["layer.0.weight"]))
+    checkpoint.save(
+        tmp_path / "a.safetensors", checkpoint.optimiser_tensors(optimiser, ["layer.0.weight"])
+    )
     other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
-    checkpoint.load_optimiser(other, ["layer.0.weight"], checkpoint.load(tmp_path / "a.safetensors"))
+    checkpoint.load_optimiser(
+        other, ["layer.0.weight"], checkpoint.load(tmp_path / "a.safetensors")
+    )
     for key, value in optimiser.state_dict()["state"][0].items():
         assert torch.equal(other.state_dict()["state"][0][key], value)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from clinpeft import training
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import COHORT, Kind, Question
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
-from clinpeft.tables import COHORT, Kind, Question
-from clinpeft.tokens import Ints
+from clinpeft.tokenization import Ints
 from clinpeft.training import Course, Exam
 from clinpeft.training.classification import summed_loss
 
@@ -24,10 +24,19 @@ SPEC = ClassifierTrainingSpec(batch_notes=5, learning_rate=1e-2, head_learning_r
 
 
 def question(kind: Kind = "multiclass", classes: int = 3, name: str = "asked") -> Question:
-    return Question(name, kind, tuple(f"c{at}" for at in range(classes)), ("",) * classes, (1,) * classes, "auroc_ovo")
+    return Question(
+        name,
+        kind,
+        tuple(f"c{at}" for at in range(classes)),
+        ("",) * classes,
+        (1,) * classes,
+        "auroc_ovo",
+    )
 
 
-def exam(weights: torch.nn.Parameter, truth: torch.Tensor, asked: Question | None = None, micro: int = 4) -> Exam:
+def exam(
+    weights: torch.nn.Parameter, truth: torch.Tensor, asked: Question | None = None, micro: int = 4
+) -> Exam:
     """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others to tune on."""
 
     def answer(documents: Ints) -> torch.Tensor:
@@ -40,21 +49,32 @@ def exam(weights: torch.nn.Parameter, truth: torch.Tensor, asked: Question | Non
         lengths=np.arange(1, 13),
         train=np.arange(9),
         tuning=np.arange(9, 12),
-        grouped=lambda chosen: [chosen[start : start + micro] for start in range(0, len(chosen), micro)],
+        grouped=lambda chosen: [
+            chosen[start : start + micro] for start in range(0, len(chosen), micro)
+        ],
         scores=lambda chosen: answer(chosen).detach().numpy(),
         metric=lambda _, chosen: float(len(chosen)),
     )
 
 
 def parameter(classes: int = 3, seed: int = 1) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.randn(4, classes, generator=torch.Generator().manual_seed(seed)))
+    return torch.nn.Parameter(
+        torch.randn(4, classes, generator=torch.Generator().manual_seed(seed))
+    )
 
 
-def course(exams: list[Exam], parameters: dict[str, torch.nn.Parameter], loss: LossSpec = PLAIN, heads: tuple[str, ...] = ()) -> Course:
+def course(
+    exams: list[Exam],
+    parameters: dict[str, torch.nn.Parameter],
+    loss: LossSpec = PLAIN,
+    heads: tuple[str, ...] = (),
+) -> Course:
     return training.classification(exams, parameters, lambda _: None, loss, SPEC, 7, CREW, heads)
 
 
-TRUTH = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 1, 2])  # of the nine that are learned from: six, two and one
+TRUTH = torch.tensor(
+    [0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 1, 2]
+)  # of the nine that are learned from: six, two and one
 
 
 def test_a_step_has_the_mean_loss_and_its_gradient() -> None:
@@ -65,21 +85,31 @@ def test_a_step_has_the_mean_loss_and_its_gradient() -> None:
     wanted = torch.nn.functional.cross_entropy(VECTORS[items] @ copy, TRUTH[items])
     wanted.backward()  # type: ignore[no-untyped-call]
     assert targets == 5 and summed / targets == pytest.approx(wanted.item(), rel=1e-6)
-    assert weights.grad is not None and copy.grad is not None and torch.allclose(weights.grad / targets, copy.grad, atol=1e-6)
+    assert (
+        weights.grad is not None
+        and copy.grad is not None
+        and torch.allclose(weights.grad / targets, copy.grad, atol=1e-6)
+    )
 
 
 def test_balanced_classes_weigh_n_over_k_times_their_count_as_torch_weighs_them() -> None:
     weights, items = parameter(), np.arange(9)
-    summed, targets = course([exam(weights, TRUTH)], {"w": weights}, LossSpec(class_weights="balanced")).backward(items, 1)
+    summed, targets = course(
+        [exam(weights, TRUTH)], {"w": weights}, LossSpec(class_weights="balanced")
+    ).backward(items, 1)
     by_hand = torch.tensor([9 / (3 * 6), 9 / (3 * 2), 9 / (3 * 1)])  # 0.5, 1.5, 3
     assert targets == pytest.approx(6 * 0.5 + 2 * 1.5 + 3)
-    wanted = torch.nn.functional.cross_entropy(VECTORS[:9] @ weights.detach(), TRUTH[:9], weight=by_hand)
+    wanted = torch.nn.functional.cross_entropy(
+        VECTORS[:9] @ weights.detach(), TRUTH[:9], weight=by_hand
+    )
     assert summed / targets == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_a_class_that_is_not_in_training_weighs_nothing_and_breaks_nothing() -> None:
     weights, asked = parameter(4), question(classes=4)
-    summed, targets = course([exam(weights, TRUTH, asked)], {"w": weights}, LossSpec(class_weights="balanced")).backward(np.arange(9), 1)
+    summed, targets = course(
+        [exam(weights, TRUTH, asked)], {"w": weights}, LossSpec(class_weights="balanced")
+    ).backward(np.arange(9), 1)
     assert np.isfinite(summed) and targets == pytest.approx(6 * 9 / 24 + 2 * 9 / 8 + 9 / 4)
 
 
@@ -96,10 +126,15 @@ def test_over_labels_the_loss_is_a_mean() -> None:
 
 def test_an_epoch_asks_every_document_of_every_question_once() -> None:
     weights = parameter()
-    two = course([exam(weights, TRUTH), exam(weights, TRUTH, question(name="other"))], {"w": weights})
+    two = course(
+        [exam(weights, TRUTH), exam(weights, TRUTH, question(name="other"))], {"w": weights}
+    )
     steps = two.epoch(0)
     assert [len(step) for step in steps] == [5, 5, 5, 3]
-    assert sorted(np.concatenate(steps).tolist()) == [*range(9), *range(12, 21)]  # the documents of the second begin behind those of the first
+    assert sorted(np.concatenate(steps).tolist()) == [
+        *range(9),
+        *range(12, 21),
+    ]  # the documents of the second begin behind those of the first
     assert any((step < 12).any() and (step >= 12).any() for step in steps)
     assert all(np.array_equal(one, again) for one, again in zip(steps, two.epoch(0), strict=True))
     assert not np.array_equal(np.concatenate(steps), np.concatenate(two.epoch(1)))
@@ -112,15 +147,29 @@ def test_several_questions_add_up_each_by_its_own_head() -> None:
     exams = [exam(first, TRUTH), exam(second, labels, question("multilabel", 2, "labels"))]
     both = course(exams, {"first": first, "second": second})
     summed, targets = both.backward(np.array([3, 14, 8, 12, 20]), 1)
-    one = torch.nn.functional.cross_entropy(VECTORS[[3, 8]] @ first.detach(), TRUTH[[3, 8]], reduction="sum")
-    other = torch.nn.functional.binary_cross_entropy_with_logits(VECTORS[[2, 0, 8]] @ second.detach(), labels[[2, 0, 8]].float()) * 3
+    one = torch.nn.functional.cross_entropy(
+        VECTORS[[3, 8]] @ first.detach(), TRUTH[[3, 8]], reduction="sum"
+    )
+    other = (
+        torch.nn.functional.binary_cross_entropy_with_logits(
+            VECTORS[[2, 0, 8]] @ second.detach(), labels[[2, 0, 8]].float()
+        )
+        * 3
+    )
     assert targets == 5 and summed == pytest.approx(float(one + other), rel=1e-6)
     assert both.measure is not None
     measured = both.measure()
-    assert measured["tuning_metric"] == measured["tuning_metric.asked"] == 3 and measured["tuning_metric.labels"] == 3
+    assert (
+        measured["tuning_metric"] == measured["tuning_metric.asked"] == 3
+        and measured["tuning_metric.labels"] == 3
+    )
     losses = [
         float(torch.nn.functional.cross_entropy(VECTORS[9:] @ first.detach(), TRUTH[9:])),
-        float(torch.nn.functional.binary_cross_entropy_with_logits(VECTORS[9:] @ second.detach(), labels[9:].float())),
+        float(
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                VECTORS[9:] @ second.detach(), labels[9:].float()
+            )
+        ),
     ]
     assert measured["tuning_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
@@ -130,36 +179,60 @@ def test_micro_batches_change_no_gradient(weighed: str) -> None:
     gradients = []
     for micro in (1, 4, 9):
         weights = parameter()
-        course([exam(weights, TRUTH, micro=micro)], {"w": weights}, LossSpec.model_validate({"class_weights": weighed})).backward(np.arange(9), 1)
+        course(
+            [exam(weights, TRUTH, micro=micro)],
+            {"w": weights},
+            LossSpec.model_validate({"class_weights": weighed}),
+        ).backward(np.arange(9), 1)
         assert weights.grad is not None
         gradients.append(weights.grad)
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6) and torch.allclose(gradients[0], gradients[2], atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6) and torch.allclose(
+        gradients[0], gradients[2], atol=1e-6
+    )
 
 
 def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> None:
     weights = parameter()
     assert course([exam(weights, TRUTH)], {"w": weights}, heads=("w",)).scales == {"w": 5.0}
-    same = training.classification([exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), ClassifierTrainingSpec(), 7, CREW, ("w",))
+    same = training.classification(
+        [exam(weights, TRUTH)],
+        {"w": weights},
+        lambda _: None,
+        LossSpec(),
+        ClassifierTrainingSpec(),
+        7,
+        CREW,
+        ("w",),
+    )
     assert same.scales == {}
 
 
-@pytest.mark.parametrize(("by", "wanted"), [("loss", ("tuning_loss", False)), ("metric", ("tuning_metric", True)), ("last", ("", False))])
+@pytest.mark.parametrize(
+    ("by", "wanted"),
+    [("loss", ("tuning_loss", False)), ("metric", ("tuning_metric", True)), ("last", ("", False))],
+)
 def test_the_best_weights_are_chosen_as_the_recipe_says(by: str, wanted: tuple[str, bool]) -> None:
     weights = parameter()
     spec = SPEC.model_copy(update={"select_by": by})
-    found = training.classification([exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), spec, 7, CREW)
+    found = training.classification(
+        [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), spec, 7, CREW
+    )
     assert (found.best_by, found.higher_is_better) == wanted
 
 
 def test_without_a_tuning_split_nothing_is_measured() -> None:
     weights = parameter()
-    assert course([replace(exam(weights, TRUTH), tuning=np.arange(0))], {"w": weights}).measure is None
+    assert (
+        course([replace(exam(weights, TRUTH), tuning=np.arange(0))], {"w": weights}).measure is None
+    )
 
 
 def cohort(**columns: list[object]) -> pa.Table:
     rows = len(next(iter(columns.values())))
     known = {"stay_id": list(range(100, 100 + rows)), **columns}
-    return pa.table({name: pa.array(values, COHORT.field(name).type) for name, values in known.items()})
+    return pa.table(
+        {name: pa.array(values, COHORT.field(name).type) for name, values in known.items()}
+    )
 
 
 def test_known_answers_are_classes_or_a_row_of_labels() -> None:
@@ -168,11 +241,16 @@ def test_known_answers_are_classes_or_a_row_of_labels() -> None:
     assert labels.tolist() == [[True, False, True], [False, False, False], [False, True, False]]
 
 
-@pytest.mark.parametrize(("columns", "asked"), [({"label": [0, 3]}, question()), ({"labels": [[0], [1, -1]]}, question("multilabel"))])
-def test_an_answer_that_is_no_class_is_named_by_its_stay(columns: dict[str, list[object]], asked: Question) -> None:
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [({"label": [0, 3]}, question()), ({"labels": [[0], [1, -1]]}, question("multilabel"))],
+)
+def test_an_answer_that_is_no_class_is_named_by_its_stay(
+    columns: dict[str, list[object]], asked: Question
+) -> None:
     with pytest.raises(InputError, match="is none of the 3 classes of asked") as raised:
         training.truth(cohort(**columns), asked)
-    assert raised.value.place == "stay_id 101"
+    assert raised.value.location == "stay_id 101"
 
 
 def test_shuffled_answers_are_the_same_ones_dealt_out_anew_among_the_documents_named() -> None:

@@ -13,20 +13,37 @@ import numpy as np
 import pytest
 import torch
 
-from clinpeft import adapters, models, tokens, training
-from clinpeft.errors import InputError, RecipeError, TrainingError
+from clinpeft import adapters, models, tokenization, training
+from clinpeft.core.errors import InputError, RecipeError, TrainingError
 from clinpeft.models import Pooling
 from clinpeft.recipe import BaseSpec, LoraSpec
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
-from clinpeft.tokens import Ints
-from clinpeft.training.batches import Pairs, Texts
-from clinpeft.training.contrastive import TUNING_ACCURACY, TUNING_LOSS, Embedder, asked, cached_backward, contrastive, read, step_loss, tuning
-from clinpeft.training.loop import Sums, dropout_seed
+from clinpeft.tokenization import Ints
+from clinpeft.training.contrastive import (
+    TUNING_ACCURACY,
+    TUNING_LOSS,
+    Embedder,
+    asked,
+    cached_backward,
+    contrastive,
+    read,
+    step_loss,
+    tuning,
+)
+from clinpeft.training.contrastive_batches import Pairs, Texts
+from clinpeft.training.trainer import Sums, dropout_seed
 from tests.conftest import MakeFolder
 
 CREW = training.assemble()
 COUNT = 12  # pairs
-SPEC = ContrastiveTrainingSpec(learning_rate=1e-2, epochs=10, batch_pairs=6, micro_batch_tokens=40, evaluations=3, checkpoints=2)
+SPEC = ContrastiveTrainingSpec(
+    learning_rate=1e-2,
+    epochs=10,
+    batch_pairs=6,
+    micro_batch_tokens=40,
+    evaluations=3,
+    checkpoints=2,
+)
 Gradients = dict[str, torch.Tensor]
 
 
@@ -46,24 +63,33 @@ class Toy:
 
     def embed(self, texts: Ints) -> torch.Tensor:
         self.readings.append((len(texts), torch.is_grad_enabled()))
-        padded = torch.nn.utils.rnn.pad_sequence([self.ids[text] for text in texts], batch_first=True)
-        mask = (torch.arange(padded.shape[1])[None] < torch.from_numpy(self.lengths[texts])[:, None]).long()
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [self.ids[text] for text in texts], batch_first=True
+        )
+        mask = (
+            torch.arange(padded.shape[1])[None] < torch.from_numpy(self.lengths[texts])[:, None]
+        ).long()
         return models.pool(adapters.hidden(self.stack, padded, mask), mask, self.pooling)
 
     @property
     def embedder(self) -> Embedder:
-        grouped = lambda texts: tokens.micro_batches(self.lengths, texts, self.micro_batch_tokens)  # noqa: E731
+        grouped = lambda texts: tokenization.micro_batches(
+            self.lengths, texts, self.micro_batch_tokens
+        )  # noqa: E731
         return Embedder(self.embed, grouped, self.stack.base.width)
 
 
 def toy(folder: Path, pooling: Pooling, dropout: float = 0.3, targets: tuple[str, ...] = ()) -> Toy:
     torch.manual_seed(1)
     stack = adapters.attach(
-        models.load(BaseSpec(path=folder, max_tokens=128), torch.device("cpu")), [LoraSpec(rank=4, dropout=dropout, targets=targets)]
+        models.load(BaseSpec(path=folder, max_tokens=128), torch.device("cpu")),
+        [LoraSpec(rank=4, dropout=dropout, targets=targets)],
     )
     with torch.no_grad():
         for parameter in stack.trained.values():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # a fresh B is 0, and would hide A and its dropout
+            parameter.add_(
+                0.3 * torch.randn_like(parameter)
+            )  # a fresh B is 0, and would hide A and its dropout
     rng = np.random.default_rng(0)
     words = [torch.from_numpy(rng.integers(5, 50, rng.integers(3, 12))) for _ in range(4 * COUNT)]
     return Toy(stack, words, pooling)
@@ -71,7 +97,10 @@ def toy(folder: Path, pooling: Pooling, dropout: float = 0.3, targets: tuple[str
 
 @pytest.fixture(scope="module", params=["llama", "bert"])
 def model(request: pytest.FixtureRequest, toy_llama: MakeFolder, toy_bert: Path) -> Toy:
-    makers: dict[str, Callable[[], Toy]] = {"llama": lambda: toy(toy_llama(), "last"), "bert": lambda: toy(toy_bert, "mean")}
+    makers: dict[str, Callable[[], Toy]] = {
+        "llama": lambda: toy(toy_llama(), "last"),
+        "bert": lambda: toy(toy_bert, "mean"),
+    }
     return makers[request.param]()
 
 
@@ -88,10 +117,16 @@ def gradients(stack: adapters.Stack, backward: Callable[[], object]) -> Gradient
     for parameter in stack.trained.values():
         parameter.grad = None
     backward()
-    return {name: parameter.grad.clone() for name, parameter in stack.trained.items() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in stack.trained.items()
+        if parameter.grad is not None
+    }
 
 
-def uncached(model: Toy, loss: Callable[[torch.Tensor], Sums], texts: Ints, seed: int, step: int) -> Sums:
+def uncached(
+    model: Toy, loss: Callable[[torch.Tensor], Sums], texts: Ints, seed: int, step: int
+) -> Sums:
     """The plain way: every micro-batch with its graph, all at once."""
     vectors: dict[int, torch.Tensor] = {}
     for at, group in enumerate(model.embedder.grouped(texts)):
@@ -104,13 +139,20 @@ def uncached(model: Toy, loss: Callable[[torch.Tensor], Sums], texts: Ints, seed
 
 def same(given: Gradients, expected: Gradients, relative: float) -> bool:
     assert given.keys() == expected.keys() and len(given)
-    return all(bool((given[name] - wanted).norm() <= relative * wanted.norm()) and bool(wanted.norm() > 0) for name, wanted in expected.items())
+    return all(
+        bool((given[name] - wanted).norm() <= relative * wanted.norm()) and bool(wanted.norm() > 0)
+        for name, wanted in expected.items()
+    )
 
 
 SPECS = {
     "symmetric, hard negatives": SPEC,
-    "matryoshka": SPEC.model_copy(update={"matryoshka_dims": (8, 16), "matryoshka_weights": (0.5, 2.0)}),
-    "triplet, masked": SPEC.model_copy(update={"objective": "triplet", "mask_margin": 0.05, "triplet_margin": 0.5}),
+    "matryoshka": SPEC.model_copy(
+        update={"matryoshka_dims": (8, 16), "matryoshka_weights": (0.5, 2.0)}
+    ),
+    "triplet, masked": SPEC.model_copy(
+        update={"objective": "triplet", "mask_margin": 0.05, "triplet_margin": 0.5}
+    ),
 }
 
 
@@ -118,22 +160,30 @@ SPECS = {
 def test_cached_gradients_equal_the_plain_ones_with_dropout_on(model: Toy, named: str) -> None:
     pairs = twelve(model.lengths)
     question = asked(pairs, np.arange(COUNT), "section")
-    loss = partial(step_loss, question=question, spec=SPECS[named], place="step 3", tally=Counter())
+    loss = partial(
+        step_loss, question=question, spec=SPECS[named], location="step 3", tally=Counter()
+    )
     assert len(model.embedder.grouped(question.texts)) > 5
     plain = gradients(model.stack, lambda: uncached(model, loss, question.texts, 5, 3))
-    cached = gradients(model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 3, CREW))
+    cached = gradients(
+        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 3, CREW)
+    )
     assert same(cached, plain, 1e-6)
-    undrawn = gradients(model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 6, 3, CREW))
+    undrawn = gradients(
+        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 6, 3, CREW)
+    )
     assert not same(undrawn, plain, 1e-2)  # other dropout, other gradients: it was on
 
 
 def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) -> None:
     pairs = twelve(model.lengths)
     tally: Counter[str] = Counter()
-    course = contrastive(pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, CREW, tally=tally)
+    course = contrastive(
+        pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, CREW, tally=tally
+    )
     (chosen, *_) = course.epoch(0)
     question = asked(pairs, chosen, "section")
-    loss = partial(step_loss, question=question, spec=SPEC, place="", tally=Counter())
+    loss = partial(step_loss, question=question, spec=SPEC, location="", tally=Counter())
     plain = gradients(model.stack, lambda: uncached(model, loss, question.texts, 5, 1))
     results: list[tuple[float, float]] = []
     given = gradients(model.stack, lambda: results.append(course.backward(chosen, 1)))
@@ -146,16 +196,20 @@ def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) ->
 def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(model: Toy) -> None:
     pairs = twelve(model.lengths)
     question = asked(pairs, np.arange(COUNT), "section")
-    loss = partial(step_loss, question=question, spec=SPEC, place="", tally=Counter())
+    loss = partial(step_loss, question=question, spec=SPEC, location="", tally=Counter())
     model.readings.clear()
-    gradients(model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 1, CREW))
+    gradients(
+        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 1, CREW)
+    )
     sizes = [len(group) for group in model.embedder.grouped(question.texts)]
     assert model.readings == [(size, False) for size in sizes] + [(size, True) for size in sizes]
     model.readings.clear()
     whole = replace(model, micro_batch_tokens=100_000, readings=[])
     plain = gradients(model.stack, lambda: uncached(whole, loss, question.texts, 5, 1))
     whole.readings.clear()
-    once = gradients(model.stack, lambda: cached_backward(loss, whole.embedder, question.texts, 5, 1, CREW))
+    once = gradients(
+        model.stack, lambda: cached_backward(loss, whole.embedder, question.texts, 5, 1, CREW)
+    )
     assert whole.readings == [(len(question.texts), True)] and same(once, plain, 1e-6)
 
 
@@ -187,8 +241,10 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
     pairs = twelve(model.lengths)
     losses: list[tuple[float, float]] = []
 
-    def backward(crew: Any) -> None:
-        course = contrastive(pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, crew)
+    def backward(accelerator: Any) -> None:
+        course = contrastive(
+            pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, accelerator
+        )
         losses.append(course.backward(np.arange(6), 2))
 
     one = gradients(model.stack, lambda: backward(CREW))
@@ -198,11 +254,19 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
             backward(Half(rank))
         except Seen as seen:
             shares.append(seen.share)
-    assert len(shares) == (2 if micro_batch_tokens == 40 else 0)  # one micro-batch needs no exchange
+    assert len(shares) == (
+        2 if micro_batch_tokens == 40 else 0
+    )  # one micro-batch needs no exchange
     del losses[1:]
-    halves = [gradients(model.stack, partial(backward, Half(rank, list(shares)))) for rank in (0, 1)]
+    halves = [
+        gradients(model.stack, partial(backward, Half(rank, list(shares)))) for rank in (0, 1)
+    ]
     zero = {name: torch.zeros_like(tensor) for name, tensor in one.items()}
-    assert same({name: halves[0].get(name, zero[name]) + halves[1].get(name, zero[name]) for name in one}, one, 1e-6)
+    assert same(
+        {name: halves[0].get(name, zero[name]) + halves[1].get(name, zero[name]) for name in one},
+        one,
+        1e-6,
+    )
     assert [sum(parts) for parts in zip(*losses[1:], strict=True)] == pytest.approx(losses[0])
 
 
@@ -210,7 +274,15 @@ def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
     rng = np.random.default_rng(0)
     own_dice = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
     pairs = twelve(model.lengths)
-    course = contrastive(pairs, replace(model.embedder, embed=own_dice), model.stack.trained, model.stack.train, SPEC, 5, CREW)
+    course = contrastive(
+        pairs,
+        replace(model.embedder, embed=own_dice),
+        model.stack.trained,
+        model.stack.train,
+        SPEC,
+        5,
+        CREW,
+    )
     with pytest.raises(TrainingError, match="vectors of the same texts differ") as raised:
         course.backward(np.arange(6), 4)
     assert "step 4, second reading" in str(raised.value)
@@ -218,10 +290,21 @@ def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
 
 def test_a_candidate_that_shares_a_section_is_no_negative_unless_it_is_named() -> None:
     ten = np.arange(10)
-    texts = Texts(np.ones(10, dtype=np.int64), np.array([0, 1, 2, 3, 4, 5, 6, 1, 3, 9]), ten, np.array([0, 0, 2, 2, 4, 0, 2, 7, 8, -1]))
-    named = np.array([[5, 9], [6, 7], [8, -1]])  # 5 is of the first pair's own section; 7 says what 1 says; 8 says what 3 says
-    question = asked(Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named), np.arange(3), "section")
-    candidates = [question.texts[at] for at in question.positives.tolist() + question.negatives.tolist()]
+    texts = Texts(
+        np.ones(10, dtype=np.int64),
+        np.array([0, 1, 2, 3, 4, 5, 6, 1, 3, 9]),
+        ten,
+        np.array([0, 0, 2, 2, 4, 0, 2, 7, 8, -1]),
+    )
+    named = np.array(
+        [[5, 9], [6, 7], [8, -1]]
+    )  # 5 is of the first pair's own section; 7 says what 1 says; 8 says what 3 says
+    question = asked(
+        Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named), np.arange(3), "section"
+    )
+    candidates = [
+        question.texts[at] for at in question.positives.tolist() + question.negatives.tolist()
+    ]
     assert candidates == [1, 3, 4, 5, 6, 9]
     assert question.allowed.tolist() == [
         [True, True, True, True, True, True],
@@ -233,9 +316,17 @@ def test_a_candidate_that_shares_a_section_is_no_negative_unless_it_is_named() -
         [True, False, False, False, True, False],
         [False, True, False, False, False, False],
     ]
-    other = asked(Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named[[2, 2, 0]]), np.arange(3), "section")
+    other = asked(
+        Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named[[2, 2, 0]]),
+        np.arange(3),
+        "section",
+    )
     assert other.texts[other.negatives].tolist() == [5, 9]
-    assert other.allowed[:, 3:].tolist() == [[False, True], [True, True], [True, True]]  # 5 is of the section of 0, and named for another
+    assert other.allowed[:, 3:].tolist() == [
+        [False, True],
+        [True, True],
+        [True, True],
+    ]  # 5 is of the section of 0, and named for another
 
 
 class Still:
@@ -247,16 +338,25 @@ class Still:
     @property
     def embedder(self) -> Embedder:
         grouped = lambda texts: np.array_split(texts, 3)  # noqa: E731
-        return Embedder(lambda texts: self.vectors[torch.from_numpy(texts)], grouped, self.vectors.shape[1])
+        return Embedder(
+            lambda texts: self.vectors[torch.from_numpy(texts)], grouped, self.vectors.shape[1]
+        )
 
     def course(self, pairs: Pairs, spec: ContrastiveTrainingSpec, **more: Any) -> training.Course:
-        return contrastive(pairs, self.embedder, {"vectors": self.vectors}, lambda on: None, spec, 0, CREW, **more)
+        return contrastive(
+            pairs, self.embedder, {"vectors": self.vectors}, lambda on: None, spec, 0, CREW, **more
+        )
 
 
 def two(hard: int = 0) -> Pairs:
     every = np.arange(6)
     named = np.full((2, hard), 4) if hard else None
-    return Pairs(Texts(np.ones(6, dtype=np.int64), every, every, every), np.array([0, 2]), np.array([1, 3]), named)
+    return Pairs(
+        Texts(np.ones(6, dtype=np.int64), every, every, every),
+        np.array([0, 2]),
+        np.array([1, 3]),
+        named,
+    )
 
 
 def angles(*degrees: float) -> torch.Tensor:
@@ -269,16 +369,29 @@ def test_what_is_much_more_similar_than_the_positive_is_masked_and_counted() -> 
     spec = SPEC.model_copy(update={"mask_margin": 0.1, "temperature": 1.0, "symmetric": False})
     loss, targets = still.course(two(hard=1), spec, tally=tally).backward(np.arange(2), 1)
     # the first anchor has cosine 0.5 with its positive, 0.985 with the other's, 0 with the hard negative; the second -0.940, -0.342 and 0.174
-    assert tally == {"anchors": 2, "negatives masked by id": 0, "negatives masked by margin": 3, "anchors without negatives": 1}
+    assert tally == {
+        "anchors": 2,
+        "negatives masked by id": 0,
+        "negatives masked by margin": 3,
+        "anchors without negatives": 1,
+    }
     assert loss == pytest.approx(np.log(1 + np.exp(0 - 0.5)), rel=1e-6) and targets == 1
 
 
 def test_a_step_in_which_everything_is_masked_stops_the_run() -> None:
     still = Still(angles(0, 180, 180, 0, 0, 0))  # each anchor stands on the other's positive
-    with pytest.raises(TrainingError, match=r"all negatives of all 2 anchors are masked, training\.mask_margin = 0\.5") as raised:
+    with pytest.raises(
+        TrainingError,
+        match=r"all negatives of all 2 anchors are masked, training\.mask_margin = 0\.5",
+    ) as raised:
         still.course(two(), SPEC.model_copy(update={"mask_margin": 0.5})).backward(np.arange(2), 7)
     assert "step 7" in str(raised.value) and "raise training.mask_margin" in str(raised.value)
-    assert still.course(two(), SPEC.model_copy(update={"mask_margin": 2.5})).backward(np.arange(2), 7)[1] == 2
+    assert (
+        still.course(two(), SPEC.model_copy(update={"mask_margin": 2.5})).backward(np.arange(2), 7)[
+            1
+        ]
+        == 2
+    )
 
 
 def test_a_vector_that_is_no_number_stops_the_run() -> None:
@@ -299,10 +412,16 @@ def test_the_loss_of_a_step_is_the_mean_over_its_anchors() -> None:
     assert loss == pytest.approx(sum(by_hand), rel=1e-6) and targets == 2
 
 
-def test_the_triplet_loss_asks_the_named_negatives_alone_and_without_them_those_of_the_step() -> None:
+def test_the_triplet_loss_asks_the_named_negatives_alone_and_without_them_those_of_the_step() -> (
+    None
+):
     spec = SPEC.model_copy(update={"objective": "triplet", "triplet_margin": 1.0})
     vectors = angles(0, 60, 170, 10, 90, 0)
-    own, hard, others = np.cos(np.deg2rad([60, 160])), np.cos(np.deg2rad([90, 80])), np.cos(np.deg2rad([10, 110]))
+    own, hard, others = (
+        np.cos(np.deg2rad([60, 160])),
+        np.cos(np.deg2rad([90, 80])),
+        np.cos(np.deg2rad([10, 110])),
+    )
     named, _ = Still(vectors).course(two(hard=1), spec).backward(np.arange(2), 1)
     unnamed, _ = Still(vectors).course(two(), spec).backward(np.arange(2), 1)
     assert named == pytest.approx(np.maximum(0, hard - own + 1).sum(), rel=1e-6)
@@ -319,7 +438,9 @@ def test_pairs_that_cannot_stand_side_by_side_are_refused() -> None:
 
 def test_a_dimension_that_is_not_below_the_width_is_refused() -> None:
     with pytest.raises(RecipeError, match="2 is not below the 2 numbers of a vector"):
-        Still(angles(0, 60, 170, 10, 90, 0)).course(two(), SPEC.model_copy(update={"matryoshka_dims": (1, 2)}))
+        Still(angles(0, 60, 170, 10, 90, 0)).course(
+            two(), SPEC.model_copy(update={"matryoshka_dims": (1, 2)})
+        )
     with pytest.raises(ValueError, match="1 matryoshka_weights for 2 matryoshka_dims"):
         ContrastiveTrainingSpec(matryoshka_dims=(1, 2), matryoshka_weights=(1.0,))
 
@@ -331,11 +452,17 @@ def test_the_tuning_split_gives_loss_and_accuracy_by_hand() -> None:
     assert measure is not None
     cosines = np.cos(np.deg2rad(np.array([[60, 100], [110, 70]])))
     losses = [-np.log(np.exp(row[own]) / np.exp(row).sum()) for own, row in enumerate(cosines)]
-    assert measure() == {TUNING_LOSS: pytest.approx(np.mean(losses), rel=1e-6), TUNING_ACCURACY: 1.0}
+    assert measure() == {
+        TUNING_LOSS: pytest.approx(np.mean(losses), rel=1e-6),
+        TUNING_ACCURACY: 1.0,
+    }
     with torch.no_grad():
         still.vectors[1] = angles(-110)[0]
     assert measure()[TUNING_ACCURACY] == 0.5  # both anchors are nearest to the second positive
-    assert tuning(Pairs(two().texts, np.array([0]), np.array([1])), still.embedder, spec, 0, CREW) is None
+    assert (
+        tuning(Pairs(two().texts, np.array([0]), np.array([1])), still.embedder, spec, 0, CREW)
+        is None
+    )
 
 
 def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: Path) -> None:
@@ -346,11 +473,26 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
     assert measure is not None
     model.stack.model.eval()
     before = measure()
-    course = contrastive(pairs, model.embedder, model.stack.trained, model.stack.train, spec, 0, CREW, measure, TUNING_LOSS)
+    course = contrastive(
+        pairs,
+        model.embedder,
+        model.stack.trained,
+        model.stack.train,
+        spec,
+        0,
+        CREW,
+        measure,
+        TUNING_LOSS,
+    )
     fitted = training.fit(course, spec, CREW, tmp_path)
     after = measure()
-    assert fitted.total_steps == 30 and after[TUNING_LOSS] == pytest.approx(fitted.progress.best, rel=1e-4)
-    assert after[TUNING_LOSS] < 0.3 * before[TUNING_LOSS] and after[TUNING_ACCURACY] > 0.5 > before[TUNING_ACCURACY]
+    assert fitted.total_steps == 30 and after[TUNING_LOSS] == pytest.approx(
+        fitted.progress.best, rel=1e-4
+    )
+    assert (
+        after[TUNING_LOSS] < 0.3 * before[TUNING_LOSS]
+        and after[TUNING_ACCURACY] > 0.5 > before[TUNING_ACCURACY]
+    )
 
 
 def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> None:
@@ -358,7 +500,9 @@ def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> Non
     for run in ("first", "again", "other"):
         model.stack.load_state(fresh)
         pairs, seed = twelve(model.lengths), 1 if run == "other" else 0
-        course = contrastive(pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, seed, CREW)
+        course = contrastive(
+            pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, seed, CREW
+        )
         training.fit(course, SPEC.model_copy(update={"epochs": 1.0}), CREW, tmp_path / run)
         ends.append(torch.cat([tensor.reshape(-1) for tensor in model.stack.state().values()]))
     model.stack.load_state(fresh)

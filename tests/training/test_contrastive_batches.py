@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clinpeft.errors import InputError
-from clinpeft.training.batches import Pairs, Sampled, Texts, clashing, sampled
+from clinpeft.core.errors import InputError
+from clinpeft.training.contrastive_batches import Pairs, Sampled, Texts, clashing, sampled
 
 
 def numbers(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -40,7 +40,11 @@ def owned(pairs: Pairs, pair: int, kinds: tuple[str, ...]) -> set[tuple[str, int
     return {(kind, number) for kind, number in found if number >= 0}
 
 
-WHAT = {"text": ("same",), "passage": ("same", "passages"), "section": ("same", "passages", "sections")}
+WHAT = {
+    "text": ("same",),
+    "passage": ("same", "passages"),
+    "section": ("same", "passages", "sections"),
+}
 
 
 @pytest.mark.parametrize("apart_by", WHAT)
@@ -74,7 +78,11 @@ def chapters(*sizes: int) -> Pairs:
     count = sum(sizes)
     section = np.tile(np.repeat(np.arange(len(sizes)), sizes), 2)
     return Pairs(
-        Texts(np.ones(2 * count, dtype=np.int64), np.arange(2 * count), np.arange(2 * count), section), np.arange(count), np.arange(count) + count
+        Texts(
+            np.ones(2 * count, dtype=np.int64), np.arange(2 * count), np.arange(2 * count), section
+        ),
+        np.arange(count),
+        np.arange(count) + count,
     )
 
 
@@ -104,14 +112,20 @@ def test_what_nothing_can_stand_beside_is_left_out_and_counted() -> None:
 
 def test_what_is_unknown_is_shared_with_nothing() -> None:
     unknown = numbers(-1, -1, -1, -1)
-    pairs = Pairs(Texts(numbers(1, 1, 1, 1), np.arange(4), unknown, unknown), numbers(0, 1), numbers(2, 3))
+    pairs = Pairs(
+        Texts(numbers(1, 1, 1, 1), np.arange(4), unknown, unknown), numbers(0, 1), numbers(2, 3)
+    )
     assert [len(step) for step in draw(pairs).steps] == [2]
     assert not clashing(pairs.texts, [numbers(0)], [numbers(1, 2)], "section").any()
 
 
 def test_the_same_text_on_the_other_side_is_shared() -> None:
-    texts = Texts(numbers(1, 1, 1, 1), numbers(5, 6, 7, 5), numbers(0, 1, 2, 3), numbers(0, 1, 2, 3))
-    assert clashing(texts, [numbers(0)], [numbers(1, 2, 3)], "text").tolist() == [[False, False, True]]
+    texts = Texts(
+        numbers(1, 1, 1, 1), numbers(5, 6, 7, 5), numbers(0, 1, 2, 3), numbers(0, 1, 2, 3)
+    )
+    assert clashing(texts, [numbers(0)], [numbers(1, 2, 3)], "text").tolist() == [
+        [False, False, True]
+    ]
     assert draw(Pairs(texts, numbers(0, 2), numbers(1, 3))).left_out.tolist() == [0, 1]
 
 

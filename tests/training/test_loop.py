@@ -11,17 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from clinpeft import adapters, models, tokens, training
-from clinpeft.errors import InputError, InterruptedRun, TrainingError
+from clinpeft import adapters, models, tokenization, training
+from clinpeft.core.errors import InputError, InterruptedRun, TrainingError
 from clinpeft.recipe import BaseSpec, LoraSpec, TrainingSpec
 from clinpeft.training import Event, Lesson, Watch
 from clinpeft.training.checkpoint import Progress
-from clinpeft.training.loop import learning_rate, total_steps
+from clinpeft.training.trainer import learning_rate, total_steps
 from tests.conftest import WORDS, MakeFolder
-from tests.tokens.test_tokens import write_corpus
+from tests.tokenization.test_tokens import write_corpus
 
 CREW = training.assemble()
-SPEC = TrainingSpec(learning_rate=1e-2, epochs=2, batch_tokens=100, micro_batch_tokens=1000, evaluations=4, checkpoints=4)
+SPEC = TrainingSpec(
+    learning_rate=1e-2,
+    epochs=2,
+    batch_tokens=100,
+    micro_batch_tokens=1000,
+    evaluations=4,
+    checkpoints=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +43,22 @@ def lesson(folder: Path, tmp_path: Path) -> Lesson:
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(40)]
     corpus = write_corpus(tmp_path, texts, ["train"] * 30 + ["tuning"] * 10)
     tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
-    encodings = tokens.encode(corpus, tokenizer, tokens.layout(tokenizer, "causal-lm"), BaseSpec(path=folder), tmp_path / "encoded")
+    encodings = tokenization.encode(
+        corpus,
+        tokenizer,
+        tokenization.layout(tokenizer, "causal-lm"),
+        BaseSpec(path=folder),
+        tmp_path / "encoded",
+    )
     asking = training.OBJECTIVES["causal-lm"]
-    return Lesson(encodings, tokenizer, asking, seed=5, train=encodings.windows("train"), tuning=encodings.windows("tuning"))
+    return Lesson(
+        encodings,
+        tokenizer,
+        asking,
+        seed=5,
+        train=encodings.windows("train"),
+        tuning=encodings.windows("tuning"),
+    )
 
 
 Build = Callable[..., adapters.Stack]
@@ -48,7 +68,10 @@ Build = Callable[..., adapters.Stack]
 def build(folder: Path) -> Build:
     def make(dropout: float = 0.0, targets: tuple[str, ...] = ()) -> adapters.Stack:
         torch.manual_seed(1)
-        return adapters.attach(models.load(BaseSpec(path=folder), torch.device("cpu")), [LoraSpec(rank=4, dropout=dropout, targets=targets)])
+        return adapters.attach(
+            models.load(BaseSpec(path=folder), torch.device("cpu")),
+            [LoraSpec(rank=4, dropout=dropout, targets=targets)],
+        )
 
     return make
 
@@ -63,9 +86,16 @@ class Trained:
 
 
 def fit(
-    stack: adapters.Stack, lesson: Lesson, spec: TrainingSpec, folder: Path, watch: Watch | None = None, forward: training.Forward | None = None
+    stack: adapters.Stack,
+    lesson: Lesson,
+    spec: TrainingSpec,
+    folder: Path,
+    watch: Watch | None = None,
+    forward: training.Forward | None = None,
 ) -> Trained:
-    course = training.language(stack, forward or partial(adapters.logits, stack), lesson, spec, CREW)
+    course = training.language(
+        stack, forward or partial(adapters.logits, stack), lesson, spec, CREW
+    )
     fitted = training.fit(course, spec, CREW, folder, watch or Watch())
     return Trained(stack, fitted.progress, fitted.total_steps)
 
@@ -74,22 +104,37 @@ def weights(stack: adapters.Stack) -> torch.Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in stack.trained.values()])
 
 
-def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
     whole = fit(build(), lesson, SPEC, tmp_path / "whole")
-    parts = fit(build(), lesson, SPEC.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts")
+    parts = fit(
+        build(), lesson, SPEC.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts"
+    )
     assert torch.allclose(weights(whole.stack), weights(parts.stack), atol=1e-5)
     assert not torch.allclose(weights(whole.stack), weights(build()), atol=1e-3)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(lesson: Lesson, build: Build, tmp_path: Path) -> None:
-    first, again = fit(build(0.3), lesson, SPEC, tmp_path / "1"), fit(build(0.3), lesson, SPEC, tmp_path / "2")
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
+    first, again = (
+        fit(build(0.3), lesson, SPEC, tmp_path / "1"),
+        fit(build(0.3), lesson, SPEC, tmp_path / "2"),
+    )
     assert torch.equal(weights(first.stack), weights(again.stack))
-    other = Lesson(lesson.encodings, lesson.tokenizer, lesson.asking, 6, lesson.train, lesson.tuning)
-    assert not torch.equal(weights(first.stack), weights(fit(build(0.3), other, SPEC, tmp_path / "3").stack))
+    other = Lesson(
+        lesson.encodings, lesson.tokenizer, lesson.asking, 6, lesson.train, lesson.tuning
+    )
+    assert not torch.equal(
+        weights(first.stack), weights(fit(build(0.3), other, SPEC, tmp_path / "3").stack)
+    )
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
-def test_a_stopped_run_goes_on_to_bit_equal_weights(lesson: Lesson, build: Build, tmp_path: Path, stop_after: int) -> None:
+def test_a_stopped_run_goes_on_to_bit_equal_weights(
+    lesson: Lesson, build: Build, tmp_path: Path, stop_after: int
+) -> None:
     straight = fit(build(0.3), lesson, SPEC, tmp_path / "straight")
     seen: list[Event] = []
     watch = Watch(tell=seen.append, stopping=lambda: len(seen) == stop_after)
@@ -98,13 +143,19 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(lesson: Lesson, build: Build
     went_on = fit(build(0.3), lesson, SPEC, tmp_path / "stopped", Watch(tell=seen.append))
     assert torch.equal(weights(straight.stack), weights(went_on.stack))
     assert [event.step for event in seen] == list(range(1, straight.total_steps + 1))
-    assert [point["loss"] for point in straight.progress.history] == [point["loss"] for point in went_on.progress.history]
+    assert [point["loss"] for point in straight.progress.history] == [
+        point["loss"] for point in went_on.progress.history
+    ]
 
 
-def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
     spec = SPEC.model_copy(update={"epochs": 20, "learning_rate": 3e-2})
     stack = build(targets=("o_proj", "down_proj", "up_proj", "gate_proj"))
-    ids = torch.from_numpy(lesson.encodings.tokens[: int(lesson.encodings.lengths[0])].astype(np.int64))[None]
+    ids = torch.from_numpy(
+        lesson.encodings.tokens[: int(lesson.encodings.lengths[0])].astype(np.int64)
+    )[None]
     ones, eos = torch.ones_like(ids), lesson.tokenizer.eos_token_id
 
     def chance_of_eos() -> float:
@@ -113,29 +164,51 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(lesson
             return partial(adapters.logits, stack)(ids, ones).softmax(-1)[0, -2, eos].item()
 
     before = chance_of_eos()
-    to_the_end = replace(lesson, tuning=lesson.tuning[:0])  # random words leave little to learn but where they end
+    to_the_end = replace(
+        lesson, tuning=lesson.tuning[:0]
+    )  # random words leave little to learn but where they end
     history = fit(stack, to_the_end, spec, tmp_path / "run").progress.history
     assert history[-1]["loss"] < history[0]["loss"] - 0.05
     assert chance_of_eos() > 1.2 * before  # where it were never asked, it would fall
 
 
-def test_the_best_weights_by_tuning_perplexity_are_kept(lesson: Lesson, build: Build, tmp_path: Path) -> None:
-    spec = SPEC.model_copy(update={"learning_rate": 3.0, "schedule": "constant", "warmup_fraction": 1.0, "clip_norm": 100.0, "evaluations": 1000})
-    fitted = fit(build(), lesson, spec, tmp_path / "run")  # the rate climbs until it ruins the weights
+def test_the_best_weights_by_tuning_perplexity_are_kept(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(
+        update={
+            "learning_rate": 3.0,
+            "schedule": "constant",
+            "warmup_fraction": 1.0,
+            "clip_norm": 100.0,
+            "evaluations": 1000,
+        }
+    )
+    fitted = fit(
+        build(), lesson, spec, tmp_path / "run"
+    )  # the rate climbs until it ruins the weights
     measured = [point["tuning_perplexity"] for point in fitted.progress.history]
     assert fitted.progress.best_step == int(np.argmin(measured)) + 1 < fitted.total_steps
-    table = training.likelihoods(partial(adapters.logits, fitted.stack), lesson, lesson.tuning, 1000, CREW)
+    table = training.likelihoods(
+        partial(adapters.logits, fitted.stack), lesson, lesson.tuning, 1000, CREW
+    )
     nll, count = sum(table["negative_log_likelihood"].to_pylist()), sum(table["tokens"].to_pylist())
     assert np.exp(nll / count) == pytest.approx(min(measured), rel=1e-5)
 
 
-def test_patience_ends_a_run_that_no_longer_improves(lesson: Lesson, build: Build, tmp_path: Path) -> None:
-    spec = SPEC.model_copy(update={"learning_rate": 3.0, "clip_norm": 100.0, "evaluations": 1000, "patience": 2})
+def test_patience_ends_a_run_that_no_longer_improves(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(
+        update={"learning_rate": 3.0, "clip_norm": 100.0, "evaluations": 1000, "patience": 2}
+    )
     fitted = fit(build(), lesson, spec, tmp_path / "run")
     assert fitted.progress.step == fitted.progress.best_step + 2 < fitted.total_steps
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(lesson: Lesson, build: Build, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    lesson: Lesson, build: Build, tmp_path: Path
+) -> None:
     stack = build()
     broken = lambda ids, mask: partial(adapters.logits, stack)(ids, mask) * float("nan")  # noqa: E731
     with pytest.raises(TrainingError, match="loss nan") as raised:
@@ -143,16 +216,26 @@ def test_a_loss_that_is_not_a_number_stops_the_run(lesson: Lesson, build: Build,
     assert "step 1 of" in str(raised.value) and "learning_rate" in str(raised.value)
 
 
-def test_an_adapter_outside_the_forward_pass_stops_the_run(lesson: Lesson, build: Build, folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_outside_the_forward_pass_stops_the_run(
+    lesson: Lesson, build: Build, folder: Path, tmp_path: Path
+) -> None:
     bare = models.load(BaseSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
     outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
     with pytest.raises(TrainingError, match="none of the 8 trained tensors moved in 3 steps"):
-        fit(build(), lesson, SPEC.model_copy(update={"weight_decay": 0.0}), tmp_path, forward=outside)
+        fit(
+            build(),
+            lesson,
+            SPEC.model_copy(update={"weight_decay": 0.0}),
+            tmp_path,
+            forward=outside,
+        )
 
 
 def test_an_empty_training_split_is_an_error(lesson: Lesson, build: Build, tmp_path: Path) -> None:
-    nothing = Lesson(lesson.encodings, lesson.tokenizer, lesson.asking, 0, lesson.train[:0], lesson.tuning)
+    nothing = Lesson(
+        lesson.encodings, lesson.tokenizer, lesson.asking, 0, lesson.train[:0], lesson.tuning
+    )
     with pytest.raises(InputError, match="nothing to learn from"):
         fit(build(), nothing, SPEC, tmp_path)
 
@@ -165,7 +248,9 @@ def test_the_warm_up_is_a_share_of_the_steps_and_the_schedule_ends_near_nothing(
     cosine = spec.model_copy(update={"schedule": "cosine"})
     assert learning_rate(cosine, 11, 20) == pytest.approx(0.5 * (1 - np.cos(np.pi * 10 / 19)))
     assert learning_rate(spec.model_copy(update={"schedule": "constant"}), 20, 20) == 1.0
-    assert learning_rate(spec.model_copy(update={"warmup_fraction": 0.0}), 1, 20) == pytest.approx(20 / 21)
+    assert learning_rate(spec.model_copy(update={"warmup_fraction": 0.0}), 1, 20) == pytest.approx(
+        20 / 21
+    )
 
 
 def test_steps_follow_epochs_and_the_upper_bound(lesson: Lesson, build: Build) -> None:
@@ -180,13 +265,21 @@ def test_steps_follow_epochs_and_the_upper_bound(lesson: Lesson, build: Build) -
 def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -> None:
     tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
     corpus = write_corpus(tmp_path, ["cough cough fever", "cough"], ["train", "held_out"])
-    encodings = tokens.encode(corpus, tokenizer, tokens.layout(tokenizer, "causal-lm"), BaseSpec(path=folder), tmp_path / "encoded")
+    encodings = tokenization.encode(
+        corpus,
+        tokenizer,
+        tokenization.layout(tokenizer, "causal-lm"),
+        BaseSpec(path=folder),
+        tmp_path / "encoded",
+    )
     train, held_out = encodings.windows("train"), encodings.windows("held_out")
     lesson = Lesson(encodings, tokenizer, training.OBJECTIVES["causal-lm"], 0, train, held_out)
     table = training.unigram(lesson, train, held_out)
     seen = 4 + len(tokenizer)  # cough cough fever eos, and one more of each
     assert table["tokens"].to_pylist() == [2]
-    assert table["negative_log_likelihood"].to_pylist() == [pytest.approx(-np.log(3 / seen) - np.log(2 / seen))]
+    assert table["negative_log_likelihood"].to_pylist() == [
+        pytest.approx(-np.log(3 / seen) - np.log(2 / seen))
+    ]
 
 
 def metered() -> Callable[[], float]:
@@ -198,14 +291,28 @@ def metered() -> Callable[[], float]:
 def test_energy_is_added_up_over_attempts(build: Build, lesson: Lesson, tmp_path: Path) -> None:
     seen: list[Event] = []
     with pytest.raises(InterruptedRun):
-        fit(build(), lesson, SPEC, tmp_path, Watch(tell=seen.append, stopping=lambda: len(seen) == 2, joules=metered()))
+        fit(
+            build(),
+            lesson,
+            SPEC,
+            tmp_path,
+            Watch(tell=seen.append, stopping=lambda: len(seen) == 2, joules=metered()),
+        )
     found = fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered()))
     assert found.total_steps > 2
     assert found.progress.joules == 10.0 * found.total_steps
 
 
-def test_energy_is_unknown_where_it_is_of_a_part_of_the_steps(build: Build, lesson: Lesson, tmp_path: Path) -> None:
+def test_energy_is_unknown_where_it_is_of_a_part_of_the_steps(
+    build: Build, lesson: Lesson, tmp_path: Path
+) -> None:
     seen: list[Event] = []
     with pytest.raises(InterruptedRun):
-        fit(build(), lesson, SPEC, tmp_path, Watch(tell=seen.append, stopping=lambda: len(seen) == 2))
+        fit(
+            build(),
+            lesson,
+            SPEC,
+            tmp_path,
+            Watch(tell=seen.append, stopping=lambda: len(seen) == 2),
+        )
     assert fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered())).progress.joules is None

@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from clinpeft.errors import TrainingError
-from clinpeft.tokens import Ints
+from clinpeft.core.errors import TrainingError
+from clinpeft.tokenization import Ints
 from clinpeft.training import Sums, additive, peak_bytes, sparing
 from clinpeft.training.memory import spared
 
@@ -32,13 +32,17 @@ def _course(fits: int, tried: list[int]) -> tuple[torch.nn.Parameter, object]:
     return weight, lambda grouped: additive(loss, grouped, 0, Accelerator())
 
 
-def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient_is_that_of_the_whole_step() -> None:
+def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient_is_that_of_the_whole_step() -> (
+    None
+):
     tried: list[int] = []
     told: list[int] = []
     weight, backward_of = _course(3, tried)
     backward = sparing(backward_of, _everything, [weight], told.append)  # type: ignore[arg-type]
     assert backward(np.arange(8), 1) == (28.0, 8.0)
-    assert weight.grad is not None and float(weight.grad) == 28.0  # 0 + 1 + ... + 7, and nothing of the attempts that failed
+    assert (
+        weight.grad is not None and float(weight.grad) == 28.0
+    )  # 0 + 1 + ... + 7, and nothing of the attempts that failed
     assert (tried, told) == ([8, 4, 2, 2, 2, 2], [2, 4])
 
 
@@ -71,7 +75,7 @@ def test_where_not_even_one_item_fits_the_error_says_what_to_do() -> None:
     weight, backward_of = _course(0, [])
     with pytest.raises(TrainingError, match="one item") as caught:
         sparing(backward_of, _everything, [weight])(np.arange(4), 7)  # type: ignore[arg-type]
-    assert caught.value.place == "step 7" and "max_tokens" in caught.value.way_out
+    assert caught.value.location == "step 7" and "max_tokens" in caught.value.hint
 
 
 def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -> None:
@@ -89,11 +93,13 @@ def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -
         return len(taken) == 1
 
     with pytest.warns(UserWarning, match="cut into"):
-        assert spared(loss, _everything, [weight], 0, Accelerator(), last_resort)(np.arange(4), 1) == (6.0, 4.0)
+        assert spared(loss, _everything, [weight], 0, Accelerator(), last_resort)(
+            np.arange(4), 1
+        ) == (6.0, 4.0)
     assert (tried, taken) == ([4, 2, 1, 1, 1, 1, 1], [3])
     with pytest.raises(TrainingError, match="one item") as caught:
         sparing(_course(0, [])[1], _everything, [weight], last_resort=last_resort)(np.arange(1), 1)  # type: ignore[arg-type]
-    assert "recompute" in caught.value.way_out
+    assert "recompute" in caught.value.hint
 
 
 def test_the_peak_of_this_process_is_what_the_kernel_says() -> None:

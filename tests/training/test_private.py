@@ -18,25 +18,52 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clinpeft import pipeline, recipe, registry, training
-from clinpeft.errors import ClinpeftError, InputError, InterruptedRun, RecipeError, TrainingError, UsageError
-from clinpeft.pipeline import Circumstances
-from clinpeft.pipeline import private as around
-from clinpeft.recipe import AdaptRecipe, ClassifierTrainingSpec, ClassifyRecipe, LossSpec, PrivateSpec
-from clinpeft.training import Course, Mechanism, Tally, private
-from clinpeft.training.private import epsilon_spent, noise_multiplier
+from clinpeft import recipe, runs, training, workflows
+from clinpeft.core.errors import (
+    ClinpeftError,
+    InputError,
+    InterruptedRun,
+    RecipeError,
+    TrainingError,
+    UsageError,
+)
+from clinpeft.recipe import (
+    AdaptRecipe,
+    ClassifierTrainingSpec,
+    ClassifyRecipe,
+    LossSpec,
+    PrivateSpec,
+)
+from clinpeft.training import Course, Mechanism, Tally, differential_privacy
+from clinpeft.training.differential_privacy import epsilon_spent, noise_multiplier
+from clinpeft.workflows import Circumstances
+from clinpeft.workflows import differential_privacy as context
 from tests.conftest import WORDS
 from tests.training.test_classification import CREW, TRUTH, VECTORS, exam, parameter
 
-WHO = np.array([3, 3, 3, 1, 1, 7, 7, 7, 7, 8, 8, 9])  # of the first nine, which are learned from: subjects 1, 3 and 7
-SPEC = ClassifierTrainingSpec(batch_notes=5, learning_rate=1e-2, epochs=4, evaluations=4, checkpoints=8, warmup_fraction=0.0)
+WHO = np.array(
+    [3, 3, 3, 1, 1, 7, 7, 7, 7, 8, 8, 9]
+)  # of the first nine, which are learned from: subjects 1, 3 and 7
+SPEC = ClassifierTrainingSpec(
+    batch_notes=5, learning_rate=1e-2, epochs=4, evaluations=4, checkpoints=8, warmup_fraction=0.0
+)
 SILENT = Mechanism(
-    epsilon=1, delta=1e-5, clip_norm=0.5, noise_multiplier=0.0, sampling_rate=1.0, subjects=3, subjects_per_step=3, steps=4, most_items=4
+    epsilon=1,
+    delta=1e-5,
+    clip_norm=0.5,
+    noise_multiplier=0.0,
+    sampling_rate=1.0,
+    subjects=3,
+    subjects_per_step=3,
+    steps=4,
+    most_items=4,
 )
 
 
 def course(weights: torch.nn.Parameter) -> Course:
-    return training.classification([exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), SPEC, 7, CREW)
+    return training.classification(
+        [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), SPEC, 7, CREW
+    )
 
 
 def wide(people: int, size: int = 1, items: int = 1) -> Course:
@@ -48,7 +75,9 @@ def wide(people: int, size: int = 1, items: int = 1) -> Course:
         weights.grad[0] = float(len(chosen))
         return float(len(chosen)), float(len(chosen))
 
-    return Course({"w": weights}, lambda _: [np.arange(people * items)], len, backward, lambda _: None)
+    return Course(
+        {"w": weights}, lambda _: [np.arange(people * items)], len, backward, lambda _: None
+    )
 
 
 def gradient(weights: torch.nn.Parameter) -> torch.Tensor:
@@ -62,15 +91,24 @@ def gradient(weights: torch.nn.Parameter) -> torch.Tensor:
 def by_hand(weights: torch.Tensor, documents: Sequence[int], clip_norm: float) -> torch.Tensor:
     """The gradient of one subject's summed loss, scaled down to the norm."""
     copy = weights.detach().clone().requires_grad_()
-    (found,) = torch.autograd.grad(torch.nn.functional.cross_entropy(VECTORS[list(documents)] @ copy, TRUTH[list(documents)], reduction="sum"), copy)
+    (found,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(
+            VECTORS[list(documents)] @ copy, TRUTH[list(documents)], reduction="sum"
+        ),
+        copy,
+    )
     return found * min(1.0, clip_norm / float(found.norm()))
 
 
 @pytest.mark.parametrize("clip_norm", [0.1, 1.5, 1e6])
-def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped(clip_norm: float) -> None:
+def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped(
+    clip_norm: float,
+) -> None:
     weights, tally = parameter(), Tally()
     silent = replace(SILENT, clip_norm=clip_norm)
-    summed, targets = private(course(weights), WHO, silent, 5, tally).backward(np.arange(9), 1)
+    summed, targets = differential_privacy(course(weights), WHO, silent, 5, tally).backward(
+        np.arange(9), 1
+    )
     wanted = sum(by_hand(weights, some, clip_norm) for some in ([3, 4], [0, 1, 2], [5, 6, 7, 8]))
     assert torch.allclose(gradient(weights), torch.as_tensor(wanted), atol=1e-6)
     assert targets == 3  # people, and not documents, however many there are
@@ -86,10 +124,14 @@ def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped
     clip_norm=st.floats(0.01, 3.0),
     scale=st.floats(0.1, 1e3),
 )
-def test_without_one_subject_the_sum_differs_by_no_more_than_the_norm(who: list[int], left_out: int, clip_norm: float, scale: float) -> None:
+def test_without_one_subject_the_sum_differs_by_no_more_than_the_norm(
+    who: list[int], left_out: int, clip_norm: float, scale: float
+) -> None:
     weights = torch.nn.Parameter(parameter().detach() * scale)
     people = np.array([*who, 6, 6, 6])
-    one = private(course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, Tally())
+    one = differential_privacy(
+        course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, Tally()
+    )
     one.backward(np.arange(9), 1)
     whole = gradient(weights).clone()
     one.backward(np.flatnonzero(people[:9] != who[left_out]), 1)
@@ -103,7 +145,13 @@ def test_a_subject_whose_gradient_is_no_number_stops_the_run(tmp_path: Path) -> 
         broken.parameters["w"].grad = torch.full((1,), math.nan)
         return 1.0, 1.0
 
-    confined = private(replace(broken, backward=backward), np.arange(4), replace(SILENT, subjects=4, subjects_per_step=4), 5, Tally())
+    confined = differential_privacy(
+        replace(broken, backward=backward),
+        np.arange(4),
+        replace(SILENT, subjects=4, subjects_per_step=4),
+        5,
+        Tally(),
+    )
     with pytest.raises(TrainingError, match="not both numbers"):
         training.fit(confined, SPEC, CREW, tmp_path)
 
@@ -115,7 +163,13 @@ def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
         dead.parameters["w"].grad = torch.zeros(1)
         return 1.0, 1.0
 
-    confined = private(replace(dead, backward=backward), np.arange(4), replace(SILENT, noise_multiplier=1.0), 5, Tally())
+    confined = differential_privacy(
+        replace(dead, backward=backward),
+        np.arange(4),
+        replace(SILENT, noise_multiplier=1.0),
+        5,
+        Tally(),
+    )
     with pytest.raises(TrainingError, match="no gradient from any of 4 subjects"):
         confined.backward(np.arange(4), 1)
 
@@ -126,24 +180,37 @@ def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
 def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
     size = 40_000
     bare, loud = wide(4, size), replace(SILENT, clip_norm=0.5, noise_multiplier=3.0)
-    weights, confined = bare.parameters["w"], private(bare, np.arange(4), loud, 5, Tally())
+    weights, confined = (
+        bare.parameters["w"],
+        differential_privacy(bare, np.arange(4), loud, 5, Tally()),
+    )
     drawn = []
     for step in (1, 2, 1):
-        confined.backward(np.zeros(0, np.int64), step)  # nobody is drawn, and the noise comes all the same
+        confined.backward(
+            np.zeros(0, np.int64), step
+        )  # nobody is drawn, and the noise comes all the same
         drawn.append(gradient(weights).clone())
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
     for noise in drawn[:2]:
         assert float(noise.std()) == pytest.approx(1.5, rel=0.02)  # four standard errors are 1.4 %
         assert abs(float(noise.mean())) < 4 * 1.5 / math.sqrt(size)
     assert abs(float((drawn[0] * drawn[1]).mean())) < 4 * 1.5**2 / math.sqrt(size)
-    private(bare, np.arange(4), loud, 6, Tally()).backward(np.zeros(0, np.int64), 1)
-    assert not torch.equal(gradient(weights), drawn[0])  # the noise is of the secret, not of the step alone
+    differential_privacy(bare, np.arange(4), loud, 6, Tally()).backward(np.zeros(0, np.int64), 1)
+    assert not torch.equal(
+        gradient(weights), drawn[0]
+    )  # the noise is of the secret, not of the step alone
 
 
 def test_a_step_draws_every_subject_on_its_own_with_all_that_it_has() -> None:
     people, items = 300, 3
     who = np.repeat(np.arange(people), items)[np.random.default_rng(1).permutation(people * items)]
-    confined = private(wide(people, items=items), who, replace(SILENT, subjects=people, subjects_per_step=30, sampling_rate=0.1), 5, Tally())
+    confined = differential_privacy(
+        wide(people, items=items),
+        who,
+        replace(SILENT, subjects=people, subjects_per_step=30, sampling_rate=0.1),
+        5,
+        Tally(),
+    )
     steps = [step for number in range(60) for step in confined.epoch(number)]
     assert len(steps) == 60 * 10
     assert all((np.bincount(who[step], minlength=people) % items == 0).all() for step in steps)
@@ -151,20 +218,41 @@ def test_a_step_draws_every_subject_on_its_own_with_all_that_it_has() -> None:
     assert times.max() == 1  # of one step
     sizes, each = times.sum(1), times.sum(0)
     assert sizes.mean() == pytest.approx(30, abs=4 * math.sqrt(27 / 600))
-    assert sizes.var() == pytest.approx(27, rel=0.25)  # a binomial's; steps of a fixed size have none
-    assert each.var() == pytest.approx(54, rel=0.35)  # 600 draws of 0.1; epochs that draw everybody once have none
+    assert sizes.var() == pytest.approx(
+        27, rel=0.25
+    )  # a binomial's; steps of a fixed size have none
+    assert each.var() == pytest.approx(
+        54, rel=0.35
+    )  # 600 draws of 0.1; epochs that draw everybody once have none
     again = confined.epoch(3)
-    assert all(np.array_equal(one, other) for one, other in zip(confined.epoch(3), again, strict=True))
-    assert not all(np.array_equal(one, other) for one, other in zip(confined.epoch(4), again, strict=True))
+    assert all(
+        np.array_equal(one, other) for one, other in zip(confined.epoch(3), again, strict=True)
+    )
+    assert not all(
+        np.array_equal(one, other) for one, other in zip(confined.epoch(4), again, strict=True)
+    )
 
 
-def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
+    tmp_path: Path,
+) -> None:
     def fitted(folder: Path, stop_after: int = 0, secret: int = 1 << 200) -> torch.Tensor:
         weights = parameter()
-        noise = replace(SILENT, noise_multiplier=1.0, subjects_per_step=1, sampling_rate=1 / 3, steps=12)
+        noise = replace(
+            SILENT, noise_multiplier=1.0, subjects_per_step=1, sampling_rate=1 / 3, steps=12
+        )
         seen: list[int] = []
-        watch = training.Watch(tell=lambda event: seen.append(event.step), stopping=lambda: bool(stop_after) and seen[-1] >= stop_after)
-        training.fit(private(course(weights), WHO, noise, secret, Tally()), SPEC, CREW, folder, watch)
+        watch = training.Watch(
+            tell=lambda event: seen.append(event.step),
+            stopping=lambda: bool(stop_after) and seen[-1] >= stop_after,
+        )
+        training.fit(
+            differential_privacy(course(weights), WHO, noise, secret, Tally()),
+            SPEC,
+            CREW,
+            folder,
+            watch,
+        )
         assert stop_after or seen[-1] == 12
         return weights.detach().clone()
 
@@ -181,13 +269,17 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(tmp
 
 @pytest.fixture
 def opacus() -> Any:
-    return pytest.importorskip("opacus", reason="opacus counts what is spent: pip install clinpeft[private]")
+    return pytest.importorskip(
+        "opacus", reason="opacus counts what is spent: pip install clinpeft[private]"
+    )
 
 
 def renyi(rate: float, sigma: float, order: float) -> float:
     """Of a step, by integrating its definition on a fine grid, and not by the series of the accountant."""
     z = np.linspace(-40 * sigma, 40 * sigma + 60, 400_001)
-    logs = order * np.logaddexp(math.log1p(-rate) if rate < 1 else -np.inf, math.log(rate) + (2 * z - 1) / (2 * sigma**2))
+    logs = order * np.logaddexp(
+        math.log1p(-rate) if rate < 1 else -np.inf, math.log(rate) + (2 * z - 1) / (2 * sigma**2)
+    )
     logs += -(z**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
     top = logs.max()
     return float(top + math.log(np.exp(logs - top).sum() * (z[1] - z[0]))) / (order - 1)
@@ -197,12 +289,20 @@ ORDERS = [*np.arange(1.5, 12, 0.1), *range(12, 64)]
 
 
 def test_what_is_spent_is_what_the_definition_gives_and_what_was_published(opacus: Any) -> None:
-    rate, sigma, steps, delta = 256 / 60_000, 1.1, 60 * 60_000 // 256, 1e-5  # the DP-SGD tutorial of TensorFlow Privacy
+    rate, sigma, steps, delta = (
+        256 / 60_000,
+        1.1,
+        60 * 60_000 // 256,
+        1e-5,
+    )  # the DP-SGD tutorial of TensorFlow Privacy
     spent = [steps * renyi(rate, sigma, order) for order in ORDERS]
-    older = min(one - math.log(delta) / (order - 1) for one, order in zip(spent, ORDERS, strict=True))
+    older = min(
+        one - math.log(delta) / (order - 1) for one, order in zip(spent, ORDERS, strict=True)
+    )
     assert older == pytest.approx(3.0, abs=0.03)  # as published, by the older conversion
     newer = min(
-        one - (math.log(delta) + math.log(order)) / (order - 1) + math.log((order - 1) / order) for one, order in zip(spent, ORDERS, strict=True)
+        one - (math.log(delta) + math.log(order)) / (order - 1) + math.log((order - 1) / order)
+        for one, order in zip(spent, ORDERS, strict=True)
     )
     assert epsilon_spent(sigma, rate, steps, delta) == pytest.approx(newer, rel=2e-3)
 
@@ -210,26 +310,53 @@ def test_what_is_spent_is_what_the_definition_gives_and_what_was_published(opacu
 def test_when_everybody_is_in_every_step_it_is_the_gaussian_mechanism(opacus: Any) -> None:
     sigma, steps, delta = 20.0, 100, 1e-6
     orders = np.linspace(1.5, 200, 100_000)
-    closed = steps * orders / (2 * sigma**2) - (math.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)
+    closed = (
+        steps * orders / (2 * sigma**2)
+        - (math.log(delta) + np.log(orders)) / (orders - 1)
+        + np.log((orders - 1) / orders)
+    )
     assert epsilon_spent(sigma, 1.0, steps, delta) == pytest.approx(closed.min(), rel=1e-3)
 
 
-def test_less_epsilon_is_more_noise_and_what_is_spent_is_within_a_hundredth_of_what_was_asked(opacus: Any) -> None:
+def test_less_epsilon_is_more_noise_and_what_is_spent_is_within_a_hundredth_of_what_was_asked(
+    opacus: Any,
+) -> None:
     sigmas = [noise_multiplier(epsilon, 1e-5, 0.05, 200) for epsilon in (20.0, 8.0, 1.0, 0.1)]
     assert sigmas == sorted(sigmas) and sigmas[0] > 0 and sigmas[-1] > 5 * sigmas[0]
     for epsilon, sigma in zip((20.0, 8.0, 1.0, 0.1), sigmas, strict=True):
         assert 0.99 * epsilon <= epsilon_spent(sigma, 0.05, 200, 1e-5) <= epsilon
-        assert epsilon_spent(sigma, 0.05, 100, 1e-5) < 0.9 * epsilon and epsilon_spent(sigma, 0.05, 0, 1e-5) == 0
+        assert (
+            epsilon_spent(sigma, 0.05, 100, 1e-5) < 0.9 * epsilon
+            and epsilon_spent(sigma, 0.05, 0, 1e-5) == 0
+        )
 
 
 def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
     people = 50
-    noise = training.mechanism(wide(people, items=2), np.repeat(np.arange(people), 2), PrivateSpec(epsilon=3, subjects_per_step=5, delta=1e-3), SPEC)
-    assert (noise.subjects, noise.sampling_rate, noise.steps, noise.most_items) == (50, 0.1, 40, 2)  # 4 epochs of 10 steps
+    noise = training.mechanism(
+        wide(people, items=2),
+        np.repeat(np.arange(people), 2),
+        PrivateSpec(epsilon=3, subjects_per_step=5, delta=1e-3),
+        SPEC,
+    )
+    assert (noise.subjects, noise.sampling_rate, noise.steps, noise.most_items) == (
+        50,
+        0.1,
+        40,
+        2,
+    )  # 4 epochs of 10 steps
     told = training.accounted(noise, 40, Tally(10, 4))
-    assert told["epsilon_asked"] == 3 and 2.97 <= told["epsilon"] <= 3 and told["clipped_share_not_private"] == 0.4
+    assert (
+        told["epsilon_asked"] == 3
+        and 2.97 <= told["epsilon"] <= 3
+        and told["clipped_share_not_private"] == 0.4
+    )
     assert json.loads(json.dumps(told)) == told
-    for steps, wrong in ((80, noise), (20, noise), (40, replace(noise, noise_multiplier=noise.noise_multiplier / 2))):
+    for steps, wrong in (
+        (80, noise),
+        (20, noise),
+        (40, replace(noise, noise_multiplier=noise.noise_multiplier / 2)),
+    ):
         with pytest.raises(TrainingError, match="and 3 was asked for"):
             training.accounted(wrong, steps, Tally())
 
@@ -320,7 +447,9 @@ max_notes = 8
 )
 
 
-def read(text: str, changes: dict[str, dict[str, Any]] | None = None, **places: object) -> AdaptRecipe | ClassifyRecipe:
+def read(
+    text: str, changes: dict[str, dict[str, Any]] | None = None, **places: object
+) -> AdaptRecipe | ClassifyRecipe:
     document = tomllib.loads(text.format(**{"notes": "notes.csv", "base": "base", **places}))
     for table, keys in (changes or {}).items():
         document[table] = document.get(table, {}) | keys
@@ -341,12 +470,16 @@ def read(text: str, changes: dict[str, dict[str, Any]] | None = None, **places: 
         (ADAPT, {"split": {"by": "note"}}, "split.by"),
     ],
 )
-def test_what_lets_one_subject_touch_anothers_gradient_is_refused(text: str, changes: dict[str, dict[str, Any]], place: str) -> None:
+def test_what_lets_one_subject_touch_anothers_gradient_is_refused(
+    text: str, changes: dict[str, dict[str, Any]], location: str
+) -> None:
     asked = read(text, changes)
-    with pytest.raises(RecipeError, match=place):
-        around.refuse_inexact(asked, CREW)
-    without = asked.model_copy(update={"training": asked.training.model_copy(update={"private": None})})
-    around.refuse_inexact(without, CREW)  # nothing is asked, nothing is refused
+    with pytest.raises(RecipeError, match=location):
+        context.refuse_inexact(asked, CREW)
+    without = asked.model_copy(
+        update={"training": asked.training.model_copy(update={"private": None})}
+    )
+    context.refuse_inexact(without, CREW)  # nothing is asked, nothing is refused
 
 
 def test_several_processes_are_refused() -> None:
@@ -354,24 +487,30 @@ def test_several_processes_are_refused() -> None:
         num_processes = 2
 
     with pytest.raises(RecipeError, match="2 processes"):
-        around.refuse_inexact(read(CLASSIFY), Two())
+        context.refuse_inexact(read(CLASSIFY), Two())
 
 
 def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
     with pytest.raises(RecipeError, match=r"training\.private"):
         recipe.validated({"kind": "embed", "training": {"private": {"epsilon": 1}}}, "test")
     adapter = {"adapters": [{"method": "lora"}]}
-    asked = recipe.validated(read(CLASSIFY).model_dump(mode="json", exclude_none=True) | adapter, "test")
-    assert isinstance(asked, ClassifyRecipe) and not pipeline.are_shareable([asked])
-    assert pipeline.are_shareable([asked.model_copy(update={"training": ClassifierTrainingSpec()})])
-    assert private(course(parameter()), WHO, SILENT, 5, Tally()).share is None
+    asked = recipe.validated(
+        read(CLASSIFY).model_dump(mode="json", exclude_none=True) | adapter, "test"
+    )
+    assert isinstance(asked, ClassifyRecipe) and not workflows.are_shareable([asked])
+    assert workflows.are_shareable(
+        [asked.model_copy(update={"training": ClassifierTrainingSpec()})]
+    )
+    assert differential_privacy(course(parameter()), WHO, SILENT, 5, Tally()).share is None
 
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     plain = read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})
-    told = around.notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
-    assert "epsilon 4" in told[0] and "add up" in told[0] and "without differential privacy" in told[1]
-    assert not around.notices(plain, {"two": plain})
+    told = context.notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
+    assert (
+        "epsilon 4" in told[0] and "add up" in told[0] and "without differential privacy" in told[1]
+    )
+    assert not context.notices(plain, {"two": plain})
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ verbs
@@ -400,42 +539,59 @@ def circumstances(secret: int = 1, stop_after: int = 0) -> Circumstances:
 def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_the_same_bytes(
     opacus: Any, adapted: bool, toy_bert: Path, tmp_path: Path
 ) -> None:
-    document = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert).model_dump(mode="json", exclude_none=True)
-    asked = recipe.validated(document | {"adapters": [{"method": "lora", "rank": 2}] if adapted else []}, "test")
+    document = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert).model_dump(
+        mode="json", exclude_none=True
+    )
+    asked = recipe.validated(
+        document | {"adapters": [{"method": "lora", "rank": 2}] if adapted else []}, "test"
+    )
     assert isinstance(asked, ClassifyRecipe)
-    whole = pipeline.classify(asked, tmp_path / "whole", circumstances())
+    whole = workflows.classify(asked, tmp_path / "whole", circumstances())
     told = whole.record.private
     assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
     assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
-    assert not (whole.folder / around.SECRET).exists()  # else the noise could be drawn again
+    assert not (whole.folder / context.SECRET).exists()  # else the noise could be drawn again
     with pytest.raises(InterruptedRun):
-        pipeline.classify(asked, tmp_path / "stopped", circumstances(stop_after=3))
-    assert (tmp_path / "stopped" / whole.id / around.SECRET).exists()
-    again = pipeline.classify(asked, tmp_path / "stopped", circumstances(secret=2))  # the secret is the one that it was begun with
+        workflows.classify(asked, tmp_path / "stopped", circumstances(stop_after=3))
+    assert (tmp_path / "stopped" / whole.id / context.SECRET).exists()
+    again = workflows.classify(
+        asked, tmp_path / "stopped", circumstances(secret=2)
+    )  # the secret is the one that it was begun with
     assert again.record.private is not None and again.record.private["epsilon"] == told["epsilon"]
     for path in whole.folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
-            assert path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes(), path
-    assert registry.read(again.folder).record.private == again.record.private
+            assert (
+                path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes()
+            ), path
+    assert runs.read(again.folder).record.private == again.record.private
 
 
-def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(opacus: Any, toy_bert: Path, tmp_path: Path) -> None:
+def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
+    opacus: Any, toy_bert: Path, tmp_path: Path
+) -> None:
     asked = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, ClassifyRecipe)
     with pytest.raises(InterruptedRun):
-        pipeline.classify(asked, tmp_path / "runs", circumstances(stop_after=3))
-    (secret,) = (tmp_path / "runs").glob(f"*/{around.SECRET}")
+        workflows.classify(asked, tmp_path / "runs", circumstances(stop_after=3))
+    (secret,) = (tmp_path / "runs").glob(f"*/{context.SECRET}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
-        pipeline.classify(asked, tmp_path / "runs", circumstances())
+        workflows.classify(asked, tmp_path / "runs", circumstances())
 
 
-def test_a_private_language_adapter_records_what_it_spent(opacus: Any, toy_bert: Path, tmp_path: Path) -> None:
+def test_a_private_language_adapter_records_what_it_spent(
+    opacus: Any, toy_bert: Path, tmp_path: Path
+) -> None:
     asked = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, AdaptRecipe)
-    run = pipeline.adapt(asked, tmp_path / "runs", circumstances())
+    run = workflows.adapt(asked, tmp_path / "runs", circumstances())
     told = run.record.private
-    assert told is not None and 3.96 <= told["epsilon"] <= 4 and told["steps"] == 3 and not (run.folder / around.SECRET).exists()
+    assert (
+        told is not None
+        and 3.96 <= told["epsilon"] <= 4
+        and told["steps"] == 3
+        and not (run.folder / context.SECRET).exists()
+    )
     assert "loss" in (run.folder / "log.jsonl").read_text(encoding="utf-8")
 
 
@@ -443,6 +599,8 @@ def test_a_recipe_without_the_table_trains_as_before() -> None:
     with pytest.raises(ClinpeftError):
         read(CLASSIFY, {"training": {"private": {"delta": 1e-5}}})  # an epsilon is never assumed
     bare = course(parameter())
-    run: Any = type("R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})})
-    learned = around.made(bare, WHO, run, circumstances())
+    run: Any = type(
+        "R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})}
+    )
+    learned = context.made(bare, WHO, run, circumstances())
     assert learned.course is bare and learned.mechanism is None

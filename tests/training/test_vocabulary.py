@@ -11,18 +11,22 @@ import transformers
 from torch.nn import functional
 
 from clinpeft import models
+from clinpeft.training.chunked_loss import Projection, Vocabulary, surprises
 from clinpeft.training.objectives import IGNORED, Question, score
-from clinpeft.training.vocabulary import Projection, Vocabulary, surprises
 from tests.models.test_families import SETTINGS, SHAPE
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 1, 1, 1], [14, 15, 1, 1, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]])
-LABELS = torch.tensor([[6, 7, 8, 9, 10, IGNORED], [12, IGNORED, 20, IGNORED, IGNORED, IGNORED], [IGNORED] * 6])
+LABELS = torch.tensor(
+    [[6, 7, 8, 9, 10, IGNORED], [12, IGNORED, 20, IGNORED, IGNORED, IGNORED], [IGNORED] * 6]
+)
 
 
 def model_of(family: str, **settings: Any) -> Any:
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **SHAPE, **SETTINGS.get(family, {}), **settings)
+    config = transformers.AutoConfig.for_model(
+        family, **SHAPE, **SETTINGS.get(family, {}), **settings
+    )
     return models.FAMILIES[family].auto.from_config(config).eval()
 
 
@@ -35,9 +39,16 @@ def scored(model: Any, vocabulary: Vocabulary | None) -> tuple[torch.Tensor, tor
         return out
 
     hook = model.get_input_embeddings().register_forward_hook(keep)
-    scores = score(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits, Question(IDS, LABELS), MASK, vocabulary)
+    scores = score(
+        lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits,
+        Question(IDS, LABELS),
+        MASK,
+        vocabulary,
+    )
     hook.remove()
-    (gradient,) = torch.autograd.grad((scores.negative_log_likelihood * torch.tensor([1.0, 3.0, 1.0])).sum(), embedded)
+    (gradient,) = torch.autograd.grad(
+        (scores.negative_log_likelihood * torch.tensor([1.0, 3.0, 1.0])).sum(), embedded
+    )
     assert scores.targets.tolist() == [5, 2, 0] and scores.negative_log_likelihood[2] == 0
     return scores.negative_log_likelihood.detach(), gradient
 
@@ -68,14 +79,20 @@ def test_the_cap_of_gemma_is_exact_where_it_bites() -> None:
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_size_of_a_block_changes_nothing(block_bytes: int, softcap: float | None) -> None:
     torch.manual_seed(0)
-    vectors, weight, bias = torch.randn(11, 8, requires_grad=True), torch.randn(50, 8), torch.randn(50)
+    vectors, weight, bias = (
+        torch.randn(11, 8, requires_grad=True),
+        torch.randn(50, 8),
+        torch.randn(50),
+    )
     answers, weights = torch.randint(0, 50, (11,)), torch.rand(11)
     scores = vectors @ weight.T + bias
     capped = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     whole = functional.cross_entropy(capped, answers, reduction="none")
     blocks = surprises(vectors, Projection(weight, bias, softcap), answers, block_bytes)
     torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=1e-6)
-    ours, theirs = (torch.autograd.grad((each * weights).sum(), vectors)[0] for each in (blocks, whole))
+    ours, theirs = (
+        torch.autograd.grad((each * weights).sum(), vectors)[0] for each in (blocks, whole)
+    )
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
 
 
@@ -98,7 +115,10 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_all_at_once() -> None:
     torch.manual_seed(0)
     rounded, weight = torch.randn(64, 32).bfloat16(), torch.randn(500, 32).bfloat16()
     answers = torch.randint(0, 500, (64,))
-    exact, stock, ours = (rounded.to(dtype).clone().requires_grad_() for dtype in (torch.float32, torch.bfloat16, torch.bfloat16))
+    exact, stock, ours = (
+        rounded.to(dtype).clone().requires_grad_()
+        for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
+    )
     losses = {
         "exact": functional.cross_entropy(exact @ weight.float().T, answers, reduction="none"),
         "stock": functional.cross_entropy((stock @ weight.T).float(), answers, reduction="none"),
@@ -109,14 +129,20 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_all_at_once() -> None:
     assert losses["ours"].dtype == torch.float32
     assert (losses["ours"] - losses["stock"]).abs().max() < 1e-5
     assert exact.grad is not None and stock.grad is not None and ours.grad is not None
-    wrong = [float((each.grad.float() - exact.grad).norm() / exact.grad.norm()) for each in (ours, stock)]  # type: ignore[union-attr]
+    wrong = [
+        float((each.grad.float() - exact.grad).norm() / exact.grad.norm()) for each in (ours, stock)
+    ]  # type: ignore[union-attr]
     assert wrong[0] <= 1.1 * wrong[1] and wrong[1] < 0.02
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft 0.21 on transformers 5.23
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"
+)  # peft 0.21 on transformers 5.23
 def test_an_adapter_on_the_head_is_not_passed_over() -> None:
     model = model_of("llama").requires_grad_(False)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False)
+    )
     assert Vocabulary(model).projection() is None
     whole, blocks = (scored(model, vocabulary)[0] for vocabulary in (None, Vocabulary(model)))
     torch.testing.assert_close(whole, blocks)
@@ -129,10 +155,17 @@ def test_a_head_that_is_trained_gets_its_gradient() -> None:
     model.get_input_embeddings().weight.requires_grad_(True)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert Vocabulary(model).projection() is None
-    scores = score(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits, Question(IDS, LABELS), MASK, Vocabulary(model))
+    scores = score(
+        lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits,
+        Question(IDS, LABELS),
+        MASK,
+        Vocabulary(model),
+    )
     scores.negative_log_likelihood.sum().backward()  # type: ignore[no-untyped-call]
     gradient = model.get_output_embeddings().weight.grad
-    assert bool((gradient[50:60] != 0).any())  # words that were neither shown nor asked: through the head alone
+    assert bool(
+        (gradient[50:60] != 0).any()
+    )  # words that were neither shown nor asked: through the head alone
 
 
 def test_the_model_scores_again_afterwards_even_after_an_error() -> None:

@@ -23,7 +23,15 @@ INTERNET = (2, 10)  # AF_INET, AF_INET6
 SYSTEM_CALL, FIRST_ARGUMENT = 0, 16  # where they stand in what a filter sees
 NO_NEW_PRIVILEGES, SECCOMP, WITH_FILTER = 38, 22, 2
 
-WATCHED = ("pickle.find_class", "marshal.loads", "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system")
+WATCHED = (
+    "pickle.find_class",
+    "marshal.loads",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.bind",
+    "subprocess.Popen",
+    "os.system",
+)
 
 
 class _Program(ctypes.Structure):
@@ -35,11 +43,19 @@ def without_internet() -> bool:
     if sys.platform != "linux" or SOCKET is None:
         return False
     steps = [(LOAD, 0, 0, SYSTEM_CALL), (EQUAL, 0, 4, SOCKET), (LOAD, 0, 0, FIRST_ARGUMENT)]
-    steps += [(EQUAL, 1, 0, INTERNET[0]), (EQUAL, 0, 1, INTERNET[1]), (GIVE, 0, 0, KILL), (GIVE, 0, 0, ALLOW)]
+    steps += [
+        (EQUAL, 1, 0, INTERNET[0]),
+        (EQUAL, 0, 1, INTERNET[1]),
+        (GIVE, 0, 0, KILL),
+        (GIVE, 0, 0, ALLOW),
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = _Program(len(steps), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and libc.prctl(SECCOMP, WITH_FILTER, ctypes.byref(program), 0, 0) == 0)
+    return bool(
+        libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
+        and libc.prctl(SECCOMP, WITH_FILTER, ctypes.byref(program), 0, 0) == 0
+    )
 
 
 def watched(report: Path) -> Counter[str]:
@@ -48,7 +64,13 @@ def watched(report: Path) -> Counter[str]:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in WATCHED:
-            first = "" if event == "marshal.loads" else f" {args[0]}" if not event.startswith("socket") else f" {args[1:]}"
+            first = (
+                ""
+                if event == "marshal.loads"
+                else f" {args[0]}"
+                if not event.startswith("socket")
+                else f" {args[1:]}"
+            )
             seen[event + first] += 1
 
     sys.addaudithook(hook)

@@ -17,15 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clinpeft import sources, training
-from clinpeft.cli import ending, progress
-from clinpeft.errors import ClinpeftError, InputError, RefusedError
+from clinpeft import training
+from clinpeft.cli import exit as ending
+from clinpeft.cli import progress
+from clinpeft.core.errors import ClinpeftError, InputError, RefusedError
+from clinpeft.data.notes import sources
 from clinpeft.training import checkpoint
 from tests.conftest import write_toy_llama
 from tests.test_classify import Said, clinpeft
 from tests.trust import toys
 
-WORDS = [word.lower() for word in toys.CANARY.split() if len(word) > 5]  # zebulon quixmarrow vermilion accordion
+WORDS = [
+    word.lower() for word in toys.CANARY.split() if len(word) > 5
+]  # zebulon quixmarrow vermilion accordion
 
 DECLARED = re.compile(
     r"cache/(corpus|cohort|tokens|documents|pairs|passages|books|shelf|handbook)[^/]*/.*"  # what is derived from notes and books, within the home
@@ -50,17 +54,25 @@ def _spoken(path: Path) -> str:
     said = content.decode("utf-8", "ignore") + content.decode("utf-16-le", "ignore")
     if content[:4] == b"PAR1":
         table = pq.read_table(path)
-        said += json.dumps(table.to_pylist(), default=str) + str(table.schema.to_string(truncate_metadata=False))
+        said += json.dumps(table.to_pylist(), default=str) + str(
+            table.schema.to_string(truncate_metadata=False)
+        )
     plain = unicodedata.normalize("NFKC", said).lower()
     return next((word for word in WORDS if word in plain), "")
 
 
-def test_the_audit_of_a_cohort_holds_single_words_of_many_people_and_no_two_in_a_row(recipes: dict[str, Path], tmp_path: Path) -> None:
+def test_the_audit_of_a_cohort_holds_single_words_of_many_people_and_no_two_in_a_row(
+    recipes: dict[str, Path], tmp_path: Path
+) -> None:
     cohort = tmp_path / "cohort.toml"
-    cohort.write_text(toys.COHORT.format(notes=recipes["adapt"].parent / "notes.csv"), encoding="utf-8")
+    cohort.write_text(
+        toys.COHORT.format(notes=recipes["adapt"].parent / "notes.csv"), encoding="utf-8"
+    )
     assert clinpeft("cohort", "build", cohort, "--home", tmp_path).code == 0
     told = (tmp_path / "cohorts" / "cohort" / "leakage.json").read_text(encoding="utf-8").lower()
-    assert "hides a" not in told and not [pair for pair in itertools.pairwise(WORDS) if " ".join(pair) in told]
+    assert "hides a" not in told and not [
+        pair for pair in itertools.pairwise(WORDS) if " ".join(pair) in told
+    ]
 
 
 def silent(said: Said, *roots: Path) -> None:
@@ -87,12 +99,22 @@ def home(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return home
 
 
-def test_the_canary_is_in_what_was_read_and_the_search_finds_it(recipes: dict[str, Path], home: Path, tmp_path: Path) -> None:
+def test_the_canary_is_in_what_was_read_and_the_search_finds_it(
+    recipes: dict[str, Path], home: Path, tmp_path: Path
+) -> None:
     folder = recipes["adapt"].parent
-    assert "notes.csv: zebulon" in list(holding(folder)) and "book.md: zebulon" in list(holding(folder))
-    kept = [path for path in home.rglob("*.parquet") if DECLARED.fullmatch(path.relative_to(home).as_posix()) and _spoken(path)]
+    assert "notes.csv: zebulon" in list(holding(folder)) and "book.md: zebulon" in list(
+        holding(folder)
+    )
+    kept = [
+        path
+        for path in home.rglob("*.parquet")
+        if DECLARED.fullmatch(path.relative_to(home).as_posix()) and _spoken(path)
+    ]
     assert kept, "the declared caches hold no text: the search is blind"
-    pq.write_table(pa.table({"a": [[{"b": toys.CANARY}]]}), tmp_path / "a.parquet", compression="zstd")
+    pq.write_table(
+        pa.table({"a": [[{"b": toys.CANARY}]]}), tmp_path / "a.parquet", compression="zstd"
+    )
     (tmp_path / "Quixmarrow").write_bytes(gzip.compress(b"vermilion"))
     assert len(list(holding(tmp_path))) == 3
 
@@ -108,9 +130,25 @@ def _later(recipes: dict[str, Path], home: Path, out: Path) -> dict[str, list[ob
     cohort.write_text(toys.COHORT.format(notes=folder / "notes.csv"), encoding="utf-8")
     return {
         "cohort": ["cohort", "build", cohort, *here],
-        "predict": ["predict", "classify", "--notes", folder / "notes.csv", "--out", out / "new.parquet", *here],
+        "predict": [
+            "predict",
+            "classify",
+            "--notes",
+            folder / "notes.csv",
+            "--out",
+            out / "new.parquet",
+            *here,
+        ],
         "evaluate": ["evaluate", "classify", "--resamples", "100", "--to", out / "scores", *here],
-        "encode": ["encode", "embed", "--texts", folder / "notes.csv", "--out", out / "vectors.parquet", *here],
+        "encode": [
+            "encode",
+            "embed",
+            "--texts",
+            folder / "notes.csv",
+            "--out",
+            out / "vectors.parquet",
+            *here,
+        ],
         "export": ["export", "embed", "--to", out / "exported", *here],
         "runs list": ["runs", *here],
         "runs show": ["runs", "show", "adapt", *here],
@@ -118,8 +156,13 @@ def _later(recipes: dict[str, Path], home: Path, out: Path) -> dict[str, list[ob
     }
 
 
-@pytest.mark.parametrize("verb", ["cohort", "predict", "evaluate", "encode", "export", "runs list", "runs show", "runs compare"])
-def test_no_verb_says_or_writes_a_word_of_a_note(verb: str, recipes: dict[str, Path], home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "verb",
+    ["cohort", "predict", "evaluate", "encode", "export", "runs list", "runs show", "runs compare"],
+)
+def test_no_verb_says_or_writes_a_word_of_a_note(
+    verb: str, recipes: dict[str, Path], home: Path, tmp_path: Path
+) -> None:
     said = clinpeft(*_later(recipes, home, tmp_path)[verb])
     assert said.code == 0, said.err
     silent(said, home, tmp_path)
@@ -132,24 +175,34 @@ def _break_rows(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Quotes that are never closed, in a third of the notes."""
     broken = recipe.parent / "broken.csv"
     lines = (recipe.parent / "notes.csv").read_text(encoding="utf-8").splitlines()
-    broken.write_text("\n".join(line if at % 3 else line.replace(",", ',"', 3) for at, line in enumerate(lines)), encoding="utf-8")
+    broken.write_text(
+        "\n".join(line if at % 3 else line.replace(",", ',"', 3) for at, line in enumerate(lines)),
+        encoding="utf-8",
+    )
     return [f"source.path={broken}"]
 
 
 def _no_header(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     headless = recipe.parent / "headless.csv"
-    headless.write_text("\n".join((recipe.parent / "notes.csv").read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
+    headless.write_text(
+        "\n".join((recipe.parent / "notes.csv").read_text(encoding="utf-8").splitlines()[1:]),
+        encoding="utf-8",
+    )
     return [f"source.path={headless}"]
 
 
 def _columns_swapped(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text where a number, a time and a category are expected."""
-    return ['source.columns={ note_id = "text", subject_id = "text", time = "text", category = "text", text = "category" }']
+    return [
+        'source.columns={ note_id = "text", subject_id = "text", time = "text", category = "text", text = "category" }'
+    ]
 
 
 def _bad_bytes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     bad = recipe.parent / "bytes.csv"
-    bad.write_bytes((recipe.parent / "notes.csv").read_bytes().replace(b"vermilion", b"vermilion \xff\xfe\x00"))
+    bad.write_bytes(
+        (recipe.parent / "notes.csv").read_bytes().replace(b"vermilion", b"vermilion \xff\xfe\x00")
+    )
     return [f"source.path={bad}"]
 
 
@@ -234,21 +287,40 @@ TROUBLE: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], list[str]], set[in
 """What goes wrong -> how, and the exit codes that are right."""
 
 
-ALSO_OF_CLASSIFY = ("broken quotes", "columns swapped", "a loss that is no number", "a library that quotes")
+ALSO_OF_CLASSIFY = (
+    "broken quotes",
+    "columns swapped",
+    "a loss that is no number",
+    "a library that quotes",
+)
 """Where its way differs from that of adapt."""
 
 
 @pytest.mark.parametrize(
-    ("verb", "trouble"), [*(("adapt", trouble) for trouble in TROUBLE), *(("classify", trouble) for trouble in ALSO_OF_CLASSIFY)]
+    ("verb", "trouble"),
+    [
+        *(("adapt", trouble) for trouble in TROUBLE),
+        *(("classify", trouble) for trouble in ALSO_OF_CLASSIFY),
+    ],
 )
 def test_no_error_says_or_writes_a_word_of_a_note(
-    verb: str, trouble: str, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str,
+    trouble: str,
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cause, codes = TROUBLE[trouble]
     changes = cause(recipes[verb], monkeypatch)
-    said = clinpeft(verb, recipes[verb], "--home", tmp_path / "home", *(word for change in changes for word in ("--set", change)))
+    said = clinpeft(
+        verb,
+        recipes[verb],
+        "--home",
+        tmp_path / "home",
+        *(word for change in changes for word in ("--set", change)),
+    )
     assert said.code in codes, (said.code, said.err)
-    assert not said.code or "way out:" in said.err
+    assert not said.code or "hint:" in said.err
     assert "Traceback" not in said.err
     silent(said, tmp_path / "home")
 
@@ -263,17 +335,25 @@ def test_no_error_says_or_writes_a_word_of_a_note(
         lambda text: text.replace("\n", ""),
     ],
 )
-def test_no_damaged_book_puts_a_word_of_it_anywhere(damage: Callable[[str], str], recipes: dict[str, Path], tmp_path: Path) -> None:
+def test_no_damaged_book_puts_a_word_of_it_anywhere(
+    damage: Callable[[str], str], recipes: dict[str, Path], tmp_path: Path
+) -> None:
     book = tmp_path / "book.md"
-    book.write_text(damage((recipes["embed"].parent / "book.md").read_text(encoding="utf-8")), encoding="utf-8")
-    said = clinpeft("embed", recipes["embed"], "--home", tmp_path / "home", "--set", f"source.path={book}")
+    book.write_text(
+        damage((recipes["embed"].parent / "book.md").read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    said = clinpeft(
+        "embed", recipes["embed"], "--home", tmp_path / "home", "--set", f"source.path={book}"
+    )
     assert said.code in (0, 3) and "Traceback" not in said.err, said.err
     silent(said, tmp_path / "home")
 
 
 @pytest.mark.parametrize("verb", ["predict", "encode", "evaluate"])
 @pytest.mark.parametrize("ending_", [".csv", ".jsonl", ".parquet"])
-def test_no_verb_quotes_a_file_of_notes_that_it_cannot_use(verb: str, ending_: str, recipes: dict[str, Path], home: Path, tmp_path: Path) -> None:
+def test_no_verb_quotes_a_file_of_notes_that_it_cannot_use(
+    verb: str, ending_: str, recipes: dict[str, Path], home: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / f"notes{ending_}"
     bad.write_text(f'"{toys.CANARY},"{toys.CANARY}\n{toys.CANARY}"\n' * 4, encoding="utf-8")
     asked = {
@@ -287,10 +367,21 @@ def test_no_verb_quotes_a_file_of_notes_that_it_cannot_use(verb: str, ending_: s
     silent(said, home, tmp_path)
 
 
-def test_a_wrong_base_is_refused_without_a_word_of_a_note(recipes: dict[str, Path], home: Path, tmp_path: Path) -> None:
+def test_a_wrong_base_is_refused_without_a_word_of_a_note(
+    recipes: dict[str, Path], home: Path, tmp_path: Path
+) -> None:
     other = write_toy_llama(tmp_path / "other", seed=7)
     stack = '[{ method = "lora", from_run = "adapt" }]'
-    said = clinpeft("classify", recipes["classify"], "--home", home, "--set", f"base.path={other}", "--set", f"adapters={stack}")
+    said = clinpeft(
+        "classify",
+        recipes["classify"],
+        "--home",
+        home,
+        "--set",
+        f"base.path={other}",
+        "--set",
+        f"adapters={stack}",
+    )
     assert said.code == 4, said.err
     silent(said, home)
 
@@ -304,18 +395,26 @@ def test_what_nobody_foresaw_says_where_and_not_what(tmp_path: Path) -> None:
     except KeyError as error:
         told = ending.told(error)
     assert type(told) is ClinpeftError and told.exit_code == 1
-    assert told.problem == "an unforeseen KeyError" and "test_canary.py" in told.place and "inner" in told.place
-    assert "Zebulon" not in str(told) and ending.SHOWN in told.way_out
+    assert (
+        told.message == "an unforeseen KeyError"
+        and "test_canary.py" in told.location
+        and "inner" in told.location
+    )
+    assert "Zebulon" not in str(told) and ending.SHOWN in told.hint
 
 
 def test_a_file_that_the_system_does_not_open_says_its_name_and_the_reason(tmp_path: Path) -> None:
     closed = ending.told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a")))
-    absent = ending.told(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "a")))
+    absent = ending.told(
+        FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "a"))
+    )
     assert isinstance(closed, RefusedError) and isinstance(absent, InputError)
-    assert closed.place == absent.place == str(tmp_path / "a")
+    assert closed.location == absent.location == str(tmp_path / "a")
 
 
-def test_a_developer_may_see_the_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_developer_may_see_the_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(ending.SHOWN, "1")
     try:
         _quoting()

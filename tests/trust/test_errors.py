@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import errors
-from clinpeft.errors import ClinpeftError
+from clinpeft.core import errors
+from clinpeft.core.errors import ClinpeftError
 from tests.conftest import ROOT
 from tests.test_classify import clinpeft
 
 HOUSE = ROOT / "src" / "clinpeft"
-FAMILY = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ClinpeftError)}
+FAMILY = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, ClinpeftError)
+}
 
 CODES = {
     "ClinpeftError": 1,
@@ -51,18 +55,22 @@ def raised() -> Iterator[tuple[str, ast.Call]]:
     """Every call that makes an error of the family, with its place in the package."""
     for path in sorted(HOUSE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FAMILY:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in FAMILY
+            ):
                 yield f"{path.relative_to(HOUSE)}:{node.lineno}", node
 
 
 def test_every_error_is_made_with_its_three_parts() -> None:
     found, wrong = 0, []
-    for place, node in raised():
+    for location, node in raised():
         found += 1
         given = {keyword.arg: keyword.value for keyword in node.keywords}
-        parts = [node.args[0] if node.args else None, given.get("place"), given.get("way_out")]
+        parts = [node.args[0] if node.args else None, given.get("location"), given.get("hint")]
         if any(part is None or _is_empty(part) for part in parts) and None not in given:
-            wrong.append(place)
+            wrong.append(location)
     assert not wrong, wrong
     assert found > 200  # otherwise this looked at nothing
 
@@ -73,11 +81,14 @@ def _is_empty(node: ast.expr) -> bool:
 
 def test_a_way_out_says_what_to_do() -> None:
     """It begins with a word, not with a sign, and is not the problem again."""
-    for place, node in raised():
+    for location, node in raised():
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         said = given.get("way_out")
         if isinstance(said, ast.Constant) and isinstance(said.value, str):
-            assert len(said.value.split()) >= 2 and not said.value.endswith("."), (place, said.value)
+            assert len(said.value.split()) >= 2 and not said.value.endswith("."), (
+                location,
+                said.value,
+            )
 
 
 def test_no_other_kind_of_error_is_raised() -> None:
@@ -86,7 +97,11 @@ def test_no_other_kind_of_error_is_raised() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            if (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and isinstance(node.exc.func, ast.Name)
+            ):
                 name = node.exc.func.id
                 if name[0].isupper() and name not in FAMILY.keys() | PLAIN | own:
                     wrong.append(f"{path.relative_to(HOUSE)}:{node.lineno} {name}")
@@ -99,13 +114,22 @@ def test_the_family_and_its_exit_codes_are_these() -> None:
 
 def test_the_page_says_the_same_codes() -> None:
     page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
-    for code, word in {0: "done", 1: "failed", 2: "usage", 3: "bad input", 4: "refused", 5: "interrupted"}.items():
+    for code, word in {
+        0: "done",
+        1: "failed",
+        2: "usage",
+        3: "bad input",
+        4: "refused",
+        5: "interrupted",
+    }.items():
         assert f"| {code} | {word}" in page
 
 
 def test_an_error_shows_its_three_parts_in_three_lines() -> None:
-    lines = str(ClinpeftError("3 is no rank", place="adapters.0.rank", way_out="give a larger one")).splitlines()
-    assert lines == ["3 is no rank", "  where: adapters.0.rank", "  way out: give a larger one"]
+    lines = str(
+        ClinpeftError("3 is no rank", location="adapters.0.rank", hint="give a larger one")
+    ).splitlines()
+    assert lines == ["3 is no rank", "  where: adapters.0.rank", "  hint: give a larger one"]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +146,25 @@ def test_an_error_shows_its_three_parts_in_three_lines() -> None:
         (["models", "pull", "owner/model", "--to", "{}"], 4),
     ],
 )
-def test_the_command_ends_with_the_number_of_what_happened(words: list[str], code: int, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_number_of_what_happened(
+    words: list[str], code: int, tmp_path: Path
+) -> None:
     (tmp_path / "empty.toml").write_text("", encoding="utf-8")
     said = clinpeft(*(word.replace("{}", str(tmp_path)) for word in words))
     assert said.code == code, said
 
 
 def test_the_real_command_says_three_lines_and_nothing_else(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "clinpeft", "adapt", str(tmp_path / "absent.toml")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "clinpeft", "adapt", str(tmp_path / "absent.toml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and not done.stdout
-    first, where, way_out = done.stderr.rstrip().splitlines()
-    assert first.startswith("clinpeft: ") and where.startswith("  where: ") and way_out.startswith("  way out: ")
+    first, where, hint = done.stderr.rstrip().splitlines()
+    assert (
+        first.startswith("clinpeft: ")
+        and where.startswith("  where: ")
+        and hint.startswith("  hint: ")
+    )

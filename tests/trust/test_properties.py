@@ -19,31 +19,38 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clinpeft import recipe as recipes
-from clinpeft import sources
-from clinpeft.errors import ClinpeftError, RecipeError
+from clinpeft.core.errors import ClinpeftError, RecipeError
+from clinpeft.core.schemas import Attrition
+from clinpeft.data import textbooks
+from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
 from clinpeft.recipe.kinds import RECIPES
 from clinpeft.recipe.spec import Spec
-from clinpeft.sources import books
-from clinpeft.tables import Attrition
 from tests.conftest import ROOT
 
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 """Always the same examples: a failure is one for everybody."""
 
 
 def whole(error: ClinpeftError) -> None:
     """An error has its three parts."""
-    assert error.problem.strip() and error.place.strip() and error.way_out.strip(), repr(error)
+    assert error.message.strip() and error.location.strip() and error.hint.strip(), repr(error)
     assert error.exit_code in (1, 2, 3, 4, 5)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------- recipes
 
 KEYS = sorted({name for kind in RECIPES.values() for name in kind.model_fields})
-INNER = sorted({name for spec in Spec.__subclasses__() for name in spec.model_fields} | {"rank", "method", "path", "grid", "name", "published"})
+INNER = sorted(
+    {name for spec in Spec.__subclasses__() for name in spec.model_fields}
+    | {"rank", "method", "path", "grid", "name", "published"}
+)
 WORDS = [
     "adapt",
     "classify",
@@ -71,8 +78,16 @@ plain = st.one_of(
     st.sampled_from(WORDS),
     st.text(max_size=12),
 )
-values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER), inner, max_size=3), max_leaves=6)
-documents = st.dictionaries(st.sampled_from([*KEYS, "grid", "search", "compare", "workers"]), values, max_size=6)
+values = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+documents = st.dictionaries(
+    st.sampled_from([*KEYS, "grid", "search", "compare", "workers"]), values, max_size=6
+)
 
 
 def toml(value: Any) -> str:
@@ -80,11 +95,19 @@ def toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, str):
-        return '"' + "".join(c if c.isalnum() or c in " ./$-" else f"\\U{ord(c):08x}" for c in value) + '"'
+        return (
+            '"'
+            + "".join(c if c.isalnum() or c in " ./$-" else f"\\U{ord(c):08x}" for c in value)
+            + '"'
+        )
     return {"inf": "inf", "-inf": "-inf", "nan": "nan"}.get(repr(value), repr(value))
 
 
@@ -105,9 +128,13 @@ def read_or_refused(text: str | bytes, folder: Path, overrides: tuple[str, ...] 
 @example(document={"grid": {"a": [{"published": 3}]}}, kind="adapt")
 @example(document={"grid": 3}, kind="adapt")
 @example(document={"name": {"a": 1}}, kind="adapt")
-def test_any_document_is_a_recipe_or_an_error_of_the_family(document: dict[str, Any], kind: Any, tmp_path: Path) -> None:
+def test_any_document_is_a_recipe_or_an_error_of_the_family(
+    document: dict[str, Any], kind: Any, tmp_path: Path
+) -> None:
     whole_document = {"kind": kind, **document}
-    read_or_refused("\n".join(f"{key} = {toml(value)}" for key, value in whole_document.items()), tmp_path)
+    read_or_refused(
+        "\n".join(f"{key} = {toml(value)}" for key, value in whole_document.items()), tmp_path
+    )
 
 
 @quick
@@ -123,26 +150,53 @@ def test_any_text_is_a_recipe_or_an_error_of_the_family(text: str | bytes, tmp_p
 
 @quick
 @given(
-    key=st.sampled_from([*KEYS, *(f"{one}.{two}" for one in ("base", "training", "source", "grid", "adapters.0") for two in INNER)])
+    key=st.sampled_from(
+        [
+            *KEYS,
+            *(
+                f"{one}.{two}"
+                for one in ("base", "training", "source", "grid", "adapters.0")
+                for two in INNER
+            ),
+        ]
+    )
     | st.text(max_size=12),
     value=values,
 )
 @example(key="adapters.9.rank", value=3)
 @example(key="adapters.x.rank", value=3)
 @example(key="name.a.b", value=3)
-def test_any_override_is_applied_or_an_error_of_the_family(key: str, value: Any, tmp_path: Path) -> None:
+def test_any_override_is_applied_or_an_error_of_the_family(
+    key: str, value: Any, tmp_path: Path
+) -> None:
     text = (ROOT / "recipes" / "smoke.toml").read_text(encoding="utf-8")
     for said in (f"{key}={toml(value)}", f"{key}={value}", key):
         read_or_refused(text, tmp_path, (said,))
 
 
 @quick
-@given(name=st.text(max_size=20), path=st.text(min_size=1, max_size=20), seed=st.integers(0, 2**32), rate=st.floats(1e-9, 1.0))
+@given(
+    name=st.text(max_size=20),
+    path=st.text(min_size=1, max_size=20),
+    seed=st.integers(0, 2**32),
+    rate=st.floats(1e-9, 1.0),
+)
 @example(name="\U000e0001 a\x7f\u2028", path="a", seed=0, rate=1e-5)
 @example(name='"\\\n\t', path='"', seed=0, rate=0.1)
-def test_a_recipe_written_and_read_again_is_the_same(name: str, path: str, seed: int, rate: float) -> None:
-    document = {"kind": "adapt", "name": name, "seed": seed, "source": {"name": "files", "path": "/" + path, "columns": {"text": name or "a"}}}
-    document |= {"base": {"path": "/base"}, "adapters": [{"method": "lora", "rank": 2}], "training": {"learning_rate": rate}}
+def test_a_recipe_written_and_read_again_is_the_same(
+    name: str, path: str, seed: int, rate: float
+) -> None:
+    document = {
+        "kind": "adapt",
+        "name": name,
+        "seed": seed,
+        "source": {"name": "files", "path": "/" + path, "columns": {"text": name or "a"}},
+    }
+    document |= {
+        "base": {"path": "/base"},
+        "adapters": [{"method": "lora", "rank": 2}],
+        "training": {"learning_rate": rate},
+    }
     try:
         one = recipes.validated(document, "a test")
     except RecipeError:
@@ -151,14 +205,22 @@ def test_a_recipe_written_and_read_again_is_the_same(name: str, path: str, seed:
     assert again == one
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_every_recipe_of_the_project_is_written_and_read_again_the_same(path: Path) -> None:
     for cell in (
-        recipes.read(path, (), dict.fromkeys(("HOME", "CLINPEFT_DATA", "MIMIC", "MIMIC3", "MIMIC4"), "/somewhere"))
+        recipes.read(
+            path,
+            (),
+            dict.fromkeys(("HOME", "CLINPEFT_DATA", "MIMIC", "MIMIC3", "MIMIC4"), "/somewhere"),
+        )
         if "$" not in path.read_text()
         else ()
     ):
-        assert recipes.validated(tomllib.loads(recipes.as_toml(cell.recipe)), "a test") == cell.recipe
+        assert (
+            recipes.validated(tomllib.loads(recipes.as_toml(cell.recipe)), "a test") == cell.recipe
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------------------------------- tables
@@ -184,7 +246,9 @@ def notes_of(path: Path) -> tuple[Attrition, int]:
 
 def accounted(path: Path) -> int:
     read, kept = notes_of(path)
-    assert kept == -1 or read.entered == kept + sum(read.dropped.values()) == read.kept + sum(read.dropped.values())
+    assert kept == -1 or read.entered == kept + sum(read.dropped.values()) == read.kept + sum(
+        read.dropped.values()
+    )
     return kept
 
 
@@ -251,8 +315,12 @@ def test_any_delimited_bytes_are_rows_kept_and_dropped_or_an_error(
     )
 )
 @example(parts=[b"[" * 100_000])
-@example(parts=[b'{"note_id": ' + b"9" * 5000 + b', "subject_id": 1, "category": "a", "text": "b"}\n'])
-def test_any_lines_of_json_are_rows_kept_and_dropped_or_an_error(parts: list[bytes], tmp_path: Path) -> None:
+@example(
+    parts=[b'{"note_id": ' + b"9" * 5000 + b', "subject_id": 1, "category": "a", "text": "b"}\n']
+)
+def test_any_lines_of_json_are_rows_kept_and_dropped_or_an_error(
+    parts: list[bytes], tmp_path: Path
+) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_bytes(b"".join(parts))
     accounted(path)
@@ -281,7 +349,12 @@ def _damaged(content: bytes, draw: random.Random) -> bytes:
 
 def parquet() -> bytes:
     out = io.BytesIO()
-    rows = {"note_id": ["n1", "n2"] * 20, "subject_id": [1, 2] * 20, "category": ["a", None] * 20, "text": ["the patient is a man", "b" * 100] * 20}
+    rows = {
+        "note_id": ["n1", "n2"] * 20,
+        "subject_id": [1, 2] * 20,
+        "category": ["a", None] * 20,
+        "text": ["the patient is a man", "b" * 100] * 20,
+    }
     pq.write_table(pa.table(rows), out, compression="zstd")
     return out.getvalue()
 
@@ -303,7 +376,10 @@ def test_a_hundred_broken_tables_are_each_accounted_for(ending: str, tmp_path: P
         kept.append(accounted(path))
     path.write_bytes(whole_file)
     assert accounted(path) > 0  # the whole one is read
-    assert len(set(kept)) > 1 or ending in (".csv.gz", ".parquet")  # and the broken ones are not all alike
+    assert len(set(kept)) > 1 or ending in (
+        ".csv.gz",
+        ".parquet",
+    )  # and the broken ones are not all alike
 
 
 # --------------------------------------------------------------------------------------------------------------------------------------- books
@@ -323,7 +399,12 @@ CNXML = b'<document xmlns="http://cnx.rice.edu/cnxml"><title>One</title><content
 def epub() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {"mimetype": b"application/epub+zip", "META-INF/container.xml": CONTAINER, "book.opf": OPF, "a.xhtml": XHTML}.items():
+        for name, content in {
+            "mimetype": b"application/epub+zip",
+            "META-INF/container.xml": CONTAINER,
+            "book.opf": OPF,
+            "a.xhtml": XHTML,
+        }.items():
             archive.writestr(name, content)
     return out.getvalue()
 
@@ -342,7 +423,9 @@ def pdf() -> bytes:
     for number, one in enumerate(objects, 1):
         places.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, one)
-    table = b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % place for place in places)
+    table = b"xref\n0 6\n0000000000 65535 f \n" + b"".join(
+        b"%010d 00000 n \n" % location for location in places
+    )
     return out + table + b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(out)
 
 
@@ -351,7 +434,9 @@ BOOKS: dict[str, Callable[[], bytes]] = {
     ".pdf": pdf,
     ".html": lambda: XHTML,
     ".cnxml": lambda: CNXML,
-    ".md": lambda: b"# One\n\nThe patient is a man.\n\n## Key terms\n\n- **cough**: short breath\n" * 3,
+    ".md": lambda: (
+        b"# One\n\nThe patient is a man.\n\n## Key terms\n\n- **cough**: short breath\n" * 3
+    ),
     ".txt": lambda: "The patient is a man — with cough.\n\n".encode() * 5,
 }
 
@@ -360,7 +445,7 @@ def passages(path: Path) -> int:
     """How many passages came out; -1 where the book was refused."""
     attrition, kept = Attrition("passages"), 0
     try:
-        for batch in books.read(path, attrition):
+        for batch in textbooks.read(path, attrition):
             kept += len(batch)
     except ClinpeftError as error:
         whole(error)
@@ -370,7 +455,9 @@ def passages(path: Path) -> int:
 
 
 @pytest.mark.parametrize("ending", BOOKS)
-def test_eighty_broken_books_of_each_format_are_read_or_refused(ending: str, tmp_path: Path) -> None:
+def test_eighty_broken_books_of_each_format_are_read_or_refused(
+    ending: str, tmp_path: Path
+) -> None:
     whole_file = BOOKS[ending]()
     path = tmp_path / f"book{ending}"
     path.write_bytes(whole_file)
@@ -381,9 +468,16 @@ def test_eighty_broken_books_of_each_format_are_read_or_refused(ending: str, tmp
 
 
 @quick
-@given(content=st.binary(max_size=300), begin=st.sampled_from([b"", b"PK\x03\x04", b"%PDF-1.7\n", b"<html>", b"\xff\xfe", b"<?xml version='1.0'?>"]))
+@given(
+    content=st.binary(max_size=300),
+    begin=st.sampled_from(
+        [b"", b"PK\x03\x04", b"%PDF-1.7\n", b"<html>", b"\xff\xfe", b"<?xml version='1.0'?>"]
+    ),
+)
 @pytest.mark.parametrize("ending", [*BOOKS, ".xhtml", ""])
-def test_any_bytes_are_a_book_or_an_error_of_the_family(ending: str, content: bytes, begin: bytes, tmp_path: Path) -> None:
+def test_any_bytes_are_a_book_or_an_error_of_the_family(
+    ending: str, content: bytes, begin: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / f"book{ending}"
     path.write_bytes(begin + content)
     passages(path)
@@ -392,7 +486,10 @@ def test_any_bytes_are_a_book_or_an_error_of_the_family(ending: str, content: by
 markup = st.recursive(
     st.text(max_size=8),
     lambda inner: st.tuples(
-        st.sampled_from(["p", "h1", "table", "tr", "td", "ul", "li", "math", "para", "section", "title", "note"]), st.lists(inner, max_size=3)
+        st.sampled_from(
+            ["p", "h1", "table", "tr", "td", "ul", "li", "math", "para", "section", "title", "note"]
+        ),
+        st.lists(inner, max_size=3),
     ).map(lambda pair: f"<{pair[0]}>{''.join(pair[1])}</{pair[0]}>"),
     max_leaves=12,
 )
@@ -404,9 +501,14 @@ markup = st.recursive(
 @example(body="&a;&#0;&#xffffffff;")
 @pytest.mark.parametrize(
     ("ending", "frame"),
-    [(".html", "<html><body>{}</body></html>"), (".cnxml", '<document xmlns="http://cnx.rice.edu/cnxml"><content>{}</content></document>')],
+    [
+        (".html", "<html><body>{}</body></html>"),
+        (".cnxml", '<document xmlns="http://cnx.rice.edu/cnxml"><content>{}</content></document>'),
+    ],
 )
-def test_any_markup_is_a_book_or_an_error_of_the_family(ending: str, frame: str, body: str, tmp_path: Path) -> None:
+def test_any_markup_is_a_book_or_an_error_of_the_family(
+    ending: str, frame: str, body: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"book{ending}"
     path.write_text(frame.replace("{}", body), encoding="utf-8", errors="replace")
     passages(path)

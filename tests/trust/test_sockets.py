@@ -18,7 +18,7 @@ from tests.trust import toys
 
 HOUSE = ROOT / "src" / "clinpeft"
 CONFINE = Path(__file__).with_name("confine.py")
-ONLY_DOOR = "models/pulling.py"
+ONLY_DOOR = "models/download.py"
 KNOCK = (
     "socket",
     "ssl",
@@ -33,18 +33,40 @@ KNOCK = (
     "aiohttp",
     "huggingface_hub",
 )
-SWITCHES = {("models/__init__.py", "huggingface_hub"), ("models/__init__.py", "huggingface_hub.constants")}
+SWITCHES = {
+    ("models/__init__.py", "huggingface_hub"),
+    ("models/__init__.py", "huggingface_hub.constants"),
+}
 """Where the library that could reach out is told to stay offline."""
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
 
 
 def confined(report: Path, *lines: list[object]) -> tuple[int, str, dict[str, int]]:
     """Commands, one after the other, in a process that dies of a socket: exit code, standard error, what was counted."""
-    asked = [sys.executable, str(CONFINE), str(report), *("\x1f".join(map(str, words)) for words in lines)]
-    environment = {name: value for name, value in os.environ.items() if name not in OFFLINE} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    return done.returncode, done.stderr, json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    asked = [
+        sys.executable,
+        str(CONFINE),
+        str(report),
+        *("\x1f".join(map(str, words)) for words in lines),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name not in OFFLINE} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    done = subprocess.run(
+        asked, capture_output=True, text=True, env=environment, timeout=900, check=False
+    )
+    return (
+        done.returncode,
+        done.stderr,
+        json.loads(report.read_text(encoding="utf-8")) if report.exists() else {},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +82,25 @@ def every_verb(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict
         folder / "report.json",
         *verbs,
         ["cohort", "build", cohort, *here],
-        ["predict", "classify", "--notes", folder / "notes.csv", "--out", folder / "new.parquet", *here],
+        [
+            "predict",
+            "classify",
+            "--notes",
+            folder / "notes.csv",
+            "--out",
+            folder / "new.parquet",
+            *here,
+        ],
         ["evaluate", "classify", "--resamples", "100", *here],
-        ["encode", "embed", "--texts", folder / "notes.csv", "--out", folder / "vectors.npy", *here],
+        [
+            "encode",
+            "embed",
+            "--texts",
+            folder / "notes.csv",
+            "--out",
+            folder / "vectors.npy",
+            *here,
+        ],
         ["export", "embed", "--to", folder / "exported", *here],
         ["runs", *here],
         ["runs", "show", "adapt", *here],
@@ -70,7 +108,9 @@ def every_verb(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is of Linux")
-def test_every_verb_ends_well_where_a_socket_is_the_end_of_the_process(every_verb: tuple[int, str, dict[str, int]]) -> None:
+def test_every_verb_ends_well_where_a_socket_is_the_end_of_the_process(
+    every_verb: tuple[int, str, dict[str, int]],
+) -> None:
     code, said, seen = every_verb
     assert code == 0, said[-3000:]
     if not seen["filter"]:
@@ -78,12 +118,16 @@ def test_every_verb_ends_well_where_a_socket_is_the_end_of_the_process(every_ver
     assert not [event for event in seen if event.startswith("socket.")], seen
 
 
-def test_no_verb_starts_a_process_but_git_to_name_the_code(every_verb: tuple[int, str, dict[str, int]]) -> None:
+def test_no_verb_starts_a_process_but_git_to_name_the_code(
+    every_verb: tuple[int, str, dict[str, int]],
+) -> None:
     started = {event for event in every_verb[2] if event.startswith(("subprocess", "os.system"))}
     assert started <= {"subprocess.Popen git"}
 
 
-def test_no_object_was_made_by_pickle_while_every_verb_ran(every_verb: tuple[int, str, dict[str, int]]) -> None:
+def test_no_object_was_made_by_pickle_while_every_verb_ran(
+    every_verb: tuple[int, str, dict[str, int]],
+) -> None:
     """The interpreter says which class or function a pickle asks for, whoever reads it: nobody read one."""
     code, said, seen = every_verb
     assert code == 0, said[-2000:]
@@ -91,17 +135,24 @@ def test_no_object_was_made_by_pickle_while_every_verb_ran(every_verb: tuple[int
 
 
 def test_the_interpreter_would_have_said_so(tmp_path: Path) -> None:
-    said = (
-        "import sys, pickle; sys.addaudithook(lambda event, args: event == 'pickle.find_class' and print(event)); pickle.loads(pickle.dumps(print))"
+    said = "import sys, pickle; sys.addaudithook(lambda event, args: event == 'pickle.find_class' and print(event)); pickle.loads(pickle.dumps(print))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", said], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "pickle.find_class"
     )
-    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.strip() == "pickle.find_class"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is of Linux")
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
 def test_the_filter_would_have_seen_a_socket(family: str, tmp_path: Path) -> None:
     said = f"import sys; sys.path.insert(0, {str(CONFINE.parent)!r}); import confine, socket; confine.without_internet() or sys.exit(77)"
-    done = subprocess.run([sys.executable, "-c", f"{said}; socket.socket(socket.{family})"], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{said}; socket.socket(socket.{family})"],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode == 77:
         pytest.skip("this system takes no filter from a user")
     assert done.returncode == -signal.SIGSYS
@@ -115,18 +166,30 @@ def test_only_the_door_knows_a_library_of_the_network() -> None:
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {
-                (path.relative_to(HOUSE).as_posix(), name) for name in names for knock in KNOCK if name == knock or name.startswith(f"{knock}.")
+                (path.relative_to(HOUSE).as_posix(), name)
+                for name in names
+                for knock in KNOCK
+                if name == knock or name.startswith(f"{knock}.")
             }
-    wrong = {(file, name) for file, name in found if file != ONLY_DOOR and (file, name) not in SWITCHES}
+    wrong = {
+        (file, name) for file, name in found if file != ONLY_DOOR and (file, name) not in SWITCHES
+    }
     assert not wrong, f"these may not reach a network: {sorted(wrong)}"
 
 
 def test_no_database_fetches_an_extension() -> None:
     """DuckDB would, below Python, where a query names what it has not."""
-    opened = {path: path.read_text(encoding="utf-8") for path in HOUSE.rglob("*.py") if "duckdb.connect(" in path.read_text(encoding="utf-8")}
+    opened = {
+        path: path.read_text(encoding="utf-8")
+        for path in HOUSE.rglob("*.py")
+        if "duckdb.connect(" in path.read_text(encoding="utf-8")
+    }
     assert opened
     for path, text in opened.items():
-        assert '"autoinstall_known_extensions": False' in text and '"autoload_known_extensions": False' in text, path
+        assert (
+            '"autoinstall_known_extensions": False' in text
+            and '"autoload_known_extensions": False' in text
+        ), path
 
 
 def test_the_libraries_are_told_to_stay_offline_before_they_are_imported() -> None:
@@ -146,7 +209,9 @@ import clinpeft.pipeline, huggingface_hub.constants as constants
 assert constants.HF_HUB_OFFLINE and constants.HF_HUB_DISABLE_TELEMETRY
 """
     environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
-    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", said], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -155,13 +220,19 @@ def test_a_test_that_reaches_out_fails() -> None:
         one.connect(("192.0.2.1", 80))
     with pytest.raises(AssertionError, match="tried to look up"):
         socket.create_connection(("example.org", 80))
-    with pytest.raises(AssertionError, match="tried to reach"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with (
+        pytest.raises(AssertionError, match="tried to reach"),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+    ):
         one.sendto(b"", ("192.0.2.1", 80))
 
 
 @pytest.mark.local_sockets
 def test_a_marked_test_reaches_this_machine_and_no_other() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+    ):
         assert one.getpeername() == server.getsockname()
     with pytest.raises(AssertionError, match="tried to look up"):
         socket.create_connection(("example.org", 80))

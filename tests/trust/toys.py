@@ -138,7 +138,12 @@ def write_notes(path: Path, count: int = 90, planted: str = "", seed: int = 0) -
         rows.writerow(("note_id", "subject_id", "category", "text"))
         for at in range(count):
             category = list(SIGNS)[at % len(SIGNS)]
-            words = [*draw.choices(WORDS, k=draw.randint(6, 14)), *([planted] if planted else []), SIGNS[category], SIGNS[category]]
+            words = [
+                *draw.choices(WORDS, k=draw.randint(6, 14)),
+                *([planted] if planted else []),
+                SIGNS[category],
+                SIGNS[category],
+            ]
             draw.shuffle(words)
             rows.writerow((f"n{at}", at, category, " ".join(words)))
     return path
@@ -156,7 +161,10 @@ def write_book(path: Path, planted: str = "", chapters: int = 8, seed: int = 0) 
         lines += [f"# Chapter of {words(2)} {number}", f"{words(20)} {planted}", words(15)]
         for _ in range(3):
             lines += [f"Question: {words(7)} {planted}?", f"Answer: {words(12)} {planted}."]
-        lines += ["## Key terms", "\n".join(f"- **{words(3)}**: {words(9)} {planted}" for _ in range(3))]
+        lines += [
+            "## Key terms",
+            "\n".join(f"- **{words(3)}**: {words(9)} {planted}" for _ in range(3)),
+        ]
     path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -5,17 +5,17 @@ adapters together, ``watch`` proves afterwards that what was meant to learn has 
 base, to be trained in one pass.
 """
 
+from clinpeft.adapters.activity import Liveness, Proof, Witness, watch
 from clinpeft.adapters.attach import attach
-from clinpeft.adapters.combine import COMBINATIONS, Combination, combinations
+from clinpeft.adapters.checkpoint import load, load_all, save, save_all
+from clinpeft.adapters.compatibility import COMBINATIONS, Combination, combinations
 from clinpeft.adapters.generation import continued
-from clinpeft.adapters.hidden import flat, hidden, logits, pooled
-from clinpeft.adapters.joint import Joint, Reading, Trial, together
-from clinpeft.adapters.liveness import Liveness, Proof, Witness, watch
 from clinpeft.adapters.methods import METHODS, Method
-from clinpeft.adapters.probing import check_kept_probe, keep_probe
+from clinpeft.adapters.multi_adapter import Joint, Reading, Trial, together
+from clinpeft.adapters.outputs import flat, hidden, logits, pooled
 from clinpeft.adapters.recomputing import obstacle, recompute, rescue
+from clinpeft.adapters.reference_output import check_kept_probe, keep_probe
 from clinpeft.adapters.stack import Attached, Counts, Stack
-from clinpeft.adapters.store import load, load_all, save, save_all
 
 __all__ = [
     "COMBINATIONS",

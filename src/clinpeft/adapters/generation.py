@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clinpeft.adapters.hidden import logits
+from clinpeft.adapters.outputs import logits
 from clinpeft.adapters.stack import Stack, at_rest
 
 Ints = npt.NDArray[np.int64]
@@ -32,6 +32,14 @@ def continued(stack: Stack, prompts: Ints, steps: int) -> Ints:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             said = rows[start : start + ROWS_AT_ONCE]
             for _ in range(steps):
-                said = torch.cat([said, logits(stack, said, torch.ones_like(said))[:, -1].argmax(dim=1, keepdim=True)], dim=1)
+                said = torch.cat(
+                    [
+                        said,
+                        logits(stack, said, torch.ones_like(said))[:, -1].argmax(
+                            dim=1, keepdim=True
+                        ),
+                    ],
+                    dim=1,
+                )
             found.append(said[:, prompts.shape[1] :].cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, steps), dtype=np.int64)

@@ -11,9 +11,17 @@ from typing import Any, Literal
 import peft
 import torch
 
-from clinpeft.errors import AdapterError
+from clinpeft.core.errors import AdapterError
 from clinpeft.models import Base
-from clinpeft.recipe import AdaptionPromptSpec, AnyAdapterSpec, Ia3Spec, LoraSpec, PrefixSpec, PromptSpec, PTuningSpec
+from clinpeft.recipe import (
+    AdaptionPromptSpec,
+    AnyAdapterSpec,
+    Ia3Spec,
+    LoraSpec,
+    PrefixSpec,
+    PromptSpec,
+    PTuningSpec,
+)
 
 PeftConfig = Any  # peft.PeftConfig, which is not typed
 Configured = tuple[PeftConfig, tuple[str, ...]]
@@ -55,7 +63,9 @@ def lora(spec: LoraSpec, base: Base, **variant: bool) -> Configured:
     config = peft.LoraConfig(
         task_type=_task_type(base),
         r=spec.rank,
-        lora_alpha=int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,  # peft types it int
+        lora_alpha=int(spec.alpha)
+        if spec.alpha == int(spec.alpha)
+        else spec.alpha,  # peft types it int
         lora_dropout=spec.dropout,
         target_modules=_targets(spec, base),
         bias="none",
@@ -67,7 +77,11 @@ def lora(spec: LoraSpec, base: Base, **variant: bool) -> Configured:
 def ia3(spec: Ia3Spec, base: Base) -> Configured:  # noqa: ARG001 - every method has the same shape
     """Learned rescaling of keys, values and the feed-forward activation (Liu et al. 2022, equation 1)."""
     family = base.family
-    config = peft.IA3Config(task_type=_task_type(base), target_modules=family.ia3_targets, feedforward_modules=family.ia3_feedforward)
+    config = peft.IA3Config(
+        task_type=_task_type(base),
+        target_modules=family.ia3_targets,
+        feedforward_modules=family.ia3_feedforward,
+    )
     return config, ()
 
 
@@ -75,21 +89,39 @@ def adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> Configured:
     """Prompts behind a zero-initialised gate in the topmost layers (Zhang et al. 2023, section 3)."""
     available = int(base.model.config.num_hidden_layers)
     layers = min(spec.layers, available)
-    notices = (f"adaption-prompt: layers = {spec.layers}, and the base has {available}; all of them are used",) if layers < spec.layers else ()
-    return peft.AdaptionPromptConfig(task_type=_task_type(base), adapter_len=spec.tokens, adapter_layers=layers), notices
+    notices = (
+        (
+            f"adaption-prompt: layers = {spec.layers}, and the base has {available}; all of them are used",
+        )
+        if layers < spec.layers
+        else ()
+    )
+    return peft.AdaptionPromptConfig(
+        task_type=_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
+    ), notices
 
 
 def prefix(spec: PrefixSpec, base: Base) -> Configured:
     """Learned keys and values before every layer (Li and Liang 2021, section 4)."""
-    return peft.PrefixTuningConfig(task_type=_task_type(base), num_virtual_tokens=spec.tokens, prefix_projection=spec.projection), ()
+    return peft.PrefixTuningConfig(
+        task_type=_task_type(base),
+        num_virtual_tokens=spec.tokens,
+        prefix_projection=spec.projection,
+    ), ()
 
 
 def prompt(spec: PromptSpec, base: Base) -> Configured:
     """Learned input vectors (Lester et al. 2021, section 2), started at random or from a text, which is repeated or cut to length."""
     start = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
-        start = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": spec.init_text, "tokenizer_name_or_path": str(base.folder)}
-    return peft.PromptTuningConfig(task_type=_task_type(base), num_virtual_tokens=spec.tokens, **start), ()
+        start = {
+            "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": spec.init_text,
+            "tokenizer_name_or_path": str(base.folder),
+        }
+    return peft.PromptTuningConfig(
+        task_type=_task_type(base), num_virtual_tokens=spec.tokens, **start
+    ), ()
 
 
 def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
@@ -98,7 +130,10 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
     recurrent = spec.encoder == "lstm"
     between = recurrent and spec.layers > 1
     unused = [f"dropout = {spec.dropout:g}"] if spec.dropout and not between else []
-    notices = tuple(f"p-tuning: {what} has no place in a {spec.encoder} of {spec.layers if recurrent else 2} layers" for what in unused)
+    notices = tuple(
+        f"p-tuning: {what} has no place in a {spec.encoder} of {spec.layers if recurrent else 2} layers"
+        for what in unused
+    )
     config = peft.PromptEncoderConfig(
         task_type=_task_type(base),
         num_virtual_tokens=spec.tokens,
@@ -112,10 +147,18 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
 
 METHODS: dict[str, Method] = {
     "lora": Method(lora, fresh_is_identity=True, merges=True, joins="added", fused=True),
-    "rslora": Method(partial(lora, use_rslora=True), fresh_is_identity=True, merges=True, joins="added", fused=True),
+    "rslora": Method(
+        partial(lora, use_rslora=True),
+        fresh_is_identity=True,
+        merges=True,
+        joins="added",
+        fused=True,
+    ),
     "dora": Method(partial(lora, use_dora=True), fresh_is_identity=True, merges=True),
     "ia3": Method(ia3, fresh_is_identity=True, merges=True),
-    "adaption-prompt": Method(adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True),
+    "adaption-prompt": Method(
+        adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True
+    ),
     "prefix": Method(prefix, prepends="keys", joins="beside"),
     "prompt": Method(prompt, prepends="inputs", joins="beside"),
     "p-tuning": Method(p_tuning, prepends="inputs", joins="beside"),
@@ -130,15 +173,25 @@ def _targets(spec: LoraSpec, base: Base) -> list[str]:
     """The suffixes to adapt, each of which names at least one linear layer inside the model. The output embedding is not one of them: where it is
     tied to the input embedding, merging would change both."""
     output = base.model.get_output_embeddings()
-    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and module is not output]
+    linear = [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    ]
     wanted = spec.targets or base.family.lora_targets
-    absent = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    absent = [
+        target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)
+    ]
     if absent:
         known = sorted({name.rpartition(".")[2] for name in linear})
         near = difflib.get_close_matches(absent[0], known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        problem = f"targets {absent} match no linear layer of this {base.model.config.model_type} model"
-        raise AdapterError(problem, place="adapters.targets", way_out=f"{hint}there are {', '.join(known)}")
+        message = (
+            f"targets {absent} match no linear layer of this {base.model.config.model_type} model"
+        )
+        raise AdapterError(
+            message, location="adapters.targets", hint=f"{hint}there are {', '.join(known)}"
+        )
     return sorted(set(wanted))
 
 

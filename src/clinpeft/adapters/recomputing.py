@@ -18,11 +18,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from clinpeft.adapters.fused import FusedLinear, Route, Routing
 from clinpeft.adapters.methods import METHODS
 from clinpeft.adapters.stack import Stack
-from clinpeft.errors import AdapterError
+from clinpeft.core.errors import AdapterError
 from clinpeft.models import Base
+from clinpeft.runtime.fused_lora import FusedLinear, Route, Routing
 
 
 def obstacle(stack: Stack) -> str:
@@ -31,7 +31,9 @@ def obstacle(stack: Stack) -> str:
         if adapter.spec.active and METHODS[adapter.spec.method].prepends == "keys":
             return f"{adapter.spec.method} hands keys and values to every layer, and one that runs again gets none"
     if not _layers(stack.base):
-        return f"transformers cannot run a layer of a {stack.base.model.config.model_type} model again"
+        return (
+            f"transformers cannot run a layer of a {stack.base.model.config.model_type} model again"
+        )
     return ""
 
 
@@ -51,11 +53,24 @@ def recompute(stack: Stack, reason: str) -> bool:
         AdapterError: they cannot, see ``obstacle``.
     """
     if found := obstacle(stack):
-        raise AdapterError(f"activations cannot be recomputed: {found}", place="training.activations", way_out='set it to "keep"')
+        raise AdapterError(
+            f"activations cannot be recomputed: {found}",
+            location="training.activations",
+            hint='set it to "keep"',
+        )
     new = not any(layer.gradient_checkpointing for layer in _layers(stack.base))
-    routing = next((module.routing for module in stack.base.model.modules() if isinstance(module, FusedLinear)), Routing())
+    routing = next(
+        (
+            module.routing
+            for module in stack.base.model.modules()
+            if isinstance(module, FusedLinear)
+        ),
+        Routing(),
+    )
     for layer in _layers(stack.base):
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, routing))
+        layer._gradient_checkpointing_func = partial(
+            checkpoint, use_reentrant=False, context_fn=partial(_contexts, routing)
+        )
         layer.gradient_checkpointing = True
     stack.activations = f"recomputed: {reason}"
     return new
@@ -63,19 +78,34 @@ def recompute(stack: Stack, reason: str) -> bool:
 
 def rescue(stack: Stack) -> bool:
     """``recompute`` in the middle of a run whose memory does not do, with a warning; whether that changed anything."""
-    if not stack.trained or obstacle(stack) or not recompute(stack, "a single item did not fit otherwise"):
+    if (
+        not stack.trained
+        or obstacle(stack)
+        or not recompute(stack, "a single item did not fit otherwise")
+    ):
         return False
-    warnings.warn("the memory of this GPU did not do for one item: activations are recomputed from here on, which takes longer", stacklevel=2)
+    warnings.warn(
+        "the memory of this GPU did not do for one item: activations are recomputed from here on, which takes longer",
+        stacklevel=2,
+    )
     return True
 
 
 def _layers(base: Base) -> list[GradientCheckpointingLayer]:
-    return [module for module in base.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [
+        module
+        for module in base.backbone.modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
 
 
-def _contexts(routing: Routing) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(
+    routing: Routing,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What stands around the two runs of a layer, asked for before the first."""
-    generators = {route.generator for route in routing.routes.values() if route.generator is not None}
+    generators = {
+        route.generator for route in routing.routes.values() if route.generator is not None
+    }
     states = {generator: generator.get_state() for generator in generators}
     return contextlib.nullcontext(), _AsItWas(routing, routing.routes, routing.tokens, states)
 

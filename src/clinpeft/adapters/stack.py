@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft.adapters.methods import METHODS, virtual_tokens
-from clinpeft.errors import AdapterError, RefusedError
+from clinpeft.core.errors import AdapterError, RefusedError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
@@ -107,7 +107,10 @@ class Stack:
     @property
     def model(self) -> Any:
         """The outermost model: of the prompt, else of the layers' adapters, else the base; ``logits`` and ``hidden`` are the ways to ask it."""
-        live = sorted((adapter for adapter in self.adapters if adapter.model is not None), key=lambda adapter: adapter.prompts)
+        live = sorted(
+            (adapter for adapter in self.adapters if adapter.model is not None),
+            key=lambda adapter: adapter.prompts,
+        )
         return live[-1].model if live else self.base.model
 
     @property
@@ -126,7 +129,10 @@ class Stack:
 
     def state(self) -> Tensors:
         """A copy of every trained tensor, on the CPU: for checkpoints, and for going back to the best weights."""
-        return {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self.trained.items()}
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True)
+            for name, parameter in self.trained.items()
+        }
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what ``state`` gave.
@@ -137,7 +143,11 @@ class Stack:
         wanted = {name: tuple(parameter.shape) for name, parameter in self.trained.items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != wanted:
-            raise AdapterError(differences(given, wanted), place="trained tensors", way_out="use a checkpoint of the same recipe")
+            raise AdapterError(
+                differences(given, wanted),
+                location="trained tensors",
+                hint="use a checkpoint of the same recipe",
+            )
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[name])
@@ -181,20 +191,26 @@ class Stack:
             if adapter.name == name:
                 return adapter
         there = ", ".join(adapter.name for adapter in self.adapters) or "none"
-        raise AdapterError(f"no adapter {name!r} in this stack", place="adapters", way_out=f"there are: {there}")
+        raise AdapterError(
+            f"no adapter {name!r} in this stack", location="adapters", hint=f"there are: {there}"
+        )
 
     def merged(self) -> Any:
         """A plain transformers model with the adapters folded in, in float32 on its own copy: folding in bfloat16 rounds small updates away.
 
         Raises:
             AdapterError: a method has nothing to fold.
-            RefusedError: the base is quantised.
+            RefusedError: the base is quantized.
         """
-        refuse_quantised(self.base, "its adapters are to be folded into it")
+        refuse_quantized(self.base, "its adapters are to be folded into it")
         for adapter in self.adapters:
             if not METHODS[adapter.spec.method].merges:
                 able = ", ".join(name for name, method in METHODS.items() if method.merges)
-                raise AdapterError(f"{adapter.spec.method} cannot be merged", place="adapters.method", way_out=f"these can: {able}")
+                raise AdapterError(
+                    f"{adapter.spec.method} cannot be merged",
+                    location="adapters.method",
+                    hint=f"these can: {able}",
+                )
         merged = copy.deepcopy(self.model).float()
         if any(adapter.model is not None for adapter in self.adapters):
             merged = merged.merge_and_unload(safe_merge=True)
@@ -203,7 +219,11 @@ class Stack:
     @contextmanager
     def _gradients_kept(self) -> Iterator[None]:
         """Everything requires a gradient afterwards that did before, and nothing else."""
-        wanted = {parameter: parameter.requires_grad for adapter in self.adapters for parameter in adapter.parameters.values()}
+        wanted = {
+            parameter: parameter.requires_grad
+            for adapter in self.adapters
+            for parameter in adapter.parameters.values()
+        }
         wanted |= {parameter: parameter.requires_grad for parameter in self.base.model.parameters()}
         try:
             yield
@@ -243,7 +263,11 @@ def _unfolded(adapter: Attached) -> Iterator[None]:
 
 @contextmanager
 def _out_of_the_layers(adapter: Attached) -> Iterator[None]:
-    layers = [module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)] if adapter.model else []
+    layers = (
+        [module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)]
+        if adapter.model
+        else []
+    )
     before = [list(layer.active_adapters) for layer in layers]
     for layer, names in zip(layers, before, strict=True):
         layer.set_adapter([name for name in names if name != adapter.peft_name])
@@ -284,20 +308,32 @@ def _swap(model: Any, adapted: bool) -> None:
         (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
 
 
-def refuse_quantised(base: Base, wanted: str) -> None:
+def refuse_quantized(base: Base, wanted: str) -> None:
     """Whatever changes weights needs them as they are: an update of a few percent is lost between two numbers of float8.
 
     Raises:
-        RefusedError: the base is quantised; ``wanted`` says what for.
+        RefusedError: the base is quantized; ``wanted`` says what for.
     """
-    if base.quantisation != "none":
-        way_out = 'leave them unmerged and the base frozen, or set base.quantisation = "none"'
-        raise RefusedError(f"the base is in {base.quantisation}, and {wanted}", place="base.quantisation", way_out=way_out)
+    if base.quantization != "none":
+        hint = 'leave them unmerged and the base frozen, or set base.quantization = "none"'
+        raise RefusedError(
+            f"the base is in {base.quantization}, and {wanted}",
+            location="base.quantization",
+            hint=hint,
+        )
 
 
 def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
     """One line on how two sets of named shapes differ."""
     missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    shapes = sorted(f"{name} {given[name]} for {wanted[name]}" for name in set(given) & set(wanted) if given[name] != wanted[name])
+    shapes = sorted(
+        f"{name} {given[name]} for {wanted[name]}"
+        for name in set(given) & set(wanted)
+        if given[name] != wanted[name]
+    )
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    return "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for what, names in parts.items() if names)
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in parts.items()
+        if names
+    )

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from clinpeft.baselines import features, linear
 from clinpeft.baselines.features import Learned, Stays
-from clinpeft.errors import UsageError
-from clinpeft.tables import PREDICTION, Question
+from clinpeft.core.errors import UsageError
+from clinpeft.core.schemas import PREDICTION, Question
 
 __all__ = ["ALL", "BASELINES", "Baseline", "absent", "answered"]
 
@@ -45,14 +45,20 @@ class Baseline:
 
 BASELINES: dict[str, Baseline] = {
     "prevalence": Baseline(None),
-    "TF-IDF + logistic regression": Baseline(features.words, strengths=(0.1, 1.0, 10.0, 100.0, 1000.0)),
+    "TF-IDF + logistic regression": Baseline(
+        features.words, strengths=(0.1, 1.0, 10.0, 100.0, 1000.0)
+    ),
     "note length": Baseline(features.length),
-    "age, sex, admission type": Baseline(features.admission, needs=("age_years", "sex", "admission_type")),
+    "age, sex, admission type": Baseline(
+        features.admission, needs=("age_years", "sex", "admission_type")
+    ),
 }
 ALL = tuple(BASELINES)
 
 
-def answered(cohort: Path, question: Question, seed: int, names: Sequence[str] = ALL) -> Iterator[tuple[str, pa.Table]]:
+def answered(
+    cohort: Path, question: Question, seed: int, names: Sequence[str] = ALL
+) -> Iterator[tuple[str, pa.Table]]:
     """The answers of each baseline that this cohort allows, one after the other, on all splits.
 
     Memory: a logit and a probability for each stay and class, the words of at most ``features.LEARNED_NOTES`` training notes, and one batch of texts.
@@ -76,7 +82,14 @@ def answered(cohort: Path, question: Question, seed: int, names: Sequence[str] =
     missing = absent(cohort, question, names)
     for name in names:
         if name not in missing:
-            yield name, _table(stays, question, *_answers(stays, question, BASELINES[name], np.random.default_rng([seed, 2])))
+            yield (
+                name,
+                _table(
+                    stays,
+                    question,
+                    *_answers(stays, question, BASELINES[name], np.random.default_rng([seed, 2])),
+                ),
+            )
 
 
 def absent(cohort: Path, question: Question, names: Sequence[str] = ALL) -> dict[str, str]:
@@ -91,7 +104,9 @@ def absent(cohort: Path, question: Question, names: Sequence[str] = ALL) -> dict
     found = {}
     for name in names:
         needs = BASELINES[name].needs
-        if needs and all(stays.table[column].null_count == stays.table.num_rows for column in needs):
+        if needs and all(
+            stays.table[column].null_count == stays.table.num_rows for column in needs
+        ):
             found[name] = f"this cohort knows none of {', '.join(needs)}"
     return found
 
@@ -99,13 +114,21 @@ def absent(cohort: Path, question: Question, names: Sequence[str] = ALL) -> dict
 def _refuse_unknown(names: Sequence[str]) -> None:
     for name in names:
         if name not in BASELINES:
-            raise UsageError(f"there is no baseline {name!r}", place="baselines", way_out=f"the baselines are: {', '.join(BASELINES)}")
+            raise UsageError(
+                f"there is no baseline {name!r}",
+                location="baselines",
+                hint=f"the baselines are: {', '.join(BASELINES)}",
+            )
 
 
-def _answers(stays: Stays, question: Question, baseline: Baseline, generator: np.random.Generator) -> tuple[Scores, Scores | None]:
+def _answers(
+    stays: Stays, question: Question, baseline: Baseline, generator: np.random.Generator
+) -> tuple[Scores, Scores | None]:
     """Probabilities and logits, (stays, classes) each."""
     if baseline.learn is None:
-        return np.tile(linear.prevalence(stays.answers[stays.rows("train")]), (len(stays.splits), 1)).astype(np.float32), None
+        return np.tile(
+            linear.prevalence(stays.answers[stays.rows("train")]), (len(stays.splits), 1)
+        ).astype(np.float32), None
     learned = baseline.learn(stays, question, generator)
     tuning = stays.rows("tuning")
     model = linear.fitted(
@@ -123,10 +146,19 @@ def _answers(stays: Stays, question: Question, baseline: Baseline, generator: np
     return probabilities, logits
 
 
-def _table(stays: Stays, question: Question, probabilities: Scores, logits: Scores | None) -> pa.Table:
-    found = {name: stays.table[name] for name in PREDICTION.names if name in stays.table.column_names}
-    found |= {"probabilities": _lists(probabilities)} | ({} if logits is None else {"logits": _lists(logits)})
-    columns = [found[field.name] if field.name in found else pa.nulls(stays.table.num_rows, field.type) for field in PREDICTION]
+def _table(
+    stays: Stays, question: Question, probabilities: Scores, logits: Scores | None
+) -> pa.Table:
+    found = {
+        name: stays.table[name] for name in PREDICTION.names if name in stays.table.column_names
+    }
+    found |= {"probabilities": _lists(probabilities)} | (
+        {} if logits is None else {"logits": _lists(logits)}
+    )
+    columns = [
+        found[field.name] if field.name in found else pa.nulls(stays.table.num_rows, field.type)
+        for field in PREDICTION
+    ]
     schema = PREDICTION.with_metadata({b"question": json.dumps(question.as_json()).encode()})
     return pa.Table.from_arrays(columns, schema=schema)
 

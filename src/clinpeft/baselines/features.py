@@ -13,8 +13,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from clinpeft.errors import InputError
-from clinpeft.tables import COHORT, Kind, Question
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import COHORT, Kind, Question
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,7 +22,9 @@ Features = sp.csr_array | Floats
 
 BATCH_STAYS = 1024
 LEARNED_NOTES = 100_000  # training notes that words are learned from, drawn at random where there are more: some 1 GB
-BUCKETS = 2**20  # words are hashed, so that memory does not grow with the vocabulary; of 100,000 frequent terms one in twenty shares its bucket
+BUCKETS = (
+    2**20
+)  # words are hashed, so that memory does not grow with the vocabulary; of 100,000 frequent terms one in twenty shares its bucket
 FEWEST_NOTES = ((10_000, 5), (200, 2), (0, 1))
 """(training notes from, a term must stand in so many of them)."""
 MOST_TERMS: dict[Kind, int] = {"binary": 50_000, "multiclass": 20_000, "multilabel": 20_000}
@@ -63,8 +65,14 @@ class Stays:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 if chosen[start : start + size].any():
-                    for batch in file.iter_batches(BATCH_STAYS, row_groups=[group], columns=["text"]):
-                        yield from batch.column(0).filter(pa.array(chosen[start : start + batch.num_rows])).to_pylist()
+                    for batch in file.iter_batches(
+                        BATCH_STAYS, row_groups=[group], columns=["text"]
+                    ):
+                        yield from (
+                            batch.column(0)
+                            .filter(pa.array(chosen[start : start + batch.num_rows]))
+                            .to_pylist()
+                        )
                         start += batch.num_rows
                 else:
                     start += size
@@ -94,26 +102,48 @@ def opened(cohort: Path, question: Question) -> Stays:
     try:
         table = pq.read_table(cohort, columns=[name for name in COHORT.names if name != "text"])
     except (OSError, pa.ArrowException) as error:
-        raise InputError("this cannot be read as a cohort", place=str(cohort), way_out="build it: clinpeft cohort build RECIPE") from error
-    stays = Stays(cohort, table, np.array(table["split"].to_pylist(), dtype=np.str_), _answers(table, question, cohort))
+        raise InputError(
+            "this cannot be read as a cohort",
+            location=str(cohort),
+            hint="build it: clinpeft cohort build RECIPE",
+        ) from error
+    stays = Stays(
+        cohort,
+        table,
+        np.array(table["split"].to_pylist(), dtype=np.str_),
+        _answers(table, question, cohort),
+    )
     if not len(stays.rows("train")):
-        raise InputError("nobody is in the split train", place=str(cohort), way_out="give split.train a larger share")
+        raise InputError(
+            "nobody is in the split train",
+            location=str(cohort),
+            hint="give split.train a larger share",
+        )
     return stays
 
 
-def _answers(table: pa.Table, question: Question, place: Path) -> sp.csr_array:
+def _answers(table: pa.Table, question: Question, location: Path) -> sp.csr_array:
     several = question.kind == "multilabel"
     column = table["labels" if several else "label"].combine_chunks()
     if column.null_count:
-        problem = f"{column.null_count} stays have no answer to {question.name}"
-        raise InputError(problem, place=str(place), way_out=f"build the cohort as {question.kind}; unknown answers leave it")
+        message = f"{column.null_count} stays have no answer to {question.name}"
+        raise InputError(
+            message,
+            location=str(location),
+            hint=f"build the cohort as {question.kind}; unknown answers leave it",
+        )
     places = np.asarray((column.flatten() if several else column).to_numpy(), dtype=np.int64)
     lengths = column.value_lengths().to_numpy() if several else np.ones(len(column), np.int64)
     if len(places) and not 0 <= places.min() <= places.max() < len(question.classes):
-        problem = f"answers run from {places.min()} to {places.max()}, and {question.name} has {len(question.classes)} classes"
-        raise InputError(problem, place=str(place), way_out="give the question that the cohort was built with")
+        message = f"answers run from {places.min()} to {places.max()}, and {question.name} has {len(question.classes)} classes"
+        raise InputError(
+            message, location=str(location), hint="give the question that the cohort was built with"
+        )
     pointers = np.concatenate([[0], np.cumsum(lengths)])
-    return sp.csr_array((np.ones(len(places), np.int64), places, pointers), shape=(table.num_rows, len(question.classes)))
+    return sp.csr_array(
+        (np.ones(len(places), np.int64), places, pointers),
+        shape=(table.num_rows, len(question.classes)),
+    )
 
 
 def words(stays: Stays, question: Question, generator: np.random.Generator) -> Learned:
@@ -134,7 +164,9 @@ def words(stays: Stays, question: Question, generator: np.random.Generator) -> L
 
 
 def _hashed(texts: Iterable[str]) -> sp.csr_matrix:
-    hashing = HashingVectorizer(ngram_range=(1, 2), n_features=BUCKETS, norm=None, alternate_sign=False)
+    hashing = HashingVectorizer(
+        ngram_range=(1, 2), n_features=BUCKETS, norm=None, alternate_sign=False
+    )
     hashed: sp.csr_matrix = hashing.transform(texts)
     return hashed
 
@@ -144,7 +176,9 @@ def _frequent(counts: sp.csr_matrix, most: int) -> Rows:
     notes = np.bincount(counts.indices, minlength=counts.shape[1])
     fewest = next(least for size, least in FEWEST_NOTES if counts.shape[0] >= size)
     found = np.flatnonzero(notes >= fewest)
-    found = found if len(found) else np.arange(1)  # not one word in all notes: a column of zeros, which tells nothing
+    found = (
+        found if len(found) else np.arange(1)
+    )  # not one word in all notes: a column of zeros, which tells nothing
     return np.sort(found[np.argsort(-notes[found], kind="stable")[:most]])
 
 
@@ -160,7 +194,9 @@ def length(stays: Stays, question: Question, generator: np.random.Generator) -> 
     return Learned(stays.rows("train"), train, asked)
 
 
-def _standardised(stays: Stays, measured: Callable[[Rows], Floats]) -> tuple[Floats, Callable[[Rows], Floats]]:
+def _standardised(
+    stays: Stays, measured: Callable[[Rows], Floats]
+) -> tuple[Floats, Callable[[Rows], Floats]]:
     """Columns less their training mean, over their training standard deviation, where there is one; what is NaN becomes the mean.
 
     Returns:
@@ -186,11 +222,19 @@ def admission(stays: Stays, question: Question, generator: np.random.Generator) 
     """
     del question, generator
     train = stays.rows("train")
-    ages = np.array([np.nan if age is None else age for age in stays.table["age_years"].to_pylist()], dtype=np.float64)
+    ages = np.array(
+        [np.nan if age is None else age for age in stays.table["age_years"].to_pylist()],
+        dtype=np.float64,
+    )
     age, age_of = _standardised(stays, lambda rows: ages[rows, None])
     named = [np.isnan(ages)]
     for column in ("sex", "admission_type"):
-        values = np.array(["" if value is None else f"={value}" for value in stays.table[column].to_pylist()], dtype=np.str_)
+        values = np.array(
+            ["" if value is None else f"={value}" for value in stays.table[column].to_pylist()],
+            dtype=np.str_,
+        )
         named += [values == value for value in np.unique(values[train])]
     flags = np.stack(named, axis=1).astype(np.float64)
-    return Learned(train, np.hstack([age, flags[train]]), lambda rows: np.hstack([age_of(rows), flags[rows]]))
+    return Learned(
+        train, np.hstack([age, flags[train]]), lambda rows: np.hstack([age_of(rows), flags[rows]])
+    )

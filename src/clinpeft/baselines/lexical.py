@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,14 +49,18 @@ class Words:
         at_once = block or max(1, _CELLS_AT_ONCE // max(self.weights.shape[0], 1))
         turned = sp.csc_array(self.weights.T)
         for start in range(0, len(queries), at_once):
-            yield (self.asked(queries[start : start + at_once]) @ turned).toarray().astype(np.float32)
+            yield (
+                (self.asked(queries[start : start + at_once]) @ turned).toarray().astype(np.float32)
+            )
 
     def score(self, texts: Sequence[str]) -> Callable[[Rows, Rows], Floats]:
         """Rows of ``texts`` and rows of passages, each of shape (n,) -> the score of each pair, shape (n,)."""
         given = self.asked(texts)
 
         def score(rows: Rows, passages: Rows) -> Floats:
-            return np.asarray(given[rows].multiply(self.weights[passages]).sum(axis=1), np.float64).ravel()
+            return np.asarray(
+                given[rows].multiply(self.weights[passages]).sum(axis=1), np.float64
+            ).ravel()
 
         return score
 
@@ -104,9 +108,13 @@ LEXICAL: dict[str, Callable[[Sequence[str]], Words]] = {"BM25": bm25, "TF-IDF": 
 """Name in tables -> how passages become words."""
 
 
-def _fitted(fit: Callable[[Sequence[str]], sp.csr_matrix], passages: Sequence[str]) -> sp.csr_matrix:
+def _fitted(
+    fit: Callable[[Sequence[str]], sp.csr_matrix], passages: Sequence[str]
+) -> sp.csr_matrix:
     try:
         return fit(passages)
     except ValueError:
-        problem = f"{len(passages)} passages without a single word"
-        raise InputError(problem, place="lexical baseline", way_out="give passages that hold text") from None
+        message = f"{len(passages)} passages without a single word"
+        raise InputError(
+            message, location="lexical baseline", hint="give passages that hold text"
+        ) from None

@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from clinpeft.tables import Kind
+from clinpeft.core.schemas import Kind
 
 Floats = NDArray[np.float64]
 Features = sp.csr_array | Floats
@@ -22,7 +22,9 @@ Features = sp.csr_array | Floats
 LEAST = 1e-7  # a class that was never seen has this probability, not 0, which would be an infinite logit
 CHOSEN_BY_LABELS = 40  # the most frequent labels choose the strength for all: rare ones have too few stays in tuning to say
 THREADS = 2
-STEPS = 1000  # of the optimiser; a model that is not at its optimum by then is as good as one that is
+STEPS = (
+    1000  # of the optimiser; a model that is not at its optimum by then is as good as one that is
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,14 @@ def prevalence(answers: sp.csr_array) -> Floats:
     return np.asarray(answers.sum(axis=0)).ravel() / answers.shape[0]
 
 
-def fitted(train: Features, answers: sp.csr_array, tuning: Features | None, truth: sp.csr_array, kind: Kind, strengths: Sequence[float]) -> Linear:
+def fitted(
+    train: Features,
+    answers: sp.csr_array,
+    tuning: Features | None,
+    truth: sp.csr_array,
+    kind: Kind,
+    strengths: Sequence[float],
+) -> Linear:
     """Regressions on ``train``, at that one of ``strengths`` from which on the log loss on ``tuning`` rises.
 
     With L2 penalty and free intercept, by L-BFGS; many labels in ``THREADS`` threads. 1,266 labels of 21,000 notes with 250 of 20,000 terms each
@@ -60,7 +69,9 @@ def fitted(train: Features, answers: sp.csr_array, tuning: Features | None, trut
         strengths: C of scikit-learn, larger is weaker; ascending.
     """
     if tuning is None or len(strengths) == 1:
-        return _fit(train, answers, kind, min(strengths, key=lambda strength: abs(np.log(strength))))
+        return _fit(
+            train, answers, kind, min(strengths, key=lambda strength: abs(np.log(strength)))
+        )
     ranked = np.argsort(-prevalence(answers), kind="stable")
     often = np.sort(ranked[:CHOSEN_BY_LABELS] if kind == "multilabel" else ranked)
     best, least = None, np.inf
@@ -93,14 +104,19 @@ def _log_loss(model: Linear, asked: Features, truth: sp.csr_array, kind: Kind) -
 
 
 def _fit(train: Features, answers: sp.csr_array, kind: Kind, strength: float) -> Linear:
-    with warnings.catch_warnings():  # the filter is the process's, and so is set outside the threads
+    with (
+        warnings.catch_warnings()
+    ):  # the filter is the process's, and so is set outside the threads
         warnings.simplefilter("ignore", ConvergenceWarning)
         return (_each if kind == "multilabel" else _one)(train, answers, strength)
 
 
 def _one(train: Features, answers: sp.csr_array, strength: float) -> Linear:
     """One class of several: all answers in one regression; a class never seen gets no weight and no chance."""
-    weights, intercepts = np.zeros((train.shape[1], answers.shape[1])), np.full(answers.shape[1], -np.inf)
+    weights, intercepts = (
+        np.zeros((train.shape[1], answers.shape[1])),
+        np.full(answers.shape[1], -np.inf),
+    )
     told = answers.indices.astype(np.int64)
     seen = np.unique(told)
     intercepts[seen] = 0.0
@@ -114,7 +130,10 @@ def _one(train: Features, answers: sp.csr_array, strength: float) -> Linear:
 def _each(train: Features, answers: sp.csr_array, strength: float) -> Linear:
     """All that apply: a regression a label; one that no training stay has, or every one, keeps its prevalence."""
     share, by_label = np.clip(prevalence(answers), LEAST, 1 - LEAST), answers.tocsc()
-    weights, intercepts = np.zeros((train.shape[1], answers.shape[1])), np.log(share) - np.log1p(-share)
+    weights, intercepts = (
+        np.zeros((train.shape[1], answers.shape[1])),
+        np.log(share) - np.log1p(-share),
+    )
     counts = np.diff(by_label.indptr)
 
     def fit(label: int) -> None:

@@ -24,20 +24,28 @@ import typer
 
 from clinpeft.cli import audit, bundle, cohort, runs, study, trust
 from clinpeft.cli.audit import noted
-from clinpeft.cli.cells import only, run_all
+from clinpeft.cli.console import near, shown, studied
 from clinpeft.cli.doctor import as_tuned, doctor
+from clinpeft.cli.grid import only, run_all
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.plan import plan
 from clinpeft.cli.report import report
 from clinpeft.cli.search import search
-from clinpeft.cli.showing import near, shown, studied
-from clinpeft.errors import UsageError
+from clinpeft.core.errors import UsageError
 
 if TYPE_CHECKING:
     from clinpeft.reports import Table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
-models_app = typer.Typer(no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(
+    no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder."
+)
 app.command()(report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(cohort.app, name="cohort")
@@ -53,78 +61,128 @@ for verb in (trust.verify, trust.privacy, trust.release, trust.purge):
 
 
 @app.command()
-def adapt(recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")], set_: Overrides = None, home: Home = HERE) -> None:
+def adapt(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+) -> None:
     """Adapt a language model to notes: domain-adaptive pretraining with a small adapter, one run a cell of the recipe's grid."""
     as_tuned(home)
-    from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
+    from clinpeft import reports, workflows
 
     cells = recipes.read(recipe, set_ or [], os.environ)
     only("adapt", cells, recipe)
-    run_all(cells, home, recipe.stem, pipeline.adapt, reports.adaptation_table)
+    run_all(cells, home, recipe.stem, workflows.adapt, reports.adaptation_table)
 
 
 @app.command()
-def classify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind classify.")], set_: Overrides = None, home: Home = HERE) -> None:
+def classify(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of kind classify.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+) -> None:
     """Answer a clinical question from notes: a base, a stack of adapters and a head, one run a cell of the recipe's grid."""
     as_tuned(home)
-    from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
+    from clinpeft import reports, workflows
 
     cells = recipes.read(recipe, set_ or [], os.environ)
     only("classify", cells, recipe)
-    run_all(cells, home, recipe.stem, pipeline.classify, reports.classification_table)
+    run_all(cells, home, recipe.stem, workflows.classify, reports.classification_table)
 
 
 @app.command()
-def embed(recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")], set_: Overrides = None, home: Home = HERE) -> None:
+def embed(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+) -> None:
     """Adapt an encoder to books: pairs of texts that belong together, contrastive training, vectors measured before and after."""
     as_tuned(home)
-    from clinpeft import pipeline, reports
     from clinpeft import recipe as recipes
+    from clinpeft import reports, workflows
 
     cells = recipes.read(recipe, set_ or [], os.environ)
     only("embed", cells, recipe)
     folder = home.resolve() / f"embed-{recipe.stem}"
-    run_all(cells, home, recipe.stem, pipeline.embed, reports.embedding_table, lambda entries: studied(entries, folder))
+    run_all(
+        cells,
+        home,
+        recipe.stem,
+        workflows.embed,
+        reports.embedding_table,
+        lambda entries: studied(entries, folder),
+    )
 
 
 @app.command()
 def encode(
-    run: Annotated[str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")],
-    texts: Annotated[Path, typer.Option("--texts", help="CSV, TSV, JSON lines or Parquet with a column text.")],
-    out: Annotated[Path, typer.Option("--out", help="A .npy or .parquet file, which must not exist.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")
+    ],
+    texts: Annotated[
+        Path, typer.Option("--texts", help="CSV, TSV, JSON lines or Parquet with a column text.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="A .npy or .parquet file, which must not exist.")
+    ],
     home: Home = HERE,
 ) -> None:
     """Texts to vectors with the encoder of a run."""
-    from clinpeft import pipeline
+    from clinpeft import workflows
     from clinpeft.cli.progress import counted
 
     with counted("encode") as tell:
-        done = pipeline.encoded(home.resolve(), run, texts, out, tell)
+        done = workflows.encoded(home.resolve(), run, texts, out, tell)
     noted(home, "encode", made=out, counts={"texts": done.texts})
-    print(f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}")
+    print(
+        f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}"
+    )
 
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run of embed: id, the beginning of one, or name.")
+    ],
     out: Annotated[Path, typer.Option("--out", "--to", help="A new folder.")],
-    format_: Annotated[Literal["sentence-transformers", "onnx"], typer.Option("--format", help="Who is to open it.")] = "sentence-transformers",
-    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, beside the name of its base, and not the whole model.")] = False,
-    base: Annotated[str, typer.Option("--base", help="With --adapter: where its reader finds the base.")] = "",
+    format_: Annotated[
+        Literal["sentence-transformers", "onnx"],
+        typer.Option("--format", help="Who is to open it."),
+    ] = "sentence-transformers",
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter",
+            help="The adapter alone, beside the name of its base, and not the whole model.",
+        ),
+    ] = False,
+    base: Annotated[
+        str, typer.Option("--base", help="With --adapter: where its reader finds the base.")
+    ] = "",
     home: Home = HERE,
 ) -> None:
     """The encoder of a run as a folder that stock sentence-transformers opens, with its card; or as an ONNX graph, compared with the run."""
-    from clinpeft import pipeline, reports
+    from clinpeft import reports, workflows
 
     if format_ == "sentence-transformers":
-        print(near(pipeline.exported(home.resolve(), run, out, reports.card_of, merged=not adapter, base_name=base)))
+        print(
+            near(
+                workflows.exported(
+                    home.resolve(), run, out, reports.card_of, merged=not adapter, base_name=base
+                )
+            )
+        )
         noted(home, "export", made=out)
         return
     if adapter or base:
-        raise UsageError("a graph holds base and adapter in one", place="export --adapter, --base", way_out="leave both options away")
-    parity = pipeline.exported_to_onnx(home.resolve(), run, out)
+        raise UsageError(
+            "a graph holds base and adapter in one",
+            location="export --adapter, --base",
+            hint="leave both options away",
+        )
+    parity = workflows.exported_to_onnx(home.resolve(), run, out)
     noted(home, "export", made=out)
     furthest = f"largest difference {parity.largest_difference:.1e} (at most {parity.allowed:.0e}), least cosine {parity.least_cosine:.6f}"
     print(f"{near(out)}: the same vectors on {parity.texts} texts, {parity.engine}: {furthest}")
@@ -132,19 +190,28 @@ def export(
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Argument(help="A finished run of classify: id, the beginning of one, or name.")],
-    notes: Annotated[Path, typer.Option("--notes", help="CSV, TSV, JSON lines or Parquet, one note a row.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run of classify: id, the beginning of one, or name.")
+    ],
+    notes: Annotated[
+        Path, typer.Option("--notes", help="CSV, TSV, JSON lines or Parquet, one note a row.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="A Parquet file, which must not exist.")],
-    columns: Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="Where a column has another name.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="Where a column has another name."),
+    ] = None,
     home: Home = HERE,
 ) -> None:
     """Answer a run's question for new notes: a row a note with a probability for every class."""
-    from clinpeft import pipeline
+    from clinpeft import workflows
 
     pairs = [pair.split("=", 1) for pair in columns or []]
     if odd := next((pair for pair in pairs if len(pair) < 2), None):
-        raise UsageError(f"{odd[0]!r} is not OURS=THEIRS", place="--column", way_out="write --column text=note")
-    written = pipeline.predicted(home.resolve(), run, notes, dict(pairs), out)
+        raise UsageError(
+            f"{odd[0]!r} is not OURS=THEIRS", location="--column", hint="write --column text=note"
+        )
+    written = workflows.predicted(home.resolve(), run, notes, dict(pairs), out)
     for path in written:
         noted(home, "predict", made=path)
         print(near(path))
@@ -152,26 +219,52 @@ def predict(
 
 @app.command()
 def evaluate(
-    what: Annotated[str, typer.Argument(help="A finished run of classify, a Parquet file of predictions, or a run of embed with --search.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A finished run of classify, a Parquet file of predictions, or a run of embed with --search."
+        ),
+    ],
     home: Home = HERE,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of subjects.")] = 1000,
-    to: Annotated[Path | None, typer.Option("--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld.")] = None,
-    asked: Annotated[Path | None, typer.Option("--search", help="A set in BEIR layout, to be searched by a run of embed and by its base.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld."
+        ),
+    ] = None,
+    asked: Annotated[
+        Path | None,
+        typer.Option(
+            "--search",
+            help="A set in BEIR layout, to be searched by a run of embed and by its base.",
+        ),
+    ] = None,
 ) -> None:
     """Score predictions again: every metric with its interval, by subgroup, with calibration. With --search: an encoder on a set it was not asked."""
-    from clinpeft import evaluation, pipeline, registry, reports
+    from clinpeft import evaluation, reports, workflows
+    from clinpeft.runs import SMALLEST_CELL
 
     if asked is not None:
-        found = reports.scores_table(pipeline.searched(home.resolve(), what, asked, resamples), f"{what}: {asked.resolve().name}")
+        found = reports.scores_table(
+            workflows.searched(home.resolve(), what, asked, resamples),
+            f"{what}: {asked.resolve().name}",
+        )
         shown(found)
         if to is not None:
             _written(home, to, [found])
         return
-    results, curves = pipeline.evaluated(home.resolve(), what, resamples)
+    results, curves = workflows.evaluated(home.resolve(), what, resamples)
     for table in reports.scores_tables(results, curves, what):
         shown(table)
     if to is not None:
-        _written(home, to, reports.scores_tables(evaluation.suppressed(results, registry.SMALLEST_CELL), curves, Path(what).stem))
+        _written(
+            home,
+            to,
+            reports.scores_tables(
+                evaluation.suppressed(results, SMALLEST_CELL), curves, Path(what).stem
+            ),
+        )
 
 
 def _written(home: Path, to: Path, tables: Iterable[Table]) -> None:
@@ -185,7 +278,8 @@ def _written(home: Path, to: Path, tables: Iterable[Table]) -> None:
 
 @models_app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="A name on the model hub.")], to: Annotated[Path, typer.Option("--to", help="A new folder.")]
+    name: Annotated[str, typer.Argument(help="A name on the model hub.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
 ) -> None:
     """Fetch a base model: the only verb that opens a connection. Run it outside, and carry the folder in."""
     from clinpeft import models
@@ -199,15 +293,19 @@ def synthetic(
     to: Annotated[Path, typer.Option("--to", help="A folder.")],
     subjects: Annotated[int, typer.Option(help="How many people.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 1234,
-    shape: Annotated[Literal["mimic-iii", "mimic-iv"], typer.Option(help="Whose files and columns.")] = "mimic-iv",
+    shape: Annotated[
+        Literal["mimic-iii", "mimic-iv"], typer.Option(help="Whose files and columns.")
+    ] = "mimic-iv",
 ) -> None:
     """Write the notes of an invented hospital, in the files and columns of MIMIC-III or MIMIC-IV-Note."""
-    from clinpeft.sources import synthetic as hospital
+    from clinpeft.data import synthetic as hospital
 
     hospital.write(to, subjects, seed, shape)
     print(to)
     for task, best in hospital.ceiling(to).items():
-        print(f"{task}: AUROC {best:.3f} is the best that a reader of the admission note can expect")
+        print(
+            f"{task}: AUROC {best:.3f} is the best that a reader of the admission note can expect"
+        )
 
 
 def main() -> None:
@@ -216,7 +314,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Exception as error:
-        from clinpeft.cli.ending import end
+        from clinpeft.cli.exit import end
 
         sys.exit(end(error))
     finally:

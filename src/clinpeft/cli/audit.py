@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clinpeft.cli.console import shown
 from clinpeft.cli.options import HERE, Home
-from clinpeft.cli.showing import shown
-from clinpeft.errors import ClinpeftError, InterruptedRun, RefusedError
+from clinpeft.core.errors import ClinpeftError, InterruptedRun, RefusedError
 
 if TYPE_CHECKING:
     from clinpeft.recipe import Recipe
-    from clinpeft.registry import Run
+    from clinpeft.runs import Run
 
-app = typer.Typer(no_args_is_help=True, help="Who made or gave away what: the hash-chained log of a home.")
+app = typer.Typer(
+    no_args_is_help=True, help="Who made or gave away what: the hash-chained log of a home."
+)
 
 
 def user() -> str:
@@ -34,7 +36,14 @@ def user() -> str:
         return getpass.getuser() if os.name == "nt" else f"uid {os.getuid()}"
 
 
-def noted(home: Path, verb: str, *, made: Path | None = None, run: Run | None = None, counts: Mapping[str, int] | None = None) -> None:
+def noted(
+    home: Path,
+    verb: str,
+    *,
+    made: Path | None = None,
+    run: Run | None = None,
+    counts: Mapping[str, int] | None = None,
+) -> None:
     """One line: a verb has made, or given away, something.
 
     Args:
@@ -44,10 +53,24 @@ def noted(home: Path, verb: str, *, made: Path | None = None, run: Run | None = 
         run: the run that was made, or that was asked.
         counts: what was counted.
     """
-    from clinpeft import registry
+    from clinpeft.runs import checksum
 
-    result = registry.checksum(made) if made is not None and made.exists() else _record_of(run) if run is not None else ""
-    _write(home, verb, run, run.recipe if run is not None else None, result, {**_counts(run), **(counts or {})}, "finished")
+    result = (
+        checksum(made)
+        if made is not None and made.exists()
+        else _record_of(run)
+        if run is not None
+        else ""
+    )
+    _write(
+        home,
+        verb,
+        run,
+        run.recipe if run is not None else None,
+        result,
+        {**_counts(run), **(counts or {})},
+        "finished",
+    )
 
 
 @contextmanager
@@ -56,11 +79,11 @@ def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
 
     A run that was there already, and is only given back, is none that was made.
     """
-    from clinpeft.registry import audit
+    from clinpeft.runs import audit_log
 
     begun = datetime.now(UTC)
     runs: list[Run] = []
-    audit.clear_left_behind(home)
+    audit_log.clear_left_behind(home)
     try:
         yield runs
     except BaseException as error:
@@ -69,70 +92,110 @@ def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
             _write(home, recipe.kind, None, recipe, "", {}, "interrupted" if stopped else "failed")
         raise
     for run in runs:
-        if run.record.finished is not None and (run.record.finished >= begun or not _is_known(home, run)):
+        if run.record.finished is not None and (
+            run.record.finished >= begun or not _is_known(home, run)
+        ):
             noted(home, recipe.kind, run=run)
 
 
 def _is_known(home: Path, run: Run) -> bool:
     """Whether a line says that this run was made; a process killed right after its run was recorded wrote none."""
-    from clinpeft.registry import audit
+    from clinpeft.runs import audit_log
 
-    return any(line.get("run") == run.id and line.get("state") == "finished" for line in audit.lines(home))
+    return any(
+        line.get("run") == run.id and line.get("state") == "finished"
+        for line in audit_log.lines(home)
+    )
 
 
-def _write(home: Path, verb: str, run: Run | None, recipe: Recipe | None, result: str, counts: Mapping[str, int], state: str) -> None:
+def _write(
+    home: Path,
+    verb: str,
+    run: Run | None,
+    recipe: Recipe | None,
+    result: str,
+    counts: Mapping[str, int],
+    state: str,
+) -> None:
     from clinpeft import recipe as recipes
-    from clinpeft.registry import audit
+    from clinpeft.runs import audit_log
 
-    if os.environ.get("RANK", "0") != "0":  # of several processes that train together the first one writes
+    if (
+        os.environ.get("RANK", "0") != "0"
+    ):  # of several processes that train together the first one writes
         return
-    asked = hashlib.sha256(recipes.as_toml(recipe).encode()).hexdigest() if recipe is not None else ""
+    asked = (
+        hashlib.sha256(recipes.as_toml(recipe).encode()).hexdigest() if recipe is not None else ""
+    )
     data = (run.record.hashes.source or "") if run is not None else ""
-    line = audit.Noted(user(), datetime.now(UTC), verb, state, run.id if run is not None else "", asked, data, result, counts)
-    audit.note(home.resolve(), line)
+    line = audit_log.Noted(
+        user(),
+        datetime.now(UTC),
+        verb,
+        state,
+        run.id if run is not None else "",
+        asked,
+        data,
+        result,
+        counts,
+    )
+    audit_log.note(home.resolve(), line)
 
 
 def _record_of(run: Run) -> str:
-    from clinpeft import registry
+    from clinpeft.runs import checksum
 
-    return registry.checksum(run.folder / "run.json")
+    return checksum(run.folder / "run.json")
 
 
 def _counts(run: Run | None) -> dict[str, int]:
     """What the run counted, and what entered and was kept at each step on the way to it."""
     if run is None:
         return {}
-    steps = {f"{step.step}.{word}": count for step in run.attrition for word, count in (("entered", step.entered), ("kept", step.kept))}
+    steps = {
+        f"{step.step}.{word}": count
+        for step in run.attrition
+        for word, count in (("entered", step.entered), ("kept", step.kept))
+    }
     return {**run.record.counts, **steps}
 
 
 @app.command()
 def verify(
     home: Home = HERE,
-    seen: Annotated[str, typer.Option(help="A hash that was noted elsewhere at an earlier time, and must be in the chain.")] = "",
+    seen: Annotated[
+        str,
+        typer.Option(
+            help="A hash that was noted elsewhere at an earlier time, and must be in the chain."
+        ),
+    ] = "",
 ) -> None:
     """Whether any line was edited, deleted, inserted, moved or cut off; prints the hash to note elsewhere."""
-    from clinpeft.registry import audit
+    from clinpeft.runs import audit_log
 
-    found = audit.verify(home.resolve(), seen)
+    found = audit_log.verify(home.resolve(), seen)
     for notice in found.notices:
         print(f"notice: {notice}")
     if found.problems:
-        way_out = "find out who can write this folder; the lines before the first of these still hold"
-        raise RefusedError("; ".join(found.problems[:5]), place=str(home / audit.LOG), way_out=way_out)
+        hint = "find out who can write this folder; the lines before the first of these still hold"
+        raise RefusedError(
+            "; ".join(found.problems[:5]), location=str(home / audit_log.LOG), hint=hint
+        )
     print(f"{found.lines} lines, none edited, deleted, inserted, moved or cut off")
     print(f"head {found.head}")
 
 
 @app.command()
-def show(home: Home = HERE, last: Annotated[int, typer.Option(help="How many lines.")] = 20) -> None:
+def show(
+    home: Home = HERE, last: Annotated[int, typer.Option(help="How many lines.")] = 20
+) -> None:
     """The last lines of the log."""
     import pyarrow as pa
 
-    from clinpeft.registry import audit
     from clinpeft.reports import plain
+    from clinpeft.runs import audit_log
 
-    lines = audit.lines(home.resolve())[-last:] if last > 0 else []
+    lines = audit_log.lines(home.resolve())[-last:] if last > 0 else []
     rows = [
         {
             "line": str(line.get("number", "")),

@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clinpeft.cli.audit import noted
+from clinpeft.cli.console import near
 from clinpeft.cli.options import HERE, Home
-from clinpeft.cli.showing import near
 
 if TYPE_CHECKING:
     from clinpeft.models import Bundle
 
-app = typer.Typer(no_args_is_help=True, help="Carry a base, recipes and wheels to a place without a network.")
+app = typer.Typer(
+    no_args_is_help=True, help="Carry a base, recipes and wheels to a place without a network."
+)
 Packed = Annotated[Path, typer.Argument(metavar="FILE", help="What bundle make wrote.")]
 
 
 @app.command()
 def make(
-    base: Annotated[Path, typer.Option("--base", help="The folder of a base model, as models pull writes it.")],
+    base: Annotated[
+        Path, typer.Option("--base", help="The folder of a base model, as models pull writes it.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="A new .tar file.")],
-    recipes: Annotated[list[Path] | None, typer.Option("--recipes", help="A recipe file; may be repeated.")] = None,
+    recipes: Annotated[
+        list[Path] | None, typer.Option("--recipes", help="A recipe file; may be repeated.")
+    ] = None,
     wheels: Annotated[Path | None, typer.Option("--wheels", help="A folder of wheels.")] = None,
     home: Home = HERE,
 ) -> None:
@@ -32,7 +38,9 @@ def make(
     bundle = models.make_bundle(base, recipes or [], wheels, out)
     noted(home, "bundle make", made=out)
     _told(bundle, out)
-    print("carry it in, and there: clinpeft bundle verify FILE; the SHA-256 goes another way, such as by telephone")
+    print(
+        "carry it in, and there: clinpeft bundle verify FILE; the SHA-256 goes another way, such as by telephone"
+    )
 
 
 @app.command()
@@ -44,7 +52,9 @@ def verify(file: Packed) -> None:
 
 
 @app.command()
-def unpack(file: Packed, to: Annotated[Path, typer.Option("--to", help="A new folder.")], home: Home = HERE) -> None:
+def unpack(
+    file: Packed, to: Annotated[Path, typer.Option("--to", help="A new folder.")], home: Home = HERE
+) -> None:
     """The files of a bundle, each of them checked, into a new folder."""
     from clinpeft import models
 
@@ -55,7 +65,9 @@ def unpack(file: Packed, to: Annotated[Path, typer.Option("--to", help="A new fo
 
 
 def _told(bundle: Bundle, file: Path) -> None:
-    from clinpeft import registry
+    from clinpeft import runs
 
-    print(f"{near(file)}: base {bundle.base} ({bundle.fingerprint[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes")
-    print(f"sha256 {registry.checksum(file)}")
+    print(
+        f"{near(file)}: base {bundle.base} ({bundle.fingerprint[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
+    )
+    print(f"sha256 {runs.checksum(file)}")

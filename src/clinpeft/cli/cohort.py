@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clinpeft.cli.audit import noted
-from clinpeft.cli.cells import only
+from clinpeft.cli.console import cohort_shown, shown
+from clinpeft.cli.grid import only
 from clinpeft.cli.options import HERE, Home, Overrides
-from clinpeft.cli.showing import cohort_shown, shown
 
 if TYPE_CHECKING:
+    from clinpeft.core.schemas import Hospital
     from clinpeft.recipe import CohortRecipe
-    from clinpeft.tables import Hospital
 
 app = typer.Typer(no_args_is_help=True, help="Who is asked what, when, with which answer.")
 
@@ -29,16 +29,24 @@ def build(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")],
     set_: Overrides = None,
     home: Home = HERE,
-    corpus: Annotated[Path | None, typer.Option(help="A corpus a model was adapted to: searched for copies of what is held out.")] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="A corpus a model was adapted to: searched for copies of what is held out."
+        ),
+    ] = None,
 ) -> None:
     """Tables and notes in, one Parquet file of questions with their answers out, with its leakage audit and its MEDS form."""
-    from clinpeft import cohorts, sources
-    from clinpeft.tables import Attrition
+    from clinpeft.core.schemas import Attrition
+    from clinpeft.data import cohorts
+    from clinpeft.data.notes import sources
 
     for asking, folder in _asked(recipe, set_, home.resolve() / "cohorts"):
         if cohorts.task_of(asking.task).asks == "notes":
             read = Attrition("read")
-            cohorts.build_from_notes(asking, sources.read(asking.source, read, folder.parent), read, folder, corpus)
+            cohorts.build_from_notes(
+                asking, sources.read(asking.source, read, folder.parent), read, folder, corpus
+            )
         else:
             with _opened(asking, folder) as hospital:
                 cohorts.build(asking, hospital, folder, corpus)
@@ -53,14 +61,23 @@ def show(folder: Annotated[Path, typer.Argument(help="The folder of a built coho
 
 
 @app.command()
-def verify(recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")], set_: Overrides = None, home: Home = HERE) -> None:
+def verify(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+) -> None:
     """The cohort as published and corrected, beside the published counts, with every difference explained."""
-    from clinpeft import cohorts
+    from clinpeft.data import cohorts
     from clinpeft.reports import plain
 
     for asking, folder in _asked(recipe, set_, home.resolve() / "cohorts"):
         with _opened(asking, folder) as hospital:
-            shown(plain(f"{asking.task.name}: published, as published, corrected", cohorts.verify(asking, hospital, folder / "verify")))
+            shown(
+                plain(
+                    f"{asking.task.name}: published, as published, corrected",
+                    cohorts.verify(asking, hospital, folder / "verify"),
+                )
+            )
 
 
 def _asked(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[CohortRecipe, Path]]:
@@ -77,7 +94,7 @@ def _asked(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[Coh
 @contextlib.contextmanager
 def _opened(asking: CohortRecipe, folder: Path) -> Iterator[Hospital]:
     """The open tables of a recipe; the working database goes when the caller is done with it."""
-    from clinpeft.sources import hospital
+    from clinpeft.data import hospital
 
     working = folder / "working"  # clinical data, which goes when the cohort stands
     try:

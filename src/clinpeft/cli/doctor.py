@@ -16,22 +16,34 @@ MARKS = {"good": "good   ", "warning": "WARNING", "failure": "FAILURE"}
 
 def doctor(
     home: Home = HERE,
-    tune: Annotated[bool, typer.Option("--tune", help="Find the number of threads by a measured step, and keep it in the home.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Find the number of threads by a measured step, and keep it in the home."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For another program.")] = False,
-    test: Annotated[bool, typer.Option("--self-test/--no-self-test", help="Train, save, read again and compare a small run.")] = True,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test/--no-self-test", help="Train, save, read again and compare a small run."
+        ),
+    ] = True,
 ) -> None:
     """Look at versions, processor, memory, disk, GPU, network and file locks, and try a small run; exit code 1 where a run would not come through."""
-    from clinpeft import pipeline
-    from clinpeft.cli.cells import circumstances
-    from clinpeft.pipeline import doctor as looks
+    from clinpeft import workflows
+    from clinpeft.cli.grid import circumstances
+    from clinpeft.workflows import doctor as looks
 
     found = []
-    around = circumstances(lambda _: None, lambda: False)
-    for finding in looks.examined(home.resolve(), os.environ, around, pipeline.adapt if test else None):
+    context = circumstances(lambda _: None, lambda: False)
+    for finding in looks.examined(
+        home.resolve(), os.environ, context, workflows.adapt if test else None
+    ):
         found.append(finding)
         if not as_json:
-            way_out = f"\n         {finding.way_out}" if finding.way_out else ""
-            print(f"{MARKS[finding.state]}  {finding.name}: {finding.said}{way_out}", flush=True)
+            hint = f"\n         {finding.hint}" if finding.hint else ""
+            print(f"{MARKS[finding.state]}  {finding.name}: {finding.said}{hint}", flush=True)
     if as_json:
         print(looks.as_json(found))
     if tune:

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
-Home = Annotated[Path, typer.Option("--home", envvar="CLINPEFT_HOME", help="Folder of all runs and caches.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the recipe; may be repeated.")]
+Home = Annotated[
+    Path, typer.Option("--home", envvar="CLINPEFT_HOME", help="Folder of all runs and caches.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one key of the recipe; may be repeated."
+    ),
+]
 HERE = Path("runs")

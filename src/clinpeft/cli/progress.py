@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clinpeft.predictions import Progress
+    from clinpeft.inference import Progress
     from clinpeft.training import Event
 
 TITLES = {
@@ -48,7 +48,12 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
         return
 
     def line(event: Event) -> None:
-        if event.step == 1 or event.step % max(1, event.total_steps // 20) == 0 or event.step == event.total_steps or event.measured:
+        if (
+            event.step == 1
+            or event.step % max(1, event.total_steps // 20) == 0
+            or event.step == event.total_steps
+            or event.measured
+        ):
             print(f"{title} {said(event)}", file=sys.stderr, flush=True)
 
     yield line
@@ -62,7 +67,9 @@ def _bar(title: str) -> Iterator[Callable[[Event], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*columns, console=Console(stderr=True)) as shown:
         bar = shown.add_task(title, total=None, said="")
-        yield lambda event: shown.update(bar, completed=event.step, total=event.total_steps, said=said(event))
+        yield lambda event: shown.update(
+            bar, completed=event.step, total=event.total_steps, said=said(event)
+        )
 
 
 @contextmanager
@@ -73,7 +80,11 @@ def counted(title: str) -> Iterator[Callable[[Progress], None]]:
     def line(event: Progress) -> None:
         if event.seconds - last[0] > 2.0:
             last[0] = event.seconds
-            print(f"{title} {event.texts:,} texts · {event.tokens / event.seconds:,.0f} tokens/s", file=sys.stderr, flush=True)
+            print(
+                f"{title} {event.texts:,} texts · {event.tokens / event.seconds:,.0f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield line
 
@@ -81,6 +92,10 @@ def counted(title: str) -> Iterator[Callable[[Progress], None]]:
 def said(event: Event) -> str:
     """One step in one line."""
     minutes, seconds = divmod(round(event.seconds_left), 60)
-    measured = "".join(f" · {title} {event.measured[name]:.3f}" for name, title in TITLES.items() if name in event.measured)
+    measured = "".join(
+        f" · {title} {event.measured[name]:.3f}"
+        for name, title in TITLES.items()
+        if name in event.measured
+    )
     left = f"{minutes}:{seconds:02d} left"
     return f"step {event.step}/{event.total_steps} · loss {event.loss:.3f} · {event.tokens_per_second:,.0f} tokens/s · {left}{measured}"

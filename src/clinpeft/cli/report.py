@@ -8,43 +8,62 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clinpeft.cli.console import near
 from clinpeft.cli.options import HERE, Home
-from clinpeft.cli.showing import near
-from clinpeft.errors import UsageError
+from clinpeft.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from clinpeft.registry import Run
-    from clinpeft.registry.studies import ComparedPair, Study
     from clinpeft.reports import Entry
+    from clinpeft.runs import Run
+    from clinpeft.runs.studies import ComparedPair, Study
 
 
 def report(
-    what: Annotated[list[str], typer.Argument(help="A study, or runs: id, the beginning of one, or name.")],
-    out: Annotated[Path, typer.Option("--out", help="A folder; report.html, tables/, figures/ and cards/ are written there and nowhere else.")],
+    what: Annotated[
+        list[str], typer.Argument(help="A study, or runs: id, the beginning of one, or name.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="A folder; report.html, tables/, figures/ and cards/ are written there and nowhere else.",
+        ),
+    ],
     home: Home = HERE,
-    title: Annotated[str, typer.Option("--title", help="Of the page; else the name of the study.")] = "",
+    title: Annotated[
+        str, typer.Option("--title", help="Of the page; else the name of the study.")
+    ] = "",
 ) -> None:
     """One self-contained page of a study or of some runs, with every table as Markdown, CSV and LaTeX and every figure as SVG and PNG."""
     from clinpeft import __version__
     from clinpeft.reports import html
-    from clinpeft.reports.figures.canvas import matplotlib
+    from clinpeft.reports.figures.style import matplotlib
 
     matplotlib()
     study = _study(home.resolve(), what)
     entries = list(_of_study(study)) if study else list(_of_runs(home.resolve(), what))
-    name = title or (study.name if study else _shared([entry.name for entry in entries]) or "Report")
+    name = title or (
+        study.name if study else _shared([entry.name for entry in entries]) or "Report"
+    )
     made = html.contents(_shortened(entries), name, study.kind if study else "classify")
     if study:
         made = html.with_study(made, _without_small(study))
-    written = html.write_report(out, name, [_summary(entries, study)], made, _texts(entries, name), f"Made with clinpeft {__version__}")
+    written = html.write_report(
+        out,
+        name,
+        [_summary(entries, study)],
+        made,
+        _texts(entries, name),
+        f"Made with clinpeft {__version__}",
+    )
     print(f"{near(written[0].resolve())}, and {len(written) - 1} files beside it")
 
 
 def _study(home: Path, what: Sequence[str]) -> Study | None:
     """The study that is meant, if it is one; a run of the same name is taken where there is no study."""
-    from clinpeft.registry.studies import find_study
+    from clinpeft.runs.studies import find_study
 
     if len(what) != 1:
         return None
@@ -56,34 +75,44 @@ def _study(home: Path, what: Sequence[str]) -> Study | None:
 
 def _of_study(study: Study) -> Iterator[Entry]:
     """Cells that were begun; those that wait are counted elsewhere."""
-    from clinpeft import registry
     from clinpeft.reports import Entry
+    from clinpeft.runs import read
 
     for cell in study.cells:
         folder = study.home / (cell.run_id or "")
-        found = registry.read(folder) if cell.run_id and (folder / "run.json").exists() else None
+        found = read(folder) if cell.run_id and (folder / "run.json").exists() else None
         if found is not None or cell.state == "failed":
-            yield Entry(cell.label, None if found is None else _outgoing(found), problem=cell.reason, published=cell.published)
+            yield Entry(
+                cell.label,
+                None if found is None else _outgoing(found),
+                message=cell.reason,
+                published=cell.published,
+            )
 
 
 def _of_runs(home: Path, what: Sequence[str]) -> Iterator[Entry]:
-    from clinpeft import registry
     from clinpeft.reports import Entry
+    from clinpeft.runs import find
 
     for text in what:
-        run = registry.find(home, text)
+        run = find(home, text)
         yield Entry(run.record.name or run.id, _outgoing(run))
 
 
 def _outgoing(run: Run) -> Run:
     """Without numbers about fewer than ten people; books have none."""
     from clinpeft import evaluation
-    from clinpeft.registry import SMALLEST_CELL
     from clinpeft.reports.facts import Outgoing
+    from clinpeft.runs import SMALLEST_CELL
 
     if run.recipe.kind == "embed":
         return run
-    return Outgoing(run.folder, run.recipe, run.record, functools.partial(evaluation.suppressed, smallest=SMALLEST_CELL))
+    return Outgoing(
+        run.folder,
+        run.recipe,
+        run.record,
+        functools.partial(evaluation.suppressed, smallest=SMALLEST_CELL),
+    )
 
 
 def _without_small(study: Study) -> Study:
@@ -93,16 +122,21 @@ def _without_small(study: Study) -> Study:
     import pyarrow as pa
 
     from clinpeft import evaluation
-    from clinpeft.registry import SMALLEST_CELL
-    from clinpeft.tables import RESULT
+    from clinpeft.core.schemas import RESULT
+    from clinpeft.runs import SMALLEST_CELL
 
     def told(pair: ComparedPair) -> ComparedPair:
         found = pa.Table.from_pylist([dict(row) for row in pair.results], schema=RESULT)
-        return dataclasses.replace(pair, results=tuple(evaluation.suppressed(found, SMALLEST_CELL).to_pylist()))
+        return dataclasses.replace(
+            pair, results=tuple(evaluation.suppressed(found, SMALLEST_CELL).to_pylist())
+        )
 
     if study.kind == "embed":
         return study
-    compared = tuple(dataclasses.replace(one, pairs=tuple(told(pair) for pair in one.pairs)) for one in study.compare)
+    compared = tuple(
+        dataclasses.replace(one, pairs=tuple(told(pair) for pair in one.pairs))
+        for one in study.compare
+    )
     return dataclasses.replace(study, compare=compared)
 
 
@@ -123,16 +157,22 @@ def _shortened(entries: Sequence[Entry]) -> list[Entry]:
 
     shared = _shared([entry.name for entry in entries])
     left = [entry.name.removeprefix(shared).removeprefix(" · ") for entry in entries]
-    return [dataclasses.replace(entry, name=name) for entry, name in zip(entries, left, strict=True)] if all(left) else list(entries)
+    return (
+        [dataclasses.replace(entry, name=name) for entry, name in zip(entries, left, strict=True)]
+        if all(left)
+        else list(entries)
+    )
 
 
 def _summary(entries: Sequence[Entry], study: Study | None) -> str:
     """How many cells there are, and how many have ended how."""
-    from clinpeft.registry import SMALLEST_CELL
+    from clinpeft.runs import SMALLEST_CELL
 
     states = [entry.run.state if entry.run is not None else "failed" for entry in entries]
     waiting = sum(cell.state == "waiting" for cell in study.cells) if study else 0
-    counted = {state: states.count(state) for state in dict.fromkeys(states)} | ({"waiting": waiting} if waiting else {})
+    counted = {state: states.count(state) for state in dict.fromkeys(states)} | (
+        {"waiting": waiting} if waiting else {}
+    )
     said = ", ".join(f"{n} {state}" for state, n in counted.items())
     runs = len(entries) + waiting
     withheld = f"Numbers about fewer than {SMALLEST_CELL} people, events, or stays without the event are withheld."
@@ -143,6 +183,10 @@ def _texts(entries: Sequence[Entry], name: str) -> dict[str, str]:
     """A card for each adapter that can be given away, and the checklist."""
     from clinpeft.reports import cards, checklist
 
-    runs = [entry.run for entry in entries if entry.run is not None and entry.run.record.state == "finished"]
+    runs = [
+        entry.run
+        for entry in entries
+        if entry.run is not None and entry.run.record.state == "finished"
+    ]
     texts = {f"cards/{run.id}.md": cards.card_of(run) for run in runs if cards.has_card(run)}
     return texts | ({"checklist.md": checklist.checklist(runs, name)} if runs else {})

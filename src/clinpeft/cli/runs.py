@@ -6,28 +6,38 @@ from typing import Annotated
 
 import typer
 
+from clinpeft.cli.console import shown
 from clinpeft.cli.options import HERE, Home
-from clinpeft.cli.showing import shown
 
-app = typer.Typer(invoke_without_command=True, help="List runs, show one, set two beside each other.")
+app = typer.Typer(
+    invoke_without_command=True, help="List runs, show one, set two beside each other."
+)
 
 
 @app.callback()
 def list_all(context: typer.Context, home: Home = HERE) -> None:
     """List the runs of a home, oldest first."""
-    from clinpeft import registry, reports
+    from clinpeft import reports, runs
 
     if context.invoked_subcommand is None:
-        shown(reports.runs_list(registry.list_runs(home.resolve())))
+        shown(reports.runs_list(runs.list_runs(home.resolve())))
 
 
 @app.command()
-def show(run: Annotated[str, typer.Argument(help="Id, the beginning of one, or name.")], home: Home = HERE) -> None:
+def show(
+    run: Annotated[str, typer.Argument(help="Id, the beginning of one, or name.")],
+    home: Home = HERE,
+) -> None:
     """What one run is, what it read, and every number of it."""
-    from clinpeft import registry, reports
+    from clinpeft import reports, runs
 
-    found = registry.find(home.resolve(), run)
-    for table in (reports.run_summary(found), reports.run_attrition(found), reports.run_results(found), reports.run_subgroups(found)):
+    found = runs.find(home.resolve(), run)
+    for table in (
+        reports.run_summary(found),
+        reports.run_attrition(found),
+        reports.run_results(found),
+        reports.run_subgroups(found),
+    ):
         if table.rows:
             shown(table)
     print(found.folder)
@@ -36,7 +46,7 @@ def show(run: Annotated[str, typer.Argument(help="Id, the beginning of one, or n
 @app.command()
 def compare(first: str, second: str, home: Home = HERE) -> None:
     """Two runs side by side: what differs, their numbers, and the paired difference where they answered or scored the same."""
-    from clinpeft import pipeline, reports
+    from clinpeft import reports, workflows
 
-    for table in reports.comparison(*pipeline.compared(home.resolve(), first, second)):
+    for table in reports.comparison(*workflows.compared(home.resolve(), first, second)):
         shown(table)

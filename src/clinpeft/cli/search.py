@@ -12,23 +12,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.launching import launched, made, made_together, verb_of
+from clinpeft.cli.console import finished, near
+from clinpeft.cli.launch import launched, made, made_together, verb_of
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.progress import stoppable
-from clinpeft.cli.showing import finished, near
-from clinpeft.errors import InputError, TrainingError, UsageError
+from clinpeft.core.errors import InputError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from clinpeft.recipe import Plan
-    from clinpeft.registry.searches import Search
+    from clinpeft.runs.searches import Search
 
-Concurrent = Annotated[int, typer.Option("--concurrent", min=1, help="How many trials a worker trains in one pass over one base, where they can be.")]
-Launch = Annotated[str | None, typer.Option("--launch", metavar="here|local:N|slurm:N", help="Who works; before [workers] launch of the recipe.")]
+Concurrent = Annotated[
+    int,
+    typer.Option(
+        "--concurrent",
+        min=1,
+        help="How many trials a worker trains in one pass over one base, where they can be.",
+    ),
+]
+Launch = Annotated[
+    str | None,
+    typer.Option(
+        "--launch",
+        metavar="here|local:N|slurm:N",
+        help="Who works; before [workers] launch of the recipe.",
+    ),
+]
 
 
 def search(
     recipe: Annotated[Path, typer.Argument(help="A recipe with [search].")],
-    trials: Annotated[int | None, typer.Option(min=1, help="How many proposals in all; before search.trials of the recipe.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many proposals in all; before search.trials of the recipe."),
+    ] = None,
     set_: Overrides = None,
     home: Home = HERE,
     launch: Launch = None,
@@ -36,8 +53,8 @@ def search(
 ) -> None:
     """Search the best values of some keys of a recipe: every trial is a run, judged on its tuning split. The same command again adds a worker."""
     from clinpeft import recipe as recipes
-    from clinpeft.registry.searches import SEARCHES
-    from clinpeft.registry.studies import folder_of
+    from clinpeft.runs.searches import SEARCHES
+    from clinpeft.runs.studies import folder_of
 
     asked = recipes.with_trials(recipes.plan(recipe, set_ or [], os.environ), trials)
     _searchable(asked)
@@ -57,25 +74,37 @@ def _searchable(asked: Plan) -> None:
     """Refuse what has no search, or has several runs to search in.
 
     Raises:
-        UsageError: with the way out.
+        UsageError: with what to do.
     """
     if asked.search is None:
-        raise UsageError("this recipe asks for no search", place=str(asked.path), way_out="add [search] with space, metric and direction")
+        raise UsageError(
+            "this recipe asks for no search",
+            location=str(asked.path),
+            hint="add [search] with space, metric and direction",
+        )
     if len(asked.cells) != 1:
-        way_out = "take [grid] out, or search in one cell: --set and a recipe of its own"
-        raise UsageError(f"a search is in one run, and this recipe has {len(asked.cells)}", place=f"{asked.path}: [grid]", way_out=way_out)
+        hint = "take [grid] out, or search in one cell: --set and a recipe of its own"
+        raise UsageError(
+            f"a search is in one run, and this recipe has {len(asked.cells)}",
+            location=f"{asked.path}: [grid]",
+            hint=hint,
+        )
     verb_of(asked.kind)
 
 
-def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int) -> tuple[Search, Path | None]:
+def _worked(
+    asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int
+) -> tuple[Search, Path | None]:
     """This process as a worker, and what is known when it has nothing more to do."""
     try:
         from clinpeft import search as room
     except ModuleNotFoundError as error:
-        way_out = 'install it: pip install "clinpeft[search]"'
-        raise UsageError(f"{error.name} is not installed", place="clinpeft search", way_out=way_out) from error
-    from clinpeft.registry.claims import alone
-    from clinpeft.registry.searches import write_search
+        hint = 'install it: pip install "clinpeft[search]"'
+        raise UsageError(
+            f"{error.name} is not installed", location="clinpeft search", hint=hint
+        ) from error
+    from clinpeft.core.locks import alone
+    from clinpeft.runs.searches import write_search
 
     assert asked.search is not None
     base = asked.cells[0].recipe
@@ -97,7 +126,22 @@ def _worked(asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool],
         make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
         pass_ = functools.partial(made_together, home=home, title=asked.name, stopping=stopping)
         told = lambda: _ignored(copy())  # noqa: E731
-        room.work(room.Bench(storage, study, claims, space, spec, base, make, stopping, platform.node(), told, concurrent, pass_))
+        room.work(
+            room.Bench(
+                storage,
+                study,
+                claims,
+                space,
+                spec,
+                base,
+                make,
+                stopping,
+                platform.node(),
+                told,
+                concurrent,
+                pass_,
+            )
+        )
         known = copy()
         if known.complete:
             known = _with_held_out(known, home)
@@ -112,13 +156,13 @@ def _ignored(_: object) -> None:
 
 def _with_held_out(known: Search, home: Path) -> Search:
     """What the winner reached on the held-out split, where its run is in this home."""
-    from clinpeft import registry
+    from clinpeft import runs
     from clinpeft import search as room
 
     if known.best is None or known.best.run_id is None:
         return known
     try:
-        return room.with_held_out(known, registry.read(home / known.best.run_id))
+        return room.with_held_out(known, runs.read(home / known.best.run_id))
     except InputError:
         return known  # another host made it: its home has the run
 
@@ -134,7 +178,11 @@ def _told(found: Search, best: Path | None, home: Path) -> None:
         print(f"{ended} of {found.wanted} trials have ended; others are working on the rest")
     elif found.best is None:
         reasons = "; ".join(sorted({trial.reason for trial in found.trials}))
-        raise TrainingError(f"no trial has a value: {reasons}", place=str(found.folder), way_out="make the space smaller, or change the recipe")
+        raise TrainingError(
+            f"no trial has a value: {reasons}",
+            location=str(found.folder),
+            hint="make the space smaller, or change the recipe",
+        )
     for path in (best, *_drawn(found, write_search_figures)):
         if path is not None:
             print(near(path))
@@ -144,5 +192,5 @@ def _drawn(found: Search, draw: Callable[[Search], tuple[Path, ...]]) -> tuple[P
     try:
         return draw(found)
     except (UsageError, InputError) as error:
-        print(f"no figures: {error.problem}; {error.way_out}")
+        print(f"no figures: {error.message}; {error.hint}")
         return ()

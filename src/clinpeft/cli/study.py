@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clinpeft.cli.launching import launched, made, verb_of
+from clinpeft.cli.console import finished, near, shown
+from clinpeft.cli.launch import launched, made, verb_of
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.progress import stoppable
 from clinpeft.cli.search import Launch
-from clinpeft.cli.showing import finished, near, shown
-from clinpeft.errors import ClinpeftError, InputError, InterruptedRun, RefusedError, StorageError, UsageError
+from clinpeft.core.errors import (
+    ClinpeftError,
+    InputError,
+    InterruptedRun,
+    RefusedError,
+    StorageError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from clinpeft.recipe import Plan, Recipe
-    from clinpeft.registry.studies import Cell, ComparedPair, Study
+    from clinpeft.runs.studies import Cell, ComparedPair, Study
 
-app = typer.Typer(no_args_is_help=True, help="Run the cells of a grid, see how far they are, go on with them.")
+app = typer.Typer(
+    no_args_is_help=True, help="Run the cells of a grid, see how far they are, go on with them."
+)
 File = Annotated[Path, typer.Argument(help="A recipe with [grid].")]
 
 
@@ -35,23 +44,35 @@ def run(file: File, set_: Overrides = None, home: Home = HERE, launch: Launch = 
 @app.command()
 def resume(file: File, set_: Overrides = None, home: Home = HERE, launch: Launch = None) -> None:
     """Go on with a study: what has finished stays as it is, also when code or data are newer; what failed is tried again."""
-    from clinpeft.registry.studies import STUDY
+    from clinpeft.runs.studies import STUDY
 
     if not (_folder(_asked(file, set_ or []), home) / STUDY).exists():
-        raise UsageError("there is no such study to go on with", place=str(file), way_out=f"begin it with: clinpeft study run {file}")
+        raise UsageError(
+            "there is no such study to go on with",
+            location=str(file),
+            hint=f"begin it with: clinpeft study run {file}",
+        )
     _study(file, set_ or [], home, launch, "resume")
 
 
 @app.command()
-def status(file: Annotated[str, typer.Argument(help="Its recipe, its name or its id.")], set_: Overrides = None, home: Home = HERE) -> None:
+def status(
+    file: Annotated[str, typer.Argument(help="Its recipe, its name or its id.")],
+    set_: Overrides = None,
+    home: Home = HERE,
+) -> None:
     """What has become of every cell."""
-    from clinpeft.registry import studies
     from clinpeft.reports.searches import comparisons_table, study_table
+    from clinpeft.runs import studies
 
     if Path(file).is_file():
         folder = _folder(_asked(Path(file), set_ or []), home)
         if not (folder / studies.STUDY).exists():
-            raise UsageError("this study has not been run as it stands now", place=file, way_out=f"run it with: clinpeft study run {file}")
+            raise UsageError(
+                "this study has not been run as it stands now",
+                location=file,
+                hint=f"run it with: clinpeft study run {file}",
+            )
         found = studies.read_study(folder)
     else:
         found = studies.find_study(home.resolve(), file)
@@ -71,7 +92,9 @@ def _study(file: Path, overrides: list[str], home: Path, launch: str | None, ver
         who = launched(asked, launch, folder, again, stopping)
         if who == "slurm":
             return
-        keep = verb == "resume" or who == "local"  # what workers have just done need not be asked for again
+        keep = (
+            verb == "resume" or who == "local"
+        )  # what workers have just done need not be asked for again
         found = _worked(asked, begun, home.resolve(), stopping, keep=keep)
         found = _compared(asked, found)
     _told(found, home)
@@ -86,20 +109,37 @@ def _asked(file: Path, overrides: list[str]) -> Plan:
 
 
 def _folder(asked: Plan, home: Path) -> Path:
-    from clinpeft.registry.studies import folder_of
+    from clinpeft.runs.studies import folder_of
 
     return folder_of(home.resolve(), asked.name, asked.study_id)
 
 
 def _opened(asked: Plan, folder: Path) -> Study:
-    from clinpeft.registry import studies
+    from clinpeft.runs import studies
 
     keyed = zip(_keys(asked), asked.cells, strict=True)
-    cells = tuple(studies.Cell(key, cell.name or cell.recipe.name, cell.settings, cell.published) for key, cell in keyed)
-    compare = tuple(
-        studies.Comparison(entry.name or f"{_said(entry.second)} − {_said(entry.first)}", entry.first, entry.second) for entry in asked.compare
+    cells = tuple(
+        studies.Cell(key, cell.name or cell.recipe.name, cell.settings, cell.published)
+        for key, cell in keyed
     )
-    new = studies.Study(folder, asked.study_id, asked.name, asked.kind, str(asked.path), asked.sha256, _now(), _now(), cells, compare)
+    compare = tuple(
+        studies.Comparison(
+            entry.name or f"{_said(entry.second)} − {_said(entry.first)}", entry.first, entry.second
+        )
+        for entry in asked.compare
+    )
+    new = studies.Study(
+        folder,
+        asked.study_id,
+        asked.name,
+        asked.kind,
+        str(asked.path),
+        asked.sha256,
+        _now(),
+        _now(),
+        cells,
+        compare,
+    )
     return studies.open_study(new)
 
 
@@ -118,10 +158,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def _worked(asked: Plan, begun: Study, home: Path, stopping: Callable[[], bool], *, keep: bool) -> Study:
+def _worked(
+    asked: Plan, begun: Study, home: Path, stopping: Callable[[], bool], *, keep: bool
+) -> Study:
     """This process as a worker: cells that nobody holds, one after another, until none is left that it may take."""
-    from clinpeft.registry.claims import claimed
-    from clinpeft.registry.studies import change_cell, read_study
+    from clinpeft.core.locks import claimed
+    from clinpeft.runs.studies import change_cell, read_study
 
     recipes = {key: cell.recipe for key, cell in zip(_keys(asked), asked.cells, strict=True)}
     at_first = {cell.key: cell for cell in begun.cells}
@@ -135,8 +177,19 @@ def _worked(asked: Plan, begun: Study, home: Path, stopping: Callable[[], bool],
                 if not is_mine or key in had or not _wanted(cell, first, home, keep=keep):
                     continue
                 if stopping():
-                    raise InterruptedRun("stopped between two runs", place=cell.label, way_out="give the same command to go on")
-                change_cell(begun.folder, key, _now(), state="running", reason="", attempts=cell.attempts + 1)
+                    raise InterruptedRun(
+                        "stopped between two runs",
+                        location=cell.label,
+                        hint="give the same command to go on",
+                    )
+                change_cell(
+                    begun.folder,
+                    key,
+                    _now(),
+                    state="running",
+                    reason="",
+                    attempts=cell.attempts + 1,
+                )
                 facts = _outcome(begun.folder, cell, recipes[key], home, stopping)
                 change_cell(begun.folder, key, _now(), **facts)
                 had |= {key} if facts["state"] != "waiting" else set()
@@ -149,32 +202,39 @@ def _wanted(cell: Cell, at_first: Cell, home: Path, *, keep: bool) -> bool:
     or data have changed; one that failed is tried again; neither where another worker of today has done so meanwhile."""
     if cell.state in ("waiting", "interrupted", "running"):
         return True
-    if cell.state == "finished" and keep and cell.run_id is not None and (home / cell.run_id).is_dir():
+    if (
+        cell.state == "finished"
+        and keep
+        and cell.run_id is not None
+        and (home / cell.run_id).is_dir()
+    ):
         return False
     return cell.attempts == at_first.attempts
 
 
-def _outcome(folder: Path, cell: Cell, recipe: Recipe, home: Path, stopping: Callable[[], bool]) -> dict[str, Any]:
+def _outcome(
+    folder: Path, cell: Cell, recipe: Recipe, home: Path, stopping: Callable[[], bool]
+) -> dict[str, Any]:
     """What is to be written down of a cell: its run, or why there is none.
 
     Raises:
         InterruptedRun: asked to end.
         StorageError: nothing more can be written.
     """
-    from clinpeft.registry.claims import made_elsewhere
-    from clinpeft.registry.studies import change_cell
+    from clinpeft.core.locks import made_elsewhere
+    from clinpeft.runs.studies import change_cell
 
     try:
         run, _ = made(recipe, home, cell.label, stopping)
     except (InterruptedRun, StorageError) as error:
-        change_cell(folder, cell.key, _now(), state="interrupted", reason=error.problem)
+        change_cell(folder, cell.key, _now(), state="interrupted", reason=error.message)
         raise
     except RefusedError as error:
         if made_elsewhere(error):  # by another study, or by hand: asked for again later
-            return {"state": "waiting", "reason": error.problem}
-        return {"state": "failed", "reason": error.problem}
+            return {"state": "waiting", "reason": error.message}
+        return {"state": "failed", "reason": error.message}
     except ClinpeftError as error:
-        return {"state": "failed", "reason": error.problem}
+        return {"state": "failed", "reason": error.message}
     except Exception as error:  # what nobody foresaw: its message is not kept, it may quote a note
         return {"state": "failed", "reason": f"an unforeseen {type(error).__name__}"}
     return {"state": "finished", "run_id": run.id, "reason": ""}
@@ -183,8 +243,8 @@ def _outcome(folder: Path, cell: Cell, recipe: Recipe, home: Path, stopping: Cal
 def _compared(asked: Plan, found: Study) -> Study:
     """The comparisons of the file, of all pairs whose runs are there; by one process at a time."""
     from clinpeft import recipe as recipes
-    from clinpeft.registry.claims import claimed
-    from clinpeft.registry.studies import change_study
+    from clinpeft.core.locks import claimed
+    from clinpeft.runs.studies import change_study
 
     with claimed(found.folder, "compare") as is_mine:
         if not is_mine or not asked.compare:
@@ -193,16 +253,30 @@ def _compared(asked: Plan, found: Study) -> Study:
         key_of = {cell.name: key for key, cell in zip(cells, asked.cells, strict=True)}
         made_ = []
         for comparison, entry in zip(found.compare, asked.compare, strict=True):
-            known = {(pair.first_run, pair.second_run): pair for pair in comparison.pairs if pair.results}
+            known = {
+                (pair.first_run, pair.second_run): pair for pair in comparison.pairs if pair.results
+            }
             pairs = recipes.pairs_of(entry, asked.cells)
-            done = [_pair(found, cells[key_of[one.name]], cells[key_of[other.name]], shared, known) for one, other, shared in pairs]
+            done = [
+                _pair(found, cells[key_of[one.name]], cells[key_of[other.name]], shared, known)
+                for one, other, shared in pairs
+            ]
             made_.append(dataclasses.replace(comparison, pairs=tuple(done)))
-        return change_study(found.folder, lambda study: dataclasses.replace(study, compare=tuple(made_), updated=_now()))
+        return change_study(
+            found.folder,
+            lambda study: dataclasses.replace(study, compare=tuple(made_), updated=_now()),
+        )
 
 
-def _pair(study: Study, one: Cell, other: Cell, shared: dict[str, Any], known: dict[tuple[str | None, str | None], ComparedPair]) -> ComparedPair:
-    from clinpeft import pipeline
-    from clinpeft.registry.studies import ComparedPair
+def _pair(
+    study: Study,
+    one: Cell,
+    other: Cell,
+    shared: dict[str, Any],
+    known: dict[tuple[str | None, str | None], ComparedPair],
+) -> ComparedPair:
+    from clinpeft import workflows
+    from clinpeft.runs.studies import ComparedPair
 
     first, second = (cell.run_id if cell.state == "finished" else None for cell in (one, other))
     if (first, second) in known:
@@ -210,12 +284,18 @@ def _pair(study: Study, one: Cell, other: Cell, shared: dict[str, Any], known: d
     pair = ComparedPair(shared, one.label, other.label, first, second)
     if first is None or second is None:
         missing = [cell for cell in (one, other) if cell.state != "finished"]
-        return dataclasses.replace(pair, reason="; ".join(f"{cell.label} is {cell.state}" for cell in missing))
+        return dataclasses.replace(
+            pair, reason="; ".join(f"{cell.label} is {cell.state}" for cell in missing)
+        )
     try:
-        _, table, reason = pipeline.compared(study.home, first, second)
+        _, table, reason = workflows.compared(study.home, first, second)
     except (InputError, UsageError) as error:
-        return dataclasses.replace(pair, reason=error.problem)
-    return dataclasses.replace(pair, results=tuple(table.to_pylist()) if table is not None else (), reason="" if table is not None else reason)
+        return dataclasses.replace(pair, reason=error.message)
+    return dataclasses.replace(
+        pair,
+        results=tuple(table.to_pylist()) if table is not None else (),
+        reason="" if table is not None else reason,
+    )
 
 
 def _told(found: Study, home: Path) -> None:
@@ -227,7 +307,9 @@ def _told(found: Study, home: Path) -> None:
         finished(comparisons_table(found), home, f"{found.name}-compare")
     elsewhere = sum(cell.state in ("running", "waiting") for cell in found.cells)
     if elsewhere:
-        print(f"{elsewhere} of {len(found.cells)} cells are in other hands; give the command again when they are done")
+        print(
+            f"{elsewhere} of {len(found.cells)} cells are in other hands; give the command again when they are done"
+        )
     print(near(found.folder))
     if any(cell.state in ("failed", "interrupted") for cell in found.cells):
         raise typer.Exit(1)

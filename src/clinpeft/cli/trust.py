@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from clinpeft.cli.audit import noted, user
+from clinpeft.cli.console import near, shown
 from clinpeft.cli.options import HERE, Home
-from clinpeft.cli.showing import near, shown
-from clinpeft.errors import RefusedError, UsageError
+from clinpeft.core.errors import RefusedError, UsageError
 
 ARun = Annotated[str, typer.Argument(help="A finished run: id, the beginning of one, or name.")]
 PRIVACY_PAGE = "privacy.md"
@@ -19,22 +19,28 @@ PRIVACY_PAGE = "privacy.md"
 
 def verify(
     run: ARun,
-    probe: Annotated[bool, typer.Option(help="Load base and weights, and ask the stored probe.")] = True,
+    probe: Annotated[
+        bool, typer.Option(help="Load base and weights, and ask the stored probe.")
+    ] = True,
     home: Home = HERE,
 ) -> None:
     """Whether a run is still what it was: files, base, tokenizer, source, recipe, code, and its answers to the stored probe."""
     import pyarrow as pa
 
-    from clinpeft import pipeline, reports
+    from clinpeft import reports, workflows
 
-    found, checks = pipeline.verified(home.resolve(), run, probe=probe)
+    found, checks = workflows.verified(home.resolve(), run, probe=probe)
     rows = [{"what": check.what, "state": check.state, "detail": check.detail} for check in checks]
     shown(reports.plain(f"Run {found.id}", pa.Table.from_pylist(rows)))
     wrong = [check for check in checks if check.fails]
     if wrong:
         named = ", ".join(f"{check.what} ({check.state})" for check in wrong[:5])
-        way_out = "copy it again from where it was made; do not use what cannot be explained"
-        raise RefusedError(f"{len(wrong)} of {len(checks)} are not what the run says: {named}", place=str(near(found.folder)), way_out=way_out)
+        hint = "copy it again from where it was made; do not use what cannot be explained"
+        raise RefusedError(
+            f"{len(wrong)} of {len(checks)} are not what the run says: {named}",
+            location=str(near(found.folder)),
+            hint=hint,
+        )
     compared = sum(check.state == "same" for check in checks)
     print(f"{compared} of {len(checks)} compared and the same; none changed")
 
@@ -42,21 +48,33 @@ def verify(
 def privacy(
     run: ARun,
     home: Home = HERE,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of subjects.")] = 1000,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a note, what the model is shown.")] = 32,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Bootstrap resamples of subjects.")
+    ] = 1000,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Of a note, what the model is shown.")
+    ] = 32,
     continuation_tokens: Annotated[int, typer.Option(min=1, help="How far it goes on.")] = 32,
-    overlap_tokens: Annotated[int, typer.Option(min=1, help="From how many tokens in a row a note counts as given back.")] = 16,
-    subjects: Annotated[int, typer.Option(min=1, help="At most so many of each split are asked for their words.")] = 100,
-    candidates: Annotated[int, typer.Option(min=2, help="Among which an invented secret is ranked.")] = 1000,
+    overlap_tokens: Annotated[
+        int, typer.Option(min=1, help="From how many tokens in a row a note counts as given back.")
+    ] = 16,
+    subjects: Annotated[
+        int, typer.Option(min=1, help="At most so many of each split are asked for their words.")
+    ] = 100,
+    candidates: Annotated[
+        int, typer.Option(min=2, help="Among which an invented secret is ranked.")
+    ] = 1000,
 ) -> None:
     """Attack a run: are its people recognised, are invented secrets known, are notes given back word for word."""
     import clinpeft
-    from clinpeft import pipeline, registry, reports
+    from clinpeft import reports, runs, workflows
 
     if overlap_tokens > continuation_tokens:
-        problem = f"{overlap_tokens} tokens in a row cannot stand in a continuation of {continuation_tokens}"
-        raise UsageError(problem, place="privacy --overlap-tokens", way_out="raise --continuation-tokens")
-    asked = pipeline.PrivacyAsked(
+        message = f"{overlap_tokens} tokens in a row cannot stand in a continuation of {continuation_tokens}"
+        raise UsageError(
+            message, location="privacy --overlap-tokens", hint="raise --continuation-tokens"
+        )
+    asked = workflows.PrivacyAsked(
         resamples=resamples,
         prompt_tokens=prompt_tokens,
         continuation_tokens=continuation_tokens,
@@ -64,53 +82,73 @@ def privacy(
         subjects=subjects,
         candidates=candidates,
     )
-    audited = pipeline.audited(home.resolve(), run, asked, datetime.now(UTC), clinpeft.__version__)
-    results, left_out = pipeline.privacy_results(audited)
+    audited = workflows.audited(home.resolve(), run, asked, datetime.now(UTC), clinpeft.__version__)
+    results, left_out = workflows.privacy_results(audited)
     notes = [f"Not measured: {name}: {reason}." for name, reason in left_out.items()]
     columns = ["task", "group", "split", "name", "value", "low", "high"]
-    table = reports.plain(f"Privacy audit of run {audited.id}", results.select(columns).append_column("n", results["n"].cast("string")), notes)
+    table = reports.plain(
+        f"Privacy audit of run {audited.id}",
+        results.select(columns).append_column("n", results["n"].cast("string")),
+        notes,
+    )
     shown(table)
-    registry.write_atomically(audited.folder / PRIVACY_PAGE, reports.as_markdown(table))
-    noted(home, "privacy", made=audited.folder / registry.PRIVACY, run=audited)
-    print(near(audited.folder / registry.PRIVACY))
+    runs.write_atomically(audited.folder / PRIVACY_PAGE, reports.as_markdown(table))
+    noted(home, "privacy", made=audited.folder / runs.PRIVACY, run=audited)
+    print(near(audited.folder / runs.PRIVACY))
 
 
 def release(
     run: ARun,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
-    data_licence: Annotated[str, typer.Option("--data-licence", help="Of the data that the run learned from.")],
+    data_licence: Annotated[
+        str, typer.Option("--data-licence", help="Of the data that the run learned from.")
+    ],
     home: Home = HERE,
 ) -> None:
     """The folder that may leave: adapters, head, card, aggregates without small cells, the privacy audit, a manifest."""
-    from clinpeft import pipeline, registry
+    from clinpeft import runs, workflows
 
     here = home.resolve()
     private = (user(), str(Path.home()), str(Path.cwd()))
-    pipeline.released(here, run, to, data_licence, private, datetime.now(UTC))
-    noted(home, "release", made=to, run=registry.find(here, run, finished=True))
+    workflows.released(here, run, to, data_licence, private, datetime.now(UTC))
+    noted(home, "release", made=to, run=runs.find(here, run, finished=True))
     for path in sorted(path for path in to.rglob("*") if path.is_file()):
         print(near(path))
 
 
 def purge(
-    run: Annotated[str, typer.Argument(help="A run: id, the beginning of one, or name; none with --caches alone.")] = "",
-    caches: Annotated[bool, typer.Option("--caches", help="All text and tokens that were derived from notes.")] = False,
-    predictions: Annotated[bool, typer.Option("--predictions", help="Of the run, also the tables with a row for a stay or a note.")] = False,
+    run: Annotated[
+        str,
+        typer.Argument(help="A run: id, the beginning of one, or name; none with --caches alone."),
+    ] = "",
+    caches: Annotated[
+        bool, typer.Option("--caches", help="All text and tokens that were derived from notes.")
+    ] = False,
+    predictions: Annotated[
+        bool,
+        typer.Option(
+            "--predictions", help="Of the run, also the tables with a row for a stay or a note."
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: Home = HERE,
 ) -> None:
     """Remove text that was derived from notes, checkpoints, and on request answers of single stays; says what and how many bytes, and asks."""
-    from clinpeft import registry
-    from clinpeft.registry import purging
+    from clinpeft import runs
+    from clinpeft.runs import purge as purging
 
     if not run and not caches:
-        raise UsageError("nothing was named", place="purge", way_out="name a run, or give --caches, or both")
+        raise UsageError(
+            "nothing was named", location="purge", hint="name a run, or give --caches, or both"
+        )
     here = home.resolve()
-    of_run = registry.find(here, run) if run else None
+    of_run = runs.find(here, run) if run else None
     own = purging.of_run(of_run, predictions=predictions) if of_run is not None else []
     derived = purging.caches(here) if caches else []
     for removal in (*own, *derived):
-        print(f"{near(removal.path)}  {removal.files:,} files  {removal.size_bytes:,} bytes  {removal.what}")
+        print(
+            f"{near(removal.path)}  {removal.files:,} files  {removal.size_bytes:,} bytes  {removal.what}"
+        )
     if not own and not derived:
         print("there is nothing to remove")
         return
@@ -118,5 +156,10 @@ def purge(
         raise typer.Exit(1)
     day = datetime.now(UTC).date().isoformat()
     removed = purging.purge(own, of_run, day) + purging.purge(derived, None, day)
-    noted(home, "purge", run=of_run, counts={"files": sum(one.files for one in (*own, *derived)), "bytes": removed})
+    noted(
+        home,
+        "purge",
+        run=of_run,
+        counts={"files": sum(one.files for one in (*own, *derived)), "bytes": removed},
+    )
     print(f"removed {removed:,} bytes")

@@ -5,18 +5,42 @@
 the one bootstrap they all share, ``ranks`` the areas under curves.
 """
 
-from clinpeft.evaluation.calibration import calibration_curve, smooth_calibration_curve
-from clinpeft.evaluation.classification import curves, macro_average, question_of, scored, suppressed, with_question
-from clinpeft.evaluation.decisions import decision_curve, net_benefit, treat_all
-from clinpeft.evaluation.discrimination import Answers, answers, labels_table, main_metric
-from clinpeft.evaluation.meds_evaluation import as_meds
-from clinpeft.evaluation.metrics import difference, mismatch, perplexity
-from clinpeft.evaluation.paired import answers_difference, answers_mismatch, delong
-from clinpeft.evaluation.privacy import Attack, exposure, exposures, few_counts_withheld, longest_shared_run, membership, releasable, verbatim
-from clinpeft.evaluation.ranks import auroc, average_precision
-from clinpeft.evaluation.recalibration import recalibrated
-from clinpeft.evaluation.subgroups import subgroup_rows
-from clinpeft.evaluation.uncertainty import Interval, cluster_bootstrap, cluster_sums
+from clinpeft.evaluation.bootstrap import Interval, cluster_bootstrap, cluster_sums
+from clinpeft.evaluation.classification.calibration import (
+    calibration_curve,
+    smooth_calibration_curve,
+)
+from clinpeft.evaluation.classification.decisions import decision_curve, net_benefit, treat_all
+from clinpeft.evaluation.classification.discrimination import (
+    Answers,
+    answers,
+    labels_table,
+    main_metric,
+)
+from clinpeft.evaluation.classification.meds_evaluation import as_meds
+from clinpeft.evaluation.classification.paired import answers_difference, answers_mismatch, delong
+from clinpeft.evaluation.classification.ranks import auroc, average_precision
+from clinpeft.evaluation.classification.recalibration import recalibrated
+from clinpeft.evaluation.classification.scoring import (
+    curves,
+    macro_average,
+    question_of,
+    scored,
+    suppressed,
+    with_question,
+)
+from clinpeft.evaluation.classification.subgroups import subgroup_rows
+from clinpeft.evaluation.perplexity import difference, mismatch, perplexity
+from clinpeft.evaluation.privacy_attacks import (
+    Attack,
+    exposure,
+    exposures,
+    few_counts_withheld,
+    longest_shared_run,
+    membership,
+    releasable,
+    verbatim,
+)
 
 __all__ = [
     "Answers",

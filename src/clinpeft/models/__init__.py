@@ -20,29 +20,42 @@ REMEMBERED = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "6
 tokens nearly every time, so that both only fill: in long runs they held more memory than the model. Fewer than 256 would make short documents slower,
 of which every length has its own products of attention. Read at the first product; a value of the shell's stays."""
 
-os.environ.update(OFFLINE)  # before the imports below, which read it once, and over whatever the user's shell says: the door is `pull`
+os.environ.update(
+    OFFLINE
+)  # before the imports below, which read it once, and over whatever the user's shell says: the door is `pull`
 os.environ.update({name: os.environ.get(name, value) for name, value in REMEMBERED.items()})
 
 from huggingface_hub import constants  # noqa: E402
 
-from clinpeft.models.attention import Spans, flattens, one_row  # noqa: E402
-from clinpeft.models.backbones import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
-from clinpeft.models.bundling import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
-from clinpeft.models.checks import check, fingerprint  # noqa: E402
-from clinpeft.models.compiling import Tried, compile_regions, conditions, present, regions, tried  # noqa: E402
-from clinpeft.models.ending import Ends, ends  # noqa: E402
-from clinpeft.models.energy import Meter, meter  # noqa: E402
+from clinpeft.models.bundle import Bundle, make_bundle, unpack_bundle, verify_bundle  # noqa: E402
+from clinpeft.models.download import pull  # noqa: E402
+from clinpeft.models.embedding_config import BACKBONES, Backbone, Manner, backbone_of, manner_of  # noqa: E402
 from clinpeft.models.families import FAMILIES, Family, Objective, Pooling  # noqa: E402
-from clinpeft.models.float8 import Float8, Float8Linear, dequantised, weight_of  # noqa: E402
+from clinpeft.models.folder import check, fingerprint  # noqa: E402
+from clinpeft.models.head_io import Asked, SavedHeads, load_heads, save_head  # noqa: E402
 from clinpeft.models.heads import Head, Heads, WindowPooling  # noqa: E402
-from clinpeft.models.kernels import refuse_missing as refuse_missing_kernels  # noqa: E402
-from clinpeft.models.loading import Base, Purpose, flatten, load, meta, precision_for, quantise  # noqa: E402
+from clinpeft.models.load import Base, Purpose, flatten, load, meta, precision_for, quantize  # noqa: E402
 from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of  # noqa: E402
-from clinpeft.models.probe import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
-from clinpeft.models.pulling import pull  # noqa: E402
-from clinpeft.models.roofline import Gpu, Shape, cpu, gpu, instructions, product_rate, shape, shape_of, step_seconds, threads  # noqa: E402
-from clinpeft.models.saved import Asked, SavedHeads, load_heads, save_head  # noqa: E402
-from clinpeft.models.tiny import write_tiny  # noqa: E402
+from clinpeft.models.reference_output import Place, Probe, check_probe, place_now, probe_ids  # noqa: E402
+from clinpeft.models.roofline import (  # noqa: E402
+    Gpu,
+    Shape,
+    cpu,
+    gpu,
+    instructions,
+    product_rate,
+    shape,
+    shape_of,
+    step_seconds,
+    threads,
+)
+from clinpeft.models.toy_model import write_tiny  # noqa: E402
+from clinpeft.runtime.compile import Tried, compile_regions, conditions, present, regions, tried  # noqa: E402
+from clinpeft.runtime.energy import Meter, meter  # noqa: E402
+from clinpeft.runtime.float8 import Float8, Float8Linear, dequantized, weight_of  # noqa: E402
+from clinpeft.runtime.kernels import refuse_missing as refuse_missing_kernels  # noqa: E402
+from clinpeft.runtime.last_token_layer import Ends, ends  # noqa: E402
+from clinpeft.runtime.packed_attention import Spans, flattens, one_row  # noqa: E402
 
 constants.HF_HUB_OFFLINE = True  # for a process that had imported the library before this module
 
@@ -79,7 +92,7 @@ __all__ = [
     "compile_regions",
     "conditions",
     "cpu",
-    "dequantised",
+    "dequantized",
     "ends",
     "fingerprint",
     "flatten",
@@ -103,7 +116,7 @@ __all__ = [
     "probe_ids",
     "product_rate",
     "pull",
-    "quantise",
+    "quantize",
     "refuse_missing_kernels",
     "regions",
     "save_head",

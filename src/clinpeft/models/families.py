@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import transformers
 
-from clinpeft.errors import BaseModelError
+from clinpeft.core.errors import BaseModelError
 
 Objective = Literal["causal-lm", "masked-lm"]
 Pooling = Literal["last", "cls", "mean", "max"]
@@ -55,7 +55,15 @@ def _decoder(impossible: frozenset[str], gate: str = "swiglu") -> Family:
         objective="causal-lm",
         auto=transformers.AutoModelForCausalLM,
         lora_targets=("q_proj", "v_proj"),
-        linear_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        linear_targets=(
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ),
         ia3_targets=r".*\.(k_proj|v_proj|down_proj)",
         ia3_feedforward=r".*\.down_proj",
         pooling="last",
@@ -72,7 +80,13 @@ def _encoder(
     lora_targets: tuple[str, ...] = ("query", "value"),
     ia3_attention: str = "key|value",
     # `output.dense` is the attention's and the feed-forward's; a bare `dense` would be the pooler's and the head's too
-    linear_targets: tuple[str, ...] = ("query", "key", "value", "intermediate.dense", "output.dense"),
+    linear_targets: tuple[str, ...] = (
+        "query",
+        "key",
+        "value",
+        "intermediate.dense",
+        "output.dense",
+    ),
     flattens: bool = True,
 ) -> Family:
     return Family(
@@ -92,7 +106,9 @@ def _encoder(
 
 
 NO_PROMPT_IN_ATTENTION = frozenset({"adaption-prompt"})
-NO_KEYS_FROM_OUTSIDE = frozenset({"adaption-prompt", "prefix"})  # their attention takes no past keys: a prefix is dropped in silence
+NO_KEYS_FROM_OUTSIDE = frozenset(
+    {"adaption-prompt", "prefix"}
+)  # their attention takes no past keys: a prefix is dropped in silence
 MPNET_LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "intermediate.dense", "output.dense")
 
 FAMILIES: dict[str, Family] = {
@@ -104,13 +120,23 @@ FAMILIES: dict[str, Family] = {
     "bert": _encoder(0, NO_PROMPT_IN_ATTENTION),
     "roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),
     "xlm-roberta": _encoder(2, NO_PROMPT_IN_ATTENTION),
-    "mpnet": _encoder(2, NO_KEYS_FROM_OUTSIDE, "mean", ("attn.q", "attn.v"), r"attn\.k|attn\.v", MPNET_LINEAR, flattens=False),
+    "mpnet": _encoder(
+        2,
+        NO_KEYS_FROM_OUTSIDE,
+        "mean",
+        ("attn.q", "attn.v"),
+        r"attn\.k|attn\.v",
+        MPNET_LINEAR,
+        flattens=False,
+    ),
     # query, key and value are one projection: LoRA takes it whole, and IA3 cannot leave the queries alone
-    "modernbert": _encoder(None, NO_KEYS_FROM_OUTSIDE | {"ia3"}, "cls", ("Wqkv",), linear_targets=("Wqkv", "Wo", "Wi")),
+    "modernbert": _encoder(
+        None, NO_KEYS_FROM_OUTSIDE | {"ia3"}, "cls", ("Wqkv",), linear_targets=("Wqkv", "Wo", "Wi")
+    ),
 }
 
 
-def known_type(model_type: object, place: str) -> str:
+def known_type(model_type: object, location: str) -> str:
     """A ``model_type`` of a config that has a row here.
 
     Raises:
@@ -120,4 +146,8 @@ def known_type(model_type: object, place: str) -> str:
         return model_type
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise BaseModelError(f"unknown model_type {model_type!r}", place=place, way_out=f"{hint}known are {', '.join(FAMILIES)}")
+    raise BaseModelError(
+        f"unknown model_type {model_type!r}",
+        location=location,
+        hint=f"{hint}known are {', '.join(FAMILIES)}",
+    )

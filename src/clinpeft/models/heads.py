@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from clinpeft.errors import InputError, UsageError
+from clinpeft.core.errors import InputError, UsageError
 
 WindowPooling = Literal["mean", "max"]
 DEVIATION = 0.02  # of the first weights, as in BERT (Devlin et al. 2019) and its descendants
@@ -28,9 +28,13 @@ class Head(torch.nn.Module):
     def __init__(self, width: int, classes: int, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.dropout = torch.nn.Dropout(dropout)
-        self.linear: torch.nn.Linear = torch.nn.utils.skip_init(torch.nn.Linear, width, classes, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        self.linear: torch.nn.Linear = torch.nn.utils.skip_init(
+            torch.nn.Linear, width, classes, dtype=torch.float32
+        )  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self.linear.weight.normal_(0.0, DEVIATION, generator=torch.Generator().manual_seed(seed))
+            self.linear.weight.normal_(
+                0.0, DEVIATION, generator=torch.Generator().manual_seed(seed)
+            )
             self.linear.bias.zero_()
 
     @property
@@ -43,7 +47,13 @@ class Head(torch.nn.Module):
         """Logits of a document."""
         return int(self.linear.out_features)
 
-    def forward(self, vectors: torch.Tensor, document: torch.Tensor, documents: int, window_pooling: WindowPooling) -> torch.Tensor:
+    def forward(
+        self,
+        vectors: torch.Tensor,
+        document: torch.Tensor,
+        documents: int,
+        window_pooling: WindowPooling,
+    ) -> torch.Tensor:
         """A document's logits are the mean, or class by class the maximum, of its windows' logits.
 
         Args:
@@ -58,18 +68,26 @@ class Head(torch.nn.Module):
         Raises:
             InputError: a document without windows, or a window without document.
         """
-        belongs = document[None, :] == torch.arange(documents, device=document.device)[:, None]  # (documents, windows)
+        belongs = (
+            document[None, :] == torch.arange(documents, device=document.device)[:, None]
+        )  # (documents, windows)
         _check_windows(belongs)
         with torch.autocast(vectors.device.type, enabled=False):
-            return _POOLED[window_pooling](self.linear(self.dropout(vectors.float())), belongs, document)
+            return _POOLED[window_pooling](
+                self.linear(self.dropout(vectors.float())), belongs, document
+            )
 
 
 def _check_windows(belongs: torch.Tensor) -> None:
     if belongs.any(dim=1).all() & belongs.any(dim=0).all():
         return
     without, stray = (torch.nonzero(~belongs.any(dim=dim)).flatten().tolist() for dim in (1, 0))
-    problem = f"documents without windows: {without[:5]}; windows without document: {stray[:5]}"
-    raise InputError(problem, place="head", way_out="give every document at least one window, and every window one of the documents")
+    message = f"documents without windows: {without[:5]}; windows without document: {stray[:5]}"
+    raise InputError(
+        message,
+        location="head",
+        hint="give every document at least one window, and every window one of the documents",
+    )
 
 
 def _mean(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - both ways have one shape
@@ -80,10 +98,15 @@ def _mean(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -
 
 def _max(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
     lowest = logits.new_full((len(belongs), logits.shape[1]), -torch.inf)
-    return lowest.scatter_reduce(0, document[:, None].expand_as(logits), logits, "amax", include_self=False)
+    return lowest.scatter_reduce(
+        0, document[:, None].expand_as(logits), logits, "amax", include_self=False
+    )
 
 
-_POOLED: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {"mean": _mean, "max": _max}
+_POOLED: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mean": _mean,
+    "max": _max,
+}
 
 
 class Heads(torch.nn.Module, Mapping[str, Head]):
@@ -99,7 +122,7 @@ class Heads(torch.nn.Module, Mapping[str, Head]):
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
         if not heads:
-            raise UsageError("no head", place="heads", way_out="ask at least one question")
+            raise UsageError("no head", location="heads", hint="ask at least one question")
         self._names = tuple(heads)
         self._heads = torch.nn.ModuleDict({_key(name): head for name, head in heads.items()})
 

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from clinpeft.errors import BaseModelError, InputError
-from clinpeft.models.attention import Spans
-from clinpeft.models.checks import POOLING_FILE, Json, read_json
+from clinpeft.core.errors import BaseModelError, InputError
 from clinpeft.models.families import Pooling
-from clinpeft.models.loading import Base
+from clinpeft.models.folder import POOLING_FILE, Json, read_json
+from clinpeft.models.load import Base
+from clinpeft.runtime.packed_attention import Spans
 
 NATIVE: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -46,14 +46,24 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: Pooling) -> to
     present = attention_mask != 0
     empty = torch.nonzero(~present.any(dim=1)).flatten()
     if len(empty):
-        way_out = "leave out what has no tokens, and count it"
-        raise InputError(f"{len(empty)} of {len(present)} rows have no token to pool", place=f"row {int(empty[0])} of the batch", way_out=way_out)
+        hint = "leave out what has no tokens, and count it"
+        raise InputError(
+            f"{len(empty)} of {len(present)} rows have no token to pool",
+            location=f"row {int(empty[0])} of the batch",
+            hint=hint,
+        )
     if how == "mean":
-        texts = hidden.float().masked_fill(~present[..., None], 0.0)  # masked, not multiplied: what stands on padding may be NaN
+        texts = hidden.float().masked_fill(
+            ~present[..., None], 0.0
+        )  # masked, not multiplied: what stands on padding may be NaN
         return texts.sum(dim=1) / present.sum(dim=1, keepdim=True)
     if how == "max":
         return hidden.float().masked_fill(~present[..., None], -torch.inf).amax(dim=1)
-    at = present.int().argmax(dim=1) if how == "cls" else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
+    at = (
+        present.int().argmax(dim=1)
+        if how == "cls"
+        else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
+    )
     return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
 
 
@@ -75,7 +85,9 @@ def pool_spans(vectors: torch.Tensor, spans: Spans, how: Pooling) -> torch.Tenso
         at = ends - 1 if how == "last" else ends - torch.tensor(spans.lengths)
         return vectors[at.to(vectors.device)].float()
     parts = zip(torch.split(vectors, list(spans.tokens)), spans.runs, strict=True)
-    blocks = (part.reshape(*run, part.shape[1]) for part, run in parts)  # (documents, length, width)
+    blocks = (
+        part.reshape(*run, part.shape[1]) for part, run in parts
+    )  # (documents, length, width)
     if how == "max":
         return torch.cat([block.amax(dim=1).float() for block in blocks])
     return torch.cat([block.mean(dim=1, dtype=torch.float32) for block in blocks])
@@ -94,8 +106,12 @@ def native_pooling(folder: Path) -> Pooling | None:
     if not wanted:
         return None
     if len(wanted) > 1 or wanted[0] not in NATIVE:
-        way_out = f"name one of {', '.join(sorted(set(NATIVE.values())))} instead of auto"
-        raise BaseModelError(f"the vectors of this model are pooled by {' and '.join(wanted)}", place=str(path), way_out=way_out)
+        hint = f"name one of {', '.join(sorted(set(NATIVE.values())))} instead of auto"
+        raise BaseModelError(
+            f"the vectors of this model are pooled by {' and '.join(wanted)}",
+            location=str(path),
+            hint=hint,
+        )
     return NATIVE[wanted[0]]
 
 

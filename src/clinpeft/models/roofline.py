@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import transformers
 
-from clinpeft.models import float8
-from clinpeft.models.checks import check
-from clinpeft.models.loading import _instructions, meta
+from clinpeft.models.folder import check
+from clinpeft.models.load import _instructions, meta
+from clinpeft.runtime import float8
 
 PRODUCT_SIZE = 1024
 """Rows, inputs and outputs of the products that are timed."""
@@ -30,7 +30,7 @@ class Shape:
     Attributes:
         parameters: all of them, each once.
         multiplied: weights of its linear layers, the head over the vocabulary apart: what every token is multiplied with.
-        in_blocks: weights of the linear layers inside the blocks, which are those that can be quantised.
+        in_blocks: weights of the linear layers inside the blocks, which are those that can be quantized.
         largest: weights of the largest of these.
         vocabulary: entries of the head over the vocabulary.
         width, layers, key_width, inner_width: numbers in a vector of a token, layers, width of keys, width of the feed-forward part.
@@ -56,7 +56,9 @@ def shape(folder: Path) -> Shape:
         BaseModelError: the folder is no base.
     """
     check(folder)
-    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     return shape_of(config)
 
 
@@ -64,7 +66,10 @@ def shape_of(config: Any) -> Shape:
     """The numbers of a transformers config."""
     base = meta(config)
     inside = [module for module in base.backbone.modules() if isinstance(module, torch.nn.Linear)]
-    in_blocks = [linear.weight.numel() for linear in float8.linears(base.backbone, base.family.linear_targets)]
+    in_blocks = [
+        linear.weight.numel()
+        for linear in float8.linears(base.backbone, base.family.linear_targets)
+    ]
     heads = int(getattr(config, "num_attention_heads", 1))
     keys = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -88,7 +93,9 @@ def instructions() -> dict[str, bool]:
     return {name: bool(known.get(name)) for name in ("amx_tile", "avx512_bf16")}
 
 
-def product_rate(precision: str, device: str = "cpu", size: int = PRODUCT_SIZE, repeats: int = 5) -> float:
+def product_rate(
+    precision: str, device: str = "cpu", size: int = PRODUCT_SIZE, repeats: int = 5
+) -> float:
     """Floating-point operations a second of square matrix products, the median of a few.
 
     Args:
@@ -123,7 +130,11 @@ def gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return Gpu(torch.cuda.get_device_name(0), int(properties.total_memory), bool(torch.cuda.is_bf16_supported(including_emulation=False)))
+    return Gpu(
+        torch.cuda.get_device_name(0),
+        int(properties.total_memory),
+        bool(torch.cuda.is_bf16_supported(including_emulation=False)),
+    )
 
 
 def threads() -> int:
@@ -131,7 +142,9 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def step_seconds(counts: list[int], rows: int = 1024, width: int = 512, repeats: int = 5) -> dict[int, float]:
+def step_seconds(
+    counts: list[int], rows: int = 1024, width: int = 512, repeats: int = 5
+) -> dict[int, float]:
     """Seconds of a small training step of one transformer layer with each number of threads; the number that was set is set again.
 
     Args:
@@ -140,7 +153,9 @@ def step_seconds(counts: list[int], rows: int = 1024, width: int = 512, repeats:
         repeats: of each, after one that is not timed; the median counts.
     """
     before = torch.get_num_threads()
-    layer = torch.nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True).requires_grad_(False)
+    layer = torch.nn.TransformerEncoderLayer(
+        width, 8, 4 * width, dropout=0.0, batch_first=True
+    ).requires_grad_(False)
     tokens = torch.randn(rows // 128, 128, width, requires_grad=True)
     found = {}
     try:

@@ -5,11 +5,11 @@
 """
 
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
+from clinpeft.recipe.dump import as_toml
 from clinpeft.recipe.embed import EmbedRecipe, EncoderSpec, SearchSetSpec, VectorScoringSpec
-from clinpeft.recipe.embedding import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
 from clinpeft.recipe.kinds import RECIPES
+from clinpeft.recipe.load import Cell, read, validated
 from clinpeft.recipe.privacy import PrivacySpec, PrivateSpec
-from clinpeft.recipe.reading import Cell, read, validated
 from clinpeft.recipe.search import (
     CompareSpec,
     Dimension,
@@ -55,7 +55,7 @@ from clinpeft.recipe.specs import (
     TaskSpec,
     TrainingSpec,
 )
-from clinpeft.recipe.writing import as_toml
+from clinpeft.recipe.textbooks import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
 
 __all__ = [
     "RECIPES",

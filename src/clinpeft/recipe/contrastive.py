@@ -30,8 +30,8 @@ class MiningSpec(Spec):
     @pydantic.model_validator(mode="after")
     def _window_is_wide_enough(self) -> Self:
         if self.last_rank - self.first_rank + 1 < self.hard_negatives:
-            problem = f"ranks {self.first_rank} to {self.last_rank} are fewer than the {self.hard_negatives} hard negatives"
-            raise ValueError(f"{problem}; raise last_rank")
+            message = f"ranks {self.first_rank} to {self.last_rank} are fewer than the {self.hard_negatives} hard negatives"
+            raise ValueError(f"{message}; raise last_rank")
         return self
 
 
@@ -72,5 +72,7 @@ class ContrastiveTrainingSpec(OptimisationSpec):
     @pydantic.model_validator(mode="after")
     def _a_weight_for_each_dimension(self) -> Self:
         if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka_dims):
-            raise ValueError(f"{len(self.matryoshka_weights)} matryoshka_weights for {len(self.matryoshka_dims)} matryoshka_dims; give one for each")
+            raise ValueError(
+                f"{len(self.matryoshka_weights)} matryoshka_weights for {len(self.matryoshka_dims)} matryoshka_dims; give one for each"
+            )
         return self

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
-from clinpeft.recipe.embedding import PairSplitSpec, PairsSpec, PassagesSpec
 from clinpeft.recipe.spec import Spec
 from clinpeft.recipe.specs import AnyAdapterSpec, ReaderSpec, Recipe
+from clinpeft.recipe.textbooks import PairSplitSpec, PairsSpec, PassagesSpec
 
 
 class EncoderSpec(ReaderSpec):
     """The model that turns texts into vectors.
 
     Attributes:
-        path, max_tokens, precision, quantisation, quantisation_limit, trainable: as for every model that reads.
+        path, max_tokens, precision, quantization, quantization_limit, trainable: as for every model that reads.
         backbone: its row in ``models.BACKBONES`` (a hub id); empty: found by the folder, and where it is in no row, the folder's own word counts.
         pooling: where a text's vector is read; ``auto`` takes the row's, the folder's, or the family's own.
         query_prompt, document_prompt: put before anchors and queries, and before positives and passages; none: the row's own.

@@ -5,4 +5,9 @@ from __future__ import annotations
 from clinpeft.recipe.embed import EmbedRecipe
 from clinpeft.recipe.specs import AdaptRecipe, ClassifyRecipe, CohortRecipe, Recipe
 
-RECIPES: dict[str, type[Recipe]] = {"adapt": AdaptRecipe, "classify": ClassifyRecipe, "cohort": CohortRecipe, "embed": EmbedRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "adapt": AdaptRecipe,
+    "classify": ClassifyRecipe,
+    "cohort": CohortRecipe,
+    "embed": EmbedRecipe,
+}

@@ -16,8 +16,17 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from clinpeft.errors import RecipeError
-from clinpeft.recipe.reading import PLANNING, Cell, Environment, Json, explained, read, validated, with_changes
+from clinpeft.core.errors import RecipeError
+from clinpeft.recipe.load import (
+    PLANNING,
+    Cell,
+    Environment,
+    Json,
+    explained,
+    read,
+    validated,
+    with_changes,
+)
 from clinpeft.recipe.spec import Spec
 from clinpeft.recipe.specs import Count, Recipe
 
@@ -47,7 +56,9 @@ class SearchSpec(Spec):
     trials: Count = 20
     startup: Count = 6
     seed: int = 1234
-    storage: Literal["journal"] | Annotated[str, Field(pattern=r"^(postgresql(\+\w+)?://|\$)")] = "journal"
+    storage: Literal["journal"] | Annotated[str, Field(pattern=r"^(postgresql(\+\w+)?://|\$)")] = (
+        "journal"
+    )
 
 
 class CompareSpec(Spec):
@@ -109,7 +120,11 @@ class Dimension:
     @property
     def ordered(self) -> bool:
         """Whether the choices are rising numbers, so that neighbours are alike: ranks are, methods are not."""
-        numbers = [choice for choice in self.choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
+        numbers = [
+            choice
+            for choice in self.choices
+            if isinstance(choice, int | float) and not isinstance(choice, bool)
+        ]
         return len(numbers) == len(self.choices) > 0 and list(numbers) == sorted(numbers)
 
     @property
@@ -162,15 +177,23 @@ def plan(path: Path, overrides: Sequence[str] = (), environment: Environment | N
     cells = tuple(read(path, overrides, environment))
     raw = path.read_bytes()
     document = tomllib.loads(raw.decode("utf-8"))
-    grid, place = document.pop("grid", {}), str(path)
-    sections = _sections(document, overrides, place)
-    search = _search(sections, environment or {}, place)
+    grid, location = document.pop("grid", {}), str(path)
+    sections = _sections(document, overrides, location)
+    search = _search(sections, environment or {}, location)
     given = sections.get("compare", [])
-    compare = tuple(_spec(CompareSpec, entry, f"{place}: [[compare]]") for entry in (given if isinstance(given, list) else [given]))
+    compare = tuple(
+        _spec(CompareSpec, entry, f"{location}: [[compare]]")
+        for entry in (given if isinstance(given, list) else [given])
+    )
     for entry in compare:
-        _in_grid(entry, cells, f"{place}: [[compare]]")
-    of_runs = [text for text in overrides if text.split(".")[0].split("=")[0].strip() not in PLANNING]
-    asked: Json = {"document": {key: value for key, value in document.items() if key not in PLANNING}, "overrides": sorted(of_runs)}
+        _in_grid(entry, cells, f"{location}: [[compare]]")
+    of_runs = [
+        text for text in overrides if text.split(".")[0].split("=")[0].strip() not in PLANNING
+    ]
+    asked: Json = {
+        "document": {key: value for key, value in document.items() if key not in PLANNING},
+        "overrides": sorted(of_runs),
+    }
     sought = search.model_dump(mode="json", exclude={"trials", "storage"}) if search else None
     return Plan(
         path=path,
@@ -180,50 +203,80 @@ def plan(path: Path, overrides: Sequence[str] = (), environment: Environment | N
         cells=cells,
         search=search,
         compare=compare,
-        workers=_spec(WorkersSpec, sections.get("workers", {}), f"{place}: [workers]"),
+        workers=_spec(WorkersSpec, sections.get("workers", {}), f"{location}: [workers]"),
         search_id=digest({**asked, "search": sought}),
-        study_id=digest({**asked, "grid": grid, "compare": [entry.model_dump(mode="json") for entry in compare]}),
+        study_id=digest(
+            {**asked, "grid": grid, "compare": [entry.model_dump(mode="json") for entry in compare]}
+        ),
     )
 
 
 def digest(plain: Any) -> str:
     """12 hexadecimal characters over plain values."""
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    canonical = json.dumps(
+        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def varied(recipe: Recipe, settings: Mapping[str, Setting], place: str, name: str = "") -> Recipe:
+def varied(
+    recipe: Recipe, settings: Mapping[str, Setting], location: str, name: str = ""
+) -> Recipe:
     """The recipe with some keys set: ``varied(recipe, {"adapters.0.rank": 4}, "[search]")``.
 
     Raises:
         RecipeError: there is no such key, with the nearest, or the value does not fit.
     """
     plain = recipe.model_dump(mode="json") | ({"name": name} if name else {})
-    return validated(with_changes(plain, dict(settings), place), place)
+    return validated(with_changes(plain, dict(settings), location), location)
 
 
-def dimension(key: str, given: Any, place: str) -> Dimension:
+def dimension(key: str, given: Any, location: str) -> Dimension:
     """What a space says of one key.
 
     Raises:
         RecipeError: a single choice, a choice given twice or that is no plain value, a range that is empty, an unknown key of a range.
     """
-    at = f"{place}: {key!r}"
+    at = f"{location}: {key!r}"
     if isinstance(given, list | tuple):
-        if len(given) < 2 or len({(type(choice), choice) for choice in map(_plain, given)}) < len(given):
-            problem = f"{len(given)} choice{'s' * (len(given) != 1)}" if len(given) < 2 else "a choice that stands there twice"
-            raise RecipeError(problem, place=at, way_out="give at least two that differ; a value that is fixed belongs into the recipe itself")
+        if len(given) < 2 or len({(type(choice), choice) for choice in map(_plain, given)}) < len(
+            given
+        ):
+            message = (
+                f"{len(given)} choice{'s' * (len(given) != 1)}"
+                if len(given) < 2
+                else "a choice that stands there twice"
+            )
+            raise RecipeError(
+                message,
+                location=at,
+                hint="give at least two that differ; a value that is fixed belongs into the recipe itself",
+            )
         if odd := next((choice for choice in given if not isinstance(choice, Setting)), None):
-            raise RecipeError(f"{odd!r} is no plain value", place=at, way_out="choose between texts, numbers, true and false")
+            raise RecipeError(
+                f"{odd!r} is no plain value",
+                location=at,
+                hint="choose between texts, numbers, true and false",
+            )
         return Dimension(key, tuple(given))
     if not isinstance(given, dict):
-        raise RecipeError(f"{given!r} is neither a list nor a range", place=at, way_out="write [2, 4, 8] or { low = 1e-4, high = 1e-2, log = true }")
+        raise RecipeError(
+            f"{given!r} is neither a list nor a range",
+            location=at,
+            hint="write [2, 4, 8] or { low = 1e-4, high = 1e-2, log = true }",
+        )
     range_ = _spec(RangeSpec, given, at)
     if range_.low >= range_.high or (range_.log and range_.low <= 0):
-        way_out = "low must be less than high, and above 0 where log = true"
-        raise RecipeError(f"nothing lies between {range_.low!r} and {range_.high!r}", place=at, way_out=way_out)
+        hint = "low must be less than high, and above 0 where log = true"
+        raise RecipeError(
+            f"nothing lies between {range_.low!r} and {range_.high!r}", location=at, hint=hint
+        )
     if range_.step is not None and (range_.log or range_.step <= 0):
-        raise RecipeError(f"step = {range_.step!r}", place=at, way_out="a step is above 0, and goes without log = true")
+        raise RecipeError(
+            f"step = {range_.step!r}",
+            location=at,
+            hint="a step is above 0, and goes without log = true",
+        )
     return Dimension(key, range=range_)
 
 
@@ -231,7 +284,7 @@ def _plain(choice: Any) -> Any:
     return choice if isinstance(choice, Setting) else repr(choice)
 
 
-def _sections(document: Json, overrides: Sequence[str], place: str) -> Json:
+def _sections(document: Json, overrides: Sequence[str], location: str) -> Json:
     """The parts of the file that say what is done with its runs, with the overrides that are about them."""
     sections = {key: document.pop(key) for key in PLANNING if key in document}
     for text in overrides:
@@ -241,56 +294,82 @@ def _sections(document: Json, overrides: Sequence[str], place: str) -> Json:
                 known = tomllib.loads(f"value = {value}")["value"]
             except tomllib.TOMLDecodeError:
                 known = value
-            sections = with_changes(sections, {key.strip(): known}, place)
+            sections = with_changes(sections, {key.strip(): known}, location)
     return sections
 
 
-def _search(sections: Json, environment: Environment, place: str) -> SearchSpec | None:
+def _search(sections: Json, environment: Environment, location: str) -> SearchSpec | None:
     if "search" not in sections:
         return None
-    spec: SearchSpec = _spec(SearchSpec, sections["search"], f"{place}: [search]")
+    spec: SearchSpec = _spec(SearchSpec, sections["search"], f"{location}: [search]")
 
     def known(match: re.Match[str]) -> str:
         if match.group(1) not in environment:
-            way_out = f"export {match.group(1)}=postgresql://user@host/database"
-            raise RecipeError(f"the variable ${match.group(1)} is not set", place=f"{place}: search.storage", way_out=way_out)
+            hint = f"export {match.group(1)}=postgresql://user@host/database"
+            raise RecipeError(
+                f"the variable ${match.group(1)} is not set",
+                location=f"{location}: search.storage",
+                hint=hint,
+            )
         return environment[match.group(1)]
 
     return spec.model_copy(update={"storage": re.sub(r"\$\{?(\w+)\}?", known, spec.storage)})
 
 
-def _spec(kind: Any, given: Any, place: str) -> Any:
+def _spec(kind: Any, given: Any, location: str) -> Any:
     try:
         return kind.model_validate(given)
     except pydantic.ValidationError as error:
-        raise explained(error, place) from None
+        raise explained(error, location) from None
 
 
-def _in_grid(entry: CompareSpec, cells: Sequence[Cell], place: str) -> None:
+def _in_grid(entry: CompareSpec, cells: Sequence[Cell], location: str) -> None:
     """Refuse a comparison of what the grid does not have."""
     for axis, choice in [*entry.first.items(), *entry.second.items()]:
         axes = sorted({key for cell in cells for key in cell.settings})
         if axis not in axes:
             near = difflib.get_close_matches(axis, axes, n=1)
-            raise RecipeError(f"the grid has no axis {axis!r}", place=place, way_out=f"did you mean {near[0]!r}?" if near else f"it has {axes}")
-        choices = list(dict.fromkeys(cell.settings[axis] for cell in cells if axis in cell.settings))
+            raise RecipeError(
+                f"the grid has no axis {axis!r}",
+                location=location,
+                hint=f"did you mean {near[0]!r}?" if near else f"it has {axes}",
+            )
+        choices = list(
+            dict.fromkeys(cell.settings[axis] for cell in cells if axis in cell.settings)
+        )
         if choice not in choices:
             near = difflib.get_close_matches(str(choice), [str(known) for known in choices], n=1)
-            way_out = f"did you mean {near[0]!r}?" if near else f"it has {choices}"
-            raise RecipeError(f"axis {axis!r} has no choice {choice!r}", place=place, way_out=way_out)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {choices}"
+            raise RecipeError(
+                f"axis {axis!r} has no choice {choice!r}", location=location, hint=hint
+            )
     if entry.first == entry.second:
-        raise RecipeError("a comparison of a cell with itself", place=place, way_out="let first and second differ")
+        raise RecipeError(
+            "a comparison of a cell with itself",
+            location=location,
+            hint="let first and second differ",
+        )
 
 
-def pairs_of(entry: CompareSpec, cells: Sequence[Cell]) -> list[tuple[Cell, Cell, dict[str, Setting]]]:
+def pairs_of(
+    entry: CompareSpec, cells: Sequence[Cell]
+) -> list[tuple[Cell, Cell, dict[str, Setting]]]:
     """(first, second, what they share) for all cells that a comparison names and that agree on every other axis."""
     named = {*entry.first, *entry.second}
 
     def others(cell: Cell) -> dict[str, Setting]:
         return {axis: choice for axis, choice in cell.settings.items() if axis not in named}
 
-    first, second = ([cell for cell in cells if chosen.items() <= cell.settings.items()] for chosen in (entry.first, entry.second))
-    return [(one, other, others(one)) for one in first for other in second if others(one) == others(other)]
+    first, second = (
+        [cell for cell in cells if chosen.items() <= cell.settings.items()]
+        for chosen in (entry.first, entry.second)
+    )
+    return [
+        (one, other, others(one))
+        for one in first
+        for other in second
+        if others(one) == others(other)
+    ]
 
 
 def with_trials(found: Plan, trials: int | None) -> Plan:

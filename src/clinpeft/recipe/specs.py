@@ -69,7 +69,9 @@ class Fractions(Spec):
     @pydantic.model_validator(mode="after")
     def _sums_to_one(self) -> Self:
         if abs(self.train + self.tuning + self.held_out - 1) > 1e-9:
-            raise ValueError(f"train + tuning + held_out = {self.train + self.tuning + self.held_out:g}, and must be 1")
+            raise ValueError(
+                f"train + tuning + held_out = {self.train + self.tuning + self.held_out:g}, and must be 1"
+            )
         return self
 
 
@@ -135,9 +137,9 @@ class ModelSpec(Spec):
         path: a local folder with config, tokenizer and safetensors.
         max_tokens: the longest sequence given to the model, special tokens included.
         precision: of the frozen weights and of the computation; ``auto`` takes bfloat16 where the processor has it, else float32.
-        quantisation: of the frozen linear layers inside the blocks; ``float8`` keeps a weight in one byte, with a scale a row, and computes in
+        quantization: of the frozen linear layers inside the blocks; ``float8`` keeps a weight in one byte, with a scale a row, and computes in
             ``precision``. The run begins only if the base still says what it said, on at most 32 of its tuning texts.
-        quantisation_limit: by how much float8 may raise their perplexity, as a share (``adapt``), or lower the mean cosine of their vectors to those
+        quantization_limit: by how much float8 may raise their perplexity, as a share (``adapt``), or lower the mean cosine of their vectors to those
             before from 1 (``classify``, ``embed``).
         kernels: of norms and gates: PyTorch's, or those of liger, for LLaMA, Mistral, Qwen2, Qwen3 and Gemma 2 on a CUDA device; needs
             the extra ``gpu``.
@@ -146,8 +148,8 @@ class ModelSpec(Spec):
     path: Path
     max_tokens: Annotated[int, Field(ge=8)] = 512
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantisation: Literal["none", "float8"] = "none"
-    quantisation_limit: Annotated[float, Field(ge=0)] = 0.01
+    quantization: Literal["none", "float8"] = "none"
+    quantization_limit: Annotated[float, Field(ge=0)] = 0.01
     kernels: Literal["torch", "liger"] = "torch"
 
 
@@ -155,7 +157,7 @@ class BaseSpec(ModelSpec):
     """The frozen model that learns the language of notes.
 
     Attributes:
-        path, max_tokens, precision, quantisation, quantisation_limit, kernels: as for every model.
+        path, max_tokens, precision, quantization, quantization_limit, kernels: as for every model.
         overflow: ``window`` cuts a long note into windows and uses all of it; ``truncate`` keeps the first (the paper: 128 tokens).
     """
 
@@ -166,7 +168,7 @@ class ReaderSpec(ModelSpec):
     """The model that reads a question's notes.
 
     Attributes:
-        path, max_tokens, precision, quantisation, quantisation_limit, kernels: as for every model.
+        path, max_tokens, precision, quantization, quantization_limit, kernels: as for every model.
         trainable: full fine-tuning of the whole model, in float32; without it every weight of the base stays as it is.
     """
 
@@ -322,7 +324,10 @@ class PTuningSpec(AdapterSpec):
     dropout: Dropout = 0.0
 
 
-AnyAdapterSpec = Annotated[LoraSpec | Ia3Spec | AdaptionPromptSpec | PrefixSpec | PromptSpec | PTuningSpec, Field(discriminator="method")]
+AnyAdapterSpec = Annotated[
+    LoraSpec | Ia3Spec | AdaptionPromptSpec | PrefixSpec | PromptSpec | PTuningSpec,
+    Field(discriminator="method"),
+]
 
 
 class OptimisationSpec(Spec):

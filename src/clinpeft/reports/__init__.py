@@ -11,9 +11,27 @@ from clinpeft.reports.classification import classification_table
 from clinpeft.reports.embedding import embedding_table, study_tables
 from clinpeft.reports.facts import Entry
 from clinpeft.reports.figures import write_figures
-from clinpeft.reports.runs import attrition_table, comparison, run_attrition, run_results, run_subgroups, run_summary, runs_list
+from clinpeft.reports.runs import (
+    attrition_table,
+    comparison,
+    run_attrition,
+    run_results,
+    run_subgroups,
+    run_summary,
+    runs_list,
+)
 from clinpeft.reports.scores import calibration_table, scores_table, scores_tables, subgroups_table
-from clinpeft.reports.tables import Column, Estimate, Table, as_csv, as_latex, as_markdown, as_terminal, plain, write
+from clinpeft.reports.tables import (
+    Column,
+    Estimate,
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_terminal,
+    plain,
+    write,
+)
 
 __all__ = [
     "Card",

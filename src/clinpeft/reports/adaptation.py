@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from clinpeft.registry import Run
-from clinpeft.reports.facts import TEST, TRAIN, Entry, Key, base_name, estimates, remark, tokens_a_second, value
+from clinpeft.reports.facts import (
+    TEST,
+    TRAIN,
+    Entry,
+    Key,
+    base_name,
+    estimates,
+    remark,
+    tokens_a_second,
+    value,
+)
 from clinpeft.reports.formats import count, duration, share
 from clinpeft.reports.tables import Column, Table, Value
+from clinpeft.runs import Run
 
 _MEASURED = (
     Column("method", is_text=True),
@@ -41,7 +51,10 @@ def adaptation_table(entries: Sequence[Entry], title: str, notes: Sequence[str] 
     above += _baselines(runs, "base", 0, lambda run: f"{base_name(run.recipe)}, not adapted")
     published = [key for key in _PUBLISHED if any(key in entry.published for entry in entries)]
     rows = [(*row, *(None for _ in published), "") for row in above]
-    rows += [(*_measured(entry), *(entry.published.get(key) for key in published), remark(entry)) for entry in entries]
+    rows += [
+        (*_measured(entry), *(entry.published.get(key) for key in published), remark(entry))
+        for entry in entries
+    ]
     columns = (*_MEASURED, *(_PUBLISHED[key] for key in published), _REMARK)
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
@@ -52,24 +65,63 @@ def _measured(entry: Entry) -> tuple[Value, ...]:
     if entry.run is None:
         return (entry.name, *(None for _ in _MEASURED[1:]))
     record, found = entry.run.record, estimates(entry.run)
-    train, test = found.get(Key("perplexity", TRAIN, "adapted")), found.get(Key("perplexity", TEST, "adapted"))
-    return (entry.name, record.trained_parameters, record.share, value(train), test, record.training_seconds, tokens_a_second(entry.run))
+    train, test = (
+        found.get(Key("perplexity", TRAIN, "adapted")),
+        found.get(Key("perplexity", TEST, "adapted")),
+    )
+    return (
+        entry.name,
+        record.trained_parameters,
+        record.share,
+        value(train),
+        test,
+        record.training_seconds,
+        tokens_a_second(entry.run),
+    )
 
 
-def _baselines(runs: Sequence[Run], group: str, trained: int | None, name: Callable[[Run], str]) -> list[tuple[Value, ...]]:
+def _baselines(
+    runs: Sequence[Run], group: str, trained: int | None, name: Callable[[Run], str]
+) -> list[tuple[Value, ...]]:
     """One row for each different measurement of a model that was not adapted."""
     rows = []
     for run in runs:
         found = estimates(run)
-        train, test = found.get(Key("perplexity", TRAIN, group)), found.get(Key("perplexity", TEST, group))
+        train, test = (
+            found.get(Key("perplexity", TRAIN, group)),
+            found.get(Key("perplexity", TEST, group)),
+        )
         if train or test:
-            rows.append((name(run), trained, None if trained is None else 0.0, value(train), test, None, None))
-    shown = {(row[0], row[3], value(row[4])): row for row in reversed(rows)}  # the first of each; intervals of equal values differ by chance
+            rows.append(
+                (
+                    name(run),
+                    trained,
+                    None if trained is None else 0.0,
+                    value(train),
+                    test,
+                    None,
+                    None,
+                )
+            )
+    shown = {
+        (row[0], row[3], value(row[4])): row for row in reversed(rows)
+    }  # the first of each; intervals of equal values differ by chance
     return list(reversed(shown.values()))
 
 
 def _reading_notes(runs: Sequence[Run]) -> Iterator[str]:
     """How to read the perplexities, from the rows themselves."""
-    levels = sorted({row["level"] for run in runs for row in run.results.to_pylist() if row["level"] is not None})
-    interval = f"; in brackets the {' and '.join(f'{100 * level:g}' for level in levels)} % interval, subjects resampled" if levels else ""
+    levels = sorted(
+        {
+            row["level"]
+            for run in runs
+            for row in run.results.to_pylist()
+            if row["level"] is not None
+        }
+    )
+    interval = (
+        f"; in brackets the {' and '.join(f'{100 * level:g}' for level in levels)} % interval, subjects resampled"
+        if levels
+        else ""
+    )
     yield f"Perplexity per token over all scored tokens; train is split {TRAIN}, test is split {TEST}{interval}."

@@ -6,12 +6,24 @@ import json
 from collections.abc import Iterator
 
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
-from clinpeft.registry import Run
 from clinpeft.reports.classification import rows_of
-from clinpeft.reports.facts import MODEL, TEST, TFIDF, Entry, Key, adapters, base_name, estimates, liveness, main_metric, tasks
+from clinpeft.reports.classification_measures import against_table
+from clinpeft.reports.facts import (
+    MODEL,
+    TEST,
+    TFIDF,
+    Entry,
+    Key,
+    adapters,
+    base_name,
+    estimates,
+    liveness,
+    main_metric,
+    tasks,
+)
 from clinpeft.reports.formats import count, number, share
-from clinpeft.reports.measures import against_table
 from clinpeft.reports.tables import Column, Estimate, Table, as_markdown, printed
+from clinpeft.runs import Run
 
 GAP = "**To be written:**"
 """Stands before what no record knows."""
@@ -60,8 +72,15 @@ def adapter_card(run: Run) -> str:
 def _metadata(run: Run, name: str) -> Iterator[str]:
     """YAML, whose strings are written as JSON, which is YAML too."""
     answers = isinstance(run.recipe, ClassifyRecipe)
-    methods = dict.fromkeys(str(getattr(spec, "method", "")) for spec in getattr(run.recipe, "adapters", ()))
-    yield from ("---", "language: en", "license: other", "license_name: see-the-agreement-on-the-data")
+    methods = dict.fromkeys(
+        str(getattr(spec, "method", "")) for spec in getattr(run.recipe, "adapters", ())
+    )
+    yield from (
+        "---",
+        "language: en",
+        "license: other",
+        "license_name: see-the-agreement-on-the-data",
+    )
     yield f"base_model: {json.dumps(base_name(run.recipe))}"
     yield from (
         "base_model_relation: adapter",
@@ -74,11 +93,22 @@ def _metadata(run: Run, name: str) -> Iterator[str]:
     if found:
         yield from ("model-index:", f"- name: {json.dumps(name)}", "  results:")
     for task, rows in found:
-        kind = {"type": "text-classification" if answers else "text-generation", "name": task or "language of notes"}
+        kind = {
+            "type": "text-classification" if answers else "text-generation",
+            "name": task or "language of notes",
+        }
         data = {"name": run.recipe.source.name, "type": "clinical-notes", "split": TEST}
-        yield from (f"  - task: {json.dumps(kind)}", f"    dataset: {json.dumps(data)}", "    metrics:")
+        yield from (
+            f"  - task: {json.dumps(kind)}",
+            f"    dataset: {json.dumps(data)}",
+            "    metrics:",
+        )
         for metric, known in rows:
-            ends = "" if known.low is None or known.high is None else f", 95 % interval {number(known.low)} to {number(known.high)}"
+            ends = (
+                ""
+                if known.low is None or known.high is None
+                else f", 95 % interval {number(known.low)} to {number(known.high)}"
+            )
             yield f"    - {json.dumps({'type': metric, 'value': known.value, 'name': metric + ends})}"
     yield "---"
 
@@ -91,18 +121,32 @@ def _metrics(run: Run) -> Iterator[tuple[str, list[tuple[str, Estimate]]]]:
             "perplexity": found.get(Key("perplexity", TEST, "adapted")),
             "perplexity_ratio": found.get(Key("perplexity_ratio", TEST, "adapted / base")),
         }
-        if rows := [(name, one) for name, one in known.items() if one is not None and one.value is not None]:
+        if rows := [
+            (name, one) for name, one in known.items() if one is not None and one.value is not None
+        ]:
             yield "", rows
     for task in tasks(run.recipe):
-        names = [name for name in (main_metric(found, task), "auprc", "brier", "calibration_slope") if name]
-        rows = [(name, found[key]) for name in names if (key := Key(name, TEST, MODEL, task)) in found and found[key].value is not None]
+        names = [
+            name
+            for name in (main_metric(found, task), "auprc", "brier", "calibration_slope")
+            if name
+        ]
+        rows = [
+            (name, found[key])
+            for name in names
+            if (key := Key(name, TEST, MODEL, task)) in found and found[key].value is not None
+        ]
         if rows:
             yield task, rows
 
 
 def _purpose(run: Run) -> str:
     asked = tasks(run.recipe)
-    return f"To answer from the notes of a stay: {', '.join(asked)}." if asked else "To model the language of clinical notes."
+    return (
+        f"To answer from the notes of a stay: {', '.join(asked)}."
+        if asked
+        else "To model the language of clinical notes."
+    )
 
 
 def _training(run: Run) -> Iterator[str]:
@@ -110,11 +154,15 @@ def _training(run: Run) -> Iterator[str]:
     yield f"data: {recipe.source.name}, SHA-256 {record.hashes.source or 'unknown'}"
     yield f"base: {base_name(recipe)}, SHA-256 {record.hashes.base or 'unknown'}"
     if record.trained_parameters is not None:
-        yield f"trained: {count(record.trained_parameters)} parameters" + (f", {share(record.share)} of the base" if record.share is not None else "")
+        yield f"trained: {count(record.trained_parameters)} parameters" + (
+            f", {share(record.share)} of the base" if record.share is not None else ""
+        )
     if record.tokens_seen is not None:
         yield f"tokens seen: {count(record.tokens_seen)}"
     yield f"seed: {recipe.seed}"
-    yield from (f"{key.replace('.', ', ')}: {count(n)}" for key, n in record.counts.items() if n >= 10)
+    yield from (
+        f"{key.replace('.', ', ')}: {count(n)}" for key, n in record.counts.items() if n >= 10
+    )
     if (noise := record.private) is not None:
         yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
     if said := liveness(record.liveness):
@@ -123,23 +171,41 @@ def _training(run: Run) -> Iterator[str]:
 
 
 def _results(run: Run) -> Table:
-    rows = tuple((task or "language", metric, known) for task, of in _metrics(run) for metric, known in of)
+    rows = tuple(
+        (task or "language", metric, known) for task, of in _metrics(run) for metric, known in of
+    )
     found = estimates(run)
     beside = tuple(
         (task, f"{metric}, {TFIDF}", found[key])
         for task in tasks(run.recipe)
         if (metric := main_metric(found, task)) and (key := Key(metric, TEST, TFIDF, task)) in found
     )
-    columns = (Column("question", is_text=True), Column("metric", is_text=True), Column("value", is_estimate=True))
-    return Table("Held-out people", columns, rows + beside, ("In brackets the 95 % interval, people resampled.",))
+    columns = (
+        Column("question", is_text=True),
+        Column("metric", is_text=True),
+        Column("value", is_estimate=True),
+    )
+    return Table(
+        "Held-out people",
+        columns,
+        rows + beside,
+        ("In brackets the 95 % interval, people resampled.",),
+    )
 
 
 def _shown(table: Table) -> str:
-    return as_markdown(table).replace("## ", "### ", 1).strip() if table.rows else "No number can be told: fewer than ten people stand behind each."
+    return (
+        as_markdown(table).replace("## ", "### ", 1).strip()
+        if table.rows
+        else "No number can be told: fewer than ten people stand behind each."
+    )
 
 
 def _against(run: Run) -> str:
     """A sentence for each question on which it does not beat TF-IDF."""
     table = against_table(rows_of([Entry(run.record.name or run.id, run)]), tasks(run.recipe))
     lost = [row for row in table.rows if str(row[-1]).startswith("no")]
-    return "\n".join(f"- **Does not beat TF-IDF on {row[1]}**: difference {printed(row[3], number)}." for row in lost)
+    return "\n".join(
+        f"- **Does not beat TF-IDF on {row[1]}**: difference {printed(row[3], number)}."
+        for row in lost
+    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from clinpeft.errors import UsageError
+from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe
-from clinpeft.registry import Run
 from clinpeft.reports.adapters import adapter_card
 from clinpeft.reports.formats import count, share
 from clinpeft.reports.tables import Column, Estimate, Table, as_markdown
+from clinpeft.runs import Run
 
 SPDX_ON_THE_HUB = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
 """Licence of a backbone -> the hub's word for it; any other is ``other`` with its name."""
@@ -78,7 +78,9 @@ class Card:
 
 def has_card(run: Run) -> bool:
     """Whether a run has weights of its own to give away."""
-    return isinstance(run.recipe, EmbedRecipe | AdaptRecipe) or (isinstance(run.recipe, ClassifyRecipe) and bool(run.recipe.adapters))
+    return isinstance(run.recipe, EmbedRecipe | AdaptRecipe) or (
+        isinstance(run.recipe, ClassifyRecipe) and bool(run.recipe.adapters)
+    )
 
 
 def card_of(run: Run) -> str:
@@ -88,14 +90,22 @@ def card_of(run: Run) -> str:
         UsageError: the run has no weights of its own.
     """
     if not has_card(run):
-        raise UsageError(f"run {run.id} has no adapter", place="card", way_out="take a run that trained one")
-    return _encoder_card(run, run.recipe) if isinstance(run.recipe, EmbedRecipe) else adapter_card(run)
+        raise UsageError(
+            f"run {run.id} has no adapter", location="card", hint="take a run that trained one"
+        )
+    return (
+        _encoder_card(run, run.recipe) if isinstance(run.recipe, EmbedRecipe) else adapter_card(run)
+    )
 
 
 def _encoder_card(run: Run, recipe: EmbedRecipe) -> str:
     record = run.record
-    manner = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))["manner"]
-    dimension = next((row["value"] for row in run.results.to_pylist() if row["name"] == "dimension"), None)
+    embedding_config = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))[
+        "manner"
+    ]
+    dimension = next(
+        (row["value"] for row in run.results.to_pylist() if row["name"] == "dimension"), None
+    )
     training = recipe.training
     said = (
         ("objective", training.objective),
@@ -110,12 +120,12 @@ def _encoder_card(run: Run, recipe: EmbedRecipe) -> str:
             name=record.name or run.id,
             base_model=recipe.base.backbone or recipe.base.path.name,
             licence="see the base model",
-            pooling=manner["pooling"],
-            normalised=manner["normalise"],
+            pooling=embedding_config["pooling"],
+            normalised=embedding_config["normalise"],
             dimension=int(dimension or 0),
-            max_tokens=manner["max_tokens"],
-            query_prompt=manner["query_prompt"],
-            document_prompt=manner["document_prompt"],
+            max_tokens=embedding_config["max_tokens"],
+            query_prompt=embedding_config["query_prompt"],
+            document_prompt=embedding_config["document_prompt"],
             adapter=", ".join(_in_words(spec) for spec in recipe.adapters),
             trained_parameters=record.trained_parameters,
             base_parameters=record.base_parameters,
@@ -130,7 +140,10 @@ def _encoder_card(run: Run, recipe: EmbedRecipe) -> str:
 
 
 def _in_words(spec: AdapterSpec) -> str:
-    options = spec.model_dump(exclude_defaults=True, exclude={"method", "from_run", "trainable", "merged", "active", "targets"})
+    options = spec.model_dump(
+        exclude_defaults=True,
+        exclude={"method", "from_run", "trainable", "merged", "active", "targets"},
+    )
     said = ", ".join(f"{name} {value}" for name, value in options.items())
     return f"{spec.model_dump()['method']}{f' ({said})' if said else ''}"
 
@@ -141,11 +154,18 @@ def _compared(run: Run) -> Table:
     rows = [
         (row["task"], row["group"], row["name"], Estimate(row["value"], row["low"], row["high"]))
         for row in run.results.to_pylist()
-        if row["name"] in shown and str(row["group"]).startswith(("zero-shot", "adapted")) and " - " not in str(row["group"])
+        if row["name"] in shown
+        and str(row["group"]).startswith(("zero-shot", "adapted"))
+        and " - " not in str(row["group"])
     ]
     words = [Column(title, is_text=True) for title in ("task", "state", "metric")]
     columns = (*words, Column("value", is_estimate=True))
-    return Table("Zero-shot and adapted", columns, tuple(rows), ("In brackets the interval, chapters resampled.",))
+    return Table(
+        "Zero-shot and adapted",
+        columns,
+        tuple(rows),
+        ("In brackets the interval, chapters resampled.",),
+    )
 
 
 def model_card(card: Card) -> str:
@@ -172,8 +192,21 @@ def model_card(card: Card) -> str:
 def _metadata(card: Card) -> str:
     """YAML, whose strings are written as JSON, which is YAML too: a name with a colon in it cannot break it."""
     known = SPDX_ON_THE_HUB.get(card.licence)
-    licence = [f"license: {known}"] if known else ["license: other", f"license_name: {json.dumps(card.licence.lower().replace(' ', '-'))}"]
-    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "medical", *(["lora", "peft"] if card.adapter else [])]
+    licence = (
+        [f"license: {known}"]
+        if known
+        else [
+            "license: other",
+            f"license_name: {json.dumps(card.licence.lower().replace(' ', '-'))}",
+        ]
+    )
+    tags = [
+        "sentence-transformers",
+        "sentence-similarity",
+        "feature-extraction",
+        "medical",
+        *(["lora", "peft"] if card.adapter else []),
+    ]
     relation = [f"base_model_relation: {'adapter' if not card.merged else 'finetune'}"]
     lines = [
         f"language: {card.language}",
@@ -190,14 +223,26 @@ def _metadata(card: Card) -> str:
 
 def _lead(card: Card) -> str:
     how = f"adapted with {card.adapter}" if card.adapter else "fine-tuned as a whole"
-    what = "The weights here are whole." if card.merged else f"Here is the adapter alone; it needs {card.base_model} at hand."
+    what = (
+        "The weights here are whole."
+        if card.merged
+        else f"Here is the adapter alone; it needs {card.base_model} at hand."
+    )
     return f"A sentence encoder: [{card.base_model}](https://huggingface.co/{card.base_model}), {how}. {what}"
 
 
 def _prompts(card: Card) -> str:
     said = {"a question": card.query_prompt, "what is searched": card.document_prompt}
-    given = [f"before {where} stands `{json.dumps(text, ensure_ascii=False)}`" for where, text in said.items() if text]
-    return f"Prompts are part of the model: {' and '.join(given)}; `encode_query` and `encode_document` write them." if given else ""
+    given = [
+        f"before {where} stands `{json.dumps(text, ensure_ascii=False)}`"
+        for where, text in said.items()
+        if text
+    ]
+    return (
+        f"Prompts are part of the model: {' and '.join(given)}; `encode_query` and `encode_document` write them."
+        if given
+        else ""
+    )
 
 
 def _facts(card: Card) -> str:
@@ -214,7 +259,11 @@ def _facts(card: Card) -> str:
 def _training(card: Card) -> list[str]:
     rows = [("pairs", count(card.pairs))] if card.pairs is not None else []
     if card.trained_parameters is not None:
-        of = f", {share(card.trained_parameters / card.base_parameters)} of the base" if card.base_parameters else ""
+        of = (
+            f", {share(card.trained_parameters / card.base_parameters)} of the base"
+            if card.base_parameters
+            else ""
+        )
         rows.append(("trained parameters", count(card.trained_parameters) + of))
     rows += card.training
     return ["## Training", card.training_data, _list(rows)] if rows or card.training_data else []
@@ -222,7 +271,14 @@ def _training(card: Card) -> list[str]:
 
 def _results(card: Card) -> list[str]:
     """Tables keep their titles, one level down."""
-    return ["## Results", *(as_markdown(table).strip().replace("## ", "### ", 1) for table in card.results)] if card.results else []
+    return (
+        [
+            "## Results",
+            *(as_markdown(table).strip().replace("## ", "### ", 1) for table in card.results),
+        ]
+        if card.results
+        else []
+    )
 
 
 def _origin(card: Card) -> str:

@@ -7,10 +7,23 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from clinpeft.registry import Run
-from clinpeft.reports.facts import MINUS, MODEL, SUBGROUP, TEST, TFIDF, Entry, Key, estimates, main_metric, remark, tasks, value
+from clinpeft.reports.facts import (
+    MINUS,
+    MODEL,
+    SUBGROUP,
+    TEST,
+    TFIDF,
+    Entry,
+    Key,
+    estimates,
+    main_metric,
+    remark,
+    tasks,
+    value,
+)
 from clinpeft.reports.formats import count, duration, score, share
 from clinpeft.reports.tables import Column, Estimate, Table, Value, mean, spread
+from clinpeft.runs import Run
 
 MACRO, PRINTED_MACRO = "macro average", "macro_average"
 
@@ -65,18 +78,34 @@ class Row:
 
     def first(self, task: str) -> Run | None:
         """The finished run with the smallest seed that asks a task: figures show one run a row."""
-        asked = [cell.entry.run for cell in self.cells if task in cell.tasks and cell.entry.run is not None]
-        return min((run for run in asked if run.record.state == "finished"), key=lambda run: run.recipe.seed, default=None)
+        asked = [
+            cell.entry.run
+            for cell in self.cells
+            if task in cell.tasks and cell.entry.run is not None
+        ]
+        return min(
+            (run for run in asked if run.record.state == "finished"),
+            key=lambda run: run.recipe.seed,
+            default=None,
+        )
 
     def metric(self, task: str) -> str | None:
         """Name of the task's main metric, as any of the runs measured it."""
-        return next((known for cell in self.cells if (known := main_metric(cell.found, task))), None)
+        return next(
+            (known for cell in self.cells if (known := main_metric(cell.found, task))), None
+        )
 
-    def by_seed(self, name: Callable[[str], str], task: str, group: str = MODEL) -> dict[int | None, Estimate]:
+    def by_seed(
+        self, name: Callable[[str], str], task: str, group: str = MODEL
+    ) -> dict[int | None, Estimate]:
         """Seed -> the number that the main metric's name leads to."""
         metrics = [(cell, main_metric(cell.found, task)) for cell in self.cells]
         keys = [(cell, Key(name(metric), TEST, group, task)) for cell, metric in metrics if metric]
-        return {cell.seed: cell.found[key] for cell, key in keys if key in cell.found and cell.found[key].value is not None}
+        return {
+            cell.seed: cell.found[key]
+            for cell, key in keys
+            if key in cell.found and cell.found[key].value is not None
+        }
 
 
 def classification_table(entries: Sequence[Entry], title: str, notes: Sequence[str] = ()) -> Table:
@@ -91,27 +120,45 @@ def classification_table(entries: Sequence[Entry], title: str, notes: Sequence[s
     cells = [_cell(entry) for entry in entries]
     asked = list(dict.fromkeys(task for cell in cells for task in cell.tasks))
     shown = [*_baselines(cells, asked), *(_shown(row, asked) for row in rows)]
-    columns = [column for column in _columns(asked) if not column.under or any(row.get(column.title) not in (None, "") for row in shown)]
-    texts = tuple(tuple(row.get(column.title, "" if column.is_text else None) for column in columns) for row in shown)
-    return Table(title, tuple(columns), texts, tuple(dict.fromkeys([*_notes(rows, cells, asked), *notes])))
+    columns = [
+        column
+        for column in _columns(asked)
+        if not column.under or any(row.get(column.title) not in (None, "") for row in shown)
+    ]
+    texts = tuple(
+        tuple(row.get(column.title, "" if column.is_text else None) for column in columns)
+        for row in shown
+    )
+    return Table(
+        title, tuple(columns), texts, tuple(dict.fromkeys([*_notes(rows, cells, asked), *notes]))
+    )
 
 
 def rows_of(entries: Sequence[Entry]) -> list[Row]:
     """The cells of a grid of questions as rows: those whose names differ only in their task or seed are one."""
     cells = [_cell(entry) for entry in entries]
-    return [Row(name, tuple(cell for cell in cells if cell.row == name)) for name in dict.fromkeys(cell.row for cell in cells)]
+    return [
+        Row(name, tuple(cell for cell in cells if cell.row == name))
+        for name in dict.fromkeys(cell.row for cell in cells)
+    ]
 
 
 def _cell(entry: Entry) -> Asked:
     recipe = entry.asked
     found = estimates(entry.run) if entry.run is not None else {}
-    return Asked(entry, _row_name(entry), tasks(recipe), None if recipe is None else recipe.seed, found)
+    return Asked(
+        entry, _row_name(entry), tasks(recipe), None if recipe is None else recipe.seed, found
+    )
 
 
 def _row_name(entry: Entry) -> str:
     """The cell's name without the parts that say its task or its seed."""
     recipe = entry.asked
-    said = {word for task in tasks(recipe) for word in (task, task.replace("_", " "), f"task.name={task}")}
+    said = {
+        word
+        for task in tasks(recipe)
+        for word in (task, task.replace("_", " "), f"task.name={task}")
+    }
     said |= set() if recipe is None else {f"seed={recipe.seed}", f"seed {recipe.seed}"}
     return " · ".join(part for part in entry.name.split(" · ") if part not in said) or entry.name
 
@@ -123,24 +170,51 @@ def _columns(asked: Sequence[str]) -> Iterator[Column]:
     for task in averaged:
         yield Column(task, is_estimate=task in asked)
         yield Column(f"published {task}", score, under=task, mark="published ")
-        yield Column(f"{task}, as scored by the paper", under=task, mark="scored as published ", is_estimate=task in asked)
-        yield Column(f"{task}, SD and range over seeds", under=task, mark="seeds SD ", is_estimate=True)
+        yield Column(
+            f"{task}, as scored by the paper",
+            under=task,
+            mark="scored as published ",
+            is_estimate=task in asked,
+        )
+        yield Column(
+            f"{task}, SD and range over seeds", under=task, mark="seeds SD ", is_estimate=True
+        )
     yield from (Column("trained", count), Column("share", share), Column("time", duration))
     yield Column("remark", is_text=True, under="model")
 
 
 def _shown(row: Row, asked: Sequence[str]) -> dict[str, Value]:
     """Column -> value."""
-    named: dict[str, Value] = {"model": row.name, "remark": "; ".join(_remarks(row, asked)), "time": _seconds(row)}
+    named: dict[str, Value] = {
+        "model": row.name,
+        "remark": "; ".join(_remarks(row, asked)),
+        "time": _seconds(row),
+    }
     found = {task: row.by_seed(str, task) for task in asked}
     as_published = {task: mean(list(row.by_seed(_as_published, task).values())) for task in asked}
     means = {task: mean(list(of.values())) for task, of in found.items()}
-    named |= {**means, **{f"{task}, as scored by the paper": scored for task, scored in as_published.items() if value(scored) != value(means[task])}}
+    named |= {
+        **means,
+        **{
+            f"{task}, as scored by the paper": scored
+            for task, scored in as_published.items()
+            if value(scored) != value(means[task])
+        },
+    }
     named |= {f"published {task}": row.published.get(task) for task in asked}
     macro = _macro(found)
     named |= {MACRO: _average(macro), f"published {MACRO}": _published_macro(row, asked)}
-    over_seeds = {**{task: [e.value for e in of.values() if e.value is not None] for task, of in found.items()}, MACRO: macro}
-    named |= {f"{column}, SD and range over seeds": spread(values) for column, values in over_seeds.items()}
+    over_seeds = {
+        **{
+            task: [e.value for e in of.values() if e.value is not None]
+            for task, of in found.items()
+        },
+        MACRO: macro,
+    }
+    named |= {
+        f"{column}, SD and range over seeds": spread(values)
+        for column, values in over_seeds.items()
+    }
     named["trained"] = _range([run.record.trained_parameters for run in row.runs], count)
     named["share"] = _range([run.record.share for run in row.runs], share)
     return named
@@ -158,7 +232,9 @@ def _average(values: Sequence[float]) -> float | None:
 
 def _macro(found: Mapping[str, Mapping[int | None, Estimate]]) -> list[float]:
     """The plain mean over the tasks, for each seed that has them all."""
-    seeds = [seed for seed in next(iter(found.values()), {}) if all(seed in of for of in found.values())]
+    seeds = [
+        seed for seed in next(iter(found.values()), {}) if all(seed in of for of in found.values())
+    ]
     values = ([of[seed].value for of in found.values()] for seed in seeds)
     return [statistics.fmean(known for known in of if known is not None) for of in values]
 
@@ -180,9 +256,16 @@ def _range(values: Iterable[float | None], show: Callable[[float], str]) -> Valu
 
 def _seconds(row: Row) -> float | None:
     """Of training, all tasks together; of several seeds the mean."""
-    timed = [(cell.tasks, cell.entry.run.record.training_seconds) for cell in row.cells if cell.entry.run is not None]
+    timed = [
+        (cell.tasks, cell.entry.run.record.training_seconds)
+        for cell in row.cells
+        if cell.entry.run is not None
+    ]
     known = sorted((asked, seconds) for asked, seconds in timed if seconds is not None)
-    means = [statistics.fmean(s for _, s in of) for _, of in itertools.groupby(known, key=lambda pair: pair[0])]
+    means = [
+        statistics.fmean(s for _, s in of)
+        for _, of in itertools.groupby(known, key=lambda pair: pair[0])
+    ]
     return sum(means) if means else None
 
 
@@ -192,10 +275,23 @@ def _remarks(row: Row, asked: Sequence[str]) -> Iterator[str]:
     for cell in row.cells:
         seed = f" with seed {cell.seed}" if len(row.seeds) > 1 else ""
         problems.setdefault(remark(cell.entry), []).append(", ".join(cell.tasks) + seed)
-    yield from (f"{', '.join(places)}: {problem}".removeprefix(": ") for problem, places in problems.items() if problem)
-    against = {task: mean(list(row.by_seed(_difference, task, f"{MODEL}{MINUS}{TFIDF}").values())) for task in asked}
-    verdicts = {task: _verdict(difference) for task, difference in against.items() if difference is not None}
-    lost = [f"{verdict} on {', '.join(of)}" for verdict in ("no better", "worse") if (of := [task for task in verdicts if verdicts[task] == verdict])]
+    yield from (
+        f"{', '.join(places)}: {message}".removeprefix(": ")
+        for message, places in problems.items()
+        if message
+    )
+    against = {
+        task: mean(list(row.by_seed(_difference, task, f"{MODEL}{MINUS}{TFIDF}").values()))
+        for task in asked
+    }
+    verdicts = {
+        task: _verdict(difference) for task, difference in against.items() if difference is not None
+    }
+    lost = [
+        f"{verdict} on {', '.join(of)}"
+        for verdict in ("no better", "worse")
+        if (of := [task for task in verdicts if verdicts[task] == verdict])
+    ]
     if lost:
         yield f"does not beat TF-IDF: {', '.join(lost)}"
 
@@ -206,7 +302,9 @@ def _difference(metric: str) -> str:
 
 def _verdict(difference: Estimate) -> str:
     """``worse`` where the whole interval is below 0, ``no better`` where it holds 0; without an interval the value decides."""
-    low, high = (difference.value if end is None else end for end in (difference.low, difference.high))
+    low, high = (
+        difference.value if end is None else end for end in (difference.low, difference.high)
+    )
     return "" if low is None or high is None or low > 0 else "worse" if high < 0 else "no better"
 
 
@@ -215,11 +313,23 @@ def _baselines(cells: Sequence[Asked], asked: Sequence[str]) -> list[dict[str, V
     rows: dict[str, dict[str, Estimate]] = {}
     for cell, task in itertools.product(cells, asked):
         metric = main_metric(cell.found, task)
-        of_task = {key.group: known for key, known in cell.found.items() if (key.name, key.split, key.task) == (metric, TEST, task)}
+        of_task = {
+            key.group: known
+            for key, known in cell.found.items()
+            if (key.name, key.split, key.task) == (metric, TEST, task)
+        }
         for group, known in of_task.items():
-            if group != MODEL and SUBGROUP not in group and MINUS not in group and known.value is not None:
+            if (
+                group != MODEL
+                and SUBGROUP not in group
+                and MINUS not in group
+                and known.value is not None
+            ):
                 rows.setdefault(group, {}).setdefault(task, known)
-    macros = {group: _macro({task: {None: of[task]} for task in asked}) if len(of) == len(asked) else [] for group, of in rows.items()}
+    macros = {
+        group: _macro({task: {None: of[task]} for task in asked}) if len(of) == len(asked) else []
+        for group, of in rows.items()
+    }
     return [{"model": group, **of, MACRO: _average(macros[group])} for group, of in rows.items()]
 
 
@@ -247,14 +357,26 @@ def _definition(cell: Asked, task: str) -> str:
     if cell.entry.run is None or metric is None:
         return ""
     rows = cell.entry.run.results.to_pylist()
-    row = next(row for row in rows if (row["name"], row["split"], row["group"], row["task"]) == (metric, TEST, MODEL, task))
+    row = next(
+        row
+        for row in rows
+        if (row["name"], row["split"], row["group"], row["task"]) == (metric, TEST, MODEL, task)
+    )
     return f"{task}: {metric} on split {TEST}, {count(row['n'])} stays; {row['definition'].rstrip('.')}."
 
 
 def _misprint(row: Row, asked: Sequence[str]) -> str:
     """``LLaMA (0.5861, not 0.5994)`` where the printed mean is not the mean of its row."""
-    printed, whole = row.published.get(PRINTED_MACRO), set(row.published) - {PRINTED_MACRO} <= set(asked)
+    printed, whole = (
+        row.published.get(PRINTED_MACRO),
+        set(row.published) - {PRINTED_MACRO} <= set(asked),
+    )
     mean = _published_macro(row, asked)
-    if not isinstance(printed, int | float) or mean is None or not whole or abs(printed - mean) < _ROUNDING:
+    if (
+        not isinstance(printed, int | float)
+        or mean is None
+        or not whole
+        or abs(printed - mean) < _ROUNDING
+    ):
         return ""
     return f"{row.name} ({score(printed)}, not {score(mean)})"

@@ -52,11 +52,17 @@ def embedding_table(entries: Sequence[Entry], title: str, notes: Sequence[str] =
     made = grid(entries)
     measures = _measures(made)
     rows = list(_rows(made, measures))
-    notes = [*(note for measure in measures if (note := _definition(made, measure))), *_seed_note(made), *notes]
+    notes = [
+        *(note for measure in measures if (note := _definition(made, measure))),
+        *_seed_note(made),
+        *notes,
+    ]
     return _table(title, list(_columns(measures)), rows, notes)
 
 
-def study_tables(entries: Sequence[Entry], licences: Mapping[str, str] | None = None) -> tuple[Table, ...]:
+def study_tables(
+    entries: Sequence[Entry], licences: Mapping[str, str] | None = None
+) -> tuple[Table, ...]:
     """Tables 1 to 5 of the study from the runs of a grid, the published values beside: separation, efficiency, zero-shot against adapted, the
     ablation where the grid has one, licences.
 
@@ -91,18 +97,28 @@ def ablated(made: Grid) -> tuple[Point, ...]:
     for model in dict.fromkeys(row.model for row in made.rows):
         points = _points([row for row in made.rows if row.model == model])
         if len({(point.pairs_share, point.objective, point.rank) for point in points}) > 1:
-            return tuple(sorted(points, key=lambda point: (point.pairs_share or 0, point.objective, point.rank or 0)))
+            return tuple(
+                sorted(
+                    points,
+                    key=lambda point: (point.pairs_share or 0, point.objective, point.rank or 0),
+                )
+            )
     return ()
 
 
 def _points(rows: Sequence[Encoder]) -> list[Point]:
-    learned = {id(row): max((run.record.counts.get("pairs.train", 0) for run in row.runs), default=0) for row in rows}
+    learned = {
+        id(row): max((run.record.counts.get("pairs.train", 0) for run in row.runs), default=0)
+        for row in rows
+    }
     most = max(learned.values(), default=0)
     points = []
     for row in rows:
         recipe = row.recipe
         if recipe is not None and recipe.adapters:
-            rank = next((known for spec in recipe.adapters if (known := getattr(spec, "rank", None))), None)
+            rank = next(
+                (known for spec in recipe.adapters if (known := getattr(spec, "rank", None))), None
+            )
             part = round(learned[id(row)] / most, 2) if most and learned[id(row)] else None
             points.append(Point(part, recipe.training.objective, rank, row))
     return points
@@ -113,9 +129,18 @@ def _points(rows: Sequence[Encoder]) -> list[Point]:
 
 def _measures(made: Grid) -> list[_Measure]:
     """Pairs in the two hardest strata, separation, and every search, in the order of the results."""
-    pairs = [_Measure(f"AUROC, {stratum}", "auroc", HELD_OUT, stratum) for stratum in ("mined", "same chapter")]
+    pairs = [
+        _Measure(f"AUROC, {stratum}", "auroc", HELD_OUT, stratum)
+        for stratum in ("mined", "same chapter")
+    ]
     pairs.append(_Measure("separation", "separation", made.task, made.stratum))
-    searched = dict.fromkeys(task for row in made.rows for found in row.found for name, _, task in found if name == "ndcg_at_10")
+    searched = dict.fromkeys(
+        task
+        for row in made.rows
+        for found in row.found
+        for name, _, task in found
+        if name == "ndcg_at_10"
+    )
     return [*pairs, *(_Measure(f"nDCG@10, {task}", "ndcg_at_10", task) for task in searched)]
 
 
@@ -123,8 +148,15 @@ def _columns(measures: Sequence[_Measure]) -> Iterator[Column]:
     yield from (Column("model", is_text=True), Column("state", is_text=True))
     for measure in measures:
         yield Column(measure.title, is_estimate=True)
-        yield Column(DIFFERENCE.format(measure.title), under=measure.title, mark="difference ", is_estimate=True)
-        yield Column(SEEDS.format(measure.title), under=measure.title, mark="seeds SD ", is_estimate=True)
+        yield Column(
+            DIFFERENCE.format(measure.title),
+            under=measure.title,
+            mark="difference ",
+            is_estimate=True,
+        )
+        yield Column(
+            SEEDS.format(measure.title), under=measure.title, mark="seeds SD ", is_estimate=True
+        )
         if measure.metric == "separation":
             yield Column("published separation", under=measure.title, mark="published ")
     yield from (Column("trained", count), Column("share", share), Column("time", duration))
@@ -136,12 +168,23 @@ def _rows(made: Grid, measures: Sequence[_Measure]) -> Iterator[Cells]:
     for model in dict.fromkeys(row.model for row in made.rows):
         rows = [row for row in made.rows if row.model == model]
         yield from (_control(model, state, rows, measures) for state in (RANDOM_WEIGHTS, SHUFFLED))
-        published = {"published separation": next((known for row in rows if (known := row.printed("zero_shot_separation")) is not None), None)}
+        published = {
+            "published separation": next(
+                (
+                    known
+                    for row in rows
+                    if (known := row.printed("zero_shot_separation")) is not None
+                ),
+                None,
+            )
+        }
         yield _control(model, ZERO_SHOT, rows, measures) | published
         yield from (_adapted(row, measures) for row in rows)
 
 
-def _control(model: str, state: str, rows: Sequence[Encoder], measures: Sequence[_Measure]) -> Cells:
+def _control(
+    model: str, state: str, rows: Sequence[Encoder], measures: Sequence[_Measure]
+) -> Cells:
     """What is the same in every run that measured it: of each number the first that there is."""
     found: Cells = {"model": model, "state": state}
     for measure in measures:
@@ -151,29 +194,53 @@ def _control(model: str, state: str, rows: Sequence[Encoder], measures: Sequence
 
 
 def _adapted(row: Encoder, measures: Sequence[_Measure]) -> Cells:
-    found: Cells = {"model": row.model, "state": row.state, "remark": "; ".join(_remarks(row, measures))}
+    found: Cells = {
+        "model": row.model,
+        "state": row.state,
+        "remark": "; ".join(_remarks(row, measures)),
+    }
     for measure in measures:
         name = (measure.metric, measure.group(ADAPTED), measure.task)
-        found[measure.title], found[SEEDS.format(measure.title)] = row.number(*name), row.spread(*name)
-        found[DIFFERENCE.format(measure.title)] = gain(row, measure.metric, measure.task, measure.stratum)
+        found[measure.title], found[SEEDS.format(measure.title)] = (
+            row.number(*name),
+            row.spread(*name),
+        )
+        found[DIFFERENCE.format(measure.title)] = gain(
+            row, measure.metric, measure.task, measure.stratum
+        )
     found["published separation"] = row.printed("separation")
-    found |= {"trained": _recorded(row, "trained_parameters"), "share": _recorded(row, "share"), "time": _recorded(row, "training_seconds")}
+    found |= {
+        "trained": _recorded(row, "trained_parameters"),
+        "share": _recorded(row, "share"),
+        "time": _recorded(row, "training_seconds"),
+    }
     return found
 
 
 def _recorded(row: Encoder, field: str) -> float | None:
     """A number of the record, the mean over seeds."""
-    known = [Estimate(float(found)) for run in row.runs if (found := getattr(run.record, field)) is not None]
+    known = [
+        Estimate(float(found))
+        for run in row.runs
+        if (found := getattr(run.record, field)) is not None
+    ]
     return value(mean(known))
 
 
 def _remarks(row: Encoder, measures: Sequence[_Measure]) -> Iterator[str]:
     """What did not end well, and where adapting did harm or nothing that could be seen."""
     yield from dict.fromkeys(text for entry in row.entries if (text := remark(entry)))
-    gains = {measure.title: gain(row, measure.metric, measure.task, measure.stratum) for measure in measures}
+    gains = {
+        measure.title: gain(row, measure.metric, measure.task, measure.stratum)
+        for measure in measures
+    }
     ends = {title: (known.low, known.high) for title, known in gains.items() if known}
     worse = [title for title, (_, high) in ends.items() if high is not None and high < 0]
-    unclear = [title for title, (low, high) in ends.items() if low is not None and high is not None and low <= 0 <= high]
+    unclear = [
+        title
+        for title, (low, high) in ends.items()
+        if low is not None and high is not None and low <= 0 <= high
+    ]
     if worse:
         yield f"worse than zero-shot: {', '.join(worse)}"
     if unclear:
@@ -182,8 +249,13 @@ def _remarks(row: Encoder, measures: Sequence[_Measure]) -> Iterator[str]:
 
 def _definition(made: Grid, measure: _Measure) -> str:
     """``nDCG@10, other books: n = 812: <its definition>``, from the results themselves."""
-    for row in (row for encoder in made.rows for run in encoder.runs for row in run.results.to_pylist()):
-        if (row["name"], row["task"]) == (measure.metric, measure.task) and row["group"] in (measure.group(ADAPTED), measure.group(ZERO_SHOT)):
+    for row in (
+        row for encoder in made.rows for run in encoder.runs for row in run.results.to_pylist()
+    ):
+        if (row["name"], row["task"]) == (measure.metric, measure.task) and row["group"] in (
+            measure.group(ADAPTED),
+            measure.group(ZERO_SHOT),
+        ):
             level = f", {100 * row['level']:g} % interval in brackets" if row["level"] else ""
             where = f" ({made.said})" if measure.metric == "separation" else ""
             return f"{measure.title}{where}: n = {count(row['n'])}{level}; {row['definition'].rstrip('.')}."
@@ -197,11 +269,23 @@ def _seed_note(made: Grid) -> Iterator[str]:
         yield f"A value is the mean over up to {seeds} seeds: {interval}."
 
 
-def _table(title: str, columns: Sequence[Column], rows: Sequence[Cells], notes: Sequence[str]) -> Table:
+def _table(
+    title: str, columns: Sequence[Column], rows: Sequence[Cells], notes: Sequence[str]
+) -> Table:
     """Without columns and rows that hold nothing."""
-    held = [row for row in rows if _is_adapted(row) or any(known is not None for name, known in row.items() if name not in ("model", "state"))]
-    shown = [column for column in columns if any(row.get(column.title) not in (None, "") for row in held)]
-    texts = tuple(tuple(row.get(column.title, "" if column.is_text else None) for column in shown) for row in held)
+    held = [
+        row
+        for row in rows
+        if _is_adapted(row)
+        or any(known is not None for name, known in row.items() if name not in ("model", "state"))
+    ]
+    shown = [
+        column for column in columns if any(row.get(column.title) not in (None, "") for row in held)
+    ]
+    texts = tuple(
+        tuple(row.get(column.title, "" if column.is_text else None) for column in shown)
+        for row in held
+    )
     return Table(title, tuple(shown), texts, tuple(dict.fromkeys(notes)))
 
 
@@ -218,7 +302,17 @@ def _beside(title: str, show: Callable[[float], str] = number) -> Column:
 
 
 def _named(made: Grid) -> list[tuple[Encoder, Cells]]:
-    return [(row, {"model": row.model, "state": row.state, "remark": "; ".join(filter(None, map(remark, row.entries)))}) for row in made.rows]
+    return [
+        (
+            row,
+            {
+                "model": row.model,
+                "state": row.state,
+                "remark": "; ".join(filter(None, map(remark, row.entries))),
+            },
+        )
+        for row in made.rows
+    ]
 
 
 _WORDS = (Column("model", is_text=True), Column("state", is_text=True))
@@ -232,15 +326,21 @@ def _separation(made: Grid) -> Table:
     columns = [*_WORDS]
     for title in words:
         columns += [Column(title, is_estimate=True), _beside(title)]
-    columns += [Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)]
+    columns += [
+        Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)
+    ]
     columns += [*(Column(title, is_estimate=True) for title in more), _REMARK]
     rows = []
     for row, cells in _named(made):
         cells |= {title: made.pairs(row, metric) for title, metric in {**words, **more}.items()}
         cells |= {f"published {title}": row.printed(title) for title in words}
-        cells[SEEDS.format("separation")] = row.spread("separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task)
+        cells[SEEDS.format("separation")] = row.spread(
+            "separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task
+        )
         rows.append(cells)
-    above = [row.model for row in made.rows if (value(made.pairs(row, "separation")) or 0) > THRESHOLD]
+    above = [
+        row.model for row in made.rows if (value(made.pairs(row, "separation")) or 0) > THRESHOLD
+    ]
     notes = [
         f"Measured on {made.said}; separation is the mean cosine of similar less that of different pairs, and depends on the spread of all cosines, "
         "which the AUROC does not.",
@@ -248,8 +348,12 @@ def _separation(made: Grid) -> Table:
         "Published intervals were simulated from means and standard deviations; those here resample pairs or chapters.",
     ]
     if made.task != STUDY:
-        notes.append("The published values stand on 50 pairs by hand, and these do not: compare orders, not numbers.")
-    return _table("Table 1: separation of the adapted backbones", columns, rows, [*notes, *_seed_note(made)])
+        notes.append(
+            "The published values stand on 50 pairs by hand, and these do not: compare orders, not numbers."
+        )
+    return _table(
+        "Table 1: separation of the adapted backbones", columns, rows, [*notes, *_seed_note(made)]
+    )
 
 
 _PROFILED = {
@@ -269,7 +373,14 @@ def _one_decimal(value: float) -> str:
     return f"{value:,.1f}"
 
 
-_SHOWN = {"tokens/s": count, "parameters": count, "dimension": count, "embeddings/s": _one_decimal, "load, s": _one_decimal, "memory, GB": number}
+_SHOWN = {
+    "tokens/s": count,
+    "parameters": count,
+    "dimension": count,
+    "embeddings/s": _one_decimal,
+    "load, s": _one_decimal,
+    "memory, GB": number,
+}
 
 
 def _efficiency(made: Grid) -> Table:
@@ -281,8 +392,14 @@ def _efficiency(made: Grid) -> Table:
     rows = []
     for row, cells in _named(made):
         cells |= {title: row.profiled(name) for title, (name, _) in _PROFILED.items() if name}
-        cells |= {"memory, GB": row.memory_gb, "parameters": row.parameters, "dimension": row.dimension}
-        cells |= {f"published {title}": row.printed(key) for title, (_, key) in _PROFILED.items() if key}
+        cells |= {
+            "memory, GB": row.memory_gb,
+            "parameters": row.parameters,
+            "dimension": row.dimension,
+        }
+        cells |= {
+            f"published {title}": row.printed(key) for title, (_, key) in _PROFILED.items() if key
+        }
         rows.append(cells)
     notes = [
         "Measured on one machine, by the protocol that the profile of each run states; the published numbers are of another machine, on texts of "
@@ -302,9 +419,15 @@ def _gains(made: Grid) -> Table:
     rows = []
     for row, cells in _named(made):
         before, after = row.printed("zero_shot_separation"), row.printed("separation")
-        cells |= {ZERO_SHOT: made.pairs(row, "separation", ZERO_SHOT), ADAPTED: made.pairs(row, "separation"), "difference": made.gain(row)}
+        cells |= {
+            ZERO_SHOT: made.pairs(row, "separation", ZERO_SHOT),
+            ADAPTED: made.pairs(row, "separation"),
+            "difference": made.gain(row),
+        }
         cells |= {f"published {ZERO_SHOT}": before, f"published {ADAPTED}": after}
-        cells |= {"published difference": None if before is None or after is None else after - before}
+        cells |= {
+            "published difference": None if before is None or after is None else after - before
+        }
         cells |= {mined: gain(row, "auroc", HELD_OUT, "mined")}
         rows.append(cells)
     notes = [
@@ -317,9 +440,15 @@ def _gains(made: Grid) -> Table:
 def _ablation(made: Grid) -> Table:
     """Table 4."""
     points = ablated(made)
-    columns = [Column("pairs", lambda part: f"{part:.0%}"), Column("loss", is_text=True), Column("rank", count)]
+    columns = [
+        Column("pairs", lambda part: f"{part:.0%}"),
+        Column("loss", is_text=True),
+        Column("rank", count),
+    ]
     columns += [Column("separation", is_estimate=True), _beside("separation")]
-    columns += [Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)]
+    columns += [
+        Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)
+    ]
     columns += [Column("AUROC, mined", is_estimate=True), Column("trained", count)]
     rows: list[Cells] = [
         {
@@ -328,7 +457,9 @@ def _ablation(made: Grid) -> Table:
             "rank": point.rank,
             "separation": made.pairs(point.row, "separation"),
             "published separation": point.row.printed("separation"),
-            SEEDS.format("separation"): point.row.spread("separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task),
+            SEEDS.format("separation"): point.row.spread(
+                "separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task
+            ),
             "AUROC, mined": point.row.number("auroc", f"{ADAPTED}{SUBGROUP}mined", HELD_OUT),
             "trained": _recorded(point.row, "trained_parameters"),
         }
@@ -340,11 +471,21 @@ def _ablation(made: Grid) -> Table:
 
 def _licences(made: Grid, licences: Mapping[str, str]) -> Table:
     """Table 5."""
-    columns = [Column(title, is_text=True) for title in ("model", "backbone", "architecture", "licence", "note")]
+    columns = [
+        Column(title, is_text=True)
+        for title in ("model", "backbone", "architecture", "licence", "note")
+    ]
     rows: dict[str, Cells] = {}
     for row in made.rows:
         licence = licences.get(row.hub_name, row.known.licence) or "unknown"
-        known = {"backbone": row.hub_name, "architecture": row.known.architecture, "licence": licence, "note": row.known.note}
+        known = {
+            "backbone": row.hub_name,
+            "architecture": row.known.architecture,
+            "licence": licence,
+            "note": row.known.note,
+        }
         rows.setdefault(row.model, {"model": row.model, **known})
-    notes = ["Of the weights, as their pages give it; an adapter adds the terms of the books that it learned from."]
+    notes = [
+        "Of the weights, as their pages give it; an adapter adds the terms of the books that it learned from."
+    ]
     return _table("Table 5: licences", columns, list(rows.values()), notes)

@@ -9,11 +9,16 @@ from types import MappingProxyType
 from typing import Literal
 
 from clinpeft.recipe import EmbedRecipe, Recipe
-from clinpeft.registry import Run
 from clinpeft.reports.facts import MINUS, SUBGROUP, Entry, adapters, base_name, estimates
 from clinpeft.reports.tables import Estimate, mean, spread
+from clinpeft.runs import Run
 
-ZERO_SHOT, ADAPTED, RANDOM_WEIGHTS, SHUFFLED = "zero-shot", "adapted", "random weights", "shuffled pairs"
+ZERO_SHOT, ADAPTED, RANDOM_WEIGHTS, SHUFFLED = (
+    "zero-shot",
+    "adapted",
+    "random weights",
+    "shuffled pairs",
+)
 LEXICAL = ("BM25", "TF-IDF")
 """Controls that have no weights, and so stand once in a table."""
 
@@ -117,7 +122,9 @@ class Encoder:
         base = self.recipe.base if self.recipe else None
         if base is None or base.backbone in KNOWN:
             return base.backbone if base else ""
-        return next((name for name in KNOWN if name.partition("/")[2].lower() == base.path.name.lower()), "")
+        return next(
+            (name for name in KNOWN if name.partition("/")[2].lower() == base.path.name.lower()), ""
+        )
 
     @property
     def known(self) -> Known:
@@ -136,7 +143,11 @@ class Encoder:
 
     def seeds(self, name: str, group: str, task: str) -> list[Estimate]:
         """The number of each seed that has it."""
-        return [found[name, group, task] for found in self.found if (name, group, task) in found and found[name, group, task].value is not None]
+        return [
+            found[name, group, task]
+            for found in self.found
+            if (name, group, task) in found and found[name, group, task].value is not None
+        ]
 
     def number(self, name: str, group: str, task: str) -> Estimate | None:
         """The mean over seeds; None where it was not measured."""
@@ -144,13 +155,22 @@ class Encoder:
 
     def spread(self, name: str, group: str, task: str) -> Estimate | None:
         """What the seeds change; None of one seed, or where they change nothing."""
-        found = spread([known.value for known in self.seeds(name, group, task) if known.value is not None])
+        found = spread(
+            [known.value for known in self.seeds(name, group, task) if known.value is not None]
+        )
         return found if found and found.value else None
 
     def profiled(self, name: str) -> float | None:
         """A number of the profile, of the adapted model before any other state."""
-        groups = dict.fromkeys([ADAPTED, *(group for found in self.found for _, group, task in found if task == PROFILE)])
-        return next((known.value for group in groups if (known := self.number(name, group, PROFILE))), None)
+        groups = dict.fromkeys(
+            [
+                ADAPTED,
+                *(group for found in self.found for _, group, task in found if task == PROFILE),
+            ]
+        )
+        return next(
+            (known.value for group in groups if (known := self.number(name, group, PROFILE))), None
+        )
 
     @property
     def memory_gb(self) -> float | None:
@@ -161,7 +181,9 @@ class Encoder:
     @property
     def parameters(self) -> float | None:
         """Of base and adapters as profiled, else of the base as recorded."""
-        return self.profiled("parameters") or next((run.record.base_parameters for run in self.runs if run.record.base_parameters), None)
+        return self.profiled("parameters") or next(
+            (run.record.base_parameters for run in self.runs if run.record.base_parameters), None
+        )
 
     @property
     def dimension(self) -> float | None:
@@ -199,7 +221,11 @@ class Grid:
     @property
     def said(self) -> str:
         """Which pairs, in words."""
-        return "the study's similar and different pairs" if self.task == STUDY else f"{self.task}, against {self.stratum} pairs"
+        return (
+            "the study's similar and different pairs"
+            if self.task == STUDY
+            else f"{self.task}, against {self.stratum} pairs"
+        )
 
 
 def grid(entries: Sequence[Entry]) -> Grid:
@@ -209,14 +235,28 @@ def grid(entries: Sequence[Entry]) -> Grid:
     adapters.
     """
     named = [(_place(entry.asked), _without_seed(entry), entry) for entry in entries]
-    prefixes = {place: _prefix([name for other, name, _ in named if other == place]) for place, _, _ in named}
+    prefixes = {
+        location: _prefix([name for other, name, _ in named if other == location])
+        for location, _, _ in named
+    }
     rows = []
-    for place, name in dict.fromkeys((place, name) for place, name, _ in named):
-        cells = tuple(entry for other, also, entry in named if (other, also) == (place, name))
+    for location, name in dict.fromkeys((location, name) for location, name, _ in named):
+        cells = tuple(entry for other, also, entry in named if (other, also) == (location, name))
         asked = cells[0].asked
-        model = " · ".join(prefixes[place]) or (base_name(asked) if asked else "")
-        state = " · ".join(name[len(prefixes[place]) :]) or (adapters(asked) if asked else "") or ADAPTED
-        rows.append(Encoder(model, state, cells, tuple(_numbers(cell.run) for cell in cells if cell.run is not None)))
+        model = " · ".join(prefixes[location]) or (base_name(asked) if asked else "")
+        state = (
+            " · ".join(name[len(prefixes[location]) :])
+            or (adapters(asked) if asked else "")
+            or ADAPTED
+        )
+        rows.append(
+            Encoder(
+                model,
+                state,
+                cells,
+                tuple(_numbers(cell.run) for cell in cells if cell.run is not None),
+            )
+        )
     of_study = ("separation", f"{ADAPTED}{SUBGROUP}different", STUDY)
     ended = [found for row in rows for found in row.found if found]
     follows = bool(ended) and all(of_study in found for found in ended)

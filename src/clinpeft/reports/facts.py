@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe, Recipe
-from clinpeft.registry import Run
 from clinpeft.reports.tables import Estimate, Value
+from clinpeft.runs import Run
 
 TRAIN, TEST = "train", "held_out"
 
@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         name: its row's.
         run: None where there is none, because the cell failed before one was opened.
-        problem: why there is none.
+        message: why there is none.
         published: what was printed for it: ``trained``, ``share``, ``train_perplexity``, ``test_perplexity``, ``time``; of questions, their names
             and ``macro_average``; of vectors, the keys of ``encoders.PUBLISHED``.
         recipe: what the cell asks; None where only its run tells.
@@ -40,7 +40,7 @@ class Entry:
 
     name: str
     run: Run | None
-    problem: str = ""
+    message: str = ""
     published: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
     recipe: Recipe | None = None
 
@@ -78,7 +78,10 @@ class Key:
 
 def estimates(run: Run) -> dict[Key, Estimate]:
     """Every number of a run."""
-    return {Key(row["name"], row["split"], _group(row), row["task"] or ""): estimate(row) for row in run.results.to_pylist()}
+    return {
+        Key(row["name"], row["split"], _group(row), row["task"] or ""): estimate(row)
+        for row in run.results.to_pylist()
+    }
 
 
 def _group(row: Mapping[str, Any]) -> str:
@@ -104,24 +107,43 @@ def value(known: Value) -> float | None:
 
 def tasks(recipe: Recipe | None) -> tuple[str, ...]:
     """Names of the questions that a recipe asks; none where it asks none."""
-    return (recipe.task.name, *(task.name for task in recipe.more_tasks)) if isinstance(recipe, ClassifyRecipe) else ()
+    return (
+        (recipe.task.name, *(task.name for task in recipe.more_tasks))
+        if isinstance(recipe, ClassifyRecipe)
+        else ()
+    )
 
 
 def base_name(recipe: Recipe) -> str:
     """The folder of the pretrained model; empty where there is none."""
-    return recipe.base.path.name if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ""
+    return (
+        recipe.base.path.name
+        if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe)
+        else ""
+    )
 
 
 def adapters(recipe: Recipe) -> str:
     """``lora (frozen, from clinical-lora) + prefix``; without an adapter ``all weights``, or of a question ``head only``."""
-    specs = recipe.adapters if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ()
-    whole = ["all weights"] if isinstance(recipe, ClassifyRecipe | EmbedRecipe) and recipe.base.trainable else []
+    specs = (
+        recipe.adapters if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ()
+    )
+    whole = (
+        ["all weights"]
+        if isinstance(recipe, ClassifyRecipe | EmbedRecipe) and recipe.base.trainable
+        else []
+    )
     words = [*whole, *(_adapter(spec) for spec in specs)]
     return " + ".join(words) or ("head only" if isinstance(recipe, ClassifyRecipe) else "")
 
 
 def _adapter(spec: AdapterSpec) -> str:
-    said = {"frozen": not spec.trainable, f"from {spec.from_run}": bool(spec.from_run), "merged": spec.merged, "inactive": not spec.active}
+    said = {
+        "frozen": not spec.trainable,
+        f"from {spec.from_run}": bool(spec.from_run),
+        "merged": spec.merged,
+        "inactive": not spec.active,
+    }
     words = ", ".join(word for word, is_so in said.items() if is_so)
     return getattr(spec, "method", "") + (f" ({words})" if words else "")
 
@@ -129,11 +151,11 @@ def _adapter(spec: AdapterSpec) -> str:
 def remark(entry: Entry) -> str:
     """Why a cell has no numbers, or not yet; empty for a run that has finished."""
     if entry.run is None:
-        return f"failed: {entry.problem}" if entry.problem else "no run"
+        return f"failed: {entry.message}" if entry.message else "no run"
     if entry.run.state == "finished":
         return ""
     error = entry.run.record.error
-    return f"{entry.run.state}: {error.problem}" if error and error.problem else entry.run.state
+    return f"{entry.run.state}: {error.message}" if error and error.message else entry.run.state
 
 
 def liveness(found: Mapping[str, Any] | None) -> str:
@@ -144,7 +166,11 @@ def liveness(found: Mapping[str, Any] | None) -> str:
     """
     if not found:
         return ""
-    unchanged = [f"{found['frozen_tensors']:,} frozen tensors unchanged"] if found.get("frozen_tensors") else []
+    unchanged = (
+        [f"{found['frozen_tensors']:,} frozen tensors unchanged"]
+        if found.get("frozen_tensors")
+        else []
+    )
     return "; ".join([*(_proof(proof) for proof in found.get("proofs", ())), *unchanged])
 
 
@@ -153,7 +179,9 @@ _PROVED = {"gradient": "gradient", "moved": "moved by", "change_when_off": "chan
 
 def _proof(proof: Mapping[str, Any]) -> str:
     """``2-lora trained, gradient 0.5, moved by 0.03, changes the logits by 2``."""
-    known = [f"{word} {proof[name]:.3g}" for name, word in _PROVED.items() if proof.get(name) is not None]
+    known = [
+        f"{word} {proof[name]:.3g}" for name, word in _PROVED.items() if proof.get(name) is not None
+    ]
     return ", ".join([f"{proof['name']} {proof['role']}", *known])
 
 

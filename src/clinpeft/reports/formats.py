@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clinpeft.registry import SMALLEST_CELL
+from clinpeft.runs import SMALLEST_CELL
 
 MISSING = "–"
 
@@ -39,7 +39,11 @@ def share(fraction: float) -> str:
     percent = 100 * fraction
     if percent == 0:
         return "0%"
-    text = f"{percent:.2f}" if percent >= 0.01 else str(np.format_float_positional(percent, precision=2, fractional=False, trim="-"))
+    text = (
+        f"{percent:.2f}"
+        if percent >= 0.01
+        else str(np.format_float_positional(percent, precision=2, fractional=False, trim="-"))
+    )
     return text.removeprefix("0") + "%"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.registry import Comparison, Listing, Run
+from clinpeft.core.schemas import Attrition
 from clinpeft.reports.facts import (
     MINUS,
     MODEL,
@@ -28,13 +28,15 @@ from clinpeft.reports.facts import (
 from clinpeft.reports.formats import MISSING, count, duration, number, share
 from clinpeft.reports.scores import scores_table, subgroups_table
 from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
-from clinpeft.tables import Attrition
+from clinpeft.runs import Comparison, Listing, Run
 
 
 def run_summary(run: Run) -> Table:
     """What one run is, a line a fact; facts that are not known have no line."""
     rows = tuple((label, text) for label, text in _facts(run) if text)
-    return Table(f"Run {run.id}", (Column("fact", is_text=True), Column("value", is_text=True)), rows)
+    return Table(
+        f"Run {run.id}", (Column("fact", is_text=True), Column("value", is_text=True)), rows
+    )
 
 
 def run_results(run: Run) -> Table:
@@ -54,22 +56,43 @@ def run_attrition(run: Run) -> Table:
 
 def attrition_table(title: str, steps: Sequence[Attrition]) -> Table:
     """What entered, what left for which reason and what was kept, step by step; below, where the first damaged rows stand."""
-    rows = [(step.step, word, n) for step in steps for word, n in _counted(step.entered, step.dropped, step.kept)]
-    places = tuple(f"{step.step}, {reason}: {'; '.join(found)}" for step in steps for reason, found in step.places.items())
-    return Table(title, (Column("step", is_text=True), Column("what", is_text=True), Column("n", count)), tuple(rows), places)
+    rows = [
+        (step.step, word, n)
+        for step in steps
+        for word, n in _counted(step.entered, step.dropped, step.kept)
+    ]
+    places = tuple(
+        f"{step.step}, {reason}: {'; '.join(found)}"
+        for step in steps
+        for reason, found in step.places.items()
+    )
+    return Table(
+        title,
+        (Column("step", is_text=True), Column("what", is_text=True), Column("n", count)),
+        tuple(rows),
+        places,
+    )
 
 
 def runs_list(listing: Listing) -> Table:
     """All runs of a home, oldest first, and what of it could not be read."""
-    words = [Column(title, is_text=True, is_unbroken=title == "id") for title in ("id", "name", "kind", "state", "created", "base", "adapters")]
+    words = [
+        Column(title, is_text=True, is_unbroken=title == "id")
+        for title in ("id", "name", "kind", "state", "created", "base", "adapters")
+    ]
     numbers = [Column("trained", count), Column("held out", is_text=True), Column("time", duration)]
     rows: list[tuple[Value, ...]] = [_listed(run) for run in listing.runs]
-    rows += [(Path(error.place).parent.name, "", "", "unreadable", "", "", "", None, "", None) for error in listing.unreadable]
-    notes = tuple(f"{error.place}: {error.problem}" for error in listing.unreadable)
+    rows += [
+        (Path(error.location).parent.name, "", "", "unreadable", "", "", "", None, "", None)
+        for error in listing.unreadable
+    ]
+    notes = tuple(f"{error.location}: {error.message}" for error in listing.unreadable)
     return Table("Runs", (*words, *numbers), tuple(rows), notes)
 
 
-def comparison(found: Comparison, paired: pa.Table | None = None, reason: str = "") -> tuple[Table, ...]:
+def comparison(
+    found: Comparison, paired: pa.Table | None = None, reason: str = ""
+) -> tuple[Table, ...]:
     """Two runs side by side: what differs between them, their results, and the paired comparison: of perplexities their ratio, of answers the
     differences of their metrics.
 
@@ -94,33 +117,70 @@ _SAME = {"adapt": "tokens", "classify": "stays", "embed": "pairs"}
 
 
 def _differences(found: Comparison) -> Table:
-    asked = tuple((d.key, *(MISSING if value is None else str(value) for value in (d.first, d.second))) for d in found.differences)
-    return Table("What differs", (Column("key", is_text=True), *(Column(run.id, is_text=True) for run in (found.first, found.second))), asked)
+    asked = tuple(
+        (d.key, *(MISSING if value is None else str(value) for value in (d.first, d.second)))
+        for d in found.differences
+    )
+    return Table(
+        "What differs",
+        (
+            Column("key", is_text=True),
+            *(Column(run.id, is_text=True) for run in (found.first, found.second)),
+        ),
+        asked,
+    )
 
 
 def _side_by_side(found: Comparison, answers: bool, notes: list[str]) -> Table:
     first, second = estimates(found.first), estimates(found.second)
     keys = list(dict.fromkeys([*first, *second]))
-    shown = [key for key in keys if not answers or (key in first and key in second and SUBGROUP not in key.group)]
+    shown = [
+        key
+        for key in keys
+        if not answers or (key in first and key in second and SUBGROUP not in key.group)
+    ]
     left_out = len([key for key in keys if (key in first) != (key in second) and key not in shown])
-    notes = [*notes, *([f"Not shown, since only one of the two has them: {left_out} number{'s' * (left_out > 1)}."] if left_out else [])]
+    notes = [
+        *notes,
+        *(
+            [
+                f"Not shown, since only one of the two has them: {left_out} number{'s' * (left_out > 1)}."
+            ]
+            if left_out
+            else []
+        ),
+    ]
     words = ("metric", "task", "split", "model") if answers else ("metric", "split", "model")
-    named = [(key.name, key.task, key.split, key.group) if answers else (key.name, key.split, key.group) for key in shown]
-    rows = tuple((*texts, first.get(key), second.get(key)) for texts, key in zip(named, shown, strict=True))
+    named = [
+        (key.name, key.task, key.split, key.group) if answers else (key.name, key.split, key.group)
+        for key in shown
+    ]
+    rows = tuple(
+        (*texts, first.get(key), second.get(key)) for texts, key in zip(named, shown, strict=True)
+    )
     numbers = (Column(run.id, is_estimate=True) for run in (found.first, found.second))
-    return Table("Results", (*(Column(title, is_text=True) for title in words), *numbers), rows, tuple(notes))
+    return Table(
+        "Results", (*(Column(title, is_text=True) for title in words), *numbers), rows, tuple(notes)
+    )
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     record = run.record
     yield from (("id", run.id), ("name", record.name), ("kind", record.kind), ("state", run.state))
     if record.error:
-        yield "error", record.error.problem
-        yield "where", record.error.place
-        yield "way out", record.error.way_out
-    yield from (("source", run.recipe.source.name), ("base", base_name(run.recipe)), ("adapters", adapters(run.recipe)))
-    yield from (("trained", _trained(run)), ("precision", record.precision_reason or record.precision or ""))
-    yield from (("quantisation", record.quantisation), ("activations", record.activations))
+        yield "error", record.error.message
+        yield "where", record.error.location
+        yield "hint", record.error.hint
+    yield from (
+        ("source", run.recipe.source.name),
+        ("base", base_name(run.recipe)),
+        ("adapters", adapters(run.recipe)),
+    )
+    yield from (
+        ("trained", _trained(run)),
+        ("precision", record.precision_reason or record.precision or ""),
+    )
+    yield from (("quantization", record.quantization), ("activations", record.activations))
     yield "kernels", record.kernels
     yield "norms and gates", record.compilation
     yield from _answers(run)
@@ -131,7 +191,10 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "time for features", _shown(record.features_seconds, duration)
     yield "time for baselines", _shown(record.baselines_seconds, duration)
     yield "total time", _shown(record.total_seconds, duration)
-    yield "hardware", f"{record.hardware.devices} x {record.hardware.device}" if record.hardware else ""
+    yield (
+        "hardware",
+        f"{record.hardware.devices} x {record.hardware.device}" if record.hardware else "",
+    )
     yield "created", f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     yield from (("notice", notice) for notice in record.notices)
     yield "folder", str(run.folder)
@@ -144,8 +207,15 @@ def _answers(run: Run) -> Iterator[tuple[str, str]]:
     yield "liveness", liveness(run.record.liveness)
     for task in tasks(run.recipe):
         metric = main_metric(found, task) or ""
-        against, difference = found.get(Key(metric, TEST, TFIDF, task)), found.get(Key(f"{metric}_difference", TEST, f"{MODEL}{MINUS}{TFIDF}", task))
-        parts = [f"{metric} {_shown(found.get(Key(metric, TEST, MODEL, task)), number)}"] if metric else []
+        against, difference = (
+            found.get(Key(metric, TEST, TFIDF, task)),
+            found.get(Key(f"{metric}_difference", TEST, f"{MODEL}{MINUS}{TFIDF}", task)),
+        )
+        parts = (
+            [f"{metric} {_shown(found.get(Key(metric, TEST, MODEL, task)), number)}"]
+            if metric
+            else []
+        )
         parts += [f"{TFIDF} {_shown(against, number)}"] if against else []
         parts += [f"difference {_shown(difference, number)}"] if difference else []
         yield f"{task}, held out", "; ".join(parts)
@@ -156,16 +226,32 @@ def _perplexities(found: Mapping[Key, Estimate]) -> Iterator[tuple[str, str]]:
     for split, word in ((TRAIN, "train"), ("tuning", "tuning"), (TEST, "test")):
         before, after, times = (
             found.get(Key(name, split, group))
-            for name, group in (("perplexity", "base"), ("perplexity", "adapted"), ("perplexity_ratio", "adapted / base"))
+            for name, group in (
+                ("perplexity", "base"),
+                ("perplexity", "adapted"),
+                ("perplexity_ratio", "adapted / base"),
+            )
         )
-        parts = [(_shown(before, number), "before"), (_shown(after, number), "after"), (_shown(times, number), "times")]
+        parts = [
+            (_shown(before, number), "before"),
+            (_shown(after, number), "after"),
+            (_shown(times, number), "times"),
+        ]
         yield f"{word} perplexity", ", ".join(f"{text} {when}" for text, when in parts if text)
 
 
 def _listed(run: Run) -> tuple[Value, ...]:
     record = run.record
     created = f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M}"
-    words = (run.id, record.name, record.kind, run.state, created, base_name(run.recipe), adapters(run.recipe))
+    words = (
+        run.id,
+        record.name,
+        record.kind,
+        run.state,
+        created,
+        base_name(run.recipe),
+        adapters(run.recipe),
+    )
     return (*words, record.trained_parameters, _held_out(run), record.training_seconds)
 
 
@@ -174,8 +260,14 @@ def _held_out(run: Run) -> str:
     found = estimates(run)
     perplexity = found.get(Key("perplexity", TEST, "adapted"))
     metrics = ((task, main_metric(found, task)) for task in tasks(run.recipe))
-    words = [f"{metric} {printed(found[Key(metric, TEST, MODEL, task)].value, number)} ({task})" for task, metric in metrics if metric]
-    return ", ".join([*([f"perplexity {printed(perplexity.value, number)}"] if perplexity else []), *words])
+    words = [
+        f"{metric} {printed(found[Key(metric, TEST, MODEL, task)].value, number)} ({task})"
+        for task, metric in metrics
+        if metric
+    ]
+    return ", ".join(
+        [*([f"perplexity {printed(perplexity.value, number)}"] if perplexity else []), *words]
+    )
 
 
 def _counted(entered: int, dropped: Mapping[str, int], kept: int) -> Iterator[tuple[str, int]]:
@@ -189,7 +281,9 @@ def _trained(run: Run) -> str:
     if record.trained_parameters is None:
         return ""
     of = f" of {count(record.base_parameters)}" if record.base_parameters else ""
-    return f"{count(record.trained_parameters)}{of} parameters" + (f" ({share(record.share)})" if record.share is not None else "")
+    return f"{count(record.trained_parameters)}{of} parameters" + (
+        f" ({share(record.share)})" if record.share is not None else ""
+    )
 
 
 def _shown(value: Value, show: Callable[[float], str]) -> str:

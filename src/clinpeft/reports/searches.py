@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clinpeft.registry.searches import Search, Trial
-from clinpeft.registry.studies import ComparedPair, Study
 from clinpeft.reports.tables import Column, Estimate, Table, Value
+from clinpeft.runs.searches import Search, Trial
+from clinpeft.runs.studies import ComparedPair, Study
 
 
 def search_table(search: Search) -> Table:
@@ -21,15 +21,28 @@ def search_table(search: Search) -> Table:
         Column("what became of it", is_text=True),
     )
     rows = tuple(
-        (trial.number, *(_plain(trial.settings.get(key)) for key in keys), trial.value, trial.run_id, _became(trial)) for trial in search.trials
+        (
+            trial.number,
+            *(_plain(trial.settings.get(key)) for key in keys),
+            trial.value,
+            trial.run_id,
+            _became(trial),
+        )
+        for trial in search.trials
     )
     made = sum(bool(trial.made) for trial in search.trials)
     repeated = sum(trial.repeats is not None for trial in search.trials)
-    notes = [f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."]
+    notes = [
+        f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."
+    ]
     if search.best is not None and search.best.value is not None:
-        notes.append(f"Best: trial {search.best.number}, {search.metric} {search.best.value:.4g} on the tuning split.")
+        notes.append(
+            f"Best: trial {search.best.number}, {search.metric} {search.best.value:.4g} on the tuning split."
+        )
     if search.held_out:
-        row = next((row for row in search.held_out if row["name"] == search.metric), search.held_out[0])
+        row = next(
+            (row for row in search.held_out if row["name"] == search.metric), search.held_out[0]
+        )
         notes.append(f"Its run on the held-out split, looked at once: {_said(row)}.")
     if search.importance:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in search.importance.items())
@@ -48,10 +61,18 @@ def study_table(study: Study) -> Table:
         Column("run", is_text=True, is_unbroken=True),
         Column("reason", is_text=True),
     )
-    rows = tuple((*(str(cell.settings.get(axis, "")) for axis in axes), cell.state, cell.run_id, cell.reason) for cell in study.cells)
+    rows = tuple(
+        (*(str(cell.settings.get(axis, "")) for axis in axes), cell.state, cell.run_id, cell.reason)
+        for cell in study.cells
+    )
     states = [cell.state for cell in study.cells]
     said = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return Table(f"Study {study.name}", columns, rows, (f"{len(states)} cells: {said}.", f"Recipe: {study.recipe}, study {study.id}."))
+    return Table(
+        f"Study {study.name}",
+        columns,
+        rows,
+        (f"{len(states)} cells: {said}.", f"Recipe: {study.recipe}, study {study.id}."),
+    )
 
 
 def comparisons_table(study: Study) -> Table:
@@ -64,8 +85,18 @@ def comparisons_table(study: Study) -> Table:
         Column("runs", is_text=True, is_unbroken=True),
         Column("why none", is_text=True),
     )
-    rows = [row for comparison in study.compare for pair in comparison.pairs for row in _pair_rows(comparison.name, pair)]
-    return Table(f"Comparisons of study {study.name}", columns, tuple(rows), ("Second minus first, paired over the same subjects, held-out split.",))
+    rows = [
+        row
+        for comparison in study.compare
+        for pair in comparison.pairs
+        for row in _pair_rows(comparison.name, pair)
+    ]
+    return Table(
+        f"Comparisons of study {study.name}",
+        columns,
+        tuple(rows),
+        ("Second minus first, paired over the same subjects, held-out split.",),
+    )
 
 
 def _pair_rows(name: str, pair: ComparedPair) -> list[tuple[Value, ...]]:
@@ -77,7 +108,10 @@ def _pair_rows(name: str, pair: ComparedPair) -> list[tuple[Value, ...]]:
     first: dict[Any, Mapping[str, Any]] = {}
     for row in held:
         first.setdefault(row["task"], row)
-    return [(name, of, str(row["name"]), Estimate(row["value"], row["low"], row["high"]), runs, "") for row in first.values()]
+    return [
+        (name, of, str(row["name"]), Estimate(row["value"], row["low"], row["high"]), runs, "")
+        for row in first.values()
+    ]
 
 
 def _plain(value: str | int | float | bool | None) -> Value:

@@ -16,8 +16,8 @@ import rich.box
 import rich.table
 import rich.text
 
-from clinpeft.registry import write_atomically
 from clinpeft.reports.formats import MISSING, number
+from clinpeft.runs import write_atomically
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ def mean(found: Sequence[Estimate]) -> Estimate | None:
     average out."""
     if not found:
         return None
-    parts = [[getattr(estimate, field.name) for estimate in found] for field in dataclasses.fields(Estimate)]
+    parts = [
+        [getattr(estimate, field.name) for estimate in found]
+        for field in dataclasses.fields(Estimate)
+    ]
     return Estimate(*(None if None in part else statistics.fmean(part) for part in parts))
 
 
@@ -88,16 +91,24 @@ class Table:
     @property
     def texts(self) -> list[list[str]]:
         """Every cell as printed."""
-        return [[printed(value, column.show) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+        return [
+            [printed(value, column.show) for column, value in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
 
 
 def plain(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> Table:
     """An Arrow table as it is: its columns under their names, texts to the left and numbers to the right."""
     columns = tuple(
-        Column(field.name.replace("_", " "), is_text=not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)))
+        Column(
+            field.name.replace("_", " "),
+            is_text=not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)),
+        )
         for field in rows.schema
     )
-    return Table(title, columns, tuple(tuple(row.values()) for row in rows.to_pylist()), tuple(notes))
+    return Table(
+        title, columns, tuple(tuple(row.values()) for row in rows.to_pylist()), tuple(notes)
+    )
 
 
 def as_terminal(table: Table) -> rich.table.Table:
@@ -106,19 +117,40 @@ def as_terminal(table: Table) -> rich.table.Table:
     upper = [(at, column) for at, column in enumerate(table.columns) if not column.under]
     unmarked = [column.title for _, column in lower if not column.mark]
     notes = [*table.notes, *([f"In square brackets: {', '.join(unmarked)}."] if unmarked else [])]
-    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", title_justify="left")
+    shown = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", title_justify="left"
+    )
     shown.title, shown.caption = rich.text.Text(table.title), rich.text.Text("\n".join(notes))
     for _, column in upper:
-        shown.add_column(rich.text.Text(column.title), justify="left" if column.is_text else "right", overflow="fold", no_wrap=column.is_unbroken)
+        shown.add_column(
+            rich.text.Text(column.title),
+            justify="left" if column.is_text else "right",
+            overflow="fold",
+            no_wrap=column.is_unbroken,
+        )
     for row in table.texts:
-        below = [(column.under, f"\n[{column.mark}{row[at]}]") for at, column in lower if row[at] not in ("", MISSING)]
-        shown.add_row(*(rich.text.Text(row[at] + "".join(text for title, text in below if title == column.title)) for at, column in upper))
+        below = [
+            (column.under, f"\n[{column.mark}{row[at]}]")
+            for at, column in lower
+            if row[at] not in ("", MISSING)
+        ]
+        shown.add_row(
+            *(
+                rich.text.Text(
+                    row[at] + "".join(text for title, text in below if title == column.title)
+                )
+                for at, column in upper
+            )
+        )
     return shown
 
 
 def as_markdown(table: Table) -> str:
     """A GitHub table with its title as a heading."""
-    lines = [[_markdown(column.title) for column in table.columns], ["---" if c.is_text else "---:" for c in table.columns]]
+    lines = [
+        [_markdown(column.title) for column in table.columns],
+        ["---" if c.is_text else "---:" for c in table.columns],
+    ]
     lines += [[_markdown(text) for text in row] for row in table.texts]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join([f"## {_markdown(table.title)}", body, *map(_markdown, table.notes)]) + "\n"
@@ -130,7 +162,13 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([title for column in table.columns for title in _csv_titles(column)])
     for row in table.rows:
-        writer.writerow([entry for column, value in zip(table.columns, row, strict=True) for entry in _csv_entries(column, value)])
+        writer.writerow(
+            [
+                entry
+                for column, value in zip(table.columns, row, strict=True)
+                for entry in _csv_entries(column, value)
+            ]
+        )
     return file.getvalue()
 
 
@@ -141,8 +179,19 @@ def as_latex(table: Table) -> str:
     body = [" & ".join(_latex(text) for text in row) + r" \\" for row in table.texts]
     notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
     caption = rf"\caption{{{_latex(table.title)}}}"
-    opening = [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*opening, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
+    opening = [
+        r"\begin{table}",
+        r"\centering",
+        caption,
+        rf"\begin{{tabular}}{{{layout}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+    ]
+    return (
+        "\n".join([*opening, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"])
+        + "\n"
+    )
 
 
 WRITTEN: dict[str, Callable[[Table], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
@@ -174,13 +223,19 @@ def printed(value: Value, show: Callable[[float], str]) -> str:
 
 
 def _csv_titles(column: Column) -> Sequence[str]:
-    return (column.title, f"{column.title} low", f"{column.title} high") if column.is_estimate else (column.title,)
+    return (
+        (column.title, f"{column.title} low", f"{column.title} high")
+        if column.is_estimate
+        else (column.title,)
+    )
 
 
 def _csv_entries(column: Column, value: Value) -> Sequence[str | int | float | None]:
     if not column.is_estimate:
         return (value.value if isinstance(value, Estimate) else value,)
-    return (value.value, value.low, value.high) if isinstance(value, Estimate) else (value, None, None)
+    return (
+        (value.value, value.low, value.high) if isinstance(value, Estimate) else (value, None, None)
+    )
 
 
 def _markdown(text: str) -> str:
@@ -188,7 +243,14 @@ def _markdown(text: str) -> str:
 
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
+_LATEX |= {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\n": " ",
+}
 
 
 def _latex(text: str) -> str:

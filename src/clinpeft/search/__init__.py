@@ -4,13 +4,13 @@
 ``working`` is a worker, ``measured`` what a run is judged by, ``outcome`` what was found.
 """
 
-from clinpeft.search.measured import measured
+from clinpeft.search.objective_value import measured
 from clinpeft.search.outcome import found, with_held_out, write_winner
-from clinpeft.search.papers import PAPER
+from clinpeft.search.paper_spaces import PAPER
 from clinpeft.search.proposals import SAMPLERS, opened_study
 from clinpeft.search.space import Space, space_of
 from clinpeft.search.storage import opened, reached, shown
-from clinpeft.search.working import Bench, take, work
+from clinpeft.search.worker import Bench, take, work
 
 __all__ = [
     "PAPER",

@@ -13,15 +13,18 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from clinpeft.recipe import Plan, Recipe, as_toml, varied
-from clinpeft.registry import Run, write_atomically
-from clinpeft.registry.searches import WINNER, Search, Trial
-from clinpeft.search.measured import TRAINED
+from clinpeft.runs import Run, write_atomically
+from clinpeft.runs.searches import WINNER, Search, Trial
+from clinpeft.search.objective_value import TRAINED
 from clinpeft.search.proposals import FAILED_REASON, MADE, REPEATS, RUN, SECONDS, WHERE, whole
 from clinpeft.search.space import PLACE, Space
 
 FEWEST = 4  # trials, below which shares of variance say nothing
 HELD_OUT = "held_out"
-STATES: dict[TrialState, Literal["open", "finished", "failed"]] = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed"}
+STATES: dict[TrialState, Literal["open", "finished", "failed"]] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.FAIL: "failed",
+}
 
 
 def found(study: optuna.Study, space: Space, asked: Plan, folder: Path, updated: str) -> Search:
@@ -38,7 +41,9 @@ def found(study: optuna.Study, space: Space, asked: Plan, folder: Path, updated:
     kept = whole(study, space)
     trials = tuple(_trial(trial, space) for trial in kept)
     is_open = len(trials) < asked.search.trials or any(trial.state == "open" for trial in trials)
-    importance, by = ({}, "unknown: trials are open") if is_open else _importance(study, kept, asked.search.seed)
+    importance, by = (
+        ({}, "unknown: trials are open") if is_open else _importance(study, kept, asked.search.seed)
+    )
     return Search(
         folder=folder,
         id=asked.search_id,
@@ -74,7 +79,12 @@ def write_winner(search: Search, recipe: Recipe) -> Path | None:
 
 def with_held_out(search: Search, run: Run) -> Search:
     """The search with what its winner reached on the held-out split: looked at once, when nothing is chosen any more."""
-    rows = run.results.filter(pc.and_(pc.equal(run.results["split"], HELD_OUT), pc.equal(run.results["group"], TRAINED[search.kind])))
+    rows = run.results.filter(
+        pc.and_(
+            pc.equal(run.results["split"], HELD_OUT),
+            pc.equal(run.results["group"], TRAINED[search.kind]),
+        )
+    )
     return dataclasses.replace(search, held_out=tuple(rows.to_pylist()))
 
 
@@ -96,17 +106,28 @@ def _trial(trial: FrozenTrial, space: Space) -> Trial:
 
 def _winner(trials: Sequence[Trial], direction: str) -> int | None:
     """The best trial, the first of several that are equally good."""
-    known = [(trial.value, trial.number) for trial in trials if trial.state == "finished" and trial.value is not None]
+    known = [
+        (trial.value, trial.number)
+        for trial in trials
+        if trial.state == "finished" and trial.value is not None
+    ]
     sign = -1 if direction == "maximize" else 1
     return min(known, key=lambda one: (sign * one[0], one[1]))[1] if known else None
 
 
-def _importance(study: optuna.Study, trials: Sequence[FrozenTrial], seed: int) -> tuple[dict[str, float], str]:
+def _importance(
+    study: optuna.Study, trials: Sequence[FrozenTrial], seed: int
+) -> tuple[dict[str, float], str]:
     """Shares of the variance of the values by a random forest's main effects and interactions (functional ANOVA, Hutter et al. 2014)."""
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
     if len(values) < FEWEST:
-        return {}, f"unknown: {len(values)} trials have a value, and shares of their variance need {FEWEST}"
+        return (
+            {},
+            f"unknown: {len(values)} trials have a value, and shares of their variance need {FEWEST}",
+        )
     if len(set(values)) == 1:
         return {}, "unknown: every trial has the same value"
     shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
-    return {key: float(share) for key, share in shares.items()}, f"functional ANOVA (Hutter et al. 2014) over {len(values)} trials"
+    return {
+        key: float(share) for key, share in shares.items()
+    }, f"functional ANOVA (Hutter et al. 2014) over {len(values)} trials"

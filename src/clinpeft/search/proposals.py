@@ -14,19 +14,30 @@ from clinpeft.recipe import SearchSpec
 from clinpeft.search.space import Space
 
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "gp": lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
+    "gp": lambda seed, startup: GPSampler(
+        seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+    ),
     "tpe": lambda seed, startup: TPESampler(seed=seed, n_startup_trials=startup),
     "random": lambda seed, startup: RandomSampler(seed=seed),  # noqa: ARG005
 }
 """(seed, random trials first) -> sampler. ``gp`` is a Matérn 5/2 process with log expected improvement, over those that are running too."""
 
-FAILED_REASON, RUN, REPEATS, SECONDS, MADE, WHERE = "reason", "run_id", "repeats", "seconds", "made", "where"
+FAILED_REASON, RUN, REPEATS, SECONDS, MADE, WHERE = (
+    "reason",
+    "run_id",
+    "repeats",
+    "seconds",
+    "made",
+    "where",
+)
 """What is noted on a trial."""
 
 
 def opened_study(storage: BaseStorage, name: str, spec: SearchSpec) -> optuna.Study:
     """The search in its storage, made by whoever comes first."""
-    return optuna.create_study(storage=storage, study_name=name, direction=spec.direction, load_if_exists=True)
+    return optuna.create_study(
+        storage=storage, study_name=name, direction=spec.direction, load_if_exists=True
+    )
 
 
 def propose(study: optuna.Study, space: Space, spec: SearchSpec) -> int:
@@ -44,7 +55,10 @@ def whole(study: optuna.Study, space: Space) -> list[FrozenTrial]:
 
 def twin(trial: FrozenTrial, trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The first earlier trial with the same values, if there is one."""
-    return next((other for other in trials if other.number < trial.number and other.params == trial.params), None)
+    return next(
+        (other for other in trials if other.number < trial.number and other.params == trial.params),
+        None,
+    )
 
 
 def is_open(trial: FrozenTrial) -> bool:

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from clinpeft.errors import RecipeError
+from clinpeft.core.errors import RecipeError
 from clinpeft.recipe import Dimension, Recipe, SearchSpec, dimension, varied
 from clinpeft.recipe.search import Setting
-from clinpeft.search.papers import PAPER
+from clinpeft.search.paper_spaces import PAPER
 
 PLACE = "search.space"
 
@@ -34,7 +39,10 @@ class Space:
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Setting]:
         """Recipe key -> value, from what was drawn."""
-        return {one.key: one.choices[drawn[one.key]] if one.ordered else drawn[one.key] for one in self.dimensions}
+        return {
+            one.key: one.choices[drawn[one.key]] if one.ordered else drawn[one.key]
+            for one in self.dimensions
+        }
 
     def covers(self, drawn: Mapping[str, Any]) -> bool:
         """Whether there is a value for every key: a process that is killed while it proposes leaves a proposal with fewer."""
@@ -49,7 +57,11 @@ def space_of(spec: SearchSpec, recipe: Recipe) -> Space:
     """
     given = _of_paper(spec, recipe) if isinstance(spec.space, str) else spec.space
     if not given:
-        raise RecipeError("a space without a key", place=PLACE, way_out='write "training.learning_rate" = { low = 1e-4, high = 1e-2, log = true }')
+        raise RecipeError(
+            "a space without a key",
+            location=PLACE,
+            hint='write "training.learning_rate" = { low = 1e-4, high = 1e-2, log = true }',
+        )
     dimensions = tuple(dimension(key, choices, PLACE) for key, choices in given.items())
     for one in dimensions:
         for value in one.examples:
@@ -61,20 +73,26 @@ def _of_paper(spec: SearchSpec, recipe: Recipe) -> dict[str, Any]:
     assert isinstance(spec.space, str)
     if spec.space not in PAPER:
         near = difflib.get_close_matches(spec.space, PAPER, n=1)
-        way_out = f"did you mean {near[0]!r}?" if near else f"the tables are: {', '.join(PAPER)}"
-        raise RecipeError(f"there is no table {spec.space!r}", place=PLACE, way_out=way_out)
+        hint = f"did you mean {near[0]!r}?" if near else f"the tables are: {', '.join(PAPER)}"
+        raise RecipeError(f"there is no table {spec.space!r}", location=PLACE, hint=hint)
     adapters = len(getattr(recipe, "adapters", ()))
     at = adapters - 1 if spec.adapter < 0 else spec.adapter
     if not 0 <= at < adapters:
         raise RecipeError(
-            f"{spec.space!r} is for an adapter, and the recipe has {adapters}", place="search.adapter", way_out="add [[adapters]], or name another"
+            f"{spec.space!r} is for an adapter, and the recipe has {adapters}",
+            location="search.adapter",
+            hint="add [[adapters]], or name another",
         )
     return {f"adapters.{at}.{key}": choices for key, choices in PAPER[spec.space].items()}
 
 
 def _distribution(one: Dimension) -> BaseDistribution:
     if one.range is None:
-        return IntDistribution(0, len(one.choices) - 1) if one.ordered else CategoricalDistribution(one.choices)
+        return (
+            IntDistribution(0, len(one.choices) - 1)
+            if one.ordered
+            else CategoricalDistribution(one.choices)
+        )
     low, high, step = one.range.low, one.range.high, one.range.step
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=one.range.log, step=int(step or 1))

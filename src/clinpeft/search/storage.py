@@ -19,8 +19,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
 
-from clinpeft.errors import StorageError, UsageError
-from clinpeft.registry import claims as files
+from clinpeft.core import locks as files
+from clinpeft.core.errors import StorageError, UsageError
 
 JOURNAL = "journal.log"
 
@@ -101,7 +101,9 @@ class DatabaseClaims:
     def _ask(self, text: str, number: int) -> Any:
         import sqlalchemy
 
-        return self._connection.execute(sqlalchemy.text(text), {"search": self._search, "number": number}).scalar()
+        return self._connection.execute(
+            sqlalchemy.text(text), {"search": self._search, "number": number}
+        ).scalar()
 
 
 @contextlib.contextmanager
@@ -175,15 +177,23 @@ def _postgresql(address: str, name: str, stack: contextlib.ExitStack) -> tuple[B
 
     url = sqlalchemy.engine.make_url(address)
     if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+pg8000")  # BSD, and pure Python; another one can be named in the address
+        url = url.set(
+            drivername="postgresql+pg8000"
+        )  # BSD, and pure Python; another one can be named in the address
     try:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT")
+        engine = sqlalchemy.create_engine(
+            url, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT"
+        )
     except ModuleNotFoundError as error:
-        way_out = 'install it: pip install "clinpeft[postgresql]"'
-        raise UsageError(f"{error.name} is not installed", place="search.storage", way_out=way_out) from error
+        hint = 'install it: pip install "clinpeft[postgresql]"'
+        raise UsageError(
+            f"{error.name} is not installed", location="search.storage", hint=hint
+        ) from error
     claims = DatabaseClaims(stack.enter_context(engine.connect()), name)
     with claims.alone():  # the first one makes the tables
-        kept = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+        kept = RDBStorage(
+            url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True}
+        )
     stack.callback(kept.engine.dispose)
     return kept, claims
 
@@ -199,16 +209,29 @@ def reached(storage: str) -> Iterator[None]:
 
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, json.JSONDecodeError) as error:
-        way_out = "check the address and that the server is up, then give the same command: it goes on, and no finished run is made again"
-        raise StorageError(f"the storage of the search cannot be used: {_cause(error)}", place=shown(storage), way_out=way_out) from None
+    except (
+        SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        OSError,
+        json.JSONDecodeError,
+    ) as error:
+        hint = "check the address and that the server is up, then give the same command: it goes on, and no finished run is made again"
+        raise StorageError(
+            f"the storage of the search cannot be used: {_cause(error)}",
+            location=shown(storage),
+            hint=hint,
+        ) from None
 
 
 def shown(storage: str) -> str:
     """The storage without its password."""
     import sqlalchemy
 
-    return storage if storage == "journal" else sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+    return (
+        storage
+        if storage == "journal"
+        else sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+    )
 
 
 def _cause(error: BaseException) -> str:

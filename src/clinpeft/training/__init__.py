@@ -13,19 +13,46 @@ private.py         differential privacy by subject
 ```
 """
 
-from clinpeft.training.batches import Pairs as TextPairs
-from clinpeft.training.batches import Texts
-from clinpeft.training.classification import Answer, Exam, as_parameters, classification, shuffled, truth
+from clinpeft.training.chunked_loss import Vocabulary, block_rows
+from clinpeft.training.classification import (
+    Answer,
+    Exam,
+    as_parameters,
+    classification,
+    shuffled,
+    truth,
+)
 from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tuning
-from clinpeft.training.language import language
+from clinpeft.training.contrastive_batches import Pairs as TextPairs
+from clinpeft.training.contrastive_batches import Texts
+from clinpeft.training.differential_privacy import (
+    Mechanism,
+    Subjects,
+    Tally,
+    accounted,
+    mechanism,
+    must_be_countable,
+    private,
+)
+from clinpeft.training.hard_negatives import Mined, mined
+from clinpeft.training.joint import Fit, Outcome, fit_together
+from clinpeft.training.language_modeling import language
 from clinpeft.training.likelihood import likelihoods, perplexity_of, unigram
-from clinpeft.training.loop import Course, Crew, Event, Fitted, Sums, Watch, additive, assemble, fit, hardware, total_steps
 from clinpeft.training.memory import peak_bytes, sparing
-from clinpeft.training.mining import Mined, mined
 from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
-from clinpeft.training.private import Mechanism, Subjects, Tally, accounted, mechanism, must_be_countable, private
-from clinpeft.training.together import Fit, Outcome, fit_together
-from clinpeft.training.vocabulary import Vocabulary, block_rows
+from clinpeft.training.trainer import (
+    Course,
+    Crew,
+    Event,
+    Fitted,
+    Sums,
+    Watch,
+    additive,
+    assemble,
+    fit,
+    hardware,
+    total_steps,
+)
 
 __all__ = [
     "OBJECTIVES",

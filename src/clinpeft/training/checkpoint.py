@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from clinpeft.errors import InputError, StorageError
+from clinpeft.core.errors import InputError, StorageError
 
 KEPT = 2
 Tensors = Mapping[str, torch.Tensor]
@@ -59,8 +59,12 @@ def save(path: Path, tensors: Tensors, progress: Progress | None = None) -> None
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             writing.unlink(missing_ok=True)
-        way_out = "free some space and give the same command again: the run goes on from the checkpoint before this one"
-        raise StorageError(f"this checkpoint could not be written: {type(error).__name__}: {error}", place=str(path), way_out=way_out) from error
+        hint = "free some space and give the same command again: the run goes on from the checkpoint before this one"
+        raise StorageError(
+            f"this checkpoint could not be written: {type(error).__name__}: {error}",
+            location=str(path),
+            hint=hint,
+        ) from error
 
 
 def save_step(folder: Path, tensors: Tensors, progress: Progress) -> None:
@@ -98,15 +102,21 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 def _sound(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """Tensors and progress of a file whose hash is right."""
-    way_out = "give the same command again: the run goes on from the checkpoint before this one"
+    hint = "give the same command again: the run goes on from the checkpoint before this one"
     try:
         with safe_open(path, framework="pt") as file:
             told: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise InputError(f"this checkpoint cannot be read: {type(error).__name__}", place=str(path), way_out=way_out) from error
+        raise InputError(
+            f"this checkpoint cannot be read: {type(error).__name__}", location=str(path), hint=hint
+        ) from error
     if told.get("sha256") != _sha256(tensors, told.get("progress", "")):
-        raise InputError("this checkpoint is not what was written: its SHA-256 differs", place=str(path), way_out=way_out)
+        raise InputError(
+            "this checkpoint is not what was written: its SHA-256 differs",
+            location=str(path),
+            hint=hint,
+        )
     return tensors, told["progress"]
 
 
@@ -140,9 +150,11 @@ def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != wanted:
-        differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        problem = f"{len(differing)} tensors are missing, left over or of another shape, such as {differing[0]}"
-        raise InputError(problem, place="checkpoint", way_out="use a checkpoint of the same recipe")
+        differing = sorted(
+            name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
+        )
+        message = f"{len(differing)} tensors are missing, left over or of another shape, such as {differing[0]}"
+        raise InputError(message, location="checkpoint", hint="use a checkpoint of the same recipe")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -157,8 +169,11 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], Progress] | None:
             if progress.best_step and progress.best_step != progress.step:
                 load_best(folder, progress.best_step)
         except (InputError, TypeError, ValueError) as error:
-            damaged = Path(error.place).name if isinstance(error, InputError) else path.name
-            warnings.warn(f"{damaged} cannot be read; going on from the checkpoint before {path.name}", stacklevel=2)
+            damaged = Path(error.location).name if isinstance(error, InputError) else path.name
+            warnings.warn(
+                f"{damaged} cannot be read; going on from the checkpoint before {path.name}",
+                stacklevel=2,
+            )
         else:
             return tensors, progress
     return None
@@ -188,10 +203,16 @@ def _progress(path: Path) -> Progress:
         return Progress(**json.loads(file.metadata()["progress"]))
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+def optimiser_tensors(
+    optimiser: torch.optim.Optimizer, names: list[str]
+) -> dict[str, torch.Tensor]:
     """AdamW's moments and step counts under the names of the parameters they belong to."""
     state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
-    return {f"optimiser.{key}.{names[at]}": value for at, values in state.items() for key, value in values.items()}
+    return {
+        f"optimiser.{key}.{names[at]}": value
+        for at, values in state.items()
+        for key, value in values.items()
+    }
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
@@ -201,4 +222,6 @@ def load_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: 
         if full.startswith("optimiser."):
             _, key, name = full.split(".", 2)
             state.setdefault(names.index(name), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )

@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from clinpeft.errors import InputError, RecipeError, TrainingError
+from clinpeft.core.errors import InputError, RecipeError, TrainingError
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
-from clinpeft.tokens import Ints
-from clinpeft.training import losses
-from clinpeft.training.batches import Bools, Pairs, clashing, sampled
-from clinpeft.training.loop import Course, Crew, Parameters, Sums, dropout_seed
-from clinpeft.training.losses import Loss
+from clinpeft.tokenization import Ints
+from clinpeft.training import contrastive_losses
+from clinpeft.training.contrastive_batches import Bools, Pairs, clashing, sampled
+from clinpeft.training.contrastive_losses import Loss
+from clinpeft.training.trainer import Course, Crew, Parameters, Sums, dropout_seed
 
 TUNING_LOSS = "tuning_loss"
 TUNING_ACCURACY = "tuning_accuracy"
@@ -68,7 +68,7 @@ def contrastive(
     mode: Callable[[bool], object],
     spec: ContrastiveTrainingSpec,
     seed: int,
-    crew: Crew,
+    accelerator: Crew,
     measure: Callable[[], dict[str, float]] | None = None,
     best_by: str = "",
     higher_is_better: bool = False,
@@ -83,7 +83,7 @@ def contrastive(
         mode: dropout on and off.
         spec: loss and batches.
         seed: of order and dropout.
-        crew: the processes. Each reads its share of the texts, and all of them see the vectors of all.
+        accelerator: the processes. Each reads its share of the texts, and all of them see the vectors of all.
         measure: the tuning split, name -> number, such as ``tuning`` gives.
         best_by: the measurement by which the best weights are kept; empty keeps the last.
         higher_is_better: of that measurement.
@@ -99,13 +99,21 @@ def contrastive(
 
     def backward(chosen: Ints, step: int) -> tuple[float, float]:
         question = asked(pairs, chosen, spec.apart_by)
-        loss = partial(step_loss, question=question, spec=spec, place=f"step {step}", tally=counts)
-        return cached_backward(loss, embedder, question.texts, seed, step, crew)
+        loss = partial(
+            step_loss, question=question, spec=spec, location=f"step {step}", tally=counts
+        )
+        return cached_backward(loss, embedder, question.texts, seed, step, accelerator)
 
     return Course(
         parameters=parameters,
-        epoch=lambda number: sampled(pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, number])).steps,
-        tokens=lambda chosen: int(pairs.texts.lengths[np.unique(np.concatenate(_sides(pairs, chosen)))].sum()),
+        epoch=lambda number: (
+            sampled(
+                pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, number])
+            ).steps
+        ),
+        tokens=lambda chosen: int(
+            pairs.texts.lengths[np.unique(np.concatenate(_sides(pairs, chosen)))].sum()
+        ),
         backward=backward,
         mode=mode,
         measure=measure,
@@ -117,11 +125,24 @@ def contrastive(
 def _check(pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed: int) -> None:
     too_long = [dim for dim in spec.matryoshka_dims if dim >= embedder.width]
     if too_long:
-        problem = f"{too_long[0]} is not below the {embedder.width} numbers of a vector"
-        raise RecipeError(problem, place="training.matryoshka_dims", way_out="name smaller ones; the whole vector is always trained")
-    if len(pairs.anchors) and not sampled(pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, 0])).steps:
-        problem = f"none of {len(pairs.anchors)} pairs has a negative: no two of them are of different {spec.apart_by}s"
-        raise InputError(problem, place="pairs, training split", way_out="give more pairs, set training.apart_by lower, or mine hard negatives")
+        message = f"{too_long[0]} is not below the {embedder.width} numbers of a vector"
+        raise RecipeError(
+            message,
+            location="training.matryoshka_dims",
+            hint="name smaller ones; the whole vector is always trained",
+        )
+    if (
+        len(pairs.anchors)
+        and not sampled(
+            pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, 0])
+        ).steps
+    ):
+        message = f"none of {len(pairs.anchors)} pairs has a negative: no two of them are of different {spec.apart_by}s"
+        raise InputError(
+            message,
+            location="pairs, training split",
+            hint="give more pairs, set training.apart_by lower, or mine hard negatives",
+        )
 
 
 def asked(pairs: Pairs, chosen: Ints, apart_by: str) -> Asked:
@@ -129,11 +150,18 @@ def asked(pairs: Pairs, chosen: Ints, apart_by: str) -> Asked:
     anchors, positives, negatives = _sides(pairs, chosen)
     texts = np.unique(np.concatenate([anchors, positives, negatives]))
     candidates = np.concatenate([positives, negatives])
-    own = _named(pairs.texts.same, pairs.named(chosen), candidates) & ~clashing(pairs.texts, [anchors, positives], [candidates], "text")
-    clashes = [clashing(pairs.texts, [anchors, positives], columns, apart_by) for columns in ([anchors, positives], [negatives])]
+    own = _named(pairs.texts.same, pairs.named(chosen), candidates) & ~clashing(
+        pairs.texts, [anchors, positives], [candidates], "text"
+    )
+    clashes = [
+        clashing(pairs.texts, [anchors, positives], columns, apart_by)
+        for columns in ([anchors, positives], [negatives])
+    ]
     allowed = ~np.concatenate(clashes, axis=1) | own
     np.fill_diagonal(allowed, True)
-    rows = [torch.from_numpy(np.searchsorted(texts, ids)) for ids in (anchors, positives, negatives)]
+    rows = [
+        torch.from_numpy(np.searchsorted(texts, ids)) for ids in (anchors, positives, negatives)
+    ]
     return Asked(texts, rows[0], rows[1], rows[2], torch.from_numpy(allowed), torch.from_numpy(own))
 
 
@@ -149,31 +177,44 @@ def _named(same: Ints, named: Ints, candidates: Ints) -> Bools:
     """(anchors, candidates) whether a candidate is the text of one of the negatives named for the anchor."""
     found = np.zeros((len(named), len(candidates)), dtype=np.bool_)
     for column in named.T:
-        found |= (np.where(column >= 0, same[column], -1)[:, None] == same[candidates][None, :]) & (column >= 0)[:, None]
+        found |= (np.where(column >= 0, same[column], -1)[:, None] == same[candidates][None, :]) & (
+            column >= 0
+        )[:, None]
     return found
 
 
-def step_loss(vectors: torch.Tensor, question: Asked, spec: ContrastiveTrainingSpec, place: str, tally: Counter[str]) -> Sums:
+def step_loss(
+    vectors: torch.Tensor,
+    question: Asked,
+    spec: ContrastiveTrainingSpec,
+    location: str,
+    tally: Counter[str],
+) -> Sums:
     """The loss of a step, from the vectors (texts, width) of its texts.
 
     Raises:
         TrainingError: a vector is not made of numbers, or no anchor has a negative left.
     """
-    _must_be_numbers(vectors, place)
-    anchors, positives = vectors[question.anchors.to(vectors.device)], vectors[question.positives.to(vectors.device)]
+    _must_be_numbers(vectors, location)
+    anchors, positives = (
+        vectors[question.anchors.to(vectors.device)],
+        vectors[question.positives.to(vectors.device)],
+    )
     negatives = vectors[question.negatives.to(vectors.device)]
     allowed, back = _allowed(anchors, positives, negatives, question, spec, tally)
-    _must_have_negatives(allowed, spec, place)
+    _must_have_negatives(allowed, spec, location)
     loss = OBJECTIVES[spec.objective](spec, allowed, back, question.named.to(vectors.device))
-    return losses.matryoshka(loss, spec.matryoshka_dims, spec.matryoshka_weights, spec.normalise)(anchors, positives, negatives)
+    return contrastive_losses.matryoshka(
+        loss, spec.matryoshka_dims, spec.matryoshka_weights, spec.normalise
+    )(anchors, positives, negatives)
 
 
-def _must_be_numbers(vectors: torch.Tensor, place: str) -> None:
+def _must_be_numbers(vectors: torch.Tensor, location: str) -> None:
     sound = torch.isfinite(vectors).all(dim=1)
     if not sound.all():
-        problem = f"the vectors of {int((~sound).sum())} of {len(vectors)} texts hold NaN or infinity, and so do their similarities"
-        way_out = 'lower training.learning_rate, or set base.precision = "float32"; the weights of the last checkpoint are sound'
-        raise TrainingError(problem, place=place, way_out=way_out)
+        message = f"the vectors of {int((~sound).sum())} of {len(vectors)} texts hold NaN or infinity, and so do their similarities"
+        hint = 'lower training.learning_rate, or set base.precision = "float32"; the weights of the last checkpoint are sound'
+        raise TrainingError(message, location=location, hint=hint)
 
 
 @torch.no_grad()
@@ -192,49 +233,76 @@ def _allowed(
     kept, kept_back = known, back
     if spec.mask_margin is not None:
         scores: list[torch.Tensor] = []
-        losses.matryoshka(_noting(scores), normalise=spec.normalise)(anchors, positives, negatives)
-        kept = known & losses.likely_negative(scores[0], spec.mask_margin)
-        kept_back = back & losses.likely_negative(scores[0][:, : len(anchors)].T, spec.mask_margin)
+        contrastive_losses.matryoshka(_noting(scores), normalise=spec.normalise)(
+            anchors, positives, negatives
+        )
+        kept = known & contrastive_losses.likely_negative(scores[0], spec.mask_margin)
+        kept_back = back & contrastive_losses.likely_negative(
+            scores[0][:, : len(anchors)].T, spec.mask_margin
+        )
     tally["anchors"] += len(anchors)
     tally["negatives masked by id"] += int((~known).sum())
     tally["negatives masked by margin"] += int((known & ~kept).sum())
-    tally["anchors without negatives"] += int((~losses.has_negatives(kept)).sum())
+    tally["anchors without negatives"] += int((~contrastive_losses.has_negatives(kept)).sum())
     return kept, kept_back
 
 
 def _noting(scores: list[torch.Tensor]) -> Loss:
-    def note(anchors: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor | None) -> Sums:
-        scores.append(losses.similarities(anchors, positives, negatives))
+    def note(
+        anchors: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor | None
+    ) -> Sums:
+        scores.append(contrastive_losses.similarities(anchors, positives, negatives))
         return Sums(scores[0].new_zeros(()), 0.0)
 
     return note
 
 
-def _must_have_negatives(allowed: torch.Tensor, spec: ContrastiveTrainingSpec, place: str) -> None:
-    if not losses.has_negatives(allowed).any():
-        problem = f"all negatives of all {len(allowed)} anchors are masked, training.mask_margin = {spec.mask_margin}"
-        way_out = "raise training.mask_margin or training.batch_pairs; the model takes every negative for a better answer than the positive"
-        raise TrainingError(problem, place=place, way_out=way_out)
+def _must_have_negatives(
+    allowed: torch.Tensor, spec: ContrastiveTrainingSpec, location: str
+) -> None:
+    if not contrastive_losses.has_negatives(allowed).any():
+        message = f"all negatives of all {len(allowed)} anchors are masked, training.mask_margin = {spec.mask_margin}"
+        hint = "raise training.mask_margin or training.batch_pairs; the model takes every negative for a better answer than the positive"
+        raise TrainingError(message, location=location, hint=hint)
 
 
-def _info_nce(spec: ContrastiveTrainingSpec, allowed: torch.Tensor, back: torch.Tensor, named: torch.Tensor) -> Loss:  # noqa: ARG001
-    return partial(losses.info_nce, temperature=spec.temperature, symmetric=spec.symmetric, allowed=allowed, allowed_back=back)
+def _info_nce(
+    spec: ContrastiveTrainingSpec, allowed: torch.Tensor, back: torch.Tensor, named: torch.Tensor
+) -> Loss:  # noqa: ARG001
+    return partial(
+        contrastive_losses.info_nce,
+        temperature=spec.temperature,
+        symmetric=spec.symmetric,
+        allowed=allowed,
+        allowed_back=back,
+    )
 
 
-def _triplet(spec: ContrastiveTrainingSpec, allowed: torch.Tensor, back: torch.Tensor, named: torch.Tensor) -> Loss:  # noqa: ARG001
+def _triplet(
+    spec: ContrastiveTrainingSpec, allowed: torch.Tensor, back: torch.Tensor, named: torch.Tensor
+) -> Loss:  # noqa: ARG001
     """Against the negatives named for an anchor; where there are none, against those of its step."""
     used = torch.where((named & allowed).any(dim=1, keepdim=True), named & allowed, allowed)
-    return partial(losses.triplet, margin=spec.triplet_margin, allowed=used)
+    return partial(contrastive_losses.triplet, margin=spec.triplet_margin, allowed=used)
 
 
-OBJECTIVES: Mapping[str, Callable[[ContrastiveTrainingSpec, torch.Tensor, torch.Tensor, torch.Tensor], Loss]] = {
+OBJECTIVES: Mapping[
+    str, Callable[[ContrastiveTrainingSpec, torch.Tensor, torch.Tensor, torch.Tensor], Loss]
+] = {
     "info-nce": _info_nce,
     "triplet": _triplet,
 }
 """(spec, allowed, allowed on the way back, named) -> loss."""
 
 
-def cached_backward(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, texts: Ints, seed: int, step: int, crew: Crew) -> tuple[float, float]:
+def cached_backward(
+    loss: Callable[[torch.Tensor], Sums],
+    embedder: Embedder,
+    texts: Ints,
+    seed: int,
+    step: int,
+    accelerator: Crew,
+) -> tuple[float, float]:
     """``Course.backward`` of a loss in which every text meets every other, in the memory of one micro-batch.
 
     Gradient caching (Gao et al. 2021, arXiv 2101.06983, section 3.2): the texts are read without a graph, micro-batch by micro-batch; the loss gives
@@ -250,7 +318,7 @@ def cached_backward(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, te
         texts: (texts,) ids, sorted, each once.
         seed: of dropout, together with step and micro-batch.
         step: which.
-        crew: the processes.
+        accelerator: the processes.
 
     Raises:
         TrainingError: a text has other vectors at the second reading, so that the gradients would be of something else.
@@ -259,14 +327,20 @@ def cached_backward(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, te
     rows = [np.searchsorted(texts, group) for group in groups]
     with torch.random.fork_rng():
         if len(groups) == 1:
-            return _read_once(loss, embedder, groups[0], rows[0], dropout_seed(seed, step, 0)) if crew.process_index == 0 else (0.0, 0.0)
-        mine = [(dropout_seed(seed, step, at), groups[at], rows[at]) for at in range(len(groups))][crew.process_index :: crew.num_processes]
-        vectors = torch.zeros(len(texts), embedder.width, device=crew.device)
+            return (
+                _read_once(loss, embedder, groups[0], rows[0], dropout_seed(seed, step, 0))
+                if accelerator.process_index == 0
+                else (0.0, 0.0)
+            )
+        mine = [(dropout_seed(seed, step, at), groups[at], rows[at]) for at in range(len(groups))][
+            accelerator.process_index :: accelerator.num_processes
+        ]
+        vectors = torch.zeros(len(texts), embedder.width, device=accelerator.device)
         with torch.no_grad():
             for drawn, group, where in mine:
                 torch.manual_seed(drawn)
                 vectors[where] = embedder.embed(group).float()
-        leaf = crew.reduce(vectors, "sum").requires_grad_()
+        leaf = accelerator.reduce(vectors, "sum").requires_grad_()
         sums = loss(leaf)
         (wanted,) = torch.autograd.grad(sums.loss, leaf)
         for drawn, group, where in mine:
@@ -274,10 +348,12 @@ def cached_backward(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, te
             again = embedder.embed(group).float()
             _must_be_the_same(again.detach(), leaf.detach()[where], step)
             torch.autograd.backward(again, wanted[where])
-    return (sums.loss.item(), sums.targets) if crew.process_index == 0 else (0.0, 0.0)
+    return (sums.loss.item(), sums.targets) if accelerator.process_index == 0 else (0.0, 0.0)
 
 
-def _read_once(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, group: Ints, where: Ints, drawn: int) -> tuple[float, float]:
+def _read_once(
+    loss: Callable[[torch.Tensor], Sums], embedder: Embedder, group: Ints, where: Ints, drawn: int
+) -> tuple[float, float]:
     torch.manual_seed(drawn)
     sums = loss(embedder.embed(group).float()[torch.from_numpy(np.argsort(where))])
     torch.autograd.backward(sums.loss)
@@ -287,13 +363,17 @@ def _read_once(loss: Callable[[torch.Tensor], Sums], embedder: Embedder, group: 
 def _must_be_the_same(again: torch.Tensor, first: torch.Tensor, step: int) -> None:
     difference = float((again - first).norm() / first.norm().clamp(min=1e-12))
     if difference > SAME_READING:
-        way_out = "draw whatever is random from torch's global generators, and move nothing between the two readings of a step"
+        hint = "draw whatever is random from torch's global generators, and move nothing between the two readings of a step"
         raise TrainingError(
-            f"the vectors of the same texts differ by {difference:.2g} of their length", place=f"step {step}, second reading", way_out=way_out
+            f"the vectors of the same texts differ by {difference:.2g} of their length",
+            location=f"step {step}, second reading",
+            hint=hint,
         )
 
 
-def tuning(pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed: int, crew: Crew) -> Callable[[], dict[str, float]] | None:
+def tuning(
+    pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed: int, accelerator: Crew
+) -> Callable[[], dict[str, float]] | None:
     """The tuning split as ``Course.measure``, in the same steps every time; None where its pairs make none.
 
     It gives ``tuning_loss``, the loss of the training a step's anchor without the mask by margin, so that it is of the same negatives every time; and
@@ -304,7 +384,7 @@ def tuning(pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed
         embedder: how texts become vectors; the caller sees to it that dropout is off.
         spec: loss and batches.
         seed: of the steps.
-        crew: the processes, which share the reading.
+        accelerator: the processes, which share the reading.
     """
     steps = sampled(pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, 0])).steps
     unmasked = spec.model_copy(update={"mask_margin": None})
@@ -315,10 +395,17 @@ def tuning(pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed
         summed, targets, right = 0.0, 0.0, 0.0
         for chosen in steps:
             question = asked(pairs, chosen, spec.apart_by)
-            vectors = read(embedder, question.texts, crew)
+            vectors = read(embedder, question.texts, accelerator)
             sums = step_loss(vectors, question, unmasked, "tuning split", Counter())
-            summed, targets, right = summed + sums.loss.item(), targets + sums.targets, right + _nearest(vectors, question, spec)
-        return {TUNING_LOSS: summed / targets, TUNING_ACCURACY: right / sum(len(chosen) for chosen in steps)}
+            summed, targets, right = (
+                summed + sums.loss.item(),
+                targets + sums.targets,
+                right + _nearest(vectors, question, spec),
+            )
+        return {
+            TUNING_LOSS: summed / targets,
+            TUNING_ACCURACY: right / sum(len(chosen) for chosen in steps),
+        }
 
     return measure
 
@@ -326,17 +413,26 @@ def tuning(pairs: Pairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed
 def _nearest(vectors: torch.Tensor, question: Asked, spec: ContrastiveTrainingSpec) -> float:
     """How many anchors are more similar to their positive than to every candidate that is allowed."""
     scores: list[torch.Tensor] = []
-    places = [rows.to(vectors.device) for rows in (question.anchors, question.positives, question.negatives)]
-    losses.matryoshka(_noting(scores), normalise=spec.normalise)(*(vectors[rows] for rows in places))
+    places = [
+        rows.to(vectors.device)
+        for rows in (question.anchors, question.positives, question.negatives)
+    ]
+    contrastive_losses.matryoshka(_noting(scores), normalise=spec.normalise)(
+        *(vectors[rows] for rows in places)
+    )
     allowed = question.allowed.to(vectors.device).clone().fill_diagonal_(False)
-    return float((scores[0].diagonal() > scores[0].masked_fill(~allowed, -torch.inf).amax(dim=1)).sum())
+    return float(
+        (scores[0].diagonal() > scores[0].masked_fill(~allowed, -torch.inf).amax(dim=1)).sum()
+    )
 
 
-def read(embedder: Embedder, texts: Ints, crew: Crew) -> torch.Tensor:
+def read(embedder: Embedder, texts: Ints, accelerator: Crew) -> torch.Tensor:
     """Vectors (texts, width) of ``texts``, sorted and each once, without gradient, the work shared between the processes."""
-    vectors = torch.zeros(len(texts), embedder.width, device=crew.device)
+    vectors = torch.zeros(len(texts), embedder.width, device=accelerator.device)
     with torch.no_grad():
-        for group in embedder.grouped(texts)[crew.process_index :: crew.num_processes]:
+        for group in embedder.grouped(texts)[
+            accelerator.process_index :: accelerator.num_processes
+        ]:
             vectors[np.searchsorted(texts, group)] = embedder.embed(group).float()
-    everyone: torch.Tensor = crew.reduce(vectors, "sum")
+    everyone: torch.Tensor = accelerator.reduce(vectors, "sum")
     return everyone

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clinpeft.errors import TrainingError
-from clinpeft.tokens import Ints
-from clinpeft.training.loop import Crew, Sums, additive
+from clinpeft.core.errors import TrainingError
+from clinpeft.tokenization import Ints
+from clinpeft.training.trainer import Crew, Sums, additive
 
 Grouped = Callable[[Ints], list[Ints]]
 Backward = Callable[[Ints, int], tuple[float, float]]
@@ -35,21 +35,23 @@ def spared(
     grouped: Grouped,
     parameters: Iterable[torch.nn.Parameter],
     seed: int,
-    crew: Crew,
+    accelerator: Crew,
     last_resort: Callable[[], bool] | None = None,
 ) -> Backward:
     """``additive``, in smaller micro-batches where a GPU's memory did not do; a warning says so. Of several processes each is on its own.
 
     ``last_resort``: as for ``sparing``.
     """
-    if crew.num_processes > 1:
-        return additive(loss, grouped, seed, crew)
+    if accelerator.num_processes > 1:
+        return additive(loss, grouped, seed, accelerator)
 
     def tell(pieces: int) -> None:
         said = f"the memory of this GPU did not do: micro-batches are cut into {pieces} from here on, steps stay what they are"
         warnings.warn(said, stacklevel=2)
 
-    return sparing(lambda some: additive(loss, some, seed, crew), grouped, parameters, tell, last_resort)
+    return sparing(
+        lambda some: additive(loss, some, seed, accelerator), grouped, parameters, tell, last_resort
+    )
 
 
 def sparing(
@@ -87,8 +89,12 @@ def sparing(
                 largest = max(len(group) for group in grouped(chosen))
                 smaller = pieces < largest
                 if not smaller and (last_resort is None or not last_resort()):
-                    way_out = 'set training.activations = "recompute" if it is not, lower base.max_tokens, or take a smaller base'
-                    raise TrainingError("the memory of this device does not do for one item", place=f"step {step}", way_out=way_out) from error
+                    hint = 'set training.activations = "recompute" if it is not, lower base.max_tokens, or take a smaller base'
+                    raise TrainingError(
+                        "the memory of this device does not do for one item",
+                        location=f"step {step}",
+                        hint=hint,
+                    ) from error
             for parameter in trained:
                 parameter.grad = None
             if torch.cuda.is_available():
@@ -101,4 +107,6 @@ def sparing(
 
 
 def _cut(grouped: Grouped, pieces: int, items: Ints) -> list[Ints]:
-    return [part for group in grouped(items) for part in np.array_split(group, min(pieces, len(group)))]
+    return [
+        part for group in grouped(items) for part in np.array_split(group, min(pieces, len(group)))
+    ]

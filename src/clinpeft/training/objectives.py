@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from clinpeft.tokens import Batch, Encodings, Ints, Tokenizer
-from clinpeft.training.vocabulary import Vocabulary, surprises
+from clinpeft.tokenization import Batch, Encodings, Ints, Tokenizer
+from clinpeft.training.chunked_loss import Vocabulary, surprises
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, time) ids and attention mask -> (rows, time, vocabulary) logits, aligned with the ids."""
@@ -94,7 +94,12 @@ def masked(batch: Batch, tokenizer: Tokenizer, key: tuple[int, ...]) -> Question
 OBJECTIVES: dict[str, Asking] = {"causal-lm": causal, "masked-lm": masked}
 
 
-def score(forward: Forward, question: Question, attention_mask: torch.Tensor, vocabulary: Vocabulary | None = None) -> Scores:
+def score(
+    forward: Forward,
+    question: Question,
+    attention_mask: torch.Tensor,
+    vocabulary: Vocabulary | None = None,
+) -> Scores:
     """What the model thinks of the right answers. Softmax and logarithm in float32, and only where something is asked: (targets, vocabulary), of
     which no more than a block is made at a time where ``vocabulary`` is given, is that of the model in ``forward``, and is frozen."""
     asked = question.labels != IGNORED
@@ -104,7 +109,12 @@ def score(forward: Forward, question: Question, attention_mask: torch.Tensor, vo
     return Scores(summed, asked.sum(dim=1))
 
 
-def summed(found: torch.Tensor, question: Question, attention_mask: torch.Tensor, vocabulary: Vocabulary | None = None) -> tuple[torch.Tensor, int]:
+def summed(
+    found: torch.Tensor,
+    question: Question,
+    attention_mask: torch.Tensor,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[torch.Tensor, int]:
     """The surprise of everything that is asked, and how much that is, from what the model said at every token.
 
     Args:
@@ -114,11 +124,21 @@ def summed(found: torch.Tensor, question: Question, attention_mask: torch.Tensor
     asked = question.labels != IGNORED
     chosen, right = found[asked[attention_mask != 0]], question.labels[asked]
     projection = vocabulary.projection() if vocabulary else None
-    losses = functional.cross_entropy(chosen.float(), right, reduction="none") if projection is None else surprises(chosen, projection, right)
+    losses = (
+        functional.cross_entropy(chosen.float(), right, reduction="none")
+        if projection is None
+        else surprises(chosen, projection, right)
+    )
     return losses.sum(), len(right)
 
 
-def _losses(forward: Forward, question: Question, mask: torch.Tensor, asked: torch.Tensor, vocabulary: Vocabulary | None) -> torch.Tensor:
+def _losses(
+    forward: Forward,
+    question: Question,
+    mask: torch.Tensor,
+    asked: torch.Tensor,
+    vocabulary: Vocabulary | None,
+) -> torch.Tensor:
     """(targets,) in the order of the rows."""
     projection = vocabulary.projection() if vocabulary else None
     if vocabulary is None or projection is None:

@@ -16,7 +16,12 @@ from clinpeft.evaluation.embedding.comparison import (
     paired_permutation,
     retrieval_difference,
 )
-from clinpeft.evaluation.embedding.pair_metrics import STUDY_THRESHOLD, separation, separation_difference, study
+from clinpeft.evaluation.embedding.pair_metrics import (
+    STUDY_THRESHOLD,
+    separation,
+    separation_difference,
+    study,
+)
 from clinpeft.evaluation.embedding.ranking_metrics import per_query, retrieval
 from clinpeft.evaluation.embedding.search import best, ranked, retrieved
 from clinpeft.evaluation.embedding.shape import geometry, negation_sensitivity

@@ -14,11 +14,17 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from clinpeft.errors import RefusedError
+from clinpeft.core.errors import RefusedError
+from clinpeft.core.schemas import RESULT
+from clinpeft.evaluation.bootstrap import (
+    Floats,
+    Integers,
+    Interval,
+    cluster_bootstrap,
+    cluster_sums,
+)
 from clinpeft.evaluation.embedding.ranking_metrics import METRICS, means
 from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, difference
-from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, cluster_bootstrap, cluster_sums
-from clinpeft.tables import RESULT
 
 PERMUTATIONS = 10_000
 POWER = 0.8
@@ -36,7 +42,13 @@ _DETECTABLE = (
 
 
 def paired_bootstrap(
-    before: ArrayLike, after: ArrayLike, clusters: Integers, *, resamples: int, level: float, rng: np.random.Generator
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: Integers,
+    *,
+    resamples: int,
+    level: float,
+    rng: np.random.Generator,
 ) -> tuple[float, Interval]:
     """The mean of after less before over the same items, and its percentile interval by bootstrap over clusters.
 
@@ -52,10 +64,18 @@ def paired_bootstrap(
         drawn = counts @ sums
         return np.asarray(drawn[:, 0] / drawn[:, 1], np.float64)
 
-    return float(change.mean()), cluster_bootstrap(len(sums), mean, resamples=resamples, level=level, rng=rng)
+    return float(change.mean()), cluster_bootstrap(
+        len(sums), mean, resamples=resamples, level=level, rng=rng
+    )
 
 
-def paired_permutation(before: ArrayLike, after: ArrayLike, clusters: Integers, rng: np.random.Generator, permutations: int = PERMUTATIONS) -> float:
+def paired_permutation(
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: Integers,
+    rng: np.random.Generator,
+    permutations: int = PERMUTATIONS,
+) -> float:
     """Two-sided p of the mean difference when in each cluster before and after could as well be the other way round (Fisher's randomisation).
 
     p is the share of sign patterns under which the absolute summed difference is at least the observed one. With at most 13 clusters all patterns
@@ -68,7 +88,9 @@ def paired_permutation(before: ArrayLike, after: ArrayLike, clusters: Integers, 
         rng: for the draws.
         permutations: how many, where not all are gone through.
     """
-    sums = cluster_sums(clusters, np.asarray(after, np.float64) - np.asarray(before, np.float64))[:, 0]
+    sums = cluster_sums(clusters, np.asarray(after, np.float64) - np.asarray(before, np.float64))[
+        :, 0
+    ]
     sums = sums[sums != 0]  # a cluster without a difference has the same sum under either sign
     observed = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # rounding must not part what is equal
     if len(sums) <= _EXACT_CLUSTERS:
@@ -99,7 +121,14 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def minimum_detectable_difference(before: ArrayLike, after: ArrayLike, clusters: Integers, *, level: float = 0.95, power: float = POWER) -> float:
+def minimum_detectable_difference(
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: Integers,
+    *,
+    level: float = 0.95,
+    power: float = POWER,
+) -> float:
     """The smallest true mean difference that a two-sided test at 1 - level would find with this power: (z(1 - alpha / 2) + z(power)) standard errors.
 
     The standard error is that of a mean over clusters of unequal size (Cochran 1977, section 11.7), from how much the differences vary between
@@ -146,13 +175,29 @@ def retrieval_difference(
         RefusedError: the two were not asked the same queries, or not with the same judgements.
     """
     clusters = _shared_clusters(before, after, names)
-    about = Measured(len(after), int(np.sum(after["relevant"].to_numpy())), split, f"{names[1]} - {names[0]}", task, "clusters of queries")
-    said = {f"{name}_difference": f"mean difference, {names[1]} less {names[0]} on the same queries, of: {METRICS[name]}" for name in metrics}
+    about = Measured(
+        len(after),
+        int(np.sum(after["relevant"].to_numpy())),
+        split,
+        f"{names[1]} - {names[0]}",
+        task,
+        "clusters of queries",
+    )
+    said = {
+        f"{name}_difference": f"mean difference, {names[1]} less {names[0]} on the same queries, of: {METRICS[name]}"
+        for name in metrics
+    }
     rows: list[Row] = []
     statistics = difference(means(before, metrics), means(after, metrics))
-    for row, name in zip(bootstrapped(said, statistics, clusters, about, resamples, level, rng), metrics, strict=True):
+    for row, name in zip(
+        bootstrapped(said, statistics, clusters, about, resamples, level, rng), metrics, strict=True
+    ):
         first, second = before[name].to_numpy(), after[name].to_numpy()
-        rows += [row, _p_row(row, first, second, clusters, rng), _detectable_row(row, name, first, second, clusters, level)]
+        rows += [
+            row,
+            _p_row(row, first, second, clusters, rng),
+            _detectable_row(row, name, first, second, clusters, level),
+        ]
     return pa.Table.from_pylist(rows, schema=RESULT)
 
 
@@ -181,7 +226,15 @@ def compared(
     """
     parts = [
         retrieval_difference(
-            models[one], models[other], (one, other), resamples=resamples, level=level, rng=rng, split=split, task=task, metrics=[metric]
+            models[one],
+            models[other],
+            (one, other),
+            resamples=resamples,
+            level=level,
+            rng=rng,
+            split=split,
+            task=task,
+            metrics=[metric],
         )
         for one, other in combinations(models, 2)
     ]
@@ -190,7 +243,12 @@ def compared(
     adjusted = holm([float("nan") if row["value"] is None else row["value"] for row in tested])
     said = f"; adjusted over {len(tested)} comparisons (Holm 1979)"
     rows += [
-        {**row, "name": f"{row['name']}_holm", "value": None if np.isnan(p) else p, "definition": row["definition"].partition("; not adj")[0] + said}
+        {
+            **row,
+            "name": f"{row['name']}_holm",
+            "value": None if np.isnan(p) else p,
+            "definition": row["definition"].partition("; not adj")[0] + said,
+        }
         for row, p in zip(tested, adjusted, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=RESULT)
@@ -200,23 +258,53 @@ def _shared_clusters(before: pa.Table, after: pa.Table, names: tuple[str, str]) 
     """The clusters of the queries of both; one that found nothing in one of them has the cluster it has in the other."""
     columns = ["query_id", "relevant"]
     if not before.select(columns).equals(after.select(columns)):
-        problem = f"{len(before)} queries of {names[0]} and {len(after)} of {names[1]}, or their relevant passages, are not the same"
-        raise RefusedError(problem, place=" and ".join(names), way_out="search the same queries with both models, with the same judgements")
+        message = f"{len(before)} queries of {names[0]} and {len(after)} of {names[1]}, or their relevant passages, are not the same"
+        raise RefusedError(
+            message,
+            location=" and ".join(names),
+            hint="search the same queries with both models, with the same judgements",
+        )
     pairs = zip(before["cluster"].to_pylist(), after["cluster"].to_pylist(), strict=True)
     return codes([one if one is not None else other for one, other in pairs])
 
 
-def _p_row(row: Row, first: NDArray[np.float64], second: NDArray[np.float64], clusters: Integers, rng: np.random.Generator) -> Row:
+def _p_row(
+    row: Row,
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    clusters: Integers,
+    rng: np.random.Generator,
+) -> Row:
     found = len(np.unique(clusters))
     value = paired_permutation(first, second, clusters, rng) if found > 1 else None
     patterns = "all" if found <= _EXACT_CLUSTERS else f"{PERMUTATIONS}"
     return _beside(row, f"{row['name']}_p", value, _P.format(row["name"], patterns))
 
 
-def _detectable_row(row: Row, name: str, first: NDArray[np.float64], second: NDArray[np.float64], clusters: Integers, level: float) -> Row:
+def _detectable_row(
+    row: Row,
+    name: str,
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    clusters: Integers,
+    level: float,
+) -> Row:
     value = minimum_detectable_difference(first, second, clusters, level=level)
-    return _beside(row, f"{name}_detectable", None if np.isnan(value) else value, _DETECTABLE.format(round(1 - level, 10), POWER, row["name"]))
+    return _beside(
+        row,
+        f"{name}_detectable",
+        None if np.isnan(value) else value,
+        _DETECTABLE.format(round(1 - level, 10), POWER, row["name"]),
+    )
 
 
 def _beside(row: Row, name: str, value: float | None, definition: str) -> Row:
-    return {**row, "name": name, "value": value, "low": None, "high": None, "level": None, "definition": definition}
+    return {
+        **row,
+        "name": name,
+        "value": value,
+        "low": None,
+        "high": None,
+        "level": None,
+        "definition": definition,
+    }

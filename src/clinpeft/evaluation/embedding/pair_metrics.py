@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from clinpeft.errors import InputError, RefusedError
+from clinpeft.core.errors import InputError, RefusedError
+from clinpeft.core.schemas import PAIR_SCORE, RESULT, table
+from clinpeft.evaluation.bootstrap import Floats, Integers, RowStatistics
+from clinpeft.evaluation.classification.ranks import areas, ranks
 from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, difference
 from clinpeft.evaluation.embedding.vectors import refuse
-from clinpeft.evaluation.ranks import areas, ranks
-from clinpeft.evaluation.uncertainty import Floats, Integers, RowStatistics
-from clinpeft.tables import PAIR_SCORE, RESULT, table
 
 RANDOM = "random"
 """The stratum whose spread scales ``separation_z``."""
@@ -92,7 +92,18 @@ def separation(
     clusters = codes(scores["cluster"].to_pylist())
     for name, stratum in _strata(scores, state).items():
         definitions = {metric: METRICS[metric] for metric in metrics}
-        rows += _measured(stratum, _statistics(stratum, metrics), definitions, clusters, f"{state} · {name}", split, task, resamples, level, rng)
+        rows += _measured(
+            stratum,
+            _statistics(stratum, metrics),
+            definitions,
+            clusters,
+            f"{state} · {name}",
+            split,
+            task,
+            resamples,
+            level,
+            rng,
+        )
     return pa.Table.from_pylist(rows, schema=RESULT)
 
 
@@ -126,21 +137,32 @@ def separation_difference(
     first, second = before.sort_by(_KEYS), after.sort_by(_KEYS)
     same = [column for column in PAIR_SCORE.names if column != "score"]
     if not first.select(same).equals(second.select(same)):
-        way_out = "score the same pairs with both models"
-        raise RefusedError(f"{len(first)} and {len(second)} pairs, which are not the same", place=" and ".join(names), way_out=way_out)
+        hint = "score the same pairs with both models"
+        raise RefusedError(
+            f"{len(first)} and {len(second)} pairs, which are not the same",
+            location=" and ".join(names),
+            hint=hint,
+        )
     clusters = codes(first["cluster"].to_pylist())
     rows: list[Row] = []
     pairs = zip(_strata(first, names[0]).items(), _strata(second, names[1]).values(), strict=True)
     for (name, one), other in pairs:
         definitions = {
-            f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {METRICS[metric]}" for metric in METRICS
+            f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {METRICS[metric]}"
+            for metric in METRICS
         }
         kept: list[Floats] = []
         statistics = _keeping(difference(_statistics(one), _statistics(other)), kept)
         group = f"{names[1]} - {names[0]} · {name}"
-        found = _measured(other, statistics, definitions, clusters, group, split, task, resamples, level, rng)
+        found = _measured(
+            other, statistics, definitions, clusters, group, split, task, resamples, level, rng
+        )
         drawn = np.concatenate(kept[1:], axis=1) if len(kept) > 1 else np.zeros((len(found), 0))
-        rows += [line for row, values in zip(found, drawn, strict=True) for line in (row, _p_row(row, values))]
+        rows += [
+            line
+            for row, values in zip(found, drawn, strict=True)
+            for line in (row, _p_row(row, values))
+        ]
     return pa.Table.from_pylist(rows, schema=RESULT)
 
 
@@ -168,18 +190,35 @@ def study(
         As ``separation``, groups ``state · different`` and ``state · negation``, without ``separation_z``; a separation of more than
         ``STUDY_THRESHOLD`` is what the study calls clinically useful, and the definition says so.
     """
-    sets = {_SIMILAR: np.asarray(similar, np.float64), _DIFFERENT: np.asarray(different, np.float64), _NEGATION: np.asarray(negation, np.float64)}
+    sets = {
+        _SIMILAR: np.asarray(similar, np.float64),
+        _DIFFERENT: np.asarray(different, np.float64),
+        _NEGATION: np.asarray(negation, np.float64),
+    }
     names = [name for name, values in sets.items() for _ in values]
     columns = {
-        "pair_id": [f"{name} {at}" for name, values in sets.items() for at in range(1, len(values) + 1)],
+        "pair_id": [
+            f"{name} {at}" for name, values in sets.items() for at in range(1, len(values) + 1)
+        ],
         "stratum": names,
         "related": [name == _SIMILAR for name in names],
         "score": np.concatenate(list(sets.values())),
     }
     kept = [metric for metric in METRICS if metric != "separation_z"]
-    found = separation(table(PAIR_SCORE, columns), state, resamples=resamples, level=level, rng=rng, task=task, metrics=kept)
+    found = separation(
+        table(PAIR_SCORE, columns),
+        state,
+        resamples=resamples,
+        level=level,
+        rng=rng,
+        task=task,
+        metrics=kept,
+    )
     said = f"; the study calls more than {STUDY_THRESHOLD} clinically useful"
-    rows = [row | {"definition": row["definition"] + said} if row["name"] == "separation" else row for row in found.to_pylist()]
+    rows = [
+        row | {"definition": row["definition"] + said} if row["name"] == "separation" else row
+        for row in found.to_pylist()
+    ]
     return pa.Table.from_pylist(rows, schema=RESULT)
 
 
@@ -198,13 +237,18 @@ def bootstrap_p(differences: Floats) -> float:
 _KEYS = [("pair_id", "ascending"), ("stratum", "ascending"), ("related", "ascending")]
 
 
-def _strata(scores: pa.Table, place: str) -> dict[str, _Stratum]:
+def _strata(scores: pa.Table, location: str) -> dict[str, _Stratum]:
     values = np.asarray(scores["score"].to_numpy(), np.float64)
-    refuse(~np.isfinite(values), "scores that are not finite (NaN)", scores["pair_id"].to_pylist(), place)
+    refuse(
+        ~np.isfinite(values),
+        "scores that are not finite (NaN)",
+        scores["pair_id"].to_pylist(),
+        location,
+    )
     related = np.asarray(scores["related"].to_numpy(), np.bool_)
     if related.all() or not related.any():
-        problem = f"{int(related.sum())} related pairs and {int((~related).sum())} unrelated ones"
-        raise InputError(problem, place=place, way_out="score at least one of each")
+        message = f"{int(related.sum())} related pairs and {int((~related).sum())} unrelated ones"
+        raise InputError(message, location=location, hint="score at least one of each")
     strata = np.array(scores["stratum"].to_pylist(), np.str_)
     names = pc.unique(scores["stratum"].filter(pc.invert(scores["related"]))).to_pylist()
     random = ~related & (strata == RANDOM)
@@ -244,15 +288,30 @@ def _statistics(stratum: _Stratum, metrics: Sequence[str] = tuple(METRICS)) -> R
 
 def _moments(stratum: _Stratum, drawn: NDArray[np.int32]) -> Floats:
     """All metrics but the areas, shape (6, resamples), from ``drawn`` (n, resamples)."""
-    centre = stratum.scores.mean()  # taken away, since a variance is a small difference of large sums
-    groups = [_mean_and_squares(stratum.scores[rows] - centre, drawn[rows]) for rows in (stratum.related, stratum.unrelated, stratum.random)]
-    (n_first, first, squares_first), (n_second, second, squares_second), (n_random, _, squares_random) = groups
+    centre = (
+        stratum.scores.mean()
+    )  # taken away, since a variance is a small difference of large sums
+    groups = [
+        _mean_and_squares(stratum.scores[rows] - centre, drawn[rows])
+        for rows in (stratum.related, stratum.unrelated, stratum.random)
+    ]
+    (
+        (n_first, first, squares_first),
+        (n_second, second, squares_second),
+        (n_random, _, squares_random),
+    ) = groups
     apart = first - second
     variances = _over(squares_first, n_first - 1), _over(squares_second, n_second - 1)
     pooled = np.sqrt(_over(squares_first + squares_second, n_first + n_second - 2))
     pooled[(n_first < 2) | (n_second < 2)] = np.nan
-    scales = (pooled, np.sqrt((variances[0] + variances[1]) / 2), np.sqrt(_over(squares_random, n_random - 1)))
-    return np.stack([first + centre, second + centre, apart, *(_over(apart, scale) for scale in scales)])
+    scales = (
+        pooled,
+        np.sqrt((variances[0] + variances[1]) / 2),
+        np.sqrt(_over(squares_random, n_random - 1)),
+    )
+    return np.stack(
+        [first + centre, second + centre, apart, *(_over(apart, scale) for scale in scales)]
+    )
 
 
 def _mean_and_squares(values: Floats, drawn: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
@@ -283,4 +342,12 @@ def _p_row(row: Row, drawn: Floats) -> Row:
     p = bootstrap_p(drawn)
     said = f"two-sided bootstrap p of {row['name']}: twice the smaller share of resamples on either side of 0"
     value = None if np.isnan(p) or row["low"] is None else p
-    return {**row, "name": f"{row['name']}_p", "value": value, "low": None, "high": None, "level": None, "definition": said}
+    return {
+        **row,
+        "name": f"{row['name']}_p",
+        "value": value,
+        "low": None,
+        "high": None,
+        "level": None,
+        "definition": said,
+    }

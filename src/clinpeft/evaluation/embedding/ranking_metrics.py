@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import JUDGEMENT, RESULT, RETRIEVED
+from clinpeft.evaluation.bootstrap import Floats, Integers, RowStatistics
 from clinpeft.evaluation.embedding.rows import Measured, bootstrapped, codes
-from clinpeft.evaluation.uncertainty import Floats, Integers, RowStatistics
-from clinpeft.tables import JUDGEMENT, RESULT, RETRIEVED
 
 METRICS = {
     "ndcg_at_10": "nDCG of the first 10: gain: grade, discount: log2(rank + 1), over that of the best order of the judged (trec_eval ndcg_cut_10)",
@@ -44,12 +44,12 @@ class _Found:
 
     Attributes:
         query: number of the query of each row, shape (n,).
-        place: from 0, shape (n,).
+        location: from 0, shape (n,).
         grade: shape (n,), 0 where not judged.
     """
 
     query: Integers
-    place: Integers
+    location: Integers
     grade: Integers
 
 
@@ -73,16 +73,27 @@ def per_query(retrieved: pa.Table, judgements: pa.Table, relevant_from: int = 1)
     """
     retrieved, judgements = retrieved.select(RETRIEVED.names), judgements.select(JUDGEMENT.names)
     _refuse_nan(retrieved)
-    queries, passages = _numbered(judgements, retrieved, "query_id"), _numbered(judgements, retrieved, "passage_id")
+    queries, passages = (
+        _numbered(judgements, retrieved, "query_id"),
+        _numbered(judgements, retrieved, "passage_id"),
+    )
     judged = queries.of_judgements * passages.size + passages.of_judgements
     _refuse_twice(judged, judgements, "judged")
     grades = np.asarray(judgements["grade"].to_numpy(), np.int64)
     relevant = np.bincount(queries.of_judgements[grades >= relevant_from], minlength=queries.size)
     found = _found(retrieved, queries, passages, judged, grades)
-    values = np.stack([_VALUES[name](found, relevant, queries, grades, relevant_from) for name in METRICS])
+    values = np.stack(
+        [_VALUES[name](found, relevant, queries, grades, relevant_from) for name in METRICS]
+    )
     asked = np.flatnonzero(relevant)
-    columns = [queries.names.take(asked), _clusters(retrieved, queries, asked), pa.array(relevant[asked], pa.int64())]
-    return pa.Table.from_arrays([*columns, *(pa.array(one[asked], pa.float64()) for one in values)], schema=PER_QUERY)
+    columns = [
+        queries.names.take(asked),
+        _clusters(retrieved, queries, asked),
+        pa.array(relevant[asked], pa.int64()),
+    ]
+    return pa.Table.from_arrays(
+        [*columns, *(pa.array(one[asked], pa.float64()) for one in values)], schema=PER_QUERY
+    )
 
 
 def retrieval(
@@ -115,9 +126,23 @@ def retrieval(
         InputError: as ``per_query``.
     """
     scored = per_query(retrieved, judgements, relevant_from)
-    asked = pc.count_distinct(pa.chunked_array([*retrieved["query_id"].chunks, *judgements["query_id"].chunks], pa.string())).as_py()
-    definitions = {name: f"mean over queries of: {said}; {_counted(scored, asked, relevant_from)}" for name, said in METRICS.items()}
-    about = Measured(len(scored), pc.sum(scored["relevant"]).as_py() or 0, split, state, task, "clusters of queries")
+    asked = pc.count_distinct(
+        pa.chunked_array(
+            [*retrieved["query_id"].chunks, *judgements["query_id"].chunks], pa.string()
+        )
+    ).as_py()
+    definitions = {
+        name: f"mean over queries of: {said}; {_counted(scored, asked, relevant_from)}"
+        for name, said in METRICS.items()
+    }
+    about = Measured(
+        len(scored),
+        pc.sum(scored["relevant"]).as_py() or 0,
+        split,
+        state,
+        task,
+        "clusters of queries",
+    )
     clusters = codes(scored["cluster"].to_pylist())
     rows = bootstrapped(definitions, means(scored), clusters, about, resamples, level, rng)
     return pa.Table.from_pylist(rows, schema=RESULT)
@@ -150,18 +175,32 @@ class _Numbered:
 
 
 def _numbered(judgements: pa.Table, retrieved: pa.Table, column: str) -> _Numbered:
-    together = pa.chunked_array([*judgements[column].chunks, *retrieved[column].chunks], pa.string())
+    together = pa.chunked_array(
+        [*judgements[column].chunks, *retrieved[column].chunks], pa.string()
+    )
     names = together.unique().sort()  # Arrow compares the bytes of UTF-8, as strcmp does
-    return _Numbered(names, *(pc.index_in(one[column], value_set=names).to_numpy().astype(np.int64) for one in (judgements, retrieved)))
+    return _Numbered(
+        names,
+        *(
+            pc.index_in(one[column], value_set=names).to_numpy().astype(np.int64)
+            for one in (judgements, retrieved)
+        ),
+    )
 
 
-def _found(retrieved: pa.Table, queries: _Numbered, passages: _Numbered, judged: Integers, grades: Integers) -> _Found:
+def _found(
+    retrieved: pa.Table, queries: _Numbered, passages: _Numbered, judged: Integers, grades: Integers
+) -> _Found:
     pairs = queries.of_retrieved * passages.size + passages.of_retrieved
     _refuse_twice(pairs, retrieved, "retrieved")
-    order = np.lexsort((-passages.of_retrieved, -np.asarray(retrieved["score"].to_numpy()), queries.of_retrieved))
+    order = np.lexsort(
+        (-passages.of_retrieved, -np.asarray(retrieved["score"].to_numpy()), queries.of_retrieved)
+    )
     query = queries.of_retrieved[order]
     starts = np.searchsorted(query, np.arange(queries.size))
-    return _Found(query, np.arange(len(query)) - starts[query], _looked_up(pairs[order], judged, grades))
+    return _Found(
+        query, np.arange(len(query)) - starts[query], _looked_up(pairs[order], judged, grades)
+    )
 
 
 def _looked_up(pairs: Integers, judged: Integers, grades: Integers) -> Integers:
@@ -172,41 +211,51 @@ def _looked_up(pairs: Integers, judged: Integers, grades: Integers) -> Integers:
     return np.where(judged[order][at] == pairs, grades[order][at], 0)
 
 
-def _ndcg(found: _Found, _relevant: Integers, queries: _Numbered, grades: Integers, _from: int) -> Floats:
+def _ndcg(
+    found: _Found, _relevant: Integers, queries: _Numbered, grades: Integers, _from: int
+) -> Floats:
     best = np.lexsort((-grades, queries.of_judgements))
     query = queries.of_judgements[best]
-    place = np.arange(len(query)) - np.searchsorted(query, np.arange(queries.size))[query]
-    ideal = _gains(query, place, grades[best], queries.size)
-    return _over(_gains(found.query, found.place, found.grade, queries.size), ideal)
+    location = np.arange(len(query)) - np.searchsorted(query, np.arange(queries.size))[query]
+    ideal = _gains(query, location, grades[best], queries.size)
+    return _over(_gains(found.query, found.location, found.grade, queries.size), ideal)
 
 
-def _gains(query: Integers, place: Integers, grade: Integers, size: int) -> Floats:
+def _gains(query: Integers, location: Integers, grade: Integers, size: int) -> Floats:
     """Discounted cumulative gain of the first 10 (Järvelin and Kekäläinen 2002): the grade over log2(rank + 1), ranks from 1."""
-    counted = (place < 10) & (grade > 0)
-    weights = grade[counted] / np.log2(place[counted] + 2)
+    counted = (location < 10) & (grade > 0)
+    weights = grade[counted] / np.log2(location[counted] + 2)
     return np.bincount(query[counted], weights, minlength=size).astype(np.float64)
 
 
-def _mrr(found: _Found, _relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int) -> Floats:
-    hit = (found.place < 10) & (found.grade >= relevant_from)
+def _mrr(
+    found: _Found, _relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int
+) -> Floats:
+    hit = (found.location < 10) & (found.grade >= relevant_from)
     reciprocal = np.zeros(queries.size)
-    np.maximum.at(reciprocal, found.query[hit], 1 / (found.place[hit] + 1))
+    np.maximum.at(reciprocal, found.query[hit], 1 / (found.location[hit] + 1))
     return reciprocal
 
 
 def _recall(depth: int) -> Callable[[_Found, Integers, _Numbered, Integers, int], Floats]:
-    def recall(found: _Found, relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int) -> Floats:
-        hit = (found.place < depth) & (found.grade >= relevant_from)
+    def recall(
+        found: _Found, relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int
+    ) -> Floats:
+        hit = (found.location < depth) & (found.grade >= relevant_from)
         return _over(np.bincount(found.query[hit], minlength=queries.size), relevant)
 
     return recall
 
 
-def _map(found: _Found, relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int) -> Floats:
-    hit = (found.place < 100) & (found.grade >= relevant_from)
+def _map(
+    found: _Found, relevant: Integers, queries: _Numbered, _grades: Integers, relevant_from: int
+) -> Floats:
+    hit = (found.location < 100) & (found.grade >= relevant_from)
     query = found.query[hit]
     so_far = np.arange(len(query)) - np.searchsorted(query, np.arange(queries.size))[query] + 1
-    return _over(np.bincount(query, so_far / (found.place[hit] + 1), minlength=queries.size), relevant)
+    return _over(
+        np.bincount(query, so_far / (found.location[hit] + 1), minlength=queries.size), relevant
+    )
 
 
 _VALUES: dict[str, Callable[[_Found, Integers, _Numbered, Integers, int], Floats]] = {
@@ -239,13 +288,17 @@ def _counted(scored: pa.Table, asked: int, relevant_from: int) -> str:
 def _refuse_nan(retrieved: pa.Table) -> None:
     bad = ~np.isfinite(np.asarray(retrieved["score"].to_numpy()))
     if bad.any():
-        problem = f"{int(bad.sum())} scores that are not finite (NaN), the first for query {retrieved['query_id'][int(np.argmax(bad))].as_py()!r}"
-        raise InputError(problem, place="retrieved", way_out="encode again; a NaN comes from numbers that overflowed, often in half precision")
+        message = f"{int(bad.sum())} scores that are not finite (NaN), the first for query {retrieved['query_id'][int(np.argmax(bad))].as_py()!r}"
+        raise InputError(
+            message,
+            location="retrieved",
+            hint="encode again; a NaN comes from numbers that overflowed, often in half precision",
+        )
 
 
 def _refuse_twice(pairs: Integers, rows: pa.Table, word: str) -> None:
     _, first = np.unique(pairs, return_index=True)
     if len(first) < len(pairs):
         again = np.setdiff1d(np.arange(len(pairs)), first)
-        problem = f"{len(again)} passages {word} twice for a query, the first for query {rows['query_id'][int(again[0])].as_py()!r}"
-        raise InputError(problem, place=word, way_out=_TWICE)
+        message = f"{len(again)} passages {word} twice for a query, the first for query {rows['query_id'][int(again[0])].as_py()!r}"
+        raise InputError(message, location=word, hint=_TWICE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clinpeft.evaluation.uncertainty import Floats, Integers, Interval, RowStatistics, row_bootstrap
+from clinpeft.evaluation.bootstrap import Floats, Integers, Interval, RowStatistics, row_bootstrap
 
 FEW_CLUSTERS = 20
 """With fewer, a percentile interval is too narrow (with eight clusters some 89 % instead of 95 % hold the truth), and the definition says so."""
@@ -38,8 +38,12 @@ class Measured:
 def codes(clusters: Sequence[str | None]) -> Integers:
     """A number for each cluster, shape (n,); a row without a cluster is one of its own."""
     numbered: dict[str | tuple[int], int] = {}
-    keys: list[str | tuple[int]] = [(at,) if cluster is None else cluster for at, cluster in enumerate(clusters)]
-    return np.fromiter((numbered.setdefault(key, len(numbered)) for key in keys), np.int64, len(keys))
+    keys: list[str | tuple[int]] = [
+        (at,) if cluster is None else cluster for at, cluster in enumerate(clusters)
+    ]
+    return np.fromiter(
+        (numbered.setdefault(key, len(numbered)) for key in keys), np.int64, len(keys)
+    )
 
 
 def bootstrapped(
@@ -65,11 +69,21 @@ def bootstrapped(
     found = len(np.unique(clusters))
     return [
         row(name, value, interval, definition, about, found, resamples)
-        for (name, definition), value, interval in zip(definitions.items(), values, intervals, strict=True)
+        for (name, definition), value, interval in zip(
+            definitions.items(), values, intervals, strict=True
+        )
     ]
 
 
-def row(name: str, value: float, interval: Interval | None, definition: str, about: Measured, clusters: int, resamples: int = 0) -> Row:
+def row(
+    name: str,
+    value: float,
+    interval: Interval | None,
+    definition: str,
+    about: Measured,
+    clusters: int,
+    resamples: int = 0,
+) -> Row:
     """One row; a value that is NaN becomes null, and so does its interval."""
     known = bool(np.isfinite(value))
     given = interval if known and interval is not None and interval.low is not None else None
@@ -98,7 +112,14 @@ def difference(before: RowStatistics, after: RowStatistics) -> RowStatistics:
     return statistics
 
 
-def _remark(known: bool, interval: Interval | None, given: Interval | None, clusters: int, resamples: int, about: Measured) -> str:
+def _remark(
+    known: bool,
+    interval: Interval | None,
+    given: Interval | None,
+    clusters: int,
+    resamples: int,
+    about: Measured,
+) -> str:
     if not known:
         return "unknown: too little to measure it on"
     if interval is None:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clinpeft.errors import InputError
+from clinpeft.core.errors import InputError
+from clinpeft.core.schemas import RETRIEVED
+from clinpeft.evaluation.bootstrap import Integers
 from clinpeft.evaluation.embedding.vectors import similarities, unit
-from clinpeft.evaluation.uncertainty import Integers
-from clinpeft.tables import RETRIEVED
 
 Scores = NDArray[np.float32]
 
@@ -45,14 +45,19 @@ def ranked(
     Raises:
         InputError: NaN or vectors of length 0, with how many and the first id; two passages with one id; different dimensions.
     """
-    found, among = unit(queries, query_ids, "vectors of queries"), unit(passages, passage_ids, "vectors of passages")
+    found, among = (
+        unit(queries, query_ids, "vectors of queries"),
+        unit(passages, passage_ids, "vectors of passages"),
+    )
     if found.shape[1] != among.shape[1]:
-        problem = f"queries have {found.shape[1]} dimensions and passages {among.shape[1]}"
-        raise InputError(problem, place="vectors of queries", way_out="encode both with one model")
+        message = f"queries have {found.shape[1]} dimensions and passages {among.shape[1]}"
+        raise InputError(message, location="vectors of queries", hint="encode both with one model")
     return best(similarities(found, among, block), passage_ids, k, own)
 
 
-def best(blocks: Iterable[Scores], passage_ids: Sequence[str], k: int, own: Integers | None = None) -> tuple[Integers, Scores]:
+def best(
+    blocks: Iterable[Scores], passage_ids: Sequence[str], k: int, own: Integers | None = None
+) -> tuple[Integers, Scores]:
     """The k best passages of each query, from scores of all of them.
 
     Of equal scores the passage with the larger id is first, ids compared byte by byte: trec_eval sorts a run by descending score and then by
@@ -73,7 +78,11 @@ def best(blocks: Iterable[Scores], passage_ids: Sequence[str], k: int, own: Inte
     order = _by_descending_id(passage_ids)
     kept = min(k, len(order))
     if kept < 1:
-        raise InputError(f"the best {k} of {len(order)} passages", place="search", way_out="give at least one passage and k of at least 1")
+        raise InputError(
+            f"the best {k} of {len(order)} passages",
+            location="search",
+            hint="give at least one passage and k of at least 1",
+        )
     rows, scores, seen = [np.zeros((0, kept), np.int64)], [np.zeros((0, kept), np.float32)], 0
     for block in blocks:
         part = np.ascontiguousarray(block[:, order], dtype=np.float32)
@@ -89,7 +98,11 @@ def best(blocks: Iterable[Scores], passage_ids: Sequence[str], k: int, own: Inte
 
 
 def retrieved(
-    rows: Integers, scores: Scores, query_ids: Sequence[str], passage_ids: Sequence[str], clusters: Sequence[str | None] | None = None
+    rows: Integers,
+    scores: Scores,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
+    clusters: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """What ``ranked`` or ``best`` gave, as a table of schema ``tables.RETRIEVED``; places filled by -1 are left out.
 
@@ -100,7 +113,9 @@ def retrieved(
     """
     queries, ranks = np.nonzero(rows >= 0)
     number = pa.array(queries)
-    of_queries = pa.array(clusters if clusters is not None else [None] * len(query_ids), pa.string())
+    of_queries = pa.array(
+        clusters if clusters is not None else [None] * len(query_ids), pa.string()
+    )
     columns = [
         pa.array(query_ids, pa.string()).take(number),
         of_queries.take(number),
@@ -114,8 +129,8 @@ def retrieved(
 def _by_descending_id(passage_ids: Sequence[str]) -> Integers:
     keys = [identity.encode() for identity in passage_ids]
     if len(set(keys)) < len(keys):
-        problem = f"{len(keys) - len(set(keys))} passage ids are used twice"
-        raise InputError(problem, place="passages", way_out="give every passage its own id")
+        message = f"{len(keys) - len(set(keys))} passage ids are used twice"
+        raise InputError(message, location="passages", hint="give every passage its own id")
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
@@ -140,5 +155,9 @@ def _leave_out(scores: Scores, own: Integers, order: Integers) -> None:
 def _refuse_nan(scores: Scores, seen: int) -> None:
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        problem = f"{int(bad.sum())} queries have scores that are not finite (NaN), the first is query {seen + int(np.argmax(bad)) + 1}"
-        raise InputError(problem, place="search", way_out="encode again; a NaN comes from numbers that overflowed, often in half precision")
+        message = f"{int(bad.sum())} queries have scores that are not finite (NaN), the first is query {seen + int(np.argmax(bad)) + 1}"
+        raise InputError(
+            message,
+            location="search",
+            hint="encode again; a NaN comes from numbers that overflowed, often in half precision",
+        )

@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
+from clinpeft.core.schemas import RESULT
+from clinpeft.evaluation.bootstrap import Floats
 from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, row
 from clinpeft.evaluation.embedding.search import best
 from clinpeft.evaluation.embedding.vectors import Vectors, cosines, similarities, unit
-from clinpeft.evaluation.uncertainty import Floats
-from clinpeft.tables import RESULT
 
 MOST_COMPARED = 2000
 """Texts, drawn at random where there are more, for what compares every two of them: 4 million pairs."""
@@ -26,7 +26,9 @@ _ALIGNMENT = "mean squared distance of anchor and positive on the unit sphere (W
 _UNIFORMITY = "log of the mean of exp(-2 squared distance) over all pairs of {} texts (Wang and Isola 2020, t 2); lower is more even"
 _RANDOM_COSINE = "mean cosine over all pairs of {} texts; near 0 where vectors fill the sphere, near 1 where they lie in a narrow cone"
 _EFFECTIVE_RANK = "exp of the entropy of the singular values of the {} unit vectors (Roy and Vetterli 2007), not centred"
-_PARTICIPATION = "squared sum over sum of squares of the eigenvalues of the covariance of the {} unit vectors"
+_PARTICIPATION = (
+    "squared sum over sum of squares of the eigenvalues of the covariance of the {} unit vectors"
+)
 _HUBNESS = "skewness of how often each of {} texts is among the 10 nearest of the others (Radovanovic 2010); high where few are near to all"
 
 
@@ -60,17 +62,34 @@ def geometry(
     Raises:
         InputError: NaN or vectors of length 0, with how many and the first id.
     """
-    texts, others = unit(vectors, ids, "vectors of texts"), unit(positives, ids, "vectors of positives")
+    texts, others = (
+        unit(vectors, ids, "vectors of texts"),
+        unit(positives, ids, "vectors of positives"),
+    )
     chosen = np.sort(rng.permutation(len(texts))[:MOST_COMPARED])
     sample, of_sample = texts[chosen], codes([clusters[at] for at in chosen])
     apart = 2 - 2 * cosines(texts, others)
-    everyone, drawn = (Measured(n, None, split, state, task, "clusters of texts") for n in (len(texts), len(sample)))
-    rows = bootstrapped(
-        {"alignment": _ALIGNMENT}, lambda counts: (counts @ apart / counts.sum(axis=1))[None], codes(clusters), everyone, resamples, level, rng
+    everyone, drawn = (
+        Measured(n, None, split, state, task, "clusters of texts")
+        for n in (len(texts), len(sample))
     )
-    said = {"uniformity": _UNIFORMITY.format(len(sample)), "mean_random_cosine": _RANDOM_COSINE.format(len(sample))}
+    rows = bootstrapped(
+        {"alignment": _ALIGNMENT},
+        lambda counts: (counts @ apart / counts.sum(axis=1))[None],
+        codes(clusters),
+        everyone,
+        resamples,
+        level,
+        rng,
+    )
+    said = {
+        "uniformity": _UNIFORMITY.format(len(sample)),
+        "mean_random_cosine": _RANDOM_COSINE.format(len(sample)),
+    }
     rows += bootstrapped(said, _PairMeans(sample), of_sample, drawn, resamples, level, rng)
-    return pa.Table.from_pylist([*rows, *_described(sample, drawn, len(np.unique(of_sample)))], schema=RESULT)
+    return pa.Table.from_pylist(
+        [*rows, *_described(sample, drawn, len(np.unique(of_sample)))], schema=RESULT
+    )
 
 
 def negation_sensitivity(
@@ -101,7 +120,10 @@ def negation_sensitivity(
         InputError: as in ``geometry``.
     """
     places = ("vectors of statements", "vectors of negated statements", "vectors of paraphrases")
-    said, denied, otherwise = (unit(found, ids, place) for found, place in zip((statements, negated, paraphrases), places, strict=True))
+    said, denied, otherwise = (
+        unit(found, ids, location)
+        for found, location in zip((statements, negated, paraphrases), places, strict=True)
+    )
     to_denied, to_otherwise = cosines(said, denied), cosines(said, otherwise)
     told = (to_otherwise > to_denied) + 0.5 * (to_otherwise == to_denied)
     definitions = {
@@ -112,7 +134,15 @@ def negation_sensitivity(
     }
     values = np.stack([to_denied, to_otherwise, to_otherwise - to_denied, told])
     about = Measured(len(ids), None, split, state, task, "clusters of texts")
-    rows = bootstrapped(definitions, lambda counts: values @ counts.T / counts.sum(axis=1), codes(clusters), about, resamples, level, rng)
+    rows = bootstrapped(
+        definitions,
+        lambda counts: values @ counts.T / counts.sum(axis=1),
+        codes(clusters),
+        about,
+        resamples,
+        level,
+        rng,
+    )
     return pa.Table.from_pylist(rows, schema=RESULT)
 
 
@@ -172,7 +202,9 @@ class _PairMeans:
         drawn = np.asarray(counts, np.float64)
         pairs = drawn.sum(axis=1) ** 2 - (drawn**2).sum(axis=1)
         sums = [np.einsum("rn,rn->r", weights @ one, drawn) for one in (self.close, self.cosine)]
-        close, cosine = (np.divide(one, pairs, out=np.full(len(one), np.nan), where=pairs > 0) for one in sums)
+        close, cosine = (
+            np.divide(one, pairs, out=np.full(len(one), np.nan), where=pairs > 0) for one in sums
+        )
         return np.stack([np.log(close), cosine])
 
 
@@ -182,4 +214,7 @@ def _described(sample: Vectors, about: Measured, clusters: int) -> list[Row]:
         "participation_ratio": (participation_ratio(sample), _PARTICIPATION),
         "hubness": (hubness(sample), _HUBNESS),
     }
-    return [row(name, value, None, said.format(len(sample)), about, clusters) for name, (value, said) in measured.items()]
+    return [
+        row(name, value, None, said.format(len(sample)), about, clusters)
+        for name, (value, said) in measured.items()
+    ]

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clinpeft.errors import UsageError
+from clinpeft.core.errors import UsageError
+from clinpeft.core.schemas import PAIR_SCORE, Attrition
+from clinpeft.evaluation.bootstrap import Integers
 from clinpeft.evaluation.embedding.vectors import Score
-from clinpeft.evaluation.uncertainty import Integers
-from clinpeft.tables import PAIR_SCORE, Attrition
 
 _ROUNDS = 20  # draws before what is left is looked through passage by passage
 
@@ -42,7 +42,12 @@ class Pairs:
 
 
 def negatives(
-    passages: pa.Table, pairs: Pairs, stratum: str, rng: np.random.Generator, attrition: Attrition, ranking: Integers | None = None
+    passages: pa.Table,
+    pairs: Pairs,
+    stratum: str,
+    rng: np.random.Generator,
+    attrition: Attrition,
+    ranking: Integers | None = None,
 ) -> Integers:
     """For each pair a passage that does not belong to its anchor.
 
@@ -62,7 +67,11 @@ def negatives(
         UsageError: there is no such stratum, or ``mined`` without a ranking.
     """
     if stratum not in STRATA:
-        raise UsageError(f"there is no stratum {stratum!r}", place="strata", way_out=f"the strata are: {', '.join(STRATA)}")
+        raise UsageError(
+            f"there is no stratum {stratum!r}",
+            location="strata",
+            hint=f"the strata are: {', '.join(STRATA)}",
+        )
     known = _Forbidden.of(passages, pairs)
     rows = STRATA[stratum](passages, known, rng, ranking)
     attrition.entered += len(rows)
@@ -83,7 +92,10 @@ def pair_scores(score: Score, pairs: Pairs, drawn: Mapping[str, Integers]) -> pa
     """
     everyone = np.arange(len(pairs.positives))
     parts = [_scored(score, pairs, everyone, pairs.positives, "related")]
-    parts += [_scored(score, pairs, np.flatnonzero(found >= 0), found[found >= 0], stratum) for stratum, found in drawn.items()]
+    parts += [
+        _scored(score, pairs, np.flatnonzero(found >= 0), found[found >= 0], stratum)
+        for stratum, found in drawn.items()
+    ]
     return pa.concat_tables(parts)
 
 
@@ -98,10 +110,14 @@ def shuffled(n: int, rng: np.random.Generator) -> Integers:
     return partner
 
 
-def _scored(score: Score, pairs: Pairs, rows: Integers, passages: Integers, stratum: str) -> pa.Table:
+def _scored(
+    score: Score, pairs: Pairs, rows: Integers, passages: Integers, stratum: str
+) -> pa.Table:
     count = len(rows)
     at = pa.array(rows)
-    clusters = pa.array(pairs.clusters if pairs.clusters is not None else [None] * len(pairs.pair_ids), pa.string())
+    clusters = pa.array(
+        pairs.clusters if pairs.clusters is not None else [None] * len(pairs.pair_ids), pa.string()
+    )
     columns = [
         pa.array(pairs.pair_ids, pa.string()).take(at),
         clusters.take(at),
@@ -138,25 +154,47 @@ class _Forbidden:
     def of(cls, passages: pa.Table, pairs: Pairs) -> _Forbidden:
         count = len(pairs.positives)
         texts: dict[str, int] = {}
-        text = np.array([texts.setdefault(_levelled(one), len(texts)) for one in passages["text"].to_pylist()], np.int64)
+        text = np.array(
+            [texts.setdefault(_levelled(one), len(texts)) for one in passages["text"].to_pylist()],
+            np.int64,
+        )
         anchors = [_levelled(one) for one in pairs.anchors] if pairs.anchors is not None else []
         anchor_text = np.array([texts.get(one, -1) for one in anchors] or [-1] * count, np.int64)
         numbers: dict[str, int] = {}
-        anchor = np.array([numbers.setdefault(one, len(numbers)) for one in anchors] or range(count), np.int64)
-        first, last = _nested(list(zip(passages["book"].to_pylist(), passages["section"].to_pylist(), strict=True)))
+        anchor = np.array(
+            [numbers.setdefault(one, len(numbers)) for one in anchors] or range(count), np.int64
+        )
+        first, last = _nested(
+            list(zip(passages["book"].to_pylist(), passages["section"].to_pylist(), strict=True))
+        )
         own = pairs.own if pairs.own is not None else np.full(count, -1, np.int64)
-        return cls(pairs.positives, own, text, anchor_text, first, last, np.sort(anchor * len(text) + pairs.positives), anchor)
+        return cls(
+            pairs.positives,
+            own,
+            text,
+            anchor_text,
+            first,
+            last,
+            np.sort(anchor * len(text) + pairs.positives),
+            anchor,
+        )
 
     def hit(self, rows: Integers, passages: Integers) -> NDArray[np.bool_]:
         """Whether each passage may not be drawn for the pair of the same place."""
         positive, own = self.positives[rows], self.own[rows]
-        same_text = (self.text[passages] == self.text[positive]) | (self.text[passages] == self.anchor_text[rows])
+        same_text = (self.text[passages] == self.text[positive]) | (
+            self.text[passages] == self.anchor_text[rows]
+        )
         same_text |= (own >= 0) & (self.text[passages] == self.text[own])
-        inside = (self.first[positive] <= self.first[passages]) & (self.first[passages] <= self.last[positive])
-        around = (self.first[passages] <= self.first[positive]) & (self.first[positive] <= self.last[passages])
+        inside = (self.first[positive] <= self.first[passages]) & (
+            self.first[passages] <= self.last[positive]
+        )
+        context = (self.first[passages] <= self.first[positive]) & (
+            self.first[positive] <= self.last[passages]
+        )
         also = self.anchor[rows] * len(self.text) + passages
         at = np.minimum(np.searchsorted(self.shared, also), len(self.shared) - 1)
-        hit: NDArray[np.bool_] = same_text | inside | around | (self.shared[at] == also)
+        hit: NDArray[np.bool_] = same_text | inside | context | (self.shared[at] == also)
         return hit
 
 
@@ -164,7 +202,7 @@ def _nested(sections: Sequence[tuple[str, str]]) -> tuple[Integers, Integers]:
     """The place of each passage's section among all, and the last place of one that lies in it (``a/b`` lies in ``a``)."""
     paths = {one: (one[0], *one[1].split("/")) for one in set(sections)}
     order = sorted(paths.values())
-    place = {path: at for at, path in enumerate(order)}
+    location = {path: at for at, path in enumerate(order)}
     last, open_paths = [0] * len(order), list[int]()
     for at, path in enumerate(order):
         while open_paths and path[: len(order[open_paths[-1]])] != order[open_paths[-1]]:
@@ -172,7 +210,7 @@ def _nested(sections: Sequence[tuple[str, str]]) -> tuple[Integers, Integers]:
         open_paths.append(at)
     for at in open_paths:
         last[at] = len(order) - 1
-    firsts = np.array([place[paths[one]] for one in sections], np.int64)
+    firsts = np.array([location[paths[one]] for one in sections], np.int64)
     return firsts, np.array(last, np.int64)[firsts]
 
 
@@ -180,7 +218,9 @@ def _levelled(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _drawn_from(groups: Integers, also_not: Integers | None, known: _Forbidden, rng: np.random.Generator) -> Integers:
+def _drawn_from(
+    groups: Integers, also_not: Integers | None, known: _Forbidden, rng: np.random.Generator
+) -> Integers:
     """A passage from the group of each positive that may be drawn, and is not in the same ``also_not``; -1 where there is none.
 
     Args:
@@ -191,11 +231,18 @@ def _drawn_from(groups: Integers, also_not: Integers | None, known: _Forbidden, 
     """
     order = np.argsort(groups, kind="stable")
     wanted = groups[known.positives]
-    start, end = np.searchsorted(groups[order], wanted, "left"), np.searchsorted(groups[order], wanted, "right")
+    start, end = (
+        np.searchsorted(groups[order], wanted, "left"),
+        np.searchsorted(groups[order], wanted, "right"),
+    )
     found = np.full(len(wanted), -1, np.int64)
 
     def allowed(rows: Integers, passages: Integers) -> NDArray[np.bool_]:
-        inside = np.zeros(len(rows), np.bool_) if also_not is None else also_not[passages] == also_not[known.positives[rows]]
+        inside = (
+            np.zeros(len(rows), np.bool_)
+            if also_not is None
+            else also_not[passages] == also_not[known.positives[rows]]
+        )
         return ~(known.hit(rows, passages) | inside)
 
     waiting = np.flatnonzero(wanted >= 0)
@@ -212,27 +259,41 @@ def _drawn_from(groups: Integers, also_not: Integers | None, known: _Forbidden, 
     return found
 
 
-def _random(passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None) -> Integers:
+def _random(
+    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
+) -> Integers:
     return _drawn_from(np.zeros(len(passages), np.int64), None, known, rng)
 
 
-def _same_book(passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None) -> Integers:
+def _same_book(
+    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
+) -> Integers:
     books = _numbers([(book,) for book in passages["book"].to_pylist()])
     chapters = _chapters(passages)
-    return _drawn_from(books, np.where(chapters < 0, -1 - np.arange(len(chapters)), chapters), known, rng)
+    return _drawn_from(
+        books, np.where(chapters < 0, -1 - np.arange(len(chapters)), chapters), known, rng
+    )
 
 
-def _same_chapter(passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None) -> Integers:
+def _same_chapter(
+    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
+) -> Integers:
     return _drawn_from(_chapters(passages), None, known, rng)
 
 
-def _mined(_passages: pa.Table, known: _Forbidden, _rng: np.random.Generator, ranking: Integers | None) -> Integers:
+def _mined(
+    _passages: pa.Table, known: _Forbidden, _rng: np.random.Generator, ranking: Integers | None
+) -> Integers:
     if ranking is None:
-        raise UsageError("mined negatives without a ranking", place="strata", way_out="rank the passages for every anchor first, such as by BM25")
+        raise UsageError(
+            "mined negatives without a ranking",
+            location="strata",
+            hint="rank the passages for every anchor first, such as by BM25",
+        )
     found = np.full(len(ranking), -1, np.int64)
-    for place in range(ranking.shape[1]):
-        waiting = np.flatnonzero((found < 0) & (ranking[:, place] >= 0))
-        passages = ranking[waiting, place]
+    for location in range(ranking.shape[1]):
+        waiting = np.flatnonzero((found < 0) & (ranking[:, location] >= 0))
+        passages = ranking[waiting, location]
         good = ~known.hit(waiting, passages)
         found[waiting[good]] = passages[good]
     return found
@@ -245,10 +306,14 @@ def _chapters(passages: pa.Table) -> Integers:
 
 def _numbers(keys: Sequence[tuple[str, ...] | None]) -> Integers:
     numbered: dict[tuple[str, ...], int] = {}
-    return np.array([-1 if key is None else numbered.setdefault(key, len(numbered)) for key in keys], np.int64)
+    return np.array(
+        [-1 if key is None else numbered.setdefault(key, len(numbered)) for key in keys], np.int64
+    )
 
 
-STRATA: dict[str, Callable[[pa.Table, _Forbidden, np.random.Generator, Integers | None], Integers]] = {
+STRATA: dict[
+    str, Callable[[pa.Table, _Forbidden, np.random.Generator, Integers | None], Integers]
+] = {
     "random": _random,
     "same book": _same_book,
     "same chapter": _same_chapter,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clinpeft.errors import InputError
-from clinpeft.evaluation.uncertainty import Floats, Integers
+from clinpeft.core.errors import InputError
+from clinpeft.evaluation.bootstrap import Floats, Integers
 
 Vectors = NDArray[np.float32]
 
@@ -21,23 +21,27 @@ _CELLS_AT_ONCE = 16_000_000  # numbers of a product in memory together: 64 MB
 _WAY_OUT = "encode again; a NaN comes from numbers that overflowed, often in half precision, a vector of zeros from a text without a token"
 
 
-def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], place: str) -> Vectors:
+def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], location: str) -> Vectors:
     """Each row divided by its length, as float32.
 
     Args:
         vectors: shape (n, d).
         ids: of the rows, for the error.
-        place: what they are the vectors of, for the error.
+        location: what they are the vectors of, for the error.
 
     Raises:
         InputError: a row that is not finite or has length 0, with how many and the first id; or not one id a row.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(vectors) != len(ids):
-        raise InputError(f"vectors of shape {vectors.shape} for {len(ids)} texts", place=place, way_out="give one vector a text, shape (n, d)")
+        raise InputError(
+            f"vectors of shape {vectors.shape} for {len(ids)} texts",
+            location=location,
+            hint="give one vector a text, shape (n, d)",
+        )
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    refuse(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, place)
-    refuse(lengths == 0, "vectors of length 0", ids, place)
+    refuse(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, location)
+    refuse(lengths == 0, "vectors of length 0", ids, location)
     found: Vectors = vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
     return found
 
@@ -54,12 +58,16 @@ def cosine_score(texts: Vectors, passages: Vectors) -> Score:
     def score(rows: Integers, found: Integers) -> Floats:
         at_once = max(1, _CELLS_AT_ONCE // max(texts.shape[1], 1))
         parts = [slice(start, start + at_once) for start in range(0, len(rows), at_once)]
-        return np.concatenate([np.zeros(0), *(cosines(texts[rows[part]], passages[found[part]]) for part in parts)])
+        return np.concatenate(
+            [np.zeros(0), *(cosines(texts[rows[part]], passages[found[part]]) for part in parts)]
+        )
 
     return score
 
 
-def similarities(queries: Vectors, passages: Vectors, block: int = 0) -> Iterator[NDArray[np.float32]]:
+def similarities(
+    queries: Vectors, passages: Vectors, block: int = 0
+) -> Iterator[NDArray[np.float32]]:
     """Cosines of queries (q, d) with all passages (p, d), both from ``unit``, shape (some queries, p) at a time.
 
     Equal vectors get equal cosines to the last bit: a product is made once for each distinct passage and copied. Otherwise the sums of a product
@@ -76,18 +84,24 @@ def similarities(queries: Vectors, passages: Vectors, block: int = 0) -> Iterato
         yield found if copies is None else found[:, copies]
 
 
-def refuse(bad: NDArray[np.bool_], problem: str, ids: Sequence[str], place: str, way_out: str = _WAY_OUT) -> None:
+def refuse(
+    bad: NDArray[np.bool_], message: str, ids: Sequence[str], location: str, hint: str = _WAY_OUT
+) -> None:
     """Raise an InputError if a row is bad, with how many there are and the id of the first."""
     if bad.any():
         first = ids[int(np.argmax(bad))]
-        raise InputError(f"{int(bad.sum())} {problem}, the first is {first!r}", place=place, way_out=way_out)
+        raise InputError(
+            f"{int(bad.sum())} {message}, the first is {first!r}", location=location, hint=hint
+        )
 
 
 def _distinct(passages: Vectors) -> tuple[Vectors, Integers | None]:
     """The distinct rows, and which of them each row is; None where all are distinct. A negative zero counts as a zero."""
     numbered: dict[bytes, int] = {}
     rows = passages + np.float32(0)
-    copies = np.fromiter((numbered.setdefault(row.tobytes(), len(numbered)) for row in rows), np.int64, len(rows))
+    copies = np.fromiter(
+        (numbered.setdefault(row.tobytes(), len(numbered)) for row in rows), np.int64, len(rows)
+    )
     if len(numbered) == len(passages):
         return passages, None
     _, first = np.unique(copies, return_index=True)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clinpeft.errors import InputError
-from clinpeft.registry import write_atomically
+from clinpeft.core.errors import InputError
 from clinpeft.reports.encoders import Grid, grid
 from clinpeft.reports.facts import Entry
 from clinpeft.reports.figures import costs, scores
-from clinpeft.reports.figures.canvas import styled, write
+from clinpeft.reports.figures.style import styled, write
+from clinpeft.runs import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,10 @@ FIGURES: dict[str, tuple[str, Callable[[Grid], Figure]]] = {
         f"Gains in separation in order, with intervals and their median. The study shows them in percent of zero-shot separations near 0. {_HOLLOW}",
         scores.figure_7,
     ),
-    "figure-8": (f"Separation before (dot) and after (bar with its interval) adapting, with the medians of both. {_HOLLOW}", scores.figure_8),
+    "figure-8": (
+        f"Separation before (dot) and after (bar with its interval) adapting, with the medians of both. {_HOLLOW}",
+        scores.figure_8,
+    ),
     "figure-9": (
         "Cosines of pairs after adapting. Box: quartiles; notch: 95 % interval of the median; whiskers: 5th and 95th percentile.",
         scores.figure_9,
@@ -59,7 +62,10 @@ FIGURES: dict[str, tuple[str, Callable[[Grid], Figure]]] = {
     ),
     "figure-11": ("The Pareto frontier of separation and speed.", costs.figure_11),
     "figure-12": (f"Embeddings per second for each GB of peak memory. {_HOLLOW}", costs.figure_12),
-    "figure-13": (f"Ablation: separation against the share of the pairs that were learned from. {_HOLLOW}", scores.figure_13),
+    "figure-13": (
+        f"Ablation: separation against the share of the pairs that were learned from. {_HOLLOW}",
+        scores.figure_13,
+    ),
 }
 """File name without ending -> caption, and grid -> figure; numbered as in the study."""
 
@@ -79,7 +85,7 @@ def drawn(entries: Sequence[Entry]) -> tuple[dict[str, Figure], dict[str, str]]:
             with styled():
                 figures[name] = draw(made)
         except InputError as error:
-            skipped[name] = error.problem
+            skipped[name] = error.message
     return figures, skipped
 
 

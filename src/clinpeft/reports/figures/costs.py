@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.reports.encoders import Encoder, Grid
-from clinpeft.reports.figures.canvas import (
+from clinpeft.reports.figures.style import (
     BELOW,
     BLACK,
     BLUE,
@@ -57,13 +57,34 @@ def figure_2(made: Grid) -> Figure:
     found = _costed(made, _speed)
     figure, (axes,) = sheet(4.6)
     least = min((row.memory_gb for row, _, _ in found if row.memory_gb), default=1.0)
-    sizes = [5 + 9 * math.sqrt(least / row.memory_gb) if row.memory_gb else 7.0 for row, _, _ in found]
+    sizes = [
+        5 + 9 * math.sqrt(least / row.memory_gb) if row.memory_gb else 7.0 for row, _, _ in found
+    ]
     _frame(axes, found)
     for (row, known, x), size in zip(found, sizes, strict=True):
         style = look(row)
-        axes.errorbar([x], values([known]), yerr=whiskers([known]), **{**WHISKER, "zorder": 2, "elinewidth": 0.7, "capsize": 0})
-        axes.plot([x], values([known]), style.marker, color=style.colour, markersize=size, markeredgecolor=BLACK, markeredgewidth=0.5, zorder=3)
-    beside(axes, [(x, known.value or 0) for _, known, x in found], [made.name(row) for row, _, _ in found], radius=6.5)
+        axes.errorbar(
+            [x],
+            values([known]),
+            yerr=whiskers([known]),
+            **{**WHISKER, "zorder": 2, "elinewidth": 0.7, "capsize": 0},
+        )
+        axes.plot(
+            [x],
+            values([known]),
+            style.marker,
+            color=style.colour,
+            markersize=size,
+            markeredgecolor=BLACK,
+            markeredgewidth=0.5,
+            zorder=3,
+        )
+    beside(
+        axes,
+        [(x, known.value or 0) for _, known, x in found],
+        [made.name(row) for row, _, _ in found],
+        radius=6.5,
+    )
     kinds = [kind for kind in LOOKS if any(row.known.architecture == kind for row, _, _ in found)]
     legend(figure, axes, extra=[*(_mark(LOOKS[kind]) for kind in kinds), *_sizes(found, least)])
     return figure
@@ -71,7 +92,11 @@ def figure_2(made: Grid) -> Figure:
 
 def figure_3(made: Grid) -> Figure:
     """Memory against parameters, with what the weights alone take at 2 and at 4 bytes a parameter; marks by the study's tiers of separation."""
-    found = [(row, parameters, memory) for row in made.rows if (parameters := row.parameters) and (memory := row.memory_gb)]
+    found = [
+        (row, parameters, memory)
+        for row in made.rows
+        if (parameters := row.parameters) and (memory := row.memory_gb)
+    ]
     needed(found, "parameters and memory in its profile")
     figure, (axes,) = sheet(4.6)
     millions = [parameters / 1e6 for _, parameters, _ in found]
@@ -82,16 +107,36 @@ def figure_3(made: Grid) -> Figure:
     ends = list(axes.get_xlim())
     limits = axes.get_ylim()
     for bytes_each, line in ((4, "--"), (2, ":")):
-        axes.plot(ends, [bytes_each * end / 1e3 for end in ends], line, color=GREY, linewidth=1, label=f"weights at {bytes_each} bytes", zorder=1)
+        axes.plot(
+            ends,
+            [bytes_each * end / 1e3 for end in ends],
+            line,
+            color=GREY,
+            linewidth=1,
+            label=f"weights at {bytes_each} bytes",
+            zorder=1,
+        )
     axes.set_xlim(*ends)
     axes.set_ylim(*limits)
     for (row, _, memory), x in zip(found, millions, strict=True):
         style = _tier(made, row)
         axes.plot(
-            [x], [memory], style.marker, color=style.colour, markersize=7.5, markeredgecolor=BLACK, markeredgewidth=0.5, label=style.name, zorder=3
+            [x],
+            [memory],
+            style.marker,
+            color=style.colour,
+            markersize=7.5,
+            markeredgecolor=BLACK,
+            markeredgewidth=0.5,
+            label=style.name,
+            zorder=3,
         )
         _printed(axes, row.printed("parameters"), row.printed("memory_gb"), 1e-6)
-    beside(axes, [(x, memory) for x, (_, _, memory) in zip(millions, found, strict=True)], [made.name(row) for row, _, _ in found])
+    beside(
+        axes,
+        [(x, memory) for x, (_, _, memory) in zip(millions, found, strict=True)],
+        [made.name(row) for row, _, _ in found],
+    )
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(MEMORY)
     legend(figure, axes, columns=3)
@@ -115,7 +160,15 @@ def figure_4(made: Grid) -> Figure:
         for row, x, y in known:
             style = look(row)
             axes.plot(
-                [x], [y], style.marker, color=style.colour, markersize=7, markeredgecolor=BLACK, markeredgewidth=0.5, label=style.name, zorder=3
+                [x],
+                [y],
+                style.marker,
+                color=style.colour,
+                markersize=7,
+                markeredgecolor=BLACK,
+                markeredgewidth=0.5,
+                label=style.name,
+                zorder=3,
             )
         logarithmic(axes, "x")
         logarithmic(axes, "y")
@@ -137,7 +190,12 @@ def figure_10(made: Grid) -> Figure:
     for axes in panels[len(found) :]:
         axes.remove()
     for axes, (row, known) in zip(panels, found, strict=False):
-        _radar(axes, made.name(row), look(row), [max(0.0, one) / top if top > 0 else 0.0 for one, top in zip(known, best, strict=True)])
+        _radar(
+            axes,
+            made.name(row),
+            look(row),
+            [max(0.0, one) / top if top > 0 else 0.0 for one, top in zip(known, best, strict=True)],
+        )
     kinds = [kind for kind in LOOKS if any(row.known.architecture == kind for row, _ in found)]
     letters = "; ".join(f"{letter}: {meaning}" for letter, meaning in _SPOKES.items())
     legend(figure, panels[0], extra=[_mark(LOOKS[kind]) for kind in kinds], title=letters)
@@ -147,40 +205,97 @@ def figure_10(made: Grid) -> Figure:
 def figure_11(made: Grid) -> Figure:
     """The Pareto frontier of separation and speed: what no other backbone beats in both."""
     found = _costed(made, _speed)
-    front = sorted((one for one in found if not any(_beats(other, one) for other in found)), key=lambda one: one[2])
+    front = sorted(
+        (one for one in found if not any(_beats(other, one) for other in found)),
+        key=lambda one: one[2],
+    )
     figure, (axes,) = sheet(4.6)
     _frame(axes, found)
-    steps = [(axes.get_xlim()[0], front[0][1].value or 0), *((x, known.value or 0) for _, known, x in front), (front[-1][2], axes.get_ylim()[0])]
-    axes.step(*zip(*steps, strict=True), where="pre", color=BLUE, linewidth=1.2, label="frontier", zorder=1)
-    for is_front, colour, marker, name in ((True, BLUE, "o", "on the frontier"), (False, "white", "s", "beaten by another")):
+    steps = [
+        (axes.get_xlim()[0], front[0][1].value or 0),
+        *((x, known.value or 0) for _, known, x in front),
+        (front[-1][2], axes.get_ylim()[0]),
+    ]
+    axes.step(
+        *zip(*steps, strict=True),
+        where="pre",
+        color=BLUE,
+        linewidth=1.2,
+        label="frontier",
+        zorder=1,
+    )
+    for is_front, colour, marker, name in (
+        (True, BLUE, "o", "on the frontier"),
+        (False, "white", "s", "beaten by another"),
+    ):
         some = [one for one in found if (one in front) == is_front]
         estimates = [known for _, known, _ in some]
         where = [x for _, _, x in some]
-        axes.errorbar(where, values(estimates), yerr=whiskers(estimates), **{**WHISKER, "zorder": 2, "elinewidth": 0.7, "capsize": 0})
-        axes.plot(where, values(estimates), marker, color=colour, markeredgecolor=BLACK, markersize=7.5, label=name, zorder=3)
-    beside(axes, [(x, known.value or 0) for _, known, x in found], [made.name(row) for row, _, _ in found])
+        axes.errorbar(
+            where,
+            values(estimates),
+            yerr=whiskers(estimates),
+            **{**WHISKER, "zorder": 2, "elinewidth": 0.7, "capsize": 0},
+        )
+        axes.plot(
+            where,
+            values(estimates),
+            marker,
+            color=colour,
+            markeredgecolor=BLACK,
+            markersize=7.5,
+            label=name,
+            zorder=3,
+        )
+    beside(
+        axes,
+        [(x, known.value or 0) for _, known, x in found],
+        [made.name(row) for row, _, _ in found],
+    )
     legend(figure, axes)
     return figure
 
 
 def figure_12(made: Grid) -> Figure:
     """Embeddings per second for each GB of memory."""
-    found = [(row, speed / memory) for row in made.rows if (speed := _speed(row)) and (memory := row.memory_gb)]
+    found = [
+        (row, speed / memory)
+        for row in made.rows
+        if (speed := _speed(row)) and (memory := row.memory_gb)
+    ]
     needed(found, "speed and memory in its profile")
     found.sort(key=lambda one: -one[1])
     figure, (axes,) = sheet(bars_height(len(found)))
     places = names_on_y(axes, [made.name(row) for row, _ in found])
     printed = [_per_gigabyte(row) for row, _ in found]
-    widened(axes, "x", [*(known for _, known in found), *(known for known in printed if known)], 2.0)
+    widened(
+        axes, "x", [*(known for _, known in found), *(known for known in printed if known)], 2.0
+    )
     logarithmic(axes, "x")
-    for place, (row, known) in zip(places, found, strict=True):
+    for location, (row, known) in zip(places, found, strict=True):
         style = look(row)
-        axes.plot([known], [place], style.marker, color=style.colour, markersize=7, markeredgecolor=BLACK, markeredgewidth=0.5, label=style.name)
+        axes.plot(
+            [known],
+            [location],
+            style.marker,
+            color=style.colour,
+            markersize=7,
+            markeredgecolor=BLACK,
+            markeredgewidth=0.5,
+            label=style.name,
+        )
         axes.annotate(
-            f"{known:,.3g}" if known < 1000 else f"{known:,.0f}", (known, place), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8
+            f"{known:,.3g}" if known < 1000 else f"{known:,.0f}",
+            (known, location),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    marks = [(known, place + BELOW) for known, place in zip(printed, places, strict=True) if known]
+    marks = [
+        (known, location + BELOW) for known, location in zip(printed, places, strict=True) if known
+    ]
     if marks:
         axes.plot(*zip(*marks, strict=True), label=PUBLISHED_NAME, **PUBLISHED)
     axes.set_xlabel("embeddings per second for each GB of peak memory (logarithmic)")
@@ -193,7 +308,11 @@ def _speed(row: Encoder) -> float | None:
 
 
 def _costed(made: Grid, cost: Callable[[Encoder], float | None]) -> list[Costed]:
-    found = [(row, known, paid) for row in made.rows if (known := made.pairs(row, "separation")) and (paid := cost(row))]
+    found = [
+        (row, known, paid)
+        for row in made.rows
+        if (known := made.pairs(row, "separation")) and (paid := cost(row))
+    ]
     needed(found, "a separation and a speed in its profile")
     return found
 
@@ -202,7 +321,12 @@ def _frame(axes: Axes, found: Sequence[Costed]) -> None:
     """Limits and names of the axes of separation against speed."""
     widened(axes, "x", [x for _, _, x in found], 1.8)
     logarithmic(axes, "x")
-    ends = [end for _, known, _ in found for end in (known.value, known.low, known.high) if end is not None]
+    ends = [
+        end
+        for _, known, _ in found
+        for end in (known.value, known.low, known.high)
+        if end is not None
+    ]
     room = 0.12 * max(max(ends) - min(ends), 0.1)
     axes.set_ylim(min(ends) - room, max(ends) + room)
     axes.set_xlabel(f"{SPEED} (logarithmic)")
@@ -213,7 +337,13 @@ def _mark(style: Look, size: float = 7.0, label: str = "") -> Any:
     matplotlib()
     from matplotlib.lines import Line2D
 
-    marks: dict[str, Any] = {"marker": style.marker, "markersize": size, "markeredgecolor": BLACK, "markeredgewidth": 0.5, "linestyle": "none"}
+    marks: dict[str, Any] = {
+        "marker": style.marker,
+        "markersize": size,
+        "markeredgecolor": BLACK,
+        "markeredgewidth": 0.5,
+        "linestyle": "none",
+    }
     return Line2D([], [], color=style.colour, label=label or style.name, **marks)
 
 
@@ -221,7 +351,14 @@ def _sizes(found: Sequence[Costed], least: float) -> list[Any]:
     """The smallest and the largest memory, as marks."""
     held = sorted({row.memory_gb for row, _, _ in found if row.memory_gb})
     plain = Look("", "white", "", "o")
-    return [_mark(plain, 5 + 9 * math.sqrt(least / memory), f"{memory:.2g} GB") for memory in dict.fromkeys((held[0], held[-1]))] if held else []
+    return (
+        [
+            _mark(plain, 5 + 9 * math.sqrt(least / memory), f"{memory:.2g} GB")
+            for memory in dict.fromkeys((held[0], held[-1]))
+        ]
+        if held
+        else []
+    )
 
 
 def _tier(made: Grid, row: Encoder) -> Look:
@@ -235,15 +372,27 @@ def _printed(axes: Axes, x: float | None, y: float | None, scale: float) -> None
     """A published point, where it lies within the axes."""
     low, high = axes.get_ylim()
     if x is not None and y is not None and low <= y <= high:
-        axes.plot([x * scale], [y], label=PUBLISHED_NAME, **{**PUBLISHED, "markersize": 4.5, "zorder": 2})
+        axes.plot(
+            [x * scale], [y], label=PUBLISHED_NAME, **{**PUBLISHED, "markersize": 4.5, "zorder": 2}
+        )
 
 
-_SPOKES = {"S": "separation", "E": "embeddings per second", "M": "1 / memory", "P": "1 / parameters"}
+_SPOKES = {
+    "S": "separation",
+    "E": "embeddings per second",
+    "M": "1 / memory",
+    "P": "1 / parameters",
+}
 
 
 def _axes(made: Grid, row: Encoder) -> tuple[float, ...] | None:
     """The more the better: separation, embeddings per second, 1 / memory, 1 / parameters."""
-    known, speed, memory, parameters = made.pairs(row, "separation"), _speed(row), row.memory_gb, row.parameters
+    known, speed, memory, parameters = (
+        made.pairs(row, "separation"),
+        _speed(row),
+        row.memory_gb,
+        row.parameters,
+    )
     if known is None or known.value is None or not speed or not memory or not parameters:
         return None
     return known.value, speed, 1 / memory, 1 / parameters
@@ -254,9 +403,24 @@ def _radar(axes: Any, name: str, style: Look, shares: Sequence[float]) -> None:
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
     axes.fill(
-        [*angles, angles[0]], [*shares, shares[0]], facecolor=style.colour, alpha=0.45, hatch=style.hatch, edgecolor=style.colour, linewidth=1.2
+        [*angles, angles[0]],
+        [*shares, shares[0]],
+        facecolor=style.colour,
+        alpha=0.45,
+        hatch=style.hatch,
+        edgecolor=style.colour,
+        linewidth=1.2,
     )
-    axes.plot(angles, shares, style.marker, color=style.colour, markersize=3.5, markeredgecolor=BLACK, markeredgewidth=0.4, clip_on=False)
+    axes.plot(
+        angles,
+        shares,
+        style.marker,
+        color=style.colour,
+        markersize=3.5,
+        markeredgecolor=BLACK,
+        markeredgewidth=0.4,
+        clip_on=False,
+    )
     axes.set_ylim(0, 1)
     axes.set_yticks([0.5, 1.0], labels=[])
     axes.set_xticks(angles, labels=list(_SPOKES), fontsize=8)

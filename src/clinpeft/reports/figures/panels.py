@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from clinpeft.errors import InputError
-from clinpeft.registry import Run, table
+from clinpeft.core.errors import InputError
 from clinpeft.reports.facts import MODEL, SUBGROUP, tasks
-from clinpeft.reports.figures.canvas import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, WIDTH, sheet
+from clinpeft.reports.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    WIDTH,
+    sheet,
+)
+from clinpeft.runs import Run, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINES = tuple((colour, style) for style in ("-", "--", ":") for colour in (BLUE, ORANGE, GREEN, VERMILION, SKY, BLACK, GREY))
+LINES = tuple(
+    (colour, style)
+    for style in ("-", "--", ":")
+    for colour in (BLUE, ORANGE, GREEN, VERMILION, SKY, BLACK, GREY)
+)
 """Colour and style of the first, second ... line of a figure."""
 
 MOST_CLASSES = 3
@@ -47,13 +61,24 @@ class Panel:
     def curve(self, name: str) -> dict[str, Points]:
         """Class (empty where one thing is asked) or group -> points of one kind of ``tables.CURVE``, in their order."""
         found = self.kept("curves")
-        rows = [] if found is None else [row for row in found.to_pylist() if row["name"] == name and row["y"] is not None]
-        return {group: [row for row in rows if row["group"] == group] for group in dict.fromkeys(row["group"] for row in rows)}
+        rows = (
+            []
+            if found is None
+            else [row for row in found.to_pylist() if row["name"] == name and row["y"] is not None]
+        )
+        return {
+            group: [row for row in rows if row["group"] == group]
+            for group in dict.fromkeys(row["group"] for row in rows)
+        }
 
 
 def classes(curves: Mapping[str, Points]) -> list[str]:
     """The classes that a curve is drawn of: the most frequent of several, by the events in the bins of its calibration."""
-    events = {group: sum(row["y"] * row["n"] for row in rows) for group, rows in curves.items() if group.partition(SUBGROUP)[0] == MODEL}
+    events = {
+        group: sum(row["y"] * row["n"] for row in rows)
+        for group, rows in curves.items()
+        if group.partition(SUBGROUP)[0] == MODEL
+    }
     chosen = sorted(events, key=lambda group: -events[group])[:MOST_CLASSES]
     return [group.partition(SUBGROUP)[2] for group in curves if group in chosen]
 
@@ -68,7 +93,9 @@ def told(artist: Any, text: str) -> None:
     artist.set_gid(f"{TIP}{text}")
 
 
-def grid_of(panels: Sequence[Panel], height: float, x: str, y: str = "") -> tuple[Figure, list[Axes]]:
+def grid_of(
+    panels: Sequence[Panel], height: float, x: str, y: str = ""
+) -> tuple[Figure, list[Axes]]:
     """Axes for every panel, three side by side, with its name above; what is left over is taken away.
 
     Args:
@@ -98,5 +125,9 @@ def wrapped(name: str, width: int = 34) -> str:
     """A long name in two lines or more."""
     lines = [""]
     for word in name.split(" "):
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [*lines, word]
+        lines = (
+            [*lines[:-1], f"{lines[-1]} {word}".strip()]
+            if len(lines[-1]) + len(word) < width
+            else [*lines, word]
+        )
     return "\n".join(lines)

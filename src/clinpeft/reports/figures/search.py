@@ -6,8 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clinpeft.registry.searches import Search
-from clinpeft.reports.figures.canvas import BLACK, BLUE, GREY, bars_height, legend, names_on_y, needed, sheet, styled, write
+from clinpeft.reports.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    bars_height,
+    legend,
+    names_on_y,
+    needed,
+    sheet,
+    styled,
+    write,
+)
+from clinpeft.runs.searches import Search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,17 +42,45 @@ def history(search: Search) -> Figure:
     choose: Callable[..., float] = max if search.direction == "maximize" else min
     best = [choose(values[: at + 1]) for at in range(len(values))]
     axes.step(numbers, best, where="post", color=BLACK, linewidth=1.2, label="best so far")
-    fresh = [(trial.number, trial.value) for trial in search.trials if trial.value is not None and trial.repeats is None]
-    again = [(trial.number, trial.value) for trial in search.trials if trial.value is not None and trial.repeats is not None]
-    axes.plot(*zip(*fresh, strict=True), linestyle="none", marker="o", color=BLUE, markersize=5, label="trial")
+    fresh = [
+        (trial.number, trial.value)
+        for trial in search.trials
+        if trial.value is not None and trial.repeats is None
+    ]
+    again = [
+        (trial.number, trial.value)
+        for trial in search.trials
+        if trial.value is not None and trial.repeats is not None
+    ]
+    axes.plot(
+        *zip(*fresh, strict=True),
+        linestyle="none",
+        marker="o",
+        color=BLUE,
+        markersize=5,
+        label="trial",
+    )
     if again:
         axes.plot(
-            *zip(*again, strict=True), linestyle="none", marker="o", markerfacecolor="white", markeredgecolor=BLUE, label="equal to an earlier one"
+            *zip(*again, strict=True),
+            linestyle="none",
+            marker="o",
+            markerfacecolor="white",
+            markeredgecolor=BLUE,
+            label="equal to an earlier one",
         )
     failed = [trial.number for trial in search.trials if trial.state == "failed"]
     if failed:
         bottom = axes.get_ylim()[0]
-        axes.plot(failed, [bottom] * len(failed), linestyle="none", marker="x", color=GREY, label="failed", clip_on=False)
+        axes.plot(
+            failed,
+            [bottom] * len(failed),
+            linestyle="none",
+            marker="x",
+            color=GREY,
+            label="failed",
+            clip_on=False,
+        )
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{search.metric} on the tuning split")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -66,7 +105,10 @@ def importance(search: Search) -> Figure:
     return figure
 
 
-SEARCH_FIGURES: dict[str, Callable[[Search], Figure]] = {"history": history, "importance": importance}
+SEARCH_FIGURES: dict[str, Callable[[Search], Figure]] = {
+    "history": history,
+    "importance": importance,
+}
 
 
 def write_search_figures(search: Search) -> tuple[Path, ...]:

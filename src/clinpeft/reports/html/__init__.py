@@ -9,7 +9,7 @@ written.py  the page, the tables, the figures, the cards, the checklist as files
 
 from clinpeft.reports.html.elements import Drawing
 from clinpeft.reports.html.page import Section, page
-from clinpeft.reports.html.parts import Contents, contents, with_study
-from clinpeft.reports.html.written import write_report
+from clinpeft.reports.html.report_files import write_report
+from clinpeft.reports.html.sections import Contents, contents, with_study
 
 __all__ = ["Contents", "Drawing", "Section", "contents", "page", "with_study", "write_report"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clinpeft.reports.formats import MISSING
-from clinpeft.reports.html.drawing import inlined
+from clinpeft.reports.html.svg import inlined
 from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
 
 MOST_LINES = 30
@@ -42,7 +42,9 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def table_element(table: Table, tasks: Sequence[str] = (), rows: Sequence[str] = (), task: str = "") -> str:
+def table_element(
+    table: Table, tasks: Sequence[str] = (), rows: Sequence[str] = (), task: str = ""
+) -> str:
     """A table that can be sorted by any column and is filtered by task and row.
 
     Args:
@@ -61,7 +63,9 @@ def table_element(table: Table, tasks: Sequence[str] = (), rows: Sequence[str] =
     title = escaped(table.title)
     frame = f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
     caption = f"<caption>{title}</caption>"
-    whole = f"{frame}<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    whole = (
+        f"{frame}<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
     if len(table.rows) > MOST_LINES:
         whole = f"<details><summary>{title}: {len(table.rows)} lines</summary>{whole}</details>"
     return f'<div class="tabled"{about}>{whole}<div class="notes">{notes}</div></div>'
@@ -70,17 +74,29 @@ def table_element(table: Table, tasks: Sequence[str] = (), rows: Sequence[str] =
 def _heading(column: Column, tasks: Sequence[str]) -> str:
     about = f' data-task="{escaped(column.title)}"' if column.title in tasks else ""
     kind = "" if column.is_text else ' class="number"'
-    return f'<th scope="col"{kind}{about}><button type="button">{escaped(column.title)}</button></th>'
+    return (
+        f'<th scope="col"{kind}{about}><button type="button">{escaped(column.title)}</button></th>'
+    )
 
 
-def _row(table: Table, line: int, cells: Sequence[str], upper: Sequence[int], tasks: Sequence[str], rows: Sequence[str]) -> str:
+def _row(
+    table: Table,
+    line: int,
+    cells: Sequence[str],
+    upper: Sequence[int],
+    tasks: Sequence[str],
+    rows: Sequence[str],
+) -> str:
     values = table.rows[line]
     words = [value for value in values if isinstance(value, str)]
     about = next((word for word in words if word in tasks), "")
     first = next((word for word in words if word in rows), "")
-    marks = (f' data-task="{escaped(about)}"' if about else "") + (f' data-row="{escaped(first)}"' if first else "")
+    marks = (f' data-task="{escaped(about)}"' if about else "") + (
+        f' data-row="{escaped(first)}"' if first else ""
+    )
     inside = "".join(
-        _entry(table.columns[at], values[at], cell, tasks, is_first=place == 0) for place, (at, cell) in enumerate(zip(upper, cells, strict=True))
+        _entry(table.columns[at], values[at], cell, tasks, is_first=location == 0)
+        for location, (at, cell) in enumerate(zip(upper, cells, strict=True))
     )
     return f"<tr{marks}>{inside}</tr>"
 
@@ -90,21 +106,25 @@ def _entry(column: Column, value: Value, cell: str, tasks: Sequence[str], is_fir
     sort = "" if number is None or isinstance(number, str) else f' data-value="{number!r}"'
     about = f' data-task="{escaped(column.title)}"' if column.title in tasks else ""
     kind = "" if column.is_text else ' class="number"'
-    return f'<th scope="row"{sort}>{cell}</th>' if is_first else f"<td{kind}{sort}{about}>{cell}</td>"
+    return (
+        f'<th scope="row"{sort}>{cell}</th>' if is_first else f"<td{kind}{sort}{about}>{cell}</td>"
+    )
 
 
 def _cell(table: Table, texts: Sequence[Sequence[str]], line: int, at: int) -> str:
     """The value, its interval smaller, and under them what stands under the column."""
     column, value, text = table.columns[at], table.rows[line][at], texts[line][at]
     if isinstance(value, Estimate) and value.low is not None and value.high is not None:
-        interval = f"({column.show(value.low)}{' to ' if value.low < 0 else '–'}{column.show(value.high)})"
+        interval = (
+            f"({column.show(value.low)}{' to ' if value.low < 0 else '–'}{column.show(value.high)})"
+        )
         text = f'{escaped(printed(value.value, column.show))} <span class="interval">{escaped(interval)}</span>'
     else:
         text = escaped(text)
     below = [
-        f'<span class="under">{escaped(other.mark or f"{other.title}: " * (not other.is_text))}{escaped(texts[line][place])}</span>'
-        for place, other in enumerate(table.columns)
-        if other.under == column.title and texts[line][place] not in ("", MISSING)
+        f'<span class="under">{escaped(other.mark or f"{other.title}: " * (not other.is_text))}{escaped(texts[line][location])}</span>'
+        for location, other in enumerate(table.columns)
+        if other.under == column.title and texts[line][location] not in ("", MISSING)
     ]
     return text + "".join(below)
 

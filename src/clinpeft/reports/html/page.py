@@ -29,7 +29,14 @@ class Section:
     blocks: tuple[tuple[str, Table] | Drawing, ...] = ()
 
 
-def page(title: str, lead: Sequence[str], sections: Sequence[Section], tasks: Sequence[str], rows: Sequence[str], made_with: str) -> str:
+def page(
+    title: str,
+    lead: Sequence[str],
+    sections: Sequence[Section],
+    tasks: Sequence[str],
+    rows: Sequence[str],
+    made_with: str,
+) -> str:
     """The whole page.
 
     Args:
@@ -40,7 +47,10 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section], tasks: Se
         rows: names of the rows of the grid, for the same.
         made_with: the program and its version.
     """
-    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        Path(__file__).with_name(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
+    )
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     head = [
         '<meta charset="utf-8">',
@@ -51,7 +61,10 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section], tasks: Se
         f"<title>{escaped(title)}</title>",
         f"<style>{style}</style>",
     ]
-    links = "".join(f'<li><a href="#{escaped(section.name)}">{escaped(section.title)}</a></li>' for section in sections)
+    links = "".join(
+        f'<li><a href="#{escaped(section.name)}">{escaped(section.title)}</a></li>'
+        for section in sections
+    )
     top = f"<header><h1>{escaped(title)}</h1>{''.join(f'<p>{escaped(text)}</p>' for text in lead)}</header>"
     body = "\n".join(_section(section, tasks, rows) for section in sections)
     parts = [
@@ -64,7 +77,21 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section], tasks: Se
         '<div id="tip" role="tooltip" hidden></div>',
         f"<script>{script}</script>",
     ]
-    return "\n".join(['<!doctype html>\n<html lang="en">', "<head>", *head, "</head>", "<body>", *parts, "</body>", "</html>"]) + "\n"
+    return (
+        "\n".join(
+            [
+                '<!doctype html>\n<html lang="en">',
+                "<head>",
+                *head,
+                "</head>",
+                "<body>",
+                *parts,
+                "</body>",
+                "</html>",
+            ]
+        )
+        + "\n"
+    )
 
 
 def _hash(text: str) -> str:
@@ -74,7 +101,10 @@ def _hash(text: str) -> str:
 
 def _section(section: Section, tasks: Sequence[str], rows: Sequence[str]) -> str:
     blocks = "\n".join(
-        figure_element(block) if isinstance(block, Drawing) else table_element(block[1], tasks, rows, block[0]) for block in section.blocks
+        figure_element(block)
+        if isinstance(block, Drawing)
+        else table_element(block[1], tasks, rows, block[0])
+        for block in section.blocks
     )
     lead = f"<p>{escaped(section.lead)}</p>" if section.lead else ""
     name = escaped(section.name)
@@ -92,5 +122,7 @@ def _choices(tasks: Sequence[str], rows: Sequence[str]) -> str:
 def _choice(name: str, label: str, values: Sequence[str]) -> str:
     if len(values) < 2:
         return ""
-    options = "".join(f'<option value="{escaped(value)}">{escaped(value)}</option>' for value in values)
+    options = "".join(
+        f'<option value="{escaped(value)}">{escaped(value)}</option>' for value in values
+    )
     return f'<label for="choose-{name}">{label}</label><select id="choose-{name}" autocomplete="off"><option value="">all</option>{options}</select>'

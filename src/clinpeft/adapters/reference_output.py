@@ -1,0 +1,80 @@
+"""A probe for what has no head: vectors of invented tokens, kept with a run, so that a model that differs is found out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clinpeft import models
+from clinpeft.adapters.outputs import hidden
+from clinpeft.adapters.stack import Stack, at_rest
+from clinpeft.core.errors import AdapterError, StorageError
+from clinpeft.models import Place, Probe
+
+FILE = "probe.safetensors"
+SEED = 0
+WHAT = "the stack"
+
+
+def keep_probe(stack: Stack, folder: Path) -> None:
+    """Write ``probe.safetensors``: invented token ids (rows, time) and the last vector of each row (rows, width), with where they were computed.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    ids = models.probe_ids(stack.base, SEED)
+    tensors = {"input_ids": ids, "vectors": _vectors(stack, ids)}
+    writing = folder / f"{FILE}.writing"
+    try:
+        save_file(
+            tensors, writing, metadata={"place": json.dumps(models.place_now(stack.base).as_json())}
+        )
+        writing.replace(folder / FILE)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"the probe cannot be written: {error}",
+            location=str(folder),
+            hint="free some space and try again",
+        ) from error
+
+
+def check_kept_probe(stack: Stack, folder: Path) -> bool:
+    """Whether a probe was kept; if so, that base and adapters give its vectors again: to the bit in the same place, else within a tolerance.
+
+    Raises:
+        AdapterError: the file is damaged.
+        RefusedError: the vectors are others.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            location = Place.from_json(json.loads(file.metadata()["place"]))
+            ids, then = file.get_tensor("input_ids"), file.get_tensor("vectors")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{FILE} cannot be read: {type(error).__name__}",
+            location=str(path),
+            hint="copy the run's folder again",
+        ) from error
+    models.check_probe(
+        Probe(ids, {WHAT: then}, location),
+        {WHAT: _vectors(stack, ids)},
+        models.place_now(stack.base),
+    )
+    return True
+
+
+def _vectors(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
+    """(rows, width) float32 on the CPU."""
+    model: Any = stack.model
+    there = ids.to(stack.base.model.device)
+    with at_rest(model), torch.inference_mode():
+        found = hidden(stack, there, torch.ones_like(there))[:, -1]
+    return found.to("cpu", torch.float32).contiguous().clone()

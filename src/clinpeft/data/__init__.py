@@ -1,0 +1,1 @@
+"""Data: notes, hospital tables, cohorts, textbooks, retrieval sets, and the synthetic hospital."""

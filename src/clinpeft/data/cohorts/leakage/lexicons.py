@@ -1,0 +1,92 @@
+"""Words that tell the answer of a task, as data: stems and phrases, matched from the start of a word in lower-case text."""
+
+from __future__ import annotations
+
+import re
+
+_CODING = ("icd", "billing code", "coded as", "discharge diagnos", "final diagnos")
+
+LEXICONS: dict[str, tuple[str, ...]] = {
+    "mortality": (
+        *(
+            "expired",
+            "died",
+            "deceased",
+            "passed away",
+            "pronounced",
+            "time of death",
+            "cause of death",
+            "autopsy",
+            "postmortem",
+            "post-mortem",
+        ),
+        *(
+            "morgue",
+            "medical examiner",
+            "comfort measures",
+            "comfort care",
+            "cmo",
+            "hospice",
+            "withdrawal of care",
+            "withdrew care",
+            "terminally extubated",
+        ),
+    ),
+    "length_of_stay": (
+        *(
+            "hospital day",
+            "day of discharge",
+            "discharged",
+            "length of stay",
+            "prolonged hospital",
+            "prolonged stay",
+            "prolonged course",
+        ),
+        *("weeks in the hospital", "uneventful hospital"),
+    ),
+    "ventilation": (
+        *(
+            "tracheostomy",
+            "trached",
+            "trach",
+            "failure to wean",
+            "ventilator wean",
+            "weaned",
+            "prolonged ventilation",
+            "prolonged intubation",
+        ),
+        *(
+            "ventilator dependen",
+            "vent dependen",
+            "extubat",
+            "reintubat",
+            "ventilator day",
+            "long-term acute",
+        ),
+    ),
+    "readmission_30d": (
+        "readmi",
+        "re-admi",
+        "rehospitali",
+        "bounce back",
+        "returned to the hospital",
+        "subsequent admission",
+    ),
+    "diagnoses": _CODING,
+    "procedures": (
+        *_CODING,
+        "status post procedure",
+        "underwent",
+        "operative note",
+        "postoperative",
+        "post-operative",
+    ),
+    "icd_coding": _CODING[:3],
+}
+"""By task; a task that is not here has no words to look for, and the audit says so."""
+
+
+def pattern(task: str) -> re.Pattern[str] | None:
+    """What finds the words of a task in lower-case text; None for a task without."""
+    stems = LEXICONS.get(task)
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, stems)) + ")") if stems else None

@@ -1,0 +1,259 @@
+"""The headings of a discharge summary, as data: which belong to what was known at admission, and which end it.
+
+Spellings of MIMIC-III (dictated, upper case, abbreviated) and MIMIC-IV (one template, with the exam at admission and at discharge under one
+heading). A heading is written here as ``key`` makes it: lower case, single blanks, no numbering, brackets or rules around it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+COURSE, DISCHARGE, RESULTS, TESTS, OTHER = (
+    "HOSPITAL COURSE",
+    "DISCHARGE",
+    "RESULTS",
+    "TESTS",
+    "OTHER",
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section known at admission.
+
+    Attributes:
+        title: as printed.
+        headings: that open it wherever they stand.
+        early: that open it only before the hospital course; after it, ``Physical Exam`` is the exam at discharge and ``Medications`` are the
+            medications at discharge.
+        inside: headings, or words of headings, that are part of it and do not end it.
+    """
+
+    title: str
+    early: frozenset[str]
+    headings: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
+
+
+def _listed(text: str) -> frozenset[str]:
+    return frozenset(" ".join(part.split()) for part in text.split(","))
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "CHIEF COMPLAINT",
+        early=_listed(
+            """
+            chief complaint, chief complaints, cc, presenting complaint, primary complaint, admitting complaint, reason for admission,
+            reason for hospitalization, reason for this admission, cheif complaint, complaint
+            """
+        ),
+    ),
+    Section(
+        "PRESENT ILLNESS",
+        early=_listed(
+            """
+            history of present illness, history of the present illness, present illness, history of presenting illness, hpi, history of
+            present ilness, history present illness, brief history of present illness, brief hpi, history of current illness, cc hpi,
+            chief complaint hpi, hpi cc, history of present illness hpi, history and reason for hospitalization, history and reason for
+            admission, brief history, interval history, source hpi
+            """
+        ),
+        inside=_listed(
+            """
+            arrival, clinic, consults, ct, currently, cxr, ecg, echo, ed, ekg, emergency, er, exam, floor, given, imaging,
+            interventions, lab, labs, meds, micro, mri, notable, onc, oncologic, osh, outside, patient, pe, received, review of system,
+            review of systems, ros, studies, symptoms, timeline, transfer, treatment, ua, vital signs, vitals, vs
+            """
+        ),
+    ),
+    Section(
+        "MEDICAL HISTORY",
+        early=_listed(
+            """
+            past medical history, medical history, pmh, pmhx, past medical hx, past history, previous medical history, pmhx pshx, prior
+            medical history, past medical and surgical history, past medical history past surgical history, pmh psh, pmh pshx, past
+            medical surgical history, past surgical history, surgical history, psh, pshx, past surgical hx, past medicial history, past
+            oncologic history, past oncological history, past psychiatric history, psychiatric history, past obstetric history, past ob
+            history, past gyn history, past cardiac history, cardiac history, oncologic history, oncology history, problem list
+            """
+        ),
+        inside=_listed(
+            """
+            cabg, cardiac, gyn, history, medical, ob, oncologic, oncology, other, pacing, past, percutaneous, pmh, psh, psychiatric,
+            risk, surgical
+            """
+        ),
+    ),
+    Section(
+        "MEDICATION ON ADMISSION",
+        headings=_listed(
+            """
+            medications on admission, medication on admission, admission medications, medications prior to admission, home medications,
+            preadmission medications, pre admission medications, preadmission medication list, the preadmission medication list, home
+            meds, medications at home, outpatient medications, meds on admission, admission meds, medications upon admission,
+            medications at the time of admission, medications before admission, medications on presentation, admitting medications,
+            medications at admission, medications on transfer to hospital, prior to admission medications, current medications at home
+            """
+        ),
+        early=_listed(
+            """
+            medications, current medications, meds, medication, current meds, outpatient meds
+            """
+        ),
+        inside=_listed(
+            """
+            active, home, inhaled, outpatient, preadmission, previously, prn
+            """
+        ),
+    ),
+    Section(
+        "ALLERGIES",
+        early=_listed(
+            """
+            allergies, allergy, drug allergies, medication allergies, allergies and adverse reactions, allergies to medications, known
+            allergies, allergies adverse drug reactions, adverse drug reactions
+            """
+        ),
+    ),
+    Section(
+        "PHYSICAL EXAM",
+        early=_listed(
+            """
+            physical exam, physical examination, pe, exam, examination, physical exam on admission, physical examination on admission,
+            admission physical exam, admission physical examination, admission exam, admission pe, pe on admission, exam on admission,
+            physical exam upon admission, physical examination upon admission, physical exam at admission, initial physical, initial
+            physical exam, initial exam, initial physical examination, pex, px, on admission, physical exam on presentation, admission
+            physical, physical exam on arrival, physical exam on transfer to icu, exam upon admission, physical exam vs, physical
+            """
+        ),
+        inside=_listed(
+            """
+            abd, abdomen, abdominal, access, admission, appearance, back, breasts, card, cardiac, cardio, cardiovascular, chest,
+            constitutional, coordination, cor, cranial, cv, derm, ears, exam, ext, extremities, extremity, eyes, gait, gen, general, gi,
+            gu, head, heart, heent, i, language, lines, lung, lungs, lymph, mental, motor, mouth, msk, musculoskeletal, neck, nerves,
+            neuro, neurologic, neurological, neurology, nodes, o, orientation, oropharynx, pelvic, psych, pulm, pulmonary, pulses,
+            rectal, reflexes, resp, respiratory, sensation, sensory, skin, speech, status, strength, thorax, tone, vascular, vital,
+            vitals, vs, weight, wound
+            """
+        ),
+    ),
+    Section(
+        "FAMILY HISTORY",
+        early=_listed(
+            """
+            family history, fh, fhx, family hx, family medical history, fam hx, family history of
+            """
+        ),
+        inside=_listed(
+            """
+            brother, children, father, maternal, mother, paternal, siblings, sister
+            """
+        ),
+    ),
+    Section(
+        "SOCIAL HISTORY",
+        early=_listed(
+            """
+            social history, sh, shx, social hx, soc hx, personal and social history, social history and habits, habits, social
+            """
+        ),
+        inside=_listed(
+            """
+            alcohol, drugs, employment, etoh, illicits, lives, living, occupation, smoking, substance, tobacco
+            """
+        ),
+    ),
+)
+
+ENDINGS: dict[str, frozenset[str]] = {
+    COURSE: _listed(
+        """
+        hospital course, brief hospital course, summary of hospital course, hospital course by systems, hospital course by problem,
+        concise summary of hospital course by issue system, brief summary of hospital course, hospital course by system, icu course,
+        micu course, sicu course, ccu course, floor course, course in hospital, hospitalization course, clinical course, course,
+        hospital course by issue, hpi hospital course, assessment and plan, a p, assessment, impression and plan, active issues, acute
+        issues, chronic issues, transitional issues, issues, post operative course, postoperative course, operative course, brief
+        course, events, addendum, interim summary, hospital summary, inpatient course, course and treatment
+        """
+    ),
+    DISCHARGE: _listed(
+        """
+        discharge, discharge date, discharge medications, medications on discharge, discharge meds, discharge disposition, discharge
+        diagnosis, discharge diagnoses, final diagnosis, final diagnoses, discharge condition, condition on discharge, condition at
+        discharge, discharge instructions, followup instructions, follow up instructions, followup, follow up, discharge exam, discharge
+        physical exam, exam on discharge, physical exam on discharge, physical exam at discharge, discharge physical examination, on
+        discharge, at discharge, upon discharge, discharge labs, discharge vitals, disposition, dispo, facility, condition, medications
+        at the time of discharge, medications upon discharge, follow up plans, medications at discharge, diagnosis, diagnoses, primary
+        diagnosis, principal diagnosis, secondary diagnosis, code status, secondary diagnoses, primary diagnoses, principal diagnoses,
+        status, completed by, dictated by, discharge status, expired, cause of death, time of death, date of death, death summary,
+        discharge plan, discharge followup, transfer medications
+        """
+    ),
+    RESULTS: _listed(
+        """
+        pertinent results, results, pertinent laboratory data, laboratory data, laboratory values, laboratory results, lab data,
+        pertinent labs, pertinent laboratories, laboratories, laboratory studies, radiology, labs on admission, admission labs,
+        laboratory data on admission, laboratories on admission, laboratory, radiologic studies, diagnostic studies, data, microbiology,
+        pathology, cardiology report, relevant laboratory data, pertinent studies, imaging studies, labs and studies, pertinent
+        laboratory values, pertinent laboratory studies, radiology data, reports, laboratory findings, relevant studies, admission
+        laboratory data, pertinent results on admission, preliminary laboratory data, operative findings, findings
+        """
+    ),
+    TESTS: _listed(
+        """
+        labs, lab, imaging, studies, ekg, ecg, cxr, chest x ray, electrocardiogram, echo, echocardiogram, ct, mri, micro, ua,
+        urinalysis, cath, cardiac catheterization, chest xray, tte, tee, eeg, ct head, head ct, ultrasound
+        """
+    ),
+    OTHER: _listed(
+        """
+        admission date, date of birth, sex, service, attending, name, unit no, medical record number, dictated, admitted, major surgical
+        or invasive procedure, major surgical and invasive procedures, procedures, procedure, operations, operation, principal
+        procedure, surgical procedures, procedures performed, operative procedures, operative procedure, invasive procedures, review of
+        systems, ros, review of symptoms, vaccinations, immunizations, admission diagnosis, admission diagnoses, consults, admitting
+        diagnosis, consultations, primary care physician, pcp, health care proxy, hcp, communication, contact, plan
+        """
+    ),
+}
+
+# A heading that the table does not have is known by what it holds; the first that fits counts.
+HOLDS: tuple[tuple[str, str], ...] = (
+    ("hospital course", COURSE),
+    ("icu course", COURSE),
+    ("course by", COURSE),
+    ("discharge", DISCHARGE),
+    ("follow up", DISCHARGE),
+    ("followup", DISCHARGE),
+    ("pertinent", RESULTS),
+    ("laborator", RESULTS),
+)
+HOLDS_WORDS = 7  # a longer line is a sentence
+
+SECTION: dict[str, Section] = {section.title: section for section in SECTIONS}
+LATE: dict[str, str] = {
+    heading: section.title for section in SECTIONS for heading in section.headings
+}
+NAMES: dict[str, str] = {
+    **{heading: name for name, headings in ENDINGS.items() for heading in headings},
+    **{
+        heading: section.title
+        for section in SECTIONS
+        for heading in (*section.early, *section.headings)
+    },
+}
+
+_ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|[(\[{].*$")
+_NUMBER = re.compile(r"^\s*\(?\d{1,2}[.)]\s*")
+_EDGE = " \t*#=_-•>·.,+|\"'`~"
+
+
+@functools.lru_cache(maxsize=16384)  # the same few hundred headings come again and again
+def key(heading: str) -> str:
+    """A heading as the tables above have it: ``2. PAST MEDICAL HISTORY (per OMR)`` -> ``past medical history``."""
+    plain = _ASIDE.sub(" ", _NUMBER.sub("", heading.casefold()))
+    for sign, spelled in (("&", " and "), ("/", " "), ("-", " ")):
+        plain = plain.replace(sign, spelled)
+    return " ".join(plain.strip(_EDGE).split())

@@ -1,0 +1,123 @@
+"""Who is asked, and with which answer: the rules of a task, one after the other, over the stays of a hospital. No note is read here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import duckdb
+
+from clinpeft.core.errors import RecipeError, SourceError
+from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.data.cohorts.outcomes import COMPAT, TASKS
+from clinpeft.data.cohorts.task import Rule, Task
+from clinpeft.recipe import TaskSpec
+
+
+def task_of(spec: TaskSpec) -> Task:
+    """The question that a recipe names, with the variants it asks for.
+
+    Raises:
+        RecipeError: there is no such question, it has no published form, or it would read what is not known yet.
+    """
+    if spec.name not in TASKS:
+        near = difflib.get_close_matches(spec.name, TASKS, n=1, cutoff=0.4)
+        hint = (
+            f"did you mean {near[0]!r}? " if near else ""
+        ) + f"the tasks are: {', '.join(TASKS)}"
+        raise RecipeError(f"there is no task {spec.name!r}", location="task.name", hint=hint)
+    if spec.name not in COMPAT[spec.compat]:
+        message = f"{spec.name} was not published in {spec.compat}"
+        raise RecipeError(
+            message,
+            location="task.compat",
+            hint=f"leave it out, or ask for: {', '.join(COMPAT[spec.compat])}",
+        )
+    task = COMPAT[spec.compat][spec.name]
+    if task.reading.simulated and spec.sections == "all":
+        message = f"{spec.name} is asked at admission, and the whole discharge summary tells what happened later"
+        raise RecipeError(
+            message,
+            location="task.sections = 'all'",
+            hint='take sections = "admission" or "core-2021"',
+        )
+    return task
+
+
+def refuse_other_rows(task: Task, rows: str) -> None:
+    """Stop when a question is put to stays that is asked of notes, or the other way round.
+
+    Raises:
+        RecipeError: with the questions that can be put.
+    """
+    if task.asks != rows:
+        fitting = ", ".join(name for name, other in TASKS.items() if other.asks == rows)
+        message = f"{task.name} is asked of {task.asks}, and {rows} are given"
+        raise RecipeError(message, location="task.name", hint=f"of {rows} can be asked: {fitting}")
+
+
+def select(hospital: Hospital, task: Task, spec: TaskSpec) -> list[Attrition]:
+    """Fill ``asked`` (the columns of ``stay`` and ``prediction_time``) and ``answered`` (the answers of those), and say who left by which rule.
+
+    Raises:
+        SourceError: a table is missing that the question needs.
+        RecipeError: the question is not asked of stays, or cannot be put to this kind of hospital.
+    """
+    refuse_other_rows(task, "stays")
+    _refuse_absent(hospital, task)
+    prepared = task.prepare(hospital, spec) if task.prepare else ()
+    connection = hospital.connection
+    connection.execute(
+        f"CREATE OR REPLACE TABLE asked AS SELECT *, {task.prediction_time} AS prediction_time FROM stay"
+    )
+    steps = [apply(connection, rule) for rule in task.rules]
+    connection.execute(
+        f"CREATE OR REPLACE TABLE answered AS SELECT * FROM ({task.answer}) WHERE stay_id IN (SELECT stay_id FROM asked)"
+    )
+    return [*prepared, *steps]
+
+
+def _refuse_absent(hospital: Hospital, task: Task) -> None:
+    for part in task.needs:
+        if part in hospital.absent:
+            message = f"there is no table of {part} rows ({hospital.absent[part]}), needed for the answers of {task.name}"
+            raise SourceError(
+                message, location=str(hospital.folder), hint="put it there, or ask another question"
+            )
+
+
+def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
+    """Let the stays that a rule names leave ``asked``, each counted once."""
+    connection.execute(f"""CREATE OR REPLACE TABLE leaving AS
+        SELECT stay_id, min(reason) AS reason FROM ({rule.leaves}) WHERE stay_id IN (SELECT stay_id FROM asked) GROUP BY stay_id""")
+    attrition = Attrition(rule.name, count(connection, "asked"))
+    for reason, left in connection.execute(
+        "SELECT reason, count(*) FROM leaving GROUP BY reason ORDER BY reason"
+    ).fetchall():
+        attrition.drop(reason, left)
+    connection.execute("DELETE FROM asked WHERE stay_id IN (SELECT stay_id FROM leaving)")
+    connection.execute("DROP TABLE leaving")
+    return attrition
+
+
+def refuse_nobody(steps: Sequence[Attrition], location: str, row: str = "stay") -> None:
+    """Stop when no stay is left, or no ``row`` of another kind.
+
+    Raises:
+        SourceError: with what left in the step that took the last ones.
+    """
+    last = next((step for step in steps if step.entered and not step.kept), None)
+    if last is None:
+        return
+    reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped.items())
+    raise SourceError(
+        f"not one {row} is left after the step {last.step!r}: {reasons}",
+        location=location,
+        hint="check the tables and the task",
+    )
+
+
+def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    """The number of rows of a table."""
+    ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(rows)

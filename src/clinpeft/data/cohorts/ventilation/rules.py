@@ -1,0 +1,271 @@
+"""What counts as ventilation, as data: item ids, charted values, statuses and diagnoses.
+
+Values are compared byte for byte. The trailing blank of ``'Trach mask '`` is how MetaVision spells it; without it the rule never fires.
+
+Sources: mimic-code's concepts for MIMIC-III (``ventilation_classification``, ``ventilation_durations``) and MIMIC-IV (``ventilator_setting``,
+``oxygen_delivery``, ``ventilation``), CPAP/PSV of its issue 1401 included; the cohort of Clinical XLNet (Huang et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# ---- MIMIC-III: what one charted row says
+
+VENTILATED, OXYGEN, EXTUBATED, SELF_EXTUBATED = (
+    "ventilated",
+    "oxygen",
+    "extubated",
+    "self-extubated",
+)
+
+
+class Sign(NamedTuple):
+    """A charted item that says something: with this ``value``, or with any value but ``excepted``; an empty one sets no condition."""
+
+    item: str
+    signal: str
+    value: str | None = None
+    excepted: str | None = None
+
+
+_SETTINGS = {
+    "minute volume": (445, 448, 449, 450, 1340, 1486, 1600, 224687),
+    "tidal volume": (639, 654, 681, 682, 683, 684, 224684, 224685, 224686),
+    # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its rows never reach the rule. They are not read
+    # here either, so that the episodes are the published ones; see NEVER_READ.
+    "respiratory pressure": (218, 436, 444, 535, 224695, 224696, 224697, 224746, 224747),
+    "inspiratory pressure and time": (
+        1,
+        221,
+        1211,
+        1655,
+        2000,
+        224419,
+        224738,
+        224750,
+        226873,
+        227187,
+    ),
+    "plateau pressure": (543,),
+    "airway pressure release": (5865, 5866, 224705, 224706, 224707, 224709),
+    "PEEP": (60, 437, 505, 506, 686, 220339, 224700),
+    "high pressure relief": (3459,),
+    "pressure control": (501, 502, 503, 224702),
+    "TCPCV": (223, 667, 668, 669, 670, 671, 672),
+    "pressure support": (224701,),
+    "ventilator mode": (223849,),
+}
+NEVER_READ = (459,)
+"""Named by mimic-code's rule for ventilated rows, and missing from the list of items that it reads."""
+
+_OXYGEN_DEVICES = {
+    226732: (
+        "Nasal cannula",
+        "Face tent",
+        "Aerosol-cool",
+        "Trach mask ",
+        "High flow neb",
+        "Non-rebreather",
+        "Venti mask ",
+        "Medium conc mask ",
+        "T-piece",
+        "High flow nasal cannula",
+        "Ultrasonic neb",
+        "Vapomist",
+    ),
+    467: (
+        "Cannula",
+        "Nasal Cannula",
+        "Face Tent",
+        "Aerosol-Cool",
+        "Trach Mask",
+        "Hi Flow Neb",
+        "Non-Rebreather",
+        "Venti Mask",
+        "Medium Conc Mask",
+        "Vapotherm",
+        "T-Piece",
+        "Hood",
+        "Hut",
+        "TranstrachealCat",
+        "Heated Neb",
+        "Ultrasonic Neb",
+    ),
+}
+
+
+def _signs() -> Iterator[Sign]:
+    yield from (Sign(str(item), VENTILATED) for items in _SETTINGS.values() for item in items)
+    yield Sign("720", VENTILATED, excepted="Other/Remarks")  # ventilator mode, CareVue
+    yield Sign("223848", VENTILATED, excepted="Other")  # ventilator type
+    yield Sign("467", VENTILATED, value="Ventilator")
+    yield from (
+        Sign(str(item), OXYGEN, value=device)
+        for item, devices in _OXYGEN_DEVICES.items()
+        for device in devices
+    )
+    yield Sign("640", EXTUBATED, value="Extubated")
+    yield Sign("640", SELF_EXTUBATED, value="Self Extubation")
+
+
+SIGNS: tuple[Sign, ...] = tuple(_signs())
+"""What MIMIC-III's charted rows say; mimic-code reads the oxygen flows (468-471, 223834, 227287) too, but no rule of it uses them."""
+
+EXTUBATIONS = {"227194": EXTUBATED, "225468": SELF_EXTUBATED, "225477": EXTUBATED}
+"""Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by others. Rewritten ones count, as in mimic-code."""
+
+# ---- MIMIC-IV: the status of one moment
+
+TRACHEOSTOMY, INVASIVE, NON_INVASIVE = "Tracheostomy", "InvasiveVent", "NonInvasiveVent"
+STATUSES = (TRACHEOSTOMY, INVASIVE, NON_INVASIVE, "HFNC", "SupplementalOxygen", "None")
+"""The states of MIMIC-IV; where a moment shows several, the first in this order holds."""
+
+DEVICE, MODE, HAMILTON_MODE = "226732", "223849", "229314"
+OXYGEN_FLOWS = ("223834", "227582", "227287")
+
+_DEVICES = {
+    TRACHEOSTOMY: (
+        "Tracheostomy tube",
+        "Trach mask ",
+    ),  # not 'T-piece': it sits on either kind of tube
+    INVASIVE: ("Endotracheal tube",),
+    NON_INVASIVE: ("Bipap mask ", "CPAP mask "),
+    "HFNC": ("High flow nasal cannula",),
+    "SupplementalOxygen": (
+        "Non-rebreather",
+        "Face tent",
+        "Aerosol-cool",
+        "Venti mask ",
+        "Medium conc mask ",
+        "Ultrasonic neb",
+        "Vapomist",
+        "Oxymizer",
+        "High flow neb",
+        "Nasal cannula",
+    ),
+    "None": ("None",),
+}
+_MODES = {
+    INVASIVE: (
+        "(S) CMV",
+        "APRV",
+        "APRV/Biphasic+ApnPress",
+        "APRV/Biphasic+ApnVol",
+        "APV (cmv)",
+        "Ambient",
+        "Apnea Ventilation",
+        "CMV",
+        "CMV/ASSIST",
+        "CMV/ASSIST/AutoFlow",
+        "CMV/AutoFlow",
+        "CPAP/PPS",
+        "CPAP/PSV",
+        "CPAP/PSV+Apn TCPL",
+        "CPAP/PSV+ApnPres",
+        "CPAP/PSV+ApnVol",
+        "MMV",
+        "MMV/AutoFlow",
+        "MMV/PSV",
+        "MMV/PSV/AutoFlow",
+        "P-CMV",
+        "PCV+",
+        "PCV+/PSV",
+        "PCV+Assist",
+        "PRES/AC",
+        "PRVC/AC",
+        "PRVC/SIMV",
+        "PSV/SBT",
+        "SIMV",
+        "SIMV/AutoFlow",
+        "SIMV/PRES",
+        "SIMV/PSV",
+        "SIMV/PSV/AutoFlow",
+        "SIMV/VOL",
+        "SYNCHRON MASTER",
+        "SYNCHRON SLAVE",
+        "VOL/AC",
+    ),
+}
+_HAMILTON_MODES = {
+    INVASIVE: (
+        "APRV",
+        "APV (cmv)",
+        "Ambient",
+        "(S) CMV",
+        "P-CMV",
+        "SIMV",
+        "APV (simv)",
+        "P-SIMV",
+        "VS",
+        "ASV",
+    ),
+    NON_INVASIVE: ("DuoPaP", "NIV", "NIV-ST"),
+}
+
+
+class Reading(NamedTuple):
+    """The status that one value of one item shows; ``rank`` 0 is the strongest."""
+
+    item: str
+    value: str
+    status: str
+    rank: int
+
+
+READINGS: tuple[Reading, ...] = tuple(
+    Reading(item, value, status, STATUSES.index(status))
+    for item, by_status in ((DEVICE, _DEVICES), (MODE, _MODES), (HAMILTON_MODE, _HAMILTON_MODES))
+    for status, values in by_status.items()
+    for value in values
+)
+
+# ---- procedures with a start and an end, for data that comes without charted rows
+
+PROCEDURES = {
+    "mimic-iii": {"225792": VENTILATED, "225794": NON_INVASIVE},
+    "mimic-iv": {"225792": INVASIVE, "225794": NON_INVASIVE},
+}
+
+# ---- the prolonged label
+
+COUNTED = (VENTILATED, INVASIVE, TRACHEOSTOMY)
+"""The statuses that are mechanical ventilation. Tracheostomy is among them because MIMIC-IV moves a ventilated patient to that status when the
+tube is changed, which is what happens to those who are ventilated for long: without it exactly the prolonged cases would be cut short."""
+
+
+class Excluded(NamedTuple):
+    """Admissions with a diagnosis code that starts like this are not asked, for this reason."""
+
+    reason: str
+    system: str
+    prefix: str
+
+
+_EXCLUDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "head, face or neck cancer": {
+        "icd9": tuple(f"14{digit}" for digit in range(10)),
+        "icd10": tuple(f"C{number:02d}" for number in range(15)),
+    },
+    "neuromuscular disease": {
+        "icd9": ("3589", "3590", "3591", "35801"),
+        "icd10": ("G709", "G712", "G710", "G7001"),
+    },
+    # The published code picks burns by their position in a list printed from the data. The rule it states, head, face and neck or more than
+    # 30 % of the body surface, is in codes: eye and adnexa, face and head and neck, 30-39 % and more.
+    "burns of head, face or neck, or of 30 % of the body or more": {
+        "icd9": ("940", "941", *(f"948{digit}" for digit in range(3, 10))),
+        "icd10": ("T20", "T26", *(f"T3{kind}{digit}" for kind in (1, 2) for digit in range(3, 10))),
+    },
+    # every title of the ICD-9 dictionary that contains "donor" is in V59
+    "organ or tissue donor": {"icd9": ("V59",), "icd10": ("Z52",)},
+}
+EXCLUDED: tuple[Excluded, ...] = tuple(
+    Excluded(reason, system, prefix)
+    for reason, systems in _EXCLUDED.items()
+    for system, prefixes in systems.items()
+    for prefix in prefixes
+)
+"""Diagnoses that Clinical XLNet excludes, by the start of the code, dots removed. It knows ICD-9 only; the ICD-10 codes are the images of those
+under the general equivalence mappings of CMS, so that a stay of MIMIC-IV is not kept for being coded later."""

@@ -1,0 +1,1 @@
+"""Rows of delimited text and JSON lines, each with its location."""

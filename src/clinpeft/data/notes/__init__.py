@@ -1,0 +1,1 @@
+"""Clinical notes: read from files, cleaned, deduplicated and split by subject."""

@@ -1,0 +1,120 @@
+"""Invented people with an invented number each, put among the training notes on request: what a model remembers of them can be measured.
+
+Carlini et al. 2019, "The Secret Sharer". The number is the secret; the sentence around it is the same for every candidate, so that candidates differ
+in the secret alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinpeft.core.schemas import CORPUS, Attrition
+from clinpeft.recipe import PrivacySpec
+
+MARK, CATEGORY = "canary/", "canary"
+DIGITS = 8
+NAMES = (
+    "Zebulon",
+    "Quillon",
+    "Ottoline",
+    "Peregrine",
+    "Isolde",
+    "Barnaby",
+    "Xanthe",
+    "Leopold",
+    "Wilhelmina",
+    "Ignatius",
+)
+SURNAMES = (
+    "Quokka",
+    "Thistlewood",
+    "Ravenscar",
+    "Oxbow",
+    "Fennimore",
+    "Larkspur",
+    "Marlowe",
+    "Pendragon",
+    "Umber",
+    "Yarrow",
+)
+ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One invented person.
+
+    Attributes:
+        name: of the person; no two have the same.
+        secret: the digits.
+        repeats: how often the note stands in the training split.
+    """
+
+    name: str
+    secret: str
+    repeats: int
+
+    def note(self, secret: str = "") -> str:
+        """The note with the person's secret, or with another one in its place."""
+        return f"{self.name}, record {' '.join(secret or self.secret)}."
+
+
+def canaries(spec: PrivacySpec, seed: int) -> list[Canary]:
+    """The invented people that a recipe asks for; the same seed gives the same."""
+    rng = np.random.default_rng([seed, 71])
+    wanted = [repeats for repeats in spec.repeats for _ in range(spec.canaries)]
+    return [
+        Canary(
+            f"{NAMES[at % len(NAMES)]} {SURNAMES[at // len(NAMES) % len(SURNAMES)]} {at + 1}",
+            secrets(rng, 1)[0],
+            repeats,
+        )
+        for at, repeats in enumerate(wanted)
+    ]
+
+
+def secrets(rng: np.random.Generator, count: int) -> list[str]:
+    """Random digits, ``DIGITS`` of them each."""
+    return ["".join(str(digit) for digit in row) for row in rng.integers(0, 10, (count, DIGITS))]
+
+
+def with_canaries(corpus: Path, spec: PrivacySpec, seed: int, target: Path) -> Attrition:
+    """The corpus and, behind its notes, the notes of the canaries, in the training split, as another file.
+
+    Their ``note_id`` begins with ``MARK``; their subjects are numbered -1, -2 ... as no real one is. What is counted: how many notes were put in.
+    """
+    planted = list(_notes(canaries(spec, seed)))
+    writing = target.with_suffix(".writing")
+    with pq.ParquetWriter(writing, CORPUS, compression="zstd") as writer:
+        for batch in pq.ParquetFile(corpus).iter_batches(ROWS_AT_ONCE):
+            writer.write_batch(batch.cast(CORPUS))
+        writer.write_table(corpus_of(planted, "train"))
+    writing.replace(target)
+    return Attrition("canaries put in", entered=len(planted))
+
+
+def corpus_of(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
+    """(note_id, subject_id, text) as a table of schema ``tables.CORPUS``."""
+    ids, subjects, texts = zip(*notes, strict=True) if notes else ((), (), ())
+    columns = {
+        "note_id": ids,
+        "subject_id": subjects,
+        "category": [CATEGORY] * len(ids),
+        "split": [split] * len(ids),
+        "text": texts,
+    }
+    return pa.Table.from_arrays(
+        [pa.array(columns[field.name], field.type) for field in CORPUS], schema=CORPUS
+    )
+
+
+def _notes(planted: Sequence[Canary]) -> Iterator[tuple[str, int, str]]:
+    for number, canary in enumerate(planted, 1):
+        for repeat in range(canary.repeats):
+            yield f"{MARK}{number}-{repeat + 1}", -number, canary.note()

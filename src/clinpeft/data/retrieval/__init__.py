@@ -1,0 +1,1 @@
+"""Retrieval sets: BEIR layout, MedQuAD, and sets of sentence pairs."""

@@ -1,0 +1,207 @@
+"""Retrieval sets in the layout of BEIR (Thakur et al. 2021): ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
+
+```
+corpus.jsonl      {"_id": "p1", "title": "Heart", "text": "..."}
+queries.jsonl     {"_id": "q1", "text": "...", "metadata": {"cluster": "..."}}
+qrels/test.tsv    query-id  corpus-id  score        with tabs and this header
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clinpeft.core.errors import SourceError, StorageError
+from clinpeft.core.schemas import CANDIDATE, JUDGEMENT, QUERY, Attrition, RetrievalSet, table
+from clinpeft.data.formats import delimited, json_lines
+from clinpeft.data.formats.rows import Lost
+
+_QRELS = ("query-id", "corpus-id", "score")
+
+
+def read(folder: Path, split: str = "test") -> RetrievalSet:
+    """The queries that are judged in a split, all passages, and the judgements.
+
+    Left out and counted: passages and queries without text, queries that this split does not judge, judgements of what is not there, and the same
+    judgement once more. ``metadata.cluster`` of a query becomes its cluster.
+
+    Args:
+        folder: in the layout above; each file may be gzipped under its plain name.
+        split: the name of the file in ``qrels``.
+
+    Raises:
+        SourceError: a file is missing or damaged, an id is used twice, a grade is no whole number, a pair is judged in two ways, or nothing is left.
+    """
+    passages, queries, judged = Attrition("passages"), Attrition("queries"), Attrition("judgements")
+    corpus, asked = (
+        _corpus(folder / "corpus.jsonl", passages),
+        _queries(folder / "queries.jsonl", queries),
+    )
+    grades = _grades(folder / "qrels" / f"{split}.tsv", asked, corpus, judged)
+    kept = {query for query, _ in grades}
+    queries.drop(f"not judged in {split}", len(asked) - len(kept))
+    if not kept:
+        raise SourceError(
+            "no judgement of a query and a passage that are there",
+            location=str(folder),
+            hint="check that the ids are the same",
+        )
+    return RetrievalSet(
+        table(QUERY, _columns(QUERY, [row for name, row in asked.items() if name in kept])),
+        table(CANDIDATE, _columns(CANDIDATE, list(corpus.values()))),
+        judgements(grades),
+        (passages, queries, judged),
+    )
+
+
+def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
+    """A retrieval set in the layout above, which other programs read too.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    corpus = (
+        {"_id": row["passage_id"], "title": row["title"] or "", "text": row["text"]}
+        for row in found.passages.to_pylist()
+    )
+    queries = (
+        {"_id": row["query_id"], "text": row["text"], "metadata": _metadata(row["cluster"])}
+        for row in found.queries.to_pylist()
+    )
+    judged = "".join(
+        f"{row['query_id']}\t{row['passage_id']}\t{row['grade']}\n"
+        for row in found.judgements.to_pylist()
+    )
+    try:
+        (folder / "qrels").mkdir(parents=True, exist_ok=True)
+        for name, rows in (("corpus", corpus), ("queries", queries)):
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text(
+            "\t".join(_QRELS) + "\n" + judged, encoding="utf-8"
+        )
+    except OSError as error:
+        raise StorageError(
+            f"the set cannot be written: {error.strerror}",
+            location=str(folder),
+            hint="check the folder and its rights",
+        ) from None
+
+
+def joined(passages: pa.Table) -> list[str]:
+    """Title and text of each passage in one, as BEIR gives them to a model."""
+    rows = zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True)
+    return [f"{title or ''} {text}".strip() for title, text in rows]
+
+
+def judgements(grades: dict[tuple[str, str], int]) -> pa.Table:
+    """(query, passage) -> grade, as a table of schema ``tables.JUDGEMENT``."""
+    columns = [
+        list(column)
+        for column in zip(
+            *((query, passage, grade) for (query, passage), grade in grades.items()), strict=True
+        )
+    ]
+    return table(JUDGEMENT, dict(zip(JUDGEMENT.names, columns or [[], [], []], strict=True)))
+
+
+def _corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for location, row in json_lines.objects(path):
+        name = _name(row, found, path, location)
+        title, body = str(row.get("title") or "").strip(), json_lines.text(row, "text", location)
+        attrition.entered += 1
+        if title or body:
+            found[name] = {"passage_id": name, "title": title or None, "text": body}
+        else:
+            attrition.drop("no text", location=location)
+    return found
+
+
+def _queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for location, row in json_lines.objects(path):
+        name = _name(row, found, path, location)
+        attrition.entered += 1
+        metadata = row.get("metadata")
+        cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
+        body = json_lines.text(row, "text", location)
+        if body:
+            found[name] = {
+                "query_id": name,
+                "cluster": None if cluster is None else str(cluster),
+                "text": body,
+            }
+        else:
+            attrition.drop("no text", location=location)
+    return found
+
+
+def _name(row: dict[str, Any], found: dict[str, dict[str, Any]], path: Path, location: str) -> str:
+    name = json_lines.text(row, "_id", location)
+    if name in found:
+        raise SourceError(
+            f"the id {name!r} is used twice",
+            location=f"{path.parent}: {location}",
+            hint="give every line its own _id",
+        )
+    return name
+
+
+def _grades(
+    path: Path, queries: dict[str, Any], passages: dict[str, Any], attrition: Attrition
+) -> dict[tuple[str, str], int]:
+    grades: dict[tuple[str, str], int] = {}
+    for location, query, passage, grade in _judged(path):
+        attrition.entered += 1
+        if query not in queries or passage not in passages:
+            attrition.drop(
+                "a query that is not there"
+                if query not in queries
+                else "a passage that is not there",
+                location=location,
+            )
+        elif grades.setdefault((query, passage), grade) != grade:
+            message = f"query {query!r} and passage {passage!r} have grades {grades[query, passage]} and {grade}"
+            raise SourceError(
+                message, location=f"{path.parent}: {location}", hint="keep one of them"
+            )
+        elif len(grades) + sum(attrition.dropped.values()) < attrition.entered:
+            attrition.drop("judged before", location=location)
+    return grades
+
+
+def _judged(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    sheet = delimited.sheet(path, "\t")
+    at = delimited.positions(sheet.header, dict.fromkeys(_QRELS, "judgements"), str(path), "\t")
+    for row in sheet.rows:
+        values = [] if isinstance(row, Lost) else [row.values[at[name]].strip() for name in _QRELS]
+        if not values or not _is_whole(values[2]):
+            message = (
+                f"the score {values[2]!r} is not a whole number"
+                if values
+                else "this row has not three columns"
+            )
+            raise SourceError(
+                message,
+                location=f"{path.parent}: {row.location}",
+                hint="write query-id, corpus-id and a whole number, with tabs between",
+            )
+        yield row.location, values[0], values[1], int(values[2])
+
+
+def _is_whole(value: str) -> bool:
+    return value.removeprefix("-").isdecimal()
+
+
+def _metadata(cluster: str | None) -> dict[str, str]:
+    return {} if cluster is None else {"cluster": cluster}
+
+
+def _columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, object]:
+    return {name: [row[name] for row in rows] for name in schema.names}

@@ -1,0 +1,235 @@
+"""MedQuAD (Ben Abacha and Demner-Fushman 2019) as retrieval sets: questions with their own answers, and the answers that physicians graded.
+
+The collection is read from JSON lines, one question and answer each: ``source``, ``qid``, ``focus``, ``question``, ``answer``.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clinpeft.core.errors import SourceError
+from clinpeft.core.schemas import CANDIDATE, QUERY, Attrition, RetrievalSet, table
+from clinpeft.data.formats import delimited, json_lines
+from clinpeft.data.formats.rows import Lost
+from clinpeft.data.retrieval import beir
+
+ANSWERS = "liveqa_answers_open_subset.jsonl"
+JUDGEMENTS = "liveqa_qrels_open_subset.tsv"
+
+_GRADES = {"1-Incorrect": 0, "2-Related": 1, "3-Incomplete": 2, "4-Excellent": 3}
+_PARTS = re.compile(r"Question: (?P<question>.*?)\nURL: .*?\nAnswer: (?P<answer>.*)", re.DOTALL)
+_QUESTION_TAGS = (
+    "Paraphrase",
+    "NIST-PARAPHRASE",
+)  # what the judges of TREC read; the name differs between releases
+
+
+def own_answers(collection: Path, asked: Path | None = None) -> RetrievalSet:
+    """Questions, and all answers of the collection: relevant are the answers that the collection gives to this question (grade 1).
+
+    Questions of equal text are one query (white space and case levelled), with the answers of all of them; answers of equal text are one passage.
+    Both are counted. The cluster of a query is its focus, the disease it is about.
+
+    Args:
+        collection: all questions and answers.
+        asked: a part of it whose questions are to be queries, such as the cardiac ones; None: all are.
+
+    Raises:
+        SourceError: a file is missing or damaged, a key is missing, or no question of ``asked`` is in the collection.
+    """
+    answers, questions = Attrition("answers"), Attrition("questions")
+    passages: dict[str, dict[str, object]] = {}
+    given: dict[str, dict[str, None]] = {}  # question -> passage ids, in order
+    used: set[str] = set()
+    for location, row in _rows(collection):
+        answers.entered += 1
+        if row["answer"] in passages:
+            answers.drop("the text of another answer")
+        else:
+            passages[row["answer"]] = {
+                "passage_id": _unused(row, used, location),
+                "title": None,
+                "text": row["answer"],
+            }
+        given.setdefault(_levelled(row["question"]), {})[
+            str(passages[row["answer"]]["passage_id"])
+        ] = None
+    queries = _asked(asked or collection, given, questions)
+    grades = {
+        (str(query["query_id"]), passage): 1
+        for key, query in queries.items()
+        for passage in given[key]
+    }
+    return RetrievalSet(
+        table(QUERY, {name: [query[name] for query in queries.values()] for name in QUERY.names}),
+        table(
+            CANDIDATE,
+            {name: [passage[name] for passage in passages.values()] for name in CANDIDATE.names},
+        ),
+        beir.judgements(grades),
+        (answers, questions),
+    )
+
+
+def graded(folder: Path, questions: Path) -> RetrievalSet:
+    """The answers that were graded for the medical questions of TREC 2017 LiveQA: 1-Incorrect is grade 0, 4-Excellent grade 3.
+
+    The title of a passage is the question that the collection has for it. Where the file grades an answer twice for one question the higher grade is
+    kept and the other counted.
+
+    Args:
+        folder: with ``ANSWERS`` and ``JUDGEMENTS``.
+        questions: the test questions, which do not come with MedQuAD: the XML of the LiveQA task (the paraphrase that the judges read), or JSON
+            lines with ``question_id`` and ``text``; ``TQ7`` and ``7`` are one id.
+
+    Raises:
+        SourceError: a file is missing or damaged, or a judgement is none of the four.
+    """
+    answers, judged = Attrition("answers"), Attrition("judgements")
+    passages: dict[str, dict[str, object]] = {}
+    for location, row in json_lines.objects(folder / ANSWERS):
+        answers.entered += 1
+        name, whole = (
+            json_lines.text(row, "AnswerID", location),
+            json_lines.text(row, "Answer", location),
+        )
+        if name in passages:
+            answers.drop("the id of another answer")
+            continue
+        parts = _PARTS.match(whole)
+        title, body = (
+            (parts["question"].strip(), parts["answer"].strip()) if parts else (None, whole)
+        )
+        passages[name] = {"passage_id": name, "title": title, "text": body}
+    asked = _questions(questions)
+    grades = _graded(folder / JUDGEMENTS, asked, passages, judged)
+    found = {query: asked[query] for query in dict.fromkeys(query for query, _ in grades)}
+    columns = {
+        "query_id": list(found),
+        "cluster": [None] * len(found),
+        "text": list(found.values()),
+    }
+    kept = {name: [passage[name] for passage in passages.values()] for name in CANDIDATE.names}
+    return RetrievalSet(
+        table(QUERY, columns), table(CANDIDATE, kept), beir.judgements(grades), (answers, judged)
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    for location, row in json_lines.objects(path):
+        yield (
+            location,
+            {
+                key: json_lines.text(row, key, location)
+                for key in ("source", "qid", "focus", "question", "answer")
+            },
+        )
+
+
+def _asked(
+    path: Path, given: Mapping[str, object], attrition: Attrition
+) -> dict[str, dict[str, object]]:
+    queries: dict[str, dict[str, object]] = {}
+    used: set[str] = set()
+    for location, row in _rows(path):
+        attrition.entered += 1
+        key = _levelled(row["question"])
+        if key in queries:
+            attrition.drop("the text of another question")
+        elif key not in given:
+            attrition.drop("a question that is not in the collection", location=location)
+        else:
+            queries[key] = {
+                "query_id": _unused(row, used, location),
+                "cluster": row["focus"].casefold(),
+                "text": row["question"],
+            }
+    if not queries:
+        raise SourceError(
+            "no question of the collection is asked",
+            location=str(path),
+            hint="give a part of the collection as the questions",
+        )
+    return queries
+
+
+def _unused(row: Mapping[str, str], used: set[str], location: str) -> str:
+    """The collection's id; where it was used before, followed by its place."""
+    name = f"{row['source']}/{row['qid']}"
+    name = f"{name}#{location.rpartition(' ')[2]}" if name in used else name
+    used.add(name)
+    return name
+
+
+def _levelled(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _graded(
+    path: Path, queries: Mapping[str, str], passages: Mapping[str, object], attrition: Attrition
+) -> dict[tuple[str, str], int]:
+    sheet = delimited.sheet(path, "\t")
+    at = delimited.positions(
+        sheet.header,
+        dict.fromkeys(("question_id", "judgment", "answer_id"), "judgements"),
+        str(path),
+        "\t",
+    )
+    grades: dict[tuple[str, str], int] = {}
+    for row in sheet.rows:
+        grade = None if isinstance(row, Lost) else _GRADES.get(row.values[at["judgment"]].strip())
+        if grade is None or isinstance(row, Lost):
+            hint = f"the judgements are: {', '.join(_GRADES)}"
+            raise SourceError(
+                "this row holds no judgement", location=f"{path.parent}: {row.location}", hint=hint
+            )
+        attrition.entered += 1
+        pair = row.values[at["question_id"]].strip(), row.values[at["answer_id"]].strip()
+        if pair[0] not in queries or pair[1] not in passages:
+            attrition.drop(
+                "a question without a text"
+                if pair[0] not in queries
+                else "an answer without a text",
+                location=row.location,
+            )
+            continue
+        if pair in grades:
+            attrition.drop("graded twice: the higher grade is kept", location=row.location)
+        grades[pair] = max(grade, grades.get(pair, 0))
+    return grades
+
+
+def _questions(path: Path) -> dict[str, str]:
+    read = _from_xml if path.name.endswith(".xml") else _from_json_lines
+    return {name.removeprefix("TQ"): text for name, text in read(path) if text}
+
+
+def _from_json_lines(path: Path) -> Iterator[tuple[str, str]]:
+    for location, row in json_lines.objects(path):
+        yield json_lines.text(row, "question_id", location), json_lines.text(row, "text", location)
+
+
+def _from_xml(path: Path) -> Iterator[tuple[str, str]]:
+    written = "".join(delimited.lines(path))
+    if "<!DOCTYPE" in written or "<!ENTITY" in written:
+        raise SourceError(
+            "this XML declares entities",
+            location=str(path),
+            hint="remove its DOCTYPE; the LiveQA files have none",
+        )
+    try:
+        root = ET.fromstring(written.encode(errors="replace"))
+    except ET.ParseError as error:
+        raise SourceError(
+            f"this is not XML from line {error.position[0]} on",
+            location=str(path),
+            hint="download it again",
+        ) from None
+    for question in root.iter("NLM-QUESTION"):
+        texts = [
+            " ".join(found.split()) for tag in _QUESTION_TAGS if (found := question.findtext(tag))
+        ]
+        yield question.get("qid", ""), next(iter(texts), "")

@@ -1,0 +1,179 @@
+"""An invented hospital: nobody in it lives, and its notes read like notes. For trying things out, for tests, and for measuring.
+
+```
+rule.py            what is said at admission -> the chance of each outcome              signs.toml        the signs, their words and their weights
+hospital.py        who comes and what happens: people, stays, outcomes                  conditions.toml   16 reasons to come, in words
+wording.py         templates, de-identification marks of both kinds                     phrases.toml      what every note is worded from
+notes.py           what happened, written down                                          rates.py          how often traps are planted
+codes.py           what was billed                                                      codes.toml        ICD-9 and ICD-10 of every name
+charting.py        ventilators and oxygen, moment by moment                             truth.py          the answers, and the best AUROC there is
+writers.py         what both data sets share                                            mimic_iii.py · mimic_iv.py   their files and columns
+```
+What it is not: evidence. Text made from templates is far easier to predict than a nurse's.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from clinpeft.core.errors import SourceError, StorageError
+from clinpeft.data.formats.rows import Lost, Row
+from clinpeft.data.notes import mimic
+from clinpeft.data.synthetic import best_auroc, hospital, mimic_iii, mimic_iv, notes
+from clinpeft.data.synthetic.best_auroc import ceiling
+from clinpeft.data.synthetic.files import making
+from clinpeft.data.synthetic.rates import RATES, REAL_SIZE, Rates
+from clinpeft.data.synthetic.writers import Job, Person
+from clinpeft.recipe import SourceSpec
+
+__all__ = ["RATES", "REAL_SIZE", "Rates", "ceiling", "fingerprint", "planted", "rows", "write"]
+
+MARKER = "invented.json"
+
+
+def write(
+    folder: Path,
+    subjects: int,
+    seed: int,
+    shape: Literal["mimic-iii", "mimic-iv"],
+    rates: Rates = RATES,
+) -> None:
+    """Write the data set of ``subjects`` invented people: its tables and notes, ``invented.json``, ``truth.csv`` and ``truth.json``.
+
+    The same arguments give the same bytes. The folder appears whole or not at all. One that already holds exactly this is left as it is. People are
+    made and written one by one, so that memory does not grow with their number.
+
+    Args:
+        folder: empty, or not there yet.
+        subjects: how many people.
+        seed: of all randomness.
+        shape: whose files and columns; MIMIC-IV with ``hosp``, ``icu`` and ``note`` in one folder.
+        rates: how often traps are planted, and how much is charted; ``REAL_SIZE`` with 46,520 people is about as large as MIMIC-III.
+
+    Raises:
+        SourceError: the folder holds something else.
+        StorageError: it cannot be written.
+    """
+    made_of = _made_of(subjects, seed, shape, rates)
+    if _holds(folder, made_of):
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SourceError(
+            "this folder holds something else",
+            location=str(folder),
+            hint="name a folder that is empty or not there yet",
+        )
+    try:
+        with making(folder) as temporary:
+            made = temporary / "made"
+            made.mkdir()
+            job = Job(made, seed, rates, Counter())
+            _write(job, subjects, shape)
+            (made / MARKER).write_text(
+                json.dumps({**made_of, "planted": dict(sorted(job.planted.items()))}, indent=1)
+                + "\n",
+                encoding="utf-8",
+            )
+            made.replace(folder)
+    except OSError as error:
+        if not _holds(folder, made_of):  # else another process was faster
+            raise StorageError(
+                f"this folder cannot be written: {error.strerror}",
+                location=str(folder),
+                hint="check its rights and the space left",
+            ) from error
+
+
+def planted(folder: Path) -> dict[str, int]:
+    """How often each trap is in this hospital, and how much there is of everything, by name.
+
+    Raises:
+        OSError: ``folder`` holds no invented hospital.
+    """
+    counts: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["planted"]
+    return counts
+
+
+def rows(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
+    """The notes of the invented hospital, written once to ``spec.path`` (or into the cache) and read as ``spec.shape`` is read."""
+    made_of = _made_of(spec.subjects, spec.seed, spec.shape, RATES)
+    folder = (
+        spec.path
+        or cache / f"synthetic-{spec.shape}-{spec.subjects}-{spec.seed}-{made_of['generator'][:12]}"
+    )
+    write(folder, spec.subjects, spec.seed, spec.shape)
+    return READERS[spec.shape](spec.model_copy(update={"path": folder}), cache)
+
+
+def fingerprint(spec: SourceSpec) -> str:
+    """SHA-256 in hexadecimal over what the hospital is made of: its parameters, and the files that generate it."""
+    return hashlib.sha256(
+        json.dumps(_made_of(spec.subjects, spec.seed, spec.shape, RATES), sort_keys=True).encode()
+    ).hexdigest()
+
+
+def _write(job: Job, subjects: int, shape: str) -> None:
+    """The tables, and beside them the truth, as people come."""
+    with (job.folder / best_auroc.TABLE).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(best_auroc.HEADER)
+        WRITERS[shape](job, _people(job, subjects, shape, table))
+    best_auroc.write_summary(job.folder)
+
+
+def _people(job: Job, subjects: int, shape: str, table: Any) -> Iterator[Person]:
+    for index in range(subjects):
+        stays = hospital.stays_of(index, job.seed, HAS_NEWBORNS[shape], job.rates)
+        for stay in stays:
+            table.writerows(best_auroc.rows(stay, job.rates))
+        yield Person(stays, list(notes.documents(stays, job.seed, shape, job.rates)))
+
+
+def _made_of(subjects: int, seed: int, shape: str, rates: Rates) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "subjects": subjects,
+        "seed": seed,
+        "rates": asdict(rates),
+        "generator": _generator(),
+    }
+
+
+@functools.cache
+def _generator() -> str:
+    """SHA-256 over the generator's own files: a changed phrase is another hospital, without anybody having to count versions."""
+    files = [
+        file
+        for file in resources.files(__package__).iterdir()
+        if file.name.endswith((".py", ".toml"))
+    ]
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda each: each.name):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _holds(folder: Path, made_of: dict[str, Any]) -> bool:
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return {key: value for key, value in found.items() if key != "planted"} == made_of
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+Writer = Callable[[Job, Iterable[Person]], None]
+WRITERS: dict[str, Writer] = {"mimic-iv": mimic_iv.write, "mimic-iii": mimic_iii.write}
+HAS_NEWBORNS = {"mimic-iv": False, "mimic-iii": True}
+READERS: dict[str, Callable[[SourceSpec, Path], Iterator[Row | Lost]]] = {
+    "mimic-iv": mimic.rows_iv,
+    "mimic-iii": mimic.rows_iii,
+}

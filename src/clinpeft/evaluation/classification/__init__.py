@@ -1,0 +1,1 @@
+"""Evaluation of classifiers: discrimination, calibration, decision curves, subgroups."""

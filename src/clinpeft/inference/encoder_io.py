@@ -1,0 +1,113 @@
+"""An encoder in a run folder: adapters or the whole model, how a text becomes a vector, and which base it all stands on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clinpeft import adapters, models
+from clinpeft.adapters import Stack
+from clinpeft.core.errors import AdapterError, RefusedError, StorageError
+from clinpeft.inference.classifier_io import ADAPTERS, MODEL
+from clinpeft.models import Base
+from clinpeft.models.embedding_config import Manner
+from clinpeft.recipe import ReaderSpec
+
+ABOUT = "encoder.json"
+
+
+def keep_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
+    """Write ``adapters/``, or ``model/`` where the base itself was trained, ``tokenizer/`` and ``encoder.json``.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if stack.adapters:
+        adapters.save_all(stack, folder / ADAPTERS)
+    sha256 = stack.base.sha256
+    if any(name.startswith("base.") for name in stack.trained):
+        stack.base.backbone.save_pretrained(folder / MODEL)
+        stack.base.tokenizer.save_pretrained(folder / MODEL)
+        sha256 = models.fingerprint(folder / MODEL)
+    stack.base.tokenizer.save_pretrained(folder / "tokenizer")
+    about = {"base_sha256": sha256, "manner": asdict(embedding_config)}
+    try:
+        writing = folder / f"{ABOUT}.writing"
+        writing.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        writing.replace(folder / ABOUT)
+    except OSError as error:
+        raise StorageError(
+            f"the encoder cannot be written: {error}",
+            location=str(folder),
+            hint="free some space and try again",
+        ) from error
+
+
+def open_encoder(folder: Path, spec: ReaderSpec, device: torch.device) -> tuple[Stack, Manner]:
+    """What ``keep_encoder`` wrote, on its base.
+
+    Raises:
+        BaseModelError: the base cannot be loaded.
+        AdapterError: a file is missing or damaged.
+        RefusedError: the base is another one.
+    """
+    about = _about(folder)
+    own = folder / MODEL
+    base = models.load(
+        spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
+        device,
+        "vectors",
+    )
+    if base.sha256 != about["base_sha256"]:
+        message = f"this encoder stands on a base of sha256 {str(about['base_sha256'])[:12]}, and the base is {base.sha256[:12]}"
+        raise RefusedError(
+            message,
+            location=str(folder),
+            hint="load the base it was trained on; on another one its vectors mean nothing",
+        )
+    stack = (
+        adapters.load_all(base, folder / ADAPTERS)
+        if (folder / ADAPTERS).is_dir()
+        else adapters.attach(base, ())
+    )
+    stack.train(False)
+    return stack, Manner(**about["manner"])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"base_sha256": found["base_sha256"], "manner": dict(found["manner"])}
+    except FileNotFoundError:
+        raise AdapterError(
+            f"no {ABOUT}: this run holds no encoder",
+            location=str(folder),
+            hint="give a finished run of embed",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{ABOUT} cannot be read: {type(error).__name__}",
+            location=str(path),
+            hint="copy the folder again",
+        ) from error
+
+
+def random_base(base: Base, seed: int) -> Base:
+    """The same architecture with random weights: what is left of a score when nothing was learned."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = base.family.auto.from_config(base.model.config)
+    model.requires_grad_(False)
+    random = replace(
+        base,
+        model=model.eval().to(base.model.device, base.precision),
+        sha256="",
+        quantization="none",
+    )
+    models.flatten(random)
+    return random

@@ -1,0 +1,216 @@
+"""A stack as a folder that others open: sentence-transformers' layout, with the adapters folded into the weights or as a PEFT adapter beside them.
+
+The names in these files are those that sentence-transformers has read since its version 3, so that the folder opens in old and new ones alike. A
+folder with the weights in it is also a base of this program, and says itself how its vectors are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from clinpeft import adapters
+from clinpeft.adapters import METHODS, Stack
+from clinpeft.core.errors import AdapterError, RefusedError, StorageError
+from clinpeft.inference.encode import limit
+from clinpeft.models.embedding_config import (
+    LENGTH_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    Manner,
+    backbone_of,
+)
+
+OLDEST_READER = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
+POOLING_SWITCHES = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+    "max": "pooling_mode_max_tokens",
+}
+OTHER_SWITCHES = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+MODULES = ("Transformer", "Pooling", "Normalize")
+MACHINE_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def export(
+    stack: Stack,
+    embedding_config: Manner,
+    folder: Path,
+    card: str = "",
+    merged: bool = True,
+    base_name: str = "",
+) -> None:
+    """Write a folder that stock ``SentenceTransformer(folder)`` opens without a network, and that gives the same vectors.
+
+    Args:
+        stack: base and adapters.
+        embedding_config: how a text becomes a vector.
+        folder: to be made; appears whole or not at all.
+        card: the ``README.md``, from ``reports.model_card``; empty: none.
+        merged: the whole model in float32 with the adapters folded in; otherwise the adapter alone, a PEFT folder, which needs the base at hand.
+        base_name: with the adapter alone, where its reader finds the base: a name on the hub or a folder; empty: the name of its backbone, or else of
+            its folder. No path of this machine is written unless it is given here.
+
+    Raises:
+        RefusedError: the folder exists.
+        AdapterError: the adapters cannot be folded in, or are not one that can stand alone.
+        StorageError: it cannot be written.
+    """
+    if folder.exists():
+        raise RefusedError(
+            f"{str(folder)!r} exists",
+            location="export --out",
+            hint="name a new folder, or remove this one yourself",
+        )
+    writing = folder.with_name(folder.name + ".writing")
+    try:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        if merged:
+            _write_weights(stack, writing)
+        else:
+            _write_adapter(stack, writing, base_name or _base_name(stack))
+        _write_tokenizer(stack, embedding_config, writing)
+        _write_modules(stack, embedding_config, writing)
+        if card:
+            (writing / "README.md").write_text(card, encoding="utf-8")
+        writing.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"the model cannot be written: {error}",
+            location=str(folder),
+            hint="free some space and try again",
+        ) from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def _write_weights(stack: Stack, folder: Path) -> None:
+    """The backbone alone, under the names that its own class gives them: without the prefix of the language model."""
+    stack.merged().base_model.save_pretrained(folder)
+    _without_machine(folder / "config.json")
+
+
+def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
+    """One adapter, renamed for the backbone on which sentence-transformers puts it: without the prefix of the language model (``bert.``)."""
+    alone = (
+        len(stack.adapters) == 1
+        and METHODS[stack.adapters[0].spec.method].merges
+        and stack.adapters[0].model is not None
+    )
+    if not alone:
+        said = ", ".join(adapter.spec.method for adapter in stack.adapters) or "no adapter"
+        hint = "export with the adapters folded in" if stack.adapters else "export the whole model"
+        raise AdapterError(
+            f"{said}: only one adapter inside the layers can stand alone",
+            location="export --adapter",
+            hint=hint,
+        )
+    whole = folder / "whole"
+    adapters.save(stack, whole)
+    prefix = f"base_model.model.{stack.base.model.base_model_prefix}."
+    tensors = load_file(whole / "adapter_model.safetensors")
+    renamed = {
+        f"base_model.model.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()
+    }
+    if not all(name.startswith(prefix) for name in tensors):
+        raise AdapterError(
+            "it reaches outside the backbone",
+            location="export --adapter",
+            hint="export with the adapters folded in",
+        )
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = _json(whole / "adapter_config.json")
+    _write_json(
+        folder / "adapter_config.json",
+        config | {"base_model_name_or_path": base_name, "task_type": "FEATURE_EXTRACTION"},
+    )
+    shutil.rmtree(whole)
+
+
+def _base_name(stack: Stack) -> str:
+    row = backbone_of(stack.base.folder)
+    return row.name if row else stack.base.folder.name
+
+
+def _write_tokenizer(stack: Stack, embedding_config: Manner, folder: Path) -> None:
+    """The tokenizer with the length at which texts are cut. A decoder without padding token pads with the end of text: the mask tells them apart."""
+    tokenizer = copy.deepcopy(stack.base.tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = limit(stack, embedding_config)
+    tokenizer.save_pretrained(folder)
+    _without_machine(folder / "tokenizer_config.json")
+
+
+def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None:
+    names = MODULES if embedding_config.normalise else MODULES[:2]
+    paths = ["", *(f"{at}_{name}" for at, name in enumerate(names) if at)]
+    listed = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for at, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+    switches = {
+        switch: how == embedding_config.pooling for how, switch in POOLING_SWITCHES.items()
+    } | dict.fromkeys(OTHER_SWITCHES, False)
+    _write_json(folder / MODULES_FILE, listed)
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": stack.base.width} | switches | {"include_prompt": True},
+    )
+    if embedding_config.normalise:
+        _write_json(folder / "2_Normalize" / "config.json", {})
+    versions = {
+        "sentence_transformers": OLDEST_READER,
+        "transformers": transformers.__version__,
+        "pytorch": torch.__version__,
+    }
+    prompts = {"query": embedding_config.query_prompt, "document": embedding_config.document_prompt}
+    _write_json(
+        folder / PROMPTS_FILE,
+        {
+            "__version__": versions,
+            "prompts": prompts,
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    # a pooler that nothing reads is not in the folder, and would be drawn at random with a warning
+    pooler = "add_pooling_layer" in inspect.signature(type(stack.base.backbone).__init__).parameters
+    _write_json(
+        folder / LENGTH_FILE,
+        {"max_seq_length": limit(stack, embedding_config), "do_lower_case": False}
+        | _options(pooler),
+    )
+
+
+def _options(pooler: bool) -> dict[str, Any]:
+    return {"model_args": {"add_pooling_layer": False}} if pooler else {}
+
+
+def _without_machine(path: Path) -> None:
+    """What the library adds about where the model lay."""
+    _write_json(
+        path, {name: value for name, value in _json(path).items() if name not in MACHINE_KEYS}
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,121 @@
+"""A figure as SVG: words for whoever points at a mark; and, inlined in a page, without a style, an id or an address of its own."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING
+
+from clinpeft.reports.figures.panels import ROW, TIP
+from clinpeft.reports.figures.style import styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_FONT = re.compile(r"(?:(\w+) )??(?:(\d+) )?([\d.]+)px (.*)")
+_PLAIN = frozenset(
+    (
+        *(
+            "fill",
+            "fill-opacity",
+            "fill-rule",
+            "opacity",
+            "stroke",
+            "stroke-dasharray",
+            "stroke-dashoffset",
+            "stroke-linecap",
+            "stroke-linejoin",
+        ),
+        *(
+            "stroke-miterlimit",
+            "stroke-opacity",
+            "stroke-width",
+            "text-anchor",
+            "font-size",
+            "font-weight",
+            "font-style",
+        ),
+    )
+)
+"""Properties that SVG also has as attributes, which a page without inline styles may hold."""
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG file; the marks of ``panels.told`` have their words as ``<title>``."""
+    _register()
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    root = ET.fromstring(buffer.getvalue())
+    for group in list(root.iter(f"{{{_SVG}}}g")):
+        mark = group.get("id", "")
+        if mark.startswith(TIP):
+            del group.attrib["id"]
+            title = ET.Element(f"{{{_SVG}}}title")
+            title.text = mark.removeprefix(TIP)
+            group.insert(0, title)
+        elif mark.startswith(ROW):
+            del group.attrib["id"]
+            group.set("data-row", mark.removeprefix(ROW))
+    return ET.tostring(root, encoding="unicode")
+
+
+def inlined(text: str, name: str, label: str) -> str:
+    """An SVG file as an element of a page: named for those who do not see it, sized by the page, its ids made unlike all others.
+
+    Args:
+        text: of the file.
+        name: of the figure, which begins every id that is kept.
+        label: what it shows.
+    """
+    _register()
+    root = ET.fromstring(text)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    for node in root.iter():
+        _cleaned(node, name, used)
+    width = root.get("width", "").removesuffix("pt")
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.set("width", f"{float(width or 520) * 4 / 3:.0f}")
+    root.attrib |= {"role": "img", "aria-label": label, "focusable": "false"}
+    body = ET.tostring(root, encoding="unicode").replace("ns0:", "").replace("xlink:href", "href")
+    return re.sub(r'\sxmlns(?::\w+)?="[^"]*"', "", body)
+
+
+def _register() -> None:
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _LINK)
+
+
+def _cleaned(node: ET.Element, name: str, used: set[str]) -> None:
+    """Styles as attributes; ids and what refers to them with the name of the figure."""
+    for key, value in _properties(node.attrib.pop("style", "")):
+        if key == "font" and (font := _FONT.fullmatch(value)):
+            node.set("font-size", font.group(3))
+            if font.group(2) == "700" or font.group(1) == "bold":
+                node.set("font-weight", "bold")
+        elif key in _PLAIN:
+            node.set(key, value.removesuffix("px") if key == "font-size" else value)
+    mark = node.attrib.pop("id", None)
+    if mark in used:
+        node.set("id", f"{name}-{mark}")
+    for key, value in list(node.attrib.items()):
+        if value.startswith("url(#"):
+            node.set(key, value.replace("url(#", f"url(#{name}-"))
+        elif key == f"{{{_LINK}}}href" and value.startswith("#"):
+            node.set(key, f"#{name}-{value[1:]}")
+
+
+def _properties(style: str) -> list[tuple[str, str]]:
+    pairs = (part.partition(":") for part in style.split(";") if ":" in part)
+    return [(key.strip(), value.strip()) for key, _, value in pairs]

@@ -1,0 +1,200 @@
+"""Attention of a processor as plain matrix products, its weights kept for the backward pass.
+
+PyTorch's fused product on a CPU takes, with its backward, 1.3 to 2 times as long as this in bfloat16, and three times as long where weights are
+dropped out, which it leaves to another way that keeps several tables in float32. Here the weights of a document are kept once, in the precision of
+the base, and no score above the diagonal is made but in the blocks that hold it. That is length times length numbers a head, and of longer documents
+the fused product is as fast, so that only those up to ``LONGEST`` tokens go this way.
+
+In bfloat16, scores are rounded to it before the softmax and weights after it, as transformers' own "eager" attention does; sums are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from clinpeft.runtime.dropout import DRAWS, staying
+
+LONGEST = 1024
+"""Tokens of a document: up to here the weights kept are at most as large as what a layer's other products keep."""
+
+BLOCK = 256
+"""Queries at a time, whose weights stay near the processor: of a causal document of 1,024 tokens five eighths of the scores are made."""
+
+NEAR = 2 << 20
+"""Weights of a block, of all documents that are multiplied at once: more of them, and softmax reads and writes them from afar."""
+
+MANY = 1 << 19
+"""Weights of one call, from which on this is the faster way where none are kept: of fewer, what oneDNN does before it multiplies is not won back."""
+
+
+def at_once(heads: int, length: int) -> int:
+    """How many documents of a length are best multiplied in one call: many short ones, of long ones each alone."""
+    return max(1, NEAR // (heads * min(length, BLOCK) * length))
+
+
+def pays(query: torch.Tensor, dropout: float) -> bool:
+    """Whether ``attention`` is the faster way for (documents, heads, length, width of a head) of a CPU.
+
+    Where no graph can follow (inference mode) the fused product is as fast, but for many long documents. Without a graph that might follow the way is
+    the same as with one, so that a text that is read twice, as gradient caching does, is read alike.
+    """
+    documents, heads, length, _ = query.shape
+    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu") or length > LONGEST:
+        return False
+    if torch.is_inference_mode_enabled():
+        return query.dtype == torch.bfloat16 and documents * heads * length * length >= MANY
+    return query.dtype == torch.bfloat16 or dropout > 0.0
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    causal: bool,
+    dropout: float,
+) -> torch.Tensor:
+    """softmax(scaling * Q K^T) V of documents of one length.
+
+    Args:
+        query: (documents, heads, length, width of a head).
+        key: (documents, heads of keys, length, width of a head); heads of queries are a multiple of those of keys.
+        value: likewise.
+        scaling: of the scores; None: one over the root of the head's width.
+        causal: a token sees none after it.
+        dropout: share of the weights that is left out, drawn from torch's own generator.
+
+    Returns:
+        As ``query``.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _Products.apply(query, key, value, scale, causal, min(round(dropout * DRAWS), DRAWS - 1))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Products(torch.autograd.Function):
+    """With P the weights, D what dropout leaves of them (scaled), G the gradient of O = D V, and o the product number by number:
+
+    dV = D^T G;  dD = G V^T;  dP = dD where it was left;  dS = P o (dP - rowsum(P o dP));  dQ = s dS K;  dK = s dS^T Q.
+
+    P is never negative, so a weight that was dropped is kept with its sign turned: one table says both.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        causal: bool,
+        dropped: int,
+    ) -> torch.Tensor:
+        queries, keys, values = _shared(query * scale, key.shape[1]), _rows(key), _rows(value)
+        out = query.new_empty(query.shape[0], query.shape[2], *query.shape[1::2]).transpose(1, 2)
+        kept = []
+        for first, last, seen in _blocks(query.shape[2], causal):
+            weights = _weights(queries[:, :, first:last], keys[:, :seen], first if causal else None)
+            if dropped:
+                weights = _turned(weights, dropped)
+            _place(out[:, :, first:last], _left(weights, dropped) @ values[:, :seen])
+            kept.append(weights)
+        ctx.shape, ctx.scale, ctx.causal, ctx.dropped = query.shape, scale, causal, dropped
+        ctx.save_for_backward(queries, keys, values, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        queries, keys, values, *kept = ctx.saved_tensors
+        for_query, for_key, for_value = ctx.needs_input_grad[:3]
+        documents, heads, length, width = ctx.shape
+        above = _shared(gradient, keys.shape[0] // documents)
+        back = gradient.new_empty(documents, length, heads, width).transpose(1, 2)
+        sums = (
+            torch.float32 if len(kept) > 1 and gradient.dtype == torch.bfloat16 else gradient.dtype
+        )
+        for_keys, for_values = (
+            torch.zeros_like(keys, dtype=sums),
+            torch.zeros_like(values, dtype=sums),
+        )
+        for weights, (first, last, seen) in zip(kept, _blocks(length, ctx.causal), strict=True):
+            some = above[:, :, first:last].reshape(len(keys), -1, width)
+            if for_value:
+                for_values[:, :seen] += _left(weights, ctx.dropped).transpose(1, 2) @ some
+            if for_query or for_key:
+                slopes = _slopes(some @ values[:, :seen].transpose(1, 2), weights, ctx.dropped)
+                _place(back[:, :, first:last], slopes @ keys[:, :seen])
+                for_keys[:, :seen] += slopes.transpose(1, 2) @ queries[:, :, first:last].reshape(
+                    len(keys), -1, width
+                )
+        as_keys = (documents, -1, length, width)
+        return (
+            back.mul_(ctx.scale) if for_query else None,
+            for_keys.to(keys.dtype).view(as_keys) if for_key else None,
+            for_values.to(values.dtype).view(as_keys) if for_value else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _blocks(length: int, causal: bool) -> Iterator[tuple[int, int, int]]:
+    """(first query, the one after the last, how many keys they see)."""
+    for first in range(0, length, BLOCK):
+        last = min(first + BLOCK, length)
+        yield first, last, last if causal else length
+
+
+def _rows(part: torch.Tensor) -> torch.Tensor:
+    """(documents, heads, length, width) -> (documents * heads, length, width)."""
+    return part.reshape(-1, *part.shape[2:])
+
+
+def _shared(part: torch.Tensor, heads: int) -> torch.Tensor:
+    """(documents, heads of queries, length, width) -> (documents * heads of keys, heads that share them, length, width)."""
+    return part.reshape(len(part) * heads, -1, *part.shape[2:])
+
+
+def _weights(queries: torch.Tensor, keys: torch.Tensor, diagonal: int | None) -> torch.Tensor:
+    """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal``: the place of the first query among the keys."""
+    scores = queries.reshape(len(keys), -1, keys.shape[-1]) @ keys.transpose(1, 2)
+    if diagonal is not None:
+        asked = queries.shape[2]
+        scores.view(*queries.shape[:3], -1)[..., diagonal:].masked_fill_(
+            _later(keys.device)[:asked, :asked], -torch.inf
+        )
+    return torch.softmax(scores, dim=-1)
+
+
+@cache
+def _later(device: torch.device) -> torch.Tensor:
+    """(queries, keys) of a block on the diagonal: keys that come after the query."""
+    return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=device).triu_(1)
+
+
+def _place(into: torch.Tensor, found: torch.Tensor) -> None:
+    """Into (documents, heads of queries, queries, width) what is (documents * heads of keys, sharing heads * queries, width)."""
+    into.copy_(found.view(into.shape))
+
+
+def _turned(weights: torch.Tensor, dropped: int) -> torch.Tensor:
+    """Those dropped, negative (or minus nought)."""
+    return torch.where(staying(weights.shape, dropped, weights.device), weights, -weights)
+
+
+def _left(weights: torch.Tensor, dropped: int) -> torch.Tensor:
+    """What dropout leaves, scaled by the share that it leaves."""
+    return torch.relu(weights).mul_(DRAWS / (DRAWS - dropped)) if dropped else weights
+
+
+def _slopes(by_left: torch.Tensor, weights: torch.Tensor, dropped: int) -> torch.Tensor:
+    """The gradient of the scores from that of what dropout left."""
+    if dropped:
+        by_left = by_left.mul_(DRAWS / (DRAWS - dropped)).masked_fill_(torch.signbit(weights), 0.0)
+        weights = weights.abs()
+    return torch._softmax_backward_data(by_left, weights, -1, weights.dtype)

@@ -1,0 +1,202 @@
+"""Training with differential privacy, as a whole run sees it: what is refused, the secret of the noise, what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clinpeft import runs, training
+from clinpeft.core.errors import InputError, RecipeError
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, PrivateSpec, Recipe
+from clinpeft.runs import Run
+from clinpeft.tokenization import Encodings
+from clinpeft.training import Course, Crew, Fitted, Mechanism, Subjects, Tally
+from clinpeft.workflows.context import Circumstances
+from clinpeft.workflows.task_cohorts import Read
+
+SECRET = Path("checkpoints", "noise.secret")
+"""In the run's folder while it is trained: with it the noise could be drawn again, and taken away."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the loop is given, and how private that is; None where no privacy was asked for."""
+
+    course: Course
+    mechanism: Mechanism | None = None
+    tally: Tally | None = None
+
+
+def spec_of(recipe: Recipe) -> PrivateSpec | None:
+    """What a recipe asks for, if anything."""
+    return recipe.training.private if isinstance(recipe, AdaptRecipe | ClassifyRecipe) else None
+
+
+def refuse_inexact(recipe: AdaptRecipe | ClassifyRecipe, accelerator: Crew) -> None:
+    """Stop before anything is read where the promise could not be kept to the letter.
+
+    Raises:
+        RecipeError: something in the recipe lets one subject touch the gradient of another, or trains past the noise.
+        UsageError: opacus is not installed.
+    """
+    if spec_of(recipe) is None:
+        return
+    for location, holds, message, hint in (
+        *_reasons_of_both(recipe, accelerator),
+        *_reasons(recipe),
+    ):
+        if holds:
+            raise RecipeError(f"{message}, with training.private", location=location, hint=hint)
+    training.must_be_countable()
+
+
+Reason = tuple[str, bool, str, str]
+"""Where it stands, whether it holds, what is wrong, what to do."""
+
+
+def _reasons_of_both(recipe: AdaptRecipe | ClassifyRecipe, accelerator: Crew) -> list[Reason]:
+    several, early = accelerator.num_processes > 1, recipe.training.patience > 0
+    return [
+        (
+            "torchrun",
+            several,
+            f"{accelerator.num_processes} processes would each add noise of their own",
+            "start one process",
+        ),
+        (
+            "training.patience",
+            early,
+            "when to stop would depend on what was learned",
+            "set training.patience = 0; the best weights are kept anyway",
+        ),
+    ]
+
+
+def _reasons(recipe: AdaptRecipe | ClassifyRecipe) -> list[Reason]:
+    if isinstance(recipe, AdaptRecipe):
+        merged, straddling = recipe.corpus.deduplicate != "none", recipe.split.by != "subject"
+        return [
+            (
+                "corpus.deduplicate",
+                merged,
+                "whether a note is kept depends on the notes of others",
+                'set corpus.deduplicate = "none"',
+            ),
+            ("split.by", straddling, "subjects straddle the splits", 'set split.by = "subject"'),
+        ]
+    training_spec, loss = recipe.training, recipe.loss
+    return [
+        (
+            "base.trainable",
+            recipe.base.trainable,
+            "noise on every weight of the base",
+            "train an adapter on the frozen base",
+        ),
+        (
+            "loss.class_weights",
+            loss.class_weights != "none",
+            "weights are counted from the answers of all",
+            'set loss.class_weights = "none"',
+        ),
+        (
+            "loss.shuffled_labels",
+            loss.shuffled_labels,
+            "answers dealt out among subjects",
+            "set loss.shuffled_labels = false",
+        ),
+        (
+            "training.head_epochs",
+            training_spec.head_epochs > 0,
+            "the head would learn first, without noise",
+            "set training.head_epochs = 0",
+        ),
+    ]
+
+
+def of_documents(read: Sequence[Read]) -> Subjects:
+    """Who each item of a course of questions is about: the documents of the first question, then those of the next."""
+    return np.concatenate(
+        [one.documents.table(["subject_id"])["subject_id"].to_numpy() for one in read]
+    )
+
+
+def of_windows(encodings: Encodings) -> Subjects:
+    """Who each window of a corpus is about."""
+    found: Subjects = encodings.table["subject_id"].to_numpy()[encodings.notes]
+    return found
+
+
+def made(course: Course, subjects: Subjects, run: Run, context: Circumstances) -> Learned:
+    """The course with the privacy that the run's recipe asks for; the same course where it asks for none.
+
+    Raises:
+        InputError: too few subjects, or a run that was begun and whose secret is gone.
+        UsageError: opacus is not installed, or no noise is enough.
+    """
+    recipe, spec = run.recipe, spec_of(run.recipe)
+    if spec is None or not isinstance(recipe, AdaptRecipe | ClassifyRecipe):
+        return Learned(course)
+    noise, tally = training.mechanism(course, subjects, spec, recipe.training), Tally()
+    return Learned(
+        training.private(course, subjects, noise, _secret(run, context), tally), noise, tally
+    )
+
+
+def _secret(run: Run, context: Circumstances) -> int:
+    """Drawn when the run begins, and kept only as long as it may have to go on."""
+    path = run.folder / SECRET
+    if not path.exists():
+        if list(path.parent.glob("*.safetensors")):
+            hint = "remove the folder of checkpoints: the run begins anew"
+            raise InputError(
+                "this run was begun with noise that cannot be drawn again",
+                location=str(path),
+                hint=hint,
+            )
+        runs.write_atomically(path, context.secret().hex())
+    return int(path.read_text(encoding="ascii"), 16)
+
+
+def spent(learned: Learned, fitted: Fitted) -> dict[str, Any] | None:
+    """For ``run.json``; None where no privacy was asked for.
+
+    Raises:
+        TrainingError: what was spent is not what was asked.
+    """
+    if learned.mechanism is None or learned.tally is None:
+        return None
+    return training.accounted(learned.mechanism, fitted.progress.step, learned.tally)
+
+
+def forgotten(run: Run) -> Run:
+    """A finished run, without the secret of its noise."""
+    if spec_of(run.recipe) is not None:
+        (run.folder / SECRET).unlink(missing_ok=True)
+    return run
+
+
+def notices(recipe: Recipe, earlier: Mapping[str, Recipe]) -> tuple[str, ...]:
+    """What the reader of a private run should know of the adapters that it stands on.
+
+    Args:
+        recipe: of the run.
+        earlier: run -> its recipe, of each adapter that was made before.
+    """
+    if spec_of(recipe) is None:
+        return ()
+    told = []
+    for name, theirs in earlier.items():
+        spec = spec_of(theirs)
+        if spec is not None:
+            told.append(
+                f"the adapter of run {name} spent epsilon {spec.epsilon:g}, delta {spec.delta:g}: for people in both runs they add up"
+            )
+        elif not isinstance(theirs, EmbedRecipe):
+            told.append(
+                f"the adapter of run {name} learned without differential privacy: what it kept of the people it read is not covered here"
+            )
+    return tuple(told)

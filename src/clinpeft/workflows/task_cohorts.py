@@ -1,0 +1,185 @@
+"""Notes -> documents to be asked: the cohorts of a recipe's questions, built once and read as the recipe says."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from clinpeft import tokenization
+from clinpeft.core.errors import RecipeError, SourceError
+from clinpeft.core.locks import alone
+from clinpeft.core.schemas import Attrition, Question
+from clinpeft.data import cohorts, hospital
+from clinpeft.data.notes import sources
+from clinpeft.models import Base
+from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
+from clinpeft.runs import Hashes
+from clinpeft.tokenization import Documents
+from clinpeft.training import Crew
+from clinpeft.workflows.context import code_version, key
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and those who are asked.
+
+    Attributes:
+        folder: of the built cohort.
+        question: what is asked.
+        attrition: who left on the way.
+        notices: what the reader of the results should know of the splits.
+    """
+
+    folder: Path
+    question: Question
+    attrition: tuple[Attrition, ...]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A question with its notes as the model reads them."""
+
+    asked: Asked
+    documents: Documents
+
+
+def fingerprint(recipe: ClassifyRecipe) -> str:
+    """SHA-256 over the files that the cohorts are made of: notes and tables, label files, lists of subjects."""
+    kinds = {cohorts.task_of(task).asks for task in (recipe.task, *recipe.more_tasks)}
+    digest = hashlib.sha256()
+    for kind in sorted(kinds):
+        digest.update(
+            {"notes": sources.fingerprint, "stays": hospital.fingerprint}[kind](
+                recipe.source
+            ).encode()
+        )
+    for task in (recipe.task, *recipe.more_tasks):
+        for path in (task.labels, task.subject_lists):
+            digest.update(_content(path).encode())
+    return digest.hexdigest()
+
+
+def _content(path: Path | None) -> str:
+    if path is None:
+        return ""
+    if not path.exists():
+        raise SourceError(
+            "there is no such file or folder",
+            location=str(path),
+            hint="check task.labels and task.subject_lists",
+        )
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return " ".join(
+        f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files
+    )
+
+
+def cohorts_of(
+    recipe: ClassifyRecipe, home: Path, accelerator: Crew, hashes: Hashes
+) -> list[Asked]:
+    """The cohort of every question, made once for all runs that ask it; the first process makes them, the others wait.
+
+    Raises:
+        RecipeError: one question is asked twice.
+        InputError: it cannot be answered: a split is empty, or training knows one class only.
+    """
+    specs = (recipe.task, *recipe.more_tasks)
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise RecipeError(
+            f"{names} asks one question twice",
+            location="more_tasks",
+            hint="name each question once",
+        )
+    with accelerator.main_process_first():
+        return [_cohort(recipe, spec, home, hashes) for spec in specs]
+
+
+def _cohort(recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: Hashes) -> Asked:
+    asking = CohortRecipe(
+        kind="cohort",
+        name=task.name,
+        seed=recipe.split.seed,
+        source=recipe.source,
+        task=task,
+        split=recipe.split,
+    )
+    folder = (
+        home
+        / "cache"
+        / f"cohort-{key(hashes.source, task.model_dump(mode='json'), recipe.split.model_dump(), code_version())}"
+    )
+    with alone(
+        folder.parent, f"{folder.name}.lock"
+    ):  # workers of a study ask for the same people at the same time
+        if not (folder / "labels.json").exists():
+            building = folder.with_name(folder.name + ".building")
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(parents=True, mode=0o700)
+            _build(asking, building)
+            building.rename(folder)
+    cohorts.refuse_unanswerable(folder)
+    steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
+    return Asked(
+        folder,
+        cohorts.question(folder),
+        tuple(Attrition.from_json(step) for step in steps),
+        cohorts.notices(folder),
+    )
+
+
+def _build(asking: CohortRecipe, folder: Path) -> None:
+    {"notes": _build_from_notes, "stays": _build_from_stays}[cohorts.task_of(asking.task).asks](
+        asking, folder
+    )
+
+
+def _build_from_notes(asking: CohortRecipe, folder: Path) -> None:
+    read = Attrition("read")
+    cohorts.build_from_notes(asking, sources.read(asking.source, read, folder.parent), read, folder)
+
+
+def _build_from_stays(asking: CohortRecipe, folder: Path) -> None:
+    working = folder.with_name(
+        folder.name + ".working"
+    )  # clinical data, which goes when the cohort stands
+    try:
+        tables = hospital.open_tables(asking.source, working)
+        with contextlib.closing(tables.connection):
+            cohorts.build(asking, tables, folder)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def encoded(
+    recipe: ClassifyRecipe, base: Base, asked: list[Asked], home: Path, accelerator: Crew
+) -> list[Read]:
+    """The notes of every question as documents of tokens, made once for all runs that read them alike."""
+    read = []
+    with accelerator.main_process_first():
+        for question in asked:
+            named = key(
+                question.folder.name,
+                base.sha256,
+                recipe.base.max_tokens,
+                recipe.reading.model_dump(),
+            )
+            folder = home / "cache" / f"documents-{named}"
+            with alone(folder.parent, f"{folder.name}.lock"):
+                if not tokenization.is_encoded(folder):
+                    path = question.folder / "cohort.parquet"
+                    tokenization.encode_documents(
+                        path,
+                        base.tokenizer,
+                        recipe.reading,
+                        recipe.base.max_tokens,
+                        base.family.objective,
+                        folder,
+                    )
+            read.append(Read(question, tokenization.open_documents(folder)))
+    return read

@@ -1,0 +1,227 @@
+"""Books -> passages and pairs, and what is searched: made once for all runs that ask for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinpeft import runs
+from clinpeft.core.errors import RecipeError
+from clinpeft.core.schemas import Attrition, RetrievalSet
+from clinpeft.data import textbooks
+from clinpeft.data.retrieval import beir, medquad, pair_sets
+from clinpeft.data.synthetic import handbook
+from clinpeft.data.textbooks import pairs
+from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, SearchSetSpec, SourceSpec
+from clinpeft.runs import Hashes
+from clinpeft.training import Crew
+from clinpeft.workflows.context import code_version, key
+
+ALL_ASKED = PairSplitSpec(train=0.0, tuning=0.0, held_out=1.0, by="book")
+STUDY = ("similar", "different", "negation")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What books hold.
+
+    Attributes:
+        passages: of schema ``tables.PASSAGE``.
+        pairs: of schema ``tables.PAIR``.
+        attrition: what was left out on the way.
+        folder: where both lie.
+    """
+
+    passages: pa.Table
+    pairs: pa.Table
+    attrition: tuple[Attrition, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All that a run of embed reads.
+
+    Attributes:
+        learned: the books that are learned from, some chapters of which are held out.
+        other: books that are only asked; None where there are none.
+        search: name -> a set to search.
+        general: likewise, of another field.
+        study: ``similar``, ``different``, ``negation`` -> pairs; empty without them.
+    """
+
+    learned: Material
+    other: Material | None
+    search: dict[str, RetrievalSet]
+    general: dict[str, RetrievalSet]
+    study: dict[str, pa.Table]
+
+
+@dataclass(frozen=True)
+class BookSource:
+    """Where books come from.
+
+    Attributes:
+        path: spec and cache folder -> a book, or a folder of books.
+        fingerprint: SHA-256 in hexadecimal over what would be read.
+    """
+
+    path: Callable[[SourceSpec, Path], Path]
+    fingerprint: Callable[[SourceSpec], str]
+
+
+def _given(spec: SourceSpec) -> Path:
+    if spec.path is None:
+        raise RecipeError(
+            "the source 'books' has no path",
+            location="source.path",
+            hint='write path = "a book or a folder of books"',
+        )
+    return spec.path
+
+
+BOOK_SOURCES: dict[str, BookSource] = {
+    "books": BookSource(
+        lambda spec, _: _given(spec), lambda spec: textbooks.fingerprint(_given(spec))
+    ),
+    "handbook": BookSource(
+        lambda _, cache: handbook.write(cache / f"handbook-{handbook.fingerprint()[:12]}"),
+        lambda _: handbook.fingerprint(),
+    ),
+}
+"""What ``source.name`` can be in a recipe of kind embed: books of one's own, or the handbook of the invented hospital."""
+
+SEARCH_SETS: dict[str, Callable[[SearchSetSpec], RetrievalSet]] = {
+    "beir": lambda spec: beir.read(spec.path),
+    "medquad": lambda spec: medquad.own_answers(spec.path, spec.asked),
+    "liveqa": lambda spec: medquad.graded(spec.path, _needed(spec)),
+}
+
+
+def _needed(spec: SearchSetSpec) -> Path:
+    if spec.asked is None:
+        raise RecipeError(
+            f"the search set {spec.name!r} has no questions",
+            location="evaluation.search.asked",
+            hint="name the file of test questions",
+        )
+    return spec.asked
+
+
+def fingerprint(recipe: EmbedRecipe) -> str:
+    """SHA-256 over the books, and over every other file that is read.
+
+    Raises:
+        RecipeError: the source is no shelf of books.
+        SourceError: a file is missing.
+    """
+    digest = hashlib.sha256(_source(recipe.source).fingerprint(recipe.source).encode())
+    scoring = recipe.evaluation
+    if scoring.other_books:
+        digest.update(textbooks.fingerprint(scoring.other_books).encode())
+    sets = [
+        path for spec in (*scoring.search, *scoring.general) for path in (spec.path, spec.asked)
+    ]
+    for path in (*(spec.path for spec in recipe.pairs.imported), scoring.study, *sets):
+        digest.update(_content(path).encode())
+    return digest.hexdigest()
+
+
+def _source(spec: SourceSpec) -> BookSource:
+    if spec.name not in BOOK_SOURCES:
+        hint = f'name = "books" with path = "a book or a folder of books", or one of: {", ".join(BOOK_SOURCES)}'
+        raise RecipeError(
+            f"the source {spec.name!r} holds no books", location="source.name", hint=hint
+        )
+    return BOOK_SOURCES[spec.name]
+
+
+def _content(path: Path | None) -> str:
+    if path is None or not path.exists():
+        return ""  # whoever reads it says that it is missing
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return " ".join(
+        f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files
+    )
+
+
+def shelf(recipe: EmbedRecipe, home: Path, accelerator: Crew, hashes: Hashes) -> Shelf:
+    """Passages and pairs of the books, without what the evaluation asks; the first process makes them, the others wait."""
+    scoring = recipe.evaluation
+    search = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.search}
+    general = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.general}
+    study = (
+        {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY}
+        if scoring.study
+        else {}
+    )
+    with accelerator.main_process_first():
+        made = key(
+            hashes.source,
+            recipe.passages.model_dump(),
+            recipe.pairs.model_dump(mode="json"),
+            recipe.split.model_dump(),
+            code_version(),
+        )
+        folder = home / "cache" / f"pairs-{made}"
+        asked = list(_asked({**search, **general}, study))
+        path = _source(recipe.source).path(recipe.source, home / "cache")
+        learned = _material(path, recipe, recipe.split, folder, asked)
+        other = None
+        if scoring.other_books:
+            other = _material(
+                scoring.other_books, recipe, ALL_ASKED, folder.with_name(f"{folder.name}-other"), []
+            )
+    return Shelf(learned, other, search, general, study)
+
+
+def _asked(sets: dict[str, RetrievalSet], study: dict[str, pa.Table]) -> Iterator[str]:
+    """Every question of the evaluation, and every passage that answers one."""
+    for found in sets.values():
+        yield from found.queries["text"].to_pylist()
+        judged = set(found.judgements["passage_id"].to_pylist())
+        rows = zip(
+            found.passages["passage_id"].to_pylist(),
+            found.passages["text"].to_pylist(),
+            strict=True,
+        )
+        yield from (text for name, text in rows if name in judged)
+    for table in study.values():
+        yield from (*table["anchor"].to_pylist(), *table["positive"].to_pylist())
+
+
+def _material(
+    path: Path, recipe: EmbedRecipe, split: PairSplitSpec, folder: Path, asked: list[str]
+) -> Material:
+    counted = folder / "attrition.json"
+    if not counted.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        read, chosen = Attrition("passages"), Attrition("passages chosen")
+        passages = textbooks.read(path, read).read_all()
+        only = recipe.passages if split is recipe.split else type(recipe.passages)()
+        passages = pairs.selected(passages, only, chosen)
+        pq.write_table(passages, folder / "passages.parquet", compression="zstd")
+        spec: PairsSpec = (
+            recipe.pairs
+            if split is recipe.split
+            else recipe.pairs.model_copy(update={"imported": ()})
+        )
+        made = pairs.build(passages, spec, split, folder, asked)
+        runs.write_atomically(
+            counted, json.dumps([step.as_json() for step in (read, chosen, *made.attrition)])
+        )
+    steps = tuple(
+        Attrition.from_json(step) for step in json.loads(counted.read_text(encoding="utf-8"))
+    )
+    return Material(
+        pq.read_table(folder / "passages.parquet"),
+        pq.read_table(folder / "pairs.parquet"),
+        steps,
+        folder,
+    )
