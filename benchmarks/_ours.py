@@ -31,14 +31,14 @@ AtTheDoor = Callable[..., object]
 
 def at_the_door(document: dict[str, Any], home: Path, work: AtTheDoor) -> Any:
     """Run the verb of a recipe up to the loop, and do ``work`` there."""
-    asked = recipe.validated(document, "the benchmark")
+    asked = recipe.validate_recipe(document, "the benchmark")
     verb = getattr(workflows, asked.kind)
 
     def fit(course: Any, spec: Any, accelerator: Any, *_: object, **__: object) -> object:
         raise Left(work(course, spec, accelerator))
 
-    context = workflows.Circumstances(now=lambda: datetime.datetime.now(datetime.UTC))
-    with mock.patch.object(training, "fit", fit):
+    context = workflows.RunContext(now=lambda: datetime.datetime.now(datetime.UTC))
+    with mock.patch.object(training, "run_training", fit):
         try:
             verb(asked, home, context)
         except Left as left:
@@ -80,7 +80,13 @@ def timed(
     course = dataclasses.replace(course, measure=None, best_by="")
     spec = spec.model_copy(update={"evaluations": 1, "checkpoints": 1})
     with tempfile.TemporaryDirectory() as folder:
-        real(course, spec, accelerator, Path(folder) / "checkpoints", training.Watch(tell))
+        real(
+            course,
+            spec,
+            accelerator,
+            Path(folder) / "checkpoints",
+            training.TrainingCallbacks(tell),
+        )
     marks, tokens = (
         [0.0, *(event.seconds for event in told)],
         [0, *(event.tokens for event in told)],

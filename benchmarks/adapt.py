@@ -171,9 +171,9 @@ def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
 
     lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
     shape = models.shape(Path(recipe["base"]["path"]))
-    trained = plan.trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
-    terms = plan.operation_terms(
-        shape, trained, round(float((lengths**2).sum() / lengths.sum())), words=True
+    trained = plan.count_trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
+    terms = plan.estimate_operations(
+        shape, trained, round(float((lengths**2).sum() / lengths.sum())), has_language_head=True
     )
     return sum(term.value for term in terms)
 
@@ -183,7 +183,8 @@ def peak(gpu: str) -> float:
     from clinpeft.workflows import plan
 
     return next(
-        (row.peak for name, row in plan.GPUS.items() if name.split("-")[0] in gpu), float("nan")
+        (row.peak_flops for name, row in plan.GPU_DATA_SHEETS.items() if name.split("-")[0] in gpu),
+        float("nan"),
     )
 
 

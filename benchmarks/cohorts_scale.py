@@ -132,7 +132,7 @@ def built(folder: Path, task: str, memory_gigabytes: float) -> dict[str, object]
                 question=task,
             )
         opened.connection.close()
-    return {"stays": cohort.attrition[-1].kept, "steps": steps}
+    return {"stays": cohort.attrition[-1].kept_rows, "steps": steps}
 
 
 @contextmanager

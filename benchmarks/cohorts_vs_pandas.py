@@ -134,7 +134,7 @@ def with_clinpeft(hospital: Path, work: Path) -> int:
         {"kind": "cohort", "source": {"name": "mimic-iii", "path": str(hospital)}, "task": task}
     )
     opened = tables.open_tables(SourceSpec(name="mimic-iii", path=hospital), work / "database")
-    return cohorts.write(recipe, opened, work / "cohort").attrition[-1].kept
+    return cohorts.write(recipe, opened, work / "cohort").attrition[-1].kept_rows
 
 
 BUILDERS: dict[str, Callable[[Path, Path], int]] = {

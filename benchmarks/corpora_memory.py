@@ -66,7 +66,7 @@ class Hospital:
                 "subject_id": ids // NOTES_PER_SUBJECT,
                 "text": texts,
             }
-            made = schemas.table(schemas.NOTE, rows).to_batches()[0]
+            made = schemas.build_arrow_table(schemas.NOTE_SCHEMA, rows).to_batches()[0]
             self.seconds += time.process_time() - started
             yield made
             started = time.process_time()
@@ -96,7 +96,7 @@ def measure(notes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started, began = time.process_time(), time.perf_counter()
         corpus = build(
-            schemas.stream(schemas.NOTE, hospital.batches()),
+            schemas.stream(schemas.NOTE_SCHEMA, hospital.batches()),
             CorpusSpec(),
             SplitSpec(),
             1234,
@@ -105,7 +105,7 @@ def measure(notes: int) -> None:
         seconds = time.process_time() - started - hospital.seconds
         clock = time.perf_counter() - began
         size = corpus.path.stat().st_size / 2**20
-    dropped = {step.step: sum(step.dropped.values()) for step in corpus.attrition}
+    dropped = {step.step: sum(step.dropped_rows.values()) for step in corpus.attrition}
     print(
         f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, {notes / seconds:,.0f} notes/s; file {size:.0f} MB"
     )

@@ -19,9 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from clinpeft.core import schemas
-from clinpeft.core.schemas import Question
-from clinpeft.evaluation.classification.discrimination import discrimination, labels_table
-from clinpeft.recipe import ScoringSpec
+from clinpeft.core.schemas import LabelSpace
+from clinpeft.evaluation.classification.discrimination import (
+    evaluate_discrimination,
+    compute_label_metrics,
+)
+from clinpeft.recipe import ClassificationEvaluationSpec
 
 CODES_A_STAY = 10
 
@@ -33,7 +36,7 @@ def peak_megabytes() -> float:
     return int(found.group(1)) / 1024
 
 
-def invented(stays: int, labels: int) -> tuple[pa.Table, Question]:
+def invented(stays: int, labels: int) -> tuple[pa.Table, LabelSpace]:
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, labels + 1)
     frequency = np.minimum(CODES_A_STAY * frequency / frequency.sum(), 0.9)
@@ -55,7 +58,7 @@ def invented(stays: int, labels: int) -> tuple[pa.Table, Question]:
     }
     names = tuple(f"code {at}" for at in range(labels))
     counts = tuple(int(4 * stays * share) for share in frequency)
-    return schemas.table(schemas.PREDICTION, columns), Question(
+    return schemas.build_arrow_table(schemas.PREDICTION_SCHEMA, columns), LabelSpace(
         "codes", "multilabel", names, ("icd9",) * labels, counts, "auroc_macro"
     )
 
@@ -67,12 +70,12 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     given = parser.parse_args()
     answered, question = invented(given.stays, given.labels)
-    spec = ScoringSpec(resamples=given.resamples)
+    spec = ClassificationEvaluationSpec(resamples=given.resamples)
     print(
         f"{given.labels:,} labels, {given.stays:,} stays, {given.resamples:,} resamples; before: peak {peak_megabytes():.0f} MB",
         flush=True,
     )
-    for measured in (labels_table, discrimination):
+    for measured in (compute_label_metrics, evaluate_discrimination):
         began, busy = time.perf_counter(), time.process_time()
         measured(answered, question, "held_out", spec, np.random.default_rng(0))
         clock, busy = time.perf_counter() - began, time.process_time() - busy

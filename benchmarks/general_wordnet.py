@@ -19,7 +19,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.core.schemas import CANDIDATE, QUERY, RetrievalSet, table
+from clinpeft.core.schemas import (
+    CANDIDATE_PASSAGE_SCHEMA,
+    QUERY_SCHEMA,
+    RetrievalSet,
+    build_arrow_table,
+)
 from clinpeft.data.retrieval import beir
 
 FIELDS = {
@@ -79,12 +84,12 @@ def main() -> None:
     answers = {number for number, _ in drawn}
     others = draw.sample([one for one in kept if one[0] not in answers], GLOSSES - QUESTIONS)
     searched = [one for one in kept if one[0] in answers] + others
-    queries = table(
-        QUERY,
+    queries = build_arrow_table(
+        QUERY_SCHEMA,
         {"query_id": [f"q{number}" for number, _ in drawn], "text": [word for _, word in drawn]},
     )
-    passages = table(
-        CANDIDATE,
+    passages = build_arrow_table(
+        CANDIDATE_PASSAGE_SCHEMA,
         {"passage_id": [f"n{one[0]}" for one in searched], "text": [one[3] for one in searched]},
     )
     judged: pa.Table = beir.judgements({(f"q{number}", f"n{number}"): 1 for number, _ in drawn})

@@ -51,9 +51,9 @@ def rows_of_one_length() -> list[Taken]:
 
 def stock_layers() -> list[Taken]:
     """peft's own LoRA layers."""
-    from clinpeft.runtime.fused_lora import Routing
+    from clinpeft.runtime.fused_lora import TokenRouting
 
-    return [mock.patch.object(inside("adapters.attach"), "fuse", lambda *_: Routing())]
+    return [mock.patch.object(inside("adapters.attach"), "fuse", lambda *_: TokenRouting())]
 
 
 def fused_attention() -> list[Taken]:
@@ -67,11 +67,11 @@ def whole_vocabulary() -> list[Taken]:
     """Logits of all asked tokens at once."""
     from clinpeft.training import objectives
 
-    real = objectives._losses
+    real = objectives._compute_token_losses
     return [
         mock.patch.object(
             objectives,
-            "_losses",
+            "_compute_token_losses",
             lambda forward, question, mask, asked, _: real(forward, question, mask, asked, None),
         )
     ]

@@ -118,39 +118,39 @@ def _asked(work: Path) -> tuple[Any, Any, Any]:
     """Recipe, verb and circumstances."""
     from clinpeft import recipe, workflows
 
-    asked = recipe.validated(json.loads((work / "recipe.json").read_text()), "the benchmark")
+    asked = recipe.validate_recipe(json.loads((work / "recipe.json").read_text()), "the benchmark")
     return (
         asked,
         getattr(workflows, asked.kind),
-        workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC)),
+        workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC)),
     )
 
 
 def planned(work: Path) -> side.Measured:
     """What ``clinpeft plan`` finds without ``--gpu``."""
     asked, verb, context = _asked(work)
-    from clinpeft.workflows.plan import probed
+    from clinpeft.workflows.plan import plan_from_dry_run
 
     held: list[int] = []
     with tempfile.TemporaryDirectory(dir=work) as home, held_before_training(held):
-        plan = probed(asked, Path(home), context, verb, None)
-    assert plan.probe is not None and plan.seconds is not None and plan.tokens is not None
-    terms = {f"{term.name}, MB": term.value / 2**20 for term in plan.memory}
+        plan = plan_from_dry_run(asked, Path(home), context, verb, None)
+    assert plan.dry_run is not None and plan.seconds is not None and plan.tokens is not None
+    terms = {f"{term.name}, MB": term.value / 2**20 for term in plan.memory_terms}
     by_formula = {
-        "formula": held[0] + sum(term.value for term in plan.memory[1:]),
+        "formula": held[0] + sum(term.value for term in plan.memory_terms[1:]),
         "before training": float(held[0]),
         **terms,
     }
     told = {
-        "cold_seconds": plan.probe.cold_seconds,
-        "measuring_seconds": plan.probe.measuring_seconds,
+        "cold_seconds": plan.dry_run.warmup_seconds,
+        "measuring_seconds": plan.dry_run.evaluation_seconds,
     }
-    end = {**by_formula, **told, "probe": float(plan.probe.peak_bytes or 0)}
+    end = {**by_formula, **told, "probe": float(plan.dry_run.peak_bytes or 0)}
     return side.Measured(
         "tokens",
         [float(plan.tokens)],
         [plan.seconds[0]],
-        peak_bytes=plan.probe.peak_bytes or 0,
+        peak_bytes=plan.dry_run.peak_bytes or 0,
         end=end,
     )
 
@@ -160,14 +160,14 @@ def held_before_training(held: list[int]) -> Iterator[None]:
     """The resident set when the loop is entered, base included, is appended whenever that happens."""
     from clinpeft import training
 
-    real = training.fit
+    real = training.run_training
 
     def fit(*given: Any, **asked: Any) -> Any:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
         held.append(1024 * int(found.group(1)) if found else 0)
         return real(*given, **asked)
 
-    with mock.patch.object(training, "fit", fit):
+    with mock.patch.object(training, "run_training", fit):
         yield
 
 

@@ -56,7 +56,9 @@ def main() -> None:
 def report(notes: int, folder: Path) -> None:
     hospital = folder / f"hospital-{notes}"
     started = time.perf_counter(), time.process_time()
-    synthetic.write(hospital, math.ceil(notes / NOTES_PER_SUBJECT), 1234, "mimic-iv")
+    synthetic.write_synthetic_hospital(
+        hospital, math.ceil(notes / NOTES_PER_SUBJECT), 1234, "mimic-iv"
+    )
     seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
     size = sum((hospital / "note" / name).stat().st_size for name in FILES)
     print(
@@ -103,7 +105,7 @@ def read_source(folder: Path) -> Iterable[tuple[int, int]]:
     attrition = Attrition("sources")
     for batch in sources.read(SourceSpec(name="mimic-iv", path=folder), attrition, folder):
         yield batch.num_rows, batch.column("text").nbytes
-    assert attrition.entered == attrition.kept
+    assert attrition.entered_rows == attrition.kept_rows
 
 
 def read_csv_module(folder: Path) -> Iterable[tuple[int, int]]:

@@ -76,7 +76,7 @@ def course(
     import torch
 
     from clinpeft import adapters, models, training
-    from clinpeft.core.schemas import Question
+    from clinpeft.core.schemas import LabelSpace
     from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
 
     notes = np.load(work / "notes.npz")
@@ -96,19 +96,21 @@ def course(
                 pooled, torch.arange(len(chosen), device=accelerator.device), len(chosen), "mean"
             )
 
-        return adapters.Reading(chosen, torch.ones_like(chosen), answer)
+        return adapters.PackedInput(chosen, torch.ones_like(chosen), answer)
 
     def live(documents: Any) -> Any:
         read = reading(documents)
-        return read.answer(adapters.flat(stack, read.input_ids, read.attention_mask))
+        return read.answer(
+            adapters.compute_packed_hidden_states(stack, read.input_ids, read.attention_mask)
+        )
 
     def mode(on: bool) -> None:
         stack.train(on)
         head.train(on)
 
     names = tuple(f"class {at}" for at in range(CLASSES))
-    exam = training.Exam(
-        question=Question(
+    exam = training.ClassificationData(
+        label_space=LabelSpace(
             "drawn", "multiclass", names, ("",) * CLASSES, (1,) * CLASSES, "auroc_ovo"
         ),
         **{
@@ -135,8 +137,8 @@ def course(
         evaluations=1,
         select_by="last",
     )
-    own = training.as_parameters({"head": head})
-    made = training.classification(
+    own = training.collect_module_parameters({"head": head})
+    made = training.build_classification_trainable(
         [exam],
         {**stack.trained, **own},
         mode,
@@ -153,10 +155,10 @@ def _base(precision: str, accelerator: Any) -> Any:
     import _texts
 
     from clinpeft import models
-    from clinpeft.recipe import BaseSpec
+    from clinpeft.recipe import LanguageModelSpec
 
     return models.load(
-        BaseSpec.model_validate({"path": _texts.SMALL, "precision": precision}),
+        LanguageModelSpec.model_validate({"path": _texts.SMALL, "precision": precision}),
         accelerator.device,
         "vectors",
     )
@@ -172,19 +174,25 @@ def one_after_another(precision: str, work: Path) -> side.Measured:
     """Each trial on a base of its own, which goes when it has ended."""
     from clinpeft import adapters, training
 
-    accelerator, seconds, losses, first = training.assemble(), [], [], 0.0
+    accelerator, seconds, losses, first = training.create_accelerator(), [], [], 0.0
     for setting in settings(work):
         base = _base(precision, accelerator)
         made, spec = course(
-            base, adapters.attach(base, _adapter(setting), setting.seed), setting, work, accelerator
+            base,
+            adapters.attach_adapters(base, _adapter(setting), setting.seed),
+            setting,
+            work,
+            accelerator,
         )
         marks = [time.perf_counter()]
         with tempfile.TemporaryDirectory() as folder:
-            watch = training.Watch(tell=lambda _, marks=marks: marks.append(time.perf_counter()))  # type: ignore[misc]
+            watch = training.TrainingCallbacks(
+                on_step=lambda _, marks=marks: marks.append(time.perf_counter())
+            )  # type: ignore[misc]
             losses.append(
                 [
                     point["loss"]
-                    for point in training.fit(
+                    for point in training.run_training(
                         made, spec, accelerator, Path(folder), watch
                     ).progress.history
                 ]
@@ -199,31 +207,31 @@ def together(precision: str, work: Path) -> side.Measured:
     """All trials in one pass."""
     from clinpeft import adapters, training
 
-    accelerator, tried = training.assemble(), settings(work)
+    accelerator, tried = training.create_accelerator(), settings(work)
     base = _base(precision, accelerator)
-    joint = adapters.together(
-        base, [adapters.Trial(_adapter(setting), setting.seed) for setting in tried]
+    joint = adapters.attach_stacks(
+        base, [adapters.TrialAdapters(_adapter(setting), setting.seed) for setting in tried]
     )
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         fits = []
         for at, (stack, setting) in enumerate(zip(joint.stacks, tried, strict=True)):
             watch = (
-                training.Watch(tell=lambda _: marks.append(time.perf_counter()))
+                training.TrainingCallbacks(on_step=lambda _: marks.append(time.perf_counter()))
                 if at == len(tried) - 1
-                else training.Watch()
+                else training.TrainingCallbacks()
             )
             fits.append(
-                training.Fit(
+                training.TrialTraining(
                     *course(base, stack, setting, work, accelerator), Path(folder) / str(at), watch
                 )
             )
         marks.append(time.perf_counter())
-        found = training.fit_together(joint, fits, accelerator)
+        found = training.train_jointly(joint, fits, accelerator)
     losses = [
         [point["loss"] for point in each.progress.history]
         for each in found
-        if isinstance(each, training.Fitted)
+        if isinstance(each, training.TrainingResult)
     ]
     return _measured(work, np.diff(marks).tolist(), losses, side.since_start(), precision)
 

@@ -357,13 +357,17 @@ def unaudited(home: Path) -> list[str]:
     """What is wrong with the chain of the audit log, and the finished runs that it does not know."""
     from clinpeft.runs import audit_log
 
-    known = {line.get("run") for line in audit_log.lines(home) if line.get("state") == "finished"}
+    known = {
+        line.get("run")
+        for line in audit_log.read_audit_lines(home)
+        if line.get("state") == "finished"
+    }
     missing = [
         f"run {run.parent.name} is not in the audit log"
         for run in home.glob("*/run.json")
         if run.parent.name not in known
     ]
-    return [*audit_log.verify(home).problems, *missing]
+    return [*audit_log.verify_audit_log(home).problems, *missing]
 
 
 def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:

@@ -19,8 +19,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from clinpeft.adapters import COMBINATIONS, METHODS, combinations
-from clinpeft.recipe import RECIPES, AdapterSpec, Recipe, Spec
+from clinpeft.adapters import ADAPTER_COMBINATIONS, ADAPTER_METHODS, list_adapter_combinations
+from clinpeft.recipe import RECIPE_CLASSES, AdapterSpec, Recipe, RecipeSpec
 
 ROOT = Path(__file__).parents[1]
 TREE = "<!-- tree: written by `make docs` -->", "<!-- end of tree -->"
@@ -28,7 +28,7 @@ KEYS = "<!-- keys: written by `make docs` -->", "<!-- end of keys -->"
 STACKS = "<!-- combinations: written by `make docs` -->", "<!-- end of combinations -->"
 LONGEST_PURPOSE = 130
 
-Specs = tuple[type[Spec], ...]
+Specs = tuple[type[RecipeSpec], ...]
 """What a table of a recipe holds: one spec, or several where its entries are of several kinds."""
 
 
@@ -77,7 +77,7 @@ def keys() -> str:
     """Every key of every recipe: type, default, meaning."""
     kinds = [
         f"| `{kind}` | {', '.join(_heading(recipe, name) for name in _tables(recipe))} |"
-        for kind, recipe in RECIPES.items()
+        for kind, recipe in RECIPE_CLASSES.items()
     ]
     parts = [
         "## The kinds of run",
@@ -99,7 +99,7 @@ def keys() -> str:
 def _titles() -> list[tuple[str, Specs]]:
     """Every table with its specs; one that has other keys in another kind of recipe says of which kinds it is."""
     kinds: dict[tuple[str, Specs], list[str]] = {}
-    for kind, recipe in RECIPES.items():
+    for kind, recipe in RECIPE_CLASSES.items():
         for name in _tables(recipe):
             kinds.setdefault(
                 (_heading(recipe, name), tuple(_specs(recipe.model_fields[name].annotation))), []
@@ -119,30 +119,32 @@ def _titles() -> list[tuple[str, Specs]]:
 
 def stacks() -> str:
     """Which adapter stands on which: a row a first method, a column a second; below, why."""
-    how = {(first, second): said for first, second, said, _ in combinations()}
+    how = {(first, second): said for first, second, said, _ in list_adapter_combinations()}
     rows = [
-        f"| `{first}` | {' | '.join(how[first, second] for second in METHODS)} |"
-        for first in METHODS
+        f"| `{first}` | {' | '.join(how[first, second] for second in ADAPTER_METHODS)} |"
+        for first in ADAPTER_METHODS
     ]
     matrix = [
-        f"| first \\ second | {' | '.join(f'`{second}`' for second in METHODS)} |",
-        "|---" * (len(METHODS) + 1) + "|",
+        f"| first \\ second | {' | '.join(f'`{second}`' for second in ADAPTER_METHODS)} |",
+        "|---" * (len(ADAPTER_METHODS) + 1) + "|",
         *rows,
     ]
     joining = {
-        joins: ", ".join(f"`{name}`" for name, method in METHODS.items() if method.joins == joins)
-        for joins, _ in COMBINATIONS
+        joins: ", ".join(
+            f"`{name}`" for name, method in ADAPTER_METHODS.items() if method.composition == joins
+        )
+        for joins, _ in ADAPTER_COMBINATIONS
     }
     reasons = [
-        f"| {joining[first]} | {joining[second]} | {found.how} | {_code(found.why.format(first='the first', second='the second'))} |"
-        for (first, second), found in COMBINATIONS.items()
+        f"| {joining[first]} | {joining[second]} | {found.kind} | {_code(found.reason.format(first='the first', second='the second'))} |"
+        for (first, second), found in ADAPTER_COMBINATIONS.items()
     ]
     return "\n".join(
         [*matrix, "", "| first | second | stand together | why |", "|---|---|---|---|", *reasons]
     )
 
 
-def meanings(spec: type[Spec]) -> dict[str, str]:
+def meanings(spec: type[RecipeSpec]) -> dict[str, str]:
     """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from; ``as for every ...`` leaves the inherited one."""
     found: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
@@ -160,22 +162,22 @@ def meanings(spec: type[Spec]) -> dict[str, str]:
     return found
 
 
-def _tables(recipe: type[Spec]) -> list[str]:
+def _tables(recipe: type[RecipeSpec]) -> list[str]:
     return [name for name, field in recipe.model_fields.items() if _specs(field.annotation)]
 
 
-def _plain(spec: type[Spec]) -> list[str]:
+def _plain(spec: type[RecipeSpec]) -> list[str]:
     return [name for name, field in spec.model_fields.items() if not _specs(field.annotation)]
 
 
-def _specs(annotation: Any) -> list[type[Spec]]:
+def _specs(annotation: Any) -> list[type[RecipeSpec]]:
     """The specs that a field holds: one for a table, several for a list of tables of several kinds, none for a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
+    if isinstance(annotation, type) and issubclass(annotation, RecipeSpec):
         return [annotation]
     return [spec for part in get_args(annotation) for spec in _specs(part)]
 
 
-def _heading(spec: type[Spec], name: str, above: str = "") -> str:
+def _heading(spec: type[RecipeSpec], name: str, above: str = "") -> str:
     several = str(spec.model_fields[name].annotation).startswith("tuple")
     return f"`[[{above}{name}]]`" if several else f"`[{above}{name}]`"
 
@@ -208,9 +210,9 @@ def _section(title: str, specs: Specs) -> list[str]:
     return parts
 
 
-def _inside(heading: str, spec: type[Spec]) -> list[str]:
+def _inside(heading: str, spec: type[RecipeSpec]) -> list[str]:
     """The tables inside a table; those with the same keys stand together."""
-    found: dict[type[Spec], list[str]] = {}
+    found: dict[type[RecipeSpec], list[str]] = {}
     for name in spec.model_fields:
         for inner in _specs(spec.model_fields[name].annotation):
             found.setdefault(inner, []).append(_heading(spec, name, f"{heading.strip('[]')}."))
@@ -225,12 +227,12 @@ def _inside(heading: str, spec: type[Spec]) -> list[str]:
     ]
 
 
-def _lead(spec: type[Spec]) -> str:
+def _lead(spec: type[RecipeSpec]) -> str:
     text = inspect.cleandoc(spec.__doc__ or "").partition("Attributes:")[0]
     return _code(" ".join(text.split()))
 
 
-def _table(spec: type[Spec], names: list[str], *, any_method: bool = False) -> str:
+def _table(spec: type[RecipeSpec], names: list[str], *, any_method: bool = False) -> str:
     shapes, said = spec.model_json_schema()["properties"], meanings(spec)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name in names:

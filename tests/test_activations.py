@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from clinpeft import models, recipe, workflows
-from clinpeft.core.errors import AdapterError, InterruptedRun
+from clinpeft.core.errors import AdapterError, InterruptedRunError
 from clinpeft.recipe import AdaptRecipe, LoraSpec, PrefixSpec
 from clinpeft.runs import Run
-from clinpeft.training import Event
+from clinpeft.training import StepEvent
 from clinpeft.workflows import plan
 
 SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
-AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 
 
 @pytest.fixture
 def smoke(tmp_path: Path) -> AdaptRecipe:
-    found = recipe.read(SMOKE)[0].recipe
+    found = recipe.load_recipe_cells(SMOKE)[0].recipe
     assert isinstance(found, AdaptRecipe)
     base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
     return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4, dropout=0.2),)})
@@ -38,11 +38,11 @@ def asking(found: AdaptRecipe, policy: str) -> AdaptRecipe:
     )
 
 
-def made(found: AdaptRecipe, home: Path, stop_after: int = 99) -> tuple[Run, list[Event]]:
-    told: list[Event] = []
+def made(found: AdaptRecipe, home: Path, stop_after: int = 99) -> tuple[Run, list[StepEvent]]:
+    told: list[StepEvent] = []
     count = itertools.count(1)
-    context = replace(AROUND, tell=told.append, stopping=lambda: next(count) >= stop_after)
-    return workflows.adapt(found, home, context), told
+    context = replace(AROUND, on_step=told.append, should_stop=lambda: next(count) >= stop_after)
+    return workflows.adapt_language_model(found, home, context), told
 
 
 def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
@@ -50,12 +50,12 @@ def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
 ) -> None:
     home = tmp_path / "home"
     kept, told = made(asking(smoke, "auto"), home)
-    with pytest.raises(InterruptedRun):
+    with pytest.raises(InterruptedRunError):
         made(asking(smoke, "recompute"), home, stop_after=2)
     again, rest = made(asking(smoke, "recompute"), home)
     assert [event.step for event in rest] == [3, 4]
     assert [event.loss for event in rest] == [event.loss for event in told[2:]]
-    assert [event.measured for event in rest] == [event.measured for event in told[2:]]
+    assert [event.metrics for event in rest] == [event.metrics for event in told[2:]]
     assert kept.record.activations.startswith("kept: by formula 128 tokens take")
     assert again.record.activations == "recomputed: asked for in the recipe"
 
@@ -63,7 +63,7 @@ def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
 def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "device_memory", lambda _: 2**20)
+    monkeypatch.setattr(plan, "read_device_memory_bytes", lambda _: 2**20)
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("recomputed: by formula")
 
@@ -71,7 +71,7 @@ def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(
 def test_a_prefix_is_kept_and_refused_where_recomputing_is_asked_for(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "device_memory", lambda _: 2**20)
+    monkeypatch.setattr(plan, "read_device_memory_bytes", lambda _: 2**20)
     smoke = smoke.model_copy(update={"adapters": (PrefixSpec(tokens=2, projection=False),)})
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("kept: prefix hands keys")

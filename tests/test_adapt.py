@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clinpeft import cli, runs, training
 from clinpeft.cli import progress
 from clinpeft.core.errors import RefusedError
-from clinpeft.core.files import locked
+from clinpeft.core.files import lock_folder
 from clinpeft.data import synthetic
 from tests.conftest import ROOT, MakeFolder
 
@@ -141,7 +141,10 @@ def test_every_split_is_scored_before_and_after_on_the_same_tokens(
     for split in ("train", "tuning", "held_out"):
         counted = {rows[state, split]["n_events"] for state in ("unigram", "base", "adapted")}
         assert len(counted) == 1 and rows["adapted", split]["value"] < rows["base", split]["value"]
-    before, after = runs.likelihoods(run, "base"), runs.likelihoods(run, "adapted")
+    before, after = (
+        runs.read_run_likelihoods(run, "base"),
+        runs.read_run_likelihoods(run, "adapted"),
+    )
     assert before.select(["note_id", "tokens"]).equals(after.select(["note_id", "tokens"]))
 
 
@@ -152,8 +155,8 @@ def test_what_left_is_counted_from_the_first_row_to_the_last_token(
     steps = only_run(tmp_path / "runs").attrition
     assert steps[0].step == "read" and steps[-1].step == "tokens"
     for step, following in itertools.pairwise(steps[:-1]):
-        assert following.entered == step.kept
-    assert steps[-1].dropped["past the first 30 tokens of its note"] > 0
+        assert following.entered_rows == step.kept_rows
+    assert steps[-1].dropped_rows["past the first 30 tokens of its note"] > 0
 
 
 def test_the_same_recipe_is_run_once(command: Command, recipe: Path, tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_the_log_holds_numbers_and_no_word_of_a_note(
     ]
     assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6]
     notes = tmp_path / "notes"
-    synthetic.write(notes, 40, 1234, "mimic-iv")
+    synthetic.write_synthetic_hospital(notes, 40, 1234, "mimic-iv")
     written = "".join(
         path.read_text(encoding="utf-8")
         for path in run.folder.rglob("*.json*")
@@ -209,7 +212,7 @@ adapters = [{ method = "lora", targets = ["nothing_like_this"] }]
 def test_the_papers_table_runs_on_any_base_and_corpus(
     command: Command, base: Path, tmp_path: Path
 ) -> None:
-    synthetic.write(tmp_path / "notes", 12, 1, "mimic-iv")
+    synthetic.write_synthetic_hospital(tmp_path / "notes", 12, 1, "mimic-iv")
     changes = {
         "base.path": base,
         "source.path": tmp_path / "notes",
@@ -293,7 +296,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
 ) -> None:
     said = progress.said
 
-    def interrupt(event: training.Event) -> str:
+    def interrupt(event: training.StepEvent) -> str:
         if event.step == 3:
             os.kill(os.getpid(), number)
         return said(event)
@@ -374,6 +377,6 @@ def test_a_second_process_on_the_same_run_is_refused(
     command: Command, recipe: Path, tmp_path: Path
 ) -> None:
     command("adapt", recipe, "--home", tmp_path / "runs")
-    with locked(only_run(tmp_path / "runs").folder):
+    with lock_folder(only_run(tmp_path / "runs").folder):
         said = command("adapt", recipe, "--home", tmp_path / "runs")
     assert said.startswith(f"exit {RefusedError.exit_code}")

@@ -190,12 +190,12 @@ def classify(recipe: Path, home: Path, *changes: str) -> runs.Run:
 
 def named_in(said: Said, home: Path) -> runs.Run:
     """The run whose folder the command printed last."""
-    return runs.find(home, Path(said.out.strip().splitlines()[-1].rpartition(": ")[2]).name)
+    return runs.find_run(home, Path(said.out.strip().splitlines()[-1].rpartition(": ")[2]).name)
 
 
 def answered(run: runs.Run) -> np.ndarray:
     """Logits (documents, classes), by stay."""
-    table = runs.table(run, "predictions").sort_by("stay_id")
+    table = runs.read_run_table(run, "predictions").sort_by("stay_id")
     return np.array(table["logits"].to_pylist(), np.float32)
 
 
@@ -277,9 +277,9 @@ def test_notes_become_a_run_with_adapter_head_answers_and_numbers(
 def test_the_answers_are_a_table_that_carries_its_question(
     whole: tuple[runs.Run, Path, Path, Said],
 ) -> None:
-    found = runs.table(whole[0], "predictions")
-    assert found.schema.equals(schemas.PREDICTION, check_metadata=False)
-    question = evaluation.question_of(found)
+    found = runs.read_run_table(whole[0], "predictions")
+    assert found.schema.equals(schemas.PREDICTION_SCHEMA, check_metadata=False)
+    question = evaluation.read_prediction_label_space(found)
     assert (question.name, question.kind, question.classes) == (
         "note_category",
         "multiclass",
@@ -315,18 +315,20 @@ def test_what_decides_is_learned_and_stands_beside_the_baselines(
     assert value(run, "auroc_ovo_difference", "model - TF-IDF + logistic regression")[
         "value"
     ] == pytest.approx(difference, abs=1e-9)
-    assert runs.table(run, "curves").schema.equals(schemas.CURVE)
+    assert runs.read_run_table(run, "curves").schema.equals(schemas.CURVE_POINT_SCHEMA)
 
 
 def test_who_left_is_counted_from_the_first_row_to_the_last_token(
     whole: tuple[runs.Run, Path, Path, Said],
 ) -> None:
     steps = whole[0].attrition
-    assert steps[0].step == "read" and steps[0].entered == 150
+    assert steps[0].step == "read" and steps[0].entered_rows == 150
     assert [step.step for step in steps[-2:]] == ["documents", "documents read whole"] and steps[
         -1
-    ].entered == 150
-    assert all(step.entered == step.kept + sum(step.dropped.values()) for step in steps)
+    ].entered_rows == 150
+    assert all(
+        step.entered_rows == step.kept_rows + sum(step.dropped_rows.values()) for step in steps
+    )
 
 
 def test_the_same_command_gives_the_same_run_at_once(
@@ -390,10 +392,10 @@ def test_new_notes_are_answered_as_the_same_texts_were(
     assert len(new) == 150 and {row["note_id"] for row in new.values()} == {
         f"n{at}" for at in range(150)
     }
-    assert evaluation.question_of(pq.read_table(out)) == evaluation.question_of(
-        runs.table(run, "predictions")
-    )
-    old = runs.table(run, "predictions").to_pylist()
+    assert evaluation.read_prediction_label_space(
+        pq.read_table(out)
+    ) == evaluation.read_prediction_label_space(runs.read_run_table(run, "predictions"))
+    old = runs.read_run_table(run, "predictions").to_pylist()
     for row in old:
         assert new[row["subject_id"]]["probabilities"] == pytest.approx(
             row["probabilities"], abs=1e-6
@@ -465,7 +467,7 @@ def test_every_stack_above_a_clinical_adapter_is_what_it_says(
     assert [found[f"{at + 1}-lora"] for at in range(len(stack))] == wanted and found[
         "head.note_category"
     ] == "trained"
-    source = runs.find(clinical, "clinical", finished=True)
+    source = runs.find_run(clinical, "clinical", finished_only=True)
     assert isinstance(run.recipe, ClassifyRecipe) and run.recipe.adapters[0].from_run == source.id
     assert list(run.record.hashes.adapters) == [source.id]
     theirs = (source.folder / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -473,7 +475,9 @@ def test_every_stack_above_a_clinical_adapter_is_what_it_says(
     assert (kept == theirs) is (wanted[0] != "trained")
     assert (run.record.features_seconds is not None) is ("trained" not in wanted)
     assert (
-        inference.open_run(run.folder, run.recipe.base, torch.device("cpu")).stack.specs[0].from_run
+        inference.load_classifier(run.folder, run.recipe.base, torch.device("cpu"))
+        .stack.specs[0]
+        .from_run
         == source.id
     )
 
@@ -528,7 +532,7 @@ def test_what_is_remembered_of_the_notes_answers_as_the_model_does(
     remembered = classify(recipe, tmp_path / "remembered")
     assert list((tmp_path / "remembered" / "cache").glob("features-*.npy"))
     monkeypatch.setattr(
-        classifier, "_features", lambda *_: None
+        classifier, "_cache_features", lambda *_: None
     )  # no vectors: everything runs live
     live = classify(recipe, tmp_path / "live")
     assert not list((tmp_path / "live" / "cache").glob("features-*.npy"))
@@ -544,7 +548,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
 ) -> None:
     said, change = progress.said, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
 
-    def interrupt(event: training.Event) -> str:
+    def interrupt(event: training.StepEvent) -> str:
         if event.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return said(event)
@@ -566,7 +570,9 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
     assert went_on.id == stopped.id == straight.id
     for name in ("head.safetensors", "adapters/1-lora/adapter_model.safetensors"):
         assert (went_on.folder / name).read_bytes() == (straight.folder / name).read_bytes()
-    assert runs.table(went_on, "predictions").equals(runs.table(straight, "predictions"))
+    assert runs.read_run_table(went_on, "predictions").equals(
+        runs.read_run_table(straight, "predictions")
+    )
 
 
 def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> None:
@@ -631,10 +637,13 @@ def test_one_adapter_learns_two_questions_at_once(base: Path, tmp_path: Path) ->
         "head.note_category": "trained",
         "head.note_categories": "trained",
     }
-    first, second = runs.table(run, "predictions"), runs.table(run, "predictions-note_categories")
+    first, second = (
+        runs.read_run_table(run, "predictions"),
+        runs.read_run_table(run, "predictions-note_categories"),
+    )
     assert (
-        evaluation.question_of(first).kind == "multiclass"
-        and evaluation.question_of(second).kind == "multilabel"
+        evaluation.read_prediction_label_space(first).kind == "multiclass"
+        and evaluation.read_prediction_label_space(second).kind == "multilabel"
     )
     assert first["stay_id"].equals(second["stay_id"]) and second["label"].null_count == len(second)
     assert (
@@ -659,7 +668,7 @@ def test_one_adapter_learns_two_questions_at_once(base: Path, tmp_path: Path) ->
         rows_by_metric["auroc_macro", "model", "tuning"], abs=1e-6
     )
     assert isinstance(run.recipe, ClassifyRecipe)
-    served = inference.open_run(run.folder, run.recipe.base, torch.device("cpu"))
+    served = inference.load_classifier(run.folder, run.recipe.base, torch.device("cpu"))
     assert list(served.heads) == ["note_category", "note_categories"]
     said = clinpeft(
         "predict",
@@ -695,7 +704,7 @@ def test_a_whole_encoder_is_trained_and_kept(toy_bert: Path, notes: Path, tmp_pa
     said = clinpeft("predict", run.id, "--notes", notes, "--out", out, "--home", tmp_path / "runs")
     assert said.code == 0, said.err
     new = {row["subject_id"]: row["logits"] for row in pq.read_table(out).to_pylist()}
-    for row in runs.table(run, "predictions").to_pylist():
+    for row in runs.read_run_table(run, "predictions").to_pylist():
         assert new[row["subject_id"]] == pytest.approx(row["logits"], abs=1e-5)
     frozen = classify(recipe, tmp_path / "runs", "training.epochs=2")
     assert not np.allclose(answered(frozen), answered(run), atol=1e-3)
@@ -711,7 +720,10 @@ def test_the_smoke_recipe_asks_an_invented_hospital(tmp_path: Path) -> None:
     for run in runs.list_runs(tmp_path / "runs").runs:
         groups = {row["group"] for row in run.results.to_pylist()}
         assert run.record.state == "finished" and "age, sex, admission type" in groups
-        assert evaluation.question_of(runs.table(run, "predictions")).kind == "binary"
+        assert (
+            evaluation.read_prediction_label_space(runs.read_run_table(run, "predictions")).kind
+            == "binary"
+        )
         assert (run.folder / "meds_evaluation.parquet").exists()
     again = clinpeft(
         "classify", ROOT / "recipes" / "smoke-classify.toml", "--home", tmp_path / "runs"

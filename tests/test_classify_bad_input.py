@@ -118,8 +118,8 @@ def test_a_note_without_text_is_counted(base: Path, tmp_path: Path) -> None:
         "training.epochs=1",
     )
     assert (
-        run.attrition[0].dropped["empty note"] == 2
-        and run.attrition[0].kept == run.attrition[-1].kept == 60
+        run.attrition[0].dropped_rows["empty note"] == 2
+        and run.attrition[0].kept_rows == run.attrition[-1].kept_rows == 60
     )
 
 
@@ -255,7 +255,7 @@ def doctored(
             ).code
             == 0
         )
-        folder = runs.find(tmp_path / "runs", "clinical").folder / "adapter"
+        folder = runs.find_run(tmp_path / "runs", "clinical").folder / "adapter"
         tensors = load_file(folder / "adapter_model.safetensors")
         how(tensors)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

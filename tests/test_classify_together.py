@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from clinpeft import recipe, workflows
-from clinpeft.core.errors import InterruptedRun, RecipeError
+from clinpeft.core.errors import InterruptedRunError, RecipeError
 from clinpeft.recipe import ClassifyRecipe
 from clinpeft.runs import Run
 from tests.conftest import MakeFolder
 from tests.test_classify import RECIPE, invented, write_rows
 
-AROUND = workflows.Circumstances(now=lambda: datetime.now(UTC))
+AROUND = workflows.RunContext(now=lambda: datetime.now(UTC))
 MEASURED = (
     "started",
     "created",
@@ -52,7 +52,7 @@ def varied(
         "adapters": [adapter],
         "training": document["training"] | {"learning_rate": rate} | training,
     }
-    found = recipe.validated(changed, "test")
+    found = recipe.validate_recipe(changed, "test")
     assert isinstance(found, ClassifyRecipe)
     return found
 
@@ -65,10 +65,10 @@ def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
         varied(document, 4, 1e-2, 0.2, epochs=3, head_epochs=1),
         varied(document, 2, 2e-2),
     ]
-    found = workflows.classify_together(asked[:2], tmp_path / "together", [AROUND] * 2)
+    found = workflows.train_classifiers_jointly(asked[:2], tmp_path / "together", [AROUND] * 2)
     for at, one in enumerate(found):
         assert isinstance(one, Run)
-        alone = workflows.classify(asked[at], tmp_path / "alone", AROUND)
+        alone = workflows.train_classifier(asked[at], tmp_path / "alone", AROUND)
         assert one.id == alone.id and one.state == "finished"
         ours, theirs = (run.record.model_dump(exclude=set(MEASURED)) for run in (one, alone))
         liveness = [record.pop("liveness") for record in (ours, theirs)]
@@ -88,7 +88,7 @@ def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
         other = found[1 - at]
         assert isinstance(other, Run) and any(other.id in notice for notice in one.record.notices)
         assert one.record.notices[:-1] == alone.record.notices
-    again = workflows.classify_together(asked[1:], tmp_path / "together", [AROUND] * 2)
+    again = workflows.train_classifiers_jointly(asked[1:], tmp_path / "together", [AROUND] * 2)
     assert [run.record.finished for run in again if isinstance(run, Run)] == [
         found[1].record.finished,
         found[0].record.finished,
@@ -100,16 +100,16 @@ def test_stopped_runs_go_on_from_their_checkpoints(
 ) -> None:
     asked = [varied(document, 2, 2e-2), varied(document, 4, 1e-2)]
     steps: list[int] = []
-    stopped = workflows.Circumstances(
+    stopped = workflows.RunContext(
         now=AROUND.now,
-        tell=lambda event: steps.append(event.step),
-        stopping=lambda: len(steps) >= 2,
+        on_step=lambda event: steps.append(event.step),
+        should_stop=lambda: len(steps) >= 2,
     )
-    found = workflows.classify_together(asked, tmp_path, [stopped] * 2)
-    assert all(isinstance(one, InterruptedRun) for one in found)
+    found = workflows.train_classifiers_jointly(asked, tmp_path, [stopped] * 2)
+    assert all(isinstance(one, InterruptedRunError) for one in found)
     assert steps == [1, 1, 2]
-    on = workflows.Circumstances(now=AROUND.now, tell=lambda event: steps.append(event.step))
-    found = workflows.classify_together(asked, tmp_path, [on] * 2)
+    on = workflows.RunContext(now=AROUND.now, on_step=lambda event: steps.append(event.step))
+    found = workflows.train_classifiers_jointly(asked, tmp_path, [on] * 2)
     assert all(isinstance(one, Run) and one.state == "finished" for one in found)
     assert sorted(steps) == sorted([*range(1, 7)] * 2)
 
@@ -118,16 +118,16 @@ def test_recipes_that_differ_in_more_are_not_shareable(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
     one, other = varied(document, 2, 1e-2), varied(document, 4, 1e-3)
-    assert workflows.are_shareable([one, other])
-    elsewhere = recipe.validated(
+    assert workflows.can_train_jointly([one, other])
+    elsewhere = recipe.validate_recipe(
         one.model_dump(mode="json") | {"split": {"train": 0.5, "tuning": 0.3, "held_out": 0.2}},
         "test",
     )
-    dora = recipe.validated(
+    dora = recipe.validate_recipe(
         one.model_dump(mode="json") | {"adapters": [{"method": "dora"}]}, "test"
     )
-    bare = recipe.validated(one.model_dump(mode="json") | {"adapters": []}, "test")
+    bare = recipe.validate_recipe(one.model_dump(mode="json") | {"adapters": []}, "test")
     for odd in (elsewhere, dora, bare):
-        assert isinstance(odd, ClassifyRecipe) and not workflows.are_shareable([one, odd])
+        assert isinstance(odd, ClassifyRecipe) and not workflows.can_train_jointly([one, odd])
         with pytest.raises(RecipeError, match="2 recipes that cannot be trained in one pass"):
-            workflows.classify_together([one, odd], tmp_path, [AROUND] * 2)
+            workflows.train_classifiers_jointly([one, odd], tmp_path, [AROUND] * 2)

@@ -57,7 +57,10 @@ def test_a_cohort_is_built_and_shown_and_every_stay_that_left_has_a_reason(
     folder = tmp_path / "runs" / "cohorts" / "invented"
     assert str(folder) in said, said
     cohort = pq.read_table(folder / "cohort.parquet")
-    assert cohort.schema.equals(schemas.COHORT) and set(cohort["label"].to_pylist()) == {0, 1}
+    assert cohort.schema.equals(schemas.COHORT_SCHEMA) and set(cohort["label"].to_pylist()) == {
+        0,
+        1,
+    }
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     assert all(step["entered"] == step["kept"] + sum(step["dropped"].values()) for step in steps)
     assert steps[-1]["kept"] == len(cohort)
@@ -83,7 +86,7 @@ def test_a_folder_without_a_cohort_says_how_to_build_one(command: Command, tmp_p
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospital") / "mimic-iii"
-    synthetic.write(folder, 250, 7, "mimic-iii")
+    synthetic.write_synthetic_hospital(folder, 250, 7, "mimic-iii")
     return folder
 
 

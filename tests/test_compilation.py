@@ -9,7 +9,7 @@ import pytest
 
 from clinpeft import adapters, models, recipe, training
 from clinpeft.models import Tried
-from clinpeft.recipe import AdaptRecipe, LoraSpec, PrivateSpec
+from clinpeft.recipe import AdaptRecipe, DifferentialPrivacySpec, LoraSpec
 from clinpeft.workflows import compilation
 from tests.test_activations import SMOKE, made
 
@@ -20,7 +20,7 @@ compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def smoke(tmp_path: Path) -> AdaptRecipe:
-    found = recipe.read(SMOKE)[0].recipe
+    found = recipe.load_recipe_cells(SMOKE)[0].recipe
     assert isinstance(found, AdaptRecipe)
     base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
     return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4),)})
@@ -32,14 +32,16 @@ def asking(found: AdaptRecipe, **options: object) -> AdaptRecipe:
 
 def test_what_is_saved_must_be_twice_what_compiling_took() -> None:
     tried = Tried(before=0.5, after=0.3, compiling=10.0)  # 0.2 s saved a pass
-    assert compilation.decided(tried, 101) == compilation.Decision(
+    assert compilation.decide_from_timing(tried, 101) == compilation.CompileDecision(
         True, "saves some 20 s of the run, and took 10 s"
     )
-    assert not compilation.decided(tried, 99).compiled
-    assert not compilation.decided(Tried(before=0.3, after=0.5, compiling=0.0), 1000).compiled
-    assert compilation.decided(
+    assert not compilation.decide_from_timing(tried, 99).compiled
+    assert not compilation.decide_from_timing(
+        Tried(before=0.3, after=0.5, compiling=0.0), 1000
+    ).compiled
+    assert compilation.decide_from_timing(
         Tried(0.5, obstacle="the compiler failed: OSError"), 1e9
-    ) == compilation.Decision(False, "the compiler failed: OSError")
+    ) == compilation.CompileDecision(False, "the compiler failed: OSError")
 
 
 def test_a_short_run_is_not_tried(
@@ -53,21 +55,21 @@ def test_a_short_run_is_not_tried(
 def test_a_recipe_may_forbid_it_and_differential_privacy_does(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
     monkeypatch.setattr(models, "tried", lambda *_: pytest.fail("it was tried"))
     run, _ = made(asking(smoke, compilation="never"), tmp_path / "home")
     assert run.record.compilation == "not compiled: asked for in the recipe"
-    accelerator = training.assemble()
-    stack = adapters.attach(models.load(smoke.base, accelerator.device), smoke.adapters)
-    private = asking(smoke, private=PrivateSpec(epsilon=8.0))
-    found = compilation._asked([private], stack, accelerator)
+    accelerator = training.create_accelerator()
+    stack = adapters.attach_adapters(models.load(smoke.base, accelerator.device), smoke.adapters)
+    private = asking(smoke, private=DifferentialPrivacySpec(epsilon=8.0))
+    found = compilation._decide_without_trial([private], stack, accelerator)
     assert found is not None and not found.compiled and "privacy" in found.reason
 
 
 def test_a_run_made_again_decides_as_the_first_did(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
     answers = iter([Tried(1.0, 2.0, 1.0)])
     monkeypatch.setattr(models, "tried", lambda *_: next(answers))
     first, told = made(smoke, tmp_path / "home")
@@ -83,7 +85,7 @@ def test_a_run_made_again_decides_as_the_first_did(
 def test_a_compiler_that_is_gone_does_not_stop_the_run(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
     monkeypatch.setattr(models, "tried", lambda *_: Tried(9.0, 0.0, 1.0))
     monkeypatch.setattr(models, "compile_regions", lambda *_: "the compiler failed: OSError")
     run, _ = made(smoke, tmp_path / "home")
@@ -99,8 +101,8 @@ def test_a_compiled_run_learns_what_the_other_learns(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, told = made(smoke, tmp_path / "home")
-    monkeypatch.setattr(compilation, "WORTH_TRYING_SECONDS", 0.0)
-    monkeypatch.setattr(compilation, "MARGIN", -1e9)
+    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_SAVING_MARGIN", -1e9)
     compiled, retold = made(smoke, tmp_path / "other")
     assert plain.record.compilation.startswith(
         "not compiled"

@@ -11,7 +11,7 @@ import write_docs
 from packaging.requirements import Requirement
 
 from clinpeft import recipe
-from clinpeft.adapters import combinations
+from clinpeft.adapters import list_adapter_combinations
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -72,7 +72,7 @@ def test_a_page_that_is_older_than_the_code_is_seen(tmp_path: Path) -> None:
 
 
 def test_every_recipe_key_has_a_meaning_of_its_own_spec() -> None:
-    todo: list[type[recipe.Spec]] = list(recipe.RECIPES.values())
+    todo: list[type[recipe.RecipeSpec]] = list(recipe.RECIPE_CLASSES.values())
     for kind in todo:
         todo += [
             spec
@@ -118,7 +118,7 @@ def test_the_table_of_stacks_has_a_cell_for_every_pair_of_methods() -> None:
         for row in body
         for second, how in zip(header[1:], row[1:], strict=True)
     }
-    assert told == {(first, second): how for first, second, how, _ in combinations()}
+    assert told == {(first, second): how for first, second, how, _ in list_adapter_combinations()}
 
 
 @pytest.mark.parametrize("page", NAMED)
@@ -166,7 +166,7 @@ def test_a_recipe_in_a_page_is_a_recipe(page: str, tmp_path: Path) -> None:
     for block in shown:
         if "kind" in tomllib.loads(block):
             (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
-            assert recipe.read(
+            assert recipe.load_recipe_cells(
                 tmp_path / "shown.toml", environment={"MIMIC_III": "/data/mimic-iii"}
             )
 

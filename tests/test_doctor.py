@@ -18,7 +18,7 @@ from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows import doctor
 
-AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 LIBRARY = [
     ("2.13.0+cpu", "good", ""),
     ("2.9.1", "failure", "2.11"),
@@ -31,8 +31,8 @@ LIBRARY = [
 def test_a_library_is_held_against_the_versions_that_the_package_names(
     version: str | None, state: str, said: str
 ) -> None:
-    found = doctor.library("torch>=2.11,<3", lambda _: version)
-    assert (found.name, found.state) == ("torch", state) and said in found.said + found.hint
+    found = doctor.check_library("torch>=2.11,<3", lambda _: version)
+    assert (found.name, found.state) == ("torch", state) and said in found.message + found.hint
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_a_library_is_held_against_the_versions_that_the_package_names(
 def test_a_precision_that_is_chosen_and_slower_is_warned_of(
     takes: bool, ratio: float, state: str
 ) -> None:
-    found = doctor.chosen_precision("AMX", takes, ratio, 1e11)
+    found = doctor.check_precision_choice("AMX", takes, ratio, 1e11)
     assert found.state == state and bool(found.hint) == (state == "warning")
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(doctor.examined(tmp_path / "home", models.OFFLINE, AROUND, None))
+    found = list(doctor.run_diagnostics(tmp_path / "home", models.OFFLINE, AROUND, None))
     names = [finding.name for finding in found]
     assert {
         "Python",
@@ -61,7 +61,7 @@ def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_p
         "file locks",
     } <= set(names) and "self-test" not in names
     assert all(bool(finding.hint) == (finding.state != "good") for finding in found)
-    assert json.loads(doctor.as_json(found))["findings"][0]["name"] == "Python"
+    assert json.loads(doctor.findings_to_json(found))["findings"][0]["name"] == "Python"
 
 
 def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_told(
@@ -69,60 +69,67 @@ def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_tol
 ) -> None:
     tmp_path.chmod(0o755)
     assert (
-        doctor.permissions(tmp_path).state == "warning"
-        and "chmod 700" in doctor.permissions(tmp_path).hint
+        doctor.check_home_permissions(tmp_path).state == "warning"
+        and "chmod 700" in doctor.check_home_permissions(tmp_path).hint
     )
     tmp_path.chmod(0o700)
-    assert doctor.permissions(tmp_path).state == "good"
+    assert doctor.check_home_permissions(tmp_path).state == "good"
     usage = namedtuple("usage", ("total", "used", "free"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**20))
-    assert doctor.disk(tmp_path).state == "failure"
-    assert doctor.offline({}).state == "failure" and doctor.offline(models.OFFLINE).state == "good"
+    assert doctor.check_free_disk(tmp_path).state == "failure"
+    assert (
+        doctor.check_offline_variables({}).state == "failure"
+        and doctor.check_offline_variables(models.OFFLINE).state == "good"
+    )
 
 
 def test_a_home_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert doctor.permissions(tmp_path / "file" / "home").state == "failure"
+    assert doctor.check_home_permissions(tmp_path / "file" / "home").state == "failure"
 
 
 def test_locks_are_held_where_the_system_has_them(tmp_path: Path) -> None:
-    assert doctor.locks(tmp_path).state == "good"
+    assert doctor.check_file_locks(tmp_path).state == "good"
 
 
 def test_little_memory_is_a_warning_and_a_system_that_does_not_tell_is_none(tmp_path: Path) -> None:
     told = tmp_path / "meminfo"
     told.write_text("MemTotal:  8000000 kB\nMemAvailable:   1000000 kB\n")
-    assert doctor.memory_bytes(told) == (1_024_000_000, 8_192_000_000)
-    assert doctor.memory_bytes(tmp_path / "absent") == (None, None)
+    assert doctor.read_memory_bytes(told) == (1_024_000_000, 8_192_000_000)
+    assert doctor.read_memory_bytes(tmp_path / "absent") == (None, None)
 
 
 def test_the_self_test_trains_saves_reads_again_and_finds_everything_equal() -> None:
-    found = doctor.tried(AROUND, workflows.adapt)
-    assert (found.state, found.hint) == ("good", ""), found.said
+    found = doctor.run_self_test(AROUND, workflows.adapt_language_model)
+    assert (found.state, found.hint) == ("good", ""), found.message
 
 
 def test_the_self_test_sees_a_training_that_is_not_the_same_twice() -> None:
     runs = iter((1, 2))
 
-    def other_each_time(recipe: AdaptRecipe, home: Path, context: workflows.Circumstances) -> Run:
-        return workflows.adapt(recipe.model_copy(update={"seed": next(runs)}), home, context)
+    def other_each_time(recipe: AdaptRecipe, home: Path, context: workflows.RunContext) -> Run:
+        return workflows.adapt_language_model(
+            recipe.model_copy(update={"seed": next(runs)}), home, context
+        )
 
-    found = doctor.tried(AROUND, other_each_time)
-    assert found.state == "failure" and "two different adapters" in found.said
+    found = doctor.run_self_test(AROUND, other_each_time)
+    assert found.state == "failure" and "two different adapters" in found.message
 
 
 def test_what_breaks_a_run_breaks_the_self_test_and_not_the_doctor() -> None:
-    def broken(recipe: AdaptRecipe, home: Path, context: workflows.Circumstances) -> Run:
+    def broken(recipe: AdaptRecipe, home: Path, context: workflows.RunContext) -> Run:
         raise InputError("no text", location="source", hint="give some")
 
-    assert doctor.tried(AROUND, broken).said == "no text (source)"
+    assert doctor.run_self_test(AROUND, broken).message == "no text (source)"
 
 
 def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = doctor.tuned(tmp_path, {})
-    assert found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE).read_text()) == found
+    found = doctor.tune_threads(tmp_path, {})
+    assert (
+        found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE_FILE).read_text()) == found
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     as_tuned(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == "7"

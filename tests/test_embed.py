@@ -107,7 +107,7 @@ def embed(recipe: Path, home: Path, *changes: str) -> registry.Run:
     return (
         made[0]
         if made
-        else registry.find(home, said.out.rstrip().rsplit("/", 1)[-1], finished=True)
+        else registry.find_run(home, said.out.rstrip().rsplit("/", 1)[-1], finished_only=True)
     )
 
 
@@ -146,7 +146,7 @@ def jsonl(path: Path, objects: Sequence[object]) -> Path:
 
 def opened(run: registry.Run) -> tuple[Any, Manner]:
     assert isinstance(run.recipe, EmbedRecipe)
-    return inference.open_encoder(run.folder, run.recipe.base, CPU)
+    return inference.load_encoder(run.folder, run.recipe.base, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -297,12 +297,12 @@ def test_the_encoder_that_was_kept_gives_the_scores_that_were_recorded(
         for row in pq.read_table(material).to_pylist()
         if row["split"] == "held_out"
     }
-    kept = registry.table(run, "pair_scores")
+    kept = registry.read_run_table(run, "pair_scores")
     kept = kept.filter(pc.and_(kept["related"], pc.equal(kept["state"], "adapted")))
     stack, embedding_config = opened(run)
     ids = kept["pair_id"].to_pylist()
     sides = [
-        inference.vectors(stack, embedding_config, [held[name][side] for name in ids])
+        inference.encode_texts(stack, embedding_config, [held[name][side] for name in ids])
         for side in ("anchor", "positive")
     ]
     cosines = [
@@ -317,7 +317,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
 ) -> None:
     said, change = progress.said, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
 
-    def interrupt(event: training.Event) -> str:
+    def interrupt(event: training.StepEvent) -> str:
         if event.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return said(event)
@@ -353,7 +353,7 @@ def test_a_share_of_the_pairs_is_learned_from_and_the_rest_is_counted(
 ) -> None:
     home, runs = tmp_path / "runs", {}
     for share in (1.0, 0.5):
-        runs[share] = embed(recipe, home, f"training.share={share}", "training.max_steps=2")
+        runs[share] = embed(recipe, home, f"training.fraction={share}", "training.max_steps=2")
     whole, half = (runs[share].record.counts["pairs.train"] for share in (1.0, 0.5))
     assert (
         half == round(whole / 2)
@@ -373,14 +373,14 @@ def test_a_share_of_the_pairs_is_learned_from_and_the_rest_is_counted(
         len(list((home / "cache").glob("pairs-*/pairs.parquet"))) == 1
     )  # what is asked is the same
     assert len(list((home / "cache").glob("zero-shot-*"))) == 1
-    assert told(recipe, home, "training.share=0.001").code == 3
+    assert told(recipe, home, "training.fraction=0.001").code == 3
 
 
 def test_shares_of_the_pairs_are_drawn_by_the_seed_and_nest() -> None:
     pairs = pa.table({"pair_id": [f"p{at}" for at in range(200)]})
 
     def drawn(share: float, seed: int = 1) -> list[str]:
-        found: list[str] = encoder.shared(pairs, share, seed, Attrition("share"))[
+        found: list[str] = encoder.sample_training_pairs(pairs, share, seed, Attrition("share"))[
             "pair_id"
         ].to_pylist()
         return found
@@ -408,7 +408,7 @@ def test_a_grid_ends_with_the_tables_and_figures_of_the_study(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "runs"
-    grid = '[[grid.backbone]]\nname = "half"\n"training.share" = 0.5\n[grid.backbone.published]\nseparation = 0.51\nzero_shot_separation = 0.033\n'
+    grid = '[[grid.backbone]]\nname = "half"\n"training.fraction" = 0.5\n[grid.backbone.published]\nseparation = 0.51\nzero_shot_separation = 0.033\n'
     recipe.write_text(
         recipe.read_text(encoding="utf-8") + grid + '[[grid.backbone]]\nname = "all"\n',
         encoding="utf-8",
@@ -465,7 +465,7 @@ def test_pairs_made_elsewhere_are_learned_from_as_well(recipe: Path, tmp_path: P
     )["pair_id"].to_pylist()
     clusters = {
         row["cluster"]
-        for row in registry.table(run, "pair_scores").to_pylist()
+        for row in registry.read_run_table(run, "pair_scores").to_pylist()
         if row["pair_id"] in asked
     }
     assert asked and clusters == {None}  # a pair of unknown origin is resampled on its own
@@ -514,7 +514,7 @@ def test_the_protocol_of_the_study_and_a_set_to_search_are_measured_before_and_a
         recipe,
         tmp_path / "runs",
         f"evaluation.study={tmp_path / 'study'}",
-        f'evaluation.search=[{{ name = "hearts", path = "{found}" }}]',
+        f'evaluation.retrieval=[{{ name = "hearts", path = "{found}" }}]',
     )
     groups = {row["group"] for row in rows(run, task="hearts", name="ndcg_at_10")}
     assert groups == {"zero-shot", "adapted"} and rows(
@@ -526,7 +526,7 @@ def test_the_protocol_of_the_study_and_a_set_to_search_are_measured_before_and_a
         for line in (tmp_path / "study" / "similar.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     one, other = (
-        inference.vectors(stack, embedding_config, [pair[side] for pair in pairs])
+        inference.encode_texts(stack, embedding_config, [pair[side] for pair in pairs])
         for side in ("anchor", "positive")
     )
     cosine = float(
@@ -580,7 +580,7 @@ def test_no_sentence_of_a_book_is_in_what_is_told_or_recorded(
     (run,) = registry.list_runs(tmp_path / "runs").runs
     for file in (file for file in run.folder.rglob("*") if file.is_file()):
         assert CANARY.encode() not in file.read_bytes(), file.name
-    assert CANARY not in json.dumps(registry.table(run, "pair_scores").to_pylist())
+    assert CANARY not in json.dumps(registry.read_run_table(run, "pair_scores").to_pylist())
 
 
 # ----------------------------------------------------------------------------------------------------------------------- what a run is for
@@ -600,7 +600,7 @@ def test_encode_writes_the_vectors_of_the_texts_in_their_order(
     stack, embedding_config = opened(finished)
     assert np.allclose(
         found,
-        inference.vectors(
+        inference.encode_texts(
             stack, embedding_config, lines_of(texts), embedding_config.document_prompt
         ),
         atol=1e-6,
@@ -622,7 +622,7 @@ def test_export_opens_in_sentence_transformers_with_the_same_vectors(
     assert (
         np.abs(
             model.encode(lines_of(texts))
-            - inference.vectors(stack, embedding_config, lines_of(texts))
+            - inference.encode_texts(stack, embedding_config, lines_of(texts))
         ).max()
         <= 1e-5
     )

@@ -25,14 +25,14 @@ from tests.test_classify import RECIPE as CLASSIFY
 from tests.test_classify import invented, write_rows
 from tests.test_embed import RECIPE as EMBED
 
-AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 FLOAT8 = {"quantization": "float8", "quantization_limit": 0.05}
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> AdaptRecipe:
     """Forty invented patients, and a base of random weights."""
-    found = recipe.read(ROOT / "recipes" / "smoke.toml")[0].recipe
+    found = recipe.load_recipe_cells(ROOT / "recipes" / "smoke.toml")[0].recipe
     assert isinstance(found, AdaptRecipe)
     base = found.base.model_copy(
         update={
@@ -55,7 +55,7 @@ def question(toy_llama: MakeFolder, tmp_path: Path) -> dict[str, Any]:
 
 
 def asking(found: dict[str, Any], **base: Any) -> Any:
-    return recipe.validated(found | {"base": found["base"] | base}, "test")
+    return recipe.validate_recipe(found | {"base": found["base"] | base}, "test")
 
 
 def with_base(found: AdaptRecipe, **changes: Any) -> AdaptRecipe:
@@ -67,7 +67,7 @@ def made(smoke: AdaptRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The run on the base as it comes, and after it, in the same home, that on float8."""
     home = tmp_path_factory.mktemp("home")
     return {
-        name: workflows.adapt(with_base(smoke, quantization=name), home, AROUND)
+        name: workflows.adapt_language_model(with_base(smoke, quantization=name), home, AROUND)
         for name in ("none", "float8")
     }
 
@@ -101,8 +101,8 @@ def test_patients_become_a_recorded_run_that_stock_peft_opens(
         peft.PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(smoke.base.path), str(run.folder / "adapter")
         )
-    _, checks = workflows.verified(run.folder.parent, run.id)
-    assert {check.what: check.state for check in checks}["probe"] == "same" and all(
+    _, checks = workflows.verify_run_provenance(run.folder.parent, run.id)
+    assert {check.item: check.state for check in checks}["probe"] == "same" and all(
         check.state != "changed" for check in checks
     )
 
@@ -124,7 +124,7 @@ def test_a_second_run_measures_the_same(
     smoke: AdaptRecipe, made: dict[str, Run], tmp_path: Path
 ) -> None:
     assert (
-        workflows.adapt(smoke, tmp_path, AROUND).record.quantization
+        workflows.adapt_language_model(smoke, tmp_path, AROUND).record.quantization
         == made["float8"].record.quantization
     )
 
@@ -132,15 +132,15 @@ def test_a_second_run_measures_the_same(
 def test_a_base_that_float8_changes_too_much_is_refused_before_anything_is_trained(
     tmp_path: Path, small_base: Path
 ) -> None:
-    found = recipe.read(ROOT / "recipes" / "smoke.toml")[0].recipe
+    found = recipe.load_recipe_cells(ROOT / "recipes" / "smoke.toml")[0].recipe
     assert isinstance(found, AdaptRecipe)
-    told: list[training.Event] = []
-    context = workflows.Circumstances(AROUND.now, tell=told.append)
+    told: list[training.StepEvent] = []
+    context = workflows.RunContext(AROUND.now, on_step=told.append)
     with pytest.raises(
         RefusedError,
         match=r"perplexity \d+\.\d+ before and \d+\.\d+ after, 1\.00\d+ times, where 1 is allowed",
     ) as caught:
-        workflows.adapt(
+        workflows.adapt_language_model(
             with_base(found, path=small_base, quantization="float8", quantization_limit=0.0),
             tmp_path / "home",
             context,
@@ -156,7 +156,9 @@ def test_a_base_that_float8_changes_too_much_is_refused_before_anything_is_train
 def test_without_tuning_texts_nothing_can_be_measured(smoke: AdaptRecipe, tmp_path: Path) -> None:
     split = smoke.split.model_copy(update={"train": 0.8, "tuning": 0.0})
     with pytest.raises(RefusedError, match="no tuning text"):
-        workflows.adapt(smoke.model_copy(update={"split": split}), tmp_path / "home", AROUND)
+        workflows.adapt_language_model(
+            smoke.model_copy(update={"split": split}), tmp_path / "home", AROUND
+        )
 
 
 def test_a_question_is_answered_on_it_and_asked_again(
@@ -164,31 +166,31 @@ def test_a_question_is_answered_on_it_and_asked_again(
 ) -> None:
     asked = asking(question)
     assert isinstance(asked, ClassifyRecipe)
-    run = workflows.classify(asked, tmp_path, AROUND)
+    run = workflows.train_classifier(asked, tmp_path, AROUND)
     assert (
         run.record.quantization.startswith("float8: mean cosine 0.99")
         and "13 tuning texts" in run.record.quantization
     )
-    served = inference.open_run(
+    served = inference.load_classifier(
         run.folder, asked.base, models.cpu()
     )  # answers the probe to the bit
     assert any(isinstance(module, Float8Linear) for module in served.stack.base.model.modules())
     with pytest.raises(RefusedError, match="probe"):
-        inference.open_run(
+        inference.load_classifier(
             run.folder, asked.base.model_copy(update={"quantization": "none"}), models.cpu()
         )
     with pytest.raises(
         RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
     ):
-        workflows.classify(asking(question, quantization_limit=0.0), tmp_path, AROUND)
+        workflows.train_classifier(asking(question, quantization_limit=0.0), tmp_path, AROUND)
 
 
 def test_trials_in_one_pass_are_behind_the_gate_too(
     question: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = [asking(question | {"seed": seed}) for seed in (1, 2)]
-    together = workflows.classify_together(asked, tmp_path / "together", [AROUND] * 2)
-    alone = workflows.classify(asked[0], tmp_path / "alone", AROUND)
+    together = workflows.train_classifiers_jointly(asked, tmp_path / "together", [AROUND] * 2)
+    alone = workflows.train_classifier(asked[0], tmp_path / "alone", AROUND)
     assert all(
         isinstance(run, Run) and run.record.quantization == alone.record.quantization
         for run in together
@@ -202,16 +204,16 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     document = tomllib.loads(said)
     asked = asking(document, **FLOAT8)
     assert isinstance(asked, EmbedRecipe)
-    run = workflows.embed(asked, tmp_path, AROUND)
+    run = workflows.train_embedding_model(asked, tmp_path, AROUND)
     assert run.record.quantization.startswith(
         "float8: mean cosine 0.99"
     ) and run.record.quantization.endswith("on 24 tuning texts")
-    stack, _ = inference.open_encoder(run.folder, asked.base, models.cpu())
-    assert adapters.check_kept_probe(stack, run.folder)  # answered as when it was kept
+    stack, _ = inference.load_encoder(run.folder, asked.base, models.cpu())
+    assert adapters.check_stack_reference_output(stack, run.folder)  # answered as when it was kept
     with pytest.raises(RefusedError, match="folded"):
-        stack.merged()
+        stack.create_merged_model()
     with pytest.raises(RefusedError, match="where 1 is asked"):
-        workflows.embed(
+        workflows.train_embedding_model(
             asking(document, quantization="float8", quantization_limit=0.0), tmp_path, AROUND
         )
 
@@ -236,7 +238,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
 ) -> None:
     asked = asking(question | {"adapters": adapter}, **base)
     with pytest.raises(RecipeError, match="float8") as caught:
-        workflows.classify(asked, tmp_path / "home", AROUND)
+        workflows.train_classifier(asked, tmp_path / "home", AROUND)
     assert caught.value.location == location and 'base.quantization = "none"' in caught.value.hint
     assert not (tmp_path / "home").exists()
 
@@ -246,7 +248,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
     [(10.1, 0.01, True), (10.11, 0.01, False), (9.0, 0.0, True), (float("nan"), 0.5, False)],
 )
 def test_perplexity_may_rise_by_the_limit(after: float, limit: float, holds: bool) -> None:
-    found, said = quantization._perplexities(10.0, after, limit)
+    found, said = quantization._compare_perplexities(10.0, after, limit)
     assert found is holds and f"perplexity 10 before and {after:g} after" in said
 
 
@@ -256,32 +258,34 @@ def test_the_mean_cosine_may_fall_by_the_limit() -> None:
         np.array([[3.0, 0.0], [3.0, 4.0]]),
     )  # cosines 1 and 0.8
     assert (
-        quantization._cosines(before, after, 0.11)[0]
-        and not quantization._cosines(before, after, 0.09)[0]
+        quantization._compare_vectors(before, after, 0.11)[0]
+        and not quantization._compare_vectors(before, after, 0.09)[0]
     )
-    assert "mean cosine 0.90000000" in quantization._cosines(before, after, 0.09)[1]
-    assert not quantization._cosines(before, np.zeros((2, 2)), 0.5)[0]
+    assert "mean cosine 0.90000000" in quantization._compare_vectors(before, after, 0.09)[1]
+    assert not quantization._compare_vectors(before, np.zeros((2, 2)), 0.5)[0]
 
 
 def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
-    assert [len(quantization._asked(np.arange(count))) for count in (1, 32, 33, 64, 1000)] == [
+    assert [
+        len(quantization._select_check_texts(np.arange(count))) for count in (1, 32, 33, 64, 1000)
+    ] == [
         1,
         32,
         17,
         32,
         32,
     ]
-    assert quantization._asked(np.arange(1000))[-1] > 900
+    assert quantization._select_check_texts(np.arange(1000))[-1] > 900
 
 
 def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> None:
     shape = models.shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
     assert (shape.in_blocks, shape.largest) == (inside, 64 * 128)
-    base = plan.memory_terms(plan.Load(shape, 0, "bfloat16", True, "float8"), 1)[0]
+    base = plan.estimate_memory(plan.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
     assert base.value == inside + 2 * (shape.parameters - inside + 64 * 128)
     plain, quantized = (
-        plan.planned(with_base(smoke, quantization=name), "H100").memory
+        plan.plan_from_formula(with_base(smoke, quantization=name), "H100").memory_terms
         for name in ("none", "float8")
     )
     assert (
@@ -292,18 +296,23 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
     shape = models.shape(smoke.base.path)
-    whole = 4 * shape.parameters / plan.USABLE
-    load = plan.Load(shape, 0, "float32", words=False, quantization="float8")
-    assert plan.fitting_tokens(load, 0.99 * whole) == 0
-    assert plan.fitting_tokens(load, 1.01 * whole) > 0
+    whole = 4 * shape.parameters / plan.USABLE_MEMORY_FRACTION
+    load = plan.TrainingWorkload(
+        shape, 0, "float32", has_language_head=False, quantization="float8"
+    )
+    assert plan.estimate_max_micro_batch_tokens(load, 0.99 * whole) == 0
+    assert plan.estimate_max_micro_batch_tokens(load, 1.01 * whole) > 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "adaption-prompt"])
 def test_a_method_beside_the_weights_runs_on_it(
     method: str, smoke: AdaptRecipe, tmp_path: Path
 ) -> None:
-    adapter = recipe.validated(
+    adapter = recipe.validate_recipe(
         smoke.model_dump(mode="json") | {"adapters": [{"method": method}]}, "test"
     )
     assert isinstance(adapter, AdaptRecipe)
-    assert workflows.adapt(adapter, tmp_path / "home", AROUND).record.state == "finished"
+    assert (
+        workflows.adapt_language_model(adapter, tmp_path / "home", AROUND).record.state
+        == "finished"
+    )

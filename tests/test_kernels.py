@@ -13,15 +13,15 @@ from clinpeft import models, recipe, workflows
 from clinpeft.core.errors import UsageError
 from clinpeft.data.notes import sources
 from clinpeft.recipe import AdaptRecipe, LoraSpec
-from clinpeft.training import assemble
+from clinpeft.training import create_accelerator
 from clinpeft.workflows import task_cohorts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 VERBS: dict[str, Any] = {
-    "adapt": workflows.adapt,
-    "classify": workflows.classify,
-    "embed": workflows.embed,
+    "adapt": workflows.adapt_language_model,
+    "classify": workflows.train_classifier,
+    "embed": workflows.train_embedding_model,
 }
 
 
@@ -30,7 +30,7 @@ NAMES = {"adapt": "smoke", "classify": "smoke-classify", "embed": "smoke-embed"}
 
 def asking(kind: str) -> Any:
     """A recipe that asks for liger's kernels."""
-    found: Any = recipe.read(RECIPES / f"{NAMES[kind]}.toml")[0].recipe
+    found: Any = recipe.load_recipe_cells(RECIPES / f"{NAMES[kind]}.toml")[0].recipe
     return found.model_copy(update={"base": found.base.model_copy(update={"kernels": "liger"})})
 
 
@@ -42,7 +42,7 @@ def test_a_processor_is_refused_before_anything_is_read(
         raise AssertionError("something was read")
 
     monkeypatch.setattr(sources, "fingerprint", never)
-    monkeypatch.setattr(task_cohorts, "fingerprint", never)
+    monkeypatch.setattr(task_cohorts, "fingerprint_cohort_sources", never)
     monkeypatch.setattr(models, "fingerprint", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
         VERBS[kind](asking(kind), tmp_path / "home", AROUND)
@@ -53,12 +53,14 @@ def test_trials_in_one_pass_are_refused_together(tmp_path: Path) -> None:
     asked = asking("classify").model_copy(update={"adapters": (LoraSpec(),)})
     trials = [asked, asked.model_copy(update={"adapters": (LoraSpec(rank=4),)})]
     with pytest.raises(UsageError, match='kernels = "liger" on cpu'):
-        workflows.classify_together(trials, tmp_path / "home", [AROUND] * 2)
+        workflows.train_classifiers_jointly(trials, tmp_path / "home", [AROUND] * 2)
 
 
 def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
-    smoke = recipe.read(RECIPES / "smoke.toml")[0].recipe
-    assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == assemble().device
+    smoke = recipe.load_recipe_cells(RECIPES / "smoke.toml")[0].recipe
+    assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == create_accelerator().device
     base = smoke.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
-    run = workflows.adapt(smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND)
+    run = workflows.adapt_language_model(
+        smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND
+    )
     assert run.record.kernels == "torch"

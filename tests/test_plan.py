@@ -13,21 +13,21 @@ from clinpeft import models, recipe, workflows
 from clinpeft.cli.plan import lines
 from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdaptRecipe
-from clinpeft.training import Event
+from clinpeft.training import StepEvent
 from clinpeft.workflows.plan import (
-    USABLE,
-    Load,
-    _policy,
-    fitting_tokens,
-    memory_terms,
-    operation_terms,
-    planned,
-    probe_of,
-    probed,
+    USABLE_MEMORY_FRACTION,
+    TrainingWorkload,
+    _choose_policy,
+    estimate_max_micro_batch_tokens,
+    estimate_memory,
+    estimate_operations,
+    plan_from_dry_run,
+    plan_from_formula,
+    summarize_dry_run,
 )
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = workflows.Circumstances(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 SHAPE = models.shape_of(
     transformers.LlamaConfig(
         vocab_size=32_000,
@@ -39,27 +39,27 @@ SHAPE = models.shape_of(
 )
 ALL_LINEAR = 39_976_960
 """Weights of LoRA of rank 16 on all linear layers of LLaMA-7B: 16 × (4 × 2 × 4096 + 3 × (4096 + 11008)) × 32."""
-LOAD = Load(SHAPE, ALL_LINEAR, "bfloat16", words=True)
+LOAD = TrainingWorkload(SHAPE, ALL_LINEAR, "bfloat16", has_language_head=True)
 
 
 def smoke(name: str = "smoke") -> AdaptRecipe:
-    found = recipe.read(RECIPES / f"{name}.toml")[0].recipe
+    found = recipe.load_recipe_cells(RECIPES / f"{name}.toml")[0].recipe
     assert isinstance(found, AdaptRecipe)
     return found
 
 
 def test_operations_a_token_of_a_7b_are_those_of_the_published_formula() -> None:
-    terms = operation_terms(SHAPE, ALL_LINEAR, 512, words=True)
+    terms = estimate_operations(SHAPE, ALL_LINEAR, 512, has_language_head=True)
     assert sum(term.value for term in terms) == pytest.approx(
         27.1e9, rel=2e-3
     )  # 4 N + 6 N_l + 6 s h L
     assert sum(
-        term.value for term in operation_terms(SHAPE, ALL_LINEAR, 2048, words=True)
+        term.value for term in estimate_operations(SHAPE, ALL_LINEAR, 2048, has_language_head=True)
     ) == pytest.approx(28.3e9, rel=2e-3)
 
 
 def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
-    (_, _, activations, _) = memory_terms(LOAD, 1)
+    (_, _, activations, _) = estimate_memory(LOAD, 1)
     assert (
         activations.value
         == 32 * (8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
@@ -69,18 +69,18 @@ def test_a_token_of_a_7b_leaves_some_4_to_5_megabytes_behind() -> None:
 
 def test_logits_take_a_block_and_not_a_micro_batch() -> None:
     (*_, few), (*_, many) = (
-        memory_terms(replace(LOAD, device_type="cpu"), tokens) for tokens in (100, 8192)
+        estimate_memory(replace(LOAD, device_type="cpu"), tokens) for tokens in (100, 8192)
     )
     assert few.value == 100 * 32_000 * 6  # fewer than a block
     assert many.value == 131 * 32_000 * 6  # 2 ** 24 bytes of float32 scores: 131 tokens at a time
-    assert memory_terms(LOAD, 8192)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
+    assert estimate_memory(LOAD, 8192)[-1].value == 4194 * 32_000 * 6  # 2 ** 29 on a GPU
 
 
 def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
-    (_, _, activations, _) = memory_terms(LOAD, 1, "recompute")
+    (_, _, activations, _) = estimate_memory(LOAD, 1, "recompute")
     assert activations.value == (32 * 4096 + 8 * 4096 + 2 * 4096 + 3 * 11_008) * 2
     kept, again = (
-        operation_terms(SHAPE, ALL_LINEAR, 512, True, policy=policy)
+        estimate_operations(SHAPE, ALL_LINEAR, 512, True, policy=policy)
         for policy in ("keep", "recompute")
     )
     assert again[:3] == kept
@@ -103,48 +103,50 @@ def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
     asked: str, memory: float | None, policy: str
 ) -> None:
     spec = smoke().training.model_copy(update={"activations": asked})
-    found, reason = _policy([smoke().model_copy(update={"training": spec})], LOAD, memory, "")
+    found, reason = _choose_policy(
+        [smoke().model_copy(update={"training": spec})], LOAD, memory, ""
+    )
     assert found == policy and reason
-    assert _policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
+    assert _choose_policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
 
 
 def test_the_micro_batch_that_fits_uses_the_memory_and_no_more() -> None:
-    fits = fitting_tokens(LOAD, 80e9)
-    used = sum(term.value for term in memory_terms(LOAD, fits))
-    assert 0.999 * USABLE * 80e9 < used <= USABLE * 80e9
-    assert fitting_tokens(LOAD, 12e9) == 0
+    fits = estimate_max_micro_batch_tokens(LOAD, 80e9)
+    used = sum(term.value for term in estimate_memory(LOAD, fits))
+    assert 0.999 * USABLE_MEMORY_FRACTION * 80e9 < used <= USABLE_MEMORY_FRACTION * 80e9
+    assert estimate_max_micro_batch_tokens(LOAD, 12e9) == 0
 
 
 def test_an_unknown_gpu_is_answered_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="P100") as caught:
-        planned(smoke(), "P100")
+        plan_from_formula(smoke(), "P100")
     assert "H100" in caught.value.hint
 
 
 def test_a_named_gpu_is_planned_from_the_recipe_alone() -> None:
-    plan = planned(smoke(), "T4")
+    plan = plan_from_formula(smoke(), "T4")
     assert plan.tokens == 4 * 512 and plan.seconds is not None and plan.seconds[0] < plan.seconds[1]
     said = "\n".join(lines(plan, 512))
     assert "on T4" in said and "activations: 512 tokens" in said and "fit" in said
     assert "and activations kept" in said and "the same, were they recomputed" in said
     assert (
-        plan.fitting_tokens
-        and plan.other.fitting_tokens
-        and plan.other.fitting_tokens > plan.fitting_tokens
+        plan.max_micro_batch_tokens
+        and plan.alternative.max_micro_batch_tokens
+        and plan.alternative.max_micro_batch_tokens > plan.max_micro_batch_tokens
     )
 
 
 def test_the_first_steps_are_extended_to_the_whole_run() -> None:
     told = [
-        Event(step, 8, 1.0, 0.1, 100 * step, seconds, 0.0, 0.0, measured)
+        StepEvent(step, 8, 1.0, 0.1, 100 * step, seconds, 0.0, 0.0, measured)
         for step, seconds, measured in _timed()
     ]
-    probe = probe_of(told, total_steps=100, evaluations=4)
-    assert probe.tokens_per_second == pytest.approx(100.0) and probe.tokens_a_step == 100
-    assert probe.cold_seconds == pytest.approx(
+    probe = summarize_dry_run(told, total_steps=100, evaluations=4)
+    assert probe.tokens_per_second == pytest.approx(100.0) and probe.tokens_per_step == 100
+    assert probe.warmup_seconds == pytest.approx(
         3.0
     )  # two steps of 3 and 2 seconds, which take 1 each once warm
-    assert probe.measuring_seconds == pytest.approx(5.0)
+    assert probe.evaluation_seconds == pytest.approx(5.0)
     assert probe.training_seconds == pytest.approx(3.0 + 100 + 4 * 5)
 
 
@@ -165,20 +167,20 @@ def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache
     home = tmp_path / "home"
     base = smoke().base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})
-    plan = probed(asked, home, AROUND, workflows.adapt, 8 * 2**30)  # type: ignore[arg-type]
+    plan = plan_from_dry_run(asked, home, AROUND, workflows.adapt_language_model, 8 * 2**30)  # type: ignore[arg-type]
     assert [path.name for path in home.iterdir()] == ["cache"]
-    run = workflows.adapt(asked, home, AROUND)
+    run = workflows.adapt_language_model(asked, home, AROUND)
     assert (
-        plan.probe is not None
+        plan.dry_run is not None
         and plan.seconds is not None
-        and plan.probe.total_steps == run.record.counts["total_steps"]
+        and plan.dry_run.total_steps == run.record.counts["total_steps"]
     )
     assert run.record.training_seconds is not None and run.record.peak_memory_bytes is not None
     assert 0.1 < plan.seconds[0] / run.record.training_seconds < 10
     assert 0.5 < plan.memory_bytes / run.record.peak_memory_bytes <= 1
-    again = probed(asked, home, AROUND, workflows.adapt, None)  # type: ignore[arg-type]
+    again = plan_from_dry_run(asked, home, AROUND, workflows.adapt_language_model, None)  # type: ignore[arg-type]
     assert (
-        again.probe is not None
-        and again.probe.finished
+        again.dry_run is not None
+        and again.dry_run.from_finished_run
         and again.seconds == (run.record.training_seconds,) * 2
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clinpeft import recipe as recipes
-from clinpeft.adapters import METHODS
+from clinpeft.adapters import ADAPTER_METHODS
 from clinpeft.core.errors import RecipeError
 from clinpeft.data.notes.sources import SOURCES
 from clinpeft.workflows.textbooks import BOOK_SOURCES
@@ -37,21 +37,25 @@ SMALLEST = 'kind = "adapt"\n[source]\nname = "synthetic"\n[base]\npath = "models
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_names_what_exists(path: Path) -> None:
-    for cell in recipes.read(path, environment=ENVIRONMENT):
+    for cell in recipes.load_recipe_cells(path, environment=ENVIRONMENT):
         assert cell.recipe.source.name in (BOOK_SOURCES if cell.recipe.kind == "embed" else SOURCES)
         if isinstance(cell.recipe, recipes.AdaptRecipe):
-            assert {spec.method for spec in cell.recipe.adapters} <= METHODS.keys()
+            assert {spec.method for spec in cell.recipe.adapters} <= ADAPTER_METHODS.keys()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> None:
-    for cell in recipes.read(path, environment=ENVIRONMENT):
-        (tmp_path / "resolved.toml").write_text(recipes.as_toml(cell.recipe), encoding="utf-8")
-        assert recipes.read(tmp_path / "resolved.toml")[0].recipe == cell.recipe
+    for cell in recipes.load_recipe_cells(path, environment=ENVIRONMENT):
+        (tmp_path / "resolved.toml").write_text(
+            recipes.format_recipe_toml(cell.recipe), encoding="utf-8"
+        )
+        assert recipes.load_recipe_cells(tmp_path / "resolved.toml")[0].recipe == cell.recipe
 
 
 def test_table_2_has_ten_cells_with_the_published_numbers() -> None:
-    cells = recipes.read(ROOT / "recipes" / "paper-table-2.toml", environment=ENVIRONMENT)
+    cells = recipes.load_recipe_cells(
+        ROOT / "recipes" / "paper-table-2.toml", environment=ENVIRONMENT
+    )
     assert len(cells) == 10 and {
         cell.recipe.base.path.name for cell in cells if isinstance(cell.recipe, recipes.AdaptRecipe)
     } == {"llama", "pmc"}
@@ -92,13 +96,13 @@ def test_a_wrong_key_or_value_is_named_with_its_place_and_way_out(
 ) -> None:
     path = write(tmp_path, "seed = 1\n" + SMALLEST)
     with pytest.raises(RecipeError) as raised:
-        recipes.read(path, [override])
+        recipes.load_recipe_cells(path, [override])
     assert message in str(raised.value) and hint in str(raised.value)
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read") as raised:
-        recipes.read(write(tmp_path, "kind = [unclosed"))
+        recipes.load_recipe_cells(write(tmp_path, "kind = [unclosed"))
     assert str(tmp_path) in raised.value.location
 
 
@@ -108,8 +112,8 @@ def test_paths_start_at_the_recipe_and_overrides_where_one_stands(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     path = write(tmp_path / "there")
-    (first,) = recipes.read(path)
-    (second,) = recipes.read(path, ["base.path=models/b", "base.max_tokens=64"])
+    (first,) = recipes.load_recipe_cells(path)
+    (second,) = recipes.load_recipe_cells(path, ["base.path=models/b", "base.max_tokens=64"])
     assert isinstance(first.recipe, recipes.AdaptRecipe) and isinstance(
         second.recipe, recipes.AdaptRecipe
     )
@@ -122,14 +126,14 @@ def test_paths_start_at_the_recipe_and_overrides_where_one_stands(
 
 def test_every_key_that_a_spec_takes_for_a_path_is_one_and_no_other(tmp_path: Path) -> None:
     text = 'kind = "cohort"\n[source]\nname = "files"\npath = "$DATA/x"\ncolumns = { path = "p" }\n[task]\nname = "mortality"\nsubject_lists = "lists"\n'
-    (cell,) = recipes.read(write(tmp_path, text), environment={"DATA": "/data"})
+    (cell,) = recipes.load_recipe_cells(write(tmp_path, text), environment={"DATA": "/data"})
     assert isinstance(cell.recipe, recipes.CohortRecipe)
     assert (cell.recipe.source.path, cell.recipe.task.subject_lists) == (
         Path("/data/x"),
         tmp_path / "lists",
     )
     assert cell.recipe.source.columns == {"path": "p"}
-    (cell,) = recipes.read(
+    (cell,) = recipes.load_recipe_cells(
         write(tmp_path, text), ["task.subject_lists=$DATA/lists"], {"DATA": "/data"}
     )
     assert isinstance(cell.recipe, recipes.CohortRecipe) and cell.recipe.task.subject_lists == Path(
@@ -139,7 +143,7 @@ def test_every_key_that_a_spec_takes_for_a_path_is_one_and_no_other(tmp_path: Pa
 
 def test_a_grid_is_the_product_of_its_axes_and_overrides_win_over_it(tmp_path: Path) -> None:
     grid = '[grid]\nseed = [1, 2]\n[[grid.method]]\nname = "a"\n"adapters.0.rank" = 2\n[[grid.method]]\nname = "b"\nadapters = [{ method = "prefix" }]\n'
-    cells = recipes.read(write(tmp_path, SMALLEST + grid), ["training.epochs=3"])
+    cells = recipes.load_recipe_cells(write(tmp_path, SMALLEST + grid), ["training.epochs=3"])
     assert [cell.name for cell in cells] == ["seed=1 · a", "seed=1 · b", "seed=2 · a", "seed=2 · b"]
     assert [cell.recipe.seed for cell in cells] == [1, 1, 2, 2]
     assert all(
@@ -150,4 +154,4 @@ def test_a_grid_is_the_product_of_its_axes_and_overrides_win_over_it(tmp_path: P
 
 def test_a_grid_axis_that_is_no_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="grid axis 'seed' is not a list"):
-        recipes.read(write(tmp_path, SMALLEST + "[grid]\nseed = 1\n"))
+        recipes.load_recipe_cells(write(tmp_path, SMALLEST + "[grid]\nseed = 1\n"))

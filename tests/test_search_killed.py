@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from clinpeft.runs import list_runs
-from clinpeft.runs.searches import read_search
+from clinpeft.runs.searches import read_search_record
 from tests.test_classify import clinpeft
 from tests.test_study_killed import (
     PATIENCE_SECONDS,
@@ -38,9 +38,9 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
     out, err = both.communicate(timeout=PATIENCE_SECONDS)
     assert both.returncode == 0, err[-2000:]
     (folder,) = (home / "searches").iterdir()
-    known = read_search(folder)
+    known = read_search_record(folder)
     assert (
-        known.complete
+        known.is_complete
         and [trial.state for trial in known.trials] == ["finished"] * 3
         and not any(trial.repeats for trial in known.trials)
     )
@@ -63,7 +63,7 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
     winner = clinpeft("classify", folder / "winner.toml", "--home", home)
     assert (
         winner.code == 0
-        and known.best is not None
-        and str(known.best.run_id) in winner.out
+        and known.best_trial is not None
+        and str(known.best_trial.run_id) in winner.out
         and len(list_runs(home).runs) == 3
     )

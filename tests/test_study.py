@@ -12,11 +12,11 @@ import pytest
 from clinpeft import runs
 from clinpeft.cli import launch
 from clinpeft.core.errors import InputError, RecipeError, TrainingError, UsageError
-from clinpeft.core.locks import claimed
-from clinpeft.core.schemas import RESULT
-from clinpeft.recipe import pairs_of, plan
+from clinpeft.core.locks import try_lock
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
+from clinpeft.recipe import load_recipe_plan, pair_compared_cells
 from clinpeft.runs import Run, RunRecord
-from clinpeft.runs.studies import Study, change_cell, find_study, read_study
+from clinpeft.runs.studies import StudyRecord, find_study, read_study, update_study_cell
 from tests.test_classify import clinpeft
 
 RECIPE = """
@@ -53,13 +53,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def verb(recipe: Any, home: Path, context: Any) -> Run:
         record = RunRecord(
-            id=runs.identity(recipe, "s", "b", "c"),
+            id=runs.compute_run_id(recipe, "s", "b", "c"),
             name=recipe.name,
             kind=recipe.kind,
             created=context.now(),
             started=context.now(),
         )
-        with runs.open_run(home, recipe, record) as run:
+        with runs.open_run_folder(home, recipe, record) as run:
             if run.record.state == "finished":
                 return run
             recipes.append(recipe)
@@ -67,9 +67,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 raise TrainingError(
                     "the loss is NaN", location="step 3", hint="a smaller learning rate"
                 )
-            return runs.record(
+            return runs.finish_run(
                 run,
-                results=pa.Table.from_pylist([], schema=RESULT),
+                results=pa.Table.from_pylist([], schema=METRIC_RESULT_SCHEMA),
                 attrition=(),
                 finished=context.now(),
             )
@@ -78,7 +78,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return recipes
 
 
-def the_study(home: Path) -> Study:
+def the_study(home: Path) -> StudyRecord:
     return find_study(home, "toy")
 
 
@@ -120,7 +120,7 @@ def test_a_changed_file_runs_the_changed_cells_and_no_others(
     assert after.id != before.id and {cell.run_id for cell in before.cells} & {
         cell.run_id for cell in after.cells
     } == {cell.run_id for cell in before.cells if cell.settings["seed"] == 2}
-    assert find_study(home, before.id) == before and after.complete
+    assert find_study(home, before.id) == before and after.is_complete
 
 
 def test_a_comment_in_the_file_is_no_other_study(tmp_path: Path, trained: list[Any]) -> None:
@@ -147,17 +147,17 @@ def test_a_cell_in_other_hands_is_left_to_them(tmp_path: Path, trained: list[Any
     home, path = tmp_path / "runs", written(tmp_path)
     assert clinpeft("study", "run", path, "--home", home).code == 0
     found = the_study(home)
-    change_cell(found.folder, found.cells[1].key, "now", state="running", run_id=None)
+    update_study_cell(found.folder, found.cells[1].key, "now", state="running", run_id=None)
     assert (
         read_study(found.folder).cells[1].state == "interrupted"
     )  # nobody holds it: its process was killed
-    with claimed(found.folder, found.cells[1].key) as is_ours:
+    with try_lock(found.folder, found.cells[1].key) as is_ours:
         assert is_ours and read_study(found.folder).cells[1].state == "running"
         told = clinpeft("study", "resume", path, "--home", home)
         assert told.code == 0 and "1 of 4 cells are in other hands" in told.out
         assert read_study(found.folder).cells[1].attempts == 1
     assert clinpeft("study", "resume", path, "--home", home).code == 0
-    assert the_study(home).complete and len(trained) == 4  # the run was there
+    assert the_study(home).is_complete and len(trained) == 4  # the run was there
 
 
 def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(
@@ -178,7 +178,7 @@ def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(
             "finished",
             "finished",
         ]
-    assert clinpeft("study", "run", path, "--home", home).code == 0 and the_study(home).complete
+    assert clinpeft("study", "run", path, "--home", home).code == 0 and the_study(home).is_complete
 
 
 @pytest.mark.usefixtures("trained")
@@ -193,8 +193,11 @@ def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_
     ] == [{"seed": 1}, {"seed": 2}, {"seed": 13}]
     assert "has no predictions" in comparison.pairs[0].reason
     assert comparison.pairs[2].reason == "head only · seed=13 is failed; LoRA · seed=13 is failed"
-    (entry,) = plan(path).compare
-    assert next((one.name, other.name) for one, other, _ in pairs_of(entry, plan(path).cells)) == (
+    (entry,) = load_recipe_plan(path).comparisons
+    assert next(
+        (one.name, other.name)
+        for one, other, _ in pair_compared_cells(entry, load_recipe_plan(path).cells)
+    ) == (
         "head only · seed=1",
         "LoRA · seed=1",
     )
@@ -230,7 +233,7 @@ def test_a_wrong_comparison_is_named_with_its_way_out(
     tmp_path: Path, compare: str, message: str, hint: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:
-        plan(written(tmp_path, more=f"[[compare]]\n{compare}\n"))
+        load_recipe_plan(written(tmp_path, more=f"[[compare]]\n{compare}\n"))
     assert (
         message in raised.value.message
         and hint in raised.value.hint
@@ -253,7 +256,7 @@ def test_a_damaged_record_is_named_and_its_runs_are_kept(
     record.unlink()
     assert (
         clinpeft("study", "run", path, "--home", home).code == 0
-        and the_study(home).complete
+        and the_study(home).is_complete
         and len(trained) == 4
     )
 

@@ -115,7 +115,7 @@ def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path:
     again = clinpeft("study", "resume", recipe, "--home", home)
     assert again.code == 0, again.err
     study = find_study(home, "smoke")
-    assert study.complete and len({cell.run_id for cell in study.cells}) == 3
+    assert study.is_complete and len({cell.run_id for cell in study.cells}) == 3
     for run in runs.list_runs(home).runs:
         assert run.state == "finished" and steps_of(home, run.id) == Counter(range(1, 13))
     assert len(runs.list_runs(home).runs) == 3

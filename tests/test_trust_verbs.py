@@ -113,7 +113,7 @@ class House:
         return clinpeft(*words, "--home", self.home)
 
     def run(self, name: str) -> runs.Run:
-        return runs.find(self.home, name)
+        return runs.find_run(self.home, name)
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +204,9 @@ def test_predict_refuses_a_head_that_was_changed(house: House, tmp_path: Path) -
 def test_canaries_are_learned_are_counted_and_are_in_no_other_number(house: House) -> None:
     run = house.run("language")
     planted = next(step for step in run.attrition if step.step == "canaries put in")
-    assert (planted.entered, planted.kept) == (10, 10)
+    assert (planted.entered_rows, planted.kept_rows) == (10, 10)
     assert "10 notes on 4 invented people" in " ".join(run.record.notices)
-    scored = runs.likelihoods(run, "adapted")
+    scored = runs.read_run_likelihoods(run, "adapted")
     assert not [note for note in scored["note_id"].to_pylist() if note.startswith("canary/")]
     assert min(scored["subject_id"].to_pylist()) >= FIRST_SUBJECT
 
@@ -249,9 +249,9 @@ def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
                 ),
             )
 
-    monkeypatch.setattr(privacy, "_surprises", surprises)
-    asked = privacy.Asked(resamples=100, candidates=16)
-    rows = privacy._known_secrets(recipe, None, attacked.home, None, asked).to_pylist()  # type: ignore[arg-type]
+    monkeypatch.setattr(privacy, "_score_canary_notes", surprises)
+    asked = privacy.PrivacyAuditConfig(resamples=100, candidates=16)
+    rows = privacy._measure_canary_exposure(recipe, None, attacked.home, None, asked).to_pylist()  # type: ignore[arg-type]
     assert {row["group"].split(",")[0]: row["value"] for row in rows} == {
         "base": 0.0,
         "adapted": 4.0,
@@ -264,10 +264,10 @@ def privacy_of(house: House, name: str) -> dict[str, Any]:
 
 def test_an_audit_has_intervals_names_its_weights_and_counts_subjects(attacked: House) -> None:
     found = privacy_of(attacked, "language")
-    assert found["weights"] == runs.weights_of(attacked.run("language").folder)
+    assert found["weights"] == runs.hash_trained_weights(attacked.run("language").folder)
     auc = next(row for row in found["results"] if row["name"] == "membership_auroc")
     assert auc["low"] is not None
-    subjects = runs.likelihoods(attacked.run("language"), "adapted").to_pylist()
+    subjects = runs.read_run_likelihoods(attacked.run("language"), "adapted").to_pylist()
     asked = {row["subject_id"] for row in subjects if row["split"] in ("train", "held_out")}
     assert auc["n"] == len(asked)
     words = {
@@ -375,7 +375,7 @@ def test_a_finding_of_few_subjects_is_withheld_in_what_leaves(
 
 
 def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: Path) -> None:
-    before = len(audit_log.lines(attacked.home))
+    before = len(audit_log.read_audit_lines(attacked.home))
     assert (
         attacked.verb(
             "release", "question", "--to", tmp_path / "out", "--data-licence", "invented"
@@ -394,7 +394,7 @@ def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: P
         == 0
     )
     assert attacked.verb("adapt", attacked.home.parent / "language.toml").code == 0
-    lines = audit_log.lines(attacked.home)
+    lines = audit_log.read_audit_lines(attacked.home)
     assert [line["verb"] for line in lines[:2]] == ["adapt", "classify"]
     assert [line["verb"] for line in lines[before:]] == ["release", "predict"], (
         "a run that was there already was not made again"
@@ -406,10 +406,10 @@ def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: P
         run.record.hashes.source,
         cli_audit.user(),
     )
-    assert first["result"] == runs.checksum(run.folder / "run.json")
+    assert first["result"] == runs.compute_path_checksum(run.folder / "run.json")
     assert first["recipe"] == run.record.files["recipe.toml"]
     assert first["counts"]["canaries put in.entered"] == 10
-    assert lines[before]["result"] == runs.checksum(tmp_path / "out")
+    assert lines[before]["result"] == runs.compute_path_checksum(tmp_path / "out")
     assert CANARY.split(maxsplit=1)[0] not in (attacked.home / "audit.jsonl").read_text()
     said = attacked.verb("audit", "verify")
     assert (said.code, f"head {lines[-1]['hash']}" in said.out) == (0, True)
@@ -423,9 +423,9 @@ def test_a_run_that_failed_left_a_line_too(house: House, tmp_path: Path) -> None
         "adapt", house.home.parent / "language.toml", "--set", "base.path=/nowhere", "--home", home
     )
     assert said.code == 3
-    assert [(line["verb"], line["state"], line["result"]) for line in audit_log.lines(home)] == [
-        ("adapt", "failed", "")
-    ]
+    assert [
+        (line["verb"], line["state"], line["result"]) for line in audit_log.read_audit_lines(home)
+    ] == [("adapt", "failed", "")]
 
 
 def test_purge_asks_and_then_no_word_of_a_note_is_left(house: House, tmp_path: Path) -> None:
@@ -471,9 +471,12 @@ def test_a_bundle_goes_in_by_the_verbs(house: House, tmp_path: Path) -> None:
         == 0
     )
     said = clinpeft("bundle", "verify", packed)
-    assert (said.code, runs.checksum(packed) in said.out) == (0, True)
+    assert (said.code, runs.compute_path_checksum(packed) in said.out) == (0, True)
     assert clinpeft("bundle", "unpack", packed, "--to", tmp_path / "in", "--home", home).code == 0
     assert (tmp_path / "in" / "recipes" / "language.toml").read_bytes() == recipe.read_bytes()
-    assert [line["verb"] for line in audit_log.lines(home)] == ["bundle make", "bundle unpack"]
+    assert [line["verb"] for line in audit_log.read_audit_lines(home)] == [
+        "bundle make",
+        "bundle unpack",
+    ]
     packed.write_bytes(packed.read_bytes().replace(b"kind = ", b"kind : "))
     assert clinpeft("bundle", "verify", packed).code == 4

@@ -18,7 +18,7 @@ from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.models import FAMILIES
 from clinpeft.recipe import AdaptionPromptSpec, LoraSpec
-from clinpeft.runtime.adaption_prompt import OnceProjected
+from clinpeft.runtime.adaption_prompt import SingleProjectionAttention
 from tests.adapters.toys import IDS, MASK, load
 from tests.conftest import MakeFolder
 from tests.models.test_families import SETTINGS, SHAPE, shaken
@@ -57,13 +57,15 @@ def as_peft_does(stack: Stack) -> Stack:
 
 
 def both(base: models.Base, *below: Any) -> tuple[Stack, Stack]:
-    made = [shaken(adapters.attach(copy.deepcopy(base), [*below, PROMPT])) for _ in range(2)]
+    made = [
+        shaken(adapters.attach_adapters(copy.deepcopy(base), [*below, PROMPT])) for _ in range(2)
+    ]
     return made[0], as_peft_does(made[1])
 
 
 def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
 
 
@@ -77,10 +79,13 @@ def test_outputs_and_gradients_are_those_of_stock_peft(
     family: str, below: tuple[LoraSpec, ...]
 ) -> None:
     ours, stock = both(base_of(family), *below)
-    assert {type(module) for module in adapted(ours)} == {OnceProjected} and {
+    assert {type(module) for module in adapted(ours)} == {SingleProjectionAttention} and {
         type(module) for module in adapted(stock)
     } == {AdaptedAttention}
-    found, wanted = adapters.flat(ours, IDS, MASK), adapters.flat(stock, IDS, MASK)
+    found, wanted = (
+        adapters.compute_packed_hidden_states(ours, IDS, MASK),
+        adapters.compute_packed_hidden_states(stock, IDS, MASK),
+    )
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
     for (name, gradient), other in zip(
         gradients(ours, found).items(), gradients(stock, wanted).values(), strict=True
@@ -90,9 +95,9 @@ def test_outputs_and_gradients_are_those_of_stock_peft(
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_stock_peft_is() -> None:
-    exact = adapters.flat(both(base_of("llama"))[1], IDS, MASK).detach()
+    exact = adapters.compute_packed_hidden_states(both(base_of("llama"))[1], IDS, MASK).detach()
     found, wanted = (
-        adapters.flat(stack, IDS, MASK).detach().float()
+        adapters.compute_packed_hidden_states(stack, IDS, MASK).detach().float()
         for stack in both(base_of("llama", precision=torch.bfloat16))
     )
     ours, theirs = float((found - exact).abs().mean()), float((wanted - exact).abs().mean())
@@ -113,7 +118,7 @@ def test_every_projection_is_asked_for_the_text_once() -> None:
                 module.said = name.rpartition(".")[2]
                 module.register_forward_hook(note)
         with torch.no_grad():
-            adapters.flat(stack, IDS[:1], MASK[:1])
+            adapters.compute_packed_hidden_states(stack, IDS[:1], MASK[:1])
         counted.append(seen)
     assert counted == [
         dict.fromkeys(counted[0], 2),
@@ -122,7 +127,7 @@ def test_every_projection_is_asked_for_the_text_once() -> None:
 
 
 def test_an_output_with_a_bias_is_left_to_peft() -> None:
-    stack = adapters.attach(base_of("llama", bias=True), [PROMPT])
+    stack = adapters.attach_adapters(base_of("llama", bias=True), [PROMPT])
     assert {type(module) for module in adapted(stack)} == {AdaptedAttention}
 
 
@@ -131,12 +136,12 @@ def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(
     toy_llama: MakeFolder, tmp_path: Path
 ) -> None:
     folder = toy_llama()
-    stack = shaken(adapters.attach(load(folder), [PROMPT]))
-    bare = adapters.logits(adapters.attach(load(folder), ()), IDS, MASK)
-    before = adapters.logits(stack, IDS, MASK).detach()
-    with stack.off(), torch.no_grad():
-        torch.testing.assert_close(adapters.logits(stack, IDS, MASK), bare)
-    adapters.save(stack, tmp_path / "adapter")
+    stack = shaken(adapters.attach_adapters(load(folder), [PROMPT]))
+    bare = adapters.compute_token_logits(adapters.attach_adapters(load(folder), ()), IDS, MASK)
+    before = adapters.compute_token_logits(stack, IDS, MASK).detach()
+    with stack.disable_adapters(), torch.no_grad():
+        torch.testing.assert_close(adapters.compute_token_logits(stack, IDS, MASK), bare)
+    adapters.save_adapter(stack, tmp_path / "adapter")
     assert all(
         name.endswith(("adaption_prompt", "adaption_gate"))
         for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -145,5 +150,5 @@ def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(
     stock = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         found = stock(input_ids=IDS, attention_mask=MASK).logits
-        torch.testing.assert_close(adapters.logits(stack, IDS, MASK), before)
+        torch.testing.assert_close(adapters.compute_token_logits(stack, IDS, MASK), before)
     torch.testing.assert_close(found[MASK == 1], before[MASK == 1], atol=1e-5, rtol=1e-5)

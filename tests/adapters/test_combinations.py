@@ -11,16 +11,16 @@ import torch
 import transformers
 
 from clinpeft import adapters
-from clinpeft.adapters import METHODS, Stack, combinations
-from clinpeft.adapters.compatibility import LIVE
+from clinpeft.adapters import ADAPTER_METHODS, Stack, list_adapter_combinations
+from clinpeft.adapters.compatibility import UNMERGED_COMBINATION_KINDS
 from clinpeft.core.errors import AdapterError
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]
-ROWS = {(first, second): how for first, second, how, _ in combinations()}
-LIVING = [pair for pair, how in ROWS.items() if how in LIVE]
-MERGING = [(first, second) for first, second in ROWS if METHODS[first].merges]
-APART = [pair for pair, how in ROWS.items() if how not in LIVE]
+ROWS = {(first, second): how for first, second, how, _ in list_adapter_combinations()}
+LIVING = [pair for pair, how in ROWS.items() if how in UNMERGED_COMBINATION_KINDS]
+MERGING = [(first, second) for first, second in ROWS if ADAPTER_METHODS[first].is_mergeable]
+APART = [pair for pair, how in ROWS.items() if how not in UNMERGED_COMBINATION_KINDS]
 ON_AN_ENCODER = [
     ("lora", "lora"),
     ("lora", "rslora"),
@@ -58,7 +58,7 @@ Clinical = Callable[[str, Path], Path]
 
 
 def names_with_gradients(stack: Stack) -> set[str]:
-    adapters.logits(stack, IDS, MASK)[MASK == 1].square().sum().backward()  # type: ignore[no-untyped-call]
+    adapters.compute_token_logits(stack, IDS, MASK)[MASK == 1].square().sum().backward()  # type: ignore[no-untyped-call]
     every = {id(p): f"{a.name}: {n}" for a in stack.adapters for n, p in a.parameters.items()}
     every |= {
         id(p): f"base: {n}" for n, p in stack.base.model.named_parameters() if id(p) not in every
@@ -70,26 +70,30 @@ def names_with_gradients(stack: Stack) -> set[str]:
 
 
 def check_lives(base: Path, first: str, second: str, folder: Path, made: Path) -> None:
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(base), [earlier(first), spec(second)], folders={"clinical": folder}
     )
     assert [adapter.name for adapter in stack.adapters] == [f"1-{first}", f"2-{second}"]
     shake(stack, seed=2)
     both = answers(stack)
     for adapter in stack.adapters:
-        with stack.without(adapter.name):
+        with stack.disable_adapter(adapter.name):
             assert (answers(stack) - both).abs().max() > 1e-4, adapter.name
         assert torch.equal(answers(stack), both)
-    assert names_with_gradients(stack) == {f"2-{second}: {name}" for name in stack.trained}
-    assert adapters.save_all(stack, made) == (f"1-{first}", f"2-{second}")
-    again = adapters.load_all(load(base), made)
-    assert again.counts.trained == 0 and [adapter.name for adapter in again.adapters] == [
+    assert names_with_gradients(stack) == {
+        f"2-{second}: {name}" for name in stack.trained_parameters
+    }
+    assert adapters.save_adapter_stack(stack, made) == (f"1-{first}", f"2-{second}")
+    again = adapters.load_adapter_stack(load(base), made)
+    assert again.counts.trained_parameters == 0 and [
+        adapter.name for adapter in again.adapters
+    ] == [
         f"1-{first}",
         f"2-{second}",
     ]
     assert torch.equal(answers(again), both)
-    with again.off():
-        assert torch.equal(answers(again), answers(adapters.attach(load(base), [])))
+    with again.disable_adapters():
+        assert torch.equal(answers(again), answers(adapters.attach_adapters(load(base), [])))
 
 
 @pytest.mark.parametrize(("first", "second"), LIVING)
@@ -110,16 +114,22 @@ def test_two_stand_together_on_an_encoder(
 def test_two_trainable_adapters_both_get_gradients(
     first: str, second: str, llama: Path, clinical: Clinical
 ) -> None:
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama),
         [earlier(first, trainable=True), spec(second)],
         folders={"clinical": clinical(first, llama)},
     )
     shake(stack)
-    wanted = {f"{adapter.name}: {name}" for adapter in stack.adapters for name in adapter.trained}
+    wanted = {
+        f"{adapter.name}: {name}"
+        for adapter in stack.adapters
+        for name in adapter.trained_parameters
+    }
     assert names_with_gradients(stack) == wanted
     assert {name.partition(":")[0] for name in wanted} == {f"1-{first}", f"2-{second}"}
-    assert len(stack.trained) == sum(len(adapter.trained) for adapter in stack.adapters)
+    assert len(stack.trained_parameters) == sum(
+        len(adapter.trained_parameters) for adapter in stack.adapters
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), MERGING)
@@ -127,23 +137,27 @@ def test_what_is_merged_first_answers_as_before_and_anything_stands_on_it(
     first: str, second: str, llama: Path, clinical: Clinical, tmp_path: Path
 ) -> None:
     folder = clinical(first, llama)
-    alone = answers(adapters.load(load(llama), folder))
-    bare = answers(adapters.attach(load(llama), []))
-    stack = adapters.attach(
+    alone = answers(adapters.load_adapter(load(llama), folder))
+    bare = answers(adapters.attach_adapters(load(llama), []))
+    stack = adapters.attach_adapters(
         load(llama), [earlier(first, merged=True), spec(second)], folders={"clinical": folder}
     )
-    with stack.without(f"2-{second}"):
+    with stack.disable_adapter(f"2-{second}"):
         torch.testing.assert_close(answers(stack), alone, atol=1e-5, rtol=0)
     shake(stack, seed=2)
     both = answers(stack)
-    with stack.off():
+    with stack.disable_adapters():
         assert torch.equal(answers(stack), bare)
     for adapter in stack.adapters:
-        with stack.without(adapter.name):
+        with stack.disable_adapter(adapter.name):
             assert (answers(stack) - both).abs().max() > 1e-4
-    assert names_with_gradients(stack) == {f"2-{second}: {name}" for name in stack.trained}
-    adapters.save_all(stack, tmp_path / "adapters")
-    assert torch.equal(answers(adapters.load_all(load(llama), tmp_path / "adapters")), both)
+    assert names_with_gradients(stack) == {
+        f"2-{second}: {name}" for name in stack.trained_parameters
+    }
+    adapters.save_adapter_stack(stack, tmp_path / "adapters")
+    assert torch.equal(
+        answers(adapters.load_adapter_stack(load(llama), tmp_path / "adapters")), both
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), APART)
@@ -151,19 +165,19 @@ def test_what_cannot_stand_together_says_what_can(
     first: str, second: str, llama: Path, clinical: Clinical
 ) -> None:
     with pytest.raises(AdapterError) as error:
-        adapters.attach(
+        adapters.attach_adapters(
             load(llama),
             [earlier(first), spec(second)],
             folders={"clinical": clinical(first, llama)},
         )
     assert f"{first} and then {second}" in error.value.message
     assert error.value.hint.startswith(f"beside an unmerged {first} can stand: ")
-    assert ("merged = true" in error.value.hint) == METHODS[first].merges
+    assert ("merged = true" in error.value.hint) == ADAPTER_METHODS[first].is_mergeable
 
 
 def test_the_table_has_every_pair_and_each_kind_of_answer() -> None:
-    rows = combinations()
-    assert len(rows) == len(METHODS) ** 2 == len(ROWS)
+    rows = list_adapter_combinations()
+    assert len(rows) == len(ADAPTER_METHODS) ** 2 == len(ROWS)
     assert ROWS["lora", "lora"] == ROWS["lora", "rslora"] == "additive"
     assert ROWS["prompt", "lora"] == ROWS["lora", "adaption-prompt"] == "kept beside"
     assert ROWS["dora", "lora"] == ROWS["lora", "ia3"] == ROWS["ia3", "prefix"] == "merged first"
@@ -186,7 +200,9 @@ def test_only_a_finished_frozen_adapter_is_merged(
     with pytest.raises(
         AdapterError, match=missing if options.get("from_run", "x") else "new adapter"
     ):
-        adapters.attach(load(llama), [asked], folders={"clinical": clinical("lora", llama)})
+        adapters.attach_adapters(
+            load(llama), [asked], folders={"clinical": clinical("lora", llama)}
+        )
 
 
 def test_only_the_first_is_merged_and_only_what_has_weights(
@@ -194,25 +210,29 @@ def test_only_the_first_is_merged_and_only_what_has_weights(
 ) -> None:
     folders = {"clinical": clinical("lora", llama), "prompted": clinical("prompt", llama)}
     with pytest.raises(AdapterError, match="the first place"):
-        adapters.attach(
+        adapters.attach_adapters(
             load(llama), [earlier("lora"), earlier("lora", merged=True)], folders=folders
         )
     with pytest.raises(AdapterError, match="prompt cannot be merged"):
-        adapters.attach(load(llama), [earlier("prompt", "prompted", merged=True)], folders=folders)
+        adapters.attach_adapters(
+            load(llama), [earlier("prompt", "prompted", merged=True)], folders=folders
+        )
 
 
 def test_merging_into_bfloat16_rounds_once_and_says_how_far(
     llama: Path, clinical: Clinical
 ) -> None:
     folder = clinical("lora", llama)
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama, "bfloat16"), [earlier("lora", merged=True)], folders={"clinical": folder}
     )
     (notice,) = stack.notices
     assert notice.startswith(
         "1-lora: folded into bfloat16 weights; rounding changed a weight by up to "
     )
-    exact = adapters.load(load(llama, "bfloat16"), folder).merged().state_dict()
+    exact = (
+        adapters.load_adapter(load(llama, "bfloat16"), folder).create_merged_model().state_dict()
+    )
     now = stack.base.model.state_dict()
     assert {tensor.dtype for tensor in now.values()} == {torch.bfloat16}
     assert now.keys() == exact.keys() and all(
@@ -226,7 +246,7 @@ def test_merging_into_bfloat16_rounds_once_and_says_how_far(
     assert f"{worst:.1e}" in notice
     assert type(stack.base.model) is transformers.LlamaForCausalLM
     with pytest.raises(AdapterError, match="carries adapters already"):
-        adapters.attach(stack.base, [spec("lora")])
+        adapters.attach_adapters(stack.base, [spec("lora")])
 
 
 def test_the_order_of_additive_adapters_does_not_matter(llama: Path, tmp_path: Path) -> None:
@@ -234,22 +254,22 @@ def test_the_order_of_additive_adapters_does_not_matter(llama: Path, tmp_path: P
         name: finished(llama, "lora", tmp_path / name, seed=seed)
         for seed, name in enumerate(("one", "two"))
     }
-    there = adapters.attach(
+    there = adapters.attach_adapters(
         load(llama), [earlier("lora", "one"), earlier("lora", "two")], folders=folders
     )
-    back = adapters.attach(
+    back = adapters.attach_adapters(
         load(llama), [earlier("lora", "two"), earlier("lora", "one")], folders=folders
     )
     torch.testing.assert_close(answers(there), answers(back), atol=1e-5, rtol=0)
 
 
 def test_additive_adapters_merge_together(llama: Path, clinical: Clinical) -> None:
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama),
         [earlier("lora"), spec("rslora"), spec("lora", active=False)],
         folders={"clinical": clinical("lora", llama)},
     )
     shake(stack)
     with torch.no_grad():
-        found = stack.merged()(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
+        found = stack.create_merged_model()(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
     torch.testing.assert_close(found, answers(stack), atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from clinpeft import adapters, models
-from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 
 ROWS: list[tuple[str, dict[str, Any], int, str]] = [
     ("LLaMA LoRA", {"method": "lora", "rank": 16, "alpha": 32}, 8_388_608, "0.12"),
@@ -58,7 +58,7 @@ def test_the_paper_s_counts_are_reproduced_exactly(
     base = models.meta(
         transformers.LlamaConfig(vocab_size=32_000)
     )  # the other defaults are LLaMA-7B's: 32 layers, width 4096
-    counts = adapters.attach(base, [SPEC.validate_python(adapter)]).counts
-    assert counts.base == 6_738_415_616
-    assert counts.trained == trained
-    assert f"{100 * counts.share:.{len(percent) - 2}f}" == percent
+    counts = adapters.attach_adapters(base, [ADAPTER_SPEC_TYPE.validate_python(adapter)]).counts
+    assert counts.base_parameters == 6_738_415_616
+    assert counts.trained_parameters == trained
+    assert f"{100 * counts.trained_fraction:.{len(percent) - 2}f}" == percent

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from clinpeft import adapters, models
-from clinpeft.adapters import Stack, Trial
+from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
 from clinpeft.models import Float8, Float8Linear, dequantized
-from clinpeft.runtime.fused_lora import FusedLinear, Part, fused_linear
+from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
 from tests.adapters.test_fused import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import answers, earlier, finished, load, shake, spec
 
@@ -46,14 +46,14 @@ def test_gradients_are_those_of_pefts_layer_over_the_dequantized_weights(
 ) -> None:
     wanted = [spec(method, rank=4, dropout=dropout, targets=EVERY_LINEAR)]
     ours, theirs = (
-        adapters.attach(base, wanted, seed=3) for base in (quantized(llama), plain(llama))
+        adapters.attach_adapters(base, wanted, seed=3) for base in (quantized(llama), plain(llama))
     )
     for stack in (ours, theirs):
         shake(stack)
         stack.train()
     assert (
         all(
-            type(layer) is FusedLinear and type(layer.base_layer) is Float8Linear
+            type(layer) is FusedLoraLinear and type(layer.base_layer) is Float8Linear
             for layer in layers_of(ours)
         )
         and len(layers_of(ours)) == 14
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_pefts_layer_over_the_dequantized_weights(
     torch.testing.assert_close(found, truth, atol=1e-5, rtol=1e-6)
     assert distance(gradients, their_gradients) < 5e-6
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
-    unquantized, _ = learned(_shaken(adapters.attach(load(llama), wanted, seed=3)))
+    unquantized, _ = learned(_shaken(adapters.attach_adapters(load(llama), wanted, seed=3)))
     assert float((unquantized - truth).abs().max()) > 1e-3  # or the comparison would show nothing
 
 
@@ -79,7 +79,11 @@ def test_in_bfloat16_it_is_the_fused_layer_over_the_dequantized_weights_to_the_b
 ) -> None:
     found = [
         learned(
-            _shaken(adapters.attach(base(llama, "bfloat16"), [spec("lora", targets=EVERY_LINEAR)]))
+            _shaken(
+                adapters.attach_adapters(
+                    base(llama, "bfloat16"), [spec("lora", targets=EVERY_LINEAR)]
+                )
+            )
         )
         for base in (quantized, plain)
     ]
@@ -96,13 +100,13 @@ def test_one_function_of_float8_is_that_of_its_weights() -> None:
     weight, bias = Float8.of(torch.randn(4, 6)), torch.randn(4)
     found = []
     for each in (weight, dequantized(weight.numbers, weight.scale, torch.float32)):
-        out = fused_linear(x, each, bias, [Part(factors[0], factors[1], 0.5)])
+        out = compute_fused_linear(x, each, bias, [LowRankUpdate(factors[0], factors[1], 0.5)])
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *factors])])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 def test_an_adapted_layer_keeps_the_float8_numbers_and_no_weight_beside_them(llama: Path) -> None:
-    stack = adapters.attach(quantized(llama), [spec("lora")])
+    stack = adapters.attach_adapters(quantized(llama), [spec("lora")])
     kept: list[torch.Tensor] = []
     with keeping(kept):
         stack.base.model.model.layers[0].mlp.up_proj(torch.randn(1, 5, 32, requires_grad=True))
@@ -114,7 +118,7 @@ def test_an_adapted_layer_keeps_the_float8_numbers_and_no_weight_beside_them(lla
 
 def test_first_weights_are_those_on_any_base_and_not_rounded_to_eight_bits(llama: Path) -> None:
     first, second = (
-        adapters.attach(base, [spec("lora")], seed=5).state()
+        adapters.attach_adapters(base, [spec("lora")], seed=5).copy_trained_state()
         for base in (quantized(llama), load(llama))
     )
     assert (
@@ -125,65 +129,67 @@ def test_first_weights_are_those_on_any_base_and_not_rounded_to_eight_bits(llama
 
 def test_counts_are_those_of_the_base_as_it_comes(llama: Path) -> None:
     assert (
-        adapters.attach(quantized(llama), [spec("lora")]).counts
-        == adapters.attach(load(llama), [spec("lora")]).counts
+        adapters.attach_adapters(quantized(llama), [spec("lora")]).counts
+        == adapters.attach_adapters(load(llama), [spec("lora")]).counts
     )
 
 
 def test_switched_off_it_is_the_quantized_base(llama: Path) -> None:
-    stack = adapters.attach(quantized(llama), [spec("lora", targets=EVERY_LINEAR)])
+    stack = adapters.attach_adapters(quantized(llama), [spec("lora", targets=EVERY_LINEAR)])
     shake(stack)
-    with stack.off():
+    with stack.disable_adapters():
         bare = answers(stack)
-    assert torch.equal(bare, answers(adapters.attach(quantized(llama), ())))
+    assert torch.equal(bare, answers(adapters.attach_adapters(quantized(llama), ())))
     assert not torch.allclose(bare, answers(stack))
 
 
 def test_an_adapter_is_saved_and_loaded_as_on_any_base(llama: Path, tmp_path: Path) -> None:
-    stack = adapters.attach(quantized(llama), [spec("lora")])
+    stack = adapters.attach_adapters(quantized(llama), [spec("lora")])
     shake(stack)
-    adapters.save(stack, tmp_path / "adapter")
+    adapters.save_adapter(stack, tmp_path / "adapter")
     assert torch.equal(
-        answers(adapters.load(quantized(llama), tmp_path / "adapter")), answers(stack)
+        answers(adapters.load_adapter(quantized(llama), tmp_path / "adapter")), answers(stack)
     )
     assert torch.allclose(
-        answers(adapters.load(load(llama), tmp_path / "adapter")), answers(stack), atol=0.2
+        answers(adapters.load_adapter(load(llama), tmp_path / "adapter")), answers(stack), atol=0.2
     )
 
 
 def test_recomputed_the_gradients_are_the_same(llama: Path) -> None:
     kept, again = (
-        _shaken(adapters.attach(quantized(llama), [spec("lora", dropout=0.2)])) for _ in range(2)
+        _shaken(adapters.attach_adapters(quantized(llama), [spec("lora", dropout=0.2)]))
+        for _ in range(2)
     )
-    adapters.recompute(again, "asked for")
+    adapters.enable_activation_checkpointing(again, "asked for")
     found, truth = learned(again), learned(kept)
     assert torch.equal(found[0], truth[0]) and distance(found[1], truth[1]) == 0.0
 
 
 def test_trials_share_it(llama: Path) -> None:
-    joint = adapters.together(
-        quantized(llama), [Trial([spec("lora", rank=2)], 1), Trial([spec("lora", rank=4)], 2)]
+    joint = adapters.attach_stacks(
+        quantized(llama),
+        [TrialAdapters([spec("lora", rank=2)], 1), TrialAdapters([spec("lora", rank=4)], 2)],
     )
-    with joint.alone(1) as stack:
+    with joint.isolate_stack(1) as stack:
         shake(stack)
-        alone = adapters.attach(quantized(llama), [spec("lora", rank=4)], seed=2)
-        alone.load_state(stack.state())
+        alone = adapters.attach_adapters(quantized(llama), [spec("lora", rank=4)], seed=2)
+        alone.load_trained_state(stack.copy_trained_state())
         assert torch.equal(answers(stack), answers(alone))
 
 
 def _merge_first(base: models.Base, tmp_path: Path, llama: Path) -> Any:
     folder = finished(llama, "lora", tmp_path / "clinical")
-    return adapters.attach(
+    return adapters.attach_adapters(
         base, [earlier("lora", merged=True), spec("lora")], folders={"clinical": folder}
     )
 
 
 def _merge_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
-    return adapters.attach(base, [spec("lora")]).merged()
+    return adapters.attach_adapters(base, [spec("lora")]).create_merged_model()
 
 
 def _train_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
-    return adapters.attach(base, (), base_trainable=True)
+    return adapters.attach_adapters(base, (), base_trainable=True)
 
 
 @pytest.mark.parametrize("asked", [_merge_first, _merge_all, _train_all])

@@ -13,14 +13,21 @@ import torch
 from peft.tuners.lora.layer import Linear
 
 from clinpeft import adapters
-from clinpeft.adapters import METHODS, Stack
+from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.runtime.dropout import DRAWS
-from clinpeft.runtime.fused_lora import FusedLinear, Part, _masked, _Plan, _stays, fused_linear
+from clinpeft.runtime.fused_lora import (
+    FusedLoraLinear,
+    LowRankUpdate,
+    _apply_keep_mask,
+    _sample_keep_mask,
+    _UpdatePlan,
+    compute_fused_linear,
+)
 from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-FUSED = [name for name, method in METHODS.items() if method.fused]
+FUSED = [name for name, method in ADAPTER_METHODS.items() if method.supports_fusion]
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +44,14 @@ class SameDraws(torch.nn.Dropout):
     """Dropout as a module, with the draws of the fused layer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = _Plan.of(Part(x, x, 1.0, self.p if self.training else 0.0))
+        plan = _UpdatePlan.from_update(LowRankUpdate(x, x, 1.0, self.p if self.training else 0.0))
         flat = x.reshape(-1, x.shape[-1])
-        stays = _stays(flat, plan)
+        stays = _sample_keep_mask(flat, plan)
         return (
             x
             if stays is None
-            else _masked_with_gradient(flat, stays).view_as(x) * (DRAWS / (DRAWS - plan.dropped))
+            else _masked_with_gradient(flat, stays).view_as(x)
+            * (DRAWS / (DRAWS - plan.drop_threshold))
         )
 
 
@@ -72,20 +80,20 @@ def stock(stack: Stack) -> Iterator[None]:
     for layer, name, dropout in dropouts:
         layer.lora_dropout[name] = dropout
     for layer in layers_of(stack):
-        layer.__class__ = FusedLinear
+        layer.__class__ = FusedLoraLinear
 
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The logits of a step, and its gradients."""
-    for parameter in stack.trained.values():
+    for parameter in stack.trained_parameters.values():
         parameter.grad = None
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        logits = adapters.logits(stack, IDS, MASK)[MASK == 1].float()
+        logits = adapters.compute_token_logits(stack, IDS, MASK)[MASK == 1].float()
         torch.nn.functional.cross_entropy(logits, IDS[MASK == 1], reduction="sum").backward()  # type: ignore[no-untyped-call]
     return logits.detach(), {
         name: parameter.grad
-        for name, parameter in stack.trained.items()
+        for name, parameter in stack.trained_parameters.items()
         if parameter.grad is not None
     }
 
@@ -108,9 +116,9 @@ def test_in_float32_outputs_and_gradients_are_those_of_peft(
         earlier("lora"),
         spec(method, rank=4, alpha=12, dropout=dropout, targets=EVERY_LINEAR),
     ]
-    stack = adapters.attach(load(llama), wanted, folders={"clinical": clinical})
+    stack = adapters.attach_adapters(load(llama), wanted, folders={"clinical": clinical})
     assert (
-        all(type(layer) is FusedLinear for layer in layers_of(stack))
+        all(type(layer) is FusedLoraLinear for layer in layers_of(stack))
         and len(layers_of(stack)) == 2 * 7
     )
     shake(stack)
@@ -128,7 +136,7 @@ def test_in_float32_outputs_and_gradients_are_those_of_peft(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_in_float32_one_layer_is_that_of_peft(dropout: float, llama: Path, clinical: Path) -> None:
     wanted = [earlier("lora"), spec("rslora", dropout=dropout)]
-    stack = adapters.attach(load(llama), wanted, folders={"clinical": clinical})
+    stack = adapters.attach_adapters(load(llama), wanted, folders={"clinical": clinical})
     shake(stack)
     stack.train()
     layer = stack.base.model.model.layers[0].self_attn.q_proj
@@ -151,10 +159,12 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_peft(dropout: float, llama: P
         base = load(llama)
         base.model.to(torch.bfloat16)  # the same rounded weights in both
         base.model.to(getattr(torch, precision))
-        stack = adapters.attach(base, [spec("lora", rank=8, dropout=dropout, targets=EVERY_LINEAR)])
+        stack = adapters.attach_adapters(
+            base, [spec("lora", rank=8, dropout=dropout, targets=EVERY_LINEAR)]
+        )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
-            for parameter in stack.trained.values():
+            for parameter in stack.trained_parameters.values():
                 parameter.add_(
                     0.01 * torch.randn_like(parameter)
                 )  # an update that is smaller than what it is added to, as learned ones are
@@ -181,7 +191,7 @@ def keeping(kept: list[torch.Tensor]) -> Any:
 def test_the_input_is_kept_once_for_queries_keys_and_values_and_never_in_float32(
     llama: Path,
 ) -> None:
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama, "bfloat16"), [spec("lora", targets=("q_proj", "k_proj", "v_proj"))]
     )
     attention = stack.base.model.model.layers[0].self_attn
@@ -194,7 +204,7 @@ def test_the_input_is_kept_once_for_queries_keys_and_values_and_never_in_float32
 
 
 def test_a_frozen_adapter_keeps_nothing_for_itself(llama: Path, clinical: Path) -> None:
-    stack = adapters.attach(load(llama), [earlier("lora")], folders={"clinical": clinical})
+    stack = adapters.attach_adapters(load(llama), [earlier("lora")], folders={"clinical": clinical})
     layer = stack.base.model.model.layers[0].self_attn.q_proj
     kept: list[torch.Tensor] = []
     with keeping(kept):
@@ -211,17 +221,23 @@ def test_rows_have_their_own_parts_and_dropout_and_others_have_none() -> None:
         return torch.Generator().manual_seed(5)
 
     parts = [
-        Part(*first, 0.5, 0.2, slice(1, 4), seeded()),
-        Part(*second, 2.0, 0.5, slice(4, 9), seeded()),
+        LowRankUpdate(*first, 0.5, 0.2, slice(1, 4), seeded()),
+        LowRankUpdate(*second, 2.0, 0.5, slice(4, 9), seeded()),
     ]
-    out = fused_linear(x, weight, bias, parts).view(10, 4)
+    out = compute_fused_linear(x, weight, bias, parts).view(10, 4)
     flat = x.view(10, 6)
     torch.testing.assert_close(out[[0, 9]], flat[[0, 9]] @ weight.T + bias)
     torch.testing.assert_close(
-        out[1:4], fused_linear(flat[1:4], weight, bias, [Part(*first, 0.5, 0.2, None, seeded())])
+        out[1:4],
+        compute_fused_linear(
+            flat[1:4], weight, bias, [LowRankUpdate(*first, 0.5, 0.2, None, seeded())]
+        ),
     )
     torch.testing.assert_close(
-        out[4:9], fused_linear(flat[4:9], weight, bias, [Part(*second, 2.0, 0.5, None, seeded())])
+        out[4:9],
+        compute_fused_linear(
+            flat[4:9], weight, bias, [LowRankUpdate(*second, 2.0, 0.5, None, seeded())]
+        ),
     )
 
 
@@ -235,7 +251,7 @@ def test_in_bfloat16_the_sum_of_the_base_and_all_updates_is_rounded_once() -> No
         (torch.randn(4, 128, generator=drawn) / 11, 0.1 * torch.randn(96, 4, generator=drawn))
         for _ in range(3)
     ]
-    found = fused_linear(x, weight, None, [Part(a, b, 0.7) for a, b in factors])
+    found = compute_fused_linear(x, weight, None, [LowRankUpdate(a, b, 0.7) for a, b in factors])
     exact = torch.nn.functional.linear(x, weight).float()
     for a, b in factors:
         exact += (x @ a.bfloat16().T).float() @ (0.7 * b).bfloat16().float().T
@@ -257,13 +273,13 @@ def test_gradients_are_those_of_differences() -> None:
 
     def out(x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
         drawn = torch.Generator().manual_seed(3)
-        return fused_linear(
+        return compute_fused_linear(
             x,
             weight,
             None,
             [
-                Part(factors[0], factors[1], 0.7),
-                Part(factors[2], factors[3], 1.5, 0.4, slice(0, 2), drawn),
+                LowRankUpdate(factors[0], factors[1], 0.7),
+                LowRankUpdate(factors[2], factors[3], 1.5, 0.4, slice(0, 2), drawn),
             ],
         )
 
@@ -274,43 +290,47 @@ def test_gradients_are_those_of_differences() -> None:
 
 def test_dropout_drops_its_share_keeps_the_mean_and_is_drawn_again_by_the_seed() -> None:
     x, weight = torch.ones(400, 300), torch.zeros(300, 300)
-    part = Part(torch.eye(300), torch.eye(300), 1.0, 0.1)
+    part = LowRankUpdate(torch.eye(300), torch.eye(300), 1.0, 0.1)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        first = fused_linear(x, weight, None, [part])
+        first = compute_fused_linear(x, weight, None, [part])
         torch.manual_seed(3)
-        assert torch.equal(first, fused_linear(x, weight, None, [part]))
-        assert not torch.equal(first, fused_linear(x, weight, None, [part]))
+        assert torch.equal(first, compute_fused_linear(x, weight, None, [part]))
+        assert not torch.equal(first, compute_fused_linear(x, weight, None, [part]))
     assert (first == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
     assert first.mean().item() == pytest.approx(1.0, abs=0.003)
     assert sorted(set(first.flatten().tolist())) == pytest.approx([0.0, 1 / 0.9], abs=1e-4)
 
 
 def test_dropout_is_off_while_evaluating(llama: Path) -> None:
-    stack = adapters.attach(load(llama), [spec("lora", dropout=0.5)])
+    stack = adapters.attach_adapters(load(llama), [spec("lora", dropout=0.5)])
     shake(stack)
     assert torch.equal(answers(stack), answers(stack))
     stack.train()
     assert not torch.equal(answers(stack), answers(stack))
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.fused])
+@pytest.mark.parametrize(
+    "method", [name for name, method in ADAPTER_METHODS.items() if not method.supports_fusion]
+)
 def test_only_methods_that_are_a_low_rank_product_are_fused(method: str, llama: Path) -> None:
-    stack = adapters.attach(load(llama), [spec(method)])
-    assert not any(isinstance(module, FusedLinear) for module in stack.model.modules())
+    stack = adapters.attach_adapters(load(llama), [spec(method)])
+    assert not any(isinstance(module, FusedLoraLinear) for module in stack.model.modules())
 
 
 def test_a_lora_beside_an_adaption_prompt_computes_in_the_precision_of_autocast(
     llama: Path,
 ) -> None:
-    stack = adapters.attach(load(llama, "bfloat16"), [spec("lora"), spec("adaption-prompt")])
+    stack = adapters.attach_adapters(
+        load(llama, "bfloat16"), [spec("lora"), spec("adaption-prompt")]
+    )
     shake(stack)
     logits, gradients = learned(stack)
-    assert bool(torch.isfinite(logits).all()) and len(gradients) == len(stack.trained)
+    assert bool(torch.isfinite(logits).all()) and len(gradients) == len(stack.trained_parameters)
 
 
 def test_where_the_base_is_trained_too_the_layer_is_pefts(llama: Path) -> None:
-    stack = adapters.attach(load(llama), [spec("lora")])
+    stack = adapters.attach_adapters(load(llama), [spec("lora")])
     layer = stack.base.model.model.layers[0].self_attn.q_proj
     layer.base_layer.weight.requires_grad_(True)
     layer(torch.randn(3, 32)).sum().backward()
@@ -319,6 +339,6 @@ def test_where_the_base_is_trained_too_the_layer_is_pefts(llama: Path) -> None:
 
 def test_masking_leaves_what_stays_as_it_is() -> None:
     x = torch.tensor([[1.5, -2.0, float("inf")]], dtype=torch.bfloat16)
-    assert _masked(x, torch.tensor([[-1, 0, -1]], dtype=torch.int16)).tolist() == [
+    assert _apply_keep_mask(x, torch.tensor([[-1, 0, -1]], dtype=torch.int16)).tolist() == [
         [1.5, 0.0, float("inf")]
     ]

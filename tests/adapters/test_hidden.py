@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Stack
-from clinpeft.recipe import BaseSpec
+from clinpeft.adapters import ADAPTER_METHODS, Stack
+from clinpeft.recipe import LanguageModelSpec
 from tests.adapters.toys import IDS, MASK, earlier, finished, load, shake, spec
 
 MakeFolder = Callable[..., Path]
@@ -20,7 +20,7 @@ LEFT_IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 0, 11, 12, 13]])
 LEFT_MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
 STACKS = [
     (),
-    *((method,) for method in METHODS),
+    *((method,) for method in ADAPTER_METHODS),
     ("lora", "prompt"),
     ("lora", "prefix"),
     ("lora", "lora"),
@@ -36,7 +36,7 @@ def made(folder: Path, methods: tuple[str, ...], precision: str = "float32") -> 
     base = load(folder, precision)
     if base.family.impossible & set(methods):
         pytest.skip("not possible on this family")
-    stack = adapters.attach(base, [spec(method) for method in methods])
+    stack = adapters.attach_adapters(base, [spec(method) for method in methods])
     shake(stack)
     return stack
 
@@ -53,11 +53,11 @@ def test_the_head_on_the_hidden_vectors_gives_the_logits(
     stack = made(llama if kind == "llama" else toy_bert, methods)
     with torch.no_grad():
         for ids, mask in ((IDS, MASK), (LEFT_IDS, LEFT_MASK)):
-            vectors = adapters.hidden(stack, ids, mask)
+            vectors = adapters.compute_hidden_states(stack, ids, mask)
             assert vectors.shape == (2, 6, 32)
             torch.testing.assert_close(
                 head_of(stack)(vectors)[mask == 1],
-                adapters.logits(stack, ids, mask)[mask == 1],
+                adapters.compute_token_logits(stack, ids, mask)[mask == 1],
                 atol=1e-6,
                 rtol=0,
             )
@@ -69,14 +69,17 @@ def test_a_row_s_vectors_depend_on_neither_padding_nor_neighbours(
 ) -> None:
     stack = made(llama, methods)
     with torch.no_grad():
-        alone = adapters.hidden(
+        alone = adapters.compute_hidden_states(
             stack, torch.tensor([[11, 12, 13]]), torch.ones(1, 3, dtype=torch.long)
         )[0]
         torch.testing.assert_close(
-            adapters.hidden(stack, IDS, MASK)[1, :3], alone, atol=1e-6, rtol=0
+            adapters.compute_hidden_states(stack, IDS, MASK)[1, :3], alone, atol=1e-6, rtol=0
         )
         torch.testing.assert_close(
-            adapters.hidden(stack, LEFT_IDS, LEFT_MASK)[1, 3:], alone, atol=1e-6, rtol=0
+            adapters.compute_hidden_states(stack, LEFT_IDS, LEFT_MASK)[1, 3:],
+            alone,
+            atol=1e-6,
+            rtol=0,
         )
 
 
@@ -90,8 +93,8 @@ def test_nothing_as_wide_as_the_vocabulary_is_computed(
 
     monkeypatch.setattr(stack.base.model.lm_head, "forward", wide)
     with pytest.raises(AssertionError):
-        adapters.logits(stack, IDS, MASK)
-    assert adapters.hidden(stack, IDS, MASK).requires_grad
+        adapters.compute_token_logits(stack, IDS, MASK)
+    assert adapters.compute_hidden_states(stack, IDS, MASK).requires_grad
 
 
 @pytest.mark.parametrize("methods", STACKS, ids="-".join)
@@ -99,10 +102,11 @@ def test_in_bfloat16_the_vectors_are_near_those_in_float32(
     methods: tuple[str, ...], llama: Path
 ) -> None:
     exact, rough = made(llama, methods), made(llama, methods, "bfloat16")
-    rough.load_state(exact.state())
+    rough.load_trained_state(exact.copy_trained_state())
     with torch.no_grad():
         found, wanted = (
-            adapters.hidden(stack, IDS, MASK)[MASK == 1].float() for stack in (rough, exact)
+            adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].float()
+            for stack in (rough, exact)
         )
     assert (found - wanted).abs().max() < 0.1
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.995
@@ -113,13 +117,13 @@ def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(
 ) -> None:
     clinical = finished(llama, "lora", tmp_path / "clinical")
     headless = models.load(
-        BaseSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors"
+        LanguageModelSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors"
     )
     found = []
     for base in (load(llama), headless):
-        stack = adapters.attach(
+        stack = adapters.attach_adapters(
             base, [earlier("lora"), spec("prompt")], folders={"clinical": clinical}
         )
         shake(stack, seed=2)
-        found.append(adapters.hidden(stack, IDS, MASK)[MASK == 1].detach())
+        found.append(adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].detach())
     assert torch.equal(*found)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clinpeft import adapters
-from clinpeft.adapters import Joint, Stack, Trial
+from clinpeft.adapters import MultiAdapterModel, Stack, TrialAdapters
 from clinpeft.core.errors import AdapterError
 from tests.adapters.toys import answers, earlier, finished, load, spec
 
@@ -33,11 +33,11 @@ def clinical(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(llama, "lora", tmp_path_factory.mktemp("clinical") / "adapter")
 
 
-def trials(clinical: Path, dropout: float = 0.0) -> list[Trial]:
+def trials(clinical: Path, dropout: float = 0.0) -> list[TrialAdapters]:
     """Of different rank, scale, dropout, targets and seed, one above a frozen adapter."""
     return [
-        Trial([spec("lora", rank=2, dropout=dropout)], seed=3),
-        Trial(
+        TrialAdapters([spec("lora", rank=2, dropout=dropout)], seed=3),
+        TrialAdapters(
             [
                 earlier("lora"),
                 spec(
@@ -47,19 +47,23 @@ def trials(clinical: Path, dropout: float = 0.0) -> list[Trial]:
             4,
             {"clinical": clinical},
         ),
-        Trial([spec("lora", rank=8, alpha=32, targets=("q_proj", "o_proj", "up_proj"))], seed=3),
+        TrialAdapters(
+            [spec("lora", rank=8, alpha=32, targets=("q_proj", "o_proj", "up_proj"))], seed=3
+        ),
     ]
 
 
 def shaken(stack: Stack, seed: int) -> None:
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name in sorted(stack.trained):
-            stack.trained[name].add_(0.1 * torch.randn(stack.trained[name].shape, generator=drawn))
+        for name in sorted(stack.trained_parameters):
+            stack.trained_parameters[name].add_(
+                0.1 * torch.randn(stack.trained_parameters[name].shape, generator=drawn)
+            )
 
 
-def joined(llama: Path, clinical: Path, dropout: float = 0.0) -> Joint:
-    joint = adapters.together(load(llama), trials(clinical, dropout))
+def joined(llama: Path, clinical: Path, dropout: float = 0.0) -> MultiAdapterModel:
+    joint = adapters.attach_stacks(load(llama), trials(clinical, dropout))
     for at, stack in enumerate(joint.stacks):
         shaken(stack, at)
     return joint
@@ -67,7 +71,7 @@ def joined(llama: Path, clinical: Path, dropout: float = 0.0) -> Joint:
 
 def single(llama: Path, clinical: Path, at: int, dropout: float = 0.0) -> Stack:
     trial = trials(clinical, dropout)[at]
-    stack = adapters.attach(load(llama), trial.specs, trial.seed, trial.folders)
+    stack = adapters.attach_adapters(load(llama), trial.specs, trial.seed, trial.folders)
     shaken(stack, at)
     return stack
 
@@ -102,7 +106,7 @@ def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(
 ) -> None:
     joint = joined(llama, clinical, dropout)
     joint.train()
-    with joint.routed(SLICES, [torch.Generator().manual_seed(10 + at) for at in range(3)]):
+    with joint.route_tokens(SLICES, [torch.Generator().manual_seed(10 + at) for at in range(3)]):
         together = asked(joint.base.backbone)
     learned(together)
     for at, rows in enumerate(SLICES):
@@ -113,9 +117,9 @@ def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(
             vectors = asked(alone.base.backbone, rows)
         learned(vectors, rows)
         torch.testing.assert_close(together[rows], vectors, rtol=1e-5, atol=1e-6)
-        assert joint.stacks[at].trained.keys() == alone.trained.keys()
-        for name, parameter in alone.trained.items():
-            ours, theirs = joint.stacks[at].trained[name].grad, parameter.grad
+        assert joint.stacks[at].trained_parameters.keys() == alone.trained_parameters.keys()
+        for name, parameter in alone.trained_parameters.items():
+            ours, theirs = joint.stacks[at].trained_parameters[name].grad, parameter.grad
             assert (
                 ours is not None
                 and theirs is not None
@@ -124,29 +128,33 @@ def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(
 
 
 def test_first_weights_are_those_of_the_trial_alone(llama: Path, clinical: Path) -> None:
-    joint = adapters.together(load(llama), trials(clinical))
+    joint = adapters.attach_stacks(load(llama), trials(clinical))
     for trial, stack in zip(trials(clinical), joint.stacks, strict=True):
-        alone = adapters.attach(load(llama), trial.specs, trial.seed, trial.folders)
-        assert alone.trained.keys() == stack.trained.keys() and stack.counts == alone.counts
+        alone = adapters.attach_adapters(load(llama), trial.specs, trial.seed, trial.folders)
+        assert (
+            alone.trained_parameters.keys() == stack.trained_parameters.keys()
+            and stack.counts == alone.counts
+        )
         assert all(
-            torch.equal(alone.trained[name], parameter) for name, parameter in stack.trained.items()
+            torch.equal(alone.trained_parameters[name], parameter)
+            for name, parameter in stack.trained_parameters.items()
         )
 
 
 def test_a_gradient_goes_to_no_other_trial(llama: Path, clinical: Path) -> None:
     joint = joined(llama, clinical)
-    with joint.routed(SLICES):
+    with joint.route_tokens(SLICES):
         asked(joint.base.backbone)[SLICES[1]].sum().backward()  # type: ignore[no-untyped-call]
     for at, stack in enumerate(joint.stacks):
         assert all(
             (parameter.grad is not None and bool(parameter.grad.any())) == (at == 1)
-            for parameter in stack.trained.values()
+            for parameter in stack.trained_parameters.values()
         )
 
 
 def test_tokens_of_no_trial_see_the_bare_base(llama: Path, clinical: Path) -> None:
     joint, bare = joined(llama, clinical), load(llama)
-    with torch.no_grad(), joint.routed([None, SLICES[1], None], tokens=18):
+    with torch.no_grad(), joint.route_tokens([None, SLICES[1], None], token_count=18):
         found = asked(joint.base.backbone)
     with torch.no_grad():
         wanted = asked(bare.backbone)
@@ -158,14 +166,16 @@ def test_outside_of_everything_it_is_the_bare_base_and_alone_it_is_the_trial(
     llama: Path, clinical: Path
 ) -> None:
     joint = joined(llama, clinical)
-    bare = answers(adapters.attach(load(llama), []))
-    trained = {parameter for stack in joint.stacks for parameter in stack.trained.values()}
+    bare = answers(adapters.attach_adapters(load(llama), []))
+    trained = {
+        parameter for stack in joint.stacks for parameter in stack.trained_parameters.values()
+    }
     for at in (1, 0, 2):
-        with joint.alone(at) as stack:
+        with joint.isolate_stack(at) as stack:
             torch.testing.assert_close(answers(stack), answers(single(llama, clinical, at)))
-            with stack.off():
+            with stack.disable_adapters():
                 torch.testing.assert_close(answers(stack), bare)
-        assert not joint.stacks[at].active
+        assert not joint.stacks[at].has_active_adapters
         torch.testing.assert_close(answers(joint.stacks[at]), bare)
         assert {
             parameter for parameter in joint.stacks[0].model.parameters() if parameter.requires_grad
@@ -176,31 +186,35 @@ def test_a_trial_is_saved_and_merged_as_if_it_were_alone(
     llama: Path, clinical: Path, tmp_path: Path
 ) -> None:
     joint = joined(llama, clinical)
-    with joint.alone(2) as stack:
-        adapters.save(stack, tmp_path / "third")
-        merged, unmerged = stack.merged(), answers(stack)
-    torch.testing.assert_close(answers(adapters.load(load(llama), tmp_path / "third")), unmerged)
-    with joint.alone(1) as stack:
-        adapters.save_all(stack, tmp_path / "second")
+    with joint.isolate_stack(2) as stack:
+        adapters.save_adapter(stack, tmp_path / "third")
+        merged, unmerged = stack.create_merged_model(), answers(stack)
+    torch.testing.assert_close(
+        answers(adapters.load_adapter(load(llama), tmp_path / "third")), unmerged
+    )
+    with joint.isolate_stack(1) as stack:
+        adapters.save_adapter_stack(stack, tmp_path / "second")
         wanted = answers(stack)
-    torch.testing.assert_close(answers(adapters.load_all(load(llama), tmp_path / "second")), wanted)
+    torch.testing.assert_close(
+        answers(adapters.load_adapter_stack(load(llama), tmp_path / "second")), wanted
+    )
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
 def test_more_than_nine_trials_keep_their_weights_apart(llama: Path, tmp_path: Path) -> None:
-    joint = adapters.together(
-        load(llama), [Trial([spec("lora", rank=1)], seed) for seed in range(11)]
+    joint = adapters.attach_stacks(
+        load(llama), [TrialAdapters([spec("lora", rank=1)], seed) for seed in range(11)]
     )
     for at in (1, 10):
-        with joint.alone(at) as stack:
-            adapters.save(stack, tmp_path / str(at))
-        again = adapters.load(load(llama), tmp_path / str(at))
+        with joint.isolate_stack(at) as stack:
+            adapters.save_adapter(stack, tmp_path / str(at))
+        again = adapters.load_adapter(load(llama), tmp_path / str(at))
         saved = sum(
             parameter.numel()
             for adapter in again.adapters
             for parameter in adapter.parameters.values()
         )
-        assert saved == stack.counts.trained
+        assert saved == stack.counts.trained_parameters
 
 
 @pytest.mark.parametrize(
@@ -215,7 +229,7 @@ def test_slices_that_do_not_fit_are_refused(
     slices: list[slice], said: str, llama: Path, clinical: Path
 ) -> None:
     joint = joined(llama, clinical)
-    with pytest.raises(AdapterError) as error, joint.routed(slices):
+    with pytest.raises(AdapterError) as error, joint.route_tokens(slices):
         asked(joint.base.backbone)
     assert said in str(error.value)
 
@@ -223,17 +237,19 @@ def test_slices_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("method", ["dora", "prefix"])
 def test_a_method_that_is_more_than_a_low_rank_product_is_refused(method: str, llama: Path) -> None:
     with pytest.raises(AdapterError, match=f"{method} cannot be trained together"):
-        adapters.together(load(llama), [Trial([spec("lora")]), Trial([spec(method)])])
+        adapters.attach_stacks(
+            load(llama), [TrialAdapters([spec("lora")]), TrialAdapters([spec(method)])]
+        )
 
 
 def test_dropout_of_the_base_is_told(toy_bert: Path, llama: Path) -> None:
-    joint = adapters.together(load(toy_bert), [Trial([spec("lora")])])
+    joint = adapters.attach_stacks(load(toy_bert), [TrialAdapters([spec("lora")])])
     assert "hidden_dropout_prob = 0.1" in joint.notices[0]
-    assert adapters.together(load(llama), [Trial([spec("lora")])]).notices == ()
+    assert adapters.attach_stacks(load(llama), [TrialAdapters([spec("lora")])]).notices == ()
 
 
 def test_after_an_error_it_is_the_bare_base_again(llama: Path, clinical: Path) -> None:
     joint = joined(llama, clinical)
-    with contextlib.suppress(KeyError), joint.routed(SLICES):
+    with contextlib.suppress(KeyError), joint.route_tokens(SLICES):
         raise KeyError
     assert not joint.routing.routes

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft import adapters
-from clinpeft.adapters import METHODS, Stack, Witness
-from clinpeft.adapters.activity import _digest, _sha256
+from clinpeft.adapters import ADAPTER_METHODS, AdapterMonitor, Stack
+from clinpeft.adapters.activity import _combine_hashes, _hash_tensor
 from clinpeft.core.errors import TrainingError
 from tests.adapters.toys import IDS, MASK, earlier, finished, load, spec
 
@@ -44,15 +44,17 @@ class Run:
             for name, p in head.named_parameters()
         }
         self.extra: dict[str, torch.nn.Parameter] = named
-        self.witness: Witness = adapters.watch(stack, self.extra)
+        self.witness: AdapterMonitor = adapters.monitor_adapters(stack, self.extra)
 
     def answer(self, head: int = 0) -> torch.Tensor:
-        vectors = adapters.hidden(self.stack, IDS, MASK)
+        vectors = adapters.compute_hidden_states(self.stack, IDS, MASK)
         found: torch.Tensor = self.heads[head](vectors[torch.arange(len(IDS)), MASK.sum(1) - 1])
         return found
 
     def learn(self, steps: int = 3) -> Run:
-        optimiser = torch.optim.AdamW([*self.stack.trained.values(), *self.extra.values()], lr=0.01)
+        optimiser = torch.optim.AdamW(
+            [*self.stack.trained_parameters.values(), *self.extra.values()], lr=0.01
+        )
         for _ in range(steps):
             self.stack.train()
             for head in range(len(self.heads)):
@@ -64,8 +66,8 @@ class Run:
         self.stack.train(False)
         return self
 
-    def testify(self) -> adapters.Liveness:
-        return self.witness.testify(self.answer)
+    def testify(self) -> adapters.AdapterActivity:
+        return self.witness.verify(self.answer)
 
     def fails(self) -> str:
         with pytest.raises(TrainingError) as error:
@@ -77,7 +79,7 @@ class Run:
 @pytest.fixture
 def composed(llama: Path, clinical: Path) -> Run:
     return Run(
-        adapters.attach(
+        adapters.attach_adapters(
             load(llama),
             [earlier("lora"), spec("lora", dropout=0.1)],
             folders={"clinical": clinical},
@@ -91,7 +93,7 @@ def activate(stack: Stack, *names: str) -> None:
             module.set_adapter(list(names))
     for adapter in stack.adapters:
         for parameter in adapter.parameters.values():
-            parameter.requires_grad_(bool(adapter.trained))
+            parameter.requires_grad_(bool(adapter.trained_parameters))
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ what lives
@@ -115,18 +117,18 @@ def test_a_frozen_and_a_trained_adapter_both_live(composed: Run) -> None:
         trained.change_when_off
         and trained.gradient
         and trained.moved
-        and trained.parameters == composed.stack.counts.trained
+        and trained.parameters == composed.stack.counts.trained_parameters
     )
     assert head.gradient and head.moved and head.change_when_off is None and head.parameters == 66
     saved = composed.stack.base.model.state_dict()
-    assert found.frozen_tensors == len(saved) - len(composed.stack.trained)
+    assert found.frozen_tensors == len(saved) - len(composed.stack.trained_parameters)
     assert json.loads(json.dumps(found.as_json()))["proofs"][1]["name"] == "2-lora"
 
 
 def test_what_is_proven_is_left_as_it_was_found(composed: Run) -> None:
     composed.learn()
     model = composed.stack.model
-    next(iter(composed.stack.trained.values())).grad = torch.ones(8, 32)
+    next(iter(composed.stack.trained_parameters.values())).grad = torch.ones(8, 32)
     composed.stack.train()
     modes = {name: module.training for name, module in model.named_modules()}
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -141,28 +143,33 @@ def test_what_is_proven_is_left_as_it_was_found(composed: Run) -> None:
         parameter.grad is None
         for parameter in (*model.parameters(), *composed.heads[0].parameters())
     )
-    assert composed.stack.silent == frozenset()
+    assert composed.stack.disabled_adapters == frozenset()
 
 
 def test_the_numbers_are_those_computed_by_hand(composed: Run) -> None:
-    start = {name: parameter.detach().clone() for name, parameter in composed.stack.trained.items()}
+    start = {
+        name: parameter.detach().clone()
+        for name, parameter in composed.stack.trained_parameters.items()
+    }
     found = composed.learn().testify().proofs[1]
     assert found.moved == max(
         float((parameter.detach() - start[name]).abs().max())
-        for name, parameter in composed.stack.trained.items()
+        for name, parameter in composed.stack.trained_parameters.items()
     )
     before = composed.answer()
-    gradients = torch.autograd.grad(before.square().sum(), list(composed.stack.trained.values()))
+    gradients = torch.autograd.grad(
+        before.square().sum(), list(composed.stack.trained_parameters.values())
+    )
     assert found.gradient == pytest.approx(
         torch.cat([gradient.flatten() for gradient in gradients]).norm().item(), rel=1e-5
     )
-    with composed.stack.without("2-lora"):
+    with composed.stack.disable_adapter("2-lora"):
         assert found.change_when_off == float((composed.answer() - before).detach().abs().max())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_every_method_lives_after_a_few_steps(method: str, llama: Path) -> None:
-    found = Run(adapters.attach(load(llama), [spec(method)])).learn().testify()
+    found = Run(adapters.attach_adapters(load(llama), [spec(method)])).learn().testify()
     assert [proof.role for proof in found.proofs] == ["trained", "trained"]
 
 
@@ -172,7 +179,7 @@ def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(
     folders = {"clinical": clinical}
     beside = (
         Run(
-            adapters.attach(
+            adapters.attach_adapters(
                 load(llama), [earlier("lora"), spec("adaption-prompt")], folders=folders
             )
         )
@@ -182,7 +189,7 @@ def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(
     assert [proof.role for proof in beside.proofs] == ["frozen", "trained", "trained"]
     merged = (
         Run(
-            adapters.attach(
+            adapters.attach_adapters(
                 load(llama), [earlier("lora", merged=True), spec("lora")], folders=folders
             )
         )
@@ -193,10 +200,12 @@ def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(
 
 
 def test_a_head_alone_and_a_head_on_frozen_adapters_live(llama: Path, clinical: Path) -> None:
-    alone = Run(adapters.attach(load(llama), [])).learn().testify()
+    alone = Run(adapters.attach_adapters(load(llama), [])).learn().testify()
     assert [proof.name for proof in alone.proofs] == ["head"]
     frozen = (
-        Run(adapters.attach(load(llama), [earlier("lora")], folders={"clinical": clinical}))
+        Run(
+            adapters.attach_adapters(load(llama), [earlier("lora")], folders={"clinical": clinical})
+        )
         .learn()
         .testify()
     )
@@ -207,7 +216,7 @@ def test_a_head_alone_and_a_head_on_frozen_adapters_live(llama: Path, clinical: 
 
 
 def test_a_whole_base_that_is_trained_lives(llama: Path) -> None:
-    run = Run(adapters.attach(load(llama), [], base_trainable=True))
+    run = Run(adapters.attach_adapters(load(llama), [], base_trainable=True))
     found = run.learn().testify()
     assert [(proof.name, proof.role) for proof in found.proofs] == [
         ("base", "trained"),
@@ -217,7 +226,7 @@ def test_a_whole_base_that_is_trained_lives(llama: Path) -> None:
 
 
 def test_of_several_heads_each_must_move_and_the_probe_may_ask_one(llama: Path) -> None:
-    found = Run(adapters.attach(load(llama), [spec("lora")]), heads=2).learn().testify()
+    found = Run(adapters.attach_adapters(load(llama), [spec("lora")]), heads=2).learn().testify()
     assert [proof.name for proof in found.proofs] == ["1-lora", "task0", "task1"]
     assert (
         found.proofs[1].gradient is not None
@@ -227,11 +236,11 @@ def test_of_several_heads_each_must_move_and_the_probe_may_ask_one(llama: Path) 
 
 
 def test_a_run_that_goes_on_is_compared_with_the_first_weights(llama: Path) -> None:
-    before = Run(adapters.attach(load(llama), [spec("lora")], seed=5)).learn()
+    before = Run(adapters.attach_adapters(load(llama), [spec("lora")], seed=5)).learn()
     after = Run(
-        adapters.attach(load(llama), [spec("lora")], seed=5)
+        adapters.attach_adapters(load(llama), [spec("lora")], seed=5)
     )  # watched before the checkpoint is put in
-    after.stack.load_state(before.stack.state())
+    after.stack.load_trained_state(before.stack.copy_trained_state())
     after.heads[0].load_state_dict(before.heads[0].state_dict())
     assert after.testify() == before.testify()
 
@@ -240,7 +249,7 @@ def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(
     llama: Path, clinical: Path
 ) -> None:
     specs = [earlier("lora"), spec("lora", active=False)]
-    run = Run(adapters.attach(load(llama), specs, folders={"clinical": clinical})).learn()
+    run = Run(adapters.attach_adapters(load(llama), specs, folders={"clinical": clinical})).learn()
     found = run.testify()
     assert [(proof.name, proof.role, proof.change_when_off == 0) for proof in found.proofs[:2]] == [
         ("1-lora", "frozen", False),
@@ -289,7 +298,7 @@ def test_a_frozen_tensor_that_was_touched_is_caught(whose: str, composed: Run) -
 
 
 def test_a_head_that_did_not_move_is_caught(llama: Path, clinical: Path) -> None:
-    run = Run(adapters.attach(load(llama), [spec("lora")]), heads=2)
+    run = Run(adapters.attach_adapters(load(llama), [spec("lora")]), heads=2)
     start = {name: parameter.detach().clone() for name, parameter in run.extra.items()}
     run.learn()
     with torch.no_grad():
@@ -301,7 +310,7 @@ def test_a_head_that_did_not_move_is_caught(llama: Path, clinical: Path) -> None
 def test_a_lora_that_is_zero_is_caught(composed: Run) -> None:
     composed.learn()
     with torch.no_grad():
-        for name, parameter in composed.stack.trained.items():
+        for name, parameter in composed.stack.trained_parameters.items():
             if "lora_B" in name:
                 parameter.zero_()
     assert (
@@ -311,9 +320,11 @@ def test_a_lora_that_is_zero_is_caught(composed: Run) -> None:
 
 
 def test_a_frozen_adapter_of_zeros_is_caught(llama: Path, tmp_path: Path) -> None:
-    adapters.save(adapters.attach(load(llama), [spec("lora")]), tmp_path / "fresh")
+    adapters.save_adapter(adapters.attach_adapters(load(llama), [spec("lora")]), tmp_path / "fresh")
     run = Run(
-        adapters.attach(load(llama), [earlier("lora")], folders={"clinical": tmp_path / "fresh"})
+        adapters.attach_adapters(
+            load(llama), [earlier("lora")], folders={"clinical": tmp_path / "fresh"}
+        )
     ).learn()
     assert run.fails().startswith("1-lora changes no logit when it is switched off")
 
@@ -328,12 +339,12 @@ def test_logits_that_are_not_numbers_are_caught(composed: Run) -> None:
 def test_what_is_no_more_than_the_noise_of_the_device_is_no_change(composed: Run) -> None:
     composed.learn()
     with torch.no_grad():
-        for name, parameter in composed.stack.trained.items():
+        for name, parameter in composed.stack.trained_parameters.items():
             if "lora_B" in name:
                 parameter.zero_()
     times = iter(range(100))
     with pytest.raises(TrainingError, match="2-lora changes no logit when it is switched off"):
-        composed.witness.testify(lambda: composed.answer() + 1e-3 * (next(times) % 2))
+        composed.witness.verify(lambda: composed.answer() + 1e-3 * (next(times) % 2))
     assert composed.learn(1).testify().noise == 0
 
 
@@ -345,11 +356,11 @@ def test_a_hash_depends_on_every_byte_the_shape_and_the_type(
         b"(torch.bfloat16, (10,))" + tensor.view(torch.uint8).numpy().tobytes()
     ).hexdigest()
     monkeypatch.setattr("clinpeft.adapters.activity.CHUNK_BYTES", 3)
-    assert _sha256(tensor) == expected
-    assert _sha256(tensor.view(2, 5)) != expected != _sha256(tensor.float())
-    assert _sha256(torch.tensor(1.0)) != _sha256(torch.tensor(-1.0))
+    assert _hash_tensor(tensor) == expected
+    assert _hash_tensor(tensor.view(2, 5)) != expected != _hash_tensor(tensor.float())
+    assert _hash_tensor(torch.tensor(1.0)) != _hash_tensor(torch.tensor(-1.0))
     assert (
-        _digest({"a": "1", "b": "2"})
-        == _digest({"b": "2", "a": "1"})
-        != _digest({"a": "2", "b": "1"})
+        _combine_hashes({"a": "1", "b": "2"})
+        == _combine_hashes({"b": "2", "a": "1"})
+        != _combine_hashes({"a": "2", "b": "1"})
     )

@@ -13,8 +13,15 @@ import torch
 import transformers
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Joint, Reading, Stack, Trial, rescue
-from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.adapters import (
+    ADAPTER_METHODS,
+    MultiAdapterModel,
+    PackedInput,
+    Stack,
+    TrialAdapters,
+    enable_checkpointing_on_oom,
+)
+from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError
 from clinpeft.models import FAMILIES
 from tests.models.test_families import SETTINGS, SHAPE, shaken
@@ -33,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 ABLE = [name for name in FAMILIES if name != "mpnet"]
 METHOD_SETS = [
-    *((method,) for method in METHODS if method != "prefix"),
+    *((method,) for method in ADAPTER_METHODS if method != "prefix"),
     ("lora", "adaption-prompt"),
     ("lora", "prompt"),
 ]
@@ -57,22 +64,26 @@ def base_of(family: str, layers: int = 2) -> models.Base:
 
 
 def spec_of(method: str, **options: Any) -> Any:
-    return SPEC.validate_python({"method": method} | SIZES.get(method, {}) | options)
+    return ADAPTER_SPEC_TYPE.validate_python({"method": method} | SIZES.get(method, {}) | options)
 
 
 def stack_of(family: str, *methods: str, layers: int = 2, **options: Any) -> Stack:
     return shaken(
-        adapters.attach(base_of(family, layers), [spec_of(method, **options) for method in methods])
+        adapters.attach_adapters(
+            base_of(family, layers), [spec_of(method, **options) for method in methods]
+        )
     )
 
 
-def learned(stack: Stack, ask: Callable[..., torch.Tensor] = adapters.flat) -> Learned:
+def learned(
+    stack: Stack, ask: Callable[..., torch.Tensor] = adapters.compute_packed_hidden_states
+) -> Learned:
     """A loss with dropout drawn from a seed, and its gradients; what was drawn after the forward pass is put back."""
     stack.train()
     torch.manual_seed(5)
     loss = ask(stack, IDS, MASK).tanh().square().sum()
     torch.rand(7)  # a head draws on before the backward pass begins
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
@@ -87,25 +98,30 @@ def same(found: Learned, wanted: Learned) -> None:
 def test_loss_and_gradients_are_those_of_kept_activations_to_the_bit(family: str) -> None:
     kept, again = stack_of(family, "lora"), stack_of(family, "lora")
     assert (
-        adapters.obstacle(again) == ""
-        and adapters.recompute(again, "a test")
+        adapters.find_checkpointing_unsupported_reason(again) == ""
+        and adapters.enable_activation_checkpointing(again, "a test")
         and again.activations == "recomputed: a test"
     )
     same(learned(again), learned(kept))
     if FAMILIES[family].objective == "causal-lm":
-        same(learned(again, adapters.logits), learned(kept, adapters.logits))
+        same(
+            learned(again, adapters.compute_token_logits),
+            learned(kept, adapters.compute_token_logits),
+        )
 
 
 @pytest.mark.parametrize("methods", METHOD_SETS, ids="-".join)
 def test_so_they_are_of_every_method_that_can(methods: tuple[str, ...]) -> None:
     kept, again = stack_of("llama", *methods), stack_of("llama", *methods)
-    adapters.recompute(again, "a test")
+    adapters.enable_activation_checkpointing(again, "a test")
     same(learned(again), learned(kept))
 
 
 def test_so_they_are_where_the_whole_base_is_trained() -> None:
-    kept, again = (adapters.attach(base_of("bert"), (), base_trainable=True) for _ in range(2))
-    adapters.recompute(again, "a test")
+    kept, again = (
+        adapters.attach_adapters(base_of("bert"), (), base_trainable=True) for _ in range(2)
+    )
+    adapters.enable_activation_checkpointing(again, "a test")
     same(learned(again), learned(kept))
 
 
@@ -124,7 +140,7 @@ def saved_bytes(stack: Stack) -> int:
 
     stack.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        vectors = adapters.flat(stack, IDS, MASK)
+        vectors = adapters.compute_packed_hidden_states(stack, IDS, MASK)
     assert vectors.requires_grad
     return sum(held.values())
 
@@ -132,55 +148,55 @@ def saved_bytes(stack: Stack) -> int:
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_what_the_graph_holds_falls_to_less_than_half(family: str) -> None:
     kept, again = stack_of(family, "lora", layers=6), stack_of(family, "lora", layers=6)
-    adapters.recompute(again, "a test")
+    adapters.enable_activation_checkpointing(again, "a test")
     assert 0 < 2 * saved_bytes(again) < saved_bytes(kept)
 
 
 def test_nothing_is_computed_again_where_nothing_is_trained() -> None:
     stack, seen = stack_of("llama", "lora"), []
-    adapters.recompute(stack, "a test")
+    adapters.enable_activation_checkpointing(stack, "a test")
     stack.base.backbone.layers[0].self_attn.v_proj.register_forward_hook(lambda *_: seen.append(1))
     stack.train(False)
-    torch.autograd.backward(adapters.flat(stack, IDS, MASK).sum())
+    torch.autograd.backward(adapters.compute_packed_hidden_states(stack, IDS, MASK).sum())
     assert len(seen) == 1
     stack.train()
     with torch.no_grad():
-        adapters.flat(stack, IDS, MASK)
+        adapters.compute_packed_hidden_states(stack, IDS, MASK)
     assert len(seen) == 2
-    torch.autograd.backward(adapters.flat(stack, IDS, MASK).sum())
+    torch.autograd.backward(adapters.compute_packed_hidden_states(stack, IDS, MASK).sum())
     assert len(seen) == 4
 
 
 # ------------------------------------------------------------------------------------------------------------------ several trials in one pass
 
 
-def joint_of() -> Joint:
+def joint_of() -> MultiAdapterModel:
     specs = [
         spec_of("lora"),
         spec_of("rslora", rank=4, dropout=0.4, targets=("k_proj", "down_proj")),
     ]
-    joint = adapters.together(
-        base_of("llama"), [Trial([each], seed) for seed, each in enumerate(specs)]
+    joint = adapters.attach_stacks(
+        base_of("llama"), [TrialAdapters([each], seed) for seed, each in enumerate(specs)]
     )
     for stack in joint.stacks:
         shaken(stack)
     return joint
 
 
-def learned_together(joint: Joint) -> list[Learned]:
+def learned_together(joint: MultiAdapterModel) -> list[Learned]:
     """Two steps, the generators of the second going on from those of the first."""
     joint.train()
     drawn = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     found = []
     for _ in range(2):
         readings = [
-            Reading(IDS, MASK, lambda vectors: vectors),
-            Reading(IDS[:2], MASK[:2], lambda vectors: vectors),
+            PackedInput(IDS, MASK, lambda vectors: vectors),
+            PackedInput(IDS[:2], MASK[:2], lambda vectors: vectors),
         ]
-        answers = joint.flat(readings, drawn)
+        answers = joint.encode_packed(readings, drawn)
         losses = [answer.tanh().square().sum() for answer in answers if answer is not None]
         for stack, loss in zip(joint.stacks, losses, strict=True):
-            names, parameters = zip(*stack.trained.items(), strict=True)
+            names, parameters = zip(*stack.trained_parameters.items(), strict=True)
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=stack is not joint.stacks[-1]
             )
@@ -191,7 +207,7 @@ def learned_together(joint: Joint) -> list[Learned]:
 
 def test_trials_in_one_pass_draw_again_what_they_drew() -> None:
     kept, again = joint_of(), joint_of()
-    adapters.recompute(again.stacks[0], "a test")
+    adapters.enable_activation_checkpointing(again.stacks[0], "a test")
     for found, wanted in zip(learned_together(again), learned_together(kept), strict=True):
         same(found, wanted)
     assert not again.routing.routes  # nothing of the second run is left behind
@@ -206,18 +222,20 @@ def test_trials_in_one_pass_draw_again_what_they_drew() -> None:
 )
 def test_where_it_cannot_be_done_it_is_refused(family: str, method: str, reason: str) -> None:
     stack = stack_of(family, method)
-    assert reason in adapters.obstacle(stack) and not rescue(stack)
+    assert reason in adapters.find_checkpointing_unsupported_reason(
+        stack
+    ) and not enable_checkpointing_on_oom(stack)
     with pytest.raises(AdapterError, match=reason) as caught:
-        adapters.recompute(stack, "a test")
+        adapters.enable_activation_checkpointing(stack, "a test")
     assert stack.activations == "kept" and "keep" in caught.value.hint
 
 
 def test_a_prefix_that_is_silent_stands_in_nobody_s_way() -> None:
-    assert not adapters.obstacle(stack_of("llama", "lora", "prompt"))
+    assert not adapters.find_checkpointing_unsupported_reason(stack_of("llama", "lora", "prompt"))
 
 
 def test_a_rescue_in_the_middle_of_a_run_warns_once_and_changes_nothing_twice() -> None:
     stack = stack_of("llama", "lora")
     with pytest.warns(UserWarning, match="recomputed from here on"):
-        assert rescue(stack)
-    assert stack.activations.startswith("recomputed") and not rescue(stack)
+        assert enable_checkpointing_on_oom(stack)
+    assert stack.activations.startswith("recomputed") and not enable_checkpointing_on_oom(stack)

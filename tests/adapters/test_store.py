@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Stack
-from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.adapters import ADAPTER_METHODS, Stack
+from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
-from clinpeft.recipe import BaseSpec
+from clinpeft.recipe import LanguageModelSpec
 
 MakeFolder = Callable[..., Path]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 VARIANTS: list[dict[str, Any]] = [
-    *({"method": method} for method in METHODS),
+    *({"method": method} for method in ADAPTER_METHODS),
     {"method": "prefix", "projection": True},
     {"method": "prompt", "init": "text"},
     {"method": "p-tuning", "encoder": "lstm", "dropout": 0.5, "hidden": 8},
@@ -38,16 +38,20 @@ def name_of(variant: dict[str, Any]) -> str:
 
 def load(folder: Path, precision: str = "float32") -> models.Base:
     return models.load(
-        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}),
+        LanguageModelSpec.model_validate(
+            {"path": folder, "precision": precision, "max_tokens": 32}
+        ),
         torch.device("cpu"),
     )
 
 
 def trained(folder: Path, variant: dict[str, Any], precision: str = "float32") -> Stack:
-    stack = adapters.attach(load(folder, precision), [SPEC.validate_python(variant)])
+    stack = adapters.attach_adapters(
+        load(folder, precision), [ADAPTER_SPEC_TYPE.validate_python(variant)]
+    )
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return stack
 
@@ -55,7 +59,7 @@ def trained(folder: Path, variant: dict[str, Any], precision: str = "float32") -
 def answers(stack: Stack) -> torch.Tensor:
     stack.model.eval()
     with torch.no_grad():
-        return adapters.logits(stack, IDS, MASK)[MASK == 1]
+        return adapters.compute_token_logits(stack, IDS, MASK)[MASK == 1]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -69,7 +73,7 @@ def test_stock_peft_loads_the_folder_and_answers_alike(
         pytest.skip("not possible on this family")
     stack = trained(folder, variant)
     stack.model.train()  # a folder is the same whenever it is written
-    adapters.save(stack, tmp_path / "adapter")
+    adapters.save_adapter(stack, tmp_path / "adapter")
     assert stack.model.training
     stock = peft.PeftModel.from_pretrained(
         stack.base.family.auto.from_pretrained(folder), str(tmp_path / "adapter")
@@ -85,19 +89,22 @@ def test_what_is_saved_is_what_is_loaded(
     variant: dict[str, Any], precision: str, llama: Path, tmp_path: Path
 ) -> None:
     stack = trained(llama, variant, precision)
-    adapters.save(stack, tmp_path / "adapter")
-    again = adapters.load(load(llama, precision), tmp_path / "adapter")
+    adapters.save_adapter(stack, tmp_path / "adapter")
+    again = adapters.load_adapter(load(llama, precision), tmp_path / "adapter")
     assert (
         again.specs == stack.specs
-        and again.counts.trained == 0
-        and again.counts.base == stack.counts.base
+        and again.counts.trained_parameters == 0
+        and again.counts.base_parameters == stack.counts.base_parameters
     )
     assert not any(parameter.requires_grad for parameter in again.model.parameters())
     torch.testing.assert_close(answers(again), answers(stack), atol=1e-6, rtol=0)
     again.model.train()
     with torch.no_grad():
         torch.testing.assert_close(
-            adapters.logits(again, IDS, MASK)[MASK == 1], answers(stack), atol=1e-6, rtol=0
+            adapters.compute_token_logits(again, IDS, MASK)[MASK == 1],
+            answers(stack),
+            atol=1e-6,
+            rtol=0,
         )
 
 
@@ -106,14 +113,14 @@ def test_a_saved_adapter_can_be_trained_on_where_all_of_it_was_saved(
     variant: dict[str, Any], llama: Path, tmp_path: Path
 ) -> None:
     stack = trained(llama, variant)
-    adapters.save(stack, tmp_path / "adapter")
+    adapters.save_adapter(stack, tmp_path / "adapter")
     base = load(llama)
     if variant["method"] == "p-tuning" or variant.get("projection"):
         with pytest.raises(AdapterError, match="not the encoder"):
-            adapters.load(base, tmp_path / "adapter", trainable=True)
+            adapters.load_adapter(base, tmp_path / "adapter", trainable=True)
         return
-    again = adapters.load(base, tmp_path / "adapter", trainable=True)
-    state, expected = again.state(), stack.state()
+    again = adapters.load_adapter(base, tmp_path / "adapter", trainable=True)
+    state, expected = again.copy_trained_state(), stack.copy_trained_state()
     assert state.keys() == expected.keys() and all(
         torch.equal(state[name], expected[name]) for name in expected
     )
@@ -125,11 +132,11 @@ def test_a_folder_says_what_it_belongs_to_and_no_path_of_this_machine(
     variant: dict[str, Any], llama: Path, tmp_path: Path
 ) -> None:
     stack = trained(llama, variant)
-    adapters.save(stack, tmp_path / "adapter")
+    adapters.save_adapter(stack, tmp_path / "adapter")
     about = json.loads((tmp_path / "adapter" / "clinpeft.json").read_text())
     assert (
         about["base"]["sha256"] == stack.base.sha256
-        and about["trained_parameters"] == stack.counts.trained
+        and about["trained_parameters"] == stack.counts.trained_parameters
     )
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
@@ -142,7 +149,7 @@ def test_a_folder_says_what_it_belongs_to_and_no_path_of_this_machine(
 
 def test_the_same_adapter_gives_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        adapters.save(
+        adapters.save_adapter(
             trained(llama, {"method": "lora", "targets": ("v_proj", "q_proj", "o_proj")}),
             tmp_path / name,
         )
@@ -158,7 +165,7 @@ def test_the_same_adapter_gives_the_same_bytes(llama: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def saved(llama: Path, tmp_path: Path) -> Path:
-    adapters.save(trained(llama, {"method": "lora"}), tmp_path / "adapter")
+    adapters.save_adapter(trained(llama, {"method": "lora"}), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -174,7 +181,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 def test_another_base_is_refused(saved: Path, toy_llama: MakeFolder) -> None:
     with pytest.raises(RefusedError, match="was trained on"):
-        adapters.load(load(toy_llama(seed=1)), saved)
+        adapters.load_adapter(load(toy_llama(seed=1)), saved)
 
 
 def test_a_missing_weight_is_an_error_and_not_a_start_value(saved: Path, llama: Path) -> None:
@@ -188,7 +195,7 @@ def test_a_missing_weight_is_an_error_and_not_a_start_value(saved: Path, llama: 
         AdapterError,
         match=r"1 missing: base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",
     ):
-        adapters.load(load(llama), saved)
+        adapters.load_adapter(load(llama), saved)
 
 
 def test_a_renamed_layer_is_an_error(saved: Path, llama: Path) -> None:
@@ -200,7 +207,7 @@ def test_a_renamed_layer_is_an_error(saved: Path, llama: Path) -> None:
         ],
     )
     with pytest.raises(AdapterError, match=r"8 missing: .* 8 unexpected: base_model.model.blocks"):
-        adapters.load(load(llama), saved)
+        adapters.load_adapter(load(llama), saved)
 
 
 def test_a_changed_file_is_refused(saved: Path, llama: Path) -> None:
@@ -209,7 +216,7 @@ def test_a_changed_file_is_refused(saved: Path, llama: Path) -> None:
     with pytest.raises(
         RefusedError, match=r"adapter_config\.json is not the file that was written"
     ):
-        adapters.load(load(llama), saved)
+        adapters.load_adapter(load(llama), saved)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +225,7 @@ def test_a_changed_file_is_refused(saved: Path, llama: Path) -> None:
 def test_a_missing_file_is_named(saved: Path, name: str, llama: Path) -> None:
     (saved / name).unlink()
     with pytest.raises(AdapterError, match=f"no {name}"):
-        adapters.load(load(llama), saved)
+        adapters.load_adapter(load(llama), saved)
 
 
 def test_a_description_that_cannot_be_read_is_an_error(saved: Path, llama: Path) -> None:
@@ -229,7 +236,7 @@ def test_a_description_that_cannot_be_read_is_an_error(saved: Path, llama: Path)
     ):
         (saved / "clinpeft.json").write_text(broken)
         with pytest.raises(AdapterError, match=message):
-            adapters.load(load(llama), saved)
+            adapters.load_adapter(load(llama), saved)
 
 
 def test_a_save_that_fails_leaves_the_old_folder_whole(
@@ -243,14 +250,14 @@ def test_a_save_that_fails_leaves_the_old_folder_whole(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(StorageError, match="No space left"):
-        adapters.save(stack, saved)
+        adapters.save_adapter(stack, saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 
 
 def test_saving_again_replaces(saved: Path, llama: Path) -> None:
     stack = trained(llama, {"method": "lora", "rank": 2})
-    adapters.save(stack, saved)
+    adapters.save_adapter(stack, saved)
     torch.testing.assert_close(
-        answers(adapters.load(load(llama), saved)), answers(stack), atol=1e-6, rtol=0
+        answers(adapters.load_adapter(load(llama), saved)), answers(stack), atol=1e-6, rtol=0
     )

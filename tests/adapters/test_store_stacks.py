@@ -33,7 +33,7 @@ def clinical(llama: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stack(llama: Path, clinical: Path) -> Stack:
-    found = adapters.attach(
+    found = adapters.attach_adapters(
         load(llama),
         [earlier("lora"), spec("lora", rank=4, dropout=0.2)],
         folders={"clinical": clinical},
@@ -44,7 +44,7 @@ def stack(llama: Path, clinical: Path) -> Stack:
 
 @pytest.fixture
 def saved(stack: Stack, tmp_path: Path) -> Path:
-    adapters.save_all(stack, tmp_path / "adapters")
+    adapters.save_adapter_stack(stack, tmp_path / "adapters")
     return tmp_path / "adapters"
 
 
@@ -77,20 +77,20 @@ def test_stock_peft_opens_each_of_a_lora_and_a_prompt(
     prompt: str, llama: Path, clinical: Path, tmp_path: Path
 ) -> None:
     """Also where the prompt puts modules of its own around those that the LoRA is in."""
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama), [earlier("lora", trainable=True), spec(prompt)], folders={"clinical": clinical}
     )
     shake(stack, seed=2)
     stack.train()
     modes = {name: module.training for name, module in stack.base.model.named_modules()}
-    adapters.save_all(stack, tmp_path / "adapters")
+    adapters.save_adapter_stack(stack, tmp_path / "adapters")
     assert modes == {name: module.training for name, module in stack.base.model.named_modules()}
     stack.train(False)
     for off, on in (("1-lora", f"2-{prompt}"), (f"2-{prompt}", "1-lora")):
         stock = peft.PeftModel.from_pretrained(
             stack.base.family.auto.from_pretrained(llama), str(tmp_path / "adapters" / on)
         ).eval()
-        with stack.without(off), torch.no_grad():
+        with stack.disable_adapter(off), torch.no_grad():
             found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
             torch.testing.assert_close(found, answers(stack), atol=1e-6, rtol=0)
 
@@ -104,9 +104,9 @@ def test_a_folder_of_a_stack_is_whole_by_itself(
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (saved / "1-lora" / name).read_bytes() == (clinical / name).read_bytes()
     shutil.rmtree(clinical)
-    again = adapters.load_all(load(llama), saved)
+    again = adapters.load_adapter_stack(load(llama), saved)
     assert torch.equal(answers(again), answers(stack))
-    assert [adapter.origin for adapter in again.adapters] == ["clinical", ""] and not any(
+    assert [adapter.source_run for adapter in again.adapters] == ["clinical", ""] and not any(
         p.requires_grad for p in again.model.parameters()
     )
     again.train()
@@ -142,15 +142,15 @@ def test_each_folder_says_where_it_stands(saved: Path) -> None:
 def test_a_stack_that_was_loaded_and_saved_again_is_the_same(
     saved: Path, llama: Path, tmp_path: Path
 ) -> None:
-    adapters.save_all(adapters.load_all(load(llama), saved), tmp_path / "again")
+    adapters.save_adapter_stack(adapters.load_adapter_stack(load(llama), saved), tmp_path / "again")
     for name in ("1-lora", "2-lora"):
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             assert (tmp_path / "again" / name / file).read_bytes() == (
                 saved / name / file
             ).read_bytes()
     assert torch.equal(
-        answers(adapters.load_all(load(llama), tmp_path / "again")),
-        answers(adapters.load_all(load(llama), saved)),
+        answers(adapters.load_adapter_stack(load(llama), tmp_path / "again")),
+        answers(adapters.load_adapter_stack(load(llama), saved)),
     )
 
 
@@ -158,40 +158,49 @@ def test_merged_inert_and_trained_adapters_come_back_as_they_were(
     llama: Path, clinical: Path, tmp_path: Path
 ) -> None:
     specs = [earlier("lora", merged=True), spec("lora"), spec("rslora", active=False)]
-    stack = adapters.attach(load(llama, "bfloat16"), specs, folders={"clinical": clinical})
+    stack = adapters.attach_adapters(load(llama, "bfloat16"), specs, folders={"clinical": clinical})
     shake(stack, seed=2)
-    assert adapters.save_all(stack, tmp_path / "adapters") == ("1-lora", "2-lora", "3-rslora")
-    again = adapters.load_all(load(llama, "bfloat16"), tmp_path / "adapters")
+    assert adapters.save_adapter_stack(stack, tmp_path / "adapters") == (
+        "1-lora",
+        "2-lora",
+        "3-rslora",
+    )
+    again = adapters.load_adapter_stack(load(llama, "bfloat16"), tmp_path / "adapters")
     assert torch.equal(answers(again), answers(stack))
-    assert [bool(adapter.folded) for adapter in again.adapters] == [
+    assert [bool(adapter.merged_weights) for adapter in again.adapters] == [
         True,
         False,
         False,
-    ] and again.silent == {"3-rslora"}
+    ] and again.disabled_adapters == {"3-rslora"}
 
 
 def test_an_empty_stack_is_an_empty_folder(llama: Path, tmp_path: Path) -> None:
-    assert adapters.save_all(adapters.attach(load(llama), []), tmp_path / "adapters") == ()
-    assert adapters.load_all(load(llama), tmp_path / "adapters").adapters == ()
+    assert (
+        adapters.save_adapter_stack(
+            adapters.attach_adapters(load(llama), []), tmp_path / "adapters"
+        )
+        == ()
+    )
+    assert adapters.load_adapter_stack(load(llama), tmp_path / "adapters").adapters == ()
 
 
 def test_several_adapters_are_not_one_folder(stack: Stack, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="2 adapters for one folder"):
-        adapters.save(stack, tmp_path / "adapter")
+        adapters.save_adapter(stack, tmp_path / "adapter")
 
 
 def test_another_adapter_below_is_refused(saved: Path, llama: Path, tmp_path: Path) -> None:
     other = finished(llama, "lora", tmp_path / "other", seed=9)
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         load(llama), [earlier("lora", "other"), spec("lora")], folders={"other": other}
     )
-    adapters.save_all(stack, tmp_path / "theirs")
+    adapters.save_adapter_stack(stack, tmp_path / "theirs")
     shutil.rmtree(saved / "1-lora")
     shutil.copytree(tmp_path / "theirs" / "1-lora", saved / "1-lora")
     with pytest.raises(
         RefusedError, match="adapter 1 below 2-lora is not the one it was trained on"
     ):
-        adapters.load_all(load(llama), saved)
+        adapters.load_adapter_stack(load(llama), saved)
 
 
 def test_a_missing_adapter_and_a_missing_weight_are_errors(saved: Path, llama: Path) -> None:
@@ -206,17 +215,17 @@ def test_a_missing_adapter_and_a_missing_weight_are_errors(saved: Path, llama: P
         AdapterError,
         match=r"1 missing: base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",
     ):
-        adapters.load_all(load(llama), saved)
+        adapters.load_adapter_stack(load(llama), saved)
     shutil.rmtree(saved / "1-lora")
     with pytest.raises(AdapterError, match=r"adapters \[2\] of a stack of 2"):
-        adapters.load_all(load(llama), saved)
+        adapters.load_adapter_stack(load(llama), saved)
     with pytest.raises(AdapterError, match="no such folder"):
-        adapters.load_all(load(llama), saved / "nowhere")
+        adapters.load_adapter_stack(load(llama), saved / "nowhere")
 
 
 def test_another_base_is_refused(saved: Path, toy_llama: MakeFolder) -> None:
     with pytest.raises(RefusedError, match="was trained on"):
-        adapters.load_all(load(toy_llama(seed=1)), saved)
+        adapters.load_adapter_stack(load(toy_llama(seed=1)), saved)
 
 
 def test_a_stack_is_written_whole_or_not_at_all(
@@ -229,6 +238,6 @@ def test_a_stack_is_written_whole_or_not_at_all(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
-        adapters.save_all(stack, saved)
+        adapters.save_adapter_stack(stack, saved)
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
     assert not saved.with_name("adapters.writing").exists()

@@ -32,7 +32,7 @@ def bases(toy_llama: MakeFolder, toy_bert: Path) -> dict[str, models.Base]:
 
 def stack_of(bases: dict[str, models.Base], family: str, name: str) -> Stack:
     method = name.removesuffix("-mlp").removesuffix("-plain")
-    stack = adapters.attach(copy.deepcopy(bases[family]), [spec(method, **METHODS[name])])
+    stack = adapters.attach_adapters(copy.deepcopy(bases[family]), [spec(method, **METHODS[name])])
     shake(stack)
     return stack
 
@@ -44,7 +44,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def learned(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
 
 
@@ -64,7 +64,7 @@ def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
 ) -> None:
     stack, plain = stack_of(bases, family, name), stack_of(bases, family, name)
     ids, mask = rows()
-    found = adapters.flat(stack, ids, mask)
+    found = adapters.compute_packed_hidden_states(stack, ids, mask)
     expected = torch.cat(
         [peft_alone(plain, ids[row : row + 1, :length]) for row, length in enumerate(LENGTHS)]
     )
@@ -86,7 +86,7 @@ def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(
     stack.model.prompt_encoder["default"].register_forward_hook(
         lambda _, given, __: asked.append(len(given[0]))
     )
-    torch.autograd.backward(adapters.flat(stack, *rows()).sum())
+    torch.autograd.backward(adapters.compute_packed_hidden_states(stack, *rows()).sum())
     assert asked == [1]
 
 
@@ -95,9 +95,11 @@ def test_a_prefix_is_the_same_for_the_next_group(bases: dict[str, models.Base]) 
     stack = stack_of(bases, "llama", "prefix")
     ids, mask = rows()
     with torch.no_grad():
-        together = adapters.hidden(stack, ids, mask)
+        together = adapters.compute_hidden_states(stack, ids, mask)
         alone = [
-            adapters.hidden(stack, ids[row : row + 1, :length], mask[row : row + 1, :length])[0]
+            adapters.compute_hidden_states(
+                stack, ids[row : row + 1, :length], mask[row : row + 1, :length]
+            )[0]
             for row, length in enumerate(LENGTHS)
         ]
     torch.testing.assert_close(together[mask == 1], torch.cat(alone), atol=1e-5, rtol=1e-5)

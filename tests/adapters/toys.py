@@ -9,8 +9,8 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.adapters.checkpoint import SPEC
-from clinpeft.recipe import BaseSpec
+from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
+from clinpeft.recipe import LanguageModelSpec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -24,36 +24,40 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def load(folder: Path, precision: str = "float32") -> models.Base:
     return models.load(
-        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}),
+        LanguageModelSpec.model_validate(
+            {"path": folder, "precision": precision, "max_tokens": 32}
+        ),
         torch.device("cpu"),
     )
 
 
 def spec(method: str, **options: Any) -> Any:
-    return SPEC.validate_python({"method": method} | SIZES.get(method, {}) | options)
+    return ADAPTER_SPEC_TYPE.validate_python({"method": method} | SIZES.get(method, {}) | options)
 
 
 def earlier(method: str, run: str = "clinical", **options: Any) -> Any:
     """An adapter of an earlier run, frozen unless the options say otherwise."""
-    return SPEC.validate_python({"method": method, "from_run": run, "trainable": False} | options)
+    return ADAPTER_SPEC_TYPE.validate_python(
+        {"method": method, "from_run": run, "trainable": False} | options
+    )
 
 
 def shake(stack: Stack, seed: int = 1) -> None:
     """Every trained weight learns something."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def answers(stack: Stack) -> torch.Tensor:
     with torch.no_grad():
-        return adapters.logits(stack, IDS, MASK)[MASK == 1]
+        return adapters.compute_token_logits(stack, IDS, MASK)[MASK == 1]
 
 
 def finished(base: Path, method: str, folder: Path, seed: int = 1, **options: Any) -> Path:
     """The adapter folder of a run that has learned something."""
-    stack = adapters.attach(load(base), [spec(method, **options)])
+    stack = adapters.attach_adapters(load(base), [spec(method, **options)])
     shake(stack, seed)
-    adapters.save(stack, folder)
+    adapters.save_adapter(stack, folder)
     return folder

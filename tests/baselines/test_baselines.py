@@ -21,7 +21,7 @@ from clinpeft import baselines
 from clinpeft.baselines import features
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, UsageError
-from clinpeft.core.schemas import COHORT, PREDICTION, Kind, Question
+from clinpeft.core.schemas import COHORT_SCHEMA, PREDICTION_SCHEMA, LabelSpace, ProblemType
 
 TFIDF, LENGTH, ADMISSION = "TF-IDF + logistic regression", "note length", "age, sex, admission type"
 WORDS = (
@@ -45,18 +45,20 @@ def write(
         "prediction_time": [datetime.datetime(2100, 1, 1)] * len(splits),
     }
     pq.write_table(
-        schemas.table(COHORT, rows | {"split": splits, filled: answers, "text": texts} | columns),
+        schemas.build_arrow_table(
+            COHORT_SCHEMA, rows | {"split": splits, filled: answers, "text": texts} | columns
+        ),
         path,
     )
     return path
 
 
-def question(kind: Kind, classes: int) -> Question:
+def question(kind: ProblemType, classes: int) -> LabelSpace:
     names = tuple(f"class {at}" for at in range(classes))
-    return Question("asked", kind, names, ("",) * classes, (1,) * classes, "auroc")
+    return LabelSpace("asked", kind, names, ("",) * classes, (1,) * classes, "auroc")
 
 
-def invented(kind: Kind, stays: int = 120, classes: int = 3) -> dict[str, Any]:
+def invented(kind: ProblemType, stays: int = 120, classes: int = 3) -> dict[str, Any]:
     """Notes of five words whose answers are told by their first: class k by word k, and every other text has a second one."""
     dice = np.random.default_rng(7)
     drawn = dice.integers(0, classes, stays)
@@ -81,9 +83,9 @@ def invented(kind: Kind, stays: int = 120, classes: int = 3) -> dict[str, Any]:
 
 
 def asked(
-    path: Path, kind: Kind, classes: int = 3, names: Sequence[str] = baselines.ALL
+    path: Path, kind: ProblemType, classes: int = 3, names: Sequence[str] = baselines.BASELINE_NAMES
 ) -> dict[str, pa.Table]:
-    return dict(baselines.answered(path, question(kind, classes), 1, names))
+    return dict(baselines.predict_baselines(path, question(kind, classes), 1, names))
 
 
 def array(table: pa.Table, column: str = "probabilities") -> NDArray[np.float64]:
@@ -91,17 +93,19 @@ def array(table: pa.Table, column: str = "probabilities") -> NDArray[np.float64]
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
-def test_every_baseline_answers_every_stay_under_the_schema(tmp_path: Path, kind: Kind) -> None:
+def test_every_baseline_answers_every_stay_under_the_schema(
+    tmp_path: Path, kind: ProblemType
+) -> None:
     classes = 2 if kind == "binary" else 3
     path = write(tmp_path / "cohort.parquet", **invented(kind, classes=classes))
     found = asked(path, kind, classes)
     assert tuple(found) == tuple(baselines.BASELINES)
     stays = pq.read_table(path)
     for name, table in found.items():
-        assert table.schema.equals(PREDICTION) and table.select(
+        assert table.schema.equals(PREDICTION_SCHEMA) and table.select(
             ["stay_id", "label", "labels", "sex"]
         ).equals(stays.select(["stay_id", "label", "labels", "sex"]))
-        assert Question.from_json(json.loads(table.schema.metadata[b"question"])) == question(
+        assert LabelSpace.from_json(json.loads(table.schema.metadata[b"question"])) == question(
             kind, classes
         )
         assert table["tokens"].null_count == len(table)
@@ -147,7 +151,7 @@ def tfidf(rows: dict[str, Any], kept: str) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize(("kind", "classes"), [("binary", 2), ("multiclass", 3)])
 def test_the_words_are_told_as_scikit_learn_tells_them(
-    tmp_path: Path, kind: Kind, classes: int
+    tmp_path: Path, kind: ProblemType, classes: int
 ) -> None:
     rows = invented(kind, classes=classes)
     path = write(tmp_path / "cohort.parquet", **rows)
@@ -155,7 +159,7 @@ def test_the_words_are_told_as_scikit_learn_tells_them(
     tuning = [at for at, split in enumerate(rows["splits"]) if split == "tuning"]
     fitted = [
         LogisticRegression(C=strength, max_iter=1000).fit(train, told)
-        for strength in baselines.BASELINES[TFIDF].strengths
+        for strength in baselines.BASELINES[TFIDF].regularization_c_values
     ]
     losses = [
         -np.mean(
@@ -200,7 +204,7 @@ def test_words_that_tell_the_answer_are_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_nothing_is_learned_from_who_is_held_out(tmp_path: Path, kind: Kind) -> None:
+def test_nothing_is_learned_from_who_is_held_out(tmp_path: Path, kind: ProblemType) -> None:
     rows = invented(kind)
     clean = asked(write(tmp_path / "clean.parquet", **rows), kind)
     poisoned: dict[str, Any] = {name: list(values) for name, values in rows.items()}
@@ -232,13 +236,13 @@ def test_asked_twice_the_answers_are_the_same_to_the_last_bit(tmp_path: Path) ->
 def test_where_there_are_too_many_notes_the_seed_draws_those_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "LEARNED_NOTES", 20)
+    monkeypatch.setattr(features, "MAX_VOCABULARY_NOTES", 20)
     path, about = (
         write(tmp_path / "cohort.parquet", **invented("multiclass")),
         question("multiclass", 3),
     )
     first, again, other = (
-        array(dict(baselines.answered(path, about, seed, [TFIDF]))[TFIDF]).tolist()
+        array(dict(baselines.predict_baselines(path, about, seed, [TFIDF]))[TFIDF]).tolist()
         for seed in (1, 1, 2)
     )
     assert first == again != other
@@ -287,11 +291,13 @@ def test_unknown_ages_and_values_that_training_never_saw_have_an_answer(tmp_path
         age_years=ages,
         sex=sexes,
     )
-    stays = features.opened(path, question("binary", 2))
-    learned = features.admission(stays, question("binary", 2), np.random.default_rng(0))
+    stays = features.open_baseline_cohort(path, question("binary", 2))
+    learned = features.fit_admission_features(
+        stays, question("binary", 2), np.random.default_rng(0)
+    )
     deviation = np.sqrt(125)  # of 50, 60, 80, 70, whose mean is 65
     # age, age unknown, sex unknown, F, M, admission type unknown
-    assert learned.asked(np.array([0, 4, 6, 7])) == pytest.approx(
+    assert learned.compute_features(np.array([0, 4, 6, 7])) == pytest.approx(
         np.array(
             [
                 [-15 / deviation, 0, 0, 1, 0, 1],
@@ -308,9 +314,11 @@ def test_a_baseline_without_its_columns_is_left_out_with_the_reason(tmp_path: Pa
     rows = invented("multiclass")
     path = write(tmp_path / "cohort.parquet", rows["splits"], rows["answers"], rows["texts"])
     assert ADMISSION not in asked(path, "multiclass")
-    told = baselines.absent(path, question("multiclass", 3))
+    told = baselines.find_unavailable_baselines(path, question("multiclass", 3))
     assert told == {ADMISSION: "this cohort knows none of age_years, sex, admission_type"}
-    assert baselines.absent(write(path, **rows), question("multiclass", 3)) == {}
+    assert (
+        baselines.find_unavailable_baselines(write(path, **rows), question("multiclass", 3)) == {}
+    )
 
 
 def test_texts_without_a_word_and_notes_of_equal_length_are_no_obstacle(tmp_path: Path) -> None:
@@ -324,10 +332,10 @@ def test_texts_are_found_again_across_row_groups(tmp_path: Path) -> None:
     texts = [f"text {at}" for at in range(50)]
     path = write(tmp_path / "cohort.parquet", ["train"] * 50, [at % 2 for at in range(50)], texts)
     pq.write_table(pq.read_table(path), path, row_group_size=7)
-    stays = features.opened(path, question("binary", 2))
+    stays = features.open_baseline_cohort(path, question("binary", 2))
     chosen = np.array([0, 6, 7, 29, 49])
-    assert list(stays.texts(chosen)) == [texts[at] for at in chosen]
-    assert list(stays.texts(np.arange(50))) == texts
+    assert list(stays.iterate_texts(chosen)) == [texts[at] for at in chosen]
+    assert list(stays.iterate_texts(np.arange(50))) == texts
 
 
 def test_what_is_no_cohort_of_the_question_is_refused(tmp_path: Path) -> None:

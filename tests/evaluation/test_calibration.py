@@ -12,17 +12,20 @@ from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from clinpeft.core import schemas
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.evaluation.classification.calibration import (
-    calibration_board,
-    calibration_curve,
-    equal_count_bins,
-    logits_of,
-    smooth_calibration_curve,
+    assign_equal_count_bins,
+    build_calibration_metrics,
+    compute_calibration_curve,
+    compute_clipped_logits,
+    compute_smooth_calibration_curve,
 )
-from clinpeft.evaluation.classification.discrimination import answers, scored
-from clinpeft.evaluation.classification.logistic import logistic, smooth
-from clinpeft.recipe import ScoringSpec
+from clinpeft.evaluation.classification.discrimination import (
+    evaluate_metric_set,
+    extract_scored_predictions,
+)
+from clinpeft.evaluation.classification.logistic import fit_logistic_regression, fit_logistic_spline
+from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_discrimination import (
     asked,
     listed,
@@ -32,16 +35,16 @@ from tests.evaluation.test_discrimination import (
     predictions,
 )
 
-SPEC = ScoringSpec(resamples=200)
+SPEC = ClassificationEvaluationSpec(resamples=200)
 
 
 def measured(
-    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+    table: pa.Table, question: LabelSpace, spec: ClassificationEvaluationSpec = SPEC
 ) -> dict[str, dict[str, Any]]:
-    found = answers(table, question, "held_out")
-    rows = scored(
+    found = extract_scored_predictions(table, question, "held_out")
+    rows = evaluate_metric_set(
         found,
-        calibration_board(found, question, "held_out", spec),
+        build_calibration_metrics(found, question, "held_out", spec),
         question,
         "held_out",
         spec,
@@ -59,8 +62,12 @@ def patients(
     return rng.random(rows) < special.expit(logits), special.expit(sharpened * logits)
 
 
-def curve(table: pa.Table, question: Question, spec: ScoringSpec = SPEC) -> list[dict[str, Any]]:
-    return calibration_curve(answers(table, question, "held_out"), question, "held_out", spec)
+def curve(
+    table: pa.Table, question: LabelSpace, spec: ClassificationEvaluationSpec = SPEC
+) -> list[dict[str, Any]]:
+    return compute_calibration_curve(
+        extract_scored_predictions(table, question, "held_out"), question, "held_out", spec
+    )
 
 
 HAND = predictions([1, 0, 1, 0], of_event([0.75, 0.25, 0.5, 0.5]))
@@ -83,24 +90,24 @@ def test_brier_observed_expected_and_calibration_error_are_those_worked_out_by_h
 
 def test_the_slope_is_that_of_a_logistic_regression_without_penalty() -> None:
     happened, told = patients(800, seed=3, sharpened=1.7)
-    x = logits_of(told)
+    x = compute_clipped_logits(told)
     reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x[:, None], happened)
-    intercept, slope = logistic(x, happened, free_slope=True)
+    intercept, slope = fit_logistic_regression(x, happened, fit_slope=True)
     assert slope == pytest.approx(float(reference.coef_[0, 0]), rel=1e-4)
     assert intercept == pytest.approx(float(reference.intercept_[0]), abs=1e-4)
 
 
 def test_with_the_intercept_in_the_large_the_probabilities_sum_to_the_events() -> None:
     happened, told = patients(500, seed=4, sharpened=3.0)
-    x = logits_of(told)
-    intercept, slope = logistic(x, happened, free_slope=False)
+    x = compute_clipped_logits(told)
+    intercept, slope = fit_logistic_regression(x, happened, fit_slope=False)
     assert slope == 1.0
     assert special.expit(intercept + x).sum() == pytest.approx(happened.sum(), abs=1e-6)
 
 
 def test_a_fit_from_far_away_converges() -> None:
     happened, x = np.array([True, False, True, False]), np.array([13.0, 12.0, -13.0, -12.5])
-    intercept, _ = logistic(x - 13, happened, free_slope=False)
+    intercept, _ = fit_logistic_regression(x - 13, happened, fit_slope=False)
     assert special.expit(intercept + x - 13).sum() == pytest.approx(2.0, abs=1e-6)
 
 
@@ -127,13 +134,16 @@ def test_one_newton_step_a_resample_gives_the_interval_of_fitting_each_anew() ->
     found = measured(
         predictions(happened.astype(int).tolist(), of_event(told)),
         asked("binary", 2),
-        ScoringSpec(resamples=400),
+        ClassificationEvaluationSpec(resamples=400),
     )
-    x, rng = logits_of(told.astype(np.float32)), np.random.default_rng(9)
+    x, rng = compute_clipped_logits(told.astype(np.float32)), np.random.default_rng(9)
     drawn = [rng.integers(400, size=400) for _ in range(400)]
     for name, at, free in (("calibration_intercept", 0, False), ("calibration_slope", 1, True)):
         low, high = np.quantile(
-            [logistic(x[rows], happened[rows], free_slope=free)[at] for rows in drawn],
+            [
+                fit_logistic_regression(x[rows], happened[rows], fit_slope=free)[at]
+                for rows in drawn
+            ],
             [0.025, 0.975],
         )
         assert found[name]["low"] == pytest.approx(low, abs=0.2 * (high - low))
@@ -165,7 +175,10 @@ def test_multiclass_numbers_are_means_over_classes_against_the_rest() -> None:
         1 - found["brier"]["value"] / (1 - (one_hot.mean(axis=0) ** 2).sum()), abs=1e-6
     )
     slopes = [
-        logistic(logits_of(scores[:, at]), truth == at, free_slope=True)[1] for at in range(3)
+        fit_logistic_regression(compute_clipped_logits(scores[:, at]), truth == at, fit_slope=True)[
+            1
+        ]
+        for at in range(3)
     ]
     assert found["calibration_slope"]["value"] == pytest.approx(np.mean(slopes), abs=1e-9)
     assert "mean over the 3 of 3 classes" in found["calibration_slope"]["definition"]
@@ -180,7 +193,10 @@ def test_multilabel_numbers_pool_all_labels() -> None:
         1 - found["brier"]["value"] / (prevalence * (1 - prevalence)).mean(), abs=1e-6
     )
     assert found["calibration_slope"]["value"] == pytest.approx(
-        logistic(logits_of(scores).ravel(), truth.ravel(), free_slope=True)[1], abs=1e-9
+        fit_logistic_regression(
+            compute_clipped_logits(scores).ravel(), truth.ravel(), fit_slope=True
+        )[1],
+        abs=1e-9,
     )
     assert found["observed_expected"]["value"] == pytest.approx(
         truth.sum() / scores.sum(), rel=1e-5
@@ -240,7 +256,7 @@ def test_a_class_that_nobody_has_leaves_the_mean() -> None:
 def test_the_curve_has_ten_bins_of_equal_count_with_the_observed_share() -> None:
     happened, told = patients(1000, seed=8)
     points = curve(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2))
-    pa.Table.from_pylist(points, schema=schemas.CURVE)
+    pa.Table.from_pylist(points, schema=schemas.CURVE_POINT_SCHEMA)
     assert [point["n"] for point in points] == [100] * 10
     lowest = np.argsort(told)[:100]
     assert points[0]["x"] == pytest.approx(told[lowest].mean(), rel=1e-5)
@@ -281,7 +297,7 @@ def test_bins_with_few_subjects_are_joined() -> None:
     points = curve(
         predictions(happened.astype(int).tolist(), of_event(told)),
         asked("binary", 2),
-        ScoringSpec(smallest_cell=25),
+        ClassificationEvaluationSpec(smallest_cell=25),
     )
     assert [point["n"] for point in points] == [30, 30, 40]
     same_person = predictions(happened.astype(int).tolist(), of_event(told), subject_id=[1] * 100)
@@ -303,15 +319,15 @@ def test_only_classes_that_enough_people_have_get_a_curve() -> None:
 
 
 def test_equal_probabilities_share_a_bin() -> None:
-    bins = equal_count_bins(np.array([0.1] * 15 + [0.5] * 3 + [0.9, 0.95]), 10)
+    bins = assign_equal_count_bins(np.array([0.1] * 15 + [0.5] * 3 + [0.9, 0.95]), 10)
     assert len(set(bins[:15].tolist())) == 1
     assert len(set(bins[15:18].tolist())) == 1
     assert (np.diff(bins) >= 0).all()
 
 
-def smoothed(table: pa.Table, question: Question) -> list[dict[str, Any]]:
-    return smooth_calibration_curve(
-        answers(table, question, "held_out"), question, "held_out", SPEC
+def smoothed(table: pa.Table, question: LabelSpace) -> list[dict[str, Any]]:
+    return compute_smooth_calibration_curve(
+        extract_scored_predictions(table, question, "held_out"), question, "held_out", SPEC
     )
 
 
@@ -325,7 +341,7 @@ def test_the_smooth_curve_bends_where_the_truth_does() -> None:
         predictions(happened.astype(int).tolist(), of_event(special.expit(logits))),
         asked("binary", 2),
     )
-    pa.Table.from_pylist(points, schema=schemas.CURVE)
+    pa.Table.from_pylist(points, schema=schemas.CURVE_POINT_SCHEMA)
     assert len(points) == 25
     observed = np.array([point["y"] for point in points])
     assert observed.argmin() in range(8, 17)
@@ -335,7 +351,7 @@ def test_the_smooth_curve_bends_where_the_truth_does() -> None:
 
 def test_a_smooth_curve_is_the_logistic_regression_on_the_spline() -> None:
     happened, told = patients(600, seed=11, sharpened=1.5)
-    x = logits_of(told)
+    x = compute_clipped_logits(told)
     low, middle, high = np.quantile(x, [0.1, 0.5, 0.9])
 
     def design(at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -352,7 +368,7 @@ def test_a_smooth_curve_is_the_logistic_regression_on_the_spline() -> None:
         .fit(design(x), happened)
         .predict_proba(design(points))[:, 1]
     )
-    curve = smooth(x, happened, np.arange(600), points, 0.95)
+    curve = fit_logistic_spline(x, happened, np.arange(600), points, 0.95)
     assert curve is not None
     assert curve[0] == pytest.approx(reference, abs=1e-3)
     assert np.diff(design(np.array([high + 1, high + 2, high + 3]))[:, 1], 2) == pytest.approx(
@@ -362,9 +378,14 @@ def test_a_smooth_curve_is_the_logistic_regression_on_the_spline() -> None:
 
 def test_the_smooth_curve_is_no_surer_when_people_are_repeated() -> None:
     happened, told = patients(300, seed=12)
-    x, points, thrice = logits_of(told), np.linspace(-3, 1, 5), np.repeat(np.arange(300), 3)
+    x, points, thrice = (
+        compute_clipped_logits(told),
+        np.linspace(-3, 1, 5),
+        np.repeat(np.arange(300), 3),
+    )
     alone, repeated = (
-        smooth(x[rows], happened[rows], rows, points, 0.95) for rows in (np.arange(300), thrice)
+        fit_logistic_spline(x[rows], happened[rows], rows, points, 0.95)
+        for rows in (np.arange(300), thrice)
     )
     assert alone is not None
     assert repeated is not None

@@ -12,12 +12,12 @@ import pytest
 from clinpeft import evaluation
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import Kind
-from clinpeft.evaluation.classification.calibration import logits_of
-from clinpeft.evaluation.classification.logistic import logistic
+from clinpeft.core.schemas import ProblemType
+from clinpeft.evaluation.classification.calibration import compute_clipped_logits
+from clinpeft.evaluation.classification.logistic import fit_logistic_regression
 from clinpeft.evaluation.classification.ranks import auroc
-from clinpeft.evaluation.classification.subgroups import affordable, subgroup_rows
-from clinpeft.recipe import ScoringSpec
+from clinpeft.evaluation.classification.subgroups import evaluate_subgroups, limit_resamples
+from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_calibration import patients
 from tests.evaluation.test_discrimination import (
     asked,
@@ -28,7 +28,7 @@ from tests.evaluation.test_discrimination import (
     predictions,
 )
 
-SPEC = ScoringSpec(resamples=100)
+SPEC = ClassificationEvaluationSpec(resamples=100)
 BINARY = asked("binary", 2)
 
 
@@ -48,8 +48,8 @@ def by_group(rows: list[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]
 
 def test_tuning_and_held_out_stays_are_scored_by_every_measure() -> None:
     table = hospital(400, split=["train"] * 100 + ["tuning"] * 100 + ["held_out"] * 200)
-    found = evaluation.scored(table, BINARY, SPEC, rng())
-    assert found.schema.equals(schemas.RESULT)
+    found = evaluation.score_prediction_table(table, BINARY, SPEC, rng())
+    assert found.schema.equals(schemas.METRIC_RESULT_SCHEMA)
     rows = found.to_pylist()
     names = "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope observed_expected ece net_benefit".split()
     assert [(row["split"], row["name"]) for row in rows] == [
@@ -63,12 +63,14 @@ def test_tuning_and_held_out_stays_are_scored_by_every_measure() -> None:
 
 
 def test_training_stays_are_scored_only_where_there_is_nothing_else() -> None:
-    found = evaluation.scored(hospital(100, split=["train"] * 100), BINARY, SPEC, rng())
+    found = evaluation.score_prediction_table(
+        hospital(100, split=["train"] * 100), BINARY, SPEC, rng()
+    )
     assert set(found["split"].to_pylist()) == {"train"}
 
 
 def test_without_a_held_out_stay_its_rows_say_so() -> None:
-    found = evaluation.scored(
+    found = evaluation.score_prediction_table(
         hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng()
     ).to_pylist()
     held_out = [row for row in found if row["split"] == "held_out"]
@@ -79,40 +81,50 @@ def test_without_a_held_out_stay_its_rows_say_so() -> None:
         and "the split held_out has no stay" in row["definition"]
         for row in held_out
     )
-    assert len(evaluation.curves(hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng())) == 0
+    assert (
+        len(
+            evaluation.compute_classification_curves(
+                hospital(100, split=["tuning"] * 100), BINARY, SPEC, rng()
+            )
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
 @pytest.mark.parametrize("rows", [0, 1, 30])
-def test_held_out_stays_of_one_class_or_none_never_stop_a_run(kind: Kind, rows: int) -> None:
+def test_held_out_stays_of_one_class_or_none_never_stop_a_run(kind: ProblemType, rows: int) -> None:
     answer: Any = [0] if kind == "multilabel" else 0
     full = predictions(
         [answer] * 40, np.full((40, 2 if kind == "binary" else 3), 0.4), sex=["F", "M"] * 20
     )
     question = asked(kind, 2 if kind == "binary" else 3)
-    found = evaluation.scored(full.slice(0, rows), question, SPEC, rng()).to_pylist()
+    found = evaluation.score_prediction_table(
+        full.slice(0, rows), question, SPEC, rng()
+    ).to_pylist()
     main = next(row for row in found if row["name"] == question.metric and row["group"] == "model")
     assert main["value"] is None
-    evaluation.curves(full.slice(0, rows), question, SPEC, rng())
+    evaluation.compute_classification_curves(full.slice(0, rows), question, SPEC, rng())
 
 
 def test_the_same_state_gives_the_same_numbers_and_baselines_are_named() -> None:
     first, second = (
-        evaluation.scored(hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng()) for _ in range(2)
+        evaluation.score_prediction_table(hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng())
+        for _ in range(2)
     )
     assert first.equals(second)
-    baseline = evaluation.scored(
+    baseline = evaluation.score_prediction_table(
         hospital(sex=["F", "M"] * 200), BINARY, SPEC, rng(), state="note length"
     ).to_pylist()
     assert {row["group"] for row in baseline} == {"note length"}
-    without = evaluation.scored(
+    without = evaluation.score_prediction_table(
         hospital(sex=["F", "M"] * 200), BINARY, SPEC.model_copy(update={"subgroups": False}), rng()
     )
     assert set(without["group"].to_pylist()) == {"model"}
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
-def test_curves_of_every_kind_of_question_have_the_schema(kind: Kind) -> None:
+def test_curves_of_every_kind_of_question_have_the_schema(kind: ProblemType) -> None:
     truth: Any
     if kind == "binary":
         table, question = hospital(200), BINARY
@@ -122,8 +134,8 @@ def test_curves_of_every_kind_of_question_have_the_schema(kind: Kind) -> None:
     else:
         truth, scores = multilabel_sample(120, 3)
         table, question = predictions(listed(truth), scores), asked("multilabel", 3)
-    found = evaluation.curves(table, question, SPEC, rng())
-    assert found.schema.equals(schemas.CURVE)
+    found = evaluation.compute_classification_curves(table, question, SPEC, rng())
+    assert found.schema.equals(schemas.CURVE_POINT_SCHEMA)
     assert set(found["name"].to_pylist()) == {
         "calibration",
         "calibration_smooth",
@@ -135,9 +147,9 @@ def test_curves_of_every_kind_of_question_have_the_schema(kind: Kind) -> None:
 def test_a_group_has_the_numbers_of_its_own_stays() -> None:
     sex = np.array(["F", "M", "M", "F", "M"] * 80)
     table = hospital(400, sex=sex.tolist())
-    rows = subgroup_rows(table, BINARY, "held_out", SPEC, rng())
-    pa.Table.from_pylist(rows, schema=schemas.RESULT)
-    found = evaluation.answers(table, BINARY, "held_out")
+    rows = evaluate_subgroups(table, BINARY, "held_out", SPEC, rng())
+    pa.Table.from_pylist(rows, schema=schemas.METRIC_RESULT_SCHEMA)
+    found = evaluation.extract_scored_predictions(table, BINARY, "held_out")
     told, happened = found.scores[:, 1], found.truth[:, 1]
     areas = by_group(rows, "auroc")
     assert list(areas) == ["model · sex F", "model · sex M"]
@@ -152,7 +164,9 @@ def test_a_group_has_the_numbers_of_its_own_stays() -> None:
         assert row["low"] < row["value"] < row["high"]
         intercept = by_group(rows, "calibration_intercept")[f"model · sex {group}"]
         assert intercept["value"] == pytest.approx(
-            logistic(logits_of(told[chosen]), happened[chosen], free_slope=False)[0]
+            fit_logistic_regression(
+                compute_clipped_logits(told[chosen]), happened[chosen], fit_slope=False
+            )[0]
         )
     gap = by_group(rows, "auroc_largest_gap")["model · sex"]
     assert gap["value"] == pytest.approx(
@@ -164,7 +178,8 @@ def test_a_group_has_the_numbers_of_its_own_stays() -> None:
 def test_small_groups_are_pooled_and_left_out_where_they_are_still_too_small() -> None:
     insurance = ["a"] * 300 + ["b"] * 88 + ["c"] * 6 + ["d"] * 6
     pooled = by_group(
-        subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc"
+        evaluate_subgroups(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()),
+        "auroc",
     )
     assert {group: row["n"] for group, row in pooled.items()} == {
         "model · insurance a": 300,
@@ -173,7 +188,8 @@ def test_small_groups_are_pooled_and_left_out_where_they_are_still_too_small() -
     }
     insurance = ["a"] * 300 + ["b"] * 92 + ["c"] * 4 + ["d"] * 4
     left_out = by_group(
-        subgroup_rows(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()), "auroc"
+        evaluate_subgroups(hospital(400, insurance=insurance), BINARY, "held_out", SPEC, rng()),
+        "auroc",
     )
     assert list(left_out) == ["model · insurance a", "model · insurance b"]
 
@@ -181,7 +197,7 @@ def test_small_groups_are_pooled_and_left_out_where_they_are_still_too_small() -
 def test_many_stays_of_few_people_are_a_small_group() -> None:
     people = [*range(200), *[999] * 200]
     table = hospital(400, sex=["F"] * 200 + ["M"] * 200, subject_id=people)
-    assert list(by_group(subgroup_rows(table, BINARY, "held_out", SPEC, rng()), "auroc")) == [
+    assert list(by_group(evaluate_subgroups(table, BINARY, "held_out", SPEC, rng()), "auroc")) == [
         "model · sex F"
     ]
 
@@ -190,13 +206,13 @@ def test_a_column_that_is_unknown_or_has_one_group_gives_nothing_and_some_unknow
     None
 ):
     assert (
-        subgroup_rows(
+        evaluate_subgroups(
             hospital(400, sex=[None] * 400, race=["same"] * 400), BINARY, "held_out", SPEC, rng()
         )
         == []
     )
     some = by_group(
-        subgroup_rows(
+        evaluate_subgroups(
             hospital(400, sex=["F"] * 200 + [None] * 200), BINARY, "held_out", SPEC, rng()
         ),
         "auroc",
@@ -210,7 +226,7 @@ def test_ages_are_in_bands_and_notes_in_thirds_and_by_what_was_read() -> None:
     table = hospital(
         400, age_years=ages, tokens=tokens, tokens_read=[min(one, 100) for one in tokens]
     )
-    found = by_group(subgroup_rows(table, BINARY, "held_out", SPEC, rng()), "auroc")
+    found = by_group(evaluate_subgroups(table, BINARY, "held_out", SPEC, rng()), "auroc")
     assert {group.removeprefix("model · "): row["n"] for group, row in found.items()} == {
         "age 40–64": 100,
         "age 65–79": 100,
@@ -225,18 +241,18 @@ def test_ages_are_in_bands_and_notes_in_thirds_and_by_what_was_read() -> None:
 
 
 def test_groups_of_very_many_answers_are_resampled_less_often() -> None:
-    spec = ScoringSpec(resamples=1000)
-    assert affordable(spec, 2 * 10_000) == spec
-    assert affordable(spec, 1_266 * 10_000).resamples == 157
-    assert affordable(spec, 10**9).resamples == 100
-    assert affordable(spec, 0) == spec
+    spec = ClassificationEvaluationSpec(resamples=1000)
+    assert limit_resamples(spec, 2 * 10_000) == spec
+    assert limit_resamples(spec, 1_266 * 10_000).resamples == 157
+    assert limit_resamples(spec, 10**9).resamples == 100
+    assert limit_resamples(spec, 0) == spec
 
 
 def test_a_group_without_the_event_is_unknown_and_leaves_the_gap() -> None:
     happened, told = patients(300, seed=1)
     ward = np.where(np.arange(300) < 100, "a", np.where(np.arange(300) < 200, "b", "c"))
     happened[:100] = False
-    rows = subgroup_rows(
+    rows = evaluate_subgroups(
         predictions(happened.astype(int).tolist(), of_event(told), care_unit=ward.tolist()),
         BINARY,
         "held_out",
@@ -282,8 +298,8 @@ def test_numbers_about_few_people_do_not_leave(
         "definition": "average precision; a random ranking has the prevalence, 0.0900",
         "task": "toy",
     }
-    kept = evaluation.suppressed(
-        pa.Table.from_pylist([row], schema=schemas.RESULT), 10
+    kept = evaluation.suppress_small_cells(
+        pa.Table.from_pylist([row], schema=schemas.METRIC_RESULT_SCHEMA), 10
     ).to_pylist()[0]
     if not hidden:
         assert kept == row
@@ -295,7 +311,9 @@ def test_numbers_about_few_people_do_not_leave(
 
 def test_what_was_scored_can_be_suppressed() -> None:
     table = predictions([1] * 5 + [0] * 95, of_event(np.linspace(0.9, 0.1, 100)))
-    found = evaluation.suppressed(evaluation.scored(table, BINARY, SPEC, rng()), 10).to_pylist()
+    found = evaluation.suppress_small_cells(
+        evaluation.score_prediction_table(table, BINARY, SPEC, rng()), 10
+    ).to_pylist()
     assert all(
         row["value"] is None and "fewer than 10 events" in row["definition"] for row in found
     )
@@ -317,12 +335,12 @@ def result(
         "definition": "d",
     }
     return pa.Table.from_pylist(
-        [row, {**row, "group": "prevalence", "value": 0.5}], schema=schemas.RESULT
+        [row, {**row, "group": "prevalence", "value": 0.5}], schema=schemas.METRIC_RESULT_SCHEMA
     )
 
 
 def test_the_macro_average_is_the_mean_of_main_metrics_with_the_means_of_their_limits() -> None:
-    row = evaluation.macro_average(
+    row = evaluation.average_main_metric(
         {"a": result(0.6, 0.5, 0.7), "b": result(0.8, 0.75, 0.85, "auroc_macro")}
     )
     assert (row["value"], row["low"], row["high"], row["n"]) == (
@@ -332,28 +350,35 @@ def test_the_macro_average_is_the_mean_of_main_metrics_with_the_means_of_their_l
         100,
     )
     assert "questions a, b" in str(row["definition"])
-    assert pa.Table.from_pylist([row], schema=schemas.RESULT)["name"].to_pylist() == [
+    assert pa.Table.from_pylist([row], schema=schemas.METRIC_RESULT_SCHEMA)["name"].to_pylist() == [
         "macro_average"
     ]
 
 
 def test_a_question_without_a_value_leaves_no_average_and_is_named() -> None:
-    row = evaluation.macro_average({"a": result(0.6, 0.5, 0.7), "b": result(None, None, None)})
+    row = evaluation.average_main_metric(
+        {"a": result(0.6, 0.5, 0.7), "b": result(None, None, None)}
+    )
     assert row["value"] is None
     assert "no value for b" in str(row["definition"])
-    assert evaluation.macro_average({})["value"] is None
-    no_limits = evaluation.macro_average({"a": result(0.6, 0.5, 0.7), "b": result(0.8, None, None)})
+    assert evaluation.average_main_metric({})["value"] is None
+    no_limits = evaluation.average_main_metric(
+        {"a": result(0.6, 0.5, 0.7), "b": result(0.8, None, None)}
+    )
     assert (no_limits["value"], no_limits["low"]) == (pytest.approx(0.7), None)
 
 
 def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
-    table = evaluation.with_question(
+    table = evaluation.attach_label_space(
         hospital(20).replace_schema_metadata({b"other": b"kept"}), BINARY
     )
-    assert evaluation.question_of(table) == BINARY
+    assert evaluation.read_prediction_label_space(table) == BINARY
     assert table.schema.metadata[b"other"] == b"kept"
     pq.write_table(table, tmp_path / "predictions.parquet")
-    assert evaluation.question_of(pq.read_table(tmp_path / "predictions.parquet")) == BINARY
+    assert (
+        evaluation.read_prediction_label_space(pq.read_table(tmp_path / "predictions.parquet"))
+        == BINARY
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,4 +387,4 @@ def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
 )
 def test_a_table_without_a_question_is_refused(metadata: dict[bytes, bytes] | None) -> None:
     with pytest.raises(InputError, match="question"):
-        evaluation.question_of(hospital(20).replace_schema_metadata(metadata))
+        evaluation.read_prediction_label_space(hospital(20).replace_schema_metadata(metadata))

@@ -9,17 +9,20 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.core import schemas
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.evaluation.classification.decisions import (
-    THRESHOLDS,
-    decision_board,
-    decision_curve,
+    DECISION_THRESHOLDS,
+    build_net_benefit_metrics,
+    compute_decision_curve,
+    compute_probability_histogram,
+    compute_treat_all_net_benefit,
     net_benefit,
-    probability_histogram,
-    treat_all,
 )
-from clinpeft.evaluation.classification.discrimination import answers, scored
-from clinpeft.recipe import ScoringSpec
+from clinpeft.evaluation.classification.discrimination import (
+    evaluate_metric_set,
+    extract_scored_predictions,
+)
+from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_calibration import patients
 from tests.evaluation.test_discrimination import (
     asked,
@@ -30,14 +33,14 @@ from tests.evaluation.test_discrimination import (
     predictions,
 )
 
-SPEC = ScoringSpec(resamples=100)
+SPEC = ClassificationEvaluationSpec(resamples=100)
 
 
-def at_prevalence(table: pa.Table, question: Question) -> dict[str, Any]:
-    found = answers(table, question, "held_out")
-    return scored(
+def at_prevalence(table: pa.Table, question: LabelSpace) -> dict[str, Any]:
+    found = extract_scored_predictions(table, question, "held_out")
+    return evaluate_metric_set(
         found,
-        decision_board(found, question, "held_out", SPEC),
+        build_net_benefit_metrics(found, question, "held_out", SPEC),
         question,
         "held_out",
         SPEC,
@@ -46,12 +49,16 @@ def at_prevalence(table: pa.Table, question: Question) -> dict[str, Any]:
 
 
 def lines(
-    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+    table: pa.Table, question: LabelSpace, spec: ClassificationEvaluationSpec = SPEC
 ) -> dict[str, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = decision_curve(
-        answers(table, question, "held_out"), question, "held_out", spec, np.random.default_rng(0)
+    rows: list[dict[str, Any]] = compute_decision_curve(
+        extract_scored_predictions(table, question, "held_out"),
+        question,
+        "held_out",
+        spec,
+        np.random.default_rng(0),
     )
-    pa.Table.from_pylist(rows, schema=schemas.CURVE)
+    pa.Table.from_pylist(rows, schema=schemas.CURVE_POINT_SCHEMA)
     return {
         group: [row for row in rows if row["group"] == group]
         for group in dict.fromkeys(row["group"] for row in rows)
@@ -59,12 +66,12 @@ def lines(
 
 
 def bars(
-    table: pa.Table, question: Question, spec: ScoringSpec = SPEC
+    table: pa.Table, question: LabelSpace, spec: ClassificationEvaluationSpec = SPEC
 ) -> dict[str, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = probability_histogram(
-        answers(table, question, "held_out"), question, "held_out", spec
+    rows: list[dict[str, Any]] = compute_probability_histogram(
+        extract_scored_predictions(table, question, "held_out"), question, "held_out", spec
     )
-    pa.Table.from_pylist(rows, schema=schemas.CURVE)
+    pa.Table.from_pylist(rows, schema=schemas.CURVE_POINT_SCHEMA)
     return {
         group: [row for row in rows if row["group"] == group]
         for group in dict.fromkeys(row["group"] for row in rows)
@@ -81,10 +88,12 @@ def test_net_benefit_is_that_worked_out_by_hand() -> None:
 
 
 def test_acting_on_everybody_is_worth_prevalence_less_the_weighted_rest() -> None:
-    assert treat_all(0.3, 0.2) == pytest.approx(0.3 - 0.7 * 0.25)
-    assert treat_all(0.3, 0.3) == pytest.approx(0.0)
+    assert compute_treat_all_net_benefit(0.3, 0.2) == pytest.approx(0.3 - 0.7 * 0.25)
+    assert compute_treat_all_net_benefit(0.3, 0.3) == pytest.approx(0.0)
     truth = np.array([True, False, False, True])
-    assert treat_all(0.5, 0.1) == pytest.approx(net_benefit(np.ones(4), truth, 0.1))
+    assert compute_treat_all_net_benefit(0.5, 0.1) == pytest.approx(
+        net_benefit(np.ones(4), truth, 0.1)
+    )
 
 
 def test_the_number_at_the_prevalence_states_its_threshold() -> None:
@@ -128,11 +137,13 @@ def test_a_decision_curve_has_the_answers_and_both_policies_from_1_to_50_percent
     found = lines(predictions(happened.astype(int).tolist(), of_event(told)), asked("binary", 2))
     assert list(found) == ["model", "treat all", "treat none"]
     for line in found.values():
-        assert [point["x"] for point in line] == pytest.approx(THRESHOLDS.tolist())
+        assert [point["x"] for point in line] == pytest.approx(DECISION_THRESHOLDS.tolist())
     prevalence = float(happened.mean())
     for model, everybody, nobody in zip(*found.values(), strict=True):
         assert model["y"] == pytest.approx(net_benefit(told, happened, model["x"]))
-        assert everybody["y"] == pytest.approx(treat_all(prevalence, everybody["x"]))
+        assert everybody["y"] == pytest.approx(
+            compute_treat_all_net_benefit(prevalence, everybody["x"])
+        )
         assert (nobody["y"], nobody["low"]) == (0.0, None)
         assert model["low"] <= model["y"] <= model["high"]
         assert (
@@ -163,4 +174,7 @@ def test_the_distribution_of_each_true_class_sums_to_1() -> None:
 def test_a_class_of_few_people_has_no_distribution() -> None:
     table = predictions([1] * 9 + [0] * 20, of_event([0.9] * 9 + [0.1] * 20))
     assert list(bars(table, asked("binary", 2))) == ["c0"]
-    assert list(bars(table, asked("binary", 2), ScoringSpec(smallest_cell=9))) == ["c0", "c1"]
+    assert list(bars(table, asked("binary", 2), ClassificationEvaluationSpec(smallest_cell=9))) == [
+        "c0",
+        "c1",
+    ]

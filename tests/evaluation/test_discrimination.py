@@ -15,28 +15,28 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import Kind, Question
+from clinpeft.core.schemas import LabelSpace, ProblemType
 from clinpeft.evaluation.classification.discrimination import (
-    LABELS,
-    answers,
-    discrimination,
-    labels_table,
-    main_metric,
+    LABEL_METRICS_SCHEMA,
+    compute_label_metrics,
+    compute_main_metric,
+    evaluate_discrimination,
+    extract_scored_predictions,
 )
-from clinpeft.recipe import ScoringSpec
+from clinpeft.recipe import ClassificationEvaluationSpec
 
-SPEC = ScoringSpec(resamples=100)
-METRICS: dict[Kind, str] = {
+SPEC = ClassificationEvaluationSpec(resamples=100)
+METRICS: dict[ProblemType, str] = {
     "binary": "auroc",
     "multiclass": "auroc_ovo",
     "multilabel": "auroc_macro",
 }
 
 
-def asked(kind: Kind, classes: int, train_counts: Sequence[int] = ()) -> Question:
+def asked(kind: ProblemType, classes: int, train_counts: Sequence[int] = ()) -> LabelSpace:
     """A question with classes c0, c1, ..."""
     names = tuple(f"c{at}" for at in range(classes))
-    return Question(
+    return LabelSpace(
         "toy",
         kind,
         names,
@@ -58,7 +58,7 @@ def predictions(truth: Sequence[Any], probabilities: Any, **columns: Any) -> pa.
         column: list(truth),
         "probabilities": np.asarray(probabilities).tolist(),
     }
-    return schemas.table(schemas.PREDICTION, given | columns)
+    return schemas.build_arrow_table(schemas.PREDICTION_SCHEMA, given | columns)
 
 
 def of_event(probability: Any) -> NDArray[np.float32]:
@@ -69,13 +69,13 @@ def of_event(probability: Any) -> NDArray[np.float32]:
 
 def measured(
     table: pa.Table,
-    question: Question,
-    spec: ScoringSpec = SPEC,
+    question: LabelSpace,
+    spec: ClassificationEvaluationSpec = SPEC,
     split: str = "held_out",
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    rows = discrimination(table, question, split, spec, np.random.default_rng(seed))
-    pa.Table.from_pylist(rows, schema=schemas.RESULT)
+    rows = evaluate_discrimination(table, question, split, spec, np.random.default_rng(seed))
+    pa.Table.from_pylist(rows, schema=schemas.METRIC_RESULT_SCHEMA)
     return {str(row["name"]): row for row in rows}
 
 
@@ -192,7 +192,7 @@ def test_labels_with_too_few_positives_are_left_out_of_averages_and_counted() ->
     truth, scores = multilabel_sample(150, 8)
     truth[:, 6], truth[:, 7] = False, True
     truth[:4, 5], truth[4:, 5] = True, False
-    spec = ScoringSpec(resamples=100, min_positives=5)
+    spec = ClassificationEvaluationSpec(resamples=100, min_positives=5)
     evaluable = [at for at in range(8) if 5 <= truth[:, at].sum() < 150]
     found = measured(predictions(listed(truth), scores), asked("multilabel", 8), spec)
     assert found["auroc_macro"]["value"] == pytest.approx(
@@ -242,16 +242,18 @@ def test_a_binary_question_with_one_class_only_has_no_auroc_and_says_which_is_ab
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_a_split_without_stays_has_no_values_and_says_so(kind: Kind) -> None:
+def test_a_split_without_stays_has_no_values_and_says_so(kind: ProblemType) -> None:
     found = measured(
-        predictions([], []), asked(kind, 2), ScoringSpec(resamples=100, compat="clinical-peft")
+        predictions([], []),
+        asked(kind, 2),
+        ClassificationEvaluationSpec(resamples=100, compat="clinical-peft"),
     )
     assert {row["value"] for name, row in found.items() if name != "labels_evaluable"} == {None}
     assert all("the split held_out has no stay" in row["definition"] for row in found.values())
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_many_absent_classes_are_counted_and_only_the_first_are_named(kind: Kind) -> None:
+def test_many_absent_classes_are_counted_and_only_the_first_are_named(kind: ProblemType) -> None:
     truth: list[Any] = [[0], [0, 1], [1]] if kind == "multilabel" else [0, 1, 1]
     definition = measured(predictions(truth, np.full((3, 40), 1 / 40)), asked(kind, 40))[
         METRICS[kind]
@@ -291,7 +293,7 @@ def test_the_paper_ranks_labels_by_a_softmax_over_all_of_them_and_skips_labels_o
     found = measured(
         table,
         asked("multilabel", 6),
-        ScoringSpec(resamples=100, compat="clinical-peft", min_positives=10),
+        ClassificationEvaluationSpec(resamples=100, compat="clinical-peft", min_positives=10),
     )
     softmax = np.asarray(special.softmax(np.float32(logits).astype(np.float64), axis=1))
     expected = np.mean(
@@ -309,7 +311,7 @@ def test_the_paper_ranks_labels_by_a_softmax_over_all_of_them_and_skips_labels_o
 
 
 def test_the_paper_agrees_with_the_metric_where_one_class_is_asked() -> None:
-    spec = ScoringSpec(resamples=100, compat="clinical-peft")
+    spec = ClassificationEvaluationSpec(resamples=100, compat="clinical-peft")
     truth, scores = multiclass_sample(120, 4)
     several = measured(
         predictions(truth.tolist(), scores, logits=np.log(scores).tolist()),
@@ -327,9 +329,11 @@ def test_the_paper_agrees_with_the_metric_where_one_class_is_asked() -> None:
 
 
 def test_the_paper_s_score_is_unknown_without_logits() -> None:
-    row = measured(HAND, asked("binary", 2), ScoringSpec(resamples=100, compat="clinical-peft"))[
-        "auroc_clinical_peft"
-    ]
+    row = measured(
+        HAND,
+        asked("binary", 2),
+        ClassificationEvaluationSpec(resamples=100, compat="clinical-peft"),
+    )["auroc_clinical_peft"]
     assert row["value"] is None
     assert "no logits" in row["definition"]
 
@@ -337,14 +341,14 @@ def test_the_paper_s_score_is_unknown_without_logits() -> None:
 def test_each_label_has_a_row_with_its_counts() -> None:
     truth, scores = multilabel_sample(150, 4)
     truth[:, 3] = False
-    found = labels_table(
+    found = compute_label_metrics(
         predictions(listed(truth), scores),
         asked("multilabel", 4, (9, 8, 7, 6)),
         "held_out",
         SPEC,
         np.random.default_rng(0),
     )
-    assert found.schema == LABELS
+    assert found.schema == LABEL_METRICS_SCHEMA
     rows = found.to_pylist()
     assert [row["class"] for row in rows] == ["c0", "c1", "c2", "c3"]
     assert [row["train_count"] for row in rows] == [9, 8, 7, 6]
@@ -367,7 +371,7 @@ def test_each_label_has_a_row_with_its_counts() -> None:
 def test_the_label_of_a_binary_question_has_the_interval_of_its_auroc() -> None:
     truth = (np.random.default_rng(0).random(80) < 0.4).astype(int)
     table = predictions(truth.tolist(), of_event(np.random.default_rng(1).random(80)))
-    row = labels_table(
+    row = compute_label_metrics(
         table, asked("binary", 2), "held_out", SPEC, np.random.default_rng(0)
     ).to_pylist()[1]
     whole = measured(table, asked("binary", 2))["auroc"]
@@ -375,7 +379,7 @@ def test_the_label_of_a_binary_question_has_the_interval_of_its_auroc() -> None:
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_the_main_metric_of_training_is_that_of_the_evaluation(kind: Kind) -> None:
+def test_the_main_metric_of_training_is_that_of_the_evaluation(kind: ProblemType) -> None:
     truth: Any
     truth, scores = multiclass_sample(90, 2 if kind == "binary" else 4)
     if kind == "multilabel":
@@ -384,24 +388,28 @@ def test_the_main_metric_of_training_is_that_of_the_evaluation(kind: Kind) -> No
         truth = listed(flags)
     question = asked(kind, scores.shape[1])
     expected = measured(predictions(list(truth), scores), question)[METRICS[kind]]["value"]
-    assert main_metric(scores, truth, question) == pytest.approx(expected, abs=1e-12)
+    assert compute_main_metric(scores, truth, question) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_main_metric_is_nan_where_classes_are_absent_and_an_unknown_one_is_refused() -> None:
     scores = of_event([0.1, 0.2])
-    assert np.isnan(main_metric(scores, np.array([1, 1]), asked("binary", 2)))
-    assert np.isnan(main_metric(scores, np.array([1, 1]), asked("multiclass", 2)))
-    assert np.isnan(main_metric(scores, [[], []], asked("multilabel", 2)))
+    assert np.isnan(compute_main_metric(scores, np.array([1, 1]), asked("binary", 2)))
+    assert np.isnan(compute_main_metric(scores, np.array([1, 1]), asked("multiclass", 2)))
+    assert np.isnan(compute_main_metric(scores, [[], []], asked("multilabel", 2)))
     with pytest.raises(InputError, match="unknown metric 'f1'"):
-        main_metric(
-            scores, np.array([0, 1]), Question("toy", "binary", ("a", "b"), ("", ""), (1, 1), "f1")
+        compute_main_metric(
+            scores,
+            np.array([0, 1]),
+            LabelSpace("toy", "binary", ("a", "b"), ("", ""), (1, 1), "f1"),
         )
 
 
 def test_the_truth_of_each_kind_becomes_flags() -> None:
-    one = answers(predictions([2, 0], np.full((2, 3), 1 / 3)), asked("multiclass", 3), "held_out")
+    one = extract_scored_predictions(
+        predictions([2, 0], np.full((2, 3), 1 / 3)), asked("multiclass", 3), "held_out"
+    )
     assert one.truth.tolist() == [[False, False, True], [True, False, False]]
-    several = answers(
+    several = extract_scored_predictions(
         predictions([[2, 0], []], np.full((2, 3), 0.5)), asked("multilabel", 3), "held_out"
     )
     assert several.truth.tolist() == [[True, False, True], [False, False, False]]
@@ -411,7 +419,7 @@ def test_the_truth_of_each_kind_becomes_flags() -> None:
 def test_rows_of_another_chunk_and_split_do_not_shift_the_answers() -> None:
     truth, scores = multilabel_sample(40, 3)
     table = predictions(listed(truth), scores, split=["tuning", "held_out"] * 20)
-    found = answers(
+    found = extract_scored_predictions(
         pa.concat_tables([table.slice(0, 7), table.slice(7)]), asked("multilabel", 3), "held_out"
     )
     np.testing.assert_array_equal(found.truth, truth[1::2])
@@ -419,7 +427,7 @@ def test_rows_of_another_chunk_and_split_do_not_shift_the_answers() -> None:
     np.testing.assert_array_equal(found.subjects, np.arange(1, 40, 2))
 
 
-BAD: list[tuple[str, Kind, list[Any], Any, dict[str, Any], str]] = [
+BAD: list[tuple[str, ProblemType, list[Any], Any, dict[str, Any], str]] = [
     (
         "a probability above 1",
         "binary",
@@ -481,11 +489,11 @@ BAD: list[tuple[str, Kind, list[Any], Any, dict[str, Any], str]] = [
     ids=[row[0] for row in BAD],
 )
 def test_answers_that_are_none_are_refused_with_their_stay(
-    kind: Kind, truth: list[Any], scores: Any, columns: dict[str, Any], message: str
+    kind: ProblemType, truth: list[Any], scores: Any, columns: dict[str, Any], message: str
 ) -> None:
     table = predictions(truth, scores, stay_id=[11, 22], **columns)
     with pytest.raises(InputError, match=message) as caught:
-        answers(table, asked(kind, 2 if kind == "binary" else 3), "held_out")
+        extract_scored_predictions(table, asked(kind, 2 if kind == "binary" else 3), "held_out")
     assert caught.value.location == f"toy, held_out, stay_id {11 if 'classes' in message else 22}"
 
 
@@ -497,7 +505,7 @@ def test_a_stay_that_is_answered_twice_is_refused_even_across_splits() -> None:
         split=["held_out", "held_out", "train"],
     )
     with pytest.raises(InputError, match="more than once") as caught:
-        answers(table, asked("binary", 2), "held_out")
+        extract_scored_predictions(table, asked("binary", 2), "held_out")
     assert caught.value.location == "toy, stay_id 6"
 
 
@@ -505,9 +513,11 @@ def test_a_table_that_is_not_one_of_predictions_and_a_binary_question_of_three_c
     None
 ):
     with pytest.raises(InputError, match="no column probabilities"):
-        answers(HAND.drop_columns(["probabilities"]), asked("binary", 2), "held_out")
+        extract_scored_predictions(
+            HAND.drop_columns(["probabilities"]), asked("binary", 2), "held_out"
+        )
     with pytest.raises(InputError, match="binary question with 3 classes"):
-        answers(HAND, asked("binary", 3), "held_out")
+        extract_scored_predictions(HAND, asked("binary", 3), "held_out")
 
 
 def ward(
@@ -528,13 +538,13 @@ def test_an_interval_over_subjects_holds_the_true_auroc_as_often_as_it_says() ->
     true = stats.norm.cdf(
         1 / (np.sqrt(2) * np.hypot(0.9, 0.5))
     )  # of two normal distributions one apart
-    question, spec = asked("binary", 2), ScoringSpec(resamples=300)
+    question, spec = asked("binary", 2), ClassificationEvaluationSpec(resamples=300)
     for _ in range(samples):
         subjects, event, z = ward(rng, 250)
         table = predictions(
             event.astype(int).tolist(), of_event(special.expit(z)), subject_id=subjects
         )
-        row: dict[str, Any] = discrimination(table, question, "held_out", spec, rng)[0]
+        row: dict[str, Any] = evaluate_discrimination(table, question, "held_out", spec, rng)[0]
         held += row["low"] <= true <= row["high"]
     assert held / samples == pytest.approx(0.95, abs=0.035)
 
@@ -545,7 +555,7 @@ def test_an_interval_over_subjects_is_as_wide_as_the_variance_of_clustered_pairs
     row = measured(
         predictions(event.astype(int).tolist(), of_event(special.expit(z)), subject_id=subjects),
         asked("binary", 2),
-        ScoringSpec(resamples=4000),
+        ClassificationEvaluationSpec(resamples=4000),
     )
     won = z[event][:, None] > z[~event][None]
     adds = np.zeros(len(z))
@@ -567,7 +577,8 @@ def test_an_interval_over_subjects_is_wider_than_one_over_stays_where_stays_of_a
     widths = []
     for subjects in (stays, np.arange(len(stays))):
         row = measured(
-            table.set_column(0, schemas.PREDICTION.field(0), pa.array(subjects)), asked("binary", 2)
+            table.set_column(0, schemas.PREDICTION_SCHEMA.field(0), pa.array(subjects)),
+            asked("binary", 2),
         )["auroc"]
         widths.append(row["high"] - row["low"])
     assert widths[0] > 2 * widths[1]

@@ -13,14 +13,14 @@ import pytest
 from clinpeft.core.errors import RefusedError
 from clinpeft.evaluation.embedding import comparison
 from clinpeft.evaluation.embedding.comparison import (
-    compared,
-    holm,
-    minimum_detectable_difference,
-    paired_bootstrap,
-    paired_permutation,
-    retrieval_difference,
+    adjust_holm,
+    bootstrap_paired_difference,
+    compare_models_pairwise,
+    compare_retrieval,
+    compute_minimum_detectable_difference,
+    compute_permutation_p,
 )
-from clinpeft.evaluation.embedding.ranking_metrics import METRICS, PER_QUERY
+from clinpeft.evaluation.embedding.ranking_metrics import PER_QUERY_SCHEMA, RETRIEVAL_METRICS
 
 ALONE = np.arange(1000)
 
@@ -33,24 +33,25 @@ def queries(
         "query_id": [f"q{at:04d}" for at in range(count)],
         "cluster": list(clusters or [None] * count),
         "relevant": [relevant] * count,
-        **dict.fromkeys(METRICS, values.tolist()),
+        **dict.fromkeys(RETRIEVAL_METRICS, values.tolist()),
     }
-    return pa.table(columns, schema=PER_QUERY)
+    return pa.table(columns, schema=PER_QUERY_SCHEMA)
 
 
 def test_with_few_clusters_p_is_the_share_of_all_sign_patterns() -> None:
     # differences 1, 2 and 3 reach |6| in 2 of 8 patterns; with 3 and -1: |2| or more in all 4
-    assert paired_permutation([0, 0, 0], [1, 2, 3], ALONE[:3], np.random.default_rng(0)) == 2 / 8
-    assert paired_permutation([0, 0], [3, -1], ALONE[:2], np.random.default_rng(0)) == 1.0
-    assert paired_permutation([1, 2], [1, 2], ALONE[:2], np.random.default_rng(0)) == 1.0
+    assert compute_permutation_p([0, 0, 0], [1, 2, 3], ALONE[:3], np.random.default_rng(0)) == 2 / 8
+    assert compute_permutation_p([0, 0], [3, -1], ALONE[:2], np.random.default_rng(0)) == 1.0
+    assert compute_permutation_p([1, 2], [1, 2], ALONE[:2], np.random.default_rng(0)) == 1.0
 
 
 def test_items_of_a_cluster_change_sides_together() -> None:
     before, after = np.zeros(4), np.array([1.0, 1, 1, 1])
     assert (
-        paired_permutation(before, after, np.array([0, 0, 1, 1]), np.random.default_rng(0)) == 2 / 4
+        compute_permutation_p(before, after, np.array([0, 0, 1, 1]), np.random.default_rng(0))
+        == 2 / 4
     )
-    assert paired_permutation(before, after, ALONE[:4], np.random.default_rng(0)) == 2 / 16
+    assert compute_permutation_p(before, after, ALONE[:4], np.random.default_rng(0)) == 2 / 16
 
 
 def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,17 +63,17 @@ def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) 
             for signs in itertools.product((1, -1), repeat=12)
         ]
     )
-    assert paired_permutation(
+    assert compute_permutation_p(
         np.zeros(12), change, ALONE[:12], np.random.default_rng(0)
     ) == pytest.approx(exact)
-    monkeypatch.setattr(comparison, "_EXACT_CLUSTERS", 2)
-    monkeypatch.setattr(comparison, "_SIGNS_AT_ONCE", 12 * 777)
-    drawn = paired_permutation(
+    monkeypatch.setattr(comparison, "_MAX_EXACT_CLUSTERS", 2)
+    monkeypatch.setattr(comparison, "_MAX_SIGN_CELLS", 12 * 777)
+    drawn = compute_permutation_p(
         np.zeros(12), change, ALONE[:12], np.random.default_rng(0), permutations=20_000
     )
     assert drawn == pytest.approx(exact, abs=0.01)
     assert (
-        paired_permutation(
+        compute_permutation_p(
             np.zeros(12), np.ones(12), ALONE[:12], np.random.default_rng(0), permutations=99
         )
         >= 1 / 100
@@ -89,7 +90,7 @@ def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_mos
         for _ in range(samples):
             change = gain + rng.normal(0, 1, 30)[clusters] + rng.normal(0, 0.5, len(clusters))
             found += (
-                paired_permutation(np.zeros(len(clusters)), change, given, rng, permutations=199)
+                compute_permutation_p(np.zeros(len(clusters)), change, given, rng, permutations=199)
                 <= 0.05
             )
         return found / samples
@@ -106,7 +107,7 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> N
     for _ in range(400):
         before = rng.normal(size=180)
         after = before + 0.2 + rng.normal(0, 1, 60)[clusters]
-        value, interval = paired_bootstrap(
+        value, interval = bootstrap_paired_difference(
             before, after, clusters, resamples=300, level=0.95, rng=rng
         )
         assert interval.low is not None and interval.high is not None
@@ -117,25 +118,25 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> N
 
 def test_holm_is_the_hand_computed_one() -> None:
     # sorted .01 .02 .03 .04: times 4, 3, 2, 1 = .04 .06 .06 .04, and never below the one before
-    assert holm([0.04, 0.01, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]).tolist() == pytest.approx([1.0, 1.0])
-    with_unknown = holm([0.01, math.nan, 0.04])
+    assert adjust_holm([0.04, 0.01, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert adjust_holm([0.5, 0.9]).tolist() == pytest.approx([1.0, 1.0])
+    with_unknown = adjust_holm([0.01, math.nan, 0.04])
     assert with_unknown[[0, 2]].tolist() == pytest.approx([0.02, 0.04])
     assert math.isnan(with_unknown[1])
-    assert len(holm([])) == 0
+    assert len(adjust_holm([])) == 0
 
 
 def test_the_detectable_difference_is_found_with_the_power_it_says() -> None:
     rng = np.random.default_rng(9)
     clusters = np.repeat(np.arange(50), 4)
     noise = rng.normal(0, 1, 50)[clusters]
-    detectable = minimum_detectable_difference(np.zeros(200), noise, clusters)
+    detectable = compute_minimum_detectable_difference(np.zeros(200), noise, clusters)
     sums = 4 * (noise[::4] - noise.mean())
     assert detectable == pytest.approx(
         (1.959964 + 0.841621) * np.sqrt(50 * sums.var(ddof=1)) / 200, rel=1e-5
     )
     found = sum(
-        paired_permutation(
+        compute_permutation_p(
             np.zeros(200),
             detectable + rng.normal(0, noise[::4].std(ddof=1), 50)[clusters],
             clusters,
@@ -146,7 +147,7 @@ def test_the_detectable_difference_is_found_with_the_power_it_says() -> None:
         for _ in range(400)
     )
     assert found / 400 == pytest.approx(0.8, abs=0.07)
-    assert math.isnan(minimum_detectable_difference([0, 0], [1, 2], np.zeros(2, np.int64)))
+    assert math.isnan(compute_minimum_detectable_difference([0, 0], [1, 2], np.zeros(2, np.int64)))
 
 
 def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_found() -> None:
@@ -154,7 +155,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
     before = rng.random(100)
     after = before + 0.1 + rng.normal(0, 0.05, 100)
     clusters: list[str | None] = [str(at // 2) for at in range(100)]
-    found = retrieval_difference(
+    found = compare_retrieval(
         queries(before, clusters),
         queries(after, [None, None, *clusters[2:]]),
         ("zero-shot", "adapted"),
@@ -163,7 +164,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
         rng=rng,
     )
     rows = {row["name"]: row for row in found.to_pylist()}
-    assert len(rows) == 3 * len(METRICS)
+    assert len(rows) == 3 * len(RETRIEVAL_METRICS)
     row = rows["ndcg_at_10_difference"]
     assert row["value"] == pytest.approx((after - before).mean())
     assert 0 < row["low"] < row["value"] < row["high"]
@@ -174,7 +175,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
 
 def test_models_that_were_asked_other_queries_are_refused() -> None:
     with pytest.raises(RefusedError, match="3 queries of a and 2 of b"):
-        retrieval_difference(
+        compare_retrieval(
             queries(np.ones(3)),
             queries(np.ones(2)),
             ("a", "b"),
@@ -184,7 +185,7 @@ def test_models_that_were_asked_other_queries_are_refused() -> None:
         )
     with pytest.raises(RefusedError, match="relevant passages, are not the same"):
         other = queries(np.ones(3), relevant=2)
-        retrieval_difference(
+        compare_retrieval(
             queries(np.ones(3)),
             other,
             ("a", "b"),
@@ -201,11 +202,13 @@ def test_every_two_models_are_compared_and_p_is_adjusted_over_all() -> None:
         name: queries(base + gain + rng.normal(0, 0.1, 40))
         for name, gain in (("one", 0.0), ("two", 0.05), ("three", 0.0))
     }
-    rows = compared(models, "mrr_at_10", resamples=100, level=0.95, rng=rng).to_pylist()
+    rows = compare_models_pairwise(
+        models, "mrr_at_10", resamples=100, level=0.95, rng=rng
+    ).to_pylist()
     given = {row["group"]: row["value"] for row in rows if row["name"] == "mrr_at_10_difference_p"}
     adjusted = {
         row["group"]: row["value"] for row in rows if row["name"] == "mrr_at_10_difference_p_holm"
     }
     assert list(given) == ["two - one", "three - one", "three - two"]
-    assert list(adjusted.values()) == pytest.approx(holm(list(given.values())).tolist())
+    assert list(adjusted.values()) == pytest.approx(adjust_holm(list(given.values())).tolist())
     assert any("adjusted over 3 comparisons" in row["definition"] for row in rows)

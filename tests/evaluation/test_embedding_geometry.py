@@ -12,20 +12,20 @@ from clinpeft.core.errors import InputError
 from clinpeft.evaluation.embedding import shape as module
 from clinpeft.evaluation.embedding.shape import (
     effective_rank,
-    geometry,
+    evaluate_geometry,
+    evaluate_negation_sensitivity,
     hubness,
     mean_random_cosine,
-    negation_sensitivity,
     participation_ratio,
     uniformity,
 )
-from clinpeft.evaluation.embedding.vectors import Vectors, unit
+from clinpeft.evaluation.embedding.vectors import EmbeddingArray, normalize_vectors
 
 
-def spread(n: int, d: int, seed: int = 0, cone: float = 0.0) -> Vectors:
+def spread(n: int, d: int, seed: int = 0, cone: float = 0.0) -> EmbeddingArray:
     found = np.random.default_rng(seed).normal(size=(n, d))
     found[:, 0] += cone
-    return unit(found, [str(at) for at in range(n)], "x")
+    return normalize_vectors(found, [str(at) for at in range(n)], "x")
 
 
 def rows(found: pa.Table) -> dict[str, dict[str, float]]:
@@ -36,7 +36,7 @@ def measured(vectors: np.ndarray, positives: np.ndarray) -> dict[str, dict[str, 
     ids = [str(at) for at in range(len(vectors))]
     rng = np.random.default_rng(0)
     return rows(
-        geometry(
+        evaluate_geometry(
             vectors, positives, ids, [None] * len(ids), "base", resamples=200, level=0.95, rng=rng
         )
     )
@@ -83,7 +83,7 @@ def test_hubness_is_the_skewness_of_how_often_each_is_a_neighbour() -> None:
         [4, 0, 0, 0, 1]
     )  # all four are nearest to the middle, which is equally near to all: the last id
     deviations = counts - 1
-    assert hubness(star, neighbours=1) == pytest.approx(
+    assert hubness(star, neighbors=1) == pytest.approx(
         (deviations**3).mean() / (deviations**2).mean() ** 1.5
     )
     assert math.isnan(hubness(spread(10, 3)))
@@ -124,7 +124,7 @@ def test_a_resample_does_not_compare_a_text_with_its_own_copy() -> None:
 
 
 def test_many_texts_are_sampled_and_the_definition_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_COMPARED", 25)
+    monkeypatch.setattr(module, "MAX_COMPARED_TEXTS", 25)
     found = measured(spread(60, 8), spread(60, 8, seed=1))
     assert (found["alignment"]["n"], found["uniformity"]["n"]) == (60, 25)
     assert "25 texts" in str(found["uniformity"]["definition"])
@@ -136,7 +136,7 @@ def test_negation_is_measured_beside_the_paraphrase() -> None:
     otherwise = np.array([[0.8, 0.6], [0.6, 0.8]], np.float32)
     rng = np.random.default_rng(0)
     found = rows(
-        negation_sensitivity(
+        evaluate_negation_sensitivity(
             x,
             denied,
             otherwise,

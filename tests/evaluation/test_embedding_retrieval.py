@@ -9,10 +9,18 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import JUDGEMENT, RETRIEVED, table
-from clinpeft.evaluation.embedding.ranking_metrics import METRICS, per_query, retrieval
-from clinpeft.evaluation.embedding.search import best, ranked, retrieved
-from clinpeft.evaluation.embedding.vectors import similarities, unit
+from clinpeft.core.schemas import (
+    RELEVANCE_JUDGMENT_SCHEMA,
+    RETRIEVED_PASSAGE_SCHEMA,
+    build_arrow_table,
+)
+from clinpeft.evaluation.embedding.ranking_metrics import (
+    RETRIEVAL_METRICS,
+    compute_query_metrics,
+    evaluate_retrieval,
+)
+from clinpeft.evaluation.embedding.search import rank_passages, select_top_k, to_retrieval_table
+from clinpeft.evaluation.embedding.vectors import iterate_similarities, normalize_vectors
 
 Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
@@ -30,7 +38,7 @@ def run_table(run: Run, clusters: dict[str, str] | None = None) -> pa.Table:
         for query, found in run.items()
         for passage, score in found.items()
     ]
-    return pa.Table.from_pylist(rows, schema=RETRIEVED)
+    return pa.Table.from_pylist(rows, schema=RETRIEVED_PASSAGE_SCHEMA)
 
 
 def qrels_table(qrels: Qrels) -> pa.Table:
@@ -39,13 +47,15 @@ def qrels_table(qrels: Qrels) -> pa.Table:
         for query, judged in qrels.items()
         for passage, grade in judged.items()
     ]
-    return pa.Table.from_pylist(rows, schema=JUDGEMENT)
+    return pa.Table.from_pylist(rows, schema=RELEVANCE_JUDGMENT_SCHEMA)
 
 
 def of(run: Run, qrels: Qrels, relevant_from: int = 1) -> dict[str, dict[str, float]]:
     return {
         row.pop("query_id"): row
-        for row in per_query(run_table(run), qrels_table(qrels), relevant_from).to_pylist()
+        for row in compute_query_metrics(
+            run_table(run), qrels_table(qrels), relevant_from
+        ).to_pylist()
     }
 
 
@@ -128,7 +138,9 @@ def test_every_metric_is_that_of_the_naive_scorer_ties_included(seed: int, least
     }
     assert set(scored) == set(expected)
     for query, values in expected.items():
-        assert {name: scored[query][name] for name in METRICS} == pytest.approx(values, abs=1e-12)
+        assert {name: scored[query][name] for name in RETRIEVAL_METRICS} == pytest.approx(
+            values, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,7 +179,7 @@ def test_a_query_without_a_relevant_passage_is_left_out_and_counted_and_one_that
         "good": 1,
         "silent": 0,
     }
-    rows = retrieval(
+    rows = evaluate_retrieval(
         run_table(run),
         qrels_table(qrels),
         "base",
@@ -191,7 +203,7 @@ def test_the_interval_draws_clusters_of_queries() -> None:
     qrels = {f"q{at}": {"a" if at < 20 else "b": 1} for at in range(40)}
 
     def row(clusters: dict[str, str]) -> dict[str, float]:
-        found = retrieval(
+        found = evaluate_retrieval(
             run_table(run, clusters),
             qrels_table(qrels),
             "base",
@@ -215,9 +227,9 @@ def test_scores_that_are_nan_are_refused_with_their_number_and_the_first_query()
 def test_a_passage_twice_is_refused() -> None:
     twice = pa.concat_tables([run_table({"q": {"a": 0.1}}), run_table({"q": {"a": 0.2}})])
     with pytest.raises(InputError, match="1 passages retrieved twice"):
-        per_query(twice, qrels_table({"q": {"a": 1}}))
+        compute_query_metrics(twice, qrels_table({"q": {"a": 1}}))
     with pytest.raises(InputError, match="1 passages judged twice"):
-        per_query(
+        compute_query_metrics(
             run_table({"q": {"a": 0.1}}), pa.concat_tables([qrels_table({"q": {"a": 1}})] * 2)
         )
 
@@ -230,7 +242,9 @@ def test_the_best_are_exact_whatever_the_block_and_ties_are_cut_by_id() -> None:
         sorted(range(40), key=lambda at: (row[at], ids[at]), reverse=True)[:7] for row in scores
     ]
     for step in (1, 4, 25):
-        found, values = best((scores[start : start + step] for start in range(0, 25, step)), ids, 7)
+        found, values = select_top_k(
+            (scores[start : start + step] for start in range(0, 25, step)), ids, 7
+        )
         assert found.tolist() == expected
         np.testing.assert_array_equal(values, np.take_along_axis(scores, found, axis=1))
 
@@ -239,15 +253,19 @@ def test_search_gives_the_largest_cosines_and_never_the_query_itself() -> None:
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(30, 8)).astype(np.float32)
     ids = [f"p{at}" for at in range(30)]
-    cosines = unit(vectors, ids, "x") @ unit(vectors, ids, "x").T
-    found, scores = ranked(vectors, 3 * vectors, 5, query_ids=ids, passage_ids=ids, block=7)
+    cosines = normalize_vectors(vectors, ids, "x") @ normalize_vectors(vectors, ids, "x").T
+    found, scores = rank_passages(
+        vectors, 3 * vectors, 5, query_ids=ids, passage_ids=ids, block_queries=7
+    )
     np.testing.assert_array_equal(found, np.argsort(-cosines, axis=1)[:, :5])
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-6)
     np.testing.assert_array_equal(found[:, 0], np.arange(30))
-    others, _ = ranked(vectors, vectors, 30, query_ids=ids, passage_ids=ids, own=np.arange(30))
+    others, _ = rank_passages(
+        vectors, vectors, 30, query_ids=ids, passage_ids=ids, own_passages=np.arange(30)
+    )
     np.testing.assert_array_equal(others[:, :4], found[:, 1:])
     assert (others[:, -1] == -1).all()
-    assert len(retrieved(others, scores[:, :1].repeat(30, axis=1), ids, ids)) == 30 * 29
+    assert len(to_retrieval_table(others, scores[:, :1].repeat(30, axis=1), ids, ids)) == 30 * 29
 
 
 def test_equal_vectors_tie_exactly_and_are_ordered_by_id() -> None:
@@ -255,15 +273,19 @@ def test_equal_vectors_tie_exactly_and_are_ordered_by_id() -> None:
     passages = rng.normal(size=(501, 33)).astype(np.float32)
     passages[[3, 250, 500]] = passages[100]
     ids = [f"{at:03d}" for at in range(501)]
-    found, scores = ranked(passages[100:101], passages, 5, query_ids=["q"], passage_ids=ids)
+    found, scores = rank_passages(passages[100:101], passages, 5, query_ids=["q"], passage_ids=ids)
     assert found[0, :4].tolist() == [500, 250, 100, 3]
     assert len(set(scores[0, :4])) == 1
-    blocks = list(similarities(unit(passages[:2], ids[:2], "x"), unit(passages, ids, "x"), 1))
+    blocks = list(
+        iterate_similarities(
+            normalize_vectors(passages[:2], ids[:2], "x"), normalize_vectors(passages, ids, "x"), 1
+        )
+    )
     assert [block.shape for block in blocks] == [(1, 501)] * 2
 
 
 def test_what_was_found_becomes_a_table_with_ranks_from_1() -> None:
-    found = retrieved(
+    found = to_retrieval_table(
         np.array([[1, 0]]), np.array([[0.5, 0.25]], np.float32), ["q"], ["a", "b"], ["heart"]
     )
     expected = {
@@ -273,16 +295,18 @@ def test_what_was_found_becomes_a_table_with_ranks_from_1() -> None:
         "rank": [1, 2],
         "score": [0.5, 0.25],
     }
-    assert found.equals(table(RETRIEVED, expected))
+    assert found.equals(build_arrow_table(RETRIEVED_PASSAGE_SCHEMA, expected))
 
 
 def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() -> None:
     vectors = np.ones((4, 3), np.float32)
     vectors[[1, 3], 0] = np.nan
     with pytest.raises(InputError, match=r"2 vectors that are not finite.*'b'"):
-        ranked(np.ones((1, 3), np.float32), vectors, 2, query_ids=["q"], passage_ids=list("abcd"))
+        rank_passages(
+            np.ones((1, 3), np.float32), vectors, 2, query_ids=["q"], passage_ids=list("abcd")
+        )
     with pytest.raises(InputError, match=r"1 vectors of length 0.*'q'"):
-        ranked(
+        rank_passages(
             np.zeros((1, 3), np.float32),
             np.ones((4, 3), np.float32),
             2,
@@ -290,7 +314,7 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
             passage_ids=list("abcd"),
         )
     with pytest.raises(InputError, match="3 dimensions"):
-        ranked(
+        rank_passages(
             np.ones((1, 3), np.float32),
             np.ones((1, 4), np.float32),
             2,
@@ -298,7 +322,7 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
             passage_ids=["a"],
         )
     with pytest.raises(InputError, match="one vector a text"):
-        ranked(
+        rank_passages(
             np.ones(3, np.float32),
             np.ones((1, 3), np.float32),
             2,
@@ -306,7 +330,7 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
             passage_ids=["a"],
         )
     with pytest.raises(InputError, match="1 passage ids are used twice"):
-        ranked(
+        rank_passages(
             np.ones((1, 3), np.float32),
             np.ones((2, 3), np.float32),
             2,
@@ -317,4 +341,4 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
 
 def test_nan_scores_of_a_scorer_are_refused() -> None:
     with pytest.raises(InputError, match="1 queries have scores that are not finite"):
-        best([np.array([[0.1, np.nan]], np.float32)], ["a", "b"], 1)
+        select_top_k([np.array([[0.1, np.nan]], np.float32)], ["a", "b"], 1)

@@ -11,13 +11,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import PAIR_SCORE, table
+from clinpeft.core.schemas import PAIR_SCORE_SCHEMA, build_arrow_table
 from clinpeft.evaluation.embedding.pair_metrics import (
-    METRICS,
-    bootstrap_p,
-    separation,
-    separation_difference,
-    study,
+    SEPARATION_METRICS,
+    compare_separation,
+    compute_bootstrap_p,
+    evaluate_separation,
+    evaluate_study_protocol,
 )
 
 Values = dict[str, dict[str, float | None]]
@@ -41,7 +41,7 @@ def pairs(
         "related": [name == "related" for name in names],
         "score": [score for scores in sets.values() for score in scores],
     }
-    return table(PAIR_SCORE, columns)
+    return build_arrow_table(PAIR_SCORE_SCHEMA, columns)
 
 
 def values(found: pa.Table, column: str = "value") -> Values:
@@ -52,7 +52,7 @@ def values(found: pa.Table, column: str = "value") -> Values:
 
 
 def measured(scores: pa.Table, seed: int = 0, resamples: int = 200) -> pa.Table:
-    return separation(
+    return evaluate_separation(
         scores, "base", resamples=resamples, level=0.95, rng=np.random.default_rng(seed)
     )
 
@@ -82,7 +82,7 @@ def test_every_number_is_the_hand_computed_one() -> None:
         "average_precision": (1 + 2 / 3) / 2,
     }
     assert found == pytest.approx(expected, abs=1e-12)
-    assert list(expected) == list(METRICS)
+    assert list(expected) == list(SEPARATION_METRICS)
 
 
 def test_areas_are_those_of_scikit_learn_in_each_stratum() -> None:
@@ -108,7 +108,7 @@ def test_squeezing_all_scores_moves_the_separation_and_nothing_that_ranks_or_is_
     scores = invented()
     at = scores.schema.get_field_index("score")
     squeezed = scores.set_column(
-        at, PAIR_SCORE.field(at), pa.array(0.7 + 0.3 * scores["score"].to_numpy())
+        at, PAIR_SCORE_SCHEMA.field(at), pa.array(0.7 + 0.3 * scores["score"].to_numpy())
     )
     before, after = (
         values(measured(scores))["base · same chapter"],
@@ -170,9 +170,9 @@ def test_the_difference_is_paired_and_narrower_than_either() -> None:
         + 0.05 * np.array(scores["related"].to_pylist())
         + rng.normal(0, 0.01, len(scores))
     )
-    adapted = scores.set_column(at, PAIR_SCORE.field(at), pa.array(better))
+    adapted = scores.set_column(at, PAIR_SCORE_SCHEMA.field(at), pa.array(better))
     shuffled = adapted.take(rng.permutation(len(adapted)))
-    found = separation_difference(
+    found = compare_separation(
         scores, shuffled, ("zero-shot", "adapted"), resamples=500, level=0.95, rng=rng
     )
     row = {
@@ -198,7 +198,7 @@ def test_the_difference_is_paired_and_narrower_than_either() -> None:
 
 def test_a_model_does_not_differ_from_itself() -> None:
     scores = invented()
-    found = separation_difference(
+    found = compare_separation(
         scores, scores, ("a", "b"), resamples=100, level=0.95, rng=np.random.default_rng(0)
     ).to_pylist()
     assert {row["value"] for row in found if row["name"].endswith("_difference")} == {0.0}
@@ -208,20 +208,20 @@ def test_a_model_does_not_differ_from_itself() -> None:
 def test_other_pairs_are_refused() -> None:
     with pytest.raises(RefusedError, match="2 and 4 pairs, which are not the same"):
         one, other = pairs([0.5], random=[0.1]), pairs([0.5, 0.6], random=[0.1, 0.2])
-        separation_difference(
+        compare_separation(
             one, other, ("a", "b"), resamples=100, level=0.95, rng=np.random.default_rng(0)
         )
 
 
 def test_the_bootstrap_p_is_two_sided_and_never_0() -> None:
-    assert bootstrap_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 4)
-    assert bootstrap_p(np.array([-1.0] * 2 + [1.0] * 97)) == pytest.approx(2 * 3 / 100)
-    assert bootstrap_p(np.array([-1.0, 1.0])) == 1.0
-    assert math.isnan(bootstrap_p(np.array([math.nan])))
+    assert compute_bootstrap_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 4)
+    assert compute_bootstrap_p(np.array([-1.0] * 2 + [1.0] * 97)) == pytest.approx(2 * 3 / 100)
+    assert compute_bootstrap_p(np.array([-1.0, 1.0])) == 1.0
+    assert math.isnan(compute_bootstrap_p(np.array([math.nan])))
 
 
 def test_the_studys_protocol_gives_its_equations_and_says_its_threshold() -> None:
-    found = study(
+    found = evaluate_study_protocol(
         [0.8, 0.6],
         [0.2, 0.4],
         [0.7, 0.9],
@@ -241,7 +241,7 @@ def test_the_studys_protocol_gives_its_equations_and_says_its_threshold() -> Non
         if row["name"] == "separation"
     )
     assert "separation_z" not in given["adapted · different"]
-    without = study(
+    without = evaluate_study_protocol(
         [0.8, 0.6],
         [0.2, 0.4],
         [],

@@ -8,9 +8,15 @@ import pytest
 
 from clinpeft.core.errors import UsageError
 from clinpeft.core.schemas import Attrition
-from clinpeft.evaluation.embedding.pair_metrics import separation
-from clinpeft.evaluation.embedding.strata import STRATA, Pairs, negatives, pair_scores, shuffled
-from clinpeft.evaluation.embedding.vectors import cosine_score, unit
+from clinpeft.evaluation.embedding.pair_metrics import evaluate_separation
+from clinpeft.evaluation.embedding.strata import (
+    NEGATIVE_STRATA,
+    AnchorPairs,
+    draw_negatives,
+    score_anchor_pairs,
+    shuffle_partners,
+)
+from clinpeft.evaluation.embedding.vectors import build_cosine_scorer, normalize_vectors
 
 
 def passages(*rows: tuple[str, str | None, str, str]) -> pa.Table:
@@ -30,37 +36,41 @@ def library(seed: int = 0, count: int = 400) -> pa.Table:
 
 
 def drawn(
-    found: pa.Table, pairs: Pairs, stratum: str, seed: int = 0, ranking: np.ndarray | None = None
+    found: pa.Table,
+    pairs: AnchorPairs,
+    stratum: str,
+    seed: int = 0,
+    ranking: np.ndarray | None = None,
 ) -> list[int]:
-    rows = negatives(
+    rows = draw_negatives(
         found, pairs, stratum, np.random.default_rng(seed), Attrition("negatives"), ranking
     )
     return [int(row) for row in rows]
 
 
-@pytest.mark.parametrize("stratum", list(STRATA))
+@pytest.mark.parametrize("stratum", list(NEGATIVE_STRATA))
 def test_a_negative_is_never_the_passage_the_text_or_the_section_of_its_positive(
     stratum: str,
 ) -> None:
     found = library()
     rng = np.random.default_rng(1)
-    pairs = Pairs(
+    pairs = AnchorPairs(
         [str(at) for at in range(400)],
         np.arange(400),
-        own=rng.permutation(400),
+        own_passages=rng.permutation(400),
         anchors=[f"term {at % 300}" for at in range(400)],
     )
     ranking = np.stack([rng.permutation(400)[:50] for _ in range(400)])
     rows = found.to_pylist()
     chosen = drawn(found, pairs, stratum, ranking=ranking)
     assert sum(row >= 0 for row in chosen) > 350
-    assert pairs.own is not None
+    assert pairs.own_passages is not None
     for at, row in enumerate(chosen):
         if row < 0:
             continue
         positive, negative = rows[at], rows[row]
-        assert row not in (at, pairs.own[at])
-        assert negative["text"] not in (positive["text"], rows[pairs.own[at]]["text"])
+        assert row not in (at, pairs.own_passages[at])
+        assert negative["text"] not in (positive["text"], rows[pairs.own_passages[at]]["text"])
         assert row not in (at % 300, at % 300 + 300)  # positives of the same anchor
         if negative["book"] == positive["book"]:
             sections = sorted([f"{negative['section']}/", f"{positive['section']}/"])
@@ -80,11 +90,14 @@ def test_the_only_passage_that_may_be_drawn_is_found_and_where_there_is_none_it_
     ]
     found = passages(*rows, ("c", None, "x", "elsewhere"))
     attrition = Attrition("negatives")
-    pairs = Pairs(["p", "q"], np.array([0, 52]))
-    assert negatives(
+    pairs = AnchorPairs(["p", "q"], np.array([0, 52]))
+    assert draw_negatives(
         found, pairs, "same chapter", np.random.default_rng(0), attrition
     ).tolist() == [51, -1]
-    assert (attrition.entered, dict(attrition.dropped)) == (2, {"no negative from same chapter": 1})
+    assert (attrition.entered_rows, dict(attrition.dropped_rows)) == (
+        2,
+        {"no negative from same chapter": 1},
+    )
 
 
 def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a_longer_name_is() -> (
@@ -97,7 +110,8 @@ def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a
         ("b", "1", "1/ab", "other"),
     )
     assert {
-        drawn(found, Pairs(["p"], np.array([0])), "same chapter", seed)[0] for seed in range(20)
+        drawn(found, AnchorPairs(["p"], np.array([0])), "same chapter", seed)[0]
+        for seed in range(20)
     } == {3}
 
 
@@ -105,19 +119,19 @@ def test_the_text_of_the_anchor_is_no_negative_whatever_its_case() -> None:
     found = passages(
         ("b", "1", "1", "positive"), ("b", "2", "2", "The  Heart"), ("b", "3", "3", "the lung")
     )
-    pairs = Pairs(["p"], np.array([0]), anchors=["the heart"])
+    pairs = AnchorPairs(["p"], np.array([0]), anchors=["the heart"])
     assert {drawn(found, pairs, "random", seed)[0] for seed in range(20)} == {2}
 
 
 def test_another_positive_of_the_same_anchor_is_no_negative() -> None:
     found = passages(*[("b", str(at), str(at), f"text {at}") for at in range(3)])
-    pairs = Pairs(["p", "q"], np.array([0, 1]), anchors=["What is it?", "what is it?"])
+    pairs = AnchorPairs(["p", "q"], np.array([0, 1]), anchors=["What is it?", "what is it?"])
     assert drawn(found, pairs, "random") == [2, 2]
 
 
 def test_draws_are_uniform_over_what_may_be_drawn_and_the_same_for_the_same_seed() -> None:
     found = passages(*[("b", "1", str(min(at, 5)), f"text {at}") for at in range(10)])
-    pairs = Pairs([str(at) for at in range(6000)], np.full(6000, 9))
+    pairs = AnchorPairs([str(at) for at in range(6000)], np.full(6000, 9))
     chosen = drawn(found, pairs, "random")
     counts = np.bincount(chosen, minlength=10)
     assert counts[5:].sum() == 0
@@ -132,7 +146,7 @@ def test_mined_takes_the_first_of_the_ranking_that_may_be_one() -> None:
         ("b", "2", "2", "hard"),
         ("b", "3", "3", "easy"),
     )
-    pairs = Pairs(["p", "q"], np.array([0, 0]))
+    pairs = AnchorPairs(["p", "q"], np.array([0, 0]))
     assert drawn(found, pairs, "mined", ranking=np.array([[0, 1, 2, 3], [1, -1, -1, -1]])) == [
         2,
         -1,
@@ -143,12 +157,14 @@ def test_mined_takes_the_first_of_the_ranking_that_may_be_one() -> None:
 
 def test_an_unknown_stratum_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError, match="random, same book, same chapter, mined"):
-        drawn(library(), Pairs(["p"], np.array([0])), "nearby")
+        drawn(library(), AnchorPairs(["p"], np.array([0])), "nearby")
 
 
 def test_scores_become_a_table_without_the_negatives_that_are_not_there() -> None:
-    pairs = Pairs(["p", "q"], np.array([1, 0]), clusters=["one", "two"])
-    found = pair_scores(lambda rows, at: rows + at / 10, pairs, {"random": np.array([-1, 1])})
+    pairs = AnchorPairs(["p", "q"], np.array([1, 0]), clusters=["one", "two"])
+    found = score_anchor_pairs(
+        lambda rows, at: rows + at / 10, pairs, {"random": np.array([-1, 1])}
+    )
     assert found["pair_id"].to_pylist() == ["p", "q", "q"]
     assert found["cluster"].to_pylist() == ["one", "two", "two"]
     assert found["stratum"].to_pylist() == ["related", "related", "random"]
@@ -160,20 +176,23 @@ def test_shuffled_pairs_have_an_auroc_near_a_half_and_identical_texts_one_of_1()
     rng = np.random.default_rng(5)
     count = 2000
     ids = [str(at) for at in range(count)]
-    texts = unit(rng.normal(size=(count, 16)), ids, "x")
-    random = {"random": shuffled(count, rng)}
-    true, control = Pairs(ids, np.arange(count)), Pairs(ids, shuffled(count, rng))
+    texts = normalize_vectors(rng.normal(size=(count, 16)), ids, "x")
+    random = {"random": shuffle_partners(count, rng)}
+    true, control = (
+        AnchorPairs(ids, np.arange(count)),
+        AnchorPairs(ids, shuffle_partners(count, rng)),
+    )
     assert (control.positives != np.arange(count)).all() and len(set(control.positives)) == count
-    score = cosine_score(texts, texts)
+    score = build_cosine_scorer(texts, texts)
 
-    def auroc(pairs: Pairs) -> dict[str, float]:
-        found = separation(
-            pair_scores(score, pairs, random),
+    def auroc(pairs: AnchorPairs) -> dict[str, float]:
+        found = evaluate_separation(
+            score_anchor_pairs(score, pairs, random),
             "x",
             resamples=200,
             level=0.95,
             rng=rng,
-            metrics=["auroc"],
+            metric_names=["auroc"],
         )
         return dict(found.to_pylist()[0])
 

@@ -8,7 +8,10 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.core.errors import UsageError
-from clinpeft.evaluation.classification.meds_evaluation import MEDS_PREDICTION, as_meds
+from clinpeft.evaluation.classification.meds_evaluation import (
+    MEDS_PREDICTION_SCHEMA,
+    as_meds_predictions,
+)
 from tests.evaluation.test_discrimination import asked, of_event, predictions
 
 
@@ -19,8 +22,8 @@ def test_answers_of_one_split_have_the_columns_of_the_standard() -> None:
         split=["held_out", "held_out", "tuning"],
         subject_id=[7, 8, 9],
     )
-    found = as_meds(table, asked("binary", 2), "held_out")
-    assert found.schema.equals(MEDS_PREDICTION)
+    found = as_meds_predictions(table, asked("binary", 2), "held_out")
+    assert found.schema.equals(MEDS_PREDICTION_SCHEMA)
     time = datetime.datetime(2100, 1, 1)
     same = {"prediction_time": time, "predicted_boolean_value": True}
     assert found.to_pylist() == [
@@ -32,14 +35,17 @@ def test_answers_of_one_split_have_the_columns_of_the_standard() -> None:
 def test_its_first_columns_are_the_label_schema_of_meds() -> None:
     label = pytest.importorskip("meds").LabelSchema.schema()
     for name in ("subject_id", "prediction_time", "boolean_value"):
-        assert MEDS_PREDICTION.field(name).type == label.field(name).type
-    assert MEDS_PREDICTION.field("predicted_boolean_probability").type == pa.float32()
+        assert MEDS_PREDICTION_SCHEMA.field(name).type == label.field(name).type
+    assert MEDS_PREDICTION_SCHEMA.field("predicted_boolean_probability").type == pa.float32()
 
 
 def test_a_split_without_a_stay_is_an_empty_table() -> None:
-    assert len(as_meds(predictions([1], of_event([0.5])), asked("binary", 2), "tuning")) == 0
+    assert (
+        len(as_meds_predictions(predictions([1], of_event([0.5])), asked("binary", 2), "tuning"))
+        == 0
+    )
 
 
 def test_a_question_that_is_not_binary_is_refused() -> None:
     with pytest.raises(UsageError, match="a multilabel question"):
-        as_meds(predictions([[0]], [[0.5, 0.5]]), asked("multilabel", 2), "held_out")
+        as_meds_predictions(predictions([[0]], [[0.5, 0.5]]), asked("multilabel", 2), "held_out")

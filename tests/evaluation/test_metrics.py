@@ -12,7 +12,7 @@ import pytest
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.evaluation import difference, mismatch, perplexity
+from clinpeft.evaluation import compare_perplexity, evaluate_perplexity, find_likelihood_mismatch
 from clinpeft.recipe import EvaluationSpec
 
 SPEC = EvaluationSpec(resamples=200)
@@ -34,16 +34,16 @@ def likelihoods(notes: Sequence[Note], names: Sequence[str] = ()) -> pa.Table:
         "category": category,
         "split": split,
     }
-    return schemas.table(
-        schemas.LIKELIHOOD, {**columns, "tokens": tokens, "negative_log_likelihood": nats}
+    return schemas.build_arrow_table(
+        schemas.LIKELIHOOD_SCHEMA, {**columns, "tokens": tokens, "negative_log_likelihood": nats}
     )
 
 
 def measured(
     notes: Sequence[Note], state: str = "base", seed: int = 0, spec: EvaluationSpec = SPEC
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    found = perplexity(likelihoods(notes), state, spec, np.random.default_rng(seed))
-    assert found.schema == schemas.RESULT
+    found = evaluate_perplexity(likelihoods(notes), state, spec, np.random.default_rng(seed))
+    assert found.schema == schemas.METRIC_RESULT_SCHEMA
     return {(row["split"], row["group"]): row for row in found.to_pylist()}
 
 
@@ -161,12 +161,14 @@ def test_a_row_that_means_nothing_is_an_error_with_the_note_id(note: Note, messa
 
 def test_a_note_scored_twice_is_an_error() -> None:
     with pytest.raises(InputError, match=r"twice[\s\S]*'b'"):
-        perplexity(likelihoods(HAND, ["a", "b", "b"]), "base", SPEC, np.random.default_rng(0))
+        evaluate_perplexity(
+            likelihoods(HAND, ["a", "b", "b"]), "base", SPEC, np.random.default_rng(0)
+        )
 
 
 def test_a_table_with_other_columns_is_an_error() -> None:
     with pytest.raises(InputError, match="not a table of likelihoods"):
-        perplexity(
+        evaluate_perplexity(
             likelihoods(HAND).drop_columns(["category"]), "base", SPEC, np.random.default_rng(0)
         )
 
@@ -211,9 +213,11 @@ def test_an_interval_over_subjects_is_wider_than_a_naive_one_over_notes() -> Non
 
 def test_the_ratio_of_perplexities_is_worked_out_on_the_same_tokens() -> None:
     after = [(*note[:4], note[4] - note[3] * math.log(2)) for note in HAND]
-    found = difference(likelihoods(HAND), likelihoods(after), SPEC, np.random.default_rng(0))
+    found = compare_perplexity(
+        likelihoods(HAND), likelihoods(after), SPEC, np.random.default_rng(0)
+    )
     rows = {row["split"]: row for row in found.to_pylist()}
-    assert found.schema == schemas.RESULT
+    assert found.schema == schemas.METRIC_RESULT_SCHEMA
     assert rows["train"]["value"] == pytest.approx(0.5)
     assert (rows["train"]["name"], rows["train"]["group"]) == ("perplexity_ratio", "adapted / base")
     assert rows["tuning"]["value"] is None
@@ -221,7 +225,9 @@ def test_the_ratio_of_perplexities_is_worked_out_on_the_same_tokens() -> None:
 
 def test_a_ratio_above_one_is_a_loss_and_no_error() -> None:
     after = [(*note[:4], note[4] + note[3] * math.log(2)) for note in HAND]
-    found = difference(likelihoods(HAND), likelihoods(after), SPEC, np.random.default_rng(0))
+    found = compare_perplexity(
+        likelihoods(HAND), likelihoods(after), SPEC, np.random.default_rng(0)
+    )
     assert found["value"][0].as_py() == pytest.approx(2)
 
 
@@ -230,7 +236,7 @@ def test_a_paired_interval_is_far_narrower_than_the_two_apart() -> None:
     rng = np.random.default_rng(0)
     before = hospital(rng, 60)
     after = [(*note[:4], max(note[4] - note[3] * rng.normal(0.1, 0.01), 0.0)) for note in before]
-    row = difference(likelihoods(before), likelihoods(after), SPEC, rng).to_pylist()[-1]
+    row = compare_perplexity(likelihoods(before), likelihoods(after), SPEC, rng).to_pylist()[-1]
     apart = measured(before)["held_out", "base"]
     assert row["value"] == pytest.approx(math.exp(-0.1), rel=0.002)
     assert row["low"] < row["value"] < row["high"] < 1
@@ -239,14 +245,14 @@ def test_a_paired_interval_is_far_narrower_than_the_two_apart() -> None:
 
 def test_the_order_of_the_notes_does_not_matter_to_a_pairing() -> None:
     before, after = likelihoods(HAND), likelihoods(HAND[::-1], ["n2", "n1", "n0"])
-    found = difference(before, after, SPEC, np.random.default_rng(0), ("a", "b"))
+    found = compare_perplexity(before, after, SPEC, np.random.default_rng(0), ("a", "b"))
     assert found["value"][0].as_py() == pytest.approx(1)
     assert found["group"][0].as_py() == "b / a"
 
 
 def test_notes_scored_by_one_only_are_refused_with_their_number() -> None:
     with pytest.raises(RefusedError, match="1 notes are scored only by base, 0 only by adapted"):
-        difference(likelihoods(HAND), likelihoods(HAND[:2]), SPEC, np.random.default_rng(0))
+        compare_perplexity(likelihoods(HAND), likelihoods(HAND[:2]), SPEC, np.random.default_rng(0))
 
 
 def test_another_number_of_tokens_is_refused_with_the_note_id() -> None:
@@ -255,13 +261,13 @@ def test_another_number_of_tokens_is_refused_with_the_note_id() -> None:
         RefusedError,
         match="1 notes have another number of scored tokens, the first is note_id 'n2'",
     ):
-        difference(likelihoods(HAND), likelihoods(other), SPEC, np.random.default_rng(0))
+        compare_perplexity(likelihoods(HAND), likelihoods(other), SPEC, np.random.default_rng(0))
 
 
 def test_another_split_is_a_mismatch() -> None:
     other = [*HAND[:2], (2, None, "tuning", 5, 1.0)]
-    assert "another split" in mismatch(likelihoods(HAND), likelihoods(other))
+    assert "another split" in find_likelihood_mismatch(likelihoods(HAND), likelihoods(other))
 
 
 def test_tables_of_the_same_tokens_have_no_mismatch() -> None:
-    assert mismatch(likelihoods(HAND), likelihoods(HAND)) == ""
+    assert find_likelihood_mismatch(likelihoods(HAND), likelihoods(HAND)) == ""

@@ -14,15 +14,15 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import Kind
-from clinpeft.evaluation.classification.discrimination import answers
+from clinpeft.core.schemas import ProblemType
+from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
 from clinpeft.evaluation.classification.paired import (
-    answers_difference,
-    answers_mismatch,
-    delong,
-    squared_errors,
+    compare_paired_predictions,
+    compute_squared_errors,
+    delong_test,
+    find_prediction_mismatch,
 )
-from clinpeft.recipe import ScoringSpec
+from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_discrimination import (
     HAND,
     METRICS,
@@ -35,7 +35,7 @@ from tests.evaluation.test_discrimination import (
     predictions,
 )
 
-SPEC = ScoringSpec(resamples=100)
+SPEC = ClassificationEvaluationSpec(resamples=100)
 
 Pair = tuple[pa.Table, pa.Table]
 
@@ -43,16 +43,18 @@ Pair = tuple[pa.Table, pa.Table]
 def compared(
     before: pa.Table,
     after: pa.Table,
-    kind: Kind = "binary",
+    kind: ProblemType = "binary",
     classes: int = 2,
-    spec: ScoringSpec = SPEC,
+    spec: ClassificationEvaluationSpec = SPEC,
 ) -> dict[str, dict[str, Any]]:
-    found = answers_difference(before, after, asked(kind, classes), spec, np.random.default_rng(0))
-    assert found.schema == schemas.RESULT
+    found = compare_paired_predictions(
+        before, after, asked(kind, classes), spec, np.random.default_rng(0)
+    )
+    assert found.schema == schemas.METRIC_RESULT_SCHEMA
     return {row["name"]: row for row in found.to_pylist()}
 
 
-def toys(kind: Kind) -> Pair:
+def toys(kind: ProblemType) -> Pair:
     """Two models on 80 stays of 40 subjects."""
     truth: Any
     if kind == "multilabel":
@@ -103,7 +105,7 @@ def test_the_differences_are_after_minus_before() -> None:
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_the_difference_of_each_kind_is_that_of_the_two_evaluations(kind: Kind) -> None:
+def test_the_difference_of_each_kind_is_that_of_the_two_evaluations(kind: ProblemType) -> None:
     before, after = toys(kind)
     classes = len(before["probabilities"][0])
     found = compared(before, after, kind, classes)
@@ -119,7 +121,7 @@ def test_the_difference_of_each_kind_is_that_of_the_two_evaluations(kind: Kind) 
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_equal_answers_differ_by_exactly_nothing(kind: Kind) -> None:
+def test_equal_answers_differ_by_exactly_nothing(kind: ProblemType) -> None:
     table, _ = toys(kind)
     found = compared(table, table, kind, len(table["probabilities"][0]))
     p = found.pop("delong_p", {"value": 1.0})
@@ -131,7 +133,7 @@ def test_equal_answers_differ_by_exactly_nothing(kind: Kind) -> None:
 def test_every_split_that_was_answered_has_its_rows_with_the_names_of_the_two() -> None:
     split = ["train", "train", "tuning", "tuning"]
     table = predictions([0, 1, 0, 1], of_event([0.1, 0.2, 0.3, 0.4]), split=split)
-    rows = answers_difference(
+    rows = compare_paired_predictions(
         table,
         table,
         asked("binary", 2),
@@ -177,7 +179,9 @@ def test_models_of_equal_merit_differ_by_an_interval_around_nothing_as_often_as_
             predictions(event.astype(int).tolist(), scores, subject_id=subjects)
             for scores in (one, other)
         )
-        row = answers_difference(before, after, asked("binary", 2), SPEC, rng).to_pylist()[0]
+        row = compare_paired_predictions(before, after, asked("binary", 2), SPEC, rng).to_pylist()[
+            0
+        ]
         held += row["low"] <= 0 <= row["high"]
     assert held / samples == pytest.approx(0.95, abs=0.04)
 
@@ -190,7 +194,7 @@ def test_delong_is_that_of_all_pairs_ties_included(distinct: int) -> None:
         np.round(special.expit(positive + rng.normal(size=80)) * distinct) for _ in range(2)
     )
     difference, variance = delong_pair_by_pair(before, after, positive)
-    found = delong(before, after, positive)
+    found = delong_test(before, after, positive)
     assert found[0] == pytest.approx(difference, abs=1e-12)
     assert found[1] == pytest.approx(np.sqrt(variance), rel=1e-10)
     assert found[2] == pytest.approx(
@@ -203,9 +207,9 @@ def test_delong_says_1_for_equal_rankings_0_for_a_difference_that_cannot_vary_an
 ):
     positive = np.array([True, True, False, False])
     rising = np.array([0.8, 0.9, 0.1, 0.2])
-    assert delong(rising, rising**2, positive) == (0.0, 0.0, 1.0)
-    assert delong(rising, -rising, positive) == (-1.0, 0.0, 0.0)
-    assert np.isnan(delong(rising, rising, np.array([True, False, False, False]))).all()
+    assert delong_test(rising, rising**2, positive) == (0.0, 0.0, 1.0)
+    assert delong_test(rising, -rising, positive) == (-1.0, 0.0, 0.0)
+    assert np.isnan(delong_test(rising, rising, np.array([True, False, False, False]))).all()
 
 
 def test_delong_s_p_is_in_the_table_and_its_row_says_that_it_takes_stays_to_be_independent() -> (
@@ -213,8 +217,12 @@ def test_delong_s_p_is_in_the_table_and_its_row_says_that_it_takes_stays_to_be_i
 ):
     before, after = toys("binary")
     row = compared(before, after)["delong_p"]
-    first, second = (answers(one, asked("binary", 2), "held_out") for one in (before, after))
-    assert row["value"] == delong(first.scores[:, 1], second.scores[:, 1], first.truth[:, 1])[2]
+    first, second = (
+        extract_scored_predictions(one, asked("binary", 2), "held_out") for one in (before, after)
+    )
+    assert (
+        row["value"] == delong_test(first.scores[:, 1], second.scores[:, 1], first.truth[:, 1])[2]
+    )
     assert (row["low"], row["high"], row["level"]) == (None, None, None)
     assert "independent" in row["definition"]
     assert "delong_p" not in compared(*toys("multiclass"), "multiclass", 4)
@@ -231,10 +239,14 @@ def test_a_class_that_is_absent_leaves_differences_unknown_and_the_brier_score_k
 
 
 def test_the_brier_score_sums_over_classes_and_averages_over_labels() -> None:
-    several = answers(predictions([2], [[0.5, 0.2, 0.3]]), asked("multiclass", 3), "held_out")
-    assert squared_errors(several) == pytest.approx([0.25 + 0.04 + 0.49])
-    labels = answers(predictions([[2]], [[0.5, 0.2, 0.3]]), asked("multilabel", 3), "held_out")
-    assert squared_errors(labels) == pytest.approx([(0.25 + 0.04 + 0.49) / 3])
+    several = extract_scored_predictions(
+        predictions([2], [[0.5, 0.2, 0.3]]), asked("multiclass", 3), "held_out"
+    )
+    assert compute_squared_errors(several) == pytest.approx([0.25 + 0.04 + 0.49])
+    labels = extract_scored_predictions(
+        predictions([[2]], [[0.5, 0.2, 0.3]]), asked("multilabel", 3), "held_out"
+    )
+    assert compute_squared_errors(labels) == pytest.approx([(0.25 + 0.04 + 0.49) / 3])
 
 
 LATER = [datetime.datetime(2100, 1, 1)] * 4 + [datetime.datetime(2100, 1, 2)]
@@ -270,23 +282,28 @@ def test_answers_to_another_question_are_not_compared(columns: dict[str, Any], r
         of_event([0.5, 0.9, 0.5, 0.1, 0.9]),
         **{name: given[name] for name in given if name != "label"},
     )
-    assert answers_mismatch(HAND, other) == reason
+    assert find_prediction_mismatch(HAND, other) == reason
     with pytest.raises(RefusedError, match="not the same question"):
-        answers_difference(HAND, other, asked("binary", 2), SPEC, np.random.default_rng(0))
+        compare_paired_predictions(HAND, other, asked("binary", 2), SPEC, np.random.default_rng(0))
 
 
 def test_labels_in_another_order_are_the_same_and_other_labels_are_not() -> None:
     scores = np.full((2, 3), 0.5)
     assert (
-        answers_mismatch(predictions([[0, 2], []], scores), predictions([[2, 0], []], scores)) == ""
+        find_prediction_mismatch(
+            predictions([[0, 2], []], scores), predictions([[2, 0], []], scores)
+        )
+        == ""
     )
-    assert "another set of true classes" in answers_mismatch(
+    assert "another set of true classes" in find_prediction_mismatch(
         predictions([[0, 2], []], scores), predictions([[0, 2], [1]], scores)
     )
 
 
 def test_the_same_stay_twice_is_refused() -> None:
     twice = pa.concat_tables([HAND, HAND.slice(0, 1)])
-    assert answers_mismatch(HAND, twice) == "5 rows by first, 6 by second for the same 5 stays"
+    assert (
+        find_prediction_mismatch(HAND, twice) == "5 rows by first, 6 by second for the same 5 stays"
+    )
     with pytest.raises(InputError, match="more than once"):
-        answers_difference(twice, twice, asked("binary", 2), SPEC, np.random.default_rng(0))
+        compare_paired_predictions(twice, twice, asked("binary", 2), SPEC, np.random.default_rng(0))

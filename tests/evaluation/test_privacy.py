@@ -10,18 +10,18 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from clinpeft import evaluation
-from clinpeft.core.schemas import RESULT
-from clinpeft.evaluation import Attack
-from clinpeft.evaluation.privacy_attacks import true_positive_rates
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
+from clinpeft.evaluation import AttackScoring
+from clinpeft.evaluation.privacy_attacks import compute_true_positive_rates
 
-ASKED = Attack(resamples=200)
+ASKED = AttackScoring(resamples=200)
 
 
 def test_membership_is_the_auroc_and_the_rates_of_the_roc_curve() -> None:
     rng = np.random.default_rng(0)
     member = rng.random(3000) < 0.6
     scores = np.round(rng.normal(size=3000) + member, 2)  # with ties
-    rows = evaluation.membership(scores, member, "gain", ASKED).to_pylist()
+    rows = evaluation.score_membership_inference(scores, member, "gain", ASKED).to_pylist()
     false, true, _ = roc_curve(member, scores, drop_intermediate=False)
     assert [row["name"] for row in rows] == [
         "membership_auroc",
@@ -40,16 +40,18 @@ def test_an_attack_that_knows_everything_and_one_that_knows_nothing() -> None:
     member = np.arange(40) < 25
     knows, blind = member.astype(float), np.zeros(40)
     assert [
-        row["value"] for row in evaluation.membership(knows, member, "x", ASKED).to_pylist()
+        row["value"]
+        for row in evaluation.score_membership_inference(knows, member, "x", ASKED).to_pylist()
     ] == [1.0, 1.0, 1.0]
     assert [
-        row["value"] for row in evaluation.membership(blind, member, "x", ASKED).to_pylist()
+        row["value"]
+        for row in evaluation.score_membership_inference(blind, member, "x", ASKED).to_pylist()
     ] == [0.5, 0.0, 0.0]
 
 
 def test_with_few_non_members_none_may_pass_and_the_definition_says_so() -> None:
     scores, member = np.array([5.0, 4.0, 3.0, 2.0, 1.0]), np.array([True, True, False, True, False])
-    rows = evaluation.membership(scores, member, "x", ASKED).to_pylist()
+    rows = evaluation.score_membership_inference(scores, member, "x", ASKED).to_pylist()
     assert rows[1]["value"] == pytest.approx(2 / 3)
     assert "with 2 non-members: none may pass" in rows[1]["definition"]
 
@@ -57,7 +59,7 @@ def test_with_few_non_members_none_may_pass_and_the_definition_says_so() -> None
 def test_a_resample_counts_a_subject_as_often_as_it_was_drawn() -> None:
     scores, member = np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])
     counts = np.array([[1, 1, 1, 1], [3, 0, 1, 2], [0, 2, 1, 1], [1, 0, 1, 0]])
-    assert true_positive_rates(scores, member, counts, 0.01) == pytest.approx(
+    assert compute_true_positive_rates(scores, member, counts, 0.01) == pytest.approx(
         [0.5, 1.0, 0.0, np.nan], nan_ok=True
     )
 
@@ -65,43 +67,54 @@ def test_a_resample_counts_a_subject_as_often_as_it_was_drawn() -> None:
 def test_without_a_class_there_is_no_value() -> None:
     assert [
         row["value"]
-        for row in evaluation.membership(np.ones(3), np.ones(3, bool), "x", ASKED).to_pylist()
+        for row in evaluation.score_membership_inference(
+            np.ones(3), np.ones(3, bool), "x", ASKED
+        ).to_pylist()
     ] == [None, None, None]
 
 
 def test_exposure_is_log2_of_candidates_over_rank() -> None:
     surprises = np.array([2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-    assert evaluation.exposure(surprises) == pytest.approx(np.log2(8 / 2))
-    assert evaluation.exposure(np.array([0.0, *range(1, 8)])) == pytest.approx(3.0)
-    assert evaluation.exposure(np.ones(8)) == 0.0, (
+    assert evaluation.compute_exposure(surprises) == pytest.approx(np.log2(8 / 2))
+    assert evaluation.compute_exposure(np.array([0.0, *range(1, 8)])) == pytest.approx(3.0)
+    assert evaluation.compute_exposure(np.ones(8)) == 0.0, (
         "a model that cannot tell them apart knows nothing"
     )
 
 
 def test_guessing_has_an_exposure_of_1_44_bits() -> None:
     rng = np.random.default_rng(1)
-    mean = np.mean([evaluation.exposure(rng.random(200)) for _ in range(4000)])
+    mean = np.mean([evaluation.compute_exposure(rng.random(200)) for _ in range(4000)])
     assert mean == pytest.approx(np.log2(np.e), abs=0.06)
 
 
 def test_the_longest_shared_run_is_found_wherever_it_stands() -> None:
-    assert evaluation.longest_shared_run([1, 2, 3, 4], [9, 2, 3, 4, 9]) == 3
-    assert evaluation.longest_shared_run([1, 2, 1, 2, 3], [1, 2, 3]) == 3
-    assert evaluation.longest_shared_run([1, 2], [3, 4]) == 0
-    assert evaluation.longest_shared_run([], [1]) == 0
+    assert evaluation.measure_longest_shared_run([1, 2, 3, 4], [9, 2, 3, 4, 9]) == 3
+    assert evaluation.measure_longest_shared_run([1, 2, 1, 2, 3], [1, 2, 3]) == 3
+    assert evaluation.measure_longest_shared_run([1, 2], [3, 4]) == 0
+    assert evaluation.measure_longest_shared_run([], [1]) == 0
 
 
 def test_none_of_forty_has_an_interval_with_a_width() -> None:
-    row = evaluation.verbatim([0] * 40, 5, "adapted", "train", 0.95).to_pylist()[0]
+    row = evaluation.score_verbatim_memorization([0] * 40, 5, "adapted", "train", 0.95).to_pylist()[
+        0
+    ]
     assert (row["value"], row["low"], row["high"]) == (
         0.0,
         0.0,
         pytest.approx(1 - 0.025 ** (1 / 40)),
     )
-    row = evaluation.verbatim([5, 4, 9, 0], 5, "adapted", "train", 0.95).to_pylist()[0]
+    row = evaluation.score_verbatim_memorization(
+        [5, 4, 9, 0], 5, "adapted", "train", 0.95
+    ).to_pylist()[0]
     assert (row["value"], row["n_events"]) == (0.5, 2)
     assert (row["low"], row["high"]) == pytest.approx((0.0676, 0.9324), abs=1e-4)
-    assert evaluation.verbatim([], 5, "adapted", "train", 0.95).to_pylist()[0]["value"] is None
+    assert (
+        evaluation.score_verbatim_memorization([], 5, "adapted", "train", 0.95).to_pylist()[0][
+            "value"
+        ]
+        is None
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------- what may leave
@@ -136,7 +149,9 @@ def row(
 
 def shown(*rows: dict[str, Any]) -> list[str]:
     """The groups that are left."""
-    table = evaluation.releasable(pa.Table.from_pylist(list(rows), schema=RESULT), 10)
+    table = evaluation.suppress_for_release(
+        pa.Table.from_pylist(list(rows), schema=METRIC_RESULT_SCHEMA), 10
+    )
     for found in table.to_pylist():
         if found["value"] is None:
             assert (
@@ -194,8 +209,8 @@ def test_columns_do_not_hide_each_other() -> None:
 
 
 def test_counts_of_classes_are_withheld_with_their_complement() -> None:
-    assert evaluation.few_counts_withheld([100, 3], 10) == [None, None]
-    assert evaluation.few_counts_withheld([100, 3, 50], 10) == [100, None, None]
-    assert evaluation.few_counts_withheld([100, 3, 4, 50], 10) == [100, None, None, 50]
-    assert evaluation.few_counts_withheld([100, 0, 50], 10) == [100, 0, 50]
-    assert evaluation.few_counts_withheld([], 10) == []
+    assert evaluation.suppress_small_counts([100, 3], 10) == [None, None]
+    assert evaluation.suppress_small_counts([100, 3, 50], 10) == [100, None, None]
+    assert evaluation.suppress_small_counts([100, 3, 4, 50], 10) == [100, None, None, 50]
+    assert evaluation.suppress_small_counts([100, 0, 50], 10) == [100, 0, 50]
+    assert evaluation.suppress_small_counts([], 10) == []

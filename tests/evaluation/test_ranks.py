@@ -8,14 +8,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from clinpeft.evaluation.classification import ranks as module
 from clinpeft.evaluation.classification.ranks import (
-    Flags,
-    Scores,
-    areas,
+    BoolArray,
+    ScoreArray,
     auroc,
-    auroc_resampled,
     average_precision,
-    average_precision_resampled,
-    ranks,
+    compute_curve_areas,
+    rank_scores,
+    resample_auroc,
+    resample_average_precision,
 )
 
 SIZES = (
@@ -26,7 +26,7 @@ SIZES = (
 )  # rows, share of positives, distinct scores
 
 
-def sample(rows: int, share: float, distinct: int, seed: int = 0) -> tuple[Scores, Flags]:
+def sample(rows: int, share: float, distinct: int, seed: int = 0) -> tuple[ScoreArray, BoolArray]:
     """Scores with ties, higher on average where positive, both classes there."""
     rng = np.random.default_rng(seed)
     positive = rng.random(rows) < share
@@ -110,13 +110,13 @@ def test_a_resample_is_the_sample_with_its_rows_repeated(
         for at in written_out
     ]
     np.testing.assert_allclose(
-        auroc_resampled(scores, positive, counts),
+        resample_auroc(scores, positive, counts),
         [pair[0] for pair in expected],
         rtol=0,
         atol=1e-12,
     )
     np.testing.assert_allclose(
-        average_precision_resampled(scores, positive, counts),
+        resample_average_precision(scores, positive, counts),
         [pair[1] for pair in expected],
         rtol=0,
         atol=1e-12,
@@ -127,10 +127,10 @@ def test_a_resample_that_lost_a_class_is_not_defined_and_the_others_are() -> Non
     scores, positive = np.array([0.1, 0.6, 0.9]), np.array([False, True, False])
     counts = np.array([[1, 0, 2], [0, 3, 0], [1, 1, 1], [0, 0, 0]], np.int32)
     np.testing.assert_array_equal(
-        auroc_resampled(scores, positive, counts), [np.nan, np.nan, 0.5, np.nan]
+        resample_auroc(scores, positive, counts), [np.nan, np.nan, 0.5, np.nan]
     )
     np.testing.assert_array_equal(
-        average_precision_resampled(scores, positive, counts), [np.nan, 1.0, 0.5, np.nan]
+        resample_average_precision(scores, positive, counts), [np.nan, 1.0, 0.5, np.nan]
     )
 
 
@@ -139,8 +139,8 @@ def test_the_type_of_the_counts_does_not_change_the_areas(kind: type[np.generic]
     scores, positive = sample(300, 0.3, 8)
     counts = drawn(300)
     np.testing.assert_allclose(
-        areas(ranks(scores, positive), counts.astype(kind)),
-        areas(ranks(scores, positive), counts),
+        compute_curve_areas(rank_scores(scores, positive), counts.astype(kind)),
+        compute_curve_areas(rank_scores(scores, positive), counts),
         rtol=1e-14,
     )
 
@@ -150,29 +150,38 @@ def test_the_order_of_memory_and_the_size_of_a_chunk_do_not_change_the_areas(
 ) -> None:
     scores, positive = sample(300, 0.3, 8)
     counts = drawn(300)
-    expected = areas(ranks(scores, positive), counts)
+    expected = compute_curve_areas(rank_scores(scores, positive), counts)
     np.testing.assert_array_equal(
-        areas(ranks(scores, positive), np.ascontiguousarray(counts.T).T), expected
+        compute_curve_areas(rank_scores(scores, positive), np.ascontiguousarray(counts.T).T),
+        expected,
     )
-    monkeypatch.setattr(module, "_CELLS_AT_ONCE", 60)
-    np.testing.assert_array_equal(areas(ranks(scores, positive), counts), expected)
+    monkeypatch.setattr(module, "_MAX_CELLS", 60)
+    np.testing.assert_array_equal(
+        compute_curve_areas(rank_scores(scores, positive), counts), expected
+    )
 
 
 def test_counts_too_many_for_32_bits_are_added_in_64(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, positive = np.array([0.1, 0.5, 0.5]), np.array([False, True, False])
     many = np.array([[2**30, 2**30, 2**30]], np.int64)
-    monkeypatch.setattr(module, "_SAFE_CELLS", 0)
-    np.testing.assert_array_equal(areas(ranks(scores, positive), many), [[0.75], [0.5]])
+    monkeypatch.setattr(module, "_MAX_INT32_CELLS", 0)
+    np.testing.assert_array_equal(
+        compute_curve_areas(rank_scores(scores, positive), many), [[0.75], [0.5]]
+    )
 
 
 def test_several_labels_pooled_are_the_flattened_scores_with_each_row_drawn_as_a_whole() -> None:
     scores, positive = sample(90, 0.3, 8)
     counts = drawn(30)
-    pooled = areas(ranks(scores.reshape(30, 3), positive.reshape(30, 3)), counts)
+    pooled = compute_curve_areas(
+        rank_scores(scores.reshape(30, 3), positive.reshape(30, 3)), counts
+    )
     np.testing.assert_allclose(
-        pooled, areas(ranks(scores, positive), np.repeat(counts, 3, axis=1)), rtol=1e-14
+        pooled,
+        compute_curve_areas(rank_scores(scores, positive), np.repeat(counts, 3, axis=1)),
+        rtol=1e-14,
     )
 
 
 def test_no_resamples_give_no_areas() -> None:
-    assert areas(ranks(*sample(20, 0.5, 3)), drawn(20)[:0]).shape == (2, 0)
+    assert compute_curve_areas(rank_scores(*sample(20, 0.5, 3)), drawn(20)[:0]).shape == (2, 0)

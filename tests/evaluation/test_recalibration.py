@@ -13,19 +13,21 @@ from scipy import special
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError
-from clinpeft.core.schemas import Kind
-from clinpeft.evaluation.classification.calibration import logits_of
-from clinpeft.evaluation.classification.discrimination import answers
-from clinpeft.evaluation.classification.logistic import logistic
-from clinpeft.evaluation.classification.recalibration import recalibrated
+from clinpeft.core.schemas import ProblemType
+from clinpeft.evaluation.classification.calibration import compute_clipped_logits
+from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
+from clinpeft.evaluation.classification.logistic import fit_logistic_regression
+from clinpeft.evaluation.classification.recalibration import recalibrate_predictions
 from tests.evaluation.test_discrimination import asked, listed, predictions
 
 HALF = 1500
 SPLITS = ["tuning"] * HALF + ["held_out"] * HALF
-CLASSES: dict[Kind, int] = {"binary": 2, "multiclass": 3, "multilabel": 3}
+CLASSES: dict[ProblemType, int] = {"binary": 2, "multiclass": 3, "multilabel": 3}
 
 
-def answered(kind: Kind, temperature: float, seed: int = 0, with_logits: bool = True) -> pa.Table:
+def answered(
+    kind: ProblemType, temperature: float, seed: int = 0, with_logits: bool = True
+) -> pa.Table:
     """Logits that are ``temperature`` times those that the truth is drawn from."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (2 * HALF, CLASSES[kind]))
@@ -45,7 +47,7 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(special.softmax(logits, axis=1))
 
 
-LINKS: dict[Kind, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+LINKS: dict[ProblemType, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "binary": _softmax,
     "multiclass": _softmax,
     "multilabel": lambda logits: np.asarray(special.expit(logits)),
@@ -58,9 +60,9 @@ def listed_column(table: pa.Table, name: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("kind", list(CLASSES))
 @pytest.mark.parametrize("with_logits", [True, False])
-def test_a_known_temperature_is_found(kind: Kind, with_logits: bool) -> None:
+def test_a_known_temperature_is_found(kind: ProblemType, with_logits: bool) -> None:
     table = answered(kind, 2.0, with_logits=with_logits)
-    mended, said = recalibrated(table, asked(kind, CLASSES[kind]), "temperature")
+    mended, said = recalibrate_predictions(table, asked(kind, CLASSES[kind]), "temperature")
     temperature = float(said.split()[1])
     assert temperature == pytest.approx(2.0, rel=0.1)
     assert said == f"temperature {temperature:.3g} fitted on {HALF} tuning stays"
@@ -78,15 +80,15 @@ def test_a_known_temperature_is_found(kind: Kind, with_logits: bool) -> None:
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_held_out_answers_become_better_calibrated(how: Any) -> None:
     question, table = asked("binary", 2), answered("binary", 2.5)
-    mended, _ = recalibrated(table, question, how)
+    mended, _ = recalibrate_predictions(table, question, how)
     slopes = []
     for one in (table, mended):
-        found = answers(one, question, "held_out")
+        found = extract_scored_predictions(one, question, "held_out")
         slopes.append(
-            logistic(
-                logits_of(np.clip(found.scores[:, 1], 0.01, 0.99)),
+            fit_logistic_regression(
+                compute_clipped_logits(np.clip(found.scores[:, 1], 0.01, 0.99)),
                 found.truth[:, 1],
-                free_slope=True,
+                fit_slope=True,
             )[1]
         )
     assert slopes[0] < 0.6
@@ -96,13 +98,13 @@ def test_held_out_answers_become_better_calibrated(how: Any) -> None:
 def test_only_probabilities_and_logits_change_and_the_metadata_stays() -> None:
     table = answered("binary", 2.0).replace_schema_metadata({b"question": b"{}"})
     for how in ("temperature", "isotonic"):
-        mended, _ = recalibrated(table, asked("binary", 2), how)
+        mended, _ = recalibrate_predictions(table, asked("binary", 2), how)
         assert mended.schema.metadata == table.schema.metadata
-        assert mended.schema.equals(schemas.PREDICTION)
+        assert mended.schema.equals(schemas.PREDICTION_SCHEMA)
         changed = {"probabilities", "logits"}
         assert all(
             mended[name].equals(table[name])
-            for name in schemas.PREDICTION.names
+            for name in schemas.PREDICTION_SCHEMA.names
             if name not in changed
         )
         assert not mended["probabilities"].equals(table["probabilities"])
@@ -110,7 +112,7 @@ def test_only_probabilities_and_logits_change_and_the_metadata_stays() -> None:
 
 def test_none_changes_nothing() -> None:
     table = answered("binary", 2.0)
-    assert recalibrated(table, asked("binary", 2), "none") == (table, "not recalibrated")
+    assert recalibrate_predictions(table, asked("binary", 2), "none") == (table, "not recalibrated")
 
 
 def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
@@ -122,7 +124,7 @@ def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
         np.stack([1 - np.append(told, [0.5, 0.99]), np.append(told, [0.5, 0.99])], axis=1),
         split=["tuning"] * 30 + ["held_out"] * 2,
     )
-    mended, said = recalibrated(table, asked("binary", 2), "isotonic")
+    mended, said = recalibrate_predictions(table, asked("binary", 2), "isotonic")
     found = listed_column(mended, "probabilities")
     assert found[:, 1] == pytest.approx(
         np.append(np.repeat([0.4, 0.4, 0.9], 10), [0.65, 0.9]), abs=1e-6
@@ -133,7 +135,9 @@ def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
 
 
 def test_isotonic_probabilities_of_several_classes_sum_to_1() -> None:
-    mended, _ = recalibrated(answered("multiclass", 2.0), asked("multiclass", 3), "isotonic")
+    mended, _ = recalibrate_predictions(
+        answered("multiclass", 2.0), asked("multiclass", 3), "isotonic"
+    )
     assert listed_column(mended, "probabilities").sum(axis=1) == pytest.approx(
         np.ones(2 * HALF), abs=1e-6
     )
@@ -144,7 +148,7 @@ def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
     scores = rng.random((60, 2)).astype(np.float32)
     truth = np.stack([rng.random(60) < scores[:, 0], np.arange(60) < 9], axis=1)
     table = predictions(listed(truth), scores, split=["tuning"] * 50 + ["held_out"] * 10)
-    mended, said = recalibrated(table, asked("multilabel", 2), "isotonic")
+    mended, said = recalibrate_predictions(table, asked("multilabel", 2), "isotonic")
     assert (
         said
         == "isotonic regression of 1 classes fitted on 50 tuning stays, 1 classes with fewer than 10 stays for or against left as they are"
@@ -157,7 +161,7 @@ def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_tuning_stays_of_one_class_change_nothing_and_it_is_said(how: Any) -> None:
     table = predictions([0] * 20 + [1], np.full((21, 2), 0.5), split=["tuning"] * 20 + ["held_out"])
-    mended, said = recalibrated(table, asked("binary", 2), how)
+    mended, said = recalibrate_predictions(table, asked("binary", 2), how)
     assert mended.equals(table)
     assert "20 tuning stays" in said
 
@@ -168,11 +172,11 @@ def test_without_a_tuning_stay_there_is_nothing_to_fit_on(how: Any) -> None:
     with pytest.raises(
         RecipeError, match=r"without a tuning stay(.|\n)*evaluation\.recalibration(.|\n)*none"
     ):
-        recalibrated(table, asked("binary", 2), how)
+        recalibrate_predictions(table, asked("binary", 2), how)
 
 
 def test_a_temperature_without_end_stops_at_the_limit_and_says_so() -> None:
     certain = np.repeat([[0.6, 0.4], [0.4, 0.6]], 20, axis=0)
     table = predictions([0] * 20 + [1] * 20, certain, split=["tuning"] * 40)
-    _, said = recalibrated(table, asked("binary", 2), "temperature")
+    _, said = recalibrate_predictions(table, asked("binary", 2), "temperature")
     assert said == "temperature 0.05 fitted on 40 tuning stays, the end of where it is looked for"

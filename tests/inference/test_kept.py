@@ -13,22 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from clinpeft import adapters, inference, models
 from clinpeft.core.errors import AdapterError, ClinpeftError, RefusedError
-from clinpeft.core.schemas import Question
-from clinpeft.inference.classifier_io import _probed
+from clinpeft.core.schemas import LabelSpace
+from clinpeft.inference.classifier_io import _compute_reference_logits
 from clinpeft.models import Head
-from clinpeft.recipe import LoraSpec, ReaderSpec
+from clinpeft.recipe import EncoderModelSpec, LoraSpec
 from tests.conftest import MakeFolder
 
 CPU = torch.device("cpu")
 WIDTHS = {"two": 2, "four": 4, "many": 711, "most": 1266}
 
 
-def spec(folder: Path) -> ReaderSpec:
-    return ReaderSpec(path=folder, max_tokens=16, precision="float32")
+def spec(folder: Path) -> EncoderModelSpec:
+    return EncoderModelSpec(path=folder, max_tokens=16, precision="float32")
 
 
-def asked(name: str, classes: int) -> Question:
-    return Question(
+def asked(name: str, classes: int) -> LabelSpace:
+    return LabelSpace(
         name,
         "multilabel",
         tuple(f"c{at}" for at in range(classes)),
@@ -47,14 +47,14 @@ def base(toy_llama: MakeFolder) -> Path:
 def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four heads of very different widths above two adapters that say something."""
     folder = tmp_path_factory.mktemp("kept") / "run"
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         models.load(spec(base), CPU, "vectors"), [LoraSpec(rank=2), LoraSpec(rank=2)], seed=1
     )
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.1)
     heads = {name: Head(32, classes, seed=classes).eval() for name, classes in WIDTHS.items()}
-    inference.keep(
+    inference.save_classifier(
         folder,
         stack,
         heads,
@@ -72,21 +72,23 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 def test_heads_of_every_width_answer_the_probe_bit_for_bit(run: Path, base: Path) -> None:
-    served = inference.open_run(run, spec(base), CPU)
+    served = inference.load_classifier(run, spec(base), CPU)
     saved = models.load_heads(run)
     assert (
         saved.probe is not None
         and {name: head.classes for name, head in served.heads.items()} == WIDTHS
     )
-    now = _probed(served.stack, served.heads, served.pooling, "mean", saved.probe.input_ids)
+    now = _compute_reference_logits(
+        served.stack, served.heads, served.pooling, "mean", saved.probe.input_ids
+    )
     assert all(torch.equal(now[name], saved.probe.logits[name]) for name in WIDTHS)
-    assert served.questions["most"] == asked("most", 1266)
+    assert served.label_spaces["most"] == asked("most", 1266)
     assert not any(parameter.requires_grad for parameter in served.stack.base.model.parameters())
 
 
 def test_another_base_is_refused_by_its_hash(run: Path, toy_llama: MakeFolder) -> None:
     with pytest.raises(RefusedError, match="trained on a base of sha256"):
-        inference.open_run(run, spec(toy_llama(seed=1)), CPU)
+        inference.load_classifier(run, spec(toy_llama(seed=1)), CPU)
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "adapters/2-lora/adapter_model.safetensors"])
@@ -98,7 +100,7 @@ def test_numbers_that_were_changed_are_refused(copied: Path, base: Path, name: s
         metadata={"format": "pt"},
     )
     with pytest.raises(RefusedError, match="is not the file that was written"):
-        inference.open_run(copied, spec(base), CPU)
+        inference.load_classifier(copied, spec(base), CPU)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +109,14 @@ def test_numbers_that_were_changed_are_refused(copied: Path, base: Path, name: s
 def test_a_missing_file_is_an_error(copied: Path, base: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(AdapterError, match=Path(name).name):
-        inference.open_run(copied, spec(base), CPU)
+        inference.load_classifier(copied, spec(base), CPU)
 
 
 @pytest.mark.parametrize("gone", ["adapters", "adapters/2-lora"])
 def test_an_adapter_that_was_left_behind_is_found_out(copied: Path, base: Path, gone: str) -> None:
     shutil.rmtree(copied / gone)
     with pytest.raises(ClinpeftError, match=r"probe|of a stack of 2"):
-        inference.open_run(copied, spec(base), CPU)
+        inference.load_classifier(copied, spec(base), CPU)
 
 
 def test_missing_keys_of_an_adapter_are_an_error_even_where_the_hash_was_made_to_fit(
@@ -129,27 +131,28 @@ def test_missing_keys_of_an_adapter_are_an_error_even_where_the_hash_was_made_to
     about["files"]["adapter_model.safetensors"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     (folder / "clinpeft.json").write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(AdapterError, match="1 missing"):
-        inference.open_run(copied, spec(base), CPU)
+        inference.load_classifier(copied, spec(base), CPU)
 
 
 def test_a_trained_base_is_kept_whole_and_stands_for_the_one_of_the_recipe(
     toy_bert: Path, tmp_path: Path
 ) -> None:
     loaded = models.load(spec(toy_bert), CPU, "vectors")
-    stack = adapters.attach(loaded, (), base_trainable=True)
+    stack = adapters.attach_adapters(loaded, (), base_trainable=True)
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.mul_(1.1)
     stack.train(False)
     heads, questions = {"two": Head(32, 2, seed=3).eval()}, {"two": asked("two", 2)}
-    inference.keep(tmp_path / "run", stack, heads, questions, "cls", "mean")
+    inference.save_classifier(tmp_path / "run", stack, heads, questions, "cls", "mean")
     ids = models.probe_ids(loaded, 5)
-    before = _probed(stack, heads, "cls", "mean", ids)
-    served = inference.open_run(tmp_path / "run", spec(toy_bert), CPU)
+    before = _compute_reference_logits(stack, heads, "cls", "mean", ids)
+    served = inference.load_classifier(tmp_path / "run", spec(toy_bert), CPU)
     assert torch.equal(
-        _probed(served.stack, served.heads, "cls", "mean", ids)["two"], before["two"]
+        _compute_reference_logits(served.stack, served.heads, "cls", "mean", ids)["two"],
+        before["two"],
     )
-    bare = adapters.attach(models.load(spec(toy_bert), CPU, "vectors"), ())
+    bare = adapters.attach_adapters(models.load(spec(toy_bert), CPU, "vectors"), ())
     assert not torch.allclose(
-        _probed(bare, heads, "cls", "mean", ids)["two"], before["two"], atol=1e-4
+        _compute_reference_logits(bare, heads, "cls", "mean", ids)["two"], before["two"], atol=1e-4
     )

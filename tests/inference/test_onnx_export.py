@@ -13,10 +13,10 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.core.errors import RefusedError, UsageError
 from clinpeft.inference import onnx_export
-from clinpeft.inference.encode import vectors
-from clinpeft.inference.onnx_export import _pooled, export_onnx
+from clinpeft.inference.encode import encode_texts
+from clinpeft.inference.onnx_export import _pool_hidden_states, export_onnx
 from clinpeft.models.embedding_config import Manner
-from clinpeft.recipe import LoraSpec, ModelSpec
+from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
 MEAN = Manner("mean", max_tokens=12)
 TEXTS = [
@@ -30,11 +30,13 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def stack(toy_bert: Path) -> adapters.Stack:
     base = models.load(
-        ModelSpec(path=toy_bert, max_tokens=32, precision="float32"), torch.device("cpu"), "vectors"
+        PretrainedModelSpec(path=toy_bert, max_tokens=32, precision="float32"),
+        torch.device("cpu"),
+        "vectors",
     )
-    stack = adapters.attach(base, [LoraSpec(rank=2)])
+    stack = adapters.attach_adapters(base, [LoraSpec(rank=2)])
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.05)
     return stack
 
@@ -53,11 +55,11 @@ def test_the_graph_gives_the_same_vectors_for_batches_of_any_shape(
     for text in TEXTS[:2]:  # one row at a time, of two lengths
         ids = np.asarray([stack.base.tokenizer(text)["input_ids"]])
         found = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
-        np.testing.assert_allclose(found, vectors(stack, MEAN, [text]), atol=1e-5)
+        np.testing.assert_allclose(found, encode_texts(stack, MEAN, [text]), atol=1e-5)
 
     monkeypatch.setattr(
         onnx_export,
-        "_graph",
+        "_build_graph",
         lambda stack, embedding_config: _Kept(tmp_path / "out" / "model.onnx"),
     )
     with pytest.raises(RefusedError, match="differ by"):  # the graph of another model
@@ -79,7 +81,9 @@ def test_pooling_in_the_graph_is_that_of_the_house(how: models.Pooling) -> None:
         torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)),
         torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]),
     )
-    torch.testing.assert_close(_pooled(hidden, mask, how), models.pool(hidden, mask, how))
+    torch.testing.assert_close(
+        _pool_hidden_states(hidden, mask, how), models.pool(hidden, mask, how)
+    )
 
 
 def test_a_missing_package_names_the_extra(

@@ -11,10 +11,10 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import InputError
-from clinpeft.inference import profile as measuring
-from clinpeft.inference.profile import histogram, profile
+from clinpeft.inference import profile_encoder as measuring
+from clinpeft.inference.profile import build_token_histogram, profile_encoder
 from clinpeft.models.embedding_config import Manner
-from clinpeft.recipe import LoraSpec, ModelSpec
+from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
 MEAN = Manner("mean", max_tokens=10)
 
@@ -22,20 +22,22 @@ MEAN = Manner("mean", max_tokens=10)
 @pytest.fixture(scope="module")
 def stack(toy_bert: Path) -> adapters.Stack:
     base = models.load(
-        ModelSpec(path=toy_bert, max_tokens=32, precision="float32"), torch.device("cpu"), "vectors"
+        PretrainedModelSpec(path=toy_bert, max_tokens=32, precision="float32"),
+        torch.device("cpu"),
+        "vectors",
     )
-    return adapters.attach(base, [LoraSpec(rank=2)])
+    return adapters.attach_adapters(base, [LoraSpec(rank=2)])
 
 
 def test_lengths_are_counted_in_doubling_ranges() -> None:
-    assert histogram(np.array([1, 8, 9, 16, 17, 600, 3000])) == (
+    assert build_token_histogram(np.array([1, 8, 9, 16, 17, 600, 3000])) == (
         (1, 8, 2),
         (9, 16, 2),
         (17, 32, 1),
         (513, 1024, 1),
         (1025, 3000, 1),
     )
-    assert histogram(np.array([5])) == ((1, 8, 1),)
+    assert build_token_histogram(np.array([5])) == ((1, 8, 1),)
 
 
 def test_a_profile_tells_what_it_rests_on(stack: adapters.Stack) -> None:
@@ -46,7 +48,7 @@ def test_a_profile_tells_what_it_rests_on(stack: adapters.Stack) -> None:
         "no fever",
         "the patient is a man with known heart failure and short breath",
     ]
-    found = profile(stack, MEAN, given, load_seconds=1.5, token_budget=8)
+    found = profile_encoder(stack, MEAN, given, load_seconds=1.5, token_budget=8)
     assert (found.texts, found.tokens) == (4, 5 + 2 + 2 + 10)  # one came twice, one is cut
     assert found.token_histogram == ((1, 8, 3), (9, 16, 1)) and found.batches == 3
     assert "8 tokens" in found.batch_policy and "no padding" in found.batch_policy
@@ -81,7 +83,7 @@ def test_quantiles_are_of_the_iterations_after_the_warm_up(
         ]
     )
     monkeypatch.setattr("clinpeft.inference.profile.time.perf_counter", lambda: next(ticks))
-    found = profile(stack, MEAN, ["the patient", "no fever"])
+    found = profile_encoder(stack, MEAN, ["the patient", "no fever"])
     assert found.embeddings_per_second == 2.0 and found.tokens_per_second == 4.0
     assert found.latency_ms_p50 == pytest.approx(50.5) and found.latency_ms_mean == pytest.approx(
         50.5
@@ -93,7 +95,7 @@ def test_where_the_system_does_not_tell_the_peak_it_is_that_of_the_process(
     stack: adapters.Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(measuring, "RESIDENT_RESET", tmp_path / "none" / "clear_refs")
-    found = profile(stack, MEAN, ["the patient"])
+    found = profile_encoder(stack, MEAN, ["the patient"])
     assert (
         found.peak_memory_of.endswith("since the process began")
         and found.peak_memory_bytes > 10_000_000
@@ -102,4 +104,4 @@ def test_where_the_system_does_not_tell_the_peak_it_is_that_of_the_process(
 
 def test_no_text_is_an_error(stack: adapters.Stack) -> None:
     with pytest.raises(InputError, match="no text"):
-        profile(stack, MEAN, [])
+        profile_encoder(stack, MEAN, [])

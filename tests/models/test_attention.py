@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS, Stack
+from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.core.errors import BaseModelError, InputError
 from clinpeft.models import FAMILIES, Pooling, Spans
 from clinpeft.recipe import LoraSpec
@@ -29,7 +29,7 @@ NARROW: dict[str, dict[str, Any]] = {  # windows of attention that are shorter t
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
 }
 FLAT = [name for name, family in FAMILIES.items() if family.flattens]
-BESIDE = [method for method in METHODS if METHODS[method].joins == "beside"]
+BESIDE = [method for method in ADAPTER_METHODS if ADAPTER_METHODS[method].composition == "beside"]
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def base_of(family: str) -> models.Base:
 
 
 def stack_of(family: str, method: str = "lora") -> Stack:
-    return shaken(adapters.attach(base_of(family), [spec_of(method)]))
+    return shaken(adapters.attach_adapters(base_of(family), [spec_of(method)]))
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> tuple[torch.Tensor, dict[s
     """A loss that asks every number of every token, and what it makes of the adapter."""
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     loss = (vectors * weights).sum() + vectors.logsumexp(dim=1).sum()
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
@@ -94,7 +94,10 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> tuple[torch.Tensor, dict[s
 def test_documents_in_one_row_are_what_each_is_alone_vectors_loss_and_gradient(family: str) -> None:
     stack, plain = stack_of(family), stack_of(family)
     assert models.flattens(stack.base.model) == (family in FLAT)
-    found, expected = adapters.flat(stack, *rows(texts())), one_by_one(plain)
+    found, expected = (
+        adapters.compute_packed_hidden_states(stack, *rows(texts())),
+        one_by_one(plain),
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     (loss, gradient), (loss_alone, gradient_alone) = (
         gradients(stack, found),
@@ -113,7 +116,7 @@ def test_logits_are_the_head_s_of_the_vectors_that_each_has_alone(family: str) -
     stack, plain = stack_of(family), stack_of(family)
     ids, mask = rows(texts())
     with torch.no_grad():
-        found = adapters.logits(stack, ids, mask)[mask == 1]
+        found = adapters.compute_token_logits(stack, ids, mask)[mask == 1]
         one_by_one(plain)  # which sets its attention
         alone = [
             plain.base.model(
@@ -133,7 +136,7 @@ def test_no_layer_sees_a_token_of_padding(family: str) -> None:
                 lambda _, given, __: seen.append(given[0].shape[:-1].numel())
             )
     with torch.no_grad():
-        adapters.flat(stack, *rows(texts()))
+        adapters.compute_packed_hidden_states(stack, *rows(texts()))
     assert seen and set(seen) == {sum(LENGTHS)}
 
 
@@ -143,7 +146,10 @@ def test_long_documents_with_local_attention_are_read_in_blocks(
 ) -> None:
     monkeypatch.setattr(packed_attention, "BLOCK_TOKENS", 4)
     stack, plain = stack_of(family), stack_of(family)
-    found, expected = adapters.flat(stack, *rows(texts())), one_by_one(plain)
+    found, expected = (
+        adapters.compute_packed_hidden_states(stack, *rows(texts())),
+        one_by_one(plain),
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for one, other in zip(
         gradients(stack, found)[1].values(), gradients(plain, expected)[1].values(), strict=True
@@ -186,24 +192,25 @@ def test_an_attention_that_looks_over_the_edge_is_found_in_any_precision(
 def test_what_peft_can_only_run_padded_is_padded_among_its_like_and_the_same(method: str) -> None:
     stack = stack_of("llama", method)
     with torch.no_grad():
-        alone = [adapters.flat(stack, *rows((text,))) for text in texts()]
-        together = adapters.flat(stack, *rows(texts()))
+        alone = [adapters.compute_packed_hidden_states(stack, *rows((text,))) for text in texts()]
+        together = adapters.compute_packed_hidden_states(stack, *rows(texts()))
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_that_is_switched_off_leaves_one_row() -> None:
-    stack, bare = stack_of("llama", "prompt"), adapters.attach(base_of("llama"), ())
-    with torch.no_grad(), stack.off():
+    stack, bare = stack_of("llama", "prompt"), adapters.attach_adapters(base_of("llama"), ())
+    with torch.no_grad(), stack.disable_adapters():
         assert torch.equal(
-            adapters.flat(stack, *rows(texts())), adapters.flat(bare, *rows(texts()))
+            adapters.compute_packed_hidden_states(stack, *rows(texts())),
+            adapters.compute_packed_hidden_states(bare, *rows(texts())),
         )
 
 
 def test_groups_are_of_one_length_or_of_about_one() -> None:
-    from clinpeft.adapters.outputs import _groups
+    from clinpeft.adapters.outputs import _group_by_length
 
-    assert _groups([3, 9, 3, 0, 1], 1.0) == [[1], [0, 2], [4]]
-    assert _groups([10, 7, 8, 2], 0.8) == [[0, 2], [1], [3]]
+    assert _group_by_length([3, 9, 3, 0, 1], 1.0) == [[1], [0, 2], [4]]
+    assert _group_by_length([10, 7, 8, 2], 0.8) == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize("how", ["last", "cls", "mean", "max"])
@@ -213,8 +220,8 @@ def test_texts_are_pooled_by_where_they_lie(family: str, how: Pooling) -> None:
     ids, mask = rows(texts())
     with torch.no_grad():
         found, expected = (
-            adapters.pooled(stack, ids, mask, how),
-            models.pool(adapters.hidden(stack, ids, mask), mask, how),
+            adapters.compute_pooled_embeddings(stack, ids, mask, how),
+            models.pool(adapters.compute_hidden_states(stack, ids, mask), mask, how),
         )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
@@ -244,11 +251,15 @@ def test_left_padding_changes_nothing_and_a_row_without_tokens_is_refused() -> N
     ids, mask = rows(texts())
     with torch.no_grad():
         assert torch.equal(
-            adapters.flat(stack, ids, mask),
-            adapters.flat(stack, *(torch.stack(turned(each)) for each in (ids, mask))),
+            adapters.compute_packed_hidden_states(stack, ids, mask),
+            adapters.compute_packed_hidden_states(
+                stack, *(torch.stack(turned(each)) for each in (ids, mask))
+            ),
         )
         with pytest.raises(InputError, match="1 of 7 rows have no token"):
-            adapters.pooled(stack, ids, mask * (torch.arange(7) != 3)[:, None], "mean")
+            adapters.compute_pooled_embeddings(
+                stack, ids, mask * (torch.arange(7) != 3)[:, None], "mean"
+            )
 
 
 def turned(rows_of: torch.Tensor) -> list[torch.Tensor]:
@@ -267,7 +278,7 @@ def test_nothing_below_the_lowest_adapter_needs_a_gradient(family: str) -> None:
     )
     target = FAMILIES[family].lora_targets[0]
     inside = next(name for name, _ in layers[1].named_modules() if name.endswith(target))
-    stack = adapters.attach(base, [LoraSpec(rank=2, targets=(f"1.{inside}",))])
+    stack = adapters.attach_adapters(base, [LoraSpec(rank=2, targets=(f"1.{inside}",))])
     layers[0].register_forward_hook(
         lambda _, __, answer: needed.append(first(answer).requires_grad)
     )
@@ -278,7 +289,7 @@ def test_nothing_below_the_lowest_adapter_needs_a_gradient(family: str) -> None:
         lambda _, __, answer: needed.append(answer.requires_grad)
     )
     stack.train()
-    adapters.flat(stack, *rows(texts()))
+    adapters.compute_packed_hidden_states(stack, *rows(texts()))
     assert needed == [False, False, True]  # embeddings, the layer below, the adapted one
 
 
@@ -297,7 +308,10 @@ def test_a_model_with_the_seam_is_saved_and_opened_without_it(family: str, tmp_p
     with torch.no_grad():
         expected = again(input_ids=ids, attention_mask=mask).last_hidden_state[mask == 1]
         torch.testing.assert_close(
-            adapters.flat(adapters.attach(base, ()), ids, mask), expected, atol=1e-5, rtol=1e-5
+            adapters.compute_packed_hidden_states(adapters.attach_adapters(base, ()), ids, mask),
+            expected,
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 

@@ -20,7 +20,7 @@ from clinpeft.models.embedding_config import (
     backbone_of,
     manner_of,
 )
-from clinpeft.recipe import LoraSpec, ModelSpec
+from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
 CPU = torch.device("cpu")
 LOADABLE = {name: row for name, row in BACKBONES.items() if not row.refused}
@@ -152,7 +152,9 @@ def test_a_tiny_model_of_the_true_architecture_takes_its_adapters_and_gives_vect
     )
     for which in get_args(Targets):
         base = models.load(
-            ModelSpec(path=folders[row.family], max_tokens=32, precision="float32"), CPU, "vectors"
+            PretrainedModelSpec(path=folders[row.family], max_tokens=32, precision="float32"),
+            CPU,
+            "vectors",
         )
         with torch.no_grad():
             before = models.pool(
@@ -160,19 +162,23 @@ def test_a_tiny_model_of_the_true_architecture_takes_its_adapters_and_gives_vect
                 mask,
                 row.embedding_config.pooling,
             )
-            stack = adapters.attach(base, [LoraSpec(rank=2, targets=row.targets(which))])
+            stack = adapters.attach_adapters(base, [LoraSpec(rank=2, targets=row.targets(which))])
             fresh = models.pool(
-                adapters.hidden(stack, ids, mask), mask, row.embedding_config.pooling
+                adapters.compute_hidden_states(stack, ids, mask), mask, row.embedding_config.pooling
             )
             torch.testing.assert_close(fresh, before, atol=1e-6, rtol=0)
-            for parameter in stack.trained.values():
+            for parameter in stack.trained_parameters.values():
                 parameter.add_(0.1)
             assert not torch.allclose(
-                models.pool(adapters.hidden(stack, ids, mask), mask, row.embedding_config.pooling),
+                models.pool(
+                    adapters.compute_hidden_states(stack, ids, mask),
+                    mask,
+                    row.embedding_config.pooling,
+                ),
                 before,
                 atol=1e-3,
             )
-        adapted = {name.rpartition(".lora_")[0] for name in stack.trained}
+        adapted = {name.rpartition(".lora_")[0] for name in stack.trained_parameters}
         linear = (
             4 if row.family == "modernbert" else 7 if base.family.objective == "causal-lm" else 6
         )
@@ -186,10 +192,10 @@ def test_adapters_at_true_size_have_the_parameters_that_arithmetic_gives(
     name: str, which: Targets
 ) -> None:
     row = BACKBONES[name]
-    stack = adapters.attach(
+    stack = adapters.attach_adapters(
         models.meta(row.config()), [LoraSpec(rank=16, targets=row.targets(which))]
     )
-    assert stack.counts.trained == COUNTS[name][get_args(Targets).index(which)]
+    assert stack.counts.trained_parameters == COUNTS[name][get_args(Targets).index(which)]
 
 
 @pytest.mark.parametrize(

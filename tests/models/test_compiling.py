@@ -42,13 +42,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[type[Any]]:
 
 def stack_of(family: str) -> Stack:
     base = base_of(family)
-    return shaken(adapters.attach(base, [LoraSpec(rank=2, targets=base.family.linear_targets)]))
+    return shaken(
+        adapters.attach_adapters(base, [LoraSpec(rank=2, targets=base.family.linear_targets)])
+    )
 
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    vectors = models.pool_spans(adapters.flat(stack, *rows(texts())), Spans(LENGTHS), "mean")
+    vectors = models.pool_spans(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+    )
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return vectors.detach(), dict(
         zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True)
     )
@@ -93,7 +97,9 @@ def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path
     models.compile_regions(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
-        after = models.pool_spans(adapters.flat(stack, *rows(texts())), Spans(LENGTHS), "mean")
+        after = models.pool_spans(
+            adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+        )
     assert not calls
     torch.testing.assert_close(after, before, atol=0, rtol=0)
 

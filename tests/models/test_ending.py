@@ -30,17 +30,21 @@ def stack_of(family: str, precision: torch.dtype = torch.float32, **options: Any
     base.precision = precision
     base.model.to(precision)
     return shaken(
-        adapters.attach(base, [LoraSpec(rank=2, targets=base.family.linear_targets, **options)])
+        adapters.attach_adapters(
+            base, [LoraSpec(rank=2, targets=base.family.linear_targets, **options)]
+        )
     )
 
 
 def from_all(stack: Stack, how: Any) -> torch.Tensor:
-    return models.pool_spans(adapters.flat(stack, *rows(texts())), Spans(LENGTHS), how)
+    return models.pool_spans(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), how
+    )
 
 
 def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
-    names, parameters = zip(*stack.trained.items(), strict=True)
+    names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
 
 
@@ -48,7 +52,10 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_vectors_and_gradients_are_those_pooled_from_all_tokens(family: str, how: Any) -> None:
     stack = stack_of(family)
     assert models.ends(stack.base.backbone, Spans(LENGTHS), how) is not None
-    found, wanted = adapters.pooled(stack, *rows(texts()), how), from_all(stack, how)
+    found, wanted = (
+        adapters.compute_pooled_embeddings(stack, *rows(texts()), how),
+        from_all(stack, how),
+    )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     whole = gradients(stack, wanted)
     for name, gradient in gradients(stack, found).items():
@@ -61,7 +68,7 @@ def test_vectors_and_gradients_are_those_pooled_from_all_tokens(family: str, how
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_so_they_are_where_activations_are_recomputed_and_in_bfloat16_nearly(family: str) -> None:
     stack, again = stack_of(family), stack_of(family)
-    adapters.recompute(again, "a test")
+    adapters.enable_activation_checkpointing(again, "a test")
     for module in stack.base.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -73,14 +80,17 @@ def test_so_they_are_where_activations_are_recomputed_and_in_bfloat16_nearly(fam
             module.attention_dropout = 0.0
     again.train()
     ours, wanted = (
-        gradients(again, adapters.pooled(again, *rows(texts()), "last")),
-        gradients(stack, adapters.pooled(stack, *rows(texts()), "last")),
+        gradients(again, adapters.compute_pooled_embeddings(again, *rows(texts()), "last")),
+        gradients(stack, adapters.compute_pooled_embeddings(stack, *rows(texts()), "last")),
     )
     for name, gradient in wanted.items():
         torch.testing.assert_close(ours[name], gradient)
     rough = stack_of(family, torch.bfloat16)
     with torch.no_grad():
-        found, near = adapters.pooled(rough, *rows(texts()), "last"), from_all(rough, "last")
+        found, near = (
+            adapters.compute_pooled_embeddings(rough, *rows(texts()), "last"),
+            from_all(rough, "last"),
+        )
     assert (
         found.dtype == torch.float32
         and torch.nn.functional.cosine_similarity(found, near).min() > 0.999
@@ -99,8 +109,8 @@ def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(
         lambda _, given, __: seen.append(given[0].shape[:-1].numel())
     )
     with torch.no_grad():
-        adapters.pooled(stack, *rows(texts()), "last")
-        adapters.pooled(stack, *rows(texts()), "mean")
+        adapters.compute_pooled_embeddings(stack, *rows(texts()), "last")
+        adapters.compute_pooled_embeddings(stack, *rows(texts()), "mean")
     assert seen == [len(LENGTHS), sum(LENGTHS)]
 
 
@@ -128,5 +138,7 @@ def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_
 def test_others_compute_all_tokens(family: str, how: Any) -> None:
     stack = stack_of(family)
     assert models.ends(stack.base.backbone, Spans(LENGTHS), how) is None
-    torch.testing.assert_close(adapters.pooled(stack, *rows(texts()), how), from_all(stack, how))
+    torch.testing.assert_close(
+        adapters.compute_pooled_embeddings(stack, *rows(texts()), how), from_all(stack, how)
+    )
     assert len(ENDINGS) == len(ENDING)

@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from clinpeft import adapters, models
-from clinpeft.adapters import METHODS
-from clinpeft.adapters.checkpoint import SPEC
+from clinpeft.adapters import ADAPTER_METHODS
+from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError
-from clinpeft.recipe import BaseSpec
+from clinpeft.recipe import LanguageModelSpec
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": GROUPED,
     "modernbert": {"cls_token_id": 0, "sep_token_id": 2},
 }
-EVERY = [(family, method) for family in models.FAMILIES for method in METHODS]
+EVERY = [(family, method) for family in models.FAMILIES for method in ADAPTER_METHODS]
 POSSIBLE = [
     (family, method) for family, method in EVERY if method not in models.FAMILIES[family].impossible
 ]
@@ -70,14 +70,19 @@ def folders(
 @functools.cache
 def loaded(folder: Path, precision: str) -> models.Base:
     return models.load(
-        BaseSpec.model_validate({"path": folder, "precision": precision, "max_tokens": 32}), CPU
+        LanguageModelSpec.model_validate(
+            {"path": folder, "precision": precision, "max_tokens": 32}
+        ),
+        CPU,
     )
 
 
 @functools.cache
 def loaded_for_vectors(folder: Path) -> models.Base:
     return models.load(
-        BaseSpec.model_validate({"path": folder, "precision": "float32", "max_tokens": 32}),
+        LanguageModelSpec.model_validate(
+            {"path": folder, "precision": "float32", "max_tokens": 32}
+        ),
         CPU,
         "vectors",
     )
@@ -94,9 +99,9 @@ def spec_of(method: str) -> Any:
         "adaption-prompt": {"tokens": 3, "layers": 2},
         "p-tuning": {"tokens": 3, "hidden": 8},
     }
-    return SPEC.validate_python(
+    return ADAPTER_SPEC_TYPE.validate_python(
         {"method": method}
-        | sizes.get(method, {"tokens": 3} if METHODS[method].prepends != "nothing" else {})
+        | sizes.get(method, {"tokens": 3} if ADAPTER_METHODS[method].prepends != "nothing" else {})
     )
 
 
@@ -104,7 +109,7 @@ def shaken(stack: adapters.Stack) -> adapters.Stack:
     """Away from its start, where half of the weights have no say."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return stack
 
@@ -140,31 +145,37 @@ def test_every_family_loads_frozen_and_answers(family: str, folders: dict[str, P
 def test_an_adapter_gives_the_same_vectors_with_and_without_the_language_modelling_head(
     family: str, method: str, folders: dict[str, Path]
 ) -> None:
-    whole = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
-    bare = adapters.attach(copy.deepcopy(loaded_for_vectors(folders[family])), [spec_of(method)])
-    bare.load_state(whole.state())
+    whole = shaken(adapters.attach_adapters(base_of(folders[family]), [spec_of(method)]))
+    bare = adapters.attach_adapters(
+        copy.deepcopy(loaded_for_vectors(folders[family])), [spec_of(method)]
+    )
+    bare.load_trained_state(whole.copy_trained_state())
     ids, mask = padded(ROWS, "left")
     with torch.no_grad():
         assert torch.equal(
-            adapters.hidden(bare, ids, mask)[mask == 1],
-            adapters.hidden(whole, ids, mask)[mask == 1],
+            adapters.compute_hidden_states(bare, ids, mask)[mask == 1],
+            adapters.compute_hidden_states(whole, ids, mask)[mask == 1],
         )
-    assert bare.counts.trained == whole.counts.trained and bare.base.width == 32
+    assert (
+        bare.counts.trained_parameters == whole.counts.trained_parameters and bare.base.width == 32
+    )
 
 
 @pytest.mark.parametrize(("family", "method"), POSSIBLE)
 def test_a_row_depends_on_neither_its_padding_nor_its_neighbours(
     family: str, method: str, folders: dict[str, Path]
 ) -> None:
-    stack = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
+    stack = shaken(adapters.attach_adapters(base_of(folders[family]), [spec_of(method)]))
     with torch.no_grad():
         alone = [
-            adapters.logits(stack, row[None], torch.ones(1, len(row), dtype=torch.long))[0]
+            adapters.compute_token_logits(
+                stack, row[None], torch.ones(1, len(row), dtype=torch.long)
+            )[0]
             for row in ROWS
         ]
         for side, extra in (("right", 0), ("right", 5), ("left", 0), ("left", 5)):
             ids, mask = padded(ROWS, side, extra)
-            together = adapters.logits(stack, ids, mask)
+            together = adapters.compute_token_logits(stack, ids, mask)
             for at, expected in enumerate(alone):
                 torch.testing.assert_close(together[at][mask[at] == 1], expected, atol=1e-5, rtol=0)
 
@@ -173,11 +184,13 @@ def test_a_row_depends_on_neither_its_padding_nor_its_neighbours(
 def test_the_gradient_reaches_every_trained_tensor_and_nothing_else(
     family: str, method: str, folders: dict[str, Path]
 ) -> None:
-    stack = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
+    stack = shaken(adapters.attach_adapters(base_of(folders[family]), [spec_of(method)]))
     ids, mask = padded(ROWS, "right")
-    adapters.logits(stack, ids, mask)[mask == 1].float().logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
+    adapters.compute_token_logits(stack, ids, mask)[mask == 1].float().logsumexp(
+        -1
+    ).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in stack.model.named_parameters():
-        if name in stack.trained:
+        if name in stack.trained_parameters:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
         else:
             assert parameter.grad is None, name
@@ -189,15 +202,18 @@ def test_the_gradient_reaches_every_trained_tensor_and_nothing_else(
 def test_masters_are_float32_on_a_bfloat16_base(
     family: str, method: str, folders: dict[str, Path]
 ) -> None:
-    exact = shaken(adapters.attach(base_of(folders[family]), [spec_of(method)]))
-    stack = adapters.attach(base_of(folders[family], "bfloat16"), [spec_of(method)])
-    stack.load_state(exact.state())
-    assert {parameter.dtype for parameter in stack.trained.values()} == {torch.float32}
+    exact = shaken(adapters.attach_adapters(base_of(folders[family]), [spec_of(method)]))
+    stack = adapters.attach_adapters(base_of(folders[family], "bfloat16"), [spec_of(method)])
+    stack.load_trained_state(exact.copy_trained_state())
+    assert {parameter.dtype for parameter in stack.trained_parameters.values()} == {torch.float32}
     assert next(stack.base.model.parameters()).dtype == torch.bfloat16
     ids, mask = padded(ROWS, "left")
-    answers, expected = adapters.logits(stack, ids, mask), adapters.logits(exact, ids, mask)
+    answers, expected = (
+        adapters.compute_token_logits(stack, ids, mask),
+        adapters.compute_token_logits(exact, ids, mask),
+    )
     answers[mask == 1].float().logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
-    assert all(parameter.grad is not None for parameter in stack.trained.values())
+    assert all(parameter.grad is not None for parameter in stack.trained_parameters.values())
     difference = (answers[mask == 1].float() - expected[mask == 1]).abs().max().item()
     assert difference < 0.05 * expected[mask == 1].abs().max().item() + 0.02
 
@@ -207,7 +223,7 @@ def test_what_a_family_cannot_do_is_refused_with_what_it_can(
     family: str, method: str, folders: dict[str, Path]
 ) -> None:
     with pytest.raises(AdapterError) as refused:
-        adapters.attach(base_of(folders[family]), [spec_of(method)])
+        adapters.attach_adapters(base_of(folders[family]), [spec_of(method)])
     assert method in refused.value.message and family in refused.value.message
     assert "lora" in refused.value.hint and method not in refused.value.hint.split()
 
@@ -215,8 +231,10 @@ def test_what_a_family_cannot_do_is_refused_with_what_it_can(
 def test_ia3_takes_the_feed_forward_of_an_encoder_and_not_its_attention_output(
     folders: dict[str, Path],
 ) -> None:
-    stack = adapters.attach(base_of(folders["bert"]), [spec_of("ia3")])
-    adapted = sorted({name.split("encoder.")[1].split(".ia3_l")[0] for name in stack.trained})
+    stack = adapters.attach_adapters(base_of(folders["bert"]), [spec_of("ia3")])
+    adapted = sorted(
+        {name.split("encoder.")[1].split(".ia3_l")[0] for name in stack.trained_parameters}
+    )
     layers = [
         f"layer.{layer}.{part}"
         for layer in (0, 1)

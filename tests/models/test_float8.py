@@ -13,7 +13,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.models import Float8, Float8Linear
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8
 from tests.models.test_families import POSSIBLE, ROWS, base_of, folder_of, padded, shaken, spec_of
 
@@ -179,7 +179,9 @@ def test_all_linear_layers_inside_the_blocks_are_quantized_and_nothing_else(
 ) -> None:
     plain = base_of(folders[family])
     quantized = models.load(
-        ModelSpec(path=folders[family], precision="float32", quantization="float8", max_tokens=32),
+        PretrainedModelSpec(
+            path=folders[family], precision="float32", quantization="float8", max_tokens=32
+        ),
         CPU,
     )
     linears = {
@@ -229,15 +231,17 @@ def test_every_method_learns_on_it_what_it_learns_on_the_dequantized_weights(
     ids, mask = padded(ROWS, "right")
     found = []
     for base in twins(folders[family], "float32"):
-        stack = shaken(adapters.attach(base, [spec_of(method)]))
-        assert all(parameter.dtype == torch.float32 for parameter in stack.trained.values())
-        logits = adapters.logits(stack, ids, mask)
+        stack = shaken(adapters.attach_adapters(base, [spec_of(method)]))
+        assert all(
+            parameter.dtype == torch.float32 for parameter in stack.trained_parameters.values()
+        )
+        logits = adapters.compute_token_logits(stack, ids, mask)
         logits.square().sum().backward()  # type: ignore[no-untyped-call]
         found.append(
             (
                 stack.counts,
                 logits.detach(),
-                {name: parameter.grad for name, parameter in stack.trained.items()},
+                {name: parameter.grad for name, parameter in stack.trained_parameters.items()},
             )
         )
     (counts, logits, gradients), (plain_counts, plain_logits, plain_gradients) = found
@@ -247,16 +251,20 @@ def test_every_method_learns_on_it_what_it_learns_on_the_dequantized_weights(
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("method", adapters.ADAPTER_METHODS)
 def test_in_bfloat16_too(method: str, folders: dict[str, Path]) -> None:
     ids, mask = padded(ROWS, "right")
     stacks = [
-        shaken(adapters.attach(base, [spec_of(method)]))
+        shaken(adapters.attach_adapters(base, [spec_of(method)]))
         for base in twins(folders["llama"], "bfloat16")
     ]
     with torch.no_grad():
-        first, second = (adapters.logits(stack, ids, mask)[mask == 1].float() for stack in stacks)
+        first, second = (
+            adapters.compute_token_logits(stack, ids, mask)[mask == 1].float() for stack in stacks
+        )
     torch.testing.assert_close(first, second, atol=2e-2, rtol=2e-2)
     assert all(
-        parameter.dtype == torch.float32 for stack in stacks for parameter in stack.trained.values()
+        parameter.dtype == torch.float32
+        for stack in stacks
+        for parameter in stack.trained_parameters.values()
     )

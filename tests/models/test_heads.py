@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save, save_file
 
 from clinpeft import models
 from clinpeft.core.errors import AdapterError, InputError, RefusedError, StorageError, UsageError
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.models import Asked, Head, Heads, Place, Probe
 from clinpeft.models import head_io as store
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 
 CPU = torch.device("cpu")
 SIZES = {"mortality": 2, "stay.length": 4, "icd_coding": 711, "icd_coding 10": 1266}
 PLACE = Place("2.13.0", "5.23.0", "cpu", "AVX512", 2, "float32")
 
 
-def question(name: str, classes: int) -> Question:
+def question(name: str, classes: int) -> LabelSpace:
     names = tuple(f"class {at} “é”" for at in range(classes))
-    return Question(
+    return LabelSpace(
         name,
         "multilabel" if classes > 4 else "multiclass",
         names,
@@ -444,7 +444,7 @@ def test_other_tasks_or_shapes_are_an_error() -> None:
 def test_the_probe_finds_another_base_out(toy_llama: Callable[..., Path], tmp_path: Path) -> None:
     """Saved with one base and asked of it again, loaded anew: to the bit. Asked of another: refused."""
     one, again, other = (
-        models.load(ModelSpec(path=folder, max_tokens=16), CPU, "vectors")
+        models.load(PretrainedModelSpec(path=folder, max_tokens=16), CPU, "vectors")
         for folder in [toy_llama()] * 2 + [toy_llama(seed=1)]
     )
     head = Head(32, 3, seed=0)
@@ -477,7 +477,7 @@ def test_the_probe_finds_another_base_out(toy_llama: Callable[..., Path], tmp_pa
 
 
 def test_probe_tokens_are_ordinary_seeded_and_no_longer_than_the_base_reads(toy_bert: Path) -> None:
-    base = models.load(ModelSpec(path=toy_bert, max_tokens=16), CPU)
+    base = models.load(PretrainedModelSpec(path=toy_bert, max_tokens=16), CPU)
     ids = models.probe_ids(base, seed=4, rows=50)
     assert ids.shape == (50, 16) and ids.dtype == torch.int64
     special = set(base.tokenizer.all_special_ids)

@@ -17,7 +17,7 @@ from transformers.models.llama import modeling_llama
 from clinpeft import models
 from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.models import FAMILIES
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import kernels
 from tests.models.test_families import SETTINGS, SHAPE
 
@@ -67,8 +67,8 @@ def toy(family: str) -> Any:
     return FAMILIES[family].auto.from_config(config).eval()
 
 
-def liger(folder: Path) -> ModelSpec:
-    return ModelSpec(path=folder, kernels="liger")
+def liger(folder: Path) -> PretrainedModelSpec:
+    return PretrainedModelSpec(path=folder, kernels="liger")
 
 
 def answer(model: Any) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewh
     found = kernels.install(
         toy("llama"),
         FAMILIES["llama"],
-        ModelSpec(path=Path("toy"), kernels=spec),
+        PretrainedModelSpec(path=Path("toy"), kernels=spec),
         torch.device(device),
     )  # type: ignore[arg-type]
     assert found == "torch" and not asked

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import BaseModelError, RefusedError, UsageError
-from clinpeft.recipe import BaseSpec, LoraSpec
+from clinpeft.recipe import LanguageModelSpec, LoraSpec
 
 CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
@@ -33,7 +33,9 @@ def encoder(toy_bert: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> models.Base:
-    return models.load(BaseSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU)
+    return models.load(
+        LanguageModelSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU
+    )
 
 
 def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
@@ -278,11 +280,11 @@ def test_loading_attaching_and_answering_need_no_socket(
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    stack = adapters.attach(load(folder), [LoraSpec(rank=2)])
-    adapters.save(stack, tmp_path / "adapter")
-    again = adapters.load(load(folder), tmp_path / "adapter")
+    stack = adapters.attach_adapters(load(folder), [LoraSpec(rank=2)])
+    adapters.save_adapter(stack, tmp_path / "adapter")
+    again = adapters.load_adapter(load(folder), tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7]])
-    assert adapters.logits(again, ids, torch.ones_like(ids)).shape == (
+    assert adapters.compute_token_logits(again, ids, torch.ones_like(ids)).shape == (
         1,
         3,
         len(stack.base.tokenizer),

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from clinpeft import models
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 
 SEVEN_BILLION = transformers.LlamaConfig(
     vocab_size=32_000,
@@ -54,5 +54,7 @@ def test_matrix_products_are_timed_and_the_number_of_threads_stays_what_it_was()
 def test_the_tiny_base_is_a_base_and_the_same_every_time(tmp_path: Path) -> None:
     first, second = (models.write_tiny(tmp_path / name) for name in ("first", "second"))
     assert models.fingerprint(first) == models.fingerprint(second)
-    base = models.load(ModelSpec(path=first, max_tokens=32, precision="float32"), models.cpu())
+    base = models.load(
+        PretrainedModelSpec(path=first, max_tokens=32, precision="float32"), models.cpu()
+    )
     assert base.tokenizer.decode(base.tokenizer("no pain")["input_ids"]) == "no pain"

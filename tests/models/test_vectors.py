@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaModel
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import BaseModelError, InputError, RefusedError
-from clinpeft.recipe import LoraSpec, ModelSpec, PromptSpec, ReaderSpec
+from clinpeft.recipe import EncoderModelSpec, LoraSpec, PretrainedModelSpec, PromptSpec
 
 CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
@@ -23,7 +23,9 @@ MakeFolder = Callable[..., Path]
 
 def load(folder: Path, purpose: models.Purpose = "vectors", **options: Any) -> models.Base:
     return models.load(
-        ModelSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU, purpose
+        PretrainedModelSpec.model_validate({"path": folder, "max_tokens": 32} | options),
+        CPU,
+        purpose,
     )
 
 
@@ -109,31 +111,36 @@ def test_logits_of_a_base_for_vectors_are_refused_and_not_nonsense(toy_bert: Pat
 def test_an_adapter_that_learned_language_fits_a_base_for_vectors(
     spec: Any, toy_bert: Path, tmp_path: Path
 ) -> None:
-    taught = adapters.attach(load(toy_bert, "language"), [spec])
+    taught = adapters.attach_adapters(load(toy_bert, "language"), [spec])
     with torch.no_grad():
-        for parameter in taught.trained.values():
+        for parameter in taught.trained_parameters.values():
             parameter.add_(0.1)
-    adapters.save(taught, tmp_path / "adapter")
-    worn = adapters.load(load(toy_bert), tmp_path / "adapter")
+    adapters.save_adapter(taught, tmp_path / "adapter")
+    worn = adapters.load_adapter(load(toy_bert), tmp_path / "adapter")
     wanted = dict(taught.model.named_parameters())
     learned = {
-        name: tensor for name, tensor in worn.model.named_parameters() if name in taught.trained
+        name: tensor
+        for name, tensor in worn.model.named_parameters()
+        if name in taught.trained_parameters
     }
-    assert learned.keys() == taught.trained.keys()
+    assert learned.keys() == taught.trained_parameters.keys()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in learned.items())
 
 
 def test_lora_on_a_base_for_vectors_changes_its_backbone_and_merges(toy_bert: Path) -> None:
     base = load(toy_bert)
     before = vectors(base, IDS)
-    stack = adapters.attach(base, [LoraSpec(rank=2)])
+    stack = adapters.attach_adapters(base, [LoraSpec(rank=2)])
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(0.1)
         after = vectors(base, IDS)
         assert not torch.allclose(before, after, atol=1e-3)
         torch.testing.assert_close(
-            stack.merged().base_model(input_ids=IDS).last_hidden_state, after, atol=1e-5, rtol=0
+            stack.create_merged_model().base_model(input_ids=IDS).last_hidden_state,
+            after,
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -165,7 +172,9 @@ def test_vectors_need_no_mask_token(toy_bert: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_model_in_a_recipe_can_be_loaded(toy_bert: Path) -> None:
-    base = models.load(ReaderSpec(path=toy_bert, max_tokens=16, trainable=True), CPU, "vectors")
+    base = models.load(
+        EncoderModelSpec(path=toy_bert, max_tokens=16, trainable=True), CPU, "vectors"
+    )
     assert base.max_tokens == 16 and not any(
         parameter.requires_grad for parameter in base.model.parameters()
     )

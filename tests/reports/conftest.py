@@ -14,7 +14,7 @@ from clinpeft.recipe import Recipe
 from clinpeft.reports import Entry
 from tests.runs.conftest import NIGHT, make_recipe, opening, results_of
 
-PAIR_SCORES = schemas.PAIR_SCORE.append(pa.field("task", pa.string())).append(
+PAIR_SCORES = schemas.PAIR_SCORE_SCHEMA.append(pa.field("task", pa.string())).append(
     pa.field("state", pa.string())
 )
 
@@ -224,11 +224,11 @@ def embedded(
         "share": 0.01,
         "training_seconds": 60.0,
     }
-    with runs.open_run(
+    with runs.open_run_folder(
         home, recipe, opening(run_id, **{**known, "counts": {"pairs.train": pairs}, **facts})
     ) as run:
         kept = {} if scores is None else {"pair_scores": scores}
-        return runs.record(
+        return runs.finish_run(
             run, results=results_of(*rows), attrition=[], tables=kept, finished=NIGHT
         )
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from clinpeft import runs
 from clinpeft.core import schemas
 from clinpeft.reports import Entry
-from tests.runs.conftest import NIGHT, opening, results_of
 from tests.reports.test_classification import TFIDF, against_tfidf, asked, id_of, score
+from tests.runs.conftest import NIGHT, opening, results_of
 
 LABELS = (
     ("401", 60, 40, 0.7),
@@ -56,7 +56,7 @@ def curves() -> pa.Table:
             point("probabilities", 0.125 + 0.25 * at, share, group, 100, None)
             for at, share in enumerate(shares)
         ]
-    return pa.Table.from_pylist(rows, schema=schemas.CURVE)
+    return pa.Table.from_pylist(rows, schema=schemas.CURVE_POINT_SCHEMA)
 
 
 def labels() -> pa.Table:
@@ -95,12 +95,12 @@ def answering(
         "tokens_seen": 6000,
     }
     recipe = asked(task, seed)
-    with runs.open_run(
+    with runs.open_run_folder(
         home, recipe, opening(id_of(number), **facts, command="clinpeft classify grid.toml")
     ) as run:
         for step in range(1, 21):
             measured = {"tuning_metric": 0.5 + step / 100} if step % 5 == 0 else {}
-            runs.append(
+            runs.append_log_event(
                 run,
                 "step",
                 step=step,
@@ -110,11 +110,11 @@ def answering(
                 learning_rate=0.1,
                 **measured,
             )
-        left = schemas.Attrition("stays", entered=412)
-        left.drop("no note", 9)
-        left.drop("newborn", 90)
+        left = schemas.Attrition("stays", entered_rows=412)
+        left.drop_rows("no note", 9)
+        left.drop_rows("newborn", 90)
         kept = {"curves": curves(), **({"labels": labels()} if task == "diagnoses" else {})}
-        return runs.record(
+        return runs.finish_run(
             run, results=results_of(*rows), attrition=[left], tables=kept, finished=NIGHT
         )
 

@@ -8,10 +8,10 @@ import pytest
 
 from clinpeft.reports import cards
 from clinpeft.reports.checklist import GAP, TRIPOD_AI, TRIPOD_LLM, checklist
-from tests.runs.conftest import finished_run
 from tests.reports.invented import answering
 from tests.reports.test_cards import metadata
 from tests.reports.test_classification import asked
+from tests.runs.conftest import finished_run
 
 PARTS = {
     3: "abc",

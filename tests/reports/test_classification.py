@@ -16,7 +16,7 @@ from clinpeft import reports
 from clinpeft.core import schemas
 from clinpeft.recipe import Cell, Recipe
 from clinpeft.reports import Entry, Estimate, Table
-from clinpeft.runs import Comparison, Listing, Run, identity
+from clinpeft.runs import Run, RunComparison, RunListing, compute_run_id
 from tests.runs.conftest import finished_run, make_recipe, results_of
 
 TFIDF = "TF-IDF + logistic regression"
@@ -363,7 +363,7 @@ def test_a_table_of_no_entries_is_a_table() -> None:
 
 def grid(name: str) -> list[Cell]:
     path = Path(__file__).parents[2] / "recipes" / f"{name}.toml"
-    return recipes.read(path, environment=ENVIRONMENT)
+    return recipes.load_recipe_cells(path, environment=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_the_best_row_of_table_3_is_the_same_run_in_table_4() -> None:
     ]
     assert len(best) == 5
     assert all(
-        identity(third[name], "s", "b", "1") == identity(fourth[name], "s", "b", "1")
+        compute_run_id(third[name], "s", "b", "1") == compute_run_id(fourth[name], "s", "b", "1")
         for name in best
     )
 
@@ -479,7 +479,7 @@ def test_a_run_without_adapters_trains_its_head_or_everything(tmp_path: Path) ->
         answered(tmp_path, id_of(at), recipe, score(0.8))
         for at, recipe in enumerate((asked(adapters=[]), whole, both))
     ]
-    table = reports.runs_list(Listing(tuple(runs)))
+    table = reports.runs_list(RunListing(tuple(runs)))
     assert [
         row["adapters"]
         for row in map(
@@ -550,7 +550,9 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
         {**point, "x": 0.1, "y": 0.12, "low": 0.1, "high": 0.2, "n": 200},
         {**point, "x": 0.9, "y": None, "low": None, "high": None, "n": 0},
     ]
-    curves = pa.Table.from_pylist([*bins, {**bins[0], "name": "net_benefit"}], schema=schemas.CURVE)
+    curves = pa.Table.from_pylist(
+        [*bins, {**bins[0], "name": "net_benefit"}], schema=schemas.CURVE_POINT_SCHEMA
+    )
     assert reports.calibration_table(curves, "t").texts == [
         ["mortality", "held_out", "model", "0.100", "0.120 (0.100–0.200)", "200"],
         ["mortality", "held_out", "model", "0.900", "–", "0"],
@@ -558,7 +560,7 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
 
 
 def test_predictions_are_shown_with_the_tables_that_have_rows() -> None:
-    none = schemas.CURVE.empty_table()
+    none = schemas.CURVE_POINT_SCHEMA.empty_table()
     assert [
         table.title for table in reports.scores_tables(results_of(score(0.8)), none, "mine")
     ] == ["mine"]
@@ -598,7 +600,7 @@ def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path
         score(0.1, name="auroc_difference", group="1 − 2"),
         score(0.0001, name="delong_p", group="1 − 2"),
     )
-    _, results, differences = reports.comparison(Comparison(first, second, (), ""), paired, "")
+    _, results, differences = reports.comparison(RunComparison(first, second, (), ""), paired, "")
     assert results.texts == [
         ["auroc", "mortality", "held_out", "model", "0.800 (0.780–0.820)", "0.700 (0.680–0.720)"]
     ]
@@ -609,7 +611,7 @@ def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path
 
 def test_two_runs_of_questions_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
     run = answered(tmp_path, id_of(1), asked(), score(0.8))
-    (_, results) = reports.comparison(Comparison(run, run, (), ""), None, "they ask other stays")
+    (_, results) = reports.comparison(RunComparison(run, run, (), ""), None, "they ask other stays")
     assert results.notes == ("Not comparable: they ask other stays.",)
     assert results.rows == (
         (

@@ -14,8 +14,8 @@ from clinpeft.reports import Entry, Estimate, Table
 from clinpeft.reports.embedding import ablated
 from clinpeft.reports.encoders import KNOWN, PUBLISHED, grid
 from tests.conftest import ROOT
-from tests.runs.conftest import opening
 from tests.reports.conftest import ablation, asked, embedded, row, separations, ten_backbones
+from tests.runs.conftest import opening
 
 
 def id_of(number: int) -> str:
@@ -119,7 +119,7 @@ def test_several_seeds_are_one_row_with_what_they_change_apart(tmp_path: Path) -
 
 
 def test_a_cell_that_failed_or_has_not_ended_says_so(tmp_path: Path) -> None:
-    with runs.open_run(
+    with runs.open_run_folder(
         tmp_path, asked("intfloat/e5-large-v2"), opening(id_of(2), kind="embed")
     ) as run:
         pass
@@ -306,7 +306,7 @@ def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path)
 
 def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> None:
     """The study's separation is similar less different (equation 3), up to the rounding of all three."""
-    cells = recipe.read(
+    cells = recipe.load_recipe_cells(
         ROOT / "recipes" / "cardiology-embedding.toml",
         environment={"CARDIOLOGY_BOOKS": "/books", "BACKBONES": "/models"},
     )

@@ -19,7 +19,13 @@ from clinpeft.reports import html as report
 from clinpeft.reports.adapters import adapter_card
 from clinpeft.reports.facts import Outgoing
 from clinpeft.reports.figures.classification import joined
-from clinpeft.runs.studies import Cell, ComparedPair, Comparison, Study, open_study
+from clinpeft.runs.studies import (
+    CellPairComparison,
+    StudyCell,
+    StudyComparison,
+    StudyRecord,
+    open_study,
+)
 from tests.reports.conftest import ten_backbones
 from tests.reports.invented import NAMES, ODD, answering, grid
 
@@ -30,7 +36,7 @@ pytest.importorskip("matplotlib")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a report, and its page."""
     home = tmp_path_factory.mktemp("report")
-    suppress = functools.partial(evaluation.suppressed, smallest=10)
+    suppress = functools.partial(evaluation.suppress_small_cells, smallest=10)
     entries = [
         dataclasses.replace(
             entry, run=Outgoing(entry.run.folder, entry.run.recipe, entry.run.record, suppress)
@@ -233,10 +239,12 @@ def test_a_grid_of_embeddings_has_its_five_tables_and_thirteen_figures(tmp_path:
     )
 
 
-def study_of(home: Path) -> Study:
+def study_of(home: Path) -> StudyRecord:
     entries = grid(home)
     cells = [
-        Cell(id_, entry.name, {}, entry.published, entry.run.id if entry.run else None, "finished")
+        StudyCell(
+            id_, entry.name, {}, entry.published, entry.run.id if entry.run else None, "finished"
+        )
         for entry, id_ in zip(entries, "abcdefgh", strict=True)
     ]
     row = {
@@ -252,17 +260,17 @@ def study_of(home: Path) -> Study:
     few = {**row, "value": 0.777, "n_subjects": 7}
     tuning = {**row, "value": 0.888, "split": "tuning"}
     results = tuple({**one, "definition": "d"} for one in (row, tuning))
-    pair = ComparedPair({"task": "mortality", "seed": 1}, "head only", ODD, "a", "b", results)
-    small = ComparedPair(
+    pair = CellPairComparison({"task": "mortality", "seed": 1}, "head only", ODD, "a", "b", results)
+    small = CellPairComparison(
         {"task": "mortality", "seed": 2}, "head only", ODD, "a", "b", ({**few, "definition": "d"},)
     )
-    compare = Comparison("LoRA against the head", {}, {}, (pair, small))
+    compare = StudyComparison("LoRA against the head", {}, {}, (pair, small))
     cells += [
-        Cell("i", "unlucky · mortality", {}, state="failed", reason="no room on the disk"),
-        Cell("j", "later", {}),
+        StudyCell("i", "unlucky · mortality", {}, state="failed", reason="no room on the disk"),
+        StudyCell("j", "later", {}),
     ]
     return open_study(
-        Study(
+        StudyRecord(
             home / "studies" / "grid-1",
             "1",
             "grid",

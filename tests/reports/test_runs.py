@@ -14,7 +14,7 @@ from clinpeft import reports, runs
 from clinpeft.core.errors import TrainingError
 from clinpeft.recipe import Recipe, SourceSpec
 from clinpeft.reports import Entry, Table
-from clinpeft.runs import Hashes
+from clinpeft.runs import InputHashes
 from tests.runs.conftest import NIGHT, finished_run, make_recipe, opening, result, results_of
 
 LORA = "aaaaaaaaaaaa"
@@ -44,8 +44,10 @@ def trained(home: Path, run_id: str = LORA, test: float = 9.0, **facts: Any) -> 
 
 
 def failed(home: Path, run_id: str = PREFIX) -> runs.Run:
-    with runs.open_run(home, make_recipe(adapters=[{"method": "prefix"}]), opening(run_id)) as run:
-        return runs.fail(
+    with runs.open_run_folder(
+        home, make_recipe(adapters=[{"method": "prefix"}]), opening(run_id)
+    ) as run:
+        return runs.fail_run(
             run,
             TrainingError(
                 "the loss is nan", location="step 7", hint="lower training.learning_rate"
@@ -250,7 +252,7 @@ def test_an_id_is_never_broken_on_a_terminal(tmp_path: Path) -> None:
 def test_a_run_of_a_kind_without_a_base_is_listed_too(tmp_path: Path) -> None:
     recipe = Recipe(kind="another", source=SourceSpec(name="files"))
     run = dataclasses.replace(trained(tmp_path), recipe=recipe)
-    assert reports.runs_list(runs.Listing((run,))).texts[0][5:7] == ["", ""]
+    assert reports.runs_list(runs.RunListing((run,))).texts[0][5:7] == ["", ""]
 
 
 def test_frozen_adapters_are_named_as_such(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_a_comparison_shows_what_differs_and_the_results_side_by_side(tmp_path: 
     other = finished_run(
         tmp_path, PREFIX, make_recipe(seed=7), rows=(result(9.5), result(3.0, name="accuracy"))
     )
-    differences, results = reports.comparison(runs.compare(trained(tmp_path), other))
+    differences, results = reports.comparison(runs.compare_runs(trained(tmp_path), other))
     assert ["seed", "1234", "7"] in differences.texts
     assert [
         "perplexity",
@@ -279,7 +281,7 @@ def test_a_comparison_shows_what_differs_and_the_results_side_by_side(tmp_path: 
 
 
 def test_a_comparison_with_a_paired_ratio_shows_it(tmp_path: Path) -> None:
-    found = runs.compare(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
+    found = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
     paired = results_of(result(1.05, name="perplexity_ratio", group=f"{PREFIX} / {LORA}"))
     assert reports.comparison(found, paired)[2].texts[0][:4] == [
         "perplexity_ratio",
@@ -291,8 +293,8 @@ def test_a_comparison_with_a_paired_ratio_shows_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reason", ["", "4 notes have another split"])
 def test_a_comparison_that_means_nothing_says_so(tmp_path: Path, reason: str) -> None:
-    hashes = Hashes(base="b2", tokenizer="t1" if reason else "t2", corpus_policy="1")
-    found = runs.compare(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
+    hashes = InputHashes(base="b2", tokenizer="t1" if reason else "t2", corpus_policy="1")
+    found = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
     expected = reason or "the tokenizers differ, so a token of one is not a token of the other"
     assert reports.comparison(found, reason=reason)[1].notes == (
         f"Not comparable on perplexity: {expected}.",

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from clinpeft import runs
 from clinpeft.core import schemas
-from clinpeft.recipe import Recipe, validated
+from clinpeft.recipe import Recipe, validate_recipe
 
 NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 NIGHT = datetime(2025, 3, 1, 23, 0, tzinfo=UTC)
@@ -25,11 +25,11 @@ def make_recipe(**changes: Any) -> Recipe:
         "base": {"path": "/models/toy-llama"},
         "adapters": [{"method": "lora", "rank": 16, "alpha": 32}],
     }
-    return validated({**document, **changes}, "a test")
+    return validate_recipe({**document, **changes}, "a test")
 
 
 def opening(run_id: str = "0123456789ab", **changes: Any) -> runs.RunRecord:
-    hashes = runs.Hashes(source="s1", base="b1", tokenizer="t1", corpus_policy="1")
+    hashes = runs.InputHashes(source="s1", base="b1", tokenizer="t1", corpus_policy="1")
     known = {"name": "clinical-lora", "kind": "adapt", "created": NOON, "started": NOON, "versions": {"clinpeft": "0.1.0"}, "hashes": hashes}
     return runs.RunRecord.model_validate({"id": run_id, **known, **changes})
 
@@ -42,13 +42,13 @@ def result(value: float | None, split: str = "held_out", group: str = "adapted",
 
 
 def results_of(*rows: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schemas.RESULT)
+    return pa.Table.from_pylist(list(rows), schema=schemas.METRIC_RESULT_SCHEMA)
 
 
 def likelihoods_of(nats_a_token: float = 2.0) -> pa.Table:
     tokens = [10, 20, 30]
     columns = {"note_id": ["a", "b", "c"], "subject_id": [1, 1, 2], "category": ["Surgery", None, "Surgery"], "split": ["train", "train", "held_out"]}
-    return schemas.table(schemas.LIKELIHOOD, {**columns, "tokens": tokens, "negative_log_likelihood": [n * nats_a_token for n in tokens]})
+    return schemas.build_arrow_table(schemas.LIKELIHOOD_SCHEMA, {**columns, "tokens": tokens, "negative_log_likelihood": [n * nats_a_token for n in tokens]})
 
 
 def finished_run(
@@ -56,8 +56,8 @@ def finished_run(
 ) -> runs.Run:
     """A run that ended well; ``facts`` go into its record from the beginning."""
     rows = rows or (result(14.0, group="base"), result(12.0, "train"), result(9.0))
-    with runs.open_run(home, recipe or make_recipe(), opening(run_id, **facts)) as run:
-        kept = schemas.Attrition("corpus", entered=10)
-        kept.drop("exact duplicate", 3)
+    with runs.open_run_folder(home, recipe or make_recipe(), opening(run_id, **facts)) as run:
+        kept = schemas.Attrition("corpus", entered_rows=10)
+        kept.drop_rows("exact duplicate", 3)
         thoughts = {"base": likelihoods_of(), "adapted": likelihoods_of(math.log(2))}
-        return runs.record(run, results=results_of(*rows), attrition=[kept], likelihoods=thoughts, finished=NIGHT)
+        return runs.finish_run(run, results=results_of(*rows), attrition=[kept], likelihoods=thoughts, finished=NIGHT)

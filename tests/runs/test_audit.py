@@ -15,7 +15,7 @@ from tests.runs.conftest import NOON
 
 
 def noted(home: Path, verb: str = "adapt") -> str:
-    return audit_log.note(home, audit_log.Noted("ann", NOON, verb, run="0123456789ab", recipe="r" * 64, data="d" * 64, result="f" * 64, counts={"notes": 3}))
+    return audit_log.write_audit_entry(home, audit_log.AuditEntry("ann", NOON, verb, run="0123456789ab", recipe="r" * 64, data="d" * 64, result="f" * 64, counts={"notes": 3}))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def rewritten(home: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    path = home / audit_log.LOG
+    path = home / audit_log.AUDIT_LOG_FILE
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
 
 
@@ -36,14 +36,14 @@ def edited(line: bytes, **changes: object) -> bytes:
 
 def resealed(line: bytes, **changes: object) -> bytes:
     """Edited by somebody who knows how the hash is made."""
-    return (json.dumps(audit_log._sealed({**json.loads(line), **changes}), sort_keys=True) + "\n").encode()
+    return (json.dumps(audit_log._add_hash({**json.loads(line), **changes}), sort_keys=True) + "\n").encode()
 
 
 def test_a_log_that_nobody_touched_holds(home: Path) -> None:
-    found = audit_log.verify(home)
-    assert (found.lines, found.problems, found.notices) == (4, (), ())
-    assert [line["verb"] for line in audit_log.lines(home)] == ["adapt", "classify", "privacy", "release"]
-    first = audit_log.lines(home)[0]
+    found = audit_log.verify_audit_log(home)
+    assert (found.line_count, found.problems, found.notices) == (4, (), ())
+    assert [line["verb"] for line in audit_log.read_audit_lines(home)] == ["adapt", "classify", "privacy", "release"]
+    first = audit_log.read_audit_lines(home)[0]
     assert (first["who"], first["when"], first["counts"], first["previous"]) == ("ann", NOON.isoformat(), {"notes": 3}, "0" * 64)
 
 
@@ -66,7 +66,7 @@ CHANGES: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
 @pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
 def test_every_change_is_seen(home: Path, change: Callable[[list[bytes]], list[bytes]], said: str) -> None:
     rewritten(home, change)
-    assert any(said in message for message in audit_log.verify(home).problems), audit_log.verify(home).problems
+    assert any(said in message for message in audit_log.verify_audit_log(home).problems), audit_log.verify_audit_log(home).problems
 
 
 @pytest.mark.parametrize("change", [change for change, _ in CHANGES.values()], ids=CHANGES)
@@ -74,47 +74,47 @@ def test_a_change_is_still_seen_after_further_lines(home: Path, change: Callable
     rewritten(home, change)
     noted(home)
     noted(home)
-    assert audit_log.verify(home).problems
+    assert audit_log.verify_audit_log(home).problems
 
 
 def test_a_head_that_is_missing_is_seen_and_stays_seen(home: Path) -> None:
     rewritten(home, lambda lines: lines[:2])
-    (home / audit_log.HEAD).unlink()
-    assert "cannot be known" in audit_log.verify(home).problems[0]
+    (home / audit_log.AUDIT_HEAD_FILE).unlink()
+    assert "cannot be known" in audit_log.verify_audit_log(home).problems[0]
     noted(home)
-    assert any("line 3 was written when audit.head was missing" in message for message in audit_log.verify(home).problems)
+    assert any("line 3 was written when audit.head was missing" in message for message in audit_log.verify_audit_log(home).problems)
 
 
 def test_a_log_written_anew_is_found_out_by_a_hash_that_was_noted_elsewhere(home: Path, tmp_path: Path) -> None:
-    seen = audit_log.verify(home).head
+    seen = audit_log.verify_audit_log(home).head_hash
     noted(home)
-    assert not audit_log.verify(home, seen).problems
-    for name in (audit_log.LOG, audit_log.HEAD):
+    assert not audit_log.verify_audit_log(home, seen).problems
+    for name in (audit_log.AUDIT_LOG_FILE, audit_log.AUDIT_HEAD_FILE):
         (home / name).unlink()
     noted(home, "adapt")
-    assert not audit_log.verify(home).problems, "from the inside nothing can be seen: docs/audit.md says so"
-    assert "written anew" in audit_log.verify(home, seen).problems[0]
+    assert not audit_log.verify_audit_log(home).problems, "from the inside nothing can be seen: docs/audit.md says so"
+    assert "written anew" in audit_log.verify_audit_log(home, seen).problems[0]
 
 
 def test_a_crash_between_line_and_head_is_a_notice_and_the_chain_goes_on(home: Path) -> None:
-    head = (home / audit_log.HEAD).read_bytes()
+    head = (home / audit_log.AUDIT_HEAD_FILE).read_bytes()
     noted(home)
-    (home / audit_log.HEAD).write_bytes(head)
-    found = audit_log.verify(home)
+    (home / audit_log.AUDIT_HEAD_FILE).write_bytes(head)
+    found = audit_log.verify_audit_log(home)
     assert not found.problems
     assert "does not know the last line" in found.notices[0]
     noted(home)
-    assert (audit_log.verify(home).lines, audit_log.verify(home).problems) == (6, ())
+    assert (audit_log.verify_audit_log(home).line_count, audit_log.verify_audit_log(home).problems) == (6, ())
 
 
 def test_a_line_cut_off_by_a_crash_is_taken_away_and_said(home: Path) -> None:
-    with (home / audit_log.LOG).open("ab") as file:
+    with (home / audit_log.AUDIT_LOG_FILE).open("ab") as file:
         file.write(b'{"number": 5, "who"')
-    assert "cut off while it was written" in audit_log.verify(home).notices[0]
-    assert not audit_log.verify(home).problems
+    assert "cut off while it was written" in audit_log.verify_audit_log(home).notices[0]
+    assert not audit_log.verify_audit_log(home).problems
     noted(home)
-    assert (audit_log.verify(home).lines, audit_log.verify(home).problems, audit_log.verify(home).notices) == (5, (), ())
-    assert audit_log.lines(home)[-1]["torn_bytes"] == 19
+    assert (audit_log.verify_audit_log(home).line_count, audit_log.verify_audit_log(home).problems, audit_log.verify_audit_log(home).notices) == (5, (), ())
+    assert audit_log.read_audit_lines(home)[-1]["torn_bytes"] == 19
 
 
 def _many(home: Path, count: int) -> None:
@@ -123,12 +123,12 @@ def _many(home: Path, count: int) -> None:
 
 
 def test_a_head_half_written_by_a_killed_process_goes(home: Path) -> None:
-    before = (home / audit_log.HEAD).read_bytes()
-    (home / f".{audit_log.HEAD}.1.partial").write_text("{", encoding="utf-8")  # of a process whose number another has now
-    audit_log.clear_left_behind(home)
+    before = (home / audit_log.AUDIT_HEAD_FILE).read_bytes()
+    (home / f".{audit_log.AUDIT_HEAD_FILE}.1.partial").write_text("{", encoding="utf-8")  # of a process whose number another has now
+    audit_log.remove_stale_audit_heads(home)
     assert not list(home.glob(".*.partial"))
-    assert (home / audit_log.HEAD).read_bytes() == before
-    assert audit_log.verify(home).problems == ()
+    assert (home / audit_log.AUDIT_HEAD_FILE).read_bytes() == before
+    assert audit_log.verify_audit_log(home).problems == ()
 
 
 def test_two_processes_take_turns(tmp_path: Path) -> None:
@@ -138,13 +138,13 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
         process.start()
     for process in both:
         process.join()
-    assert (audit_log.verify(tmp_path).lines, audit_log.verify(tmp_path).problems) == (50, ())
+    assert (audit_log.verify_audit_log(tmp_path).line_count, audit_log.verify_audit_log(tmp_path).problems) == (50, ())
 
 
 def test_the_log_is_for_its_user_alone(home: Path) -> None:
-    assert [oct((home / name).stat().st_mode & 0o077) for name in (audit_log.LOG, audit_log.LOCK)] == ["0o0", "0o0"]
+    assert [oct((home / name).stat().st_mode & 0o077) for name in (audit_log.AUDIT_LOG_FILE, audit_log.AUDIT_LOCK_FILE)] == ["0o0", "0o0"]
 
 
 def test_a_home_without_a_log_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no audit log"):
-        audit_log.verify(tmp_path)
+        audit_log.verify_audit_log(tmp_path)

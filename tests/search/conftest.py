@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clinpeft import search
-from clinpeft.recipe import Recipe, SearchSpec, validated
+from clinpeft.recipe import Recipe, SearchSpec, validate_recipe
 from clinpeft.runs import Run
 from clinpeft.search import worker
 
@@ -31,7 +31,7 @@ SPACE: dict[str, Any] = {
 
 
 def toy() -> Recipe:
-    return validated(RECIPE, "toy")
+    return validate_recipe(RECIPE, "toy")
 
 
 def asked(**keys: Any) -> SearchSpec:
@@ -71,15 +71,17 @@ def settings_of(recipe: Any) -> tuple[float, int]:
 @contextlib.contextmanager
 def bench(
     folder: Path, spec: SearchSpec, make: Callable[[Any], tuple[Run, bool]], name: str = "toy"
-) -> Iterator[search.Bench]:
+) -> Iterator[search.WorkerConfig]:
     """A worker at its bench, with connections of its own."""
-    space = search.space_of(spec, toy())
-    with search.opened(spec.storage, folder, name) as (kept, claims):
-        study = search.opened_study(kept, name, spec)
-        yield search.Bench(kept, study, claims, space, spec, toy(), make)
+    space = search.build_search_space(spec, toy())
+    with search.open_search_storage(spec.storage, folder, name) as (kept, claims):
+        study = search.open_optuna_study(kept, name, spec)
+        yield search.WorkerConfig(kept, study, claims, space, spec, toy(), make)
 
 
 @pytest.fixture
 def _surface(monkeypatch: pytest.MonkeyPatch) -> None:
     """The value of a run is its rank, so that no run has to be measured."""
-    monkeypatch.setattr(worker, "measured", lambda run, metric: float(settings_of(run.recipe)[1]))
+    monkeypatch.setattr(
+        worker, "read_objective_value", lambda run, metric: float(settings_of(run.recipe)[1])
+    )

@@ -13,10 +13,10 @@ import pytest
 
 from clinpeft import runs, search
 from clinpeft.core.errors import UsageError
-from clinpeft.core.schemas import RESULT
-from clinpeft.recipe import varied
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
+from clinpeft.recipe import apply_recipe_settings
 from clinpeft.runs import Run, RunRecord
-from clinpeft.runs.searches import Search
+from clinpeft.runs.searches import SearchRecord
 from tests.search.conftest import asked, bench, toy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,12 +39,12 @@ def row(
 
 
 def finished(home: Path, rank: int, rows: list[dict[str, Any]]) -> Run:
-    recipe = varied(toy(), {"adapters.0.rank": rank}, "test")
+    recipe = apply_recipe_settings(toy(), {"adapters.0.rank": rank}, "test")
     record = RunRecord(id=f"{rank:012x}", kind="classify", created=NOW, started=NOW)
-    with runs.open_run(home, recipe, record) as run:
-        return runs.record(
+    with runs.open_run_folder(home, recipe, record) as run:
+        return runs.finish_run(
             run,
-            results=pa.Table.from_pylist(rows, schema=RESULT),
+            results=pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA),
             attrition=(),
             finished=NOW,
             counts={"best_step": 2},
@@ -67,17 +67,17 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
         ]
         return finished(tmp_path / "home", rank, rows), True
 
-    whole = search.outcome.with_held_out
+    whole = search.outcome.add_held_out_results
 
-    def looked(known: Search, run: Run) -> Search:
+    def looked(known: SearchRecord, run: Run) -> SearchRecord:
         read.append(run.id)
         return whole(known, run)
 
-    monkeypatch.setattr(search.outcome, "with_held_out", looked)
+    monkeypatch.setattr(search.outcome, "add_held_out_results", looked)
     with bench(
         tmp_path / "search", asked(space={"adapters.0.rank": [2, 4, 8]}, trials=8), make
     ) as worker:
-        search.work(worker)
+        search.run_search_worker(worker)
         plain: Any = SimpleNamespace(
             search=worker.spec,
             search_id="0",
@@ -86,38 +86,44 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
             path=Path("toy.toml"),
             sha256="",
         )
-        known = search.found(worker.study, worker.space, plain, tmp_path, "now")
+        known = search.build_search_record(worker.study, worker.space, plain, tmp_path, "now")
     assert (
-        known.best is not None
-        and known.best.settings == {"adapters.0.rank": 8}
-        and known.best.value == 0.08
+        known.best_trial is not None
+        and known.best_trial.settings == {"adapters.0.rank": 8}
+        and known.best_trial.value == 0.08
     )
     assert known.held_out == () and not read
-    winner = str(known.best.run_id)
-    known = search.outcome.with_held_out(known, runs.read(tmp_path / "home" / winner))
+    winner = str(known.best_trial.run_id)
+    known = search.outcome.add_held_out_results(known, runs.read_run(tmp_path / "home" / winner))
     assert [held["value"] for held in known.held_out] == [1 / 8] and read == [winner]
 
 
 def test_held_out_values_could_be_anything(tmp_path: Path) -> None:
     one = finished(tmp_path, 2, [row("tuning", 0.7), row("held_out", 0.1)])
     other = finished(tmp_path, 4, [row("tuning", 0.7), row("held_out", 0.9)])
-    assert search.measured(one, "auroc") == search.measured(other, "auroc") == 0.7
+    assert (
+        search.read_objective_value(one, "auroc")
+        == search.read_objective_value(other, "auroc")
+        == 0.7
+    )
 
 
 def test_a_metric_that_is_measured_on_the_held_out_split_alone_is_refused(tmp_path: Path) -> None:
     run = finished(tmp_path, 2, [row("held_out", 0.9, name="separation"), row("tuning", 0.7)])
     with pytest.raises(UsageError, match="has no metric 'separation' on its tuning split"):
-        search.measured(run, "separation")
+        search.read_objective_value(run, "separation")
 
 
 def test_a_wrong_metric_gets_the_nearest_right_one(tmp_path: Path) -> None:
     run = finished(tmp_path, 2, [row("tuning", 0.7)])
     with pytest.raises(UsageError, match="did you mean 'auroc'"):
-        search.measured(run, "aurok")
+        search.read_objective_value(run, "aurok")
 
 
 def test_a_metric_that_is_not_known_is_none_and_never_zero(tmp_path: Path) -> None:
-    assert search.measured(finished(tmp_path, 2, [row("tuning", None)]), "auroc") is None
+    assert (
+        search.read_objective_value(finished(tmp_path, 2, [row("tuning", None)]), "auroc") is None
+    )
 
 
 def test_what_training_measured_is_taken_at_the_step_whose_weights_were_kept(
@@ -131,4 +137,4 @@ def test_what_training_measured_is_taken_at_the_step_whose_weights_were_kept(
     (run.folder / "log.jsonl").write_text(
         "\n".join(map(json.dumps, events)) + '\n{"event": "st', encoding="utf-8"
     )
-    assert search.measured(run, "tuning_accuracy") == 0.6
+    assert search.read_objective_value(run, "tuning_accuracy") == 0.6

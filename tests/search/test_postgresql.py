@@ -104,11 +104,11 @@ def test_two_hosts_share_the_trials_and_none_is_made_twice(tmp_path: Path, addre
     def meanwhile(recipe: Any) -> None:
         if not second.made:
             with bench(tmp_path / "there", spec, second, "two") as other:
-                search.work(other)
+                search.run_search_worker(other)
 
     first = Maker(meanwhile)
     with bench(tmp_path / "here", spec, first, "two") as worker:
-        search.work(worker)
+        search.run_search_worker(worker)
         assert [trial.state.name for trial in worker.study.trials] == ["COMPLETE"] * 6
     assert len(first.made) == 1 and len(second.made) == 5 and not set(first.made) & set(second.made)
 
@@ -128,14 +128,14 @@ def test_a_server_that_goes_away_loses_nothing(
         pytest.raises(StorageError, match="the storage of the search cannot be used") as raised,
         bench(tmp_path, spec, make, "gone") as worker,
     ):
-        search.work(worker)
+        search.run_search_worker(worker)
     assert "secret" not in str(raised.value) and "***" in raised.value.location
     with pytest.raises(StorageError), bench(tmp_path, spec, make, "gone"):
         pass
     cluster.start()
     make.before = lambda recipe: None
     with bench(tmp_path, spec, make, "gone") as worker:
-        search.work(worker)
+        search.run_search_worker(worker)
         assert [trial.state.name for trial in worker.study.trials] == ["COMPLETE"] * 4
     assert len(make.made) == 4  # the run that was made while the server was away was there
 
@@ -164,8 +164,8 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
         with bench(
             tmp_path / "here", asked(trials=3, storage=address, seed=3), make, "killed"
         ) as worker:
-            assert worker.claims.is_held(0)
-            search.work(worker)
+            assert worker.trial_locks.is_trial_locked(0)
+            search.run_search_worker(worker)
             assert [trial.state.name for trial in worker.study.trials] == [
                 "RUNNING",
                 "COMPLETE",
@@ -174,7 +174,7 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
             other.send_signal(signal.SIGKILL)
             other.wait()
             for _ in range(100):
-                search.work(worker)
+                search.run_search_worker(worker)
                 if worker.study.trials[0].state.name == "COMPLETE":
                     break
             assert [trial.state.name for trial in worker.study.trials] == ["COMPLETE"] * 3

@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.recipe import CompareSpec, SearchSpec, WorkersSpec, validated
-from clinpeft.search import PAPER, space_of
+from clinpeft.recipe import ComparisonSpec, SearchSpec, WorkersSpec, validate_recipe
+from clinpeft.search import PAPER_SEARCH_SPACES, build_search_space
 from tests.conftest import ROOT
 from tests.search.conftest import RECIPE, asked, toy
 
@@ -58,30 +58,34 @@ def test_a_wrong_space_is_named_with_its_place_and_way_out(
     space: Any, message: str, hint: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:
-        space_of(asked(space=space), toy())
+        build_search_space(asked(space=space), toy())
     assert message in raised.value.message and hint in raised.value.hint
     assert "space" in raised.value.location
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", PAPER_SEARCH_SPACES)
 def test_every_value_of_a_papers_table_fits_the_recipe_of_its_method(name: str) -> None:
     method = METHOD_OF.get(name, name.partition(":")[2])
-    recipe = validated(RECIPE | {"adapters": [{"method": "ia3"}, {"method": method}]}, "toy")
-    space = space_of(asked(space=name), recipe)
-    assert [one.key for one in space.dimensions] == [f"adapters.1.{key}" for key in PAPER[name]]
+    recipe = validate_recipe(RECIPE | {"adapters": [{"method": "ia3"}, {"method": method}]}, "toy")
+    space = build_search_space(asked(space=name), recipe)
+    assert [one.key for one in space.dimensions] == [
+        f"adapters.1.{key}" for key in PAPER_SEARCH_SPACES[name]
+    ]
 
 
 def test_a_papers_table_needs_an_adapter() -> None:
     with pytest.raises(RecipeError, match="is for an adapter, and the recipe has 0"):
-        space_of(asked(space="paper:lora"), validated(RECIPE | {"adapters": []}, "toy"))
+        build_search_space(
+            asked(space="paper:lora"), validate_recipe(RECIPE | {"adapters": []}, "toy")
+        )
 
 
 def test_rising_numbers_are_drawn_by_their_place_and_names_are_not() -> None:
-    space = space_of(
+    space = build_search_space(
         asked(
             space={
                 "adapters.0.rank": [2, 4, 16],
-                "reading.keep": ["head", "tail"],
+                "truncation.keep": ["head", "tail"],
                 "evaluation.subgroups": [True, False],
             }
         ),
@@ -89,21 +93,25 @@ def test_rising_numbers_are_drawn_by_their_place_and_names_are_not() -> None:
     )
     drawn = space.distributions
     assert drawn["adapters.0.rank"] == IntDistribution(0, 2)
-    assert isinstance(drawn["reading.keep"], CategoricalDistribution) and isinstance(
+    assert isinstance(drawn["truncation.keep"], CategoricalDistribution) and isinstance(
         drawn["evaluation.subgroups"], CategoricalDistribution
     )
-    settings = space.settings(
-        {"adapters.0.rank": 2, "reading.keep": "tail", "evaluation.subgroups": False}
+    settings = space.to_settings(
+        {"adapters.0.rank": 2, "truncation.keep": "tail", "evaluation.subgroups": False}
     )
     assert settings == {
         "adapters.0.rank": 16,
-        "reading.keep": "tail",
+        "truncation.keep": "tail",
         "evaluation.subgroups": False,
     }
 
 
 def test_every_key_is_on_its_page() -> None:
-    for page, spec in (("search", SearchSpec), ("studies", CompareSpec), ("search", WorkersSpec)):
+    for page, spec in (
+        ("search", SearchSpec),
+        ("studies", ComparisonSpec),
+        ("search", WorkersSpec),
+    ):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
         assert not [
             key for key in spec.model_fields if f"`{key}`" not in text and f"{key} = " not in text
@@ -112,7 +120,7 @@ def test_every_key_is_on_its_page() -> None:
 
 def test_the_papers_lora_space_is_the_published_one() -> None:
     """Released configurations, June 2023: r {2, 4, 8, 16}, alpha {4, 8, 16, 32}, dropout {0, 0.1, 0.2}."""
-    assert PAPER["paper:lora"] == {
+    assert PAPER_SEARCH_SPACES["paper:lora"] == {
         "rank": (2, 4, 8, 16),
         "alpha": (4, 8, 16, 32),
         "dropout": (0.0, 0.1, 0.2),

@@ -14,7 +14,7 @@ import torch
 from clinpeft import tokenization
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RecipeError
-from clinpeft.recipe import ReadingSpec
+from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization import documents as documents_file
 from tests.conftest import WORDS, toy_tokenizer
 
@@ -46,7 +46,9 @@ def write_cohort(folder: Path, texts: list[str], splits: list[str] | None = None
         "text": texts,
         "sex": ["F" for _ in rows],
     }
-    pq.write_table(schemas.table(schemas.COHORT, columns), folder / "cohort.parquet")
+    pq.write_table(
+        schemas.build_arrow_table(schemas.COHORT_SCHEMA, columns), folder / "cohort.parquet"
+    )
     return folder / "cohort.parquet"
 
 
@@ -61,7 +63,7 @@ def encode(
     """Documents of ``texts`` in windows of ``room`` tokens beside the special ones."""
     masked = tokenizer.cls_token_id is not None
     special = len(tokenization.document_layout(tokenizer, "masked-lm" if masked else "causal-lm"))
-    reading = ReadingSpec.model_validate({"overlap_tokens": 2, **spec})
+    reading = TruncationSpec.model_validate({"overlap_tokens": 2, **spec})
     cohort = write_cohort(folder, texts, splits)
     return tokenization.encode_documents(
         cohort,
@@ -126,7 +128,7 @@ def test_whole_sections_are_read_by_importance_in_the_order_of_the_note(
 ) -> None:
     documents = encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["Plan"])
     assert words(documents, decoder) == ["<s> home stable <unk> <unk> follow up"]
-    assert documents.attrition.dropped == {"in a section of lower priority": 6}
+    assert documents.attrition.dropped_rows == {"in a section of lower priority": 6}
     (exam,) = words(
         encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["exam", "plan"]), decoder
     )
@@ -148,13 +150,13 @@ def test_a_long_first_section_is_cut_and_a_note_without_headings_read_from_its_h
         "past the first 5 tokens of the most important section",
         "no heading, and past the first 5 tokens of the note",
     )
-    assert documents.attrition.dropped == {
+    assert documents.attrition.dropped_rows == {
         past: 1,
         "in a section of lower priority": 6,
         no_heading: 7,
     }
     assert (
-        documents.whole.dropped == {past: 1, no_heading: 1} and documents.whole.kept == 1
+        documents.whole.dropped_rows == {past: 1, no_heading: 1} and documents.whole.kept_rows == 1
     )  # a note counts once, under its chief reason
 
 
@@ -190,7 +192,7 @@ def test_counts_add_up_in_tokens_and_in_documents(
         1,
         6,
     ]
-    assert documents.attrition.kept == documents.tokens_read.sum()
+    assert documents.attrition.kept_rows == documents.tokens_read.sum()
 
 
 @pytest.mark.parametrize("keep", ["head", "tail", "head-and-tail", "sections", "windows"])
@@ -213,19 +215,19 @@ def test_notes_of_any_length_add_up_under_every_way_of_reading(
         max_windows=4,
     )
     lengths = [len(ids) for ids in decoder(texts, add_special_tokens=False)["input_ids"]]
-    assert documents.tokens_total.tolist() == lengths and documents.attrition.entered == sum(
+    assert documents.tokens_total.tolist() == lengths and documents.attrition.entered_rows == sum(
         lengths
     )
     assert (
-        documents.attrition.kept == documents.tokens_read.sum()
-        and documents.whole.entered == len(texts)
+        documents.attrition.kept_rows == documents.tokens_read.sum()
+        and documents.whole.entered_rows == len(texts)
     )
     assert (
         documents.lengths.max() <= room + 1
         and (documents.tokens[documents.starts] == decoder.bos_token_id).all()
     )
     assert np.array_equal(np.unique(documents.document), np.arange(len(texts)))
-    assert documents.whole.kept == sum(
+    assert documents.whole.kept_rows == sum(
         documents.tokens_read[1:] == documents.tokens_total[1:]
     )  # the first has no text
     assert np.bincount(documents.document).max() <= (4 if keep == "windows" else 1)
@@ -255,7 +257,7 @@ def test_a_note_longer_than_all_its_windows_is_cut_behind_the_last(
         tmp_path, [" ".join(["fever"] * 20_000)], decoder, keep="windows", max_windows=3
     )
     assert documents.lengths.tolist() == [7, 7, 7]
-    assert documents.tokens_read.tolist() == [6 + 4 + 4] and documents.attrition.dropped == {
+    assert documents.tokens_read.tolist() == [6 + 4 + 4] and documents.attrition.dropped_rows == {
         "behind the last window": 20_000 - 14
     }
 
@@ -265,13 +267,16 @@ def test_a_note_without_text_is_its_special_tokens_and_counted(
 ) -> None:
     documents = encode(tmp_path, ["no fever", " \n "], encoder)
     assert words(documents, encoder) == ["[CLS] no fever [SEP]", "[CLS] [SEP]"]
-    assert documents.whole.dropped == {"no text": 1} and documents.of("train").tolist() == [0, 1]
+    assert documents.whole.dropped_rows == {"no text": 1} and documents.of("train").tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_without_special_tokens_a_note_without_text_is_left_out_and_counted(tmp_path: Path) -> None:
     plain = toy_tokenizer({"pad_token": "<pad>"})
     documents = encode(tmp_path, ["no fever", "", LONG, ""], plain, keep="windows")
-    assert documents.whole.dropped == {
+    assert documents.whole.dropped_rows == {
         "no text, and no special tokens to read instead: left out": 2
     }
     assert documents.of("train").tolist() == [0, 2] and documents.document.tolist() == [0, 2, 2, 2]
@@ -287,7 +292,7 @@ def test_without_special_tokens_a_note_without_text_is_left_out_and_counted(tmp_
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_a_cohort_with_nothing_to_read_is_no_crash(tmp_path: Path, texts: list[str]) -> None:
     documents = encode(tmp_path, texts, toy_tokenizer({"pad_token": "<pad>"}))
-    assert documents.of("train").tolist() == [] and documents.attrition.entered == 0
+    assert documents.of("train").tolist() == [] and documents.attrition.entered_rows == 0
     assert tokenization.document_batches(documents, documents.of("train"), 8) == []
 
 
@@ -329,13 +334,13 @@ def test_documents_know_their_split_and_the_columns_of_their_cohort_but_no_text(
     documents = encode(
         tmp_path, ["no fever", "cough", "pain"], decoder, splits=["held_out", "train", "held_out"]
     )
-    assert [documents.of(split).tolist() for split in schemas.SPLITS] == [[1], [], [0, 2]]
+    assert [documents.of(split).tolist() for split in schemas.SPLIT_NAMES] == [[1], [], [0, 2]]
     assert documents.table(["stay_id", "sex"]).to_pylist() == [
         {"stay_id": 200 + row, "sex": "F"} for row in range(3)
     ]
     assert documents.table(["sex", "split", "stay_id"]).column_names == ["sex", "split", "stay_id"]
     assert documents.table().column_names == [
-        name for name in schemas.COHORT.names if name != "text"
+        name for name in schemas.COHORT_SCHEMA.names if name != "text"
     ]
     assert not any(b"cough" in path.read_bytes() for path in documents.folder.iterdir())
     with pytest.raises(KeyError, match="text"):
@@ -449,7 +454,7 @@ def test_windows_that_overlap_wholly_and_sections_without_names_are_refused(
 ) -> None:
     for wrong, location in (
         ({"keep": "windows", "overlap_tokens": 6}, "reading.overlap_tokens"),
-        ({"keep": "sections"}, "reading.sections"),
+        ({"keep": "sections"}, "truncation.sections"),
     ):
         with pytest.raises(RecipeError) as refused:
             encode(tmp_path, [LONG], decoder, **wrong)

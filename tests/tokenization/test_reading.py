@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.recipe import ReadingSpec
+from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization.truncation import (
     BEHIND,
     KEEP,
@@ -25,8 +25,8 @@ PAST = "past the first 6 tokens of the most important section"
 NO_HEADING = "no heading, and past the first 6 tokens of the note"
 
 
-def spec(keep: str, **more: object) -> ReadingSpec:
-    return ReadingSpec.model_validate(
+def spec(keep: str, **more: object) -> TruncationSpec:
+    return TruncationSpec.model_validate(
         {"keep": keep, "sections": ("plan", "cc"), "overlap_tokens": 2, **more}
     )
 
@@ -161,4 +161,4 @@ def test_windows_that_overlap_wholly_are_refused(overlap: int) -> None:
 def test_sections_without_names_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match="does not name them") as refused:
         reading("sections", 10, sections=names)
-    assert refused.value.location == "reading.sections"
+    assert refused.value.location == "truncation.sections"

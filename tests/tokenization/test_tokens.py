@@ -11,7 +11,7 @@ import pytest
 from clinpeft import tokenization
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.recipe import BaseSpec
+from clinpeft.recipe import LanguageModelSpec
 from tests.conftest import toy_tokenizer
 
 BOS, EOS = 0, 1
@@ -31,7 +31,9 @@ def write_corpus(folder: Path, texts: list[str], splits: list[str] | None = None
         "split": splits or ["train" for _ in rows],
         "text": texts,
     }
-    pq.write_table(schemas.table(schemas.CORPUS, columns), folder / "corpus.parquet")
+    pq.write_table(
+        schemas.build_arrow_table(schemas.CORPUS_SCHEMA, columns), folder / "corpus.parquet"
+    )
     return folder / "corpus.parquet"
 
 
@@ -39,7 +41,7 @@ def encode(
     folder: Path,
     texts: list[str],
     tokenizer: tokenization.Tokenizer,
-    base: BaseSpec,
+    base: LanguageModelSpec,
     objective: str = "causal-lm",
 ) -> tokenization.Encodings:
     corpus = write_corpus(folder, texts)
@@ -52,7 +54,7 @@ def test_a_long_note_becomes_windows_that_hold_every_token_once(
     tmp_path: Path, tokenizer: tokenization.Tokenizer
 ) -> None:
     text = "the patient is a year old man with known heart failure who came to hospital because of short breath"
-    encodings = encode(tmp_path, [text], tokenizer, BaseSpec(path=tmp_path, max_tokens=8))
+    encodings = encode(tmp_path, [text], tokenizer, LanguageModelSpec(path=tmp_path, max_tokens=8))
     pieces = [
         encodings.tokens[start : start + length].tolist()
         for start, length in zip(encodings.starts, encodings.lengths, strict=True)
@@ -66,13 +68,13 @@ def test_a_long_note_becomes_windows_that_hold_every_token_once(
     ]  # 19 words in windows of 6, eos only at the very end
     words = [token for piece in pieces for token in piece if token not in (BOS, EOS)]
     assert words == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert (encodings.attrition.entered, encodings.attrition.kept) == (19, 19)
+    assert (encodings.attrition.entered_rows, encodings.attrition.kept_rows) == (19, 19)
 
 
 def test_truncation_keeps_the_first_tokens_and_counts_the_rest(
     tmp_path: Path, tokenizer: tokenization.Tokenizer
 ) -> None:
-    base = BaseSpec(path=tmp_path, max_tokens=8, overflow="truncate")
+    base = LanguageModelSpec(path=tmp_path, max_tokens=8, overflow="truncate")
     encodings = encode(
         tmp_path,
         ["the patient is a year old man with known heart failure", "no fever"],
@@ -80,13 +82,15 @@ def test_truncation_keeps_the_first_tokens_and_counts_the_rest(
         base,
     )
     assert encodings.lengths.tolist() == [8, 4]
-    assert encodings.attrition.dropped == {"past the first 6 tokens of its note": 5}
+    assert encodings.attrition.dropped_rows == {"past the first 6 tokens of its note": 5}
 
 
 def test_an_empty_note_is_only_its_special_tokens(
     tmp_path: Path, tokenizer: tokenization.Tokenizer
 ) -> None:
-    encodings = encode(tmp_path, ["", "no fever"], tokenizer, BaseSpec(path=tmp_path, max_tokens=8))
+    encodings = encode(
+        tmp_path, ["", "no fever"], tokenizer, LanguageModelSpec(path=tmp_path, max_tokens=8)
+    )
     assert encodings.lengths.tolist() == [2, 4]
 
 
@@ -97,7 +101,7 @@ def test_no_room_for_text_is_an_error_that_says_how_much_is_needed(tmp_path: Pat
             tmp_path / "none",
             None,
             shape,
-            BaseSpec(path=tmp_path, max_tokens=8),
+            LanguageModelSpec(path=tmp_path, max_tokens=8),
             tmp_path / "encoded",
         )
 
@@ -107,7 +111,7 @@ def test_interrupted_encoding_leaves_nothing_finished(
 ) -> None:
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        encode(tmp_path, ["no fever"], tokenizer, BaseSpec(path=tmp_path))
+        encode(tmp_path, ["no fever"], tokenizer, LanguageModelSpec(path=tmp_path))
     assert not tokenization.is_encoded(tmp_path / "encoded")
 
 
@@ -115,7 +119,7 @@ def test_encodings_are_the_same_when_opened_again(
     tmp_path: Path, tokenizer: tokenization.Tokenizer
 ) -> None:
     first = encode(
-        tmp_path, ["no fever was found", "chest pain"], tokenizer, BaseSpec(path=tmp_path)
+        tmp_path, ["no fever was found", "chest pain"], tokenizer, LanguageModelSpec(path=tmp_path)
     )
     again = tokenization.open_encodings(tmp_path / "encoded")
     assert first.tokens.tolist() == again.tokens.tolist() and first.table.equals(again.table)
@@ -142,7 +146,10 @@ def test_a_long_window_does_not_stand_beside_thousands_of_short_ones() -> None:
 
 def test_a_batch_knows_its_documents(tmp_path: Path, tokenizer: tokenization.Tokenizer) -> None:
     encodings = encode(
-        tmp_path, ["no fever", "the patient is stable", "cough"], tokenizer, BaseSpec(path=tmp_path)
+        tmp_path,
+        ["no fever", "the patient is stable", "cough"],
+        tokenizer,
+        LanguageModelSpec(path=tmp_path),
     )
     batch = tokenization.gather(encodings, np.array([1, 2]))
     assert batch.boundaries.tolist() == [0, 6, 9]
@@ -158,7 +165,7 @@ def test_encoders_read_cls_and_sep_around_every_window(tmp_path: Path) -> None:
         tmp_path,
         ["the patient is a year old man with known heart failure"],
         bert,
-        BaseSpec(path=tmp_path, max_tokens=8),
+        LanguageModelSpec(path=tmp_path, max_tokens=8),
         "masked-lm",
     )
     pieces = [

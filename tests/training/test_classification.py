@@ -11,20 +11,20 @@ import torch
 
 from clinpeft import training
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import COHORT, Kind, Question
+from clinpeft.core.schemas import COHORT_SCHEMA, LabelSpace, ProblemType
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
 from clinpeft.tokenization import Ints
-from clinpeft.training import Course, Exam
-from clinpeft.training.classification import summed_loss
+from clinpeft.training import ClassificationData, Trainable
+from clinpeft.training.classification import sum_classification_loss
 
-CREW = training.assemble()
+CREW = training.create_accelerator()
 VECTORS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 PLAIN = LossSpec()
 SPEC = ClassifierTrainingSpec(batch_notes=5, learning_rate=1e-2, head_learning_rate=5e-2)
 
 
-def question(kind: Kind = "multiclass", classes: int = 3, name: str = "asked") -> Question:
-    return Question(
+def question(kind: ProblemType = "multiclass", classes: int = 3, name: str = "asked") -> LabelSpace:
+    return LabelSpace(
         name,
         kind,
         tuple(f"c{at}" for at in range(classes)),
@@ -35,25 +35,28 @@ def question(kind: Kind = "multiclass", classes: int = 3, name: str = "asked") -
 
 
 def exam(
-    weights: torch.nn.Parameter, truth: torch.Tensor, asked: Question | None = None, micro: int = 4
-) -> Exam:
+    weights: torch.nn.Parameter,
+    truth: torch.Tensor,
+    asked: LabelSpace | None = None,
+    micro: int = 4,
+) -> ClassificationData:
     """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others to tune on."""
 
     def answer(documents: Ints) -> torch.Tensor:
         return VECTORS[torch.from_numpy(documents)] @ weights
 
-    return Exam(
-        question=asked or question(),
-        answer=answer,
-        truth=truth,
-        lengths=np.arange(1, 13),
-        train=np.arange(9),
-        tuning=np.arange(9, 12),
-        grouped=lambda chosen: [
+    return ClassificationData(
+        label_space=asked or question(),
+        compute_logits=answer,
+        labels=truth,
+        token_counts=np.arange(1, 13),
+        train_documents=np.arange(9),
+        tuning_documents=np.arange(9, 12),
+        make_micro_batches=lambda chosen: [
             chosen[start : start + micro] for start in range(0, len(chosen), micro)
         ],
-        scores=lambda chosen: answer(chosen).detach().numpy(),
-        metric=lambda _, chosen: float(len(chosen)),
+        gather_logits=lambda chosen: answer(chosen).detach().numpy(),
+        compute_metric=lambda _, chosen: float(len(chosen)),
     )
 
 
@@ -64,12 +67,14 @@ def parameter(classes: int = 3, seed: int = 1) -> torch.nn.Parameter:
 
 
 def course(
-    exams: list[Exam],
+    exams: list[ClassificationData],
     parameters: dict[str, torch.nn.Parameter],
     loss: LossSpec = PLAIN,
     heads: tuple[str, ...] = (),
-) -> Course:
-    return training.classification(exams, parameters, lambda _: None, loss, SPEC, 7, CREW, heads)
+) -> Trainable:
+    return training.build_classification_trainable(
+        exams, parameters, lambda _: None, loss, SPEC, 7, CREW, heads
+    )
 
 
 TRUTH = torch.tensor(
@@ -116,7 +121,7 @@ def test_a_class_that_is_not_in_training_weighs_nothing_and_breaks_nothing() -> 
 def test_over_labels_the_loss_is_a_mean() -> None:
     logits = torch.tensor([[0.0, 2.0], [-1.0, 0.0]])
     wanted = torch.tensor([[True, True], [False, True]])
-    sums = summed_loss(logits, wanted, question("multilabel", 2))
+    sums = sum_classification_loss(logits, wanted, question("multilabel", 2))
     # -log sigmoid of: 0, 2; 1, 0
     by_hand = (np.log(2) + np.log1p(np.exp(-2))) / 2 + (np.log1p(np.exp(-1)) + np.log(2)) / 2
     assert sums.targets == 2 and float(sums.loss) == pytest.approx(by_hand, rel=1e-6)
@@ -129,16 +134,19 @@ def test_an_epoch_asks_every_document_of_every_question_once() -> None:
     two = course(
         [exam(weights, TRUTH), exam(weights, TRUTH, question(name="other"))], {"w": weights}
     )
-    steps = two.epoch(0)
+    steps = two.make_epoch_batches(0)
     assert [len(step) for step in steps] == [5, 5, 5, 3]
     assert sorted(np.concatenate(steps).tolist()) == [
         *range(9),
         *range(12, 21),
     ]  # the documents of the second begin behind those of the first
     assert any((step < 12).any() and (step >= 12).any() for step in steps)
-    assert all(np.array_equal(one, again) for one, again in zip(steps, two.epoch(0), strict=True))
-    assert not np.array_equal(np.concatenate(steps), np.concatenate(two.epoch(1)))
-    assert two.tokens(np.array([0, 2, 12, 23])) == 1 + 3 + 1 + 12
+    assert all(
+        np.array_equal(one, again)
+        for one, again in zip(steps, two.make_epoch_batches(0), strict=True)
+    )
+    assert not np.array_equal(np.concatenate(steps), np.concatenate(two.make_epoch_batches(1)))
+    assert two.count_tokens(np.array([0, 2, 12, 23])) == 1 + 3 + 1 + 12
 
 
 def test_several_questions_add_up_each_by_its_own_head() -> None:
@@ -157,8 +165,8 @@ def test_several_questions_add_up_each_by_its_own_head() -> None:
         * 3
     )
     assert targets == 5 and summed == pytest.approx(float(one + other), rel=1e-6)
-    assert both.measure is not None
-    measured = both.measure()
+    assert both.evaluate is not None
+    measured = both.evaluate()
     assert (
         measured["tuning_metric"] == measured["tuning_metric.asked"] == 3
         and measured["tuning_metric.labels"] == 3
@@ -193,8 +201,10 @@ def test_micro_batches_change_no_gradient(weighed: str) -> None:
 
 def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> None:
     weights = parameter()
-    assert course([exam(weights, TRUTH)], {"w": weights}, heads=("w",)).scales == {"w": 5.0}
-    same = training.classification(
+    assert course([exam(weights, TRUTH)], {"w": weights}, heads=("w",)).learning_rate_factors == {
+        "w": 5.0
+    }
+    same = training.build_classification_trainable(
         [exam(weights, TRUTH)],
         {"w": weights},
         lambda _: None,
@@ -204,7 +214,7 @@ def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> 
         CREW,
         ("w",),
     )
-    assert same.scales == {}
+    assert same.learning_rate_factors == {}
 
 
 @pytest.mark.parametrize(
@@ -214,16 +224,19 @@ def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> 
 def test_the_best_weights_are_chosen_as_the_recipe_says(by: str, wanted: tuple[str, bool]) -> None:
     weights = parameter()
     spec = SPEC.model_copy(update={"select_by": by})
-    found = training.classification(
+    found = training.build_classification_trainable(
         [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), spec, 7, CREW
     )
-    assert (found.best_by, found.higher_is_better) == wanted
+    assert (found.best_metric, found.higher_is_better) == wanted
 
 
 def test_without_a_tuning_split_nothing_is_measured() -> None:
     weights = parameter()
     assert (
-        course([replace(exam(weights, TRUTH), tuning=np.arange(0))], {"w": weights}).measure is None
+        course(
+            [replace(exam(weights, TRUTH), tuning_documents=np.arange(0))], {"w": weights}
+        ).evaluate
+        is None
     )
 
 
@@ -231,13 +244,13 @@ def cohort(**columns: list[object]) -> pa.Table:
     rows = len(next(iter(columns.values())))
     known = {"stay_id": list(range(100, 100 + rows)), **columns}
     return pa.table(
-        {name: pa.array(values, COHORT.field(name).type) for name, values in known.items()}
+        {name: pa.array(values, COHORT_SCHEMA.field(name).type) for name, values in known.items()}
     )
 
 
 def test_known_answers_are_classes_or_a_row_of_labels() -> None:
-    assert training.truth(cohort(label=[2, 0, 1]), question()).tolist() == [2, 0, 1]
-    labels = training.truth(cohort(labels=[[0, 2], [], [1]]), question("multilabel"))
+    assert training.encode_labels(cohort(label=[2, 0, 1]), question()).tolist() == [2, 0, 1]
+    labels = training.encode_labels(cohort(labels=[[0, 2], [], [1]]), question("multilabel"))
     assert labels.tolist() == [[True, False, True], [False, False, False], [False, True, False]]
 
 
@@ -246,16 +259,16 @@ def test_known_answers_are_classes_or_a_row_of_labels() -> None:
     [({"label": [0, 3]}, question()), ({"labels": [[0], [1, -1]]}, question("multilabel"))],
 )
 def test_an_answer_that_is_no_class_is_named_by_its_stay(
-    columns: dict[str, list[object]], asked: Question
+    columns: dict[str, list[object]], asked: LabelSpace
 ) -> None:
     with pytest.raises(InputError, match="is none of the 3 classes of asked") as raised:
-        training.truth(cohort(**columns), asked)
+        training.encode_labels(cohort(**columns), asked)
     assert raised.value.location == "stay_id 101"
 
 
 def test_shuffled_answers_are_the_same_ones_dealt_out_anew_among_the_documents_named() -> None:
     known = torch.arange(50)
-    dealt = training.shuffled(known, np.arange(30), seed=3)
+    dealt = training.shuffle_labels(known, np.arange(30), seed=3)
     assert sorted(dealt[:30].tolist()) == list(range(30)) and dealt[:30].tolist() != list(range(30))
     assert dealt[30:].tolist() == list(range(30, 50)) and known.tolist() == list(range(50))
-    assert torch.equal(dealt, training.shuffled(known, np.arange(30), seed=3))
+    assert torch.equal(dealt, training.shuffle_labels(known, np.arange(30), seed=3))

@@ -16,25 +16,25 @@ import torch
 from clinpeft import adapters, models, tokenization, training
 from clinpeft.core.errors import InputError, RecipeError, TrainingError
 from clinpeft.models import Pooling
-from clinpeft.recipe import BaseSpec, LoraSpec
+from clinpeft.recipe import LanguageModelSpec, LoraSpec
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
 from clinpeft.tokenization import Ints
 from clinpeft.training.contrastive import (
     TUNING_ACCURACY,
     TUNING_LOSS,
     Embedder,
-    asked,
-    cached_backward,
-    contrastive,
-    read,
-    step_loss,
-    tuning,
+    build_contrastive_batch,
+    build_contrastive_trainable,
+    build_tuning_evaluation,
+    compute_step_loss,
+    embed_text_ids,
+    run_cached_backward,
 )
-from clinpeft.training.contrastive_batches import Pairs, Texts
-from clinpeft.training.trainer import Sums, dropout_seed
+from clinpeft.training.contrastive_batches import TextAttributes, TextPairs
+from clinpeft.training.trainer import LossSum, derive_dropout_seed
 from tests.conftest import MakeFolder
 
-CREW = training.assemble()
+CREW = training.create_accelerator()
 COUNT = 12  # pairs
 SPEC = ContrastiveTrainingSpec(
     learning_rate=1e-2,
@@ -69,7 +69,9 @@ class Toy:
         mask = (
             torch.arange(padded.shape[1])[None] < torch.from_numpy(self.lengths[texts])[:, None]
         ).long()
-        return models.pool(adapters.hidden(self.stack, padded, mask), mask, self.pooling)
+        return models.pool(
+            adapters.compute_hidden_states(self.stack, padded, mask), mask, self.pooling
+        )
 
     @property
     def embedder(self) -> Embedder:
@@ -81,12 +83,12 @@ class Toy:
 
 def toy(folder: Path, pooling: Pooling, dropout: float = 0.3, targets: tuple[str, ...] = ()) -> Toy:
     torch.manual_seed(1)
-    stack = adapters.attach(
-        models.load(BaseSpec(path=folder, max_tokens=128), torch.device("cpu")),
+    stack = adapters.attach_adapters(
+        models.load(LanguageModelSpec(path=folder, max_tokens=128), torch.device("cpu")),
         [LoraSpec(rank=4, dropout=dropout, targets=targets)],
     )
     with torch.no_grad():
-        for parameter in stack.trained.values():
+        for parameter in stack.trained_parameters.values():
             parameter.add_(
                 0.3 * torch.randn_like(parameter)
             )  # a fresh B is 0, and would hide A and its dropout
@@ -104,33 +106,33 @@ def model(request: pytest.FixtureRequest, toy_llama: MakeFolder, toy_bert: Path)
     return makers[request.param]()
 
 
-def twelve(lengths: Ints, hard: bool = True) -> Pairs:
+def twelve(lengths: Ints, hard: bool = True) -> TextPairs:
     """Pairs of a passage each, with two hard negatives each, one of them shared."""
     every = np.arange(len(lengths))
-    texts = Texts(lengths, every, every, every)
+    texts = TextAttributes(lengths, every, every, every)
     named = np.stack([2 * COUNT + np.arange(COUNT), np.full(COUNT, 3 * COUNT)], axis=1)
-    return Pairs(texts, np.arange(COUNT), COUNT + np.arange(COUNT), named if hard else None)
+    return TextPairs(texts, np.arange(COUNT), COUNT + np.arange(COUNT), named if hard else None)
 
 
 def gradients(stack: adapters.Stack, backward: Callable[[], object]) -> Gradients:
     stack.train()
-    for parameter in stack.trained.values():
+    for parameter in stack.trained_parameters.values():
         parameter.grad = None
     backward()
     return {
         name: parameter.grad.clone()
-        for name, parameter in stack.trained.items()
+        for name, parameter in stack.trained_parameters.items()
         if parameter.grad is not None
     }
 
 
 def uncached(
-    model: Toy, loss: Callable[[torch.Tensor], Sums], texts: Ints, seed: int, step: int
-) -> Sums:
+    model: Toy, loss: Callable[[torch.Tensor], LossSum], texts: Ints, seed: int, step: int
+) -> LossSum:
     """The plain way: every micro-batch with its graph, all at once."""
     vectors: dict[int, torch.Tensor] = {}
-    for at, group in enumerate(model.embedder.grouped(texts)):
-        torch.manual_seed(dropout_seed(seed, step, at))
+    for at, group in enumerate(model.embedder.make_micro_batches(texts)):
+        torch.manual_seed(derive_dropout_seed(seed, step, at))
         vectors |= dict(zip(group.tolist(), model.embed(group), strict=True))
     sums = loss(torch.stack([vectors[text] for text in texts.tolist()]))
     torch.autograd.backward(sums.loss)
@@ -159,18 +161,20 @@ SPECS = {
 @pytest.mark.parametrize("named", SPECS)
 def test_cached_gradients_equal_the_plain_ones_with_dropout_on(model: Toy, named: str) -> None:
     pairs = twelve(model.lengths)
-    question = asked(pairs, np.arange(COUNT), "section")
+    question = build_contrastive_batch(pairs, np.arange(COUNT), "section")
     loss = partial(
-        step_loss, question=question, spec=SPECS[named], location="step 3", tally=Counter()
+        compute_step_loss, question=question, spec=SPECS[named], location="step 3", tally=Counter()
     )
-    assert len(model.embedder.grouped(question.texts)) > 5
-    plain = gradients(model.stack, lambda: uncached(model, loss, question.texts, 5, 3))
+    assert len(model.embedder.make_micro_batches(question.text_ids)) > 5
+    plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 3))
     cached = gradients(
-        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 3, CREW)
+        model.stack,
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 3, CREW),
     )
     assert same(cached, plain, 1e-6)
     undrawn = gradients(
-        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 6, 3, CREW)
+        model.stack,
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 6, 3, CREW),
     )
     assert not same(undrawn, plain, 1e-2)  # other dropout, other gradients: it was on
 
@@ -178,39 +182,48 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout_on(model: Toy, named
 def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) -> None:
     pairs = twelve(model.lengths)
     tally: Counter[str] = Counter()
-    course = contrastive(
-        pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, CREW, tally=tally
+    course = build_contrastive_trainable(
+        pairs,
+        model.embedder,
+        model.stack.trained_parameters,
+        model.stack.train,
+        SPEC,
+        5,
+        CREW,
+        mask_counts=tally,
     )
-    (chosen, *_) = course.epoch(0)
-    question = asked(pairs, chosen, "section")
-    loss = partial(step_loss, question=question, spec=SPEC, location="", tally=Counter())
-    plain = gradients(model.stack, lambda: uncached(model, loss, question.texts, 5, 1))
+    (chosen, *_) = course.make_epoch_batches(0)
+    question = build_contrastive_batch(pairs, chosen, "section")
+    loss = partial(compute_step_loss, question=question, spec=SPEC, location="", tally=Counter())
+    plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 1))
     results: list[tuple[float, float]] = []
     given = gradients(model.stack, lambda: results.append(course.backward(chosen, 1)))
-    sums = loss(read(model.embedder, question.texts, CREW))
+    sums = loss(embed_text_ids(model.embedder, question.text_ids, CREW))
     assert same(given, plain, 1e-6) and results[0][1] == sums.targets == 6
     assert tally["anchors"] == 6 and not tally["anchors without negatives"]
-    assert course.tokens(chosen) == int(model.lengths[question.texts].sum())
+    assert course.count_tokens(chosen) == int(model.lengths[question.text_ids].sum())
 
 
 def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(model: Toy) -> None:
     pairs = twelve(model.lengths)
-    question = asked(pairs, np.arange(COUNT), "section")
-    loss = partial(step_loss, question=question, spec=SPEC, location="", tally=Counter())
+    question = build_contrastive_batch(pairs, np.arange(COUNT), "section")
+    loss = partial(compute_step_loss, question=question, spec=SPEC, location="", tally=Counter())
     model.readings.clear()
     gradients(
-        model.stack, lambda: cached_backward(loss, model.embedder, question.texts, 5, 1, CREW)
+        model.stack,
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 1, CREW),
     )
-    sizes = [len(group) for group in model.embedder.grouped(question.texts)]
+    sizes = [len(group) for group in model.embedder.make_micro_batches(question.text_ids)]
     assert model.readings == [(size, False) for size in sizes] + [(size, True) for size in sizes]
     model.readings.clear()
     whole = replace(model, micro_batch_tokens=100_000, readings=[])
-    plain = gradients(model.stack, lambda: uncached(whole, loss, question.texts, 5, 1))
+    plain = gradients(model.stack, lambda: uncached(whole, loss, question.text_ids, 5, 1))
     whole.readings.clear()
     once = gradients(
-        model.stack, lambda: cached_backward(loss, whole.embedder, question.texts, 5, 1, CREW)
+        model.stack,
+        lambda: run_cached_backward(loss, whole.embedder, question.text_ids, 5, 1, CREW),
     )
-    assert whole.readings == [(len(question.texts), True)] and same(once, plain, 1e-6)
+    assert whole.readings == [(len(question.text_ids), True)] and same(once, plain, 1e-6)
 
 
 class Seen(Exception):
@@ -242,8 +255,14 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
     losses: list[tuple[float, float]] = []
 
     def backward(accelerator: Any) -> None:
-        course = contrastive(
-            pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, 5, accelerator
+        course = build_contrastive_trainable(
+            pairs,
+            model.embedder,
+            model.stack.trained_parameters,
+            model.stack.train,
+            SPEC,
+            5,
+            accelerator,
         )
         losses.append(course.backward(np.arange(6), 2))
 
@@ -274,10 +293,10 @@ def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
     rng = np.random.default_rng(0)
     own_dice = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
     pairs = twelve(model.lengths)
-    course = contrastive(
+    course = build_contrastive_trainable(
         pairs,
         replace(model.embedder, embed=own_dice),
-        model.stack.trained,
+        model.stack.trained_parameters,
         model.stack.train,
         SPEC,
         5,
@@ -290,7 +309,7 @@ def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
 
 def test_a_candidate_that_shares_a_section_is_no_negative_unless_it_is_named() -> None:
     ten = np.arange(10)
-    texts = Texts(
+    texts = TextAttributes(
         np.ones(10, dtype=np.int64),
         np.array([0, 1, 2, 3, 4, 5, 6, 1, 3, 9]),
         ten,
@@ -299,30 +318,31 @@ def test_a_candidate_that_shares_a_section_is_no_negative_unless_it_is_named() -
     named = np.array(
         [[5, 9], [6, 7], [8, -1]]
     )  # 5 is of the first pair's own section; 7 says what 1 says; 8 says what 3 says
-    question = asked(
-        Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named), np.arange(3), "section"
+    question = build_contrastive_batch(
+        TextPairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named), np.arange(3), "section"
     )
     candidates = [
-        question.texts[at] for at in question.positives.tolist() + question.negatives.tolist()
+        question.text_ids[at]
+        for at in question.positive_rows.tolist() + question.negative_rows.tolist()
     ]
     assert candidates == [1, 3, 4, 5, 6, 9]
-    assert question.allowed.tolist() == [
+    assert question.candidate_mask.tolist() == [
         [True, True, True, True, True, True],
         [True, True, True, True, True, True],
         [True, True, True, True, True, True],
     ]
-    assert question.named.tolist() == [
+    assert question.named_negative_mask.tolist() == [
         [False, False, False, True, False, True],
         [True, False, False, False, True, False],
         [False, True, False, False, False, False],
     ]
-    other = asked(
-        Pairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named[[2, 2, 0]]),
+    other = build_contrastive_batch(
+        TextPairs(texts, np.array([0, 2, 4]), np.array([1, 3, 4]), named[[2, 2, 0]]),
         np.arange(3),
         "section",
     )
-    assert other.texts[other.negatives].tolist() == [5, 9]
-    assert other.allowed[:, 3:].tolist() == [
+    assert other.text_ids[other.negative_rows].tolist() == [5, 9]
+    assert other.candidate_mask[:, 3:].tolist() == [
         [False, True],
         [True, True],
         [True, True],
@@ -342,17 +362,19 @@ class Still:
             lambda texts: self.vectors[torch.from_numpy(texts)], grouped, self.vectors.shape[1]
         )
 
-    def course(self, pairs: Pairs, spec: ContrastiveTrainingSpec, **more: Any) -> training.Course:
-        return contrastive(
+    def course(
+        self, pairs: TextPairs, spec: ContrastiveTrainingSpec, **more: Any
+    ) -> training.Trainable:
+        return build_contrastive_trainable(
             pairs, self.embedder, {"vectors": self.vectors}, lambda on: None, spec, 0, CREW, **more
         )
 
 
-def two(hard: int = 0) -> Pairs:
+def two(hard: int = 0) -> TextPairs:
     every = np.arange(6)
     named = np.full((2, hard), 4) if hard else None
-    return Pairs(
-        Texts(np.ones(6, dtype=np.int64), every, every, every),
+    return TextPairs(
+        TextAttributes(np.ones(6, dtype=np.int64), every, every, every),
         np.array([0, 2]),
         np.array([1, 3]),
         named,
@@ -430,7 +452,7 @@ def test_the_triplet_loss_asks_the_named_negatives_alone_and_without_them_those_
 
 def test_pairs_that_cannot_stand_side_by_side_are_refused() -> None:
     alone = two()
-    alone = Pairs(alone.texts, alone.anchors[:1], alone.positives[:1])
+    alone = TextPairs(alone.texts, alone.anchors[:1], alone.positives[:1])
     with pytest.raises(InputError, match="none of 1 pairs has a negative") as raised:
         Still(angles(0, 60, 170, 10, 90, 0)).course(alone, SPEC)
     assert "training.apart_by" in str(raised.value)
@@ -448,7 +470,7 @@ def test_a_dimension_that_is_not_below_the_width_is_refused() -> None:
 def test_the_tuning_split_gives_loss_and_accuracy_by_hand() -> None:
     spec = SPEC.model_copy(update={"temperature": 1.0, "symmetric": False, "mask_margin": 0.0})
     still = Still(angles(0, 60, 170, 100, 90, 0))
-    measure = tuning(two(), still.embedder, spec, 0, CREW)
+    measure = build_tuning_evaluation(two(), still.embedder, spec, 0, CREW)
     assert measure is not None
     cosines = np.cos(np.deg2rad(np.array([[60, 100], [110, 70]])))
     losses = [-np.log(np.exp(row[own]) / np.exp(row).sum()) for own, row in enumerate(cosines)]
@@ -460,7 +482,9 @@ def test_the_tuning_split_gives_loss_and_accuracy_by_hand() -> None:
         still.vectors[1] = angles(-110)[0]
     assert measure()[TUNING_ACCURACY] == 0.5  # both anchors are nearest to the second positive
     assert (
-        tuning(Pairs(two().texts, np.array([0]), np.array([1])), still.embedder, spec, 0, CREW)
+        build_tuning_evaluation(
+            TextPairs(two().texts, np.array([0]), np.array([1])), still.embedder, spec, 0, CREW
+        )
         is None
     )
 
@@ -469,14 +493,14 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
     model = toy(toy_llama(), "mean", 0.05, ("q_proj", "v_proj", "up_proj", "down_proj"))
     spec = SPEC.model_copy(update={"epochs": 15.0, "learning_rate": 2e-2})
     pairs = twelve(model.lengths, hard=False)
-    measure = tuning(pairs, model.embedder, spec, 0, CREW)
+    measure = build_tuning_evaluation(pairs, model.embedder, spec, 0, CREW)
     assert measure is not None
     model.stack.model.eval()
     before = measure()
-    course = contrastive(
+    course = build_contrastive_trainable(
         pairs,
         model.embedder,
-        model.stack.trained,
+        model.stack.trained_parameters,
         model.stack.train,
         spec,
         0,
@@ -484,7 +508,7 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
         measure,
         TUNING_LOSS,
     )
-    fitted = training.fit(course, spec, CREW, tmp_path)
+    fitted = training.run_training(course, spec, CREW, tmp_path)
     after = measure()
     assert fitted.total_steps == 30 and after[TUNING_LOSS] == pytest.approx(
         fitted.progress.best, rel=1e-4
@@ -496,14 +520,22 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
 
 
 def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> None:
-    fresh, ends = model.stack.state(), []
+    fresh, ends = model.stack.copy_trained_state(), []
     for run in ("first", "again", "other"):
-        model.stack.load_state(fresh)
+        model.stack.load_trained_state(fresh)
         pairs, seed = twelve(model.lengths), 1 if run == "other" else 0
-        course = contrastive(
-            pairs, model.embedder, model.stack.trained, model.stack.train, SPEC, seed, CREW
+        course = build_contrastive_trainable(
+            pairs,
+            model.embedder,
+            model.stack.trained_parameters,
+            model.stack.train,
+            SPEC,
+            seed,
+            CREW,
         )
-        training.fit(course, SPEC.model_copy(update={"epochs": 1.0}), CREW, tmp_path / run)
-        ends.append(torch.cat([tensor.reshape(-1) for tensor in model.stack.state().values()]))
-    model.stack.load_state(fresh)
+        training.run_training(course, SPEC.model_copy(update={"epochs": 1.0}), CREW, tmp_path / run)
+        ends.append(
+            torch.cat([tensor.reshape(-1) for tensor in model.stack.copy_trained_state().values()])
+        )
+    model.stack.load_trained_state(fresh)
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])

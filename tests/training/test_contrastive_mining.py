@@ -9,8 +9,8 @@ import torch
 from clinpeft.core.errors import InputError, TrainingError
 from clinpeft.recipe.contrastive import MiningSpec
 from clinpeft.training import hard_negatives
-from clinpeft.training.contrastive_batches import Pairs, Texts
-from clinpeft.training.hard_negatives import Mined, mined
+from clinpeft.training.contrastive_batches import TextAttributes, TextPairs
+from clinpeft.training.hard_negatives import MinedNegatives, mine_hard_negatives
 
 
 def circle(*degrees: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -25,10 +25,10 @@ DEGREES = (0, 30, 0, 34, 40, 60, 90, 28)
 def one(
     same: tuple[int, ...] = (0, 1, 0, 3, 4, 5, 6, 7),
     passages: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7),
-) -> Pairs:
+) -> TextPairs:
     sections = np.array([10, 11, 12, 13, 14, 15, 16, 11])  # the last is of the positive's section
-    return Pairs(
-        Texts(np.ones(8, dtype=np.int64), np.array(same), np.array(passages), sections),
+    return TextPairs(
+        TextAttributes(np.ones(8, dtype=np.int64), np.array(same), np.array(passages), sections),
         np.array([0]),
         np.array([1]),
     )
@@ -36,13 +36,13 @@ def one(
 
 def search(
     spec: MiningSpec,
-    pairs: Pairs | None = None,
+    pairs: TextPairs | None = None,
     corpus: tuple[int, ...] = tuple(range(8)),
     seed: int = 0,
-) -> Mined:
+) -> MinedNegatives:
     vectors = circle(*DEGREES)
     chosen = np.array(corpus, dtype=np.int64)
-    return mined(
+    return mine_hard_negatives(
         pairs or one(),
         vectors[[0]],
         vectors[[1]],
@@ -55,7 +55,10 @@ def search(
 
 def test_the_closest_that_is_no_answer_by_similarity_text_passage_or_section() -> None:
     found = search(MiningSpec(hard_negatives=2, last_rank=2))
-    assert sorted(found.negatives[0].tolist()) == [4, 5] and (found.at_random, found.missing) == (
+    assert sorted(found.negatives[0].tolist()) == [4, 5] and (
+        found.random_count,
+        found.missing_count,
+    ) == (
         0,
         0,
     )
@@ -93,17 +96,20 @@ def test_where_nothing_qualifies_random_texts_stand_in_and_are_counted() -> None
     found = search(
         MiningSpec(hard_negatives=2), corpus=(0, 1, 2, 3, 7)
     )  # only 3 shares nothing, and it is too similar
-    assert found.negatives.tolist() == [[3, -1]] and (found.at_random, found.missing) == (1, 1)
+    assert found.negatives.tolist() == [[3, -1]] and (found.random_count, found.missing_count) == (
+        1,
+        1,
+    )
     empty = search(MiningSpec(hard_negatives=2), corpus=())
-    assert empty.negatives.tolist() == [[-1, -1]] and empty.missing == 2
+    assert empty.negatives.tolist() == [[-1, -1]] and empty.missing_count == 2
     assert search(MiningSpec()).negatives.shape == (1, 0)
 
 
 def test_below_zero_the_limit_lies_below_the_positive() -> None:
     vectors = circle(0, 120, 118, 125)  # similarities -0.5, -0.469, -0.574
-    texts = Texts(np.ones(4, dtype=np.int64), np.arange(4), np.arange(4), np.arange(4))
-    pairs = Pairs(texts, np.array([0]), np.array([1]))
-    found = mined(
+    texts = TextAttributes(np.ones(4, dtype=np.int64), np.arange(4), np.arange(4), np.arange(4))
+    pairs = TextPairs(texts, np.array([0]), np.array([1]))
+    found = mine_hard_negatives(
         pairs,
         vectors[[0]],
         vectors[[1]],
@@ -112,7 +118,7 @@ def test_below_zero_the_limit_lies_below_the_positive() -> None:
         MiningSpec(hard_negatives=1, last_rank=1),
         np.random.default_rng(0),
     )
-    assert found.negatives.tolist() == [[3]] and found.at_random == 0
+    assert found.negatives.tolist() == [[3]] and found.random_count == 0
 
 
 def test_blocks_find_what_one_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +126,14 @@ def test_blocks_find_what_one_search_finds(monkeypatch: pytest.MonkeyPatch) -> N
     vectors = rng.standard_normal((200, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[50:100] = vectors[:50] + 0.1 * vectors[50:100]  # positives are close to their anchors
-    texts = Texts(
+    texts = TextAttributes(
         np.ones(200, dtype=np.int64), np.arange(200), np.arange(200) // 2, np.tile(np.arange(50), 4)
     )
-    pairs = Pairs(texts, np.arange(50), np.arange(50, 100))
+    pairs = TextPairs(texts, np.arange(50), np.arange(50, 100))
     spec = MiningSpec(hard_negatives=3, last_rank=3)
 
-    def search() -> Mined:
-        return mined(
+    def search() -> MinedNegatives:
+        return mine_hard_negatives(
             pairs,
             vectors[:50],
             vectors[50:100],
@@ -139,16 +145,16 @@ def test_blocks_find_what_one_search_finds(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
     whole = search()
-    monkeypatch.setattr(hard_negatives, "BLOCK_CELLS", 7 * 200)
+    monkeypatch.setattr(hard_negatives, "SIMILARITY_BLOCK_CELLS", 7 * 200)
     assert (
         np.array_equal(np.sort(search().negatives), np.sort(whole.negatives))
-        and whole.at_random == whole.missing == 0
+        and whole.random_count == whole.missing_count == 0
     )
     scores = vectors[:50] @ vectors.T
     for row, negatives in enumerate(whole.negatives):  # by brute force
         limit = 0.95 * scores[row, 50 + row]
         shares = [
-            texts.sections[at] == row or texts.passages[at] in (row // 2, (50 + row) // 2)
+            texts.section_codes[at] == row or texts.passage_codes[at] in (row // 2, (50 + row) // 2)
             for at in range(200)
         ]
         best = sorted(
@@ -162,7 +168,7 @@ def test_a_similarity_that_is_no_number_stops_the_search() -> None:
     vectors = circle(*DEGREES)
     vectors[5, 0] = np.nan
     with pytest.raises(TrainingError, match="NaN"):
-        mined(
+        mine_hard_negatives(
             one(),
             vectors[[0]],
             vectors[[1]],
@@ -172,7 +178,7 @@ def test_a_similarity_that_is_no_number_stops_the_search() -> None:
             np.random.default_rng(0),
         )
     with pytest.raises(InputError, match="2 and 1 vectors for 1 pairs"):
-        mined(
+        mine_hard_negatives(
             one(),
             vectors[[0, 1]],
             vectors[[1]],

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from clinpeft import adapters, models, tokenization, training
-from clinpeft.core.errors import InputError, InterruptedRun, TrainingError
-from clinpeft.recipe import BaseSpec, LoraSpec, TrainingSpec
-from clinpeft.training import Event, Lesson, Watch
-from clinpeft.training.checkpoint import Progress
-from clinpeft.training.trainer import learning_rate, total_steps
+from clinpeft.core.errors import InputError, InterruptedRunError, TrainingError
+from clinpeft.recipe import LanguageModelSpec, LoraSpec, TrainingSpec
+from clinpeft.training import LanguageModelingData, StepEvent, TrainingCallbacks
+from clinpeft.training.checkpoint import TrainingProgress
+from clinpeft.training.trainer import compute_learning_rate, count_total_steps
 from tests.conftest import WORDS, MakeFolder
 from tests.tokenization.test_tokens import write_corpus
 
-CREW = training.assemble()
+CREW = training.create_accelerator()
 SPEC = TrainingSpec(
     learning_rate=1e-2,
     epochs=2,
@@ -37,27 +37,27 @@ def folder(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture
-def lesson(folder: Path, tmp_path: Path) -> Lesson:
+def lesson(folder: Path, tmp_path: Path) -> LanguageModelingData:
     """Forty notes of 4 to 19 words, ten of them to tune on."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(40)]
     corpus = write_corpus(tmp_path, texts, ["train"] * 30 + ["tuning"] * 10)
-    tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
+    tokenizer = models.load(LanguageModelSpec(path=folder), torch.device("cpu")).tokenizer
     encodings = tokenization.encode(
         corpus,
         tokenizer,
         tokenization.layout(tokenizer, "causal-lm"),
-        BaseSpec(path=folder),
+        LanguageModelSpec(path=folder),
         tmp_path / "encoded",
     )
-    asking = training.OBJECTIVES["causal-lm"]
-    return Lesson(
+    asking = training.LANGUAGE_OBJECTIVES["causal-lm"]
+    return LanguageModelingData(
         encodings,
         tokenizer,
         asking,
         seed=5,
-        train=encodings.windows("train"),
-        tuning=encodings.windows("tuning"),
+        train_windows=encodings.windows("train"),
+        tuning_windows=encodings.windows("tuning"),
     )
 
 
@@ -68,8 +68,8 @@ Build = Callable[..., adapters.Stack]
 def build(folder: Path) -> Build:
     def make(dropout: float = 0.0, targets: tuple[str, ...] = ()) -> adapters.Stack:
         torch.manual_seed(1)
-        return adapters.attach(
-            models.load(BaseSpec(path=folder), torch.device("cpu")),
+        return adapters.attach_adapters(
+            models.load(LanguageModelSpec(path=folder), torch.device("cpu")),
             [LoraSpec(rank=4, dropout=dropout, targets=targets)],
         )
 
@@ -81,31 +81,33 @@ class Trained:
     """What was trained, and how it went."""
 
     stack: adapters.Stack
-    progress: Progress
+    progress: TrainingProgress
     total_steps: int
 
 
 def fit(
     stack: adapters.Stack,
-    lesson: Lesson,
+    lesson: LanguageModelingData,
     spec: TrainingSpec,
     folder: Path,
-    watch: Watch | None = None,
-    forward: training.Forward | None = None,
+    watch: TrainingCallbacks | None = None,
+    forward: training.TokenLogitFunction | None = None,
 ) -> Trained:
-    course = training.language(
-        stack, forward or partial(adapters.logits, stack), lesson, spec, CREW
+    course = training.build_language_modeling_trainable(
+        stack, forward or partial(adapters.compute_token_logits, stack), lesson, spec, CREW
     )
-    fitted = training.fit(course, spec, CREW, folder, watch or Watch())
+    fitted = training.run_training(course, spec, CREW, folder, watch or TrainingCallbacks())
     return Trained(stack, fitted.progress, fitted.total_steps)
 
 
 def weights(stack: adapters.Stack) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1) for parameter in stack.trained.values()])
+    return torch.cat(
+        [parameter.detach().reshape(-1) for parameter in stack.trained_parameters.values()]
+    )
 
 
 def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     whole = fit(build(), lesson, SPEC, tmp_path / "whole")
     parts = fit(
@@ -116,15 +118,20 @@ def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     first, again = (
         fit(build(0.3), lesson, SPEC, tmp_path / "1"),
         fit(build(0.3), lesson, SPEC, tmp_path / "2"),
     )
     assert torch.equal(weights(first.stack), weights(again.stack))
-    other = Lesson(
-        lesson.encodings, lesson.tokenizer, lesson.asking, 6, lesson.train, lesson.tuning
+    other = LanguageModelingData(
+        lesson.encodings,
+        lesson.tokenizer,
+        lesson.label_batch,
+        6,
+        lesson.train_windows,
+        lesson.tuning_windows,
     )
     assert not torch.equal(
         weights(first.stack), weights(fit(build(0.3), other, SPEC, tmp_path / "3").stack)
@@ -133,14 +140,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_a_stopped_run_goes_on_to_bit_equal_weights(
-    lesson: Lesson, build: Build, tmp_path: Path, stop_after: int
+    lesson: LanguageModelingData, build: Build, tmp_path: Path, stop_after: int
 ) -> None:
     straight = fit(build(0.3), lesson, SPEC, tmp_path / "straight")
-    seen: list[Event] = []
-    watch = Watch(tell=seen.append, stopping=lambda: len(seen) == stop_after)
-    with pytest.raises(InterruptedRun, match=f"stopped after step {stop_after} of"):
+    seen: list[StepEvent] = []
+    watch = TrainingCallbacks(on_step=seen.append, should_stop=lambda: len(seen) == stop_after)
+    with pytest.raises(InterruptedRunError, match=f"stopped after step {stop_after} of"):
         fit(build(0.3), lesson, SPEC, tmp_path / "stopped", watch)
-    went_on = fit(build(0.3), lesson, SPEC, tmp_path / "stopped", Watch(tell=seen.append))
+    went_on = fit(
+        build(0.3), lesson, SPEC, tmp_path / "stopped", TrainingCallbacks(on_step=seen.append)
+    )
     assert torch.equal(weights(straight.stack), weights(went_on.stack))
     assert [event.step for event in seen] == list(range(1, straight.total_steps + 1))
     assert [point["loss"] for point in straight.progress.history] == [
@@ -149,7 +158,7 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(
 
 
 def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(update={"epochs": 20, "learning_rate": 3e-2})
     stack = build(targets=("o_proj", "down_proj", "up_proj", "gate_proj"))
@@ -161,11 +170,15 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
     def chance_of_eos() -> float:
         stack.model.eval()
         with torch.no_grad():
-            return partial(adapters.logits, stack)(ids, ones).softmax(-1)[0, -2, eos].item()
+            return (
+                partial(adapters.compute_token_logits, stack)(ids, ones)
+                .softmax(-1)[0, -2, eos]
+                .item()
+            )
 
     before = chance_of_eos()
     to_the_end = replace(
-        lesson, tuning=lesson.tuning[:0]
+        lesson, tuning_windows=lesson.tuning_windows[:0]
     )  # random words leave little to learn but where they end
     history = fit(stack, to_the_end, spec, tmp_path / "run").progress.history
     assert history[-1]["loss"] < history[0]["loss"] - 0.05
@@ -173,7 +186,7 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
 
 
 def test_the_best_weights_by_tuning_perplexity_are_kept(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(
         update={
@@ -189,15 +202,19 @@ def test_the_best_weights_by_tuning_perplexity_are_kept(
     )  # the rate climbs until it ruins the weights
     measured = [point["tuning_perplexity"] for point in fitted.progress.history]
     assert fitted.progress.best_step == int(np.argmin(measured)) + 1 < fitted.total_steps
-    table = training.likelihoods(
-        partial(adapters.logits, fitted.stack), lesson, lesson.tuning, 1000, CREW
+    table = training.compute_note_likelihoods(
+        partial(adapters.compute_token_logits, fitted.stack),
+        lesson,
+        lesson.tuning_windows,
+        1000,
+        CREW,
     )
     nll, count = sum(table["negative_log_likelihood"].to_pylist()), sum(table["tokens"].to_pylist())
     assert np.exp(nll / count) == pytest.approx(min(measured), rel=1e-5)
 
 
 def test_patience_ends_a_run_that_no_longer_improves(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(
         update={"learning_rate": 3.0, "clip_norm": 100.0, "evaluations": 1000, "patience": 2}
@@ -207,19 +224,21 @@ def test_patience_ends_a_run_that_no_longer_improves(
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(
-    lesson: Lesson, build: Build, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     stack = build()
-    broken = lambda ids, mask: partial(adapters.logits, stack)(ids, mask) * float("nan")  # noqa: E731
+    broken = lambda ids, mask: (
+        partial(adapters.compute_token_logits, stack)(ids, mask) * float("nan")
+    )  # noqa: E731
     with pytest.raises(TrainingError, match="loss nan") as raised:
         fit(stack, lesson, SPEC, tmp_path, forward=broken)
     assert "step 1 of" in str(raised.value) and "learning_rate" in str(raised.value)
 
 
 def test_an_adapter_outside_the_forward_pass_stops_the_run(
-    lesson: Lesson, build: Build, folder: Path, tmp_path: Path
+    lesson: LanguageModelingData, build: Build, folder: Path, tmp_path: Path
 ) -> None:
-    bare = models.load(BaseSpec(path=folder), torch.device("cpu"))
+    bare = models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
     outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
     with pytest.raises(TrainingError, match="none of the 8 trained tensors moved in 3 steps"):
@@ -232,9 +251,16 @@ def test_an_adapter_outside_the_forward_pass_stops_the_run(
         )
 
 
-def test_an_empty_training_split_is_an_error(lesson: Lesson, build: Build, tmp_path: Path) -> None:
-    nothing = Lesson(
-        lesson.encodings, lesson.tokenizer, lesson.asking, 0, lesson.train[:0], lesson.tuning
+def test_an_empty_training_split_is_an_error(
+    lesson: LanguageModelingData, build: Build, tmp_path: Path
+) -> None:
+    nothing = LanguageModelingData(
+        lesson.encodings,
+        lesson.tokenizer,
+        lesson.label_batch,
+        0,
+        lesson.train_windows[:0],
+        lesson.tuning_windows,
     )
     with pytest.raises(InputError, match="nothing to learn from"):
         fit(build(), nothing, SPEC, tmp_path)
@@ -242,39 +268,47 @@ def test_an_empty_training_split_is_an_error(lesson: Lesson, build: Build, tmp_p
 
 def test_the_warm_up_is_a_share_of_the_steps_and_the_schedule_ends_near_nothing() -> None:
     spec = TrainingSpec(learning_rate=1.0, warmup_fraction=0.1, schedule="linear")
-    rates = [learning_rate(spec, step, 20) for step in range(1, 21)]
+    rates = [compute_learning_rate(spec, step, 20) for step in range(1, 21)]
     assert rates[:3] == [0.5, 1.0, pytest.approx(18 / 19)]
     assert rates[-1] == pytest.approx(1 / 19)
     cosine = spec.model_copy(update={"schedule": "cosine"})
-    assert learning_rate(cosine, 11, 20) == pytest.approx(0.5 * (1 - np.cos(np.pi * 10 / 19)))
-    assert learning_rate(spec.model_copy(update={"schedule": "constant"}), 20, 20) == 1.0
-    assert learning_rate(spec.model_copy(update={"warmup_fraction": 0.0}), 1, 20) == pytest.approx(
-        20 / 21
+    assert compute_learning_rate(cosine, 11, 20) == pytest.approx(
+        0.5 * (1 - np.cos(np.pi * 10 / 19))
     )
+    assert compute_learning_rate(spec.model_copy(update={"schedule": "constant"}), 20, 20) == 1.0
+    assert compute_learning_rate(
+        spec.model_copy(update={"warmup_fraction": 0.0}), 1, 20
+    ) == pytest.approx(20 / 21)
 
 
-def test_steps_follow_epochs_and_the_upper_bound(lesson: Lesson, build: Build) -> None:
+def test_steps_follow_epochs_and_the_upper_bound(
+    lesson: LanguageModelingData, build: Build
+) -> None:
     stack = build()
-    course = training.language(stack, partial(adapters.logits, stack), lesson, SPEC, CREW)
-    one = total_steps(course, SPEC.model_copy(update={"epochs": 1}))
-    assert one == len(course.epoch(0))
-    assert total_steps(course, SPEC.model_copy(update={"epochs": 0.5})) == -(-one // 2)
-    assert total_steps(course, SPEC.model_copy(update={"max_steps": 2})) == 2
+    course = training.build_language_modeling_trainable(
+        stack, partial(adapters.compute_token_logits, stack), lesson, SPEC, CREW
+    )
+    one = count_total_steps(course, SPEC.model_copy(update={"epochs": 1}))
+    assert one == len(course.make_epoch_batches(0))
+    assert count_total_steps(course, SPEC.model_copy(update={"epochs": 0.5})) == -(-one // 2)
+    assert count_total_steps(course, SPEC.model_copy(update={"max_steps": 2})) == 2
 
 
 def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -> None:
-    tokenizer = models.load(BaseSpec(path=folder), torch.device("cpu")).tokenizer
+    tokenizer = models.load(LanguageModelSpec(path=folder), torch.device("cpu")).tokenizer
     corpus = write_corpus(tmp_path, ["cough cough fever", "cough"], ["train", "held_out"])
     encodings = tokenization.encode(
         corpus,
         tokenizer,
         tokenization.layout(tokenizer, "causal-lm"),
-        BaseSpec(path=folder),
+        LanguageModelSpec(path=folder),
         tmp_path / "encoded",
     )
     train, held_out = encodings.windows("train"), encodings.windows("held_out")
-    lesson = Lesson(encodings, tokenizer, training.OBJECTIVES["causal-lm"], 0, train, held_out)
-    table = training.unigram(lesson, train, held_out)
+    lesson = LanguageModelingData(
+        encodings, tokenizer, training.LANGUAGE_OBJECTIVES["causal-lm"], 0, train, held_out
+    )
+    table = training.compute_unigram_likelihoods(lesson, train, held_out)
     seen = 4 + len(tokenizer)  # cough cough fever eos, and one more of each
     assert table["tokens"].to_pylist() == [2]
     assert table["negative_log_likelihood"].to_pylist() == [
@@ -288,31 +322,40 @@ def metered() -> Callable[[], float]:
     return lambda: float(next(looks))
 
 
-def test_energy_is_added_up_over_attempts(build: Build, lesson: Lesson, tmp_path: Path) -> None:
-    seen: list[Event] = []
-    with pytest.raises(InterruptedRun):
+def test_energy_is_added_up_over_attempts(
+    build: Build, lesson: LanguageModelingData, tmp_path: Path
+) -> None:
+    seen: list[StepEvent] = []
+    with pytest.raises(InterruptedRunError):
         fit(
             build(),
             lesson,
             SPEC,
             tmp_path,
-            Watch(tell=seen.append, stopping=lambda: len(seen) == 2, joules=metered()),
+            TrainingCallbacks(
+                on_step=seen.append, should_stop=lambda: len(seen) == 2, read_joules=metered()
+            ),
         )
-    found = fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered()))
+    found = fit(build(), lesson, SPEC, tmp_path, TrainingCallbacks(read_joules=metered()))
     assert found.total_steps > 2
     assert found.progress.joules == 10.0 * found.total_steps
 
 
 def test_energy_is_unknown_where_it_is_of_a_part_of_the_steps(
-    build: Build, lesson: Lesson, tmp_path: Path
+    build: Build, lesson: LanguageModelingData, tmp_path: Path
 ) -> None:
-    seen: list[Event] = []
-    with pytest.raises(InterruptedRun):
+    seen: list[StepEvent] = []
+    with pytest.raises(InterruptedRunError):
         fit(
             build(),
             lesson,
             SPEC,
             tmp_path,
-            Watch(tell=seen.append, stopping=lambda: len(seen) == 2),
+            TrainingCallbacks(on_step=seen.append, should_stop=lambda: len(seen) == 2),
         )
-    assert fit(build(), lesson, SPEC, tmp_path, Watch(joules=metered())).progress.joules is None
+    assert (
+        fit(
+            build(), lesson, SPEC, tmp_path, TrainingCallbacks(read_joules=metered())
+        ).progress.joules
+        is None
+    )

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from clinpeft.tokenization import Batch
-from clinpeft.training.objectives import IGNORED, causal, masked, score
+from clinpeft.training.objectives import (
+    IGNORE_INDEX,
+    compute_batch_likelihoods,
+    label_next_tokens,
+    mask_tokens,
+)
 from tests.conftest import WORDS, toy_tokenizer
 
 BOS, EOS = 0, 1
@@ -28,8 +33,11 @@ def batch_of(rows: list[list[int]], windows: list[int] | None = None) -> Batch:
 
 
 def test_every_real_token_but_the_first_is_asked_and_padding_never() -> None:
-    question = causal(batch_of([[BOS, 5, 6, EOS], [BOS, EOS]]), None, (0,))
-    assert question.labels.tolist() == [[5, 6, EOS, IGNORED], [EOS, IGNORED, IGNORED, IGNORED]]
+    question = label_next_tokens(batch_of([[BOS, 5, 6, EOS], [BOS, EOS]]), None, (0,))
+    assert question.labels.tolist() == [
+        [5, 6, EOS, IGNORE_INDEX],
+        [EOS, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX],
+    ]
 
 
 def test_eos_is_asked_even_where_pad_is_the_same_id() -> None:
@@ -42,20 +50,20 @@ def test_eos_is_asked_even_where_pad_is_the_same_id() -> None:
         batch.boundaries,
         batch.windows,
     )
-    assert causal(padded, tokenizer, (0,)).labels.tolist() == [
-        [5, EOS, IGNORED],
-        [EOS, IGNORED, IGNORED],
+    assert label_next_tokens(padded, tokenizer, (0,)).labels.tolist() == [
+        [5, EOS, IGNORE_INDEX],
+        [EOS, IGNORE_INDEX, IGNORE_INDEX],
     ]
 
 
 def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary_for_each_token() -> None:
     batch = batch_of([[BOS, 5, 6, EOS], [BOS, EOS]])
-    scores = score(
+    scores = compute_batch_likelihoods(
         lambda ids, mask: torch.zeros(*ids.shape, 10),
-        causal(batch, None, (0,)),
+        label_next_tokens(batch, None, (0,)),
         batch.attention_mask,
     )
-    assert scores.targets.tolist() == [3, 1]
+    assert scores.target_counts.tolist() == [3, 1]
     assert scores.negative_log_likelihood.tolist() == pytest.approx(
         [3 * math.log(10), math.log(10)]
     )
@@ -64,9 +72,9 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary_for_eac
 def test_the_loss_is_the_surprise_of_the_right_answer() -> None:
     batch = batch_of([[BOS, 1]])
     odds = torch.log(torch.tensor([0.25, 0.75]))  # the model gives the right token 3/4
-    scores = score(
+    scores = compute_batch_likelihoods(
         lambda ids, mask: odds.expand(*ids.shape, 2),
-        causal(batch, None, (0,)),
+        label_next_tokens(batch, None, (0,)),
         batch.attention_mask,
     )
     assert scores.negative_log_likelihood.item() == pytest.approx(-math.log(0.75))
@@ -79,13 +87,15 @@ def test_masks_depend_on_the_window_and_not_on_its_neighbours() -> None:
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     words = tokenizer(" ".join(WORDS), add_special_tokens=False)["input_ids"]
     row = [cls, *words, sep]
-    alone = masked(batch_of([row], [7]), tokenizer, (1, 2))
-    among = masked(batch_of([row + [5] * 9, row, [cls, 5, sep]], [3, 7, 9]), tokenizer, (1, 2))
+    alone = mask_tokens(batch_of([row], [7]), tokenizer, (1, 2))
+    among = mask_tokens(batch_of([row + [5] * 9, row, [cls, 5, sep]], [3, 7, 9]), tokenizer, (1, 2))
     assert torch.equal(alone.labels[0], among.labels[1, : len(row)]) and torch.equal(
         alone.input_ids[0], among.input_ids[1, : len(row)]
     )
-    assert int((alone.labels != IGNORED).sum()) == round(0.15 * len(words))
-    assert not torch.equal(alone.labels, masked(batch_of([row], [7]), tokenizer, (1, 3)).labels)
+    assert int((alone.labels != IGNORE_INDEX).sum()) == round(0.15 * len(words))
+    assert not torch.equal(
+        alone.labels, mask_tokens(batch_of([row], [7]), tokenizer, (1, 3)).labels
+    )
 
 
 def test_masking_spares_special_tokens_and_always_asks_something() -> None:
@@ -93,8 +103,11 @@ def test_masking_spares_special_tokens_and_always_asks_something() -> None:
         {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
     )
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    question = masked(batch_of([[cls, 9, sep], [cls, sep]]), tokenizer, (0,))
-    assert question.labels.tolist() == [[IGNORED, 9, IGNORED], [IGNORED, IGNORED, IGNORED]]
+    question = mask_tokens(batch_of([[cls, 9, sep], [cls, sep]]), tokenizer, (0,))
+    assert question.labels.tolist() == [
+        [IGNORE_INDEX, 9, IGNORE_INDEX],
+        [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX],
+    ]
 
 
 def test_of_masked_tokens_eight_in_ten_become_the_mask_one_stays_one_is_random() -> None:
@@ -102,8 +115,8 @@ def test_of_masked_tokens_eight_in_ten_become_the_mask_one_stays_one_is_random()
         {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
     )
     rows = [[tokenizer.cls_token_id, *([10] * 100), tokenizer.sep_token_id] for _ in range(200)]
-    question = masked(batch_of(rows), tokenizer, (0,))
-    shown = question.input_ids[question.labels != IGNORED]
+    question = mask_tokens(batch_of(rows), tokenizer, (0,))
+    shown = question.input_ids[question.labels != IGNORE_INDEX]
     assert len(shown) == 200 * 15
     assert (shown == tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
     assert (shown == 10).float().mean().item() == pytest.approx(0.1, abs=0.03)

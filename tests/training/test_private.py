@@ -22,7 +22,7 @@ from clinpeft import recipe, runs, training, workflows
 from clinpeft.core.errors import (
     ClinpeftError,
     InputError,
-    InterruptedRun,
+    InterruptedRunError,
     RecipeError,
     TrainingError,
     UsageError,
@@ -31,12 +31,12 @@ from clinpeft.recipe import (
     AdaptRecipe,
     ClassifierTrainingSpec,
     ClassifyRecipe,
+    DifferentialPrivacySpec,
     LossSpec,
-    PrivateSpec,
 )
-from clinpeft.training import Course, Mechanism, Tally, differential_privacy
-from clinpeft.training.differential_privacy import epsilon_spent, noise_multiplier
-from clinpeft.workflows import Circumstances
+from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable, differential_privacy
+from clinpeft.training.differential_privacy import compute_epsilon, compute_noise_multiplier
+from clinpeft.workflows import RunContext
 from clinpeft.workflows import differential_privacy as context
 from tests.conftest import WORDS
 from tests.training.test_classification import CREW, TRUTH, VECTORS, exam, parameter
@@ -47,7 +47,7 @@ WHO = np.array(
 SPEC = ClassifierTrainingSpec(
     batch_notes=5, learning_rate=1e-2, epochs=4, evaluations=4, checkpoints=8, warmup_fraction=0.0
 )
-SILENT = Mechanism(
+SILENT = PrivacyMechanism(
     epsilon=1,
     delta=1e-5,
     clip_norm=0.5,
@@ -60,13 +60,13 @@ SILENT = Mechanism(
 )
 
 
-def course(weights: torch.nn.Parameter) -> Course:
-    return training.classification(
+def course(weights: torch.nn.Parameter) -> Trainable:
+    return training.build_classification_trainable(
         [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), SPEC, 7, CREW
     )
 
 
-def wide(people: int, size: int = 1, items: int = 1) -> Course:
+def wide(people: int, size: int = 1, items: int = 1) -> Trainable:
     """``items`` documents for each of so many people, and a number of which nothing is asked but 0."""
     weights = torch.nn.Parameter(torch.zeros(size))
 
@@ -75,7 +75,7 @@ def wide(people: int, size: int = 1, items: int = 1) -> Course:
         weights.grad[0] = float(len(chosen))
         return float(len(chosen)), float(len(chosen))
 
-    return Course(
+    return Trainable(
         {"w": weights}, lambda _: [np.arange(people * items)], len, backward, lambda _: None
     )
 
@@ -104,7 +104,7 @@ def by_hand(weights: torch.Tensor, documents: Sequence[int], clip_norm: float) -
 def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped(
     clip_norm: float,
 ) -> None:
-    weights, tally = parameter(), Tally()
+    weights, tally = parameter(), ClippingStats()
     silent = replace(SILENT, clip_norm=clip_norm)
     summed, targets = differential_privacy(course(weights), WHO, silent, 5, tally).backward(
         np.arange(9), 1
@@ -114,7 +114,10 @@ def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped
     assert targets == 3  # people, and not documents, however many there are
     mean = torch.nn.functional.cross_entropy(VECTORS[:9] @ weights.detach(), TRUTH[:9])
     assert summed / targets == pytest.approx(float(mean), rel=1e-5)
-    assert (tally.drawn, tally.clipped) == (3, {0.1: 3, 1e6: 0}.get(clip_norm, tally.clipped))
+    assert (tally.sampled_subjects, tally.clipped_subjects) == (
+        3,
+        {0.1: 3, 1e6: 0}.get(clip_norm, tally.clipped_subjects),
+    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -130,7 +133,7 @@ def test_without_one_subject_the_sum_differs_by_no_more_than_the_norm(
     weights = torch.nn.Parameter(parameter().detach() * scale)
     people = np.array([*who, 6, 6, 6])
     one = differential_privacy(
-        course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, Tally()
+        course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, ClippingStats()
     )
     one.backward(np.arange(9), 1)
     whole = gradient(weights).clone()
@@ -150,10 +153,10 @@ def test_a_subject_whose_gradient_is_no_number_stops_the_run(tmp_path: Path) -> 
         np.arange(4),
         replace(SILENT, subjects=4, subjects_per_step=4),
         5,
-        Tally(),
+        ClippingStats(),
     )
     with pytest.raises(TrainingError, match="not both numbers"):
-        training.fit(confined, SPEC, CREW, tmp_path)
+        training.run_training(confined, SPEC, CREW, tmp_path)
 
 
 def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
@@ -168,7 +171,7 @@ def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
         np.arange(4),
         replace(SILENT, noise_multiplier=1.0),
         5,
-        Tally(),
+        ClippingStats(),
     )
     with pytest.raises(TrainingError, match="no gradient from any of 4 subjects"):
         confined.backward(np.arange(4), 1)
@@ -182,7 +185,7 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
     bare, loud = wide(4, size), replace(SILENT, clip_norm=0.5, noise_multiplier=3.0)
     weights, confined = (
         bare.parameters["w"],
-        differential_privacy(bare, np.arange(4), loud, 5, Tally()),
+        differential_privacy(bare, np.arange(4), loud, 5, ClippingStats()),
     )
     drawn = []
     for step in (1, 2, 1):
@@ -195,7 +198,9 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
         assert float(noise.std()) == pytest.approx(1.5, rel=0.02)  # four standard errors are 1.4 %
         assert abs(float(noise.mean())) < 4 * 1.5 / math.sqrt(size)
     assert abs(float((drawn[0] * drawn[1]).mean())) < 4 * 1.5**2 / math.sqrt(size)
-    differential_privacy(bare, np.arange(4), loud, 6, Tally()).backward(np.zeros(0, np.int64), 1)
+    differential_privacy(bare, np.arange(4), loud, 6, ClippingStats()).backward(
+        np.zeros(0, np.int64), 1
+    )
     assert not torch.equal(
         gradient(weights), drawn[0]
     )  # the noise is of the secret, not of the step alone
@@ -209,7 +214,7 @@ def test_a_step_draws_every_subject_on_its_own_with_all_that_it_has() -> None:
         who,
         replace(SILENT, subjects=people, subjects_per_step=30, sampling_rate=0.1),
         5,
-        Tally(),
+        ClippingStats(),
     )
     steps = [step for number in range(60) for step in confined.epoch(number)]
     assert len(steps) == 60 * 10
@@ -242,12 +247,12 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
             SILENT, noise_multiplier=1.0, subjects_per_step=1, sampling_rate=1 / 3, steps=12
         )
         seen: list[int] = []
-        watch = training.Watch(
-            tell=lambda event: seen.append(event.step),
-            stopping=lambda: bool(stop_after) and seen[-1] >= stop_after,
+        watch = training.TrainingCallbacks(
+            on_step=lambda event: seen.append(event.step),
+            should_stop=lambda: bool(stop_after) and seen[-1] >= stop_after,
         )
-        training.fit(
-            differential_privacy(course(weights), WHO, noise, secret, Tally()),
+        training.run_training(
+            differential_privacy(course(weights), WHO, noise, secret, ClippingStats()),
             SPEC,
             CREW,
             folder,
@@ -258,7 +263,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
 
     undisturbed = fitted(tmp_path / "whole")
     for stop_after in (3, 7):
-        with pytest.raises(InterruptedRun):
+        with pytest.raises(InterruptedRunError):
             fitted(tmp_path / "stopped", stop_after)
     assert torch.equal(fitted(tmp_path / "stopped"), undisturbed)
     assert not torch.equal(fitted(tmp_path / "other", secret=2), undisturbed)
@@ -304,7 +309,7 @@ def test_what_is_spent_is_what_the_definition_gives_and_what_was_published(opacu
         one - (math.log(delta) + math.log(order)) / (order - 1) + math.log((order - 1) / order)
         for one, order in zip(spent, ORDERS, strict=True)
     )
-    assert epsilon_spent(sigma, rate, steps, delta) == pytest.approx(newer, rel=2e-3)
+    assert compute_epsilon(sigma, rate, steps, delta) == pytest.approx(newer, rel=2e-3)
 
 
 def test_when_everybody_is_in_every_step_it_is_the_gaussian_mechanism(opacus: Any) -> None:
@@ -315,28 +320,30 @@ def test_when_everybody_is_in_every_step_it_is_the_gaussian_mechanism(opacus: An
         - (math.log(delta) + np.log(orders)) / (orders - 1)
         + np.log((orders - 1) / orders)
     )
-    assert epsilon_spent(sigma, 1.0, steps, delta) == pytest.approx(closed.min(), rel=1e-3)
+    assert compute_epsilon(sigma, 1.0, steps, delta) == pytest.approx(closed.min(), rel=1e-3)
 
 
 def test_less_epsilon_is_more_noise_and_what_is_spent_is_within_a_hundredth_of_what_was_asked(
     opacus: Any,
 ) -> None:
-    sigmas = [noise_multiplier(epsilon, 1e-5, 0.05, 200) for epsilon in (20.0, 8.0, 1.0, 0.1)]
+    sigmas = [
+        compute_noise_multiplier(epsilon, 1e-5, 0.05, 200) for epsilon in (20.0, 8.0, 1.0, 0.1)
+    ]
     assert sigmas == sorted(sigmas) and sigmas[0] > 0 and sigmas[-1] > 5 * sigmas[0]
     for epsilon, sigma in zip((20.0, 8.0, 1.0, 0.1), sigmas, strict=True):
-        assert 0.99 * epsilon <= epsilon_spent(sigma, 0.05, 200, 1e-5) <= epsilon
+        assert 0.99 * epsilon <= compute_epsilon(sigma, 0.05, 200, 1e-5) <= epsilon
         assert (
-            epsilon_spent(sigma, 0.05, 100, 1e-5) < 0.9 * epsilon
-            and epsilon_spent(sigma, 0.05, 0, 1e-5) == 0
+            compute_epsilon(sigma, 0.05, 100, 1e-5) < 0.9 * epsilon
+            and compute_epsilon(sigma, 0.05, 0, 1e-5) == 0
         )
 
 
 def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
     people = 50
-    noise = training.mechanism(
+    noise = training.calibrate_privacy_mechanism(
         wide(people, items=2),
         np.repeat(np.arange(people), 2),
-        PrivateSpec(epsilon=3, subjects_per_step=5, delta=1e-3),
+        DifferentialPrivacySpec(epsilon=3, subjects_per_step=5, delta=1e-3),
         SPEC,
     )
     assert (noise.subjects, noise.sampling_rate, noise.steps, noise.most_items) == (
@@ -345,7 +352,7 @@ def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
         40,
         2,
     )  # 4 epochs of 10 steps
-    told = training.accounted(noise, 40, Tally(10, 4))
+    told = training.summarize_privacy_spending(noise, 40, ClippingStats(10, 4))
     assert (
         told["epsilon_asked"] == 3
         and 2.97 <= told["epsilon"] <= 3
@@ -358,24 +365,27 @@ def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
         (40, replace(noise, noise_multiplier=noise.noise_multiplier / 2)),
     ):
         with pytest.raises(TrainingError, match="and 3 was asked for"):
-            training.accounted(wrong, steps, Tally())
+            training.summarize_privacy_spending(wrong, steps, ClippingStats())
 
 
 def test_too_few_subjects_and_a_delta_that_promises_nothing_are_refused(opacus: Any) -> None:
     for spec, said in (
-        (PrivateSpec(epsilon=3, subjects_per_step=51), "50 training subjects are fewer"),
-        (PrivateSpec(epsilon=3, subjects_per_step=5, delta=0.02), "delta = 0.02"),
+        (
+            DifferentialPrivacySpec(epsilon=3, subjects_per_step=51),
+            "50 training subjects are fewer",
+        ),
+        (DifferentialPrivacySpec(epsilon=3, subjects_per_step=5, delta=0.02), "delta = 0.02"),
     ):
         with pytest.raises(InputError, match=said):
-            training.mechanism(wide(50), np.arange(50), spec, SPEC)
+            training.calibrate_privacy_mechanism(wide(50), np.arange(50), spec, SPEC)
     with pytest.raises(UsageError, match="no noise is enough"):
-        noise_multiplier(1e-9, 1e-9, 1.0, 10**6)
+        compute_noise_multiplier(1e-9, 1e-9, 1.0, 10**6)
 
 
 def test_without_opacus_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(UsageError, match=r"clinpeft\[private\]"):
-        training.must_be_countable()
+        training.check_opacus_installed()
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ recipes
@@ -405,7 +415,7 @@ max_steps = 6
 micro_batch_tokens = 256
 evaluations = 2
 checkpoints = 3
-[training.private]
+[training.differential_privacy]
 epsilon = 8
 delta = 1e-3
 subjects_per_step = 12
@@ -436,7 +446,7 @@ rank = 2
 learning_rate = 1e-2
 evaluations = 1
 checkpoints = 2
-[training.private]
+[training.differential_privacy]
 epsilon = 4
 delta = 1e-3
 subjects_per_step = 12
@@ -453,7 +463,7 @@ def read(
     document = tomllib.loads(text.format(**{"notes": "notes.csv", "base": "base", **places}))
     for table, keys in (changes or {}).items():
         document[table] = document.get(table, {}) | keys
-    found = recipe.validated(document, "test")
+    found = recipe.validate_recipe(document, "test")
     assert isinstance(found, AdaptRecipe | ClassifyRecipe)
     return found
 
@@ -475,11 +485,11 @@ def test_what_lets_one_subject_touch_anothers_gradient_is_refused(
 ) -> None:
     asked = read(text, changes)
     with pytest.raises(RecipeError, match=location):
-        context.refuse_inexact(asked, CREW)
+        context.check_differential_privacy(asked, CREW)
     without = asked.model_copy(
-        update={"training": asked.training.model_copy(update={"private": None})}
+        update={"training": asked.training.model_copy(update={"differential_privacy": None})}
     )
-    context.refuse_inexact(without, CREW)  # nothing is asked, nothing is refused
+    context.check_differential_privacy(without, CREW)  # nothing is asked, nothing is refused
 
 
 def test_several_processes_are_refused() -> None:
@@ -487,30 +497,32 @@ def test_several_processes_are_refused() -> None:
         num_processes = 2
 
     with pytest.raises(RecipeError, match="2 processes"):
-        context.refuse_inexact(read(CLASSIFY), Two())
+        context.check_differential_privacy(read(CLASSIFY), Two())
 
 
 def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
     with pytest.raises(RecipeError, match=r"training\.private"):
-        recipe.validated({"kind": "embed", "training": {"private": {"epsilon": 1}}}, "test")
+        recipe.validate_recipe(
+            {"kind": "embed", "training": {"differential_privacy": {"epsilon": 1}}}, "test"
+        )
     adapter = {"adapters": [{"method": "lora"}]}
-    asked = recipe.validated(
+    asked = recipe.validate_recipe(
         read(CLASSIFY).model_dump(mode="json", exclude_none=True) | adapter, "test"
     )
-    assert isinstance(asked, ClassifyRecipe) and not workflows.are_shareable([asked])
-    assert workflows.are_shareable(
+    assert isinstance(asked, ClassifyRecipe) and not workflows.can_train_jointly([asked])
+    assert workflows.can_train_jointly(
         [asked.model_copy(update={"training": ClassifierTrainingSpec()})]
     )
-    assert differential_privacy(course(parameter()), WHO, SILENT, 5, Tally()).share is None
+    assert differential_privacy(course(parameter()), WHO, SILENT, 5, ClippingStats()).share is None
 
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     plain = read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})
-    told = context.notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
+    told = context.collect_privacy_notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
     assert (
         "epsilon 4" in told[0] and "add up" in told[0] and "without differential privacy" in told[1]
     )
-    assert not context.notices(plain, {"two": plain})
+    assert not context.collect_privacy_notices(plain, {"two": plain})
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ verbs
@@ -525,13 +537,13 @@ def write_notes(path: Path, people: int = 60) -> Path:
     return path
 
 
-def circumstances(secret: int = 1, stop_after: int = 0) -> Circumstances:
+def circumstances(secret: int = 1, stop_after: int = 0) -> RunContext:
     seen: list[int] = []
-    return Circumstances(
+    return RunContext(
         now=lambda: datetime.now(UTC),
-        tell=lambda event: seen.append(event.step),
-        stopping=lambda: bool(stop_after) and seen[-1] >= stop_after,
-        secret=lambda: secret.to_bytes(32, "big"),
+        on_step=lambda event: seen.append(event.step),
+        should_stop=lambda: bool(stop_after) and seen[-1] >= stop_after,
+        draw_noise_seed=lambda: secret.to_bytes(32, "big"),
     )
 
 
@@ -542,19 +554,21 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     document = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert).model_dump(
         mode="json", exclude_none=True
     )
-    asked = recipe.validated(
+    asked = recipe.validate_recipe(
         document | {"adapters": [{"method": "lora", "rank": 2}] if adapted else []}, "test"
     )
     assert isinstance(asked, ClassifyRecipe)
-    whole = workflows.classify(asked, tmp_path / "whole", circumstances())
+    whole = workflows.train_classifier(asked, tmp_path / "whole", circumstances())
     told = whole.record.private
     assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
     assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
-    assert not (whole.folder / context.SECRET).exists()  # else the noise could be drawn again
-    with pytest.raises(InterruptedRun):
-        workflows.classify(asked, tmp_path / "stopped", circumstances(stop_after=3))
-    assert (tmp_path / "stopped" / whole.id / context.SECRET).exists()
-    again = workflows.classify(
+    assert not (
+        whole.folder / context.NOISE_SEED_PATH
+    ).exists()  # else the noise could be drawn again
+    with pytest.raises(InterruptedRunError):
+        workflows.train_classifier(asked, tmp_path / "stopped", circumstances(stop_after=3))
+    assert (tmp_path / "stopped" / whole.id / context.NOISE_SEED_PATH).exists()
+    again = workflows.train_classifier(
         asked, tmp_path / "stopped", circumstances(secret=2)
     )  # the secret is the one that it was begun with
     assert again.record.private is not None and again.record.private["epsilon"] == told["epsilon"]
@@ -563,7 +577,7 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
             assert (
                 path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes()
             ), path
-    assert runs.read(again.folder).record.private == again.record.private
+    assert runs.read_run(again.folder).record.private == again.record.private
 
 
 def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
@@ -571,12 +585,12 @@ def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
 ) -> None:
     asked = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, ClassifyRecipe)
-    with pytest.raises(InterruptedRun):
-        workflows.classify(asked, tmp_path / "runs", circumstances(stop_after=3))
-    (secret,) = (tmp_path / "runs").glob(f"*/{context.SECRET}")
+    with pytest.raises(InterruptedRunError):
+        workflows.train_classifier(asked, tmp_path / "runs", circumstances(stop_after=3))
+    (secret,) = (tmp_path / "runs").glob(f"*/{context.NOISE_SEED_PATH}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
-        workflows.classify(asked, tmp_path / "runs", circumstances())
+        workflows.train_classifier(asked, tmp_path / "runs", circumstances())
 
 
 def test_a_private_language_adapter_records_what_it_spent(
@@ -584,23 +598,25 @@ def test_a_private_language_adapter_records_what_it_spent(
 ) -> None:
     asked = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, AdaptRecipe)
-    run = workflows.adapt(asked, tmp_path / "runs", circumstances())
+    run = workflows.adapt_language_model(asked, tmp_path / "runs", circumstances())
     told = run.record.private
     assert (
         told is not None
         and 3.96 <= told["epsilon"] <= 4
         and told["steps"] == 3
-        and not (run.folder / context.SECRET).exists()
+        and not (run.folder / context.NOISE_SEED_PATH).exists()
     )
     assert "loss" in (run.folder / "log.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_recipe_without_the_table_trains_as_before() -> None:
     with pytest.raises(ClinpeftError):
-        read(CLASSIFY, {"training": {"private": {"delta": 1e-5}}})  # an epsilon is never assumed
+        read(
+            CLASSIFY, {"training": {"differential_privacy": {"delta": 1e-5}}}
+        )  # an epsilon is never assumed
     bare = course(parameter())
     run: Any = type(
         "R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})}
     )
-    learned = context.made(bare, WHO, run, circumstances())
-    assert learned.course is bare and learned.mechanism is None
+    learned = context.apply_differential_privacy(bare, WHO, run, circumstances())
+    assert learned.trainable is bare and learned.mechanism is None

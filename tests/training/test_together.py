@@ -13,16 +13,30 @@ import pytest
 import torch
 
 from clinpeft import adapters, models, tokenization, training
-from clinpeft.adapters import Joint, Reading, Stack, Trial
-from clinpeft.core.errors import ClinpeftError, InterruptedRun, TrainingError
-from clinpeft.core.schemas import Question
-from clinpeft.recipe import BaseSpec, ClassifierTrainingSpec, LoraSpec, LossSpec, TrainingSpec
+from clinpeft.adapters import MultiAdapterModel, PackedInput, Stack, TrialAdapters
+from clinpeft.core.errors import ClinpeftError, InterruptedRunError, TrainingError
+from clinpeft.core.schemas import LabelSpace
+from clinpeft.recipe import (
+    ClassifierTrainingSpec,
+    LanguageModelSpec,
+    LoraSpec,
+    LossSpec,
+    TrainingSpec,
+)
 from clinpeft.tokenization import Ints
-from clinpeft.training import Course, Exam, Fit, Fitted, Lesson, Vocabulary, Watch
+from clinpeft.training import (
+    ClassificationData,
+    LanguageModelHead,
+    LanguageModelingData,
+    Trainable,
+    TrainingCallbacks,
+    TrainingResult,
+    TrialTraining,
+)
 from tests.conftest import WORDS, MakeFolder
 from tests.tokenization.test_tokens import write_corpus
 
-CREW = training.assemble()
+CREW = training.create_accelerator()
 CPU = torch.device("cpu")
 EVERY = ("q_proj", "v_proj", "down_proj")
 
@@ -52,7 +66,7 @@ SETTINGS = [  # of different length; the second measures itself to an early end,
     Setting(4, 16.0, 0.3, 3.0, seed=4, epochs=3.0, patience=1),
     Setting(8, 8.0, 0.1, 3e-2, seed=3, epochs=3.0, targets=EVERY, micro=40),
 ]
-Make = Callable[[models.Base, Stack, Setting], tuple[Course, Any]]
+Make = Callable[[models.Base, Stack, Setting], tuple[Trainable, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +75,23 @@ def folder(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageModelingData:
     """Twenty-four notes of 4 to 15 words, six of them to tune on."""
     rng, at = np.random.default_rng(0), tmp_path_factory.mktemp("lesson")
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 16))) for _ in range(24)]
     corpus = write_corpus(at, texts, ["train"] * 18 + ["tuning"] * 6)
-    tokenizer = models.load(BaseSpec(path=folder), CPU).tokenizer
+    tokenizer = models.load(LanguageModelSpec(path=folder), CPU).tokenizer
     encodings = tokenization.encode(
         corpus,
         tokenizer,
         tokenization.layout(tokenizer, "causal-lm"),
-        BaseSpec(path=folder),
+        LanguageModelSpec(path=folder),
         at / "encoded",
     )
-    return Lesson(
+    return LanguageModelingData(
         encodings,
         tokenizer,
-        training.OBJECTIVES["causal-lm"],
+        training.LANGUAGE_OBJECTIVES["causal-lm"],
         0,
         encodings.windows("train"),
         encodings.windows("tuning"),
@@ -85,11 +99,11 @@ def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
 
 
 @pytest.fixture
-def words(lesson: Lesson) -> Make:
+def words(lesson: LanguageModelingData) -> Make:
     """The language objective, its scores made in blocks."""
 
-    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Course, Any]:
-        own = replace(lesson, seed=setting.seed, vocabulary=Vocabulary(base.model))
+    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
+        own = replace(lesson, seed=setting.seed, language_model_head=LanguageModelHead(base.model))
         spec = TrainingSpec(
             learning_rate=setting.rate,
             epochs=setting.epochs,
@@ -100,7 +114,9 @@ def words(lesson: Lesson) -> Make:
             evaluations=9,
             checkpoints=4,
         )
-        return training.language(stack, partial(adapters.logits, stack), own, spec, CREW), spec
+        return training.build_language_modeling_trainable(
+            stack, partial(adapters.compute_token_logits, stack), own, spec, CREW
+        ), spec
 
     return make
 
@@ -125,7 +141,7 @@ def read(documents: Ints) -> tuple[torch.Tensor, torch.Tensor]:
 def answers() -> Make:
     """Twelve documents of three classes, with a head that drops numbers as well."""
 
-    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Course, Any]:
+    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
         head = models.Head(base.width, 3, setting.dropout, seed=setting.seed)
 
         def answered(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -137,30 +153,32 @@ def answers() -> Make:
 
         def live(documents: Ints) -> torch.Tensor:
             ids, mask = read(documents)
-            return answered(adapters.flat(stack, ids, mask), mask)
+            return answered(adapters.compute_packed_hidden_states(stack, ids, mask), mask)
 
-        def reading(documents: Ints) -> Reading[torch.Tensor]:
+        def reading(documents: Ints) -> PackedInput[torch.Tensor]:
             ids, mask = read(documents)
-            return Reading(ids, mask, lambda vectors: answered(vectors, mask))
+            return PackedInput(ids, mask, lambda vectors: answered(vectors, mask))
 
         def scores(documents: Ints) -> Any:
             with torch.inference_mode():
                 return live(documents).numpy()
 
         lengths, size = np.array([len(text) for text in TEXTS]), 4 if setting.micro > 100 else 2
-        exam = Exam(
-            question=Question(
+        exam = ClassificationData(
+            label_space=LabelSpace(
                 "asked", "multiclass", ("a", "b", "c"), ("",) * 3, (1,) * 3, "auroc_ovo"
             ),
-            answer=live,
-            truth=TRUTH,
-            lengths=lengths,
-            train=np.arange(9),
-            tuning=np.arange(9, 12),
-            grouped=lambda chosen: [chosen[at : at + size] for at in range(0, len(chosen), size)],
-            scores=scores,
-            metric=lambda logits, _: float(logits.mean()),
-            reading=reading,
+            compute_logits=live,
+            labels=TRUTH,
+            token_counts=lengths,
+            train_documents=np.arange(9),
+            tuning_documents=np.arange(9, 12),
+            make_micro_batches=lambda chosen: [
+                chosen[at : at + size] for at in range(0, len(chosen), size)
+            ],
+            gather_logits=scores,
+            compute_metric=lambda logits, _: float(logits.mean()),
+            prepare_input=reading,
         )
         spec = ClassifierTrainingSpec(
             learning_rate=setting.rate,
@@ -172,28 +190,39 @@ def answers() -> Make:
             checkpoints=4,
             select_by="loss",
         )
-        own = training.as_parameters({"head": head})
+        own = training.collect_module_parameters({"head": head})
 
         def mode(on: bool) -> None:
             stack.train(on)
             head.train(on)
 
         loss = LossSpec(class_weights="balanced")
-        return training.classification(
-            [exam], {**stack.trained, **own}, mode, loss, spec, setting.seed, CREW, tuple(own)
+        return training.build_classification_trainable(
+            [exam],
+            {**stack.trained_parameters, **own},
+            mode,
+            loss,
+            spec,
+            setting.seed,
+            CREW,
+            tuple(own),
         ), spec
 
     return make
 
 
 def load(folder: Path) -> models.Base:
-    return models.load(BaseSpec(path=folder), CPU)
+    return models.load(LanguageModelSpec(path=folder), CPU)
 
 
-def alone(folder: Path, make: Make, setting: Setting, into: Path) -> tuple[Fitted, Course]:
+def alone(
+    folder: Path, make: Make, setting: Setting, into: Path
+) -> tuple[TrainingResult, Trainable]:
     base = load(folder)
-    course, spec = make(base, adapters.attach(base, [setting.spec()], setting.seed), setting)
-    return training.fit(course, spec, CREW, into), course
+    course, spec = make(
+        base, adapters.attach_adapters(base, [setting.spec()], setting.seed), setting
+    )
+    return training.run_training(course, spec, CREW, into), course
 
 
 def joined(
@@ -201,23 +230,29 @@ def joined(
     make: Make,
     settings: Sequence[Setting],
     into: Path,
-    watch: Watch = Watch(),  # noqa: B008
-) -> tuple[Joint, list[Fit]]:
+    watch: TrainingCallbacks = TrainingCallbacks(),  # noqa: B008
+) -> tuple[MultiAdapterModel, list[TrialTraining]]:
     base = load(folder)
-    joint = adapters.together(base, [Trial([setting.spec()], setting.seed) for setting in settings])
+    joint = adapters.attach_stacks(
+        base, [TrialAdapters([setting.spec()], setting.seed) for setting in settings]
+    )
     made = [
         make(base, stack, setting) for stack, setting in zip(joint.stacks, settings, strict=True)
     ]
     return joint, [
-        Fit(course, spec, into / str(at), watch) for at, (course, spec) in enumerate(made)
+        TrialTraining(course, spec, into / str(at), watch) for at, (course, spec) in enumerate(made)
     ]
 
 
 def same(
-    outcome: Fitted | ClinpeftError, fit: Fit, wanted: Fitted, course: Course, folder: Path
+    outcome: TrainingResult | ClinpeftError,
+    fit: TrialTraining,
+    wanted: TrainingResult,
+    course: Trainable,
+    folder: Path,
 ) -> None:
     """Every loss and measurement, the best weights, and which checkpoints there are."""
-    assert isinstance(outcome, Fitted)
+    assert isinstance(outcome, TrainingResult)
     ours, theirs = outcome.progress, wanted.progress
     assert (ours.step, ours.tokens, ours.best_step, outcome.total_steps) == (
         theirs.step,
@@ -228,9 +263,9 @@ def same(
     assert [sorted(point) for point in ours.history] == [sorted(point) for point in theirs.history]
     for one, other in zip(ours.history, theirs.history, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-    assert fit.course.parameters.keys() == course.parameters.keys()
+    assert fit.trainable.parameters.keys() == course.parameters.keys()
     for name, parameter in course.parameters.items():
-        torch.testing.assert_close(fit.course.parameters[name], parameter, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(fit.trainable.parameters[name], parameter, rtol=1e-3, atol=1e-4)
     assert sorted(path.name for path in fit.folder.iterdir()) == sorted(
         path.name for path in folder.iterdir()
     )
@@ -242,7 +277,7 @@ def test_each_learns_what_it_learns_alone(
 ) -> None:
     make = request.getfixturevalue(kind)
     joint, fits = joined(folder, make, SETTINGS, tmp_path / "together")
-    outcomes = training.fit_together(joint, fits, CREW)
+    outcomes = training.train_jointly(joint, fits, CREW)
     steps = []
     for at, (setting, fit, outcome) in enumerate(zip(SETTINGS, fits, outcomes, strict=True)):
         wanted, course = alone(folder, make, setting, tmp_path / "alone" / str(at))
@@ -257,14 +292,17 @@ def test_a_stopped_pass_goes_on_from_the_checkpoint_of_each(
     folder: Path, words: Make, tmp_path: Path
 ) -> None:
     seen: list[int] = []
-    watch = Watch(tell=lambda event: seen.append(event.step), stopping=lambda: len(seen) >= 5)
+    watch = TrainingCallbacks(
+        on_step=lambda event: seen.append(event.step), should_stop=lambda: len(seen) >= 5
+    )
     joint, fits = joined(folder, words, SETTINGS, tmp_path / "together", watch)
     assert all(
-        isinstance(outcome, InterruptedRun) for outcome in training.fit_together(joint, fits, CREW)
+        isinstance(outcome, InterruptedRunError)
+        for outcome in training.train_jointly(joint, fits, CREW)
     )
     assert 5 <= len(seen) <= 7
     joint, fits = joined(folder, words, SETTINGS, tmp_path / "together")
-    outcomes = training.fit_together(joint, fits, CREW)
+    outcomes = training.train_jointly(joint, fits, CREW)
     for at in (0, 2):
         wanted, course = alone(folder, words, SETTINGS[at], tmp_path / "alone" / str(at))
         same(outcomes[at], fits[at], wanted, course, tmp_path / "alone" / str(at))
@@ -277,12 +315,12 @@ def test_activations_that_are_computed_again_change_nothing(
     for again in (False, True):
         joint, fits = joined(folder, words, SETTINGS[1:], tmp_path / str(again))
         if again:
-            adapters.recompute(joint.stacks[0], "a test")
+            adapters.enable_activation_checkpointing(joint.stacks[0], "a test")
         found.append(
             [
                 outcome.progress.history
-                for outcome in training.fit_together(joint, fits, CREW)
-                if isinstance(outcome, Fitted)
+                for outcome in training.train_jointly(joint, fits, CREW)
+                if isinstance(outcome, TrainingResult)
             ]
         )
     assert len(found[0]) == 2 and found[0] == found[1]
@@ -292,18 +330,23 @@ def test_a_trial_that_fails_leaves_the_others_as_they_are(
     folder: Path, answers: Make, tmp_path: Path
 ) -> None:
     joint, fits = joined(folder, answers, SETTINGS, tmp_path / "together")
-    share = fits[1].course.share
+    share = fits[1].trainable.joint_step
     assert share is not None
 
-    def broken(items: Ints, step: int) -> Reading[training.Sums]:
-        found = share.reading(items, step)
+    def broken(items: Ints, step: int) -> PackedInput[training.LossSum]:
+        found = share.prepare_input(items, step)
         return replace(
             found,
-            answer=lambda vectors: found.answer(vectors * (float("nan") if step == 2 else 1.0)),
+            process_output=lambda vectors: found.process_output(
+                vectors * (float("nan") if step == 2 else 1.0)
+            ),
         )
 
-    fits[1] = replace(fits[1], course=replace(fits[1].course, share=replace(share, reading=broken)))
-    outcomes = training.fit_together(joint, fits, CREW)
+    fits[1] = replace(
+        fits[1],
+        trainable=replace(fits[1].trainable, joint_step=replace(share, prepare_input=broken)),
+    )
+    outcomes = training.train_jointly(joint, fits, CREW)
     assert isinstance(outcomes[1], TrainingError) and "step 2 of" in str(outcomes[1])
     wanted, course = alone(folder, answers, SETTINGS[0], tmp_path / "alone")
     same(outcomes[0], fits[0], wanted, course, tmp_path / "alone")
@@ -314,11 +357,13 @@ def test_what_cannot_be_learned_in_one_pass_is_refused(
 ) -> None:
     joint, fits = joined(folder, words, SETTINGS[:2], tmp_path)
     with pytest.raises(TrainingError, match="1 courses for 2 stacks"):
-        training.fit_together(joint, fits[:1], CREW)
+        training.train_jointly(joint, fits[:1], CREW)
     with pytest.raises(TrainingError, match="does not say how"):
-        training.fit_together(
-            joint, [fits[0], replace(fits[1], course=replace(fits[1].course, share=None))], CREW
+        training.train_jointly(
+            joint,
+            [fits[0], replace(fits[1], trainable=replace(fits[1].trainable, joint_step=None))],
+            CREW,
         )
     other, _ = answers(joint.base, joint.stacks[1], SETTINGS[1])
     with pytest.raises(TrainingError, match="for words and trials that ask for vectors"):
-        training.fit_together(joint, [fits[0], replace(fits[1], course=other)], CREW)
+        training.train_jointly(joint, [fits[0], replace(fits[1], trainable=other)], CREW)

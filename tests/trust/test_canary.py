@@ -229,7 +229,7 @@ def _no_base(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _stopped(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said = progress.said
 
-    def interrupt(event: training.Event) -> str:
+    def interrupt(event: training.StepEvent) -> str:
         if event.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return said(event)
@@ -239,7 +239,7 @@ def _stopped(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _at_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    def interrupt(event: training.Event) -> str:
+    def interrupt(event: training.StepEvent) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(progress, "said", interrupt)
@@ -260,7 +260,7 @@ def _quoting(*_: object, **__: object) -> None:
 
 def _library_quotes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An error that nobody foresaw, whose message is a note."""
-    monkeypatch.setattr(training, "fit", _quoting)
+    monkeypatch.setattr(training, "run_training", _quoting)
     return []
 
 

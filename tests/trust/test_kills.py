@@ -21,8 +21,8 @@ import torch
 from clinpeft import runs, training
 from clinpeft.core.errors import InputError, StorageError
 from clinpeft.training import checkpoint
-from clinpeft.training.checkpoint import Progress
-from clinpeft.training.trainer import Course
+from clinpeft.training.checkpoint import TrainingProgress
+from clinpeft.training.trainer import Trainable
 from tests.conftest import ROOT
 from tests.runs.conftest import NIGHT, make_recipe, opening
 from tests.trust import toys
@@ -100,10 +100,10 @@ def test_the_comparison_would_have_seen_a_difference(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------------------------------- checkpoints
 
-CREW = training.assemble()
+CREW = training.create_accelerator()
 
 
-def course(weight: torch.nn.Parameter, measured: dict[int, float] | None = None) -> Course:
+def course(weight: torch.nn.Parameter, measured: dict[int, float] | None = None) -> Trainable:
     """One number that every step moves; what is measured after a step is given."""
     steps = [0]
 
@@ -114,7 +114,7 @@ def course(weight: torch.nn.Parameter, measured: dict[int, float] | None = None)
 
     given = measured or {}
     measure = (lambda: {"tuning_loss": given[steps[0]]}) if given else None
-    return Course(
+    return Trainable(
         {"w": weight},
         lambda _: [soak_items(at) for at in range(8)],
         lambda _: 1,
@@ -137,10 +137,14 @@ def fit(tmp_path: Path) -> Callable[..., torch.Tensor]:
     spec = TrainingSpec(learning_rate=0.1, epochs=1, evaluations=8, checkpoints=8)
 
     def run(
-        folder: Path, watch: training.Watch | None = None, measured: dict[int, float] | None = None
+        folder: Path,
+        watch: training.TrainingCallbacks | None = None,
+        measured: dict[int, float] | None = None,
     ) -> torch.Tensor:
         weight = torch.nn.Parameter(torch.ones(40))
-        training.fit(course(weight, measured), spec, CREW, folder, watch or training.Watch())
+        training.run_training(
+            course(weight, measured), spec, CREW, folder, watch or training.TrainingCallbacks()
+        )
         return weight.detach().clone()
 
     return run
@@ -153,12 +157,12 @@ class Killed(BaseException):
     """Not an error that anything may catch."""
 
 
-def after(step: int) -> training.Watch:
-    def tell(event: training.Event) -> None:
+def after(step: int) -> training.TrainingCallbacks:
+    def tell(event: training.StepEvent) -> None:
         if event.step == step:
             raise Killed
 
-    return training.Watch(tell=tell)
+    return training.TrainingCallbacks(on_step=tell)
 
 
 @pytest.mark.parametrize("damage", [soak.truncated, soak.flipped], ids=["truncated", "one bit"])
@@ -176,7 +180,9 @@ def test_damage_of_a_checkpoint_or_of_its_best_weights_is_seen_and_costs_the_ste
     resumed: list[int] = []
     with pytest.warns(UserWarning, match="cannot be read"):
         went_on = fit(
-            tmp_path / "killed", training.Watch(resumed=resumed.append), FALLING_THEN_RISING
+            tmp_path / "killed",
+            training.TrainingCallbacks(on_resume=resumed.append),
+            FALLING_THEN_RISING,
         )
     assert torch.equal(straight, went_on)
     assert resumed == ([4] if which == "step" else [0])
@@ -184,13 +190,13 @@ def test_damage_of_a_checkpoint_or_of_its_best_weights_is_seen_and_costs_the_ste
 
 def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save_step(tmp_path, {"w": torch.ones(3)}, Progress(step=step))
+        checkpoint.save_step_checkpoint(tmp_path, {"w": torch.ones(3)}, TrainingProgress(step=step))
     soak.truncated(tmp_path / "step-00000003.safetensors", random.Random(0))
     with pytest.warns(UserWarning, match="step-00000003"):
-        found = checkpoint.newest(tmp_path)
+        found = checkpoint.find_newest_checkpoint(tmp_path)
     assert found is not None and found[1].step == 2
-    checkpoint.clear_after(tmp_path, 2)
-    checkpoint.save_step(tmp_path, {"w": torch.ones(3)}, Progress(step=3))
+    checkpoint.remove_later_checkpoints(tmp_path, 2)
+    checkpoint.save_step_checkpoint(tmp_path, {"w": torch.ones(3)}, TrainingProgress(step=3))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-00000002.safetensors",
         "step-00000003.safetensors",
@@ -205,13 +211,15 @@ def test_every_bit_of_a_checkpoint_is_under_its_hash(tmp_path: Path) -> None:
         "n": torch.tensor(3.0),
         "b": torch.ones(2, dtype=torch.bfloat16),
     }
-    checkpoint.save(path, whole, Progress(step=4, history=[{"step": 1, "loss": 0.25}]))
+    checkpoint.save_checkpoint_file(
+        path, whole, TrainingProgress(step=4, history=[{"step": 1, "loss": 0.25}])
+    )
     written = path.read_bytes()
     for _ in range(200):
         path.write_bytes(written)
         soak.flipped(path, draw)
         try:
-            found = checkpoint.load(path)
+            found = checkpoint.load_checkpoint_tensors(path)
         except InputError as error:
             assert str(path) == error.location and "the run goes on" in error.hint
         else:
@@ -247,7 +255,9 @@ def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_rests_on_it(
 
     fit(
         tmp_path / "run",
-        training.Watch(tell=lambda event: order.append(f"told {event.step}"), saving=saving),
+        training.TrainingCallbacks(
+            on_step=lambda event: order.append(f"told {event.step}"), on_save=saving
+        ),
     )
     assert order[:4] == ["told 1", "saving, 0 there", "told 2", "saving, 1 there"]
 
@@ -263,24 +273,24 @@ def steps_of(run: runs.Run) -> list[int]:
 
 
 def test_the_log_says_every_step_once_however_often_it_is_taken(tmp_path: Path) -> None:
-    with runs.open_run(tmp_path, make_recipe(), opening()) as run:
+    with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         for step in (1, 2, 3, 4, 5):
-            runs.append(run, "step", step=step)
+            runs.append_log_event(run, "step", step=step)
         with (run.folder / "log.jsonl").open("ab") as file:
             file.write(b'{"event": "step", "st')
-        runs.rewind(run, 3)
+        runs.rewind_log(run, 3)
         assert steps_of(run) == [1, 2, 3]
-        runs.append(run, "step", step=4)
-        runs.settle(run)
+        runs.append_log_event(run, "step", step=4)
+        runs.flush_log(run)
         assert steps_of(run) == [1, 2, 3, 4]
-        runs.rewind(run, 0)
+        runs.rewind_log(run, 0)
         assert steps_of(run) == []
 
 
 def test_a_file_that_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
-    with runs.open_run(tmp_path, make_recipe(), opening()) as run:
+    with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         (run.folder / ".run.json.17.partial").write_text("{", encoding="utf-8")
-    with runs.open_run(tmp_path, make_recipe(), opening()) as run:
+    with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         assert not list(run.folder.glob(".*.partial"))
 
 
@@ -291,7 +301,7 @@ def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_written_again_
     dead.wait()
     for number in (dead.pid, 1):
         (tmp_path / f".a.md.{number}.partial").write_text("half", encoding="utf-8")
-    runs.write_atomically(tmp_path / "a.md", "whole")
+    runs.write_file_atomically(tmp_path / "a.md", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.md.1.partial", "a.md"]
 
 
@@ -317,7 +327,7 @@ class Foreign(Exception):
 def test_a_full_disk_is_told_as_one_whichever_library_met_it(
     error: Exception, tmp_path: Path
 ) -> None:
-    told = runs.full_disk(error, tmp_path)
+    told = runs.as_disk_full_error(error, tmp_path)
     assert (
         isinstance(told, StorageError)
         and "make room" in told.hint
@@ -334,7 +344,7 @@ def test_another_error_is_no_full_disk(tmp_path: Path) -> None:
         OSError(errno.EACCES, "Permission denied"),
         KeyboardInterrupt(),
     ):
-        assert runs.full_disk(error, tmp_path) is None
+        assert runs.as_disk_full_error(error, tmp_path) is None
 
 
 def test_a_file_system_that_is_really_full_costs_only_the_new_checkpoint(tmp_path: Path) -> None:
@@ -371,9 +381,9 @@ assert checkpoint.newest(folder)[1].step == 1
 
 
 def test_a_finished_run_says_so_after_a_full_disk_too(tmp_path: Path) -> None:
-    with runs.open_run(tmp_path, make_recipe(), opening()) as run:
-        runs.fail(
+    with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
+        runs.fail_run(
             run, StorageError("nothing can be written", location="here", hint="make room"), NIGHT
         )
-    with runs.open_run(tmp_path, make_recipe(), opening()) as run:
+    with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         assert run.record.state == "running"

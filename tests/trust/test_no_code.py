@@ -20,7 +20,7 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
 from clinpeft.data.notes import sources
 from clinpeft.models.folder import check
-from clinpeft.recipe import BaseSpec, LoraSpec, SourceSpec
+from clinpeft.recipe import LanguageModelSpec, LoraSpec, SourceSpec
 from tests.conftest import ROOT, MakeFolder
 
 HOUSE = ROOT / "src" / "clinpeft"
@@ -211,7 +211,7 @@ def test_safetensors_are_read_where_pickled_weights_lie_beside_them(
 ) -> None:
     folder = toy_llama()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Bomb(tmp_path / "ran")}))
-    models.load(BaseSpec(path=folder), torch.device("cpu"))
+    models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_base_that_brings_code_is_refused(toy_llama: MakeFolder, tmp_path: Pat
     )
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(BaseModelError, match="code from a model folder is never run"):
-        models.load(BaseSpec(path=folder), torch.device("cpu"))
+        models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -236,8 +236,8 @@ def test_an_adapter_of_pickled_weights_is_refused(toy_llama: MakeFolder, tmp_pat
     )
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"w": Bomb(tmp_path / "ran")}))
     with pytest.raises(AdapterError):
-        adapters.attach(
-            models.load(BaseSpec(path=toy_llama()), torch.device("cpu")),
+        adapters.attach_adapters(
+            models.load(LanguageModelSpec(path=toy_llama()), torch.device("cpu")),
             [LoraSpec(from_run="given")],
             0,
             {"given": folder},

@@ -24,8 +24,8 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
 from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
-from clinpeft.recipe.kinds import RECIPES
-from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.kinds import RECIPE_CLASSES
+from clinpeft.recipe.spec import RecipeSpec
 from tests.conftest import ROOT
 
 quick = settings(
@@ -46,9 +46,9 @@ def whole(error: ClinpeftError) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------------------------- recipes
 
-KEYS = sorted({name for kind in RECIPES.values() for name in kind.model_fields})
+KEYS = sorted({name for kind in RECIPE_CLASSES.values() for name in kind.model_fields})
 INNER = sorted(
-    {name for spec in Spec.__subclasses__() for name in spec.model_fields}
+    {name for spec in RecipeSpec.__subclasses__() for name in spec.model_fields}
     | {"rank", "method", "path", "grid", "name", "published"}
 )
 WORDS = [
@@ -115,7 +115,7 @@ def read_or_refused(text: str | bytes, folder: Path, overrides: tuple[str, ...] 
     path = folder / "a.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     try:
-        cells = recipes.read(path, overrides, {"HOME": "/home/somebody"})
+        cells = recipes.load_recipe_cells(path, overrides, {"HOME": "/home/somebody"})
     except ClinpeftError as error:
         whole(error)
         return []
@@ -123,7 +123,7 @@ def read_or_refused(text: str | bytes, folder: Path, overrides: tuple[str, ...] 
 
 
 @quick
-@given(document=documents, kind=st.sampled_from([*RECIPES, "adopt", 3]))
+@given(document=documents, kind=st.sampled_from([*RECIPE_CLASSES, "adopt", 3]))
 @example(document={"grid": {"a": [{"name": 3}]}}, kind="adapt")
 @example(document={"grid": {"a": [{"published": 3}]}}, kind="adapt")
 @example(document={"grid": 3}, kind="adapt")
@@ -198,10 +198,10 @@ def test_a_recipe_written_and_read_again_is_the_same(
         "training": {"learning_rate": rate},
     }
     try:
-        one = recipes.validated(document, "a test")
+        one = recipes.validate_recipe(document, "a test")
     except RecipeError:
         return
-    again = recipes.validated(tomllib.loads(recipes.as_toml(one)), "a test")
+    again = recipes.validate_recipe(tomllib.loads(recipes.format_recipe_toml(one)), "a test")
     assert again == one
 
 
@@ -210,7 +210,7 @@ def test_a_recipe_written_and_read_again_is_the_same(
 )
 def test_every_recipe_of_the_project_is_written_and_read_again_the_same(path: Path) -> None:
     for cell in (
-        recipes.read(
+        recipes.load_recipe_cells(
             path,
             (),
             dict.fromkeys(("HOME", "CLINPEFT_DATA", "MIMIC", "MIMIC3", "MIMIC4"), "/somewhere"),
@@ -219,7 +219,10 @@ def test_every_recipe_of_the_project_is_written_and_read_again_the_same(path: Pa
         else ()
     ):
         assert (
-            recipes.validated(tomllib.loads(recipes.as_toml(cell.recipe)), "a test") == cell.recipe
+            recipes.validate_recipe(
+                tomllib.loads(recipes.format_recipe_toml(cell.recipe)), "a test"
+            )
+            == cell.recipe
         )
 
 
@@ -246,9 +249,9 @@ def notes_of(path: Path) -> tuple[Attrition, int]:
 
 def accounted(path: Path) -> int:
     read, kept = notes_of(path)
-    assert kept == -1 or read.entered == kept + sum(read.dropped.values()) == read.kept + sum(
-        read.dropped.values()
-    )
+    assert kept == -1 or read.entered_rows == kept + sum(
+        read.dropped_rows.values()
+    ) == read.kept_rows + sum(read.dropped_rows.values())
     return kept
 
 
@@ -450,7 +453,7 @@ def passages(path: Path) -> int:
     except ClinpeftError as error:
         whole(error)
         return -1
-    assert attrition.entered == kept + sum(attrition.dropped.values())
+    assert attrition.entered_rows == kept + sum(attrition.dropped_rows.values())
     return kept
 
 

@@ -5,48 +5,79 @@ adapters together, ``watch`` proves afterwards that what was meant to learn has 
 base, to be trained in one pass.
 """
 
-from clinpeft.adapters.activity import Liveness, Proof, Witness, watch
-from clinpeft.adapters.attach import attach
-from clinpeft.adapters.checkpoint import load, load_all, save, save_all
-from clinpeft.adapters.compatibility import COMBINATIONS, Combination, combinations
-from clinpeft.adapters.generation import continued
-from clinpeft.adapters.methods import METHODS, Method
-from clinpeft.adapters.multi_adapter import Joint, Reading, Trial, together
-from clinpeft.adapters.outputs import flat, hidden, logits, pooled
-from clinpeft.adapters.recomputing import obstacle, recompute, rescue
-from clinpeft.adapters.reference_output import check_kept_probe, keep_probe
-from clinpeft.adapters.stack import Attached, Counts, Stack
+from clinpeft.adapters.activity import (
+    AdapterActivity,
+    AdapterEvidence,
+    AdapterMonitor,
+    monitor_adapters,
+)
+from clinpeft.adapters.attach import attach_adapters
+from clinpeft.adapters.checkpoint import (
+    load_adapter,
+    load_adapter_stack,
+    save_adapter,
+    save_adapter_stack,
+)
+from clinpeft.adapters.compatibility import (
+    ADAPTER_COMBINATIONS,
+    AdapterCombination,
+    list_adapter_combinations,
+)
+from clinpeft.adapters.generation import generate_greedily
+from clinpeft.adapters.methods import ADAPTER_METHODS, AdapterMethod
+from clinpeft.adapters.multi_adapter import (
+    MultiAdapterModel,
+    PackedInput,
+    TrialAdapters,
+    attach_stacks,
+)
+from clinpeft.adapters.outputs import (
+    compute_hidden_states,
+    compute_packed_hidden_states,
+    compute_pooled_embeddings,
+    compute_token_logits,
+)
+from clinpeft.adapters.recomputing import (
+    enable_activation_checkpointing,
+    enable_checkpointing_on_oom,
+    find_checkpointing_unsupported_reason,
+)
+from clinpeft.adapters.reference_output import (
+    check_stack_reference_output,
+    save_stack_reference_output,
+)
+from clinpeft.adapters.stack import AttachedAdapter, ParameterCounts, Stack
 
 __all__ = [
-    "COMBINATIONS",
-    "METHODS",
-    "Attached",
-    "Combination",
-    "Counts",
-    "Joint",
-    "Liveness",
-    "Method",
-    "Proof",
-    "Reading",
+    "ADAPTER_COMBINATIONS",
+    "ADAPTER_METHODS",
+    "AttachedAdapter",
+    "AdapterCombination",
+    "ParameterCounts",
+    "MultiAdapterModel",
+    "AdapterActivity",
+    "AdapterMethod",
+    "AdapterEvidence",
+    "PackedInput",
     "Stack",
-    "Trial",
-    "Witness",
-    "attach",
-    "check_kept_probe",
-    "combinations",
-    "continued",
-    "flat",
-    "hidden",
-    "keep_probe",
-    "load",
-    "load_all",
-    "logits",
-    "obstacle",
-    "pooled",
-    "recompute",
-    "rescue",
-    "save",
-    "save_all",
-    "together",
-    "watch",
+    "TrialAdapters",
+    "AdapterMonitor",
+    "attach_adapters",
+    "check_stack_reference_output",
+    "list_adapter_combinations",
+    "generate_greedily",
+    "compute_packed_hidden_states",
+    "compute_hidden_states",
+    "save_stack_reference_output",
+    "load_adapter",
+    "load_adapter_stack",
+    "compute_token_logits",
+    "find_checkpointing_unsupported_reason",
+    "compute_pooled_embeddings",
+    "enable_activation_checkpointing",
+    "enable_checkpointing_on_oom",
+    "save_adapter",
+    "save_adapter_stack",
+    "attach_stacks",
+    "monitor_adapters",
 ]

@@ -22,45 +22,49 @@ from clinpeft.core.errors import AdapterError, RefusedError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
-CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "clinpeft.json"
-SPEC: pydantic.TypeAdapter[AnyAdapterSpec] = pydantic.TypeAdapter(AnyAdapterSpec)
+ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_METADATA_FILE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "clinpeft.json",
+)
+ADAPTER_SPEC_TYPE: pydantic.TypeAdapter[AnyAdapterSpec] = pydantic.TypeAdapter(AnyAdapterSpec)
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedAdapter:
     """An adapter folder, read and checked.
 
     Attributes:
         folder: where it lies.
         spec: the adapter, as it was trained.
-        about: the whole ``clinpeft.json``.
+        metadata: the whole ``clinpeft.json``.
         files: name -> bytes of config, weights and ``clinpeft.json``.
         sha256: of config and weights: who it is for those trained above it.
-        below: sha256 of the adapters that were below it when it was trained, first to last.
+        lower_adapter_hashes: sha256 of the adapters that were below it when it was trained, first to last.
     """
 
     folder: Path
     spec: AnyAdapterSpec
-    about: dict[str, Any] = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
     files: dict[str, bytes] = field(repr=False)
     sha256: str
-    below: tuple[str, ...]
+    lower_adapter_hashes: tuple[str, ...]
 
     @property
-    def standing(self) -> dict[str, Any]:
+    def stack_metadata(self) -> dict[str, Any]:
         """Its place in the stack it was written with; empty for an adapter that was alone."""
-        found: dict[str, Any] = self.about.get("stack") or {}
+        found: dict[str, Any] = self.metadata.get("stack") or {}
         return found
 
 
-def read(base: Base, folder: Path) -> Saved:
+def read_adapter_folder(base: Base, folder: Path) -> SavedAdapter:
     """A folder that belongs on ``base``.
 
     Raises:
         AdapterError: a file is missing or damaged, or the adapter is none that this version knows.
         RefusedError: the base is another one, or a file is not the one that was written.
     """
-    about = _read_about(folder)
+    about = _read_adapter_metadata(folder)
     if about["base"]["sha256"] != base.sha256:
         message = f"this adapter was trained on {about['base']['name']} (sha256 {about['base']['sha256'][:12]}), and the base is {base.sha256[:12]}"
         raise RefusedError(
@@ -68,19 +72,21 @@ def read(base: Base, folder: Path) -> Saved:
             location=str(folder),
             hint="load the base it was trained on; on another one its numbers mean nothing",
         )
-    files = _read_files(about, folder)
+    files = _read_verified_files(about, folder)
     below = tuple(str(each["sha256"]) for each in (about.get("stack") or {}).get("below", ()))
-    return Saved(folder, _spec(about, folder), about, files, identity(files), below)
+    return SavedAdapter(
+        folder, _parse_adapter_spec(about, folder), about, files, hash_adapter_files(files), below
+    )
 
 
-def identity(files: dict[str, bytes]) -> str:
+def hash_adapter_files(files: dict[str, bytes]) -> str:
     """Who an adapter is: sha256 (hex) over config and weights."""
-    return hashlib.sha256(files[CONFIG] + files[WEIGHTS]).hexdigest()
+    return hashlib.sha256(files[ADAPTER_CONFIG_FILE] + files[ADAPTER_WEIGHTS_FILE]).hexdigest()
 
 
-def configured(saved: Saved, base: Base, trainable: bool) -> Any:
+def load_peft_config(saved_adapter: SavedAdapter, base: Base, trainable: bool) -> Any:
     """The peft config of a folder, for this machine."""
-    config = peft.PeftConfig.from_pretrained(str(saved.folder))
+    config = peft.PeftConfig.from_pretrained(str(saved_adapter.folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = (
         None  # the folder's name, as written; peft warns when it is not the path of this machine
@@ -96,24 +102,24 @@ def configured(saved: Saved, base: Base, trainable: bool) -> Any:
     return config
 
 
-def weights(saved: Saved) -> dict[str, torch.Tensor]:
+def load_adapter_weights(saved_adapter: SavedAdapter) -> dict[str, torch.Tensor]:
     """The tensors of a folder, under stock names.
 
     Raises:
         AdapterError: the file is damaged.
     """
     try:
-        return dict(tensors_in(saved.files[WEIGHTS]))
+        return dict(tensors_in(saved_adapter.files[ADAPTER_WEIGHTS_FILE]))
     except SafetensorError as error:
         raise AdapterError(
-            f"{WEIGHTS} cannot be read: {error}",
-            location=str(saved.folder),
+            f"{ADAPTER_WEIGHTS_FILE} cannot be read: {error}",
+            location=str(saved_adapter.folder),
             hint="copy the folder again",
         ) from error
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
-    path = folder / ABOUT
+def _read_adapter_metadata(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_METADATA_FILE
     try:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _ = (
@@ -124,25 +130,30 @@ def _read_about(folder: Path) -> dict[str, Any]:
         )  # all there, or it cannot be read
         return about
     except FileNotFoundError:
-        message = f"no {ABOUT}: which base this adapter belongs to is unknown"
+        message = f"no {ADAPTER_METADATA_FILE}: which base this adapter belongs to is unknown"
         raise AdapterError(
             message, location=str(folder), hint="give the adapter folder of a run"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{ABOUT} cannot be read: {error!r}", location=str(path), hint="copy the folder again"
+            f"{ADAPTER_METADATA_FILE} cannot be read: {error!r}",
+            location=str(path),
+            hint="copy the folder again",
         ) from error
 
 
-def _read_files(about: dict[str, Any], folder: Path) -> dict[str, bytes]:
+def _read_verified_files(metadata: dict[str, Any], folder: Path) -> dict[str, bytes]:
     try:
-        files = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS, ABOUT)}
+        files = {
+            name: (folder / name).read_bytes()
+            for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_METADATA_FILE)
+        }
     except OSError as error:
         message = f"no {Path(str(error.filename)).name}: {error.strerror}"
         raise AdapterError(
             message, location=str(folder), hint="copy the whole folder again"
         ) from error
-    for name, written in about["files"].items():
+    for name, written in metadata["files"].items():
         found = hashlib.sha256(files.get(name, b"")).hexdigest()
         if found != written:
             message = (
@@ -156,11 +167,13 @@ def _read_files(about: dict[str, Any], folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _spec(about: dict[str, Any], folder: Path) -> AnyAdapterSpec:
+def _parse_adapter_spec(metadata: dict[str, Any], folder: Path) -> AnyAdapterSpec:
     try:
-        return SPEC.validate_python(about["adapter"])
+        return ADAPTER_SPEC_TYPE.validate_python(metadata["adapter"])
     except pydantic.ValidationError as error:
         message = f"its adapter is not one this version knows: {error.errors(include_url=False)[0]['msg']}"
         raise AdapterError(
-            message, location=str(folder / ABOUT), hint="use the version of clinpeft that wrote it"
+            message,
+            location=str(folder / ADAPTER_METADATA_FILE),
+            hint="use the version of clinpeft that wrote it",
         ) from error

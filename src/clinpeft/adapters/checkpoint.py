@@ -23,17 +23,32 @@ from safetensors.torch import save_file
 
 import clinpeft
 from clinpeft.adapters import adapter_folder
-from clinpeft.adapters.adapter_folder import ABOUT, CONFIG, SPEC, WEIGHTS, Saved
-from clinpeft.adapters.attach import Wanted, build
-from clinpeft.adapters.stack import Attached, Stack, at_rest, attention
+from clinpeft.adapters.adapter_folder import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_METADATA_FILE,
+    ADAPTER_SPEC_TYPE,
+    ADAPTER_WEIGHTS_FILE,
+    SavedAdapter,
+)
+from clinpeft.adapters.attach import AdapterRequest, build_stack
+from clinpeft.adapters.stack import AttachedAdapter, Stack, switch_adapted_attention, use_eval_mode
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
-__all__ = ["ABOUT", "CONFIG", "SPEC", "WEIGHTS", "load", "load_all", "save", "save_all"]
+__all__ = [
+    "ADAPTER_METADATA_FILE",
+    "ADAPTER_CONFIG_FILE",
+    "ADAPTER_SPEC_TYPE",
+    "ADAPTER_WEIGHTS_FILE",
+    "load_adapter",
+    "load_adapter_stack",
+    "save_adapter",
+    "save_adapter_stack",
+]
 
 
-def save(stack: Stack, folder: Path) -> None:
+def save_adapter(stack: Stack, folder: Path) -> None:
     """Write the adapter of a stack of one as a folder, which is there whole or not at all; one that was there before is replaced.
 
     What is written is what stock peft needs to give the same logits: for P-tuning and a projected prefix that is the result of their encoder, not
@@ -49,10 +64,12 @@ def save(stack: Stack, folder: Path) -> None:
             location=str(folder),
             hint="write them with save_all",
         )
-    _whole(folder, lambda writing: _write(stack, stack.adapters[0], writing))
+    _write_folder_atomically(
+        folder, lambda writing: _write_adapter_files(stack, stack.adapters[0], writing)
+    )
 
 
-def save_all(stack: Stack, folder: Path) -> tuple[str, ...]:
+def save_adapter_stack(stack: Stack, folder: Path) -> tuple[str, ...]:
     """Write every adapter of a stack as ``folder/<name>/``, all of them or none; a folder that was there before is replaced.
 
     Returns:
@@ -67,15 +84,23 @@ def save_all(stack: Stack, folder: Path) -> tuple[str, ...]:
         for position, adapter in enumerate(stack.adapters, 1):
             here = writing / adapter.name
             here.mkdir()
-            _write(stack, adapter, here, _standing(stack, adapter, position, below))
-            files = {name: (here / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-            below = [*below, {"name": adapter.name, "sha256": adapter_folder.identity(files)}]
+            _write_adapter_files(
+                stack, adapter, here, _build_stack_metadata(stack, adapter, position, below)
+            )
+            files = {
+                name: (here / name).read_bytes()
+                for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
+            }
+            below = [
+                *below,
+                {"name": adapter.name, "sha256": adapter_folder.hash_adapter_files(files)},
+            ]
 
-    _whole(folder, write)
+    _write_folder_atomically(folder, write)
     return tuple(adapter.name for adapter in stack.adapters)
 
 
-def load(base: Base, folder: Path, trainable: bool = False) -> Stack:
+def load_adapter(base: Base, folder: Path, trainable: bool = False) -> Stack:
     """Put a saved adapter on its base.
 
     Args:
@@ -87,11 +112,13 @@ def load(base: Base, folder: Path, trainable: bool = False) -> Stack:
         AdapterError: a file is missing or damaged, weights are missing or left over, or the method cannot go on from what is saved.
         RefusedError: the base is another one, a file is not the one that was written, or it was trained above other adapters.
     """
-    saved = adapter_folder.read(base, folder)
-    return build(base, [Wanted(saved.spec.model_copy(update={"merged": False}), saved, trainable)])
+    saved = adapter_folder.read_adapter_folder(base, folder)
+    return build_stack(
+        base, [AdapterRequest(saved.spec.model_copy(update={"merged": False}), saved, trainable)]
+    )
 
 
-def load_all(base: Base, folder: Path) -> Stack:
+def load_adapter_stack(base: Base, folder: Path) -> Stack:
     """Put a saved stack on its base, frozen, in order, merged where it was merged.
 
     Raises:
@@ -102,41 +129,56 @@ def load_all(base: Base, folder: Path) -> Stack:
         raise AdapterError(
             "no such folder", location=str(folder), hint="give the folder that save_all wrote"
         )
-    read = [adapter_folder.read(base, path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    read.sort(key=lambda saved: int(saved.standing.get("position", 0)))
-    _check_whole(read, folder)
-    return build(base, [Wanted(_placed(saved), saved, trainable=False) for saved in read])
+    read = [
+        adapter_folder.read_adapter_folder(base, path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
+    ]
+    read.sort(key=lambda saved: int(saved.stack_metadata.get("position", 0)))
+    _check_complete_stack(read, folder)
+    return build_stack(
+        base, [AdapterRequest(_restore_spec(saved), saved, trainable=False) for saved in read]
+    )
 
 
-def _placed(saved: Saved) -> AnyAdapterSpec:
-    standing = saved.standing
+def _restore_spec(saved_adapter: SavedAdapter) -> AnyAdapterSpec:
+    standing = saved_adapter.stack_metadata
     told = {name: standing[name] for name in ("merged", "active")}
-    return saved.spec.model_copy(
+    return saved_adapter.spec.model_copy(
         update=told | {"from_run": standing["origin"], "trainable": not standing["frozen"]}
     )
 
 
-def _check_whole(read: list[Saved], folder: Path) -> None:
+def _check_complete_stack(saved_adapters: list[SavedAdapter], folder: Path) -> None:
     """Every adapter of the stack is there, and each stands on those it was trained on."""
-    positions = [saved.standing.get("position") for saved in read]
+    positions = [saved.stack_metadata.get("position") for saved in saved_adapters]
     wanted = list(
-        range(1, max((int(saved.standing.get("adapters", 0)) for saved in read), default=0) + 1)
+        range(
+            1,
+            max(
+                (int(saved.stack_metadata.get("adapters", 0)) for saved in saved_adapters),
+                default=0,
+            )
+            + 1,
+        )
     )
     if positions != wanted:
         message = f"the folder has adapters {positions} of a stack of {len(wanted)}"
         raise AdapterError(message, location=str(folder), hint="copy the whole folder again")
-    for at, saved in enumerate(read):
-        below = tuple(under.sha256 for under in read[:at])
-        if saved.below != below:
+    for at, saved in enumerate(saved_adapters):
+        below = tuple(under.sha256 for under in saved_adapters[:at])
+        if saved.lower_adapter_hashes != below:
             wrong = next(
                 (
                     number
-                    for number, pair in enumerate(zip(saved.below, below, strict=False), 1)
+                    for number, pair in enumerate(
+                        zip(saved.lower_adapter_hashes, below, strict=False), 1
+                    )
                     if pair[0] != pair[1]
                 ),
                 0,
             )
-            message = f"adapter {wrong or len(saved.below)} below {saved.folder.name} is not the one it was trained on"
+            message = f"adapter {wrong or len(saved.lower_adapter_hashes)} below {saved.folder.name} is not the one it was trained on"
             raise RefusedError(
                 message,
                 location=str(saved.folder),
@@ -147,13 +189,13 @@ def _check_whole(read: list[Saved], folder: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------------------- writing
 
 
-def _whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """``write`` into a folder of another name, which then takes this one's place."""
+def _write_folder_atomically(folder: Path, write_files: Callable[[Path], None]) -> None:
+    """``write_files`` into a folder of another name, which then takes this one's place."""
     writing = folder.with_name(folder.name + ".writing")
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        write(writing)
+        write_files(writing)
         shutil.rmtree(folder, ignore_errors=True)
         writing.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -165,34 +207,46 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def _write(
-    stack: Stack, adapter: Attached, folder: Path, standing: dict[str, Any] | None = None
+def _write_adapter_files(
+    stack: Stack,
+    adapter: AttachedAdapter,
+    folder: Path,
+    stack_metadata: dict[str, Any] | None = None,
 ) -> None:
     """One adapter's three files: as they were read, where it stays as it was, else from its weights."""
-    more = {"stack": standing} if standing else {}
-    if adapter.kept:
-        (folder / CONFIG).write_bytes(adapter.kept[CONFIG])
-        (folder / WEIGHTS).write_bytes(adapter.kept[WEIGHTS])
+    more = {"stack": stack_metadata} if stack_metadata else {}
+    if adapter.saved_files:
+        (folder / ADAPTER_CONFIG_FILE).write_bytes(adapter.saved_files[ADAPTER_CONFIG_FILE])
+        (folder / ADAPTER_WEIGHTS_FILE).write_bytes(adapter.saved_files[ADAPTER_WEIGHTS_FILE])
         about = {
-            name: said for name, said in json.loads(adapter.kept[ABOUT]).items() if name != "stack"
+            name: said
+            for name, said in json.loads(adapter.saved_files[ADAPTER_METADATA_FILE]).items()
+            if name != "stack"
         }
     else:
-        save_file(_tensors(stack, adapter), folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(
-            json.dumps(_config(stack, adapter), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        save_file(
+            _collect_adapter_tensors(stack, adapter),
+            folder / ADAPTER_WEIGHTS_FILE,
+            metadata={"format": "pt"},
         )
-        about = _about(stack, adapter, folder)
-    (folder / ABOUT).write_text(json.dumps(about | more, indent=2) + "\n", encoding="utf-8")
+        (folder / ADAPTER_CONFIG_FILE).write_text(
+            json.dumps(_build_peft_config(stack, adapter), indent=2, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
+        about = _build_adapter_metadata(stack, adapter, folder)
+    (folder / ADAPTER_METADATA_FILE).write_text(
+        json.dumps(about | more, indent=2) + "\n", encoding="utf-8"
+    )
 
 
-def _tensors(stack: Stack, adapter: Attached) -> dict[str, torch.Tensor]:
+def _collect_adapter_tensors(stack: Stack, adapter: AttachedAdapter) -> dict[str, torch.Tensor]:
     """What peft keeps of an adapter, in float32, under stock names; its encoders are asked with dropout off, or P-tuning would be saved with noise in
     it, and modules around the attention are taken out while others are named."""
     assert adapter.model is not None  # what is merged is kept as files
-    with at_rest(adapter.model), contextlib.ExitStack() as named:
+    with use_eval_mode(adapter.model), contextlib.ExitStack() as named:
         for other in stack.adapters:
             if other.swaps_attention:
-                named.enter_context(attention(other, adapted=other is adapter))
+                named.enter_context(switch_adapted_attention(other, adapted=other is adapter))
         found = get_peft_model_state_dict(
             adapter.model, adapter_name=adapter.peft_name, save_embedding_layers=False
         )
@@ -202,7 +256,7 @@ def _tensors(stack: Stack, adapter: Attached) -> dict[str, torch.Tensor]:
     }
 
 
-def _config(stack: Stack, adapter: Attached) -> dict[str, Any]:
+def _build_peft_config(stack: Stack, adapter: AttachedAdapter) -> dict[str, Any]:
     """The peft config as stock peft expects it in a finished folder."""
     assert adapter.model is not None
     config: dict[str, Any] = adapter.model.peft_config[adapter.peft_name].to_dict()
@@ -215,11 +269,11 @@ def _config(stack: Stack, adapter: Attached) -> dict[str, Any]:
     return config | paths | sets | {"inference_mode": True}
 
 
-def _about(stack: Stack, adapter: Attached, folder: Path) -> dict[str, Any]:
+def _build_adapter_metadata(stack: Stack, adapter: AttachedAdapter, folder: Path) -> dict[str, Any]:
     base = stack.base
     return {
         "clinpeft": clinpeft.__version__,
-        "adapter": SPEC.dump_python(adapter.spec, mode="json"),
+        "adapter": ADAPTER_SPEC_TYPE.dump_python(adapter.spec, mode="json"),
         "base": {
             "name": base.folder.name,
             "model_type": base.model.config.model_type,
@@ -227,12 +281,14 @@ def _about(stack: Stack, adapter: Attached, folder: Path) -> dict[str, Any]:
         },
         "precision": str(base.precision).removeprefix("torch."),
         "quantization": base.quantization,
-        "trained_parameters": sum(parameter.numel() for parameter in adapter.trained.values()),
-        "base_parameters": stack.counts.base,
+        "trained_parameters": sum(
+            parameter.numel() for parameter in adapter.trained_parameters.values()
+        ),
+        "base_parameters": stack.counts.base_parameters,
         "notices": list(stack.notices),
         "files": {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in (CONFIG, WEIGHTS)
+            for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
         },
         "versions": {
             "peft": peft.__version__,
@@ -242,17 +298,17 @@ def _about(stack: Stack, adapter: Attached, folder: Path) -> dict[str, Any]:
     }
 
 
-def _standing(
-    stack: Stack, adapter: Attached, position: int, below: list[dict[str, str]]
+def _build_stack_metadata(
+    stack: Stack, adapter: AttachedAdapter, position: int, lower_adapters: list[dict[str, str]]
 ) -> dict[str, Any]:
     """The adapter's place in its stack."""
     return {
         "name": adapter.name,
         "position": position,
         "adapters": len(stack.adapters),
-        "below": list(below),
-        "merged": bool(adapter.folded),
-        "frozen": not adapter.trained,
+        "below": list(lower_adapters),
+        "merged": bool(adapter.merged_weights),
+        "frozen": not adapter.trained_parameters,
         "active": adapter.spec.active,
-        "origin": adapter.origin,
+        "origin": adapter.source_run,
     }

@@ -12,115 +12,125 @@ from dataclasses import dataclass
 from itertools import combinations as pairs
 from typing import Literal
 
-from clinpeft.adapters.methods import METHODS, Joins
+from clinpeft.adapters.methods import ADAPTER_METHODS, CompositionKind
 from clinpeft.core.errors import AdapterError
 from clinpeft.recipe import AnyAdapterSpec
 
 
 @dataclass(frozen=True)
-class Combination:
+class AdapterCombination:
     """How a first adapter and a second, attached after it, stand together, and why."""
 
-    how: Literal["additive", "kept beside", "merged first", "impossible"]
-    why: str
+    kind: Literal["additive", "kept beside", "merged first", "impossible"]
+    reason: str
 
 
-_ADDED = Combination(
+_ADDITIVE_COMBINATION = AdapterCombination(
     "additive", "both updates are added to the layer's output; their order does not matter"
 )
-_BESIDE = Combination(
+_SIDE_BY_SIDE_COMBINATION = AdapterCombination(
     "kept beside", "one changes what the layers compute, the other what they attend to"
 )
-_FOLD = "in the order of the two lies a difference; the first, frozen and merged = true, becomes part of the base's weights"
-_ONE_PROMPT = Combination(
+_MERGE_FIRST_REASON = "in the order of the two lies a difference; the first, frozen and merged = true, becomes part of the base's weights"
+_SINGLE_PROMPT_COMBINATION = AdapterCombination(
     "impossible", "peft has one prompt active at a time, and prompts cannot be merged"
 )
-_NO_FOLD = Combination(
+_UNMERGEABLE_PROMPT_COMBINATION = AdapterCombination(
     "impossible",
     "a prompt cannot be merged, and {second} stands on plain weights alone; the other way round, {second} is merged first",
 )
 
-COMBINATIONS: dict[tuple[Joins, Joins], Combination] = {
-    ("added", "added"): _ADDED,
-    ("added", "beside"): _BESIDE,
-    ("beside", "added"): _BESIDE,
-    ("added", "alone"): Combination("merged first", _FOLD),
-    ("alone", "added"): Combination("merged first", _FOLD),
-    ("alone", "alone"): Combination("merged first", _FOLD),
-    ("alone", "beside"): Combination(
+ADAPTER_COMBINATIONS: dict[tuple[CompositionKind, CompositionKind], AdapterCombination] = {
+    ("added", "added"): _ADDITIVE_COMBINATION,
+    ("added", "beside"): _SIDE_BY_SIDE_COMBINATION,
+    ("beside", "added"): _SIDE_BY_SIDE_COMBINATION,
+    ("added", "alone"): AdapterCombination("merged first", _MERGE_FIRST_REASON),
+    ("alone", "added"): AdapterCombination("merged first", _MERGE_FIRST_REASON),
+    ("alone", "alone"): AdapterCombination("merged first", _MERGE_FIRST_REASON),
+    ("alone", "beside"): AdapterCombination(
         "merged first", "{first} stands on the weights alone; merged = true makes it part of them"
     ),
-    ("beside", "alone"): _NO_FOLD,
-    ("beside", "beside"): _ONE_PROMPT,
+    ("beside", "alone"): _UNMERGEABLE_PROMPT_COMBINATION,
+    ("beside", "beside"): _SINGLE_PROMPT_COMBINATION,
 }
-LIVE = frozenset({"additive", "kept beside"})
+UNMERGED_COMBINATION_KINDS = frozenset({"additive", "kept beside"})
 
 
-def combinations() -> list[tuple[str, str, str, str]]:
+def list_adapter_combinations() -> list[tuple[str, str, str, str]]:
     """(first method, second method, how, why) for every pair of methods, as the documentation prints it.
 
     Whatever merges (``METHODS``) may also be merged first where the table says additive or kept beside.
     """
-    return [(first, second, *_between(first, second)) for first in METHODS for second in METHODS]
+    return [
+        (first, second, *_get_combination(first, second))
+        for first in ADAPTER_METHODS
+        for second in ADAPTER_METHODS
+    ]
 
 
-def _between(first: str, second: str) -> tuple[str, str]:
-    found = COMBINATIONS[METHODS[first].joins, METHODS[second].joins]
-    return found.how, found.why.format(first=first, second=second)
+def _get_combination(first_method: str, second_method: str) -> tuple[str, str]:
+    found = ADAPTER_COMBINATIONS[
+        ADAPTER_METHODS[first_method].composition, ADAPTER_METHODS[second_method].composition
+    ]
+    return found.kind, found.reason.format(first=first_method, second=second_method)
 
 
-def check_combination(specs: Sequence[AnyAdapterSpec]) -> None:
+def check_adapter_combination(specs: Sequence[AnyAdapterSpec]) -> None:
     """That adapters can stand in one stack in this order.
 
     Raises:
         AdapterError: they cannot; the message names what can.
     """
     for at, spec in enumerate(specs):
-        _check_merged(spec, at)
+        _check_merged_adapter(spec, at)
     for first, second in pairs([spec.method for spec in specs if not spec.merged], 2):
-        how, why = _between(first, second)
-        if how not in LIVE:
+        how, why = _get_combination(first, second)
+        if how not in UNMERGED_COMBINATION_KINDS:
             raise AdapterError(
                 f"{first} and then {second}, both unmerged: {why}",
                 location="adapters",
-                hint=_possible(first),
+                hint=_list_compatible_methods(first),
             )
 
 
-def _check_merged(spec: AnyAdapterSpec, at: int) -> None:
+def _check_merged_adapter(spec: AnyAdapterSpec, index: int) -> None:
     """Only one, the first: what is folded away later has been trained below by nothing, and is put back exactly when it is switched off."""
     if not spec.merged:
         return
-    if not METHODS[spec.method].merges:
-        able = ", ".join(name for name, method in METHODS.items() if method.merges)
+    if not ADAPTER_METHODS[spec.method].is_mergeable:
+        able = ", ".join(name for name, method in ADAPTER_METHODS.items() if method.is_mergeable)
         raise AdapterError(
             f"{spec.method} cannot be merged",
-            location=f"adapters.{at}.merged",
+            location=f"adapters.{index}.merged",
             hint=f"these can: {able}",
         )
     asked = {
         "from_run": bool(spec.from_run),
         "trainable = false": not spec.trainable,
         "active": spec.active,
-        "the first place": at == 0,
+        "the first place": index == 0,
     }
     missing = [what for what, there in asked.items() if not there]
     if missing:
         message = (
-            f"merged = true on adapter {at + 1}, and a merged adapter needs {', '.join(missing)}"
+            f"merged = true on adapter {index + 1}, and a merged adapter needs {', '.join(missing)}"
         )
         raise AdapterError(
             message,
-            location=f"adapters.{at}.merged",
+            location=f"adapters.{index}.merged",
             hint="merge one finished adapter, frozen and first; leave the others unmerged",
         )
 
 
-def _possible(first: str) -> str:
-    live = [second for second in METHODS if _between(first, second)[0] in LIVE]
+def _list_compatible_methods(first_method: str) -> str:
+    live = [
+        second
+        for second in ADAPTER_METHODS
+        if _get_combination(first_method, second)[0] in UNMERGED_COMBINATION_KINDS
+    ]
     merged = (
         "; with the first frozen and merged = true, any method stands on it"
-        if METHODS[first].merges
+        if ADAPTER_METHODS[first_method].is_mergeable
         else ""
     )
-    return f"beside an unmerged {first} can stand: {', '.join(live) or 'nothing'}{merged}"
+    return f"beside an unmerged {first_method} can stand: {', '.join(live) or 'nothing'}{merged}"

@@ -24,68 +24,68 @@ from clinpeft.recipe import (
 )
 
 PeftConfig = Any  # peft.PeftConfig, which is not typed
-Configured = tuple[PeftConfig, tuple[str, ...]]
+ConfigWithNotices = tuple[PeftConfig, tuple[str, ...]]
 """A peft config, and what had to be decided against the letter of the spec, for the record."""
 
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": "FEATURE_EXTRACTION"}
+PEFT_TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": "FEATURE_EXTRACTION"}
 """peft has no class for masked language models; the one for features passes everything through and knows virtual tokens."""
 
-Joins = Literal["added", "alone", "beside"]
+CompositionKind = Literal["added", "alone", "beside"]
 """How a method lives with others: its update is ``added`` to theirs on the same input; it stands ``alone`` on the weights; it stands ``beside`` the
 weights, before the text or inside the attention."""
 
 
 @dataclass(frozen=True)
-class Method:
+class AdapterMethod:
     """What is true of an adapter method.
 
     Attributes:
         configure: spec and base to peft config.
-        fresh_is_identity: a new adapter leaves the base's logits as they are.
-        merges: it can be folded into the base's weights.
+        starts_as_identity: a new adapter leaves the base's logits as they are.
+        is_mergeable: it can be folded into the base's weights.
         prepends: what stands before the text: ``inputs`` (vectors, which get logits too), ``keys`` (and values, in every layer), or nothing.
-        joins: how it lives with other adapters, see ``combine.COMBINATIONS``.
-        fused: it adds one low-rank product to a linear layer and nothing else, so that ``fused.fused_linear`` may compute it.
+        composition: how it lives with other adapters, see ``combine.COMBINATIONS``.
+        supports_fusion: it adds one low-rank product to a linear layer and nothing else, so that ``fused.fused_linear`` may compute it.
         mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
     """
 
-    configure: Callable[[Any, Base], Configured]
-    fresh_is_identity: bool = False
-    merges: bool = False
+    configure: Callable[[Any, Base], ConfigWithNotices]
+    starts_as_identity: bool = False
+    is_mergeable: bool = False
     prepends: Literal["nothing", "keys", "inputs"] = "nothing"
-    joins: Joins = "alone"
+    composition: CompositionKind = "alone"
     mixes_precisions: bool = False
-    fused: bool = False
+    supports_fusion: bool = False
 
 
-def lora(spec: LoraSpec, base: Base, **variant: bool) -> Configured:
+def configure_lora(spec: LoraSpec, base: Base, **variant: bool) -> ConfigWithNotices:
     """W + (alpha / rank) B A (Hu et al. 2021, equation 3); ``variant`` switches on peft's rsLoRA or DoRA."""
     config = peft.LoraConfig(
-        task_type=_task_type(base),
+        task_type=_get_task_type(base),
         r=spec.rank,
         lora_alpha=int(spec.alpha)
         if spec.alpha == int(spec.alpha)
         else spec.alpha,  # peft types it int
         lora_dropout=spec.dropout,
-        target_modules=_targets(spec, base),
+        target_modules=_resolve_target_modules(spec, base),
         bias="none",
         **variant,
     )
     return config, ()
 
 
-def ia3(spec: Ia3Spec, base: Base) -> Configured:  # noqa: ARG001 - every method has the same shape
+def configure_ia3(spec: Ia3Spec, base: Base) -> ConfigWithNotices:  # noqa: ARG001 - every method has the same shape
     """Learned rescaling of keys, values and the feed-forward activation (Liu et al. 2022, equation 1)."""
     family = base.family
     config = peft.IA3Config(
-        task_type=_task_type(base),
+        task_type=_get_task_type(base),
         target_modules=family.ia3_targets,
         feedforward_modules=family.ia3_feedforward,
     )
     return config, ()
 
 
-def adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> Configured:
+def configure_adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> ConfigWithNotices:
     """Prompts behind a zero-initialised gate in the topmost layers (Zhang et al. 2023, section 3)."""
     available = int(base.model.config.num_hidden_layers)
     layers = min(spec.layers, available)
@@ -97,20 +97,20 @@ def adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> Configured:
         else ()
     )
     return peft.AdaptionPromptConfig(
-        task_type=_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
+        task_type=_get_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
     ), notices
 
 
-def prefix(spec: PrefixSpec, base: Base) -> Configured:
+def configure_prefix_tuning(spec: PrefixSpec, base: Base) -> ConfigWithNotices:
     """Learned keys and values before every layer (Li and Liang 2021, section 4)."""
     return peft.PrefixTuningConfig(
-        task_type=_task_type(base),
+        task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
         prefix_projection=spec.projection,
     ), ()
 
 
-def prompt(spec: PromptSpec, base: Base) -> Configured:
+def configure_prompt_tuning(spec: PromptSpec, base: Base) -> ConfigWithNotices:
     """Learned input vectors (Lester et al. 2021, section 2), started at random or from a text, which is repeated or cut to length."""
     start = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
@@ -120,11 +120,11 @@ def prompt(spec: PromptSpec, base: Base) -> Configured:
             "tokenizer_name_or_path": str(base.folder),
         }
     return peft.PromptTuningConfig(
-        task_type=_task_type(base), num_virtual_tokens=spec.tokens, **start
+        task_type=_get_task_type(base), num_virtual_tokens=spec.tokens, **start
     ), ()
 
 
-def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
+def configure_p_tuning(spec: PTuningSpec, base: Base) -> ConfigWithNotices:
     """Input vectors made by an encoder (Liu et al. 2021, section 3.2). The MLP of the reference has two layers and no dropout; an LSTM of one layer
     has nowhere to drop, because dropout sits between its layers."""
     recurrent = spec.encoder == "lstm"
@@ -135,7 +135,7 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
         for what in unused
     )
     config = peft.PromptEncoderConfig(
-        task_type=_task_type(base),
+        task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
         encoder_reparameterization_type=spec.encoder.upper(),
         encoder_hidden_size=spec.hidden,
@@ -145,31 +145,42 @@ def p_tuning(spec: PTuningSpec, base: Base) -> Configured:
     return config, notices
 
 
-METHODS: dict[str, Method] = {
-    "lora": Method(lora, fresh_is_identity=True, merges=True, joins="added", fused=True),
-    "rslora": Method(
-        partial(lora, use_rslora=True),
-        fresh_is_identity=True,
-        merges=True,
-        joins="added",
-        fused=True,
+ADAPTER_METHODS: dict[str, AdapterMethod] = {
+    "lora": AdapterMethod(
+        configure_lora,
+        starts_as_identity=True,
+        is_mergeable=True,
+        composition="added",
+        supports_fusion=True,
     ),
-    "dora": Method(partial(lora, use_dora=True), fresh_is_identity=True, merges=True),
-    "ia3": Method(ia3, fresh_is_identity=True, merges=True),
-    "adaption-prompt": Method(
-        adaption_prompt, fresh_is_identity=True, joins="beside", mixes_precisions=True
+    "rslora": AdapterMethod(
+        partial(configure_lora, use_rslora=True),
+        starts_as_identity=True,
+        is_mergeable=True,
+        composition="added",
+        supports_fusion=True,
     ),
-    "prefix": Method(prefix, prepends="keys", joins="beside"),
-    "prompt": Method(prompt, prepends="inputs", joins="beside"),
-    "p-tuning": Method(p_tuning, prepends="inputs", joins="beside"),
+    "dora": AdapterMethod(
+        partial(configure_lora, use_dora=True), starts_as_identity=True, is_mergeable=True
+    ),
+    "ia3": AdapterMethod(configure_ia3, starts_as_identity=True, is_mergeable=True),
+    "adaption-prompt": AdapterMethod(
+        configure_adaption_prompt,
+        starts_as_identity=True,
+        composition="beside",
+        mixes_precisions=True,
+    ),
+    "prefix": AdapterMethod(configure_prefix_tuning, prepends="keys", composition="beside"),
+    "prompt": AdapterMethod(configure_prompt_tuning, prepends="inputs", composition="beside"),
+    "p-tuning": AdapterMethod(configure_p_tuning, prepends="inputs", composition="beside"),
 }
 
 
-def _task_type(base: Base) -> str:
-    return TASK_TYPES[base.family.objective]
+def _get_task_type(base: Base) -> str:
+    return PEFT_TASK_TYPES[base.family.objective]
 
 
-def _targets(spec: LoraSpec, base: Base) -> list[str]:
+def _resolve_target_modules(spec: LoraSpec, base: Base) -> list[str]:
     """The suffixes to adapt, each of which names at least one linear layer inside the model. The output embedding is not one of them: where it is
     tied to the input embedding, merging would change both."""
     output = base.model.get_output_embeddings()
@@ -195,6 +206,6 @@ def _targets(spec: LoraSpec, base: Base) -> list[str]:
     return sorted(set(wanted))
 
 
-def virtual_tokens(spec: AnyAdapterSpec) -> int:
+def count_virtual_tokens(spec: AnyAdapterSpec) -> int:
     """Positions that an adapter takes before the text; 0 for methods that prepend nothing."""
-    return 0 if METHODS[spec.method].prepends == "nothing" else int(getattr(spec, "tokens"))  # noqa: B009 - specs that prepend have it
+    return 0 if ADAPTER_METHODS[spec.method].prepends == "nothing" else int(getattr(spec, "tokens"))  # noqa: B009 - specs that prepend have it

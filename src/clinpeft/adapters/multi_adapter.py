@@ -18,43 +18,43 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft.adapters.attach import (
-    NOWHERE,
-    Site,
-    Wanted,
-    asked_for,
-    check_bare,
-    check_below,
-    check_possible,
-    config_of,
-    put_on,
+    NO_ADAPTER_FOLDERS,
+    AdapterRequest,
+    AttachState,
+    add_adapter,
+    check_base_without_adapters,
+    check_lower_adapters,
+    check_method_support,
+    create_peft_config,
+    resolve_adapter_request,
 )
-from clinpeft.adapters.compatibility import check_combination
-from clinpeft.adapters.methods import METHODS
-from clinpeft.adapters.stack import Attached, Counts, Parameters, Stack
+from clinpeft.adapters.compatibility import check_adapter_combination
+from clinpeft.adapters.methods import ADAPTER_METHODS
+from clinpeft.adapters.stack import AttachedAdapter, NamedParameters, ParameterCounts, Stack
 from clinpeft.core.errors import AdapterError
 from clinpeft.models import Base, Spans, flattens, one_row
 from clinpeft.recipe import AnyAdapterSpec
-from clinpeft.runtime.fused_lora import FusedLinear, Route, Routing, fuse
+from clinpeft.runtime.fused_lora import FusedLoraLinear, TokenRoute, TokenRouting, fuse_lora_layers
 
-Answered = TypeVar("Answered")
+PackedOutputT = TypeVar("PackedOutputT")
 
 
 @dataclass(frozen=True)
-class Reading(Generic[Answered]):
+class PackedInput(Generic[PackedOutputT]):
     """Texts, and what becomes of them.
 
     Attributes:
         input_ids, attention_mask: (rows, time), as for ``flat``.
-        answer: (tokens, width) what the model says at every token, row by row -> what is made of it.
+        process_output: (tokens, width) what the model says at every token, row by row -> what is made of it.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    answer: Callable[[torch.Tensor], Answered]
+    process_output: Callable[[torch.Tensor], PackedOutputT]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialAdapters:
     """One stack of several.
 
     Attributes:
@@ -65,34 +65,34 @@ class Trial:
 
     specs: Sequence[AnyAdapterSpec]
     seed: int = 0
-    folders: Mapping[str, Path] = field(default_factory=lambda: NOWHERE)
+    folders: Mapping[str, Path] = field(default_factory=lambda: NO_ADAPTER_FOLDERS)
 
 
 @dataclass
-class Joint:
-    """A base with several stacks on it. Outside of ``routed`` and ``alone`` it answers as the bare base.
+class MultiAdapterModel:
+    """A base with several stacks on it. Outside of ``route_tokens`` and ``isolate_stack`` it answers as the bare base.
 
     Attributes:
         base: what all share, frozen.
-        stacks: one a trial, whose ``trained`` has the names that it would have alone; to ask, save or merge one, use ``alone``.
+        stacks: one a trial, whose ``trained`` has the names that it would have alone; to ask, save or merge one, use ``isolate_stack``.
         notices: what is not as it would be alone.
     """
 
     base: Base
     stacks: tuple[Stack, ...]
     notices: tuple[str, ...]
-    routing: Routing = field(repr=False)
+    routing: TokenRouting = field(repr=False)
 
     def train(self, mode: bool = True) -> None:
         """Dropout on or off, in all trials."""
         self.stacks[0].model.train(mode)
 
     @contextmanager
-    def routed(
+    def route_tokens(
         self,
         slices: Sequence[slice | None],
         generators: Sequence[torch.Generator | None] | None = None,
-        tokens: int | None = None,
+        token_count: int | None = None,
     ) -> Iterator[None]:
         """For as long as the block lasts, the base's model reads the flattened tokens of a batch, such as T in (1, T), each trial's with its stack.
 
@@ -102,7 +102,7 @@ class Joint:
             slices: of each trial, ``slice(start, stop)``; None: it is not asked. They do not overlap; tokens of none see the bare base.
             generators: of each trial's dropout, on the base's device; one seeded like torch's own draws what the trial alone would draw. None:
                 torch's own, one trial after another in each layer.
-            tokens: how many there are in all; None: the last slice ends with the batch.
+            token_count: how many there are in all; None: the last slice ends with the batch.
 
         Raises:
             AdapterError: the slices are not those of the trials, or overlap.
@@ -111,26 +111,26 @@ class Joint:
         drawn = generators or [None] * len(self.stacks)
         ending = max((rows.stop for rows in slices if rows), default=0)
         asked = [
-            (stack, Route(rows, generator))
+            (stack, TokenRoute(rows, generator))
             for stack, rows, generator in zip(self.stacks, slices, drawn, strict=True)
             if rows
         ]
         routes = {adapter.peft_name: route for stack, route in asked for adapter in stack.adapters}
-        with self.routing.routed(routes, ending if tokens is None else tokens):
+        with self.routing.route_tokens(routes, ending if token_count is None else token_count):
             yield
 
-    def flat(
+    def encode_packed(
         self,
-        readings: Sequence[Reading[Any] | None],
+        packed_inputs: Sequence[PackedInput[Any] | None],
         generators: Sequence[torch.Generator | None] | None = None,
-        words: bool = False,
+        return_logits: bool = False,
     ) -> list[torch.Tensor | None]:
         """``flat`` of every trial's own texts, in one pass.
 
         Args:
-            readings: of each trial; None: it is not asked.
+            packed_inputs: of each trial; None: it is not asked.
             generators: as for ``routed``.
-            words: whether the model answers with its last layer's scores and not with the vectors below.
+            return_logits: whether the model answers with its last layer's scores and not with the vectors below.
 
         Returns:
             (tokens, width) of each trial that was asked.
@@ -146,11 +146,12 @@ class Joint:
                 message, location="base", hint="train these trials one after another"
             )
         texts = [
-            None if each is None else each.input_ids[each.attention_mask != 0] for each in readings
+            None if each is None else each.input_ids[each.attention_mask != 0]
+            for each in packed_inputs
         ]
         lengths = [
             length
-            for each in readings
+            for each in packed_inputs
             if each is not None
             for length in (each.attention_mask != 0).sum(dim=1).tolist()
             if length
@@ -166,10 +167,10 @@ class Joint:
             Spans(tuple(lengths)),
             self.base.first_position,
         )
-        with self.routed(slices, generators):
+        with self.route_tokens(slices, generators):
             found = (
                 self.base.model(**asked).logits[0]
-                if words
+                if return_logits
                 else self.base.backbone(**asked).last_hidden_state[0]
             )
         return [
@@ -178,20 +179,20 @@ class Joint:
         ]
 
     @contextmanager
-    def alone(self, trial: int) -> Iterator[Stack]:
+    def isolate_stack(self, trial_index: int) -> Iterator[Stack]:
         """One trial's stack in the forward pass and nothing else, for as long as the block lasts: to score, save or merge it."""
-        stack = self.stacks[trial]
+        stack = self.stacks[trial_index]
         layers = [module for module in stack.model.modules() if isinstance(module, BaseTunerLayer)]
-        silent, stack.silent = stack.silent, frozenset()
-        _switch(layers, [adapter.peft_name for adapter in stack.adapters])
+        silent, stack.disabled_adapters = stack.disabled_adapters, frozenset()
+        _set_active_adapters(layers, [adapter.peft_name for adapter in stack.adapters])
         try:
             yield stack
         finally:
-            stack.silent = silent
-            _switch(layers, [])
+            stack.disabled_adapters = silent
+            _set_active_adapters(layers, [])
 
 
-def together(base: Base, trials: Sequence[Trial]) -> Joint:
+def attach_stacks(base: Base, trials: Sequence[TrialAdapters]) -> MultiAdapterModel:
     """Put several stacks on one base.
 
     Raises:
@@ -199,99 +200,125 @@ def together(base: Base, trials: Sequence[Trial]) -> Joint:
             adapters already.
         RefusedError: an adapter was trained on another base or above other adapters, or its files were changed.
     """
-    check_bare(base)
-    wanted = [[asked_for(spec, base, trial.folders) for spec in trial.specs] for trial in trials]
+    check_base_without_adapters(base)
+    wanted = [
+        [resolve_adapter_request(spec, base, trial.folders) for spec in trial.specs]
+        for trial in trials
+    ]
     for each in wanted:
-        _check_fused([one.spec for one in each], base)
+        _check_fusible([one.spec for one in each], base)
     sites = [
-        Site(base, trial.seed, set(base.model.parameters()), ending=f"-trial{at:04d}")
+        AttachState(base, trial.seed, set(base.model.parameters()), name_suffix=f"-trial{at:04d}")
         for at, trial in enumerate(trials)
     ]
     size = sum(parameter.numel() for parameter in base.model.parameters())
     configs = [
-        [config_of(site, one) for one in each] for site, each in zip(sites, wanted, strict=True)
+        [create_peft_config(site, one) for one in each]
+        for site, each in zip(sites, wanted, strict=True)
     ]  # all of them while the layers are plain
     stacks: list[Stack] = []
     for before, site, each, theirs in zip([None, *sites], sites, wanted, configs, strict=False):
         if before is not None:
-            site.layers, site.taken = before.layers, before.taken
-        stacks.append(_stack(site, each, theirs, size))
-    return _settled(base, tuple(stacks), sites[-1])
+            site.layer_model, site.existing_parameters = (
+                before.layer_model,
+                before.existing_parameters,
+            )
+        stacks.append(_build_trial_stack(site, each, theirs, size))
+    return _finalize_joint_model(base, tuple(stacks), sites[-1])
 
 
-def _stack(site: Site, wanted: Sequence[Wanted], configs: Sequence[Any], size: int) -> Stack:
-    check_below(site, wanted)
+def _build_trial_stack(
+    state: AttachState,
+    requests: Sequence[AdapterRequest],
+    configs: Sequence[Any],
+    base_parameter_count: int,
+) -> Stack:
+    check_lower_adapters(state, requests)
     adapters = tuple(
-        _renamed(put_on(site, at, each, config), at)
-        for at, (each, config) in enumerate(zip(wanted, configs, strict=True))
+        _rename_parameters(add_adapter(state, at, each, config), at)
+        for at, (each, config) in enumerate(zip(requests, configs, strict=True))
     )
     trained = {
-        name: parameter for adapter in adapters for name, parameter in adapter.trained.items()
+        name: parameter
+        for adapter in adapters
+        for name, parameter in adapter.trained_parameters.items()
     }
-    counts = Counts(sum(parameter.numel() for parameter in trained.values()), size)
+    counts = ParameterCounts(
+        sum(parameter.numel() for parameter in trained.values()), base_parameter_count
+    )
     return Stack(
-        site.base,
+        state.base,
         adapters,
         counts,
-        tuple(site.notices),
+        tuple(state.notices),
         trained,
         frozenset(adapter.name for adapter in adapters),
     )
 
 
-def _renamed(adapter: Attached, at: int) -> Attached:
+def _rename_parameters(adapter: AttachedAdapter, index: int) -> AttachedAdapter:
     """Its weights under the names that they would have if the stack were alone."""
-    own = "default" if at == 0 else f"adapter{at + 1}"
+    own = "default" if index == 0 else f"adapter{index + 1}"
 
-    def named(parameters: Parameters) -> Parameters:
+    def named(parameters: NamedParameters) -> NamedParameters:
         return {
             name.replace(f".{adapter.peft_name}.", f".{own}."): parameter
             for name, parameter in parameters.items()
         }
 
-    return replace(adapter, parameters=named(adapter.parameters), trained=named(adapter.trained))
+    return replace(
+        adapter,
+        parameters=named(adapter.parameters),
+        trained_parameters=named(adapter.trained_parameters),
+    )
 
 
-def _settled(base: Base, stacks: tuple[Stack, ...], last: Site) -> Joint:
-    moving = {parameter for stack in stacks for parameter in stack.trained.values()}
-    routing = fuse(
-        last.layers, [adapter.peft_name for stack in stacks for adapter in stack.adapters]
+def _finalize_joint_model(
+    base: Base, stacks: tuple[Stack, ...], last_state: AttachState
+) -> MultiAdapterModel:
+    moving = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
+    routing = fuse_lora_layers(
+        last_state.layer_model,
+        [adapter.peft_name for stack in stacks for adapter in stack.adapters],
     )
     layers = [
         module
-        for module in last.layers.modules()
-        if isinstance(module, BaseTunerLayer) and module is not last.layers.base_model
+        for module in last_state.layer_model.modules()
+        if isinstance(module, BaseTunerLayer) and module is not last_state.layer_model.base_model
     ]
-    if not all(isinstance(layer, FusedLinear) for layer in layers):
+    if not all(isinstance(layer, FusedLoraLinear) for layer in layers):
         message = "a layer that is to be adapted is no plain linear layer"
         raise AdapterError(
             message, location="adapters.targets", hint="train these trials one after another"
         )
-    _switch(layers, [])
+    _set_active_adapters(layers, [])
     for stack in stacks:
-        stack.strangers = frozenset(
-            parameter for other in stacks if other is not stack for parameter in _parameters(other)
+        stack.other_parameters = frozenset(
+            parameter
+            for other in stacks
+            if other is not stack
+            for parameter in _list_adapter_parameters(other)
         )
-    for parameter in (*base.model.parameters(), *last.taken):
+    for parameter in (*base.model.parameters(), *last_state.existing_parameters):
         parameter.requires_grad_(parameter in moving)
-    last.layers.eval()
-    return Joint(base, stacks, _shared_draws(base), routing)
+    last_state.layer_model.eval()
+    return MultiAdapterModel(base, stacks, _describe_base_dropout(base), routing)
 
 
-def _parameters(stack: Stack) -> list[torch.nn.Parameter]:
+def _list_adapter_parameters(stack: Stack) -> list[torch.nn.Parameter]:
     return [parameter for adapter in stack.adapters for parameter in adapter.parameters.values()]
 
 
-def _switch(layers: Sequence[Any], names: list[str]) -> None:
+def _set_active_adapters(layers: Sequence[Any], adapter_names: list[str]) -> None:
     """What is active, without a change to what requires a gradient, which peft makes."""
     for layer in layers:
         wanted = {parameter: parameter.requires_grad for parameter in layer.parameters()}
-        layer.set_adapter(names)
+        layer.set_adapter(adapter_names)
         for parameter, required in wanted.items():
             parameter.requires_grad_(required)
 
 
-def _shared_draws(base: Base) -> tuple[str, ...]:
+def _describe_base_dropout(base: Base) -> tuple[str, ...]:
     """Dropout of the base itself, which knows nothing of trials."""
     shares = {
         name: value
@@ -306,12 +333,14 @@ def _shared_draws(base: Base) -> tuple[str, ...]:
     )
 
 
-def _check_fused(specs: Sequence[AnyAdapterSpec], base: Base) -> None:
-    check_combination(specs)
+def _check_fusible(specs: Sequence[AnyAdapterSpec], base: Base) -> None:
+    check_adapter_combination(specs)
     for spec in specs:
-        check_possible(spec, base)
-        if not METHODS[spec.method].fused or spec.merged or not spec.active:
-            able = ", ".join(name for name, method in METHODS.items() if method.fused)
+        check_method_support(spec, base)
+        if not ADAPTER_METHODS[spec.method].supports_fusion or spec.merged or not spec.active:
+            able = ", ".join(
+                name for name, method in ADAPTER_METHODS.items() if method.supports_fusion
+            )
             message = f"{spec.method}{' merged' * spec.merged}{' inactive' * (not spec.active)} cannot be trained together with other trials"
             raise AdapterError(
                 message,
@@ -324,11 +353,15 @@ def _check_fused(specs: Sequence[AnyAdapterSpec], base: Base) -> None:
         )
 
 
-def _check_slices(slices: Sequence[slice | None], trials: int) -> None:
+def _check_slices(slices: Sequence[slice | None], trial_count: int) -> None:
     given = sorted((rows.start, rows.stop) for rows in slices if rows)
     apart = all(before[1] <= after[0] for before, after in pairwise(given))
-    if len(slices) != trials or not apart or not all(0 <= start <= stop for start, stop in given):
-        message = f"{len(slices)} slices {given} for {trials} trials"
+    if (
+        len(slices) != trial_count
+        or not apart
+        or not all(0 <= start <= stop for start, stop in given)
+    ):
+        message = f"{len(slices)} slices {given} for {trial_count} trials"
         raise AdapterError(
             message,
             location="routed",

@@ -18,26 +18,26 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from clinpeft.adapters.methods import METHODS
+from clinpeft.adapters.methods import ADAPTER_METHODS
 from clinpeft.adapters.stack import Stack
 from clinpeft.core.errors import AdapterError
 from clinpeft.models import Base
-from clinpeft.runtime.fused_lora import FusedLinear, Route, Routing
+from clinpeft.runtime.fused_lora import FusedLoraLinear, TokenRoute, TokenRouting
 
 
-def obstacle(stack: Stack) -> str:
+def find_checkpointing_unsupported_reason(stack: Stack) -> str:
     """Why the activations of this stack cannot be recomputed; empty where they can."""
     for adapter in stack.adapters:
-        if adapter.spec.active and METHODS[adapter.spec.method].prepends == "keys":
+        if adapter.spec.active and ADAPTER_METHODS[adapter.spec.method].prepends == "keys":
             return f"{adapter.spec.method} hands keys and values to every layer, and one that runs again gets none"
-    if not _layers(stack.base):
+    if not _list_checkpointable_layers(stack.base):
         return (
             f"transformers cannot run a layer of a {stack.base.model.config.model_type} model again"
         )
     return ""
 
 
-def recompute(stack: Stack, reason: str) -> bool:
+def enable_activation_checkpointing(stack: Stack, reason: str) -> bool:
     """From here on, and while it is trained, the layers of a stack keep their input alone; the stack's ``activations`` says so.
 
     Of several stacks on one base this concerns all, whichever is given.
@@ -52,36 +52,38 @@ def recompute(stack: Stack, reason: str) -> bool:
     Raises:
         AdapterError: they cannot, see ``obstacle``.
     """
-    if found := obstacle(stack):
+    if found := find_checkpointing_unsupported_reason(stack):
         raise AdapterError(
             f"activations cannot be recomputed: {found}",
             location="training.activations",
             hint='set it to "keep"',
         )
-    new = not any(layer.gradient_checkpointing for layer in _layers(stack.base))
+    new = not any(layer.gradient_checkpointing for layer in _list_checkpointable_layers(stack.base))
     routing = next(
         (
             module.routing
             for module in stack.base.model.modules()
-            if isinstance(module, FusedLinear)
+            if isinstance(module, FusedLoraLinear)
         ),
-        Routing(),
+        TokenRouting(),
     )
-    for layer in _layers(stack.base):
+    for layer in _list_checkpointable_layers(stack.base):
         layer._gradient_checkpointing_func = partial(
-            checkpoint, use_reentrant=False, context_fn=partial(_contexts, routing)
+            checkpoint,
+            use_reentrant=False,
+            context_fn=partial(_create_checkpoint_contexts, routing),
         )
         layer.gradient_checkpointing = True
     stack.activations = f"recomputed: {reason}"
     return new
 
 
-def rescue(stack: Stack) -> bool:
+def enable_checkpointing_on_oom(stack: Stack) -> bool:
     """``recompute`` in the middle of a run whose memory does not do, with a warning; whether that changed anything."""
     if (
-        not stack.trained
-        or obstacle(stack)
-        or not recompute(stack, "a single item did not fit otherwise")
+        not stack.trained_parameters
+        or find_checkpointing_unsupported_reason(stack)
+        or not enable_activation_checkpointing(stack, "a single item did not fit otherwise")
     ):
         return False
     warnings.warn(
@@ -91,7 +93,7 @@ def rescue(stack: Stack) -> bool:
     return True
 
 
-def _layers(base: Base) -> list[GradientCheckpointingLayer]:
+def _list_checkpointable_layers(base: Base) -> list[GradientCheckpointingLayer]:
     return [
         module
         for module in base.backbone.modules()
@@ -99,32 +101,34 @@ def _layers(base: Base) -> list[GradientCheckpointingLayer]:
     ]
 
 
-def _contexts(
-    routing: Routing,
+def _create_checkpoint_contexts(
+    routing: TokenRouting,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What stands around the two runs of a layer, asked for before the first."""
     generators = {
         route.generator for route in routing.routes.values() if route.generator is not None
     }
     states = {generator: generator.get_state() for generator in generators}
-    return contextlib.nullcontext(), _AsItWas(routing, routing.routes, routing.tokens, states)
+    return contextlib.nullcontext(), _RestoredRouting(
+        routing, routing.routes, routing.token_count, states
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _AsItWas(AbstractContextManager[None]):
+class _RestoredRouting(AbstractContextManager[None]):
     """The trials' tokens and generators as they were before the first run, for as long as a block lasts: again and again, where a graph is kept."""
 
-    routing: Routing
-    routes: Mapping[str, Route]
-    tokens: int
-    states: Mapping[torch.Generator, torch.Tensor]
-    leaving: ExitStack = field(default_factory=ExitStack)
+    routing: TokenRouting
+    routes: Mapping[str, TokenRoute]
+    token_count: int
+    generator_states: Mapping[torch.Generator, torch.Tensor]
+    exit_stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> None:
-        for generator, state in self.states.items():
-            self.leaving.callback(generator.set_state, generator.get_state())
+        for generator, state in self.generator_states.items():
+            self.exit_stack.callback(generator.set_state, generator.get_state())
             generator.set_state(state)
-        self.leaving.enter_context(self.routing.routed(self.routes, self.tokens))
+        self.exit_stack.enter_context(self.routing.route_tokens(self.routes, self.token_count))
 
     def __exit__(self, *error: object) -> None:
-        self.leaving.close()
+        self.exit_stack.close()

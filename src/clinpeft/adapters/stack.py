@@ -12,30 +12,30 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from clinpeft.adapters.methods import METHODS, virtual_tokens
+from clinpeft.adapters.methods import ADAPTER_METHODS, count_virtual_tokens
 from clinpeft.core.errors import AdapterError, RefusedError
 from clinpeft.models import Base
 from clinpeft.recipe import AnyAdapterSpec
 
-Tensors = dict[str, torch.Tensor]
-Parameters = dict[str, torch.nn.Parameter]
+NamedTensors = dict[str, torch.Tensor]
+NamedParameters = dict[str, torch.nn.Parameter]
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParameterCounts:
     """How much is trained: parameters of the adapters (and of the base, where it is trained too), and of the base without them."""
 
-    trained: int
-    base: int
+    trained_parameters: int
+    base_parameters: int
 
     @property
-    def share(self) -> float:
+    def trained_fraction(self) -> float:
         """Trained parameters as a fraction of the base's, as in the paper's tables."""
-        return self.trained / self.base
+        return self.trained_parameters / self.base_parameters
 
 
 @dataclass(frozen=True, eq=False)
-class Attached:
+class AttachedAdapter:
     """One adapter of a stack.
 
     Attributes:
@@ -44,33 +44,35 @@ class Attached:
         model: the peft model it lives in; None where it is merged into the base.
         peft_name: its name in there.
         parameters: all of its own, under peft's names; none where it is merged.
-        trained: those that are trained: all or none.
-        origin: the run it was loaded from, as the recipe names it; empty for a new one.
+        trained_parameters: those that are trained: all or none.
+        source_run: the run it was loaded from, as the recipe names it; empty for a new one.
         sha256: of the folder it was loaded from (config and weights); empty for a new one.
-        kept: of a loaded adapter that stays as it is: the files of its folder, to be written again byte for byte.
-        folded: of a merged adapter: the weights it changed, and what they were before, on the CPU.
+        saved_files: of a loaded adapter that stays as it is: the files of its folder, to be written again byte for byte.
+        merged_weights: of a merged adapter: the weights it changed, and what they were before, on the CPU.
     """
 
     name: str
     spec: AnyAdapterSpec
     model: Any | None
     peft_name: str
-    parameters: Parameters = field(repr=False)
-    trained: Parameters = field(repr=False)
-    origin: str = ""
+    parameters: NamedParameters = field(repr=False)
+    trained_parameters: NamedParameters = field(repr=False)
+    source_run: str = ""
     sha256: str = ""
-    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    folded: tuple[tuple[torch.nn.Parameter, torch.Tensor], ...] = field(default=(), repr=False)
+    saved_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    merged_weights: tuple[tuple[torch.nn.Parameter, torch.Tensor], ...] = field(
+        default=(), repr=False
+    )
 
     @property
-    def prompts(self) -> bool:
+    def is_prompt(self) -> bool:
         """It changes no weight and stands beside those that do."""
-        return METHODS[self.spec.method].joins == "beside"
+        return ADAPTER_METHODS[self.spec.method].composition == "beside"
 
     @property
     def swaps_attention(self) -> bool:
         """It puts modules of its own around the attention's, so that it is switched by taking them out."""
-        return self.prompts and METHODS[self.spec.method].prepends == "nothing"
+        return self.is_prompt and ADAPTER_METHODS[self.spec.method].prepends == "nothing"
 
 
 @dataclass
@@ -82,22 +84,22 @@ class Stack:
         adapters: first to last.
         counts: trained and base parameters.
         notices: what was decided against the letter of the specs, or should be known beside them.
-        trained: name -> parameter of everything that is trained, all float32.
-        silent: names of the adapters that are out of the forward pass: those attached so, and others inside ``off`` and ``without``.
-        strangers: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
+        trained_parameters: name -> parameter of everything that is trained, all float32.
+        disabled_adapters: names of the adapters that are out of the forward pass: those attached so, and others inside ``disable_adapters`` and ``disable_adapter``.
+        other_parameters: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
         activations: what its layers' backward passes read, and why so, for the record: ``kept``, or ``recomputed`` (``adapters.recompute``).
-        compiled: whether its base's norms and gates run compiled (``models.compile_regions``), and why so, for the record.
+        compilation: whether its base's norms and gates run compiled (``models.compile_regions``), and why so, for the record.
     """
 
     base: Base
-    adapters: tuple[Attached, ...]
-    counts: Counts
+    adapters: tuple[AttachedAdapter, ...]
+    counts: ParameterCounts
     notices: tuple[str, ...]
-    trained: Parameters = field(repr=False)
-    silent: frozenset[str] = frozenset()
-    strangers: frozenset[torch.nn.Parameter] = field(default=frozenset(), repr=False)
+    trained_parameters: NamedParameters = field(repr=False)
+    disabled_adapters: frozenset[str] = frozenset()
+    other_parameters: frozenset[torch.nn.Parameter] = field(default=frozenset(), repr=False)
     activations: str = "kept"
-    compiled: str = "not compiled"
+    compilation: str = "not compiled"
 
     @property
     def specs(self) -> tuple[AnyAdapterSpec, ...]:
@@ -109,59 +111,63 @@ class Stack:
         """The outermost model: of the prompt, else of the layers' adapters, else the base; ``logits`` and ``hidden`` are the ways to ask it."""
         live = sorted(
             (adapter for adapter in self.adapters if adapter.model is not None),
-            key=lambda adapter: adapter.prompts,
+            key=lambda adapter: adapter.is_prompt,
         )
         return live[-1].model if live else self.base.model
 
     @property
-    def active(self) -> bool:
+    def has_active_adapters(self) -> bool:
         """Whether any adapter is in the forward pass."""
-        return any(adapter.name not in self.silent for adapter in self.adapters)
+        return any(adapter.name not in self.disabled_adapters for adapter in self.adapters)
 
     @property
     def virtual_tokens(self) -> int:
         """Positions taken before the text; 0 for methods that prepend nothing."""
-        return sum(virtual_tokens(adapter.spec) for adapter in self.adapters if adapter.spec.active)
+        return sum(
+            count_virtual_tokens(adapter.spec) for adapter in self.adapters if adapter.spec.active
+        )
 
     def train(self, mode: bool = True) -> None:
         """Dropout on or off. Where nothing of base and adapters is trained it stays off: noise would only blur what a head learns from."""
-        self.model.train(mode and bool(self.trained))
+        self.model.train(mode and bool(self.trained_parameters))
 
-    def state(self) -> Tensors:
+    def copy_trained_state(self) -> NamedTensors:
         """A copy of every trained tensor, on the CPU: for checkpoints, and for going back to the best weights."""
         return {
             name: parameter.detach().to("cpu", torch.float32, copy=True)
-            for name, parameter in self.trained.items()
+            for name, parameter in self.trained_parameters.items()
         }
 
-    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_trained_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what ``state`` gave.
 
         Raises:
             AdapterError: the tensors are not exactly this stack's.
         """
-        wanted = {name: tuple(parameter.shape) for name, parameter in self.trained.items()}
+        wanted = {
+            name: tuple(parameter.shape) for name, parameter in self.trained_parameters.items()
+        }
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != wanted:
             raise AdapterError(
-                differences(given, wanted),
+                describe_shape_differences(given, wanted),
                 location="trained tensors",
                 hint="use a checkpoint of the same recipe",
             )
         with torch.no_grad():
-            for name, parameter in self.trained.items():
+            for name, parameter in self.trained_parameters.items():
                 parameter.copy_(tensors[name])
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def disable_adapters(self) -> Iterator[None]:
         """The bare base, for as long as the block lasts."""
         with contextlib.ExitStack() as every:
             for adapter in reversed(self.adapters):
-                every.enter_context(self.without(adapter.name))
+                every.enter_context(self.disable_adapter(adapter.name))
             yield
 
     @contextmanager
-    def without(self, name: str) -> Iterator[None]:
+    def disable_adapter(self, adapter_name: str) -> Iterator[None]:
         """One adapter out of the forward pass, for as long as the block lasts; afterwards everything is as it was, whatever that was.
 
         peft makes every adapter that it switches trainable; what required a gradient before is put back.
@@ -169,43 +175,47 @@ class Stack:
         Raises:
             AdapterError: there is no adapter of this name.
         """
-        adapter = self.named(name)
-        if name in self.silent:
+        adapter = self.get_adapter(adapter_name)
+        if adapter_name in self.disabled_adapters:
             yield
             return
-        before = self.silent
-        self.silent = before | {name}
+        before = self.disabled_adapters
+        self.disabled_adapters = before | {adapter_name}
         try:
-            with self._gradients_kept(), _switched_off(adapter):
+            with self._preserve_requires_grad(), _disable_in_forward(adapter):
                 yield
         finally:
-            self.silent = before
+            self.disabled_adapters = before
 
-    def named(self, name: str) -> Attached:
+    def get_adapter(self, adapter_name: str) -> AttachedAdapter:
         """The adapter of this name.
 
         Raises:
             AdapterError: there is none.
         """
         for adapter in self.adapters:
-            if adapter.name == name:
+            if adapter.name == adapter_name:
                 return adapter
         there = ", ".join(adapter.name for adapter in self.adapters) or "none"
         raise AdapterError(
-            f"no adapter {name!r} in this stack", location="adapters", hint=f"there are: {there}"
+            f"no adapter {adapter_name!r} in this stack",
+            location="adapters",
+            hint=f"there are: {there}",
         )
 
-    def merged(self) -> Any:
+    def create_merged_model(self) -> Any:
         """A plain transformers model with the adapters folded in, in float32 on its own copy: folding in bfloat16 rounds small updates away.
 
         Raises:
             AdapterError: a method has nothing to fold.
             RefusedError: the base is quantized.
         """
-        refuse_quantized(self.base, "its adapters are to be folded into it")
+        check_not_quantized(self.base, "its adapters are to be folded into it")
         for adapter in self.adapters:
-            if not METHODS[adapter.spec.method].merges:
-                able = ", ".join(name for name, method in METHODS.items() if method.merges)
+            if not ADAPTER_METHODS[adapter.spec.method].is_mergeable:
+                able = ", ".join(
+                    name for name, method in ADAPTER_METHODS.items() if method.is_mergeable
+                )
                 raise AdapterError(
                     f"{adapter.spec.method} cannot be merged",
                     location="adapters.method",
@@ -217,7 +227,7 @@ class Stack:
         return merged.requires_grad_(False).eval()
 
     @contextmanager
-    def _gradients_kept(self) -> Iterator[None]:
+    def _preserve_requires_grad(self) -> Iterator[None]:
         """Everything requires a gradient afterwards that did before, and nothing else."""
         wanted = {
             parameter: parameter.requires_grad
@@ -233,36 +243,36 @@ class Stack:
 
 
 @contextmanager
-def _switched_off(adapter: Attached) -> Iterator[None]:
+def _disable_in_forward(adapter: AttachedAdapter) -> Iterator[None]:
     """Out of the forward pass by the means of its method; what is prepended is simply left away, see ``hidden``."""
-    if adapter.folded:
-        with _unfolded(adapter):
+    if adapter.merged_weights:
+        with _restore_unmerged_weights(adapter):
             yield
     elif adapter.swaps_attention:
-        with attention(adapter, adapted=False):
+        with switch_adapted_attention(adapter, adapted=False):
             yield
-    elif adapter.prompts:
+    elif adapter.is_prompt:
         yield
     else:
-        with _out_of_the_layers(adapter):
+        with _disable_in_layers(adapter):
             yield
 
 
 @contextmanager
-def _unfolded(adapter: Attached) -> Iterator[None]:
+def _restore_unmerged_weights(adapter: AttachedAdapter) -> Iterator[None]:
     """The weights as they were before the adapter was folded in; no rounding, because both are kept."""
-    changed = [parameter.data for parameter, _ in adapter.folded]
-    for parameter, original in adapter.folded:
+    changed = [parameter.data for parameter, _ in adapter.merged_weights]
+    for parameter, original in adapter.merged_weights:
         parameter.data = original.to(parameter.device)
     try:
         yield
     finally:
-        for (parameter, _), weight in zip(adapter.folded, changed, strict=True):
+        for (parameter, _), weight in zip(adapter.merged_weights, changed, strict=True):
             parameter.data = weight
 
 
 @contextmanager
-def _out_of_the_layers(adapter: Attached) -> Iterator[None]:
+def _disable_in_layers(adapter: AttachedAdapter) -> Iterator[None]:
     layers = (
         [module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)]
         if adapter.model
@@ -279,7 +289,7 @@ def _out_of_the_layers(adapter: Attached) -> Iterator[None]:
 
 
 @contextmanager
-def at_rest(model: Any) -> Iterator[None]:
+def use_eval_mode(model: Any) -> Iterator[None]:
     """Dropout off, for as long as the block lasts; afterwards every module is in the mode it was in, also where they differ."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -291,45 +301,50 @@ def at_rest(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def attention(adapter: Attached, adapted: bool) -> Iterator[None]:
+def switch_adapted_attention(adapter: AttachedAdapter, adapted: bool) -> Iterator[None]:
     """The attention with an adaption prompt's modules around it, or without: the names of all weights inside it depend on that."""
     peft_model: Any = adapter.model
     model = peft_model.base_model
     was = bool(model._enabled)
-    _swap(model, adapted)
+    _set_adapted_attention(model, adapted)
     try:
         yield
     finally:
-        _swap(model, was)
+        _set_adapted_attention(model, was)
 
 
-def _swap(model: Any, adapted: bool) -> None:
+def _set_adapted_attention(model: Any, adapted: bool) -> None:
     if model._enabled != adapted:
         (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
 
 
-def refuse_quantized(base: Base, wanted: str) -> None:
+def check_not_quantized(base: Base, purpose: str) -> None:
     """Whatever changes weights needs them as they are: an update of a few percent is lost between two numbers of float8.
 
     Raises:
-        RefusedError: the base is quantized; ``wanted`` says what for.
+        RefusedError: the base is quantized; ``purpose`` says what for.
     """
     if base.quantization != "none":
         hint = 'leave them unmerged and the base frozen, or set base.quantization = "none"'
         raise RefusedError(
-            f"the base is in {base.quantization}, and {wanted}",
+            f"the base is in {base.quantization}, and {purpose}",
             location="base.quantization",
             hint=hint,
         )
 
 
-def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+def describe_shape_differences(
+    actual_shapes: Mapping[str, tuple[int, ...]], expected_shapes: Mapping[str, tuple[int, ...]]
+) -> str:
     """One line on how two sets of named shapes differ."""
-    missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    missing, unexpected = (
+        sorted(set(expected_shapes) - set(actual_shapes)),
+        sorted(set(actual_shapes) - set(expected_shapes)),
+    )
     shapes = sorted(
-        f"{name} {given[name]} for {wanted[name]}"
-        for name in set(given) & set(wanted)
-        if given[name] != wanted[name]
+        f"{name} {actual_shapes[name]} for {expected_shapes[name]}"
+        for name in set(actual_shapes) & set(expected_shapes)
+        if actual_shapes[name] != expected_shapes[name]
     )
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return "; ".join(

@@ -19,13 +19,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clinpeft.baselines import features, linear
-from clinpeft.baselines.features import Learned, Stays
+from clinpeft.baselines.features import BaselineCohort, FittedFeatures
 from clinpeft.core.errors import UsageError
-from clinpeft.core.schemas import PREDICTION, Question
+from clinpeft.core.schemas import PREDICTION_SCHEMA, LabelSpace
 
-__all__ = ["ALL", "BASELINES", "Baseline", "absent", "answered"]
+__all__ = [
+    "BASELINE_NAMES",
+    "BASELINES",
+    "Baseline",
+    "find_unavailable_baselines",
+    "predict_baselines",
+]
 
-Scores = NDArray[np.float32]
+BaselineScores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,31 +39,31 @@ class Baseline:
     """One trivial way to answer.
 
     Attributes:
-        learn: stays, question, generator -> features of any stays, learned from the training split; None: the prevalence is the answer.
-        strengths: of the regularisation (C of scikit-learn, larger is weaker), ascending, of which the tuning split chooses.
-        needs: columns of ``tables.COHORT``, one of which must hold something.
+        fit_features: stays, question, generator -> features of any stays, learned from the training split; None: the prevalence is the answer.
+        regularization_c_values: of the regularisation (C of scikit-learn, larger is weaker), ascending, of which the tuning split chooses.
+        required_columns: columns of ``tables.COHORT``, one of which must hold something.
     """
 
-    learn: Callable[[Stays, Question, np.random.Generator], Learned] | None
-    strengths: tuple[float, ...] = (1.0,)
-    needs: tuple[str, ...] = ()
+    fit_features: Callable[[BaselineCohort, LabelSpace, np.random.Generator], FittedFeatures] | None
+    regularization_c_values: tuple[float, ...] = (1.0,)
+    required_columns: tuple[str, ...] = ()
 
 
 BASELINES: dict[str, Baseline] = {
     "prevalence": Baseline(None),
     "TF-IDF + logistic regression": Baseline(
-        features.words, strengths=(0.1, 1.0, 10.0, 100.0, 1000.0)
+        features.fit_tfidf_features, regularization_c_values=(0.1, 1.0, 10.0, 100.0, 1000.0)
     ),
-    "note length": Baseline(features.length),
+    "note length": Baseline(features.fit_length_features),
     "age, sex, admission type": Baseline(
-        features.admission, needs=("age_years", "sex", "admission_type")
+        features.fit_admission_features, required_columns=("age_years", "sex", "admission_type")
     ),
 }
-ALL = tuple(BASELINES)
+BASELINE_NAMES = tuple(BASELINES)
 
 
-def answered(
-    cohort: Path, question: Question, seed: int, names: Sequence[str] = ALL
+def predict_baselines(
+    cohort: Path, label_space: LabelSpace, seed: int, names: Sequence[str] = BASELINE_NAMES
 ) -> Iterator[tuple[str, pa.Table]]:
     """The answers of each baseline that this cohort allows, one after the other, on all splits.
 
@@ -65,7 +71,7 @@ def answered(
 
     Args:
         cohort: Parquet of schema ``tables.COHORT``.
-        question: what is asked of it.
+        label_space: what is asked of it.
         seed: of the training notes that words are learned from, where there are more.
         names: keys of ``BASELINES``; those that ``absent`` names are left out.
 
@@ -77,33 +83,37 @@ def answered(
         UsageError: there is no such baseline.
         InputError: the file is no cohort, does not fit the question, or has nobody in ``train``.
     """
-    _refuse_unknown(names)
-    stays = features.opened(cohort, question)
-    missing = absent(cohort, question, names)
+    _check_baseline_names(names)
+    stays = features.open_baseline_cohort(cohort, label_space)
+    missing = find_unavailable_baselines(cohort, label_space, names)
     for name in names:
         if name not in missing:
             yield (
                 name,
-                _table(
+                _build_prediction_table(
                     stays,
-                    question,
-                    *_answers(stays, question, BASELINES[name], np.random.default_rng([seed, 2])),
+                    label_space,
+                    *_predict_baseline(
+                        stays, label_space, BASELINES[name], np.random.default_rng([seed, 2])
+                    ),
                 ),
             )
 
 
-def absent(cohort: Path, question: Question, names: Sequence[str] = ALL) -> dict[str, str]:
+def find_unavailable_baselines(
+    cohort: Path, label_space: LabelSpace, names: Sequence[str] = BASELINE_NAMES
+) -> dict[str, str]:
     """Baseline -> why this cohort does not allow it; a cohort of notes without stays knows nobody's age.
 
     Raises:
         UsageError: there is no such baseline.
         InputError: the file is no cohort or does not fit the question.
     """
-    _refuse_unknown(names)
-    stays = features.opened(cohort, question)
+    _check_baseline_names(names)
+    stays = features.open_baseline_cohort(cohort, label_space)
     found = {}
     for name in names:
-        needs = BASELINES[name].needs
+        needs = BASELINES[name].required_columns
         if needs and all(
             stays.table[column].null_count == stays.table.num_rows for column in needs
         ):
@@ -111,7 +121,7 @@ def absent(cohort: Path, question: Question, names: Sequence[str] = ALL) -> dict
     return found
 
 
-def _refuse_unknown(names: Sequence[str]) -> None:
+def _check_baseline_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in BASELINES:
             raise UsageError(
@@ -121,49 +131,68 @@ def _refuse_unknown(names: Sequence[str]) -> None:
             )
 
 
-def _answers(
-    stays: Stays, question: Question, baseline: Baseline, generator: np.random.Generator
-) -> tuple[Scores, Scores | None]:
+def _predict_baseline(
+    baseline_cohort: BaselineCohort,
+    label_space: LabelSpace,
+    baseline: Baseline,
+    rng: np.random.Generator,
+) -> tuple[BaselineScores, BaselineScores | None]:
     """Probabilities and logits, (stays, classes) each."""
-    if baseline.learn is None:
+    if baseline.fit_features is None:
         return np.tile(
-            linear.prevalence(stays.answers[stays.rows("train")]), (len(stays.splits), 1)
+            linear.compute_prevalence(
+                baseline_cohort.label_matrix[baseline_cohort.find_split_rows("train")]
+            ),
+            (len(baseline_cohort.splits), 1),
         ).astype(np.float32), None
-    learned = baseline.learn(stays, question, generator)
-    tuning = stays.rows("tuning")
-    model = linear.fitted(
-        learned.train,
-        stays.answers[learned.rows],
-        learned.asked(tuning) if len(tuning) and len(baseline.strengths) > 1 else None,
-        stays.answers[tuning],
-        question.kind,
-        baseline.strengths,
+    learned = baseline.fit_features(baseline_cohort, label_space, rng)
+    tuning = baseline_cohort.find_split_rows("tuning")
+    model = linear.fit_linear_classifier(
+        learned.train_features,
+        baseline_cohort.label_matrix[learned.train_rows],
+        learned.compute_features(tuning)
+        if len(tuning) and len(baseline.regularization_c_values) > 1
+        else None,
+        baseline_cohort.label_matrix[tuning],
+        label_space.kind,
+        baseline.regularization_c_values,
     )
-    shape = (len(stays.splits), len(question.classes))
+    shape = (len(baseline_cohort.splits), len(label_space.classes))
     probabilities, logits = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for rows in stays.batches():
-        probabilities[rows], logits[rows] = linear.scored(model, learned.asked(rows), question.kind)
+    for rows in baseline_cohort.iterate_row_batches():
+        probabilities[rows], logits[rows] = linear.predict_linear_probabilities(
+            model, learned.compute_features(rows), label_space.kind
+        )
     return probabilities, logits
 
 
-def _table(
-    stays: Stays, question: Question, probabilities: Scores, logits: Scores | None
+def _build_prediction_table(
+    baseline_cohort: BaselineCohort,
+    label_space: LabelSpace,
+    probabilities: BaselineScores,
+    logits: BaselineScores | None,
 ) -> pa.Table:
     found = {
-        name: stays.table[name] for name in PREDICTION.names if name in stays.table.column_names
+        name: baseline_cohort.table[name]
+        for name in PREDICTION_SCHEMA.names
+        if name in baseline_cohort.table.column_names
     }
-    found |= {"probabilities": _lists(probabilities)} | (
-        {} if logits is None else {"logits": _lists(logits)}
+    found |= {"probabilities": _to_list_array(probabilities)} | (
+        {} if logits is None else {"logits": _to_list_array(logits)}
     )
     columns = [
-        found[field.name] if field.name in found else pa.nulls(stays.table.num_rows, field.type)
-        for field in PREDICTION
+        found[field.name]
+        if field.name in found
+        else pa.nulls(baseline_cohort.table.num_rows, field.type)
+        for field in PREDICTION_SCHEMA
     ]
-    schema = PREDICTION.with_metadata({b"question": json.dumps(question.as_json()).encode()})
+    schema = PREDICTION_SCHEMA.with_metadata(
+        {b"question": json.dumps(label_space.as_json()).encode()}
+    )
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _lists(scores: Scores) -> pa.ChunkedArray:
+def _to_list_array(scores: BaselineScores) -> pa.ChunkedArray:
     """Lists of equal length, in chunks, since one list array may not hold 2^31 numbers."""
     rows = max(1, 2**24 // max(scores.shape[1], 1))
     chunks = []

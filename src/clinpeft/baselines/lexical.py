@@ -16,56 +16,64 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from clinpeft.core.errors import InputError
 
-Rows = NDArray[np.int64]
-Floats = NDArray[np.float64]
+TextRowIndices = NDArray[np.int64]
+PairScoreArray = NDArray[np.float64]
 
-K1 = 0.9
-B = 0.4
+BM25_K1 = 0.9
+BM25_B = 0.4
 """The BM25 parameters that Anserini and BEIR's baselines use; Robertson and Zaragoza (2009) call 1.2 to 2 and 0.5 to 0.8 reasonable."""
 
-_WORD = r"(?u)\b\w+\b"  # single letters and digits too: "grade 3", "vitamin K"
-_CELLS_AT_ONCE = 16_000_000  # scores in memory together: 64 MB
+_WORD_PATTERN = r"(?u)\b\w+\b"  # single letters and digits too: "grade 3", "vitamin K"
+_BLOCK_SCORES = 16_000_000  # scores in memory together: 64 MB
 
 
 @dataclass(frozen=True)
-class Words:
+class LexicalIndex:
     """Passages as weighted words.
 
     Attributes:
-        weights: shape (passages, words).
-        asked: texts -> their weights, shape (texts, words); a score is the product of both.
+        term_weights: shape (passages, words).
+        weigh_terms: texts -> their weights, shape (texts, words); a score is the product of both.
     """
 
-    weights: sp.csr_array
-    asked: Callable[[Sequence[str]], sp.csr_array]
+    term_weights: sp.csr_array
+    weigh_terms: Callable[[Sequence[str]], sp.csr_array]
 
-    def scores(self, queries: Sequence[str], block: int = 0) -> Iterator[NDArray[np.float32]]:
+    def iterate_score_blocks(
+        self, queries: Sequence[str], block_queries: int = 0
+    ) -> Iterator[NDArray[np.float32]]:
         """The scores of queries with all passages, shape (some queries, passages) at a time, as ``evaluation.embedding.best`` takes them.
 
         Args:
             queries: texts; one without a known word scores 0 everywhere.
-            block: queries at a time; 0: as many as keep a block under 64 MB.
+            block_queries: queries at a time; 0: as many as keep a block under 64 MB.
         """
-        at_once = block or max(1, _CELLS_AT_ONCE // max(self.weights.shape[0], 1))
-        turned = sp.csc_array(self.weights.T)
+        at_once = block_queries or max(1, _BLOCK_SCORES // max(self.term_weights.shape[0], 1))
+        turned = sp.csc_array(self.term_weights.T)
         for start in range(0, len(queries), at_once):
             yield (
-                (self.asked(queries[start : start + at_once]) @ turned).toarray().astype(np.float32)
+                (self.weigh_terms(queries[start : start + at_once]) @ turned)
+                .toarray()
+                .astype(np.float32)
             )
 
-    def score(self, texts: Sequence[str]) -> Callable[[Rows, Rows], Floats]:
+    def build_pair_scorer(
+        self, texts: Sequence[str]
+    ) -> Callable[[TextRowIndices, TextRowIndices], PairScoreArray]:
         """Rows of ``texts`` and rows of passages, each of shape (n,) -> the score of each pair, shape (n,)."""
-        given = self.asked(texts)
+        given = self.weigh_terms(texts)
 
-        def score(rows: Rows, passages: Rows) -> Floats:
+        def score(rows: TextRowIndices, passages: TextRowIndices) -> PairScoreArray:
             return np.asarray(
-                given[rows].multiply(self.weights[passages]).sum(axis=1), np.float64
+                given[rows].multiply(self.term_weights[passages]).sum(axis=1), np.float64
             ).ravel()
 
         return score
 
 
-def bm25(passages: Sequence[str], k1: float = K1, b: float = B) -> Words:
+def build_bm25_index(
+    passages: Sequence[str], k1: float = BM25_K1, b: float = BM25_B
+) -> LexicalIndex:
     """Okapi BM25 (Robertson and Zaragoza 2009, equation 3.15), summed over the words of a query, each as often as it stands there.
 
     A word of a passage weighs ``idf tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length))`` with ``idf = log(1 + (N - n + 0.5) / (n + 0.5))``,
@@ -79,18 +87,20 @@ def bm25(passages: Sequence[str], k1: float = K1, b: float = B) -> Words:
     Raises:
         InputError: no passage has a word.
     """
-    counting = CountVectorizer(token_pattern=_WORD)
-    counts = sp.coo_array(_fitted(counting.fit_transform, passages), dtype=np.float64)
+    counting = CountVectorizer(token_pattern=_WORD_PATTERN)
+    counts = sp.coo_array(_fit_vectorizer(counting.fit_transform, passages), dtype=np.float64)
     lengths = np.asarray(counts.sum(axis=1)).ravel()
     found = np.bincount(counts.col, minlength=counts.shape[1])
     idf = np.log1p((len(passages) - found + 0.5) / (found + 0.5))
     damping = k1 * (1 - b + b * lengths / lengths.mean())
     values = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + damping[counts.row])
     weights = sp.csr_array((values, (counts.row, counts.col)), shape=counts.shape)
-    return Words(weights, lambda texts: sp.csr_array(counting.transform(texts), dtype=np.float64))
+    return LexicalIndex(
+        weights, lambda texts: sp.csr_array(counting.transform(texts), dtype=np.float64)
+    )
 
 
-def tfidf(passages: Sequence[str]) -> Words:
+def build_tfidf_index(passages: Sequence[str]) -> LexicalIndex:
     """Cosine of TF-IDF vectors, between 0 and 1: 1 + log of the count, times the smoothed inverse share of passages (scikit-learn's definition).
 
     Args:
@@ -99,20 +109,23 @@ def tfidf(passages: Sequence[str]) -> Words:
     Raises:
         InputError: no passage has a word.
     """
-    weighting = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True)
-    weights = sp.csr_array(_fitted(weighting.fit_transform, passages))
-    return Words(weights, lambda texts: sp.csr_array(weighting.transform(texts)))
+    weighting = TfidfVectorizer(token_pattern=_WORD_PATTERN, sublinear_tf=True)
+    weights = sp.csr_array(_fit_vectorizer(weighting.fit_transform, passages))
+    return LexicalIndex(weights, lambda texts: sp.csr_array(weighting.transform(texts)))
 
 
-LEXICAL: dict[str, Callable[[Sequence[str]], Words]] = {"BM25": bm25, "TF-IDF": tfidf}
+LEXICAL_INDEX_BUILDERS: dict[str, Callable[[Sequence[str]], LexicalIndex]] = {
+    "BM25": build_bm25_index,
+    "TF-IDF": build_tfidf_index,
+}
 """Name in tables -> how passages become words."""
 
 
-def _fitted(
-    fit: Callable[[Sequence[str]], sp.csr_matrix], passages: Sequence[str]
+def _fit_vectorizer(
+    fit_transform: Callable[[Sequence[str]], sp.csr_matrix], passages: Sequence[str]
 ) -> sp.csr_matrix:
     try:
-        return fit(passages)
+        return fit_transform(passages)
     except ValueError:
         message = f"{len(passages)} passages without a single word"
         raise InputError(

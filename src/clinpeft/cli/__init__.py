@@ -71,9 +71,9 @@ def adapt(
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
-    cells = recipes.read(recipe, set_ or [], os.environ)
+    cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
     only("adapt", cells, recipe)
-    run_all(cells, home, recipe.stem, workflows.adapt, reports.adaptation_table)
+    run_all(cells, home, recipe.stem, workflows.adapt_language_model, reports.adaptation_table)
 
 
 @app.command()
@@ -87,9 +87,9 @@ def classify(
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
-    cells = recipes.read(recipe, set_ or [], os.environ)
+    cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
     only("classify", cells, recipe)
-    run_all(cells, home, recipe.stem, workflows.classify, reports.classification_table)
+    run_all(cells, home, recipe.stem, workflows.train_classifier, reports.classification_table)
 
 
 @app.command()
@@ -103,14 +103,14 @@ def embed(
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
-    cells = recipes.read(recipe, set_ or [], os.environ)
+    cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
     only("embed", cells, recipe)
     folder = home.resolve() / f"embed-{recipe.stem}"
     run_all(
         cells,
         home,
         recipe.stem,
-        workflows.embed,
+        workflows.train_embedding_model,
         reports.embedding_table,
         lambda entries: studied(entries, folder),
     )
@@ -134,7 +134,7 @@ def encode(
     from clinpeft.cli.progress import counted
 
     with counted("encode") as tell:
-        done = workflows.encoded(home.resolve(), run, texts, out, tell)
+        done = workflows.encode_text_file(home.resolve(), run, texts, out, tell)
     noted(home, "encode", made=out, counts={"texts": done.texts})
     print(
         f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}"
@@ -169,8 +169,13 @@ def export(
     if format_ == "sentence-transformers":
         print(
             near(
-                workflows.exported(
-                    home.resolve(), run, out, reports.card_of, merged=not adapter, base_name=base
+                workflows.export_run_encoder(
+                    home.resolve(),
+                    run,
+                    out,
+                    reports.card_of,
+                    merge_adapters=not adapter,
+                    base_name=base,
                 )
             )
         )
@@ -182,9 +187,9 @@ def export(
             location="export --adapter, --base",
             hint="leave both options away",
         )
-    parity = workflows.exported_to_onnx(home.resolve(), run, out)
+    parity = workflows.export_run_to_onnx(home.resolve(), run, out)
     noted(home, "export", made=out)
-    furthest = f"largest difference {parity.largest_difference:.1e} (at most {parity.allowed:.0e}), least cosine {parity.least_cosine:.6f}"
+    furthest = f"largest difference {parity.largest_difference:.1e} (at most {parity.tolerance:.0e}), least cosine {parity.least_cosine:.6f}"
     print(f"{near(out)}: the same vectors on {parity.texts} texts, {parity.engine}: {furthest}")
 
 
@@ -211,7 +216,7 @@ def predict(
         raise UsageError(
             f"{odd[0]!r} is not OURS=THEIRS", location="--column", hint="write --column text=note"
         )
-    written = workflows.predicted(home.resolve(), run, notes, dict(pairs), out)
+    written = workflows.predict_new_notes(home.resolve(), run, notes, dict(pairs), out)
     for path in written:
         noted(home, "predict", made=path)
         print(near(path))
@@ -243,18 +248,18 @@ def evaluate(
 ) -> None:
     """Score predictions again: every metric with its interval, by subgroup, with calibration. With --search: an encoder on a set it was not asked."""
     from clinpeft import evaluation, reports, workflows
-    from clinpeft.runs import SMALLEST_CELL
+    from clinpeft.runs import RELEASE_SMALLEST_CELL
 
     if asked is not None:
         found = reports.scores_table(
-            workflows.searched(home.resolve(), what, asked, resamples),
+            workflows.evaluate_run_retrieval(home.resolve(), what, asked, resamples),
             f"{what}: {asked.resolve().name}",
         )
         shown(found)
         if to is not None:
             _written(home, to, [found])
         return
-    results, curves = workflows.evaluated(home.resolve(), what, resamples)
+    results, curves = workflows.rescore_predictions(home.resolve(), what, resamples)
     for table in reports.scores_tables(results, curves, what):
         shown(table)
     if to is not None:
@@ -262,7 +267,9 @@ def evaluate(
             home,
             to,
             reports.scores_tables(
-                evaluation.suppressed(results, SMALLEST_CELL), curves, Path(what).stem
+                evaluation.suppress_small_cells(results, RELEASE_SMALLEST_CELL),
+                curves,
+                Path(what).stem,
             ),
         )
 
@@ -300,9 +307,9 @@ def synthetic(
     """Write the notes of an invented hospital, in the files and columns of MIMIC-III or MIMIC-IV-Note."""
     from clinpeft.data import synthetic as hospital
 
-    hospital.write(to, subjects, seed, shape)
+    hospital.write_synthetic_hospital(to, subjects, seed, shape)
     print(to)
-    for task, best in hospital.ceiling(to).items():
+    for task, best in hospital.compute_best_auroc(to).items():
         print(
             f"{task}: AUROC {best:.3f} is the best that a reader of the admission note can expect"
         )

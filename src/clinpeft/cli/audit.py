@@ -15,7 +15,7 @@ import typer
 
 from clinpeft.cli.console import shown
 from clinpeft.cli.options import HERE, Home
-from clinpeft.core.errors import ClinpeftError, InterruptedRun, RefusedError
+from clinpeft.core.errors import ClinpeftError, InterruptedRunError, RefusedError
 
 if TYPE_CHECKING:
     from clinpeft.recipe import Recipe
@@ -53,10 +53,10 @@ def noted(
         run: the run that was made, or that was asked.
         counts: what was counted.
     """
-    from clinpeft.runs import checksum
+    from clinpeft.runs import compute_path_checksum
 
     result = (
-        checksum(made)
+        compute_path_checksum(made)
         if made is not None and made.exists()
         else _record_of(run)
         if run is not None
@@ -83,11 +83,11 @@ def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
 
     begun = datetime.now(UTC)
     runs: list[Run] = []
-    audit_log.clear_left_behind(home)
+    audit_log.remove_stale_audit_heads(home)
     try:
         yield runs
     except BaseException as error:
-        stopped = isinstance(error, InterruptedRun | KeyboardInterrupt)
+        stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
         with suppress(ClinpeftError):  # a full disk has an error to show already
             _write(home, recipe.kind, None, recipe, "", {}, "interrupted" if stopped else "failed")
         raise
@@ -104,7 +104,7 @@ def _is_known(home: Path, run: Run) -> bool:
 
     return any(
         line.get("run") == run.id and line.get("state") == "finished"
-        for line in audit_log.lines(home)
+        for line in audit_log.read_audit_lines(home)
     )
 
 
@@ -125,10 +125,12 @@ def _write(
     ):  # of several processes that train together the first one writes
         return
     asked = (
-        hashlib.sha256(recipes.as_toml(recipe).encode()).hexdigest() if recipe is not None else ""
+        hashlib.sha256(recipes.format_recipe_toml(recipe).encode()).hexdigest()
+        if recipe is not None
+        else ""
     )
     data = (run.record.hashes.source or "") if run is not None else ""
-    line = audit_log.Noted(
+    line = audit_log.AuditEntry(
         user(),
         datetime.now(UTC),
         verb,
@@ -139,13 +141,13 @@ def _write(
         result,
         counts,
     )
-    audit_log.note(home.resolve(), line)
+    audit_log.write_audit_entry(home.resolve(), line)
 
 
 def _record_of(run: Run) -> str:
-    from clinpeft.runs import checksum
+    from clinpeft.runs import compute_path_checksum
 
-    return checksum(run.folder / "run.json")
+    return compute_path_checksum(run.folder / "run.json")
 
 
 def _counts(run: Run | None) -> dict[str, int]:
@@ -155,7 +157,7 @@ def _counts(run: Run | None) -> dict[str, int]:
     steps = {
         f"{step.step}.{word}": count
         for step in run.attrition
-        for word, count in (("entered", step.entered), ("kept", step.kept))
+        for word, count in (("entered", step.entered_rows), ("kept", step.kept_rows))
     }
     return {**run.record.counts, **steps}
 
@@ -173,16 +175,16 @@ def verify(
     """Whether any line was edited, deleted, inserted, moved or cut off; prints the hash to note elsewhere."""
     from clinpeft.runs import audit_log
 
-    found = audit_log.verify(home.resolve(), seen)
+    found = audit_log.verify_audit_log(home.resolve(), seen)
     for notice in found.notices:
         print(f"notice: {notice}")
     if found.problems:
         hint = "find out who can write this folder; the lines before the first of these still hold"
         raise RefusedError(
-            "; ".join(found.problems[:5]), location=str(home / audit_log.LOG), hint=hint
+            "; ".join(found.problems[:5]), location=str(home / audit_log.AUDIT_LOG_FILE), hint=hint
         )
-    print(f"{found.lines} lines, none edited, deleted, inserted, moved or cut off")
-    print(f"head {found.head}")
+    print(f"{found.line_count} lines, none edited, deleted, inserted, moved or cut off")
+    print(f"head {found.head_hash}")
 
 
 @app.command()
@@ -195,7 +197,7 @@ def show(
     from clinpeft.reports import plain
     from clinpeft.runs import audit_log
 
-    lines = audit_log.lines(home.resolve())[-last:] if last > 0 else []
+    lines = audit_log.read_audit_lines(home.resolve())[-last:] if last > 0 else []
     rows = [
         {
             "line": str(line.get("number", "")),

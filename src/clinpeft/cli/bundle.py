@@ -70,4 +70,4 @@ def _told(bundle: Bundle, file: Path) -> None:
     print(
         f"{near(file)}: base {bundle.base} ({bundle.fingerprint[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
     )
-    print(f"sha256 {runs.checksum(file)}")
+    print(f"sha256 {runs.compute_path_checksum(file)}")

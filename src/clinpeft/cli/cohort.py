@@ -18,7 +18,7 @@ from clinpeft.cli.grid import only
 from clinpeft.cli.options import HERE, Home, Overrides
 
 if TYPE_CHECKING:
-    from clinpeft.core.schemas import Hospital
+    from clinpeft.core.schemas import HospitalDatabase
     from clinpeft.recipe import CohortRecipe
 
 app = typer.Typer(no_args_is_help=True, help="Who is asked what, when, with which answer.")
@@ -84,7 +84,7 @@ def _asked(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[Coh
     """Each recipe of a file with its folder."""
     from clinpeft import recipe as recipes
 
-    cells = recipes.read(path, set_ or [], os.environ)
+    cells = recipes.load_recipe_cells(path, set_ or [], os.environ)
     only("cohort", cells, path)
     for cell in cells:
         assert isinstance(cell.recipe, recipes.CohortRecipe)
@@ -92,7 +92,7 @@ def _asked(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[Coh
 
 
 @contextlib.contextmanager
-def _opened(asking: CohortRecipe, folder: Path) -> Iterator[Hospital]:
+def _opened(asking: CohortRecipe, folder: Path) -> Iterator[HospitalDatabase]:
     """The open tables of a recipe; the working database goes when the caller is done with it."""
     from clinpeft.data import hospital
 

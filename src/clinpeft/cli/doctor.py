@@ -37,18 +37,18 @@ def doctor(
 
     found = []
     context = circumstances(lambda _: None, lambda: False)
-    for finding in looks.examined(
-        home.resolve(), os.environ, context, workflows.adapt if test else None
+    for finding in looks.run_diagnostics(
+        home.resolve(), os.environ, context, workflows.adapt_language_model if test else None
     ):
         found.append(finding)
         if not as_json:
             hint = f"\n         {finding.hint}" if finding.hint else ""
-            print(f"{MARKS[finding.state]}  {finding.name}: {finding.said}{hint}", flush=True)
+            print(f"{MARKS[finding.state]}  {finding.name}: {finding.message}{hint}", flush=True)
     if as_json:
-        print(looks.as_json(found))
+        print(looks.findings_to_json(found))
     if tune:
-        settings = looks.tuned(home.resolve(), os.environ)
-        said = f"tuned: {settings['threads']} threads of {settings['cores']}, kept in {looks.MACHINE} of the home"
+        settings = looks.tune_threads(home.resolve(), os.environ)
+        said = f"tuned: {settings['threads']} threads of {settings['cores']}, kept in {looks.MACHINE_FILE} of the home"
         print(json.dumps(settings) if as_json else said)
     if any(finding.state == "failure" for finding in found):
         raise typer.Exit(1)

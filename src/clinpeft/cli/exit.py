@@ -26,7 +26,7 @@ def told(error: Exception) -> ClinpeftError:
     """
     if isinstance(error, ClinpeftError):
         return error
-    full = runs.full_disk(error, Path.cwd())
+    full = runs.as_disk_full_error(error, Path.cwd())
     if full is not None:
         return full
     if isinstance(error, OSError) and error.errno and error.filename is not None:

@@ -15,7 +15,7 @@ import typer
 from clinpeft.cli.audit import attempted
 from clinpeft.cli.console import finished, near
 from clinpeft.cli.progress import progress, stoppable
-from clinpeft.core.errors import ClinpeftError, InterruptedRun, UsageError
+from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from clinpeft.recipe import Cell
     from clinpeft.reports import Entry, Table
     from clinpeft.runs import Run
-    from clinpeft.training import Event
-    from clinpeft.workflows import Circumstances
+    from clinpeft.training import StepEvent
+    from clinpeft.workflows import RunContext
 
 
 def only(kind: str, cells: list[Cell], path: Path) -> None:
@@ -46,7 +46,7 @@ def run_all(
     cells: list[Cell],
     home: Path,
     title: str,
-    verb: Callable[[Any, Path, Circumstances], Run],
+    verb: Callable[[Any, Path, RunContext], Run],
     table: Callable[[Sequence[Entry], str], Table],
     of_grid: Callable[[Sequence[Entry]], None] | None = None,
 ) -> None:
@@ -67,12 +67,12 @@ def _entry(
     cell: Cell,
     home: Path,
     stopping: Callable[[], bool],
-    verb: Callable[[Any, Path, Circumstances], Run],
+    verb: Callable[[Any, Path, RunContext], Run],
 ) -> Entry:
     from clinpeft.reports import Entry
 
     if stopping():  # asked while the cell before was at its last step, or between two cells
-        raise InterruptedRun(
+        raise InterruptedRunError(
             "stopped between two runs",
             location=cell.name or cell.recipe.name,
             hint="give the same command to go on",
@@ -81,10 +81,10 @@ def _entry(
         with progress(cell.name or cell.recipe.name) as tell, attempted(home, cell.recipe) as made:
             run = verb(cell.recipe, home, circumstances(tell, stopping))
             made.append(run)
-    except InterruptedRun:
+    except InterruptedRunError:
         raise
     except KeyboardInterrupt as error:
-        raise InterruptedRun(
+        raise InterruptedRunError(
             "stopped at once",
             location=cell.name or cell.recipe.name,
             hint="give the same command to go on",
@@ -99,12 +99,12 @@ def _entry(
     return Entry(cell.name or cell.recipe.name, run, published=cell.published, recipe=cell.recipe)
 
 
-def circumstances(tell: Callable[[Event], None], stopping: Callable[[], bool]) -> Circumstances:
+def circumstances(tell: Callable[[StepEvent], None], stopping: Callable[[], bool]) -> RunContext:
     """The clock, the command, the versions: what only this room may look at."""
     from importlib.metadata import version
 
     from clinpeft import models
-    from clinpeft.workflows import Circumstances
+    from clinpeft.workflows import RunContext
 
     libraries = (
         "torch",
@@ -120,14 +120,14 @@ def circumstances(tell: Callable[[Event], None], stopping: Callable[[], bool]) -
     )
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in libraries}
     command = shlex.join(["clinpeft", *sys.argv[1:]])
-    return Circumstances(
+    return RunContext(
         lambda: datetime.now(UTC),
         command,
         _commit(),
         versions,
         tell,
         stopping,
-        meter=models.meter(),
+        energy_meter=models.meter(),
     )
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.cli.console import near
-from clinpeft.core.errors import ClinpeftError, InterruptedRun, UsageError
+from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
-    from clinpeft.recipe import Plan, Recipe
+    from clinpeft.recipe import Recipe, RecipePlan
     from clinpeft.runs import Run
-    from clinpeft.workflows import Circumstances
+    from clinpeft.workflows import RunContext
 
 DEFAULT_WORKERS = 2
 POLL_SECONDS = 0.2
 SCRIPT = "workers.sbatch"
 
 
-def verb_of(kind: str) -> Callable[[Any, Path, Circumstances], Run]:
+def verb_of(kind: str) -> Callable[[Any, Path, RunContext], Run]:
     """What makes a run of this kind of recipe.
 
     Raises:
@@ -33,10 +33,10 @@ def verb_of(kind: str) -> Callable[[Any, Path, Circumstances], Run]:
     """
     from clinpeft import workflows
 
-    verbs: dict[str, Callable[[Any, Path, Circumstances], Run]] = {
-        "adapt": workflows.adapt,
-        "classify": workflows.classify,
-        "embed": workflows.embed,
+    verbs: dict[str, Callable[[Any, Path, RunContext], Run]] = {
+        "adapt": workflows.adapt_language_model,
+        "classify": workflows.train_classifier,
+        "embed": workflows.train_embedding_model,
     }
     if kind not in verbs:
         raise UsageError(
@@ -65,7 +65,7 @@ def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -
             run = verb(recipe, home, context)
             runs.append(run)
         except KeyboardInterrupt as error:
-            raise InterruptedRun(
+            raise InterruptedRunError(
                 "stopped at once", location=title, hint="give the same command to go on"
             ) from error
     return run, run.record.finished is None or run.record.finished >= begun
@@ -86,7 +86,7 @@ def made_together(
     from clinpeft.recipe import ClassifyRecipe
 
     asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
-    if len(asked) < len(recipes) or not workflows.are_shareable(asked):
+    if len(asked) < len(recipes) or not workflows.can_train_jointly(asked):
         return None
     with progress(title) as tell:
         arounds = [
@@ -94,9 +94,9 @@ def made_together(
         ]
         begun = arounds[0].now()
         try:
-            found = workflows.classify_together(asked, home, arounds)
+            found = workflows.train_classifiers_jointly(asked, home, arounds)
         except KeyboardInterrupt as error:
-            raise InterruptedRun(
+            raise InterruptedRunError(
                 "stopped at once", location=title, hint="give the same command to go on"
             ) from error
     for recipe, each in zip(asked, found, strict=True):
@@ -117,7 +117,7 @@ def _silent(_: object) -> None:
 
 
 def launched(
-    asked: Plan,
+    asked: RecipePlan,
     launch: str | None,
     folder: Path,
     command: Sequence[str],
@@ -163,7 +163,7 @@ def _together(command: Sequence[str], workers: int, stopping: Callable[[], bool]
     try:
         while any(worker.poll() is None for worker in running):
             if stopping():
-                raise InterruptedRun(
+                raise InterruptedRunError(
                     "stopped with its workers",
                     location="--launch",
                     hint="give the same command to go on",
@@ -177,7 +177,7 @@ def _together(command: Sequence[str], workers: int, stopping: Callable[[], bool]
             worker.wait()
 
 
-def _submit(asked: Plan, folder: Path, command: Sequence[str], workers: int) -> None:
+def _submit(asked: RecipePlan, folder: Path, command: Sequence[str], workers: int) -> None:
     path = folder / SCRIPT
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.write_text(script(asked, folder, command, workers), encoding="utf-8")
@@ -195,7 +195,7 @@ def _submit(asked: Plan, folder: Path, command: Sequence[str], workers: int) -> 
     print(done.stdout.strip())
 
 
-def script(asked: Plan, folder: Path, command: Sequence[str], workers: int) -> str:
+def script(asked: RecipePlan, folder: Path, command: Sequence[str], workers: int) -> str:
     """An array job, one worker a task, requeued by the scheduler and going on where it was."""
     name = "".join(
         character if character.isalnum() or character in "-_." else "-" for character in asked.name

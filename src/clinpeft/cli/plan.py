@@ -11,7 +11,7 @@ import typer
 from clinpeft.cli.options import HERE, Home, Overrides
 
 if TYPE_CHECKING:
-    from clinpeft.workflows.plan import Plan, Term
+    from clinpeft.workflows.plan import PlanTerm, RunPlan
 
 DONE = {"keep": "kept", "recompute": "recomputed"}
 
@@ -31,7 +31,7 @@ def plan(
     """Say what memory and time a run will take, and which micro-batch fits: by its own first 20 steps here, or by formula for a named GPU."""
     from clinpeft import recipe as recipes
 
-    cells = recipes.read(recipe, set_ or [], os.environ)
+    cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
     if len(cells) > 1:
         print(f"the first of {len(cells)} runs: {cells[0].name}")
     for line in _lines_of(cells[0].recipe, gpu, home.resolve()):
@@ -44,7 +44,7 @@ def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
     from clinpeft.core.errors import UsageError
     from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
     from clinpeft.workflows import doctor
-    from clinpeft.workflows.plan import planned, probed
+    from clinpeft.workflows.plan import plan_from_dry_run, plan_from_formula
 
     if not isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe):
         raise UsageError(
@@ -53,47 +53,47 @@ def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
             hint="give a recipe of kind adapt, classify or embed",
         )
     if gpu:
-        return lines(planned(recipe, gpu), recipe.training.micro_batch_tokens)
+        return lines(plan_from_formula(recipe, gpu), recipe.training.micro_batch_tokens)
     verbs: dict[str, Any] = {
-        "adapt": workflows.adapt,
-        "classify": workflows.classify,
-        "embed": workflows.embed,
+        "adapt": workflows.adapt_language_model,
+        "classify": workflows.train_classifier,
+        "embed": workflows.train_embedding_model,
     }
     here = models.gpu()
-    memory = here.memory_bytes if here else doctor.memory_bytes()[0]
-    made = probed(
+    memory = here.memory_bytes if here else doctor.read_memory_bytes()[0]
+    made = plan_from_dry_run(
         recipe, home, circumstances(lambda _: None, lambda: False), verbs[recipe.kind], memory
     )
     return lines(made, recipe.training.micro_batch_tokens)
 
 
-def lines(plan: Plan, micro_batch_tokens: int) -> list[str]:
+def lines(plan: RunPlan, micro_batch_tokens: int) -> list[str]:
     """A plan as it is read: every term of both sums, then what follows from them."""
     said = [f"on {plan.device}", "", "memory at the peak, by formula"]
-    said += [_said(term, 2**20, "MB") for term in plan.memory]
+    said += [_said(term, 2**20, "MB") for term in plan.memory_terms]
     with_tokens = f"with micro-batches of {micro_batch_tokens:,} tokens"
     said.append(
-        f"  {sum(term.value for term in plan.memory) / 2**20:>12,.0f} MB  together, {with_tokens} and activations {DONE[plan.policy]}"
+        f"  {sum(term.value for term in plan.memory_terms) / 2**20:>12,.0f} MB  together, {with_tokens} and activations {DONE[plan.policy]}"
     )
     said.append(
-        f"  {sum(term.value for term in plan.other.memory) / 2**20:>12,.0f} MB  the same, were they {DONE[plan.other.policy]}"
+        f"  {sum(term.value for term in plan.alternative.memory_terms) / 2**20:>12,.0f} MB  the same, were they {DONE[plan.alternative.policy]}"
     )
-    if plan.probe and plan.probe.peak_bytes:
+    if plan.dry_run and plan.dry_run.peak_bytes:
         said.append(
-            f"  {plan.probe.peak_bytes / 2**20:>12,.0f} MB  measured, of the whole process, libraries included"
+            f"  {plan.dry_run.peak_bytes / 2**20:>12,.0f} MB  measured, of the whole process, libraries included"
         )
-    if plan.fitting_tokens is not None:
+    if plan.max_micro_batch_tokens is not None:
         said.append(
-            f"  micro-batches of up to {plan.fitting_tokens:,} tokens fit"
-            if plan.fitting_tokens
+            f"  micro-batches of up to {plan.max_micro_batch_tokens:,} tokens fit"
+            if plan.max_micro_batch_tokens
             else "  the base does not fit"
         )
-    if plan.other.fitting_tokens:
+    if plan.alternative.max_micro_batch_tokens:
         said.append(
-            f"  and of up to {plan.other.fitting_tokens:,}, were activations {DONE[plan.other.policy]}"
+            f"  and of up to {plan.alternative.max_micro_batch_tokens:,}, were activations {DONE[plan.alternative.policy]}"
         )
     said += ["", "operations a trained token"]
-    said += [_said(term, 1e6, "MFLOP") for term in plan.operations]
+    said += [_said(term, 1e6, "MFLOP") for term in plan.operation_terms]
     said += ["", "time"]
     said.append(f"  {plan.basis}")
     if plan.tokens is not None and plan.seconds is not None:
@@ -105,7 +105,7 @@ def lines(plan: Plan, micro_batch_tokens: int) -> list[str]:
     return said
 
 
-def _said(term: Term, unit: float, name: str) -> str:
+def _said(term: PlanTerm, unit: float, name: str) -> str:
     return f"  {term.value / unit:>12,.0f} {name}  {term.name}: {term.formula}"
 
 

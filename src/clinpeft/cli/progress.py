@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clinpeft.inference import Progress
-    from clinpeft.training import Event
+    from clinpeft.inference import EncodingProgress
+    from clinpeft.training import StepEvent
 
 TITLES = {
     "tuning_perplexity": "tuning perplexity",
@@ -40,19 +40,19 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[Event], None]]:
+def progress(title: str) -> Iterator[Callable[[StepEvent], None]]:
     """A bar in a terminal, now and then a line elsewhere."""
     if sys.stderr.isatty():
         with _bar(title) as tell:
             yield tell
         return
 
-    def line(event: Event) -> None:
+    def line(event: StepEvent) -> None:
         if (
             event.step == 1
             or event.step % max(1, event.total_steps // 20) == 0
             or event.step == event.total_steps
-            or event.measured
+            or event.metrics
         ):
             print(f"{title} {said(event)}", file=sys.stderr, flush=True)
 
@@ -60,7 +60,7 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[Event], None]]:
+def _bar(title: str) -> Iterator[Callable[[StepEvent], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -73,11 +73,11 @@ def _bar(title: str) -> Iterator[Callable[[Event], None]]:
 
 
 @contextmanager
-def counted(title: str) -> Iterator[Callable[[Progress], None]]:
+def counted(title: str) -> Iterator[Callable[[EncodingProgress], None]]:
     """Texts done and tokens a second, now and then."""
     last = [0.0]
 
-    def line(event: Progress) -> None:
+    def line(event: EncodingProgress) -> None:
         if event.seconds - last[0] > 2.0:
             last[0] = event.seconds
             print(
@@ -89,13 +89,13 @@ def counted(title: str) -> Iterator[Callable[[Progress], None]]:
     yield line
 
 
-def said(event: Event) -> str:
+def said(event: StepEvent) -> str:
     """One step in one line."""
-    minutes, seconds = divmod(round(event.seconds_left), 60)
+    minutes, seconds = divmod(round(event.remaining_seconds), 60)
     measured = "".join(
-        f" · {title} {event.measured[name]:.3f}"
+        f" · {title} {event.metrics[name]:.3f}"
         for name, title in TITLES.items()
-        if name in event.measured
+        if name in event.metrics
     )
     left = f"{minutes}:{seconds:02d} left"
     return f"step {event.step}/{event.total_steps} · loss {event.loss:.3f} · {event.tokens_per_second:,.0f} tokens/s · {left}{measured}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from clinpeft.reports import Entry
     from clinpeft.runs import Run
-    from clinpeft.runs.studies import ComparedPair, Study
+    from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
 
 def report(
@@ -61,7 +61,7 @@ def report(
     print(f"{near(written[0].resolve())}, and {len(written) - 1} files beside it")
 
 
-def _study(home: Path, what: Sequence[str]) -> Study | None:
+def _study(home: Path, what: Sequence[str]) -> StudyRecord | None:
     """The study that is meant, if it is one; a run of the same name is taken where there is no study."""
     from clinpeft.runs.studies import find_study
 
@@ -73,14 +73,14 @@ def _study(home: Path, what: Sequence[str]) -> Study | None:
         return None
 
 
-def _of_study(study: Study) -> Iterator[Entry]:
+def _of_study(study: StudyRecord) -> Iterator[Entry]:
     """Cells that were begun; those that wait are counted elsewhere."""
     from clinpeft.reports import Entry
-    from clinpeft.runs import read
+    from clinpeft.runs import read_run
 
     for cell in study.cells:
         folder = study.home / (cell.run_id or "")
-        found = read(folder) if cell.run_id and (folder / "run.json").exists() else None
+        found = read_run(folder) if cell.run_id and (folder / "run.json").exists() else None
         if found is not None or cell.state == "failed":
             yield Entry(
                 cell.label,
@@ -92,10 +92,10 @@ def _of_study(study: Study) -> Iterator[Entry]:
 
 def _of_runs(home: Path, what: Sequence[str]) -> Iterator[Entry]:
     from clinpeft.reports import Entry
-    from clinpeft.runs import find
+    from clinpeft.runs import find_run
 
     for text in what:
-        run = find(home, text)
+        run = find_run(home, text)
         yield Entry(run.record.name or run.id, _outgoing(run))
 
 
@@ -103,7 +103,7 @@ def _outgoing(run: Run) -> Run:
     """Without numbers about fewer than ten people; books have none."""
     from clinpeft import evaluation
     from clinpeft.reports.facts import Outgoing
-    from clinpeft.runs import SMALLEST_CELL
+    from clinpeft.runs import RELEASE_SMALLEST_CELL
 
     if run.recipe.kind == "embed":
         return run
@@ -111,24 +111,29 @@ def _outgoing(run: Run) -> Run:
         run.folder,
         run.recipe,
         run.record,
-        functools.partial(evaluation.suppressed, smallest=SMALLEST_CELL),
+        functools.partial(evaluation.suppress_small_cells, smallest_cell=RELEASE_SMALLEST_CELL),
     )
 
 
-def _without_small(study: Study) -> Study:
+def _without_small(study: StudyRecord) -> StudyRecord:
     """The same with what it compared as it may leave."""
     import dataclasses
 
     import pyarrow as pa
 
     from clinpeft import evaluation
-    from clinpeft.core.schemas import RESULT
-    from clinpeft.runs import SMALLEST_CELL
+    from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
+    from clinpeft.runs import RELEASE_SMALLEST_CELL
 
-    def told(pair: ComparedPair) -> ComparedPair:
-        found = pa.Table.from_pylist([dict(row) for row in pair.results], schema=RESULT)
+    def told(pair: CellPairComparison) -> CellPairComparison:
+        found = pa.Table.from_pylist(
+            [dict(row) for row in pair.results], schema=METRIC_RESULT_SCHEMA
+        )
         return dataclasses.replace(
-            pair, results=tuple(evaluation.suppressed(found, SMALLEST_CELL).to_pylist())
+            pair,
+            results=tuple(
+                evaluation.suppress_small_cells(found, RELEASE_SMALLEST_CELL).to_pylist()
+            ),
         )
 
     if study.kind == "embed":
@@ -164,9 +169,9 @@ def _shortened(entries: Sequence[Entry]) -> list[Entry]:
     )
 
 
-def _summary(entries: Sequence[Entry], study: Study | None) -> str:
+def _summary(entries: Sequence[Entry], study: StudyRecord | None) -> str:
     """How many cells there are, and how many have ended how."""
-    from clinpeft.runs import SMALLEST_CELL
+    from clinpeft.runs import RELEASE_SMALLEST_CELL
 
     states = [entry.run.state if entry.run is not None else "failed" for entry in entries]
     waiting = sum(cell.state == "waiting" for cell in study.cells) if study else 0
@@ -175,7 +180,7 @@ def _summary(entries: Sequence[Entry], study: Study | None) -> str:
     )
     said = ", ".join(f"{n} {state}" for state, n in counted.items())
     runs = len(entries) + waiting
-    withheld = f"Numbers about fewer than {SMALLEST_CELL} people, events, or stays without the event are withheld."
+    withheld = f"Numbers about fewer than {RELEASE_SMALLEST_CELL} people, events, or stays without the event are withheld."
     return f"{runs} run{'s' * (runs > 1)}: {said}. {withheld}"
 
 

@@ -31,7 +31,7 @@ def show(
     """What one run is, what it read, and every number of it."""
     from clinpeft import reports, runs
 
-    found = runs.find(home.resolve(), run)
+    found = runs.find_run(home.resolve(), run)
     for table in (
         reports.run_summary(found),
         reports.run_attrition(found),
@@ -48,5 +48,5 @@ def compare(first: str, second: str, home: Home = HERE) -> None:
     """Two runs side by side: what differs, their numbers, and the paired difference where they answered or scored the same."""
     from clinpeft import reports, workflows
 
-    for table in reports.comparison(*workflows.compared(home.resolve(), first, second)):
+    for table in reports.comparison(*workflows.compare_run_results(home.resolve(), first, second)):
         shown(table)

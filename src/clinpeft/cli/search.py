@@ -19,8 +19,8 @@ from clinpeft.cli.progress import stoppable
 from clinpeft.core.errors import InputError, TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from clinpeft.recipe import Plan
-    from clinpeft.runs.searches import Search
+    from clinpeft.recipe import RecipePlan
+    from clinpeft.runs.searches import SearchRecord
 
 Concurrent = Annotated[
     int,
@@ -53,12 +53,14 @@ def search(
 ) -> None:
     """Search the best values of some keys of a recipe: every trial is a run, judged on its tuning split. The same command again adds a worker."""
     from clinpeft import recipe as recipes
-    from clinpeft.runs.searches import SEARCHES
-    from clinpeft.runs.studies import folder_of
+    from clinpeft.runs.searches import SEARCHES_FOLDER
+    from clinpeft.runs.studies import get_record_folder
 
-    asked = recipes.with_trials(recipes.plan(recipe, set_ or [], os.environ), trials)
+    asked = recipes.override_trial_count(
+        recipes.load_recipe_plan(recipe, set_ or [], os.environ), trials
+    )
     _searchable(asked)
-    folder = folder_of(home.resolve(), asked.name, asked.search_id, SEARCHES)
+    folder = get_record_folder(home.resolve(), asked.name, asked.search_id, SEARCHES_FOLDER)
     again = ["search", str(recipe.resolve()), "--home", str(home.resolve()), "--launch", "here"]
     again += [] if trials is None else ["--trials", str(trials)]
     again += [] if concurrent == 1 else ["--concurrent", str(concurrent)]
@@ -70,7 +72,7 @@ def search(
     _told(found, best, home)
 
 
-def _searchable(asked: Plan) -> None:
+def _searchable(asked: RecipePlan) -> None:
     """Refuse what has no search, or has several runs to search in.
 
     Raises:
@@ -93,8 +95,8 @@ def _searchable(asked: Plan) -> None:
 
 
 def _worked(
-    asked: Plan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int
-) -> tuple[Search, Path | None]:
+    asked: RecipePlan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int
+) -> tuple[SearchRecord, Path | None]:
     """This process as a worker, and what is known when it has nothing more to do."""
     try:
         from clinpeft import search as room
@@ -103,31 +105,33 @@ def _worked(
         raise UsageError(
             f"{error.name} is not installed", location="clinpeft search", hint=hint
         ) from error
-    from clinpeft.core.locks import alone
-    from clinpeft.runs.searches import write_search
+    from clinpeft.core.locks import wait_for_folder_lock
+    from clinpeft.runs.searches import write_search_record
 
     assert asked.search is not None
     base = asked.cells[0].recipe
-    space = room.space_of(asked.search, base)
+    space = room.build_search_space(asked.search, base)
     name = f"{asked.name}-{asked.search_id}"
     spec = asked.search
-    with room.opened(spec.storage, folder, name) as (storage, claims):
-        with room.reached(spec.storage), claims.alone():
-            study = room.opened_study(storage, name, spec)
-        copied = functools.partial(alone, folder, "search.lock")
+    with room.open_search_storage(spec.storage, folder, name) as (storage, claims):
+        with room.wrap_storage_errors(spec.storage), claims.lock_search():
+            study = room.open_optuna_study(storage, name, spec)
+        copied = functools.partial(wait_for_folder_lock, folder, "search.lock")
 
-        def copy() -> Search:
+        def copy() -> SearchRecord:
             """The record beside the storage, after every trial."""
-            with room.reached(spec.storage), copied():
-                known = room.found(study, space, asked, folder, datetime.now(UTC).isoformat())
-                write_search(known)
+            with room.wrap_storage_errors(spec.storage), copied():
+                known = room.build_search_record(
+                    study, space, asked, folder, datetime.now(UTC).isoformat()
+                )
+                write_search_record(known)
             return known
 
         make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
         pass_ = functools.partial(made_together, home=home, title=asked.name, stopping=stopping)
         told = lambda: _ignored(copy())  # noqa: E731
-        room.work(
-            room.Bench(
+        room.run_search_worker(
+            room.WorkerConfig(
                 storage,
                 study,
                 claims,
@@ -143,40 +147,40 @@ def _worked(
             )
         )
         known = copy()
-        if known.complete:
+        if known.is_complete:
             known = _with_held_out(known, home)
             with copied():
-                write_search(known)
-        return known, room.write_winner(known, base)
+                write_search_record(known)
+        return known, room.write_winner_recipe(known, base)
 
 
 def _ignored(_: object) -> None:
     """A record that was only to be written."""
 
 
-def _with_held_out(known: Search, home: Path) -> Search:
+def _with_held_out(known: SearchRecord, home: Path) -> SearchRecord:
     """What the winner reached on the held-out split, where its run is in this home."""
     from clinpeft import runs
     from clinpeft import search as room
 
-    if known.best is None or known.best.run_id is None:
+    if known.best_trial is None or known.best_trial.run_id is None:
         return known
     try:
-        return room.with_held_out(known, runs.read(home / known.best.run_id))
+        return room.add_held_out_results(known, runs.read_run(home / known.best_trial.run_id))
     except InputError:
         return known  # another host made it: its home has the run
 
 
-def _told(found: Search, best: Path | None, home: Path) -> None:
+def _told(found: SearchRecord, best: Path | None, home: Path) -> None:
     """Tables and figures; exit code 1 where every trial failed."""
     from clinpeft.reports.figures.search import write_search_figures
     from clinpeft.reports.searches import search_table
 
     finished(search_table(found), home, f"{found.name}-search")
     ended = sum(trial.state != "open" for trial in found.trials)
-    if not found.complete:
+    if not found.is_complete:
         print(f"{ended} of {found.wanted} trials have ended; others are working on the rest")
-    elif found.best is None:
+    elif found.best_trial is None:
         reasons = "; ".join(sorted({trial.reason for trial in found.trials}))
         raise TrainingError(
             f"no trial has a value: {reasons}",
@@ -188,7 +192,9 @@ def _told(found: Search, best: Path | None, home: Path) -> None:
             print(near(path))
 
 
-def _drawn(found: Search, draw: Callable[[Search], tuple[Path, ...]]) -> tuple[Path, ...]:
+def _drawn(
+    found: SearchRecord, draw: Callable[[SearchRecord], tuple[Path, ...]]
+) -> tuple[Path, ...]:
     try:
         return draw(found)
     except (UsageError, InputError) as error:

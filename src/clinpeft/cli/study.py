@@ -19,15 +19,15 @@ from clinpeft.cli.search import Launch
 from clinpeft.core.errors import (
     ClinpeftError,
     InputError,
-    InterruptedRun,
+    InterruptedRunError,
     RefusedError,
     StorageError,
     UsageError,
 )
 
 if TYPE_CHECKING:
-    from clinpeft.recipe import Plan, Recipe
-    from clinpeft.runs.studies import Cell, ComparedPair, Study
+    from clinpeft.recipe import Recipe, RecipePlan
+    from clinpeft.runs.studies import CellPairComparison, StudyCell, StudyRecord
 
 app = typer.Typer(
     no_args_is_help=True, help="Run the cells of a grid, see how far they are, go on with them."
@@ -44,9 +44,9 @@ def run(file: File, set_: Overrides = None, home: Home = HERE, launch: Launch = 
 @app.command()
 def resume(file: File, set_: Overrides = None, home: Home = HERE, launch: Launch = None) -> None:
     """Go on with a study: what has finished stays as it is, also when code or data are newer; what failed is tried again."""
-    from clinpeft.runs.studies import STUDY
+    from clinpeft.runs.studies import STUDY_FILE
 
-    if not (_folder(_asked(file, set_ or []), home) / STUDY).exists():
+    if not (_folder(_asked(file, set_ or []), home) / STUDY_FILE).exists():
         raise UsageError(
             "there is no such study to go on with",
             location=str(file),
@@ -67,7 +67,7 @@ def status(
 
     if Path(file).is_file():
         folder = _folder(_asked(Path(file), set_ or []), home)
-        if not (folder / studies.STUDY).exists():
+        if not (folder / studies.STUDY_FILE).exists():
             raise UsageError(
                 "this study has not been run as it stands now",
                 location=file,
@@ -100,41 +100,41 @@ def _study(file: Path, overrides: list[str], home: Path, launch: str | None, ver
     _told(found, home)
 
 
-def _asked(file: Path, overrides: list[str]) -> Plan:
+def _asked(file: Path, overrides: list[str]) -> RecipePlan:
     from clinpeft import recipe as recipes
 
-    asked = recipes.plan(file, overrides, os.environ)
+    asked = recipes.load_recipe_plan(file, overrides, os.environ)
     verb_of(asked.kind)
     return asked
 
 
-def _folder(asked: Plan, home: Path) -> Path:
-    from clinpeft.runs.studies import folder_of
+def _folder(asked: RecipePlan, home: Path) -> Path:
+    from clinpeft.runs.studies import get_record_folder
 
-    return folder_of(home.resolve(), asked.name, asked.study_id)
+    return get_record_folder(home.resolve(), asked.name, asked.study_id)
 
 
-def _opened(asked: Plan, folder: Path) -> Study:
+def _opened(asked: RecipePlan, folder: Path) -> StudyRecord:
     from clinpeft.runs import studies
 
     keyed = zip(_keys(asked), asked.cells, strict=True)
     cells = tuple(
-        studies.Cell(key, cell.name or cell.recipe.name, cell.settings, cell.published)
+        studies.StudyCell(key, cell.name or cell.recipe.name, cell.settings, cell.published)
         for key, cell in keyed
     )
     compare = tuple(
-        studies.Comparison(
+        studies.StudyComparison(
             entry.name or f"{_said(entry.second)} − {_said(entry.first)}", entry.first, entry.second
         )
-        for entry in asked.compare
+        for entry in asked.comparisons
     )
-    new = studies.Study(
+    new = studies.StudyRecord(
         folder,
         asked.study_id,
         asked.name,
         asked.kind,
         str(asked.path),
-        asked.sha256,
+        asked.file_sha256,
         _now(),
         _now(),
         cells,
@@ -143,11 +143,11 @@ def _opened(asked: Plan, folder: Path) -> Study:
     return studies.open_study(new)
 
 
-def _keys(asked: Plan) -> list[str]:
+def _keys(asked: RecipePlan) -> list[str]:
     """Of the cells in their study, in its order: the study's id says all the rest."""
-    from clinpeft.recipe import digest
+    from clinpeft.recipe import compute_json_digest
 
-    return [digest([at, cell.name]) for at, cell in enumerate(asked.cells)]
+    return [compute_json_digest([at, cell.name]) for at, cell in enumerate(asked.cells)]
 
 
 def _said(settings: Any) -> str:
@@ -159,11 +159,11 @@ def _now() -> str:
 
 
 def _worked(
-    asked: Plan, begun: Study, home: Path, stopping: Callable[[], bool], *, keep: bool
-) -> Study:
+    asked: RecipePlan, begun: StudyRecord, home: Path, stopping: Callable[[], bool], *, keep: bool
+) -> StudyRecord:
     """This process as a worker: cells that nobody holds, one after another, until none is left that it may take."""
-    from clinpeft.core.locks import claimed
-    from clinpeft.runs.studies import change_cell, read_study
+    from clinpeft.core.locks import try_lock
+    from clinpeft.runs.studies import read_study, update_study_cell
 
     recipes = {key: cell.recipe for key, cell in zip(_keys(asked), asked.cells, strict=True)}
     at_first = {cell.key: cell for cell in begun.cells}
@@ -172,17 +172,17 @@ def _worked(
     while took_one:
         took_one = False
         for key, first in at_first.items():
-            with claimed(begun.folder, key) as is_mine:
+            with try_lock(begun.folder, key) as is_mine:
                 cell = next(one for one in read_study(begun.folder).cells if one.key == key)
                 if not is_mine or key in had or not _wanted(cell, first, home, keep=keep):
                     continue
                 if stopping():
-                    raise InterruptedRun(
+                    raise InterruptedRunError(
                         "stopped between two runs",
                         location=cell.label,
                         hint="give the same command to go on",
                     )
-                change_cell(
+                update_study_cell(
                     begun.folder,
                     key,
                     _now(),
@@ -191,13 +191,13 @@ def _worked(
                     attempts=cell.attempts + 1,
                 )
                 facts = _outcome(begun.folder, cell, recipes[key], home, stopping)
-                change_cell(begun.folder, key, _now(), **facts)
+                update_study_cell(begun.folder, key, _now(), **facts)
                 had |= {key} if facts["state"] != "waiting" else set()
                 took_one = took_one or facts["state"] != "waiting"
     return read_study(begun.folder)
 
 
-def _wanted(cell: Cell, at_first: Cell, home: Path, *, keep: bool) -> bool:
+def _wanted(cell: StudyCell, at_first: StudyCell, home: Path, *, keep: bool) -> bool:
     """Whether a cell that nobody holds is to be asked for: one that has finished is asked for again by ``run``, which finds its run or sees that code
     or data have changed; one that failed is tried again; neither where another worker of today has done so meanwhile."""
     if cell.state in ("waiting", "interrupted", "running"):
@@ -213,7 +213,7 @@ def _wanted(cell: Cell, at_first: Cell, home: Path, *, keep: bool) -> bool:
 
 
 def _outcome(
-    folder: Path, cell: Cell, recipe: Recipe, home: Path, stopping: Callable[[], bool]
+    folder: Path, cell: StudyCell, recipe: Recipe, home: Path, stopping: Callable[[], bool]
 ) -> dict[str, Any]:
     """What is to be written down of a cell: its run, or why there is none.
 
@@ -221,16 +221,16 @@ def _outcome(
         InterruptedRun: asked to end.
         StorageError: nothing more can be written.
     """
-    from clinpeft.core.locks import made_elsewhere
-    from clinpeft.runs.studies import change_cell
+    from clinpeft.core.locks import is_locked_elsewhere
+    from clinpeft.runs.studies import update_study_cell
 
     try:
         run, _ = made(recipe, home, cell.label, stopping)
-    except (InterruptedRun, StorageError) as error:
-        change_cell(folder, cell.key, _now(), state="interrupted", reason=error.message)
+    except (InterruptedRunError, StorageError) as error:
+        update_study_cell(folder, cell.key, _now(), state="interrupted", reason=error.message)
         raise
     except RefusedError as error:
-        if made_elsewhere(error):  # by another study, or by hand: asked for again later
+        if is_locked_elsewhere(error):  # by another study, or by hand: asked for again later
             return {"state": "waiting", "reason": error.message}
         return {"state": "failed", "reason": error.message}
     except ClinpeftError as error:
@@ -240,55 +240,55 @@ def _outcome(
     return {"state": "finished", "run_id": run.id, "reason": ""}
 
 
-def _compared(asked: Plan, found: Study) -> Study:
+def _compared(asked: RecipePlan, found: StudyRecord) -> StudyRecord:
     """The comparisons of the file, of all pairs whose runs are there; by one process at a time."""
     from clinpeft import recipe as recipes
-    from clinpeft.core.locks import claimed
-    from clinpeft.runs.studies import change_study
+    from clinpeft.core.locks import try_lock
+    from clinpeft.runs.studies import update_study
 
-    with claimed(found.folder, "compare") as is_mine:
-        if not is_mine or not asked.compare:
+    with try_lock(found.folder, "compare") as is_mine:
+        if not is_mine or not asked.comparisons:
             return found
         cells = dict(zip(_keys(asked), found.cells, strict=True))
         key_of = {cell.name: key for key, cell in zip(cells, asked.cells, strict=True)}
         made_ = []
-        for comparison, entry in zip(found.compare, asked.compare, strict=True):
+        for comparison, entry in zip(found.compare, asked.comparisons, strict=True):
             known = {
                 (pair.first_run, pair.second_run): pair for pair in comparison.pairs if pair.results
             }
-            pairs = recipes.pairs_of(entry, asked.cells)
+            pairs = recipes.pair_compared_cells(entry, asked.cells)
             done = [
                 _pair(found, cells[key_of[one.name]], cells[key_of[other.name]], shared, known)
                 for one, other, shared in pairs
             ]
             made_.append(dataclasses.replace(comparison, pairs=tuple(done)))
-        return change_study(
+        return update_study(
             found.folder,
             lambda study: dataclasses.replace(study, compare=tuple(made_), updated=_now()),
         )
 
 
 def _pair(
-    study: Study,
-    one: Cell,
-    other: Cell,
+    study: StudyRecord,
+    one: StudyCell,
+    other: StudyCell,
     shared: dict[str, Any],
-    known: dict[tuple[str | None, str | None], ComparedPair],
-) -> ComparedPair:
+    known: dict[tuple[str | None, str | None], CellPairComparison],
+) -> CellPairComparison:
     from clinpeft import workflows
-    from clinpeft.runs.studies import ComparedPair
+    from clinpeft.runs.studies import CellPairComparison
 
     first, second = (cell.run_id if cell.state == "finished" else None for cell in (one, other))
     if (first, second) in known:
         return known[first, second]
-    pair = ComparedPair(shared, one.label, other.label, first, second)
+    pair = CellPairComparison(shared, one.label, other.label, first, second)
     if first is None or second is None:
         missing = [cell for cell in (one, other) if cell.state != "finished"]
         return dataclasses.replace(
             pair, reason="; ".join(f"{cell.label} is {cell.state}" for cell in missing)
         )
     try:
-        _, table, reason = workflows.compared(study.home, first, second)
+        _, table, reason = workflows.compare_run_results(study.home, first, second)
     except (InputError, UsageError) as error:
         return dataclasses.replace(pair, reason=error.message)
     return dataclasses.replace(
@@ -298,7 +298,7 @@ def _pair(
     )
 
 
-def _told(found: Study, home: Path) -> None:
+def _told(found: StudyRecord, home: Path) -> None:
     """Tables; exit code 1 where a cell failed."""
     from clinpeft.reports.searches import comparisons_table, study_table
 

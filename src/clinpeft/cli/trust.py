@@ -29,12 +29,14 @@ def verify(
 
     from clinpeft import reports, workflows
 
-    found, checks = workflows.verified(home.resolve(), run, probe=probe)
-    rows = [{"what": check.what, "state": check.state, "detail": check.detail} for check in checks]
+    found, checks = workflows.verify_run_provenance(
+        home.resolve(), run, with_reference_output=probe
+    )
+    rows = [{"what": check.item, "state": check.state, "detail": check.detail} for check in checks]
     shown(reports.plain(f"Run {found.id}", pa.Table.from_pylist(rows)))
     wrong = [check for check in checks if check.fails]
     if wrong:
-        named = ", ".join(f"{check.what} ({check.state})" for check in wrong[:5])
+        named = ", ".join(f"{check.item} ({check.state})" for check in wrong[:5])
         hint = "copy it again from where it was made; do not use what cannot be explained"
         raise RefusedError(
             f"{len(wrong)} of {len(checks)} are not what the run says: {named}",
@@ -82,7 +84,9 @@ def privacy(
         subjects=subjects,
         candidates=candidates,
     )
-    audited = workflows.audited(home.resolve(), run, asked, datetime.now(UTC), clinpeft.__version__)
+    audited = workflows.audit_run_privacy(
+        home.resolve(), run, asked, datetime.now(UTC), clinpeft.__version__
+    )
     results, left_out = workflows.privacy_results(audited)
     notes = [f"Not measured: {name}: {reason}." for name, reason in left_out.items()]
     columns = ["task", "group", "split", "name", "value", "low", "high"]
@@ -92,9 +96,9 @@ def privacy(
         notes,
     )
     shown(table)
-    runs.write_atomically(audited.folder / PRIVACY_PAGE, reports.as_markdown(table))
-    noted(home, "privacy", made=audited.folder / runs.PRIVACY, run=audited)
-    print(near(audited.folder / runs.PRIVACY))
+    runs.write_file_atomically(audited.folder / PRIVACY_PAGE, reports.as_markdown(table))
+    noted(home, "privacy", made=audited.folder / runs.PRIVACY_AUDIT_FILE, run=audited)
+    print(near(audited.folder / runs.PRIVACY_AUDIT_FILE))
 
 
 def release(
@@ -110,8 +114,8 @@ def release(
 
     here = home.resolve()
     private = (user(), str(Path.home()), str(Path.cwd()))
-    workflows.released(here, run, to, data_licence, private, datetime.now(UTC))
-    noted(home, "release", made=to, run=runs.find(here, run, finished=True))
+    workflows.release_run_folder(here, run, to, data_licence, private, datetime.now(UTC))
+    noted(home, "release", made=to, run=runs.find_run(here, run, finished_only=True))
     for path in sorted(path for path in to.rglob("*") if path.is_file()):
         print(near(path))
 
@@ -142,12 +146,16 @@ def purge(
             "nothing was named", location="purge", hint="name a run, or give --caches, or both"
         )
     here = home.resolve()
-    of_run = runs.find(here, run) if run else None
-    own = purging.of_run(of_run, predictions=predictions) if of_run is not None else []
-    derived = purging.caches(here) if caches else []
+    of_run = runs.find_run(here, run) if run else None
+    own = (
+        purging.list_run_removals(of_run, include_predictions=predictions)
+        if of_run is not None
+        else []
+    )
+    derived = purging.list_cache_removals(here) if caches else []
     for removal in (*own, *derived):
         print(
-            f"{near(removal.path)}  {removal.files:,} files  {removal.size_bytes:,} bytes  {removal.what}"
+            f"{near(removal.path)}  {removal.file_count:,} files  {removal.size_bytes:,} bytes  {removal.description}"
         )
     if not own and not derived:
         print("there is nothing to remove")
@@ -155,11 +163,13 @@ def purge(
     if not yes and not typer.confirm("remove all of this?"):
         raise typer.Exit(1)
     day = datetime.now(UTC).date().isoformat()
-    removed = purging.purge(own, of_run, day) + purging.purge(derived, None, day)
+    removed = purging.execute_removals(own, of_run, day) + purging.execute_removals(
+        derived, None, day
+    )
     noted(
         home,
         "purge",
         run=of_run,
-        counts={"files": sum(one.files for one in (*own, *derived)), "bytes": removed},
+        counts={"files": sum(one.file_count for one in (*own, *derived)), "bytes": removed},
     )
     print(f"removed {removed:,} bytes")

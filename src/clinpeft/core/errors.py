@@ -74,7 +74,7 @@ class StorageError(ClinpeftError):
     """Nothing more can be written; what was written before is intact."""
 
 
-class InterruptedRun(ClinpeftError):
+class InterruptedRunError(ClinpeftError):
     """Stopped from outside; the same command goes on where it stopped."""
 
     exit_code = 5

@@ -12,22 +12,26 @@ from pathlib import Path
 
 from clinpeft.core.errors import ClinpeftError, RefusedError, StorageError
 
-_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # some network file systems
-_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_LOCKS_UNSUPPORTED_ERRNOS = {
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+}  # some network file systems
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_file_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as one step: a reader, or a crash, finds the old content or the new.
 
     Raises:
         StorageError: nothing could be written; what was there before is intact.
     """
-    with replaced(path) as temporary:
+    with replace_file_atomically(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replace_file_atomically(path: Path) -> Iterator[Path]:
     """A path to write to, in the folder of ``path`` (made when missing), which takes the place of ``path`` when the block ends well.
 
     Raises:
@@ -36,19 +40,19 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left_behind(path)
+        _remove_stale_partials(path)
         yield temporary
-        flush_to_disk(temporary)
+        flush_path_to_disk(temporary)
         temporary.replace(path)
-        flush_to_disk(path.parent)
+        flush_path_to_disk(path.parent)
     except OSError as error:
-        raise unwritable(error, path) from error
+        raise build_write_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _clear_left_behind(path: Path) -> None:
+def _remove_stale_partials(path: Path) -> None:
     """Remove what processes that were killed while they wrote this very file left of it."""
     if sys.platform == "win32":  # asking for a process there ends it
         return
@@ -62,7 +66,7 @@ def _clear_left_behind(path: Path) -> None:
             continue
 
 
-def unwritable(error: OSError, path: Path) -> StorageError:
+def build_write_error(error: OSError, path: Path) -> StorageError:
     """The error for a file that could not be written, with the system's own reason."""
     hint = "make room or give --home another disk; what was written before is intact"
     return StorageError(
@@ -72,7 +76,7 @@ def unwritable(error: OSError, path: Path) -> StorageError:
     )
 
 
-def full_disk(error: BaseException, folder: Path) -> StorageError | None:
+def as_disk_full_error(error: BaseException, folder: Path) -> StorageError | None:
     """What to say of an error that means that nothing more can be written, whichever library met it; None for any other.
 
     Libraries without the system's error numbers (DuckDB, Arrow, safetensors) say the system's words; only those words are taken from their message.
@@ -86,14 +90,14 @@ def full_disk(error: BaseException, folder: Path) -> StorageError | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         said = str(error)
-        number = next((one for one in _TAKES_NO_MORE if os.strerror(one) in said), None)
-    if number not in _TAKES_NO_MORE:
+        number = next((one for one in _DISK_FULL_ERRNOS if os.strerror(one) in said), None)
+    if number not in _DISK_FULL_ERRNOS:
         return None
     named = error.filename if isinstance(error, OSError) else None
-    return unwritable(OSError(number, ""), Path(str(named)) if named else folder)
+    return build_write_error(OSError(number, ""), Path(str(named)) if named else folder)
 
 
-def flush_to_disk(path: Path) -> None:
+def flush_path_to_disk(path: Path) -> None:
     """A replaced file survives a power cut only if the file, and then its folder, have reached the disk."""
     if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
         return
@@ -105,7 +109,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a run folder against every other process, until the block ends or the process dies, however it dies.
 
     Where the file system or the system knows no ``flock``, nothing is held.
@@ -118,9 +122,9 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise unwritable(error, path) from error
+        raise build_write_error(error, path) from error
     try:
-        if not _taken(descriptor, shared=False):
+        if not _try_flock(descriptor, shared=False):
             holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
             hint = "wait until it is done, or stop that process; the lock goes with it"
             raise RefusedError(
@@ -138,20 +142,20 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(folder: Path) -> bool:
+def is_folder_locked(folder: Path) -> bool:
     """Whether a process is working on a run folder; true also where that cannot be known."""
     if sys.platform == "win32":
         return True
     try:
         with (folder / "lock").open("rb") as file:
-            return not _taken(file.fileno(), shared=True)
+            return not _try_flock(file.fileno(), shared=True)
     except FileNotFoundError:
         return False
     except OSError:
         return True
 
 
-def _taken(descriptor: int, *, shared: bool) -> bool:
+def _try_flock(descriptor: int, *, shared: bool) -> bool:
     if sys.platform == "win32":
         return True
     import fcntl
@@ -161,7 +165,7 @@ def _taken(descriptor: int, *, shared: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
+        if error.errno not in _LOCKS_UNSUPPORTED_ERRNOS:
             raise
         return not shared  # work goes on without a lock; whether one is held cannot be known
     return True

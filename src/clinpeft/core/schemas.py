@@ -18,17 +18,17 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import duckdb
 
-SPLITS = ("train", "tuning", "held_out")
+SPLIT_NAMES = ("train", "tuning", "held_out")
 
 
-def _schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
+def _build_schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
     return pa.schema(
         [pa.field(name, kind, nullable=nullable) for name, (kind, nullable) in columns.items()]
     )
 
 
-_TIME = pa.timestamp("us")
-_SUBGROUPS: dict[str, tuple[pa.DataType, bool]] = {
+_TIME_TYPE = pa.timestamp("us")
+_SUBGROUP_COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "age_years": (pa.float64(), True),
     "sex": (pa.string(), True),
     "race": (pa.string(), True),
@@ -39,18 +39,18 @@ _SUBGROUPS: dict[str, tuple[pa.DataType, bool]] = {
     "year_group": (pa.string(), True),
 }
 
-NOTE = _schema(
+NOTE_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), True),
     category=(pa.string(), True),
     description=(pa.string(), True),
-    available_at=(_TIME, True),
+    available_at=(_TIME_TYPE, True),
     text=(pa.large_string(), False),
 )
 """One document; ``available_at`` is when it could first be read, null when the source does not say."""
 
-CORPUS = _schema(
+CORPUS_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
     category=(pa.string(), True),
@@ -59,7 +59,7 @@ CORPUS = _schema(
 )
 """A cleaned note that is kept, with its split."""
 
-PASSAGE = _schema(
+PASSAGE_SCHEMA = _build_schema(
     passage_id=(pa.string(), False),
     book=(pa.string(), False),
     chapter=(pa.string(), True),
@@ -77,7 +77,7 @@ PASSAGE = _schema(
 the one they are about (``a/b`` lies in ``a``); ``location`` a page or an element; ``title`` the term of a definition, the title of a figure or table;
 ``names`` what others may refer to it by, within its book, and ``refers_to`` the names in it."""
 
-PAIR = _schema(
+PAIR_SCHEMA = _build_schema(
     pair_id=(pa.string(), False),
     kind=(pa.string(), False),
     anchor=(pa.large_string(), False),
@@ -92,30 +92,30 @@ PAIR = _schema(
 """Two texts that belong together, and why (``kind``, a key of ``corpora.pairs.KINDS`` or ``imported``); ``anchor_id`` and ``positive_id`` are the
 passages they are from, null for an imported text."""
 
-STAY = _schema(
+STAY_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
-    admitted_at=(_TIME, True),
-    discharged_at=(_TIME, True),
-    died_at=(_TIME, True),
+    admitted_at=(_TIME_TYPE, True),
+    discharged_at=(_TIME_TYPE, True),
+    died_at=(_TIME_TYPE, True),
     died_in_hospital=(pa.bool_(), True),
-    **_SUBGROUPS,
+    **_SUBGROUP_COLUMNS,
     site=(pa.string(), True),
 )
 """One hospital admission. ``year_group`` is the data set's own axis of real time (MIMIC-IV ``anchor_year_group``, MIMIC-III ``DBSOURCE``),
 ``care_unit`` the first intensive care unit, ``race`` as recorded (MIMIC-III ``ETHNICITY``)."""
 
-ICU_STAY = _schema(
+ICU_STAY_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     icu_stay_id=(pa.int64(), False),
     care_unit=(pa.string(), True),
-    began_at=(_TIME, True),
-    ended_at=(_TIME, True),
+    began_at=(_TIME_TYPE, True),
+    ended_at=(_TIME_TYPE, True),
 )
 """One stay on an intensive care unit, inside the hospital admission ``stay_id``."""
 
-CODE = _schema(
+BILLED_CODE_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     kind=(pa.string(), False),
@@ -126,30 +126,30 @@ CODE = _schema(
 """One billed code: ``kind`` is ``diagnosis`` or ``procedure``, ``system`` ``icd9`` or ``icd10``; ``code`` is text without dots or blanks, leading
 zeros kept. A code means something only together with its kind and system."""
 
-EPISODE = _schema(
+VENTILATION_EPISODE_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     icu_stay_id=(pa.int64(), False),
     status=(pa.string(), False),
-    began_at=(_TIME, False),
-    ended_at=(_TIME, False),
+    began_at=(_TIME_TYPE, False),
+    ended_at=(_TIME_TYPE, False),
 )
 """One uninterrupted stretch of breathing support; ``status`` is ``ventilated`` (MIMIC-III) or the six states of MIMIC-IV."""
 
-COHORT = _schema(
+COHORT_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
-    prediction_time=(_TIME, False),
+    prediction_time=(_TIME_TYPE, False),
     split=(pa.string(), False),
     label=(pa.int32(), True),
     labels=(pa.list_(pa.int32()), True),
     text=(pa.large_string(), False),
-    **_SUBGROUPS,
+    **_SUBGROUP_COLUMNS,
 )
 """One stay that is asked: what may be read (``text``), and the known answer: ``label`` is the index of one class (binary, multiclass), ``labels`` the
 indices of all that apply (multilabel); exactly one of the two columns is filled. The columns after it are for subgroups and trivial baselines."""
 
-LIKELIHOOD = _schema(
+LIKELIHOOD_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
     category=(pa.string(), True),
@@ -159,10 +159,10 @@ LIKELIHOOD = _schema(
 )
 """What a language model thinks of one note: the number of scored tokens and their summed negative log-likelihood in nats."""
 
-PREDICTION = _schema(
+PREDICTION_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
-    prediction_time=(_TIME, False),
+    prediction_time=(_TIME_TYPE, False),
     split=(pa.string(), False),
     label=(pa.int32(), True),
     labels=(pa.list_(pa.int32()), True),
@@ -170,13 +170,13 @@ PREDICTION = _schema(
     probabilities=(pa.list_(pa.float32()), False),
     tokens=(pa.int64(), True),
     tokens_read=(pa.int64(), True),
-    **_SUBGROUPS,
+    **_SUBGROUP_COLUMNS,
 )
 """One answer: the truth as in ``COHORT``, and a logit and a probability for each class, in the order of the classes. Where one class of several is
 asked the probabilities sum to 1 (two of them for a binary question), where all that apply are asked each stands alone. ``tokens`` is the length of
 the text, ``tokens_read`` what of it was read. A baseline that has no logits leaves them null. The schema's metadata holds the ``Question``."""
 
-CURVE = _schema(
+CURVE_POINT_SCHEMA = _build_schema(
     name=(pa.string(), False),
     task=(pa.string(), True),
     group=(pa.string(), True),
@@ -190,7 +190,7 @@ CURVE = _schema(
 """A point of a curve: ``calibration`` (predicted against observed) and ``calibration_smooth``, ``net_benefit`` (threshold against net benefit),
 ``probabilities`` (a histogram for each true class)."""
 
-RESULT = _schema(
+METRIC_RESULT_SCHEMA = _build_schema(
     name=(pa.string(), False),
     value=(pa.float64(), True),
     low=(pa.float64(), True),
@@ -207,7 +207,7 @@ RESULT = _schema(
 """One metric on one split with its interval; ``group`` names the model state and subgroup, such as ``base`` or ``adapted · Surgery``; ``task`` the
 question, where one was asked."""
 
-PAIR_SCORE = _schema(
+PAIR_SCORE_SCHEMA = _build_schema(
     pair_id=(pa.string(), False),
     cluster=(pa.string(), True),
     stratum=(pa.string(), False),
@@ -217,22 +217,22 @@ PAIR_SCORE = _schema(
 """How alike a model finds two texts. ``related``: whether they belong together; ``stratum``: how an unrelated pair was drawn (``random``,
 ``same book``, ``same chapter``, ``mined``, ``negation``); ``cluster``: what is resampled together, such as a chapter, null for a pair on its own."""
 
-QUERY = _schema(
+QUERY_SCHEMA = _build_schema(
     query_id=(pa.string(), False), cluster=(pa.string(), True), text=(pa.large_string(), False)
 )
 """A text that is searched with; ``cluster`` as in ``PAIR_SCORE``."""
 
-CANDIDATE = _schema(
+CANDIDATE_PASSAGE_SCHEMA = _build_schema(
     passage_id=(pa.string(), False), title=(pa.string(), True), text=(pa.large_string(), False)
 )
 """A text that is searched for."""
 
-JUDGEMENT = _schema(
+RELEVANCE_JUDGMENT_SCHEMA = _build_schema(
     query_id=(pa.string(), False), passage_id=(pa.string(), False), grade=(pa.int32(), False)
 )
 """How well a passage answers a query, 0 or less for not at all; a pair without a judgement counts as 0."""
 
-RETRIEVED = _schema(
+RETRIEVED_PASSAGE_SCHEMA = _build_schema(
     query_id=(pa.string(), False),
     cluster=(pa.string(), True),
     passage_id=(pa.string(), False),
@@ -241,11 +241,11 @@ RETRIEVED = _schema(
 )
 """What was found for a query, best first (``rank`` 1); of equal scores the passage with the larger id is first."""
 
-Kind = Literal["binary", "multiclass", "multilabel"]
+ProblemType = Literal["binary", "multiclass", "multilabel"]
 
 
 @dataclass(frozen=True)
-class Question:
+class LabelSpace:
     """What was asked, as it travels with the answers.
 
     Attributes:
@@ -258,7 +258,7 @@ class Question:
     """
 
     name: str
-    kind: Kind
+    kind: ProblemType
     classes: tuple[str, ...]
     systems: tuple[str, ...]
     train_counts: tuple[int, ...]
@@ -269,59 +269,61 @@ class Question:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Question:
+    def from_json(cls, document: Mapping[str, Any]) -> LabelSpace:
         """What ``as_json`` gave."""
-        lists = {name: tuple(found[name]) for name in ("classes", "systems", "train_counts")}
-        return cls(**{**found, **lists})
+        lists = {name: tuple(document[name]) for name in ("classes", "systems", "train_counts")}
+        return cls(**{**document, **lists})
 
 
 @dataclass
 class Attrition:
     """What entered a step, what left it, and why: ``entered == kept + sum(dropped.values())`` always holds.
 
-    ``places`` holds, for reasons that point at damage, where the first few were found (file and row, never their text).
+    ``locations`` holds, for reasons that point at damage, where the first few were found (file and row, never their text).
     """
 
     step: str
-    entered: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    entered_rows: int = 0
+    dropped_rows: Counter[str] = field(default_factory=Counter)
+    locations: dict[str, list[str]] = field(default_factory=dict)
 
     @property
-    def kept(self) -> int:
+    def kept_rows(self) -> int:
         """What went on to the next step."""
-        return self.entered - sum(self.dropped.values())
+        return self.entered_rows - sum(self.dropped_rows.values())
 
-    def drop(self, reason: str, count: int = 1, location: str = "") -> None:
+    def drop_rows(self, reason: str, count: int = 1, location: str = "") -> None:
         """Count ``count`` rows out under a named reason; the first five places of a reason are kept."""
         if count:
-            self.dropped[reason] += count
-        if count and location and len(self.places.setdefault(reason, [])) < 5:
-            self.places[reason].append(location)
+            self.dropped_rows[reason] += count
+        if count and location and len(self.locations.setdefault(reason, [])) < 5:
+            self.locations[reason].append(location)
 
     def as_json(self) -> dict[str, object]:
         """As it stands in ``attrition.json``."""
         counts: dict[str, object] = {
             "step": self.step,
-            "entered": self.entered,
-            "dropped": dict(sorted(self.dropped.items())),
-            "kept": self.kept,
+            "entered": self.entered_rows,
+            "dropped": dict(sorted(self.dropped_rows.items())),
+            "kept": self.kept_rows,
         }
-        return {**counts, "places": dict(sorted(self.places.items()))} if self.places else counts
+        return (
+            {**counts, "places": dict(sorted(self.locations.items()))} if self.locations else counts
+        )
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Attrition:
+    def from_json(cls, document: Mapping[str, Any]) -> Attrition:
         """What ``as_json`` gave."""
         return cls(
-            found["step"],
-            found["entered"],
-            Counter(found["dropped"]),
-            dict(found.get("places", {})),
+            document["step"],
+            document["entered"],
+            Counter(document["dropped"]),
+            dict(document.get("places", {})),
         )
 
 
 @dataclass(frozen=True)
-class Hospital:
+class HospitalDatabase:
     """The tables of one hospital, opened in a DuckDB database on disk under these schemas.
 
     Attributes:
@@ -329,7 +331,7 @@ class Hospital:
         folder: where it was shipped, for tables that are read in place (charted events).
         connection: holds ``stay``, ``icu_stay`` and ``code``; ``note`` once ``read_notes`` was called.
         attrition: what was left out while reading, a table each.
-        absent: of ``icu_stay``, ``diagnosis``, ``procedure`` and ``note``, what is not there, with the file that would hold it.
+        missing_tables: of ``icu_stay``, ``diagnosis``, ``procedure`` and ``note``, what is not there, with the file that would hold it.
         read_notes: categories (lower case; empty for all) -> fills ``note``, and says what was left out. The one reading of the note files.
     """
 
@@ -337,7 +339,7 @@ class Hospital:
     folder: Path
     connection: duckdb.DuckDBPyConnection
     attrition: tuple[Attrition, ...]
-    absent: Mapping[str, str]
+    missing_tables: Mapping[str, str]
     read_notes: Callable[[Sequence[str]], Attrition]
 
 
@@ -348,24 +350,26 @@ class RetrievalSet:
     Attributes:
         queries: of schema ``QUERY``.
         passages: of schema ``CANDIDATE``.
-        judgements: of schema ``JUDGEMENT``, about these queries and passages only.
+        relevance_judgments: of schema ``JUDGEMENT``, about these queries and passages only.
         attrition: what was left out while reading.
     """
 
     queries: pa.Table
     passages: pa.Table
-    judgements: pa.Table
+    relevance_judgments: pa.Table
     attrition: tuple[Attrition, ...] = ()
 
 
-def table(schema: pa.Schema, rows: Mapping[str, object]) -> pa.Table:
+def build_arrow_table(schema: pa.Schema, column_values: Mapping[str, object]) -> pa.Table:
     """A table of ``schema`` from columns; a missing nullable column is null, an unknown one is an error of the caller."""
-    length = len(next(iter(rows.values())))  # type: ignore[arg-type]
-    unknown = set(rows) - set(schema.names)
+    length = len(next(iter(column_values.values())))  # type: ignore[arg-type]
+    unknown = set(column_values) - set(schema.names)
     if unknown:
         raise KeyError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
     columns = [
-        pa.array(rows[f.name], f.type) if f.name in rows else pa.nulls(length, f.type)
+        pa.array(column_values[f.name], f.type)
+        if f.name in column_values
+        else pa.nulls(length, f.type)
         for f in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)

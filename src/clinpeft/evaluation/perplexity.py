@@ -9,28 +9,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import LIKELIHOOD, RESULT, SPLITS
+from clinpeft.core.schemas import LIKELIHOOD_SCHEMA, METRIC_RESULT_SCHEMA, SPLIT_NAMES
 from clinpeft.evaluation.bootstrap import (
-    Floats,
-    Integers,
-    Interval,
-    cluster_bootstrap,
-    cluster_sums,
+    ConfidenceInterval,
+    Float64Array,
+    Int64Array,
+    bootstrap_clusters,
+    sum_by_cluster,
 )
 from clinpeft.recipe import EvaluationSpec
 
-SMALLEST_CATEGORY_SUBJECTS = 5
+MIN_CATEGORY_SUBJECTS = 5
 """Note categories with fewer subjects in a split are pooled: their numbers would be about persons and not about a kind of note."""
 
-NO_CATEGORY = "no category"
+MISSING_CATEGORY_LABEL = "no category"
 
-_PERPLEXITY = "exp(summed negative log-likelihood / scored tokens)"
-_RATIO = "exp(summed difference of negative log-likelihood / scored tokens) on the same tokens of the same notes; below 1 is better"
-_COUNTS = "n: notes with a scored token, n_events: scored tokens"
-_SLACK_NATS = 1e-3  # rounding may leave a token's likelihood this little above 1
+_PERPLEXITY_DEFINITION = "exp(summed negative log-likelihood / scored tokens)"
+_RATIO_DEFINITION = "exp(summed difference of negative log-likelihood / scored tokens) on the same tokens of the same notes; below 1 is better"
+_COUNTS_REMARK = "n: notes with a scored token, n_events: scored tokens"
+_TOLERANCE_NATS = 1e-3  # rounding may leave a token's likelihood this little above 1
 
 
-def perplexity(
+def evaluate_perplexity(
     likelihoods: pa.Table, state: str, spec: EvaluationSpec, rng: np.random.Generator
 ) -> pa.Table:
     """Token-weighted perplexity on every split and note category, with a percentile interval by bootstrap over subjects.
@@ -51,10 +51,17 @@ def perplexity(
     Raises:
         InputError: a likelihood that is not one, with its note_id.
     """
-    return _measured(_checked(likelihoods, state), "perplexity", _PERPLEXITY, state, spec, rng)
+    return _build_rows(
+        _check_likelihoods(likelihoods, state),
+        "perplexity",
+        _PERPLEXITY_DEFINITION,
+        state,
+        spec,
+        rng,
+    )
 
 
-def difference(
+def compare_perplexity(
     before: pa.Table,
     after: pa.Table,
     spec: EvaluationSpec,
@@ -80,10 +87,10 @@ def difference(
         InputError: a likelihood that is not one, with its note_id.
     """
     first, second = (
-        _checked(before, names[0]).sort_by("note_id"),
-        _checked(after, names[1]).sort_by("note_id"),
+        _check_likelihoods(before, names[0]).sort_by("note_id"),
+        _check_likelihoods(after, names[1]).sort_by("note_id"),
     )
-    reason = mismatch(first, second, names)
+    reason = find_likelihood_mismatch(first, second, names)
     if reason:
         hint = "compare on notes scored under both, with one tokenizer and one split"
         raise RefusedError(
@@ -91,17 +98,17 @@ def difference(
         )
     change = pc.subtract(second["negative_log_likelihood"], first["negative_log_likelihood"])
     at = first.schema.get_field_index("negative_log_likelihood")
-    return _measured(
-        first.set_column(at, LIKELIHOOD.field(at), change),
+    return _build_rows(
+        first.set_column(at, LIKELIHOOD_SCHEMA.field(at), change),
         "perplexity_ratio",
-        _RATIO,
+        _RATIO_DEFINITION,
         f"{names[1]} / {names[0]}",
         spec,
         rng,
     )
 
 
-def mismatch(
+def find_likelihood_mismatch(
     before: pa.Table, after: pa.Table, names: tuple[str, str] = ("base", "adapted")
 ) -> str:
     """Why two ``tables.LIKELIHOOD`` tables cannot be compared on perplexity; empty if they scored as many tokens of the same notes.
@@ -129,8 +136,8 @@ def mismatch(
     return ""
 
 
-def _measured(
-    scored: pa.Table,
+def _build_rows(
+    likelihoods: pa.Table,
     name: str,
     definition: str,
     state: str,
@@ -138,22 +145,29 @@ def _measured(
     rng: np.random.Generator,
 ) -> pa.Table:
     """Rows of ``exp(sum of the likelihood column / sum of tokens)`` for each split and category."""
-    scored = scored.filter(pc.greater(scored["tokens"], 0))
+    likelihoods = likelihoods.filter(pc.greater(likelihoods["tokens"], 0))
     rows = []
-    for split in SPLITS:
-        for group, notes in _groups(scored.filter(pc.equal(scored["split"], split)), state):
+    for split in SPLIT_NAMES:
+        for group, notes in _iterate_groups(
+            likelihoods.filter(pc.equal(likelihoods["split"], split)), state
+        ):
             rows.append(
-                {"name": name, "split": split, "group": group, **_row(notes, definition, spec, rng)}
+                {
+                    "name": name,
+                    "split": split,
+                    "group": group,
+                    **_build_group_row(notes, definition, spec, rng),
+                }
             )
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def _groups(notes: pa.Table, state: str) -> Iterator[tuple[str, pa.Table]]:
+def _iterate_groups(notes: pa.Table, state: str) -> Iterator[tuple[str, pa.Table]]:
     """All notes of a split, then those of each category; the same notes give the same groups, whatever their likelihoods."""
     yield state, notes
     if notes["category"].null_count == len(notes):
         return
-    categories = pc.fill_null(notes["category"], NO_CATEGORY)
+    categories = pc.fill_null(notes["category"], MISSING_CATEGORY_LABEL)
     subjects = (
         pa.table({"category": categories, "subject_id": notes["subject_id"]})
         .group_by("category")
@@ -166,11 +180,9 @@ def _groups(notes: pa.Table, state: str) -> Iterator[tuple[str, pa.Table]]:
             strict=True,
         )
     )
-    for category in sorted(
-        name for name, size in sizes.items() if size >= SMALLEST_CATEGORY_SUBJECTS
-    ):
+    for category in sorted(name for name, size in sizes.items() if size >= MIN_CATEGORY_SUBJECTS):
         yield f"{state} · {category}", notes.filter(pc.equal(categories, category))
-    small = [name for name, size in sizes.items() if size < SMALLEST_CATEGORY_SUBJECTS]
+    small = [name for name, size in sizes.items() if size < MIN_CATEGORY_SUBJECTS]
     if small:
         yield (
             f"{state} · other categories ({len(small)})",
@@ -178,66 +190,68 @@ def _groups(notes: pa.Table, state: str) -> Iterator[tuple[str, pa.Table]]:
         )
 
 
-def _row(
+def _build_group_row(
     notes: pa.Table, definition: str, spec: EvaluationSpec, rng: np.random.Generator
 ) -> dict[str, object]:
     """Value, interval and counts of one group; the logarithm is resampled, since exp keeps the order and so the percentiles."""
-    sums = cluster_sums(
-        _numbers(notes["subject_id"]),
+    sums = sum_by_cluster(
+        _as_int64(notes["subject_id"]),
         notes["tokens"].to_numpy(),
         notes["negative_log_likelihood"].to_numpy(),
     )  # (subjects, 2)
     tokens, nats = sums.sum(axis=0)
-    value = _exp(nats / tokens) if tokens else None
-    interval = Interval(None, None, spec.level)
+    value = _compute_exp(nats / tokens) if tokens else None
+    interval = ConfidenceInterval(None, None, spec.level)
     if value is not None:
-        interval = cluster_bootstrap(
+        interval = bootstrap_clusters(
             len(sums),
-            lambda counts: _mean(counts @ sums),
+            lambda counts: _average_nats(counts @ sums),
             resamples=spec.resamples,
             level=spec.level,
             rng=rng,
         )
     return {
         "value": value,
-        "low": None if interval.low is None else _exp(interval.low),
-        "high": None if interval.high is None else _exp(interval.high),
+        "low": None if interval.low is None else _compute_exp(interval.low),
+        "high": None if interval.high is None else _compute_exp(interval.high),
         "level": None if interval.low is None else spec.level,
         "n": len(notes),
         "n_subjects": len(sums),
         "n_events": int(tokens),
-        "definition": f"{definition}; {_COUNTS}; {_remark(int(tokens), value, len(sums), spec)}",
+        "definition": f"{definition}; {_COUNTS_REMARK}; {_describe_interval(int(tokens), value, len(sums), spec)}",
     }
 
 
-def _remark(tokens: int, value: float | None, subjects: int, spec: EvaluationSpec) -> str:
+def _describe_interval(
+    tokens: int, value: float | None, subject_count: int, spec: EvaluationSpec
+) -> str:
     if not tokens:
         return "unknown: no token was scored"
     if value is None:
         return "unknown: larger than the largest number"
-    if subjects < 2:
+    if subject_count < 2:
         return "no interval: one subject"
     return f"interval: percentile bootstrap over subjects, {spec.resamples} resamples"
 
 
-def _mean(sums: Floats) -> Floats:
+def _average_nats(sums: Float64Array) -> Float64Array:
     """Nats a token from sums of tokens and nats, shape (resamples, 2) to (resamples,)."""
     return sums[:, 1] / sums[:, 0]
 
 
-def _exp(nats: float) -> float | None:
+def _compute_exp(nats: float) -> float | None:
     """None where a float cannot hold it."""
     return float(np.exp(nats)) if nats < np.log(np.finfo(np.float64).max) else None
 
 
-def _numbers(column: pa.ChunkedArray) -> Integers:
+def _as_int64(column: pa.ChunkedArray) -> Int64Array:
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
-def _checked(likelihoods: pa.Table, state: str) -> pa.Table:
+def _check_likelihoods(likelihoods: pa.Table, state: str) -> pa.Table:
     """The table itself, or an error that names the first note whose row means nothing."""
-    if likelihoods.schema.names != LIKELIHOOD.names:
-        hint = f"give the columns {', '.join(LIKELIHOOD.names)}"
+    if likelihoods.schema.names != LIKELIHOOD_SCHEMA.names:
+        hint = f"give the columns {', '.join(LIKELIHOOD_SCHEMA.names)}"
         raise InputError(
             f"not a table of likelihoods: columns {', '.join(likelihoods.schema.names)}",
             location=state,
@@ -245,34 +259,34 @@ def _checked(likelihoods: pa.Table, state: str) -> pa.Table:
         )
     nats, tokens = likelihoods["negative_log_likelihood"], likelihoods["tokens"]
     hint = "score the notes again; a NaN comes from weights or activations that overflowed, often in half precision"
-    _refuse(
+    _check_rows(
         likelihoods,
         pc.invert(pc.fill_null(pc.is_finite(nats), False)),
         "a likelihood that is not finite",
         state,
         hint,
     )
-    below = pc.less(nats, pc.multiply(pc.cast(tokens, pa.float64()), -_SLACK_NATS))
-    _refuse(
+    below = pc.less(nats, pc.multiply(pc.cast(tokens, pa.float64()), -_TOLERANCE_NATS))
+    _check_rows(
         likelihoods,
         below,
         "a probability above 1",
         state,
         "give summed negative log-likelihoods in nats",
     )
-    _refuse(
+    _check_rows(
         likelihoods,
         pc.fill_null(pc.less(tokens, 0), True),
         "a missing or negative number of tokens",
         state,
         "count the scored tokens of each note",
     )
-    _refuse(
+    _check_rows(
         likelihoods,
-        pc.invert(pc.is_in(likelihoods["split"], value_set=pa.array(SPLITS))),
+        pc.invert(pc.is_in(likelihoods["split"], value_set=pa.array(SPLIT_NAMES))),
         "an unknown split",
         state,
-        f"use {', '.join(SPLITS)}",
+        f"use {', '.join(SPLIT_NAMES)}",
     )
     if pc.count_distinct(likelihoods["note_id"]).as_py() < len(likelihoods):
         twice = pc.value_counts(likelihoods["note_id"].combine_chunks())
@@ -285,12 +299,12 @@ def _checked(likelihoods: pa.Table, state: str) -> pa.Table:
     return likelihoods
 
 
-def _refuse(
-    likelihoods: pa.Table, wrong: pa.ChunkedArray, message: str, state: str, hint: str
+def _check_rows(
+    likelihoods: pa.Table, is_invalid: pa.ChunkedArray, message: str, state: str, hint: str
 ) -> None:
-    count = pc.sum(wrong).as_py() or 0
+    count = pc.sum(is_invalid).as_py() or 0
     if count:
-        first = likelihoods["note_id"].filter(wrong)[0].as_py()
+        first = likelihoods["note_id"].filter(is_invalid)[0].as_py()
         raise InputError(
             f"{message}, in {count} notes", location=f"{state}, note_id {first!r}", hint=hint
         )

@@ -10,36 +10,36 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.models import Asked, Head, Pooling, Probe, WindowPooling
-from clinpeft.recipe import ReaderSpec
+from clinpeft.recipe import EncoderModelSpec
 
-ADAPTERS, MODEL = "adapters", "model"
-PROBE_SEED = 0
+RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER = "adapters", "model"
+REFERENCE_INPUT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Served:
+class LoadedClassifier:
     """A model that answers as it did when it was trained.
 
     Attributes:
         stack: base and adapters, frozen.
         heads: task -> head.
-        questions: task -> what it answers.
+        label_spaces: task -> what it answers.
         pooling: where a window's vector is read.
     """
 
     stack: Stack
     heads: Mapping[str, Head]
-    questions: Mapping[str, Question]
+    label_spaces: Mapping[str, LabelSpace]
     pooling: Pooling
 
 
-def keep(
+def save_classifier(
     folder: Path,
     stack: Stack,
     heads: Mapping[str, Head],
-    questions: Mapping[str, Question],
+    label_spaces: Mapping[str, LabelSpace],
     pooling: Pooling,
     window_pooling: WindowPooling,
 ) -> None:
@@ -49,22 +49,26 @@ def keep(
         StorageError: it cannot be written.
     """
     if stack.adapters:
-        adapters.save_all(stack, folder / ADAPTERS)
+        adapters.save_adapter_stack(stack, folder / RUN_ADAPTERS_FOLDER)
     base_sha256 = stack.base.sha256
-    if any(name.startswith("base.") for name in stack.trained):
-        stack.base.backbone.save_pretrained(folder / MODEL)
-        stack.base.tokenizer.save_pretrained(folder / MODEL)
-        base_sha256 = models.fingerprint(folder / MODEL)
+    if any(name.startswith("base.") for name in stack.trained_parameters):
+        stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
+        stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
+        base_sha256 = models.fingerprint(folder / RUN_MODEL_FOLDER)
     stack.base.tokenizer.save_pretrained(folder / "tokenizer")
-    ids = models.probe_ids(stack.base, PROBE_SEED)
+    ids = models.probe_ids(stack.base, REFERENCE_INPUT_SEED)
     probe = Probe(
-        ids, _probed(stack, heads, pooling, window_pooling, ids), models.place_now(stack.base)
+        ids,
+        _compute_reference_logits(stack, heads, pooling, window_pooling, ids),
+        models.place_now(stack.base),
     )
-    asked = {name: Asked(question, pooling, window_pooling) for name, question in questions.items()}
+    asked = {
+        name: Asked(question, pooling, window_pooling) for name, question in label_spaces.items()
+    }
     models.save_head(folder, heads, asked, base_sha256, probe)
 
 
-def open_run(folder: Path, spec: ReaderSpec, device: torch.device) -> Served:
+def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) -> LoadedClassifier:
     """What ``keep`` wrote, on its base, and only if it answers the probe as it did then.
 
     Args:
@@ -77,7 +81,7 @@ def open_run(folder: Path, spec: ReaderSpec, device: torch.device) -> Served:
         AdapterError: a file is missing or damaged.
         RefusedError: a hash differs, or the probe is answered otherwise.
     """
-    own = folder / MODEL
+    own = folder / RUN_MODEL_FOLDER
     base = models.load(
         spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
         device,
@@ -85,22 +89,24 @@ def open_run(folder: Path, spec: ReaderSpec, device: torch.device) -> Served:
     )
     saved = models.load_heads(folder, base.sha256)
     stack = (
-        adapters.load_all(base, folder / ADAPTERS)
-        if (folder / ADAPTERS).is_dir()
-        else adapters.attach(base, ())
+        adapters.load_adapter_stack(base, folder / RUN_ADAPTERS_FOLDER)
+        if (folder / RUN_ADAPTERS_FOLDER).is_dir()
+        else adapters.attach_adapters(base, ())
     )
     stack.train(False)
     heads = {name: head.to(device) for name, head in saved.heads.items()}
     first = next(iter(saved.asked.values()))
     if saved.probe is not None:
-        now = _probed(stack, heads, first.pooling, first.window_pooling, saved.probe.input_ids)
+        now = _compute_reference_logits(
+            stack, heads, first.pooling, first.window_pooling, saved.probe.input_ids
+        )
         models.check_probe(saved.probe, now, models.place_now(base))
-    return Served(
+    return LoadedClassifier(
         stack, heads, {name: asked.question for name, asked in saved.asked.items()}, first.pooling
     )
 
 
-def _probed(
+def _compute_reference_logits(
     stack: Stack,
     heads: Mapping[str, Head],
     pooling: Pooling,
@@ -111,7 +117,7 @@ def _probed(
     device = stack.base.model.device
     rows, mask = torch.arange(len(ids), device=device), torch.ones_like(ids, device=device)
     with torch.inference_mode():
-        vectors = adapters.pooled(stack, ids.to(device), mask, pooling)
+        vectors = adapters.compute_pooled_embeddings(stack, ids.to(device), mask, pooling)
         return {
             name: head(vectors, rows, len(rows), window_pooling).cpu()
             for name, head in heads.items()

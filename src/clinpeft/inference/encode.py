@@ -20,33 +20,37 @@ import pyarrow as pa
 import torch
 
 from clinpeft import adapters, models, tokenization
-from clinpeft.adapters import METHODS, Counts, Stack
+from clinpeft.adapters import ADAPTER_METHODS, ParameterCounts, Stack
 from clinpeft.core.errors import InputError, TrainingError
-from clinpeft.inference.predict import Floats
-from clinpeft.inference.vector_files import VectorFile, stored, vector_file
+from clinpeft.inference.predict import Float32Array
+from clinpeft.inference.vector_files import (
+    VectorFile,
+    convert_vector_storage_errors,
+    open_vector_file,
+)
 from clinpeft.models import Pooling
 from clinpeft.models.embedding_config import Manner
 from clinpeft.tokenization import Ints
 
-CHUNK_TEXTS = 16_384
-TOKEN_BUDGET = 8_192
-SAMPLE_TEXTS = 32
-LEAST_COSINE = 0.999  # between bfloat16 and float32, the worst of the sample
+ENCODING_CHUNK_TEXTS = 16_384
+ENCODING_BATCH_TOKENS = 8_192
+PRECISION_SAMPLE_TEXTS = 32
+MIN_PRECISION_COSINE = 0.999  # between bfloat16 and float32, the worst of the sample
 
-Precision = Literal["auto", "float32", "bfloat16"]
+EncodingPrecision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class EncodingProgress:
     """How far it is: texts whose vectors are there, tokens read, seconds since the start."""
 
     texts: int
-    tokenization: int
+    tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Engine:
+class InferenceStack:
     """A stack made ready to give vectors.
 
     Attributes:
@@ -68,23 +72,23 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodingSummary:
     """What was encoded, and how.
 
     Attributes:
         texts: rows of the output.
-        unique: different texts, which is what went through the model.
+        unique_texts: different texts, which is what went through the model.
         tokens: of the different texts, after truncation.
-        truncated: different texts that were longer than the manner allows.
+        truncated_texts: different texts that were longer than the manner allows.
         width: numbers in a vector.
         seconds: in all, reading and writing included.
         precision, precision_reason, cosine: as of the ``Engine``.
     """
 
     texts: int
-    unique: int
-    tokenization: int
-    truncated: int
+    unique_texts: int
+    tokens: int
+    truncated_texts: int
     width: int
     seconds: float
     precision: str
@@ -96,16 +100,16 @@ class Encoded:
         return asdict(self)
 
 
-def encode(
+def encode_texts_to_file(
     stack: Stack,
     embedding_config: Manner,
     texts: Iterable[str | pa.RecordBatch],
     out: Path,
     prompt: str = "",
-    token_budget: int = TOKEN_BUDGET,
-    precision: Precision = "auto",
-    tell: Callable[[Progress], None] = lambda _: None,
-) -> Encoded:
+    token_budget: int = ENCODING_BATCH_TOKENS,
+    precision: EncodingPrecision = "auto",
+    on_progress: Callable[[EncodingProgress], None] = lambda _: None,
+) -> EncodingSummary:
     """The vector of every text, in their order, in a file that is there whole or not at all; one that was there before is replaced.
 
     Memory: a chunk of 16,384 texts, one plain copy of the model, and some 200 bytes for every different text, by which its repetitions are found.
@@ -118,7 +122,7 @@ def encode(
         prompt: what stands before every text, such as ``manner.query_prompt``.
         token_budget: tokens in a batch at most, but for a single text that is longer.
         precision: ``auto`` takes bfloat16 where the processor has it; either way only if its vectors agree with float32 (worst cosine 0.999).
-        tell: called after every batch with numbers.
+        on_progress: called after every batch with numbers.
 
     Raises:
         InputError: an empty text, or none at all.
@@ -126,28 +130,28 @@ def encode(
         UsageError: another ending than these two.
         StorageError: it cannot be written.
     """
-    work = _Work(stack, embedding_config, prompt, token_budget, precision, tell)
-    with vector_file(out, stack.base.width) as file:
-        for chunk, ids in _chunks(texts):
-            found = work.chunk(chunk, file)
-            with stored(out):
+    work = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
+    with open_vector_file(out, stack.base.width) as file:
+        for chunk, ids in _iterate_chunks(texts):
+            found = work.encode_chunk(chunk, file)
+            with convert_vector_storage_errors(out):
                 file.append(found, ids)
-        if not work.texts:
+        if not work.text_count:
             raise InputError(
                 "no text to encode", location="texts", hint="give a file with at least one text"
             )
-    return work.encoded()
+    return work.summarize()
 
 
-def vectors(
+def encode_texts(
     stack: Stack,
     embedding_config: Manner,
     texts: Sequence[str],
     prompt: str = "",
-    token_budget: int = TOKEN_BUDGET,
-    precision: Precision = "float32",
-    tell: Callable[[Progress], None] = lambda _: None,
-) -> Floats:
+    token_budget: int = ENCODING_BATCH_TOKENS,
+    precision: EncodingPrecision = "float32",
+    on_progress: Callable[[EncodingProgress], None] = lambda _: None,
+) -> Float32Array:
     """The same in memory (texts, width), float32, in float32 unless told otherwise: what evaluation compares should not hang on the processor.
 
     Inside ``stack.off()`` these are the vectors of the base.
@@ -155,13 +159,13 @@ def vectors(
     Raises:
         InputError, TrainingError: as ``encode``.
     """
-    work = _Work(stack, embedding_config, prompt, token_budget, precision, tell)
+    work = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
     if not texts:
         return np.zeros((0, stack.base.width), dtype=np.float32)
-    return work.chunk(list(texts), None)
+    return work.encode_chunk(list(texts), None)
 
 
-class _Work:
+class _EncodingStream:
     """The encoding of one stream: what was seen, what was counted."""
 
     def __init__(
@@ -170,8 +174,8 @@ class _Work:
         embedding_config: Manner,
         prompt: str,
         token_budget: int,
-        precision: Precision,
-        tell: Callable[[Progress], None],
+        precision: EncodingPrecision,
+        on_progress: Callable[[EncodingProgress], None],
     ) -> None:
         (
             self.stack,
@@ -179,99 +183,112 @@ class _Work:
             self.prompt,
             self.token_budget,
             self.precision,
-            self.tell,
-        ) = stack, embedding_config, prompt, token_budget, precision, tell
-        self.began = time.perf_counter()
-        self.known: dict[bytes, int] = {}  # hash of a text -> row of the output where it was first
-        self.texts = self.tokens = self.truncated = 0
-        self.engine: Engine | None = None
+            self.on_progress,
+        ) = stack, embedding_config, prompt, token_budget, precision, on_progress
+        self.start_seconds = time.perf_counter()
+        self.row_by_hash: dict[
+            bytes, int
+        ] = {}  # hash of a text -> row of the output where it was first
+        self.text_count = self.token_count = self.truncated_texts = 0
+        self.inference_stack: InferenceStack | None = None
 
-    def chunk(self, texts: list[str], file: VectorFile | None) -> Floats:
+    def encode_chunk(self, texts: list[str], file: VectorFile | None) -> Float32Array:
         """Vectors (texts, width) of the next texts; what was encoded before is read back from ``file``."""
-        first = self.texts
-        rows = [self._row(text, first + at) for at, text in enumerate(texts)]
-        self.texts += len(texts)
+        first = self.text_count
+        rows = [self._find_first_row(text, first + at) for at, text in enumerate(texts)]
+        self.text_count += len(texts)
         fresh = [at for at, row in enumerate(rows) if row == first + at]
         found = np.empty((len(texts), self.stack.base.width), dtype=np.float32)
         if fresh:
-            found[fresh] = self._fresh([texts[at] for at in fresh], [first + at for at in fresh])
+            found[fresh] = self._encode_new_texts(
+                [texts[at] for at in fresh], [first + at for at in fresh]
+            )
         here = np.asarray(rows) - first  # below 0: in the file
         found[here >= 0] = found[here[here >= 0]]
         if (here < 0).any() and file is not None:
             found[here < 0] = file.take(here[here < 0] + first)
         return found
 
-    def _row(self, text: str, row: int) -> int:
+    def _find_first_row(self, text: str, row: int) -> int:
         if not text or not text.strip():
             raise InputError(
                 "a text is empty",
-                location=_place(row),
+                location=_format_row_location(row),
                 hint="leave out what has no text, and count it",
             )
-        return self.known.setdefault(
+        return self.row_by_hash.setdefault(
             hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), row
         )
 
-    def _fresh(self, texts: list[str], rows: list[int]) -> Floats:
-        ids, cut = tokenised(
+    def _encode_new_texts(self, texts: list[str], rows: list[int]) -> Float32Array:
+        ids, cut = tokenize_with_truncation(
             self.stack.base.tokenizer,
             [self.prompt + text for text in texts],
-            limit(self.stack, self.embedding_config),
+            compute_max_text_tokens(self.stack, self.embedding_config),
         )
         empty = next((row for row, each in zip(rows, ids, strict=True) if not each), None)
         if empty is not None:
             raise InputError(
                 "a text has no token in it",
-                location=_place(empty),
+                location=_format_row_location(empty),
                 hint="leave out what has no text, and count it",
             )
-        self.truncated += cut
+        self.truncated_texts += cut
         lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
-        if self.engine is None:
-            self.engine = engine(
-                self.stack, self.embedding_config.pooling, self.precision, spread(ids, lengths)
+        if self.inference_stack is None:
+            self.inference_stack = prepare_inference_stack(
+                self.stack,
+                self.embedding_config.pooling,
+                self.precision,
+                sample_by_length(ids, lengths),
             )
         found = np.empty((len(ids), self.stack.base.width), dtype=np.float32)
-        done = len(self.known) - len(ids)
-        for group in buckets(lengths, self.token_budget):
-            found[group] = self._checked(
-                read(self.engine, [ids[at] for at in group], self.embedding_config),
+        done = len(self.row_by_hash) - len(ids)
+        for group in bucket_by_length(lengths, self.token_budget):
+            found[group] = self._check_vectors(
+                embed_token_ids(
+                    self.inference_stack, [ids[at] for at in group], self.embedding_config
+                ),
                 [rows[at] for at in group],
             )
-            done, self.tokens = done + len(group), self.tokens + int(lengths[group].sum())
-            self.tell(Progress(done, self.tokens, time.perf_counter() - self.began))
+            done, self.token_count = done + len(group), self.token_count + int(lengths[group].sum())
+            self.on_progress(
+                EncodingProgress(done, self.token_count, time.perf_counter() - self.start_seconds)
+            )
         return found
 
-    def _checked(self, found: Floats, rows: list[int]) -> Floats:
-        odd = ~np.isfinite(found).all(axis=1)
-        without = ~odd & self.embedding_config.normalise & ~found.any(axis=1)
+    def _check_vectors(self, vectors: Float32Array, rows: list[int]) -> Float32Array:
+        odd = ~np.isfinite(vectors).all(axis=1)
+        without = ~odd & self.embedding_config.normalise & ~vectors.any(axis=1)
         for bad, said in ((odd, "is not a number"), (without, "is zero and has no direction")):
             if bad.any():
                 message = f"the vector of {int(bad.sum())} of {len(rows)} texts of a batch {said}"
                 hint = "look at the run's log: the training has diverged, or the model's folder is damaged; precision = float32 tells which"
-                raise TrainingError(message, location=_place(rows[int(np.argmax(bad))]), hint=hint)
-        return found
+                raise TrainingError(
+                    message, location=_format_row_location(rows[int(np.argmax(bad))]), hint=hint
+                )
+        return vectors
 
-    def encoded(self) -> Encoded:
-        engine, seconds = self.engine, time.perf_counter() - self.began
+    def summarize(self) -> EncodingSummary:
+        engine, seconds = self.inference_stack, time.perf_counter() - self.start_seconds
         assert engine is not None  # there was a text
         how = engine.precision, engine.reason, engine.cosine
-        return Encoded(
-            self.texts,
-            len(self.known),
-            self.tokens,
-            self.truncated,
+        return EncodingSummary(
+            self.text_count,
+            len(self.row_by_hash),
+            self.token_count,
+            self.truncated_texts,
             self.stack.base.width,
             seconds,
             *how,
         )
 
 
-def _place(row: int) -> str:
+def _format_row_location(row: int) -> str:
     return f"text {row}, counted from 0"
 
 
-def _chunks(
+def _iterate_chunks(
     texts: Iterable[str | pa.RecordBatch],
 ) -> Iterator[tuple[list[str], pa.RecordBatch | None]]:
     """A stream in pieces of at most ``CHUNK_TEXTS``, with the identifiers of each where there are any."""
@@ -280,30 +297,30 @@ def _chunks(
     if first is None:
         return
     if isinstance(first, str):
-        whole = _with(first, stream)
-        while some := [_text(each) for each in islice(whole, CHUNK_TEXTS)]:
+        whole = _prepend_item(first, stream)
+        while some := [_as_text(each) for each in islice(whole, ENCODING_CHUNK_TEXTS)]:
             yield some, None
         return
-    for batch in _with(first, stream):
+    for batch in _prepend_item(first, stream):
         kept = [name for name in batch.schema.names if name.endswith("_id")]
-        for start in range(0, batch.num_rows, CHUNK_TEXTS):
-            part = batch.slice(start, CHUNK_TEXTS)
+        for start in range(0, batch.num_rows, ENCODING_CHUNK_TEXTS):
+            part = batch.slice(start, ENCODING_CHUNK_TEXTS)
             yield [text or "" for text in part.column("text").to_pylist()], part.select(kept)
 
 
-def _with(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+def _prepend_item(first_item: Any, remaining_items: Iterator[Any]) -> Iterator[Any]:
+    yield first_item
+    yield from remaining_items
 
 
-def _text(given: object) -> str:
-    return given if isinstance(given, str) else ""
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 # --------------------------------------------------------------------------------------------------------------------------------- tokens
 
 
-def limit(stack: Stack, embedding_config: Manner) -> int:
+def compute_max_text_tokens(stack: Stack, embedding_config: Manner) -> int:
     """The longest text in tokens: the manner's, and what the position table of the base holds beside virtual tokens."""
     positions = stack.base.positions
     return (
@@ -313,7 +330,9 @@ def limit(stack: Stack, embedding_config: Manner) -> int:
     )
 
 
-def tokenised(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[list[int]], int]:
+def tokenize_with_truncation(
+    tokenizer: Any, texts: list[str], max_tokens: int
+) -> tuple[list[list[int]], int]:
     """Token ids with the tokenizer's own special tokens, as sentence-transformers asks for them; and how many texts were cut at their end."""
     options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
@@ -327,7 +346,7 @@ def tokenised(tokenizer: Any, texts: list[str], max_tokens: int) -> tuple[list[l
     return ids, len(long)
 
 
-def buckets(lengths: Ints, token_budget: int) -> list[Ints]:
+def bucket_by_length(lengths: Ints, token_budget: int) -> list[Ints]:
     """Groups of texts of at most ``token_budget`` tokens, or of one text; the longest first, so that too little memory shows at once, and texts of
     one length together.
 
@@ -337,11 +356,11 @@ def buckets(lengths: Ints, token_budget: int) -> list[Ints]:
     return tokenization.micro_batches(lengths, np.arange(len(lengths)), token_budget)
 
 
-def spread(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
+def sample_by_length(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
     """The sample: token ids of texts of all lengths."""
     order = np.argsort(lengths, kind="stable")
     chosen = np.unique(
-        np.linspace(0, len(order) - 1, num=min(SAMPLE_TEXTS, len(order))).astype(np.int64)
+        np.linspace(0, len(order) - 1, num=min(PRECISION_SAMPLE_TEXTS, len(order))).astype(np.int64)
     )
     return [ids[int(at)] for at in order[chosen]]
 
@@ -349,24 +368,26 @@ def spread(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
 # --------------------------------------------------------------------------------------------------------------------------------- the model
 
 
-def read(engine: Engine, ids: Sequence[list[int]], embedding_config: Manner) -> Floats:
+def embed_token_ids(
+    inference_stack: InferenceStack, ids: Sequence[list[int]], embedding_config: Manner
+) -> Float32Array:
     """Vectors (texts, width), float32."""
-    input_ids, mask = in_rows(ids)
+    input_ids, mask = pad_token_ids(ids)
     with torch.inference_mode():
-        pooled = adapters.pooled(
-            engine.stack,
-            input_ids.to(engine.device),
-            mask.to(engine.device),
+        pooled = adapters.compute_pooled_embeddings(
+            inference_stack.stack,
+            input_ids.to(inference_stack.device),
+            mask.to(inference_stack.device),
             embedding_config.pooling,
         )
         pooled = (
             torch.nn.functional.normalize(pooled, dim=1) if embedding_config.normalise else pooled
         )
-    found: Floats = pooled.cpu().numpy()
+    found: Float32Array = pooled.cpu().numpy()
     return found
 
 
-def in_rows(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_token_ids(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(texts, time) ids and mask, with zeros on the right."""
     lengths = torch.tensor([len(each) for each in ids])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
@@ -375,9 +396,9 @@ def in_rows(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, mask.long()
 
 
-def engine(
-    stack: Stack, pooling: Pooling, precision: Precision, sample: Sequence[list[int]]
-) -> Engine:
+def prepare_inference_stack(
+    stack: Stack, pooling: Pooling, precision: EncodingPrecision, sample: Sequence[list[int]]
+) -> InferenceStack:
     """A stack made ready to give vectors.
 
     The adapters are folded into a copy, which saves their products for every text; a method that cannot be folded, a base in float8, or a stack of
@@ -391,59 +412,73 @@ def engine(
     """
     device = torch.device(stack.base.model.device)
     if (
-        stack.silent
+        stack.disabled_adapters
         or stack.base.quantization != "none"
-        or not all(METHODS[adapter.spec.method].merges for adapter in stack.adapters)
+        or not all(ADAPTER_METHODS[adapter.spec.method].is_mergeable for adapter in stack.adapters)
     ):
         named = str(stack.base.precision).removeprefix("torch.")
-        return Engine(
+        return InferenceStack(
             stack, named, f"{named}: that of the base, whose adapters cannot be folded into it"
         )
     wanted, reason = models.precision_for(precision, device)
-    exact = _exact(stack)
+    exact = _get_float32_model(stack)
     if wanted == torch.float32:
-        return Engine(_bare(stack, exact), "float32", reason)
+        return InferenceStack(_wrap_bare_model(stack, exact), "float32", reason)
     look = Manner(pooling)
-    expected = [read(Engine(_bare(stack, exact), "", ""), [ids], look)[0] for ids in sample]
-    fast = _rounded(stack, exact, wanted)
-    found = [read(Engine(_bare(stack, fast), "", ""), [ids], look)[0] for ids in sample]
+    expected = [
+        embed_token_ids(InferenceStack(_wrap_bare_model(stack, exact), "", ""), [ids], look)[0]
+        for ids in sample
+    ]
+    fast = _cast_weights(stack, exact, wanted)
+    found = [
+        embed_token_ids(InferenceStack(_wrap_bare_model(stack, fast), "", ""), [ids], look)[0]
+        for ids in sample
+    ]
     cosine = float(
         np.min([one @ other for one, other in zip(expected, found, strict=True)])
     )  # NaN stays NaN, and fails below
     named = str(wanted).removeprefix("torch.")
-    if cosine >= LEAST_COSINE:
-        return Engine(
-            _bare(stack, fast),
+    if cosine >= MIN_PRECISION_COSINE:
+        return InferenceStack(
+            _wrap_bare_model(stack, fast),
             named,
             f"{reason}; worst cosine to float32 on {len(sample)} texts {cosine:.5f}",
             cosine,
         )
     del fast
-    reason = f"float32: {named} was tried, and its worst cosine to float32 on {len(sample)} texts is {cosine:.5f}, below {LEAST_COSINE}"
-    return Engine(_bare(stack, _exact(stack)), "float32", reason, cosine)
+    reason = f"float32: {named} was tried, and its worst cosine to float32 on {len(sample)} texts is {cosine:.5f}, below {MIN_PRECISION_COSINE}"
+    return InferenceStack(
+        _wrap_bare_model(stack, _get_float32_model(stack)), "float32", reason, cosine
+    )
 
 
-def _exact(stack: Stack) -> Any:
+def _get_float32_model(stack: Stack) -> Any:
     """The model in float32: the base itself where it is that and bare, else a copy with the adapters folded in."""
     if stack.base.precision == torch.float32 and not any(
         adapter.model is not None for adapter in stack.adapters
     ):
         return stack.base.model
-    return stack.merged()
+    return stack.create_merged_model()
 
 
-def _rounded(stack: Stack, exact: Any, precision: torch.dtype) -> Any:
+def _cast_weights(stack: Stack, float32_model: Any, precision: torch.dtype) -> Any:
     """The model in a lower precision: only its weights. Its buffers stay: angles of rotary positions in bfloat16 would be off by whole positions."""
     if stack.base.precision == precision and not any(
         adapter.model is not None for adapter in stack.adapters
     ):
         return stack.base.model
-    rounded = copy.deepcopy(exact) if exact is stack.base.model else exact
+    rounded = copy.deepcopy(float32_model) if float32_model is stack.base.model else float32_model
     for parameter in rounded.parameters():
         parameter.data = parameter.data.to(precision)
     return rounded
 
 
-def _bare(stack: Stack, model: Any) -> Stack:
+def _wrap_bare_model(stack: Stack, model: Any) -> Stack:
     """A model without adapters beside it, asked like any stack."""
-    return Stack(replace(stack.base, model=model), (), Counts(0, stack.counts.base), (), {})
+    return Stack(
+        replace(stack.base, model=model),
+        (),
+        ParameterCounts(0, stack.counts.base_parameters),
+        (),
+        {},
+    )

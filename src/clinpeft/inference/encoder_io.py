@@ -12,33 +12,33 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
-from clinpeft.inference.classifier_io import ADAPTERS, MODEL
+from clinpeft.inference.classifier_io import RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER
 from clinpeft.models import Base
 from clinpeft.models.embedding_config import Manner
-from clinpeft.recipe import ReaderSpec
+from clinpeft.recipe import EncoderModelSpec
 
-ABOUT = "encoder.json"
+ENCODER_FILE = "encoder.json"
 
 
-def keep_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
+def save_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
     """Write ``adapters/``, or ``model/`` where the base itself was trained, ``tokenizer/`` and ``encoder.json``.
 
     Raises:
         StorageError: it cannot be written.
     """
     if stack.adapters:
-        adapters.save_all(stack, folder / ADAPTERS)
+        adapters.save_adapter_stack(stack, folder / RUN_ADAPTERS_FOLDER)
     sha256 = stack.base.sha256
-    if any(name.startswith("base.") for name in stack.trained):
-        stack.base.backbone.save_pretrained(folder / MODEL)
-        stack.base.tokenizer.save_pretrained(folder / MODEL)
-        sha256 = models.fingerprint(folder / MODEL)
+    if any(name.startswith("base.") for name in stack.trained_parameters):
+        stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
+        stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
+        sha256 = models.fingerprint(folder / RUN_MODEL_FOLDER)
     stack.base.tokenizer.save_pretrained(folder / "tokenizer")
     about = {"base_sha256": sha256, "manner": asdict(embedding_config)}
     try:
-        writing = folder / f"{ABOUT}.writing"
+        writing = folder / f"{ENCODER_FILE}.writing"
         writing.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        writing.replace(folder / ABOUT)
+        writing.replace(folder / ENCODER_FILE)
     except OSError as error:
         raise StorageError(
             f"the encoder cannot be written: {error}",
@@ -47,7 +47,9 @@ def keep_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
         ) from error
 
 
-def open_encoder(folder: Path, spec: ReaderSpec, device: torch.device) -> tuple[Stack, Manner]:
+def load_encoder(
+    folder: Path, spec: EncoderModelSpec, device: torch.device
+) -> tuple[Stack, Manner]:
     """What ``keep_encoder`` wrote, on its base.
 
     Raises:
@@ -55,8 +57,8 @@ def open_encoder(folder: Path, spec: ReaderSpec, device: torch.device) -> tuple[
         AdapterError: a file is missing or damaged.
         RefusedError: the base is another one.
     """
-    about = _about(folder)
-    own = folder / MODEL
+    about = _read_encoder_file(folder)
+    own = folder / RUN_MODEL_FOLDER
     base = models.load(
         spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
         device,
@@ -70,34 +72,34 @@ def open_encoder(folder: Path, spec: ReaderSpec, device: torch.device) -> tuple[
             hint="load the base it was trained on; on another one its vectors mean nothing",
         )
     stack = (
-        adapters.load_all(base, folder / ADAPTERS)
-        if (folder / ADAPTERS).is_dir()
-        else adapters.attach(base, ())
+        adapters.load_adapter_stack(base, folder / RUN_ADAPTERS_FOLDER)
+        if (folder / RUN_ADAPTERS_FOLDER).is_dir()
+        else adapters.attach_adapters(base, ())
     )
     stack.train(False)
     return stack, Manner(**about["manner"])
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    path = folder / ABOUT
+def _read_encoder_file(folder: Path) -> dict[str, Any]:
+    path = folder / ENCODER_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {"base_sha256": found["base_sha256"], "manner": dict(found["manner"])}
     except FileNotFoundError:
         raise AdapterError(
-            f"no {ABOUT}: this run holds no encoder",
+            f"no {ENCODER_FILE}: this run holds no encoder",
             location=str(folder),
             hint="give a finished run of embed",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{ABOUT} cannot be read: {type(error).__name__}",
+            f"{ENCODER_FILE} cannot be read: {type(error).__name__}",
             location=str(path),
             hint="copy the folder again",
         ) from error
 
 
-def random_base(base: Base, seed: int) -> Base:
+def create_random_base(base: Base, seed: int) -> Base:
     """The same architecture with random weights: what is left of a score when nothing was learned."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clinpeft import adapters
-from clinpeft.adapters import METHODS, Stack
+from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
-from clinpeft.inference.encode import limit
+from clinpeft.inference.encode import compute_max_text_tokens
 from clinpeft.models.embedding_config import (
     LENGTH_FILE,
     MODULES_FILE,
@@ -30,25 +30,25 @@ from clinpeft.models.embedding_config import (
     backbone_of,
 )
 
-OLDEST_READER = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
-POOLING_SWITCHES = {
+MIN_SENTENCE_TRANSFORMERS_VERSION = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
+POOLING_MODE_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
     "last": "pooling_mode_lasttoken",
     "max": "pooling_mode_max_tokens",
 }
-OTHER_SWITCHES = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
-MODULES = ("Transformer", "Pooling", "Normalize")
-MACHINE_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+UNUSED_POOLING_MODE_KEYS = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+SENTENCE_TRANSFORMERS_MODULES = ("Transformer", "Pooling", "Normalize")
+LOCAL_PATH_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+PEFT_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def export(
+def export_sentence_transformer(
     stack: Stack,
     embedding_config: Manner,
     folder: Path,
-    card: str = "",
-    merged: bool = True,
+    model_card: str = "",
+    merge_adapters: bool = True,
     base_name: str = "",
 ) -> None:
     """Write a folder that stock ``SentenceTransformer(folder)`` opens without a network, and that gives the same vectors.
@@ -57,8 +57,8 @@ def export(
         stack: base and adapters.
         embedding_config: how a text becomes a vector.
         folder: to be made; appears whole or not at all.
-        card: the ``README.md``, from ``reports.model_card``; empty: none.
-        merged: the whole model in float32 with the adapters folded in; otherwise the adapter alone, a PEFT folder, which needs the base at hand.
+        model_card: the ``README.md``, from ``reports.model_card``; empty: none.
+        merge_adapters: the whole model in float32 with the adapters folded in; otherwise the adapter alone, a PEFT folder, which needs the base at hand.
         base_name: with the adapter alone, where its reader finds the base: a name on the hub or a folder; empty: the name of its backbone, or else of
             its folder. No path of this machine is written unless it is given here.
 
@@ -77,14 +77,14 @@ def export(
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        if merged:
+        if merge_adapters:
             _write_weights(stack, writing)
         else:
-            _write_adapter(stack, writing, base_name or _base_name(stack))
+            _write_adapter(stack, writing, base_name or _get_base_name(stack))
         _write_tokenizer(stack, embedding_config, writing)
         _write_modules(stack, embedding_config, writing)
-        if card:
-            (writing / "README.md").write_text(card, encoding="utf-8")
+        if model_card:
+            (writing / "README.md").write_text(model_card, encoding="utf-8")
         writing.rename(folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(
@@ -98,15 +98,15 @@ def export(
 
 def _write_weights(stack: Stack, folder: Path) -> None:
     """The backbone alone, under the names that its own class gives them: without the prefix of the language model."""
-    stack.merged().base_model.save_pretrained(folder)
-    _without_machine(folder / "config.json")
+    stack.create_merged_model().base_model.save_pretrained(folder)
+    _remove_local_paths(folder / "config.json")
 
 
 def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
     """One adapter, renamed for the backbone on which sentence-transformers puts it: without the prefix of the language model (``bert.``)."""
     alone = (
         len(stack.adapters) == 1
-        and METHODS[stack.adapters[0].spec.method].merges
+        and ADAPTER_METHODS[stack.adapters[0].spec.method].is_mergeable
         and stack.adapters[0].model is not None
     )
     if not alone:
@@ -118,7 +118,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
             hint=hint,
         )
     whole = folder / "whole"
-    adapters.save(stack, whole)
+    adapters.save_adapter(stack, whole)
     prefix = f"base_model.model.{stack.base.model.base_model_prefix}."
     tensors = load_file(whole / "adapter_model.safetensors")
     renamed = {
@@ -131,7 +131,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
             hint="export with the adapters folded in",
         )
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _json(whole / "adapter_config.json")
+    config = _read_json(whole / "adapter_config.json")
     _write_json(
         folder / "adapter_config.json",
         config | {"base_model_name_or_path": base_name, "task_type": "FEATURE_EXTRACTION"},
@@ -139,7 +139,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
     shutil.rmtree(whole)
 
 
-def _base_name(stack: Stack) -> str:
+def _get_base_name(stack: Stack) -> str:
     row = backbone_of(stack.base.folder)
     return row.name if row else stack.base.folder.name
 
@@ -149,21 +149,25 @@ def _write_tokenizer(stack: Stack, embedding_config: Manner, folder: Path) -> No
     tokenizer = copy.deepcopy(stack.base.tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = limit(stack, embedding_config)
+    tokenizer.model_max_length = compute_max_text_tokens(stack, embedding_config)
     tokenizer.save_pretrained(folder)
-    _without_machine(folder / "tokenizer_config.json")
+    _remove_local_paths(folder / "tokenizer_config.json")
 
 
 def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None:
-    names = MODULES if embedding_config.normalise else MODULES[:2]
+    names = (
+        SENTENCE_TRANSFORMERS_MODULES
+        if embedding_config.normalise
+        else SENTENCE_TRANSFORMERS_MODULES[:2]
+    )
     paths = ["", *(f"{at}_{name}" for at, name in enumerate(names) if at)]
     listed = [
         {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{name}"}
         for at, (name, path) in enumerate(zip(names, paths, strict=True))
     ]
     switches = {
-        switch: how == embedding_config.pooling for how, switch in POOLING_SWITCHES.items()
-    } | dict.fromkeys(OTHER_SWITCHES, False)
+        switch: how == embedding_config.pooling for how, switch in POOLING_MODE_KEYS.items()
+    } | dict.fromkeys(UNUSED_POOLING_MODE_KEYS, False)
     _write_json(folder / MODULES_FILE, listed)
     _write_json(
         folder / "1_Pooling" / "config.json",
@@ -172,7 +176,7 @@ def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None
     if embedding_config.normalise:
         _write_json(folder / "2_Normalize" / "config.json", {})
     versions = {
-        "sentence_transformers": OLDEST_READER,
+        "sentence_transformers": MIN_SENTENCE_TRANSFORMERS_VERSION,
         "transformers": transformers.__version__,
         "pytorch": torch.__version__,
     }
@@ -190,23 +194,24 @@ def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None
     pooler = "add_pooling_layer" in inspect.signature(type(stack.base.backbone).__init__).parameters
     _write_json(
         folder / LENGTH_FILE,
-        {"max_seq_length": limit(stack, embedding_config), "do_lower_case": False}
-        | _options(pooler),
+        {"max_seq_length": compute_max_text_tokens(stack, embedding_config), "do_lower_case": False}
+        | _get_model_arguments(pooler),
     )
 
 
-def _options(pooler: bool) -> dict[str, Any]:
-    return {"model_args": {"add_pooling_layer": False}} if pooler else {}
+def _get_model_arguments(has_pooler: bool) -> dict[str, Any]:
+    return {"model_args": {"add_pooling_layer": False}} if has_pooler else {}
 
 
-def _without_machine(path: Path) -> None:
+def _remove_local_paths(path: Path) -> None:
     """What the library adds about where the model lay."""
     _write_json(
-        path, {name: value for name, value in _json(path).items() if name not in MACHINE_KEYS}
+        path,
+        {name: value for name, value in _read_json(path).items() if name not in LOCAL_PATH_KEYS},
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -18,30 +18,32 @@ import torch
 from clinpeft import models
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import RefusedError, StorageError, UsageError
-from clinpeft.inference.encode import limit, vectors
+from clinpeft.inference.encode import compute_max_text_tokens, encode_texts
 from clinpeft.models.embedding_config import Manner
 
-GRAPH, REPORT, ABOUT = "model.onnx", "parity.json", "encoder.json"
-MOST_DIFFERENCE = 1e-4  # of a number of a vector of length 1: another engine adds in another order
-BATCH = 8
+ONNX_GRAPH_FILE, ONNX_PARITY_FILE, ONNX_CONFIG_FILE = "model.onnx", "parity.json", "encoder.json"
+MAX_PARITY_DIFFERENCE = (
+    1e-4  # of a number of a vector of length 1: another engine adds in another order
+)
+PARITY_BATCH_TEXTS = 8
 
 
 @dataclass(frozen=True)
-class Parity:
+class OnnxParity:
     """How far the graph's vectors are from ours.
 
     Attributes:
         texts: how many were compared.
         largest_difference: between two numbers, of vectors divided by the length of ours.
         least_cosine: of a text's two vectors.
-        allowed: the largest difference that passes.
+        tolerance: the largest difference that passes.
         engine: what ran the graph, with its version.
     """
 
     texts: int
     largest_difference: float
     least_cosine: float
-    allowed: float
+    tolerance: float
     engine: str
 
     def as_json(self) -> dict[str, object]:
@@ -49,7 +51,7 @@ class Parity:
         return asdict(self)
 
 
-class _Text(torch.nn.Module):
+class _OnnxEncoder(torch.nn.Module):
     """Token ids and mask (rows, time) -> vectors (rows, width), pooled and normalised inside the graph."""
 
     def __init__(self, backbone: Any, embedding_config: Manner) -> None:
@@ -58,7 +60,7 @@ class _Text(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = _pooled(hidden, attention_mask, self.embedding_config.pooling)
+        pooled = _pool_hidden_states(hidden, attention_mask, self.embedding_config.pooling)
         return (
             torch.nn.functional.normalize(pooled, dim=1)
             if self.embedding_config.normalise
@@ -66,16 +68,16 @@ class _Text(torch.nn.Module):
         )
 
 
-def _pooled(
-    hidden: torch.Tensor, attention_mask: torch.Tensor, how: models.Pooling
+def _pool_hidden_states(
+    hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: models.Pooling
 ) -> torch.Tensor:
     """``models.pool`` for texts that have tokens and padding on the right: an exported graph cannot look for rows without any."""
     mask = attention_mask.to(hidden.dtype)[:, :, None]
-    if how == "mean":
+    if pooling == "mean":
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-    if how == "cls":
+    if pooling == "cls":
         return hidden[:, 0]
-    if how == "max":
+    if pooling == "max":
         return hidden.masked_fill(mask == 0, -torch.inf).amax(dim=1)
     last = attention_mask.sum(dim=1) - 1
     return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
@@ -83,7 +85,7 @@ def _pooled(
 
 def export_onnx(
     stack: Stack, embedding_config: Manner, folder: Path, sample: Sequence[str]
-) -> Parity:
+) -> OnnxParity:
     """Write ``model.onnx``, the tokenizer, ``encoder.json`` (prompts and length) and ``parity.json``; the folder appears whole or not at all, and
     only if the vectors are the same.
 
@@ -113,22 +115,24 @@ def export_onnx(
             location="export",
             hint="give some texts of the kind that will be encoded",
         )
-    runtime = _runtime()
+    runtime = _import_onnxruntime()
     writing = folder.with_name(folder.name + ".writing")
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        _graph(stack, embedding_config).save(str(writing / GRAPH))
+        _build_graph(stack, embedding_config).save(str(writing / ONNX_GRAPH_FILE))
         stack.base.tokenizer.save_pretrained(writing)
-        (writing / ABOUT).write_text(
+        (writing / ONNX_CONFIG_FILE).write_text(
             json.dumps(asdict(embedding_config), indent=2) + "\n", encoding="utf-8"
         )
-        parity = _compared(stack, embedding_config, runtime, writing / GRAPH, sample)
-        (writing / REPORT).write_text(
+        parity = _measure_parity(
+            stack, embedding_config, runtime, writing / ONNX_GRAPH_FILE, sample
+        )
+        (writing / ONNX_PARITY_FILE).write_text(
             json.dumps(parity.as_json(), indent=2) + "\n", encoding="utf-8"
         )
-        if not parity.largest_difference <= parity.allowed:  # so that NaN is refused
-            message = f"the graph's vectors differ by {parity.largest_difference:.3g} from ours, and {parity.allowed:.3g} would pass"
+        if not parity.largest_difference <= parity.tolerance:  # so that NaN is refused
+            message = f"the graph's vectors differ by {parity.largest_difference:.3g} from ours, and {parity.tolerance:.3g} would pass"
             raise RefusedError(
                 message,
                 location=str(folder),
@@ -146,7 +150,7 @@ def export_onnx(
     return parity
 
 
-def _runtime() -> Any:
+def _import_onnxruntime() -> Any:
     try:
         import onnxruntime  # type: ignore[import-untyped,import-not-found,unused-ignore]
         import onnxscript  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401 - torch's exporter needs it
@@ -159,12 +163,12 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _graph(stack: Stack, embedding_config: Manner) -> Any:
-    text = _Text(stack.merged().base_model.cpu(), embedding_config).eval()
+def _build_graph(stack: Stack, embedding_config: Manner) -> Any:
+    text = _OnnxEncoder(stack.create_merged_model().base_model.cpu(), embedding_config).eval()
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 5:] = 0  # some padding, or the exporter would take the mask for a constant
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _quiet(), torch.no_grad():
+    with _suppress_exporter_messages(), torch.no_grad():
         return torch.onnx.export(
             text,
             (torch.zeros_like(mask), mask),
@@ -177,7 +181,7 @@ def _graph(stack: Stack, embedding_config: Manner) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_exporter_messages() -> Iterator[None]:
     """Without the exporter's remarks on its own innards and on packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -190,17 +194,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _compared(
+def _measure_parity(
     stack: Stack, embedding_config: Manner, runtime: Any, graph: Path, sample: Sequence[str]
-) -> Parity:
+) -> OnnxParity:
     session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    ours, tokenizer = vectors(stack, embedding_config, sample), stack.base.tokenizer
+    ours, tokenizer = encode_texts(stack, embedding_config, sample), stack.base.tokenizer
     theirs = []
-    for start in range(0, len(sample), BATCH):
+    for start in range(0, len(sample), PARITY_BATCH_TEXTS):
         ids = tokenizer(
-            list(sample[start : start + BATCH]),
+            list(sample[start : start + PARITY_BATCH_TEXTS]),
             truncation=True,
-            max_length=limit(stack, embedding_config),
+            max_length=compute_max_text_tokens(stack, embedding_config),
             verbose=False,
         )["input_ids"]
         longest = max(map(len, ids))
@@ -214,10 +218,10 @@ def _compared(
     found, length = np.concatenate(theirs), np.linalg.norm(ours, axis=1, keepdims=True)
     cosine = (ours * found).sum(axis=1) / (length[:, 0] * np.linalg.norm(found, axis=1))
     engine = f"onnxruntime {runtime.__version__}"
-    return Parity(
+    return OnnxParity(
         len(sample),
         float((np.abs(ours - found) / length).max()),
         float(cosine.min()),
-        MOST_DIFFERENCE,
+        MAX_PARITY_DIFFERENCE,
         engine,
     )

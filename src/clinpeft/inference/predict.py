@@ -19,36 +19,36 @@ import pyarrow as pa
 import torch
 
 from clinpeft import adapters, tokenization
-from clinpeft.adapters import Reading, Stack
+from clinpeft.adapters import PackedInput, Stack
 from clinpeft.core.errors import TrainingError
-from clinpeft.core.schemas import PREDICTION, Question
+from clinpeft.core.schemas import PREDICTION_SCHEMA, LabelSpace
 from clinpeft.models import Head, Pooling, Spans, WindowPooling, pool_spans
 from clinpeft.tokenization import Documents, Ints
 
-Answer = Callable[[Ints], torch.Tensor]
-Floats = npt.NDArray[np.float32]
-Crew = Any  # accelerate.Accelerator, which is not typed
+LogitFunction = Callable[[Ints], torch.Tensor]
+Float32Array = npt.NDArray[np.float32]
+_Accelerator = Any  # accelerate.Accelerator, which is not typed
 
-FROM_THE_COHORT = tuple(
+PREDICTION_COHORT_COLUMNS = tuple(
     name
-    for name in PREDICTION.names
+    for name in PREDICTION_SCHEMA.names
     if name not in ("logits", "probabilities", "tokens", "tokens_read")
 )
 
 
-def live(
+def build_logit_function(
     stack: Stack,
     documents: Documents,
     head: Head,
     pooling: Pooling,
     window_pooling: WindowPooling,
     device: torch.device,
-) -> Answer:
+) -> LogitFunction:
     """Documents -> logits (documents, classes), float32, through base, adapters and head."""
 
     def answer(chosen: Ints) -> torch.Tensor:
         batch = documents.gather(chosen).to(device)
-        vectors = adapters.pooled(
+        vectors = adapters.compute_pooled_embeddings(
             stack, batch.input_ids, batch.attention_mask, pooling
         )  # (windows, width)
         logits: torch.Tensor = head(vectors, batch.document, batch.documents, window_pooling)
@@ -57,16 +57,16 @@ def live(
     return answer
 
 
-def reading(
+def build_packed_input_function(
     documents: Documents,
     head: Head,
     pooling: Pooling,
     window_pooling: WindowPooling,
     device: torch.device,
-) -> Callable[[Ints], Reading[torch.Tensor]]:
+) -> Callable[[Ints], PackedInput[torch.Tensor]]:
     """The same in two parts, so that several models can be asked in one pass: documents -> texts, and what answers from their vectors."""
 
-    def read(chosen: Ints) -> Reading[torch.Tensor]:
+    def read(chosen: Ints) -> PackedInput[torch.Tensor]:
         batch = documents.gather(chosen).to(device)
         spans = Spans(tuple(batch.attention_mask.sum(dim=1).tolist()))
 
@@ -76,18 +76,18 @@ def reading(
             )
             return logits
 
-        return Reading(batch.input_ids, batch.attention_mask, answer)
+        return PackedInput(batch.input_ids, batch.attention_mask, answer)
 
     return read
 
 
-def remembered(
-    features: Floats,
+def build_cached_logit_function(
+    features: Float32Array,
     documents: Documents,
     head: Head,
     window_pooling: WindowPooling,
     device: torch.device,
-) -> Answer:
+) -> LogitFunction:
     """The same from vectors that were read before: what stands below the head does not change, so it need not run again."""
 
     def answer(chosen: Ints) -> torch.Tensor:
@@ -101,14 +101,14 @@ def remembered(
     return answer
 
 
-def features(
+def cache_window_features(
     stack: Stack,
     documents: Documents,
     pooling: Pooling,
     micro_batch_tokens: int,
     device: torch.device,
     path: Path,
-) -> Floats:
+) -> Float32Array:
     """The pooled vector of every window (windows, width), read once and mapped from ``path`` after that; the file appears whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -116,8 +116,8 @@ def features(
         vectors = np.lib.format.open_memmap(
             writing, "w+", np.float32, (len(documents.lengths), stack.base.width)
         )
-        _reserve(writing)
-        for windows, pooled in _by_group(
+        _preallocate_file(writing)
+        for windows, pooled in _encode_window_batches(
             stack,
             documents,
             np.arange(len(documents.tokens_total)),
@@ -128,119 +128,130 @@ def features(
             vectors[windows] = pooled
         vectors.flush()
         writing.replace(path)
-    mapped: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+    mapped: Float32Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped
 
 
-def window_vectors(
+def encode_document_windows(
     stack: Stack,
     documents: Documents,
-    chosen: Ints,
+    document_indices: Ints,
     pooling: Pooling,
     micro_batch_tokens: int,
     device: torch.device,
-) -> Floats:
+) -> Float32Array:
     """The pooled vectors (windows, width) of some documents, in an order that depends on their lengths alone."""
     return np.concatenate(
         [
             pooled
-            for _, pooled in _by_group(
-                stack, documents, chosen, pooling, micro_batch_tokens, device
+            for _, pooled in _encode_window_batches(
+                stack, documents, document_indices, pooling, micro_batch_tokens, device
             )
         ]
     )
 
 
-def _by_group(
+def _encode_window_batches(
     stack: Stack,
     documents: Documents,
-    chosen: Ints,
+    document_indices: Ints,
     pooling: Pooling,
     micro_batch_tokens: int,
     device: torch.device,
-) -> Iterator[tuple[Ints, Floats]]:
+) -> Iterator[tuple[Ints, Float32Array]]:
     """(windows, their pooled vectors), micro-batch by micro-batch."""
-    for group in tokenization.document_batches(documents, chosen, micro_batch_tokens):
+    for group in tokenization.document_batches(documents, document_indices, micro_batch_tokens):
         batch = documents.gather(group).to(device)
         with torch.inference_mode():
-            pooled = adapters.pooled(stack, batch.input_ids, batch.attention_mask, pooling)
+            pooled = adapters.compute_pooled_embeddings(
+                stack, batch.input_ids, batch.attention_mask, pooling
+            )
         yield documents.windows_of(group)[0], pooled.cpu().numpy()
 
 
-def _reserve(path: Path) -> None:
+def _preallocate_file(path: Path) -> None:
     """Take the room of a mapped file now: on a full disk this is an error, while writing to a page that has no room kills the process."""
     if sys.platform == "linux":
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def scores(
-    answer: Answer,
-    classes: int,
-    grouped: Callable[[Ints], list[Ints]],
-    accelerator: Crew,
-    chosen: Ints,
-) -> Floats:
-    """Logits (documents, classes) of ``chosen``, in their order, without gradient, shared between the processes. The caller sets eval mode."""
-    found = torch.zeros(len(chosen), classes, dtype=torch.float32, device=accelerator.device)
-    at = {int(document): row for row, document in enumerate(chosen)}
+def gather_logits(
+    logit_function: LogitFunction,
+    num_classes: int,
+    make_batches: Callable[[Ints], list[Ints]],
+    accelerator: _Accelerator,
+    document_indices: Ints,
+) -> Float32Array:
+    """Logits (documents, classes) of ``document_indices``, in their order, without gradient, shared between the processes. The caller sets eval mode."""
+    found = torch.zeros(
+        len(document_indices), num_classes, dtype=torch.float32, device=accelerator.device
+    )
+    at = {int(document): row for row, document in enumerate(document_indices)}
     with torch.inference_mode():
-        for group in grouped(chosen)[accelerator.process_index :: accelerator.num_processes]:
-            found[[at[int(document)] for document in group]] = answer(group)
-    table: Floats = accelerator.reduce(found, "sum").cpu().numpy()
+        for group in make_batches(document_indices)[
+            accelerator.process_index :: accelerator.num_processes
+        ]:
+            found[[at[int(document)] for document in group]] = logit_function(group)
+    table: Float32Array = accelerator.reduce(found, "sum").cpu().numpy()
     return table
 
 
-def probabilities(logits: Floats, question: Question) -> Floats:
+def compute_probabilities(logits: Float32Array, label_space: LabelSpace) -> Float32Array:
     """Softmax over the classes of which one is asked, a sigmoid for each where all that apply are; (documents, classes)."""
     wide = logits.astype(np.float64)
-    if question.kind == "multilabel":
+    if label_space.kind == "multilabel":
         return (1.0 / (1.0 + np.exp(-np.clip(wide, -700, 700)))).astype(np.float32)
     raised = np.exp(wide - wide.max(axis=1, keepdims=True))
-    shares: Floats = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Float32Array = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
     return shares
 
 
-def predictions(documents: Documents, chosen: Ints, logits: Floats, question: Question) -> pa.Table:
+def build_prediction_table(
+    documents: Documents, document_indices: Ints, logits: Float32Array, label_space: LabelSpace
+) -> pa.Table:
     """The answers to a question (schema ``tables.PREDICTION``), a row a document, with the question in the metadata.
 
     Raises:
         TrainingError: a logit that is no number, by the stay it answers.
     """
-    known = documents.table(FROM_THE_COHORT).take(pa.array(chosen))
-    _refuse_no_numbers(logits, known["stay_id"])
-    columns = {name: known[name] for name in FROM_THE_COHORT} | {
-        "logits": _lists(logits),
-        "probabilities": _lists(probabilities(logits, question)),
-        "tokens": pa.array(documents.tokens_total[chosen]),
-        "tokens_read": pa.array(documents.tokens_read[chosen]),
+    known = documents.table(PREDICTION_COHORT_COLUMNS).take(pa.array(document_indices))
+    _check_finite_logits(logits, known["stay_id"])
+    columns = {name: known[name] for name in PREDICTION_COHORT_COLUMNS} | {
+        "logits": _to_list_array(logits),
+        "probabilities": _to_list_array(compute_probabilities(logits, label_space)),
+        "tokens": pa.array(documents.tokens_total[document_indices]),
+        "tokens_read": pa.array(documents.tokens_read[document_indices]),
     }
-    about = {b"question": json.dumps(question.as_json()).encode()}
+    about = {b"question": json.dumps(label_space.as_json()).encode()}
     return pa.table(
-        {name: columns[name] for name in PREDICTION.names}, schema=PREDICTION
+        {name: columns[name] for name in PREDICTION_SCHEMA.names}, schema=PREDICTION_SCHEMA
     ).replace_schema_metadata(about)
 
 
-def _refuse_no_numbers(logits: Floats, stays: pa.ChunkedArray) -> None:
+def _check_finite_logits(logits: Float32Array, stay_ids: pa.ChunkedArray) -> None:
     odd = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(odd):
         message = f"{len(odd)} of {len(logits)} documents have logits that are not all numbers"
         hint = 'set base.precision = "float32", or lower training.learning_rate'
-        raise TrainingError(message, location=f"stay_id {stays[int(odd[0])].as_py()}", hint=hint)
+        raise TrainingError(message, location=f"stay_id {stay_ids[int(odd[0])].as_py()}", hint=hint)
 
 
-def _lists(values: Floats) -> pa.Array:
+def _to_list_array(values: Float32Array) -> pa.Array:
     offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), pa.float32()))
 
 
-def joined(logits: list[torch.Tensor]) -> torch.Tensor:
+def concatenate_logits(logits: list[torch.Tensor]) -> torch.Tensor:
     """Logits of several questions in one row."""
     return torch.cat([some.reshape(-1) for some in logits])
 
 
-def shared(
-    answer: Answer, classes: int, grouped: Callable[[Ints], list[Ints]], accelerator: Crew
-) -> Callable[[Ints], Floats]:
+def build_gathered_logit_function(
+    logit_function: LogitFunction,
+    num_classes: int,
+    make_batches: Callable[[Ints], list[Ints]],
+    accelerator: _Accelerator,
+) -> Callable[[Ints], Float32Array]:
     """``scores`` of one answerer, to be called with documents."""
-    return functools.partial(scores, answer, classes, grouped, accelerator)
+    return functools.partial(gather_logits, logit_function, num_classes, make_batches, accelerator)

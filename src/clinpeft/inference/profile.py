@@ -20,26 +20,29 @@ import torch
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InputError
 from clinpeft.inference.encode import (
-    TOKEN_BUDGET,
-    Engine,
-    Precision,
-    buckets,
-    engine,
-    limit,
-    read,
-    spread,
-    tokenised,
+    ENCODING_BATCH_TOKENS,
+    EncodingPrecision,
+    InferenceStack,
+    bucket_by_length,
+    compute_max_text_tokens,
+    embed_token_ids,
+    prepare_inference_stack,
+    sample_by_length,
+    tokenize_with_truncation,
 )
 from clinpeft.models.embedding_config import Manner
 from clinpeft.tokenization import Ints
 
-WARM_UP, ITERATIONS = 10, 100  # of single texts, as in the study's protocol
-EDGES = (8, 16, 32, 64, 128, 256, 512, 1024)
-RESIDENT_RESET, RESIDENT = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+LATENCY_WARMUP_ITERATIONS, LATENCY_ITERATIONS = (
+    10,
+    100,
+)  # of single texts, as in the study's protocol
+TOKEN_HISTOGRAM_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024)
+PROC_CLEAR_REFS_PATH, PROC_STATUS_PATH = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
-class Profile:
+class EncoderProfile:
     """One measurement.
 
     Attributes:
@@ -87,14 +90,14 @@ class Profile:
         return asdict(self)
 
 
-def profile(
+def profile_encoder(
     stack: Stack,
     embedding_config: Manner,
     texts: Sequence[str],
     load_seconds: float | None = None,
-    token_budget: int = TOKEN_BUDGET,
-    precision: Precision = "auto",
-) -> Profile:
+    token_budget: int = ENCODING_BATCH_TOKENS,
+    precision: EncodingPrecision = "auto",
+) -> EncoderProfile:
     """Measure a stack on texts: all at once, then one at a time.
 
     Making the model ready (folding adapters, comparing precisions) and one batch are done before the clock runs.
@@ -114,20 +117,24 @@ def profile(
         raise InputError(
             "no text to measure with", location="texts", hint="give a file with at least one text"
         )
-    ids, _ = tokenised(stack.base.tokenizer, different, limit(stack, embedding_config))
+    ids, _ = tokenize_with_truncation(
+        stack.base.tokenizer, different, compute_max_text_tokens(stack, embedding_config)
+    )
     lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
-    ready = engine(stack, embedding_config.pooling, precision, spread(ids, lengths))
-    since = _reset_peak(ready.device)
-    groups = buckets(lengths, token_budget)
-    read(ready, [ids[at] for at in groups[0]], embedding_config)
-    seconds = _throughput(stack, embedding_config, ready, different, token_budget)
-    milliseconds = _latencies(stack, embedding_config, ready, different)
-    held, of = _peak(ready.device, since)
+    ready = prepare_inference_stack(
+        stack, embedding_config.pooling, precision, sample_by_length(ids, lengths)
+    )
+    since = _reset_peak_memory(ready.device)
+    groups = bucket_by_length(lengths, token_budget)
+    embed_token_ids(ready, [ids[at] for at in groups[0]], embedding_config)
+    seconds = _measure_encoding_seconds(stack, embedding_config, ready, different, token_budget)
+    milliseconds = _measure_latencies_ms(stack, embedding_config, ready, different)
+    held, of = _read_peak_memory(ready.device, since)
     p50, p95 = np.quantile(milliseconds, (0.5, 0.95))
-    return Profile(
+    return EncoderProfile(
         texts=len(different),
         tokens=int(lengths.sum()),
-        token_histogram=histogram(lengths),
+        token_histogram=build_token_histogram(lengths),
         batch_policy=f"texts of exactly one length, at most {token_budget:,} tokens a batch, longest first; no padding",
         batches=len(groups),
         precision=ready.precision,
@@ -141,19 +148,22 @@ def profile(
         latency_ms_p50=float(p50),
         latency_ms_p95=float(p95),
         latency_ms_mean=float(milliseconds.mean()),
-        latency_protocol=f"one text at a time, {WARM_UP} warm-ups, {ITERATIONS} iterations over the first texts in turn",
+        latency_protocol=f"one text at a time, {LATENCY_WARMUP_ITERATIONS} warm-ups, {LATENCY_ITERATIONS} iterations over the first texts in turn",
         peak_memory_bytes=held,
         peak_memory_of=of,
         load_seconds=load_seconds,
-        parameters=stack.counts.base
+        parameters=stack.counts.base_parameters
         + sum(value.numel() for adapter in stack.adapters for value in adapter.parameters.values()),
         dimension=stack.base.width,
     )
 
 
-def histogram(lengths: Ints) -> tuple[tuple[int, int, int], ...]:
+def build_token_histogram(lengths: Ints) -> tuple[tuple[int, int, int], ...]:
     """How many texts have 1 to 8 tokens, 9 to 16, and so on doubling; what is longer than the last edge stands in one range up to the longest."""
-    edges = (*EDGES, max(EDGES[-1] + 1, int(lengths.max(initial=0))))
+    edges = (
+        *TOKEN_HISTOGRAM_EDGES,
+        max(TOKEN_HISTOGRAM_EDGES[-1] + 1, int(lengths.max(initial=0))),
+    )
     counted = Counter(np.searchsorted(edges, lengths, side="left").tolist())
     return tuple(
         (1 if at == 0 else edges[at - 1] + 1, edges[at], count)
@@ -161,67 +171,82 @@ def histogram(lengths: Ints) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def _throughput(
-    stack: Stack, embedding_config: Manner, ready: Engine, texts: list[str], token_budget: int
+def _measure_encoding_seconds(
+    stack: Stack,
+    embedding_config: Manner,
+    inference_stack: InferenceStack,
+    texts: list[str],
+    token_budget: int,
 ) -> float:
     """Seconds from texts to vectors."""
     began = time.perf_counter()
-    ids, _ = tokenised(stack.base.tokenizer, texts, limit(stack, embedding_config))
-    for group in buckets(np.asarray([len(each) for each in ids], dtype=np.int64), token_budget):
-        read(
-            ready, [ids[at] for at in group], embedding_config
+    ids, _ = tokenize_with_truncation(
+        stack.base.tokenizer, texts, compute_max_text_tokens(stack, embedding_config)
+    )
+    for group in bucket_by_length(
+        np.asarray([len(each) for each in ids], dtype=np.int64), token_budget
+    ):
+        embed_token_ids(
+            inference_stack, [ids[at] for at in group], embedding_config
         )  # ends on the processor, so that an accelerator has finished
     return time.perf_counter() - began
 
 
-def _latencies(
-    stack: Stack, embedding_config: Manner, ready: Engine, texts: list[str]
+def _measure_latencies_ms(
+    stack: Stack, embedding_config: Manner, inference_stack: InferenceStack, texts: list[str]
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Milliseconds of every iteration."""
     taken = []
-    for turn in range(WARM_UP + ITERATIONS):
+    for turn in range(LATENCY_WARMUP_ITERATIONS + LATENCY_ITERATIONS):
         began = time.perf_counter()
-        ids, _ = tokenised(
-            stack.base.tokenizer, [texts[turn % len(texts)]], limit(stack, embedding_config)
+        ids, _ = tokenize_with_truncation(
+            stack.base.tokenizer,
+            [texts[turn % len(texts)]],
+            compute_max_text_tokens(stack, embedding_config),
         )
-        read(ready, ids, embedding_config)
+        embed_token_ids(inference_stack, ids, embedding_config)
         taken.append(1000 * (time.perf_counter() - began))
-    return np.asarray(taken[WARM_UP:])
+    return np.asarray(taken[LATENCY_WARMUP_ITERATIONS:])
 
 
-def _reset_peak(device: torch.device) -> str:
+def _reset_peak_memory(device: torch.device) -> str:
     """Forget what was held before, where that can be done; says since when the peak counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return "since the measurement began"
     try:
-        RESIDENT_RESET.write_text(
+        PROC_CLEAR_REFS_PATH.write_text(
             "5"
         )  # Linux: sets the high-water mark of resident memory to what is resident now
-        if _resident() is not None:
+        if _read_peak_resident_bytes() is not None:
             return "since the measurement began"
     except OSError:
         pass
     return "since the process began"
 
 
-def _peak(device: torch.device, since: str) -> tuple[int, str]:
+def _read_peak_memory(device: torch.device, peak_scope: str) -> tuple[int, str]:
     if device.type == "cuda":
         return int(
             torch.cuda.max_memory_allocated(device)
-        ), f"allocated on the accelerator, {since}"
-    held = _resident() if since == "since the measurement began" else None
+        ), f"allocated on the accelerator, {peak_scope}"
+    held = _read_peak_resident_bytes() if peak_scope == "since the measurement began" else None
     if held is None:
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes here
         held = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held, f"resident memory of the process, {since}"
+    return held, f"resident memory of the process, {peak_scope}"
 
 
-def _resident() -> int | None:
+def _read_peak_resident_bytes() -> int | None:
     """The high-water mark in bytes; None where the system does not tell."""
     try:
         line = next(
-            (line for line in RESIDENT.read_text().splitlines() if line.startswith("VmHWM:")), None
+            (
+                line
+                for line in PROC_STATUS_PATH.read_text().splitlines()
+                if line.startswith("VmHWM:")
+            ),
+            None,
         )
     except OSError:
         return None

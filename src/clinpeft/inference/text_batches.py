@@ -10,36 +10,40 @@ import torch
 
 from clinpeft import adapters
 from clinpeft.adapters import Stack
-from clinpeft.inference.encode import in_rows, limit, tokenised
-from clinpeft.inference.predict import Floats
+from clinpeft.inference.encode import (
+    compute_max_text_tokens,
+    pad_token_ids,
+    tokenize_with_truncation,
+)
+from clinpeft.inference.predict import Float32Array
 from clinpeft.models.embedding_config import Manner
 from clinpeft.tokenization import Ints, micro_batches
 
 
 @dataclass(frozen=True)
-class Learning:
+class TextBatchEncoder:
     """Texts by their ids, which are their positions.
 
     Attributes:
         lengths: (texts,) tokens.
         embed: ids -> (texts, width) pooled vectors, float32, through whatever is trained; not normalised.
-        grouped: ids -> micro-batches of like length.
-        truncated: how many texts were cut at their end.
+        make_batches: ids -> micro-batches of like length.
+        truncated_texts: how many texts were cut at their end.
     """
 
     lengths: Ints
     embed: Callable[[Ints], torch.Tensor]
-    grouped: Callable[[Ints], list[Ints]]
-    truncated: int
+    make_batches: Callable[[Ints], list[Ints]]
+    truncated_texts: int
 
 
-def learning(
+def build_text_batch_encoder(
     stack: Stack,
     embedding_config: Manner,
     texts: Sequence[str],
     micro_batch_tokens: int,
     device: torch.device,
-) -> Learning:
+) -> TextBatchEncoder:
     """Texts, prompts already before them, made ready to be learned from.
 
     Memory: eight bytes a token; a shelf of textbooks is a few megabytes.
@@ -51,26 +55,28 @@ def learning(
         micro_batch_tokens: tokens that go through the model together.
         device: where.
     """
-    ids, truncated = tokenised(stack.base.tokenizer, list(texts), limit(stack, embedding_config))
+    ids, truncated = tokenize_with_truncation(
+        stack.base.tokenizer, list(texts), compute_max_text_tokens(stack, embedding_config)
+    )
     lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
 
     def embed(chosen: Ints) -> torch.Tensor:
-        input_ids, mask = in_rows([ids[at] for at in chosen])
+        input_ids, mask = pad_token_ids([ids[at] for at in chosen])
         input_ids, mask = input_ids.to(device), mask.to(device)
-        return adapters.pooled(stack, input_ids, mask, embedding_config.pooling)
+        return adapters.compute_pooled_embeddings(stack, input_ids, mask, embedding_config.pooling)
 
-    return Learning(
+    return TextBatchEncoder(
         lengths, embed, lambda chosen: micro_batches(lengths, chosen, micro_batch_tokens), truncated
     )
 
 
-def text_vectors(texts: Learning) -> Floats:
+def encode_text_batches(batch_encoder: TextBatchEncoder) -> Float32Array:
     """The vectors (texts, width) of all texts without gradient, in an order that depends on their lengths alone."""
     with torch.inference_mode():
-        found: Floats = np.concatenate(
+        found: Float32Array = np.concatenate(
             [
-                texts.embed(group).cpu().numpy()
-                for group in texts.grouped(np.arange(len(texts.lengths)))
+                batch_encoder.embed(group).cpu().numpy()
+                for group in batch_encoder.make_batches(np.arange(len(batch_encoder.lengths)))
             ]
         )
     return found

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 import clinpeft
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError, UsageError
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.models.families import Pooling
 from clinpeft.models.heads import Head, Heads, WindowPooling
 from clinpeft.models.reference_output import Place, Probe
@@ -35,7 +35,7 @@ class Asked:
         window_pooling: how the logits of a document's windows become its own.
     """
 
-    question: Question
+    question: LabelSpace
     pooling: Pooling
     window_pooling: WindowPooling
 
@@ -191,7 +191,7 @@ def _asked(found: Mapping[str, Any]) -> Asked:
     for key, known in (("pooling", get_args(Pooling)), ("window_pooling", get_args(WindowPooling))):
         if found[key] not in known:
             raise ValueError(f"{key} is {found[key]!r}, and one of {', '.join(known)} is known")
-    return Asked(Question.from_json(found["question"]), found["pooling"], found["window_pooling"])
+    return Asked(LabelSpace.from_json(found["question"]), found["pooling"], found["window_pooling"])
 
 
 def _tensors(heads: Mapping[str, Head], probe: Probe | None) -> Tensors:

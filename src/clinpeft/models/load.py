@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from clinpeft.core.errors import BaseModelError, RefusedError
 from clinpeft.models.families import FAMILIES, Family, known_type
 from clinpeft.models.folder import Json, check, fingerprint, first_line
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8, kernels, last_token_layer, packed_attention
 
 Purpose = Literal["language", "vectors"]
@@ -82,7 +82,7 @@ class Base:
         )
 
 
-def load(spec: ModelSpec, device: torch.device, purpose: Purpose = "language") -> Base:
+def load(spec: PretrainedModelSpec, device: torch.device, purpose: Purpose = "language") -> Base:
     """Load a folder as a frozen base.
 
     Args:

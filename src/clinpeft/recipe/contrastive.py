@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from clinpeft.recipe.spec import Spec
-from clinpeft.recipe.specs import Count, OptimisationSpec
+from clinpeft.recipe.spec import RecipeSpec
+from clinpeft.recipe.specs import OptimizationSpec, PositiveCount
 
 
-class MiningSpec(Spec):
+class MiningSpec(RecipeSpec):
     """Which texts are looked for as hard negatives: what the model takes for the answer and is not.
 
     Attributes:
@@ -24,24 +24,24 @@ class MiningSpec(Spec):
 
     hard_negatives: Annotated[int, Field(ge=0)] = 0
     positive_ratio: Annotated[float, Field(gt=0.0)] = 0.95
-    first_rank: Count = 1
-    last_rank: Count = 20
+    first_rank: PositiveCount = 1
+    last_rank: PositiveCount = 20
 
     @pydantic.model_validator(mode="after")
-    def _window_is_wide_enough(self) -> Self:
+    def _check_rank_window(self) -> Self:
         if self.last_rank - self.first_rank + 1 < self.hard_negatives:
             message = f"ranks {self.first_rank} to {self.last_rank} are fewer than the {self.hard_negatives} hard negatives"
             raise ValueError(f"{message}; raise last_rank")
         return self
 
 
-class ContrastiveTrainingSpec(OptimisationSpec):
+class ContrastiveTrainingSpec(OptimizationSpec):
     """How a model learns which texts belong together.
 
     Attributes:
         learning_rate: peak of the schedule.
         warmup_fraction: share of the steps over which the learning rate rises linearly.
-        share: of the training pairs that are learned from, drawn with the seed; a smaller share lies within a larger one.
+        fraction: of the training pairs that are learned from, drawn with the seed; a smaller share lies within a larger one.
         objective: ``info-nce``, also called multiple negatives ranking: the positive against all negatives at once; ``triplet``: against each
             negative by a margin.
         batch_pairs: pairs per optimiser step, over all micro-batches and processes; each is a negative for all others. Costs time, not memory.
@@ -57,7 +57,7 @@ class ContrastiveTrainingSpec(OptimisationSpec):
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     objective: Literal["info-nce", "triplet"] = "info-nce"
     batch_pairs: Annotated[int, Field(ge=2)] = 64
     apart_by: Literal["text", "passage", "section"] = "section"
@@ -66,11 +66,11 @@ class ContrastiveTrainingSpec(OptimisationSpec):
     normalise: bool = True
     mask_margin: Annotated[float, Field(ge=0)] | None = None
     triplet_margin: Annotated[float, Field(gt=0)] = 0.2
-    matryoshka_dims: tuple[Count, ...] = ()
+    matryoshka_dims: tuple[PositiveCount, ...] = ()
     matryoshka_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
     @pydantic.model_validator(mode="after")
-    def _a_weight_for_each_dimension(self) -> Self:
+    def _check_matryoshka_weights(self) -> Self:
         if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka_dims):
             raise ValueError(
                 f"{len(self.matryoshka_weights)} matryoshka_weights for {len(self.matryoshka_dims)} matryoshka_dims; give one for each"

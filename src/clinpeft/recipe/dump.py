@@ -7,39 +7,47 @@ from typing import Any
 from clinpeft.recipe.specs import Recipe
 
 
-def as_toml(recipe: Recipe) -> str:
+def format_recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe, every default written out; reading it back gives an equal recipe."""
     plain = recipe.model_dump(mode="json", exclude_none=True)
     tops = {key: value for key, value in plain.items() if not isinstance(value, dict | list)}
-    lines = [f"{key} = {_toml_value(value)}" for key, value in tops.items()]
+    lines = [f"{key} = {_format_toml_value(value)}" for key, value in tops.items()]
     for key, value in plain.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml_value(v)}" for name, v in value.items())]
+            lines += [
+                "",
+                f"[{key}]",
+                *(f"{name} = {_format_toml_value(v)}" for name, v in value.items()),
+            ]
         elif isinstance(value, list):
             for entry in value:
                 lines += [
                     "",
                     f"[[{key}]]",
-                    *(f"{name} = {_toml_value(v)}" for name, v in entry.items()),
+                    *(f"{name} = {_format_toml_value(v)}" for name, v in entry.items()),
                 ]
     return "\n".join(lines) + "\n"
 
 
-def _toml_value(value: Any) -> str:
+def _format_toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+        return "[" + ", ".join(_format_toml_value(entry) for entry in value) + "]"
     if isinstance(value, dict):
         return (
-            "{" + ", ".join(f"{_quoted(key)} = {_toml_value(v)}" for key, v in value.items()) + "}"
+            "{"
+            + ", ".join(
+                f"{_quote_toml_string(key)} = {_format_toml_value(v)}" for key, v in value.items()
+            )
+            + "}"
         )
-    return _quoted(str(value))
+    return _quote_toml_string(str(value))
 
 
-def _quoted(text: str) -> str:
+def _quote_toml_string(text: str) -> str:
     escaped = "".join(
         {'"': '\\"', "\\": "\\\\"}.get(c, c if c.isprintable() else f"\\U{ord(c):08x}")
         for c in text

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
-from clinpeft.recipe.spec import Spec
-from clinpeft.recipe.specs import AnyAdapterSpec, ReaderSpec, Recipe
+from clinpeft.recipe.spec import RecipeSpec
+from clinpeft.recipe.specs import AnyAdapterSpec, EncoderModelSpec, Recipe
 from clinpeft.recipe.textbooks import PairSplitSpec, PairsSpec, PassagesSpec
 
 
-class EncoderSpec(ReaderSpec):
+class EmbeddingModelSpec(EncoderModelSpec):
     """The model that turns texts into vectors.
 
     Attributes:
@@ -29,23 +29,23 @@ class EncoderSpec(ReaderSpec):
     document_prompt: str | None = None
 
 
-class SearchSetSpec(Spec):
+class RetrievalSetSpec(RecipeSpec):
     """Questions, texts to search, and which text answers which question.
 
     Attributes:
         name: as it stands in results.
         layout: ``beir`` (a folder), ``medquad`` (questions and answers as JSON lines) or ``liveqa`` (a folder with graded answers of MedQuAD).
         path: file or folder.
-        asked: of ``medquad``, a file with the part of the questions that are asked; of ``liveqa``, the file of the test questions.
+        queries: of ``medquad``, a file with the part of the questions that are asked; of ``liveqa``, the file of the test questions.
     """
 
     name: str
     layout: Literal["beir", "medquad", "liveqa"] = "beir"
     path: Path
-    asked: Path | None = None
+    queries: Path | None = None
 
 
-class VectorScoringSpec(Spec):
+class EmbeddingEvaluationSpec(RecipeSpec):
     """How vectors are measured.
 
     Attributes:
@@ -54,7 +54,7 @@ class VectorScoringSpec(Spec):
         negatives: unrelated texts for each related pair, in each stratum.
         max_pairs: measure at most so many held-out pairs, the same ones every time; 0 for all.
         study: folder with ``similar.jsonl``, ``different.jsonl`` and ``negation.jsonl``: the protocol of arXiv 2511.19739.
-        search: sets to search, besides the held-out passages.
+        retrieval: sets to search, besides the held-out passages.
         general: a set of another field, to see what was forgotten.
         other_books: a folder of books that were not learned from, whose pairs are asked as well.
         controls: whether BM25, TF-IDF and a backbone with random weights are measured beside.
@@ -66,8 +66,8 @@ class VectorScoringSpec(Spec):
     negatives: Annotated[int, Field(ge=1)] = 1
     max_pairs: Annotated[int, Field(ge=0)] = 0
     study: Path | None = None
-    search: tuple[SearchSetSpec, ...] = ()
-    general: tuple[SearchSetSpec, ...] = ()
+    retrieval: tuple[RetrievalSetSpec, ...] = ()
+    general: tuple[RetrievalSetSpec, ...] = ()
     other_books: Path | None = None
     controls: bool = True
     profile_texts: Annotated[int, Field(ge=0)] = 256
@@ -80,8 +80,8 @@ class EmbedRecipe(Recipe):
     passages: PassagesSpec = PassagesSpec()
     pairs: PairsSpec = PairsSpec()
     split: PairSplitSpec = PairSplitSpec()
-    base: EncoderSpec
+    base: EmbeddingModelSpec
     adapters: tuple[AnyAdapterSpec, ...] = ()
     mining: MiningSpec = MiningSpec()
     training: ContrastiveTrainingSpec = ContrastiveTrainingSpec()
-    evaluation: VectorScoringSpec = VectorScoringSpec()
+    evaluation: EmbeddingEvaluationSpec = EmbeddingEvaluationSpec()

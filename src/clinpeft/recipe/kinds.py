@@ -5,7 +5,7 @@ from __future__ import annotations
 from clinpeft.recipe.embed import EmbedRecipe
 from clinpeft.recipe.specs import AdaptRecipe, ClassifyRecipe, CohortRecipe, Recipe
 
-RECIPES: dict[str, type[Recipe]] = {
+RECIPE_CLASSES: dict[str, type[Recipe]] = {
     "adapt": AdaptRecipe,
     "classify": ClassifyRecipe,
     "cohort": CohortRecipe,

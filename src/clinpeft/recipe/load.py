@@ -16,18 +16,18 @@ from typing import Any, get_args
 import pydantic
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.recipe.kinds import RECIPES
-from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.kinds import RECIPE_CLASSES
+from clinpeft.recipe.spec import RecipeSpec
 from clinpeft.recipe.specs import AnyAdapterSpec, Recipe
 
-Json = dict[str, Any]
-Place = tuple[str, ...]
+RecipeDocument = dict[str, Any]
+KeyPath = tuple[str, ...]
 
-PLANNING = ("search", "compare", "workers")
+PLANNING_TABLES = ("search", "compare", "workers")
 """Tables of a recipe file that say what is done with its runs, and are in none of them: see ``recipe.search``."""
 
 
-class Cell(Spec):
+class Cell(RecipeSpec):
     """One run of a grid: its name, its recipe, what was published for it (column -> value as printed), and its choice on every axis (of a table
     its name, else the value)."""
 
@@ -37,11 +37,11 @@ class Cell(Spec):
     settings: dict[str, str | int | float | bool] = pydantic.Field(default_factory=dict)
 
 
-Environment = Mapping[str, str]
+EnvironmentVariables = Mapping[str, str]
 
 
-def read(
-    path: Path, overrides: Sequence[str] = (), environment: Environment | None = None
+def load_recipe_cells(
+    path: Path, overrides: Sequence[str] = (), environment: EnvironmentVariables | None = None
 ) -> list[Cell]:
     """The runs that a recipe file asks for: one without ``[grid]``, one a cell with it.
 
@@ -67,19 +67,19 @@ def read(
         ) from error
     grid = document.pop("grid", {})
     cells = []
-    for name, changes, published, settings in _cells(grid, str(path)):
-        filled = with_changes(document, changes, str(path))
-        filled = _anchored(filled, path.parent.resolve())
-        filled = with_changes(filled, _anchored_pairs(overrides), "--set")
-        filled = {key: value for key, value in filled.items() if key not in PLANNING}
-        filled = _expanded(filled, environment or {}, str(path))
+    for name, changes, published, settings in _expand_grid(grid, str(path)):
+        filled = apply_recipe_changes(document, changes, str(path))
+        filled = _resolve_relative_paths(filled, path.parent.resolve())
+        filled = apply_recipe_changes(filled, _parse_overrides(overrides), "--set")
+        filled = {key: value for key, value in filled.items() if key not in PLANNING_TABLES}
+        filled = _expand_path_variables(filled, environment or {}, str(path))
         filled["name"] = " · ".join(
             part for part in (str(filled.get("name", "")), name) if part
         )  # so that a run can be found by its cell
         cells.append(
             Cell(
                 name=name,
-                recipe=validated(filled, str(path)),
+                recipe=validate_recipe(filled, str(path)),
                 published=published,
                 settings=settings,
             )
@@ -87,27 +87,29 @@ def read(
     return cells
 
 
-def validated(document: Json, location: str) -> Recipe:
+def validate_recipe(document: RecipeDocument, location: str) -> Recipe:
     """A recipe of the class that its ``kind`` names, from plain values.
 
     Raises:
         RecipeError: with the nearest known key when one is unknown.
     """
     kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in RECIPES:
-        near = difflib.get_close_matches(str(kind), RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
+    if not isinstance(kind, str) or kind not in RECIPE_CLASSES:
+        near = difflib.get_close_matches(str(kind), RECIPE_CLASSES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPE_CLASSES)}"
         raise RecipeError(f"kind = {kind!r} is no kind of run", location=location, hint=hint)
     try:
-        return RECIPES[kind].model_validate(document)
+        return RECIPE_CLASSES[kind].model_validate(document)
     except pydantic.ValidationError as error:
-        raise explained(error, location) from None
+        raise to_recipe_error(error, location) from None
 
 
-def _cells(grid: Json, location: str) -> list[tuple[str, Json, Json, Json]]:
+def _expand_grid(
+    grid: RecipeDocument, location: str
+) -> list[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]]:
     """(name, changes, published, settings) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis
     of tables sets all keys of the chosen table, but for ``name`` and ``published``."""
-    axes: list[list[tuple[str, Json, Json, Json]]] = []
+    axes: list[list[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]]] = []
     if not isinstance(grid, dict):
         raise RecipeError(
             f"grid = {grid!r} is no table of axes",
@@ -121,12 +123,14 @@ def _cells(grid: Json, location: str) -> list[tuple[str, Json, Json, Json]]:
                 location=f"{location}: [grid]",
                 hint='write "key" = [first, second]',
             )
-        axes.append([_choice(key, choice, location) for choice in choices])
+        axes.append([_parse_grid_choice(key, choice, location) for choice in choices])
     points = itertools.product(*axes)
-    return [_joined(point) for point in points]
+    return [_merge_grid_point(point) for point in points]
 
 
-def _choice(key: str, choice: Any, location: str) -> tuple[str, Json, Json, Json]:
+def _parse_grid_choice(
+    key: str, choice: Any, location: str
+) -> tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]:
     if not isinstance(choice, dict):
         return (
             f"{key}={choice}",
@@ -140,7 +144,7 @@ def _choice(key: str, choice: Any, location: str) -> tuple[str, Json, Json, Json
         raise RecipeError(
             f"a choice of {key!r} has a name that is no text, or published numbers that are no table",
             location=f"{location}: [grid]",
-            hint=_NAMED,
+            hint=_NAMED_CHOICE_HINT,
         )
     changes = {name: value for name, value in choice.items() if name not in ("name", "published")}
     return (
@@ -151,19 +155,23 @@ def _choice(key: str, choice: Any, location: str) -> tuple[str, Json, Json, Json
     )
 
 
-_NAMED = 'write name = "LoRA" and published = { perplexity = 3.1 }'
+_NAMED_CHOICE_HINT = 'write name = "LoRA" and published = { perplexity = 3.1 }'
 
 
-def _joined(point: Sequence[tuple[str, Json, Json, Json]]) -> tuple[str, Json, Json, Json]:
+def _merge_grid_point(
+    point: Sequence[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]],
+) -> tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]:
     changes = {key: value for _, part, _, _ in point for key, value in part.items()}
     published = {key: value for _, _, part, _ in point for key, value in part.items()}
     settings = {key: value for _, _, _, part in point for key, value in part.items()}
     return " · ".join(name for name, _, _, _ in point), changes, published, settings
 
 
-def with_changes(document: Json, changes: Json, location: str) -> Json:
+def apply_recipe_changes(
+    document: RecipeDocument, changes: RecipeDocument, location: str
+) -> RecipeDocument:
     """A copy with each dotted key set; ``adapters.0.rank`` counts from 0."""
-    filled: Json = _copied(document)
+    filled: RecipeDocument = _copy_plain_value(document)
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
         at: Any = filled
@@ -171,14 +179,14 @@ def with_changes(document: Json, changes: Json, location: str) -> Json:
             if not isinstance(at, dict | list):
                 break
             at = (
-                at[_index(at, part, dotted, location)]
+                at[_parse_list_index(at, part, dotted, location)]
                 if isinstance(at, list)
                 else at.setdefault(part, {})
             )
         if isinstance(at, list):
-            at[_index(at, last, dotted, location)] = _copied(value)
+            at[_parse_list_index(at, last, dotted, location)] = _copy_plain_value(value)
         elif isinstance(at, dict):
-            at[last] = _copied(value)
+            at[last] = _copy_plain_value(value)
         else:
             raise RecipeError(
                 f"{dotted!r} goes through a plain value",
@@ -188,7 +196,7 @@ def with_changes(document: Json, changes: Json, location: str) -> Json:
     return filled
 
 
-def _index(entries: list[Any], part: str, dotted: str, location: str) -> int:
+def _parse_list_index(entries: list[Any], part: str, dotted: str, location: str) -> int:
     if part.isdecimal() and int(part) < len(entries):
         return int(part)
     raise RecipeError(
@@ -198,15 +206,15 @@ def _index(entries: list[Any], part: str, dotted: str, location: str) -> int:
     )
 
 
-def _copied(value: Any) -> Any:
+def _copy_plain_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    return [_copied(entry) for entry in value] if isinstance(value, list) else value
+        return {key: _copy_plain_value(entry) for key, entry in value.items()}
+    return [_copy_plain_value(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _anchored_pairs(overrides: Sequence[str]) -> Json:
+def _parse_overrides(overrides: Sequence[str]) -> RecipeDocument:
     """``key=value`` pairs: a TOML value, or else the text itself; paths start at the working folder."""
-    changes: Json = {}
+    changes: RecipeDocument = {}
     for pair in overrides:
         key, separator, text = pair.partition("=")
         if not separator or not key.strip():
@@ -220,21 +228,21 @@ def _anchored_pairs(overrides: Sequence[str]) -> Json:
         except (ValueError, RecursionError):
             value = text
         at = tuple(part for part in key.strip().split(".") if not part.isdigit())
-        is_path = at in _PATHS and isinstance(value, str) and not value.startswith("$")
-        changes[key.strip()] = _resolved(Path(), value) if is_path else value
+        is_path = at in _PATH_KEYS and isinstance(value, str) and not value.startswith("$")
+        changes[key.strip()] = _resolve_path(Path(), value) if is_path else value
     return changes
 
 
-def _anchored(document: Json, folder: Path) -> Json:
+def _resolve_relative_paths(document: RecipeDocument, folder: Path) -> RecipeDocument:
     """Relative paths made absolute at the recipe's folder."""
 
-    def anchored(text: str, at: Place) -> str:  # noqa: ARG001
-        return text if text.startswith(("$", "~", "/")) else _resolved(folder, text)
+    def anchored(text: str, at: KeyPath) -> str:  # noqa: ARG001
+        return text if text.startswith(("$", "~", "/")) else _resolve_path(folder, text)
 
-    return _with_paths(document, anchored)
+    return _map_paths(document, anchored)
 
 
-def _resolved(folder: Path, text: str) -> str:
+def _resolve_path(folder: Path, text: str) -> str:
     try:
         return str((folder / text).resolve())
     except (ValueError, OSError, RuntimeError) as error:
@@ -245,10 +253,12 @@ def _resolved(folder: Path, text: str) -> str:
         ) from error
 
 
-def _expanded(document: Json, environment: Environment, location: str) -> Json:
+def _expand_path_variables(
+    document: RecipeDocument, environment: EnvironmentVariables, location: str
+) -> RecipeDocument:
     """Variables and ``~`` in paths replaced by what they stand for."""
 
-    def expanded(text: str, at: Place) -> str:
+    def expanded(text: str, at: KeyPath) -> str:
         def known(match: re.Match[str]) -> str:
             name = match.group(1)
             if name not in environment:
@@ -269,45 +279,49 @@ def _expanded(document: Json, environment: Environment, location: str) -> Json:
                 hint="write the path out",
             ) from error
 
-    return _with_paths(document, expanded)
+    return _map_paths(document, expanded)
 
 
-def _with_paths(document: Json, change: Callable[[str, Place], str], at: Place = ()) -> Json:
+def _map_paths(
+    document: RecipeDocument, transform: Callable[[str, KeyPath], str], key_path: KeyPath = ()
+) -> RecipeDocument:
     """A copy in which every value that a spec takes for a path is changed."""
 
-    def changed(value: Any, here: Place) -> Any:
+    def changed(value: Any, here: KeyPath) -> Any:
         if isinstance(value, dict):
-            return _with_paths(value, change, here)
+            return _map_paths(value, transform, here)
         if isinstance(value, list):
             return [changed(entry, here) for entry in value]
-        return change(value, here) if here in _PATHS and isinstance(value, str) else value
+        return transform(value, here) if here in _PATH_KEYS and isinstance(value, str) else value
 
-    return {key: changed(value, (*at, key)) for key, value in document.items()}
+    return {key: changed(value, (*key_path, key)) for key, value in document.items()}
 
 
-def _paths(spec: type[Spec], at: Place) -> Iterator[Place]:
+def _iterate_path_keys(spec: type[RecipeSpec], key_path: KeyPath) -> Iterator[KeyPath]:
     """The keys of a spec, and of those inside it, that are paths; entries of a list have no number."""
     for name, field in spec.model_fields.items():
-        for kind in _kinds(field.annotation):
+        for kind in _iterate_annotation_types(field.annotation):
             if kind is Path:
-                yield (*at, name)
-            elif isinstance(kind, type) and issubclass(kind, Spec):
-                yield from _paths(kind, (*at, name))
+                yield (*key_path, name)
+            elif isinstance(kind, type) and issubclass(kind, RecipeSpec):
+                yield from _iterate_path_keys(kind, (*key_path, name))
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def _iterate_annotation_types(annotation: Any) -> Iterator[Any]:
     """The plain types in ``Path | None``, ``tuple[LoraSpec | PrefixSpec, ...]`` and so on."""
     inside = get_args(annotation)
     if not inside:
         yield annotation
     for kind in inside:
-        yield from _kinds(kind)
+        yield from _iterate_annotation_types(kind)
 
 
-_PATHS = frozenset(location for spec in RECIPES.values() for location in _paths(spec, ()))
+_PATH_KEYS = frozenset(
+    location for spec in RECIPE_CLASSES.values() for location in _iterate_path_keys(spec, ())
+)
 
 
-def explained(error: pydantic.ValidationError, location: str) -> RecipeError:
+def to_recipe_error(error: pydantic.ValidationError, location: str) -> RecipeError:
     """The first complaint of pydantic in the house's words; a key that is unknown before one that is missing, which it may have been meant for."""
     complaints = error.errors(include_url=False)
     first = next(
@@ -316,7 +330,7 @@ def explained(error: pydantic.ValidationError, location: str) -> RecipeError:
     )
     where = ".".join(str(part) for part in first["loc"] if part not in _METHOD_TAGS) or "recipe"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_known_keys()), n=1)
+        near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_collect_spec_keys()), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see docs/recipes.md for the keys"
         return RecipeError(f"unknown key {where!r}", location=location, hint=hint)
     shown = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
@@ -327,9 +341,9 @@ def explained(error: pydantic.ValidationError, location: str) -> RecipeError:
     )
 
 
-def _known_keys() -> set[str]:
+def _collect_spec_keys() -> set[str]:
     keys = set()
-    todo: list[type[Spec]] = [Spec]
+    todo: list[type[RecipeSpec]] = [RecipeSpec]
     while todo:
         spec = todo.pop()
         keys |= set(spec.model_fields)
@@ -337,11 +351,11 @@ def _known_keys() -> set[str]:
     return keys
 
 
-def _method_tags() -> frozenset[str]:
+def _collect_method_tags() -> frozenset[str]:
     specs = get_args(get_args(AnyAdapterSpec)[0])
     return frozenset(
         tag for spec in specs for tag in get_args(spec.model_fields["method"].annotation)
     )
 
 
-_METHOD_TAGS = _method_tags()
+_METHOD_TAGS = _collect_method_tags()

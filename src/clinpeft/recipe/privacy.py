@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clinpeft.recipe.spec import Spec
+from clinpeft.recipe.spec import RecipeSpec
 
 
-class PrivacySpec(Spec):
+class PrivacySpec(RecipeSpec):
     """Canaries: notes on invented people among the training notes, so that ``clinpeft privacy`` can measure what is remembered (Carlini et al. 2019).
 
     Attributes:
@@ -21,7 +21,7 @@ class PrivacySpec(Spec):
     repeats: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 10, 100)
 
 
-class PrivateSpec(Spec):
+class DifferentialPrivacySpec(RecipeSpec):
     """Differential privacy by subject: each step adds up the clipped gradients of subjects drawn at random, and noise (DP-SGD, Abadi et al. 2016,
     arXiv 1607.00133). Without this table there is none. Needs the extra ``private``.
 

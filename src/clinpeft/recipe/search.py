@@ -18,22 +18,22 @@ from pydantic import Field
 
 from clinpeft.core.errors import RecipeError
 from clinpeft.recipe.load import (
-    PLANNING,
+    PLANNING_TABLES,
     Cell,
-    Environment,
-    Json,
-    explained,
-    read,
-    validated,
-    with_changes,
+    EnvironmentVariables,
+    RecipeDocument,
+    apply_recipe_changes,
+    load_recipe_cells,
+    to_recipe_error,
+    validate_recipe,
 )
-from clinpeft.recipe.spec import Spec
-from clinpeft.recipe.specs import Count, Recipe
+from clinpeft.recipe.spec import RecipeSpec
+from clinpeft.recipe.specs import PositiveCount, Recipe
 
-Setting = str | int | float | bool
+SettingValue = str | int | float | bool
 
 
-class SearchSpec(Spec):
+class SearchSpec(RecipeSpec):
     """A search for the best values of some keys: every trial is a run, and only the tuning split is looked at.
 
     Attributes:
@@ -53,15 +53,15 @@ class SearchSpec(Spec):
     metric: Annotated[str, Field(min_length=1)]
     direction: Literal["maximize", "minimize"]
     sampler: Literal["gp", "tpe", "random"] = "gp"
-    trials: Count = 20
-    startup: Count = 6
+    trials: PositiveCount = 20
+    startup: PositiveCount = 6
     seed: int = 1234
     storage: Literal["journal"] | Annotated[str, Field(pattern=r"^(postgresql(\+\w+)?://|\$)")] = (
         "journal"
     )
 
 
-class CompareSpec(Spec):
+class ComparisonSpec(RecipeSpec):
     """Two choices of a grid to set against each other, in every pair of cells that share all their other settings.
 
     Attributes:
@@ -71,11 +71,11 @@ class CompareSpec(Spec):
     """
 
     name: str = ""
-    first: Annotated[dict[str, Setting], Field(min_length=1)]
-    second: Annotated[dict[str, Setting], Field(min_length=1)]
+    first: Annotated[dict[str, SettingValue], Field(min_length=1)]
+    second: Annotated[dict[str, SettingValue], Field(min_length=1)]
 
 
-class WorkersSpec(Spec):
+class WorkersSpec(RecipeSpec):
     """Who works on a search or a study.
 
     Attributes:
@@ -88,7 +88,7 @@ class WorkersSpec(Spec):
     sbatch: tuple[Annotated[str, Field(pattern=r"^--[^\n]*$")], ...] = ()
 
 
-class RangeSpec(Spec):
+class SearchRangeSpec(RecipeSpec):
     """Numbers from low to high, both included; whole numbers where both ends are.
 
     Attributes:
@@ -104,7 +104,7 @@ class RangeSpec(Spec):
 
 
 @dataclass(frozen=True)
-class Dimension:
+class SearchDimension:
     """One key of a space: ``choices``, or a ``range``.
 
     Attributes:
@@ -114,11 +114,11 @@ class Dimension:
     """
 
     key: str
-    choices: tuple[Setting, ...] = ()
-    range: RangeSpec | None = None
+    choices: tuple[SettingValue, ...] = ()
+    range: SearchRangeSpec | None = None
 
     @property
-    def ordered(self) -> bool:
+    def is_ordered(self) -> bool:
         """Whether the choices are rising numbers, so that neighbours are alike: ranks are, methods are not."""
         numbers = [
             choice
@@ -128,41 +128,43 @@ class Dimension:
         return len(numbers) == len(self.choices) > 0 and list(numbers) == sorted(numbers)
 
     @property
-    def examples(self) -> tuple[Setting, ...]:
+    def example_values(self) -> tuple[SettingValue, ...]:
         """Every choice, or both ends: if these fit the recipe, all between do."""
         return self.choices if self.range is None else (self.range.low, self.range.high)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """A recipe file, read whole.
 
     Attributes:
         path: of the file.
-        sha256: of its bytes.
+        file_sha256: of its bytes.
         name: of the recipe, or of the file.
         kind: of the recipe.
         cells: one without ``[grid]``.
         search: None without ``[search]``.
-        compare: in the order of the file.
+        comparisons: in the order of the file.
         workers: who works on it.
         search_id: of what the file asks a search for; trials, storage and workers apart, so that more of them go on with the same search.
         study_id: of what the file asks a study for, workers apart.
     """
 
     path: Path
-    sha256: str
+    file_sha256: str
     name: str
     kind: str
     cells: tuple[Cell, ...]
     search: SearchSpec | None
-    compare: tuple[CompareSpec, ...]
+    comparisons: tuple[ComparisonSpec, ...]
     workers: WorkersSpec
     search_id: str
     study_id: str
 
 
-def plan(path: Path, overrides: Sequence[str] = (), environment: Environment | None = None) -> Plan:
+def load_recipe_plan(
+    path: Path, overrides: Sequence[str] = (), environment: EnvironmentVariables | None = None
+) -> RecipePlan:
     """What a recipe file asks for: its runs, a search, comparisons, and who works on them.
 
     The ids are made of what stands in the file and in the overrides, variables and relative paths as they are written, so that two hosts with their
@@ -174,53 +176,55 @@ def plan(path: Path, overrides: Sequence[str] = (), environment: Environment | N
     Raises:
         RecipeError: the file cannot be read, a key is unknown, a value does not fit.
     """
-    cells = tuple(read(path, overrides, environment))
+    cells = tuple(load_recipe_cells(path, overrides, environment))
     raw = path.read_bytes()
     document = tomllib.loads(raw.decode("utf-8"))
     grid, location = document.pop("grid", {}), str(path)
-    sections = _sections(document, overrides, location)
-    search = _search(sections, environment or {}, location)
+    sections = _collect_planning_tables(document, overrides, location)
+    search = _parse_search_table(sections, environment or {}, location)
     given = sections.get("compare", [])
     compare = tuple(
-        _spec(CompareSpec, entry, f"{location}: [[compare]]")
+        _validate_spec(ComparisonSpec, entry, f"{location}: [[compare]]")
         for entry in (given if isinstance(given, list) else [given])
     )
     for entry in compare:
-        _in_grid(entry, cells, f"{location}: [[compare]]")
+        _check_comparison(entry, cells, f"{location}: [[compare]]")
     of_runs = [
-        text for text in overrides if text.split(".")[0].split("=")[0].strip() not in PLANNING
+        text
+        for text in overrides
+        if text.split(".")[0].split("=")[0].strip() not in PLANNING_TABLES
     ]
-    asked: Json = {
-        "document": {key: value for key, value in document.items() if key not in PLANNING},
+    asked: RecipeDocument = {
+        "document": {key: value for key, value in document.items() if key not in PLANNING_TABLES},
         "overrides": sorted(of_runs),
     }
     sought = search.model_dump(mode="json", exclude={"trials", "storage"}) if search else None
-    return Plan(
+    return RecipePlan(
         path=path,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        file_sha256=hashlib.sha256(raw).hexdigest(),
         name=str(document.get("name") or path.stem),
         kind=cells[0].recipe.kind,
         cells=cells,
         search=search,
-        compare=compare,
-        workers=_spec(WorkersSpec, sections.get("workers", {}), f"{location}: [workers]"),
-        search_id=digest({**asked, "search": sought}),
-        study_id=digest(
+        comparisons=compare,
+        workers=_validate_spec(WorkersSpec, sections.get("workers", {}), f"{location}: [workers]"),
+        search_id=compute_json_digest({**asked, "search": sought}),
+        study_id=compute_json_digest(
             {**asked, "grid": grid, "compare": [entry.model_dump(mode="json") for entry in compare]}
         ),
     )
 
 
-def digest(plain: Any) -> str:
+def compute_json_digest(value: Any) -> str:
     """12 hexadecimal characters over plain values."""
     canonical = json.dumps(
-        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str
     )
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def varied(
-    recipe: Recipe, settings: Mapping[str, Setting], location: str, name: str = ""
+def apply_recipe_settings(
+    recipe: Recipe, settings: Mapping[str, SettingValue], location: str, name: str = ""
 ) -> Recipe:
     """The recipe with some keys set: ``varied(recipe, {"adapters.0.rank": 4}, "[search]")``.
 
@@ -228,23 +232,23 @@ def varied(
         RecipeError: there is no such key, with the nearest, or the value does not fit.
     """
     plain = recipe.model_dump(mode="json") | ({"name": name} if name else {})
-    return validated(with_changes(plain, dict(settings), location), location)
+    return validate_recipe(apply_recipe_changes(plain, dict(settings), location), location)
 
 
-def dimension(key: str, given: Any, location: str) -> Dimension:
+def parse_search_dimension(key: str, definition: Any, location: str) -> SearchDimension:
     """What a space says of one key.
 
     Raises:
         RecipeError: a single choice, a choice given twice or that is no plain value, a range that is empty, an unknown key of a range.
     """
     at = f"{location}: {key!r}"
-    if isinstance(given, list | tuple):
-        if len(given) < 2 or len({(type(choice), choice) for choice in map(_plain, given)}) < len(
-            given
-        ):
+    if isinstance(definition, list | tuple):
+        if len(definition) < 2 or len(
+            {(type(choice), choice) for choice in map(_to_hashable_choice, definition)}
+        ) < len(definition):
             message = (
-                f"{len(given)} choice{'s' * (len(given) != 1)}"
-                if len(given) < 2
+                f"{len(definition)} choice{'s' * (len(definition) != 1)}"
+                if len(definition) < 2
                 else "a choice that stands there twice"
             )
             raise RecipeError(
@@ -252,20 +256,22 @@ def dimension(key: str, given: Any, location: str) -> Dimension:
                 location=at,
                 hint="give at least two that differ; a value that is fixed belongs into the recipe itself",
             )
-        if odd := next((choice for choice in given if not isinstance(choice, Setting)), None):
+        if odd := next(
+            (choice for choice in definition if not isinstance(choice, SettingValue)), None
+        ):
             raise RecipeError(
                 f"{odd!r} is no plain value",
                 location=at,
                 hint="choose between texts, numbers, true and false",
             )
-        return Dimension(key, tuple(given))
-    if not isinstance(given, dict):
+        return SearchDimension(key, tuple(definition))
+    if not isinstance(definition, dict):
         raise RecipeError(
-            f"{given!r} is neither a list nor a range",
+            f"{definition!r} is neither a list nor a range",
             location=at,
             hint="write [2, 4, 8] or { low = 1e-4, high = 1e-2, log = true }",
         )
-    range_ = _spec(RangeSpec, given, at)
+    range_ = _validate_spec(SearchRangeSpec, definition, at)
     if range_.low >= range_.high or (range_.log and range_.low <= 0):
         hint = "low must be less than high, and above 0 where log = true"
         raise RecipeError(
@@ -277,31 +283,35 @@ def dimension(key: str, given: Any, location: str) -> Dimension:
             location=at,
             hint="a step is above 0, and goes without log = true",
         )
-    return Dimension(key, range=range_)
+    return SearchDimension(key, range=range_)
 
 
-def _plain(choice: Any) -> Any:
-    return choice if isinstance(choice, Setting) else repr(choice)
+def _to_hashable_choice(choice: Any) -> Any:
+    return choice if isinstance(choice, SettingValue) else repr(choice)
 
 
-def _sections(document: Json, overrides: Sequence[str], location: str) -> Json:
+def _collect_planning_tables(
+    document: RecipeDocument, overrides: Sequence[str], location: str
+) -> RecipeDocument:
     """The parts of the file that say what is done with its runs, with the overrides that are about them."""
-    sections = {key: document.pop(key) for key in PLANNING if key in document}
+    sections = {key: document.pop(key) for key in PLANNING_TABLES if key in document}
     for text in overrides:
         key, _, value = text.partition("=")
-        if key.split(".")[0].strip() in PLANNING:
+        if key.split(".")[0].strip() in PLANNING_TABLES:
             try:
                 known = tomllib.loads(f"value = {value}")["value"]
             except tomllib.TOMLDecodeError:
                 known = value
-            sections = with_changes(sections, {key.strip(): known}, location)
+            sections = apply_recipe_changes(sections, {key.strip(): known}, location)
     return sections
 
 
-def _search(sections: Json, environment: Environment, location: str) -> SearchSpec | None:
+def _parse_search_table(
+    sections: RecipeDocument, environment: EnvironmentVariables, location: str
+) -> SearchSpec | None:
     if "search" not in sections:
         return None
-    spec: SearchSpec = _spec(SearchSpec, sections["search"], f"{location}: [search]")
+    spec: SearchSpec = _validate_spec(SearchSpec, sections["search"], f"{location}: [search]")
 
     def known(match: re.Match[str]) -> str:
         if match.group(1) not in environment:
@@ -316,16 +326,16 @@ def _search(sections: Json, environment: Environment, location: str) -> SearchSp
     return spec.model_copy(update={"storage": re.sub(r"\$\{?(\w+)\}?", known, spec.storage)})
 
 
-def _spec(kind: Any, given: Any, location: str) -> Any:
+def _validate_spec(spec_class: Any, value: Any, location: str) -> Any:
     try:
-        return kind.model_validate(given)
+        return spec_class.model_validate(value)
     except pydantic.ValidationError as error:
-        raise explained(error, location) from None
+        raise to_recipe_error(error, location) from None
 
 
-def _in_grid(entry: CompareSpec, cells: Sequence[Cell], location: str) -> None:
+def _check_comparison(comparison: ComparisonSpec, cells: Sequence[Cell], location: str) -> None:
     """Refuse a comparison of what the grid does not have."""
-    for axis, choice in [*entry.first.items(), *entry.second.items()]:
+    for axis, choice in [*comparison.first.items(), *comparison.second.items()]:
         axes = sorted({key for cell in cells for key in cell.settings})
         if axis not in axes:
             near = difflib.get_close_matches(axis, axes, n=1)
@@ -343,7 +353,7 @@ def _in_grid(entry: CompareSpec, cells: Sequence[Cell], location: str) -> None:
             raise RecipeError(
                 f"axis {axis!r} has no choice {choice!r}", location=location, hint=hint
             )
-    if entry.first == entry.second:
+    if comparison.first == comparison.second:
         raise RecipeError(
             "a comparison of a cell with itself",
             location=location,
@@ -351,18 +361,18 @@ def _in_grid(entry: CompareSpec, cells: Sequence[Cell], location: str) -> None:
         )
 
 
-def pairs_of(
-    entry: CompareSpec, cells: Sequence[Cell]
-) -> list[tuple[Cell, Cell, dict[str, Setting]]]:
+def pair_compared_cells(
+    comparison: ComparisonSpec, cells: Sequence[Cell]
+) -> list[tuple[Cell, Cell, dict[str, SettingValue]]]:
     """(first, second, what they share) for all cells that a comparison names and that agree on every other axis."""
-    named = {*entry.first, *entry.second}
+    named = {*comparison.first, *comparison.second}
 
-    def others(cell: Cell) -> dict[str, Setting]:
+    def others(cell: Cell) -> dict[str, SettingValue]:
         return {axis: choice for axis, choice in cell.settings.items() if axis not in named}
 
     first, second = (
         [cell for cell in cells if chosen.items() <= cell.settings.items()]
-        for chosen in (entry.first, entry.second)
+        for chosen in (comparison.first, comparison.second)
     )
     return [
         (one, other, others(one))
@@ -372,8 +382,10 @@ def pairs_of(
     ]
 
 
-def with_trials(found: Plan, trials: int | None) -> Plan:
+def override_trial_count(recipe_plan: RecipePlan, trials: int | None) -> RecipePlan:
     """The plan with another number of trials, where one is given."""
-    if trials is None or found.search is None:
-        return found
-    return dataclasses.replace(found, search=found.search.model_copy(update={"trials": trials}))
+    if trials is None or recipe_plan.search is None:
+        return recipe_plan
+    return dataclasses.replace(
+        recipe_plan, search=recipe_plan.search.model_copy(update={"trials": trials})
+    )

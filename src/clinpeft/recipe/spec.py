@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+UnitFraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Spec(BaseModel):
+class RecipeSpec(BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

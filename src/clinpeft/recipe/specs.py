@@ -11,11 +11,11 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from clinpeft.recipe.privacy import PrivacySpec, PrivateSpec
-from clinpeft.recipe.spec import Fraction, Spec
+from clinpeft.recipe.privacy import DifferentialPrivacySpec, PrivacySpec
+from clinpeft.recipe.spec import RecipeSpec, UnitFraction
 
 
-class SourceSpec(Spec):
+class SourceSpec(RecipeSpec):
     """Where the notes come from.
 
     Attributes:
@@ -33,13 +33,13 @@ class SourceSpec(Spec):
     path: Path | None = None
     columns: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     parts: tuple[str, ...] = ()
-    max_bad_fraction: Fraction = 0.01
+    max_bad_fraction: UnitFraction = 0.01
     subjects: Annotated[int, Field(gt=0)] = 200
     shape: Literal["mimic-iii", "mimic-iv"] = "mimic-iv"
     seed: int = 1234
 
 
-class CorpusSpec(Spec):
+class CorpusSpec(RecipeSpec):
     """How notes become text to learn from.
 
     Attributes:
@@ -58,16 +58,16 @@ class CorpusSpec(Spec):
     categories: tuple[str, ...] = ()
 
 
-class Fractions(Spec):
+class SplitFractionsSpec(RecipeSpec):
     """Shares of the splits, which sum to 1, and the seed of the draw: its own, so that runs with other seeds learn from and ask the same people."""
 
-    train: Fraction = 0.7
-    tuning: Fraction = 0.1
-    held_out: Fraction = 0.2
+    train: UnitFraction = 0.7
+    tuning: UnitFraction = 0.1
+    held_out: UnitFraction = 0.2
     seed: int = 1234
 
     @pydantic.model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
+    def _check_fraction_sum(self) -> Self:
         if abs(self.train + self.tuning + self.held_out - 1) > 1e-9:
             raise ValueError(
                 f"train + tuning + held_out = {self.train + self.tuning + self.held_out:g}, and must be 1"
@@ -75,7 +75,7 @@ class Fractions(Spec):
         return self
 
 
-class SplitSpec(Fractions):
+class SplitSpec(SplitFractionsSpec):
     """Who is learned from and who is asked.
 
     Attributes:
@@ -87,7 +87,7 @@ class SplitSpec(Fractions):
     by: Literal["subject", "note"] = "subject"
 
 
-class CohortSplitSpec(Fractions):
+class CohortSplitSpec(SplitFractionsSpec):
     """Who is learned from and who is asked, always whole subjects.
 
     Attributes:
@@ -103,7 +103,7 @@ class CohortSplitSpec(Fractions):
     held_out_groups: tuple[str, ...] = ()
 
 
-class TaskSpec(Spec):
+class TaskSpec(RecipeSpec):
     """The clinical question.
 
     Attributes:
@@ -130,7 +130,7 @@ class TaskSpec(Spec):
     subject_lists: Path | None = None
 
 
-class ModelSpec(Spec):
+class PretrainedModelSpec(RecipeSpec):
     """A pretrained model.
 
     Attributes:
@@ -153,7 +153,7 @@ class ModelSpec(Spec):
     kernels: Literal["torch", "liger"] = "torch"
 
 
-class BaseSpec(ModelSpec):
+class LanguageModelSpec(PretrainedModelSpec):
     """The frozen model that learns the language of notes.
 
     Attributes:
@@ -164,7 +164,7 @@ class BaseSpec(ModelSpec):
     overflow: Literal["window", "truncate"] = "window"
 
 
-class ReaderSpec(ModelSpec):
+class EncoderModelSpec(PretrainedModelSpec):
     """The model that reads a question's notes.
 
     Attributes:
@@ -175,7 +175,7 @@ class ReaderSpec(ModelSpec):
     trainable: bool = False
 
 
-class ReadingSpec(Spec):
+class TruncationSpec(RecipeSpec):
     """What of a note longer than ``base.max_tokens`` is read.
 
     Attributes:
@@ -194,7 +194,7 @@ class ReadingSpec(Spec):
     pool: Literal["mean", "max"] = "mean"
 
 
-class HeadSpec(Spec):
+class HeadSpec(RecipeSpec):
     """What answers: one linear layer on a pooled vector, in float32.
 
     Attributes:
@@ -207,7 +207,7 @@ class HeadSpec(Spec):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-class LossSpec(Spec):
+class LossSpec(RecipeSpec):
     """What is minimised: cross-entropy over the classes, or binary cross-entropy, averaged over labels, where all that apply are asked.
 
     Attributes:
@@ -219,7 +219,7 @@ class LossSpec(Spec):
     shuffled_labels: bool = False
 
 
-class AdapterSpec(Spec):
+class AdapterSpec(RecipeSpec):
     """One adapter of the stack, first to last.
 
     Attributes:
@@ -236,8 +236,8 @@ class AdapterSpec(Spec):
     active: bool = True
 
 
-Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
+DropoutProbability = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveCount = Annotated[int, Field(ge=1)]
 
 
 class LoraSpec(AdapterSpec):
@@ -252,9 +252,9 @@ class LoraSpec(AdapterSpec):
     """
 
     method: Literal["lora", "rslora", "dora"] = "lora"
-    rank: Count = 8
+    rank: PositiveCount = 8
     alpha: Annotated[float, Field(gt=0)] = 16
-    dropout: Dropout = 0.0
+    dropout: DropoutProbability = 0.0
     targets: tuple[str, ...] = ()
 
 
@@ -273,8 +273,8 @@ class AdaptionPromptSpec(AdapterSpec):
     """
 
     method: Literal["adaption-prompt"] = "adaption-prompt"
-    tokens: Count = 10
-    layers: Count = 30
+    tokens: PositiveCount = 10
+    layers: PositiveCount = 30
 
 
 class PrefixSpec(AdapterSpec):
@@ -286,7 +286,7 @@ class PrefixSpec(AdapterSpec):
     """
 
     method: Literal["prefix"] = "prefix"
-    tokens: Count = 20
+    tokens: PositiveCount = 20
     projection: bool = False
 
 
@@ -300,7 +300,7 @@ class PromptSpec(AdapterSpec):
     """
 
     method: Literal["prompt"] = "prompt"
-    tokens: Count = 15
+    tokens: PositiveCount = 15
     init: Literal["random", "text"] = "random"
     init_text: str = "Finish this clinical note: "
 
@@ -317,11 +317,11 @@ class PTuningSpec(AdapterSpec):
     """
 
     method: Literal["p-tuning"] = "p-tuning"
-    tokens: Count = 20
+    tokens: PositiveCount = 20
     encoder: Literal["mlp", "lstm"] = "mlp"
-    hidden: Count = 256
-    layers: Count = 4
-    dropout: Dropout = 0.0
+    hidden: PositiveCount = 256
+    layers: PositiveCount = 4
+    dropout: DropoutProbability = 0.0
 
 
 AnyAdapterSpec = Annotated[
@@ -330,7 +330,7 @@ AnyAdapterSpec = Annotated[
 ]
 
 
-class OptimisationSpec(Spec):
+class OptimizationSpec(RecipeSpec):
     """How anything is trained.
 
     Attributes:
@@ -353,10 +353,10 @@ class OptimisationSpec(Spec):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Annotated[int, Field(ge=0)] = 0
-    micro_batch_tokens: Count = 4096
+    micro_batch_tokens: PositiveCount = 4096
     activations: Literal["auto", "keep", "recompute"] = "auto"
     compilation: Literal["auto", "never"] = "auto"
-    warmup_fraction: Fraction = 0.06
+    warmup_fraction: UnitFraction = 0.06
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -365,21 +365,21 @@ class OptimisationSpec(Spec):
     checkpoints: Annotated[int, Field(ge=1)] = 10
 
 
-class TrainingSpec(OptimisationSpec):
+class TrainingSpec(OptimizationSpec):
     """How an adapter learns language.
 
     Attributes:
         objective: a key of ``training.OBJECTIVES``; ``auto`` takes the family's own (causal for decoders, masked for encoders).
         batch_tokens: tokens per optimiser step, over all micro-batches and processes.
-        private: differential privacy by subject, see below; none: without.
+        differential_privacy: differential privacy by subject, see below; none: without.
     """
 
     objective: Literal["auto", "causal-lm", "masked-lm"] = "auto"
-    batch_tokens: Count = 8192
-    private: PrivateSpec | None = None
+    batch_tokens: PositiveCount = 8192
+    differential_privacy: DifferentialPrivacySpec | None = None
 
 
-class ClassifierTrainingSpec(OptimisationSpec):
+class ClassifierTrainingSpec(OptimizationSpec):
     """How head and adapters learn to answer.
 
     Attributes:
@@ -390,19 +390,19 @@ class ClassifierTrainingSpec(OptimisationSpec):
         epochs: passes over the training split.
         batch_notes: notes per optimiser step, over all micro-batches and processes.
         select_by: the weights kept are the best on the tuning split by its ``loss`` or the question's ``metric``; ``last`` keeps the last.
-        private: differential privacy by subject, see below; none: without.
+        differential_privacy: differential privacy by subject, see below; none: without.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     head_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     head_epochs: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[float, Field(gt=0)] = 3.0
-    batch_notes: Count = 16
+    batch_notes: PositiveCount = 16
     select_by: Literal["loss", "metric", "last"] = "loss"
-    private: PrivateSpec | None = None
+    differential_privacy: DifferentialPrivacySpec | None = None
 
 
-class EvaluationSpec(Spec):
+class EvaluationSpec(RecipeSpec):
     """How results are measured.
 
     Attributes:
@@ -416,7 +416,7 @@ class EvaluationSpec(Spec):
     max_notes: Annotated[int, Field(ge=0)] = 0
 
 
-class ScoringSpec(Spec):
+class ClassificationEvaluationSpec(RecipeSpec):
     """How answers are scored.
 
     Attributes:
@@ -435,13 +435,13 @@ class ScoringSpec(Spec):
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     compat: Literal["", "clinical-peft"] = ""
     recalibration: Literal["none", "temperature", "isotonic"] = "none"
-    min_positives: Count = 1
+    min_positives: PositiveCount = 1
     smallest_cell: Annotated[int, Field(ge=1)] = 10
     subgroups: bool = True
     baselines: bool = True
 
 
-class Recipe(Spec):
+class Recipe(RecipeSpec):
     """All that is needed to repeat a run; what every kind of run has.
 
     Attributes:
@@ -462,7 +462,7 @@ class AdaptRecipe(Recipe):
     kind: Literal["adapt"]
     corpus: CorpusSpec = CorpusSpec()
     split: SplitSpec = SplitSpec()
-    base: BaseSpec
+    base: LanguageModelSpec
     adapters: Annotated[tuple[AnyAdapterSpec, ...], Field(min_length=1)]
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -487,10 +487,10 @@ class ClassifyRecipe(Recipe):
     task: TaskSpec
     more_tasks: tuple[TaskSpec, ...] = ()
     split: CohortSplitSpec = CohortSplitSpec()
-    base: ReaderSpec
-    reading: ReadingSpec = ReadingSpec()
+    base: EncoderModelSpec
+    truncation: TruncationSpec = TruncationSpec()
     adapters: tuple[AnyAdapterSpec, ...] = ()
     head: HeadSpec = HeadSpec()
     loss: LossSpec = LossSpec()
     training: ClassifierTrainingSpec = ClassifierTrainingSpec()
-    evaluation: ScoringSpec = ScoringSpec()
+    evaluation: ClassificationEvaluationSpec = ClassificationEvaluationSpec()

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clinpeft.recipe.spec import Fraction, Spec
-from clinpeft.recipe.specs import Count, Fractions
+from clinpeft.recipe.spec import RecipeSpec, UnitFraction
+from clinpeft.recipe.specs import PositiveCount, SplitFractionsSpec
 
 PairKind = Literal[
     "term-definition",
@@ -21,7 +21,7 @@ PairKind = Literal[
 ]
 
 
-class SourceBooksSpec(Spec):
+class BookSourceSpec(RecipeSpec):
     """Where the books are.
 
     Attributes:
@@ -33,7 +33,7 @@ class SourceBooksSpec(Spec):
     scan_models: Path | None = None
 
 
-class PassagesSpec(Spec):
+class PassagesSpec(RecipeSpec):
     """Which passages are used.
 
     Attributes:
@@ -45,7 +45,7 @@ class PassagesSpec(Spec):
     chapters: tuple[str, ...] = ()
 
 
-class ImportedPairsSpec(Spec):
+class ImportedPairsSpec(RecipeSpec):
     """Pairs made elsewhere: paraphrases, questions that a language model wrote.
 
     Attributes:
@@ -61,7 +61,7 @@ class ImportedPairsSpec(Spec):
     kind: str = "imported"
 
 
-class PairsSpec(Spec):
+class PairsSpec(RecipeSpec):
     """How passages become pairs.
 
     Attributes:
@@ -89,19 +89,19 @@ class PairsSpec(Spec):
         "abstract-section",
     )
     imported: tuple[ImportedPairsSpec, ...] = ()
-    min_words: Count = 1
-    min_positive_words: Count = 2
-    max_words: Count = 400
-    section_words: Count = 200
+    min_words: PositiveCount = 1
+    min_positive_words: PositiveCount = 2
+    max_words: PositiveCount = 400
+    section_words: PositiveCount = 200
     compat: Literal["", "cardio-study"] = ""
     deduplicate: Literal["none", "exact", "near"] = "near"
     near_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     ngram_words: Annotated[int, Field(ge=2)] = 8
-    max_overlap: Fraction = 0.0
+    max_overlap: UnitFraction = 0.0
     against_held_out: bool = True
 
 
-class PairSplitSpec(Fractions):
+class PairSplitSpec(SplitFractionsSpec):
     """Which pairs are learned from and which are asked.
 
     Attributes:

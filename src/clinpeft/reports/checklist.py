@@ -122,7 +122,7 @@ def _eligible(runs: Runs) -> str:
         (step.step, reason)
         for run in first.values()
         for step in run.attrition
-        for reason in sorted(step.dropped)
+        for reason in sorted(step.dropped_rows)
     ]
     return (
         "left out: " + "; ".join(dict.fromkeys(f"{step}, {reason}" for step, reason in steps))
@@ -135,7 +135,7 @@ def _preparation(runs: Runs) -> str:
     def told(run: Run) -> str:
         recipe = run.recipe
         if isinstance(recipe, ClassifyRecipe):
-            return f"sections {recipe.task.model_dump().get('sections')}, read: {recipe.reading.keep}, at most {recipe.base.max_tokens} tokens"
+            return f"sections {recipe.task.model_dump().get('sections')}, read: {recipe.truncation.keep}, at most {recipe.base.max_tokens} tokens"
         if isinstance(recipe, AdaptRecipe):
             return f"placeholders: {recipe.corpus.deidentification}; duplicates: {recipe.corpus.deduplicate}; windows of {recipe.base.max_tokens} tokens"
         return ""

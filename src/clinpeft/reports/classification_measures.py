@@ -21,7 +21,7 @@ from clinpeft.reports.facts import (
 )
 from clinpeft.reports.formats import MISSING, count, counted, duration, number, probability, share
 from clinpeft.reports.tables import Column, Estimate, Table, Value, mean, printed
-from clinpeft.runs import SMALLEST_CELL, Run
+from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
 
 MEASURES = {
     "auroc": "AUROC",
@@ -143,7 +143,9 @@ def _beats(known: Estimate) -> str:
     return "yes" if low > 0 else "no: worse" if high < 0 else "no: cannot be told apart"
 
 
-def subgroups_table(rows: Sequence[Row], task: str, smallest_cell: int = SMALLEST_CELL) -> Table:
+def subgroups_table(
+    rows: Sequence[Row], task: str, smallest_cell: int = RELEASE_SMALLEST_CELL
+) -> Table:
     """The main metric of every subgroup and row, by its run with the smallest seed; groups of fewer people than ``smallest_cell`` have no line."""
     found = {
         row.name: _groups(run, task, row.metric(task), smallest_cell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clinpeft.runs import SMALLEST_CELL
+from clinpeft.runs import RELEASE_SMALLEST_CELL
 
 MISSING = "–"
 
@@ -16,7 +16,7 @@ def count(number: float) -> str:
 
 def counted(number: int) -> str:
     """A count that may leave: ``<10`` for one that is not 0 and smaller."""
-    return f"<{SMALLEST_CELL}" if 0 < number < SMALLEST_CELL else count(number)
+    return f"<{RELEASE_SMALLEST_CELL}" if 0 < number < RELEASE_SMALLEST_CELL else count(number)
 
 
 def number(value: float) -> str:

@@ -28,7 +28,7 @@ from clinpeft.reports.facts import (
 from clinpeft.reports.formats import MISSING, count, duration, number, share
 from clinpeft.reports.scores import scores_table, subgroups_table
 from clinpeft.reports.tables import Column, Estimate, Table, Value, printed
-from clinpeft.runs import Comparison, Listing, Run
+from clinpeft.runs import Run, RunComparison, RunListing
 
 
 def run_summary(run: Run) -> Table:
@@ -59,12 +59,12 @@ def attrition_table(title: str, steps: Sequence[Attrition]) -> Table:
     rows = [
         (step.step, word, n)
         for step in steps
-        for word, n in _counted(step.entered, step.dropped, step.kept)
+        for word, n in _counted(step.entered_rows, step.dropped_rows, step.kept_rows)
     ]
     places = tuple(
         f"{step.step}, {reason}: {'; '.join(found)}"
         for step in steps
-        for reason, found in step.places.items()
+        for reason, found in step.locations.items()
     )
     return Table(
         title,
@@ -74,7 +74,7 @@ def attrition_table(title: str, steps: Sequence[Attrition]) -> Table:
     )
 
 
-def runs_list(listing: Listing) -> Table:
+def runs_list(listing: RunListing) -> Table:
     """All runs of a home, oldest first, and what of it could not be read."""
     words = [
         Column(title, is_text=True, is_unbroken=title == "id")
@@ -84,14 +84,14 @@ def runs_list(listing: Listing) -> Table:
     rows: list[tuple[Value, ...]] = [_listed(run) for run in listing.runs]
     rows += [
         (Path(error.location).parent.name, "", "", "unreadable", "", "", "", None, "", None)
-        for error in listing.unreadable
+        for error in listing.errors
     ]
-    notes = tuple(f"{error.location}: {error.message}" for error in listing.unreadable)
+    notes = tuple(f"{error.location}: {error.message}" for error in listing.errors)
     return Table("Runs", (*words, *numbers), tuple(rows), notes)
 
 
 def comparison(
-    found: Comparison, paired: pa.Table | None = None, reason: str = ""
+    found: RunComparison, paired: pa.Table | None = None, reason: str = ""
 ) -> tuple[Table, ...]:
     """Two runs side by side: what differs between them, their results, and the paired comparison: of perplexities their ratio, of answers the
     differences of their metrics.
@@ -105,7 +105,7 @@ def comparison(
     """
     kind = found.first.recipe.kind
     answers = kind != "adapt"
-    why = found.incomparable or reason
+    why = found.incomparable_reason or reason
     notes = [f"Not comparable{'' if answers else ' on perplexity'}: {why}."] if why else []
     tables = (_differences(found), _side_by_side(found, answers, notes))
     title = f"Paired, on the same {_SAME.get(kind, 'rows')}"
@@ -116,7 +116,7 @@ _SAME = {"adapt": "tokens", "classify": "stays", "embed": "pairs"}
 """Kind of run -> what two of them are compared on."""
 
 
-def _differences(found: Comparison) -> Table:
+def _differences(found: RunComparison) -> Table:
     asked = tuple(
         (d.key, *(MISSING if value is None else str(value) for value in (d.first, d.second)))
         for d in found.differences
@@ -131,7 +131,7 @@ def _differences(found: Comparison) -> Table:
     )
 
 
-def _side_by_side(found: Comparison, answers: bool, notes: list[str]) -> Table:
+def _side_by_side(found: RunComparison, answers: bool, notes: list[str]) -> Table:
     first, second = estimates(found.first), estimates(found.second)
     keys = list(dict.fromkeys([*first, *second]))
     shown = [

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from clinpeft.reports.tables import Column, Estimate, Table, Value
-from clinpeft.runs.searches import Search, Trial
-from clinpeft.runs.studies import ComparedPair, Study
+from clinpeft.runs.searches import SearchRecord, Trial
+from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
 
-def search_table(search: Search) -> Table:
+def search_table(search: SearchRecord) -> Table:
     """A row a trial, in the order of the proposals."""
     keys = list(dict.fromkeys(key for trial in search.trials for key in trial.settings))
     columns = (
@@ -35,9 +35,9 @@ def search_table(search: Search) -> Table:
     notes = [
         f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."
     ]
-    if search.best is not None and search.best.value is not None:
+    if search.best_trial is not None and search.best_trial.value is not None:
         notes.append(
-            f"Best: trial {search.best.number}, {search.metric} {search.best.value:.4g} on the tuning split."
+            f"Best: trial {search.best_trial.number}, {search.metric} {search.best_trial.value:.4g} on the tuning split."
         )
     if search.held_out:
         row = next(
@@ -52,7 +52,7 @@ def search_table(search: Search) -> Table:
     return Table(f"Search {search.name}", columns, rows, tuple(notes))
 
 
-def study_table(study: Study) -> Table:
+def study_table(study: StudyRecord) -> Table:
     """A row a cell, in the order of the grid."""
     axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
     columns = (
@@ -75,7 +75,7 @@ def study_table(study: Study) -> Table:
     )
 
 
-def comparisons_table(study: Study) -> Table:
+def comparisons_table(study: StudyRecord) -> Table:
     """A row a pair and question, the main difference of each: second minus first, with its paired interval."""
     columns = (
         Column("comparison", is_text=True),
@@ -99,7 +99,7 @@ def comparisons_table(study: Study) -> Table:
     )
 
 
-def _pair_rows(name: str, pair: ComparedPair) -> list[tuple[Value, ...]]:
+def _pair_rows(name: str, pair: CellPairComparison) -> list[tuple[Value, ...]]:
     of = " · ".join(f"{axis}={choice}" for axis, choice in pair.settings.items())
     runs = f"{pair.second_run or '?'} − {pair.first_run or '?'}"
     if not pair.results:

@@ -17,7 +17,7 @@ import rich.table
 import rich.text
 
 from clinpeft.reports.formats import MISSING, number
-from clinpeft.runs import write_atomically
+from clinpeft.runs import write_file_atomically
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def write(home: Path, name: str, table: Table) -> tuple[Path, ...]:
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "table"
     paths = tuple(home / "tables" / f"{stem}.{suffix}" for suffix in WRITTEN)
     for path, render in zip(paths, WRITTEN.values(), strict=True):
-        write_atomically(path, render(table))
+        write_file_atomically(path, render(table))
     return paths
 
 

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.locks import alone
-from clinpeft.core.files import unwritable, write_atomically
+from clinpeft.core.locks import wait_for_folder_lock
+from clinpeft.core.files import build_write_error, write_file_atomically
 
-LOG, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
-BEGINNING = "0" * 64
-UNKNOWN = "unknown: the head was missing"
+AUDIT_LOG_FILE, AUDIT_HEAD_FILE, AUDIT_LOCK_FILE = "audit.jsonl", "audit.head", "audit.lock"
+GENESIS_HASH = "0" * 64
+UNKNOWN_PREVIOUS_HASH = "unknown: the head was missing"
 """What stands for the hash of the line before, where nobody can say any more which one it was."""
 
 
 @dataclass(frozen=True)
-class Noted:
+class AuditEntry:
     """What one line says.
 
     Attributes:
@@ -59,23 +59,23 @@ class Noted:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditCheck:
     """What ``verify`` found.
 
     Attributes:
-        lines: how many the log has.
-        head: hash of the last line; to be noted elsewhere.
+        line_count: how many the log has.
+        head_hash: hash of the last line; to be noted elsewhere.
         problems: what was done to the log, a sentence each; none: the chain holds.
         notices: what is no proof of anything, such as a line that a crash cut off.
     """
 
-    lines: int
-    head: str
+    line_count: int
+    head_hash: str
     problems: tuple[str, ...]
     notices: tuple[str, ...] = ()
 
 
-def note(home: Path, noted: Noted) -> str:
+def write_audit_entry(home: Path, entry: AuditEntry) -> str:
     """Add a line, and give its hash. Two processes at once take turns, where the file system knows locks.
 
     Raises:
@@ -83,104 +83,104 @@ def note(home: Path, noted: Noted) -> str:
     """
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with alone(home, LOCK), (home / LOG).open("a+b") as file:
-            (home / LOG).chmod(0o600)
-            head, more = _standing(home, file)
-            line = _sealed({"number": head["lines"] + 1, **noted.as_json(), **more, "previous": head["hash"]})
+        with wait_for_folder_lock(home, AUDIT_LOCK_FILE), (home / AUDIT_LOG_FILE).open("a+b") as file:
+            (home / AUDIT_LOG_FILE).chmod(0o600)
+            head, more = _recover_head(home, file)
+            line = _add_hash({"number": head["lines"] + 1, **entry.as_json(), **more, "previous": head["hash"]})
             written = (json.dumps(line, sort_keys=True) + "\n").encode()
             file.write(written)
             file.flush()
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
-            write_atomically(home / HEAD, json.dumps({"lines": line["number"], "bytes": size, "hash": line["hash"]}) + "\n")
+            write_file_atomically(home / AUDIT_HEAD_FILE, json.dumps({"lines": line["number"], "bytes": size, "hash": line["hash"]}) + "\n")
     except OSError as error:
-        raise unwritable(error, home / LOG) from error
+        raise build_write_error(error, home / AUDIT_LOG_FILE) from error
     return str(line["hash"])
 
 
-def clear_left_behind(home: Path) -> None:
+def remove_stale_audit_heads(home: Path) -> None:
     """Remove what a process left that was killed while it wrote the head, which happens after its run is recorded.
 
     Raises:
         StorageError: it cannot be removed.
     """
     try:
-        if left := list(home.glob(f".{HEAD}.*.partial")):
-            with alone(home, LOCK):  # nobody writes now
+        if left := list(home.glob(f".{AUDIT_HEAD_FILE}.*.partial")):
+            with wait_for_folder_lock(home, AUDIT_LOCK_FILE):  # nobody writes now
                 for each in left:
                     each.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(error, home / HEAD) from error
+        raise build_write_error(error, home / AUDIT_HEAD_FILE) from error
 
 
-def lines(home: Path) -> list[dict[str, Any]]:
+def read_audit_lines(home: Path) -> list[dict[str, Any]]:
     """The lines that can be read, oldest first; whether they are to be believed says ``verify``."""
-    return [line for line in map(_parsed, _pieces(home)[0]) if line is not None]
+    return [line for line in map(_parse_line, _read_log_pieces(home)[0]) if line is not None]
 
 
-def verify(home: Path, seen: str = "") -> Verdict:
+def verify_audit_log(home: Path, expected_hash: str = "") -> AuditCheck:
     """Whether the log is what was written, as far as it can show that by itself.
 
     Args:
         home: the folder of all runs.
-        seen: a hash of any line, noted elsewhere at an earlier time, which must be in the chain.
+        expected_hash: a hash of any line, noted elsewhere at an earlier time, which must be in the chain.
 
     Raises:
         InputError: there is no log.
     """
-    if not (home / LOG).exists() and not (home / HEAD).exists():
-        raise InputError("there is no audit log", location=str(home / LOG), hint="give --home; a verb that makes or gives away something begins one")
-    with alone(home, LOCK):
-        pieces, torn = _pieces(home)
-        head = _head(home)
-    before = BEGINNING
+    if not (home / AUDIT_LOG_FILE).exists() and not (home / AUDIT_HEAD_FILE).exists():
+        raise InputError("there is no audit log", location=str(home / AUDIT_LOG_FILE), hint="give --home; a verb that makes or gives away something begins one")
+    with wait_for_folder_lock(home, AUDIT_LOCK_FILE):
+        pieces, torn = _read_log_pieces(home)
+        head = _read_head(home)
+    before = GENESIS_HASH
     problems: list[str] = []
     for number, piece in enumerate(pieces, 1):
-        line = _parsed(piece)
-        problems += _wrong(line, number, before)
+        line = _parse_line(piece)
+        problems += _check_line(line, number, before)
         before = str(line["hash"]) if line else before
     notices = ["the last line was cut off while it was written; it is in no chain"] if torn else []
-    ended, interrupted = _ending(head, pieces)
-    if seen and seen not in {str(line["hash"]) for line in map(_parsed, pieces) if line}:
-        ended.append(f"no line has the hash {seen[:12]}: the log was written anew after that hash was noted, or it is another log")
-    return Verdict(len(pieces), before, (*problems, *ended), (*notices, *interrupted))
+    ended, interrupted = _check_log_end(head, pieces)
+    if expected_hash and expected_hash not in {str(line["hash"]) for line in map(_parse_line, pieces) if line}:
+        ended.append(f"no line has the hash {expected_hash[:12]}: the log was written anew after that hash was noted, or it is another log")
+    return AuditCheck(len(pieces), before, (*problems, *ended), (*notices, *interrupted))
 
 
-def _wrong(line: dict[str, Any] | None, number: int, before: str) -> Iterator[str]:
+def _check_line(line: dict[str, Any] | None, number: int, previous_hash: str) -> Iterator[str]:
     if line is None:
         yield f"line {number} is none of this log: it was edited"
         return
-    if line.get("hash") != _hash(line):
+    if line.get("hash") != _compute_line_hash(line):
         yield f"line {number} was edited: its words do not give its hash"
-    if line.get("previous") == UNKNOWN:
-        yield f"line {number} was written when {HEAD} was missing: what stood before it cannot be known"
-    elif line.get("previous") != before or line.get("number") != number:
+    if line.get("previous") == UNKNOWN_PREVIOUS_HASH:
+        yield f"line {number} was written when {AUDIT_HEAD_FILE} was missing: what stood before it cannot be known"
+    elif line.get("previous") != previous_hash or line.get("number") != number:
         yield f"line {number} does not follow the line before it: lines were deleted, inserted or moved here"
 
 
-def _ending(head: dict[str, Any] | None, pieces: list[bytes]) -> tuple[list[str], list[str]]:
+def _check_log_end(head: dict[str, Any] | None, pieces: list[bytes]) -> tuple[list[str], list[str]]:
     """(problems, notices) of the end of the log."""
     count = len(pieces)
     if head is None:
-        return [f"{HEAD} is missing or unreadable: whether lines are missing at the end cannot be known"], []
+        return [f"{AUDIT_HEAD_FILE} is missing or unreadable: whether lines are missing at the end cannot be known"], []
     if head["lines"] > count:
         return [f"{head['lines'] - count} lines are missing at the end"], []
-    at_head = _parsed(pieces[head["lines"] - 1]) if head["lines"] else {"hash": BEGINNING}
+    at_head = _parse_line(pieces[head["lines"] - 1]) if head["lines"] else {"hash": GENESIS_HASH}
     if at_head is None or at_head["hash"] != head["hash"]:
-        return [f"line {head['lines']} is not the one that {HEAD} was written for"], []
+        return [f"line {head['lines']} is not the one that {AUDIT_HEAD_FILE} was written for"], []
     if count == head["lines"] + 1:
-        return [], [f"{HEAD} does not know the last line: its writer was stopped in between, or it was added by hand"]
-    return ([f"{count - head['lines']} lines were added that {HEAD} does not know"] if count > head["lines"] else []), []
+        return [], [f"{AUDIT_HEAD_FILE} does not know the last line: its writer was stopped in between, or it was added by hand"]
+    return ([f"{count - head['lines']} lines were added that {AUDIT_HEAD_FILE} does not know"] if count > head["lines"] else []), []
 
 
-def _standing(home: Path, file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _recover_head(home: Path, file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The head to go on from, and what the next line should say of damage; a line that a crash cut off is taken away, it was in no chain."""
-    head, size = _head(home), file.seek(0, os.SEEK_END)
+    head, size = _read_head(home), file.seek(0, os.SEEK_END)
     if head is None and not size:  # before the first line, so that a crash right after it is seen as one, and not as a head that somebody removed
-        head = {"lines": 0, "bytes": 0, "hash": BEGINNING}
-        write_atomically(home / HEAD, json.dumps(head) + "\n")
+        head = {"lines": 0, "bytes": 0, "hash": GENESIS_HASH}
+        write_file_atomically(home / AUDIT_HEAD_FILE, json.dumps(head) + "\n")
     if head is None:
-        return {"lines": len(_pieces(home)[0]), "hash": UNKNOWN}, {}
+        return {"lines": len(_read_log_pieces(home)[0]), "hash": UNKNOWN_PREVIOUS_HASH}, {}
     if size <= head["bytes"]:
         return head, {}
     file.seek(head["bytes"])
@@ -188,35 +188,35 @@ def _standing(home: Path, file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if torn:
         file.truncate(size - len(torn))
     for piece in whole.splitlines():
-        line = _parsed(piece)
-        if line is None or line["hash"] != _hash(line) or line.get("previous") != head["hash"]:
+        line = _parse_line(piece)
+        if line is None or line["hash"] != _compute_line_hash(line) or line.get("previous") != head["hash"]:
             return {**head, "lines": head["lines"] + 1}, {}  # no line of ours: the break stays visible
         head = {"lines": line["number"], "hash": line["hash"]}
     return head, ({"torn_bytes": len(torn)} if torn else {})
 
 
-def _sealed(line: dict[str, Any]) -> dict[str, Any]:
-    return {**line, "hash": _hash(line)}
+def _add_hash(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, "hash": _compute_line_hash(line)}
 
 
-def _hash(line: Mapping[str, Any]) -> str:
+def _compute_line_hash(line: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over all that a line says but its hash; the hash of the line before is part of that."""
     said = {name: value for name, value in line.items() if name != "hash"}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _pieces(home: Path) -> tuple[list[bytes], bytes]:
+def _read_log_pieces(home: Path) -> tuple[list[bytes], bytes]:
     """The whole lines, and what stands after the last line end."""
     try:
-        whole, _, torn = (home / LOG).read_bytes().rpartition(b"\n")
+        whole, _, torn = (home / AUDIT_LOG_FILE).read_bytes().rpartition(b"\n")
     except FileNotFoundError:
         return [], b""
     except OSError as error:
-        raise InputError("the audit log cannot be read", location=str(home / LOG), hint="make it readable for this user") from error
+        raise InputError("the audit log cannot be read", location=str(home / AUDIT_LOG_FILE), hint="make it readable for this user") from error
     return whole.split(b"\n") if whole else [], torn
 
 
-def _parsed(piece: bytes) -> dict[str, Any] | None:
+def _parse_line(piece: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(piece)
     except ValueError:
@@ -224,9 +224,9 @@ def _parsed(piece: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("hash"), str) else None
 
 
-def _head(home: Path) -> dict[str, Any] | None:
+def _read_head(home: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((home / HEAD).read_text(encoding="utf-8"))
+        found = json.loads((home / AUDIT_HEAD_FILE).read_text(encoding="utf-8"))
         return {"lines": int(found["lines"]), "bytes": int(found["bytes"]), "hash": str(found["hash"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None

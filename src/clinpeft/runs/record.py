@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from clinpeft.recipe import Spec
+from clinpeft.recipe import RecipeSpec
 
-State = Literal["running", "finished", "failed", "interrupted"]
+RunState = Literal["running", "finished", "failed", "interrupted"]
 
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
+NonNegativeCount = Annotated[int, Field(ge=0)]
+DurationSeconds = Annotated[float, Field(ge=0)]
 
 
-class Hashes(Spec):
+class InputHashes(RecipeSpec):
     """What the run stands on; None where it is not known (yet).
 
     Attributes:
@@ -32,7 +32,7 @@ class Hashes(Spec):
     corpus_policy: str | None = None
 
 
-class Hardware(Spec):
+class Hardware(RecipeSpec):
     """What the run ran on.
 
     Attributes:
@@ -43,12 +43,12 @@ class Hardware(Spec):
     """
 
     device: str
-    devices: Count = 1
-    memory_bytes: Count | None = None
+    devices: NonNegativeCount = 1
+    memory_bytes: NonNegativeCount | None = None
     system: str = ""
 
 
-class Problem(Spec):
+class RunFailure(RecipeSpec):
     """Why a run stopped: the class of the error, and its three parts."""
 
     kind: str
@@ -57,7 +57,7 @@ class Problem(Spec):
     hint: str = ""
 
 
-class RunRecord(Spec):
+class RunRecord(RecipeSpec):
     """All that is known of a run besides its recipe and its tables; None means not known (yet) and never 0.
 
     Attributes:
@@ -96,14 +96,14 @@ class RunRecord(Spec):
     id: str
     name: str = ""
     kind: str
-    state: State = "running"
+    state: RunState = "running"
     created: AwareDatetime
     started: AwareDatetime
     finished: AwareDatetime | None = None
     command: str = ""
     git_commit: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
-    hashes: Hashes = Hashes()
+    hashes: InputHashes = InputHashes()
     hardware: Hardware | None = None
     precision: str | None = None
     precision_reason: str = ""
@@ -112,19 +112,19 @@ class RunRecord(Spec):
     activations: str = ""
     compilation: str = ""
     counts: dict[str, int] = Field(default_factory=dict)
-    base_parameters: Count | None = None
-    trained_parameters: Count | None = None
+    base_parameters: NonNegativeCount | None = None
+    trained_parameters: NonNegativeCount | None = None
     share: Annotated[float, Field(ge=0)] | None = None  # above 1 where a toy base is smaller than its adapter
-    tokens_seen: Count | None = None
-    training_seconds: Seconds | None = None
+    tokens_seen: NonNegativeCount | None = None
+    training_seconds: DurationSeconds | None = None
     energy_joules: Annotated[float, Field(ge=0)] | None = None
     energy_of: str = ""
-    total_seconds: Seconds | None = None
-    peak_memory_bytes: Count | None = None
+    total_seconds: DurationSeconds | None = None
+    peak_memory_bytes: NonNegativeCount | None = None
     liveness: dict[str, Any] | None = None
     private: dict[str, Any] | None = None
-    baselines_seconds: Seconds | None = None
-    features_seconds: Seconds | None = None
+    baselines_seconds: DurationSeconds | None = None
+    features_seconds: DurationSeconds | None = None
     files: dict[str, str] = Field(default_factory=dict)
     notices: tuple[str, ...] = ()
-    error: Problem | None = None
+    error: RunFailure | None = None

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.files import write_atomically
+from clinpeft.core.files import write_file_atomically
 
-SEARCHES, SEARCH, WINNER = "searches", "search.json", "winner.toml"
-Setting = str | int | float | bool
+SEARCHES_FOLDER, SEARCH_FILE, WINNER_RECIPE_FILE = "searches", "search.json", "winner.toml"
+TrialSetting = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Trial:
 
     number: int
     state: Literal["open", "finished", "failed"]
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, TrialSetting]
     value: float | None = None
     run_id: str | None = None
     made: bool | None = None
@@ -49,7 +49,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchRecord:
     """A search's folder, read.
 
     Attributes:
@@ -85,17 +85,17 @@ class Search:
     importance_by: str = ""
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every trial that was wanted has ended."""
         return sum(trial.state != "open" for trial in self.trials) >= self.wanted
 
     @property
-    def best(self) -> Trial | None:
+    def best_trial(self) -> Trial | None:
         """The winner."""
         return next((trial for trial in self.trials if trial.number == self.winner), None)
 
 
-def write_search(search: Search) -> None:
+def write_search_record(search: SearchRecord) -> None:
     """Into its folder.
 
     Raises:
@@ -103,22 +103,22 @@ def write_search(search: Search) -> None:
     """
     plain = dataclasses.asdict(search)
     del plain["folder"]
-    write_atomically(search.folder / SEARCH, json.dumps({"format": 1, **plain}, indent=1, ensure_ascii=False) + "\n")
+    write_file_atomically(search.folder / SEARCH_FILE, json.dumps({"format": 1, **plain}, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_search(folder: Path) -> Search:
+def read_search_record(folder: Path) -> SearchRecord:
     """The search in a folder.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = folder / SEARCH
+    path = folder / SEARCH_FILE
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         if plain.pop("format") != 1:
             raise ValueError("its format is of another version")
         trials = tuple(Trial(**trial) for trial in plain.pop("trials"))
-        return Search(folder=folder, trials=trials, **{**plain, "held_out": tuple(plain["held_out"])})
+        return SearchRecord(folder=folder, trials=trials, **{**plain, "held_out": tuple(plain["held_out"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         hint = "give the command of the search again: it writes the file anew"
         raise InputError(f"this search cannot be read: {type(error).__name__}", location=str(path), hint=hint) from error

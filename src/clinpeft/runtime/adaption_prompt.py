@@ -18,36 +18,41 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import functional
 
 
-class OnceProjected(AdaptedAttention):  # type: ignore[misc]
+class SingleProjectionAttention(AdaptedAttention):  # type: ignore[misc]
     """peft's adapted attention of LLaMA and Mistral (Zhang et al. 2023, equation 5)."""
 
-    def forward(self, **asked: Any) -> Any:
+    def forward(self, **kwargs: Any) -> Any:
         """As the attention below: keywords in, (vectors, weights) out."""
         queries: list[torch.Tensor] = []
         watching = [
             self.model.q_proj.register_forward_hook(lambda _, __, query: queries.append(query)),
             self.model.o_proj.register_forward_pre_hook(
                 lambda _, given: (
-                    self._joined(given[0], queries.pop(), asked["position_embeddings"]),
+                    self._add_prompt_attention(
+                        given[0], queries.pop(), kwargs["position_embeddings"]
+                    ),
                 )
             ),
         ]
         try:
-            return self.model(**asked)
+            return self.model(**kwargs)
         finally:
             for hook in watching:
                 hook.remove()
 
-    def _joined(
-        self, own: torch.Tensor, query: torch.Tensor, places: tuple[torch.Tensor, torch.Tensor]
+    def _add_prompt_attention(
+        self,
+        attention_output: torch.Tensor,
+        query: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
         """What the output projection reads: (rows, time, heads * width of a head), the prompt's share added behind its gate."""
-        rows, time, _ = own.shape
-        cos, sin = (part.unsqueeze(1) for part in places)
+        rows, time, _ = attention_output.shape
+        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
         query = query.view(rows, time, -1, self.model.head_dim).transpose(1, 2)
         query = query * cos + llama_rotate_half(query) * sin  # (rows, heads, time, width of a head)
         key, value = (
-            self._prompt(projection, query.shape[1])
+            self._project_prompt(projection, query.shape[1])
             for projection in (self.model.k_proj, self.model.v_proj)
         )
         scores = torch.matmul(query, key.transpose(2, 3).to(query.dtype)) / math.sqrt(
@@ -57,22 +62,22 @@ class OnceProjected(AdaptedAttention):  # type: ignore[misc]
             query.dtype
         )
         share = torch.matmul(weights, value).transpose(1, 2).reshape(rows, time, -1)
-        return own + share.to(own.dtype)
+        return attention_output + share.to(attention_output.dtype)
 
-    def _prompt(self, projection: torch.nn.Module, heads: int) -> torch.Tensor:
+    def _project_prompt(self, projection: torch.nn.Module, num_heads: int) -> torch.Tensor:
         """(1, heads, prompt, width of a head), the same for every row."""
         found: torch.Tensor = projection(self.adaption_prompt)
         split = found.view(1, self.adapter_len, -1, self.model.head_dim).transpose(1, 2)
-        return split.repeat_interleave(heads // split.shape[1], dim=1)
+        return split.repeat_interleave(num_heads // split.shape[1], dim=1)
 
 
-def project_once(model: torch.nn.Module) -> None:
+def use_single_projection(model: torch.nn.Module) -> None:
     """Every adaption prompt of a peft model gets ``OnceProjected``, but where the output has a bias, which peft adds once more for the prompt."""
     for module in model.modules():
-        if type(module) is AdaptedAttention and _output(module).bias is None:
-            module.__class__ = OnceProjected
+        if type(module) is AdaptedAttention and _get_output_projection(module).bias is None:
+            module.__class__ = SingleProjectionAttention
 
 
-def _output(attention: AdaptedAttention) -> Any:
+def _get_output_projection(attention: AdaptedAttention) -> Any:
     projection = attention.model.o_proj
     return projection.get_base_layer() if isinstance(projection, BaseTunerLayer) else projection

@@ -25,16 +25,16 @@ from clinpeft.core.errors import AdapterError
 from clinpeft.models import Float8, Float8Linear, dequantized, weight_of
 from clinpeft.runtime.dropout import DRAWS, staying
 
-EVERYTHING = slice(None)
-WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+ALL_ROWS = slice(None)
+INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their width in bytes."""
 
-FACTORS = 5
+FIRST_FACTOR_ARGUMENT = 5
 """Where A and B begin among what ``_Fused`` is given."""
 
 
 @dataclass(frozen=True)
-class Part:
+class LowRankUpdate:
     """One low-rank update: ``scaling * drop(x[rows]) A^T B^T`` is added to ``out[rows]`` (Hu et al. 2021, equation 3).
 
     Attributes:
@@ -54,8 +54,11 @@ class Part:
     generator: torch.Generator | None = None
 
 
-def fused_linear(
-    x: torch.Tensor, weight: torch.Tensor | Float8, bias: torch.Tensor | None, parts: Sequence[Part]
+def compute_fused_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor | Float8,
+    bias: torch.Tensor | None,
+    updates: Sequence[LowRankUpdate],
 ) -> torch.Tensor:
     """``x W^T + bias`` and all parts, in the precision of ``weight`` (of autocast, where that is on). Weight and bias get no gradient.
 
@@ -63,14 +66,14 @@ def fused_linear(
         x: (..., in); its leading dimensions are flattened for ``Part.rows``.
         weight: (out, in), frozen; of float8, it is dequantized for each product, and nothing dequantized is kept.
         bias: (out,), frozen.
-        parts: whose ``a`` and ``b`` get gradients where they require them.
+        updates: whose ``a`` and ``b`` get gradients where they require them.
 
     Returns:
         (..., out).
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    factors = [factor for part in parts for factor in (part.a, part.b)]
+    factors = [factor for part in updates for factor in (part.a, part.b)]
     with torch.autocast(device, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         flat = x.to(dtype).reshape(-1, x.shape[-1])
@@ -79,31 +82,33 @@ def fused_linear(
             if isinstance(weight, torch.Tensor)
             else (weight.numbers, weight.scale)
         )
-        out = _Fused.apply(flat, *kept, bias, tuple(map(_Plan.of, parts)), *factors)  # type: ignore[no-untyped-call]
+        out = _FusedLinearFunction.apply(
+            flat, *kept, bias, tuple(map(_UpdatePlan.from_update, updates)), *factors
+        )  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], out.shape[1])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _UpdatePlan:
     """A part without its tensors."""
 
     rows: slice
     scaling: float
-    dropped: int
+    drop_threshold: int
     generator: torch.Generator | None
 
     @staticmethod
-    def of(part: Part) -> _Plan:
-        dropped = min(round(part.dropout * DRAWS), DRAWS - 1)
-        return _Plan(
-            part.rows or EVERYTHING,
-            part.scaling * DRAWS / (DRAWS - dropped),
+    def from_update(update: LowRankUpdate) -> _UpdatePlan:
+        dropped = min(round(update.dropout * DRAWS), DRAWS - 1)
+        return _UpdatePlan(
+            update.rows or ALL_ROWS,
+            update.scaling * DRAWS / (DRAWS - dropped),
             dropped,
-            part.generator,
+            update.generator,
         )
 
 
-class _Fused(torch.autograd.Function):
+class _FusedLinearFunction(torch.autograd.Function):
     """out = x W^T + bias + sum of s_k x_k A_k^T B_k^T. With G the gradient of out and H_k = x_k A_k^T:
 
     dx = G W + sum of s_k G_k B_k A_k;  dA_k = (s_k G_k B_k)^T x_k;  dB_k = s_k G_k^T H_k;  x_k is what dropout left, and dx_k goes where it left it.
@@ -116,18 +121,23 @@ class _Fused(torch.autograd.Function):
         weight: torch.Tensor,
         scale: torch.Tensor | None,
         bias: torch.Tensor | None,
-        plans: tuple[_Plan, ...],
+        plans: tuple[_UpdatePlan, ...],
         *factors: torch.Tensor,
     ) -> torch.Tensor:
-        out = functional.linear(x, _whole(weight, scale, x.dtype), bias)
+        out = functional.linear(x, _dequantize_weight(weight, scale, x.dtype), bias)
         kept: list[torch.Tensor | None] = []
         updates: dict[tuple[int | None, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for at, plan in enumerate(plans):
             a, b = factors[2 * at].to(x.dtype), (factors[2 * at + 1] * plan.scaling).to(x.dtype)
-            stays = _stays(x[plan.rows], plan)
-            low = _masked(x[plan.rows], stays) @ a.T  # (rows, rank)
+            stays = _sample_keep_mask(x[plan.rows], plan)
+            low = _apply_keep_mask(x[plan.rows], stays) @ a.T  # (rows, rank)
             updates.setdefault((plan.rows.start, plan.rows.stop), []).append((low, b))
-            kept += [a, b, stays, low if ctx.needs_input_grad[FACTORS + 1 + 2 * at] else None]
+            kept += [
+                a,
+                b,
+                stays,
+                low if ctx.needs_input_grad[FIRST_FACTOR_ARGUMENT + 1 + 2 * at] else None,
+            ]
         for (
             (start, stop),
             of_these,
@@ -135,10 +145,10 @@ class _Fused(torch.autograd.Function):
             updates.items()
         ):  # all on the same tokens in one product, so that the sum is rounded once
             lows, ups = zip(*of_these, strict=True)
-            out[start:stop].addmm_(_side_by_side(lows), _side_by_side(ups).T)
+            out[start:stop].addmm_(_concatenate_columns(lows), _concatenate_columns(ups).T)
         ctx.plans = plans
         ctx.save_for_backward(
-            weight, scale, x if any(ctx.needs_input_grad[FACTORS::2]) else None, *kept
+            weight, scale, x if any(ctx.needs_input_grad[FIRST_FACTOR_ARGUMENT::2]) else None, *kept
         )
         return out
 
@@ -146,19 +156,25 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale, x, *kept = ctx.saved_tensors
-        back = gradient @ _whole(weight, scale, gradient.dtype) if ctx.needs_input_grad[0] else None
+        back = (
+            gradient @ _dequantize_weight(weight, scale, gradient.dtype)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         found: list[torch.Tensor | None] = []
         for at, plan in enumerate(ctx.plans):
             a, b, stays, low = kept[4 * at : 4 * at + 4]
-            for_a, for_b = ctx.needs_input_grad[FACTORS + 2 * at : FACTORS + 2 + 2 * at]
+            for_a, for_b = ctx.needs_input_grad[
+                FIRST_FACTOR_ARGUMENT + 2 * at : FIRST_FACTOR_ARGUMENT + 2 + 2 * at
+            ]
             above = gradient[plan.rows]
             between = (
                 above @ b if for_a or back is not None else None
             )  # (rows, rank); b has the scaling in it
             if back is not None and between is not None:
-                _add_product(back[plan.rows], between, a, stays)
+                _add_masked_product(back[plan.rows], between, a, stays)
             found.append(
-                (between.T @ _masked(x[plan.rows], stays)).float()
+                (between.T @ _apply_keep_mask(x[plan.rows], stays)).float()
                 if for_a and between is not None
                 else None
             )
@@ -166,42 +182,49 @@ class _Fused(torch.autograd.Function):
         return back, None, None, None, None, *found
 
 
-def _whole(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def _dequantize_weight(
+    weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
     return weight if scale is None else dequantized(weight, scale, dtype)
 
 
-def _stays(x: torch.Tensor, plan: _Plan) -> torch.Tensor | None:
+def _sample_keep_mask(x: torch.Tensor, plan: _UpdatePlan) -> torch.Tensor | None:
     """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as wide as those of ``x``, for a logical and."""
-    if not plan.dropped:
+    if not plan.drop_threshold:
         return None
     return (
-        staying(x.shape, plan.dropped, x.device, plan.generator).to(WHOLE[x.element_size()]).neg_()
+        staying(x.shape, plan.drop_threshold, x.device, plan.generator)
+        .to(INTEGER_DTYPES[x.element_size()])
+        .neg_()
     )
 
 
-def _side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _concatenate_columns(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)
 
 
-def _masked(x: torch.Tensor, stays: torch.Tensor | None) -> torch.Tensor:
-    return x if stays is None else x.view(stays.dtype).bitwise_and(stays).view(x.dtype)
+def _apply_keep_mask(x: torch.Tensor, keep_mask: torch.Tensor | None) -> torch.Tensor:
+    return x if keep_mask is None else x.view(keep_mask.dtype).bitwise_and(keep_mask).view(x.dtype)
 
 
-def _add_product(
-    back: torch.Tensor, between: torch.Tensor, a: torch.Tensor, stays: torch.Tensor | None
+def _add_masked_product(
+    input_gradient: torch.Tensor,
+    low_rank_gradient: torch.Tensor,
+    a: torch.Tensor,
+    keep_mask: torch.Tensor | None,
 ) -> None:
     """``back += between a``, where nothing was dropped."""
-    if stays is None:
-        back.addmm_(between, a)
+    if keep_mask is None:
+        input_gradient.addmm_(low_rank_gradient, a)
     else:
-        back.add_(_masked(between @ a, stays))
+        input_gradient.add_(_apply_keep_mask(low_rank_gradient @ a, keep_mask))
 
 
 # -------------------------------------------------------------------------------------------------------------------------- in peft's layers
 
 
 @dataclass(frozen=True)
-class Route:
+class TokenRoute:
     """Which tokens an adapter of a layer is for, and what its dropout is drawn from, as in ``Part``."""
 
     rows: slice
@@ -209,28 +232,28 @@ class Route:
 
 
 @dataclass
-class Routing:
-    """Shared by all layers of a base: adapter (peft's name) -> its tokens, for as long as ``routed`` lasts; empty: peft's active adapters, on all
-    tokens. ``tokens`` is how many there are."""
+class TokenRouting:
+    """Shared by all layers of a base: adapter (peft's name) -> its tokens, for as long as ``route_tokens`` lasts; empty: peft's active adapters, on all
+    tokens. ``token_count`` is how many there are."""
 
-    routes: Mapping[str, Route] = field(default_factory=dict)
-    tokens: int = 0
+    routes: Mapping[str, TokenRoute] = field(default_factory=dict)
+    token_count: int = 0
 
     @contextmanager
-    def routed(self, routes: Mapping[str, Route], tokens: int) -> Iterator[None]:
+    def route_tokens(self, routes: Mapping[str, TokenRoute], token_count: int) -> Iterator[None]:
         """Set for as long as the block lasts."""
-        before = self.routes, self.tokens
-        self.routes, self.tokens = routes, tokens
+        before = self.routes, self.token_count
+        self.routes, self.token_count = routes, token_count
         try:
             yield
         finally:
-            self.routes, self.tokens = before
+            self.routes, self.token_count = before
 
 
-class FusedLinear(Linear):  # type: ignore[misc]
+class FusedLoraLinear(Linear):  # type: ignore[misc]
     """peft's LoRA layer with ``fused_linear`` as its forward pass; weights, names, switching and merging are peft's own."""
 
-    routing: Routing
+    routing: TokenRouting
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """peft's own where it is switched off, merged, asked for several adapters in one batch, or where the base is trained too."""
@@ -239,47 +262,57 @@ class FusedLinear(Linear):  # type: ignore[misc]
         elsewhere = self.disable_adapters or self.merged or args or kwargs
         if elsewhere or weight.requires_grad or (bias is not None and bias.requires_grad):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return fused_linear(x, weight, bias, self._parts(x.numel() // x.shape[-1]))
+        return compute_fused_linear(
+            x, weight, bias, self._collect_updates(x.numel() // x.shape[-1])
+        )
 
-    def _parts(self, tokens: int) -> list[Part]:
+    def _collect_updates(self, token_count: int) -> list[LowRankUpdate]:
         routes = self.routing.routes
         if not routes:
-            return [self._part(name, None) for name in self.active_adapters if name in self.lora_A]
-        if tokens != self.routing.tokens:
-            message = f"{tokens} vectors reach a layer, and the trials' slices are of {self.routing.tokens}"
+            return [
+                self._create_update(name, None)
+                for name in self.active_adapters
+                if name in self.lora_A
+            ]
+        if token_count != self.routing.token_count:
+            message = f"{token_count} vectors reach a layer, and the trials' slices are of {self.routing.token_count}"
             raise AdapterError(message, location="routed", hint="adapt layers that see every token")
-        return [self._part(name, route) for name, route in routes.items() if name in self.lora_A]
+        return [
+            self._create_update(name, route)
+            for name, route in routes.items()
+            if name in self.lora_A
+        ]
 
-    def _part(self, name: str, route: Route | None) -> Part:
-        dropout = self.lora_dropout[name]
+    def _create_update(self, adapter_name: str, route: TokenRoute | None) -> LowRankUpdate:
+        dropout = self.lora_dropout[adapter_name]
         share = dropout.p if dropout.training and isinstance(dropout, torch.nn.Dropout) else 0.0
         rows, generator = (route.rows, route.generator) if route else (None, None)
-        return Part(
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self.scaling[name],
+        return LowRankUpdate(
+            self.lora_A[adapter_name].weight,
+            self.lora_B[adapter_name].weight,
+            self.scaling[adapter_name],
             share,
             rows,
             generator,
         )
 
 
-def fuse(model: torch.nn.Module, names: Iterable[str]) -> Routing:
+def fuse_lora_layers(model: torch.nn.Module, adapter_names: Iterable[str]) -> TokenRouting:
     """Every plain LoRA layer of a peft model that carries none but the adapters of these (peft's) names gets ``fused_linear``.
 
     A layer is plain when its base is ``torch.nn.Linear`` itself, or that in float8, and none of its adapters has a bias, a variant such as DoRA, or
     transposed weights.
     """
-    routing, allowed = Routing(), set(names)
+    routing, allowed = TokenRouting(), set(adapter_names)
     layers: Iterable[Any] = model.modules()
     for layer in layers:
-        if type(layer) is Linear and allowed.issuperset(layer.lora_A) and _is_plain(layer):
-            layer.__class__ = FusedLinear
+        if type(layer) is Linear and allowed.issuperset(layer.lora_A) and _is_fusible(layer):
+            layer.__class__ = FusedLoraLinear
             layer.routing = routing
     return routing
 
 
-def _is_plain(layer: Linear) -> bool:
+def _is_fusible(layer: Linear) -> bool:
     known = all(
         isinstance(module, torch.nn.Dropout | torch.nn.Identity)
         for module in layer.lora_dropout.values()

@@ -17,7 +17,7 @@ import torch
 from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.models.families import FAMILIES, Family
 from clinpeft.models.folder import check
-from clinpeft.recipe import ModelSpec
+from clinpeft.recipe import PretrainedModelSpec
 
 PACKAGE, DISTRIBUTION = "liger_kernel", "liger-kernel"
 OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -25,7 +25,7 @@ OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": Fals
 PLAIN = "torch"
 
 
-def refuse_missing(spec: ModelSpec, device: torch.device) -> None:
+def refuse_missing(spec: PretrainedModelSpec, device: torch.device) -> None:
     """Stop before any weight is read where the kernels that are asked for cannot be had.
 
     Raises:
@@ -54,7 +54,7 @@ def refuse_missing(spec: ModelSpec, device: torch.device) -> None:
         raise BaseModelError(message, location=location, hint=f"{hint}; there are some for {known}")
 
 
-def install(model: Any, family: Family, spec: ModelSpec, device: torch.device) -> str:
+def install(model: Any, family: Family, spec: PretrainedModelSpec, device: torch.device) -> str:
     """Give a model the kernels that are asked for, where they can be had: a run that learned with them is read without them elsewhere.
 
     Returns:

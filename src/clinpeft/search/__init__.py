@@ -4,28 +4,28 @@
 ``working`` is a worker, ``measured`` what a run is judged by, ``outcome`` what was found.
 """
 
-from clinpeft.search.objective_value import measured
-from clinpeft.search.outcome import found, with_held_out, write_winner
-from clinpeft.search.paper_spaces import PAPER
-from clinpeft.search.proposals import SAMPLERS, opened_study
-from clinpeft.search.space import Space, space_of
-from clinpeft.search.storage import opened, reached, shown
-from clinpeft.search.worker import Bench, take, work
+from clinpeft.search.objective_value import read_objective_value
+from clinpeft.search.outcome import add_held_out_results, build_search_record, write_winner_recipe
+from clinpeft.search.paper_spaces import PAPER_SEARCH_SPACES
+from clinpeft.search.proposals import OPTUNA_SAMPLERS, open_optuna_study
+from clinpeft.search.space import SearchSpace, build_search_space
+from clinpeft.search.storage import mask_storage_password, open_search_storage, wrap_storage_errors
+from clinpeft.search.worker import WorkerConfig, claim_trials, run_search_worker
 
 __all__ = [
-    "PAPER",
-    "SAMPLERS",
-    "Bench",
-    "Space",
-    "found",
-    "measured",
-    "opened",
-    "opened_study",
-    "reached",
-    "shown",
-    "space_of",
-    "take",
-    "with_held_out",
-    "work",
-    "write_winner",
+    "PAPER_SEARCH_SPACES",
+    "OPTUNA_SAMPLERS",
+    "WorkerConfig",
+    "SearchSpace",
+    "build_search_record",
+    "read_objective_value",
+    "open_search_storage",
+    "open_optuna_study",
+    "wrap_storage_errors",
+    "mask_storage_password",
+    "build_search_space",
+    "claim_trials",
+    "add_held_out_results",
+    "run_search_worker",
+    "write_winner_recipe",
 ]

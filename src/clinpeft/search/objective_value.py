@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from clinpeft.core.errors import UsageError
 from clinpeft.runs import Run
 
-SPLIT = "tuning"
-TRAINED = {"adapt": "adapted", "classify": "model", "embed": "adapted"}
+OBJECTIVE_SPLIT = "tuning"
+TRAINED_MODEL_GROUP = {"adapt": "adapted", "classify": "model", "embed": "adapted"}
 """Kind of recipe -> what ``metrics.json`` calls the model that was trained."""
 
 
-def measured(run: Run, metric: str) -> float | None:
+def read_objective_value(run: Run, metric: str) -> float | None:
     """The metric on the tuning split: of the first question where a run answers several; None where it is not known.
 
     It is the one in ``metrics.json`` for the trained model, all notes together; or, where there is none, what training measured on the tuning split
@@ -25,14 +25,14 @@ def measured(run: Run, metric: str) -> float | None:
     Raises:
         UsageError: the run has no such metric on its tuning split, with the nearest that it has.
     """
-    rows = run.results.filter(pc.equal(run.results["split"], SPLIT)).to_pylist()
-    rows = [row for row in rows if row["group"] == TRAINED[run.recipe.kind]]
+    rows = run.results.filter(pc.equal(run.results["split"], OBJECTIVE_SPLIT)).to_pylist()
+    rows = [row for row in rows if row["group"] == TRAINED_MODEL_GROUP[run.recipe.kind]]
     for row in rows:
         if row["name"] == metric:
             return None if row["value"] is None else float(row["value"])
-    events = _logged(run)
+    events = _read_log_events(run)
     if any(metric in event for event in events):
-        return _kept(run, [event for event in events if metric in event], metric)
+        return _get_best_step_value(run, [event for event in events if metric in event], metric)
     known = {row["name"] for row in rows} | {
         name for event in events for name in event if name.startswith("tuning_")
     }
@@ -45,14 +45,14 @@ def measured(run: Run, metric: str) -> float | None:
     )
 
 
-def _kept(run: Run, events: list[dict[str, Any]], metric: str) -> float | None:
+def _get_best_step_value(run: Run, events: list[dict[str, Any]], metric: str) -> float | None:
     best = run.record.counts.get("best_step")
     chosen = [event for event in events if event.get("step") == best] or events
     value = chosen[-1][metric]
     return float(value) if isinstance(value, int | float) else None
 
 
-def _logged(run: Run) -> list[dict[str, Any]]:
+def _read_log_events(run: Run) -> list[dict[str, Any]]:
     """The lines of the log; one that a process died in is left out."""
     path = run.folder / "log.jsonl"
     found = []

@@ -9,27 +9,27 @@ left out.
 
 from __future__ import annotations
 
-from clinpeft.recipe.search import Setting
+from clinpeft.recipe.search import SettingValue
 
-_TOKENS = (1, 5, 10, 15, 20)
-_LORA: dict[str, tuple[Setting, ...]] = {
+_VIRTUAL_TOKENS = (1, 5, 10, 15, 20)
+_LORA_SPACE: dict[str, tuple[SettingValue, ...]] = {
     "rank": (2, 4, 8, 16),
     "alpha": (4, 8, 16, 32),
     "dropout": (0.0, 0.1, 0.2),
 }
 
-PAPER: dict[str, dict[str, tuple[Setting, ...]]] = {
-    "paper:lora": _LORA,
+PAPER_SEARCH_SPACES: dict[str, dict[str, tuple[SettingValue, ...]]] = {
+    "paper:lora": _LORA_SPACE,
     "paper:adaption-prompt": {"tokens": (5, 10), "layers": (10, 20, 30)},
-    "paper:prefix": {"tokens": _TOKENS, "projection": (True, False)},
-    "paper:prompt": {"tokens": _TOKENS, "init": ("text", "random")},
+    "paper:prefix": {"tokens": _VIRTUAL_TOKENS, "projection": (True, False)},
+    "paper:prompt": {"tokens": _VIRTUAL_TOKENS, "init": ("text", "random")},
     "paper:p-tuning": {
-        "tokens": _TOKENS,
+        "tokens": _VIRTUAL_TOKENS,
         "encoder": ("mlp", "lstm"),
         "hidden": (64, 128, 256, 768),
         "layers": (1, 2, 4, 8, 12),
         "dropout": (0.0, 0.1, 0.2),
     },
-    "paper:downstream": _LORA,
+    "paper:downstream": _LORA_SPACE,
 }
 """Name -> key of one adapter -> choices. ``paper:downstream`` is for the LoRA of a clinical question, alone or on top of an adapted model."""

@@ -11,9 +11,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from clinpeft.recipe import SearchSpec
-from clinpeft.search.space import Space
+from clinpeft.search.space import SearchSpace
 
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+OPTUNA_SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "gp": lambda seed, startup: GPSampler(
         seed=seed, n_startup_trials=startup, warn_independent_sampling=False
     ),
@@ -22,7 +22,7 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 }
 """(seed, random trials first) -> sampler. ``gp`` is a Matérn 5/2 process with log expected improvement, over those that are running too."""
 
-FAILED_REASON, RUN, REPEATS, SECONDS, MADE, WHERE = (
+REASON_ATTR, RUN_ID_ATTR, REPEATS_ATTR, SECONDS_ATTR, NEWLY_TRAINED_ATTR, MACHINE_ATTR = (
     "reason",
     "run_id",
     "repeats",
@@ -33,27 +33,27 @@ FAILED_REASON, RUN, REPEATS, SECONDS, MADE, WHERE = (
 """What is noted on a trial."""
 
 
-def opened_study(storage: BaseStorage, name: str, spec: SearchSpec) -> optuna.Study:
+def open_optuna_study(storage: BaseStorage, name: str, spec: SearchSpec) -> optuna.Study:
     """The search in its storage, made by whoever comes first."""
     return optuna.create_study(
         storage=storage, study_name=name, direction=spec.direction, load_if_exists=True
     )
 
 
-def propose(study: optuna.Study, space: Space, spec: SearchSpec) -> int:
+def propose_trial(study: optuna.Study, space: SearchSpace, spec: SearchSpec) -> int:
     """One proposal more, by its number; call it several times before any is measured, and they differ as those of several workers do."""
     known = study.get_trials(deepcopy=False)
     digest = hashlib.sha256(f"{spec.seed}/{len(known)}".encode()).digest()
-    study.sampler = SAMPLERS[spec.sampler](int.from_bytes(digest[:4]), spec.startup)
+    study.sampler = OPTUNA_SAMPLERS[spec.sampler](int.from_bytes(digest[:4]), spec.startup)
     return study.ask(fixed_distributions=space.distributions).number
 
 
-def whole(study: optuna.Study, space: Space) -> list[FrozenTrial]:
+def get_fully_specified_trials(study: optuna.Study, space: SearchSpace) -> list[FrozenTrial]:
     """The trials that have a value for every key, in the order of their numbers."""
     return [trial for trial in study.get_trials(deepcopy=False) if space.covers(trial.params)]
 
 
-def twin(trial: FrozenTrial, trials: list[FrozenTrial]) -> FrozenTrial | None:
+def find_duplicate_trial(trial: FrozenTrial, trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The first earlier trial with the same values, if there is one."""
     return next(
         (other for other in trials if other.number < trial.number and other.params == trial.params),
@@ -61,6 +61,6 @@ def twin(trial: FrozenTrial, trials: list[FrozenTrial]) -> FrozenTrial | None:
     )
 
 
-def is_open(trial: FrozenTrial) -> bool:
+def is_trial_open(trial: FrozenTrial) -> bool:
     """Whether it was proposed and has not ended."""
     return trial.state == TrialState.RUNNING

@@ -22,42 +22,42 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from clinpeft.core import locks as files
 from clinpeft.core.errors import StorageError, UsageError
 
-JOURNAL = "journal.log"
+JOURNAL_FILE = "journal.log"
 
 
-class Claims(Protocol):
+class TrialLocks(Protocol):
     """Who works on which trial."""
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
+    def lock_search(self) -> contextlib.AbstractContextManager[None]:
         """Wait until no other process takes or proposes a trial; for moments only."""
 
-    def held(self, number: int) -> contextlib.AbstractContextManager[bool]:
+    def try_lock_trial(self, number: int) -> contextlib.AbstractContextManager[bool]:
         """Whether this process has the trial, until the block ends or the process dies."""
 
-    def is_held(self, number: int) -> bool:
+    def is_trial_locked(self, number: int) -> bool:
         """Whether a process has the trial now."""
 
 
 @dataclass(frozen=True)
-class FolderClaims:
+class FileTrialLocks:
     """Claims by file locks in the search's folder."""
 
     folder: Path
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
+    def lock_search(self) -> contextlib.AbstractContextManager[None]:
         """By a lock on the folder."""
-        return files.alone(self.folder)
+        return files.wait_for_folder_lock(self.folder)
 
-    def held(self, number: int) -> contextlib.AbstractContextManager[bool]:
+    def try_lock_trial(self, number: int) -> contextlib.AbstractContextManager[bool]:
         """By a lock on the trial's file."""
-        return files.claimed(self.folder, f"trial-{number}")
+        return files.try_lock(self.folder, f"trial-{number}")
 
-    def is_held(self, number: int) -> bool:
+    def is_trial_locked(self, number: int) -> bool:
         """Whether the trial's file is locked."""
-        return files.is_claimed(self.folder, f"trial-{number}")
+        return files.is_key_locked(self.folder, f"trial-{number}")
 
 
-class DatabaseClaims:
+class DatabaseTrialLocks:
     """Claims by advisory locks of a PostgreSQL session, which the server drops with the session's connection.
 
     Args:
@@ -67,47 +67,49 @@ class DatabaseClaims:
 
     def __init__(self, connection: Any, name: str) -> None:
         self._connection = connection
-        self._search = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) & 0x7FFFFFFF
+        self._search_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) & 0x7FFFFFFF
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock_search(self) -> Iterator[None]:
         """By the search's lock."""
-        self._ask("SELECT pg_advisory_lock(:search, :number)", 0)
+        self._query_scalar("SELECT pg_advisory_lock(:search, :number)", 0)
         try:
             yield
         finally:
-            self._ask("SELECT pg_advisory_unlock(:search, :number)", 0)
+            self._query_scalar("SELECT pg_advisory_unlock(:search, :number)", 0)
 
     @contextlib.contextmanager
-    def held(self, number: int) -> Iterator[bool]:
+    def try_lock_trial(self, number: int) -> Iterator[bool]:
         """By the trial's lock."""
-        if not self._ask("SELECT pg_try_advisory_lock(:search, :number)", number + 1):
+        if not self._query_scalar("SELECT pg_try_advisory_lock(:search, :number)", number + 1):
             yield False
             return
         try:
             yield True
         finally:
             with contextlib.suppress(Exception):  # with the connection the lock is gone as well
-                self._ask("SELECT pg_advisory_unlock(:search, :number)", number + 1)
+                self._query_scalar("SELECT pg_advisory_unlock(:search, :number)", number + 1)
 
-    def is_held(self, number: int) -> bool:
+    def is_trial_locked(self, number: int) -> bool:
         """Whether any session has the trial's lock."""
         asked = (
             "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = :search AND objid = :number AND objsubid = 2"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
         )
-        return bool(self._ask(asked, number + 1))
+        return bool(self._query_scalar(asked, number + 1))
 
-    def _ask(self, text: str, number: int) -> Any:
+    def _query_scalar(self, sql: str, number: int) -> Any:
         import sqlalchemy
 
         return self._connection.execute(
-            sqlalchemy.text(text), {"search": self._search, "number": number}
+            sqlalchemy.text(sql), {"search": self._search_key, "number": number}
         ).scalar()
 
 
 @contextlib.contextmanager
-def opened(storage: str, folder: Path, name: str) -> Iterator[tuple[BaseStorage, Claims]]:
+def open_search_storage(
+    storage: str, folder: Path, name: str
+) -> Iterator[tuple[BaseStorage, TrialLocks]]:
     """The storage of a search and its claims, until the block ends.
 
     Args:
@@ -121,18 +123,24 @@ def opened(storage: str, folder: Path, name: str) -> Iterator[tuple[BaseStorage,
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with contextlib.ExitStack() as stack:
-        with reached(storage):
-            found = _journal(folder) if storage == "journal" else _postgresql(storage, name, stack)
+        with wrap_storage_errors(storage):
+            found = (
+                _open_journal(folder)
+                if storage == "journal"
+                else _open_postgresql(storage, name, stack)
+            )
         yield found
 
 
-def _journal(folder: Path) -> tuple[BaseStorage, Claims]:
+def _open_journal(folder: Path) -> tuple[BaseStorage, TrialLocks]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return JournalStorage(_journal_file(folder)), FolderClaims(folder)
+    return JournalStorage(_create_journal_backend(folder)), FileTrialLocks(folder)
 
 
-def _journal_file(folder: Path) -> BaseJournalBackend:
-    return JournalFileBackend(str(folder / JOURNAL), lock_obj=JournalLock(folder / JOURNAL))
+def _create_journal_backend(folder: Path) -> BaseJournalBackend:
+    return JournalFileBackend(
+        str(folder / JOURNAL_FILE), lock_obj=JournalLock(folder / JOURNAL_FILE)
+    )
 
 
 class JournalLock(JournalFileOpenLock):
@@ -147,21 +155,23 @@ class JournalLock(JournalFileOpenLock):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._held = contextlib.ExitStack()
+        self._exit_stack = contextlib.ExitStack()
 
     def acquire(self) -> bool:
         """Wait for it."""
-        self._held.enter_context(files.alone(self._path.parent, f"{JOURNAL}.held"))
+        self._exit_stack.enter_context(
+            files.wait_for_folder_lock(self._path.parent, f"{JOURNAL_FILE}.held")
+        )
         with contextlib.suppress(FileNotFoundError), self._path.open("rb+") as journal:
-            _whole(journal)
+            _truncate_torn_line(journal)
         return True
 
     def release(self) -> None:
         """Let the next one in."""
-        self._held.close()
+        self._exit_stack.close()
 
 
-def _whole(journal: Any) -> None:
+def _truncate_torn_line(journal: Any) -> None:
     """Cut the file behind its last line end."""
     size = journal.seek(0, os.SEEK_END)
     end = size
@@ -171,7 +181,9 @@ def _whole(journal: Any) -> None:
         journal.truncate(end)
 
 
-def _postgresql(address: str, name: str, stack: contextlib.ExitStack) -> tuple[BaseStorage, Claims]:
+def _open_postgresql(
+    address: str, name: str, stack: contextlib.ExitStack
+) -> tuple[BaseStorage, TrialLocks]:
     import sqlalchemy
     from optuna.storages import RDBStorage
 
@@ -189,8 +201,8 @@ def _postgresql(address: str, name: str, stack: contextlib.ExitStack) -> tuple[B
         raise UsageError(
             f"{error.name} is not installed", location="search.storage", hint=hint
         ) from error
-    claims = DatabaseClaims(stack.enter_context(engine.connect()), name)
-    with claims.alone():  # the first one makes the tables
+    claims = DatabaseTrialLocks(stack.enter_context(engine.connect()), name)
+    with claims.lock_search():  # the first one makes the tables
         kept = RDBStorage(
             url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True}
         )
@@ -199,7 +211,7 @@ def _postgresql(address: str, name: str, stack: contextlib.ExitStack) -> tuple[B
 
 
 @contextlib.contextmanager
-def reached(storage: str) -> Iterator[None]:
+def wrap_storage_errors(storage: str) -> Iterator[None]:
     """Whatever the block meets in the storage becomes one error, without the address's password.
 
     Raises:
@@ -217,13 +229,13 @@ def reached(storage: str) -> Iterator[None]:
     ) as error:
         hint = "check the address and that the server is up, then give the same command: it goes on, and no finished run is made again"
         raise StorageError(
-            f"the storage of the search cannot be used: {_cause(error)}",
-            location=shown(storage),
+            f"the storage of the search cannot be used: {_describe_cause(error)}",
+            location=mask_storage_password(storage),
             hint=hint,
         ) from None
 
 
-def shown(storage: str) -> str:
+def mask_storage_password(storage: str) -> str:
     """The storage without its password."""
     import sqlalchemy
 
@@ -234,7 +246,7 @@ def shown(storage: str) -> str:
     )
 
 
-def _cause(error: BaseException) -> str:
+def _describe_cause(error: BaseException) -> str:
     """The class of the innermost error, and what the system says of it."""
     while error.__cause__ is not None or getattr(error, "orig", None) is not None:
         error = error.__cause__ or error.orig  # type: ignore[attr-defined]

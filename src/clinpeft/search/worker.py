@@ -20,80 +20,82 @@ from optuna.trial import FrozenTrial, TrialState
 from clinpeft.core.errors import (
     AdapterError,
     ClinpeftError,
-    InterruptedRun,
+    InterruptedRunError,
     RecipeError,
     RefusedError,
     TrainingError,
 )
-from clinpeft.core.locks import made_elsewhere
-from clinpeft.recipe import Recipe, SearchSpec, varied
-from clinpeft.recipe.search import Setting
+from clinpeft.core.locks import is_locked_elsewhere
+from clinpeft.recipe import Recipe, SearchSpec, apply_recipe_settings
+from clinpeft.recipe.search import SettingValue
 from clinpeft.runs import Run
-from clinpeft.search.objective_value import measured
+from clinpeft.search.objective_value import read_objective_value
 from clinpeft.search.proposals import (
-    FAILED_REASON,
-    MADE,
-    REPEATS,
-    RUN,
-    SECONDS,
-    WHERE,
-    is_open,
-    propose,
-    twin,
-    whole,
+    MACHINE_ATTR,
+    NEWLY_TRAINED_ATTR,
+    REASON_ATTR,
+    REPEATS_ATTR,
+    RUN_ID_ATTR,
+    SECONDS_ATTR,
+    find_duplicate_trial,
+    get_fully_specified_trials,
+    is_trial_open,
+    propose_trial,
 )
-from clinpeft.search.space import PLACE, Space
-from clinpeft.search.storage import Claims, reached
+from clinpeft.search.space import SEARCH_SPACE_KEY, SearchSpace
+from clinpeft.search.storage import TrialLocks, wrap_storage_errors
 
-OF_THE_PROPOSAL = (RecipeError, TrainingError, AdapterError, MemoryError)
+SETTINGS_ERRORS = (RecipeError, TrainingError, AdapterError, MemoryError)
 """Errors that settings can cause: the trial has failed, and the search goes on. Any other stops the worker, and leaves the trial open."""
 
-PAUSE_SECONDS = 1.0
+RETRY_PAUSE_SECONDS = 1.0
 
 
-Made = tuple[Run, bool]
+TrialRun = tuple[Run, bool]
 """A finished run, and whether it was trained now."""
 
 
 @dataclass(frozen=True)
-class Bench:
+class WorkerConfig:
     """What a worker works with.
 
     Attributes:
         storage, study: the trials.
-        claims: who holds which.
+        trial_locks: who holds which.
         space, spec, recipe: what is varied, how, and in what.
-        make: recipe -> its finished run and whether it was trained now, and was not there before.
-        stopping: whether the worker is asked to end.
-        where: the machine, for the record.
-        told: called after every trial.
-        concurrent: how many trials are taken at once; with ``make_together`` they are trained in one pass.
-        make_together: recipes -> what ``make`` gives for each, or its error; None where these cannot be trained together.
+        run_recipe: recipe -> its finished run and whether it was trained now, and was not there before.
+        should_stop: whether the worker is asked to end.
+        machine: the machine, for the record.
+        on_trial_end: called after every trial.
+        concurrent_trials: how many trials are taken at once; with ``run_recipes_jointly`` they are trained in one pass.
+        run_recipes_jointly: recipes -> what ``run_recipe`` gives for each, or its error; None where these cannot be trained together.
     """
 
     storage: BaseStorage
     study: optuna.Study
-    claims: Claims
-    space: Space
+    trial_locks: TrialLocks
+    space: SearchSpace
     spec: SearchSpec
     recipe: Recipe
-    make: Callable[[Recipe], Made]
-    stopping: Callable[[], bool] = lambda: False
-    where: str = ""
-    told: Callable[[], None] = lambda: None
-    concurrent: int = 1
-    make_together: Callable[[Sequence[Recipe]], Sequence[Made | Exception] | None] = lambda _: None
+    run_recipe: Callable[[Recipe], TrialRun]
+    should_stop: Callable[[], bool] = lambda: False
+    machine: str = ""
+    on_trial_end: Callable[[], None] = lambda: None
+    concurrent_trials: int = 1
+    run_recipes_jointly: Callable[[Sequence[Recipe]], Sequence[TrialRun | Exception] | None] = (
+        lambda _: None
+    )
 
 
 @dataclass(frozen=True)
-class Taken:
+class ClaimedTrial:
     """A trial in this worker's hands."""
 
     number: int
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, SettingValue]
 
 
-def work(bench: Bench) -> None:
+def run_search_worker(config: WorkerConfig) -> None:
     """Trial after trial until none is left that nobody holds.
 
     Raises:
@@ -103,56 +105,71 @@ def work(bench: Bench) -> None:
     """
     while True:
         with contextlib.ExitStack() as held:
-            with reached(bench.spec.storage), bench.claims.alone():
-                taken = take(bench, held, bench.concurrent)
+            with wrap_storage_errors(config.spec.storage), config.trial_locks.lock_search():
+                taken = claim_trials(config, held, config.concurrent_trials)
             if not taken:
                 return
             begun = time.perf_counter()
-            known = _made_together(bench, taken) if len(taken) > 1 else {}
+            known = _train_jointly(config, taken) if len(taken) > 1 else {}
             share = (time.perf_counter() - begun) / len(taken)
             for one in taken:
-                _perform(bench, one, known.get(one.number), share)
-                bench.told()
+                _run_trial(config, one, known.get(one.number), share)
+                config.on_trial_end()
 
 
-def take(bench: Bench, held: contextlib.ExitStack, count: int) -> list[Taken]:
+def claim_trials(
+    config: WorkerConfig, locks: contextlib.ExitStack, count: int
+) -> list[ClaimedTrial]:
     """So many trials, open ones that nobody holds first, then new proposals, which know of each other; fewer where the search has no more.
 
-    Call it while no other worker does (``Claims.alone``); the trials are this worker's until ``held`` is closed.
+    Call it while no other worker does (``Claims.alone``); the trials are this worker's until ``locks`` is closed.
     """
-    taken: list[Taken] = []
+    taken: list[ClaimedTrial] = []
     while (
         len(taken) < count
-        and (number := _open_one(bench, held, {one.number for one in taken})) is not None
+        and (number := _claim_trial_number(config, locks, {one.number for one in taken}))
+        is not None
     ):
-        chosen = next(trial for trial in whole(bench.study, bench.space) if trial.number == number)
-        taken.append(Taken(number, bench.space.settings(chosen.params)))
+        chosen = next(
+            trial
+            for trial in get_fully_specified_trials(config.study, config.space)
+            if trial.number == number
+        )
+        taken.append(ClaimedTrial(number, config.space.to_settings(chosen.params)))
     return taken
 
 
-def _open_one(bench: Bench, held: contextlib.ExitStack, mine: set[int]) -> int | None:
+def _claim_trial_number(
+    config: WorkerConfig, locks: contextlib.ExitStack, own_numbers: set[int]
+) -> int | None:
     """An open trial, held now and not before; or a new one, while the search wants more. An open trial whose earlier twin is worked on waits."""
     while True:
-        trials = whole(bench.study, bench.space)
-        for trial in (trial for trial in trials if is_open(trial) and trial.number not in mine):
-            earlier = twin(trial, trials)
-            if earlier is not None and is_open(earlier):
+        trials = get_fully_specified_trials(config.study, config.space)
+        for trial in (
+            trial for trial in trials if is_trial_open(trial) and trial.number not in own_numbers
+        ):
+            earlier = find_duplicate_trial(trial, trials)
+            if earlier is not None and is_trial_open(earlier):
                 continue
-            if held.enter_context(bench.claims.held(trial.number)):
+            if locks.enter_context(config.trial_locks.try_lock_trial(trial.number)):
                 return trial.number
-        if len(trials) >= bench.spec.trials:
+        if len(trials) >= config.spec.trials:
             return None
-        propose(bench.study, bench.space, bench.spec)
+        propose_trial(config.study, config.space, config.spec)
 
 
-def _made_together(bench: Bench, taken: Sequence[Taken]) -> dict[int, Made | Exception]:
+def _train_jointly(
+    config: WorkerConfig, claimed_trials: Sequence[ClaimedTrial]
+) -> dict[int, TrialRun | Exception]:
     """The runs of several trials, trained in one pass; none where that is not possible, or where it failed as a whole: then each is made alone, so
     that settings which spoil it for all are found."""
     try:
-        made = bench.make_together([_recipe(bench, one) for one in taken])
-    except InterruptedRun:
+        made = config.run_recipes_jointly(
+            [_build_trial_recipe(config, one) for one in claimed_trials]
+        )
+    except InterruptedRunError:
         raise
-    except (*OF_THE_PROPOSAL, RefusedError, RuntimeError) as error:
+    except (*SETTINGS_ERRORS, RefusedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise
         return {}
@@ -161,107 +178,121 @@ def _made_together(bench: Bench, taken: Sequence[Taken]) -> dict[int, Made | Exc
         if made is None
         else {
             one.number: each
-            for one, each in zip(taken, made, strict=True)
+            for one, each in zip(claimed_trials, made, strict=True)
             if not isinstance(each, RefusedError)
         }
     )
 
 
-def _recipe(bench: Bench, taken: Taken) -> Recipe:
-    return varied(
-        bench.recipe,
-        taken.settings,
-        PLACE,
-        name=f"{bench.recipe.name} · trial {taken.number}".removeprefix(" · "),
+def _build_trial_recipe(config: WorkerConfig, claimed_trial: ClaimedTrial) -> Recipe:
+    return apply_recipe_settings(
+        config.recipe,
+        claimed_trial.settings,
+        SEARCH_SPACE_KEY,
+        name=f"{config.recipe.name} · trial {claimed_trial.number}".removeprefix(" · "),
     )
 
 
-def _perform(bench: Bench, taken: Taken, known: Made | Exception | None, seconds: float) -> None:
+def _run_trial(
+    config: WorkerConfig,
+    claimed_trial: ClaimedTrial,
+    joint_result: TrialRun | Exception | None,
+    elapsed_seconds: float,
+) -> None:
     """From settings, and what was made of them already in its share of so many seconds, to a value in the storage."""
-    begun = time.perf_counter() - seconds
-    with reached(bench.spec.storage):
-        trials = whole(bench.study, bench.space)
-        trial = next(one for one in trials if one.number == taken.number)
-        earlier = twin(trial, trials)
-    notes: dict[str, Any] = {WHERE: bench.where}
+    begun = time.perf_counter() - elapsed_seconds
+    with wrap_storage_errors(config.spec.storage):
+        trials = get_fully_specified_trials(config.study, config.space)
+        trial = next(one for one in trials if one.number == claimed_trial.number)
+        earlier = find_duplicate_trial(trial, trials)
+    notes: dict[str, Any] = {MACHINE_ATTR: config.machine}
     value: float | None
-    if earlier is not None and not is_open(earlier):
-        value, notes = _as_before(earlier, notes)
+    if earlier is not None and not is_trial_open(earlier):
+        value, notes = _copy_duplicate_result(earlier, notes)
     else:
-        value, notes = _made(bench, taken, notes, known)
-    notes[SECONDS] = round(time.perf_counter() - begun, 3)
-    with reached(bench.spec.storage):
-        _tell(bench, trial, value, notes)
+        value, notes = _evaluate_trial(config, claimed_trial, notes, joint_result)
+    notes[SECONDS_ATTR] = round(time.perf_counter() - begun, 3)
+    with wrap_storage_errors(config.spec.storage):
+        _report_trial(config, trial, value, notes)
 
 
-def _as_before(earlier: FrozenTrial, notes: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+def _copy_duplicate_result(
+    earlier: FrozenTrial, notes: dict[str, Any]
+) -> tuple[float | None, dict[str, Any]]:
     """The same settings are the same run: its value, and nothing is trained."""
     known = {
-        key: earlier.user_attrs[key] for key in (RUN, FAILED_REASON) if key in earlier.user_attrs
+        key: earlier.user_attrs[key]
+        for key in (RUN_ID_ATTR, REASON_ATTR)
+        if key in earlier.user_attrs
     }
     return earlier.value, notes | known | {
-        REPEATS: earlier.user_attrs.get(REPEATS, earlier.number),
-        MADE: False,
+        REPEATS_ATTR: earlier.user_attrs.get(REPEATS_ATTR, earlier.number),
+        NEWLY_TRAINED_ATTR: False,
     }
 
 
-def _made(
-    bench: Bench, taken: Taken, notes: dict[str, Any], known: Made | Exception | None
+def _evaluate_trial(
+    config: WorkerConfig,
+    claimed_trial: ClaimedTrial,
+    notes: dict[str, Any],
+    joint_result: TrialRun | Exception | None,
 ) -> tuple[float | None, dict[str, Any]]:
     """The run of some settings, and its value; None with a reason where the settings are what is wrong."""
     try:
-        if isinstance(known, Exception):
-            raise known
-        run, made = known or _patiently(bench, _recipe(bench, taken))
-    except OF_THE_PROPOSAL as error:
+        if isinstance(joint_result, Exception):
+            raise joint_result
+        run, made = joint_result or _run_when_unlocked(
+            config, _build_trial_recipe(config, claimed_trial)
+        )
+    except SETTINGS_ERRORS as error:
         return None, notes | {
-            FAILED_REASON: error.message
+            REASON_ATTR: error.message
             if isinstance(error, ClinpeftError)
             else "there was not enough memory"
         }
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, which this room does not import
             raise
-        return None, notes | {FAILED_REASON: "there was not enough memory on the device"}
-    value = measured(run, bench.spec.metric)
-    notes = notes | {RUN: run.id, MADE: made}
+        return None, notes | {REASON_ATTR: "there was not enough memory on the device"}
+    value = read_objective_value(run, config.spec.metric)
+    notes = notes | {RUN_ID_ATTR: run.id, NEWLY_TRAINED_ATTR: made}
     if value is None or not math.isfinite(value):
-        return None, notes | {
-            FAILED_REASON: f"{bench.spec.metric} is not known on the tuning split"
-        }
+        return None, notes | {REASON_ATTR: f"{config.spec.metric} is not known on the tuning split"}
     return value, notes
 
 
-def _patiently(bench: Bench, recipe: Recipe) -> tuple[Run, bool]:
+def _run_when_unlocked(config: WorkerConfig, recipe: Recipe) -> tuple[Run, bool]:
     """The run, once nobody else is making it."""
     while True:
-        if bench.stopping():
-            raise InterruptedRun(
+        if config.should_stop():
+            raise InterruptedRunError(
                 "stopped between two trials",
                 location=recipe.name,
                 hint="give the same command to go on",
             )
         try:
-            return bench.make(recipe)
+            return config.run_recipe(recipe)
         except RefusedError as error:
-            if not made_elsewhere(error):
+            if not is_locked_elsewhere(error):
                 raise
-            while made_elsewhere(error) and not bench.stopping():
-                time.sleep(PAUSE_SECONDS)
+            while is_locked_elsewhere(error) and not config.should_stop():
+                time.sleep(RETRY_PAUSE_SECONDS)
 
 
-def _tell(bench: Bench, trial: FrozenTrial, value: float | None, notes: dict[str, Any]) -> None:
+def _report_trial(
+    config: WorkerConfig, trial: FrozenTrial, value: float | None, notes: dict[str, Any]
+) -> None:
     """Value and notes into the storage; a trial that has ended meanwhile, because the storage lost sight of this worker, stays as it is."""
     try:
-        own = bench.storage.get_study_id_from_name(bench.study.study_name)
-        id_ = bench.storage.get_trial_id_from_study_id_trial_number(
+        own = config.storage.get_study_id_from_name(config.study.study_name)
+        id_ = config.storage.get_trial_id_from_study_id_trial_number(
             own, trial.number
         )  # perhaps another process began it
         for key, note in notes.items():
-            bench.storage.set_trial_user_attr(id_, key, note)
+            config.storage.set_trial_user_attr(id_, key, note)
         if value is None:
-            bench.study.tell(trial.number, state=TrialState.FAIL)
+            config.study.tell(trial.number, state=TrialState.FAIL)
         else:
-            bench.study.tell(trial.number, value)
+            config.study.tell(trial.number, value)
     except optuna.exceptions.UpdateFinishedTrialError:
         return

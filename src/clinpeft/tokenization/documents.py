@@ -17,7 +17,7 @@ import torch
 
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import Attrition
-from clinpeft.recipe import ReadingSpec
+from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization.batches import DocumentBatch, filled, padded
 from clinpeft.tokenization.headings import sections
 from clinpeft.tokenization.special_tokens import Ints, Layout, Tokenizer, layout
@@ -137,7 +137,7 @@ def document_layout(tokenizer: Tokenizer, objective: Objective) -> Layout:
 def encode_documents(
     cohort: Path,
     tokenizer: Tokenizer,
-    reading: ReadingSpec,
+    reading: TruncationSpec,
     max_tokens: int,
     objective: Objective,
     folder: Path,
@@ -161,10 +161,10 @@ def encode_documents(
     shape = document_layout(tokenizer, objective)
     cutter = _Cutter(tokenizer, reading.keep, limits(reading, shape.room(max_tokens)), shape)
     if cutter.by_sections and not tokenizer.is_fast:
-        hint = 'reading.keep = "head", or a base whose folder has a tokenizer.json'
+        hint = 'truncation.keep = "head", or a base whose folder has a tokenizer.json'
         raise InputError(
             "this base's tokenizer does not tell where in the text a token stands",
-            location="reading.keep",
+            location="truncation.keep",
             hint=hint,
         )
     with built(folder) as building:
@@ -238,14 +238,14 @@ class _Tally:
         """Count a document of so many tokens, of which those in ``cut`` are not read."""
         self.total.append(tokens)
         self.kept.append(tokens - sum(cut.values()))
-        self.tokens.entered += tokens
+        self.tokens.entered_rows += tokens
         for reason, count in cut.items():
-            self.tokens.drop(reason, count)
+            self.tokens.drop_rows(reason, count)
 
     def judge(self, reason: str) -> None:
         """Count a document as read whole, or out for a reason."""
-        self.documents.entered += 1
-        self.documents.drop(reason, int(bool(reason)))
+        self.documents.entered_rows += 1
+        self.documents.drop_rows(reason, int(bool(reason)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.recipe import ReadingSpec
+from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization.headings import key
 
 Span = tuple[int, int]
@@ -59,7 +59,7 @@ class Read:
     dropped: dict[str, int]
 
 
-def limits(spec: ReadingSpec, room: int) -> Limits:
+def limits(spec: TruncationSpec, room: int) -> Limits:
     """What a recipe allows for windows of ``room`` tokens of text.
 
     Raises:
@@ -79,7 +79,7 @@ def limits(spec: ReadingSpec, room: int) -> Limits:
         )
         raise RecipeError(
             message,
-            location="reading.sections",
+            location="truncation.sections",
             hint='name headings, the most important first, such as ["chief complaint"]',
         )
     rank = {

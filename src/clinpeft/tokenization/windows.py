@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clinpeft.core.schemas import SPLITS, Attrition
-from clinpeft.recipe import BaseSpec
+from clinpeft.core.schemas import SPLIT_NAMES, Attrition
+from clinpeft.recipe import LanguageModelSpec
 from clinpeft.tokenization.special_tokens import Ints, Layout, Tokenizer
 from clinpeft.tokenization.storage import (
     MappedTokens,
@@ -67,7 +67,7 @@ class Encodings:
             "windows": len(self.starts),
             "tokens": int(self.lengths.sum()),
         }
-        for split in SPLITS:
+        for split in SPLIT_NAMES:
             chosen = self.windows(split)
             found |= {
                 f"{split}_windows": len(chosen),
@@ -77,7 +77,7 @@ class Encodings:
 
 
 def encode(
-    corpus: Path, tokenizer: Tokenizer, shape: Layout, base: BaseSpec, folder: Path
+    corpus: Path, tokenizer: Tokenizer, shape: Layout, base: LanguageModelSpec, folder: Path
 ) -> Encodings:
     """Encode a corpus (Parquet, schema ``tables.CORPUS``) into ``folder``, which appears whole or not at all.
 
@@ -91,7 +91,10 @@ def encode(
             written = write_windows(
                 _encoded(corpus, tokenizer, shape, base, notes, attrition), len(tokenizer), building
             )
-        describe(building, {**written, "entered": attrition.entered, "dropped": attrition.dropped})
+        describe(
+            building,
+            {**written, "entered": attrition.entered_rows, "dropped": attrition.dropped_rows},
+        )
     return open_encodings(folder)
 
 
@@ -99,9 +102,9 @@ def open_encodings(folder: Path) -> Encodings:
     """What ``encode`` left in a folder."""
     described = described_in(folder)
     tokens, (starts, lengths, notes) = mapped(folder, described)
-    attrition = Attrition(step="tokens", entered=described["entered"])
+    attrition = Attrition(step="tokens", entered_rows=described["entered"])
     for reason, count in described["dropped"].items():
-        attrition.drop(reason, count)
+        attrition.drop_rows(reason, count)
     return Encodings(
         tokens, starts, lengths, notes, pq.read_table(folder / "notes.parquet"), attrition, folder
     )
@@ -111,7 +114,7 @@ def _encoded(
     corpus: Path,
     tokenizer: Tokenizer,
     shape: Layout,
-    base: BaseSpec,
+    base: LanguageModelSpec,
     notes: pq.ParquetWriter,
     attrition: Attrition,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -136,13 +139,13 @@ def _note_schema(corpus: Path) -> pa.Schema:
 
 
 def _windows(
-    ids: list[int], shape: Layout, base: BaseSpec, attrition: Attrition
+    ids: list[int], shape: Layout, base: LanguageModelSpec, attrition: Attrition
 ) -> Iterator[list[int]]:
     """The windows of one note; what ``truncate`` cuts off is counted."""
     room = shape.room(base.max_tokens)
-    attrition.entered += len(ids)
+    attrition.entered_rows += len(ids)
     if base.overflow == "truncate":
-        attrition.drop(f"past the first {room} tokens of its note", max(0, len(ids) - room))
+        attrition.drop_rows(f"past the first {room} tokens of its note", max(0, len(ids) - room))
         ids = ids[:room]
     for start in range(0, max(len(ids), 1), room):
         content = ids[start : start + room]

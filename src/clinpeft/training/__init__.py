@@ -13,92 +13,106 @@ private.py         differential privacy by subject
 ```
 """
 
-from clinpeft.training.chunked_loss import Vocabulary, block_rows
+from accelerate import Accelerator
+
+from clinpeft.training.chunked_loss import LanguageModelHead, compute_loss_block_rows
 from clinpeft.training.classification import (
-    Answer,
-    Exam,
-    as_parameters,
-    classification,
-    shuffled,
-    truth,
+    ClassificationData,
+    DocumentLogitFunction,
+    build_classification_trainable,
+    collect_module_parameters,
+    encode_labels,
+    shuffle_labels,
 )
-from clinpeft.training.contrastive import TUNING_LOSS, Embedder, contrastive, tuning
-from clinpeft.training.contrastive_batches import Pairs as TextPairs
-from clinpeft.training.contrastive_batches import Texts
+from clinpeft.training.contrastive import (
+    TUNING_LOSS,
+    Embedder,
+    build_contrastive_trainable,
+    build_tuning_evaluation,
+)
+from clinpeft.training.contrastive_batches import TextAttributes
+from clinpeft.training.contrastive_batches import TextPairs as TextPairs
 from clinpeft.training.differential_privacy import (
-    Mechanism,
-    Subjects,
-    Tally,
-    accounted,
-    mechanism,
-    must_be_countable,
-    private,
+    ClippingStats,
+    PrivacyMechanism,
+    SubjectArray,
+    calibrate_privacy_mechanism,
+    check_opacus_installed,
+    make_trainable_private,
+    summarize_privacy_spending,
 )
-from clinpeft.training.hard_negatives import Mined, mined
-from clinpeft.training.joint import Fit, Outcome, fit_together
-from clinpeft.training.language_modeling import language
-from clinpeft.training.likelihood import likelihoods, perplexity_of, unigram
-from clinpeft.training.memory import peak_bytes, sparing
-from clinpeft.training.objectives import OBJECTIVES, Forward, Lesson
+from clinpeft.training.hard_negatives import MinedNegatives, mine_hard_negatives
+from clinpeft.training.joint import JointTrainingOutcome, TrialTraining, train_jointly
+from clinpeft.training.language_modeling import build_language_modeling_trainable
+from clinpeft.training.likelihood import (
+    compute_note_likelihoods,
+    compute_unigram_likelihoods,
+    compute_window_perplexity,
+)
+from clinpeft.training.memory import measure_peak_memory_bytes, retry_backward_on_oom
+from clinpeft.training.objectives import (
+    LANGUAGE_OBJECTIVES,
+    LanguageModelingData,
+    TokenLogitFunction,
+)
 from clinpeft.training.trainer import (
-    Course,
-    Crew,
-    Event,
-    Fitted,
-    Sums,
-    Watch,
-    additive,
-    assemble,
-    fit,
-    hardware,
-    total_steps,
+    LossSum,
+    StepEvent,
+    Trainable,
+    TrainingCallbacks,
+    TrainingResult,
+    build_additive_backward,
+    count_total_steps,
+    create_accelerator,
+    describe_hardware,
+    run_training,
 )
 
 __all__ = [
-    "OBJECTIVES",
+    "LANGUAGE_OBJECTIVES",
     "TUNING_LOSS",
-    "Answer",
-    "Course",
-    "Crew",
+    "DocumentLogitFunction",
+    "Trainable",
+    "Accelerator",
     "Embedder",
-    "Event",
-    "Exam",
-    "Fit",
-    "Fitted",
-    "Forward",
-    "Lesson",
-    "Mechanism",
-    "Mined",
-    "Outcome",
-    "Subjects",
-    "Sums",
-    "Tally",
+    "StepEvent",
+    "ClassificationData",
+    "TrialTraining",
+    "TrainingResult",
+    "TokenLogitFunction",
+    "LanguageModelingData",
+    "PrivacyMechanism",
+    "MinedNegatives",
+    "JointTrainingOutcome",
+    "SubjectArray",
+    "LossSum",
+    "ClippingStats",
     "TextPairs",
-    "Texts",
-    "Vocabulary",
-    "Watch",
-    "accounted",
-    "additive",
-    "as_parameters",
-    "assemble",
-    "block_rows",
-    "classification",
-    "contrastive",
-    "fit",
-    "fit_together",
-    "hardware",
-    "language",
-    "likelihoods",
-    "mechanism",
-    "mined",
-    "must_be_countable",
-    "peak_bytes",
-    "perplexity_of",
-    "private",
-    "shuffled",
-    "sparing",
-    "total_steps",
-    "truth",
-    "tuning",
-    "unigram",
+    "TextAttributes",
+    "LanguageModelHead",
+    "TrainingCallbacks",
+    "summarize_privacy_spending",
+    "build_additive_backward",
+    "collect_module_parameters",
+    "create_accelerator",
+    "compute_loss_block_rows",
+    "build_classification_trainable",
+    "build_contrastive_trainable",
+    "run_training",
+    "train_jointly",
+    "describe_hardware",
+    "build_language_modeling_trainable",
+    "compute_note_likelihoods",
+    "calibrate_privacy_mechanism",
+    "mine_hard_negatives",
+    "check_opacus_installed",
+    "measure_peak_memory_bytes",
+    "compute_window_perplexity",
+    "make_trainable_private",
+    "shuffle_labels",
+    "retry_backward_on_oom",
+    "count_total_steps",
+    "encode_labels",
+    "build_tuning_evaluation",
+    "compute_unigram_likelihoods",
 ]

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 from clinpeft.core.errors import InputError, StorageError
 
-KEPT = 2
-Tensors = Mapping[str, torch.Tensor]
+CHECKPOINTS_TO_KEEP = 2
+CheckpointTensors = Mapping[str, torch.Tensor]
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a training run stands. Nothing random is in it: order, masks and dropout are functions of seed, epoch and step."""
 
     step: int = 0
@@ -41,7 +41,9 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save(path: Path, tensors: Tensors, progress: Progress | None = None) -> None:
+def save_checkpoint_file(
+    path: Path, tensors: CheckpointTensors, progress: TrainingProgress | None = None
+) -> None:
     """Write tensors (and progress) to ``path`` in one atomic move.
 
     Raises:
@@ -52,7 +54,9 @@ def save(path: Path, tensors: Tensors, progress: Progress | None = None) -> None
     told = json.dumps(asdict(progress)) if progress else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, writing, metadata={"progress": told, "sha256": _sha256(plain, told)})
+        save_file(
+            plain, writing, metadata={"progress": told, "sha256": _hash_checkpoint(plain, told)}
+        )
         _flush_to_disk(writing)
         writing.replace(path)
         _flush_to_disk(path.parent)  # the new name, too, has to reach the disk
@@ -67,40 +71,45 @@ def save(path: Path, tensors: Tensors, progress: Progress | None = None) -> None
         ) from error
 
 
-def save_step(folder: Path, tensors: Tensors, progress: Progress) -> None:
+def save_step_checkpoint(
+    folder: Path, tensors: CheckpointTensors, progress: TrainingProgress
+) -> None:
     """A checkpoint of this step; older ones than the ``KEPT`` newest go, after the new one is safe, and best weights that none of those knows."""
-    save(_step(folder, progress.step), tensors, progress)
-    for old in _newest_first(folder)[KEPT:]:
+    save_checkpoint_file(_get_step_path(folder, progress.step), tensors, progress)
+    for old in _list_newest_first(folder)[CHECKPOINTS_TO_KEEP:]:
         old.unlink()
-    known = {_best(folder, _progress(path).best_step) for path in _newest_first(folder)}
+    known = {
+        _get_best_path(folder, _read_progress(path).best_step)
+        for path in _list_newest_first(folder)
+    }
     for old in set(folder.glob("best-*.safetensors")) - known:
         old.unlink()
 
 
-def save_best(folder: Path, tensors: Tensors, step: int) -> None:
+def save_best_weights(folder: Path, tensors: CheckpointTensors, step: int) -> None:
     """The best weights so far, under the step that they are of: those that an older checkpoint knows stay beside them."""
-    save(_best(folder, step), tensors)
+    save_checkpoint_file(_get_best_path(folder, step), tensors)
 
 
-def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
+def load_best_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """The best weights, of this step.
 
     Raises:
         InputError: they are not there, or damaged.
     """
-    return load(_best(folder, step))
+    return load_checkpoint_tensors(_get_best_path(folder, step))
 
 
-def load(path: Path) -> dict[str, torch.Tensor]:
+def load_checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, as they were written.
 
     Raises:
         InputError: it is not there, cut off, or not what was written.
     """
-    return _sound(path)[0]
+    return _read_verified_checkpoint(path)[0]
 
 
-def _sound(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """Tensors and progress of a file whose hash is right."""
     hint = "give the same command again: the run goes on from the checkpoint before this one"
     try:
@@ -111,7 +120,7 @@ def _sound(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         raise InputError(
             f"this checkpoint cannot be read: {type(error).__name__}", location=str(path), hint=hint
         ) from error
-    if told.get("sha256") != _sha256(tensors, told.get("progress", "")):
+    if told.get("sha256") != _hash_checkpoint(tensors, told.get("progress", "")):
         raise InputError(
             "this checkpoint is not what was written: its SHA-256 differs",
             location=str(path),
@@ -120,9 +129,9 @@ def _sound(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     return tensors, told["progress"]
 
 
-def _sha256(tensors: Tensors, told: str) -> str:
+def _hash_checkpoint(tensors: CheckpointTensors, progress_json: str) -> str:
     """Over names, types, shapes and bytes of the tensors, in the order of their names, and over the progress."""
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(progress_json.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -141,7 +150,9 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None:
+def copy_into_parameters(
+    parameters: Mapping[str, torch.nn.Parameter], tensors: CheckpointTensors
+) -> None:
     """Put tensors into the parameters of the same names.
 
     Raises:
@@ -160,14 +171,14 @@ def fill(parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors) -> None
             parameter.copy_(tensors[name])
 
 
-def newest(folder: Path) -> tuple[dict[str, torch.Tensor], Progress] | None:
+def find_newest_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], TrainingProgress] | None:
     """The newest checkpoint that is sound, its best weights included, or None; a damaged one is passed over with a warning that names it."""
-    for path in _newest_first(folder):
+    for path in _list_newest_first(folder):
         try:
-            tensors, told = _sound(path)
-            progress = Progress(**json.loads(told))
+            tensors, told = _read_verified_checkpoint(path)
+            progress = TrainingProgress(**json.loads(told))
             if progress.best_step and progress.best_step != progress.step:
-                load_best(folder, progress.best_step)
+                load_best_weights(folder, progress.best_step)
         except (InputError, TypeError, ValueError) as error:
             damaged = Path(error.location).name if isinstance(error, InputError) else path.name
             warnings.warn(
@@ -179,49 +190,51 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], Progress] | None:
     return None
 
 
-def clear_after(folder: Path, step: int) -> None:
+def remove_later_checkpoints(folder: Path, step: int) -> None:
     """Remove what was found damaged, and what was being written, so that it is not counted among the newest: all that is later than this step."""
-    for path in [*_newest_first(folder), *folder.glob("*.writing")]:
-        if path.suffix == ".writing" or path > _step(folder, step):
+    for path in [*_list_newest_first(folder), *folder.glob("*.writing")]:
+        if path.suffix == ".writing" or path > _get_step_path(folder, step):
             path.unlink()
 
 
-def _step(folder: Path, step: int) -> Path:
+def _get_step_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
-def _best(folder: Path, step: int) -> Path:
+def _get_best_path(folder: Path, step: int) -> Path:
     return folder / f"best-{step:08d}.safetensors"
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def _list_newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
-def _progress(path: Path) -> Progress:
+def _read_progress(path: Path) -> TrainingProgress:
     with safe_open(path, framework="pt") as file:
-        return Progress(**json.loads(file.metadata()["progress"]))
+        return TrainingProgress(**json.loads(file.metadata()["progress"]))
 
 
-def optimiser_tensors(
-    optimiser: torch.optim.Optimizer, names: list[str]
+def collect_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameter_names: list[str]
 ) -> dict[str, torch.Tensor]:
     """AdamW's moments and step counts under the names of the parameters they belong to."""
-    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
-        f"optimiser.{key}.{names[at]}": value
+        f"optimiser.{key}.{parameter_names[at]}": value
         for at, values in state.items()
         for key, value in values.items()
     }
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameter_names: list[str], tensors: CheckpointTensors
+) -> None:
     """The reverse of ``optimiser_tensors``."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for full, tensor in tensors.items():
         if full.startswith("optimiser."):
             _, key, name = full.split(".", 2)
-            state.setdefault(names.index(name), {})[key] = tensor
-    optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+            state.setdefault(parameter_names.index(name), {})[key] = tensor
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

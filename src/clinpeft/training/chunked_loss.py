@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
+LOSS_BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
 """Of a block's float32 scores. On a CPU they are to stay in its cache: of 8,192 words 1,024 rows at a time take 1.3 times as long as 512."""
 
-FEWEST_ROWS = 64
+MIN_LOSS_BLOCK_ROWS = 64
 """Of a block: with fewer, the products take longer than what stays in the cache saves (128,256 words: 32 rows take 1.3 times as long as 64)."""
 
-SOFTCAP = "final_logit_softcapping"
+SOFTCAP_CONFIG_KEY = "final_logit_softcapping"
 """In a config: scores are c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)."""
 
 
 @dataclass(frozen=True)
-class Projection:
+class VocabularyProjection:
     """From vectors to scores of every word: ``softcap * tanh((x W^T + bias) / softcap)``, without the cap where it is None; all of it frozen."""
 
     weight: torch.Tensor
@@ -34,7 +34,7 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class LanguageModelHead:
     """The last layer of a language model, looked at anew whenever it is asked, because adapters may have come to it since.
 
     Attributes:
@@ -43,7 +43,7 @@ class Vocabulary:
 
     model: Any
 
-    def projection(self) -> Projection | None:
+    def get_projection(self) -> VocabularyProjection | None:
         """What turns vectors into scores; None where it is not one frozen linear layer: adapted, trained (tied embeddings), spread over devices."""
         head = self.model.get_output_embeddings()
         if (
@@ -52,37 +52,42 @@ class Vocabulary:
             or any(parameter.requires_grad for parameter in head.parameters())
         ):
             return None
-        return Projection(head.weight, head.bias, getattr(self.model.config, SOFTCAP, None))
+        return VocabularyProjection(
+            head.weight, head.bias, getattr(self.model.config, SOFTCAP_CONFIG_KEY, None)
+        )
 
     @contextmanager
-    def left_out(self) -> Iterator[None]:
+    def skip_projection(self) -> Iterator[None]:
         """For as long as the block lasts the model answers with the vectors that would have been scored, in place of the scores."""
         head, config = self.model.get_output_embeddings(), self.model.config
-        cap = getattr(config, SOFTCAP, None)
+        cap = getattr(config, SOFTCAP_CONFIG_KEY, None)
         if cap is not None:
-            setattr(config, SOFTCAP, None)
-        head.forward = _itself
+            setattr(config, SOFTCAP_CONFIG_KEY, None)
+        head.forward = _return_input
         try:
             yield
         finally:
             del head.forward
             if cap is not None:
-                setattr(config, SOFTCAP, cap)
+                setattr(config, SOFTCAP_CONFIG_KEY, cap)
 
 
-def _itself(vectors: torch.Tensor) -> torch.Tensor:
+def _return_input(vectors: torch.Tensor) -> torch.Tensor:
     return vectors
 
 
-def block_rows(entries: int, device_type: str) -> int:
+def compute_loss_block_rows(vocabulary_size: int, device_type: str) -> int:
     """Tokens that are scored at a time, of a vocabulary of so many entries."""
-    return max(FEWEST_ROWS, BLOCK_BYTES.get(device_type, BLOCK_BYTES["cuda"]) // (4 * entries))
+    return max(
+        MIN_LOSS_BLOCK_ROWS,
+        LOSS_BLOCK_BYTES.get(device_type, LOSS_BLOCK_BYTES["cuda"]) // (4 * vocabulary_size),
+    )
 
 
-def surprises(
+def compute_chunked_cross_entropy(
     vectors: torch.Tensor,
-    projection: Projection,
-    answers: torch.Tensor,
+    projection: VocabularyProjection,
+    targets: torch.Tensor,
     block_bytes: int | None = None,
 ) -> torch.Tensor:
     """-log of the probability of the right word, of every token.
@@ -92,7 +97,7 @@ def surprises(
     Args:
         vectors: (tokens, width), of the tokens that are asked.
         projection: to the vocabulary.
-        answers: (tokens,) the right words.
+        targets: (tokens,) the right words.
         block_bytes: of the scores of one block; None: by the device.
 
     Returns:
@@ -100,28 +105,33 @@ def surprises(
     """
     entries = len(projection.weight)
     at_once = (
-        block_rows(entries, vectors.device.type)
+        compute_loss_block_rows(entries, vectors.device.type)
         if block_bytes is None
         else max(1, block_bytes // (4 * entries))
     )
-    return _Surprises.apply(vectors.to(projection.weight.dtype), projection, answers, at_once)  # type: ignore[no-any-return, no-untyped-call]
+    logits_dtype = projection.weight.dtype
+    return _ChunkedCrossEntropy.apply(vectors.to(logits_dtype), projection, targets, at_once)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Surprises(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
     """Gradients of a token's surprise by its vector are made in the forward pass, and multiplied by what comes down in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: torch.Tensor, projection: Projection, answers: torch.Tensor, at_once: int
+        ctx: Any,
+        vectors: torch.Tensor,
+        projection: VocabularyProjection,
+        targets: torch.Tensor,
+        block_rows: int,
     ) -> torch.Tensor:
         losses = torch.empty(len(vectors), dtype=torch.float32, device=vectors.device)
         slopes = torch.empty_like(vectors) if ctx.needs_input_grad[0] else None
-        room = _Room.of(vectors, projection, min(at_once, len(vectors)))
-        for start in range(0, len(vectors), at_once):
-            block = slice(start, start + at_once)
-            odds = room.odds(vectors[block], answers[block], losses[block])
+        room = _BlockBuffers.allocate(vectors, projection, min(block_rows, len(vectors)))
+        for start in range(0, len(vectors), block_rows):
+            block = slice(start, start + block_rows)
+            odds = room.fill_losses(vectors[block], targets[block], losses[block])
             if slopes is not None:
-                torch.mm(room.as_factor(odds), projection.weight, out=slopes[block])
+                torch.mm(room.cast_to_vector_precision(odds), projection.weight, out=slopes[block])
         ctx.save_for_backward(slopes)
         return losses
 
@@ -133,29 +143,31 @@ class _Surprises(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Room:
+class _BlockBuffers:
     """What one block is worked out in, used for every block: fresh memory for each would cost more than the softmax.
 
     Attributes:
         projection: to the vocabulary.
         scores: (tokens, vocabulary) in the precision of the vectors.
-        table: (tokens, vocabulary) float32.
+        probabilities: (tokens, vocabulary) float32.
     """
 
-    projection: Projection
+    projection: VocabularyProjection
     scores: torch.Tensor
-    table: torch.Tensor
+    probabilities: torch.Tensor
 
     @staticmethod
-    def of(vectors: torch.Tensor, projection: Projection, tokens: int) -> _Room:
+    def allocate(
+        vectors: torch.Tensor, projection: VocabularyProjection, tokens: int
+    ) -> _BlockBuffers:
         scores = vectors.new_empty(tokens, len(projection.weight))
-        return _Room(projection, scores, torch.empty_like(scores, dtype=torch.float32))
+        return _BlockBuffers(projection, scores, torch.empty_like(scores, dtype=torch.float32))
 
-    def odds(
-        self, vectors: torch.Tensor, answers: torch.Tensor, losses: torch.Tensor
+    def fill_losses(
+        self, vectors: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
     ) -> torch.Tensor:
         """Fill in ``losses``, and give the slope of each by the scores before the cap: probabilities, with 1 taken from the right word's."""
-        scores, odds = self.scores[: len(vectors)], self.table[: len(vectors)]
+        scores, odds = self.scores[: len(vectors)], self.probabilities[: len(vectors)]
         weight, bias, cap = self.projection.weight, self.projection.bias, self.projection.softcap
         torch.mm(vectors, weight.T, out=scores)
         if bias is not None:
@@ -163,7 +175,7 @@ class _Room:
         if cap is not None:
             scores.div_(cap).tanh_().mul_(cap)
         torch.softmax(scores, dim=-1, dtype=torch.float32, out=odds)
-        right = answers[:, None]
+        right = targets[:, None]
         # -log odds[right] would be infinite where the odds are below 1e-38; those of the likeliest word never are
         behind = scores.amax(dim=-1).float() - scores.gather(1, right)[:, 0].float()
         losses.copy_(behind - odds.amax(dim=-1).log())
@@ -172,6 +184,10 @@ class _Room:
             odds.mul_(1.0 - (scores.float() / cap).square())
         return odds
 
-    def as_factor(self, odds: torch.Tensor) -> torch.Tensor:
+    def cast_to_vector_precision(self, score_gradients: torch.Tensor) -> torch.Tensor:
         """In the precision of the vectors; the scores are done with, and their place is taken."""
-        return odds if odds.dtype == self.scores.dtype else self.scores[: len(odds)].copy_(odds)
+        return (
+            score_gradients
+            if score_gradients.dtype == self.scores.dtype
+            else self.scores[: len(score_gradients)].copy_(score_gradients)
+        )

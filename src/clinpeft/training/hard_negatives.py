@@ -11,38 +11,38 @@ import torch
 from clinpeft.core.errors import InputError, TrainingError
 from clinpeft.recipe.contrastive import MiningSpec
 from clinpeft.tokenization import Ints
-from clinpeft.training.contrastive_batches import Pairs, clashing
+from clinpeft.training.contrastive_batches import TextPairs, find_text_conflicts
 
-Floats = npt.NDArray[np.float32]
-BLOCK_CELLS = 1 << 24
+_Float32Array = npt.NDArray[np.float32]
+SIMILARITY_BLOCK_CELLS = 1 << 24
 """Similarities that are held at a time: 64 MiB."""
 
 
 @dataclass(frozen=True)
-class Mined:
+class MinedNegatives:
     """What was found.
 
     Attributes:
         negatives: (pairs, negatives) ids of texts as ``Pairs.negatives`` holds them, -1 where the corpus holds no text that is allowed.
-        at_random: how many of them are random texts, for want of enough that qualify.
-        missing: how many are -1.
+        random_count: how many of them are random texts, for want of enough that qualify.
+        missing_count: how many are -1.
     """
 
     negatives: Ints
-    at_random: int
-    missing: int
+    random_count: int
+    missing_count: int
 
 
-def mined(
-    pairs: Pairs,
-    anchors: Floats,
-    positives: Floats,
-    corpus: Ints,
-    vectors: Floats,
+def mine_hard_negatives(
+    pairs: TextPairs,
+    anchors: _Float32Array,
+    positives: _Float32Array,
+    corpus_ids: Ints,
+    corpus_vectors: _Float32Array,
     spec: MiningSpec,
     rng: np.random.Generator,
     device: torch.device | None = None,
-) -> Mined:
+) -> MinedNegatives:
     """Texts of a corpus that are similar to each anchor, and for all that is known no answer to it.
 
     What shares text, passage or section with anchor or positive never qualifies, nor what is more similar to the anchor than ``positive_ratio`` of
@@ -54,8 +54,8 @@ def mined(
         pairs: whose negatives are looked for; those that it has play no part.
         anchors: (pairs, width) vectors, of which the dot product is the similarity.
         positives: (pairs, width).
-        corpus: (candidates,) ids of texts, each text once.
-        vectors: (candidates, width).
+        corpus_ids: (candidates,) ids of texts, each text once.
+        corpus_vectors: (candidates, width).
         spec: how many, and which.
         rng: draws.
         device: where similarities are computed; None: the CPU.
@@ -64,46 +64,51 @@ def mined(
         InputError: vectors and ids do not fit together.
         TrainingError: a similarity is not a number.
     """
-    if not (len(anchors) == len(positives) == len(pairs.anchors) and len(vectors) == len(corpus)):
-        message = f"{len(anchors)} and {len(positives)} vectors for {len(pairs.anchors)} pairs, {len(vectors)} for {len(corpus)} texts"
+    if not (
+        len(anchors) == len(positives) == len(pairs.anchors)
+        and len(corpus_vectors) == len(corpus_ids)
+    ):
+        message = f"{len(anchors)} and {len(positives)} vectors for {len(pairs.anchors)} pairs, {len(corpus_vectors)} for {len(corpus_ids)} texts"
         raise InputError(message, location="mining", hint="give one vector a text")
     negatives = np.full((len(anchors), spec.hard_negatives), -1, dtype=np.int64)
-    rows = max(1, BLOCK_CELLS // max(1, len(corpus)))
+    rows = max(1, SIMILARITY_BLOCK_CELLS // max(1, len(corpus_ids)))
     at_random = 0
-    if spec.hard_negatives and len(corpus):
-        there = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(device)
+    if spec.hard_negatives and len(corpus_ids):
+        there = torch.from_numpy(np.ascontiguousarray(corpus_vectors, dtype=np.float32)).to(device)
         for start in range(0, len(anchors), rows):
             block = np.arange(start, min(start + rows, len(anchors)))
-            open_to = ~clashing(
-                pairs.texts, [pairs.anchors[block], pairs.positives[block]], [corpus], "section"
+            open_to = ~find_text_conflicts(
+                pairs.texts, [pairs.anchors[block], pairs.positives[block]], [corpus_ids], "section"
             )
-            found = _ranked(anchors[block], positives[block], there, open_to, spec, rng)
-            at_random += _fill_up(found, open_to, rng)
-            negatives[block] = np.where(found >= 0, corpus[found], -1)
-    return Mined(negatives, at_random, int((negatives < 0).sum()))
+            found = _sample_ranked_negatives(
+                anchors[block], positives[block], there, open_to, spec, rng
+            )
+            at_random += _fill_with_random_texts(found, open_to, rng)
+            negatives[block] = np.where(found >= 0, corpus_ids[found], -1)
+    return MinedNegatives(negatives, at_random, int((negatives < 0).sum()))
 
 
-def _ranked(
-    anchors: Floats,
-    positives: Floats,
-    vectors: torch.Tensor,
-    open_to: npt.NDArray[np.bool_],
+def _sample_ranked_negatives(
+    anchors: _Float32Array,
+    positives: _Float32Array,
+    corpus_vectors: torch.Tensor,
+    eligible: npt.NDArray[np.bool_],
     spec: MiningSpec,
     rng: np.random.Generator,
 ) -> Ints:
     """(rows, negatives) positions in the corpus drawn from the ranks among what qualifies, -1 where that is too few."""
     asking, answers = (
-        torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32)).to(vectors.device)
+        torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32)).to(corpus_vectors.device)
         for side in (anchors, positives)
     )
     own = (asking * answers).sum(dim=1, keepdim=True)
-    scores = asking @ vectors.T
+    scores = asking @ corpus_vectors.T
     if not (torch.isfinite(scores).all() and torch.isfinite(own).all()):
         hint = "look at the vectors: a model whose similarities are no numbers cannot tell what is close"
         raise TrainingError(
             "a similarity is NaN or infinite", location="mining of hard negatives", hint=hint
         )
-    qualifies = torch.from_numpy(open_to).to(vectors.device) & (
+    qualifies = torch.from_numpy(eligible).to(corpus_vectors.device) & (
         scores <= own - (1 - spec.positive_ratio) * own.abs()
     )
     best = scores.masked_fill_(~qualifies, -torch.inf).topk(
@@ -123,13 +128,15 @@ def _ranked(
     return np.pad(chosen, ((0, 0), (0, spec.hard_negatives - chosen.shape[1])), constant_values=-1)
 
 
-def _fill_up(found: Ints, open_to: npt.NDArray[np.bool_], rng: np.random.Generator) -> int:
+def _fill_with_random_texts(
+    negatives: Ints, eligible: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> int:
     """Random texts where a row has too few, none of them twice; says how many."""
     filled = 0
-    for row in np.flatnonzero((found < 0).any(axis=1)):
-        holes = np.flatnonzero(found[row] < 0)
-        others = np.setdiff1d(np.flatnonzero(open_to[row]), found[row])
+    for row in np.flatnonzero((negatives < 0).any(axis=1)):
+        holes = np.flatnonzero(negatives[row] < 0)
+        others = np.setdiff1d(np.flatnonzero(eligible[row]), negatives[row])
         drawn = rng.choice(others, min(len(holes), len(others)), replace=False)
-        found[row, holes[: len(drawn)]] = drawn
+        negatives[row, holes[: len(drawn)]] = drawn
         filled += len(drawn)
     return filled

@@ -6,88 +6,108 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from clinpeft import tokenization
-from clinpeft.adapters import Reading, Stack, rescue
+from clinpeft.adapters import PackedInput, Stack, enable_checkpointing_on_oom
 from clinpeft.recipe import TrainingSpec
 from clinpeft.tokenization import Ints
-from clinpeft.training.likelihood import perplexity_of
-from clinpeft.training.memory import spared
-from clinpeft.training.objectives import Forward, Lesson, score, summed
-from clinpeft.training.trainer import Course, Crew, Share, Sums
+from clinpeft.training.likelihood import compute_window_perplexity
+from clinpeft.training.memory import build_backward_with_oom_retry
+from clinpeft.training.objectives import (
+    LanguageModelingData,
+    TokenLogitFunction,
+    compute_batch_likelihoods,
+    sum_packed_loss,
+)
+from clinpeft.training.trainer import JointStep, LossSum, Trainable
 
 TUNING_PERPLEXITY = "tuning_perplexity"
 
 
-def language(
-    stack: Stack, forward: Forward, lesson: Lesson, spec: TrainingSpec, accelerator: Crew
-) -> Course:
-    """How the adapters of a stack learn what ``lesson`` teaches; the best weights are those of the lowest perplexity on its tuning windows.
+def build_language_modeling_trainable(
+    stack: Stack,
+    forward: TokenLogitFunction,
+    data: LanguageModelingData,
+    spec: TrainingSpec,
+    accelerator: Accelerator,
+) -> Trainable:
+    """How the adapters of a stack learn what ``data`` teaches; the best weights are those of the lowest perplexity on its tuning windows.
 
     Args:
         stack: what is trained.
         forward: ids and mask to logits, through the stack.
-        lesson: windows and objective.
+        data: windows and objective.
         spec: sizes of steps and micro-batches.
         accelerator: the processes.
     """
-    lengths = lesson.encodings.lengths
+    lengths = data.encodings.lengths
 
-    def loss(windows: Ints, step: int) -> Sums:
-        batch = tokenization.gather(lesson.encodings, windows).to(accelerator.device)
-        scores = score(
+    def loss(windows: Ints, step: int) -> LossSum:
+        batch = tokenization.gather(data.encodings, windows).to(accelerator.device)
+        scores = compute_batch_likelihoods(
             forward,
-            lesson.asking(batch, lesson.tokenizer, (lesson.seed, step)),
+            data.label_batch(batch, data.tokenizer, (data.seed, step)),
             batch.attention_mask,
-            lesson.vocabulary,
+            data.language_model_head,
         )
-        return Sums(scores.negative_log_likelihood.sum(), float(scores.targets.sum()))
+        return LossSum(scores.negative_log_likelihood.sum(), float(scores.target_counts.sum()))
 
-    def reading(windows: Ints, step: int) -> Reading[Sums]:
-        batch = tokenization.gather(lesson.encodings, windows).to(accelerator.device)
-        question = lesson.asking(batch, lesson.tokenizer, (lesson.seed, step))
+    def reading(windows: Ints, step: int) -> PackedInput[LossSum]:
+        batch = tokenization.gather(data.encodings, windows).to(accelerator.device)
+        question = data.label_batch(batch, data.tokenizer, (data.seed, step))
 
-        def answer(found: torch.Tensor) -> Sums:
-            total, targets = summed(found, question, batch.attention_mask, lesson.vocabulary)
-            return Sums(total, float(targets))
+        def answer(found: torch.Tensor) -> LossSum:
+            total, targets = sum_packed_loss(
+                found, question, batch.attention_mask, data.language_model_head
+            )
+            return LossSum(total, float(targets))
 
-        return Reading(question.input_ids, batch.attention_mask, answer)
+        return PackedInput(question.input_ids, batch.attention_mask, answer)
 
     def grouped(windows: Ints) -> list[Ints]:
         return tokenization.micro_batches(lengths, windows, spec.micro_batch_tokens)
 
     def epoch(number: int) -> list[Ints]:
-        order = np.random.default_rng([lesson.seed, number])
+        order = np.random.default_rng([data.seed, number])
         return (
             [
-                lesson.train[part]
-                for part in tokenization.steps(lengths[lesson.train], spec.batch_tokens, order)
+                data.train_windows[part]
+                for part in tokenization.steps(
+                    lengths[data.train_windows], spec.batch_tokens, order
+                )
             ]
-            if len(lesson.train)
+            if len(data.train_windows)
             else []
         )
 
     def measure() -> dict[str, float]:
         return {
-            TUNING_PERPLEXITY: perplexity_of(
-                forward, lesson, lesson.tuning, spec.micro_batch_tokens, accelerator
+            TUNING_PERPLEXITY: compute_window_perplexity(
+                forward, data, data.tuning_windows, spec.micro_batch_tokens, accelerator
             )
         }
 
-    return Course(
-        parameters=stack.trained,
-        epoch=epoch,
-        tokens=lambda windows: int(lengths[windows].sum()),
-        backward=spared(
+    return Trainable(
+        parameters=stack.trained_parameters,
+        make_epoch_batches=epoch,
+        count_tokens=lambda windows: int(lengths[windows].sum()),
+        backward=build_backward_with_oom_retry(
             loss,
             grouped,
-            stack.trained.values(),
-            lesson.seed,
+            stack.trained_parameters.values(),
+            data.seed,
             accelerator,
-            partial(rescue, stack) if spec.activations == "auto" else None,
+            partial(enable_checkpointing_on_oom, stack) if spec.activations == "auto" else None,
         ),
-        mode=stack.train,
-        measure=measure if len(lesson.tuning) else None,
-        best_by=TUNING_PERPLEXITY,
-        share=Share(grouped, reading, lesson.seed, words=True, vocabulary=lesson.vocabulary),
+        set_training_mode=stack.train,
+        evaluate=measure if len(data.tuning_windows) else None,
+        best_metric=TUNING_PERPLEXITY,
+        joint_step=JointStep(
+            grouped,
+            reading,
+            data.seed,
+            needs_logits=True,
+            language_model_head=data.language_model_head,
+        ),
     )

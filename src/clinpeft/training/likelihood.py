@@ -11,93 +11,105 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft import tokenization
-from clinpeft.core.schemas import LIKELIHOOD
+from clinpeft.core.schemas import LIKELIHOOD_SCHEMA
 from clinpeft.tokenization import Ints
-from clinpeft.training.objectives import IGNORED, Forward, Lesson, score
+from clinpeft.training.objectives import (
+    IGNORE_INDEX,
+    LanguageModelingData,
+    TokenLogitFunction,
+    compute_batch_likelihoods,
+)
 
-WINDOWS_A_TIME = 256
-SCORING_KEY = (0,)  # the same masks are asked in every row of a table
-Floats = npt.NDArray[np.float64]
+UNIGRAM_BATCH_WINDOWS = 256
+SCORING_MASK_KEY = (0,)  # the same masks are asked in every row of a table
+_Float64Array = npt.NDArray[np.float64]
 
 
-def likelihoods(
-    forward: Forward,
-    lesson: Lesson,
+def compute_note_likelihoods(
+    forward: TokenLogitFunction,
+    data: LanguageModelingData,
     windows: Ints,
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> pa.Table:
     """One row a note with its scored tokens and their negative log-likelihood (schema ``tables.LIKELIHOOD``). The caller sets eval mode."""
-    targets, summed = _per_window(forward, lesson, windows, micro_batch_tokens, accelerator)
-    return _by_note(lesson, windows, targets, summed)
+    targets, summed = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
+    return _aggregate_by_note(data, windows, targets, summed)
 
 
-def perplexity_of(
-    forward: Forward,
-    lesson: Lesson,
+def compute_window_perplexity(
+    forward: TokenLogitFunction,
+    data: LanguageModelingData,
     windows: Ints,
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> float:
     """exp of the mean negative log-likelihood a token, over all given windows. The caller sets eval mode."""
-    targets, summed = _per_window(forward, lesson, windows, micro_batch_tokens, accelerator)
+    targets, summed = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
     return float(np.exp(summed.sum() / max(targets.sum(), 1.0)))
 
 
-def unigram(lesson: Lesson, train: Ints, windows: Ints) -> pa.Table:
-    """The trivial baseline on the same tokens: how often each token was asked in ``train``, plus one, and nothing else."""
-    counts = np.ones(len(lesson.tokenizer), dtype=np.float64)
-    for labels in _labels(lesson, train):
-        counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
+def compute_unigram_likelihoods(
+    data: LanguageModelingData, train_windows: Ints, windows: Ints
+) -> pa.Table:
+    """The trivial baseline on the same tokens: how often each token was asked in ``train_windows``, plus one, and nothing else."""
+    counts = np.ones(len(data.tokenizer), dtype=np.float64)
+    for labels in _iterate_labels(data, train_windows):
+        counts += np.bincount(labels[labels != IGNORE_INDEX], minlength=len(counts))
     surprise = -np.log(counts / counts.sum())
     targets, summed = np.zeros(len(windows)), np.zeros(len(windows))
-    for at, labels in enumerate(_labels(lesson, windows)):
-        asked = labels[labels != IGNORED]
+    for at, labels in enumerate(_iterate_labels(data, windows)):
+        asked = labels[labels != IGNORE_INDEX]
         targets[at], summed[at] = len(asked), surprise[asked].sum()
-    return _by_note(lesson, windows, targets, summed)
+    return _aggregate_by_note(data, windows, targets, summed)
 
 
-def _labels(lesson: Lesson, windows: Ints) -> Iterator[npt.NDArray[np.int64]]:
+def _iterate_labels(data: LanguageModelingData, windows: Ints) -> Iterator[npt.NDArray[np.int64]]:
     """The labels of each window, in order."""
-    for start in range(0, len(windows), WINDOWS_A_TIME):
-        batch = tokenization.gather(lesson.encodings, windows[start : start + WINDOWS_A_TIME])
-        yield from lesson.asking(batch, lesson.tokenizer, SCORING_KEY).labels.numpy()
+    for start in range(0, len(windows), UNIGRAM_BATCH_WINDOWS):
+        batch = tokenization.gather(data.encodings, windows[start : start + UNIGRAM_BATCH_WINDOWS])
+        yield from data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY).labels.numpy()
 
 
-def _per_window(
-    forward: Forward,
-    lesson: Lesson,
+def _score_windows(
+    forward: TokenLogitFunction,
+    data: LanguageModelingData,
     windows: Ints,
     micro_batch_tokens: int,
     accelerator: Accelerator,
-) -> tuple[Floats, Floats]:
+) -> tuple[_Float64Array, _Float64Array]:
     """(targets, negative log-likelihood) of each window, in the order of ``windows``, summed over the processes that scored them."""
     found = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
-    lengths = lesson.encodings.lengths[windows]
+    lengths = data.encodings.lengths[windows]
     groups = tokenization.micro_batches(lengths, np.arange(len(windows)), micro_batch_tokens)
     with torch.inference_mode():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
-            batch = tokenization.gather(lesson.encodings, windows[group]).to(accelerator.device)
-            scores = score(
+            batch = tokenization.gather(data.encodings, windows[group]).to(accelerator.device)
+            scores = compute_batch_likelihoods(
                 forward,
-                lesson.asking(batch, lesson.tokenizer, SCORING_KEY),
+                data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY),
                 batch.attention_mask,
-                lesson.vocabulary,
+                data.language_model_head,
             )
             found[0, group], found[1, group] = (
-                scores.targets.double(),
+                scores.target_counts.double(),
                 scores.negative_log_likelihood.double(),
             )
     found = accelerator.reduce(found, "sum").cpu().numpy()
     return found[0], found[1]
 
 
-def _by_note(lesson: Lesson, windows: Ints, targets: Floats, summed: Floats) -> pa.Table:
-    notes, at = np.unique(lesson.encodings.notes[windows], return_inverse=True)
-    table = lesson.encodings.table.take(pa.array(notes))
-    counted = pa.array(np.bincount(at, targets).astype(np.int64))
-    losses = pa.array(np.bincount(at, summed, minlength=len(notes)))
+def _aggregate_by_note(
+    data: LanguageModelingData,
+    windows: Ints,
+    target_counts: _Float64Array,
+    negative_log_likelihoods: _Float64Array,
+) -> pa.Table:
+    notes, at = np.unique(data.encodings.notes[windows], return_inverse=True)
+    table = data.encodings.table.take(pa.array(notes))
+    counted = pa.array(np.bincount(at, target_counts).astype(np.int64))
+    losses = pa.array(np.bincount(at, negative_log_likelihoods, minlength=len(notes)))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}
     return pa.table(
-        columns | {"tokens": counted, "negative_log_likelihood": losses}, schema=LIKELIHOOD
+        columns | {"tokens": counted, "negative_log_likelihood": losses}, schema=LIKELIHOOD_SCHEMA
     )

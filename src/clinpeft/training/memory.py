@@ -10,57 +10,62 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from clinpeft.core.errors import TrainingError
 from clinpeft.tokenization import Ints
-from clinpeft.training.trainer import Crew, Sums, additive
+from clinpeft.training.trainer import LossSum, build_additive_backward
 
-Grouped = Callable[[Ints], list[Ints]]
-Backward = Callable[[Ints, int], tuple[float, float]]
-STATUS = Path("/proc/self/status")
+MicroBatchFunction = Callable[[Ints], list[Ints]]
+BackwardFunction = Callable[[Ints, int], tuple[float, float]]
+PROCESS_STATUS_FILE = Path("/proc/self/status")
 
 
-def peak_bytes(device: torch.device) -> int | None:
+def measure_peak_memory_bytes(device: torch.device) -> int | None:
     """The most memory that this process has held so far: of a GPU what was allocated on it, else the resident set; None where nobody tells."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if not STATUS.exists():
+    if not PROCESS_STATUS_FILE.exists():
         return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
+    found = re.search(r"VmHWM:\s+(\d+) kB", PROCESS_STATUS_FILE.read_text(encoding="utf-8"))
     return 1024 * int(found.group(1)) if found else None
 
 
-def spared(
-    loss: Callable[[Ints, int], Sums],
-    grouped: Grouped,
+def build_backward_with_oom_retry(
+    loss: Callable[[Ints, int], LossSum],
+    make_micro_batches: MicroBatchFunction,
     parameters: Iterable[torch.nn.Parameter],
     seed: int,
-    accelerator: Crew,
-    last_resort: Callable[[], bool] | None = None,
-) -> Backward:
+    accelerator: Accelerator,
+    reduce_memory: Callable[[], bool] | None = None,
+) -> BackwardFunction:
     """``additive``, in smaller micro-batches where a GPU's memory did not do; a warning says so. Of several processes each is on its own.
 
-    ``last_resort``: as for ``sparing``.
+    ``reduce_memory``: as for ``sparing``.
     """
     if accelerator.num_processes > 1:
-        return additive(loss, grouped, seed, accelerator)
+        return build_additive_backward(loss, make_micro_batches, seed, accelerator)
 
     def tell(pieces: int) -> None:
         said = f"the memory of this GPU did not do: micro-batches are cut into {pieces} from here on, steps stay what they are"
         warnings.warn(said, stacklevel=2)
 
-    return sparing(
-        lambda some: additive(loss, some, seed, accelerator), grouped, parameters, tell, last_resort
+    return retry_backward_on_oom(
+        lambda some: build_additive_backward(loss, some, seed, accelerator),
+        make_micro_batches,
+        parameters,
+        tell,
+        reduce_memory,
     )
 
 
-def sparing(
-    backward_of: Callable[[Grouped], Backward],
-    grouped: Grouped,
+def retry_backward_on_oom(
+    build_backward: Callable[[MicroBatchFunction], BackwardFunction],
+    make_micro_batches: MicroBatchFunction,
     parameters: Iterable[torch.nn.Parameter],
-    tell: Callable[[int], object] = lambda _: None,
-    last_resort: Callable[[], bool] | None = None,
-) -> Backward:
+    on_split: Callable[[int], object] = lambda _: None,
+    reduce_memory: Callable[[], bool] | None = None,
+) -> BackwardFunction:
     """``Course.backward`` that halves the micro-batches when the memory of a GPU does not do, and begins the step anew.
 
     The items of the step, and so the gradient but for rounding and the draws of dropout, stay what they were: micro-batches are sub-groups of a step.
@@ -68,11 +73,11 @@ def sparing(
     they cost next to nothing as long as one fills the device; what costs time is the last resort, where a single item does not fit.
 
     Args:
-        backward_of: micro-batches of a step -> ``Course.backward``, such as ``additive`` with its other arguments given.
-        grouped: the items of a step -> its micro-batches, as they would be with enough memory.
+        build_backward: micro-batches of a step -> ``Course.backward``, such as ``additive`` with its other arguments given.
+        make_micro_batches: the items of a step -> its micro-batches, as they would be with enough memory.
         parameters: what is trained; gradients of the attempt that failed are thrown away.
-        tell: called with the number of pieces that a micro-batch is now cut into.
-        last_resort: makes the same gradients in less memory from here on, and says whether that is new; asked where a single item does not fit.
+        on_split: called with the number of pieces that a micro-batch is now cut into.
+        reduce_memory: makes the same gradients in less memory from here on, and says whether that is new; asked where a single item does not fit.
 
     Raises:
         TrainingError: not even a single item fits.
@@ -84,11 +89,13 @@ def sparing(
         nonlocal pieces
         while True:
             try:
-                return backward_of(partial(_cut, grouped, pieces))(chosen, step)
+                return build_backward(partial(_split_micro_batches, make_micro_batches, pieces))(
+                    chosen, step
+                )
             except torch.OutOfMemoryError as error:
-                largest = max(len(group) for group in grouped(chosen))
+                largest = max(len(group) for group in make_micro_batches(chosen))
                 smaller = pieces < largest
-                if not smaller and (last_resort is None or not last_resort()):
+                if not smaller and (reduce_memory is None or not reduce_memory()):
                     hint = 'set training.activations = "recompute" if it is not, lower base.max_tokens, or take a smaller base'
                     raise TrainingError(
                         "the memory of this device does not do for one item",
@@ -101,12 +108,16 @@ def sparing(
                 torch.cuda.empty_cache()
             if smaller:
                 pieces *= 2
-                tell(pieces)
+                on_split(pieces)
 
     return backward
 
 
-def _cut(grouped: Grouped, pieces: int, items: Ints) -> list[Ints]:
+def _split_micro_batches(
+    make_micro_batches: MicroBatchFunction, pieces: int, items: Ints
+) -> list[Ints]:
     return [
-        part for group in grouped(items) for part in np.array_split(group, min(pieces, len(group)))
+        part
+        for group in make_micro_batches(items)
+        for part in np.array_split(group, min(pieces, len(group)))
     ]

@@ -14,31 +14,30 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from clinpeft.adapters import Reading
-from clinpeft.core.errors import InputError, InterruptedRun, TrainingError
-from clinpeft.recipe import OptimisationSpec
+from clinpeft.adapters import PackedInput
+from clinpeft.core.errors import InputError, InterruptedRunError, TrainingError
+from clinpeft.recipe import OptimizationSpec
 from clinpeft.tokenization import Ints
 from clinpeft.training import checkpoint
-from clinpeft.training.checkpoint import Progress
-from clinpeft.training.chunked_loss import Vocabulary
+from clinpeft.training.checkpoint import TrainingProgress
+from clinpeft.training.chunked_loss import LanguageModelHead
 
-Crew: TypeAlias = Accelerator
 """The processes that share a run."""
 
-Parameters = Mapping[str, torch.nn.Parameter]
+TrainableParameters = Mapping[str, torch.nn.Parameter]
 
-STEPS_BEFORE_THE_MOVED_CHECK = 3
+WEIGHT_CHANGE_CHECK_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Sums:
+class LossSum:
     """A loss that can be added up: summed over what it was asked of (a scalar with its gradient), and how much that was."""
 
     loss: torch.Tensor
@@ -46,55 +45,55 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Share:
+class JointStep:
     """How a course is learned in one pass with others, see ``together``.
 
     Attributes:
-        grouped: the items of a step -> its micro-batches.
-        reading: (items of a micro-batch, step) -> the texts that the model is asked, and its answer's loss.
+        make_micro_batches: the items of a step -> its micro-batches.
+        prepare_input: (items of a micro-batch, step) -> the texts that the model is asked, and its answer's loss.
         seed: of dropout, as for ``additive``.
-        words: whether the model is asked for words and not for vectors.
-        vocabulary: of words, where their scores need not be made all at once.
+        needs_logits: whether the model is asked for words and not for vectors.
+        language_model_head: of words, where their scores need not be made all at once.
     """
 
-    grouped: Callable[[Ints], list[Ints]]
-    reading: Callable[[Ints, int], Reading[Sums]]
+    make_micro_batches: Callable[[Ints], list[Ints]]
+    prepare_input: Callable[[Ints, int], PackedInput[LossSum]]
     seed: int
-    words: bool = False
-    vocabulary: Vocabulary | None = None
+    needs_logits: bool = False
+    language_model_head: LanguageModelHead | None = None
 
 
 @dataclass(frozen=True)
-class Course:
+class Trainable:
     """What is learned, as the loop sees it.
 
     Attributes:
         parameters: name -> what is trained, in float32.
-        epoch: number from 0 -> the items of each of its steps; the same number gives the same steps.
-        tokens: items -> how many tokens they are.
+        make_epoch_batches: number from 0 -> the items of each of its steps; the same number gives the same steps.
+        count_tokens: items -> how many tokens they are.
         backward: (items, step) -> adds this process's share of the gradient of the summed loss to the parameters; gives summed loss and targets.
-        mode: True: dropout on; False: off.
-        measure: the tuning split, name -> number; None where there is none.
-        best_by: the measurement by which the best weights are kept; empty keeps the last.
+        set_training_mode: True: dropout on; False: off.
+        evaluate: the tuning split, name -> number; None where there is none.
+        best_metric: the measurement by which the best weights are kept; empty keeps the last.
         higher_is_better: of that measurement.
-        scales: name -> factor on the learning rate, where it is not 1.
-        share: the same as ``backward``, in a way that several courses can be learned in one pass; None where that is not possible.
+        learning_rate_factors: name -> factor on the learning rate, where it is not 1.
+        joint_step: the same as ``backward``, in a way that several courses can be learned in one pass; None where that is not possible.
     """
 
-    parameters: Parameters
-    epoch: Callable[[int], list[Ints]]
-    tokens: Callable[[Ints], int]
+    parameters: TrainableParameters
+    make_epoch_batches: Callable[[int], list[Ints]]
+    count_tokens: Callable[[Ints], int]
     backward: Callable[[Ints, int], tuple[float, float]]
-    mode: Callable[[bool], object]
-    measure: Callable[[], dict[str, float]] | None = None
-    best_by: str = ""
+    set_training_mode: Callable[[bool], object]
+    evaluate: Callable[[], dict[str, float]] | None = None
+    best_metric: str = ""
     higher_is_better: bool = False
-    scales: Mapping[str, float] = field(default_factory=dict)
-    share: Share | None = None
+    learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
+    joint_step: JointStep | None = None
 
 
 @dataclass(frozen=True)
-class Event:
+class StepEvent:
     """One step as the log and the progress bar see it, with what was measured on the tuning split after it, if anything."""
 
     step: int
@@ -104,44 +103,44 @@ class Event:
     tokens: int
     seconds: float
     tokens_per_second: float
-    seconds_left: float
-    measured: Mapping[str, float] = field(default_factory=dict)
+    remaining_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Watch:
+class TrainingCallbacks:
     """Who is told of each event, and who may ask the loop to stop between two steps.
 
     Attributes:
-        tell: is told of every step, before a checkpoint of it is written.
-        stopping: whether to stop after this step.
-        resumed: is told once, before the first event, after which step the run goes on: 0 at the beginning.
-        saving: is told before a checkpoint is written, so that what was told of earlier steps is as safe as the checkpoint.
-        joules: what the machine's meters have counted so far; None where it has none.
+        on_step: is told of every step, before a checkpoint of it is written.
+        should_stop: whether to stop after this step.
+        on_resume: is told once, before the first event, after which step the run goes on: 0 at the beginning.
+        on_save: is told before a checkpoint is written, so that what was told of earlier steps is as safe as the checkpoint.
+        read_joules: what the machine's meters have counted so far; None where it has none.
     """
 
-    tell: Callable[[Event], None] = lambda _: None
-    stopping: Callable[[], bool] = lambda: False
-    resumed: Callable[[int], None] = lambda _: None
-    saving: Callable[[], None] = lambda: None
-    joules: Callable[[], float] | None = None
+    on_step: Callable[[StepEvent], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+    on_resume: Callable[[int], None] = lambda _: None
+    on_save: Callable[[], None] = lambda: None
+    read_joules: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """How it went; the parameters hold the best weights by the tuning split, or the last where nothing was measured."""
 
-    progress: Progress
+    progress: TrainingProgress
     total_steps: int
 
 
-def assemble() -> Crew:
+def create_accelerator() -> Accelerator:
     """The processes that share a run: one, unless ``torchrun`` or ``accelerate launch`` started several. They wait for each other for a day, since
     the first of them may be reading a large corpus."""
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 
 
-def hardware(accelerator: Crew) -> dict[str, Any]:
+def describe_hardware(accelerator: Accelerator) -> dict[str, Any]:
     """What the processes run on: ``device``, ``devices``, ``memory_bytes`` (None where it is not told), ``system``."""
     cuda = accelerator.device.type == "cuda"
     name = (
@@ -158,17 +157,17 @@ def hardware(accelerator: Crew) -> dict[str, Any]:
     }
 
 
-def additive(
-    loss: Callable[[Ints, int], Sums],
-    grouped: Callable[[Ints], list[Ints]],
+def build_additive_backward(
+    loss: Callable[[Ints, int], LossSum],
+    make_micro_batches: Callable[[Ints], list[Ints]],
     seed: int,
-    accelerator: Crew,
+    accelerator: Accelerator,
 ) -> Callable[[Ints, int], tuple[float, float]]:
     """``Course.backward`` of a loss that is a sum over items: micro-batch by micro-batch, each process its share of them.
 
     Args:
         loss: (items of a micro-batch, step) -> sums.
-        grouped: the items of a step -> its micro-batches.
+        make_micro_batches: the items of a step -> its micro-batches.
         seed: of dropout, together with step and micro-batch.
         accelerator: the processes.
     """
@@ -176,10 +175,10 @@ def additive(
     def backward(chosen: Ints, step: int) -> tuple[float, float]:
         summed, targets = 0.0, 0.0
         with torch.random.fork_rng():
-            for at, items in list(enumerate(grouped(chosen)))[
+            for at, items in list(enumerate(make_micro_batches(chosen)))[
                 accelerator.process_index :: accelerator.num_processes
             ]:
-                torch.manual_seed(dropout_seed(seed, step, at))
+                torch.manual_seed(derive_dropout_seed(seed, step, at))
                 sums = loss(items, step)
                 torch.autograd.backward(sums.loss)
                 summed, targets = summed + sums.loss.item(), targets + sums.targets
@@ -188,81 +187,99 @@ def additive(
     return backward
 
 
-def fit(
-    course: Course, spec: OptimisationSpec, accelerator: Crew, folder: Path, watch: Watch = Watch()
-) -> Fitted:
+def run_training(
+    trainable: Trainable,
+    spec: OptimizationSpec,
+    accelerator: Accelerator,
+    folder: Path,
+    callbacks: TrainingCallbacks = TrainingCallbacks(),
+) -> TrainingResult:
     """Train the parameters of a course. A call that finds checkpoints in ``folder`` goes on from the newest.
 
     Args:
-        course: what is learned.
+        trainable: what is learned.
         spec: how.
         accelerator: the processes that share the work; every one of them calls this.
         folder: of the checkpoints.
-        watch: who is told, and who may stop it.
+        callbacks: who is told, and who may stop it.
 
     Raises:
         InputError: there is nothing to train on.
         TrainingError: the loss is not a number, or nothing moved.
         InterruptedRun: ``watch.stopping`` said so; a checkpoint was written.
     """
-    running = Running(course, spec, accelerator, folder, watch)
+    running = Trainer(trainable, spec, accelerator, folder, callbacks)
     running.resume()
-    for step, chosen in running.remaining():
-        course.mode(True)
-        running.step(step, chosen, *course.backward(chosen, step))
-    return running.ended()
+    for step, chosen in running.iterate_remaining_steps():
+        trainable.set_training_mode(True)
+        running.take_step(step, chosen, *trainable.backward(chosen, step))
+    return running.finish()
 
 
-def learning_rate(spec: OptimisationSpec, step: int, total: int) -> float:
+def compute_learning_rate(spec: OptimizationSpec, step: int, total_steps: int) -> float:
     """The rate of step ``step`` (from 1): a linear rise over ``warmup_fraction`` of the steps, then the schedule, reaching 0 after the last."""
-    warm = math.ceil(spec.warmup_fraction * total)
+    warm = math.ceil(spec.warmup_fraction * total_steps)
     if step <= warm:
         return spec.learning_rate * step / warm
-    left = (total - step + 1) / (total - warm + 1)  # 1 just after the warm-up, near 0 at the end
+    left = (total_steps - step + 1) / (
+        total_steps - warm + 1
+    )  # 1 just after the warm-up, near 0 at the end
     shapes = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
     return spec.learning_rate * shapes[spec.schedule]
 
 
-def total_steps(course: Course, spec: OptimisationSpec) -> int:
+def count_total_steps(trainable: Trainable, spec: OptimizationSpec) -> int:
     """Optimiser steps of the whole run."""
-    counted = sum(len(course.epoch(number)) for number in range(math.ceil(spec.epochs)))
+    counted = sum(
+        len(trainable.make_epoch_batches(number)) for number in range(math.ceil(spec.epochs))
+    )
     wanted = math.ceil(counted * spec.epochs / math.ceil(spec.epochs))
     return min(wanted, spec.max_steps) if spec.max_steps else wanted
 
 
-class Running:
-    """The state of one course that is learned: ``resume``, then ``step`` for each of ``remaining`` with its gradients made, then ``ended``."""
+class Trainer:
+    """The state of one course that is learned: ``resume``, then ``take_step`` for each of ``iterate_remaining_steps`` with its gradients made, then ``finish``."""
 
     def __init__(
-        self, course: Course, spec: OptimisationSpec, accelerator: Crew, folder: Path, watch: Watch
+        self,
+        trainable: Trainable,
+        spec: OptimizationSpec,
+        accelerator: Accelerator,
+        folder: Path,
+        callbacks: TrainingCallbacks,
     ) -> None:
-        if not course.epoch(0):
+        if not trainable.make_epoch_batches(0):
             raise InputError(
                 "the training split has nothing to learn from",
                 location="split.train",
                 hint="give more notes or a larger split.train",
             )
-        self.course, self.spec = course, spec
-        self.accelerator, self.folder, self.watch = accelerator, folder, watch
-        self.names = sorted(
-            course.parameters, key=lambda name: course.scales.get(name, 1.0)
+        self.trainable, self.spec = trainable, spec
+        self.accelerator, self.folder, self.callbacks = accelerator, folder, callbacks
+        self.parameter_names = sorted(
+            trainable.parameters, key=lambda name: trainable.learning_rate_factors.get(name, 1.0)
         )  # in the order of the optimiser's groups
-        self.parameters = [course.parameters[name] for name in self.names]
-        self.optimiser = torch.optim.AdamW(
-            self._groups(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+        self.parameters = [trainable.parameters[name] for name in self.parameter_names]
+        self.optimizer = torch.optim.AdamW(
+            self._build_parameter_groups(), lr=spec.learning_rate, weight_decay=spec.weight_decay
         )
-        self.total = total_steps(course, spec)
-        self.progress = Progress()
-        self.fresh = [parameter.detach().clone() for parameter in self.parameters]
-        self.begun = time.perf_counter()
-        self.metered = watch.joules() if watch.joules is not None else None
+        self.total_steps = count_total_steps(trainable, spec)
+        self.progress = TrainingProgress()
+        self.initial_values = [parameter.detach().clone() for parameter in self.parameters]
+        self.start_seconds = time.perf_counter()
+        self.start_joules = callbacks.read_joules() if callbacks.read_joules is not None else None
 
-    def _groups(self) -> list[dict[str, Any]]:
-        factors = {name: self.course.scales.get(name, 1.0) for name in self.names}
+    def _build_parameter_groups(self) -> list[dict[str, Any]]:
+        factors = {
+            name: self.trainable.learning_rate_factors.get(name, 1.0)
+            for name in self.parameter_names
+        }
         return [
             {
                 "params": [
-                    self.course.parameters[name] for name in self.names if factors[name] == factor
+                    self.trainable.parameters[name]
+                    for name in self.parameter_names
+                    if factors[name] == factor
                 ],
                 "factor": factor,
             }
@@ -271,189 +288,204 @@ class Running:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        found = checkpoint.newest(self.folder)
+        found = checkpoint.find_newest_checkpoint(self.folder)
         if found is not None:
             tensors, self.progress = found
-            checkpoint.fill(
-                self.course.parameters,
+            checkpoint.copy_into_parameters(
+                self.trainable.parameters,
                 {
                     name: tensor
                     for name, tensor in tensors.items()
                     if not name.startswith("optimiser.")
                 },
             )
-            checkpoint.load_optimiser(self.optimiser, self.names, tensors)
-            self.begun = time.perf_counter() - self.progress.seconds
+            checkpoint.load_optimizer_state(self.optimizer, self.parameter_names, tensors)
+            self.start_seconds = time.perf_counter() - self.progress.seconds
             before = (
                 self.progress.joules
             )  # None: of the steps so far it is not known, so that the sum is not
-            self.metered = None if self.metered is None or before is None else self.metered - before
+            self.start_joules = (
+                None if self.start_joules is None or before is None else self.start_joules - before
+            )
         self.accelerator.wait_for_everyone()  # all have read what may now be removed
         if self.accelerator.is_main_process:
-            checkpoint.clear_after(self.folder, self.progress.step)
-            self.watch.resumed(self.progress.step)
+            checkpoint.remove_later_checkpoints(self.folder, self.progress.step)
+            self.callbacks.on_resume(self.progress.step)
 
-    def remaining(self) -> Iterator[tuple[int, Ints]]:
+    def iterate_remaining_steps(self) -> Iterator[tuple[int, Ints]]:
         """(step from 1, items) for the steps not yet taken."""
         step, number = 0, 0
         while True:
-            for chosen in self.course.epoch(number):
+            for chosen in self.trainable.make_epoch_batches(number):
                 step += 1
-                if step > self.total or self._patience_is_over():
+                if step > self.total_steps or self._is_patience_exhausted():
                     return
                 if step > self.progress.step:
                     yield step, chosen
             number += 1
 
-    def step(self, step: int, chosen: Ints, summed: float, targets: float) -> None:
+    def take_step(self, step: int, items: Ints, summed: float, targets: float) -> None:
         """Take a step along the gradients that are in the parameters; the loss summed over this process's share, and how much that was."""
-        rate = learning_rate(self.spec, step, self.total)
-        for group in self.optimiser.param_groups:
+        rate = compute_learning_rate(self.spec, step, self.total_steps)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        loss = self._reduce(summed, targets)
+        loss = self._reduce_gradients(summed, targets)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
-        self._must_be_finite(step, loss, float(norm))
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self._check_finite(step, loss, float(norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.progress.step = step
-        self.progress.tokens += self.course.tokens(chosen)
-        self._must_have_moved(step)
-        self._after(step, loss, rate)
+        self.progress.tokens += self.trainable.count_tokens(items)
+        self._check_weights_changed(step)
+        self._finish_step(step, loss, rate)
 
-    def _reduce(self, summed: float, targets: float) -> float:
+    def _reduce_gradients(self, summed: float, targets: float) -> float:
         """Add sums up over the processes, then divide once by the targets of the whole step."""
         whole = self.accelerator.reduce(
             torch.tensor([summed, targets], dtype=torch.float64, device=self.accelerator.device),
             "sum",
         )
         loss, count = whole.tolist()
-        flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in self.parameters])
+        flat = torch.cat([_get_gradient(parameter).reshape(-1) for parameter in self.parameters])
         flat = self.accelerator.reduce(flat, "sum") / (count or 1.0)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
         return float(loss / (count or 1.0))
 
-    def _after(self, step: int, loss: float, rate: float) -> None:
-        measured = self._measure(step) if step in _spread(self.total, self.spec.evaluations) else {}
-        self.progress.seconds = time.perf_counter() - self.begun
-        if self.metered is not None and self.watch.joules is not None:
-            self.progress.joules = self.watch.joules() - self.metered
+    def _finish_step(self, step: int, loss: float, learning_rate: float) -> None:
+        measured = (
+            self._evaluate(step)
+            if step in _space_evenly(self.total_steps, self.spec.evaluations)
+            else {}
+        )
+        self.progress.seconds = time.perf_counter() - self.start_seconds
+        if self.start_joules is not None and self.callbacks.read_joules is not None:
+            self.progress.joules = self.callbacks.read_joules() - self.start_joules
         self.progress.history.append({"step": step, "loss": loss, **measured})
         if self.accelerator.is_main_process:
-            self.watch.tell(self._event(step, loss, rate, measured))
-        stopping = self._anyone_is_stopping()
+            self.callbacks.on_step(self._create_event(step, loss, learning_rate, measured))
+        stopping = self._is_stop_requested()
         if self.accelerator.is_main_process and (
-            stopping or step in _spread(self.total, self.spec.checkpoints)
+            stopping or step in _space_evenly(self.total_steps, self.spec.checkpoints)
         ):
-            self.watch.saving()
-            checkpoint.save_step(self.folder, self._all_tensors(), self.progress)
-        if stopping and step < self.total:
-            raise InterruptedRun(
-                f"stopped after step {step} of {self.total}",
+            self.callbacks.on_save()
+            checkpoint.save_step_checkpoint(
+                self.folder, self._collect_checkpoint_tensors(), self.progress
+            )
+        if stopping and step < self.total_steps:
+            raise InterruptedRunError(
+                f"stopped after step {step} of {self.total_steps}",
                 location=str(self.folder),
                 hint="give the same command to go on",
             )
 
-    def _measure(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         """What the tuning split says; the weights are kept when they are the best so far."""
-        if self.course.measure is None:
+        if self.trainable.evaluate is None:
             return {}
-        self.course.mode(False)
-        measured = self.course.measure()
-        if self.course.best_by:
-            self._keep(step, measured[self.course.best_by])
+        self.trainable.set_training_mode(False)
+        measured = self.trainable.evaluate()
+        if self.trainable.best_metric:
+            self._update_best(step, measured[self.trainable.best_metric])
         return measured
 
-    def _keep(self, step: int, value: float) -> None:
+    def _update_best(self, step: int, metric: float) -> None:
         best = self.progress.best
-        if math.isnan(value) or (
-            best is not None and (value <= best if self.course.higher_is_better else value >= best)
+        if math.isnan(metric) or (
+            best is not None
+            and (metric <= best if self.trainable.higher_is_better else metric >= best)
         ):
             self.progress.evaluations_since_best += 1
             return
         self.progress.best, self.progress.best_step, self.progress.evaluations_since_best = (
-            value,
+            metric,
             step,
             0,
         )
         if self.accelerator.is_main_process:
-            checkpoint.save_best(self.folder, self.course.parameters, step)
+            checkpoint.save_best_weights(self.folder, self.trainable.parameters, step)
 
-    def ended(self) -> Fitted:
+    def finish(self) -> TrainingResult:
         """Put the best weights back; without a tuning split the last ones stay."""
         self.accelerator.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
-            checkpoint.fill(
-                self.course.parameters, checkpoint.load_best(self.folder, self.progress.best_step)
+            checkpoint.copy_into_parameters(
+                self.trainable.parameters,
+                checkpoint.load_best_weights(self.folder, self.progress.best_step),
             )
-        self.course.mode(False)
-        return Fitted(self.progress, self.total)
+        self.trainable.set_training_mode(False)
+        return TrainingResult(self.progress, self.total_steps)
 
-    def _all_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.course.parameters) | checkpoint.optimiser_tensors(
-            self.optimiser, self.names
+    def _collect_checkpoint_tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.trainable.parameters) | checkpoint.collect_optimizer_tensors(
+            self.optimizer, self.parameter_names
         )
 
-    def _event(self, step: int, loss: float, rate: float, measured: Mapping[str, float]) -> Event:
+    def _create_event(
+        self, step: int, loss: float, learning_rate: float, metrics: Mapping[str, float]
+    ) -> StepEvent:
         seconds = self.progress.seconds
-        left = seconds / step * (self.total - step)
-        return Event(
+        left = seconds / step * (self.total_steps - step)
+        return StepEvent(
             step,
-            self.total,
+            self.total_steps,
             loss,
-            rate,
+            learning_rate,
             self.progress.tokens,
             seconds,
             self.progress.tokens / seconds,
             left,
-            measured,
+            metrics,
         )
 
-    def _anyone_is_stopping(self) -> bool:
-        flag = torch.tensor([float(self.watch.stopping())], device=self.accelerator.device)
+    def _is_stop_requested(self) -> bool:
+        flag = torch.tensor([float(self.callbacks.should_stop())], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)
 
-    def _patience_is_over(self) -> bool:
+    def _is_patience_exhausted(self) -> bool:
         return (
             bool(self.spec.patience) and self.progress.evaluations_since_best >= self.spec.patience
         )
 
-    def _must_be_finite(self, step: int, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+    def _check_finite(self, step: int, loss: float, gradient_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             hint = 'lower training.learning_rate, or set base.precision = "float32"; the weights of the last checkpoint are sound'
             raise TrainingError(
-                f"loss {loss} and gradient norm {norm} are not both numbers",
-                location=f"step {step} of {self.total}",
+                f"loss {loss} and gradient norm {gradient_norm} are not both numbers",
+                location=f"step {step} of {self.total_steps}",
                 hint=hint,
             )
 
-    def _must_have_moved(self, step: int) -> None:
+    def _check_weights_changed(self, step: int) -> None:
         """peft fails silently when an adapter is not in the forward pass; weights that stay where they were tell."""
-        if step != min(STEPS_BEFORE_THE_MOVED_CHECK, self.total):
+        if step != min(WEIGHT_CHANGE_CHECK_STEPS, self.total_steps):
             return
-        if all(torch.equal(old, new) for old, new in zip(self.fresh, self.parameters, strict=True)):
+        if all(
+            torch.equal(old, new)
+            for old, new in zip(self.initial_values, self.parameters, strict=True)
+        ):
             hint = "the adapter is not part of the forward pass, or the learning rate is too small to matter"
             raise TrainingError(
-                f"none of the {len(self.fresh)} trained tensors moved in {step} steps",
+                f"none of the {len(self.initial_values)} trained tensors moved in {step} steps",
                 location="adapters",
                 hint=hint,
             )
-        self.fresh = []
+        self.initial_values = []
 
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+def _get_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def _spread(total: int, times: int) -> set[int]:
-    """``times`` steps evenly spaced over ``total``, the last one always among them."""
-    return {max(1, math.ceil(total * at / times)) for at in range(1, times + 1)}
+def _space_evenly(total_steps: int, count: int) -> set[int]:
+    """``count`` steps evenly spaced over ``total_steps``, the last one always among them."""
+    return {max(1, math.ceil(total_steps * at / count)) for at in range(1, count + 1)}
 
 
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+def derive_dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
     """Dropout is a function of seed, step and micro-batch, so that a resumed run and a run on two processes draw what one run would have drawn."""
     return int(
-        np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0]
+        np.random.SeedSequence([seed, step, micro_batch_index]).generate_state(1, np.uint64)[0]
         >> np.uint64(1)
     )

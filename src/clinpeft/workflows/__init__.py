@@ -37,147 +37,176 @@ from clinpeft.workflows import (
     task_cohorts,
     textbooks,
 )
-from clinpeft.workflows.context import Circumstances, code_version, hashes_of, opened, watch
-from clinpeft.workflows.joint_trials import are_shareable, classify_together
-from clinpeft.workflows.post_run import (
-    compared,
-    encoded,
-    evaluated,
-    exported,
-    exported_to_onnx,
-    predicted,
-    searched,
+from clinpeft.workflows.context import (
+    RunContext,
+    compute_run_hashes,
+    create_training_callbacks,
+    get_code_version,
+    open_training_run,
 )
-from clinpeft.workflows.privacy import Asked as PrivacyAsked
-from clinpeft.workflows.privacy import audited
-from clinpeft.workflows.privacy import results_in as privacy_results
-from clinpeft.workflows.provenance import released, verified
+from clinpeft.workflows.joint_trials import can_train_jointly, train_classifiers_jointly
+from clinpeft.workflows.post_run import (
+    compare_run_results,
+    encode_text_file,
+    evaluate_run_retrieval,
+    export_run_encoder,
+    export_run_to_onnx,
+    predict_new_notes,
+    rescore_predictions,
+)
+from clinpeft.workflows.privacy import PrivacyAuditConfig as PrivacyAsked
+from clinpeft.workflows.privacy import audit_run_privacy
+from clinpeft.workflows.privacy import read_privacy_results as privacy_results
+from clinpeft.workflows.provenance import release_run_folder, verify_run_provenance
 
 __all__ = [
-    "Circumstances",
+    "RunContext",
     "PrivacyAsked",
-    "adapt",
-    "are_shareable",
-    "audited",
-    "classify",
-    "classify_together",
-    "code_version",
-    "compared",
-    "embed",
-    "encoded",
-    "evaluated",
-    "exported",
-    "exported_to_onnx",
-    "predicted",
+    "adapt_language_model",
+    "can_train_jointly",
+    "audit_run_privacy",
+    "train_classifier",
+    "train_classifiers_jointly",
+    "get_code_version",
+    "compare_run_results",
+    "train_embedding_model",
+    "encode_text_file",
+    "rescore_predictions",
+    "export_run_encoder",
+    "export_run_to_onnx",
+    "predict_new_notes",
     "privacy_results",
-    "released",
-    "searched",
-    "verified",
+    "release_run_folder",
+    "evaluate_run_retrieval",
+    "verify_run_provenance",
 ]
 
 
-def adapt(recipe: AdaptRecipe, home: Path, context: Circumstances) -> Run:
+def adapt_language_model(recipe: AdaptRecipe, home: Path, context: RunContext) -> Run:
     """Notes in, a recorded adapter out. The same recipe, source, base and code give the same run, which is made once.
 
     Raises:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
-    accelerator = training.assemble()
-    differential_privacy.refuse_inexact(recipe, accelerator)
-    quantization.refuse_impossible(recipe, accelerator)
-    hashes = hashes_of(
+    accelerator = training.create_accelerator()
+    differential_privacy.check_differential_privacy(recipe, accelerator)
+    quantization.check_base_options(recipe, accelerator)
+    hashes = compute_run_hashes(
         sources.fingerprint(recipe.source),
         recipe,
         corpus.policy_version(recipe.corpus.deidentification),
     )
-    with opened(recipe, hashes, home, context, accelerator) as run:
+    with open_training_run(recipe, hashes, home, context, accelerator) as run:
         if run.record.state == "finished":
-            return differential_privacy.forgotten(run)
-        base = models.load(quantization.whole(recipe.base), accelerator.device)
-        encodings, attrition = language_model.encoded(recipe, base, home, accelerator, hashes)
-        lesson = language_model.lesson_of(recipe, base, encodings)
-        quantization.by_words(recipe, base, lesson, accelerator)
-        scoring = functools.partial(language_model.scored, recipe, lesson, accelerator)
-        before = language_model.remembered(
-            home, run, encodings, base, accelerator, lambda: scoring(language_model.bare(base))
+            return differential_privacy.discard_noise_seed(run)
+        base = models.load(quantization.disable_quantization(recipe.base), accelerator.device)
+        encodings, attrition = language_model.prepare_corpus_encodings(
+            recipe, base, home, accelerator, hashes
         )
-        stack = adapters.attach(base, recipe.adapters, seed=recipe.seed)
-        plan.settle_activations([recipe], [stack], accelerator)
-        forward = functools.partial(adapters.logits, stack)
-        course = training.language(stack, forward, lesson, recipe.training, accelerator)
-        compilation.settle_compilation([recipe], [stack], course, home, accelerator)
-        learned = differential_privacy.made(
-            course, differential_privacy.of_windows(encodings), run, context
+        lesson = language_model.build_language_data(recipe, base, encodings)
+        quantization.quantize_checking_perplexity(recipe, base, lesson, accelerator)
+        scoring = functools.partial(
+            language_model.score_note_likelihoods, recipe, lesson, accelerator
         )
-        fitted = training.fit(
-            learned.course,
+        before = language_model.cache_base_likelihoods(
+            home,
+            run,
+            encodings,
+            base,
+            accelerator,
+            lambda: scoring(language_model.build_base_forward(base)),
+        )
+        stack = adapters.attach_adapters(base, recipe.adapters, seed=recipe.seed)
+        plan.choose_checkpointing([recipe], [stack], accelerator)
+        forward = functools.partial(adapters.compute_token_logits, stack)
+        course = training.build_language_modeling_trainable(
+            stack, forward, lesson, recipe.training, accelerator
+        )
+        compilation.choose_compilation([recipe], [stack], course, home, accelerator)
+        learned = differential_privacy.apply_differential_privacy(
+            course, differential_privacy.get_window_subjects(encodings), run, context
+        )
+        fitted = training.run_training(
+            learned.trainable,
             recipe.training,
             accelerator,
             run.folder / "checkpoints",
-            watch(run, context),
+            create_training_callbacks(run, context),
         )
-        unigram = training.unigram(lesson, lesson.train, language_model.asked(recipe, encodings))
+        unigram = training.compute_unigram_likelihoods(
+            lesson,
+            lesson.train_windows,
+            language_model.select_evaluation_windows(recipe, encodings),
+        )
         thought = {"unigram": unigram, "base": before, "adapted": scoring(forward)}
-        results = language_model.perplexities(recipe, thought)
+        results = language_model.compute_perplexity_results(recipe, thought)
         dropped, noise = (
             (*attrition, encodings.attrition),
-            differential_privacy.spent(learned, fitted),
+            differential_privacy.account_privacy(learned, fitted),
         )
-        return differential_privacy.forgotten(
-            language_model.recorded(
+        return differential_privacy.discard_noise_seed(
+            language_model.record_adapt_run(
                 run, context, accelerator, stack, fitted, results, dropped, thought, noise
             )
         )
 
 
-def classify(recipe: ClassifyRecipe, home: Path, context: Circumstances) -> Run:
+def train_classifier(recipe: ClassifyRecipe, home: Path, context: RunContext) -> Run:
     """Notes and their answers in, a recorded stack with its head out. The same question asked twice is one run.
 
     Raises:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
-    accelerator = training.assemble()
-    differential_privacy.refuse_inexact(recipe, accelerator)
-    quantization.refuse_impossible(recipe, accelerator)
-    recipe, origins = classifier.resolved(recipe, home)
-    hashes = hashes_of(
-        task_cohorts.fingerprint(recipe), recipe, adapters=classifier.adapter_hashes(origins)
+    accelerator = training.create_accelerator()
+    differential_privacy.check_differential_privacy(recipe, accelerator)
+    quantization.check_base_options(recipe, accelerator)
+    recipe, origins = classifier.resolve_adapter_runs(recipe, home)
+    hashes = compute_run_hashes(
+        task_cohorts.fingerprint_cohort_sources(recipe),
+        recipe,
+        adapter_hashes=classifier.hash_adapters(origins),
     )
-    with opened(recipe, hashes, home, context, accelerator) as run:
+    with open_training_run(recipe, hashes, home, context, accelerator) as run:
         if run.record.state == "finished":
-            return differential_privacy.forgotten(run)
-        asked = task_cohorts.cohorts_of(recipe, home, accelerator, hashes)
+            return differential_privacy.discard_noise_seed(run)
+        asked = task_cohorts.prepare_cohorts(recipe, home, accelerator, hashes)
         base = models.load(
-            quantization.whole(classifier.precise(recipe.base)), accelerator.device, "vectors"
+            quantization.disable_quantization(classifier.set_trainable_precision(recipe.base)),
+            accelerator.device,
+            "vectors",
         )
-        read = task_cohorts.encoded(recipe, base, asked, home, accelerator)
-        quantization.by_documents(recipe, base, read[0], accelerator)
-        stack = adapters.attach(
-            base, recipe.adapters, recipe.seed, classifier.folders(origins), recipe.base.trainable
+        read = task_cohorts.prepare_cohort_documents(recipe, base, asked, home, accelerator)
+        quantization.quantize_checking_documents(recipe, base, read[0], accelerator)
+        stack = adapters.attach_adapters(
+            base,
+            recipe.adapters,
+            recipe.seed,
+            classifier.get_adapter_folders(origins),
+            recipe.base.trainable,
         )
-        plan.settle_activations([recipe], [stack], accelerator)
-        answering = classifier.answering(recipe, stack, read, home, accelerator)
-        witness = adapters.watch(stack, answering.head_parameters)
-        compilation.settle_compilation([recipe], [stack], answering.course, home, accelerator)
-        classifier.probed(recipe, answering, read, home, accelerator, run, context)
-        learned = differential_privacy.made(
-            answering.course, differential_privacy.of_documents(read), run, context
+        plan.choose_checkpointing([recipe], [stack], accelerator)
+        answering = classifier.build_classifier_setup(recipe, stack, read, home, accelerator)
+        witness = adapters.monitor_adapters(stack, answering.head_parameters)
+        compilation.choose_compilation([recipe], [stack], answering.trainable, home, accelerator)
+        classifier.train_linear_probes(recipe, answering, read, home, accelerator, run, context)
+        learned = differential_privacy.apply_differential_privacy(
+            answering.trainable, differential_privacy.get_document_subjects(read), run, context
         )
-        fitted = training.fit(
-            learned.course,
+        fitted = training.run_training(
+            learned.trainable,
             recipe.training,
             accelerator,
             run.folder / "checkpoints",
-            watch(run, context),
+            create_training_callbacks(run, context),
         )
-        liveness = witness.testify(answering.probe)
-        found = classifier.scored(recipe, answering, read, home, accelerator)
+        liveness = witness.verify(answering.compute_probe_logits)
+        found = classifier.score_classifier(recipe, answering, read, home, accelerator)
         told, noise = (
-            classifier.notices(recipe, origins, read),
-            differential_privacy.spent(learned, fitted),
+            classifier.collect_classifier_notices(recipe, origins, read),
+            differential_privacy.account_privacy(learned, fitted),
         )
-        return differential_privacy.forgotten(
-            classifier.recorded(
+        return differential_privacy.discard_noise_seed(
+            classifier.record_classifier_run(
                 recipe,
                 run,
                 context,
@@ -193,44 +222,56 @@ def classify(recipe: ClassifyRecipe, home: Path, context: Circumstances) -> Run:
         )
 
 
-def embed(recipe: EmbedRecipe, home: Path, context: Circumstances) -> Run:
+def train_embedding_model(recipe: EmbedRecipe, home: Path, context: RunContext) -> Run:
     """Books in, a recorded encoder out, measured before and after on chapters that it has not read.
 
     Raises:
         ClinpeftError: whatever a room cannot do; the run's folder says so too.
     """
-    accelerator = training.assemble()
-    quantization.refuse_impossible(recipe, accelerator)
-    recipe, origins = classifier.resolved(recipe, home)
-    hashes = hashes_of(
-        textbooks.fingerprint(recipe), recipe, adapters=classifier.adapter_hashes(origins)
+    accelerator = training.create_accelerator()
+    quantization.check_base_options(recipe, accelerator)
+    recipe, origins = classifier.resolve_adapter_runs(recipe, home)
+    hashes = compute_run_hashes(
+        textbooks.fingerprint_embedding_data(recipe),
+        recipe,
+        adapter_hashes=classifier.hash_adapters(origins),
     )
-    with opened(recipe, hashes, home, context, accelerator) as run:
+    with open_training_run(recipe, hashes, home, context, accelerator) as run:
         if run.record.state == "finished":
             return run
-        shelf = textbooks.shelf(recipe, home, accelerator, hashes)
-        asked = embedding_evaluation.asking(shelf, recipe.evaluation, recipe.split.seed)
-        base, load_seconds = encoder.loaded(classifier.precise(recipe.base), accelerator)
-        embedding_config = encoder.manner_of(recipe)
-        quantization.by_texts(recipe, base, embedding_config, shelf, accelerator)
-        before = encoder.zero_shot(recipe, base, embedding_config, asked, home)
-        stack = adapters.attach(
-            base, recipe.adapters, recipe.seed, classifier.folders(origins), recipe.base.trainable
+        shelf = textbooks.prepare_embedding_data(recipe, home, accelerator, hashes)
+        asked = embedding_evaluation.build_embedding_benchmark(
+            shelf, recipe.evaluation, recipe.split.seed
         )
-        plan.settle_activations([recipe], [stack], accelerator)
-        learning = encoder.learning(recipe, stack, embedding_config, shelf, accelerator)
-        compilation.settle_compilation([recipe], [stack], learning.course, home, accelerator)
-        witness = adapters.watch(stack)
-        fitted = training.fit(
-            learning.course,
+        base, load_seconds = encoder.load_base_timed(
+            classifier.set_trainable_precision(recipe.base), accelerator
+        )
+        embedding_config = encoder.resolve_recipe_embedding_config(recipe)
+        quantization.quantize_checking_texts(recipe, base, embedding_config, shelf, accelerator)
+        before = encoder.evaluate_zero_shot(recipe, base, embedding_config, asked, home)
+        stack = adapters.attach_adapters(
+            base,
+            recipe.adapters,
+            recipe.seed,
+            classifier.get_adapter_folders(origins),
+            recipe.base.trainable,
+        )
+        plan.choose_checkpointing([recipe], [stack], accelerator)
+        learning = encoder.build_contrastive_setup(
+            recipe, stack, embedding_config, shelf, accelerator
+        )
+        compilation.choose_compilation([recipe], [stack], learning.trainable, home, accelerator)
+        witness = adapters.monitor_adapters(stack)
+        fitted = training.run_training(
+            learning.trainable,
             recipe.training,
             accelerator,
             run.folder / "checkpoints",
-            watch(run, context),
+            create_training_callbacks(run, context),
         )
-        liveness = witness.testify(learning.probe)
-        after = encoder.measured(stack, embedding_config, asked, "adapted")
-        return encoder.recorded(
+        liveness = witness.verify(learning.compute_probe_vectors)
+        after = encoder.evaluate_encoder(stack, embedding_config, asked, "adapted")
+        return encoder.record_encoder_run(
             recipe,
             run,
             context,

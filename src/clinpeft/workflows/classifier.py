@@ -24,34 +24,45 @@ from clinpeft import (
     tokenization,
     training,
 )
-from clinpeft.adapters import Liveness, Stack
+from clinpeft.adapters import AdapterActivity, Stack
 from clinpeft.core.errors import RecipeError, UsageError
-from clinpeft.core.schemas import Question
+from clinpeft.core.schemas import LabelSpace
 from clinpeft.models import Head, Pooling
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, ReaderSpec
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, EncoderModelSpec
 from clinpeft.runs import Run
-from clinpeft.training import Course, Crew, Exam, Fitted, Watch
+from clinpeft.training import (
+    Accelerator,
+    ClassificationData,
+    Trainable,
+    TrainingCallbacks,
+    TrainingResult,
+)
 from clinpeft.workflows import differential_privacy
-from clinpeft.workflows.context import Circumstances, code_version, key, outcome
-from clinpeft.workflows.task_cohorts import Read
+from clinpeft.workflows.context import (
+    RunContext,
+    compute_cache_key,
+    get_code_version,
+    summarize_training,
+)
+from clinpeft.workflows.task_cohorts import EncodedCohort
 
-TFIDF = "TF-IDF + logistic regression"
-PREDICTIONS, UNCORRECTED, CURVES, LABELS, MEDS = (
+TFIDF_BASELINE = "TF-IDF + logistic regression"
+PREDICTIONS_TABLE, UNCORRECTED_TABLE, CURVES_TABLE, LABEL_RESULTS_TABLE, MEDS_EVALUATION_TABLE = (
     "predictions",
     "predictions_uncorrected",
     "curves",
     "labels",
     "meds_evaluation",
 )
-CACHED_DOCUMENTS = 1024  # whose remembered vectors go through a head together
+CACHED_BATCH_DOCUMENTS = 1024  # whose remembered vectors go through a head together
 
 
-Stacked = TypeVar("Stacked", ClassifyRecipe, EmbedRecipe)
+AdapterStackRecipe = TypeVar("AdapterStackRecipe", ClassifyRecipe, EmbedRecipe)
 """Recipes whose adapters may come from earlier runs."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class AdapterSource:
     """An adapter that an earlier run made: the run, and the adapter's folder."""
 
     run: Run
@@ -59,35 +70,35 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Answering:
+class ClassifierSetup:
     """All that answers, set up to be trained.
 
     Attributes:
-        course: what the loop is given.
-        exams: the questions in the order of the recipe.
+        trainable: what the loop is given.
+        task_data: the questions in the order of the recipe.
         heads: question -> its head.
         pooling: where a window's vector is read.
         stack: base and adapters.
-        probe: logits of a few training documents through everything, with their gradient.
+        compute_probe_logits: logits of a few training documents through everything, with their gradient.
         features_seconds: spent on reading what is remembered of the notes; None where the model reads them anew every time.
     """
 
-    course: Course
-    exams: tuple[Exam, ...]
+    trainable: Trainable
+    task_data: tuple[ClassificationData, ...]
     heads: Mapping[str, Head]
     pooling: Pooling
     stack: Stack
-    probe: Callable[[], Any]
+    compute_probe_logits: Callable[[], Any]
     features_seconds: float | None
 
     @property
     def head_parameters(self) -> dict[str, Any]:
         """Name -> parameter of the heads."""
-        return training.as_parameters(_prefixed(self.heads))
+        return training.collect_module_parameters(_prefix_head_names(self.heads))
 
 
 @dataclass(frozen=True)
-class Found:
+class ClassificationResults:
     """What came out for each question: predictions, curves and results by label, and all results together."""
 
     results: pa.Table
@@ -95,7 +106,9 @@ class Found:
     baselines_seconds: float
 
 
-def resolved(recipe: Stacked, home: Path) -> tuple[Stacked, dict[str, Origin]]:
+def resolve_adapter_runs(
+    recipe: AdapterStackRecipe, home: Path
+) -> tuple[AdapterStackRecipe, dict[str, AdapterSource]]:
     """The recipe with the names of earlier runs replaced by their ids, and what those hold.
 
     Raises:
@@ -104,15 +117,17 @@ def resolved(recipe: Stacked, home: Path) -> tuple[Stacked, dict[str, Origin]]:
     specs, origins = [], {}
     for spec in recipe.adapters:
         if spec.from_run:
-            name, origin = _origin(spec.from_run, home)
+            name, origin = _find_adapter_source(spec.from_run, home)
             spec, origins[name] = spec.model_copy(update={"from_run": name}), origin  # noqa: PLW2901 - the same spec, said by id
         specs.append(spec)
     return recipe.model_copy(update={"adapters": tuple(specs)}), origins
 
 
-def _origin(text: str, home: Path) -> tuple[str, Origin]:
-    run_text, _, adapter = text.rpartition("/") if "/" in text else (text, "", "")
-    run = runs.find(home, run_text, finished=True)
+def _find_adapter_source(run_and_adapter: str, home: Path) -> tuple[str, AdapterSource]:
+    run_text, _, adapter = (
+        run_and_adapter.rpartition("/") if "/" in run_and_adapter else (run_and_adapter, "", "")
+    )
+    run = runs.find_run(home, run_text, finished_only=True)
     found = {
         path.parent.name: path.parent
         for path in sorted(run.folder.glob("adapter*/**/adapter_config.json"))
@@ -133,23 +148,23 @@ def _origin(text: str, home: Path) -> tuple[str, Origin]:
             f"run {run.id} has {len(found)} adapters", location="adapters.from_run", hint=hint
         )
     name = adapter or next(iter(found))
-    return (f"{run.id}/{name}" if adapter else run.id), Origin(run, found[name])
+    return (f"{run.id}/{name}" if adapter else run.id), AdapterSource(run, found[name])
 
 
-def folders(origins: Mapping[str, Origin]) -> dict[str, Path]:
+def get_adapter_folders(adapter_sources: Mapping[str, AdapterSource]) -> dict[str, Path]:
     """``from_run`` -> the adapter's folder."""
-    return {name: origin.folder for name, origin in origins.items()}
+    return {name: origin.folder for name, origin in adapter_sources.items()}
 
 
-def adapter_hashes(origins: Mapping[str, Origin]) -> dict[str, str]:
+def hash_adapters(adapter_sources: Mapping[str, AdapterSource]) -> dict[str, str]:
     """``from_run`` -> SHA-256 of the adapter's weights."""
     return {
-        name: runs.checksum(origin.folder / "adapter_model.safetensors")
-        for name, origin in origins.items()
+        name: runs.compute_path_checksum(origin.folder / "adapter_model.safetensors")
+        for name, origin in adapter_sources.items()
     }
 
 
-def precise(spec: ReaderSpec) -> ReaderSpec:
+def set_trainable_precision(spec: EncoderModelSpec) -> EncoderModelSpec:
     """Weights that are trained are float32: an optimiser's small steps are lost in bfloat16.
 
     Raises:
@@ -166,69 +181,85 @@ def precise(spec: ReaderSpec) -> ReaderSpec:
     return spec.model_copy(update={"precision": "float32"})
 
 
-def answering(
-    recipe: ClassifyRecipe, stack: Stack, read: Sequence[Read], home: Path, accelerator: Crew
-) -> Answering:
+def build_classifier_setup(
+    recipe: ClassifyRecipe,
+    stack: Stack,
+    encoded_cohorts: Sequence[EncodedCohort],
+    home: Path,
+    accelerator: Accelerator,
+) -> ClassifierSetup:
     """Heads on the stack, and every question as an exam. Where nothing below the heads is trained, the model reads each note once for all."""
     pooling = models.pooling_of(stack.base, recipe.head.pooling)
     heads = {
-        one.asked.question.name: _head(recipe, stack, one.asked.question, accelerator)
-        for one in read
+        one.cohort.label_space.name: _create_head(
+            recipe, stack, one.cohort.label_space, accelerator
+        )
+        for one in encoded_cohorts
     }
     begun = time.perf_counter()
     vectors = (
         None
-        if stack.trained
-        else [_features(recipe, stack, one, pooling, home, accelerator) for one in read]
+        if stack.trained_parameters
+        else [
+            _cache_features(recipe, stack, one, pooling, home, accelerator)
+            for one in encoded_cohorts
+        ]
     )
     seconds = None if vectors is None else time.perf_counter() - begun
     exams = tuple(
-        _exam(recipe, stack, one, heads, pooling, vectors[at] if vectors else None, accelerator)
-        for at, one in enumerate(read)
+        _build_classification_data(
+            recipe, stack, one, heads, pooling, vectors[at] if vectors else None, accelerator
+        )
+        for at, one in enumerate(encoded_cohorts)
     )
-    own = training.as_parameters(_prefixed(heads))
-    course = training.classification(
+    own = training.collect_module_parameters(_prefix_head_names(heads))
+    course = training.build_classification_trainable(
         exams,
-        {**stack.trained, **own},
-        functools.partial(_mode, stack, heads),
+        {**stack.trained_parameters, **own},
+        functools.partial(_set_training_mode, stack, heads),
         recipe.loss,
         recipe.training,
         recipe.seed,
         accelerator,
         tuple(own),
-        functools.partial(adapters.rescue, stack)
+        functools.partial(adapters.enable_checkpointing_on_oom, stack)
         if recipe.training.activations == "auto"
         else None,
     )
-    return Answering(
+    return ClassifierSetup(
         course,
         exams,
         heads,
         pooling,
         stack,
-        _probe(recipe, stack, read, heads, pooling, accelerator),
+        _build_probe_function(recipe, stack, encoded_cohorts, heads, pooling, accelerator),
         seconds,
     )
 
 
-def probed(
+def train_linear_probes(
     recipe: ClassifyRecipe,
-    answering: Answering,
-    read: Sequence[Read],
+    setup: ClassifierSetup,
+    encoded_cohorts: Sequence[EncodedCohort],
     home: Path,
-    accelerator: Crew,
+    accelerator: Accelerator,
     run: Run,
-    context: Circumstances,
+    context: RunContext,
 ) -> None:
     """The heads alone learn first, from what the stack says before its first step: linear probing, then fine-tuning (Kumar et al. 2022)."""
-    if not (recipe.training.head_epochs and answering.stack.trained):
+    if not (recipe.training.head_epochs and setup.stack.trained_parameters):
         return
-    stack, heads = answering.stack, answering.heads
-    own = answering.head_parameters
-    vectors = [_features(recipe, stack, one, answering.pooling, home, accelerator) for one in read]
+    stack, heads = setup.stack, setup.heads
+    own = setup.head_parameters
+    vectors = [
+        _cache_features(recipe, stack, one, setup.pooling, home, accelerator)
+        for one in encoded_cohorts
+    ]
     exams = [
-        _exam(recipe, stack, one, heads, answering.pooling, vectors[at], accelerator)
-        for at, one in enumerate(read)
+        _build_classification_data(
+            recipe, stack, one, heads, setup.pooling, vectors[at], accelerator
+        )
+        for at, one in enumerate(encoded_cohorts)
     ]
     rate = recipe.training.head_learning_rate or recipe.training.learning_rate
     spec = recipe.training.model_copy(
@@ -240,47 +271,54 @@ def probed(
             "checkpoints": 1,
         }
     )
-    course = training.classification(
+    course = training.build_classification_trainable(
         exams,
         own,
-        functools.partial(_mode, stack, heads),
+        functools.partial(_set_training_mode, stack, heads),
         recipe.loss,
         spec,
         recipe.seed,
         accelerator,
     )
-    training.fit(
+    training.run_training(
         course,
         spec,
         accelerator,
         run.folder / "checkpoints" / "head",
-        Watch(stopping=context.stopping),
+        TrainingCallbacks(should_stop=context.should_stop),
     )
 
 
-def _head(recipe: ClassifyRecipe, stack: Stack, question: Question, accelerator: Crew) -> Head:
-    return Head(stack.base.width, len(question.classes), recipe.head.dropout, seed=recipe.seed).to(
-        accelerator.device
-    )
+def _create_head(
+    recipe: ClassifyRecipe, stack: Stack, label_space: LabelSpace, accelerator: Accelerator
+) -> Head:
+    return Head(
+        stack.base.width, len(label_space.classes), recipe.head.dropout, seed=recipe.seed
+    ).to(accelerator.device)
 
 
-def _prefixed(heads: Mapping[str, Head]) -> dict[str, Any]:
+def _prefix_head_names(heads: Mapping[str, Head]) -> dict[str, Any]:
     """``head.mortality`` -> the one layer of that head, so that the proofs of a run name heads and not their insides."""
     return {f"head.{name}": head.linear for name, head in heads.items()}
 
 
-def _mode(stack: Stack, heads: Mapping[str, Head], training_mode: bool) -> None:
+def _set_training_mode(stack: Stack, heads: Mapping[str, Head], training_mode: bool) -> None:
     stack.train(training_mode)
     for head in heads.values():
         head.train(training_mode)
 
 
-def _features(
-    recipe: ClassifyRecipe, stack: Stack, one: Read, pooling: Pooling, home: Path, accelerator: Crew
-) -> inference.Floats:
+def _cache_features(
+    recipe: ClassifyRecipe,
+    stack: Stack,
+    encoded_cohort: EncodedCohort,
+    pooling: Pooling,
+    home: Path,
+    accelerator: Accelerator,
+) -> inference.Float32Array:
     base = stack.base
     below = [spec.model_dump(mode="json") for spec in recipe.adapters]
-    seed = recipe.seed if stack.trained else 0  # fresh adapters may not be the identity
+    seed = recipe.seed if stack.trained_parameters else 0  # fresh adapters may not be the identity
     said = (
         base.sha256,
         base.precision_reason,
@@ -288,12 +326,14 @@ def _features(
         base.kernels,
         str(accelerator.device.type),
     )
-    name = key(one.documents.folder.name, *said, below, seed, pooling, code_version())
+    name = compute_cache_key(
+        encoded_cohort.documents.folder.name, *said, below, seed, pooling, get_code_version()
+    )
     with accelerator.main_process_first():
         path = home / "cache" / f"features-{name}.npy"
-        return inference.features(
+        return inference.cache_window_features(
             stack,
-            one.documents,
+            encoded_cohort.documents,
             pooling,
             recipe.training.micro_batch_tokens,
             accelerator.device,
@@ -301,25 +341,25 @@ def _features(
         )
 
 
-def _exam(
+def _build_classification_data(
     recipe: ClassifyRecipe,
     stack: Stack,
-    one: Read,
+    encoded_cohort: EncodedCohort,
     heads: Mapping[str, Head],
     pooling: Pooling,
-    vectors: inference.Floats | None,
-    accelerator: Crew,
-) -> Exam:
+    vectors: inference.Float32Array | None,
+    accelerator: Accelerator,
+) -> ClassificationData:
     question, documents, head, pool = (
-        one.asked.question,
-        one.documents,
-        heads[one.asked.question.name],
-        recipe.reading.pool,
+        encoded_cohort.cohort.label_space,
+        encoded_cohort.documents,
+        heads[encoded_cohort.cohort.label_space.name],
+        recipe.truncation.pool,
     )
     grouped: Callable[[tokenization.Ints], list[tokenization.Ints]]
     asks = (documents, head, pooling, pool, accelerator.device)
     if vectors is None:
-        answer = inference.live(stack, *asks)
+        answer = inference.build_logit_function(stack, *asks)
         grouped = functools.partial(
             tokenization.document_batches,
             documents,
@@ -327,158 +367,195 @@ def _exam(
         )
     else:
         answer, grouped = (
-            inference.remembered(vectors, documents, head, pool, accelerator.device),
-            _by_number,
+            inference.build_cached_logit_function(
+                vectors, documents, head, pool, accelerator.device
+            ),
+            _batch_by_count,
         )
-    known = training.truth(documents.table(["stay_id", "label", "labels"]), question)
+    known = training.encode_labels(documents.table(["stay_id", "label", "labels"]), question)
     if recipe.loss.shuffled_labels:
         for split in ("train", "tuning"):
-            known = training.shuffled(known, documents.of(split), recipe.seed)
-    return Exam(
-        question=question,
-        answer=answer,
-        truth=known,
-        lengths=documents.lengths_of(np.arange(len(documents.tokens_total))),
-        train=documents.of("train"),
-        tuning=documents.of("tuning"),
-        grouped=grouped,
-        scores=inference.shared(answer, len(question.classes), grouped, accelerator),
-        metric=lambda logits, chosen: evaluation.main_metric(
-            inference.probabilities(logits, question),
-            _classes_of(known[chosen].numpy(), question),
+            known = training.shuffle_labels(known, documents.of(split), recipe.seed)
+    return ClassificationData(
+        label_space=question,
+        compute_logits=answer,
+        labels=known,
+        token_counts=documents.lengths_of(np.arange(len(documents.tokens_total))),
+        train_documents=documents.of("train"),
+        tuning_documents=documents.of("tuning"),
+        make_micro_batches=grouped,
+        gather_logits=inference.build_gathered_logit_function(
+            answer, len(question.classes), grouped, accelerator
+        ),
+        compute_metric=lambda logits, chosen: evaluation.compute_main_metric(
+            inference.compute_probabilities(logits, question),
+            _get_true_classes(known[chosen].numpy(), question),
             question,
         ),
-        reading=inference.reading(*asks) if vectors is None else None,
+        prepare_input=inference.build_packed_input_function(*asks) if vectors is None else None,
     )
 
 
-def _classes_of(known: Any, question: Question) -> Any:
+def _get_true_classes(labels: Any, label_space: LabelSpace) -> Any:
     """The class of every document, or the indices of all that apply: truth as ``evaluation`` takes it, where training has a column a label."""
-    return [np.flatnonzero(row) for row in known] if question.kind == "multilabel" else known
+    return [np.flatnonzero(row) for row in labels] if label_space.kind == "multilabel" else labels
 
 
-def _by_number(chosen: tokenization.Ints) -> list[tokenization.Ints]:
+def _batch_by_count(document_indices: tokenization.Ints) -> list[tokenization.Ints]:
     return [
-        chosen[start : start + CACHED_DOCUMENTS]
-        for start in range(0, len(chosen), CACHED_DOCUMENTS)
+        document_indices[start : start + CACHED_BATCH_DOCUMENTS]
+        for start in range(0, len(document_indices), CACHED_BATCH_DOCUMENTS)
     ]
 
 
-def _probe(
+def _build_probe_function(
     recipe: ClassifyRecipe,
     stack: Stack,
-    read: Sequence[Read],
+    encoded_cohorts: Sequence[EncodedCohort],
     heads: Mapping[str, Head],
     pooling: Pooling,
-    accelerator: Crew,
+    accelerator: Accelerator,
 ) -> Callable[[], Any]:
     """The shortest training documents of every question, through everything, whatever is remembered of them."""
 
     def probed() -> Any:
         logits = []
-        for one in read:
+        for one in encoded_cohorts:
             documents = one.documents
             train = documents.of("train")
             chosen = train[np.argsort(documents.lengths_of(train), kind="stable")[:4]]
-            answer = inference.live(
+            answer = inference.build_logit_function(
                 stack,
                 documents,
-                heads[one.asked.question.name],
+                heads[one.cohort.label_space.name],
                 pooling,
-                recipe.reading.pool,
+                recipe.truncation.pool,
                 accelerator.device,
             )
             logits.append(answer(chosen).reshape(-1))
-        return inference.joined(logits)
+        return inference.concatenate_logits(logits)
 
     return probed
 
 
-def scored(
+def score_classifier(
     recipe: ClassifyRecipe,
-    answering: Answering,
-    read: Sequence[Read],
+    setup: ClassifierSetup,
+    encoded_cohorts: Sequence[EncodedCohort],
     home: Path,
-    accelerator: Crew,
-) -> Found:
+    accelerator: Accelerator,
+) -> ClassificationResults:
     """Every question's predictions on tuning and held-out stays, scored beside the trivial baselines."""
     results: list[pa.Table] = []
     tables: dict[str, pa.Table] = {}
     seconds = 0.0
-    for at, (exam, one) in enumerate(zip(answering.exams, read, strict=True)):
+    for at, (exam, one) in enumerate(zip(setup.task_data, encoded_cohorts, strict=True)):
         chosen = np.concatenate([one.documents.of("tuning"), one.documents.of("held_out")])
-        logits = exam.scores(chosen)
+        logits = exam.gather_logits(chosen)
         if not accelerator.is_main_process:
             continue
-        answered = inference.predictions(one.documents, chosen, logits, exam.question)
+        answered = inference.build_prediction_table(one.documents, chosen, logits, exam.label_space)
         begun = time.perf_counter()
-        trivial = dict(_trivial(recipe, one, home)) if recipe.evaluation.baselines else {}
+        trivial = (
+            dict(_load_baseline_predictions(recipe, one, home))
+            if recipe.evaluation.baselines
+            else {}
+        )
         seconds += time.perf_counter() - begun
-        found = results_of(recipe, answered, exam.question, trivial)
+        found = build_classification_tables(recipe, answered, exam.label_space, trivial)
         results.append(found.pop("results"))
         tables |= {
-            f"{name}-{exam.question.name}" if at else name: table for name, table in found.items()
+            f"{name}-{exam.label_space.name}" if at else name: table
+            for name, table in found.items()
         }
-    return Found(pa.concat_tables(results) if results else pa.table({}), tables, seconds)
+    return ClassificationResults(
+        pa.concat_tables(results) if results else pa.table({}), tables, seconds
+    )
 
 
-def results_of(
-    recipe: ClassifyRecipe, answered: pa.Table, question: Question, trivial: Mapping[str, pa.Table]
+def build_classification_tables(
+    recipe: ClassifyRecipe,
+    prediction_table: pa.Table,
+    label_space: LabelSpace,
+    baseline_predictions: Mapping[str, pa.Table],
 ) -> dict[str, pa.Table]:
     """Tables of one question by name; ``results`` holds every number, of the model, of the baselines, and of the difference to TF-IDF."""
     spec = recipe.evaluation
-    raw, (answered, fitted) = (
-        answered,
-        evaluation.recalibrated(answered, question, spec.recalibration),
+    raw, (prediction_table, fitted) = (
+        prediction_table,
+        evaluation.recalibrate_predictions(prediction_table, label_space, spec.recalibration),
     )
-    rows = [evaluation.scored(answered, question, spec, _rng(recipe))]
-    rows += [
-        evaluation.scored(table, question, spec, _rng(recipe), state=name)
-        for name, table in trivial.items()
+    rows = [
+        evaluation.score_prediction_table(
+            prediction_table, label_space, spec, _create_bootstrap_rng(recipe)
+        )
     ]
-    if TFIDF in trivial:
+    rows += [
+        evaluation.score_prediction_table(
+            table, label_space, spec, _create_bootstrap_rng(recipe), state=name
+        )
+        for name, table in baseline_predictions.items()
+    ]
+    if TFIDF_BASELINE in baseline_predictions:
         rows.append(
-            evaluation.answers_difference(
-                trivial[TFIDF], answered, question, spec, _rng(recipe), names=(TFIDF, "model")
+            evaluation.compare_paired_predictions(
+                baseline_predictions[TFIDF_BASELINE],
+                prediction_table,
+                label_space,
+                spec,
+                _create_bootstrap_rng(recipe),
+                names=(TFIDF_BASELINE, "model"),
             )
         )
     found = {
         "results": pa.concat_tables(rows),
-        PREDICTIONS: answered,
-        CURVES: evaluation.curves(answered, question, spec, _rng(recipe)),
+        PREDICTIONS_TABLE: prediction_table,
+        CURVES_TABLE: evaluation.compute_classification_curves(
+            prediction_table, label_space, spec, _create_bootstrap_rng(recipe)
+        ),
     }
     if spec.recalibration != "none":
         about = raw.schema.metadata | {b"recalibration": fitted.encode()}
-        found[UNCORRECTED] = raw.replace_schema_metadata(about)  # what new answers are corrected by
-    if question.kind == "multilabel":
-        found[LABELS] = evaluation.labels_table(answered, question, "held_out", spec, _rng(recipe))
-    if question.kind == "binary":
-        found[MEDS] = evaluation.as_meds(answered, question, "held_out")
+        found[UNCORRECTED_TABLE] = raw.replace_schema_metadata(
+            about
+        )  # what new answers are corrected by
+    if label_space.kind == "multilabel":
+        found[LABEL_RESULTS_TABLE] = evaluation.compute_label_metrics(
+            prediction_table, label_space, "held_out", spec, _create_bootstrap_rng(recipe)
+        )
+    if label_space.kind == "binary":
+        found[MEDS_EVALUATION_TABLE] = evaluation.as_meds_predictions(
+            prediction_table, label_space, "held_out"
+        )
     return found
 
 
-def _rng(recipe: ClassifyRecipe) -> np.random.Generator:
+def _create_bootstrap_rng(recipe: ClassifyRecipe) -> np.random.Generator:
     """The resamples are those of the split and not of the run, so that runs with other seeds are measured on the same ones."""
     return np.random.default_rng([recipe.split.seed, 1])
 
 
-def _trivial(recipe: ClassifyRecipe, one: Read, home: Path) -> Iterator[tuple[str, pa.Table]]:
+def _load_baseline_predictions(
+    recipe: ClassifyRecipe, encoded_cohort: EncodedCohort, home: Path
+) -> Iterator[tuple[str, pa.Table]]:
     """The trivial baselines' answers to the same stays: made once for all runs that are asked the same."""
     folder = (
         home
         / "cache"
-        / f"baselines-{key(one.asked.folder.name, recipe.split.seed, code_version())}"
+        / f"baselines-{compute_cache_key(encoded_cohort.cohort.folder.name, recipe.split.seed, get_code_version())}"
     )
     if not (folder / "names.json").exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = dict(
-            baselines.answered(
-                one.asked.folder / "cohort.parquet", one.asked.question, recipe.split.seed
+            baselines.predict_baselines(
+                encoded_cohort.cohort.folder / "cohort.parquet",
+                encoded_cohort.cohort.label_space,
+                recipe.split.seed,
             )
         )
         for at, table in enumerate(made.values()):
             pq.write_table(table, folder / f"{at}.parquet")
-        runs.write_atomically(folder / "names.json", json.dumps(list(made)))
+        runs.write_file_atomically(folder / "names.json", json.dumps(list(made)))
     for at, name in enumerate(json.loads((folder / "names.json").read_text(encoding="utf-8"))):
         yield (
             name,
@@ -488,19 +565,23 @@ def _trivial(recipe: ClassifyRecipe, one: Read, home: Path) -> Iterator[tuple[st
         )
 
 
-def notices(
-    recipe: ClassifyRecipe, origins: Mapping[str, Origin], read: Sequence[Read]
+def collect_classifier_notices(
+    recipe: ClassifyRecipe,
+    adapter_sources: Mapping[str, AdapterSource],
+    encoded_cohorts: Sequence[EncodedCohort],
 ) -> tuple[str, ...]:
     """What the reader of the results should know."""
-    told = [notice for one in read for notice in one.asked.notices]
+    told = [notice for one in encoded_cohorts for notice in one.cohort.notices]
     if recipe.evaluation.baselines:
-        for one in read:
-            absent = baselines.absent(one.asked.folder / "cohort.parquet", one.asked.question)
+        for one in encoded_cohorts:
+            absent = baselines.find_unavailable_baselines(
+                one.cohort.folder / "cohort.parquet", one.cohort.label_space
+            )
             told += [
-                f"{one.asked.question.name}: no baseline {name!r}: {reason}"
+                f"{one.cohort.label_space.name}: no baseline {name!r}: {reason}"
                 for name, reason in absent.items()
             ]
-    for name, origin in origins.items():
+    for name, origin in adapter_sources.items():
         theirs = origin.run.recipe
         shared = ("train", "tuning", "held_out", "seed", "by")
         if isinstance(theirs, AdaptRecipe) and any(
@@ -511,47 +592,47 @@ def notices(
             )
     if recipe.loss.shuffled_labels:
         told.append("the training answers were shuffled: these results are a control")
-    told += differential_privacy.notices(
-        recipe, {name: origin.run.recipe for name, origin in origins.items()}
+    told += differential_privacy.collect_privacy_notices(
+        recipe, {name: origin.run.recipe for name, origin in adapter_sources.items()}
     )
     return tuple(told)
 
 
-def recorded(
+def record_classifier_run(
     recipe: ClassifyRecipe,
     run: Run,
-    context: Circumstances,
-    accelerator: Crew,
-    answering: Answering,
-    fitted: Fitted,
-    liveness: Liveness,
-    found: Found,
-    told: tuple[str, ...],
-    read: Sequence[Read],
-    noise: dict[str, Any] | None = None,
+    context: RunContext,
+    accelerator: Accelerator,
+    setup: ClassifierSetup,
+    training_result: TrainingResult,
+    adapter_activity: AdapterActivity,
+    classification_results: ClassificationResults,
+    notices: tuple[str, ...],
+    encoded_cohorts: Sequence[EncodedCohort],
+    privacy_accounting: dict[str, Any] | None = None,
 ) -> Run:
     """Adapters, head, tokenizer, answers, numbers and record into the run folder, by the first process."""
     if not accelerator.is_main_process:
         return run
-    stack = answering.stack
-    asked = {one.asked.question.name: one.asked.question for one in read}
-    inference.keep(
-        run.folder, stack, answering.heads, asked, answering.pooling, recipe.reading.pool
+    stack = setup.stack
+    asked = {one.cohort.label_space.name: one.cohort.label_space for one in encoded_cohorts}
+    inference.save_classifier(
+        run.folder, stack, setup.heads, asked, setup.pooling, recipe.truncation.pool
     )
-    trained = sum(parameter.numel() for parameter in answering.course.parameters.values())
-    return runs.record(
+    trained = sum(parameter.numel() for parameter in setup.trainable.parameters.values())
+    return runs.finish_run(
         run,
-        results=found.results,
+        results=classification_results.results,
         attrition=tuple(
             step
-            for one in read
-            for step in (*one.asked.attrition, one.documents.attrition, one.documents.whole)
+            for one in encoded_cohorts
+            for step in (*one.cohort.attrition, one.documents.attrition, one.documents.whole)
         ),
-        tables=found.tables,
-        liveness=liveness.as_json(),
-        private=noise,
-        **outcome(run, context, accelerator, stack, fitted, trained),
-        features_seconds=answering.features_seconds,
-        baselines_seconds=found.baselines_seconds,
-        notices=(*stack.notices, *told),
+        tables=classification_results.tables,
+        liveness=adapter_activity.as_json(),
+        private=privacy_accounting,
+        **summarize_training(run, context, accelerator, stack, training_result, trained),
+        features_seconds=setup.features_seconds,
+        baselines_seconds=classification_results.baselines_seconds,
+        notices=(*stack.notices, *notices),
     )

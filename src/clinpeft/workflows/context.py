@@ -18,14 +18,14 @@ from clinpeft import models, runs, training
 from clinpeft.adapters import Stack
 from clinpeft.models import Meter
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
-from clinpeft.runs import Hardware, Hashes, Run, RunRecord
-from clinpeft.training import Crew, Event, Fitted, Watch
+from clinpeft.runs import Hardware, InputHashes, Run, RunRecord
+from clinpeft.training import Accelerator, StepEvent, TrainingCallbacks, TrainingResult
 
-TrainedRecipe = AdaptRecipe | ClassifyRecipe | EmbedRecipe
+TrainingRecipe = AdaptRecipe | ClassifyRecipe | EmbedRecipe
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class RunContext:
     """What only the outermost room may look at: the clock, and what was typed where.
 
     Attributes:
@@ -33,24 +33,28 @@ class Circumstances:
         command: as typed.
         git_commit: of the working tree, or None outside one.
         versions: of Python and the libraries.
-        tell, stopping: who watches training, and who may stop it.
-        secret: 32 bytes that nobody can guess, of the noise of a run with differential privacy.
-        meter: of energy, where the machine has one.
+        on_step, should_stop: who watches training, and who may stop it.
+        draw_noise_seed: 32 bytes that nobody can guess, of the noise of a run with differential privacy.
+        energy_meter: of energy, where the machine has one.
     """
 
     now: Callable[[], datetime]
     command: str = ""
     git_commit: str | None = None
     versions: dict[str, str] | None = None
-    tell: Callable[[Event], None] = lambda _: None
-    stopping: Callable[[], bool] = lambda: False
-    secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
-    meter: Meter | None = None
+    on_step: Callable[[StepEvent], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+    draw_noise_seed: Callable[[], bytes] = lambda: secrets.token_bytes(32)
+    energy_meter: Meter | None = None
 
 
 @contextlib.contextmanager
-def opened(
-    recipe: TrainedRecipe, hashes: Hashes, home: Path, context: Circumstances, accelerator: Crew
+def open_training_run(
+    recipe: TrainingRecipe,
+    hashes: InputHashes,
+    home: Path,
+    context: RunContext,
+    accelerator: Accelerator,
 ) -> Iterator[Run]:
     """The run, held by the first process alone; how it ends is written down whatever happens. A disk that takes no more is told as what it is,
     whichever library met it.
@@ -62,43 +66,47 @@ def opened(
         context: clock and command.
         accelerator: the processes.
     """
-    opening = _opening(recipe, hashes, context, accelerator)
+    opening = _build_run_record(recipe, hashes, context, accelerator)
     if not accelerator.is_main_process:
         folder = home / opening.id
-        yield runs.read(folder) if (folder / "run.json").exists() else Run(folder, recipe, opening)
+        yield (
+            runs.read_run(folder)
+            if (folder / "run.json").exists()
+            else Run(folder, recipe, opening)
+        )
         return
-    with runs.open_run(home, recipe, opening) as run:
+    with runs.open_run_folder(home, recipe, opening) as run:
         try:
             yield run
         except BaseException as error:
-            full = runs.full_disk(error, home)
+            full = runs.as_disk_full_error(error, home)
             if run.record.state != "finished":
-                runs.fail(run, full or error, context.now())
+                runs.fail_run(run, full or error, context.now())
             if full is not None:
                 raise full from error
             raise
 
 
-def _opening(
-    recipe: TrainedRecipe, hashes: Hashes, context: Circumstances, accelerator: Crew
+def _build_run_record(
+    recipe: TrainingRecipe, hashes: InputHashes, context: RunContext, accelerator: Accelerator
 ) -> RunRecord:
     now = context.now()
     return RunRecord(
-        id=runs.identity(recipe, hashes.source or "", hashes.base or "", code_version()),
+        id=runs.compute_run_id(recipe, hashes.source or "", hashes.base or "", get_code_version()),
         name=recipe.name,
         kind=recipe.kind,
         created=now,
         started=now,
         command=context.command,
         git_commit=context.git_commit,
-        versions=(context.versions or {}) | {"clinpeft": code_version()},
+        versions=(context.versions or {}) | {"clinpeft": get_code_version()},
         hashes=hashes,
-        hardware=Hardware(**training.hardware(accelerator)),
+        hardware=Hardware(**training.describe_hardware(accelerator)),
     )
 
 
 @functools.cache
-def code_version() -> str:
+def get_code_version() -> str:
     """The version and a hash of the code, so that a result is never taken for that of other code."""
     folder = Path(clinpeft.__file__).parent
     digest = hashlib.sha256()
@@ -109,27 +117,27 @@ def code_version() -> str:
     return f"{clinpeft.__version__}+{digest.hexdigest()[:8]}"
 
 
-def key(*parts: object) -> str:
+def compute_cache_key(*parts: object) -> str:
     """The name of something remembered: 16 hexadecimal characters over what decides it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def hashes_of(
-    source: str,
-    recipe: TrainedRecipe,
+def compute_run_hashes(
+    source_fingerprint: str,
+    recipe: TrainingRecipe,
     corpus_policy: str | None = None,
-    adapters: dict[str, str] | None = None,
-) -> Hashes:
+    adapter_hashes: dict[str, str] | None = None,
+) -> InputHashes:
     """What a run stands on."""
-    return Hashes(
-        source=source,
+    return InputHashes(
+        source=source_fingerprint,
         base=models.fingerprint(recipe.base.path),
         corpus_policy=corpus_policy,
-        adapters=adapters or {},
+        adapters=adapter_hashes or {},
     )
 
 
-def heard(run: Run, context: Circumstances, event: Event) -> None:
+def log_training_step(run: Run, context: RunContext, event: StepEvent) -> None:
     """Into the log, and to whoever watches."""
     values = {
         "step": event.step,
@@ -138,28 +146,28 @@ def heard(run: Run, context: Circumstances, event: Event) -> None:
         "tokens": event.tokens,
         "seconds": round(event.seconds, 3),
     }
-    runs.append(run, "step", **values, **event.measured)
-    context.tell(event)
+    runs.append_log_event(run, "step", **values, **event.metrics)
+    context.on_step(event)
 
 
-def watch(run: Run, context: Circumstances) -> Watch:
+def create_training_callbacks(run: Run, context: RunContext) -> TrainingCallbacks:
     """The log, which goes on where the run does, and the progress bar."""
-    return Watch(
-        tell=functools.partial(heard, run, context),
-        stopping=context.stopping,
-        resumed=functools.partial(runs.rewind, run),
-        saving=functools.partial(runs.settle, run),
-        joules=context.meter.read if context.meter is not None else None,
+    return TrainingCallbacks(
+        on_step=functools.partial(log_training_step, run, context),
+        should_stop=context.should_stop,
+        on_resume=functools.partial(runs.rewind_log, run),
+        on_save=functools.partial(runs.flush_log, run),
+        read_joules=context.energy_meter.read if context.energy_meter is not None else None,
     )
 
 
-def outcome(
+def summarize_training(
     run: Run,
-    context: Circumstances,
-    accelerator: Crew,
+    context: RunContext,
+    accelerator: Accelerator,
     stack: Stack,
-    fitted: Fitted,
-    trained: int | None = None,
+    training_result: TrainingResult,
+    trained_parameters: int | None = None,
 ) -> dict[str, Any]:
     """What every verb records of a training that has ended now: how much was trained, how exactly, in how many steps, and what it took.
 
@@ -168,33 +176,35 @@ def outcome(
         context: the clock, and the meter of energy.
         accelerator: on what.
         stack: what was trained.
-        fitted: how it went.
-        trained: numbers that were trained; None: those of the stack.
+        training_result: how it went.
+        trained_parameters: numbers that were trained; None: those of the stack.
     """
-    finished, progress = context.now(), fitted.progress
-    trained = stack.counts.trained if trained is None else trained
+    finished, progress = context.now(), training_result.progress
+    trained_parameters = (
+        stack.counts.trained_parameters if trained_parameters is None else trained_parameters
+    )
     return {
         "finished": finished,
-        "trained_parameters": trained,
-        "base_parameters": stack.counts.base,
-        "share": trained / stack.counts.base,
+        "trained_parameters": trained_parameters,
+        "base_parameters": stack.counts.base_parameters,
+        "share": trained_parameters / stack.counts.base_parameters,
         "precision": str(stack.base.precision).removeprefix("torch."),
         "precision_reason": stack.base.precision_reason,
         "quantization": stack.base.quantization_reason,
         "kernels": stack.base.kernels,
         "activations": stack.activations,
-        "compilation": stack.compiled,
+        "compilation": stack.compilation,
         "counts": {
             "steps": progress.step,
             "best_step": progress.best_step,
-            "total_steps": fitted.total_steps,
+            "total_steps": training_result.total_steps,
         },
         "tokens_seen": progress.tokens,
         "training_seconds": progress.seconds,
         "energy_joules": progress.joules,
-        "energy_of": context.meter.of
-        if context.meter is not None and progress.joules is not None
+        "energy_of": context.energy_meter.of
+        if context.energy_meter is not None and progress.joules is not None
         else "",
-        "peak_memory_bytes": training.peak_bytes(accelerator.device),
+        "peak_memory_bytes": training.measure_peak_memory_bytes(accelerator.device),
         "total_seconds": (finished - run.record.started).total_seconds(),
     }

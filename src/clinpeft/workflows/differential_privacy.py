@@ -11,54 +11,77 @@ import numpy as np
 
 from clinpeft import runs, training
 from clinpeft.core.errors import InputError, RecipeError
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, PrivateSpec, Recipe
+from clinpeft.recipe import (
+    AdaptRecipe,
+    ClassifyRecipe,
+    DifferentialPrivacySpec,
+    EmbedRecipe,
+    Recipe,
+)
 from clinpeft.runs import Run
 from clinpeft.tokenization import Encodings
-from clinpeft.training import Course, Crew, Fitted, Mechanism, Subjects, Tally
-from clinpeft.workflows.context import Circumstances
-from clinpeft.workflows.task_cohorts import Read
+from clinpeft.training import (
+    Accelerator,
+    ClippingStats,
+    PrivacyMechanism,
+    SubjectArray,
+    Trainable,
+    TrainingResult,
+)
+from clinpeft.workflows.context import RunContext
+from clinpeft.workflows.task_cohorts import EncodedCohort
 
-SECRET = Path("checkpoints", "noise.secret")
+NOISE_SEED_PATH = Path("checkpoints", "noise.secret")
 """In the run's folder while it is trained: with it the noise could be drawn again, and taken away."""
 
 
 @dataclass(frozen=True)
-class Learned:
+class DpTrainable:
     """What the loop is given, and how private that is; None where no privacy was asked for."""
 
-    course: Course
-    mechanism: Mechanism | None = None
-    tally: Tally | None = None
+    trainable: Trainable
+    mechanism: PrivacyMechanism | None = None
+    clipping_stats: ClippingStats | None = None
 
 
-def spec_of(recipe: Recipe) -> PrivateSpec | None:
+def get_differential_privacy_spec(recipe: Recipe) -> DifferentialPrivacySpec | None:
     """What a recipe asks for, if anything."""
-    return recipe.training.private if isinstance(recipe, AdaptRecipe | ClassifyRecipe) else None
+    return (
+        recipe.training.differential_privacy
+        if isinstance(recipe, AdaptRecipe | ClassifyRecipe)
+        else None
+    )
 
 
-def refuse_inexact(recipe: AdaptRecipe | ClassifyRecipe, accelerator: Crew) -> None:
+def check_differential_privacy(
+    recipe: AdaptRecipe | ClassifyRecipe, accelerator: Accelerator
+) -> None:
     """Stop before anything is read where the promise could not be kept to the letter.
 
     Raises:
         RecipeError: something in the recipe lets one subject touch the gradient of another, or trains past the noise.
         UsageError: opacus is not installed.
     """
-    if spec_of(recipe) is None:
+    if get_differential_privacy_spec(recipe) is None:
         return
     for location, holds, message, hint in (
-        *_reasons_of_both(recipe, accelerator),
-        *_reasons(recipe),
+        *_list_common_requirements(recipe, accelerator),
+        *_list_recipe_requirements(recipe),
     ):
         if holds:
-            raise RecipeError(f"{message}, with training.private", location=location, hint=hint)
-    training.must_be_countable()
+            raise RecipeError(
+                f"{message}, with training.differential_privacy", location=location, hint=hint
+            )
+    training.check_opacus_installed()
 
 
-Reason = tuple[str, bool, str, str]
+PrivacyRequirement = tuple[str, bool, str, str]
 """Where it stands, whether it holds, what is wrong, what to do."""
 
 
-def _reasons_of_both(recipe: AdaptRecipe | ClassifyRecipe, accelerator: Crew) -> list[Reason]:
+def _list_common_requirements(
+    recipe: AdaptRecipe | ClassifyRecipe, accelerator: Accelerator
+) -> list[PrivacyRequirement]:
     several, early = accelerator.num_processes > 1, recipe.training.patience > 0
     return [
         (
@@ -76,7 +99,7 @@ def _reasons_of_both(recipe: AdaptRecipe | ClassifyRecipe, accelerator: Crew) ->
     ]
 
 
-def _reasons(recipe: AdaptRecipe | ClassifyRecipe) -> list[Reason]:
+def _list_recipe_requirements(recipe: AdaptRecipe | ClassifyRecipe) -> list[PrivacyRequirement]:
     if isinstance(recipe, AdaptRecipe):
         merged, straddling = recipe.corpus.deduplicate != "none", recipe.split.by != "subject"
         return [
@@ -117,38 +140,47 @@ def _reasons(recipe: AdaptRecipe | ClassifyRecipe) -> list[Reason]:
     ]
 
 
-def of_documents(read: Sequence[Read]) -> Subjects:
+def get_document_subjects(encoded_cohorts: Sequence[EncodedCohort]) -> SubjectArray:
     """Who each item of a course of questions is about: the documents of the first question, then those of the next."""
     return np.concatenate(
-        [one.documents.table(["subject_id"])["subject_id"].to_numpy() for one in read]
+        [one.documents.table(["subject_id"])["subject_id"].to_numpy() for one in encoded_cohorts]
     )
 
 
-def of_windows(encodings: Encodings) -> Subjects:
+def get_window_subjects(encodings: Encodings) -> SubjectArray:
     """Who each window of a corpus is about."""
-    found: Subjects = encodings.table["subject_id"].to_numpy()[encodings.notes]
+    found: SubjectArray = encodings.table["subject_id"].to_numpy()[encodings.notes]
     return found
 
 
-def made(course: Course, subjects: Subjects, run: Run, context: Circumstances) -> Learned:
+def apply_differential_privacy(
+    trainable: Trainable, subjects: SubjectArray, run: Run, context: RunContext
+) -> DpTrainable:
     """The course with the privacy that the run's recipe asks for; the same course where it asks for none.
 
     Raises:
         InputError: too few subjects, or a run that was begun and whose secret is gone.
         UsageError: opacus is not installed, or no noise is enough.
     """
-    recipe, spec = run.recipe, spec_of(run.recipe)
+    recipe, spec = run.recipe, get_differential_privacy_spec(run.recipe)
     if spec is None or not isinstance(recipe, AdaptRecipe | ClassifyRecipe):
-        return Learned(course)
-    noise, tally = training.mechanism(course, subjects, spec, recipe.training), Tally()
-    return Learned(
-        training.private(course, subjects, noise, _secret(run, context), tally), noise, tally
+        return DpTrainable(trainable)
+    noise, tally = (
+        training.calibrate_privacy_mechanism(trainable, subjects, spec, recipe.training),
+        ClippingStats(),
+    )
+    return DpTrainable(
+        training.make_trainable_private(
+            trainable, subjects, noise, _read_noise_seed(run, context), tally
+        ),
+        noise,
+        tally,
     )
 
 
-def _secret(run: Run, context: Circumstances) -> int:
+def _read_noise_seed(run: Run, context: RunContext) -> int:
     """Drawn when the run begins, and kept only as long as it may have to go on."""
-    path = run.folder / SECRET
+    path = run.folder / NOISE_SEED_PATH
     if not path.exists():
         if list(path.parent.glob("*.safetensors")):
             hint = "remove the folder of checkpoints: the run begins anew"
@@ -157,40 +189,46 @@ def _secret(run: Run, context: Circumstances) -> int:
                 location=str(path),
                 hint=hint,
             )
-        runs.write_atomically(path, context.secret().hex())
+        runs.write_file_atomically(path, context.draw_noise_seed().hex())
     return int(path.read_text(encoding="ascii"), 16)
 
 
-def spent(learned: Learned, fitted: Fitted) -> dict[str, Any] | None:
+def account_privacy(
+    dp_trainable: DpTrainable, training_result: TrainingResult
+) -> dict[str, Any] | None:
     """For ``run.json``; None where no privacy was asked for.
 
     Raises:
         TrainingError: what was spent is not what was asked.
     """
-    if learned.mechanism is None or learned.tally is None:
+    if dp_trainable.mechanism is None or dp_trainable.clipping_stats is None:
         return None
-    return training.accounted(learned.mechanism, fitted.progress.step, learned.tally)
+    return training.summarize_privacy_spending(
+        dp_trainable.mechanism, training_result.progress.step, dp_trainable.clipping_stats
+    )
 
 
-def forgotten(run: Run) -> Run:
+def discard_noise_seed(run: Run) -> Run:
     """A finished run, without the secret of its noise."""
-    if spec_of(run.recipe) is not None:
-        (run.folder / SECRET).unlink(missing_ok=True)
+    if get_differential_privacy_spec(run.recipe) is not None:
+        (run.folder / NOISE_SEED_PATH).unlink(missing_ok=True)
     return run
 
 
-def notices(recipe: Recipe, earlier: Mapping[str, Recipe]) -> tuple[str, ...]:
+def collect_privacy_notices(
+    recipe: Recipe, earlier_recipes: Mapping[str, Recipe]
+) -> tuple[str, ...]:
     """What the reader of a private run should know of the adapters that it stands on.
 
     Args:
         recipe: of the run.
-        earlier: run -> its recipe, of each adapter that was made before.
+        earlier_recipes: run -> its recipe, of each adapter that was made before.
     """
-    if spec_of(recipe) is None:
+    if get_differential_privacy_spec(recipe) is None:
         return ()
     told = []
-    for name, theirs in earlier.items():
-        spec = spec_of(theirs)
+    for name, theirs in earlier_recipes.items():
+        spec = get_differential_privacy_spec(theirs)
         if spec is not None:
             told.append(
                 f"the adapter of run {name} spent epsilon {spec.epsilon:g}, delta {spec.delta:g}: for people in both runs they add up"

@@ -18,131 +18,140 @@ from typing import Any, Literal
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import ClinpeftError
-from clinpeft.recipe import AdaptRecipe, ModelSpec, validated
-from clinpeft.runs import Run, write_atomically
-from clinpeft.workflows.context import Circumstances
+from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
+from clinpeft.runs import Run, write_file_atomically
+from clinpeft.workflows.context import RunContext
 
-State = Literal["good", "warning", "failure"]
-ENOUGH_MEMORY, ENOUGH_DISK, LEAST_DISK = 4 * 2**30, 10 * 2**30, 2**30
-MACHINE = "machine.json"
+DiagnosticState = Literal["good", "warning", "failure"]
+ENOUGH_MEMORY_BYTES, ENOUGH_DISK_BYTES, MIN_DISK_BYTES = 4 * 2**30, 10 * 2**30, 2**30
+MACHINE_FILE = "machine.json"
 """In the home: what ``doctor --tune`` found for this machine."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class DiagnosticFinding:
     """What one look found.
 
     Attributes:
         name: what was looked at.
         state: ``failure`` where a run would not come through, ``warning`` where it would be slower, or less safe, than it could be.
-        said: what was found, with its numbers.
+        message: what was found, with its numbers.
         hint: what to do about it; empty where all is good.
     """
 
     name: str
-    state: State
-    said: str
+    state: DiagnosticState
+    message: str
     hint: str = ""
 
 
-Verb = Callable[[AdaptRecipe, Path, Circumstances], Run]
+AdaptFunction = Callable[[AdaptRecipe, Path, RunContext], Run]
 
 
-def examined(
-    home: Path, environment: Mapping[str, str], context: Circumstances, verb: Verb | None
-) -> Iterator[Finding]:
+def run_diagnostics(
+    home: Path,
+    environment: Mapping[str, str],
+    context: RunContext,
+    adapt_function: AdaptFunction | None,
+) -> Iterator[DiagnosticFinding]:
     """All looks, one after the other, the longest last.
 
     Args:
         home: of the runs; made where it is not there.
         environment: of this process.
         context: the clock, for the run that is tried.
-        verb: ``adapt``; None leaves out the run that is tried.
+        adapt_function: ``adapt``; None leaves out the run that is tried.
     """
-    yield python()
-    yield from libraries()
-    yield arithmetic()
-    yield computing(environment)
-    yield memory()
-    yield graphics()
-    yield offline(environment)
-    yield permissions(home)
-    yield disk(home)
-    yield locks(home)
-    if verb is not None:
-        yield tried(context, verb)
+    yield check_python_version()
+    yield from check_libraries()
+    yield check_bfloat16_speed()
+    yield check_threads(environment)
+    yield check_free_memory()
+    yield check_gpu_support()
+    yield check_offline_variables(environment)
+    yield check_home_permissions(home)
+    yield check_free_disk(home)
+    yield check_file_locks(home)
+    if adapt_function is not None:
+        yield run_self_test(context, adapt_function)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ versions
 
 
-def python() -> Finding:
+def check_python_version() -> DiagnosticFinding:
     """The version of Python against what the package asks for."""
-    asked = _metadata("Requires-Python") or ">=3.11"
+    asked = _read_package_metadata("Requires-Python") or ">=3.11"
     version = platform.python_version()
-    if _numbers(version) < _numbers(asked):
-        return Finding(
+    if _parse_version(version) < _parse_version(asked):
+        return DiagnosticFinding(
             "Python",
             "failure",
             f"{version}, and {asked} is asked for",
             "make the environment anew with a newer Python",
         )
-    return Finding("Python", "good", f"{version} ({asked})")
+    return DiagnosticFinding("Python", "good", f"{version} ({asked})")
 
 
-def libraries() -> Iterator[Finding]:
+def check_libraries() -> Iterator[DiagnosticFinding]:
     """Every library that the package names, against the versions it names."""
     required = (
         [line for line in importlib.metadata.requires("clinpeft") or () if "extra ==" not in line]
-        if _metadata("Name")
+        if _read_package_metadata("Name")
         else []
     )
     if not required:
         said = "clinpeft runs from a folder and is not installed, so its requirements are not known"
-        yield Finding("libraries", "warning", said, "install it: pip install -e . or the wheel")
+        yield DiagnosticFinding(
+            "libraries", "warning", said, "install it: pip install -e . or the wheel"
+        )
     for line in required:
-        yield library(line, _installed)
+        yield check_library(line, _get_installed_version)
 
 
-def library(requirement: str, installed: Callable[[str], str | None]) -> Finding:
+def check_library(requirement: str, get_version: Callable[[str], str | None]) -> DiagnosticFinding:
     """One library.
 
     Args:
         requirement: such as ``torch>=2.11``, as it stands in the metadata.
-        installed: name -> its version; None where it is not there.
+        get_version: name -> its version; None where it is not there.
     """
     name = re.split(r"[<>=!~;\s\[(]", requirement, maxsplit=1)[0]
     least, below = (re.search(rf"{sign}\s*([\d.]+)", requirement) for sign in (">=", "<(?!=)"))
-    version = installed(name)
+    version = get_version(name)
     if version is None:
-        return Finding(
+        return DiagnosticFinding(
             name,
             "failure",
             "not installed",
             f"pip install '{requirement.partition(';')[0].strip()}'",
         )
-    if least and _numbers(version) < _numbers(least.group(1)):
+    if least and _parse_version(version) < _parse_version(least.group(1)):
         said = f"{version}, and {least.group(1)} is the oldest that was tested"
-        return Finding(name, "failure", said, f"pip install -U '{name}>={least.group(1)}'")
-    if below and _numbers(version) >= _numbers(below.group(1)):
+        return DiagnosticFinding(
+            name, "failure", said, f"pip install -U '{name}>={least.group(1)}'"
+        )
+    if below and _parse_version(version) >= _parse_version(below.group(1)):
         hint = f"pip install '{name}<{below.group(1)}', or run the tests with this one"
-        return Finding(
+        return DiagnosticFinding(
             name,
             "warning",
             f"{version} is newer than what was tested (below {below.group(1)})",
             hint,
         )
-    return Finding(name, "good", f"{version}" + (f" (from {least.group(1)})" if least else ""))
+    return DiagnosticFinding(
+        name, "good", f"{version}" + (f" (from {least.group(1)})" if least else "")
+    )
 
 
-def _installed(name: str) -> str | None:
+def _get_installed_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _metadata(field: str) -> str | None:
+def _read_package_metadata(field: str) -> str | None:
     try:
         said = importlib.metadata.metadata("clinpeft").get_all(field)
     except importlib.metadata.PackageNotFoundError:
@@ -150,7 +159,7 @@ def _metadata(field: str) -> str | None:
     return str(said[0]) if said else None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     """``2.13.0+cpu`` as numbers that can be compared."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
@@ -158,7 +167,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------------------------------- machine
 
 
-def arithmetic() -> Finding:
+def check_bfloat16_speed() -> DiagnosticFinding:
     """Whether bfloat16 is faster here than float32, measured, and whether ``precision = "auto"`` would choose as the measurement does."""
     has = models.instructions()
     named = (
@@ -170,35 +179,40 @@ def arithmetic() -> Finding:
         or "no instructions for bfloat16"
     )
     rates = {precision: models.product_rate(precision) for precision in ("float32", "bfloat16")}
-    return chosen_precision(
+    return check_precision_choice(
         named, any(has.values()), rates["bfloat16"] / rates["float32"], rates["float32"]
     )
 
 
-def chosen_precision(named: str, takes_bfloat16: bool, ratio: float, rate: float) -> Finding:
+def check_precision_choice(
+    instruction_names: str,
+    auto_uses_bfloat16: bool,
+    bfloat16_speedup: float,
+    float32_operations_per_second: float,
+) -> DiagnosticFinding:
     """What a measured ratio of bfloat16 to float32 means.
 
     Args:
-        named: the instructions.
-        takes_bfloat16: what ``auto`` would take.
-        ratio: speed of products in bfloat16 to float32.
-        rate: operations a second in float32.
+        instruction_names: the instructions.
+        auto_uses_bfloat16: what ``auto`` would take.
+        bfloat16_speedup: speed of products in bfloat16 to float32.
+        float32_operations_per_second: operations a second in float32.
     """
-    said = f"{named}; matrix products in bfloat16 {ratio:.1f} × as fast as in float32 ({rate / 1e9:,.0f} GFLOP/s)"
-    if takes_bfloat16 and ratio < 1:
+    said = f"{instruction_names}; matrix products in bfloat16 {bfloat16_speedup:.1f} × as fast as in float32 ({float32_operations_per_second / 1e9:,.0f} GFLOP/s)"
+    if auto_uses_bfloat16 and bfloat16_speedup < 1:
         hint = 'write base.precision = "float32" in recipes, or --set base.precision=float32: bfloat16 is slower'
-        return Finding("processor", "warning", said, hint)
-    if not takes_bfloat16 and ratio > 1.2:
-        return Finding(
+        return DiagnosticFinding("processor", "warning", said, hint)
+    if not auto_uses_bfloat16 and bfloat16_speedup > 1.2:
+        return DiagnosticFinding(
             "processor",
             "warning",
             said,
             'try base.precision = "bfloat16": it is faster here, and auto does not take it',
         )
-    return Finding("processor", "good", said)
+    return DiagnosticFinding("processor", "good", said)
 
 
-def computing(environment: Mapping[str, str]) -> Finding:
+def check_threads(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Threads and allocator."""
     threads, cores = (
         models.threads(),
@@ -210,74 +224,74 @@ def computing(environment: Mapping[str, str]) -> Finding:
     )
     said = f"{threads} threads on {cores} cores, allocator: {allocator}"
     if threads > cores:
-        return Finding(
+        return DiagnosticFinding(
             "threads",
             "warning",
             said,
             f"export OMP_NUM_THREADS={cores}: more threads than cores wait for each other",
         )
     if threads < cores:
-        return Finding(
+        return DiagnosticFinding(
             "threads",
             "warning",
             said,
             "unset OMP_NUM_THREADS, or run doctor --tune, unless other work shares this machine",
         )
-    return Finding("threads", "good", said)
+    return DiagnosticFinding("threads", "good", said)
 
 
-def memory() -> Finding:
+def check_free_memory() -> DiagnosticFinding:
     """What is free."""
-    free, whole = memory_bytes()
+    free, whole = read_memory_bytes()
     if free is None or whole is None:
-        return Finding(
+        return DiagnosticFinding(
             "memory",
             "warning",
             "this system does not tell",
             "see docs/plan.md for what a run needs",
         )
     said = f"{free / 2**30:.1f} GB free of {whole / 2**30:.1f}"
-    if free < ENOUGH_MEMORY:
+    if free < ENOUGH_MEMORY_BYTES:
         hint = "close other programs, lower training.micro_batch_tokens, or take a smaller base; see clinpeft plan"
-        return Finding("memory", "warning", said, hint)
-    return Finding("memory", "good", said)
+        return DiagnosticFinding("memory", "warning", said, hint)
+    return DiagnosticFinding("memory", "good", said)
 
 
-def memory_bytes(told: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+def read_memory_bytes(meminfo_path: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
     """Memory that is free, and all of it; None where the system does not tell."""
-    if not told.exists():
+    if not meminfo_path.exists():
         return None, None
-    text = told.read_text(encoding="utf-8")
+    text = meminfo_path.read_text(encoding="utf-8")
     found = [re.search(rf"{name}:\s+(\d+) kB", text) for name in ("MemAvailable", "MemTotal")]
     free, whole = (1024 * int(match.group(1)) if match else None for match in found)
     return free, whole
 
 
-def graphics() -> Finding:
+def check_gpu_support() -> DiagnosticFinding:
     """The GPU, where there is one."""
     gpu = models.gpu()
     if gpu is None:
-        return Finding("GPU", "good", "none: everything runs on the processor")
+        return DiagnosticFinding("GPU", "good", "none: everything runs on the processor")
     said = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GB, {'with' if gpu.bfloat16 else 'without'} bfloat16"
     if not gpu.bfloat16:
-        return Finding(
+        return DiagnosticFinding(
             "GPU",
             "warning",
             said,
             "expect float32: half the speed and twice the memory of a GPU with bfloat16",
         )
-    return Finding("GPU", "good", said)
+    return DiagnosticFinding("GPU", "good", said)
 
 
-def offline(environment: Mapping[str, str]) -> Finding:
+def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
     open_doors = [name for name, value in models.OFFLINE.items() if environment.get(name) != value]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
-        return Finding(
+        return DiagnosticFinding(
             "network", "failure", f"{', '.join(open_doors)} not set in this process", hint
         )
-    return Finding(
+    return DiagnosticFinding(
         "network",
         "good",
         "the libraries are told to stay offline; only clinpeft models pull opens a connection",
@@ -287,14 +301,14 @@ def offline(environment: Mapping[str, str]) -> Finding:
 # ---------------------------------------------------------------------------------------------------------------------------------- home
 
 
-def permissions(home: Path) -> Finding:
+def check_home_permissions(home: Path) -> DiagnosticFinding:
     """Whether the home can be written, and by nobody else be read."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=home) as file:
             file.write(b"1")
     except OSError as error:
-        return Finding(
+        return DiagnosticFinding(
             "home",
             "failure",
             f"cannot be written: {error.strerror}",
@@ -302,37 +316,37 @@ def permissions(home: Path) -> Finding:
         )
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & 0o077:
-        return Finding(
+        return DiagnosticFinding(
             "home",
             "warning",
             f"others may look into it (mode {mode:o})",
             "chmod 700 on the folder: caches hold the text of notes",
         )
-    return Finding("home", "good", f"can be written, mode {mode:o}")
+    return DiagnosticFinding("home", "good", f"can be written, mode {mode:o}")
 
 
-def disk(home: Path) -> Finding:
+def check_free_disk(home: Path) -> DiagnosticFinding:
     """What is free where the runs go."""
     free = shutil.disk_usage(home if home.exists() else home.parent).free
     said = f"{free / 2**30:.1f} GB free in the home"
-    if free < LEAST_DISK:
-        return Finding(
+    if free < MIN_DISK_BYTES:
+        return DiagnosticFinding(
             "disk",
             "failure",
             said,
             "make room, clinpeft purge removes derived text, or give another --home",
         )
-    if free < ENOUGH_DISK:
-        return Finding(
+    if free < ENOUGH_DISK_BYTES:
+        return DiagnosticFinding(
             "disk",
             "warning",
             said,
             "tokens and checkpoints of a large corpus may not fit: make room, or give another --home",
         )
-    return Finding("disk", "good", said)
+    return DiagnosticFinding("disk", "good", said)
 
 
-def locks(home: Path) -> Finding:
+def check_file_locks(home: Path) -> DiagnosticFinding:
     """Whether a lock on a file of this file system is seen by another opening of it, which is what keeps two processes out of one run."""
     hint = "put the home on a local disk, or never give the same command twice at a time: two processes could write one run"
     try:
@@ -343,41 +357,43 @@ def locks(home: Path) -> Finding:
             try:
                 fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return Finding("file locks", "good", "held")
+                return DiagnosticFinding("file locks", "good", "held")
     except (ImportError, OSError) as error:
-        return Finding("file locks", "warning", f"this file system has none: {error}", hint)
-    return Finding("file locks", "warning", "a second opening is not kept out", hint)
+        return DiagnosticFinding(
+            "file locks", "warning", f"this file system has none: {error}", hint
+        )
+    return DiagnosticFinding("file locks", "warning", "a second opening is not kept out", hint)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- self-test
 
 
-def tried(context: Circumstances, verb: Verb) -> Finding:
+def run_self_test(context: RunContext, adapt_function: AdaptFunction) -> DiagnosticFinding:
     """A small run, twice: notes of an invented hospital, a base of random weights; trained, saved, read again, compared bit by bit."""
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix="clinpeft-doctor-") as name:
-            message = _trained_twice(Path(name), context, verb)
+            message = _train_twice(Path(name), context, adapt_function)
     except ClinpeftError as error:
         message = f"{error.message} ({error.location})"
     except Exception as error:  # whatever breaks here would break a run
         message = f"{type(error).__name__}"
     seconds = time.perf_counter() - began
     if message:
-        return Finding(
+        return DiagnosticFinding(
             "self-test",
             "failure",
             message,
             "run make test, and report what fails with the output of clinpeft doctor --json",
         )
-    return Finding(
+    return DiagnosticFinding(
         "self-test",
         "good",
         f"trained, saved, read again and trained again: bit by bit the same, {seconds:.0f} s",
     )
 
 
-def _trained_twice(folder: Path, context: Circumstances, verb: Verb) -> str:
+def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunction) -> str:
     """What is wrong, or nothing."""
     base = models.write_tiny(folder / "base")
     document = {
@@ -401,13 +417,13 @@ def _trained_twice(folder: Path, context: Circumstances, verb: Verb) -> str:
         },
         "evaluation": {"resamples": 100, "max_notes": 4},
     }
-    recipe = validated(document, "doctor")
+    recipe = validate_recipe(document, "doctor")
     assert isinstance(recipe, AdaptRecipe)
-    runs = [verb(recipe, folder / home, context) for home in ("first", "second")]
+    runs = [adapt_function(recipe, folder / home, context) for home in ("first", "second")]
     weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
     if weights[0] != weights[1]:
         return "the same recipe gave two different adapters"
-    answers = [_answers(base, run.folder / "adapter") for run in runs]
+    answers = [_compute_logits(base, run.folder / "adapter") for run in runs]
     if not all(
         bool((one == other).all()) for one, other in zip(answers[0], answers[1], strict=True)
     ):
@@ -417,20 +433,22 @@ def _trained_twice(folder: Path, context: Circumstances, verb: Verb) -> str:
     return ""
 
 
-def _answers(folder: Path, adapter: Path) -> tuple[Any, Any]:
+def _compute_logits(folder: Path, adapter: Path) -> tuple[Any, Any]:
     """Logits of a few made-up rows, without and with the adapter."""
-    base = models.load(ModelSpec(path=folder, max_tokens=64, precision="float32"), models.cpu())
+    base = models.load(
+        PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"), models.cpu()
+    )
     ids = models.probe_ids(base, seed=0)
-    stack = adapters.load(base, adapter)
-    with_it = adapters.logits(stack, ids, ids * 0 + 1).detach()
-    with stack.off():
-        return adapters.logits(stack, ids, ids * 0 + 1).detach(), with_it
+    stack = adapters.load_adapter(base, adapter)
+    with_it = adapters.compute_token_logits(stack, ids, ids * 0 + 1).detach()
+    with stack.disable_adapters():
+        return adapters.compute_token_logits(stack, ids, ids * 0 + 1).detach(), with_it
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- tune
 
 
-def tuned(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def tune_threads(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """The number of threads with which a small training step is fastest here, kept in the home as ``machine.json``.
 
     Args:
@@ -451,11 +469,11 @@ def tuned(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         "instructions": models.instructions(),
     }
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(home / MACHINE, json.dumps(found, indent=1) + "\n")
+    write_file_atomically(home / MACHINE_FILE, json.dumps(found, indent=1) + "\n")
     return found
 
 
-def as_json(findings: list[Finding]) -> str:
+def findings_to_json(findings: list[DiagnosticFinding]) -> str:
     """All findings, for a file or another program."""
     return json.dumps(
         {"format": 1, "findings": [asdict(finding) for finding in findings]},

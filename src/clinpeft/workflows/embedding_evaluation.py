@@ -11,71 +11,80 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clinpeft.baselines import lexical
-from clinpeft.core.schemas import JUDGEMENT, PAIR_SCORE, Attrition, RetrievalSet, table
+from clinpeft.core.schemas import (
+    PAIR_SCORE_SCHEMA,
+    RELEVANCE_JUDGMENT_SCHEMA,
+    Attrition,
+    RetrievalSet,
+    build_arrow_table,
+)
 from clinpeft.data.retrieval import beir
 from clinpeft.evaluation import embedding
 from clinpeft.models import Manner
-from clinpeft.recipe import VectorScoringSpec
-from clinpeft.workflows.textbooks import STUDY, Material, Shelf
+from clinpeft.recipe import EmbeddingEvaluationSpec
+from clinpeft.workflows.textbooks import STUDY_PAIR_KINDS, EmbeddingData, PairData
 
-Encode = Callable[[Sequence[str], str], Any]
+EncodeFunction = Callable[[Sequence[str], str], Any]
 """(texts, what stands before each) -> vectors (texts, width), float32."""
 
-FOUND = 100  # passages kept for a query
-MINED_FROM = 20
-QUERY, DOCUMENT = "query", "document"
-LEXICAL: dict[str, Callable[[Sequence[str]], Any]] = {"BM25": lexical.bm25, "TF-IDF": lexical.tfidf}
+RETRIEVED_PASSAGES = 100  # passages kept for a query
+MINING_CANDIDATES = 20
+QUERY_SIDE, DOCUMENT_SIDE = "query", "document"
+LEXICAL_RETRIEVERS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "BM25": lexical.build_bm25_index,
+    "TF-IDF": lexical.build_tfidf_index,
+}
 
 
 @dataclass(frozen=True)
-class Exam:
+class PairEvaluationSet:
     """Held-out pairs of books, and all texts of the books as distractors.
 
     Attributes:
         name: of the task, as it stands in results.
         texts: all that is searched: every passage and every positive, each text once; columns of ``tables.PASSAGE`` that strata need.
         anchors: the different anchors.
-        anchor_of: (pairs,) the anchor of each pair.
+        anchor_rows: (pairs,) the anchor of each pair.
         pairs: pairs and the rows of their positives among ``texts``.
-        drawn: stratum -> a negative for each pair.
-        judgements: which text answers which anchor.
+        negatives: stratum -> a negative for each pair.
+        judgments: which text answers which anchor.
         attrition: pairs for which a stratum had no negative.
     """
 
     name: str
     texts: pa.Table
     anchors: list[str]
-    anchor_of: Any
-    pairs: embedding.Pairs
-    drawn: Mapping[str, Any]
-    judgements: pa.Table
+    anchor_rows: Any
+    pairs: embedding.AnchorPairs
+    negatives: Mapping[str, Any]
+    judgments: pa.Table
     attrition: Attrition
 
     @property
-    def anchors_ids(self) -> list[str]:
+    def anchor_ids(self) -> list[str]:
         """Names of the anchors."""
         return [f"a{at}" for at in range(len(self.anchors))]
 
     @property
-    def own_of_anchor(self) -> Any:
+    def own_text_rows(self) -> Any:
         """(anchors,) the text that an anchor is itself, which is not to be found; -1 for none."""
         own = np.full(len(self.anchors), -1, dtype=np.int64)
-        assert self.pairs.own is not None
-        own[self.anchor_of] = self.pairs.own
+        assert self.pairs.own_passages is not None
+        own[self.anchor_rows] = self.pairs.own_passages
         return own
 
     @property
-    def clusters_of_anchor(self) -> list[str | None]:
+    def anchor_clusters(self) -> list[str | None]:
         """(anchors,) the chapter of each."""
         assert self.pairs.clusters is not None
         clusters: list[str | None] = [None] * len(self.anchors)
-        for at, cluster in zip(self.anchor_of.tolist(), self.pairs.clusters, strict=True):
+        for at, cluster in zip(self.anchor_rows.tolist(), self.pairs.clusters, strict=True):
             clusters[at] = clusters[at] or cluster
         return clusters
 
 
 @dataclass(frozen=True)
-class Measured:
+class EmbeddingResults:
     """What one state of a model did: the scores of all pairs, how well every query was answered, and results that are not compared.
 
     Attributes:
@@ -90,41 +99,49 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Asking:
+class EmbeddingBenchmark:
     """All that every state of a model is asked."""
 
-    exams: tuple[Exam, ...]
-    shelf: Shelf
-    spec: VectorScoringSpec
+    pair_sets: tuple[PairEvaluationSet, ...]
+    embedding_data: EmbeddingData
+    spec: EmbeddingEvaluationSpec
     seed: int
-    cached: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
 
-    def rng(self) -> np.random.Generator:
+    def create_rng(self) -> np.random.Generator:
         """The same resamples for every state."""
         return np.random.default_rng([self.seed, 1])
 
     @property
-    def options(self) -> dict[str, Any]:
+    def bootstrap_options(self) -> dict[str, Any]:
         """Of every bootstrap."""
         return {"resamples": self.spec.resamples, "level": self.spec.level}
 
 
-def asking(shelf: Shelf, spec: VectorScoringSpec, seed: int) -> Asking:
+def build_embedding_benchmark(
+    embedding_data: EmbeddingData, spec: EmbeddingEvaluationSpec, seed: int
+) -> EmbeddingBenchmark:
     """Held-out chapters, the other books, and the sets to search."""
-    exams = [exam("held-out chapters", shelf.learned, spec, seed)]
-    if shelf.other is not None:
-        exams.append(exam("other books", shelf.other, spec, seed))
-    return Asking(tuple(exams), shelf, spec, seed)
+    exams = [
+        build_pair_evaluation_set("held-out chapters", embedding_data.training_books, spec, seed)
+    ]
+    if embedding_data.other_books is not None:
+        exams.append(
+            build_pair_evaluation_set("other books", embedding_data.other_books, spec, seed)
+        )
+    return EmbeddingBenchmark(tuple(exams), embedding_data, spec, seed)
 
 
-def exam(name: str, material: Material, spec: VectorScoringSpec, seed: int) -> Exam:
+def build_pair_evaluation_set(
+    name: str, pair_data: PairData, spec: EmbeddingEvaluationSpec, seed: int
+) -> PairEvaluationSet:
     """The held-out pairs of books with their negatives in strata; the mined ones are those that BM25 takes for answers."""
-    held = material.pairs.filter(pc.equal(material.pairs["split"], "held_out"))
+    held = pair_data.pairs.filter(pc.equal(pair_data.pairs["split"], "held_out"))
     if spec.max_pairs and len(held) > spec.max_pairs:
         held = held.take(
             pa.array(np.sort(np.random.default_rng(seed).permutation(len(held))[: spec.max_pairs]))
         )
-    texts = _texts(material)
+    texts = _collect_unique_texts(pair_data)
     row_of = {text: row for row, text in enumerate(texts["text"].to_pylist())}
     anchors = list(dict.fromkeys(held["anchor"].to_pylist()))
     at = {text: row for row, text in enumerate(anchors)}
@@ -135,14 +152,14 @@ def exam(name: str, material: Material, spec: VectorScoringSpec, seed: int) -> E
     clusters = [
         f"{book} · {chapter}" if book else None for book, chapter in places
     ]  # of unknown origin: on its own
-    pairs = embedding.Pairs(
+    pairs = embedding.AnchorPairs(
         held["pair_id"].to_pylist(), positives, own, held["anchor"].to_pylist(), clusters
     )
     attrition, rng = Attrition(f"negatives, {name}"), np.random.default_rng([seed, 3])
-    ranking = _ranking(texts, anchors, own, anchor_of)
+    ranking = _rank_with_bm25(texts, anchors, own, anchor_of)
     drawn = {
-        stratum: embedding.negatives(texts, pairs, stratum, rng, attrition, ranking)
-        for stratum in embedding.STRATA
+        stratum: embedding.draw_negatives(texts, pairs, stratum, rng, attrition, ranking)
+        for stratum in embedding.NEGATIVE_STRATA
     }
     grades = sorted(
         {(f"a{a}", f"t{p}") for a, p in zip(anchor_of.tolist(), positives.tolist(), strict=True)}
@@ -152,20 +169,29 @@ def exam(name: str, material: Material, spec: VectorScoringSpec, seed: int) -> E
         "passage_id": [p for _, p in grades],
         "grade": [1] * len(grades),
     }
-    return Exam(name, texts, anchors, anchor_of, pairs, drawn, table(JUDGEMENT, judged), attrition)
+    return PairEvaluationSet(
+        name,
+        texts,
+        anchors,
+        anchor_of,
+        pairs,
+        drawn,
+        build_arrow_table(RELEVANCE_JUDGMENT_SCHEMA, judged),
+        attrition,
+    )
 
 
-def _texts(material: Material) -> pa.Table:
+def _collect_unique_texts(pair_data: PairData) -> pa.Table:
     """Every passage and every positive, each text once: where it stands in which section is that of its first appearance.
 
     A positive that was imported without its place is a book and a section of its own.
     """
     columns = ["book", "chapter", "section", "text"]
-    positives = material.pairs.select(["book", "chapter", "section", "positive"]).rename_columns(
+    positives = pair_data.pairs.select(["book", "chapter", "section", "positive"]).rename_columns(
         columns
     )
     both = pa.concat_tables(
-        [positives, material.passages.select(columns)], promote_options="permissive"
+        [positives, pair_data.passages.select(columns)], promote_options="permissive"
     )
     first: dict[str, int] = {}
     for row, text in enumerate(both["text"].to_pylist()):
@@ -179,97 +205,129 @@ def _texts(material: Material) -> pa.Table:
     return once
 
 
-def _ranking(texts: pa.Table, anchors: list[str], own: Any, anchor_of: Any) -> Any:
+def _rank_with_bm25(
+    texts: pa.Table, anchors: list[str], own_text_rows: Any, anchor_rows: Any
+) -> Any:
     """What BM25 finds for each pair's anchor, best first."""
-    words = lexical.bm25(texts["text"].to_pylist())
+    words = lexical.build_bm25_index(texts["text"].to_pylist())
     names = [f"t{row}" for row in range(len(texts))]
-    rows, _ = embedding.best(words.scores(anchors), names, MINED_FROM)
-    found = rows[anchor_of].copy()
-    found[found == own[:, None]] = -1
+    rows, _ = embedding.select_top_k(words.iterate_score_blocks(anchors), names, MINING_CANDIDATES)
+    found = rows[anchor_rows].copy()
+    found[found == own_text_rows[:, None]] = -1
     return found
 
 
-def measured(asked: Asking, encode: Encode, embedding_config: Manner, state: str) -> Measured:
+def evaluate_embeddings(
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner, state: str
+) -> EmbeddingResults:
     """Everything that is asked, of one state of a model."""
     scores, queries, results = {}, {}, []
-    for one in asked.exams:
+    for one in benchmark.pair_sets:
         anchors, texts = (
             encode(one.anchors, embedding_config.query_prompt),
             encode(one.texts["text"].to_pylist(), embedding_config.document_prompt),
         )
-        table_of_scores, found = _examined(one, anchors, texts, state)
+        table_of_scores, found = _score_pair_set(one, anchors, texts, state)
         scores[one.name], queries[one.name] = (
             table_of_scores,
-            embedding.per_query(found, one.judgements),
+            embedding.compute_query_metrics(found, one.judgments),
         )
         results += [
-            embedding.separation(
-                table_of_scores, state, rng=asked.rng(), task=one.name, **asked.options
+            embedding.evaluate_separation(
+                table_of_scores,
+                state,
+                rng=benchmark.create_rng(),
+                task=one.name,
+                **benchmark.bootstrap_options,
             ),
-            embedding.retrieval(
-                found, one.judgements, state, rng=asked.rng(), task=one.name, **asked.options
+            embedding.evaluate_retrieval(
+                found,
+                one.judgments,
+                state,
+                rng=benchmark.create_rng(),
+                task=one.name,
+                **benchmark.bootstrap_options,
             ),
-            _geometry(asked, one, anchors, texts, state),
+            _measure_geometry(benchmark, one, anchors, texts, state),
         ]
-    for name, found_set in {**asked.shelf.search, **asked.shelf.general}.items():
-        found = _found(found_set, encode, embedding_config)
-        queries[name] = embedding.per_query(found, found_set.judgements)
+    for name, found_set in {
+        **benchmark.embedding_data.retrieval_sets,
+        **benchmark.embedding_data.general_retrieval_sets,
+    }.items():
+        found = _retrieve_by_vectors(found_set, encode, embedding_config)
+        queries[name] = embedding.compute_query_metrics(found, found_set.relevance_judgments)
         results.append(
-            embedding.retrieval(
-                found, found_set.judgements, state, rng=asked.rng(), task=name, **asked.options
+            embedding.evaluate_retrieval(
+                found,
+                found_set.relevance_judgments,
+                state,
+                rng=benchmark.create_rng(),
+                task=name,
+                **benchmark.bootstrap_options,
             )
         )
-    if asked.shelf.study:
-        scores["study"] = _study(asked, encode, embedding_config)
-        results.append(_by_the_study(asked, scores["study"], state))
-    return Measured(scores, queries, pa.concat_tables(results))
+    if benchmark.embedding_data.study_pairs:
+        scores["study"] = _score_study_pairs(benchmark, encode, embedding_config)
+        results.append(_summarize_study(benchmark, scores["study"], state))
+    return EmbeddingResults(scores, queries, pa.concat_tables(results))
 
 
-def _examined(one: Exam, anchors: Any, texts: Any, state: str) -> tuple[pa.Table, pa.Table]:
+def _score_pair_set(
+    pair_set: PairEvaluationSet, anchors: Any, texts: Any, state: str
+) -> tuple[pa.Table, pa.Table]:
     """Scores of pairs and negatives, and the texts found for each anchor."""
     names = [f"t{row}" for row in range(len(texts))]
     queries, passages = (
-        embedding.unit(anchors, one.anchors_ids, state),
-        embedding.unit(texts, names, state),
+        embedding.normalize_vectors(anchors, pair_set.anchor_ids, state),
+        embedding.normalize_vectors(texts, names, state),
     )
-    score = embedding.cosine_score(queries[one.anchor_of], passages)
-    scores = embedding.pair_scores(score, one.pairs, one.drawn)
-    rows, found = embedding.ranked(
-        anchors, texts, FOUND, query_ids=one.anchors_ids, passage_ids=names, own=one.own_of_anchor
-    )
-    return scores, embedding.retrieved(rows, found, one.anchors_ids, names, one.clusters_of_anchor)
-
-
-def _geometry(asked: Asking, one: Exam, anchors: Any, texts: Any, state: str) -> pa.Table:
-    """Of the positives of the first pair of every anchor."""
-    first = np.unique(one.anchor_of, return_index=True)[1]
-    ids, clusters = one.anchors_ids, one.clusters_of_anchor
-    return embedding.geometry(
+    score = embedding.build_cosine_scorer(queries[pair_set.anchor_rows], passages)
+    scores = embedding.score_anchor_pairs(score, pair_set.pairs, pair_set.negatives)
+    rows, found = embedding.rank_passages(
         anchors,
-        texts[one.pairs.positives[first]],
+        texts,
+        RETRIEVED_PASSAGES,
+        query_ids=pair_set.anchor_ids,
+        passage_ids=names,
+        own_passages=pair_set.own_text_rows,
+    )
+    return scores, embedding.to_retrieval_table(
+        rows, found, pair_set.anchor_ids, names, pair_set.anchor_clusters
+    )
+
+
+def _measure_geometry(
+    benchmark: EmbeddingBenchmark, pair_set: PairEvaluationSet, anchors: Any, texts: Any, state: str
+) -> pa.Table:
+    """Of the positives of the first pair of every anchor."""
+    first = np.unique(pair_set.anchor_rows, return_index=True)[1]
+    ids, clusters = pair_set.anchor_ids, pair_set.anchor_clusters
+    return embedding.evaluate_geometry(
+        anchors,
+        texts[pair_set.pairs.positives[first]],
         ids,
         clusters,
         state,
-        rng=asked.rng(),
-        task=one.name,
-        **asked.options,
+        rng=benchmark.create_rng(),
+        task=pair_set.name,
+        **benchmark.bootstrap_options,
     )
 
 
-def searched(
-    name: str,
-    asked: RetrievalSet,
-    states: Mapping[str, Encode],
+def evaluate_retrieval_set(
+    set_name: str,
+    retrieval_set: RetrievalSet,
+    encoders_by_state: Mapping[str, EncodeFunction],
     embedding_config: Manner,
-    spec: VectorScoringSpec,
+    spec: EmbeddingEvaluationSpec,
     seed: int,
 ) -> pa.Table:
     """How well a set is searched in each state of a model, by words alone, and the last state less the first.
 
     Args:
-        name: of the set, as it stands in the results.
-        asked: the set.
-        states: name -> texts to vectors.
+        set_name: of the set, as it stands in the results.
+        retrieval_set: the set.
+        encoders_by_state: name -> texts to vectors.
         embedding_config: how a text becomes a vector.
         spec: resamples and level of the intervals.
         seed: of the resamples, the same for every state.
@@ -277,55 +335,82 @@ def searched(
     Returns:
         Of schema ``tables.RESULT``.
     """
-    options: dict[str, Any] = {"task": name, "resamples": spec.resamples, "level": spec.level}
-    found = {state: _found(asked, encode, embedding_config) for state, encode in states.items()}
-    found |= {state: _found_by_words(asked, made) for state, made in LEXICAL.items()}
+    options: dict[str, Any] = {"task": set_name, "resamples": spec.resamples, "level": spec.level}
+    found = {
+        state: _retrieve_by_vectors(retrieval_set, encode, embedding_config)
+        for state, encode in encoders_by_state.items()
+    }
+    found |= {
+        state: _retrieve_by_words(retrieval_set, made) for state, made in LEXICAL_RETRIEVERS.items()
+    }
     rows = [
-        embedding.retrieval(
-            one, asked.judgements, state, rng=np.random.default_rng([seed, 1]), **options
+        embedding.evaluate_retrieval(
+            one,
+            retrieval_set.relevance_judgments,
+            state,
+            rng=np.random.default_rng([seed, 1]),
+            **options,
         )
         for state, one in found.items()
     ]
-    first, *_, last = states
-    queries = [embedding.per_query(found[state], asked.judgements) for state in (first, last)]
+    first, *_, last = encoders_by_state
+    queries = [
+        embedding.compute_query_metrics(found[state], retrieval_set.relevance_judgments)
+        for state in (first, last)
+    ]
     rows.append(
-        embedding.retrieval_difference(
+        embedding.compare_retrieval(
             queries[0], queries[1], (first, last), rng=np.random.default_rng([seed, 1]), **options
         )
     )
     return pa.concat_tables(rows)
 
 
-def _found(found: RetrievalSet, encode: Encode, embedding_config: Manner) -> pa.Table:
+def _retrieve_by_vectors(
+    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: Manner
+) -> pa.Table:
     """The best passages of a set for each of its queries."""
-    queries, passages = found.queries, found.passages
+    queries, passages = retrieval_set.queries, retrieval_set.passages
     ids, names = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
-    rows, scores = embedding.ranked(
+    rows, scores = embedding.rank_passages(
         encode(queries["text"].to_pylist(), embedding_config.query_prompt),
         encode(beir.joined(passages), embedding_config.document_prompt),
-        FOUND,
+        RETRIEVED_PASSAGES,
         query_ids=ids,
         passage_ids=names,
     )
-    return embedding.retrieved(rows, scores, ids, names, queries["cluster"].to_pylist())
+    return embedding.to_retrieval_table(rows, scores, ids, names, queries["cluster"].to_pylist())
 
 
-def _found_by_words(asked: RetrievalSet, made: Callable[[Sequence[str]], Any]) -> pa.Table:
+def _retrieve_by_words(
+    retrieval_set: RetrievalSet, build_index: Callable[[Sequence[str]], Any]
+) -> pa.Table:
     """The same by words alone."""
-    ids, names = asked.queries["query_id"].to_pylist(), asked.passages["passage_id"].to_pylist()
-    rows, found = embedding.best(
-        made(beir.joined(asked.passages)).scores(asked.queries["text"].to_pylist()), names, FOUND
+    ids, names = (
+        retrieval_set.queries["query_id"].to_pylist(),
+        retrieval_set.passages["passage_id"].to_pylist(),
     )
-    return embedding.retrieved(rows, found, ids, names, asked.queries["cluster"].to_pylist())
+    rows, found = embedding.select_top_k(
+        build_index(beir.joined(retrieval_set.passages)).scores(
+            retrieval_set.queries["text"].to_pylist()
+        ),
+        names,
+        RETRIEVED_PASSAGES,
+    )
+    return embedding.to_retrieval_table(
+        rows, found, ids, names, retrieval_set.queries["cluster"].to_pylist()
+    )
 
 
-def _study(asked: Asking, encode: Encode, embedding_config: Manner) -> pa.Table:
+def _score_study_pairs(
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner
+) -> pa.Table:
     """The pairs of the protocol of arXiv 2511.19739 with their cosines; the similar ones are the related."""
     parts = []
-    for kind, pairs in asked.shelf.study.items():
+    for kind, pairs in benchmark.embedding_data.study_pairs.items():
         ids = pairs["pair_id"].to_pylist()
         sides = [
-            embedding.unit(
+            embedding.normalize_vectors(
                 encode(pairs[side].to_pylist(), embedding_config.query_prompt), ids, kind
             )
             for side in ("anchor", "positive")
@@ -333,78 +418,106 @@ def _study(asked: Asking, encode: Encode, embedding_config: Manner) -> pa.Table:
         columns = {
             "pair_id": ids,
             "stratum": [kind] * len(ids),
-            "related": [kind == STUDY[0]] * len(ids),
-            "score": embedding.cosines(*sides),
+            "related": [kind == STUDY_PAIR_KINDS[0]] * len(ids),
+            "score": embedding.compute_cosines(*sides),
         }
-        parts.append(table(PAIR_SCORE, columns))
+        parts.append(build_arrow_table(PAIR_SCORE_SCHEMA, columns))
     return pa.concat_tables(parts)
 
 
-def _by_the_study(asked: Asking, scores: pa.Table, state: str) -> pa.Table:
+def _summarize_study(benchmark: EmbeddingBenchmark, scores: pa.Table, state: str) -> pa.Table:
     """Its numbers, with intervals over pairs."""
     of = {
-        kind: scores.filter(pc.equal(scores["stratum"], kind))["score"].to_numpy() for kind in STUDY
+        kind: scores.filter(pc.equal(scores["stratum"], kind))["score"].to_numpy()
+        for kind in STUDY_PAIR_KINDS
     }
-    return embedding.study(
-        of["similar"], of["different"], of["negation"], state, rng=asked.rng(), **asked.options
+    return embedding.evaluate_study_protocol(
+        of["similar"],
+        of["different"],
+        of["negation"],
+        state,
+        rng=benchmark.create_rng(),
+        **benchmark.bootstrap_options,
     )
 
 
-def lexical_controls(asked: Asking) -> pa.Table:
+def evaluate_lexical_controls(benchmark: EmbeddingBenchmark) -> pa.Table:
     """BM25 and TF-IDF on the same pairs and searches, which no vector should lose to."""
     results = []
-    for state, made in LEXICAL.items():
-        for one in asked.exams:
+    for state, made in LEXICAL_RETRIEVERS.items():
+        for one in benchmark.pair_sets:
             words = made(one.texts["text"].to_pylist())
             names = [f"t{row}" for row in range(len(one.texts))]
-            scores = embedding.pair_scores(
-                words.score([one.anchors[at] for at in one.anchor_of]), one.pairs, one.drawn
+            scores = embedding.score_anchor_pairs(
+                words.score([one.anchors[at] for at in one.anchor_rows]), one.pairs, one.negatives
             )
-            rows, found = embedding.best(words.scores(one.anchors), names, FOUND, one.own_of_anchor)
-            retrieved = embedding.retrieved(
-                rows, found, one.anchors_ids, names, one.clusters_of_anchor
+            rows, found = embedding.select_top_k(
+                words.scores(one.anchors), names, RETRIEVED_PASSAGES, one.own_text_rows
+            )
+            retrieved = embedding.to_retrieval_table(
+                rows, found, one.anchor_ids, names, one.anchor_clusters
             )
             results += [
-                embedding.separation(
-                    scores, state, rng=asked.rng(), task=one.name, **asked.options
-                ),
-                embedding.retrieval(
-                    retrieved,
-                    one.judgements,
+                embedding.evaluate_separation(
+                    scores,
                     state,
-                    rng=asked.rng(),
+                    rng=benchmark.create_rng(),
                     task=one.name,
-                    **asked.options,
+                    **benchmark.bootstrap_options,
+                ),
+                embedding.evaluate_retrieval(
+                    retrieved,
+                    one.judgments,
+                    state,
+                    rng=benchmark.create_rng(),
+                    task=one.name,
+                    **benchmark.bootstrap_options,
                 ),
             ]
-        for name, found_set in {**asked.shelf.search, **asked.shelf.general}.items():
-            retrieved = _found_by_words(found_set, made)
+        for name, found_set in {
+            **benchmark.embedding_data.retrieval_sets,
+            **benchmark.embedding_data.general_retrieval_sets,
+        }.items():
+            retrieved = _retrieve_by_words(found_set, made)
             results.append(
-                embedding.retrieval(
+                embedding.evaluate_retrieval(
                     retrieved,
-                    found_set.judgements,
+                    found_set.relevance_judgments,
                     state,
-                    rng=asked.rng(),
+                    rng=benchmark.create_rng(),
                     task=name,
-                    **asked.options,
+                    **benchmark.bootstrap_options,
                 )
             )
     return pa.concat_tables(results)
 
 
-def differences(
-    asked: Asking, before: Measured, after: Measured, names: tuple[str, str]
+def compare_embedding_results(
+    benchmark: EmbeddingBenchmark,
+    before: EmbeddingResults,
+    after: EmbeddingResults,
+    state_names: tuple[str, str],
 ) -> pa.Table:
     """After less before, on the same pairs and queries, with paired intervals."""
     rows = [
-        embedding.separation_difference(
-            scores, after.scores[name], names, rng=asked.rng(), task=name, **asked.options
+        embedding.compare_separation(
+            scores,
+            after.scores[name],
+            state_names,
+            rng=benchmark.create_rng(),
+            task=name,
+            **benchmark.bootstrap_options,
         )
         for name, scores in before.scores.items()
     ]
     rows += [
-        embedding.retrieval_difference(
-            queries, after.queries[name], names, rng=asked.rng(), task=name, **asked.options
+        embedding.compare_retrieval(
+            queries,
+            after.queries[name],
+            state_names,
+            rng=benchmark.create_rng(),
+            task=name,
+            **benchmark.bootstrap_options,
         )
         for name, queries in before.queries.items()
     ]

@@ -17,43 +17,48 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clinpeft import adapters, inference, models, runs, training
-from clinpeft.adapters import Liveness, Stack
+from clinpeft.adapters import AdapterActivity, Stack
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import PAIR_SCORE, RESULT, Attrition
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, PAIR_SCORE_SCHEMA, Attrition
 from clinpeft.evaluation import embedding
 from clinpeft.models import Base, Manner
-from clinpeft.recipe import EmbedRecipe, ReaderSpec
+from clinpeft.recipe import EmbedRecipe, EncoderModelSpec
 from clinpeft.runs import Run
-from clinpeft.training import Course, Crew, Fitted
+from clinpeft.training import Accelerator, Trainable, TrainingResult
 from clinpeft.workflows import embedding_evaluation, quantization
-from clinpeft.workflows.context import Circumstances, code_version, key, outcome
-from clinpeft.workflows.embedding_evaluation import Asking, Measured
-from clinpeft.workflows.textbooks import Shelf
+from clinpeft.workflows.context import (
+    RunContext,
+    compute_cache_key,
+    get_code_version,
+    summarize_training,
+)
+from clinpeft.workflows.embedding_evaluation import EmbeddingBenchmark, EmbeddingResults
+from clinpeft.workflows.textbooks import EmbeddingData
 
-ZERO_SHOT, ADAPTED = "zero-shot", "adapted"
-PROBE_PAIRS = 4
-NOT_SHARED = "not in the share that is learned from"
+ZERO_SHOT_STATE, ADAPTED_STATE = "zero-shot", "adapted"
+PROBE_PAIR_COUNT = 4
+NOT_IN_TRAINING_FRACTION = "not in the share that is learned from"
 
 
 @dataclass(frozen=True)
-class Learning:
+class ContrastiveSetup:
     """What is learned: the course, a few vectors to prove it by, what should be known of it, and which pairs it is."""
 
-    course: Course
-    probe: Callable[[], Any]
+    trainable: Trainable
+    compute_probe_vectors: Callable[[], Any]
     notices: tuple[str, ...]
-    pairs: Mapping[str, int]
+    pair_counts: Mapping[str, int]
     attrition: Attrition
 
 
-def loaded(spec: ReaderSpec, accelerator: Crew) -> tuple[Base, float]:
+def load_base_timed(spec: EncoderModelSpec, accelerator: Accelerator) -> tuple[Base, float]:
     """The base as it comes, and the seconds from its folder to it."""
     began = time.perf_counter()
-    base = models.load(quantization.whole(spec), accelerator.device, "vectors")
+    base = models.load(quantization.disable_quantization(spec), accelerator.device, "vectors")
     return base, time.perf_counter() - began
 
 
-def manner_of(recipe: EmbedRecipe) -> Manner:
+def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> Manner:
     """How a text becomes a vector: the backbone's own way, but for what the recipe says otherwise."""
     spec = recipe.base
     own = models.manner_of(
@@ -69,118 +74,150 @@ def manner_of(recipe: EmbedRecipe) -> Manner:
     )
 
 
-def measured(stack: Stack, embedding_config: Manner, asked: Asking, state: str) -> Measured:
+def evaluate_encoder(
+    stack: Stack, embedding_config: Manner, benchmark: EmbeddingBenchmark, state: str
+) -> EmbeddingResults:
     """Everything that is asked, of a stack as it is now."""
-    return embedding_evaluation.measured(
-        asked, encoding(stack, embedding_config), embedding_config, state
+    return embedding_evaluation.evaluate_embeddings(
+        benchmark, create_encode_function(stack, embedding_config), embedding_config, state
     )
 
 
-def encoding(stack: Stack, embedding_config: Manner) -> embedding_evaluation.Encode:
+def create_encode_function(
+    stack: Stack, embedding_config: Manner
+) -> embedding_evaluation.EncodeFunction:
     """Texts to vectors, by a stack as it is now."""
-    return lambda texts, prompt: inference.vectors(
+    return lambda texts, prompt: inference.encode_texts(
         stack, embedding_config, list(texts), prompt, precision="auto"
     )
 
 
-def _remembering(encode: embedding_evaluation.Encode) -> embedding_evaluation.Encode:
+def _cache_encode_function(
+    encode_function: embedding_evaluation.EncodeFunction,
+) -> embedding_evaluation.EncodeFunction:
     """The same, but texts that were asked before are not encoded again: the controls ask what zero-shot asked."""
     known: dict[tuple[str, bytes], Any] = {}
 
     def remembered(texts: Sequence[str], prompt: str) -> Any:
         name = (prompt, hashlib.sha256("\0".join(texts).encode()).digest())
         if name not in known:
-            known[name] = encode(texts, prompt)
+            known[name] = encode_function(texts, prompt)
         return known[name]
 
     return remembered
 
 
-def zero_shot(
-    recipe: EmbedRecipe, base: Base, embedding_config: Manner, asked: Asking, home: Path
-) -> Measured:
+def evaluate_zero_shot(
+    recipe: EmbedRecipe,
+    base: Base,
+    embedding_config: Manner,
+    benchmark: EmbeddingBenchmark,
+    home: Path,
+) -> EmbeddingResults:
     """The base as it comes, and the controls: the same in every run on the same base and books, so it is measured once."""
     asked_of = (
-        asked.shelf.learned.folder.name,
+        benchmark.embedding_data.training_books.folder.name,
         recipe.evaluation.model_dump(mode="json"),
         recipe.split.seed,
         base.sha256,
         base.quantization,
     )
-    folder = home / "cache" / f"zero-shot-{key(*asked_of, str(embedding_config), code_version())}"
+    folder = (
+        home
+        / "cache"
+        / f"zero-shot-{compute_cache_key(*asked_of, str(embedding_config), get_code_version())}"
+    )
     if not (folder / "names.json").exists():
-        encode = _remembering(encoding(adapters.attach(base, ()), embedding_config))
-        found = embedding_evaluation.measured(asked, encode, embedding_config, ZERO_SHOT)
+        encode = _cache_encode_function(
+            create_encode_function(adapters.attach_adapters(base, ()), embedding_config)
+        )
+        found = embedding_evaluation.evaluate_embeddings(
+            benchmark, encode, embedding_config, ZERO_SHOT_STATE
+        )
         if recipe.evaluation.controls:
             found = replace(
                 found,
                 results=pa.concat_tables(
-                    [found.results, *_controls(base, embedding_config, asked, encode)]
+                    [found.results, *_evaluate_controls(base, embedding_config, benchmark, encode)]
                 ),
             )
-        _store(found, folder)
-    return _stored(folder)
+        _write_embedding_results(found, folder)
+    return _read_embedding_results(folder)
 
 
-def _controls(
-    base: Base, embedding_config: Manner, asked: Asking, encode: embedding_evaluation.Encode
+def _evaluate_controls(
+    base: Base,
+    embedding_config: Manner,
+    benchmark: EmbeddingBenchmark,
+    encode: embedding_evaluation.EncodeFunction,
 ) -> list[pa.Table]:
     """What has to lose, or to end at chance."""
-    random = measured(
-        adapters.attach(inference.random_base(base, asked.seed), ()),
+    random = evaluate_encoder(
+        adapters.attach_adapters(inference.create_random_base(base, benchmark.seed), ()),
         embedding_config,
-        asked,
+        benchmark,
         "random weights",
     )
     return [
-        embedding_evaluation.lexical_controls(asked),
+        embedding_evaluation.evaluate_lexical_controls(benchmark),
         random.results,
-        _shuffled(embedding_config, asked, encode),
+        _evaluate_shuffled_pairs(embedding_config, benchmark, encode),
     ]
 
 
-def _shuffled(
-    embedding_config: Manner, asked: Asking, encode: embedding_evaluation.Encode
+def _evaluate_shuffled_pairs(
+    embedding_config: Manner,
+    benchmark: EmbeddingBenchmark,
+    encode: embedding_evaluation.EncodeFunction,
 ) -> pa.Table:
     """Every anchor with the positive of another: an AUROC near one half, or the evaluation is broken."""
     rows = []
-    for one in asked.exams:
+    for one in benchmark.pair_sets:
         anchors, texts = (
             encode(one.anchors, embedding_config.query_prompt),
             encode(one.texts["text"].to_pylist(), embedding_config.document_prompt),
         )
         names = [f"t{row}" for row in range(len(texts))]
-        score = embedding.cosine_score(
-            embedding.unit(anchors, one.anchors_ids, "")[one.anchor_of],
-            embedding.unit(texts, names, ""),
+        score = embedding.build_cosine_scorer(
+            embedding.normalize_vectors(anchors, one.anchor_ids, "")[one.anchor_rows],
+            embedding.normalize_vectors(texts, names, ""),
         )
-        partner = embedding.shuffled(len(one.anchor_of), asked.rng())
-        scores = embedding.pair_scores(
+        partner = embedding.shuffle_partners(len(one.anchor_rows), benchmark.create_rng())
+        scores = embedding.score_anchor_pairs(
             score,
             replace(one.pairs, positives=one.pairs.positives[partner]),
-            {"random": one.drawn["random"]},
+            {"random": one.negatives["random"]},
         )
         rows.append(
-            embedding.separation(
-                scores, "shuffled pairs", rng=asked.rng(), task=one.name, **asked.options
+            embedding.evaluate_separation(
+                scores,
+                "shuffled pairs",
+                rng=benchmark.create_rng(),
+                task=one.name,
+                **benchmark.bootstrap_options,
             )
         )
     return pa.concat_tables(rows)
 
 
-def _store(found: Measured, folder: Path) -> None:
+def _write_embedding_results(embedding_results: EmbeddingResults, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pq.write_table(found.results, folder / "results.parquet")
-    for name, part in (("scores", found.scores), ("queries", found.queries)):
+    pq.write_table(embedding_results.results, folder / "results.parquet")
+    for name, part in (
+        ("scores", embedding_results.scores),
+        ("queries", embedding_results.queries),
+    ):
         for at, table in enumerate(part.values()):
             pq.write_table(table, folder / f"{name}-{at}.parquet")
-    runs.write_atomically(
+    runs.write_file_atomically(
         folder / "names.json",
-        json.dumps({"scores": list(found.scores), "queries": list(found.queries)}),
+        json.dumps(
+            {"scores": list(embedding_results.scores), "queries": list(embedding_results.queries)}
+        ),
     )
 
 
-def _stored(folder: Path) -> Measured:
+def _read_embedding_results(folder: Path) -> EmbeddingResults:
     names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     parts = {
         part: {
@@ -189,40 +226,50 @@ def _stored(folder: Path) -> Measured:
         }
         for part in ("scores", "queries")
     }
-    return Measured(parts["scores"], parts["queries"], pq.read_table(folder / "results.parquet"))
+    return EmbeddingResults(
+        parts["scores"], parts["queries"], pq.read_table(folder / "results.parquet")
+    )
 
 
-def learning(
-    recipe: EmbedRecipe, stack: Stack, embedding_config: Manner, shelf: Shelf, accelerator: Crew
-) -> Learning:
+def build_contrastive_setup(
+    recipe: EmbedRecipe,
+    stack: Stack,
+    embedding_config: Manner,
+    embedding_data: EmbeddingData,
+    accelerator: Accelerator,
+) -> ContrastiveSetup:
     """The pairs of the training split as a course, their negatives mined with the model as it is now, if any are asked for."""
-    table, attrition = shelf.learned.pairs, Attrition("share")
+    table, attrition = embedding_data.training_books.pairs, Attrition("share")
     parts = {split: table.filter(pc.equal(table["split"], split)) for split in ("train", "tuning")}
-    parts["train"] = shared(parts["train"], recipe.training.share, recipe.seed, attrition)
-    texts, train, tuning = _as_ids(parts["train"], parts["tuning"], embedding_config)
-    read = inference.learning(
+    parts["train"] = sample_training_pairs(
+        parts["train"], recipe.training.fraction, recipe.seed, attrition
+    )
+    texts, train, tuning = _number_texts(parts["train"], parts["tuning"], embedding_config)
+    read = inference.build_text_batch_encoder(
         stack,
         embedding_config,
-        texts.prompted,
+        texts.prompted_texts,
         recipe.training.micro_batch_tokens,
         accelerator.device,
     )
-    known = training.Texts(read.lengths, texts.same, texts.passages, texts.sections)
-    embedder = training.Embedder(read.embed, read.grouped, stack.base.width)
-    pairs, notices = _with_negatives(
+    known = training.TextAttributes(
+        read.lengths, texts.text_codes, texts.passage_codes, texts.section_codes
+    )
+    embedder = training.Embedder(read.embed, read.make_batches, stack.base.width)
+    pairs, notices = _add_hard_negatives(
         recipe, stack, embedding_config, texts, training.TextPairs(known, *train), accelerator
     )
     measure = (
-        training.tuning(
+        training.build_tuning_evaluation(
             training.TextPairs(known, *tuning), embedder, recipe.training, recipe.seed, accelerator
         )
         if len(tuning[0])
         else None
     )
-    course = training.contrastive(
+    course = training.build_contrastive_trainable(
         pairs,
         embedder,
-        stack.trained,
+        stack.trained_parameters,
         stack.train,
         recipe.training,
         recipe.seed,
@@ -230,12 +277,12 @@ def learning(
         measure,
         training.TUNING_LOSS if measure else "",
     )
-    chosen = np.unique(np.concatenate([side[:PROBE_PAIRS] for side in train]))
+    chosen = np.unique(np.concatenate([side[:PROBE_PAIR_COUNT] for side in train]))
     cut = (
-        f"{read.truncated} of {len(read.lengths)} texts to learn from are longer than {embedding_config.max_tokens} tokens, and were cut",
+        f"{read.truncated_texts} of {len(read.lengths)} texts to learn from are longer than {embedding_config.max_tokens} tokens, and were cut",
     )
-    told = (*(cut if read.truncated else ()), *notices)
-    return Learning(
+    told = (*(cut if read.truncated_texts else ()), *notices)
+    return ContrastiveSetup(
         course,
         lambda: read.embed(chosen),
         told,
@@ -244,43 +291,47 @@ def learning(
     )
 
 
-def shared(pairs: pa.Table, share: float, seed: int, attrition: Attrition) -> pa.Table:
+def sample_training_pairs(
+    pairs: pa.Table, fraction: float, seed: int, attrition: Attrition
+) -> pa.Table:
     """The share of the pairs that is learned from, in their order: those that come first by a hash of seed and id, so that shares nest.
 
     Raises:
         InputError: fewer than two are left; learning by contrast needs two.
     """
-    attrition.entered += len(pairs)
-    if share == 1.0:
+    attrition.entered_rows += len(pairs)
+    if fraction == 1.0:
         return pairs
-    kept = round(share * len(pairs))
+    kept = round(fraction * len(pairs))
     if kept < 2:
-        message = f"{share:g} of {len(pairs)} pairs is {kept}, and learning by contrast needs two"
+        message = (
+            f"{fraction:g} of {len(pairs)} pairs is {kept}, and learning by contrast needs two"
+        )
         raise InputError(
-            message, location="training.share", hint="take a larger share, or give more books"
+            message, location="training.fraction", hint="take a larger share, or give more books"
         )
     drawn = [
         hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
         for name in pairs["pair_id"].to_pylist()
     ]
-    attrition.drop(NOT_SHARED, len(pairs) - kept)
+    attrition.drop_rows(NOT_IN_TRAINING_FRACTION, len(pairs) - kept)
     return pairs.take(pa.array(sorted(sorted(range(len(pairs)), key=drawn.__getitem__)[:kept])))
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _PairTexts:
     """The texts of pairs: with their prompts, and what is the same about them."""
 
-    prompted: list[str]
-    plain: list[str]
-    same: Any
-    passages: Any
-    sections: Any
+    prompted_texts: list[str]
+    plain_texts: list[str]
+    text_codes: Any
+    passage_codes: Any
+    section_codes: Any
 
 
-def _as_ids(
+def _number_texts(
     train: pa.Table, tuning: pa.Table, embedding_config: Manner
-) -> tuple[_Texts, tuple[Any, Any], tuple[Any, Any]]:
+) -> tuple[_PairTexts, tuple[Any, Any], tuple[Any, Any]]:
     """Every text once for each side it stands on, and both splits as ids of texts."""
     numbered: dict[tuple[str, str], int] = {}
     passages: list[str | None] = []
@@ -301,15 +352,15 @@ def _as_ids(
                 ids.append(at)
             sides.append(np.asarray(ids, dtype=np.int64))
     plain = [text for _, text in numbered]
-    texts = _Texts(
+    texts = _PairTexts(
         [prompt + text for prompt, text in numbered],
         plain,
-        *(_codes(values) for values in (plain, passages, sections)),
+        *(_factorize_values(values) for values in (plain, passages, sections)),
     )
     return texts, (sides[0], sides[1]), (sides[2], sides[3])
 
 
-def _codes(values: Sequence[Any]) -> Any:
+def _factorize_values(values: Sequence[Any]) -> Any:
     """(values,) equal numbers where they are equal; -1 for what is unknown."""
     numbers: dict[Any, int] = {}
     return np.asarray(
@@ -318,22 +369,22 @@ def _codes(values: Sequence[Any]) -> Any:
     )
 
 
-def _with_negatives(
+def _add_hard_negatives(
     recipe: EmbedRecipe,
     stack: Stack,
     embedding_config: Manner,
-    texts: _Texts,
+    texts: _PairTexts,
     pairs: training.TextPairs,
-    accelerator: Crew,
+    accelerator: Accelerator,
 ) -> tuple[training.TextPairs, tuple[str, ...]]:
     if not recipe.mining.hard_negatives:
         return pairs, ()
     corpus = np.unique(pairs.positives)
-    encode = functools.partial(inference.vectors, stack, embedding_config, precision="auto")
-    found = encode([texts.prompted[at] for at in corpus])
-    anchors = encode([texts.prompted[at] for at in pairs.anchors])
+    encode = functools.partial(inference.encode_texts, stack, embedding_config, precision="auto")
+    found = encode([texts.prompted_texts[at] for at in corpus])
+    anchors = encode([texts.prompted_texts[at] for at in pairs.anchors])
     positives = found[np.searchsorted(corpus, pairs.positives)]
-    mined = training.mined(
+    mined = training.mine_hard_negatives(
         pairs,
         anchors,
         positives,
@@ -343,84 +394,90 @@ def _with_negatives(
         np.random.default_rng([recipe.seed, 5]),
         accelerator.device,
     )
-    told = f"hard negatives: {mined.at_random} of {mined.negatives.size} are random texts, {mined.missing} are missing"
+    told = f"hard negatives: {mined.random_count} of {mined.negatives.size} are random texts, {mined.missing_count} are missing"
     return replace(pairs, negatives=mined.negatives), (told,)
 
 
-def recorded(
+def record_encoder_run(
     recipe: EmbedRecipe,
     run: Run,
-    context: Circumstances,
-    accelerator: Crew,
+    context: RunContext,
+    accelerator: Accelerator,
     stack: Stack,
     embedding_config: Manner,
-    fitted: Fitted,
-    liveness: Liveness,
-    states: tuple[Measured, Measured],
-    asked: Asking,
-    learned: Learning,
+    training_result: TrainingResult,
+    adapter_activity: AdapterActivity,
+    results_by_state: tuple[EmbeddingResults, EmbeddingResults],
+    benchmark: EmbeddingBenchmark,
+    setup: ContrastiveSetup,
     load_seconds: float,
 ) -> Run:
     """Encoder, scores, numbers and record into the run folder, by the first process."""
     if not accelerator.is_main_process:
         return run
-    before, after = states
-    inference.keep_encoder(run.folder, stack, embedding_config)
-    adapters.keep_probe(stack, run.folder)
-    held = asked.exams[0].texts["text"].to_pylist()[: recipe.evaluation.profile_texts]
-    profile = [_profile(stack, embedding_config, held, load_seconds)] if held else []
+    before, after = results_by_state
+    inference.save_encoder(run.folder, stack, embedding_config)
+    adapters.save_stack_reference_output(stack, run.folder)
+    held = benchmark.pair_sets[0].texts["text"].to_pylist()[: recipe.evaluation.profile_texts]
+    profile = (
+        [_profile_adapted_encoder(stack, embedding_config, held, load_seconds)] if held else []
+    )
     results = [
         before.results,
         after.results,
-        embedding_evaluation.differences(asked, before, after, (ZERO_SHOT, ADAPTED)),
+        embedding_evaluation.compare_embedding_results(
+            benchmark, before, after, (ZERO_SHOT_STATE, ADAPTED_STATE)
+        ),
         *profile,
     ]
-    shelf = asked.shelf
+    shelf = benchmark.embedding_data
     steps = [
-        *shelf.learned.attrition,
-        learned.attrition,
-        *(shelf.other.attrition if shelf.other else ()),
-        *(one.attrition for one in asked.exams),
+        *shelf.training_books.attrition,
+        setup.attrition,
+        *(shelf.other_books.attrition if shelf.other_books else ()),
+        *(one.attrition for one in benchmark.pair_sets),
     ]
     steps += [
         step
-        for found in (*shelf.search.values(), *shelf.general.values())
+        for found in (*shelf.retrieval_sets.values(), *shelf.general_retrieval_sets.values())
         for step in found.attrition
     ]
-    known = outcome(run, context, accelerator, stack, fitted)
-    return runs.record(
+    known = summarize_training(run, context, accelerator, stack, training_result)
+    return runs.finish_run(
         run,
         results=pa.concat_tables(results),
         attrition=steps,
-        tables={"pair_scores": _scores(before, after)},
-        liveness=liveness.as_json(),
+        tables={"pair_scores": _concatenate_pair_scores(before, after)},
+        liveness=adapter_activity.as_json(),
         **{
             **known,
             "counts": known["counts"]
-            | {f"pairs.{split}": count for split, count in learned.pairs.items()},
+            | {f"pairs.{split}": count for split, count in setup.pair_counts.items()},
         },
-        notices=(*stack.notices, *learned.notices),
+        notices=(*stack.notices, *setup.notices),
     )
 
 
-def _scores(before: Measured, after: Measured) -> pa.Table:
+def _concatenate_pair_scores(before: EmbeddingResults, after: EmbeddingResults) -> pa.Table:
     """The scores of all pairs in both states, for figures."""
     parts = [
         table.append_column("task", pa.repeat(task, len(table))).append_column(
             "state", pa.repeat(state, len(table))
         )
-        for state, found in ((ZERO_SHOT, before), (ADAPTED, after))
+        for state, found in ((ZERO_SHOT_STATE, before), (ADAPTED_STATE, after))
         for task, table in found.scores.items()
     ]
-    schema = PAIR_SCORE.append(pa.field("task", pa.string())).append(pa.field("state", pa.string()))
+    schema = PAIR_SCORE_SCHEMA.append(pa.field("task", pa.string())).append(
+        pa.field("state", pa.string())
+    )
     return pa.concat_tables([part.cast(schema) for part in parts])
 
 
-def _profile(
+def _profile_adapted_encoder(
     stack: Stack, embedding_config: Manner, texts: list[str], load_seconds: float
 ) -> pa.Table:
     """Speed and memory of the adapted model, as results without an interval; what they were measured on stands in their definition."""
-    found = inference.profile(
+    found = inference.profile_encoder(
         stack, embedding_config, list(dict.fromkeys(texts)), load_seconds, precision="auto"
     )
     about = f"{found.texts} held-out texts of {found.tokens} tokens, {found.batch_policy}, {found.precision}, {found.threads} threads, {found.device}"
@@ -432,10 +489,10 @@ def _profile(
             "value": float(getattr(found, name)),
             "n": found.texts,
             "split": "held_out",
-            "group": ADAPTED,
+            "group": ADAPTED_STATE,
             "definition": f"{name.replace('_', ' ')}: {about}; no interval",
             "task": "profile",
         }
         for name in names
     ]
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)

@@ -16,48 +16,55 @@ from numpy.typing import NDArray
 from clinpeft import adapters, evaluation, runs, tokenization, training
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import RecipeError
-from clinpeft.core.schemas import SPLITS, Attrition
+from clinpeft.core.schemas import SPLIT_NAMES, Attrition
 from clinpeft.data.notes import sources
 from clinpeft.data.notes.corpus import MARK, build, with_canaries
 from clinpeft.models import Base
 from clinpeft.recipe import AdaptRecipe, CorpusSpec, SourceSpec, SplitSpec
-from clinpeft.runs import Hashes, Run
+from clinpeft.runs import InputHashes, Run
 from clinpeft.tokenization import Encodings
-from clinpeft.training import Crew, Fitted, Forward, Lesson
-from clinpeft.workflows.context import Circumstances, code_version, key, outcome
+from clinpeft.training import Accelerator, LanguageModelingData, TokenLogitFunction, TrainingResult
+from clinpeft.workflows.context import (
+    RunContext,
+    compute_cache_key,
+    get_code_version,
+    summarize_training,
+)
 
 
-def encoded(
-    recipe: AdaptRecipe, base: Base, home: Path, accelerator: Crew, hashes: Hashes
+def prepare_corpus_encodings(
+    recipe: AdaptRecipe, base: Base, home: Path, accelerator: Accelerator, hashes: InputHashes
 ) -> tuple[Encodings, tuple[Attrition, ...]]:
     """Windows of tokens, made once for all runs that ask for the same ones; the first process makes them, the others wait."""
-    corpus_key = key(
-        hashes.source, recipe.corpus.model_dump(), recipe.split.model_dump(), code_version()
+    corpus_key = compute_cache_key(
+        hashes.source, recipe.corpus.model_dump(), recipe.split.model_dump(), get_code_version()
     )
-    objective = _objective(recipe, base)
+    objective = _resolve_objective(recipe, base)
     canaries = [recipe.privacy.model_dump(), recipe.seed] if recipe.privacy.canaries else []
-    token_key = key(
+    token_key = compute_cache_key(
         corpus_key, hashes.base, recipe.base.max_tokens, recipe.base.overflow, objective, *canaries
     )
     corpus, folder = home / "cache" / f"corpus-{corpus_key}", home / "cache" / f"tokens-{token_key}"
     with accelerator.main_process_first():
-        attrition = _corpus(recipe.source, recipe.corpus, recipe.split, corpus)
-        text, planted = canary_corpus(recipe, corpus / "corpus.parquet")
+        attrition = _build_corpus(recipe.source, recipe.corpus, recipe.split, corpus)
+        text, planted = prepare_canary_corpus(recipe, corpus / "corpus.parquet")
         if not tokenization.is_encoded(folder):
             shape = tokenization.layout(base.tokenizer, objective)
             tokenization.encode(text, base.tokenizer, shape, recipe.base, folder)
     return tokenization.open_encodings(folder), (*attrition, *planted)
 
 
-def canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
+def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
     """The corpus to learn from: with invented people in it where the recipe asks for them, and how many of their notes were put in."""
     if not recipe.privacy.canaries:
         return corpus, ()
-    target = corpus.with_name(f"canaries-{key(recipe.privacy.model_dump(), recipe.seed)}.parquet")
+    target = corpus.with_name(
+        f"canaries-{compute_cache_key(recipe.privacy.model_dump(), recipe.seed)}.parquet"
+    )
     return target, (with_canaries(corpus, recipe.privacy, recipe.seed, target),)
 
 
-def _corpus(
+def _build_corpus(
     source: SourceSpec, spec: CorpusSpec, split: SplitSpec, folder: Path
 ) -> tuple[Attrition, ...]:
     """The corpus in ``folder`` and what was dropped on the way to it, made once."""
@@ -66,7 +73,7 @@ def _corpus(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read = Attrition("read")
         corpus = build(sources.read(source, read, folder.parent), spec, split, split.seed, folder)
-        runs.write_atomically(
+        runs.write_file_atomically(
             counted, json.dumps([step.as_json() for step in (read, *corpus.attrition)])
         )
     return tuple(
@@ -74,7 +81,7 @@ def _corpus(
     )
 
 
-def _objective(recipe: AdaptRecipe, base: Base) -> str:
+def _resolve_objective(recipe: AdaptRecipe, base: Base) -> str:
     asked = recipe.training.objective
     name = base.family.objective if asked == "auto" else asked
     if name != base.family.objective:
@@ -87,43 +94,47 @@ def _objective(recipe: AdaptRecipe, base: Base) -> str:
     return name
 
 
-def lesson_of(recipe: AdaptRecipe, base: Base, encodings: Encodings) -> Lesson:
+def build_language_data(
+    recipe: AdaptRecipe, base: Base, encodings: Encodings
+) -> LanguageModelingData:
     """What is learned from the windows."""
-    asking = training.OBJECTIVES[_objective(recipe, base)]
+    asking = training.LANGUAGE_OBJECTIVES[_resolve_objective(recipe, base)]
     train, tuning = (
         encodings.windows("train"),
         encodings.windows("tuning", recipe.evaluation.max_notes),
     )
-    return Lesson(
+    return LanguageModelingData(
         encodings,
         base.tokenizer,
         asking,
         recipe.seed,
         train,
         tuning,
-        training.Vocabulary(base.model),
+        training.LanguageModelHead(base.model),
     )
 
 
-def bare(base: Base) -> Forward:
+def build_base_forward(base: Base) -> TokenLogitFunction:
     """The base as it comes."""
-    nothing = adapters.attach(base, ())
-    return lambda input_ids, attention_mask: adapters.logits(nothing, input_ids, attention_mask)
+    nothing = adapters.attach_adapters(base, ())
+    return lambda input_ids, attention_mask: adapters.compute_token_logits(
+        nothing, input_ids, attention_mask
+    )
 
 
-def asked(recipe: AdaptRecipe, encodings: Encodings) -> tokenization.Ints:
+def select_evaluation_windows(recipe: AdaptRecipe, encodings: Encodings) -> tokenization.Ints:
     """The windows that perplexities are measured on: every split, each within ``evaluation.max_notes``."""
     windows = np.concatenate(
-        [encodings.windows(split, recipe.evaluation.max_notes) for split in SPLITS]
+        [encodings.windows(split, recipe.evaluation.max_notes) for split in SPLIT_NAMES]
     )
     return (
-        windows[~canary_notes(encodings)[encodings.notes[windows]]]
+        windows[~find_canary_notes(encodings)[encodings.notes[windows]]]
         if recipe.privacy.canaries
         else windows
     )
 
 
-def canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
+def find_canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
     """Which notes are about invented people, a truth value for each row of ``encodings.table``: they are learned, and are in no other number."""
     found: NDArray[np.bool_] = pc.starts_with(encodings.table["note_id"], MARK).to_numpy(
         zero_copy_only=False
@@ -131,30 +142,35 @@ def canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
     return found
 
 
-def scored(recipe: AdaptRecipe, lesson: Lesson, accelerator: Crew, forward: Forward) -> pa.Table:
+def score_note_likelihoods(
+    recipe: AdaptRecipe,
+    language_data: LanguageModelingData,
+    accelerator: Accelerator,
+    forward: TokenLogitFunction,
+) -> pa.Table:
     """What a model thinks of the notes that are asked."""
-    return training.likelihoods(
+    return training.compute_note_likelihoods(
         forward,
-        lesson,
-        asked(recipe, lesson.encodings),
+        language_data,
+        select_evaluation_windows(recipe, language_data.encodings),
         recipe.training.micro_batch_tokens,
         accelerator,
     )
 
 
-def remembered(
+def cache_base_likelihoods(
     home: Path,
     run: Run,
     encodings: Encodings,
     base: Base,
-    accelerator: Crew,
-    score: Callable[[], pa.Table],
+    accelerator: Accelerator,
+    score_base: Callable[[], pa.Table],
 ) -> pa.Table:
     """What the bare base thinks of the notes: the same in every cell of a grid, so it is asked once."""
     recipe = run.recipe
     assert isinstance(recipe, AdaptRecipe)
     notes = encodings.folder.name
-    name = key(
+    name = compute_cache_key(
         notes,
         run.record.hashes.base,
         base.precision_reason,
@@ -165,7 +181,7 @@ def remembered(
     )
     path = home / "cache" / f"base-{name}.parquet"
     if not path.exists():
-        table = score()
+        table = score_base()
         if accelerator.is_main_process:
             pq.write_table(table, path.with_suffix(".writing"))
             path.with_suffix(".writing").replace(path)
@@ -173,52 +189,55 @@ def remembered(
     return pq.read_table(path)
 
 
-def perplexities(recipe: AdaptRecipe, thought: dict[str, pa.Table]) -> pa.Table:
+def compute_perplexity_results(recipe: AdaptRecipe, likelihoods: dict[str, pa.Table]) -> pa.Table:
     """Every state on every split, and the paired ratio of adapted to base."""
     spec = recipe.evaluation
     rows = [
-        evaluation.perplexity(table, state, spec, np.random.default_rng([recipe.seed, 1]))
-        for state, table in thought.items()
+        evaluation.evaluate_perplexity(table, state, spec, np.random.default_rng([recipe.seed, 1]))
+        for state, table in likelihoods.items()
     ]
     rows.append(
-        evaluation.difference(
-            thought["base"], thought["adapted"], spec, np.random.default_rng([recipe.seed, 1])
+        evaluation.compare_perplexity(
+            likelihoods["base"],
+            likelihoods["adapted"],
+            spec,
+            np.random.default_rng([recipe.seed, 1]),
         )
     )
     return pa.concat_tables(rows)
 
 
-def recorded(
+def record_adapt_run(
     run: Run,
-    context: Circumstances,
-    accelerator: Crew,
+    context: RunContext,
+    accelerator: Accelerator,
     stack: Stack,
-    fitted: Fitted,
+    training_result: TrainingResult,
     results: pa.Table,
     attrition: tuple[Attrition, ...],
-    thought: dict[str, pa.Table],
-    noise: dict[str, Any] | None = None,
+    likelihoods: dict[str, pa.Table],
+    privacy_accounting: dict[str, Any] | None = None,
 ) -> Run:
     """Adapter, tokenizer, numbers and record into the run folder, by the first process."""
     if not accelerator.is_main_process:
         return run
     recipe = run.recipe
     assert isinstance(recipe, AdaptRecipe)
-    adapters.save(stack, run.folder / "adapter")
-    adapters.keep_probe(stack, run.folder)
+    adapters.save_adapter(stack, run.folder / "adapter")
+    adapters.save_stack_reference_output(stack, run.folder)
     stack.base.tokenizer.save_pretrained(run.folder / "tokenizer")
-    return runs.record(
+    return runs.finish_run(
         run,
         results=results,
         attrition=attrition,
-        likelihoods=thought,
-        private=noise,
-        **outcome(run, context, accelerator, stack, fitted),
-        notices=(*stack.notices, *_planted(recipe)),
+        likelihoods=likelihoods,
+        private=privacy_accounting,
+        **summarize_training(run, context, accelerator, stack, training_result),
+        notices=(*stack.notices, *_describe_canaries(recipe)),
     )
 
 
-def _planted(recipe: AdaptRecipe) -> tuple[str, ...]:
+def _describe_canaries(recipe: AdaptRecipe) -> tuple[str, ...]:
     asked = recipe.privacy
     if not asked.canaries:
         return ()

@@ -20,31 +20,31 @@ from numpy.typing import NDArray
 from clinpeft import adapters, evaluation, inference, models, tokenization, training
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InputError, UsageError
-from clinpeft.core.schemas import RESULT
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
 from clinpeft.data.notes import corpus
-from clinpeft.evaluation import Attack
+from clinpeft.evaluation import AttackScoring
 from clinpeft.models import Base
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
 from clinpeft.runs import (
-    PRIVACY,
+    PRIVACY_AUDIT_FILE,
     Run,
-    find,
-    likelihoods,
-    privacy_of,
-    refuse_changed,
-    weights_of,
-    write_atomically,
+    check_model_files,
+    find_run,
+    hash_trained_weights,
+    read_privacy_audit,
+    read_run_likelihoods,
+    write_file_atomically,
 )
 from clinpeft.tokenization import Encodings
-from clinpeft.training import Crew
+from clinpeft.training import Accelerator
 from clinpeft.workflows import language_model, task_cohorts
 
-STATES = ("base", "adapted")
-Floats = NDArray[np.float64]
+PRIVACY_AUDIT_STATES = ("base", "adapted")
+_Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PrivacyAuditConfig:
     """How hard a run is attacked.
 
     Attributes:
@@ -65,20 +65,22 @@ class Asked:
     candidates: int = 1000
 
     @property
-    def attack(self) -> Attack:
+    def attack(self) -> AttackScoring:
         """What the numbers need of it."""
-        return Attack(self.resamples, self.level, self.seed)
+        return AttackScoring(self.resamples, self.level, self.seed)
 
 
 @dataclass(frozen=True)
-class Audited:
+class PrivacyAuditResults:
     """What an audit found: results, and of every attack that could not be made the reason."""
 
     results: pa.Table
-    left_out: dict[str, str]
+    skipped_attacks: dict[str, str]
 
 
-def audited(home: Path, text: str, asked: Asked, now: datetime, version: str) -> Run:
+def audit_run_privacy(
+    home: Path, run_name: str, config: PrivacyAuditConfig, now: datetime, version: str
+) -> Run:
     """Attack a finished run and write what came out into its folder as ``privacy.json``; of classify also ``privacy/``, the probabilities by split.
 
     The record names the hashes of the weights that were attacked, so that it is not taken for the audit of others.
@@ -88,72 +90,79 @@ def audited(home: Path, text: str, asked: Asked, now: datetime, version: str) ->
         RefusedError: the run's files are not those that it finished with.
         InputError: what it learned from is not there any more.
     """
-    run = find(home, text, finished=True)
-    refuse_changed(run)
-    found = {"adapt": _of_language, "classify": _of_answers, "embed": _of_vectors}[run.recipe.kind](
-        run, home, asked
-    )
+    run = find_run(home, run_name, finished_only=True)
+    check_model_files(run)
+    found = {
+        "adapt": _audit_language_model,
+        "classify": _audit_classifier,
+        "embed": _audit_encoder,
+    }[run.recipe.kind](run, home, config)
     rows = found.results.to_pylist()
     whole = {
         "format": 1,
         "run": run.id,
         "kind": run.recipe.kind,
-        "weights": weights_of(run.folder),
+        "weights": hash_trained_weights(run.folder),
         "made": now.isoformat(),
         "clinpeft": version,
-        "asked": asdict(asked),
+        "asked": asdict(config),
         "results": rows,
-        "left_out": found.left_out,
+        "left_out": found.skipped_attacks,
     }
-    write_atomically(run.folder / PRIVACY, json.dumps(whole, indent=1) + "\n")
+    write_file_atomically(run.folder / PRIVACY_AUDIT_FILE, json.dumps(whole, indent=1) + "\n")
     return run
 
 
-def _of_vectors(run: Run, home: Path, asked: Asked) -> Audited:  # noqa: ARG001 - one signature for every kind
+def _audit_encoder(run: Run, home: Path, config: PrivacyAuditConfig) -> PrivacyAuditResults:  # noqa: ARG001 - one signature for every kind
     reason = "the run learned from books and not from people; no attack by subject is defined"
-    return Audited(
-        RESULT.empty_table(), {"membership": reason, "verbatim": reason, "canaries": reason}
+    return PrivacyAuditResults(
+        METRIC_RESULT_SCHEMA.empty_table(),
+        {"membership": reason, "verbatim": reason, "canaries": reason},
     )
 
 
 # ------------------------------------------------------------------------------------------------------------------------- language
 
 
-def _of_language(run: Run, home: Path, asked: Asked) -> Audited:
+def _audit_language_model(run: Run, home: Path, config: PrivacyAuditConfig) -> PrivacyAuditResults:
     """Membership from what base and adapted model thought of every note at the end of the run; the rest asks the model anew."""
     recipe = run.recipe
     assert isinstance(recipe, AdaptRecipe)
-    results, left_out = [_members(run, asked)], {}
-    accelerator = training.assemble()
+    results, left_out = [_attack_membership(run, config)], {}
+    accelerator = training.create_accelerator()
     base = models.load(recipe.base, accelerator.device)
-    stack = adapters.load(base, run.folder / "adapter")
+    stack = adapters.load_adapter(base, run.folder / "adapter")
     if base.family.objective == "causal-lm":
-        encodings, _ = language_model.encoded(recipe, base, home, accelerator, run.record.hashes)
-        results.append(_verbatim(stack, encodings, asked))
-        results.append(_known_secrets(recipe, stack, home, accelerator, asked))
+        encodings, _ = language_model.prepare_corpus_encodings(
+            recipe, base, home, accelerator, run.record.hashes
+        )
+        results.append(_measure_verbatim_overlap(stack, encodings, config))
+        results.append(_measure_canary_exposure(recipe, stack, home, accelerator, config))
     else:
         reason = "the model fills in masked words and does not go on with a text"
         left_out = {"verbatim": reason, "canaries": reason}
     if not recipe.privacy.canaries:
         left_out["canaries"] = "the recipe put none in: set privacy.canaries, and train again"
-    return Audited(pa.concat_tables(results), left_out)
+    return PrivacyAuditResults(pa.concat_tables(results), left_out)
 
 
-def _members(run: Run, asked: Asked) -> pa.Table:
+def _attack_membership(run: Run, config: PrivacyAuditConfig) -> pa.Table:
     """The gain in log-likelihood from base to adapted, of each subject: the base is the reference that says how easy a note is for anybody."""
-    before, after = (likelihoods(run, state).sort_by("note_id") for state in STATES)
+    before, after = (
+        read_run_likelihoods(run, state).sort_by("note_id") for state in PRIVACY_AUDIT_STATES
+    )
     if not len(before) or not before["note_id"].equals(after["note_id"]):
         raise InputError(
             f"run {run.id} has no likelihoods of base and adapted model",
             location=str(run.folder),
             hint="take a run that has finished",
         )
-    subjects, inside, outside = _by_split(before)
+    subjects, inside, outside = _assign_subjects_to_splits(before)
     gained = np.asarray(
         pc.subtract(before["negative_log_likelihood"], after["negative_log_likelihood"]), np.float64
     )
     summed, surprise, counted = (
-        _per_subject(before["subject_id"], column, subjects)
+        _sum_by_subject(before["subject_id"], column, subjects)
         for column in (
             gained,
             after["negative_log_likelihood"].to_numpy(),
@@ -170,11 +179,16 @@ def _members(run: Run, asked: Asked) -> pa.Table:
     }
     member = inside[known]
     return pa.concat_tables(
-        [evaluation.membership(score, member, name, asked.attack) for name, score in scores.items()]
+        [
+            evaluation.score_membership_inference(score, member, name, config.attack)
+            for name, score in scores.items()
+        ]
     )
 
 
-def _by_split(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+def _assign_subjects_to_splits(
+    table: pa.Table,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
     """(subjects, whether each has rows in the training split, whether in the held-out split)."""
     ids, split = table["subject_id"].to_numpy(), table["split"].to_numpy(zero_copy_only=False)
     subjects = np.unique(ids)
@@ -185,51 +199,57 @@ def _by_split(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_], ND
     )
 
 
-def _per_subject(
-    ids: pa.ChunkedArray, values: NDArray[np.generic], subjects: NDArray[np.int64]
-) -> Floats:
-    at = np.searchsorted(subjects, ids.to_numpy())
-    summed: Floats = np.bincount(
+def _sum_by_subject(
+    subject_ids: pa.ChunkedArray, values: NDArray[np.generic], subjects: NDArray[np.int64]
+) -> _Float64Array:
+    at = np.searchsorted(subjects, subject_ids.to_numpy())
+    summed: _Float64Array = np.bincount(
         at, weights=values.astype(np.float64), minlength=len(subjects)
     ).astype(np.float64)
     return summed
 
 
-def _state(stack: Stack, state: str) -> AbstractContextManager[None]:
-    return stack.off() if state == "base" else nullcontext()
+def _activate_state(stack: Stack, state: str) -> AbstractContextManager[None]:
+    return stack.disable_adapters() if state == "base" else nullcontext()
 
 
-def _verbatim(stack: Stack, encodings: Encodings, asked: Asked) -> pa.Table:
+def _measure_verbatim_overlap(
+    stack: Stack, encodings: Encodings, config: PrivacyAuditConfig
+) -> pa.Table:
     """The beginning of a note is shown; what the model goes on with is held against how the note goes on."""
     shape = tokenization.layout(stack.base.tokenizer, "causal-lm")
     found = []
     for split in ("train", "held_out"):
-        prompts, true = _beginnings(encodings, split, len(shape.first), asked)
-        for state in STATES:
-            with _state(stack, state):
-                said = adapters.continued(stack, prompts, asked.continuation_tokens)
+        prompts, true = _sample_prompts(encodings, split, len(shape.first), config)
+        for state in PRIVACY_AUDIT_STATES:
+            with _activate_state(stack, state):
+                said = adapters.generate_greedily(stack, prompts, config.continuation_tokens)
             runs = [
-                evaluation.longest_shared_run(one.tolist(), other)
+                evaluation.measure_longest_shared_run(one.tolist(), other)
                 for one, other in zip(said, true, strict=True)
             ]
-            found.append(evaluation.verbatim(runs, asked.overlap_tokens, state, split, asked.level))
+            found.append(
+                evaluation.score_verbatim_memorization(
+                    runs, config.overlap_tokens, state, split, config.level
+                )
+            )
     return pa.concat_tables(found)
 
 
-def _beginnings(
-    encodings: Encodings, split: str, specials: int, asked: Asked
+def _sample_prompts(
+    encodings: Encodings, split: str, special_tokens: int, config: PrivacyAuditConfig
 ) -> tuple[NDArray[np.int64], list[list[int]]]:
     """(rows, time) prompts and what truly follows, of the first note of each subject that is long enough; subjects drawn by the seed."""
-    shown = specials + asked.prompt_tokens
+    shown = special_tokens + config.prompt_tokens
     windows = encodings.windows(split)
     first = windows[
         np.unique(encodings.notes[windows], return_index=True)[1]
     ]  # the first window of every note
-    invented = language_model.canary_notes(encodings)[encodings.notes[first]]
-    first = first[(encodings.lengths[first] >= shown + asked.overlap_tokens) & ~invented]
+    invented = language_model.find_canary_notes(encodings)[encodings.notes[first]]
+    first = first[(encodings.lengths[first] >= shown + config.overlap_tokens) & ~invented]
     ids = encodings.table["subject_id"].to_numpy()[encodings.notes[first]]
     first = first[np.unique(ids, return_index=True)[1]]
-    chosen = np.random.default_rng([asked.seed, 3]).permutation(first)[: asked.subjects]
+    chosen = np.random.default_rng([config.seed, 3]).permutation(first)[: config.subjects]
     pieces = [
         encodings.tokens[
             encodings.starts[at] : encodings.starts[at] + encodings.lengths[at]
@@ -239,18 +259,22 @@ def _beginnings(
     prompts = (
         np.stack([piece[:shown] for piece in pieces]) if pieces else np.zeros((0, shown), np.int64)
     )
-    return prompts, [piece[shown : shown + asked.continuation_tokens].tolist() for piece in pieces]
+    return prompts, [piece[shown : shown + config.continuation_tokens].tolist() for piece in pieces]
 
 
-def _known_secrets(
-    recipe: AdaptRecipe, stack: Stack, home: Path, accelerator: Crew, asked: Asked
+def _measure_canary_exposure(
+    recipe: AdaptRecipe,
+    stack: Stack,
+    home: Path,
+    accelerator: Accelerator,
+    config: PrivacyAuditConfig,
 ) -> pa.Table:
     """The rank of each invented secret among random ones, by likelihood, before and after."""
     planted = corpus.canaries(recipe.privacy, recipe.seed)
     if not planted:
-        return RESULT.empty_table()
-    rng = np.random.default_rng([asked.seed, 4])
-    others = [corpus.secrets(rng, asked.candidates - 1) for _ in planted]
+        return METRIC_RESULT_SCHEMA.empty_table()
+    rng = np.random.default_rng([config.seed, 4])
+    others = [corpus.secrets(rng, config.candidates - 1) for _ in planted]
     notes = [
         (f"{number:06d}-{at:06d}", number, canary.note(secret))
         for number, (canary, more) in enumerate(zip(planted, others, strict=True))
@@ -259,28 +283,28 @@ def _known_secrets(
         )
     ]
     found = []
-    for state, table in _surprises(recipe, stack, notes, home, accelerator):
+    for state, table in _score_canary_notes(recipe, stack, notes, home, accelerator):
         table = table.sort_by("note_id")  # noqa: PLW2901 - the same rows in the order of the candidates
         ids, surprise = table["subject_id"].to_numpy(), table["negative_log_likelihood"].to_numpy()
         bits = np.asarray(
-            [evaluation.exposure(surprise[ids == number]) for number in range(len(planted))]
+            [evaluation.compute_exposure(surprise[ids == number]) for number in range(len(planted))]
         )
         for repeats in sorted(set(recipe.privacy.repeats)):
             chosen = np.asarray([canary.repeats == repeats for canary in planted])
             found.append(
-                evaluation.exposures(
-                    bits[chosen], f"{state}, {repeats} repeats", asked.candidates, asked.attack
+                evaluation.summarize_exposures(
+                    bits[chosen], f"{state}, {repeats} repeats", config.candidates, config.attack
                 )
             )
     return pa.concat_tables(found)
 
 
-def _surprises(
+def _score_canary_notes(
     recipe: AdaptRecipe,
     stack: Stack,
     notes: list[tuple[str, int, str]],
     home: Path,
-    accelerator: Crew,
+    accelerator: Accelerator,
 ) -> Iterator[tuple[str, pa.Table]]:
     """State -> what it thinks of invented notes, through the same path as any note."""
     folder = home / "cache" / "privacy-canaries"
@@ -296,13 +320,13 @@ def _surprises(
             recipe.base,
             folder / "tokens",
         )
-        lesson = language_model.lesson_of(recipe, base, encodings)
-        forward = functools.partial(adapters.logits, stack)
-        for state in STATES:
-            with _state(stack, state):
+        lesson = language_model.build_language_data(recipe, base, encodings)
+        forward = functools.partial(adapters.compute_token_logits, stack)
+        for state in PRIVACY_AUDIT_STATES:
+            with _activate_state(stack, state):
                 yield (
                     state,
-                    training.likelihoods(
+                    training.compute_note_likelihoods(
                         forward,
                         lesson,
                         encodings.windows("held_out"),
@@ -317,7 +341,7 @@ def _surprises(
 # -------------------------------------------------------------------------------------------------------------------------- answers
 
 
-def _of_answers(run: Run, home: Path, asked: Asked) -> Audited:
+def _audit_classifier(run: Run, home: Path, config: PrivacyAuditConfig) -> PrivacyAuditResults:
     """Membership by how sure the model is of the right answer, and the probabilities by split as files."""
     recipe = run.recipe
     assert isinstance(recipe, ClassifyRecipe)
@@ -327,21 +351,21 @@ def _of_answers(run: Run, home: Path, asked: Asked) -> Audited:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     results = []
-    for name, table in _answered(run, recipe, home):
-        question = evaluation.question_of(table)
-        subjects, inside, outside = _by_split(table)
-        right = _log_likelihoods(table)
-        counted = _per_subject(table["subject_id"], np.ones(len(right)), subjects)
+    for name, table in _predict_cohorts(run, recipe, home):
+        question = evaluation.read_prediction_label_space(table)
+        subjects, inside, outside = _assign_subjects_to_splits(table)
+        right = _compute_label_log_likelihoods(table)
+        counted = _sum_by_subject(table["subject_id"], np.ones(len(right)), subjects)
         score, known = (
-            _per_subject(table["subject_id"], right, subjects) / counted,
+            _sum_by_subject(table["subject_id"], right, subjects) / counted,
             inside ^ outside,
         )
         results.append(
-            evaluation.membership(
+            evaluation.score_membership_inference(
                 score[known],
                 inside[known],
                 "log-likelihood of the answer, a stay",
-                asked.attack,
+                config.attack,
                 name,
             )
         )
@@ -351,22 +375,26 @@ def _of_answers(run: Run, home: Path, asked: Asked) -> Audited:
             )
         else:
             _write_probabilities(table, folder / name)
-    return Audited(pa.concat_tables(results), left_out)
+    return PrivacyAuditResults(pa.concat_tables(results), left_out)
 
 
-def _answered(run: Run, recipe: ClassifyRecipe, home: Path) -> Iterator[tuple[str, pa.Table]]:
+def _predict_cohorts(
+    run: Run, recipe: ClassifyRecipe, home: Path
+) -> Iterator[tuple[str, pa.Table]]:
     """Question -> answers to all training and held-out stays, by the run's model as it is kept, not recalibrated."""
-    accelerator = training.assemble()
-    served = inference.open_run(run.folder, recipe.base, accelerator.device)
-    asked = task_cohorts.cohorts_of(recipe, home, accelerator, run.record.hashes)
-    for one in task_cohorts.encoded(recipe, served.stack.base, asked, home, accelerator):
-        name, documents = one.asked.question.name, one.documents
-        answer = inference.live(
+    accelerator = training.create_accelerator()
+    served = inference.load_classifier(run.folder, recipe.base, accelerator.device)
+    asked = task_cohorts.prepare_cohorts(recipe, home, accelerator, run.record.hashes)
+    for one in task_cohorts.prepare_cohort_documents(
+        recipe, served.stack.base, asked, home, accelerator
+    ):
+        name, documents = one.cohort.label_space.name, one.documents
+        answer = inference.build_logit_function(
             served.stack,
             documents,
             served.heads[name],
             served.pooling,
-            recipe.reading.pool,
+            recipe.truncation.pool,
             accelerator.device,
         )
         chosen = np.concatenate([documents.of("train"), documents.of("held_out")])
@@ -375,13 +403,16 @@ def _answered(run: Run, recipe: ClassifyRecipe, home: Path) -> Iterator[tuple[st
             documents,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
         )
-        logits = inference.scores(
-            answer, len(one.asked.question.classes), grouped, accelerator, chosen
+        logits = inference.gather_logits(
+            answer, len(one.cohort.label_space.classes), grouped, accelerator, chosen
         )
-        yield name, inference.predictions(documents, chosen, logits, one.asked.question)
+        yield (
+            name,
+            inference.build_prediction_table(documents, chosen, logits, one.cohort.label_space),
+        )
 
 
-def _log_likelihoods(table: pa.Table) -> Floats:
+def _compute_label_log_likelihoods(table: pa.Table) -> _Float64Array:
     """(rows,) log-probability of the right answer; where all that apply are asked, the mean over the labels."""
     given = np.clip(
         np.stack(table["probabilities"].to_numpy(zero_copy_only=False)).astype(np.float64),
@@ -389,14 +420,14 @@ def _log_likelihoods(table: pa.Table) -> Floats:
         1 - 1e-12,
     )
     if table["label"].null_count < len(table):
-        chosen: Floats = np.log(
+        chosen: _Float64Array = np.log(
             given[np.arange(len(given)), table["label"].to_numpy().astype(np.int64)]
         )
         return chosen
     applies = np.zeros(given.shape, np.bool_)
     for row, labels in enumerate(table["labels"].to_pylist()):
         applies[row, labels or []] = True
-    means: Floats = np.where(applies, np.log(given), np.log1p(-given)).mean(axis=1)
+    means: _Float64Array = np.where(applies, np.log(given), np.log1p(-given)).mean(axis=1)
     return means
 
 
@@ -415,18 +446,20 @@ def _write_probabilities(table: pa.Table, folder: Path) -> None:
         np.save(folder / f"y_{word}.npy", classes)
 
 
-def results_in(run: Run) -> tuple[pa.Table, dict[str, str]]:
+def read_privacy_results(run: Run) -> tuple[pa.Table, dict[str, str]]:
     """What ``privacy.json`` of a run holds: results, and the reasons of what was left out.
 
     Raises:
         UsageError: the run was not audited.
         InputError: the file cannot be read.
     """
-    found = privacy_of(run)
+    found = read_privacy_audit(run)
     if found is None:
         raise UsageError(
             f"run {run.id} was not audited",
             location=str(run.folder),
             hint=f"clinpeft privacy {run.id}",
         )
-    return pa.Table.from_pylist(found["results"], schema=RESULT), dict(found["left_out"])
+    return pa.Table.from_pylist(found["results"], schema=METRIC_RESULT_SCHEMA), dict(
+        found["left_out"]
+    )

@@ -14,23 +14,23 @@ import pyarrow.compute as pc
 from clinpeft import adapters, inference, models, training
 from clinpeft.core.errors import RecipeError, RefusedError
 from clinpeft.models import Base, Manner
-from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, ModelSpec
-from clinpeft.training import Crew, Lesson
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, PretrainedModelSpec
+from clinpeft.training import Accelerator, LanguageModelingData
 from clinpeft.workflows import language_model
-from clinpeft.workflows.context import TrainedRecipe
-from clinpeft.workflows.task_cohorts import Read
-from clinpeft.workflows.textbooks import Shelf
+from clinpeft.workflows.context import TrainingRecipe
+from clinpeft.workflows.task_cohorts import EncodedCohort
+from clinpeft.workflows.textbooks import EmbeddingData
 
-ASKED = 32
+MAX_QUANTIZATION_CHECK_TEXTS = 32
 """Tuning texts that are asked, at most: enough to find a base that float8 spoils, and seconds of work."""
 
-KEEP_WHOLE = 'set base.quantization = "none"'
+DISABLE_QUANTIZATION_HINT = 'set base.quantization = "none"'
 
-Model = TypeVar("Model", bound=ModelSpec)
-Found = TypeVar("Found")
+AnyModelSpec = TypeVar("AnyModelSpec", bound=PretrainedModelSpec)
+QuantizationMeasurement = TypeVar("QuantizationMeasurement")
 
 
-def refuse_impossible(recipe: TrainedRecipe, accelerator: Crew) -> None:
+def check_base_options(recipe: TrainingRecipe, accelerator: Accelerator) -> None:
     """Stop before anything is read where the base cannot be had as it is asked for, or where weights would change that are quantized.
 
     Raises:
@@ -43,7 +43,7 @@ def refuse_impossible(recipe: TrainedRecipe, accelerator: Crew) -> None:
         return
     said = f"with base.quantization = {recipe.base.quantization!r}"
     if getattr(recipe.base, "trainable", False):
-        hint = f"leave base.trainable out, or {KEEP_WHOLE}"
+        hint = f"leave base.trainable out, or {DISABLE_QUANTIZATION_HINT}"
         raise RecipeError(
             f"base.trainable = true {said}, whose weights are too coarse for a step",
             location="base.trainable",
@@ -51,7 +51,7 @@ def refuse_impossible(recipe: TrainedRecipe, accelerator: Crew) -> None:
         )
     for at, spec in enumerate(recipe.adapters):
         if spec.merged:
-            hint = f"leave the adapter unmerged, or {KEEP_WHOLE}"
+            hint = f"leave the adapter unmerged, or {DISABLE_QUANTIZATION_HINT}"
             raise RecipeError(
                 f"merged = true {said}, between whose numbers an update is lost",
                 location=f"adapters.{at}.merged",
@@ -59,12 +59,14 @@ def refuse_impossible(recipe: TrainedRecipe, accelerator: Crew) -> None:
             )
 
 
-def whole(spec: Model) -> Model:
+def disable_quantization(spec: AnyModelSpec) -> AnyModelSpec:
     """The base as it comes, to be asked before it is quantized."""
     return spec.model_copy(update={"quantization": "none"})
 
 
-def by_words(recipe: AdaptRecipe, base: Base, lesson: Lesson, accelerator: Crew) -> None:
+def quantize_checking_perplexity(
+    recipe: AdaptRecipe, base: Base, language_data: LanguageModelingData, accelerator: Accelerator
+) -> None:
     """Quantize a base, if the recipe asks for it and the perplexity of tuning windows allows it.
 
     Raises:
@@ -72,18 +74,25 @@ def by_words(recipe: AdaptRecipe, base: Base, lesson: Lesson, accelerator: Crew)
     """
     if recipe.base.quantization == "none":
         return
-    windows, bare = _asked(lesson.tuning), language_model.bare(base)
+    windows, bare = (
+        _select_check_texts(language_data.tuning_windows),
+        language_model.build_base_forward(base),
+    )
     budget = recipe.training.micro_batch_tokens
-    _passed(
+    _quantize_and_compare(
         recipe.base,
         base,
         len(windows),
-        lambda: training.perplexity_of(bare, lesson, windows, budget, accelerator),
-        _perplexities,
+        lambda: training.compute_window_perplexity(
+            bare, language_data, windows, budget, accelerator
+        ),
+        _compare_perplexities,
     )
 
 
-def by_documents(recipe: ClassifyRecipe, base: Base, read: Read, accelerator: Crew) -> None:
+def quantize_checking_documents(
+    recipe: ClassifyRecipe, base: Base, encoded_cohort: EncodedCohort, accelerator: Accelerator
+) -> None:
     """Quantize a base, if the recipe asks for it and the vectors of tuning documents allow it; of the first question, where there are several.
 
     Raises:
@@ -91,24 +100,31 @@ def by_documents(recipe: ClassifyRecipe, base: Base, read: Read, accelerator: Cr
     """
     if recipe.base.quantization == "none":
         return
-    chosen, bare = _asked(read.documents.of("tuning")), adapters.attach(base, ())
+    chosen, bare = (
+        _select_check_texts(encoded_cohort.documents.of("tuning")),
+        adapters.attach_adapters(base, ()),
+    )
     pooling, budget = (
         models.pooling_of(base, recipe.head.pooling),
         recipe.training.micro_batch_tokens,
     )
-    _passed(
+    _quantize_and_compare(
         recipe.base,
         base,
         len(chosen),
-        lambda: inference.window_vectors(
-            bare, read.documents, chosen, pooling, budget, accelerator.device
+        lambda: inference.encode_document_windows(
+            bare, encoded_cohort.documents, chosen, pooling, budget, accelerator.device
         ),
-        _cosines,
+        _compare_vectors,
     )
 
 
-def by_texts(
-    recipe: EmbedRecipe, base: Base, embedding_config: Manner, shelf: Shelf, accelerator: Crew
+def quantize_checking_texts(
+    recipe: EmbedRecipe,
+    base: Base,
+    embedding_config: Manner,
+    embedding_data: EmbeddingData,
+    accelerator: Accelerator,
 ) -> None:
     """Quantize a base, if the recipe asks for it and the vectors of tuning texts allow it: of anchors, as they are learned from.
 
@@ -117,45 +133,49 @@ def by_texts(
     """
     if recipe.base.quantization == "none":
         return
-    pairs = shelf.learned.pairs
+    pairs = embedding_data.training_books.pairs
     anchors = np.asarray(
         pc.unique(pairs.filter(pc.equal(pairs["split"], "tuning"))["anchor"]), dtype=object
     )
-    texts = [embedding_config.query_prompt + text for text in _asked(anchors)]
-    read = inference.learning(
-        adapters.attach(base, ()),
+    texts = [embedding_config.query_prompt + text for text in _select_check_texts(anchors)]
+    read = inference.build_text_batch_encoder(
+        adapters.attach_adapters(base, ()),
         embedding_config,
         texts,
         recipe.training.micro_batch_tokens,
         accelerator.device,
     )
-    _passed(recipe.base, base, len(texts), lambda: inference.text_vectors(read), _cosines)
+    _quantize_and_compare(
+        recipe.base, base, len(texts), lambda: inference.encode_text_batches(read), _compare_vectors
+    )
 
 
-def _asked(among: Any) -> Any:
+def _select_check_texts(candidates: Any) -> Any:
     """At most ``ASKED`` of them, evenly over all; the same ones every time."""
-    if not len(among):
+    if not len(candidates):
         message = "a base that is to be quantized, and no tuning text on which it could be measured"
         raise RefusedError(
-            message, location="split.tuning", hint=f"give the tuning split a share, or {KEEP_WHOLE}"
+            message,
+            location="split.tuning",
+            hint=f"give the tuning split a share, or {DISABLE_QUANTIZATION_HINT}",
         )
-    return among[:: max(1, -(-len(among) // ASKED))]
+    return candidates[:: max(1, -(-len(candidates) // MAX_QUANTIZATION_CHECK_TEXTS))]
 
 
-def _passed(
-    spec: ModelSpec,
+def _quantize_and_compare(
+    spec: PretrainedModelSpec,
     base: Base,
-    texts: int,
-    measure: Callable[[], Found],
-    judged: Callable[[Found, Found, float], tuple[bool, str]],
+    text_count: int,
+    measure: Callable[[], QuantizationMeasurement],
+    compare: Callable[[QuantizationMeasurement, QuantizationMeasurement, float], tuple[bool, str]],
 ) -> None:
     """Quantize, and let the base through or not; what was found is kept with it, for the record."""
     before = measure()
     models.quantize(base)
-    holds, said = judged(before, measure(), spec.quantization_limit)
-    said = f"{said}, on {texts} tuning texts"
+    holds, said = compare(before, measure(), spec.quantization_limit)
+    said = f"{said}, on {text_count} tuning texts"
     if not holds:
-        hint = f"raise base.quantization_limit, or {KEEP_WHOLE}"
+        hint = f"raise base.quantization_limit, or {DISABLE_QUANTIZATION_HINT}"
         raise RefusedError(
             f"the base in {spec.quantization} is not what it was: {said}",
             location="base.quantization_limit",
@@ -164,7 +184,7 @@ def _passed(
     base.quantization_reason = f"{spec.quantization}: {said}"
 
 
-def _perplexities(before: float, after: float, limit: float) -> tuple[bool, str]:
+def _compare_perplexities(before: float, after: float, limit: float) -> tuple[bool, str]:
     """NaN does not hold."""
     times = after / before
     return (
@@ -173,7 +193,7 @@ def _perplexities(before: float, after: float, limit: float) -> tuple[bool, str]
     )
 
 
-def _cosines(before: Any, after: Any, limit: float) -> tuple[bool, str]:
+def _compare_vectors(before: Any, after: Any, limit: float) -> tuple[bool, str]:
     """Of (texts, width) twice, row by row; a vector of zeros is NaN, and does not hold."""
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     with np.errstate(invalid="ignore"):

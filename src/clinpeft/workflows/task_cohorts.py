@@ -11,44 +11,44 @@ from pathlib import Path
 
 from clinpeft import tokenization
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.locks import alone
-from clinpeft.core.schemas import Attrition, Question
+from clinpeft.core.locks import wait_for_folder_lock
+from clinpeft.core.schemas import Attrition, LabelSpace
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.notes import sources
 from clinpeft.models import Base
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
-from clinpeft.runs import Hashes
+from clinpeft.runs import InputHashes
 from clinpeft.tokenization import Documents
-from clinpeft.training import Crew
-from clinpeft.workflows.context import code_version, key
+from clinpeft.training import Accelerator
+from clinpeft.workflows.context import compute_cache_key, get_code_version
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskCohort:
     """A question and those who are asked.
 
     Attributes:
         folder: of the built cohort.
-        question: what is asked.
+        label_space: what is asked.
         attrition: who left on the way.
         notices: what the reader of the results should know of the splits.
     """
 
     folder: Path
-    question: Question
+    label_space: LabelSpace
     attrition: tuple[Attrition, ...]
     notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Read:
+class EncodedCohort:
     """A question with its notes as the model reads them."""
 
-    asked: Asked
+    cohort: TaskCohort
     documents: Documents
 
 
-def fingerprint(recipe: ClassifyRecipe) -> str:
+def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
     """SHA-256 over the files that the cohorts are made of: notes and tables, label files, lists of subjects."""
     kinds = {cohorts.task_of(task).asks for task in (recipe.task, *recipe.more_tasks)}
     digest = hashlib.sha256()
@@ -60,11 +60,11 @@ def fingerprint(recipe: ClassifyRecipe) -> str:
         )
     for task in (recipe.task, *recipe.more_tasks):
         for path in (task.labels, task.subject_lists):
-            digest.update(_content(path).encode())
+            digest.update(_hash_content(path).encode())
     return digest.hexdigest()
 
 
-def _content(path: Path | None) -> str:
+def _hash_content(path: Path | None) -> str:
     if path is None:
         return ""
     if not path.exists():
@@ -79,9 +79,9 @@ def _content(path: Path | None) -> str:
     )
 
 
-def cohorts_of(
-    recipe: ClassifyRecipe, home: Path, accelerator: Crew, hashes: Hashes
-) -> list[Asked]:
+def prepare_cohorts(
+    recipe: ClassifyRecipe, home: Path, accelerator: Accelerator, hashes: InputHashes
+) -> list[TaskCohort]:
     """The cohort of every question, made once for all runs that ask it; the first process makes them, the others wait.
 
     Raises:
@@ -97,10 +97,12 @@ def cohorts_of(
             hint="name each question once",
         )
     with accelerator.main_process_first():
-        return [_cohort(recipe, spec, home, hashes) for spec in specs]
+        return [_prepare_cohort(recipe, spec, home, hashes) for spec in specs]
 
 
-def _cohort(recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: Hashes) -> Asked:
+def _prepare_cohort(
+    recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: InputHashes
+) -> TaskCohort:
     asking = CohortRecipe(
         kind="cohort",
         name=task.name,
@@ -112,20 +114,20 @@ def _cohort(recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: Hashes) 
     folder = (
         home
         / "cache"
-        / f"cohort-{key(hashes.source, task.model_dump(mode='json'), recipe.split.model_dump(), code_version())}"
+        / f"cohort-{compute_cache_key(hashes.source, task.model_dump(mode='json'), recipe.split.model_dump(), get_code_version())}"
     )
-    with alone(
+    with wait_for_folder_lock(
         folder.parent, f"{folder.name}.lock"
     ):  # workers of a study ask for the same people at the same time
         if not (folder / "labels.json").exists():
             building = folder.with_name(folder.name + ".building")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True, mode=0o700)
-            _build(asking, building)
+            _build_cohort(asking, building)
             building.rename(folder)
     cohorts.refuse_unanswerable(folder)
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
-    return Asked(
+    return TaskCohort(
         folder,
         cohorts.question(folder),
         tuple(Attrition.from_json(step) for step in steps),
@@ -133,53 +135,59 @@ def _cohort(recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: Hashes) 
     )
 
 
-def _build(asking: CohortRecipe, folder: Path) -> None:
-    {"notes": _build_from_notes, "stays": _build_from_stays}[cohorts.task_of(asking.task).asks](
-        asking, folder
+def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
+    {"notes": _build_from_notes, "stays": _build_from_stays}[
+        cohorts.task_of(cohort_recipe.task).asks
+    ](cohort_recipe, folder)
+
+
+def _build_from_notes(cohort_recipe: CohortRecipe, folder: Path) -> None:
+    read = Attrition("read")
+    cohorts.build_from_notes(
+        cohort_recipe, sources.read(cohort_recipe.source, read, folder.parent), read, folder
     )
 
 
-def _build_from_notes(asking: CohortRecipe, folder: Path) -> None:
-    read = Attrition("read")
-    cohorts.build_from_notes(asking, sources.read(asking.source, read, folder.parent), read, folder)
-
-
-def _build_from_stays(asking: CohortRecipe, folder: Path) -> None:
+def _build_from_stays(cohort_recipe: CohortRecipe, folder: Path) -> None:
     working = folder.with_name(
         folder.name + ".working"
     )  # clinical data, which goes when the cohort stands
     try:
-        tables = hospital.open_tables(asking.source, working)
+        tables = hospital.open_tables(cohort_recipe.source, working)
         with contextlib.closing(tables.connection):
-            cohorts.build(asking, tables, folder)
+            cohorts.build(cohort_recipe, tables, folder)
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def encoded(
-    recipe: ClassifyRecipe, base: Base, asked: list[Asked], home: Path, accelerator: Crew
-) -> list[Read]:
+def prepare_cohort_documents(
+    recipe: ClassifyRecipe,
+    base: Base,
+    task_cohorts: list[TaskCohort],
+    home: Path,
+    accelerator: Accelerator,
+) -> list[EncodedCohort]:
     """The notes of every question as documents of tokens, made once for all runs that read them alike."""
     read = []
     with accelerator.main_process_first():
-        for question in asked:
-            named = key(
+        for question in task_cohorts:
+            named = compute_cache_key(
                 question.folder.name,
                 base.sha256,
                 recipe.base.max_tokens,
-                recipe.reading.model_dump(),
+                recipe.truncation.model_dump(),
             )
             folder = home / "cache" / f"documents-{named}"
-            with alone(folder.parent, f"{folder.name}.lock"):
+            with wait_for_folder_lock(folder.parent, f"{folder.name}.lock"):
                 if not tokenization.is_encoded(folder):
                     path = question.folder / "cohort.parquet"
                     tokenization.encode_documents(
                         path,
                         base.tokenizer,
-                        recipe.reading,
+                        recipe.truncation,
                         recipe.base.max_tokens,
                         base.family.objective,
                         folder,
                     )
-            read.append(Read(question, tokenization.open_documents(folder)))
+            read.append(EncodedCohort(question, tokenization.open_documents(folder)))
     return read

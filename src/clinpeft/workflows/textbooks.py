@@ -18,17 +18,17 @@ from clinpeft.data import textbooks
 from clinpeft.data.retrieval import beir, medquad, pair_sets
 from clinpeft.data.synthetic import handbook
 from clinpeft.data.textbooks import pairs
-from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, SearchSetSpec, SourceSpec
-from clinpeft.runs import Hashes
-from clinpeft.training import Crew
-from clinpeft.workflows.context import code_version, key
+from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, RetrievalSetSpec, SourceSpec
+from clinpeft.runs import InputHashes
+from clinpeft.training import Accelerator
+from clinpeft.workflows.context import compute_cache_key, get_code_version
 
-ALL_ASKED = PairSplitSpec(train=0.0, tuning=0.0, held_out=1.0, by="book")
-STUDY = ("similar", "different", "negation")
+ALL_HELD_OUT_SPLIT = PairSplitSpec(train=0.0, tuning=0.0, held_out=1.0, by="book")
+STUDY_PAIR_KINDS = ("similar", "different", "negation")
 
 
 @dataclass(frozen=True)
-class Material:
+class PairData:
     """What books hold.
 
     Attributes:
@@ -45,22 +45,22 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class EmbeddingData:
     """All that a run of embed reads.
 
     Attributes:
-        learned: the books that are learned from, some chapters of which are held out.
-        other: books that are only asked; None where there are none.
-        search: name -> a set to search.
-        general: likewise, of another field.
-        study: ``similar``, ``different``, ``negation`` -> pairs; empty without them.
+        training_books: the books that are learned from, some chapters of which are held out.
+        other_books: books that are only asked; None where there are none.
+        retrieval_sets: name -> a set to search.
+        general_retrieval_sets: likewise, of another field.
+        study_pairs: ``similar``, ``different``, ``negation`` -> pairs; empty without them.
     """
 
-    learned: Material
-    other: Material | None
-    search: dict[str, RetrievalSet]
-    general: dict[str, RetrievalSet]
-    study: dict[str, pa.Table]
+    training_books: PairData
+    other_books: PairData | None
+    retrieval_sets: dict[str, RetrievalSet]
+    general_retrieval_sets: dict[str, RetrievalSet]
+    study_pairs: dict[str, pa.Table]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class BookSource:
     """Where books come from.
 
     Attributes:
-        path: spec and cache folder -> a book, or a folder of books.
-        fingerprint: SHA-256 in hexadecimal over what would be read.
+        locate_books: spec and cache folder -> a book, or a folder of books.
+        compute_fingerprint: SHA-256 in hexadecimal over what would be read.
     """
 
-    path: Callable[[SourceSpec, Path], Path]
-    fingerprint: Callable[[SourceSpec], str]
+    locate_books: Callable[[SourceSpec, Path], Path]
+    compute_fingerprint: Callable[[SourceSpec], str]
 
 
-def _given(spec: SourceSpec) -> Path:
+def _get_source_path(spec: SourceSpec) -> Path:
     if spec.path is None:
         raise RecipeError(
             "the source 'books' has no path",
@@ -88,52 +88,59 @@ def _given(spec: SourceSpec) -> Path:
 
 BOOK_SOURCES: dict[str, BookSource] = {
     "books": BookSource(
-        lambda spec, _: _given(spec), lambda spec: textbooks.fingerprint(_given(spec))
+        lambda spec, _: _get_source_path(spec),
+        lambda spec: textbooks.fingerprint(_get_source_path(spec)),
     ),
     "handbook": BookSource(
-        lambda _, cache: handbook.write(cache / f"handbook-{handbook.fingerprint()[:12]}"),
-        lambda _: handbook.fingerprint(),
+        lambda _, cache: handbook.write_handbook(
+            cache / f"handbook-{handbook.fingerprint_handbook()[:12]}"
+        ),
+        lambda _: handbook.fingerprint_handbook(),
     ),
 }
 """What ``source.name`` can be in a recipe of kind embed: books of one's own, or the handbook of the invented hospital."""
 
-SEARCH_SETS: dict[str, Callable[[SearchSetSpec], RetrievalSet]] = {
+RETRIEVAL_SET_READERS: dict[str, Callable[[RetrievalSetSpec], RetrievalSet]] = {
     "beir": lambda spec: beir.read(spec.path),
-    "medquad": lambda spec: medquad.own_answers(spec.path, spec.asked),
-    "liveqa": lambda spec: medquad.graded(spec.path, _needed(spec)),
+    "medquad": lambda spec: medquad.own_answers(spec.path, spec.queries),
+    "liveqa": lambda spec: medquad.graded(spec.path, _get_query_path(spec)),
 }
 
 
-def _needed(spec: SearchSetSpec) -> Path:
-    if spec.asked is None:
+def _get_query_path(spec: RetrievalSetSpec) -> Path:
+    if spec.queries is None:
         raise RecipeError(
             f"the search set {spec.name!r} has no questions",
-            location="evaluation.search.asked",
+            location="evaluation.retrieval.asked",
             hint="name the file of test questions",
         )
-    return spec.asked
+    return spec.queries
 
 
-def fingerprint(recipe: EmbedRecipe) -> str:
+def fingerprint_embedding_data(recipe: EmbedRecipe) -> str:
     """SHA-256 over the books, and over every other file that is read.
 
     Raises:
         RecipeError: the source is no shelf of books.
         SourceError: a file is missing.
     """
-    digest = hashlib.sha256(_source(recipe.source).fingerprint(recipe.source).encode())
+    digest = hashlib.sha256(
+        _get_book_source(recipe.source).compute_fingerprint(recipe.source).encode()
+    )
     scoring = recipe.evaluation
     if scoring.other_books:
         digest.update(textbooks.fingerprint(scoring.other_books).encode())
     sets = [
-        path for spec in (*scoring.search, *scoring.general) for path in (spec.path, spec.asked)
+        path
+        for spec in (*scoring.retrieval, *scoring.general)
+        for path in (spec.path, spec.queries)
     ]
     for path in (*(spec.path for spec in recipe.pairs.imported), scoring.study, *sets):
-        digest.update(_content(path).encode())
+        digest.update(_hash_content(path).encode())
     return digest.hexdigest()
 
 
-def _source(spec: SourceSpec) -> BookSource:
+def _get_book_source(spec: SourceSpec) -> BookSource:
     if spec.name not in BOOK_SOURCES:
         hint = f'name = "books" with path = "a book or a folder of books", or one of: {", ".join(BOOK_SOURCES)}'
         raise RecipeError(
@@ -142,7 +149,7 @@ def _source(spec: SourceSpec) -> BookSource:
     return BOOK_SOURCES[spec.name]
 
 
-def _content(path: Path | None) -> str:
+def _hash_content(path: Path | None) -> str:
     if path is None or not path.exists():
         return ""  # whoever reads it says that it is missing
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -151,54 +158,62 @@ def _content(path: Path | None) -> str:
     )
 
 
-def shelf(recipe: EmbedRecipe, home: Path, accelerator: Crew, hashes: Hashes) -> Shelf:
+def prepare_embedding_data(
+    recipe: EmbedRecipe, home: Path, accelerator: Accelerator, hashes: InputHashes
+) -> EmbeddingData:
     """Passages and pairs of the books, without what the evaluation asks; the first process makes them, the others wait."""
     scoring = recipe.evaluation
-    search = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.search}
-    general = {spec.name: SEARCH_SETS[spec.layout](spec) for spec in scoring.general}
+    search = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.retrieval}
+    general = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.general}
     study = (
-        {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY}
+        {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY_PAIR_KINDS}
         if scoring.study
         else {}
     )
     with accelerator.main_process_first():
-        made = key(
+        made = compute_cache_key(
             hashes.source,
             recipe.passages.model_dump(),
             recipe.pairs.model_dump(mode="json"),
             recipe.split.model_dump(),
-            code_version(),
+            get_code_version(),
         )
         folder = home / "cache" / f"pairs-{made}"
-        asked = list(_asked({**search, **general}, study))
-        path = _source(recipe.source).path(recipe.source, home / "cache")
-        learned = _material(path, recipe, recipe.split, folder, asked)
+        asked = list(_collect_evaluation_texts({**search, **general}, study))
+        path = _get_book_source(recipe.source).locate_books(recipe.source, home / "cache")
+        learned = _prepare_pair_data(path, recipe, recipe.split, folder, asked)
         other = None
         if scoring.other_books:
-            other = _material(
-                scoring.other_books, recipe, ALL_ASKED, folder.with_name(f"{folder.name}-other"), []
+            other = _prepare_pair_data(
+                scoring.other_books,
+                recipe,
+                ALL_HELD_OUT_SPLIT,
+                folder.with_name(f"{folder.name}-other"),
+                [],
             )
-    return Shelf(learned, other, search, general, study)
+    return EmbeddingData(learned, other, search, general, study)
 
 
-def _asked(sets: dict[str, RetrievalSet], study: dict[str, pa.Table]) -> Iterator[str]:
+def _collect_evaluation_texts(
+    retrieval_sets: dict[str, RetrievalSet], study_pairs: dict[str, pa.Table]
+) -> Iterator[str]:
     """Every question of the evaluation, and every passage that answers one."""
-    for found in sets.values():
+    for found in retrieval_sets.values():
         yield from found.queries["text"].to_pylist()
-        judged = set(found.judgements["passage_id"].to_pylist())
+        judged = set(found.relevance_judgments["passage_id"].to_pylist())
         rows = zip(
             found.passages["passage_id"].to_pylist(),
             found.passages["text"].to_pylist(),
             strict=True,
         )
         yield from (text for name, text in rows if name in judged)
-    for table in study.values():
+    for table in study_pairs.values():
         yield from (*table["anchor"].to_pylist(), *table["positive"].to_pylist())
 
 
-def _material(
-    path: Path, recipe: EmbedRecipe, split: PairSplitSpec, folder: Path, asked: list[str]
-) -> Material:
+def _prepare_pair_data(
+    path: Path, recipe: EmbedRecipe, split: PairSplitSpec, folder: Path, evaluation_texts: list[str]
+) -> PairData:
     counted = folder / "attrition.json"
     if not counted.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -212,14 +227,14 @@ def _material(
             if split is recipe.split
             else recipe.pairs.model_copy(update={"imported": ()})
         )
-        made = pairs.build(passages, spec, split, folder, asked)
-        runs.write_atomically(
+        made = pairs.build(passages, spec, split, folder, evaluation_texts)
+        runs.write_file_atomically(
             counted, json.dumps([step.as_json() for step in (read, chosen, *made.attrition)])
         )
     steps = tuple(
         Attrition.from_json(step) for step in json.loads(counted.read_text(encoding="utf-8"))
     )
-    return Material(
+    return PairData(
         pq.read_table(folder / "passages.parquet"),
         pq.read_table(folder / "pairs.parquet"),
         steps,

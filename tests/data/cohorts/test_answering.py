@@ -11,7 +11,7 @@ import pytest
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import COHORT, Question
+from clinpeft.core.schemas import COHORT_SCHEMA, LabelSpace
 from clinpeft.data import cohorts
 
 
@@ -29,7 +29,7 @@ def cohort(folder: Path, kind: str, splits: list[str], answers: list[object], cl
         filled: answers,
         "text": ["words"] * len(splits),
     }
-    pq.write_table(schemas.table(COHORT, rows), folder / "cohort.parquet")
+    pq.write_table(schemas.build_arrow_table(COHORT_SCHEMA, rows), folder / "cohort.parquet")
     entries = [
         {"index": at, "name": "ABCDEFGHIJ"[at], "system": "icd9", "train_stays": at}
         for at in range(classes)
@@ -48,7 +48,7 @@ def cohort(folder: Path, kind: str, splits: list[str], answers: list[object], cl
 
 def test_the_question_stands_in_the_folder(tmp_path: Path) -> None:
     folder = cohort(tmp_path, "multiclass", ["train"], [0], 2)
-    assert cohorts.question(folder) == Question(
+    assert cohorts.question(folder) == LabelSpace(
         "asked", "multiclass", ("A", "B"), ("icd9", "icd9"), (0, 1), "auroc_ovo"
     )
     with pytest.raises(InputError, match=r"labels\.json of this cohort cannot be read"):

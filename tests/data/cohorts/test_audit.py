@@ -59,7 +59,10 @@ def cohort(path: Path, texts: Sequence[str], **columns: object) -> Path:
         "split": [split_of(location) for location in range(n)],
         "text": list(texts),
     }
-    pq.write_table(schemas.table(schemas.COHORT, plain | labels | columns), path / "cohort.parquet")
+    pq.write_table(
+        schemas.build_arrow_table(schemas.COHORT_SCHEMA, plain | labels | columns),
+        path / "cohort.parquet",
+    )
     return path / "cohort.parquet"
 
 
@@ -72,7 +75,7 @@ def corpus(
         "split": splits,
         "text": texts,
     }
-    pq.write_table(schemas.table(schemas.CORPUS, rows), path / "corpus.parquet")
+    pq.write_table(schemas.build_arrow_table(schemas.CORPUS_SCHEMA, rows), path / "corpus.parquet")
     return path / "corpus.parquet"
 
 

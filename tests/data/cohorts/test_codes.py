@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from clinpeft.core.schemas import Hospital
+from clinpeft.core.schemas import HospitalDatabase
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.cohorts import codes
 from clinpeft.recipe import SourceSpec, TaskSpec
@@ -59,7 +59,7 @@ def test_a_procedure_keeps_its_zeros_and_the_published_one_loses_them(
 @pytest.fixture(scope="module", params=["mimic3_demo_1.4", "mimic4_demo_2.2"])
 def demo(
     request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Hospital]:
+) -> Iterator[HospitalDatabase]:
     folder = shared_data / request.param
     if not folder.is_dir():
         pytest.skip(f"{request.param} is not among the open data")
@@ -69,12 +69,14 @@ def demo(
     found.connection.close()
 
 
-def answered(demo: Hospital, name: str) -> dict[int, set[object]]:
+def answered(demo: HospitalDatabase, name: str) -> dict[int, set[object]]:
     """Stay -> its answers, of the stays that the rules leave (the demos have no notes)."""
     spec = TaskSpec(name=name)
     task = cohorts.task_of(spec)
     steps = cohorts.select(demo, task, spec)
-    assert all(step.entered == step.kept + sum(step.dropped.values()) for step in steps)
+    assert all(
+        step.entered_rows == step.kept_rows + sum(step.dropped_rows.values()) for step in steps
+    )
     column = "label" if task.classes else "system || ':' || code"
     found: dict[int, set[object]] = {}
     for stay, answer in demo.connection.execute(
@@ -84,7 +86,9 @@ def answered(demo: Hospital, name: str) -> dict[int, set[object]]:
     return found
 
 
-def by_hand(demo: Hospital, third: str, fourth: str, query: str) -> list[tuple[object, ...]]:
+def by_hand(
+    demo: HospitalDatabase, third: str, fourth: str, query: str
+) -> list[tuple[object, ...]]:
     """A query over the shipped files as the relation ``t``, everything as text: ``third`` of MIMIC-III, ``fourth`` of MIMIC-IV."""
     file = demo.folder / (third if demo.layout == "mimic-iii" else fourth)
     with duckdb.connect() as connection:
@@ -94,7 +98,7 @@ def by_hand(demo: Hospital, third: str, fourth: str, query: str) -> list[tuple[o
     return rows
 
 
-def test_mortality_of_the_demos_is_their_flag(demo: Hospital) -> None:
+def test_mortality_of_the_demos_is_their_flag(demo: HospitalDatabase) -> None:
     flags = by_hand(
         demo,
         "ADMISSIONS.csv",
@@ -104,7 +108,7 @@ def test_mortality_of_the_demos_is_their_flag(demo: Hospital) -> None:
     assert answered(demo, "mortality") == {int(str(stay)): {int(str(flag))} for stay, flag in flags}
 
 
-def test_length_of_stay_of_the_demos_is_the_rounded_difference(demo: Hospital) -> None:
+def test_length_of_stay_of_the_demos_is_the_rounded_difference(demo: HospitalDatabase) -> None:
     query = "SELECT hadm_id, admittime, dischtime FROM t WHERE hospital_expire_flag = '0' AND admission_type <> 'NEWBORN'"
     expected = {}
     for stay, admitted, discharged in by_hand(
@@ -121,7 +125,7 @@ def test_length_of_stay_of_the_demos_is_the_rounded_difference(demo: Hospital) -
     assert answered(demo, "length_of_stay") == expected
 
 
-def test_diagnosis_categories_of_the_demos(demo: Hospital) -> None:
+def test_diagnosis_categories_of_the_demos(demo: HospitalDatabase) -> None:
     version, code = (
         ("'9'", "icd9_code") if demo.layout == "mimic-iii" else ("icd_version", "icd_code")
     )

@@ -15,7 +15,7 @@ import pytest
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import COHORT, NOTE, Attrition
+from clinpeft.core.schemas import COHORT_SCHEMA, NOTE_SCHEMA, Attrition
 from clinpeft.data import cohorts
 from clinpeft.data.cohorts import note_categories
 from clinpeft.data.cohorts.split import by_hash
@@ -51,8 +51,8 @@ def notes(
         "category": [row[1] for row in rows],
     }
     columns |= {"available_at": [row[2] for row in rows], "text": [row[3] for row in rows]}
-    table = schemas.table(NOTE, columns)
-    return pa.RecordBatchReader.from_batches(NOTE, table.to_batches(max_chunksize=3))
+    table = schemas.build_arrow_table(NOTE_SCHEMA, columns)
+    return pa.RecordBatchReader.from_batches(NOTE_SCHEMA, table.to_batches(max_chunksize=3))
 
 
 def recipe(task: str, split: dict[str, Any] | None = None, **keys: object) -> CohortRecipe:
@@ -80,15 +80,15 @@ def built(
     }
     steps = cohort.attrition[1:]
     assert all(
-        before.kept == after.entered for before, after in itertools.pairwise(steps)
-    ) and steps[-1].kept == len(rows)
+        before.kept_rows == after.entered_rows for before, after in itertools.pairwise(steps)
+    ) and steps[-1].kept_rows == len(rows)
     assert [step.as_json() for step in cohort.attrition] == json.loads(
         (folder / "attrition.json").read_text()
     )
     return (
         cohort,
         answers,
-        {reason: left for step in steps for reason, left in step.dropped.items()},
+        {reason: left for step in steps for reason, left in step.dropped_rows.items()},
     )
 
 
@@ -148,7 +148,7 @@ def test_a_row_has_the_subject_and_time_of_its_first_note_and_null_where_only_st
 ) -> None:
     cohort, _, _ = built(tmp_path, "note_categories")
     table = pq.read_table(cohort.path)
-    assert table.schema.equals(COHORT)
+    assert table.schema.equals(COHORT_SCHEMA)
     rows = {row["text"]: row for row in table.to_pylist()}
     assert {text: row["subject_id"] for text, row in rows.items()}["both were seen"] == 3
     assert (
@@ -233,7 +233,7 @@ def test_mtsamples_has_2376_texts_in_40_categories_and_is_audited_and_written_as
     cohort = cohorts.build_from_notes(
         asked, sources.read(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
     )
-    assert [(step.entered, step.kept) for step in cohort.attrition[:2]] == [
+    assert [(step.entered_rows, step.kept_rows) for step in cohort.attrition[:2]] == [
         (4999, 4999),
         (4999, 2376),
     ]

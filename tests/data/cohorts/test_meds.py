@@ -13,7 +13,7 @@ import pytest
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, StorageError
-from clinpeft.core.schemas import Kind
+from clinpeft.core.schemas import ProblemType
 from clinpeft.data.cohorts import meds
 
 
@@ -31,13 +31,16 @@ def cohort(path: Path, **columns: object) -> Path:
         "text": ["second", "nine", "first", "five"],
     }
     labels: dict[str, object] = {} if "labels" in columns else {"label": [1, 0, 0, 1]}
-    pq.write_table(schemas.table(schemas.COHORT, plain | labels | columns), path / "cohort.parquet")
+    pq.write_table(
+        schemas.build_arrow_table(schemas.COHORT_SCHEMA, plain | labels | columns),
+        path / "cohort.parquet",
+    )
     return path / "cohort.parquet"
 
 
 def written(
     path: Path,
-    kind: Kind = "binary",
+    kind: ProblemType = "binary",
     classes: tuple[str, ...] = ("survived", "died"),
     **options: Any,
 ) -> Path:

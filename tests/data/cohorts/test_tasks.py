@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import COHORT, Hospital
+from clinpeft.core.schemas import COHORT_SCHEMA, HospitalDatabase
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.cohorts import codes
 from clinpeft.recipe import CohortRecipe, CohortSplitSpec, SourceSpec, TaskSpec
@@ -173,7 +173,7 @@ def write_mimic_iii(folder: Path) -> Path:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Hospital]:
+def opened(tmp_path: Path) -> Iterator[HospitalDatabase]:
     found = hospital.open_tables(
         SourceSpec(name="mimic-iii", path=write_mimic_iii(tmp_path / "mimic")), tmp_path / "work"
     )
@@ -196,7 +196,7 @@ Build = Callable[..., tuple[cohorts.Cohort, dict[int, object], dict[str, int]]]
 
 
 @pytest.fixture
-def build(opened: Hospital, tmp_path: Path) -> Build:
+def build(opened: HospitalDatabase, tmp_path: Path) -> Build:
     """A built cohort, the answer of each stay in it, and everybody who left by reason."""
 
     def built(
@@ -235,7 +235,7 @@ def who_left(cohort: cohorts.Cohort) -> dict[str, int]:
         reason: left
         for step in cohort.attrition
         if not step.step.startswith(apart)
-        for reason, left in step.dropped.items()
+        for reason, left in step.dropped_rows.items()
     }
 
 
@@ -274,7 +274,7 @@ def test_mortality_asks_who_died_in_the_stay(build: Build) -> None:
 
 
 def test_the_seed_of_the_recipe_moves_nobody_and_that_of_the_split_does(
-    opened: Hospital, tmp_path: Path
+    opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     def drawn(seed: int, split_seed: int) -> list[str]:
         asked = recipe("mortality").model_copy(
@@ -414,7 +414,7 @@ def test_coding_waits_for_the_last_note_and_reads_all_of_them(build: Build) -> N
 
 
 def test_a_stay_coded_in_two_systems_is_not_asked_for_its_codes(
-    opened: Hospital, tmp_path: Path
+    opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     opened.connection.execute(
         "UPDATE code SET system = 'icd10', code = 'I10' WHERE stay_id = 101 AND code = '4019'"
@@ -450,7 +450,7 @@ def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
     assert answers == {101: "yes", 102: "no"}
     assert left == {"no label": 11, "no note available at the prediction time": 1}
     (step,) = [step for step in cohort.attrition if step.step == "labels given"]
-    assert step.dropped == {
+    assert step.dropped_rows == {
         "an earlier label of the same stay is asked": 1,
         "at a time in no stay of this person": 1,
         "no true or false": 1,
@@ -459,14 +459,14 @@ def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
     assert "slept well" in texts[101] and "cough" not in texts[101]
 
 
-def test_a_question_of_a_file_needs_the_file(opened: Hospital, tmp_path: Path) -> None:
+def test_a_question_of_a_file_needs_the_file(opened: HospitalDatabase, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no label file is named"):
         cohorts.write(recipe("given"), opened, tmp_path / "cohort")
 
 
 def test_the_notes_that_are_not_read_are_counted_too(build: Build) -> None:
     cohort, _, _ = build("mortality")
-    steps = {step.step: dict(step.dropped) for step in cohort.attrition}
+    steps = {step.step: dict(step.dropped_rows) for step in cohort.attrition}
     assert steps["notes read"] == {
         "marked as an error (ISERROR = 1)": 1,
         "category not asked for": 1,
@@ -487,7 +487,7 @@ def test_an_admission_task_reads_nothing_of_the_course(build: Build) -> None:
 def test_the_cohort_has_its_schema_and_its_order(build: Build) -> None:
     cohort, _, _ = build("mortality")
     table = pq.read_table(cohort.path)
-    assert table.schema.equals(COHORT)
+    assert table.schema.equals(COHORT_SCHEMA)
     assert table["subject_id"].to_pylist() == sorted(table["subject_id"].to_pylist())
     row = table.to_pylist()[0]
     assert (row["sex"], row["race"], row["language"], row["insurance"]) == (
@@ -500,7 +500,7 @@ def test_the_cohort_has_its_schema_and_its_order(build: Build) -> None:
 
 
 def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
-    opened: Hospital, tmp_path: Path
+    opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     hours = {
         101: (0, 60),
@@ -555,7 +555,9 @@ def test_rare_classes_leave_the_label_space_and_say_so(build: Build) -> None:
     assert len(told["left_out"]) == 9
 
 
-def test_the_whole_summary_cannot_be_read_at_admission(opened: Hospital, tmp_path: Path) -> None:
+def test_the_whole_summary_cannot_be_read_at_admission(
+    opened: HospitalDatabase, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="tells what happened later"):
         cohorts.write(recipe("mortality", sections="all"), opened, tmp_path / "cohort")
 
@@ -582,7 +584,7 @@ def test_a_missing_table_is_named_with_what_it_is_needed_for(tmp_path: Path) -> 
 
 
 def test_a_cohort_that_nobody_is_left_in_says_where_they_went(
-    opened: Hospital, tmp_path: Path
+    opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     opened.connection.execute("UPDATE stay SET died_in_hospital = NULL")
     with pytest.raises(
@@ -602,7 +604,7 @@ def test_show_counts_stays_and_subjects_of_each_class(build: Build) -> None:
 
 
 def test_verify_counts_what_the_published_builder_does_otherwise(
-    opened: Hospital, tmp_path: Path
+    opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     rows = {
         row["quantity"]: row
@@ -615,7 +617,7 @@ def test_verify_counts_what_the_published_builder_does_otherwise(
     assert rows["stays with another answer"]["compat"] == 1  # 101
 
 
-def test_two_builds_are_equal_byte_for_byte(opened: Hospital, tmp_path: Path) -> None:
+def test_two_builds_are_equal_byte_for_byte(opened: HospitalDatabase, tmp_path: Path) -> None:
     first, second = (
         cohorts.write(recipe("diagnoses"), opened, tmp_path / name) for name in ("first", "second")
     )
@@ -623,7 +625,9 @@ def test_two_builds_are_equal_byte_for_byte(opened: Hospital, tmp_path: Path) ->
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_a_build_writes_the_audit_and_the_meds_form(opened: Hospital, tmp_path: Path) -> None:
+def test_a_build_writes_the_audit_and_the_meds_form(
+    opened: HospitalDatabase, tmp_path: Path
+) -> None:
     document = recipe("mortality").model_dump() | {
         "split": {"train": 0.4, "tuning": 0.3, "held_out": 0.3}
     }
@@ -646,8 +650,8 @@ def test_the_names_of_classes_are_looked_for_where_the_hospital_has_titles(tmp_p
     )
     found = hospital.open_tables(SourceSpec(name="mimic-iii", path=folder), tmp_path / "work")
     steps = {step.step: step for step in found.attrition}
-    assert steps["title: D_ICD_DIAGNOSES.csv"].dropped == {"no code": 1, "no title": 1}
-    assert "title" not in found.absent  # nothing needs them
+    assert steps["title: D_ICD_DIAGNOSES.csv"].dropped_rows == {"no code": 1, "no title": 1}
+    assert "title" not in found.missing_tables  # nothing needs them
     assert codes.titles(found.connection, codes.DIAGNOSIS_GROUP)["diagnosis:icd9:250"] == (
         "Cough",
         "Cough, unspecified",

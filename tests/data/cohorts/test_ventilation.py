@@ -123,9 +123,9 @@ def episodes(connection: duckdb.DuckDBPyConnection) -> Episodes:
 
 def dropped(derived: ventilation.Derived) -> dict[str, dict[str, int]]:
     return {
-        attrition.step: dict(attrition.dropped)
+        attrition.step: dict(attrition.dropped_rows)
         for attrition in derived.attrition
-        if attrition.dropped
+        if attrition.dropped_rows
     }
 
 
@@ -284,9 +284,13 @@ def test_every_row_and_every_candidate_of_mimic_iii_is_kept_or_counted(
     }
     rows, procedures, candidates = derived.attrition
     written = [line for line in lines(SETTINGS_III) if line[2] != "459"]
-    assert (rows.entered, procedures.entered, procedures.kept) == (len(written) + 3 + 3, 5, 4)
+    assert (rows.entered_rows, procedures.entered_rows, procedures.kept_rows) == (
+        len(written) + 3 + 3,
+        5,
+        4,
+    )
     assert (
-        candidates.kept
+        candidates.kept_rows
         == len(EXPECTED_III)
         == connection.execute("SELECT count(*) FROM episode").fetchall()[0][0]
     )
@@ -418,7 +422,9 @@ def test_charted_settings_of_mimic_iv_become_the_episodes_counted_by_hand(
     assert derived.source == "charted"
     assert dropped(derived) == {"ventilation episodes": {"charted at one moment only": 2}}
     assert (
-        derived.attrition[0].entered == derived.attrition[0].kept == len(list(lines(SETTINGS_IV)))
+        derived.attrition[0].entered_rows
+        == derived.attrition[0].kept_rows
+        == len(list(lines(SETTINGS_IV)))
     )
 
 
@@ -507,7 +513,7 @@ def test_procedures_stand_in_for_charted_rows_and_the_source_says_so(
     assert dropped(derived) == {
         "ventilation procedures": {"rewritten": 1, "end not after start": 1, "no known ICU stay": 1}
     }
-    assert derived.attrition[0].entered == 7
+    assert derived.attrition[0].entered_rows == 7
 
 
 def test_a_mask_of_mimic_iii_procedures_is_not_mechanical_ventilation(

@@ -215,7 +215,7 @@ def hold_what_always_holds(episodes: Sequence[Episode], derived: ventilation.Der
     for (stay, _, _, ended), (next_stay, _, began, _) in pairwise(episodes):
         assert stay != next_stay or ended <= began, "episodes of a stay never overlap"
     assert all(
-        attrition.entered == attrition.kept + sum(attrition.dropped.values())
+        attrition.entered_rows == attrition.kept_rows + sum(attrition.dropped_rows.values())
         for attrition in derived.attrition
     )
 

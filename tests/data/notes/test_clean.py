@@ -132,8 +132,8 @@ def batch(texts: list[str], categories: list[str | None] | None = None) -> pa.Re
         "subject_id": list(range(len(texts))),
         "text": texts,
     }
-    return schemas.table(
-        schemas.NOTE, rows | ({"category": categories} if categories else {})
+    return schemas.build_arrow_table(
+        schemas.NOTE_SCHEMA, rows | ({"category": categories} if categories else {})
     ).to_batches()[0]
 
 
@@ -150,8 +150,8 @@ def test_every_dropped_note_is_counted_under_its_reason() -> None:
     attrition = schemas.Attrition("clean")
     kept = cleaned(batch(texts), CorpusSpec(min_characters=6), attrition, Counter())
     assert kept["text"].to_pylist() == ["long enough to stay"]
-    assert attrition.entered == 7
-    assert attrition.dropped == {EMPTY: 2, NO_WORDS: 3, TOO_SHORT: 1}
+    assert attrition.entered_rows == 7
+    assert attrition.dropped_rows == {EMPTY: 2, NO_WORDS: 3, TOO_SHORT: 1}
 
 
 def test_a_note_as_long_as_the_shortest_allowed_stays() -> None:
@@ -179,7 +179,7 @@ def test_only_the_categories_asked_for_stay_whatever_their_outer_blanks() -> Non
     notes = batch(["one", "two", "three", "four"], ["Physician ", "Nursing", None, "Physician"])
     kept = cleaned(notes, CorpusSpec(categories=("Physician",)), attrition, seen)
     assert kept["note_id"].to_pylist() == ["n0", "n3"]
-    assert attrition.dropped == {NOT_ASKED_FOR: 2}
+    assert attrition.dropped_rows == {NOT_ASKED_FOR: 2}
     assert seen == {"Physician": 2, "Nursing": 1}
 
 

@@ -28,7 +28,9 @@ def stream(
         "subject_id": [at // 2 for at in range(len(texts))],
         "text": texts,
     }
-    return schemas.table(schemas.NOTE, rows | columns).to_reader(max_chunksize=batch_rows)
+    return schemas.build_arrow_table(schemas.NOTE_SCHEMA, rows | columns).to_reader(
+        max_chunksize=batch_rows
+    )
 
 
 def hospital(subjects: int = 40) -> list[str]:
@@ -53,10 +55,10 @@ def test_a_corpus_is_one_file_of_the_published_schema_in_reading_order(tmp_path:
     corpus = build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     table = built(corpus)
     assert corpus.path == tmp_path / "corpus.parquet"
-    assert pq.read_schema(corpus.path).equals(schemas.CORPUS)
+    assert pq.read_schema(corpus.path).equals(schemas.CORPUS_SCHEMA)
     order = [int(note_id[1:]) for note_id in table["note_id"].to_pylist()]
     assert order == sorted(order)
-    assert set(table["split"].to_pylist()) == set(schemas.SPLITS)
+    assert set(table["split"].to_pylist()) == set(schemas.SPLIT_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.parquet"]
 
 
@@ -71,18 +73,18 @@ def test_what_enters_a_step_is_what_the_one_before_kept(
         stream(texts), CorpusSpec.model_validate({"deduplicate": kind}), SplitSpec(), 1234, tmp_path
     )
     assert [step.step for step in corpus.attrition] == ["clean", *steps, "split"]
-    assert corpus.attrition[0].entered == len(texts)
+    assert corpus.attrition[0].entered_rows == len(texts)
     assert all(
-        later.entered == earlier.kept
+        later.entered_rows == earlier.kept_rows
         for earlier, later in zip(corpus.attrition, corpus.attrition[1:], strict=False)
     )
-    assert corpus.attrition[-1].kept == built(corpus).num_rows
+    assert corpus.attrition[-1].kept_rows == built(corpus).num_rows
 
 
 def test_every_drop_is_counted_under_its_reason(tmp_path: Path) -> None:
     texts = [*hospital(), "", "[**Name (NI) 3**]"]
     corpus = build(stream(texts), CorpusSpec(), SplitSpec(), 1234, tmp_path)
-    assert [dict(step.dropped) for step in corpus.attrition] == [
+    assert [dict(step.dropped_rows) for step in corpus.attrition] == [
         {"empty after cleaning": 1, "no letter or digit outside de-identification marks": 1},
         {"same words as an earlier note": 16},
         {"near duplicate of an earlier note": 9},
@@ -261,11 +263,11 @@ def test_a_device_that_is_full_is_told_the_same_way(tmp_path: Path) -> None:
     (tmp_path / "full.parquet").symlink_to("/dev/full")
     with (
         pytest.raises(StorageError),
-        working_folder.writing(tmp_path / "full.parquet", schemas.CORPUS) as write,
+        working_folder.writing(tmp_path / "full.parquet", schemas.CORPUS_SCHEMA) as write,
     ):
         write(
-            schemas.table(
-                schemas.CORPUS,
+            schemas.build_arrow_table(
+                schemas.CORPUS_SCHEMA,
                 {"note_id": ["1"], "subject_id": [1], "split": ["train"], "text": ["x" * 100_000]},
             ).to_batches()[0]
         )
@@ -292,7 +294,7 @@ def test_an_error_of_the_source_is_not_called_a_full_disk(tmp_path: Path) -> Non
 
     with pytest.raises(SourceError, match="line 812"):
         build(
-            pa.RecordBatchReader.from_batches(schemas.NOTE, broken()),
+            pa.RecordBatchReader.from_batches(schemas.NOTE_SCHEMA, broken()),
             CorpusSpec(),
             SplitSpec(),
             1234,
@@ -326,7 +328,7 @@ def test_the_footer_of_the_file_carries_no_word_of_a_note(tmp_path: Path) -> Non
     statistics = (
         pq.ParquetFile(corpus.path)
         .metadata.row_group(0)
-        .column(schemas.CORPUS.names.index("text"))
+        .column(schemas.CORPUS_SCHEMA.names.index("text"))
         .statistics
     )
     assert statistics is None

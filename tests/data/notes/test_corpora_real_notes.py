@@ -24,8 +24,12 @@ def test_in_real_transcriptions_every_repetition_is_found(
         "text": texts,
     }
     corpus = build(
-        schemas.table(schemas.NOTE, rows).to_reader(512), CorpusSpec(), SplitSpec(), 1234, tmp_path
+        schemas.build_arrow_table(schemas.NOTE_SCHEMA, rows).to_reader(512),
+        CorpusSpec(),
+        SplitSpec(),
+        1234,
+        tmp_path,
     )
     clean, exact, near, _ = corpus.attrition
-    assert (clean.kept, exact.kept) == (4999, 2376)
-    assert 3 <= near.entered - near.kept <= 8
+    assert (clean.kept_rows, exact.kept_rows) == (4999, 2376)
+    assert 3 <= near.entered_rows - near.kept_rows <= 8

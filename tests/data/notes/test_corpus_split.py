@@ -88,7 +88,7 @@ def test_a_split_of_fraction_zero_gets_nobody(spec: SplitSpec, names: set[str]) 
 
 
 def test_by_note_the_notes_of_a_subject_straddle() -> None:
-    assert set(drawn([7] * 300, SplitSpec(by="note"))) == set(schemas.SPLITS)
+    assert set(drawn([7] * 300, SplitSpec(by="note"))) == set(schemas.SPLIT_NAMES)
 
 
 def test_no_notes_fall_nowhere() -> None:
@@ -102,7 +102,9 @@ def corpus(folder: Path, subjects: list[int], splits: list[str]) -> Path:
         "split": splits,
         "text": ["word"] * len(subjects),
     }
-    pq.write_table(schemas.table(schemas.CORPUS, rows), folder / "corpus.parquet")
+    pq.write_table(
+        schemas.build_arrow_table(schemas.CORPUS_SCHEMA, rows), folder / "corpus.parquet"
+    )
     return folder / "corpus.parquet"
 
 

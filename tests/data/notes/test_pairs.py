@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clinpeft.core.errors import InputError, RecipeError, SourceError
-from clinpeft.core.schemas import PAIR, PASSAGE, Attrition, table
+from clinpeft.core.schemas import PAIR_SCHEMA, PASSAGE_SCHEMA, Attrition, build_arrow_table
 from clinpeft.data.textbooks import pairs
 from clinpeft.data.textbooks.pairs.filters import cardio_study
 from clinpeft.data.textbooks.pairs.kinds import KINDS, Pair, opened
@@ -45,7 +45,9 @@ def passage(kind: str, text: str, section: str = "B/1", **given: Any) -> Row:
 
 
 def passages(rows: Sequence[Row]) -> pa.Table:
-    return table(PASSAGE, {name: [row[name] for row in rows] for name in PASSAGE.names})
+    return build_arrow_table(
+        PASSAGE_SCHEMA, {name: [row[name] for row in rows] for name in PASSAGE_SCHEMA.names}
+    )
 
 
 HEART = [
@@ -142,11 +144,11 @@ def build(
 ) -> tuple[list[Row], pairs.Pairs]:
     found = pairs.build(passages(rows), PairsSpec(**spec), split, folder, evaluation)
     written = pq.read_table(found.path)
-    assert written.schema.equals(PAIR)
+    assert written.schema.equals(PAIR_SCHEMA)
     kept = written.num_rows
-    assert found.attrition[-1].kept == kept == sum(found.counts.values())
+    assert found.attrition[-1].kept_rows == kept == sum(found.counts.values())
     for before, after in zip(found.attrition, found.attrition[1:], strict=False):
-        assert before.kept == after.entered
+        assert before.kept_rows == after.entered_rows
     return written.to_pylist(), found
 
 
@@ -169,7 +171,7 @@ def test_all_that_a_book_gives_is_written_and_counted(tmp_path: Path) -> None:
         "decontaminate",
         "split",
     ]
-    assert found.attrition[0].entered == 9 + 8
+    assert found.attrition[0].entered_rows == 9 + 8
     assert len({row["pair_id"] for row in rows}) == len(rows)
     assert list(tmp_path.iterdir()) == [tmp_path / "pairs.parquet"]
     assert build(HEART, tmp_path)[0] == rows
@@ -204,7 +206,10 @@ def test_short_equal_and_long_sides_are_filtered_and_cut(tmp_path: Path) -> None
     ]
     written, found = build(rows, tmp_path, max_words=4)
     assert [row["positive"] for row in written] == ["one two three four", "two sides"]
-    assert found.attrition[1].dropped == {"both sides say the same": 1, "shorter than min_words": 1}
+    assert found.attrition[1].dropped_rows == {
+        "both sides say the same": 1,
+        "shorter than min_words": 1,
+    }
 
 
 def test_pairs_that_repeat_others_are_dropped_exact_and_near(tmp_path: Path) -> None:
@@ -217,8 +222,8 @@ def test_pairs_that_repeat_others_are_dropped_exact_and_near(tmp_path: Path) -> 
     ]
     written, found = build(rows, tmp_path)
     assert [row["anchor_id"] for row in written] == ["1", "4"]
-    assert found.attrition[2].dropped == {"same words as an earlier pair": 1}
-    assert found.attrition[3].dropped == {"near duplicate of an earlier pair": 1}
+    assert found.attrition[2].dropped_rows == {"same words as an earlier pair": 1}
+    assert found.attrition[3].dropped_rows == {"near duplicate of an earlier pair": 1}
     assert len(build(rows, tmp_path, deduplicate="none")[0]) == 4
 
 
@@ -239,7 +244,7 @@ def test_pairs_that_share_a_run_of_words_with_an_evaluation_text_are_dropped(
     asked = ["It is a structure that: LETS the blood, go through one way!", "apex"]
     written, found = build(rows, tmp_path, evaluation=asked)
     assert [row["anchor_id"] for row in written] == ["2", "4"]
-    assert found.attrition[-2].dropped == {"shares an n-gram with an evaluation text": 2}
+    assert found.attrition[-2].dropped_rows == {"shares an n-gram with an evaluation text": 2}
     assert [
         row["anchor_id"] for row in build(rows, tmp_path, evaluation=asked, max_overlap=0.9)[0]
     ] == ["1", "2", "4"]
@@ -355,7 +360,7 @@ def test_training_pairs_that_say_what_is_held_out_are_dropped(tmp_path: Path) ->
     split = PairSplitSpec(train=0.8, tuning=0.0, held_out=0.2, held_out_names=("C1",))
     written, found = build(rows, tmp_path, split)
     assert [row["anchor_id"] for row in written] == ["1", "x0", "x1", "x2"]
-    assert found.attrition[-1].dropped == {"shares an n-gram with a pair held out": 1}
+    assert found.attrition[-1].dropped_rows == {"shares an n-gram with a pair held out": 1}
     assert len(build(rows, tmp_path, split, against_held_out=False)[0]) == 5
 
 
@@ -404,7 +409,7 @@ def test_pairs_made_elsewhere_know_the_passage_they_are_from(tmp_path: Path) -> 
         ("written question", "What is hollow?", "A muscle that pumps.", "B", "The Heart", "1"),
         ("written question", "What is thick?", "The walls are.", "Elsewhere", None, None),
     ]
-    assert found.attrition[0].dropped == {
+    assert found.attrition[0].dropped_rows == {
         "imported: a side is no text": 1,
         "imported: its passage is not there": 1,
     }
@@ -488,7 +493,7 @@ def test_the_filters_of_the_study_are_applied_as_its_code_does() -> None:
         ("in section 3 the echo", "the echo shows something"),
         ("zebra original words here", "a fine paraphrase here"),
     ]
-    assert attrition.dropped == {
+    assert attrition.dropped_rows == {
         "study: not 3 to 500 words": 2,
         "both sides say the same": 1,
         "study: marks of a heading, a list or a licence": 2,
@@ -496,7 +501,7 @@ def test_the_filters_of_the_study_are_applied_as_its_code_does() -> None:
         "study: a second paraphrase of the same original": 1,
         "a side is empty": 1,
     }
-    assert (attrition.entered, attrition.kept) == (12, 4)
+    assert (attrition.entered_rows, attrition.kept_rows) == (12, 4)
 
 
 def test_the_study_is_asked_for_by_name(tmp_path: Path) -> None:
@@ -519,8 +524,8 @@ def test_books_and_chapters_are_chosen_by_name() -> None:
         passages(rows), PassagesSpec(books=("B",), chapters=("The Lung",)), attrition
     )
     assert found["passage_id"].to_pylist() == ["l0", "l1"]
-    assert attrition.dropped == {"book not asked for": 1, "chapter not asked for": len(HEART)}
-    assert attrition.kept == 2
+    assert attrition.dropped_rows == {"book not asked for": 1, "chapter not asked for": len(HEART)}
+    assert attrition.kept_rows == 2
     with pytest.raises(RecipeError, match="did you mean 'The Lung'"):
         pairs.selected(passages(rows), PassagesSpec(chapters=("The Lungs",)), Attrition("passages"))
 

@@ -47,12 +47,15 @@ def test_a_set_is_read_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     ]
     assert found.passages["passage_id"].to_pylist() == ["p1", "p2"]
     assert beir.joined(found.passages) == ["Heart It pumps.", "It breathes."]
-    assert [tuple(row.values()) for row in found.judgements.to_pylist()] == [
+    assert [tuple(row.values()) for row in found.relevance_judgments.to_pylist()] == [
         ("q1", "p1", 2),
         ("q1", "p2", 0),
         ("q2", "p2", 1),
     ]
-    counts = {one.step: (one.entered, one.kept, dict(one.dropped)) for one in found.attrition}
+    counts = {
+        one.step: (one.entered_rows, one.kept_rows, dict(one.dropped_rows))
+        for one in found.attrition
+    }
     assert counts["passages"] == (3, 2, {"no text": 1})
     assert counts["queries"] == (3, 2, {"not judged in test": 1})
     assert counts["judgements"] == (
@@ -66,10 +69,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     first = beir.read(laid_out(tmp_path))
     beir.write(first, tmp_path / "again", "dev")
     second = beir.read(tmp_path / "again", "dev")
-    assert (second.queries, second.passages, second.judgements) == (
+    assert (second.queries, second.passages, second.relevance_judgments) == (
         first.queries,
         first.passages,
-        first.judgements,
+        first.relevance_judgments,
     )
 
 
@@ -132,14 +135,17 @@ def test_questions_find_their_own_answers_and_equal_texts_are_one(tmp_path: Path
         {"query_id": "X/4", "cluster": "lung", "text": "How ?"},
     ]
     assert found.passages["passage_id"].to_pylist() == ["X/1", "X/2", "X/4"]
-    assert [tuple(row.values()) for row in found.judgements.to_pylist()] == [
+    assert [tuple(row.values()) for row in found.relevance_judgments.to_pylist()] == [
         ("X/1", "X/1", 1),
         ("X/1", "X/2", 1),
         ("X/4", "X/4", 1),
     ]
     answers, questions = found.attrition
-    assert (answers.entered, dict(answers.dropped)) == (4, {"the text of another answer": 1})
-    assert dict(questions.dropped) == {
+    assert (answers.entered_rows, dict(answers.dropped_rows)) == (
+        4,
+        {"the text of another answer": 1},
+    )
+    assert dict(questions.dropped_rows) == {
         "the text of another question": 1,
         "a question that is not in the collection": 1,
     }
@@ -181,12 +187,12 @@ def test_graded_answers_get_their_grades_from_0_to_3(tmp_path: Path) -> None:
         {"passage_id": "a", "title": "Is it ?", "text": "It is."},
         {"passage_id": "b", "title": None, "text": "Plain."},
     ]
-    assert [tuple(row.values()) for row in found.judgements.to_pylist()] == [
+    assert [tuple(row.values()) for row in found.relevance_judgments.to_pylist()] == [
         ("1", "a", 3),
         ("1", "b", 0),
         ("2", "b", 1),
     ]
-    assert dict(found.attrition[1].dropped) == {
+    assert dict(found.attrition[1].dropped_rows) == {
         "graded twice: the higher grade is kept": 1,
         "a question without a text": 1,
     }
@@ -227,12 +233,16 @@ def test_the_real_collection_is_read(shared_data: Path) -> None:
     found = medquad.own_answers(
         folder / "medquad_qa_with_answers.jsonl", folder / "medquad_cardiology.jsonl"
     )
-    assert (len(found.queries), len(found.passages), len(found.judgements)) == (479, 15_811, 604)
+    assert (len(found.queries), len(found.passages), len(found.relevance_judgments)) == (
+        479,
+        15_811,
+        604,
+    )
     assert len(set(found.passages["passage_id"].to_pylist())) == len(found.passages)
-    assert set(found.judgements["passage_id"].to_pylist()) <= set(
+    assert set(found.relevance_judgments["passage_id"].to_pylist()) <= set(
         found.passages["passage_id"].to_pylist()
     )
-    assert found.attrition[0].entered == 16407
+    assert found.attrition[0].entered_rows == 16407
 
 
 @pytest.mark.parametrize("keys", pair_sets.KEYS)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clinpeft.core.errors import RefusedError, SourceError
-from clinpeft.core.schemas import PASSAGE, Attrition
+from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 from clinpeft.data import textbooks
 from clinpeft.data.textbooks import archive
 from clinpeft.data.textbooks.outline import role_of
@@ -23,9 +23,9 @@ Rows = list[dict[str, Any]]
 def read(path: Path) -> tuple[Rows, Attrition]:
     attrition = Attrition("books")
     found = textbooks.read(path, attrition).read_all()
-    assert found.schema == PASSAGE
-    assert attrition.entered == attrition.kept + attrition.dropped.total()
-    assert attrition.kept == found.num_rows
+    assert found.schema == PASSAGE_SCHEMA
+    assert attrition.entered_rows == attrition.kept_rows + attrition.dropped_rows.total()
+    assert attrition.kept_rows == found.num_rows
     rows = found.to_pylist()
     assert len({row["passage_id"] for row in rows}) == len(rows)
     return rows, attrition
@@ -112,7 +112,7 @@ def test_an_openstax_book_is_read_element_by_element(tmp_path: Path) -> None:
     assert by_place["m2#a2"]["section"] == by_place["m2#p4"]["section"] == "A Heart Book/m2"
     assert by_place["m2#p1"]["refers_to"] == by_place["m2#f1"]["names"] == ["m2#f1"]
     assert by_place["m2#x1s"]["refers_to"] == by_place["m2#x1"]["names"] == ["m2#x1"]
-    assert attrition.dropped == {
+    assert attrition.dropped_rows == {
         "front matter": 1,
         "equation outside a paragraph": 1,
         "option of a multiple-choice question": 2,
@@ -189,7 +189,7 @@ def test_an_epub_is_read_in_the_order_of_its_spine(tmp_path: Path) -> None:
     assert rows[3]["heading_path"] == ["Parts"]
     assert rows[0]["refers_to"] == ["OEBPS/text/a.xhtml#fig1", "table 1.2"]
     assert "OEBPS/text/a.xhtml#fig1" in rows[4]["names"]
-    assert attrition.dropped == {"table of contents": 1, "reference list": 2, "footnote": 2}
+    assert attrition.dropped_rows == {"table of contents": 1, "reference list": 2, "footnote": 2}
 
 
 def test_html_that_is_no_xml_is_read_as_a_browser_would(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_markdown_is_read_with_its_lists_tables_and_definitions(tmp_path: Path) 
     assert rows[0]["section"] == rows[4]["section"] == "A Markdown Book/1"
     assert rows[1]["section"] == "A Markdown Book/1/2"
     assert rows[9]["refers_to"] == rows[8]["names"]
-    assert attrition.dropped == {"front matter": 1, "code": 1, "reference list": 1}
+    assert attrition.dropped_rows == {"front matter": 1, "code": 1, "reference list": 1}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_plain_text_is_read_by_the_form_of_its_lines(tmp_path: Path) -> None:
         ("The Heart", ["Valves"], "list", "mitral\naortic"),
         ("THE VESSELS", [], "paragraph", "Arteries and veins."),
     ]
-    assert attrition.dropped == {"front matter": 1}
+    assert attrition.dropped_rows == {"front matter": 1}
 
 
 @pytest.mark.parametrize(
@@ -392,8 +392,8 @@ def test_a_book_in_another_encoding_is_read_and_noted(
     path = write(tmp_path / "book.md", "# Café\n\nNaïve “quotes” – and so on.\n", encoding)
     rows, attrition = read(path)
     assert said(rows, "chapter", "text") == [("Café", "Naïve “quotes” – and so on.")]
-    assert attrition.places == ({f"read as {noted}": [str(path)]} if noted else {})
-    assert not attrition.dropped
+    assert attrition.locations == ({f"read as {noted}": [str(path)]} if noted else {})
+    assert not attrition.dropped_rows
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def small_book(path: Path) -> Path:
 def read(path: Path, **options: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("books")
     rows = textbooks.read(path, attrition, **options).read_all().to_pylist()
-    assert attrition.kept == len(rows)
+    assert attrition.kept_rows == len(rows)
     return rows, attrition
 
 
@@ -143,7 +143,7 @@ def test_columns_hyphens_ligatures_and_ranges_are_read_as_a_person_would(tmp_pat
         "over and over, without any rest or pause.",
     ]
     assert {row["location"] for row in rows} == {"page 1", "page 2"}
-    assert attrition.dropped == {"running head": 3, "page number": 3, "reference list": 1}
+    assert attrition.dropped_rows == {"running head": 3, "page number": 3, "reference list": 1}
 
 
 def test_a_paragraph_goes_on_over_the_page(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_paragraph_goes_on_over_the_page(tmp_path: Path) -> None:
     assert [row["text"] for row in rows] == [
         "This sentence is not at its end when the page is, and so it has to go on here. The number of the page is not part of it, as everybody knows."
     ]
-    assert attrition.dropped == {"page number": 2}
+    assert attrition.dropped_rows == {"page number": 2}
 
 
 def test_one_column_with_a_gap_and_an_indent_has_three_paragraphs(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_scan_is_refused_and_what_to_install_is_named(tmp_path: Path) -> None:
 
 def test_a_page_without_text_among_others_is_counted(tmp_path: Path) -> None:
     _, attrition = read(write_pdf(tmp_path / "plate.pdf", [[Set(60, 700, "A page of text.")], []]))
-    assert attrition.dropped == {"page without text": 1}
+    assert attrition.dropped_rows == {"page without text": 1}
 
 
 def test_a_broken_pdf_is_refused(tmp_path: Path) -> None:

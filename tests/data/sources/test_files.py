@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import NOTE, Attrition
+from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 from clinpeft.data.formats import delimited
 from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
@@ -32,9 +32,9 @@ def spec(path: Path, **changes: Any) -> SourceSpec:
 def read(path: Path, **changes: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("sources")
     found = sources.read(spec(path, **changes), attrition, path.parent).read_all()
-    assert found.schema == NOTE
-    assert attrition.entered == attrition.kept + sum(attrition.dropped.values())
-    assert attrition.kept == found.num_rows
+    assert found.schema == NOTE_SCHEMA
+    assert attrition.entered_rows == attrition.kept_rows + sum(attrition.dropped_rows.values())
+    assert attrition.kept_rows == found.num_rows
     return found.to_pylist(), attrition
 
 
@@ -183,13 +183,13 @@ def test_a_time_that_is_none_is_counted_with_its_place(tmp_path: Path) -> None:
     _, attrition = read(
         path, columns={"text": "note", "available_at": "when"}, max_bad_fraction=0.5
     )
-    assert attrition.places == {"unreadable: available_at is not an ISO time": ["n.csv: row 2"]}
+    assert attrition.locations == {"unreadable: available_at is not an ISO time": ["n.csv: row 2"]}
 
 
 def test_mtsamples_are_read_and_each_transcription_is_one_subject(shared_data: Path) -> None:
     columns = {"note_id": "sample_id", "category": "medical_specialty", "text": "transcription"}
     notes, attrition = read(shared_data / "mtsamples" / "mtsamples.csv.gz", columns=columns)
-    assert attrition.entered == attrition.kept == 4999
+    assert attrition.entered_rows == attrition.kept_rows == 4999
     assert len({note["note_id"] for note in notes}) == 4999
     assert len({note["subject_id"] for note in notes}) <= 2376
     assert len({note["category"] for note in notes}) == 40
@@ -240,8 +240,8 @@ def test_a_row_of_the_wrong_width_is_counted_and_the_rest_kept(tmp_path: Path) -
         many(tmp_path / "n.csv", {3: "3,3,a,stray,comma"}), max_bad_fraction=0.05
     )
     assert [note["note_id"] for note in notes] == [str(n) for n in range(1, 61) if n != 3]
-    assert attrition.dropped == {"unreadable: wrong number of columns": 1}
-    assert attrition.places == {"unreadable: wrong number of columns": ["n.csv: row 3 (line 6)"]}
+    assert attrition.dropped_rows == {"unreadable: wrong number of columns": 1}
+    assert attrition.locations == {"unreadable: wrong number of columns": ["n.csv: row 3 (line 6)"]}
 
 
 def test_a_quote_that_is_never_closed_is_named_where_it_began_and_the_rest_kept(
@@ -251,7 +251,7 @@ def test_a_quote_that_is_never_closed_is_named_where_it_began_and_the_rest_kept(
         many(tmp_path / "n.csv", {20: '20,20,"SECRET and open\nsecond line'}), max_bad_fraction=0.05
     )
     assert [note["note_id"] for note in notes] == [str(n) for n in range(1, 61) if n != 20]
-    assert attrition.places == {
+    assert attrition.locations == {
         "unreadable: a quote is not closed or not doubled": ["n.csv: row 20 (line 40)"]
     }
     assert all(
@@ -264,7 +264,7 @@ def test_an_open_quote_in_the_last_row_is_found(tmp_path: Path) -> None:
         many(tmp_path / "n.csv", {60: '60,60,"never\nclosed'}), max_bad_fraction=0.05
     )
     assert len(notes) == 59
-    assert attrition.places == {
+    assert attrition.locations == {
         "unreadable: a quoted field is never closed": ["n.csv: row 60 (line 120)"]
     }
 
@@ -276,7 +276,7 @@ def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path: Path) -> Non
         written(tmp_path / "n.csv", "id,who,note\n" + "\n".join(rows) + "\n"), max_bad_fraction=0.01
     )
     assert len(notes) == 99
-    assert attrition.places == {
+    assert attrition.locations == {
         "unreadable: a quoted field is never closed": ["n.csv: row 10 (line 11)"]
     }
 
@@ -287,7 +287,7 @@ def test_an_open_quote_in_the_first_row_does_not_swallow_the_rest(tmp_path: Path
         written(tmp_path / "n.csv", "id,who,note\n" + "\n".join(rows) + "\n"), max_bad_fraction=0.1
     )
     assert len(notes) == 9
-    assert attrition.dropped.total() == 1
+    assert attrition.dropped_rows.total() == 1
 
 
 def test_a_quote_not_doubled_costs_its_own_row_only(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_quote_not_doubled_costs_its_own_row_only(tmp_path: Path) -> None:
         max_bad_fraction=0.05,
     )
     assert [note["note_id"] for note in notes] == [str(n) for n in range(1, 61) if n != 20]
-    assert attrition.entered == 60
+    assert attrition.entered_rows == 60
 
 
 def test_a_damaged_byte_costs_at_most_two_notes(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_an_endless_quoted_field_is_given_up_after_its_limit(
     rows[999] = '1000,1000,"open and never closed'
     notes, attrition = read(written(tmp_path / "n.csv", "id,who,note\n" + "\n".join(rows) + "\n"))
     assert len(notes) == 1999
-    assert attrition.places == {
+    assert attrition.locations == {
         "unreadable: a quoted field is never closed": ["n.csv: row 1000 (line 1001)"]
     }
 
@@ -346,26 +346,26 @@ def test_a_stream_with_too_many_bad_rows_stops_long_before_its_end(tmp_path: Pat
     attrition = Attrition("sources")
     with pytest.raises(SourceError, match="1,000 of the first 1,000 rows"):
         sources.read(spec(path), attrition, tmp_path).read_all()
-    assert attrition.entered == 1000
+    assert attrition.entered_rows == 1000
 
 
 def test_an_empty_note_is_dropped_and_counted(tmp_path: Path) -> None:
     notes, attrition = read(written(tmp_path / "n.csv", 'id,who,note\n1,1,\n2,1," \n "\n3,1,x\n\n'))
     assert [note["note_id"] for note in notes] == ["3"]
-    assert attrition.dropped == {"empty note": 2}
+    assert attrition.dropped_rows == {"empty note": 2}
 
 
 def test_an_empty_subject_is_counted_as_unreadable(tmp_path: Path) -> None:
     _, attrition = read(
         written(tmp_path / "n.csv", "id,who,note\n1,,x\n2,5,y\n"), max_bad_fraction=0.5
     )
-    assert attrition.dropped == {"unreadable: no subject_id": 1}
+    assert attrition.dropped_rows == {"unreadable: no subject_id": 1}
 
 
 def test_a_nul_character_makes_a_row_unreadable(tmp_path: Path) -> None:
     notes, attrition = read(many(tmp_path / "n.csv", {5: "5,5,a\0b"}), max_bad_fraction=0.05)
     assert len(notes) == 59
-    assert attrition.places == {"unreadable: NUL character": ["n.csv: row 5"]}
+    assert attrition.locations == {"unreadable: NUL character": ["n.csv: row 5"]}
 
 
 def test_a_row_that_is_not_utf8_is_counted_and_the_rest_kept(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_row_that_is_not_utf8_is_counted_and_the_rest_kept(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xe9"))
     notes, attrition = read(path, max_bad_fraction=0.05)
     assert len(notes) == 59
-    assert attrition.places == {"unreadable: not UTF-8": ["n.csv: row 5"]}
+    assert attrition.locations == {"unreadable: not UTF-8": ["n.csv: row 5"]}
 
 
 def test_a_latin1_file_stops_with_the_way_to_convert_it(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_not_utf8_in_parquet_and_a_lone_surrogate_in_json_are_counted(tmp_path: 
     for name in ["n.parquet", "n.jsonl"]:
         notes, attrition = read(tmp_path / name, columns={"text": "note"}, max_bad_fraction=0.5)
         assert [note["text"] for note in notes] == ["fine"]
-        assert attrition.places == {"unreadable: not UTF-8": [f"{name}: row 2"]}
+        assert attrition.locations == {"unreadable: not UTF-8": [f"{name}: row 2"]}
 
 
 def test_a_line_that_is_no_json_object_is_counted(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_line_that_is_no_json_object_is_counted(tmp_path: Path) -> None:
     )
     notes, attrition = read(path, columns={"text": "note"}, max_bad_fraction=0.5)
     assert [note["text"] for note in notes] == ["a", "b"]
-    assert attrition.dropped == {"unreadable: not a JSON object": 2, "empty note": 1}
+    assert attrition.dropped_rows == {"unreadable: not a JSON object": 2, "empty note": 1}
 
 
 def test_a_cut_off_gzip_stops_and_names_the_file(tmp_path: Path) -> None:

@@ -21,34 +21,36 @@ from clinpeft.recipe import PairSplitSpec, PairsSpec
 def read(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, Attrition]:
     attrition = Attrition("passages")
     return textbooks.read(
-        handbook.write(tmp_path_factory.mktemp("handbook")), attrition
+        handbook.write_handbook(tmp_path_factory.mktemp("handbook")), attrition
     ).read_all(), attrition
 
 
 def test_the_same_bytes_come_out_every_time_and_the_fingerprint_is_of_them(tmp_path: Path) -> None:
-    handbook.text.cache_clear()
+    handbook.compose_handbook.cache_clear()
     first, second = (
-        handbook.write(tmp_path / "a").read_bytes(),
-        handbook.write(tmp_path / "b").read_bytes(),
+        handbook.write_handbook(tmp_path / "a").read_bytes(),
+        handbook.write_handbook(tmp_path / "b").read_bytes(),
     )
-    assert first == second and hashlib.sha256(first).hexdigest() == handbook.fingerprint()
+    assert first == second and hashlib.sha256(first).hexdigest() == handbook.fingerprint_handbook()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["handbook.md"]
 
 
 def test_a_book_that_is_there_stays_and_one_that_was_changed_is_written_again(
     tmp_path: Path,
 ) -> None:
-    path = handbook.write(tmp_path)
+    path = handbook.write_handbook(tmp_path)
     before = path.stat()
-    assert handbook.write(tmp_path).stat().st_mtime_ns == before.st_mtime_ns
+    assert handbook.write_handbook(tmp_path).stat().st_mtime_ns == before.st_mtime_ns
     path.write_text("# Another book\n", encoding="utf-8")
-    assert handbook.write(tmp_path).read_text(encoding="utf-8") == handbook.text()
+    assert (
+        handbook.write_handbook(tmp_path).read_text(encoding="utf-8") == handbook.compose_handbook()
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="cannot be written") as raised:
-        handbook.write(tmp_path / "file" / "folder")
+        handbook.write_handbook(tmp_path / "file" / "folder")
     assert raised.value.location.endswith("folder")
 
 
@@ -67,7 +69,7 @@ def test_every_passage_is_read_as_what_it_is(read: tuple[pa.Table, Attrition]) -
         kinds["table"],
     ) == (60, 12, 24, 12, 12)
     assert kinds["question"] == kinds["answer"] > 50
-    assert attrition.dropped == {"front matter": 2}
+    assert attrition.dropped_rows == {"front matter": 2}
     running = [
         text
         for text, kind in zip(
@@ -87,6 +89,9 @@ def test_it_gives_pairs_of_every_kind_to_learn_from_and_to_ask(
     for (_, split), count in made.counts.items():
         total[split] += count
     assert 150 <= total.total() <= 400 and min(total.values()) >= 20
-    assert all(step.entered == step.kept + sum(step.dropped.values()) for step in made.attrition)
+    assert all(
+        step.entered_rows == step.kept_rows + sum(step.dropped_rows.values())
+        for step in made.attrition
+    )
     (apart,) = [step for step in made.attrition if step.step == "decontaminate"]
-    assert not apart.dropped  # no chapter repeats the sentences of another
+    assert not apart.dropped_rows  # no chapter repeats the sentences of another

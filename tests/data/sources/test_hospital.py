@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data import hospital
 from clinpeft.recipe import SourceSpec
 
@@ -28,15 +28,15 @@ NOTES = (
     "b,2,21,Discharge summary,2100-02-05 08:00:00,short\n"
 )
 
-Open = Callable[..., Hospital]
+Open = Callable[..., HospitalDatabase]
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
     """Opens a folder of plain files, given by name; bytes as they are."""
-    hospitals: list[Hospital] = []
+    hospitals: list[HospitalDatabase] = []
 
-    def open_(files: dict[str, str | bytes], **spec: object) -> Hospital:
+    def open_(files: dict[str, str | bytes], **spec: object) -> HospitalDatabase:
         folder = tmp_path / "plain"
         folder.mkdir(exist_ok=True)
         for name, content in ({"stays.csv": STAYS, "notes.csv": NOTES} | files).items():
@@ -52,15 +52,15 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         found.connection.close()
 
 
-def rows(found: Hospital, query: str) -> list[tuple[object, ...]]:
+def rows(found: HospitalDatabase, query: str) -> list[tuple[object, ...]]:
     answer: list[tuple[object, ...]] = found.connection.execute(query).fetchall()
     return answer
 
 
-def steps(found: Hospital) -> dict[str, Attrition]:
+def steps(found: HospitalDatabase) -> dict[str, Attrition]:
     """By step; every one of them balances."""
     for step in found.attrition:
-        assert step.entered == step.kept + sum(step.dropped.values())
+        assert step.entered_rows == step.kept_rows + sum(step.dropped_rows.values())
     return {step.step: step for step in found.attrition}
 
 
@@ -73,13 +73,13 @@ def test_plain_files_become_the_canonical_tables(opened: Open) -> None:
         (1, 11, "2100-01-04 10:00:00", False, 60.0),
         (2, 21, "2100-02-05 00:00:00", True, 70.0),
     ]
-    assert set(found.absent) == {"icu_stay", "diagnosis", "procedure"}
+    assert set(found.missing_tables) == {"icu_stay", "diagnosis", "procedure"}
 
 
 def test_a_note_of_many_lines_with_commas_and_quotes_is_one_note(opened: Open) -> None:
     found = opened({})
     attrition = found.read_notes(())
-    assert (attrition.entered, attrition.kept) == (2, 2)
+    assert (attrition.entered_rows, attrition.kept_rows) == (2, 2)
     assert rows(found, "SELECT text FROM note ORDER BY note_id") == [
         (f'{SECRET}, with "quotes",\nand 3,4,5\nlines\n',),
         ("short",),
@@ -95,7 +95,7 @@ def test_a_gzipped_file_reads_like_a_plain_one(opened: Open, tmp_path: Path) -> 
     found = opened({})
     (tmp_path / "plain" / "notes.csv").unlink()
     (tmp_path / "plain" / "notes.csv.gz").write_bytes(gzip.compress(NOTES.encode()))
-    assert found.read_notes(()).kept == 2
+    assert found.read_notes(()).kept_rows == 2
 
 
 def test_a_table_that_is_there_twice_is_refused(opened: Open) -> None:
@@ -172,9 +172,9 @@ def test_a_row_that_cannot_be_read_is_counted_with_its_place(opened: Open) -> No
         max_bad_fraction=0.5,
     )
     attrition = found.read_notes(())
-    assert (attrition.entered, attrition.kept) == (4, 3)
-    assert attrition.dropped == Counter({"unreadable: wrong number of columns": 1})
-    assert attrition.places["unreadable: wrong number of columns"] == ["notes.csv: row 3"]
+    assert (attrition.entered_rows, attrition.kept_rows) == (4, 3)
+    assert attrition.dropped_rows == Counter({"unreadable: wrong number of columns": 1})
+    assert attrition.locations["unreadable: wrong number of columns"] == ["notes.csv: row 3"]
 
 
 def test_too_many_bad_rows_stop_the_reading_without_a_word_of_a_note(opened: Open) -> None:
@@ -199,8 +199,8 @@ def test_stays_that_contradict_themselves_are_counted_out(opened: Open) -> None:
     )
     found = opened({"stays.csv": stays})
     step = steps(found)["stay: stays.csv"]
-    assert step.entered == 10
-    assert step.dropped == Counter(
+    assert step.entered_rows == 10
+    assert step.dropped_rows == Counter(
         {
             "discharged before admitted": 1,
             "admission time does not parse": 1,
@@ -210,7 +210,7 @@ def test_stays_that_contradict_themselves_are_counted_out(opened: Open) -> None:
             "subject or stay is not a whole number": 1,
         }
     )
-    assert step.places["stay id repeated"] == ["stays.csv: row 6"]
+    assert step.locations["stay id repeated"] == ["stays.csv: row 6"]
     assert rows(
         found, "SELECT stay_id, died_in_hospital, discharged_at FROM stay WHERE subject_id = 8"
     ) == [(81, None, None)]
@@ -233,7 +233,7 @@ def test_codes_lose_dots_and_blanks_but_no_zeros_and_keep_their_system(opened: O
         ("diagnosis", "icd9", "4019"),
         ("procedure", "icd9", "0331"),
     ]
-    assert steps(found)["diagnosis: codes.csv"].dropped == Counter(
+    assert steps(found)["diagnosis: codes.csv"].dropped_rows == Counter(
         {
             "no code": 1,
             "code system unknown": 1,
@@ -242,7 +242,8 @@ def test_codes_lose_dots_and_blanks_but_no_zeros_and_keep_their_system(opened: O
         }
     )
     assert (
-        steps(found)["diagnosis: codes.csv"].entered + steps(found)["procedure: codes.csv"].entered
+        steps(found)["diagnosis: codes.csv"].entered_rows
+        + steps(found)["procedure: codes.csv"].entered_rows
         == 7
     )
 
@@ -259,8 +260,8 @@ def test_notes_that_are_none_are_counted_out(opened: Open) -> None:
     )
     found = opened({"notes.csv": notes})
     attrition = found.read_notes(("discharge summary",))
-    assert (attrition.entered, attrition.kept) == (9, 3)
-    assert attrition.dropped == Counter(
+    assert (attrition.entered_rows, attrition.kept_rows) == (9, 3)
+    assert attrition.dropped_rows == Counter(
         {
             "subject is not a whole number": 1,
             "empty note": 1,
@@ -310,18 +311,18 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
         (11, "2100-01-01 08:00:00", False, 60.0, "M"),
         (21, "2100-03-01 00:00:00", True, 50.0, "F"),
     ]
-    assert steps(found)["stay: VISIT_OCCURRENCE.csv"].dropped == Counter(
+    assert steps(found)["stay: VISIT_OCCURRENCE.csv"].dropped_rows == Counter(
         {"not an inpatient visit": 1}
     )
     assert rows(found, "SELECT system, code FROM code ORDER BY ALL") == [
         ("icd10", "I10"),
         ("icd9", "E879"),
     ]
-    assert steps(found)["diagnosis: CONDITION_OCCURRENCE.csv"].dropped == Counter(
+    assert steps(found)["diagnosis: CONDITION_OCCURRENCE.csv"].dropped_rows == Counter(
         {"code system unknown": 1}
     )
     attrition = found.read_notes(("discharge summary",))
-    assert (attrition.entered, attrition.kept) == (3, 2)
+    assert (attrition.entered_rows, attrition.kept_rows) == (3, 2)
     assert rows(found, "SELECT note_id, available_at::VARCHAR FROM note ORDER BY ALL") == [
         ("1", "2100-01-05 23:59:59"),
         ("3", "2100-03-04 23:59:59"),
@@ -330,7 +331,9 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
 
 
 @pytest.fixture(scope="module")
-def demo_iii(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+def demo_iii(
+    shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HospitalDatabase]:
     folder = shared_data / "mimic3_demo_1.4"
     if not folder.is_dir():
         pytest.skip("the MIMIC-III demo is not among the open data")
@@ -342,7 +345,9 @@ def demo_iii(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def demo_iv(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+def demo_iv(
+    shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HospitalDatabase]:
     folder = shared_data / "mimic4_demo_2.2"
     if not folder.is_dir():
         pytest.skip("the MIMIC-IV demo is not among the open data")
@@ -364,20 +369,20 @@ def by_hand(query: str, folder: Path, **files: str) -> list[tuple[object, ...]]:
     return answer
 
 
-def test_the_mimic_iii_demo_is_read_whole(demo_iii: Hospital) -> None:
+def test_the_mimic_iii_demo_is_read_whole(demo_iii: HospitalDatabase) -> None:
     counts = "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) FROM code)"
     assert rows(demo_iii, counts) == [(129, 136, 1761 + 506)]
-    assert all(not step.dropped for step in demo_iii.attrition)
+    assert all(not step.dropped_rows for step in demo_iii.attrition)
     died = by_hand(
         "SELECT count(*) FROM a WHERE hospital_expire_flag = '1'",
         demo_iii.folder,
         a="ADMISSIONS.csv",
     )
     assert rows(demo_iii, "SELECT count(*) FROM stay WHERE died_in_hospital") == died
-    assert demo_iii.read_notes(()).entered == 0  # a header and no rows
+    assert demo_iii.read_notes(()).entered_rows == 0  # a header and no rows
 
 
-def test_ages_above_89_are_not_300_years_in_the_mimic_iii_demo(demo_iii: Hospital) -> None:
+def test_ages_above_89_are_not_300_years_in_the_mimic_iii_demo(demo_iii: HospitalDatabase) -> None:
     shifted = by_hand(
         "SELECT count(*) FROM a JOIN p USING (subject_id) WHERE date_diff('year', p.dob::TIMESTAMP, a.admittime::TIMESTAMP) > 150",
         demo_iii.folder,
@@ -391,7 +396,7 @@ def test_ages_above_89_are_not_300_years_in_the_mimic_iii_demo(demo_iii: Hospita
     ) == [(0,)]
 
 
-def test_leading_zeros_of_the_mimic_iii_demo_survive(demo_iii: Hospital) -> None:
+def test_leading_zeros_of_the_mimic_iii_demo_survive(demo_iii: HospitalDatabase) -> None:
     zeros = by_hand(
         "SELECT icd9_code, count(*) FROM p WHERE icd9_code LIKE '0%' GROUP BY 1 ORDER BY 1",
         demo_iii.folder,
@@ -407,7 +412,9 @@ def test_leading_zeros_of_the_mimic_iii_demo_survive(demo_iii: Hospital) -> None
     )
 
 
-def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(demo_iv: Hospital) -> None:
+def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(
+    demo_iv: HospitalDatabase,
+) -> None:
     counts = "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) FROM code WHERE kind = 'diagnosis')"
     assert rows(demo_iv, counts) == [(275, 140, 4506)]
     versions = by_hand(
@@ -424,7 +431,7 @@ def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(demo_iv: Hosp
         == versions
     )
     assert rows(demo_iv, "SELECT count(*) FROM stay WHERE died_in_hospital") == [(15,)]
-    assert set(demo_iv.absent) == {"note"}
+    assert set(demo_iv.missing_tables) == {"note"}
 
 
 def fingerprinted(folder: Path, **spec: object) -> str:

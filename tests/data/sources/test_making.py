@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft.data.synthetic.files import making
+from clinpeft.data.synthetic.files import create_temporary_folder
 
 KILLED = """
 import os, signal, sys
@@ -23,11 +23,14 @@ with making(Path(sys.argv[1])) as folder:
 
 
 def test_the_folder_is_gone_when_its_block_has_ended(tmp_path: Path) -> None:
-    with making(tmp_path / "thing") as folder:
+    with create_temporary_folder(tmp_path / "thing") as folder:
         (folder / "part").write_text("made")
         (folder / "part").replace(tmp_path / "thing")
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
-    with pytest.raises(ValueError, match="no"), making(tmp_path / "other") as folder:
+    with (
+        pytest.raises(ValueError, match="no"),
+        create_temporary_folder(tmp_path / "other") as folder,
+    ):
         raise ValueError("no")
     assert not folder.exists()
 
@@ -36,9 +39,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "thing"], check=False)
     (left,) = tmp_path.glob(".thing-*")
     assert (left / "half").is_file()
-    with making(tmp_path / "another thing"):
+    with create_temporary_folder(tmp_path / "another thing"):
         assert left.exists(), "of something else"
-    with making(tmp_path / "thing") as folder:
+    with create_temporary_folder(tmp_path / "thing") as folder:
         assert not left.exists()
         assert folder.exists()
 
@@ -49,9 +52,9 @@ def test_what_another_works_in_stays(tmp_path: Path) -> None:
     descriptor = os.open(held, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with making(tmp_path / "thing"):
+        with create_temporary_folder(tmp_path / "thing"):
             assert held.exists()
     finally:
         os.close(descriptor)
-    with making(tmp_path / "thing"):
+    with create_temporary_folder(tmp_path / "thing"):
         assert not held.exists()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import NOTE, Attrition
+from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
 
@@ -141,8 +141,8 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> P
 def read(name: str, path: Path, **changes: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("sources")
     found = sources.read(SourceSpec(name=name, path=path, **changes), attrition, path).read_all()
-    assert found.schema == NOTE
-    assert attrition.kept == found.num_rows
+    assert found.schema == NOTE_SCHEMA
+    assert attrition.kept_rows == found.num_rows
     return found.to_pylist(), attrition
 
 
@@ -201,7 +201,10 @@ def test_a_mimic_iii_note_is_available_when_stored_and_never_earlier_than_charte
 def test_categories_of_mimic_iii_can_be_asked_for(iii: Path) -> None:
     notes, attrition = read("mimic-iii", iii, parts=("Physician", "Radiology"))
     assert [note["note_id"] for note in notes] == ["4", "5"]
-    assert attrition.dropped == {"category not asked for": 2, "marked as an error (ISERROR = 1)": 1}
+    assert attrition.dropped_rows == {
+        "category not asked for": 2,
+        "marked as an error (ISERROR = 1)": 1,
+    }
     with pytest.raises(RecipeError, match=r"no part 'Radiologie'[\s\S]*did you mean 'Radiology'\?"):
         read("mimic-iii", iii, parts=("Radiologie",))
 
@@ -225,7 +228,7 @@ def test_mimic_iv_is_read_from_above_inside_and_by_file(iv: Path) -> None:
         "11-RR-1",
         "12-AR-1",
     ]
-    assert attrition.entered == 5
+    assert attrition.entered_rows == 5
     assert read("mimic-iv", iv / "note")[0] == notes
     assert read("mimic-iv", iv / "note" / "radiology.csv.gz")[0] == notes[3:]
     assert read("mimic-iv", iv, parts=("discharge",))[0] == notes[:3]
@@ -290,7 +293,7 @@ def test_an_id_or_a_time_that_is_none_is_counted_with_its_place(tmp_path: Path) 
     ]
     path = write(tmp_path / "discharge.csv", IV, rows)
     _, attrition = read("mimic-iv", path, max_bad_fraction=0.5)
-    assert attrition.places == {
+    assert attrition.locations == {
         "unreadable: an id is not a whole number": ["discharge.csv: row 1"],
         "unreadable: a time is not a time": ["discharge.csv: row 2"],
     }

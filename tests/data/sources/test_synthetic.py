@@ -18,7 +18,7 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data import synthetic
 from clinpeft.data.notes import sources
 from clinpeft.data.synthetic import hospital, wording
-from clinpeft.data.synthetic.hospital import Dice
+from clinpeft.data.synthetic.hospital import RandomStream
 from clinpeft.recipe import SourceSpec
 
 Shape = Literal["mimic-iii", "mimic-iv"]
@@ -55,7 +55,7 @@ def test_the_same_arguments_give_the_same_bytes_and_others_do_not(
     tmp_path: Path, shape: Shape
 ) -> None:
     for folder, seed in [("a", 1), ("b", 1), ("c", 2)]:
-        synthetic.write(tmp_path / folder, 6, seed, shape)
+        synthetic.write_synthetic_hospital(tmp_path / folder, 6, seed, shape)
     for name in FILES[shape]:
         first, again, other = ((tmp_path / folder / name).read_bytes() for folder in "abc")
         assert first == again != other
@@ -63,7 +63,7 @@ def test_the_same_arguments_give_the_same_bytes_and_others_do_not(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_files_have_the_columns_of_the_real_ones(tmp_path: Path, shape: Shape) -> None:
-    synthetic.write(tmp_path / "made", 3, 1, shape)
+    synthetic.write_synthetic_hospital(tmp_path / "made", 3, 1, shape)
     for name in FILES[shape]:
         assert (
             gzip.decompress((tmp_path / "made" / name).read_bytes()).decode().splitlines()[0]
@@ -75,7 +75,11 @@ def test_a_person_is_the_same_in_a_small_and_in_a_large_hospital(tmp_path: Path)
     small, _ = notes(tmp_path, "mimic-iv", subjects=3)
     large, _ = notes(tmp_path, "mimic-iv", subjects=6)
     texts = [
-        [note["text"] for note in found if note["subject_id"] == hospital.FIRST_SUBJECT + 2]
+        [
+            note["text"]
+            for note in found
+            if note["subject_id"] == hospital.FIRST_SYNTHETIC_SUBJECT_ID + 2
+        ]
         for found in (small, large)
     ]
     assert texts[0] == texts[1] != []
@@ -86,8 +90,8 @@ def test_every_note_is_read_back_and_no_id_could_be_a_real_one(
     tmp_path: Path, shape: Shape
 ) -> None:
     found, attrition = notes(tmp_path, shape)
-    assert attrition.kept == len(found) > 100
-    assert set(attrition.dropped) <= {"marked as an error (ISERROR = 1)"}
+    assert attrition.kept_rows == len(found) > 100
+    assert set(attrition.dropped_rows) <= {"marked as an error (ISERROR = 1)"}
     assert {note["subject_id"] for note in found} == set(range(900_000_001, 900_000_013))
     assert min(note["stay_id"] for note in found if note["stay_id"]) > 20_000_000 + 9_999_999
     assert len({note["note_id"] for note in found}) == len(found)
@@ -143,7 +147,7 @@ def test_each_data_set_has_its_own_marks(tmp_path: Path) -> None:
 
 
 def test_the_quirks_of_mimic_iii_are_there(tmp_path: Path) -> None:
-    synthetic.write(tmp_path / "made", 40, 1, "mimic-iii")
+    synthetic.write_synthetic_hospital(tmp_path / "made", 40, 1, "mimic-iii")
     rows = raw(tmp_path / "made", "NOTEEVENTS.csv.gz")
     categories = Counter(row["CATEGORY"] for row in rows)
     assert {
@@ -162,7 +166,7 @@ def test_the_quirks_of_mimic_iii_are_there(tmp_path: Path) -> None:
 
 
 def test_the_quirks_of_mimic_iv_are_there(tmp_path: Path) -> None:
-    synthetic.write(tmp_path / "made", 60, 1, "mimic-iv")
+    synthetic.write_synthetic_hospital(tmp_path / "made", 60, 1, "mimic-iv")
     discharge, radiology = (raw(tmp_path / "made", name) for name in FILES["mimic-iv"])
     assert {row["note_type"] for row in discharge} == {"DS", "AD"}
     assert {row["note_type"] for row in radiology} == {"RR", "AR"}
@@ -213,10 +217,10 @@ def test_notes_are_varied_and_no_template_is_left_open(tmp_path: Path) -> None:
 
 
 def test_the_sicker_stay_longer_and_die_more_often() -> None:
-    stays = [stay for index in range(800) for stay in hospital.stays_of(index, 1)]
+    stays = [stay for index in range(800) for stay in hospital.generate_patient_stays(index, 1)]
     by_severity = [[stay for stay in stays if stay.severity == severity] for severity in range(3)]
     days = [sum(stay.days for stay in group) / len(group) for group in by_severity]
-    died = [sum(stay.died for stay in group) / len(group) for group in by_severity]
+    died = [sum(stay.died_in_hospital for stay in group) / len(group) for group in by_severity]
     assert days == sorted(days)
     assert died == sorted(died)
     assert died[0] < 0.04
@@ -225,25 +229,27 @@ def test_the_sicker_stay_longer_and_die_more_often() -> None:
 
 def test_nobody_is_admitted_after_death_or_before_discharge() -> None:
     for index in range(300):
-        stays = hospital.stays_of(index, 1)
-        assert not any(stay.died for stay in stays[:-1])
-        assert all(stay.admitted < stay.discharged for stay in stays)
+        stays = hospital.generate_patient_stays(index, 1)
+        assert not any(stay.died_in_hospital for stay in stays[:-1])
+        assert all(stay.admitted_at < stay.discharged_at for stay in stays)
         for before, after in itertools.pairwise(stays):
-            assert (before.discharged < after.admitted) != before.traps.overlapped
-            assert before.admitted < after.admitted
+            assert (before.discharged_at < after.admitted_at) != before.defects.overlaps_next_stay
+            assert before.admitted_at < after.admitted_at
 
 
 def test_a_template_says_one_of_its_ways() -> None:
     said = {
-        wording.say("{he} had <a <b|c>|{1-2}|> &lt;{0.50-0.59}", Dice(seed), {"he": "she"})[:-4]
+        wording.render_template(
+            "{he} had <a <b|c>|{1-2}|> &lt;{0.50-0.59}", RandomStream(seed), {"he": "she"}
+        )[:-4]
         for seed in range(200)
     }
     assert said == {"she had a b <", "she had a c <", "she had 1 <", "she had 2 <", "she had  <"}
 
 
 def test_every_condition_has_all_that_a_note_needs() -> None:
-    assert len(hospital.conditions()) >= 12
-    for condition in hospital.conditions():
+    assert len(hospital.load_conditions()) >= 12
+    for condition in hospital.load_conditions():
         lists = (
             condition.complaints,
             condition.story,

@@ -22,7 +22,7 @@ from clinpeft.data.synthetic import (
     outcome_model,
     wording,
 )
-from clinpeft.data.synthetic.hospital import Dice
+from clinpeft.data.synthetic.hospital import RandomStream
 
 Shape = Literal["mimic-iii", "mimic-iv"]
 SHAPES: tuple[Shape, ...] = ("mimic-iii", "mimic-iv")
@@ -53,7 +53,7 @@ def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Shape, Path]:
     folder = tmp_path_factory.mktemp("hospital") / request.param
-    synthetic.write(folder, PEOPLE, 3, request.param)
+    synthetic.write_synthetic_hospital(folder, PEOPLE, 3, request.param)
     return request.param, folder
 
 
@@ -69,7 +69,9 @@ def raw(folder: Path, name: str) -> list[dict[str, str]]:
 
 def test_every_file_has_the_columns_of_the_real_one(made: tuple[Shape, Path]) -> None:
     shape, folder = made
-    headers = {"mimic-iii": mimic_iii.HEADERS, "mimic-iv": mimic_iv.HEADERS}[shape]
+    headers = {"mimic-iii": mimic_iii.MIMIC_III_HEADERS, "mimic-iv": mimic_iv.MIMIC_IV_HEADERS}[
+        shape
+    ]
     files = {
         path.relative_to(folder).as_posix().removesuffix(".csv.gz")
         for path in folder.rglob("*.csv.gz")
@@ -95,21 +97,21 @@ def test_ids_join(made: tuple[Shape, Path]) -> None:
 def test_the_traps_are_there_at_their_rates(made: tuple[Shape, Path]) -> None:
     """Four standard deviations around each rate."""
     shape, folder = made
-    counts, rates = synthetic.planted(folder), synthetic.RATES
+    counts, rates = synthetic.read_defect_counts(folder), synthetic.DEFAULT_SYNTHETIC_RATES
     admissions, notes = counts["admissions"], counts["notes"]
     radiology = sum(count for name, count in counts.items() if name.startswith("notes: radiology"))
     expected = [
-        ("admissions without notes", admissions, rates.without_notes),
-        ("discharges before the admission", PEOPLE, rates.discharged_before),
-        ("notes without HADM_ID", radiology, rates.without_stay),
+        ("admissions without notes", admissions, rates.admissions_without_notes),
+        ("discharges before the admission", PEOPLE, rates.discharges_before_admission),
+        ("notes without HADM_ID", radiology, rates.reports_without_stay),
         ("codes with a trailing blank", counts["codes"], rates.padded_codes),
-        ("exact duplicates", notes, rates.saved_twice),
-        ("near duplicates", notes, rates.saved_again),
+        ("exact duplicates", notes, rates.exact_duplicates),
+        ("near duplicates", notes, rates.near_duplicates),
     ]
     if shape == "mimic-iii":
         expected += [
             ("newborn admissions", PEOPLE, rates.newborns),
-            ("charted rows in error", counts["rows of CHARTEVENTS"], rates.charted_in_error),
+            ("charted rows in error", counts["rows of CHARTEVENTS"], rates.charted_rows_in_error),
         ]
     for name, among, rate in expected:
         assert abs(counts.get(name, 0) - among * rate) <= 4 * (among * rate) ** 0.5 + 1, name
@@ -120,7 +122,7 @@ def test_the_traps_are_there_at_their_rates(made: tuple[Shape, Path]) -> None:
 
 def test_the_counts_are_those_of_the_files(made: tuple[Shape, Path]) -> None:
     shape, folder = made
-    counts = synthetic.planted(folder)
+    counts = synthetic.read_defect_counts(folder)
     if shape == "mimic-iii":
         rows = raw(folder, "NOTEEVENTS")
         assert counts["notes"] == len(rows)
@@ -162,15 +164,15 @@ def test_the_ceiling_is_the_auroc_of_the_true_probabilities(tmp_path: Path) -> N
     ]
     lines += ["1,1,readmission_30d,1,0.3,0"]
     (tmp_path / "truth.csv").write_text("\n".join(lines) + "\n")
-    assert synthetic.ceiling(tmp_path) == pytest.approx(
+    assert synthetic.compute_best_auroc(tmp_path) == pytest.approx(
         {"mortality": 5.5 / 6, "length_of_stay": 0.75}
     )
 
 
 def test_the_ceiling_is_written_beside_the_data(made: tuple[Shape, Path]) -> None:
     _, folder = made
-    ceilings = synthetic.ceiling(folder)
-    assert set(ceilings) == set(best_auroc.TASKS)
+    ceilings = synthetic.compute_best_auroc(folder)
+    assert set(ceilings) == set(best_auroc.SYNTHETIC_TASKS)
     assert 0.8 < ceilings["mortality"] < 0.95
     assert '"ceiling"' in (folder / "truth.json").read_text()
 
@@ -179,8 +181,10 @@ def test_probabilities_are_kept() -> None:
     """What comes true is as frequent as its probability says, within four standard deviations, for every task and class."""
     seen: dict[tuple[str, int], list[tuple[float, bool]]] = {}
     for index in range(1200):
-        for stay in hospital.stays_of(index, 9):
-            for task, number, probability, came_true in best_auroc.answers(stay, synthetic.RATES):
+        for stay in hospital.generate_patient_stays(index, 9):
+            for task, number, probability, came_true in best_auroc.compute_true_outcomes(
+                stay, synthetic.DEFAULT_SYNTHETIC_RATES
+            ):
                 seen.setdefault((task, number), []).append((probability, came_true))
     assert len(seen) == 7
     for key, pairs in seen.items():
@@ -191,12 +195,16 @@ def test_probabilities_are_kept() -> None:
 def test_every_sign_of_a_stay_stands_in_its_admission_note() -> None:
     """The words of a sign that are always said are in the text of a note that has it; nothing of a sign is said of others."""
     facts = {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His"}
-    for sign in outcome_model.signs():
-        ways = {wording.say(way, Dice(seed), facts) for seed in range(20) for way in sign.says}
-        others = {
-            wording.say(way, Dice(seed), facts)
+    for sign in outcome_model.load_prognostic_signs():
+        ways = {
+            wording.render_template(way, RandomStream(seed), facts)
             for seed in range(20)
-            for other in outcome_model.signs()
+            for way in sign.says
+        }
+        others = {
+            wording.render_template(way, RandomStream(seed), facts)
+            for seed in range(20)
+            for other in outcome_model.load_prognostic_signs()
             if other is not sign
             for way in other.says
         }
@@ -207,8 +215,12 @@ def test_every_sign_of_a_stay_stands_in_its_admission_note() -> None:
 def test_words_of_the_admission_note_reach_above_chance_and_not_above_the_ceiling(
     tmp_path: Path,
 ) -> None:
-    synthetic.write(
-        tmp_path / "made", 450, 11, "mimic-iv", synthetic.Rates(later=0.2, charted_minutes=480)
+    synthetic.write_synthetic_hospital(
+        tmp_path / "made",
+        450,
+        11,
+        "mimic-iv",
+        synthetic.SyntheticRates(later_admissions=0.2, charting_interval_minutes=480),
     )
     labels = {
         row["stay_id"]: int(row["label"])
@@ -224,13 +236,13 @@ def test_words_of_the_admission_note_reach_above_chance_and_not_above_the_ceilin
     answers = np.array([labels[stay] for stay in stays])
     words = _words([texts[stay] for stay in stays])
     trained = np.arange(len(stays)) % 3 > 0
-    reached = best_auroc.auroc(
+    reached = best_auroc.compute_rank_auroc(
         _fitted(words[trained], answers[trained], words[~trained]), answers[~trained]
     )
-    ceiling = synthetic.ceiling(tmp_path / "made")["mortality"]
+    ceiling = synthetic.compute_best_auroc(tmp_path / "made")["mortality"]
     assert 0.62 < reached < ceiling + 0.06
     chance = [
-        best_auroc.auroc(
+        best_auroc.compute_rank_auroc(
             _fitted(
                 words[trained],
                 np.random.default_rng(seed).permutation(answers[trained]),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, leakage, meds, note_categories
 from clinpeft.data.cohorts.cohort import Cohort, show, write
 from clinpeft.data.cohorts.conformance import verify
@@ -43,7 +43,10 @@ __all__ = [
 
 
 def build(
-    recipe: CohortRecipe, hospital: Hospital, folder: Path, adaptation_corpus: Path | None = None
+    recipe: CohortRecipe,
+    hospital: HospitalDatabase,
+    folder: Path,
+    adaptation_corpus: Path | None = None,
 ) -> Cohort:
     """The cohort of a recipe, with its audit and its MEDS form beside it.
 

@@ -103,5 +103,5 @@ def index(connection: duckdb.DuckDBPyConnection, classes: tuple[Class, ...]) -> 
         "SELECT (SELECT count(*) FROM assigned), (SELECT count(*) FROM labelled)"
     ).fetchall()
     attrition = Attrition("classes", assigned)
-    attrition.drop("none of its codes is in the label space", assigned - labelled)
+    attrition.drop_rows("none of its codes is in the label space", assigned - labelled)
     return attrition

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clinpeft.core.errors import InputError, StorageError
-from clinpeft.core.schemas import COHORT, SPLITS, Attrition, Hospital
+from clinpeft.core.schemas import COHORT_SCHEMA, SPLIT_NAMES, Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, split, texts
 from clinpeft.data.cohorts.sections import Style
 from clinpeft.data.cohorts.selection import apply, refuse_nobody, select, task_of
@@ -53,7 +53,7 @@ class Cohort:
         return self.folder / COHORT_FILE
 
 
-def write(recipe: CohortRecipe, hospital: Hospital, folder: Path) -> Cohort:
+def write(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path) -> Cohort:
     """The cohort alone: ``cohort.parquet``, ``attrition.json`` and ``labels.json``."""
     task = task_of(recipe.task)
     made(folder)
@@ -101,8 +101,8 @@ def show(folder: Path) -> pa.Table:
         for at in [row["label"]] if row["label"] is not None else row["labels"]:
             stays, subjects = found.get((row["split"], at), (0, set()))
             found[row["split"], at] = (stays + 1, subjects | {row["subject_id"]})
-    sizes = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
-    order = sorted(found, key=lambda key: (SPLITS.index(key[0]), key[1]))
+    sizes = {name: sum(row["split"] == name for row in rows) for name in SPLIT_NAMES}
+    order = sorted(found, key=lambda key: (SPLIT_NAMES.index(key[0]), key[1]))
     return pa.table(
         {
             "split": [name for name, _ in order],
@@ -139,7 +139,7 @@ def _style(task: Task, recipe: CohortRecipe) -> Style:
     )
 
 
-def _assign(recipe: CohortRecipe, hospital: Hospital) -> Attrition:
+def _assign(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attrition:
     """The table ``assigned`` (``stay_id``, ``split``)."""
     connection, spec = hospital.connection, recipe.split
     column = "NULL" if spec.by == "subject" else spec.by
@@ -161,7 +161,7 @@ def _assign(recipe: CohortRecipe, hospital: Hospital) -> Attrition:
     split.refuse_straddling(subjects, names)
     for reason in reasons:
         if reason:
-            attrition.drop(reason)
+            attrition.drop_rows(reason)
     connection.register(
         "arriving",
         pa.table({"stay_id": rows["stay_id"], "split": pa.array(names.tolist(), pa.string())}),
@@ -174,7 +174,7 @@ def _assign(recipe: CohortRecipe, hospital: Hospital) -> Attrition:
 
 
 def _label(
-    task: Task, recipe: CohortRecipe, hospital: Hospital
+    task: Task, recipe: CohortRecipe, hospital: HospitalDatabase
 ) -> tuple[tuple[codes.Class, ...], tuple[codes.Class, ...], list[Attrition]]:
     """The table ``labelled`` (``stay_id``, ``label``, ``labels``), and the classes that the data made."""
     if task.kind == "multilabel":
@@ -188,7 +188,10 @@ def _label(
 
 
 def _labels(
-    task: Task, hospital: Hospital, classes: Sequence[codes.Class], left_out: Sequence[codes.Class]
+    task: Task,
+    hospital: HospitalDatabase,
+    classes: Sequence[codes.Class],
+    left_out: Sequence[codes.Class],
 ) -> Mapping[str, object]:
     """As it stands in ``labels.json``: the label space in the order of the indices."""
     entries: list[dict[str, object]]
@@ -221,16 +224,18 @@ def _labels(
     return told | {"left_out": [{"name": c.name, "train_stays": c.train_stays} for c in left_out]}
 
 
-def _write_rows(hospital: Hospital, source: Path, target: Path) -> None:
+def _write_rows(hospital: HospitalDatabase, source: Path, target: Path) -> None:
     """Texts, answers and stays joined into ``tables.COHORT``; only the texts are streamed, the rest is a few columns a stay."""
     columns = ", ".join(
-        f"a.{name}" for name in COHORT.names if name not in ("split", "label", "labels", "text")
+        f"a.{name}"
+        for name in COHORT_SCHEMA.names
+        if name not in ("split", "label", "labels", "text")
     )
     query = f"""SELECT {columns}, s.split, l.label, l.labels FROM asked a JOIN assigned s USING (stay_id) JOIN labelled l USING (stay_id)
         ORDER BY stay_id"""
     stays = hospital.connection.sql(query).to_arrow_table()
     places = {stay_id: at for at, stay_id in enumerate(stays["stay_id"].to_pylist())}
-    with pq.ParquetWriter(target, COHORT, compression="zstd") as writer:
+    with pq.ParquetWriter(target, COHORT_SCHEMA, compression="zstd") as writer:
         for batch in pq.ParquetFile(source).iter_batches(BATCH_STAYS):
             writer.write_table(_joined(batch, stays, places))
 
@@ -241,7 +246,7 @@ def _joined(batch: pa.RecordBatch, stays: pa.Table, places: dict[int, int]) -> p
     chosen = stays.take(pa.array([at[row] for row in kept], pa.int64())).append_column(
         "text", batch["text"].take(pa.array(kept))
     )
-    return chosen.select(COHORT.names).cast(COHORT)
+    return chosen.select(COHORT_SCHEMA.names).cast(COHORT_SCHEMA)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import COHORT, SPLITS, Kind
+from clinpeft.core.schemas import COHORT_SCHEMA, SPLIT_NAMES, ProblemType
 
 _ROWS = 2048
 
@@ -45,7 +45,9 @@ def checked(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 def without_text(path: Path) -> pa.Table:
     """All columns of a cohort but its text."""
-    return checked(path, COHORT).read(columns=[name for name in COHORT.names if name != "text"])
+    return checked(path, COHORT_SCHEMA).read(
+        columns=[name for name in COHORT_SCHEMA.names if name != "text"]
+    )
 
 
 def texts(path: Path, chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
@@ -59,7 +61,9 @@ def texts(path: Path, chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.in
             start += batch.num_rows
 
 
-def answers(stays: pa.Table, kind: Kind, classes: Sequence[str], location: Path) -> sp.csr_array:
+def answers(
+    stays: pa.Table, kind: ProblemType, classes: Sequence[str], location: Path
+) -> sp.csr_array:
     """Which classes apply to which stay: (stays, classes), 1 where one does.
 
     Raises:
@@ -104,12 +108,12 @@ def split_numbers(stays: pa.Table, location: Path) -> NDArray[np.int64]:
     """
     encoded = stays["split"].combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    unknown = sorted(set(names) - set(SPLITS))
+    unknown = sorted(set(names) - set(SPLIT_NAMES))
     if unknown:
         raise InputError(
-            f"split {unknown[0]!r} is none of {', '.join(SPLITS)}",
+            f"split {unknown[0]!r} is none of {', '.join(SPLIT_NAMES)}",
             location=str(location),
             hint="rename the splits as MEDS does",
         )
-    numbers = np.array([SPLITS.index(name) for name in names], np.int64)
+    numbers = np.array([SPLIT_NAMES.index(name) for name in names], np.int64)
     return numbers[encoded.indices.to_numpy()] if len(stays) else np.zeros(0, np.int64)

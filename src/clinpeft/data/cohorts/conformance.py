@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clinpeft.core.schemas import SPLITS, Hospital
+from clinpeft.core.schemas import SPLIT_NAMES, HospitalDatabase
 from clinpeft.data.cohorts.cohort import Cohort, write
 from clinpeft.data.cohorts.outcomes import CORE_2021, TASKS
 from clinpeft.data.cohorts.selection import task_of
@@ -70,7 +70,7 @@ class _Counts:
         self.rows[quantity] = _Count(compat, corrected, explanation)
 
 
-def verify(recipe: CohortRecipe, hospital: Hospital, folder: Path) -> pa.Table:
+def verify(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path) -> pa.Table:
     """Build the cohort of a recipe twice, as published and corrected, and count (schema ``VERIFICATION``).
 
     Args:
@@ -110,7 +110,7 @@ def _read(cohort: Cohort) -> list[Mapping[str, object]]:
 def _count_sizes(counts: _Counts, compat: Cohort, corrected: Cohort) -> None:
     first, second = _read(compat), _read(corrected)
     counts.both("stays", [len(first), len(second)], "differ by the reasons below")
-    for split in SPLITS:
+    for split in SPLIT_NAMES:
         counts.both(
             f"stays in {split}",
             [sum(row["split"] == split for row in rows) for rows in (first, second)],
@@ -130,11 +130,11 @@ def _count_leavers(counts: _Counts, compat: Cohort, corrected: Cohort) -> None:
     reasons: dict[tuple[str, str], None] = {}
     for cohort in (compat, corrected):
         reasons |= {
-            (step.step, reason): None for step in cohort.attrition for reason in step.dropped
+            (step.step, reason): None for step in cohort.attrition for reason in step.dropped_rows
         }
     for step, reason in reasons:
         left = [
-            sum(s.dropped[reason] for s in cohort.attrition if s.step == step)
+            sum(s.dropped_rows[reason] for s in cohort.attrition if s.step == step)
             for cohort in (compat, corrected)
         ]
         counts.both(f"{step}: {reason}", left, "" if left[0] == left[1] else "the rules differ")
@@ -171,7 +171,7 @@ def _indices(row: Mapping[str, object]) -> list[int]:
     return [int(at) for at in labels] if isinstance(labels, list) else []
 
 
-def _count_merges(counts: _Counts, name: str, hospital: Hospital) -> None:
+def _count_merges(counts: _Counts, name: str, hospital: HospitalDatabase) -> None:
     """Where the published builder makes other classes of the same codes: how many it merges, and how many it tears apart."""
     compat, corrected = CORE_2021[name], TASKS[name]
     if compat.group == corrected.group:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import SPLITS, Question
+from clinpeft.core.schemas import SPLIT_NAMES, LabelSpace
 from clinpeft.data.cohorts import cohort_files
 from clinpeft.data.cohorts.cohort import COHORT_FILE, LABELS_FILE
 
 NAMED = 5  # classes that a notice names; of 1,266 most may be meant
 
 
-def question(folder: Path) -> Question:
+def question(folder: Path) -> LabelSpace:
     """The question of the cohort in ``folder``, as it travels with the answers.
 
     Raises:
@@ -25,7 +25,7 @@ def question(folder: Path) -> Question:
     """
     told = _labels(folder)
     classes = told["classes"]
-    return Question(
+    return LabelSpace(
         name=told["task"],
         kind=told["kind"],
         classes=tuple(entry["name"] for entry in classes),
@@ -44,7 +44,7 @@ def refuse_unanswerable(folder: Path) -> None:
     """
     asked, (train, _, _), sizes = _counted(folder)
     for name in ("train", "held_out"):
-        if not sizes[SPLITS.index(name)]:
+        if not sizes[SPLIT_NAMES.index(name)]:
             hint = f"raise split.{name}, name other groups, or give more subjects"
             raise InputError(
                 f"nobody is in the split {name}", location=str(folder / COHORT_FILE), hint=hint
@@ -90,7 +90,7 @@ def notices(folder: Path) -> tuple[str, ...]:
     return tuple(_notice(asked, places, one, many) for places, one, many in found if len(places))
 
 
-def _notice(asked: Question, places: NDArray[np.int64], one: str, many: str) -> str:
+def _notice(asked: LabelSpace, places: NDArray[np.int64], one: str, many: str) -> str:
     names = ", ".join(repr(asked.classes[location]) for location in places[:NAMED].tolist())
     more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
     return (
@@ -100,7 +100,7 @@ def _notice(asked: Question, places: NDArray[np.int64], one: str, many: str) -> 
     )
 
 
-def _counted(folder: Path) -> tuple[Question, NDArray[np.int64], NDArray[np.int64]]:
+def _counted(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.int64]]:
     """The question, the stays of each class (splits, classes), and those of each split (splits,)."""
     asked, path = question(folder), folder / COHORT_FILE
     stays = cohort_files.without_text(path)
@@ -111,10 +111,10 @@ def _counted(folder: Path) -> tuple[Question, NDArray[np.int64], NDArray[np.int6
     counts = np.stack(
         [
             np.asarray(answers[np.flatnonzero(splits == at)].sum(axis=0)).ravel()
-            for at in range(len(SPLITS))
+            for at in range(len(SPLIT_NAMES))
         ]
     )
-    return asked, counts, np.bincount(splits, minlength=len(SPLITS))
+    return asked, counts, np.bincount(splits, minlength=len(SPLIT_NAMES))
 
 
 def _labels(folder: Path) -> Any:

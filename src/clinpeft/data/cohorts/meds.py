@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from clinpeft import __version__
 from clinpeft.core.errors import InputError, StorageError
-from clinpeft.core.schemas import SPLITS, Kind
+from clinpeft.core.schemas import SPLIT_NAMES, ProblemType
 from clinpeft.data.cohorts import cohort_files
 
 MEDS_VERSION = "0.4.1"
@@ -96,7 +96,7 @@ class _Question:
 
 def write(
     cohort: Path,
-    kind: Kind,
+    kind: ProblemType,
     classes: Sequence[str],
     folder: Path,
     dataset_name: str,
@@ -129,9 +129,9 @@ def write(
     subjects = _subject_splits(stays["subject_id"].to_numpy(), numbers, cohort)
     code = f"NOTE//{dataset_name}//{category}"
     try:
-        for part in ("metadata", "labels", *(f"data/{split}" for split in SPLITS)):
+        for part in ("metadata", "labels", *(f"data/{split}" for split in SPLIT_NAMES)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
+        for split in SPLIT_NAMES:
             _write_events(cohort, split, code, folder / "data" / split / "0.parquet")
         pq.write_table(subjects, folder / "metadata" / "subject_splits.parquet")
         described = [
@@ -163,7 +163,7 @@ def _subject_splits(
         raise InputError(
             message, location=str(location), hint="build the cohort with a split by subject"
         )
-    return pa.table([pairs[0], np.array(SPLITS)[pairs[1]]], schema=SUBJECT_SPLITS)
+    return pa.table([pairs[0], np.array(SPLIT_NAMES)[pairs[1]]], schema=SUBJECT_SPLITS)
 
 
 def _write_events(cohort: Path, split: str, code: str, path: Path) -> None:
@@ -208,7 +208,7 @@ def _write_json(content: object, path: Path) -> None:
 
 def _write_labels(
     stays: pa.Table,
-    kind: Kind,
+    kind: ProblemType,
     classes: Sequence[str],
     answers: sp.csr_array,
     question: str,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clinpeft.core.errors import RecipeError, SourceError, StorageError
-from clinpeft.core.schemas import COHORT, Attrition
+from clinpeft.core.schemas import COHORT_SCHEMA, Attrition
 from clinpeft.data.cohorts.cohort import (
     ATTRITION_FILE,
     COHORT_FILE,
@@ -104,7 +104,7 @@ def write(
     with _working(folder) as (connection, partial):
         levelled = _levelled(connection, notes, partial / "texts.parquet")
         steps = [read, levelled]
-        if not levelled.entered:
+        if not levelled.entered_rows:
             raise SourceError(
                 "the source gave 0 notes: there is nobody to ask about",
                 location="source",
@@ -163,7 +163,7 @@ def _levelled(
             for key in rows["key"].to_pylist():
                 fresh.append(key not in seen)
                 seen.add(key)
-            attrition.drop(REPEATED, fresh.count(False))
+            attrition.drop_rows(REPEATED, fresh.count(False))
             connection.register("arriving", rows.select(_FILED.names))
             connection.execute(
                 "INSERT INTO filed (key, subject_id, available_at, category) SELECT * FROM arriving"
@@ -177,7 +177,7 @@ def _levelled(
 
 def _filed(batch: pa.RecordBatch, attrition: Attrition) -> pa.Table:
     """The notes of a batch that have text and category, with the key of their text."""
-    attrition.entered += batch.num_rows
+    attrition.entered_rows += batch.num_rows
     texts = [" ".join(text.split()).casefold() for text in batch["text"].to_pylist()]
     categories = pc.utf8_trim_whitespace(batch["category"]).to_pylist()
     reasons = [
@@ -185,7 +185,7 @@ def _filed(batch: pa.RecordBatch, attrition: Attrition) -> pa.Table:
         for text, category in zip(texts, categories, strict=True)
     ]
     for reason in (NO_TEXT, NO_CATEGORY):
-        attrition.drop(reason, reasons.count(reason))
+        attrition.drop_rows(reason, reasons.count(reason))
     table = pa.Table.from_batches([batch]).select(["subject_id", "available_at", "text"])
     table = table.append_column("key", pa.array(map(_key, texts), pa.int64())).append_column(
         "category", pa.array(categories, pa.string())
@@ -220,7 +220,7 @@ def _assign(recipe: CohortRecipe, connection: duckdb.DuckDBPyConnection) -> Attr
     connection.execute("CREATE TABLE assigned AS SELECT * FROM arriving WHERE split <> ''")
     connection.unregister("arriving")
     attrition = Attrition("split", len(names))
-    attrition.drop("subject on no list", int((names == "").sum()))
+    attrition.drop_rows("subject on no list", int((names == "").sum()))
     return attrition
 
 
@@ -240,12 +240,12 @@ def _answer(
     query = "SELECT (SELECT count(*) FROM assigned), (SELECT count(DISTINCT key) FROM answered), (SELECT count(*) FROM labelled)"
     ((assigned, answered, labelled),) = connection.execute(query).fetchall()
     several, rare = Attrition("one category", assigned), Attrition("classes", answered)
-    several.drop(SEVERAL, assigned - answered)
+    several.drop_rows(SEVERAL, assigned - answered)
     one = {
         "multiclass": f"category with fewer than {least} training notes",
         "multilabel": f"no category with {least} training notes or more",
     }
-    rare.drop(one[task.kind], answered - labelled)
+    rare.drop_rows(one[task.kind], answered - labelled)
     return [several, rare] if task.kind == "multiclass" else [rare]
 
 
@@ -270,17 +270,17 @@ def _write_rows(
     query = f"""SELECT a.subject_id, a.key AS stay_id, a.prediction_time, s.split, {answer}, t.text
         FROM asked a JOIN assigned s USING (key) JOIN labelled l USING (key) JOIN read_parquet($texts) t USING (key)
         ORDER BY a.subject_id, a.prediction_time"""
-    with pq.ParquetWriter(target, COHORT, compression="zstd") as writer:
+    with pq.ParquetWriter(target, COHORT_SCHEMA, compression="zstd") as writer:
         for batch in connection.sql(query, params={"texts": str(texts)}).to_arrow_reader(
             _BATCH_TEXTS
         ):
             found = {
                 name: batch[name]
                 if name in batch.schema.names
-                else pa.nulls(batch.num_rows, COHORT.field(name).type)
-                for name in COHORT.names
+                else pa.nulls(batch.num_rows, COHORT_SCHEMA.field(name).type)
+                for name in COHORT_SCHEMA.names
             }
-            writer.write_table(pa.table(found).cast(COHORT))
+            writer.write_table(pa.table(found).cast(COHORT_SCHEMA))
 
 
 def _labels(

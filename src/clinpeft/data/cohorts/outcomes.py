@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, meds, ventilation
 from clinpeft.data.cohorts.task import Reading, Rule, Task
 from clinpeft.recipe import TaskSpec
@@ -117,7 +117,7 @@ EPISODES: dict[str, Episodes] = {
 """Layout -> how its ventilation episodes are derived."""
 
 
-def prepare_ventilation(hospital: Hospital, spec: TaskSpec) -> tuple[Attrition, ...]:
+def prepare_ventilation(hospital: HospitalDatabase, spec: TaskSpec) -> tuple[Attrition, ...]:
     """The tables ``episode``, ``ventilated`` (one row an ICU stay) and ``ventilation_excluded`` for the definition of ``spec``.
 
     Raises:
@@ -212,7 +212,7 @@ READMISSION = Task(
 )
 
 
-def prepare_coding(hospital: Hospital, spec: TaskSpec) -> tuple[Attrition, ...]:
+def prepare_coding(hospital: HospitalDatabase, spec: TaskSpec) -> tuple[Attrition, ...]:
     """The table ``coding_system`` (``system``): the one asked for, or the one in which most stays are coded."""
     most = "SELECT system FROM code GROUP BY system ORDER BY count(DISTINCT stay_id) DESC, system LIMIT 1"
     chosen = f"SELECT '{spec.code_system}' AS system" if spec.code_system else most
@@ -261,7 +261,7 @@ FROM placed
 """
 
 
-def prepare_given(hospital: Hospital, spec: TaskSpec) -> tuple[Attrition, ...]:
+def prepare_given(hospital: HospitalDatabase, spec: TaskSpec) -> tuple[Attrition, ...]:
     """The table ``given_label`` (``stay_id``, ``prediction_time``, ``label``): of each stay the first label of the file.
 
     A label belongs to the stay of its person in which its prediction time lies, until the end of the day of discharge; of stays that overlap, to
@@ -292,7 +292,7 @@ def prepare_given(hospital: Hospital, spec: TaskSpec) -> tuple[Attrition, ...]:
     attrition = Attrition("labels given", sum(counts.values()))
     for reason, left in counts.items():
         if reason is not None:
-            attrition.drop(reason, left)
+            attrition.drop_rows(reason, left)
     return (attrition,)
 
 

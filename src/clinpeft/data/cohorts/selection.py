@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import duckdb
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts.outcomes import COMPAT, TASKS
 from clinpeft.data.cohorts.task import Rule, Task
 from clinpeft.recipe import TaskSpec
@@ -56,7 +56,7 @@ def refuse_other_rows(task: Task, rows: str) -> None:
         raise RecipeError(message, location="task.name", hint=f"of {rows} can be asked: {fitting}")
 
 
-def select(hospital: Hospital, task: Task, spec: TaskSpec) -> list[Attrition]:
+def select(hospital: HospitalDatabase, task: Task, spec: TaskSpec) -> list[Attrition]:
     """Fill ``asked`` (the columns of ``stay`` and ``prediction_time``) and ``answered`` (the answers of those), and say who left by which rule.
 
     Raises:
@@ -77,10 +77,10 @@ def select(hospital: Hospital, task: Task, spec: TaskSpec) -> list[Attrition]:
     return [*prepared, *steps]
 
 
-def _refuse_absent(hospital: Hospital, task: Task) -> None:
+def _refuse_absent(hospital: HospitalDatabase, task: Task) -> None:
     for part in task.needs:
-        if part in hospital.absent:
-            message = f"there is no table of {part} rows ({hospital.absent[part]}), needed for the answers of {task.name}"
+        if part in hospital.missing_tables:
+            message = f"there is no table of {part} rows ({hospital.missing_tables[part]}), needed for the answers of {task.name}"
             raise SourceError(
                 message, location=str(hospital.folder), hint="put it there, or ask another question"
             )
@@ -94,7 +94,7 @@ def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
     for reason, left in connection.execute(
         "SELECT reason, count(*) FROM leaving GROUP BY reason ORDER BY reason"
     ).fetchall():
-        attrition.drop(reason, left)
+        attrition.drop_rows(reason, left)
     connection.execute("DELETE FROM asked WHERE stay_id IN (SELECT stay_id FROM leaving)")
     connection.execute("DROP TABLE leaving")
     return attrition
@@ -106,10 +106,10 @@ def refuse_nobody(steps: Sequence[Attrition], location: str, row: str = "stay") 
     Raises:
         SourceError: with what left in the step that took the last ones.
     """
-    last = next((step for step in steps if step.entered and not step.kept), None)
+    last = next((step for step in steps if step.entered_rows and not step.kept_rows), None)
     if last is None:
         return
-    reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped.items())
+    reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped_rows.items())
     raise SourceError(
         f"not one {row} is left after the step {last.step!r}: {reasons}",
         location=location,

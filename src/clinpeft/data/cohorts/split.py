@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import SPLITS
+from clinpeft.core.schemas import SPLIT_NAMES
 from clinpeft.recipe import CohortSplitSpec
 
 Subjects = NDArray[np.int64]
@@ -45,7 +45,7 @@ def by_hash(subjects: Subjects, fractions: Sequence[float], seed: int) -> Names:
         np.flatnonzero(fractions).max()
     )  # a sum that is a hair below 1 must not fill a split of fraction 0
     chosen = np.minimum(np.searchsorted(np.cumsum(fractions), uniform, side="right"), last)
-    names: Names = np.array(SPLITS)[chosen]
+    names: Names = np.array(SPLIT_NAMES)[chosen]
     return names
 
 
@@ -77,10 +77,10 @@ def by_group(
     )
     latest: dict[int, int] = {}
     for subject, name in zip(subjects.tolist(), names.tolist(), strict=True):
-        latest[subject] = max(latest.get(subject, -1), SPLITS.index(name) if name else -1)
+        latest[subject] = max(latest.get(subject, -1), SPLIT_NAMES.index(name) if name else -1)
     late = np.array(
         [
-            name != NOWHERE and SPLITS.index(name) < latest[s]
+            name != NOWHERE and SPLIT_NAMES.index(name) < latest[s]
             for s, name in zip(subjects.tolist(), names.tolist(), strict=True)
         ],
         dtype=bool,
@@ -118,7 +118,7 @@ def by_lists(subjects: Subjects, folder: Path) -> Names:
         RefusedError: a subject is on two lists.
     """
     listed: dict[int, str] = {}
-    for split in SPLITS:
+    for split in SPLIT_NAMES:
         for subject in _listed(folder, split):
             if listed.setdefault(subject, split) != split:
                 message = f"subject {subject} is in two splits, {listed[subject]} and {split}"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from clinpeft.core.schemas import Attrition, Hospital, Kind
+from clinpeft.core.schemas import Attrition, HospitalDatabase, ProblemType
 from clinpeft.data.cohorts.sections import Style
 from clinpeft.recipe import TaskSpec
 
@@ -73,7 +73,7 @@ class Task:
 
     name: str
     question: str
-    kind: Kind
+    kind: ProblemType
     metric: str
     reading: Reading
     asks: Literal["stays", "notes"] = "stays"
@@ -84,4 +84,4 @@ class Task:
     needs: tuple[str, ...] = ()
     label_space: str = ""
     group: str = ""
-    prepare: Callable[[Hospital, TaskSpec], tuple[Attrition, ...]] | None = None
+    prepare: Callable[[HospitalDatabase, TaskSpec], tuple[Attrition, ...]] | None = None

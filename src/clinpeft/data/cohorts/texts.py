@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import sections
 from clinpeft.data.cohorts.sections import Cut, Style
 from clinpeft.data.cohorts.selection import apply, count
@@ -77,7 +77,9 @@ def _with_a_note(reading: Reading) -> Rule:
     )
 
 
-def read(hospital: Hospital, reading: Reading, style: Style, target: Path) -> list[Attrition]:
+def read(
+    hospital: HospitalDatabase, reading: Reading, style: Style, target: Path
+) -> list[Attrition]:
     """The texts of the stays ``asked`` into the Parquet file ``target`` (schema ``TEXT``), ordered by subject and prediction time.
 
     Stays without a text leave ``asked``; where the prediction waits for the last note, ``prediction_time`` becomes that of the note.
@@ -85,9 +87,9 @@ def read(hospital: Hospital, reading: Reading, style: Style, target: Path) -> li
     Raises:
         SourceError: there are no notes.
     """
-    if "note" in hospital.absent:
+    if "note" in hospital.missing_tables:
         raise SourceError(
-            f"there are no notes ({hospital.absent['note']})",
+            f"there are no notes ({hospital.missing_tables['note']})",
             location=str(hospital.folder),
             hint="put them there: they are what is read",
         )
@@ -110,15 +112,15 @@ def read(hospital: Hospital, reading: Reading, style: Style, target: Path) -> li
     return steps
 
 
-def _noted(hospital: Hospital) -> Attrition:
+def _noted(hospital: HospitalDatabase) -> Attrition:
     attrition = Attrition("notes of the stays asked", count(hospital.connection, "chosen_note"))
     query = "SELECT reason, count(*) FROM chosen_note WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"
     for reason, left in hospital.connection.execute(query).fetchall():
-        attrition.drop(reason, left)
+        attrition.drop_rows(reason, left)
     return attrition
 
 
-def _cut(hospital: Hospital, reading: Reading, style: Style, target: Path) -> Attrition:
+def _cut(hospital: HospitalDatabase, reading: Reading, style: Style, target: Path) -> Attrition:
     attrition = Attrition("text", count(hospital.connection, "asked"))
     with pq.ParquetWriter(target, TEXT, compression="zstd") as writer:
         for stays in _batched(_stays(hospital)):
@@ -126,7 +128,7 @@ def _cut(hospital: Hospital, reading: Reading, style: Style, target: Path) -> At
             for stay_id, text in stays:
                 cut = _read(text, reading, style)
                 if cut.text is None:
-                    attrition.drop(cut.reason)
+                    attrition.drop_rows(cut.reason)
                 else:
                     kept.append((stay_id, cut.text))
             if kept:
@@ -135,7 +137,7 @@ def _cut(hospital: Hospital, reading: Reading, style: Style, target: Path) -> At
     return attrition
 
 
-def _stays(hospital: Hospital) -> Iterator[tuple[int, str]]:
+def _stays(hospital: HospitalDatabase) -> Iterator[tuple[int, str]]:
     """Each stay with all its texts, a blank line between."""
     hospital.connection.execute(_PASSES.format(limit=PASS_CHARACTERS))
     ((passes,),) = hospital.connection.execute(
@@ -146,7 +148,7 @@ def _stays(hospital: Hospital) -> Iterator[tuple[int, str]]:
         yield stay_id, "\n\n".join(text for _, text in group)
 
 
-def _pass(hospital: Hospital, number: int) -> Iterator[tuple[int, str]]:
+def _pass(hospital: HospitalDatabase, number: int) -> Iterator[tuple[int, str]]:
     for batch in hospital.connection.sql(_ORDERED.format(number=number)).to_arrow_reader(
         BATCH_NOTES
     ):
@@ -177,7 +179,7 @@ def _table(rows: list[tuple[int, str]]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=TEXT)
 
 
-def _keep(hospital: Hospital, target: Path) -> None:
+def _keep(hospital: HospitalDatabase, target: Path) -> None:
     """Only the stays with a text stay among ``asked``."""
     kept = pq.read_table(target, columns=["stay_id"])
     hospital.connection.register("texted", kept)

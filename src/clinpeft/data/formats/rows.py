@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import NOTE, Attrition
+from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 
 BATCH_NOTES = 1024
 BATCH_CHARACTERS = 16_000_000
@@ -58,15 +58,15 @@ def batches(
     characters = unreadable = 0
     seen = _Seen()
     for row in rows:
-        attrition.entered += 1
+        attrition.entered_rows += 1
         lost = row if isinstance(row, Lost) else _lost(row)
         if lost is not None:
             unreadable += lost.unreadable
-            attrition.drop(lost.reason, location=lost.location if lost.unreadable else "")
+            attrition.drop_rows(lost.reason, location=lost.location if lost.unreadable else "")
         elif isinstance(row, Row):
             kept.append(row)
             characters += len(row.text)
-        if attrition.entered % CHECKED_ROWS == 0:
+        if attrition.entered_rows % CHECKED_ROWS == 0:
             _refuse_damage(attrition, unreadable, max_bad_fraction, source)
         if len(kept) == BATCH_NOTES or characters >= BATCH_CHARACTERS:
             yield _batch(kept, seen)
@@ -106,37 +106,37 @@ def _is_unicode(value: str) -> bool:
 def _refuse_damage(
     attrition: Attrition, unreadable: int, max_bad_fraction: float, source: str
 ) -> None:
-    if unreadable <= max_bad_fraction * attrition.entered:
+    if unreadable <= max_bad_fraction * attrition.entered_rows:
         return
     places = "; ".join(
         f"{reason.removeprefix('unreadable: ')} at {', '.join(found)}"
-        for reason, found in attrition.places.items()
+        for reason, found in attrition.locations.items()
     )
-    foreign = "unreadable: not UTF-8" in attrition.places
+    foreign = "unreadable: not UTF-8" in attrition.locations
     hint = (
         "convert the file first, such as: iconv -f LATIN1 -t UTF-8 old.csv > new.csv"
         if foreign
         else "repair these rows"
     )
     raise SourceError(
-        f"{unreadable:,} of the first {attrition.entered:,} rows cannot be read, more than max_bad_fraction = {max_bad_fraction:g} allows",
+        f"{unreadable:,} of the first {attrition.entered_rows:,} rows cannot be read, more than max_bad_fraction = {max_bad_fraction:g} allows",
         location=f"{source}: {places}",
         hint=f"{hint}, or raise source.max_bad_fraction to go on without them",
     )
 
 
 def _refuse_nothing(attrition: Attrition, source: str) -> None:
-    if attrition.kept:
+    if attrition.kept_rows:
         return
-    if not attrition.entered:
+    if not attrition.entered_rows:
         raise SourceError(
             "there is a header and not one row",
             location=source,
             hint="give a file that has notes in it",
         )
-    reasons = ", ".join(f"{count:,} × {reason}" for reason, count in attrition.dropped.items())
+    reasons = ", ".join(f"{count:,} × {reason}" for reason, count in attrition.dropped_rows.items())
     raise SourceError(
-        f"not one note is left of {attrition.entered:,} rows: {reasons}",
+        f"not one note is left of {attrition.entered_rows:,} rows: {reasons}",
         location=source,
         hint="check source.parts and source.columns",
     )
@@ -150,7 +150,7 @@ def _batch(rows: list[Row], seen: _Seen) -> pa.RecordBatch:
         for row, old in zip(rows, used, strict=True)
     )
     return pa.record_batch(
-        [pa.array(columns[field.name], field.type) for field in NOTE], schema=NOTE
+        [pa.array(columns[field.name], field.type) for field in NOTE_SCHEMA], schema=NOTE_SCHEMA
     )
 
 

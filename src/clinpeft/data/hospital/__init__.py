@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 
 from clinpeft.core.errors import RecipeError, SourceError, StorageError
-from clinpeft.core.schemas import Attrition, Hospital
+from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.hospital import mimic_iii, mimic_iv, omop, own_files, raw_tables, standard_tables
 from clinpeft.data.hospital.raw_tables import Shipped
 from clinpeft.data.hospital.standard_tables import Layout, Part
@@ -44,7 +44,7 @@ WHOLE_BYTES, END_BYTES = 256 * 2**20, 64 * 2**20
 
 def open_tables(
     spec: SourceSpec, folder: Path, memory_gigabytes: float = 2.0, threads: int = 2
-) -> Hospital:
+) -> HospitalDatabase:
     """Read stays, intensive care stays and codes at once, and get ready to read the notes.
 
     Args:
@@ -80,7 +80,7 @@ def open_tables(
     def read_notes(categories: Sequence[str]) -> Attrition:
         return _notes(reader, notes, tuple(categories))
 
-    return Hospital(spec.name, path, connection, tuple(attrition), absent, read_notes)
+    return HospitalDatabase(spec.name, path, connection, tuple(attrition), absent, read_notes)
 
 
 def fingerprint(spec: SourceSpec) -> str:
@@ -97,7 +97,7 @@ def fingerprint(spec: SourceSpec) -> str:
     if spec.name == "synthetic":
         from clinpeft.data import synthetic  # only here: a real hospital needs none of it
 
-        return synthetic.fingerprint(spec)
+        return synthetic.fingerprint_synthetic_source(spec)
     layout, path = _layout(spec), _path(spec)
     tables = [table for part in layout.parts for table in (*part.tables, *part.extra)]
     for table in layout.parts[0].tables:
@@ -134,7 +134,7 @@ def _invented(spec: SourceSpec, folder: Path) -> SourceSpec:
     from clinpeft.data import synthetic  # only here: a real hospital needs none of it
 
     path = folder / f"synthetic-{spec.shape}-{spec.subjects}-{spec.seed}"
-    synthetic.write(path, spec.subjects, spec.seed, spec.shape)
+    synthetic.write_synthetic_hospital(path, spec.subjects, spec.seed, spec.shape)
     return spec.model_copy(update={"name": spec.shape, "path": path})
 
 
@@ -212,9 +212,9 @@ class _Reader:
         source = raw_tables.query(path, table)
         with raw_tables.guarded(path):
             rows = standard_tables.fill_notes(self.connection, part, source, path.name, categories)
-        total = raw_tables.counted(self.connection, path, rows.entered, self.max_bad_fraction)
-        total.dropped.update(rows.dropped)
-        total.places.update(rows.places)
+        total = raw_tables.counted(self.connection, path, rows.entered_rows, self.max_bad_fraction)
+        total.dropped_rows.update(rows.dropped_rows)
+        total.locations.update(rows.locations)
         return total
 
     def _found(self, table: Shipped) -> Path:
@@ -271,7 +271,7 @@ def _notes(reader: _Reader, parts: Sequence[Part], categories: tuple[str, ...]) 
         if part.categories and categories and not set(part.categories) & set(categories):
             continue
         read = reader.notes(part, categories)
-        total.entered += read.entered
-        total.dropped.update(read.dropped)
-        total.places.update(read.places)
+        total.entered_rows += read.entered_rows
+        total.dropped_rows.update(read.dropped_rows)
+        total.locations.update(read.locations)
     return total

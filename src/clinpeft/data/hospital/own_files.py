@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Sequence
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.core.schemas import CODE, ICU_STAY, NOTE, STAY
+from clinpeft.core.schemas import BILLED_CODE_SCHEMA, ICU_STAY_SCHEMA, NOTE_SCHEMA, STAY_SCHEMA
 from clinpeft.data.hospital.raw_tables import Shipped, needed
 from clinpeft.data.hospital.standard_tables import Layout, Part
 from clinpeft.recipe import SourceSpec
@@ -29,7 +29,12 @@ _NEEDED = {
     ),
     "notes": ("what is read", ("subject_id", "stay_id", "available_at", "text")),
 }
-_SCHEMAS = {"stays": STAY, "icu_stays": ICU_STAY, "codes": CODE, "notes": NOTE}
+_SCHEMAS = {
+    "stays": STAY_SCHEMA,
+    "icu_stays": ICU_STAY_SCHEMA,
+    "codes": BILLED_CODE_SCHEMA,
+    "notes": NOTE_SCHEMA,
+}
 
 
 def layout(spec: SourceSpec) -> Layout:

@@ -196,16 +196,16 @@ def counted(
     connection.execute("DROP TABLE rejected; DROP TABLE rejected_scan")
     attrition = Attrition(f"read {path.name}", read_rows + len(rejected))
     for line, kind in rejected:
-        attrition.drop(
+        attrition.drop_rows(
             _REASONS.get(kind, f"unreadable: {kind.lower()}"),
             location=f"{path.name}: row {line - 1}",
         )
-    if len(rejected) > max_bad_fraction * attrition.entered:
+    if len(rejected) > max_bad_fraction * attrition.entered_rows:
         places = "; ".join(
             f"{reason.removeprefix('unreadable: ')} at {', '.join(found)}"
-            for reason, found in attrition.places.items()
+            for reason, found in attrition.locations.items()
         )
-        message = f"{len(rejected):,} of {attrition.entered:,} rows cannot be read, more than max_bad_fraction = {max_bad_fraction:g} allows"
+        message = f"{len(rejected):,} of {attrition.entered_rows:,} rows cannot be read, more than max_bad_fraction = {max_bad_fraction:g} allows"
         raise SourceError(
             message,
             location=f"{path}: {places}",

@@ -161,10 +161,10 @@ def _counted(connection: duckdb.DuckDBPyConnection, table: str, step: str, file:
     attrition = Attrition(step)
     query = f'SELECT lost, count(*), min("row", 5) FROM {table} GROUP BY lost ORDER BY lost'
     for reason, count, rows in connection.execute(query).fetchall():
-        attrition.entered += count
+        attrition.entered_rows += count
         if reason:
-            attrition.drop(reason, count)
-            attrition.places[reason] = [f"{file}: row {row}" for row in rows]
+            attrition.drop_rows(reason, count)
+            attrition.locations[reason] = [f"{file}: row {row}" for row in rows]
     return attrition
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clinpeft.core.schemas import CORPUS, Attrition
+from clinpeft.core.schemas import CORPUS_SCHEMA, Attrition
 from clinpeft.recipe import PrivacySpec
 
 MARK, CATEGORY = "canary/", "canary"
@@ -91,12 +91,12 @@ def with_canaries(corpus: Path, spec: PrivacySpec, seed: int, target: Path) -> A
     """
     planted = list(_notes(canaries(spec, seed)))
     writing = target.with_suffix(".writing")
-    with pq.ParquetWriter(writing, CORPUS, compression="zstd") as writer:
+    with pq.ParquetWriter(writing, CORPUS_SCHEMA, compression="zstd") as writer:
         for batch in pq.ParquetFile(corpus).iter_batches(ROWS_AT_ONCE):
-            writer.write_batch(batch.cast(CORPUS))
+            writer.write_batch(batch.cast(CORPUS_SCHEMA))
         writer.write_table(corpus_of(planted, "train"))
     writing.replace(target)
-    return Attrition("canaries put in", entered=len(planted))
+    return Attrition("canaries put in", entered_rows=len(planted))
 
 
 def corpus_of(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
@@ -110,7 +110,7 @@ def corpus_of(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
         "text": texts,
     }
     return pa.Table.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in CORPUS], schema=CORPUS
+        [pa.array(columns[field.name], field.type) for field in CORPUS_SCHEMA], schema=CORPUS_SCHEMA
     )
 
 

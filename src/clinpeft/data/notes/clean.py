@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clinpeft.core.schemas import CORPUS, Attrition
+from clinpeft.core.schemas import CORPUS_SCHEMA, Attrition
 from clinpeft.recipe import CorpusSpec
 
-CLEANED = pa.schema([field for field in CORPUS if field.name != "split"])
+CLEANED = pa.schema([field for field in CORPUS_SCHEMA if field.name != "split"])
 """A cleaned note before anybody knows whether it is kept: ``tables.CORPUS`` without the split."""
 
 NOT_ASKED_FOR = "category not asked for"
@@ -124,7 +124,7 @@ def cleaned(
     Returns:
         A batch of schema ``CLEANED``, in the order of ``notes``.
     """
-    attrition.entered += notes.num_rows
+    attrition.entered_rows += notes.num_rows
     names = pc.utf8_trim_whitespace(notes["category"])
     _count(categories, names)
     asked = (
@@ -132,12 +132,12 @@ def cleaned(
         if spec.categories
         else notes
     )
-    attrition.drop(NOT_ASKED_FOR, notes.num_rows - asked.num_rows)
+    attrition.drop_rows(NOT_ASKED_FOR, notes.num_rows - asked.num_rows)
     policy = POLICIES[spec.deidentification].clean
     texts = [policy(text) for text in asked["text"].to_pylist()]
     reasons = [_reason(text, spec.min_characters) for text in texts]
     for reason, count in Counter(reason for reason in reasons if reason).items():
-        attrition.drop(reason, count)
+        attrition.drop_rows(reason, count)
     columns = [*(asked[name] for name in CLEANED.names[:-1]), pa.array(texts, pa.large_string())]
     return pa.RecordBatch.from_arrays(columns, schema=CLEANED).filter(
         pa.array([not reason for reason in reasons], pa.bool_())

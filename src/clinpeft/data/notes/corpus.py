@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from clinpeft.core.errors import InputError, RecipeError, SourceError
-from clinpeft.core.schemas import CORPUS, Attrition
+from clinpeft.core.schemas import CORPUS_SCHEMA, Attrition
 from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.notes.canaries import MARK, Canary, canaries, corpus_of, secrets, with_canaries
@@ -85,7 +85,7 @@ def build(
             working_folder.stored(folder),
             contextlib.closing(working_folder.database(partial, _DATABASE_MEGABYTES)) as connection,
         ):
-            kept, repetitions = _without_repetitions(connection, first.kept, corpus, partial)
+            kept, repetitions = _without_repetitions(connection, first.kept_rows, corpus, partial)
             last = _split(kept, split, seed, partial)
             BY[split.by].check(partial / _KEPT, connection)
             (partial / _KEPT).replace(path)
@@ -126,7 +126,7 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _refuse_nothing(attrition: Attrition, categories: Counter[str], corpus: CorpusSpec) -> None:
-    if not attrition.entered:
+    if not attrition.entered_rows:
         raise SourceError(
             "the source gave 0 notes: there is nothing to learn from",
             location="source",
@@ -136,17 +136,17 @@ def _refuse_nothing(attrition: Attrition, categories: Counter[str], corpus: Corp
     if missing:
         near = difflib.get_close_matches(missing[0], +categories, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        message = f"none of the {attrition.entered} notes has the category {missing[0]!r}"
+        message = f"none of the {attrition.entered_rows} notes has the category {missing[0]!r}"
         raise RecipeError(
             message, location="corpus.categories", hint=f"{hint}there are: {_listed(+categories)}"
         )
-    if not attrition.kept:
+    if not attrition.kept_rows:
         reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(attrition.dropped.items())
+            f"{count} {reason}" for reason, count in sorted(attrition.dropped_rows.items())
         )
         hint = "lower corpus.min_characters, or look at what the source reads as text"
         raise InputError(
-            f"0 of {attrition.entered} notes are left after cleaning: {reasons}",
+            f"0 of {attrition.entered_rows} notes are left after cleaning: {reasons}",
             location="corpus",
             hint=hint,
         )
@@ -164,9 +164,9 @@ def _without_repetitions(
     """One truth value a cleaned note, whether it is kept, and one attrition a step."""
     dropped, attritions = np.zeros(notes, np.bool_), []
     for step in deduplicate.STEPS[corpus.deduplicate]:
-        attrition = Attrition(step.name, entered=int((~dropped).sum()))
+        attrition = Attrition(step.name, entered_rows=int((~dropped).sum()))
         found = step.find(connection, partial, dropped, corpus.near_threshold)
-        attrition.drop(step.reason, int(found.sum()))
+        attrition.drop_rows(step.reason, int(found.sum()))
         dropped |= found
         attritions.append(attrition)
     return ~dropped, attritions
@@ -175,7 +175,7 @@ def _without_repetitions(
 def _split(kept: deduplicate.Bool, split: SplitSpec, seed: int, partial: Path) -> Attrition:
     """The second pass: the kept notes with their split, in reading order, as ``kept.parquet``."""
     counts, at = Counter[str](), 0
-    with working_folder.writing(partial / _KEPT, CORPUS) as write:
+    with working_folder.writing(partial / _KEPT, CORPUS_SCHEMA) as write:
         for batch in working_folder.batches(partial / _CLEANED, _NOTES):
             notes = batch.filter(pa.array(kept[at : at + batch.num_rows]))
             at += batch.num_rows
@@ -183,7 +183,9 @@ def _split(kept: deduplicate.Bool, split: SplitSpec, seed: int, partial: Path) -
             counts.update(splits.to_pylist())
             columns = {name: notes[name] for name in CLEANED.names} | {"split": splits}
             write(
-                pa.RecordBatch.from_arrays([columns[name] for name in CORPUS.names], schema=CORPUS)
+                pa.RecordBatch.from_arrays(
+                    [columns[name] for name in CORPUS_SCHEMA.names], schema=CORPUS_SCHEMA
+                )
             )
     refuse_empty(counts, split)
-    return Attrition("split", entered=counts.total())
+    return Attrition("split", entered_rows=counts.total())

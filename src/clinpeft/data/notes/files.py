@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import NOTE
+from clinpeft.core.schemas import NOTE_SCHEMA
 from clinpeft.data.formats import delimited
 from clinpeft.data.formats.delimited import Cells
 from clinpeft.data.formats.rows import Lost, Row
@@ -99,9 +99,9 @@ def column_names(path: Path) -> list[str]:
 
 
 def _checked(columns: Mapping[str, str]) -> dict[str, str]:
-    unknown = sorted(set(columns) - set(NOTE.names))
+    unknown = sorted(set(columns) - set(NOTE_SCHEMA.names))
     if unknown:
-        hint = f"the columns of a note are: {', '.join(NOTE.names)}"
+        hint = f"the columns of a note are: {', '.join(NOTE_SCHEMA.names)}"
         raise RecipeError(
             f"source.columns maps {unknown[0]!r}, which notes do not have",
             location="[source.columns]",

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clinpeft.core.errors import RecipeError, SourceError
-from clinpeft.core.schemas import NOTE, Attrition
+from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 from clinpeft.data import synthetic
 from clinpeft.data.formats.rows import Lost, Row, batches
 from clinpeft.data.notes import files, mimic
@@ -62,7 +62,7 @@ def read(spec: SourceSpec, attrition: Attrition, cache: Path) -> pa.RecordBatchR
     rows = _source(spec).rows(spec, cache)
     location = str(spec.path) if spec.path else spec.name
     return pa.RecordBatchReader.from_batches(
-        NOTE, batches(rows, attrition, spec.max_bad_fraction, location)
+        NOTE_SCHEMA, batches(rows, attrition, spec.max_bad_fraction, location)
     )
 
 
@@ -114,5 +114,5 @@ SOURCES: dict[str, Source] = {
     "files": Source(files.rows, _over(files.files)),
     "mimic-iii": Source(mimic.rows_iii, _over(mimic.files_iii)),
     "mimic-iv": Source(mimic.rows_iv, _over(mimic.files_iv)),
-    "synthetic": Source(synthetic.rows, synthetic.fingerprint),
+    "synthetic": Source(synthetic.read_synthetic_notes, synthetic.fingerprint_synthetic_source),
 }

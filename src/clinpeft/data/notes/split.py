@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import SPLITS
+from clinpeft.core.schemas import SPLIT_NAMES
 from clinpeft.recipe import SplitSpec
 
 UInt64 = NDArray[np.uint64]
@@ -39,12 +39,12 @@ def split_of(subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: i
     salted = np.uint64((seed ^ _SALT) & 0xFFFF_FFFF_FFFF_FFFF)
     draws = _mixed(keys ^ _mixed(np.array([salted])))
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53  # in [0, 1)
-    fractions = np.array([getattr(spec, name) for name in SPLITS])
+    fractions = np.array([getattr(spec, name) for name in SPLIT_NAMES])
     last = int(
         np.flatnonzero(fractions).max()
     )  # a sum that is a hair below 1 must not fill a split of fraction 0
     chosen = np.minimum(np.searchsorted(np.cumsum(fractions), uniform, side="right"), last)
-    return pa.array(SPLITS, pa.string()).take(pa.array(chosen))
+    return pa.array(SPLIT_NAMES, pa.string()).take(pa.array(chosen))
 
 
 def refuse_empty(counts: Mapping[str, int], spec: SplitSpec) -> None:
@@ -53,7 +53,7 @@ def refuse_empty(counts: Mapping[str, int], spec: SplitSpec) -> None:
     Raises:
         InputError: naming the split; nothing could be trained on or measured there.
     """
-    for name in SPLITS:
+    for name in SPLIT_NAMES:
         fraction = getattr(spec, name)
         if fraction and not counts.get(name):
             message = f"split.{name} = {fraction:g} got none of the {sum(counts.values())} notes (split by {spec.by})"

@@ -17,7 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from clinpeft.core.errors import SourceError, StorageError
-from clinpeft.core.schemas import CANDIDATE, JUDGEMENT, QUERY, Attrition, RetrievalSet, table
+from clinpeft.core.schemas import (
+    CANDIDATE_PASSAGE_SCHEMA,
+    QUERY_SCHEMA,
+    RELEVANCE_JUDGMENT_SCHEMA,
+    Attrition,
+    RetrievalSet,
+    build_arrow_table,
+)
 from clinpeft.data.formats import delimited, json_lines
 from clinpeft.data.formats.rows import Lost
 
@@ -44,7 +51,7 @@ def read(folder: Path, split: str = "test") -> RetrievalSet:
     )
     grades = _grades(folder / "qrels" / f"{split}.tsv", asked, corpus, judged)
     kept = {query for query, _ in grades}
-    queries.drop(f"not judged in {split}", len(asked) - len(kept))
+    queries.drop_rows(f"not judged in {split}", len(asked) - len(kept))
     if not kept:
         raise SourceError(
             "no judgement of a query and a passage that are there",
@@ -52,8 +59,13 @@ def read(folder: Path, split: str = "test") -> RetrievalSet:
             hint="check that the ids are the same",
         )
     return RetrievalSet(
-        table(QUERY, _columns(QUERY, [row for name, row in asked.items() if name in kept])),
-        table(CANDIDATE, _columns(CANDIDATE, list(corpus.values()))),
+        build_arrow_table(
+            QUERY_SCHEMA,
+            _columns(QUERY_SCHEMA, [row for name, row in asked.items() if name in kept]),
+        ),
+        build_arrow_table(
+            CANDIDATE_PASSAGE_SCHEMA, _columns(CANDIDATE_PASSAGE_SCHEMA, list(corpus.values()))
+        ),
         judgements(grades),
         (passages, queries, judged),
     )
@@ -75,7 +87,7 @@ def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
     )
     judged = "".join(
         f"{row['query_id']}\t{row['passage_id']}\t{row['grade']}\n"
-        for row in found.judgements.to_pylist()
+        for row in found.relevance_judgments.to_pylist()
     )
     try:
         (folder / "qrels").mkdir(parents=True, exist_ok=True)
@@ -107,7 +119,10 @@ def judgements(grades: dict[tuple[str, str], int]) -> pa.Table:
             *((query, passage, grade) for (query, passage), grade in grades.items()), strict=True
         )
     ]
-    return table(JUDGEMENT, dict(zip(JUDGEMENT.names, columns or [[], [], []], strict=True)))
+    return build_arrow_table(
+        RELEVANCE_JUDGMENT_SCHEMA,
+        dict(zip(RELEVANCE_JUDGMENT_SCHEMA.names, columns or [[], [], []], strict=True)),
+    )
 
 
 def _corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
@@ -115,11 +130,11 @@ def _corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     for location, row in json_lines.objects(path):
         name = _name(row, found, path, location)
         title, body = str(row.get("title") or "").strip(), json_lines.text(row, "text", location)
-        attrition.entered += 1
+        attrition.entered_rows += 1
         if title or body:
             found[name] = {"passage_id": name, "title": title or None, "text": body}
         else:
-            attrition.drop("no text", location=location)
+            attrition.drop_rows("no text", location=location)
     return found
 
 
@@ -127,7 +142,7 @@ def _queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for location, row in json_lines.objects(path):
         name = _name(row, found, path, location)
-        attrition.entered += 1
+        attrition.entered_rows += 1
         metadata = row.get("metadata")
         cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
         body = json_lines.text(row, "text", location)
@@ -138,7 +153,7 @@ def _queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
                 "text": body,
             }
         else:
-            attrition.drop("no text", location=location)
+            attrition.drop_rows("no text", location=location)
     return found
 
 
@@ -158,9 +173,9 @@ def _grades(
 ) -> dict[tuple[str, str], int]:
     grades: dict[tuple[str, str], int] = {}
     for location, query, passage, grade in _judged(path):
-        attrition.entered += 1
+        attrition.entered_rows += 1
         if query not in queries or passage not in passages:
-            attrition.drop(
+            attrition.drop_rows(
                 "a query that is not there"
                 if query not in queries
                 else "a passage that is not there",
@@ -171,8 +186,8 @@ def _grades(
             raise SourceError(
                 message, location=f"{path.parent}: {location}", hint="keep one of them"
             )
-        elif len(grades) + sum(attrition.dropped.values()) < attrition.entered:
-            attrition.drop("judged before", location=location)
+        elif len(grades) + sum(attrition.dropped_rows.values()) < attrition.entered_rows:
+            attrition.drop_rows("judged before", location=location)
     return grades
 
 

@@ -11,7 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import CANDIDATE, QUERY, Attrition, RetrievalSet, table
+from clinpeft.core.schemas import (
+    CANDIDATE_PASSAGE_SCHEMA,
+    QUERY_SCHEMA,
+    Attrition,
+    RetrievalSet,
+    build_arrow_table,
+)
 from clinpeft.data.formats import delimited, json_lines
 from clinpeft.data.formats.rows import Lost
 from clinpeft.data.retrieval import beir
@@ -45,9 +51,9 @@ def own_answers(collection: Path, asked: Path | None = None) -> RetrievalSet:
     given: dict[str, dict[str, None]] = {}  # question -> passage ids, in order
     used: set[str] = set()
     for location, row in _rows(collection):
-        answers.entered += 1
+        answers.entered_rows += 1
         if row["answer"] in passages:
-            answers.drop("the text of another answer")
+            answers.drop_rows("the text of another answer")
         else:
             passages[row["answer"]] = {
                 "passage_id": _unused(row, used, location),
@@ -64,10 +70,16 @@ def own_answers(collection: Path, asked: Path | None = None) -> RetrievalSet:
         for passage in given[key]
     }
     return RetrievalSet(
-        table(QUERY, {name: [query[name] for query in queries.values()] for name in QUERY.names}),
-        table(
-            CANDIDATE,
-            {name: [passage[name] for passage in passages.values()] for name in CANDIDATE.names},
+        build_arrow_table(
+            QUERY_SCHEMA,
+            {name: [query[name] for query in queries.values()] for name in QUERY_SCHEMA.names},
+        ),
+        build_arrow_table(
+            CANDIDATE_PASSAGE_SCHEMA,
+            {
+                name: [passage[name] for passage in passages.values()]
+                for name in CANDIDATE_PASSAGE_SCHEMA.names
+            },
         ),
         beir.judgements(grades),
         (answers, questions),
@@ -91,13 +103,13 @@ def graded(folder: Path, questions: Path) -> RetrievalSet:
     answers, judged = Attrition("answers"), Attrition("judgements")
     passages: dict[str, dict[str, object]] = {}
     for location, row in json_lines.objects(folder / ANSWERS):
-        answers.entered += 1
+        answers.entered_rows += 1
         name, whole = (
             json_lines.text(row, "AnswerID", location),
             json_lines.text(row, "Answer", location),
         )
         if name in passages:
-            answers.drop("the id of another answer")
+            answers.drop_rows("the id of another answer")
             continue
         parts = _PARTS.match(whole)
         title, body = (
@@ -112,9 +124,15 @@ def graded(folder: Path, questions: Path) -> RetrievalSet:
         "cluster": [None] * len(found),
         "text": list(found.values()),
     }
-    kept = {name: [passage[name] for passage in passages.values()] for name in CANDIDATE.names}
+    kept = {
+        name: [passage[name] for passage in passages.values()]
+        for name in CANDIDATE_PASSAGE_SCHEMA.names
+    }
     return RetrievalSet(
-        table(QUERY, columns), table(CANDIDATE, kept), beir.judgements(grades), (answers, judged)
+        build_arrow_table(QUERY_SCHEMA, columns),
+        build_arrow_table(CANDIDATE_PASSAGE_SCHEMA, kept),
+        beir.judgements(grades),
+        (answers, judged),
     )
 
 
@@ -135,12 +153,12 @@ def _asked(
     queries: dict[str, dict[str, object]] = {}
     used: set[str] = set()
     for location, row in _rows(path):
-        attrition.entered += 1
+        attrition.entered_rows += 1
         key = _levelled(row["question"])
         if key in queries:
-            attrition.drop("the text of another question")
+            attrition.drop_rows("the text of another question")
         elif key not in given:
-            attrition.drop("a question that is not in the collection", location=location)
+            attrition.drop_rows("a question that is not in the collection", location=location)
         else:
             queries[key] = {
                 "query_id": _unused(row, used, location),
@@ -186,10 +204,10 @@ def _graded(
             raise SourceError(
                 "this row holds no judgement", location=f"{path.parent}: {row.location}", hint=hint
             )
-        attrition.entered += 1
+        attrition.entered_rows += 1
         pair = row.values[at["question_id"]].strip(), row.values[at["answer_id"]].strip()
         if pair[0] not in queries or pair[1] not in passages:
-            attrition.drop(
+            attrition.drop_rows(
                 "a question without a text"
                 if pair[0] not in queries
                 else "an answer without a text",
@@ -197,7 +215,7 @@ def _graded(
             )
             continue
         if pair in grades:
-            attrition.drop("graded twice: the higher grade is kept", location=row.location)
+            attrition.drop_rows("graded twice: the higher grade is kept", location=row.location)
         grades[pair] = max(grade, grades.get(pair, 0))
     return grades
 

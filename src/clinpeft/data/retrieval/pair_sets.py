@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import PAIR, table
+from clinpeft.core.schemas import PAIR_SCHEMA, build_arrow_table
 from clinpeft.data.formats import json_lines
 
 KEYS = (("anchor", "positive"), ("sentence1", "sentence2"), ("text_a", "text_b"))
@@ -50,4 +50,4 @@ def read(path: Path, kind: str) -> pa.Table:
         "positive": [second for _, second in pairs],
         "split": ["held_out"] * len(pairs),
     }
-    return table(PAIR, columns)
+    return build_arrow_table(PAIR_SCHEMA, columns)

@@ -29,23 +29,32 @@ from clinpeft.core.errors import SourceError, StorageError
 from clinpeft.data.formats.rows import Lost, Row
 from clinpeft.data.notes import mimic
 from clinpeft.data.synthetic import best_auroc, hospital, mimic_iii, mimic_iv, notes
-from clinpeft.data.synthetic.best_auroc import ceiling
-from clinpeft.data.synthetic.files import making
-from clinpeft.data.synthetic.rates import RATES, REAL_SIZE, Rates
-from clinpeft.data.synthetic.writers import Job, Person
+from clinpeft.data.synthetic.best_auroc import compute_best_auroc
+from clinpeft.data.synthetic.files import create_temporary_folder
+from clinpeft.data.synthetic.rates import DEFAULT_SYNTHETIC_RATES, MIMIC_SIZE_RATES, SyntheticRates
+from clinpeft.data.synthetic.writers import PatientRecord, WriterContext
 from clinpeft.recipe import SourceSpec
 
-__all__ = ["RATES", "REAL_SIZE", "Rates", "ceiling", "fingerprint", "planted", "rows", "write"]
+__all__ = [
+    "DEFAULT_SYNTHETIC_RATES",
+    "MIMIC_SIZE_RATES",
+    "SyntheticRates",
+    "compute_best_auroc",
+    "fingerprint_synthetic_source",
+    "read_defect_counts",
+    "read_synthetic_notes",
+    "write_synthetic_hospital",
+]
 
-MARKER = "invented.json"
+SYNTHETIC_MARKER_FILE = "invented.json"
 
 
-def write(
+def write_synthetic_hospital(
     folder: Path,
     subjects: int,
     seed: int,
     shape: Literal["mimic-iii", "mimic-iv"],
-    rates: Rates = RATES,
+    rates: SyntheticRates = DEFAULT_SYNTHETIC_RATES,
 ) -> None:
     """Write the data set of ``subjects`` invented people: its tables and notes, ``invented.json``, ``truth.csv`` and ``truth.json``.
 
@@ -63,8 +72,8 @@ def write(
         SourceError: the folder holds something else.
         StorageError: it cannot be written.
     """
-    made_of = _made_of(subjects, seed, shape, rates)
-    if _holds(folder, made_of):
+    made_of = _describe_generation(subjects, seed, shape, rates)
+    if _is_up_to_date(folder, made_of):
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SourceError(
@@ -73,19 +82,21 @@ def write(
             hint="name a folder that is empty or not there yet",
         )
     try:
-        with making(folder) as temporary:
+        with create_temporary_folder(folder) as temporary:
             made = temporary / "made"
             made.mkdir()
-            job = Job(made, seed, rates, Counter())
-            _write(job, subjects, shape)
-            (made / MARKER).write_text(
-                json.dumps({**made_of, "planted": dict(sorted(job.planted.items()))}, indent=1)
+            job = WriterContext(made, seed, rates, Counter())
+            _write_data_set(job, subjects, shape)
+            (made / SYNTHETIC_MARKER_FILE).write_text(
+                json.dumps(
+                    {**made_of, "planted": dict(sorted(job.defect_counts.items()))}, indent=1
+                )
                 + "\n",
                 encoding="utf-8",
             )
             made.replace(folder)
     except OSError as error:
-        if not _holds(folder, made_of):  # else another process was faster
+        if not _is_up_to_date(folder, made_of):  # else another process was faster
             raise StorageError(
                 f"this folder cannot be written: {error.strerror}",
                 location=str(folder),
@@ -93,63 +104,78 @@ def write(
             ) from error
 
 
-def planted(folder: Path) -> dict[str, int]:
+def read_defect_counts(folder: Path) -> dict[str, int]:
     """How often each trap is in this hospital, and how much there is of everything, by name.
 
     Raises:
         OSError: ``folder`` holds no invented hospital.
     """
-    counts: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["planted"]
+    counts: dict[str, int] = json.loads(
+        (folder / SYNTHETIC_MARKER_FILE).read_text(encoding="utf-8")
+    )["planted"]
     return counts
 
 
-def rows(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
+def read_synthetic_notes(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
     """The notes of the invented hospital, written once to ``spec.path`` (or into the cache) and read as ``spec.shape`` is read."""
-    made_of = _made_of(spec.subjects, spec.seed, spec.shape, RATES)
+    made_of = _describe_generation(spec.subjects, spec.seed, spec.shape, DEFAULT_SYNTHETIC_RATES)
     folder = (
         spec.path
         or cache / f"synthetic-{spec.shape}-{spec.subjects}-{spec.seed}-{made_of['generator'][:12]}"
     )
-    write(folder, spec.subjects, spec.seed, spec.shape)
-    return READERS[spec.shape](spec.model_copy(update={"path": folder}), cache)
+    write_synthetic_hospital(folder, spec.subjects, spec.seed, spec.shape)
+    return SYNTHETIC_NOTE_READERS[spec.shape](spec.model_copy(update={"path": folder}), cache)
 
 
-def fingerprint(spec: SourceSpec) -> str:
+def fingerprint_synthetic_source(spec: SourceSpec) -> str:
     """SHA-256 in hexadecimal over what the hospital is made of: its parameters, and the files that generate it."""
     return hashlib.sha256(
-        json.dumps(_made_of(spec.subjects, spec.seed, spec.shape, RATES), sort_keys=True).encode()
+        json.dumps(
+            _describe_generation(spec.subjects, spec.seed, spec.shape, DEFAULT_SYNTHETIC_RATES),
+            sort_keys=True,
+        ).encode()
     ).hexdigest()
 
 
-def _write(job: Job, subjects: int, shape: str) -> None:
+def _write_data_set(context: WriterContext, subjects: int, shape: str) -> None:
     """The tables, and beside them the truth, as people come."""
-    with (job.folder / best_auroc.TABLE).open("w", encoding="utf-8", newline="") as file:
+    with (context.folder / best_auroc.TRUTH_TABLE_FILE).open(
+        "w", encoding="utf-8", newline=""
+    ) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(best_auroc.HEADER)
-        WRITERS[shape](job, _people(job, subjects, shape, table))
-    best_auroc.write_summary(job.folder)
+        table.writerow(best_auroc.TRUTH_HEADER)
+        SYNTHETIC_WRITERS[shape](context, _generate_people(context, subjects, shape, table))
+    best_auroc.write_truth_summary(context.folder)
 
 
-def _people(job: Job, subjects: int, shape: str, table: Any) -> Iterator[Person]:
+def _generate_people(
+    context: WriterContext, subjects: int, shape: str, truth_writer: Any
+) -> Iterator[PatientRecord]:
     for index in range(subjects):
-        stays = hospital.stays_of(index, job.seed, HAS_NEWBORNS[shape], job.rates)
+        stays = hospital.generate_patient_stays(
+            index, context.seed, SHAPE_HAS_NEWBORNS[shape], context.rates
+        )
         for stay in stays:
-            table.writerows(best_auroc.rows(stay, job.rates))
-        yield Person(stays, list(notes.documents(stays, job.seed, shape, job.rates)))
+            truth_writer.writerows(best_auroc.format_truth_rows(stay, context.rates))
+        yield PatientRecord(
+            stays, list(notes.generate_patient_notes(stays, context.seed, shape, context.rates))
+        )
 
 
-def _made_of(subjects: int, seed: int, shape: str, rates: Rates) -> dict[str, Any]:
+def _describe_generation(
+    subjects: int, seed: int, shape: str, rates: SyntheticRates
+) -> dict[str, Any]:
     return {
         "shape": shape,
         "subjects": subjects,
         "seed": seed,
         "rates": asdict(rates),
-        "generator": _generator(),
+        "generator": _hash_generator_files(),
     }
 
 
 @functools.cache
-def _generator() -> str:
+def _hash_generator_files() -> str:
     """SHA-256 over the generator's own files: a changed phrase is another hospital, without anybody having to count versions."""
     files = [
         file
@@ -162,18 +188,21 @@ def _generator() -> str:
     return digest.hexdigest()
 
 
-def _holds(folder: Path, made_of: dict[str, Any]) -> bool:
+def _is_up_to_date(folder: Path, generation: dict[str, Any]) -> bool:
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return {key: value for key, value in found.items() if key != "planted"} == made_of
+        found = json.loads((folder / SYNTHETIC_MARKER_FILE).read_text(encoding="utf-8"))
+        return {key: value for key, value in found.items() if key != "planted"} == generation
     except (OSError, ValueError, AttributeError):
         return False
 
 
-Writer = Callable[[Job, Iterable[Person]], None]
-WRITERS: dict[str, Writer] = {"mimic-iv": mimic_iv.write, "mimic-iii": mimic_iii.write}
-HAS_NEWBORNS = {"mimic-iv": False, "mimic-iii": True}
-READERS: dict[str, Callable[[SourceSpec, Path], Iterator[Row | Lost]]] = {
+SyntheticWriter = Callable[[WriterContext, Iterable[PatientRecord]], None]
+SYNTHETIC_WRITERS: dict[str, SyntheticWriter] = {
+    "mimic-iv": mimic_iv.write_mimic_iv,
+    "mimic-iii": mimic_iii.write_mimic_iii,
+}
+SHAPE_HAS_NEWBORNS = {"mimic-iv": False, "mimic-iii": True}
+SYNTHETIC_NOTE_READERS: dict[str, Callable[[SourceSpec, Path], Iterator[Row | Lost]]] = {
     "mimic-iv": mimic.rows_iv,
     "mimic-iii": mimic.rows_iii,
 }

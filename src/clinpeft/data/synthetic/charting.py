@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from clinpeft.data.synthetic.hospital import Dice, Stay
-from clinpeft.data.synthetic.rates import Rates
+from clinpeft.data.synthetic.hospital import RandomStream, Stay
+from clinpeft.data.synthetic.rates import SyntheticRates
 
 
-class Row(NamedTuple):
+class ChartedValue(NamedTuple):
     """One charted value; ``number`` and ``unit`` are empty for words."""
 
     item: int
@@ -24,71 +24,71 @@ class Row(NamedTuple):
     unit: str = ""
 
 
-class Moment(NamedTuple):
+class ChartedMinute(NamedTuple):
     """All that is charted in one minute."""
 
-    at: datetime
-    rows: list[Row]
+    charted_at: datetime
+    values: list[ChartedValue]
 
 
-class Procedure(NamedTuple):
+class ProcedureEvent(NamedTuple):
     """An entry of the procedures with start and end."""
 
     item: int
-    began: datetime
-    ended: datetime
+    began_at: datetime
+    ended_at: datetime
     category: str
 
 
 @dataclass(frozen=True)
-class Course:
+class VentilationCourse:
     """How a stay in intensive care went: spells on the ventilator, when the tube became a tracheostomy, when silence fell, which extubations."""
 
-    spells: tuple[tuple[datetime, datetime], ...] = ()
-    tracheostomy: datetime | None = None
-    silence: tuple[datetime, datetime] | None = None
+    ventilation_spells: tuple[tuple[datetime, datetime], ...] = ()
+    tracheostomy_at: datetime | None = None
+    uncharted_interval: tuple[datetime, datetime] | None = None
     extubations: tuple[tuple[datetime, bool], ...] = ()
-    mask: bool = False
+    has_mask: bool = False
 
 
 @dataclass(frozen=True)
-class Charting:
+class ChartingSystem:
     """The words of one charting system: items, and how each state is written. ``devices`` are (tube, tracheostomy, mask after it, non-invasive)."""
 
     vitals: tuple[tuple[int, str], ...]
-    device: int
+    device_item: int
     devices: tuple[str, str, str, str]
-    oxygen: tuple[str, ...]
-    mode: int
+    oxygen_devices: tuple[str, ...]
+    mode_item: int
     modes: tuple[str, str]
-    kind: tuple[int, str] | None
+    ventilator_type: tuple[int, str] | None
     settings: tuple[tuple[int, float, float, str], ...]
     extubation: tuple[int, str, str] | None
 
 
-CAREVUE = Charting(
+CAREVUE_SYSTEM = ChartingSystem(
     vitals=((211, "BPM"), (618, "BPM"), (646, "%")),
-    device=467,
+    device_item=467,
     devices=("Ventilator", "Ventilator", "Trach Mask", "Bipap Mask"),
-    oxygen=("Nasal Cannula", "Face Tent", "None"),
-    mode=720,
+    oxygen_devices=("Nasal Cannula", "Face Tent", "None"),
+    mode_item=720,
     modes=("Assist Control", "Pressure Support"),
-    kind=None,
+    ventilator_type=None,
     settings=((506, 5, 14, "cmH2O"), (682, 320, 580, "ml"), (543, 14, 32, "cmH2O")),
     extubation=(640, "Extubated", "Self Extubation"),
 )
-METAVISION = Charting(
+METAVISION_SYSTEM = ChartingSystem(
     vitals=((220045, "bpm"), (220210, "insp/min"), (220277, "%")),
-    device=226732,
+    device_item=226732,
     devices=("Endotracheal tube", "Tracheostomy tube", "Trach mask ", "Bipap mask "),
-    oxygen=("Nasal cannula", "Venti mask ", "Face tent", "None"),
-    mode=223849,
+    oxygen_devices=("Nasal cannula", "Venti mask ", "Face tent", "None"),
+    mode_item=223849,
     modes=("CMV/ASSIST/AutoFlow", "CPAP/PSV"),
-    kind=(223848, "Drager"),
+    ventilator_type=(223848, "Drager"),
     settings=((220339, 5, 14, "cmH2O"), (224685, 320, 580, "mL"), (224687, 5, 14, "L/min")),
     extubation=None,
 )
-LABELS = {
+CHART_ITEM_LABELS = {
     211: "Heart Rate",
     618: "Respiratory Rate",
     646: "SpO2",
@@ -113,128 +113,206 @@ LABELS = {
     227194: "Extubation",
     225468: "Unplanned Extubation (patient-initiated)",
 }
-FIRST_METAVISION = 220000
-INVASIVE, NON_INVASIVE, TRACHEOSTOMY, EXTUBATION, SELF_EXTUBATION = (
+FIRST_METAVISION_ITEM = 220000
+(
+    INVASIVE_VENTILATION_ITEM,
+    NON_INVASIVE_VENTILATION_ITEM,
+    TRACHEOSTOMY_ITEM,
+    EXTUBATION_ITEM,
+    SELF_EXTUBATION_ITEM,
+) = (
     225792,
     225794,
     225448,
     227194,
     225468,
 )
-PROCEDURES = frozenset({INVASIVE, NON_INVASIVE, TRACHEOSTOMY, EXTUBATION, SELF_EXTUBATION})
-_NUMBERS = tuple(map(str, range(1000)))
+PROCEDURE_ITEMS = frozenset(
+    {
+        INVASIVE_VENTILATION_ITEM,
+        NON_INVASIVE_VENTILATION_ITEM,
+        TRACHEOSTOMY_ITEM,
+        EXTUBATION_ITEM,
+        SELF_EXTUBATION_ITEM,
+    }
+)
+_NUMBER_TEXTS = tuple(map(str, range(1000)))
 
 
-def course_of(stay: Stay, rates: Rates, dice: Dice) -> Course:
+def draw_ventilation_course(
+    stay: Stay, rates: SyntheticRates, rng: RandomStream
+) -> VentilationCourse:
     """How intensive care went; ventilation begins and ends when the stay says so."""
-    care = stay.intensive
+    care = stay.intensive_care
     if care is None:
-        return Course()
+        return VentilationCourse()
     first, last = care.ventilated_from, care.ventilated_until
     if first is None or last is None:
-        return Course(mask=dice.chance(0.1))
+        return VentilationCourse(has_mask=rng.draw_bool(0.1))
     hours = (last - first).total_seconds() / 3600
-    silence = _silence(first, hours, dice) if hours >= 48 and dice.chance(rates.silences) else None
-    if stay.breathing == "prolonged" and dice.chance(rates.tracheostomies):
-        return Course(((first, last),), first + timedelta(hours=dice.whole(100, 160)), silence)
-    if hours >= 30 and dice.chance(rates.reintubations):
+    silence = (
+        _draw_uncharted_interval(first, hours, rng)
+        if hours >= 48 and rng.draw_bool(rates.uncharted_intervals)
+        else None
+    )
+    if stay.ventilation_category == "prolonged" and rng.draw_bool(rates.tracheostomies):
+        return VentilationCourse(
+            ((first, last),), first + timedelta(hours=rng.draw_int(100, 160)), silence
+        )
+    if hours >= 30 and rng.draw_bool(rates.reintubations):
         out = first + timedelta(hours=round(hours * 0.6))
-        back = out + timedelta(minutes=dice.whole(150, 600))
-        return Course(
+        back = out + timedelta(minutes=rng.draw_int(150, 600))
+        return VentilationCourse(
             ((first, out), (back, last)),
             None,
             silence,
-            ((out, dice.chance(rates.self_extubations)), *_extubated(stay, last, rates, dice)),
+            (
+                (out, rng.draw_bool(rates.self_extubations)),
+                *_draw_extubations(stay, last, rates, rng),
+            ),
         )
-    return Course(((first, last),), None, silence, tuple(_extubated(stay, last, rates, dice)))
+    return VentilationCourse(
+        ((first, last),), None, silence, tuple(_draw_extubations(stay, last, rates, rng))
+    )
 
 
-def _silence(first: datetime, hours: float, dice: Dice) -> tuple[datetime, datetime]:
-    begins = first + timedelta(hours=dice.between(8.0, hours * 0.4))
-    return begins, begins + timedelta(hours=dice.whole(9, 20))
+def _draw_uncharted_interval(
+    first: datetime, hours: float, rng: RandomStream
+) -> tuple[datetime, datetime]:
+    begins = first + timedelta(hours=rng.draw_float(8.0, hours * 0.4))
+    return begins, begins + timedelta(hours=rng.draw_int(9, 20))
 
 
-def _extubated(
-    stay: Stay, last: datetime, rates: Rates, dice: Dice
+def _draw_extubations(
+    stay: Stay, last: datetime, rates: SyntheticRates, rng: RandomStream
 ) -> Iterator[tuple[datetime, bool]]:
-    if not stay.died:
-        yield last, dice.chance(rates.self_extubations)
+    if not stay.died_in_hospital:
+        yield last, rng.draw_bool(rates.self_extubations)
 
 
-def moments(
-    stay: Stay, course: Course, words: Charting, rates: Rates, dice: Dice
-) -> Iterator[Moment]:
+def generate_charted_minutes(
+    stay: Stay,
+    ventilation_course: VentilationCourse,
+    charting_system: ChartingSystem,
+    rates: SyntheticRates,
+    rng: RandomStream,
+) -> Iterator[ChartedMinute]:
     """Everything charted in a stay, in order of time."""
-    care = stay.intensive
+    care = stay.intensive_care
     if care is None:
         return
-    edges = {moment for spell in course.spells for moment in spell}
-    steps = int((care.ended - care.began).total_seconds() // 60 // rates.charted_minutes)
+    edges = {moment for spell in ventilation_course.ventilation_spells for moment in spell}
+    steps = int(
+        (care.ended_at - care.began_at).total_seconds() // 60 // rates.charting_interval_minutes
+    )
     regular = {
-        care.began + timedelta(minutes=rates.charted_minutes * step) for step in range(steps + 1)
+        care.began_at + timedelta(minutes=rates.charting_interval_minutes * step)
+        for step in range(steps + 1)
     }
-    device = dice.pick(words.oxygen)
+    device = rng.choose(charting_system.oxygen_devices)
     for at in sorted(edges | regular):
-        if course.silence and course.silence[0] < at < course.silence[1] and at not in edges:
+        if (
+            ventilation_course.uncharted_interval
+            and ventilation_course.uncharted_interval[0]
+            < at
+            < ventilation_course.uncharted_interval[1]
+            and at not in edges
+        ):
             continue
-        yield Moment(at, [*_vitals(words, dice), *_breathing(at, course, words, device, dice)])
-    if words.extubation:
-        item, planned, by_patient = words.extubation
-        for at, self_extubated in course.extubations:
-            yield Moment(
-                at + timedelta(minutes=1), [Row(item, by_patient if self_extubated else planned)]
+        yield ChartedMinute(
+            at,
+            [
+                *_chart_vitals(charting_system, rng),
+                *_chart_breathing(at, ventilation_course, charting_system, device, rng),
+            ],
+        )
+    if charting_system.extubation:
+        item, planned, by_patient = charting_system.extubation
+        for at, self_extubated in ventilation_course.extubations:
+            yield ChartedMinute(
+                at + timedelta(minutes=1),
+                [ChartedValue(item, by_patient if self_extubated else planned)],
             )
 
 
-def _vitals(words: Charting, dice: Dice) -> list[Row]:
+def _chart_vitals(charting_system: ChartingSystem, rng: RandomStream) -> list[ChartedValue]:
     heart, breaths, oxygen = (
-        _NUMBERS[dice.whole(low, high)] for low, high in ((55, 130), (10, 34), (88, 100))
+        _NUMBER_TEXTS[rng.draw_int(low, high)] for low, high in ((55, 130), (10, 34), (88, 100))
     )
     return [
-        Row(item, value, value, unit)
-        for (item, unit), value in zip(words.vitals, (heart, breaths, oxygen), strict=True)
+        ChartedValue(item, value, value, unit)
+        for (item, unit), value in zip(
+            charting_system.vitals, (heart, breaths, oxygen), strict=True
+        )
     ]
 
 
-def _breathing(at: datetime, course: Course, words: Charting, device: str, dice: Dice) -> list[Row]:
-    tube, tracheostomy, mask_after, non_invasive = words.devices
-    pierced = course.tracheostomy is not None and at >= course.tracheostomy
-    if any(began <= at <= ended for began, ended in course.spells):
-        last = course.spells[-1][1]
+def _chart_breathing(
+    charted_at: datetime,
+    ventilation_course: VentilationCourse,
+    charting_system: ChartingSystem,
+    device: str,
+    rng: RandomStream,
+) -> list[ChartedValue]:
+    tube, tracheostomy, mask_after, non_invasive = charting_system.devices
+    pierced = (
+        ventilation_course.tracheostomy_at is not None
+        and charted_at >= ventilation_course.tracheostomy_at
+    )
+    if any(began <= charted_at <= ended for began, ended in ventilation_course.ventilation_spells):
+        last = ventilation_course.ventilation_spells[-1][1]
         rows = [
-            Row(words.device, tracheostomy if pierced else tube),
-            Row(words.mode, words.modes[at > last - timedelta(hours=18)]),
+            ChartedValue(charting_system.device_item, tracheostomy if pierced else tube),
+            ChartedValue(
+                charting_system.mode_item,
+                charting_system.modes[charted_at > last - timedelta(hours=18)],
+            ),
         ]
-        if words.kind:
-            rows.append(Row(*words.kind))
-        values = [_NUMBERS[dice.whole(int(low), int(high))] for _, low, high, _ in words.settings]
+        if charting_system.ventilator_type:
+            rows.append(ChartedValue(*charting_system.ventilator_type))
+        values = [
+            _NUMBER_TEXTS[rng.draw_int(int(low), int(high))]
+            for _, low, high, _ in charting_system.settings
+        ]
         return [
             *rows,
             *(
-                Row(item, value, value, unit)
-                for (item, _, _, unit), value in zip(words.settings, values, strict=True)
+                ChartedValue(item, value, value, unit)
+                for (item, _, _, unit), value in zip(charting_system.settings, values, strict=True)
             ),
         ]
-    return [Row(words.device, mask_after if pierced else non_invasive if course.mask else device)]
+    return [
+        ChartedValue(
+            charting_system.device_item,
+            mask_after if pierced else non_invasive if ventilation_course.has_mask else device,
+        )
+    ]
 
 
-def procedures(stay: Stay, course: Course) -> Iterator[Procedure]:
+def generate_procedure_events(
+    stay: Stay, ventilation_course: VentilationCourse
+) -> Iterator[ProcedureEvent]:
     """Procedures with start and end, as MetaVision documents them."""
-    for began, ended in course.spells:
-        yield Procedure(INVASIVE, began, ended, "2-Ventilation")
-    if course.mask and stay.intensive:
-        yield Procedure(NON_INVASIVE, stay.intensive.began, stay.intensive.ended, "2-Ventilation")
-    for at, self_extubated in course.extubations:
-        yield Procedure(
-            SELF_EXTUBATION if self_extubated else EXTUBATION,
+    for began, ended in ventilation_course.ventilation_spells:
+        yield ProcedureEvent(INVASIVE_VENTILATION_ITEM, began, ended, "2-Ventilation")
+    if ventilation_course.has_mask and stay.intensive_care:
+        yield ProcedureEvent(
+            NON_INVASIVE_VENTILATION_ITEM,
+            stay.intensive_care.began_at,
+            stay.intensive_care.ended_at,
+            "2-Ventilation",
+        )
+    for at, self_extubated in ventilation_course.extubations:
+        yield ProcedureEvent(
+            SELF_EXTUBATION_ITEM if self_extubated else EXTUBATION_ITEM,
             at,
             at + timedelta(minutes=1),
             "Intubation/Extubation",
         )
-    if course.tracheostomy:
-        yield Procedure(
-            TRACHEOSTOMY,
-            course.tracheostomy,
-            course.tracheostomy + timedelta(minutes=30),
+    if ventilation_course.tracheostomy_at:
+        yield ProcedureEvent(
+            TRACHEOSTOMY_ITEM,
+            ventilation_course.tracheostomy_at,
+            ventilation_course.tracheostomy_at + timedelta(minutes=30),
             "Intubation/Extubation",
         )

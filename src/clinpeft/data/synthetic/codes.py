@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from clinpeft.data.synthetic.hospital import Dice, Stay
-from clinpeft.data.synthetic.rates import Rates
+from clinpeft.data.synthetic.hospital import RandomStream, Stay
+from clinpeft.data.synthetic.rates import SyntheticRates
 
-ICD9, ICD10 = 9, 10
-SWITCH = (2015, 10)  # in October 2015 American hospitals changed to ICD-10
+ICD9_VERSION, ICD10_VERSION = 9, 10
+ICD10_START_MONTH = (2015, 10)  # in October 2015 American hospitals changed to ICD-10
 _FOUR_DAYS_HOURS = 96
 
 
 @dataclass(frozen=True)
-class Code:
+class BilledCode:
     """One billed code, as it stands in the file (perhaps with a trailing blank)."""
 
     text: str
@@ -26,85 +26,103 @@ class Code:
     title: str
 
 
-def diagnoses(
-    stay: Stay, version: int, rates: Rates, dice: Dice, planted: Counter[str], *, mixed: bool
-) -> list[Code]:
-    """The condition first, then complications, signs and what was brought along; each code once; ``mixed`` where a data set has both versions."""
+def bill_diagnoses(
+    stay: Stay,
+    icd_version: int,
+    rates: SyntheticRates,
+    rng: RandomStream,
+    defect_counts: Counter[str],
+    *,
+    has_both_versions: bool,
+) -> list[BilledCode]:
+    """The condition first, then complications, signs and what was brought along; each code once; ``has_both_versions`` where a data set has both versions."""
     names = [
         stay.condition.name,
         *stay.complications,
         *(sign.name for sign in stay.signs),
         *(chronic.name for chronic in stay.patient.history),
     ]
-    billed = _billed(names, "diagnosis", version, rates, dice, planted)
-    if mixed and version == ICD9 and dice.chance(rates.mixed_versions):
-        planted["admissions with both versions"] += 1
-        other = _document()["diagnosis"][stay.condition.name][1].split()[0]
-        billed.append(Code(other, ICD10, stay.condition.name))
+    billed = _bill_codes(names, "diagnosis", icd_version, rates, rng, defect_counts)
+    if has_both_versions and icd_version == ICD9_VERSION and rng.draw_bool(rates.mixed_versions):
+        defect_counts["admissions with both versions"] += 1
+        other = _read_codes_file()["diagnosis"][stay.condition.name][1].split()[0]
+        billed.append(BilledCode(other, ICD10_VERSION, stay.condition.name))
     return billed
 
 
-def procedures(
-    stay: Stay, version: int, rates: Rates, dice: Dice, tracheostomy: bool, planted: Counter[str]
-) -> list[Code]:
+def bill_procedures(
+    stay: Stay,
+    icd_version: int,
+    rates: SyntheticRates,
+    rng: RandomStream,
+    has_tracheostomy: bool,
+    defect_counts: Counter[str],
+) -> list[BilledCode]:
     """The procedure that the note names, and breathing support."""
     names = [stay.procedure]
-    care = stay.intensive
+    care = stay.intensive_care
     if care and care.ventilated_from and care.ventilated_until:
         hours = (care.ventilated_until - care.ventilated_from).total_seconds() / 3600
         names += [
             f"ventilated for {'less than four days' if hours < _FOUR_DAYS_HOURS else 'four days or more'}",
             "intubated",
         ]
-    if tracheostomy:
+    if has_tracheostomy:
         names.append("tracheostomy")
-    if stay.patient.newborn and stay.patient.sex == "M":
+    if stay.patient.is_newborn and stay.patient.sex == "M":
         names.append("circumcision")
-    return _billed(names, "procedure", version, rates, dice, planted)
+    return _bill_codes(names, "procedure", icd_version, rates, rng, defect_counts)
 
 
-def version(year: int, month: int) -> int:
+def choose_icd_version(year: int, month: int) -> int:
     """The version in use in a real year and month."""
-    return ICD10 if (year, month) >= SWITCH else ICD9
+    return ICD10_VERSION if (year, month) >= ICD10_START_MONTH else ICD9_VERSION
 
 
-def dictionary(kind: str) -> Iterator[tuple[str, int, str]]:
+def generate_code_dictionary(kind: str) -> Iterator[tuple[str, int, str]]:
     """Every code of the hospital once, with its version and a title."""
     seen = set()
-    for title, systems in _document()[kind].items():
-        for version, texts in zip((ICD9, ICD10), systems, strict=True):
+    for title, systems in _read_codes_file()[kind].items():
+        for version, texts in zip((ICD9_VERSION, ICD10_VERSION), systems, strict=True):
             for text in texts.split():
                 if (text, version) not in seen:
                     seen.add((text, version))
                     yield text, version, title.split("{")[0].strip()
 
 
-def _billed(
-    names: Iterable[str], kind: str, version: int, rates: Rates, dice: Dice, planted: Counter[str]
-) -> list[Code]:
-    known = _document()[kind]
-    column = 0 if version == ICD9 else 1
+def _bill_codes(
+    names: Iterable[str],
+    kind: str,
+    icd_version: int,
+    rates: SyntheticRates,
+    rng: RandomStream,
+    defect_counts: Counter[str],
+) -> list[BilledCode]:
+    known = _read_codes_file()[kind]
+    column = 0 if icd_version == ICD9_VERSION else 1
     billed = {
-        text: Code(text, version, name)
+        text: BilledCode(text, icd_version, name)
         for name in names
         if name in known
         for text in known[name][column].split()
     }
-    return [_padded(code, rates, dice, planted) for code in billed.values()]
+    return [_pad_code(code, rates, rng, defect_counts) for code in billed.values()]
 
 
-def _padded(code: Code, rates: Rates, dice: Dice, planted: Counter[str]) -> Code:
-    planted["codes"] += 1
+def _pad_code(
+    code: BilledCode, rates: SyntheticRates, rng: RandomStream, defect_counts: Counter[str]
+) -> BilledCode:
+    defect_counts["codes"] += 1
     if code.text.startswith("0"):
-        planted["codes with a leading zero"] += 1
-    if not dice.chance(rates.padded_codes):
+        defect_counts["codes with a leading zero"] += 1
+    if not rng.draw_bool(rates.padded_codes):
         return code
-    planted["codes with a trailing blank"] += 1
-    return Code(f"{code.text} ", code.version, code.title)
+    defect_counts["codes with a trailing blank"] += 1
+    return BilledCode(f"{code.text} ", code.version, code.title)
 
 
 @cache
-def _document() -> Mapping[str, Mapping[str, Sequence[str]]]:
+def _read_codes_file() -> Mapping[str, Mapping[str, Sequence[str]]]:
     return tomllib.loads(
         resources.files(__package__).joinpath("codes.toml").read_text(encoding="utf-8")
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def making(target: Path) -> Iterator[Path]:
+def create_temporary_folder(target: Path) -> Iterator[Path]:
     """A folder ``.<name>-...`` beside ``target``, empty, and gone when the block has ended.
 
     A lock of the operating system on it goes with its process, however that ends: so the folder of a process that was killed is known, and removed
@@ -24,7 +24,7 @@ def making(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
-        with _held(left, wait=False) as by_nobody_else:
+        with _lock_folder(left, wait=False) as by_nobody_else:
             if by_nobody_else:
                 shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as ending:
@@ -33,13 +33,13 @@ def making(target: Path) -> Iterator[Path]:
             folder is None or not folder.exists()
         ):  # gone: taken for left behind before it was held
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            ending.enter_context(_held(folder, wait=True))
+            ending.enter_context(_lock_folder(folder, wait=True))
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
 @contextlib.contextmanager
-def _held(folder: Path, wait: bool) -> Iterator[bool]:
+def _lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether it is held by nobody else; not where there are no locks."""
     if sys.platform == "win32":
         yield False

@@ -15,17 +15,17 @@ from importlib import resources
 from pathlib import Path
 
 from clinpeft.core.errors import StorageError
-from clinpeft.data.synthetic.files import making
-from clinpeft.data.synthetic.hospital import Condition, Dice, conditions
-from clinpeft.data.synthetic.wording import Facts, say, say_all
+from clinpeft.data.synthetic.files import create_temporary_folder
+from clinpeft.data.synthetic.hospital import AdmissionCondition, RandomStream, load_conditions
+from clinpeft.data.synthetic.wording import TemplateFacts, render_template, render_templates
 
-__all__ = ["NAME", "fingerprint", "text", "write"]
+__all__ = ["HANDBOOK_FILE", "fingerprint_handbook", "compose_handbook", "write_handbook"]
 
-NAME = "handbook.md"
-TITLE = "Handbook of the Invented Hospital"
-SEED = 2511
+HANDBOOK_FILE = "handbook.md"
+HANDBOOK_TITLE = "Handbook of the Invented Hospital"
+HANDBOOK_SEED = 2511
 
-PRONOUNS = (
+HANDBOOK_PRONOUNS = (
     {"he": "he", "He": "He", "his": "his", "His": "His", "him": "him"},
     {"he": "she", "He": "She", "his": "her", "His": "Her", "him": "her"},
 )
@@ -33,56 +33,56 @@ PRONOUNS = (
 
 
 @dataclass(frozen=True)
-class Chapter:
+class HandbookChapter:
     """What a chapter says beside the words of its condition.
 
     Attributes:
         condition: its name in ``conditions.toml``.
         title: of the chapter.
-        about: paragraphs on what it is.
+        introduction: paragraphs on what it is.
         terms: term -> what it means.
-        asked: (question, answer).
-        learn: what a reader should be able to do, the first of them about treatment, the second about the way home.
+        review_questions: (question, answer).
+        learning_objectives: what a reader should be able to do, the first of them about treatment, the second about the way home.
         summary: of the whole chapter.
     """
 
     condition: str
     title: str
-    about: tuple[str, ...]
+    introduction: tuple[str, ...]
     terms: Mapping[str, str]
-    asked: tuple[tuple[str, str], ...]
-    learn: tuple[str, ...]
+    review_questions: tuple[tuple[str, str], ...]
+    learning_objectives: tuple[str, ...]
     summary: str
 
 
 @dataclass(frozen=True)
-class Telling:
+class ChapterContext:
     """What the sections of a chapter are written from; the dice are the chapter's own, so that its words do not depend on other chapters."""
 
     number: int
-    chapter: Chapter
-    condition: Condition
-    dice: Dice
-    facts: Facts
+    chapter: HandbookChapter
+    condition: AdmissionCondition
+    rng: RandomStream
+    facts: TemplateFacts
 
-    def said(self, templates: tuple[str, ...]) -> str:
+    def render_templates(self, templates: tuple[str, ...]) -> str:
         """Each template in one of its ways."""
-        return say_all(templates, self.dice, self.facts)
+        return render_templates(templates, self.rng, self.facts)
 
 
-def write(folder: Path) -> Path:
+def write_handbook(folder: Path) -> Path:
     """Write the handbook to ``handbook.md`` in a folder, whole or not at all, and say where it is; always the same bytes.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    path, whole = folder / NAME, text()
+    path, whole = folder / HANDBOOK_FILE, compose_handbook()
     try:
         if path.is_file() and path.read_bytes() == whole.encode():
             return path
-        with making(path) as temporary:
-            (temporary / NAME).write_bytes(whole.encode())
-            (temporary / NAME).replace(path)
+        with create_temporary_folder(path) as temporary:
+            (temporary / HANDBOOK_FILE).write_bytes(whole.encode())
+            (temporary / HANDBOOK_FILE).replace(path)
     except OSError as error:
         hint = "check its rights and the space left"
         raise StorageError(
@@ -91,133 +91,145 @@ def write(folder: Path) -> Path:
     return path
 
 
-def fingerprint() -> str:
+def fingerprint_handbook() -> str:
     """SHA-256 in hexadecimal of the text."""
-    return hashlib.sha256(text().encode()).hexdigest()
+    return hashlib.sha256(compose_handbook().encode()).hexdigest()
 
 
 @cache
-def text() -> str:
+def compose_handbook() -> str:
     """The whole book."""
-    known = {condition.name: condition for condition in conditions()}
-    parts = [f'---\ntitle: "{TITLE}"\n---']
+    known = {condition.name: condition for condition in load_conditions()}
+    parts = [f'---\ntitle: "{HANDBOOK_TITLE}"\n---']
     parts += [
         "# About this book",
         "Nothing here comes from a real hospital, and nothing here is advice: it was invented so that programs can be tried out.",
     ]
-    for number, chapter in enumerate(_chapters(), start=1):
-        parts += _chapter(_telling(number, chapter, known[chapter.condition]))
+    for number, chapter in enumerate(_load_chapters(), start=1):
+        parts += _write_chapter(_build_chapter_context(number, chapter, known[chapter.condition]))
     return "\n\n".join(parts) + "\n"
 
 
 @cache
-def _chapters() -> tuple[Chapter, ...]:
+def _load_chapters() -> tuple[HandbookChapter, ...]:
     document = tomllib.loads(
         resources.files(__package__).joinpath("handbook.toml").read_text(encoding="utf-8")
     )
     return tuple(
-        Chapter(
+        HandbookChapter(
             condition=entry["condition"],
             title=entry["title"],
-            about=tuple(entry["about"]),
+            introduction=tuple(entry["about"]),
             terms=entry["terms"],
-            asked=tuple((question, answer) for question, answer in entry["asked"]),
-            learn=tuple(entry["learn"]),
+            review_questions=tuple((question, answer) for question, answer in entry["asked"]),
+            learning_objectives=tuple(entry["learn"]),
             summary=entry["summary"],
         )
         for entry in document["chapter"]
     )
 
 
-def _telling(number: int, chapter: Chapter, condition: Condition) -> Telling:
+def _build_chapter_context(
+    number: int, chapter: HandbookChapter, condition: AdmissionCondition
+) -> ChapterContext:
     facts = {
-        **PRONOUNS[number % 2],
+        **HANDBOOK_PRONOUNS[number % 2],
         "complaint": condition.complaints[0],
         "day": "the second day",
         "hospital": "The hospital's",
-        **{name: _number((mild + severe) / 2) for name, (mild, severe) in condition.labs.items()},
+        **{
+            name: _format_number((mild + severe) / 2)
+            for name, (mild, severe) in condition.labs.items()
+        },
     }
-    return Telling(number, chapter, condition, Dice(SEED, number), facts)
+    return ChapterContext(number, chapter, condition, RandomStream(HANDBOOK_SEED, number), facts)
 
 
-def _chapter(told: Telling) -> Iterator[str]:
-    yield f"# {told.chapter.title}"
-    for title, section in SECTIONS.items():
+def _write_chapter(context: ChapterContext) -> Iterator[str]:
+    yield f"# {context.chapter.title}"
+    for title, section in HANDBOOK_SECTIONS.items():
         yield f"## {title}"
-        yield from section(told)
+        yield from section(context)
 
 
-def _about(told: Telling) -> Iterator[str]:
-    yield from told.chapter.about
+def _write_introduction(context: ChapterContext) -> Iterator[str]:
+    yield from context.chapter.introduction
 
 
-def _coming(told: Telling) -> Iterator[str]:
-    story = told.condition.story
-    yield f"People come with {_listed(told.condition.complaints)}."
-    yield told.said(story)
+def _write_presentation(context: ChapterContext) -> Iterator[str]:
+    story = context.condition.story
+    yield f"People come with {_join_names(context.condition.complaints)}."
+    yield context.render_templates(story)
 
 
-def _found(told: Telling) -> Iterator[str]:
-    condition, number = told.condition, told.number
+def _write_findings(context: ChapterContext) -> Iterator[str]:
+    condition, number = context.condition, context.number
     yield " ".join(
-        f"{part}: {say(finding, told.dice, told.facts)}."
+        f"{part}: {render_template(finding, context.rng, context.facts)}."
         for part, finding in condition.exam.items()
     )
     yield " ".join(
-        f"{study.exam}: {told.said(study.findings)} {told.said(study.impression)}"
+        f"{study.exam}: {context.render_templates(study.findings)} {context.render_templates(study.impression)}"
         for study in condition.studies
     )
-    yield f"On arrival {_listed(tuple(condition.labs))} are drawn; what to expect is in table {number}."
-    yield f"Table {number}. {_listed(tuple(condition.labs))} in mild and in severe {told.chapter.title.lower()}."
+    yield f"On arrival {_join_names(tuple(condition.labs))} are drawn; what to expect is in table {number}."
+    yield f"Table {number}. {_join_names(tuple(condition.labs))} in mild and in severe {context.chapter.title.lower()}."
     yield "\n".join(
         [
             "| | mild | severe |",
             "|---|---|---|",
             *(
-                f"| {name} | {_number(low)} | {_number(high)} |"
+                f"| {name} | {_format_number(low)} | {_format_number(high)} |"
                 for name, (low, high) in condition.labs.items()
             ),
         ]
     )
 
 
-def _treated(told: Telling) -> Iterator[str]:
-    yield told.said(told.condition.course)
-    yield f"{told.said(told.condition.severe)} Watch for {_listed(told.condition.complications)}."
+def _write_treatment(context: ChapterContext) -> Iterator[str]:
+    yield context.render_templates(context.condition.course)
+    yield f"{context.render_templates(context.condition.severe)} Watch for {_join_names(context.condition.complications)}."
     yield "### Learning objectives"
-    yield told.chapter.learn[0]
+    yield context.chapter.learning_objectives[0]
 
 
-def _nursed(told: Telling) -> Iterator[str]:
-    yield ". ".join(say(line, told.dice, told.facts) for line in told.condition.nursing) + "."
+def _write_nursing(context: ChapterContext) -> Iterator[str]:
+    yield (
+        ". ".join(
+            render_template(line, context.rng, context.facts) for line in context.condition.nursing
+        )
+        + "."
+    )
 
 
-def _going_home(told: Telling) -> Iterator[str]:
-    yield told.said(told.condition.instructions)
-    yield f"Medicines at the door: {'; '.join(told.condition.drugs)}."
+def _write_discharge(context: ChapterContext) -> Iterator[str]:
+    yield context.render_templates(context.condition.instructions)
+    yield f"Medicines at the door: {'; '.join(context.condition.drugs)}."
     yield "### Learning objectives"
-    yield told.chapter.learn[1]
+    yield context.chapter.learning_objectives[1]
 
 
-def _asked(told: Telling) -> Iterator[str]:
-    title = told.chapter.title.lower()
+def _write_review_questions(context: ChapterContext) -> Iterator[str]:
+    title = context.chapter.title.lower()
     procedures = tuple(
-        say(name, told.dice, told.facts) for name in told.condition.procedures if name != "None"
+        render_template(name, context.rng, context.facts)
+        for name in context.condition.procedures
+        if name != "None"
     )
     answered = [
-        *told.chapter.asked,
+        *context.chapter.review_questions,
         (
             f"What do people with {title} usually deny?",
-            f"They rarely report {_listed(told.condition.denies)}.",
+            f"They rarely report {_join_names(context.condition.denies)}.",
         ),
         *(
-            [(f"Which procedures belong to {title}?", f"In some cases {_listed(procedures)}.")]
+            [(f"Which procedures belong to {title}?", f"In some cases {_join_names(procedures)}.")]
             if procedures
             else []
         ),
         (
             f"What may complicate {title}?",
-            f"In this house it was {_listed(told.condition.complications)}.",
+            f"In this house it was {_join_names(context.condition.complications)}.",
         ),
     ]
     for question, answer in answered:
@@ -225,31 +237,31 @@ def _asked(told: Telling) -> Iterator[str]:
         yield f"Answer: {answer}"
 
 
-def _terms(told: Telling) -> Iterator[str]:
-    yield "\n".join(f"- **{term}**: {meaning}" for term, meaning in told.chapter.terms.items())
+def _write_key_terms(context: ChapterContext) -> Iterator[str]:
+    yield "\n".join(f"- **{term}**: {meaning}" for term, meaning in context.chapter.terms.items())
 
 
-def _summary(told: Telling) -> Iterator[str]:
-    yield told.chapter.summary
+def _write_summary(context: ChapterContext) -> Iterator[str]:
+    yield context.chapter.summary
 
 
-SECTIONS: dict[str, Callable[[Telling], Iterator[str]]] = {
-    "What it is": _about,
-    "How people come to us": _coming,
-    "What is found": _found,
-    "Treatment": _treated,
-    "On the ward": _nursed,
-    "Going home": _going_home,
-    "Review questions": _asked,
-    "Key terms": _terms,
-    "Summary": _summary,
+HANDBOOK_SECTIONS: dict[str, Callable[[ChapterContext], Iterator[str]]] = {
+    "What it is": _write_introduction,
+    "How people come to us": _write_presentation,
+    "What is found": _write_findings,
+    "Treatment": _write_treatment,
+    "On the ward": _write_nursing,
+    "Going home": _write_discharge,
+    "Review questions": _write_review_questions,
+    "Key terms": _write_key_terms,
+    "Summary": _write_summary,
 }
 """The sections of every chapter: heading -> what stands below it."""
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _join_names(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"

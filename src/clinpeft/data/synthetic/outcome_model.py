@@ -21,24 +21,24 @@ from importlib import resources
 from statistics import NormalDist
 from typing import Any, Literal
 
-from clinpeft.data.synthetic.rates import EARLY_DEATHS, Rates
+from clinpeft.data.synthetic.rates import EARLY_DEATH_FRACTION, SyntheticRates
 
-SHORTEST_DAYS, LONGEST_DAYS = 0.5, 90.0
-CLASS_ENDS_DAYS = (
+MIN_STAY_DAYS, MAX_STAY_DAYS = 0.5, 90.0
+STAY_CLASS_ENDS_DAYS = (
     3.05,
     7.05,
     14.05,
 )  # 3, 7 and 14 days after rounding to one decimal, half to even
-LEAST_DAYS = {"none": 0.5, "brief": 2.0, "medium": 6.6, "prolonged": 9.0}
+MIN_STAY_DAYS_BY_VENTILATION = {"none": 0.5, "brief": 2.0, "medium": 6.6, "prolonged": 9.0}
 """The shortest stay with a ventilation of under 2 days, of 2 to 7 (up to 6.2, that no definition is at its edge), of 7 and more."""
-BRIEF = 0.35
+BRIEF_VENTILATION_FRACTION = 0.35
 """Of ventilations that are not prolonged, those of under 2 days: they are in no cohort of Clinical XLNet."""
 
-Breathing = Literal["none", "brief", "medium", "prolonged"]
+VentilationCategory = Literal["none", "brief", "medium", "prolonged"]
 
 
 @dataclass(frozen=True)
-class Sign:
+class PrognosticSign:
     """One thing that admission notes say: ``share`` of stays by severity, the ways to say it, and what it adds to each outcome."""
 
     name: str
@@ -54,7 +54,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Chances:
+class OutcomeProbabilities:
     """What a stay's signs make of it: probabilities, and the logarithm of the median length of stay in days.
 
     ``prolonged`` is given ventilation, ``readmitted`` (within 30 days) given survival.
@@ -68,127 +68,162 @@ class Chances:
     log_days: float
 
 
-def chances(signs: Sequence[Sign]) -> Chances:
+def compute_outcome_probabilities(signs: Sequence[PrognosticSign]) -> OutcomeProbabilities:
     """The chances of a stay with these signs."""
-    return Chances(
-        **{outcome: _logistic(_sum(outcome, signs)) for outcome in PROBABILITIES},
-        log_days=_sum("days", signs),
+    return OutcomeProbabilities(
+        **{
+            outcome: _apply_logistic(_sum_sign_weights(outcome, signs)) for outcome in OUTCOME_NAMES
+        },
+        log_days=_sum_sign_weights("days", signs),
     )
 
 
-PROBABILITIES = ("death", "intensive", "ventilated", "prolonged", "readmitted")
+OUTCOME_NAMES = ("death", "intensive", "ventilated", "prolonged", "readmitted")
 
 
-def days_at(
-    chances: Chances,
+def compute_length_of_stay_days(
+    probabilities: OutcomeProbabilities,
     quantile: float,
-    shortest: float = SHORTEST_DAYS,
-    longest: float = LONGEST_DAYS,
+    min_days: float = MIN_STAY_DAYS,
+    max_days: float = MAX_STAY_DAYS,
 ) -> float:
-    """The length of stay in days at a quantile in [0, 1) of its distribution between ``shortest`` and ``longest``."""
-    low, high = _below(chances, shortest), _below(chances, longest)
+    """The length of stay in days at a quantile in [0, 1) of its distribution between ``min_days`` and ``max_days``."""
+    low, high = (
+        _compute_length_of_stay_cdf(probabilities, min_days),
+        _compute_length_of_stay_cdf(probabilities, max_days),
+    )
     at = min(max(low + (high - low) * quantile, 1e-12), 1 - 1e-12)
-    return min(max(math.exp(chances.log_days + _spread() * _NORMAL.inv_cdf(at)), shortest), longest)
+    return min(
+        max(
+            math.exp(probabilities.log_days + _read_days_spread() * _STANDARD_NORMAL.inv_cdf(at)),
+            min_days,
+        ),
+        max_days,
+    )
 
 
-def length_classes(chances: Chances) -> tuple[float, ...]:
+def compute_length_class_probabilities(probabilities: OutcomeProbabilities) -> tuple[float, ...]:
     """The probabilities of up to 3, 7, 14 and more days for a stay that is survived; they add up to 1."""
-    ventilated, prolonged = chances.ventilated, chances.ventilated * chances.prolonged
+    ventilated, prolonged = (
+        probabilities.ventilated,
+        probabilities.ventilated * probabilities.prolonged,
+    )
     shares = {
         "none": 1 - ventilated,
-        "brief": (ventilated - prolonged) * BRIEF,
-        "medium": (ventilated - prolonged) * (1 - BRIEF),
+        "brief": (ventilated - prolonged) * BRIEF_VENTILATION_FRACTION,
+        "medium": (ventilated - prolonged) * (1 - BRIEF_VENTILATION_FRACTION),
     }
     parts = [
-        (share, _cumulated(chances, LEAST_DAYS[how]))
+        (share, _compute_class_cdf(probabilities, MIN_STAY_DAYS_BY_VENTILATION[how]))
         for how, share in {**shares, "prolonged": prolonged}.items()
     ]
     ends = [
         0.0,
-        *(sum(share * below[i] for share, below in parts) for i in range(len(CLASS_ENDS_DAYS))),
+        *(
+            sum(share * below[i] for share, below in parts)
+            for i in range(len(STAY_CLASS_ENDS_DAYS))
+        ),
         1.0,
     ]
     return tuple(after - before for before, after in itertools.pairwise(ends))
 
 
-def death_when_asked(chances: Chances, rates: Rates) -> float:
+def compute_cohort_death_probability(
+    probabilities: OutcomeProbabilities, rates: SyntheticRates
+) -> float:
     """Death among those whose admission note does not tell it."""
-    untold = chances.death * (1 - _told(rates))
-    return untold / (untold + 1 - chances.death)
+    untold = probabilities.death * (1 - _compute_death_mention_rate(rates))
+    return untold / (untold + 1 - probabilities.death)
 
 
-def prolonged_when_asked(chances: Chances, rates: Rates) -> float:
+def compute_cohort_prolonged_ventilation_probability(
+    probabilities: OutcomeProbabilities, rates: SyntheticRates
+) -> float:
     """Prolonged ventilation among those ventilated for 2 days and more, without deaths that the note tells or that cut it short.
 
     All deaths on shorter ventilations cut it short.
     """
-    prolonged = chances.prolonged * (1 - chances.death * _told(rates))
-    seen_through = (1 - chances.prolonged) * (1 - BRIEF) * (1 - chances.death)
+    prolonged = probabilities.prolonged * (
+        1 - probabilities.death * _compute_death_mention_rate(rates)
+    )
+    seen_through = (
+        (1 - probabilities.prolonged) * (1 - BRIEF_VENTILATION_FRACTION) * (1 - probabilities.death)
+    )
     return prolonged / (prolonged + seen_through)
 
 
-def readmitted_when_asked(chances: Chances, rates: Rates) -> float:
+def compute_cohort_readmission_probability(
+    probabilities: OutcomeProbabilities, rates: SyntheticRates
+) -> float:
     """Readmission within 30 days among survivors, without those who die in that time and never come back."""
-    lost = (1 - rates.later) * rates.died_after * EARLY_DEATHS
-    return chances.readmitted / (chances.readmitted + (1 - chances.readmitted) * (1 - lost))
+    lost = (1 - rates.later_admissions) * rates.deaths_after_discharge * EARLY_DEATH_FRACTION
+    return probabilities.readmitted / (
+        probabilities.readmitted + (1 - probabilities.readmitted) * (1 - lost)
+    )
 
 
-def _told(rates: Rates) -> float:
+def _compute_death_mention_rate(rates: SyntheticRates) -> float:
     return rates.death_in_exam + rates.death_in_history
 
 
-def _cumulated(chances: Chances, shortest: float) -> list[float]:
-    low, high = _below(chances, shortest), _below(chances, LONGEST_DAYS)
-    return [max(0.0, _below(chances, end) - low) / (high - low) for end in CLASS_ENDS_DAYS]
+def _compute_class_cdf(probabilities: OutcomeProbabilities, min_days: float) -> list[float]:
+    low, high = (
+        _compute_length_of_stay_cdf(probabilities, min_days),
+        _compute_length_of_stay_cdf(probabilities, MAX_STAY_DAYS),
+    )
+    return [
+        max(0.0, _compute_length_of_stay_cdf(probabilities, end) - low) / (high - low)
+        for end in STAY_CLASS_ENDS_DAYS
+    ]
 
 
-def _below(chances: Chances, days: float) -> float:
-    return _NORMAL.cdf((math.log(days) - chances.log_days) / _spread())
+def _compute_length_of_stay_cdf(probabilities: OutcomeProbabilities, days: float) -> float:
+    return _STANDARD_NORMAL.cdf((math.log(days) - probabilities.log_days) / _read_days_spread())
 
 
-def _sum(outcome: str, signs: Sequence[Sign]) -> float:
-    base: float = _document()["base"][outcome]
+def _sum_sign_weights(outcome: str, signs: Sequence[PrognosticSign]) -> float:
+    base: float = _read_signs_file()["base"][outcome]
     weights: list[float] = [getattr(sign, outcome) for sign in signs]
     return base + sum(weights)
 
 
-def _logistic(x: float) -> float:
+def _apply_logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def _spread() -> float:
-    spread: float = _document()["base"]["days_spread"]
+def _read_days_spread() -> float:
+    spread: float = _read_signs_file()["base"]["days_spread"]
     return spread
 
 
 @cache
-def signs() -> tuple[Sign, ...]:
+def load_prognostic_signs() -> tuple[PrognosticSign, ...]:
     """Every sign there is."""
-    return tuple(Sign(**_frozen(entry)) for entry in _document()["sign"])
+    return tuple(PrognosticSign(**_freeze_lists(entry)) for entry in _read_signs_file()["sign"])
 
 
-def as_json() -> Mapping[str, Any]:
+def describe_outcome_model() -> Mapping[str, Any]:
     """The rule as it stands in ``truth.json``: the base and the weights of each sign."""
     weights = {
         sign.name: {
             outcome: getattr(sign, outcome)
-            for outcome in (*PROBABILITIES, "days")
+            for outcome in (*OUTCOME_NAMES, "days")
             if getattr(sign, outcome)
         }
-        for sign in signs()
+        for sign in load_prognostic_signs()
     }
-    return {"base": _document()["base"], "signs": weights}
+    return {"base": _read_signs_file()["base"], "signs": weights}
 
 
-def _frozen(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _freeze_lists(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
 
 
 @cache
-def _document() -> dict[str, Any]:
+def _read_signs_file() -> dict[str, Any]:
     return tomllib.loads(
         resources.files(__package__).joinpath("signs.toml").read_text(encoding="utf-8")
     )
 
 
-_NORMAL = NormalDist()
+_STANDARD_NORMAL = NormalDist()

@@ -15,74 +15,81 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from clinpeft.data.synthetic.hospital import Dice
+from clinpeft.data.synthetic.hospital import RandomStream
 
-Facts = Mapping[str, "str | Callable[[Dice], str]"]
-Part = Callable[[Dice, Facts], str]
+TemplateFacts = Mapping[str, "str | Callable[[RandomStream], str]"]
+TemplatePart = Callable[[RandomStream, TemplateFacts], str]
 
-_TOKEN = re.compile(r"\{[^{}]+\}|[<>|]|[^<>|{}]+")
-_RANGE = re.compile(r"\{(\d+(?:\.(\d+))?)-(\d+(?:\.\d+)?)\}")
+_TOKEN_PATTERN = re.compile(r"\{[^{}]+\}|[<>|]|[^<>|{}]+")
+_RANGE_PATTERN = re.compile(r"\{(\d+(?:\.(\d+))?)-(\d+(?:\.\d+)?)\}")
 
 
-def say(template: str, dice: Dice, facts: Facts) -> str:
+def render_template(template: str, rng: RandomStream, facts: TemplateFacts) -> str:
     """One way to say ``template``."""
     return "".join(
-        [part if isinstance(part, str) else part(dice, facts) for part in _compiled(template)]
+        [
+            part if isinstance(part, str) else part(rng, facts)
+            for part in _compile_template(template)
+        ]
     )
 
 
-def say_all(templates: Sequence[str], dice: Dice, facts: Facts, separator: str = " ") -> str:
+def render_templates(
+    templates: Sequence[str], rng: RandomStream, facts: TemplateFacts, separator: str = " "
+) -> str:
     """Each of ``templates`` said in turn."""
-    return separator.join([say(template, dice, facts) for template in templates])
+    return separator.join([render_template(template, rng, facts) for template in templates])
 
 
 @cache
-def _compiled(template: str) -> tuple[str | Part, ...]:
-    tokens = iter(_TOKEN.findall(template))
-    (parts,) = _options(tokens, top=True)
+def _compile_template(template: str) -> tuple[str | TemplatePart, ...]:
+    tokens = iter(_TOKEN_PATTERN.findall(template))
+    (parts,) = _parse_alternatives(tokens, is_top_level=True)
     return parts
 
 
-def _options(tokens: Iterator[str], top: bool = False) -> list[tuple[str | Part, ...]]:
+def _parse_alternatives(
+    tokens: Iterator[str], is_top_level: bool = False
+) -> list[tuple[str | TemplatePart, ...]]:
     """The alternatives up to the closing ``>``, or the whole template at the top."""
-    options: list[list[str | Part]] = [[]]
+    options: list[list[str | TemplatePart]] = [[]]
     for token in tokens:
-        if token == "|" and not top:
+        if token == "|" and not is_top_level:
             options.append([])
         elif token == "<":
-            options[-1].append(_one_of(_options(tokens)))
-        elif token == ">" and not top:
+            options[-1].append(_build_alternative(_parse_alternatives(tokens)))
+        elif token == ">" and not is_top_level:
             break
         else:
             options[-1].append(
-                _fact(token)
+                _parse_placeholder(token)
                 if token.startswith("{")
                 else token.replace("&lt;", "<").replace("&gt;", ">")
             )
     return [tuple(option) for option in options]
 
 
-def _one_of(options: Sequence[tuple[str | Part, ...]]) -> Part:
-    def chosen(dice: Dice, facts: Facts) -> str:
+def _build_alternative(options: Sequence[tuple[str | TemplatePart, ...]]) -> TemplatePart:
+    def chosen(dice: RandomStream, facts: TemplateFacts) -> str:
         return "".join(
-            [part if isinstance(part, str) else part(dice, facts) for part in dice.pick(options)]
+            [part if isinstance(part, str) else part(dice, facts) for part in dice.choose(options)]
         )
 
     return chosen
 
 
-def _fact(token: str) -> Part:
-    found = _RANGE.fullmatch(token)
+def _parse_placeholder(token: str) -> TemplatePart:
+    found = _RANGE_PATTERN.fullmatch(token)
     if not found:
-        return _named(token[1:-1])
+        return _build_fact_lookup(token[1:-1])
     low, high, places = found.group(1), found.group(3), len(found.group(2) or "")
     if places:
-        return lambda dice, _: f"{dice.between(float(low), float(high)):.{places}f}"
-    return lambda dice, _: str(dice.whole(int(low), int(high)))
+        return lambda dice, _: f"{dice.draw_float(float(low), float(high)):.{places}f}"
+    return lambda dice, _: str(dice.draw_int(int(low), int(high)))
 
 
-def _named(name: str) -> Part:
-    def looked_up(dice: Dice, facts: Facts) -> str:
+def _build_fact_lookup(name: str) -> TemplatePart:
+    def looked_up(dice: RandomStream, facts: TemplateFacts) -> str:
         value = facts[name]
         return value if isinstance(value, str) else value(dice)
 
@@ -90,59 +97,69 @@ def _named(name: str) -> Part:
 
 
 @dataclass(frozen=True)
-class Marks:
+class DeidentificationMarks:
     """What stands where a person, a place, an age, a date or a number was taken out."""
 
     age: Callable[[int], str]
-    patient: Callable[[Dice], str]
-    doctor: Callable[[Dice], str]
-    hospital: Callable[[Dice], str]
-    location: Callable[[Dice], str]
-    phone: Callable[[Dice], str]
-    number: Callable[[Dice], str]
+    patient: Callable[[RandomStream], str]
+    doctor: Callable[[RandomStream], str]
+    hospital: Callable[[RandomStream], str]
+    location: Callable[[RandomStream], str]
+    phone: Callable[[RandomStream], str]
+    number: Callable[[RandomStream], str]
     day: Callable[[date], str]
     month_and_day: Callable[[date], str]
 
 
-def _blank(_: object) -> str:
+def _mask_value(_: object) -> str:
     return "___"
 
 
-def _one(*templates: str) -> Callable[[Dice], str]:
-    def mark(dice: Dice) -> str:
-        return dice.pick(templates).replace("#", str(dice.whole(1, 6000)))
+def _build_mark(*templates: str) -> Callable[[RandomStream], str]:
+    def mark(dice: RandomStream) -> str:
+        return dice.choose(templates).replace("#", str(dice.draw_int(1, 6000)))
 
     return mark
 
 
-MARKS: dict[str, Marks] = {
-    "mimic-iv": Marks(_blank, _blank, _blank, _blank, _blank, _blank, _blank, _blank, _blank),
-    "mimic-iii": Marks(
+DEIDENTIFICATION_MARKS: dict[str, DeidentificationMarks] = {
+    "mimic-iv": DeidentificationMarks(
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+        _mask_value,
+    ),
+    "mimic-iii": DeidentificationMarks(
         age=lambda age: str(age) if age < 90 else "[**Age over 90 **]",
-        patient=_one(
+        patient=_build_mark(
             "[**Known lastname #**]",
             "[**Known firstname #**] [**Known lastname #**]",
             "[**Name (NI) #**]",
         ),
-        doctor=_one(
+        doctor=_build_mark(
             "[**Last Name (STitle) #**]",
             "[**First Name (Titles) #**] [**Last Name (Titles) #**]",
             "[**Name (MD) #**]",
             "[**Doctor Last Name **]",
         ),
-        hospital=_one(
+        hospital=_build_mark(
             "[**Hospital1 #**]",
             "[**Hospital #**]",
             "[**Hospital3 #**] Hospital",
             "[**Hospital Ward Name #**]",
         ),
-        location=_one(
+        location=_build_mark(
             "[**Location (un) #**]", "[**Location #**]", "[**State #**]", "[**Country #**]"
         ),
-        phone=_one(
+        phone=_build_mark(
             "[**Telephone/Fax (1) #**]", "[**Pager number #**]", "[**Telephone/Fax (3) #**]"
         ),
-        number=_one(
+        number=_build_mark(
             "[**Numeric Identifier #**]", "[**MD Number(1) #**]", "[**Clip Number (Radiology) #**]"
         ),
         day=lambda day: f"[**{day.year}-{day.month}-{day.day}**]",
@@ -152,29 +169,29 @@ MARKS: dict[str, Marks] = {
 """The marks of MIMIC-IV (three underscores for anything) and of MIMIC-III (a kind, often a number, in brackets and stars)."""
 
 
-def _document() -> dict[str, Any]:
+def _read_phrases_file() -> dict[str, Any]:
     return tomllib.loads(
         resources.files(__package__).joinpath("phrases.toml").read_text(encoding="utf-8")
     )
 
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    name: tuple(phrases) for name, phrases in _document()["lists"].items()
+NOTE_PHRASES: dict[str, tuple[str, ...]] = {
+    name: tuple(phrases) for name, phrases in _read_phrases_file()["lists"].items()
 }
 """What a note picks from or goes through, by the part of the note it is for."""
 
-EXAM: dict[str, str] = _document()["exam"]
+NORMAL_EXAM_TEMPLATES: dict[str, str] = _read_phrases_file()["exam"]
 """The normal physical exam, a part of the body a line."""
 
-DISPOSITION: dict[str, str] = _document()["disposition"]
+DISPOSITION_TEMPLATES: dict[str, str] = _read_phrases_file()["disposition"]
 """Where somebody is discharged to: in words -> as the section of that name has it."""
 
-HEADER: dict[str, str] = _document()["header"]
-REPORT: dict[str, str] = _document()["report"]
+SUMMARY_HEADER_TEMPLATES: dict[str, str] = _read_phrases_file()["header"]
+RADIOLOGY_REPORT_TEMPLATES: dict[str, str] = _read_phrases_file()["report"]
 """How discharge summaries begin and radiology reports look, by data set."""
 
-NEWBORN: str = _document()["newborn"]["summary"]
+NEWBORN_SUMMARY_TEMPLATE: str = _read_phrases_file()["newborn"]["summary"]
 """The discharge summary of somebody who was born here."""
 
-LINE: dict[str, str] = _document()["line"]
+NOTE_LINE_TEMPLATES: dict[str, str] = _read_phrases_file()["line"]
 """Single lines: a medicine, the vital signs, the opening of a nursing note."""

@@ -14,97 +14,101 @@ from pathlib import Path
 from typing import Any
 
 from clinpeft.data.synthetic.hospital import Stay
-from clinpeft.data.synthetic.notes import Document
-from clinpeft.data.synthetic.rates import Rates
+from clinpeft.data.synthetic.notes import SyntheticNote
+from clinpeft.data.synthetic.rates import SyntheticRates
 
-ANCIENT_YEARS = 300  # MIMIC-III moves the birth of everybody over 89 so far back
+BIRTH_SHIFT_YEARS = 300  # MIMIC-III moves the birth of everybody over 89 so far back
 
 
 @dataclass(frozen=True)
-class Person:
+class PatientRecord:
     """One person's admissions, and all notes of them in the order they were written."""
 
     stays: Sequence[Stay]
-    documents: Sequence[Document]
+    documents: Sequence[SyntheticNote]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a writer needs beside the people; ``planted`` is where it counts traps and rows."""
+class WriterContext:
+    """What a writer needs beside the people; ``defect_counts`` is where it counts traps and rows."""
 
     folder: Path
     seed: int
-    rates: Rates
-    planted: Counter[str]
+    rates: SyntheticRates
+    defect_counts: Counter[str]
 
 
-def second(moment: datetime | None) -> str:
+def format_timestamp(moment: datetime | None) -> str:
     """As both data sets write a time; empty for none."""
     return moment.isoformat(" ", "seconds") if moment else ""
 
 
-def discharged(stay: Stay) -> datetime:
+def compute_recorded_discharge(stay: Stay) -> datetime:
     """The discharge as the tables have it: where the trap is set, some hours before the admission."""
     return (
-        stay.admitted - timedelta(hours=9, minutes=30)
-        if stay.traps.discharged_before
-        else stay.discharged
+        stay.admitted_at - timedelta(hours=9, minutes=30)
+        if stay.defects.has_discharge_before_admission
+        else stay.discharged_at
     )
 
 
-def died(stays: Sequence[Stay]) -> tuple[datetime | None, datetime | None]:
+def find_death_times(stays: Sequence[Stay]) -> tuple[datetime | None, datetime | None]:
     """Death in the hospital, and death outside, of which a person has one at most."""
     last = stays[-1]
-    return (discharged(last) if last.died else None), last.died_after
+    return (
+        compute_recorded_discharge(last) if last.died_in_hospital else None
+    ), last.died_after_discharge_at
 
 
-def born(stay: Stay) -> datetime:
+def compute_birth_time(stay: Stay) -> datetime:
     """The birth that fits the first admission of a person; over 89 long before anybody was born."""
-    years = ANCIENT_YEARS if stay.age > 89 else stay.age
-    day = datetime.combine(stay.admitted.date(), datetime.min.time())
+    years = BIRTH_SHIFT_YEARS if stay.age > 89 else stay.age
+    day = datetime.combine(stay.admitted_at.date(), datetime.min.time())
     return (
         day
-        if stay.patient.newborn
+        if stay.patient.is_newborn
         else day.replace(year=day.year - years, day=min(day.day, 28)) - timedelta(days=120)
     )
 
 
-def count_stay(stay: Stay, planted: Counter[str]) -> None:
+def count_stay_defects(stay: Stay, defect_counts: Counter[str]) -> None:
     """Count an admission and the traps in it."""
-    planted["admissions"] += 1
+    defect_counts["admissions"] += 1
     traps = {
-        "newborn admissions": stay.patient.newborn,
-        "admissions without notes": stay.traps.without_notes,
-        "discharges before the admission": stay.traps.discharged_before,
-        "overlapping admissions": stay.traps.overlapped,
-        "deaths in hospital": stay.died,
-        "deaths after discharge": stay.died_after is not None,
+        "newborn admissions": stay.patient.is_newborn,
+        "admissions without notes": stay.defects.has_no_notes,
+        "discharges before the admission": stay.defects.has_discharge_before_admission,
+        "overlapping admissions": stay.defects.overlaps_next_stay,
+        "deaths in hospital": stay.died_in_hospital,
+        "deaths after discharge": stay.died_after_discharge_at is not None,
         "intensive care stays": stay.needed_icu,
-        "ventilated stays": stay.ventilated,
-        "prolonged ventilations": stay.breathing == "prolonged",
+        "ventilated stays": stay.was_ventilated,
+        "prolonged ventilations": stay.ventilation_category == "prolonged",
     }
-    planted.update({name: 1 for name, there in traps.items() if there})
+    defect_counts.update({name: 1 for name, there in traps.items() if there})
 
 
-def count_note(document: Document, planted: Counter[str]) -> None:
+def count_note_defects(document: SyntheticNote, defect_counts: Counter[str]) -> None:
     """Count a note and what it is planted with."""
-    planted["notes"] += 1
-    planted[f"notes: {document.kind}"] += 1
-    planted.update(document.planted)
+    defect_counts["notes"] += 1
+    defect_counts[f"notes: {document.kind}"] += 1
+    defect_counts.update(document.defects)
 
 
 @contextlib.contextmanager
-def tables(folder: Path, headers: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+def open_table_writers(
+    folder: Path, headers: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, Any]]:
     """A writer of rows for each file (named without ``.csv.gz``), all with their header written."""
     with contextlib.ExitStack() as opened:
         yield {
-            name: opened.enter_context(_table(folder / f"{name}.csv.gz", header))
+            name: opened.enter_context(_open_gzip_csv(folder / f"{name}.csv.gz", header))
             for name, header in headers.items()
         }
 
 
 @contextlib.contextmanager
-def _table(path: Path, header: Sequence[str]) -> Iterator[Any]:
+def _open_gzip_csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
     """A gzipped CSV to write rows to; without name and time inside, so that the bytes depend on the rows alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

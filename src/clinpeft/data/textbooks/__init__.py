@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import PASSAGE, Attrition
+from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 from clinpeft.data.textbooks import cnxml, epub, html, markdown, pdf, plain_text
 from clinpeft.data.textbooks.passages import Lost, Passage, batches, refusing_nothing
 
@@ -91,7 +91,7 @@ def read(path: Path, attrition: Attrition, scan_models: Path | None = None) -> p
     """
     found = books(path)
     return pa.RecordBatchReader.from_batches(
-        PASSAGE, batches(_all(found, attrition, scan_models), attrition)
+        PASSAGE_SCHEMA, batches(_all(found, attrition, scan_models), attrition)
     )
 
 

@@ -80,6 +80,6 @@ def _known(name: str) -> list[str]:
 
 def _note(attrition: Attrition, encoding: str, location: str) -> None:
     if not encoding.startswith("utf-8"):
-        places = attrition.places.setdefault(f"read as {encoding}", [])
+        places = attrition.locations.setdefault(f"read as {encoding}", [])
         if len(places) < 5:
             places.append(location)

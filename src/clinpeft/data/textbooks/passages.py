@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from clinpeft.core.errors import SourceError
-from clinpeft.core.schemas import PASSAGE, Attrition
+from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 
 BATCH_PASSAGES = 1024
 
@@ -134,13 +134,13 @@ def refusing_nothing(found: Iterable[Passage | Lost], location: str) -> Iterator
 
 
 def _counted(piece: Passage | Lost, attrition: Attrition) -> Passage | None:
-    attrition.entered += 1
+    attrition.entered_rows += 1
     if isinstance(piece, Lost):
-        attrition.drop(piece.reason)
+        attrition.drop_rows(piece.reason)
         return None
     text = tidy(piece.text, piece.kind in _KEEPS_LINES)
     if not text or not re.search(r"\w", text):
-        attrition.drop(NO_LETTER if text else EMPTY)
+        attrition.drop_rows(NO_LETTER if text else EMPTY)
         return None
     title = tidy(piece.title) if piece.title else None
     return piece._replace(
@@ -156,7 +156,8 @@ def _batch(passages: list[Passage], used: Counter[str]) -> pa.RecordBatch:
     )
     columns["passage_id"] = [_identity(passage, used) for passage in passages]
     return pa.record_batch(
-        [pa.array(columns[field.name], field.type) for field in PASSAGE], schema=PASSAGE
+        [pa.array(columns[field.name], field.type) for field in PASSAGE_SCHEMA],
+        schema=PASSAGE_SCHEMA,
     )
 
 

@@ -21,12 +21,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import PREDICTION, Kind, Question
-from clinpeft.evaluation.bootstrap import Floats, Integers, Interval, RowStatistics, row_bootstrap
-from clinpeft.evaluation.classification.ranks import Flags, Ranks, Scores, areas, auroc, ranks
-from clinpeft.recipe import ScoringSpec
+from clinpeft.core.schemas import PREDICTION_SCHEMA, LabelSpace, ProblemType
+from clinpeft.evaluation.bootstrap import (
+    ConfidenceInterval,
+    Float64Array,
+    Int64Array,
+    RowStatistics,
+    bootstrap_rows,
+)
+from clinpeft.evaluation.classification.ranks import (
+    BoolArray,
+    ScoreArray,
+    ScoreRanks,
+    auroc,
+    compute_curve_areas,
+    rank_scores,
+)
+from clinpeft.recipe import ClassificationEvaluationSpec
 
-LABELS = pa.schema(
+LABEL_METRICS_SCHEMA = pa.schema(
     [
         pa.field("class", pa.string(), nullable=False),
         pa.field("system", pa.string(), nullable=False),
@@ -37,19 +50,19 @@ LABELS = pa.schema(
 )
 """One class against the rest: stays that have it in this split and in training, AUROC with its interval, average precision, prevalence."""
 
-BANDS = ("head", "torso", "tail")
+FREQUENCY_BANDS = ("head", "torso", "tail")
 
-_AUROC = "area under the ROC curve (Mann-Whitney), ties counted half"
-_AUPRC = "average precision: precision at each distinct score weighted by recall gained, without interpolation"
-_BAND = (
+_AUROC_DEFINITION = "area under the ROC curve (Mann-Whitney), ties counted half"
+_AUPRC_DEFINITION = "average precision: precision at each distinct score weighted by recall gained, without interpolation"
+_BAND_DEFINITION = (
     "labels by descending count in training, each band a third of all training label occurrences"
 )
-_OVERFLOWED = "predict again; a NaN comes from numbers that overflowed, often in half precision"
-_NAMED = 3  # absent classes that a definition names
+_OVERFLOW_HINT = "predict again; a NaN comes from numbers that overflowed, often in half precision"
+_MAX_NAMED_CLASSES = 3  # absent classes that a definition names
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredPredictions:
     """What was asked of n stays and what was answered, for K classes.
 
     Attributes:
@@ -60,51 +73,51 @@ class Answers:
         logits: shape (n, K); None where a row has none.
     """
 
-    subjects: Integers
-    truth: Flags
-    scores: Scores
-    kind: Kind
-    logits: Scores | None = None
+    subjects: Int64Array
+    truth: BoolArray
+    scores: ScoreArray
+    kind: ProblemType
+    logits: ScoreArray | None = None
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricDefinition:
     """One line of a board.
 
     Attributes:
         name, definition: as in ``tables.RESULT``; the definition without its interval.
         n_events: positives that the number rests on; None where a question has no event.
-        of_model: false for what describes the stays alone.
-        resampled: whether the number has an interval.
+        depends_on_model: false for what describes the stays alone.
+        has_interval: whether the number has an interval.
     """
 
     name: str
     definition: str
     n_events: int | None = None
-    of_model: bool = True
-    resampled: bool = True
+    depends_on_model: bool = True
+    has_interval: bool = True
 
 
 @dataclass(frozen=True)
-class Board:
-    """All that is measured on some answers: ``statistics`` takes counts (resamples, n) to values (measures, resamples)."""
+class MetricSet:
+    """All that is measured on some answers: ``compute_values`` takes counts (resamples, n) to values (measures, resamples)."""
 
-    measures: tuple[Measure, ...]
-    statistics: RowStatistics
+    metrics: tuple[MetricDefinition, ...]
+    compute_values: RowStatistics
 
 
-def discrimination(
+def evaluate_discrimination(
     predictions: pa.Table,
-    question: Question,
+    label_space: LabelSpace,
     split: str,
-    spec: ScoringSpec,
+    spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
     """AUROC, average precision and what belongs beside them, each with a percentile interval by bootstrap over subjects.
 
     Args:
         predictions: of schema ``tables.PREDICTION``.
-        question: that they answer.
+        label_space: that they answer.
         split: of the rows that are scored.
         spec: resamples, level, smallest number of positives of a label in an average, ``compat``.
         rng: for the resamples, which all metrics share.
@@ -115,57 +128,67 @@ def discrimination(
     Raises:
         InputError: answers that are none, with their stay_id.
     """
-    found = answers(predictions, question, split)
-    return scored(found, board(found, question, split, spec), question, split, spec, rng)
+    found = extract_scored_predictions(predictions, label_space, split)
+    return evaluate_metric_set(
+        found,
+        build_discrimination_metrics(found, label_space, split, spec),
+        label_space,
+        split,
+        spec,
+        rng,
+    )
 
 
-def labels_table(
+def compute_label_metrics(
     predictions: pa.Table,
-    question: Question,
+    label_space: LabelSpace,
     split: str,
-    spec: ScoringSpec,
+    spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
 ) -> pa.Table:
     """Each class against the rest, of schema ``LABELS``; an AUROC without positives or without negatives is null.
 
     Args and errors as in ``discrimination``; the same state of ``rng`` draws the same resamples.
     """
-    found = answers(predictions, question, split)
-    each = _each_class(found)
-    values = _areas_of(each, _once(len(found.subjects)))[:, :, 0]  # (2, K)
-    intervals = row_bootstrap(
+    found = extract_scored_predictions(predictions, label_space, split)
+    each = _rank_each_class(found)
+    values = _compute_class_areas(each, _count_rows_once(len(found.subjects)))[:, :, 0]  # (2, K)
+    intervals = bootstrap_rows(
         found.subjects,
-        lambda counts: _areas_of(each, counts)[0],
+        lambda counts: _compute_class_areas(each, counts)[0],
         resamples=spec.resamples,
         level=spec.level,
         rng=rng,
     )
     positives = found.truth.sum(axis=0)
     columns = {
-        "class": question.classes,
-        "system": question.systems,
+        "class": label_space.classes,
+        "system": label_space.systems,
         "n_positives": positives,
-        "train_count": question.train_counts,
-        "auroc": _or_null(values[0]),
+        "train_count": label_space.train_counts,
+        "auroc": _replace_nan_with_none(values[0]),
         "low": [one.low for one in intervals],
         "high": [one.high for one in intervals],
-        "auprc": _or_null(values[1]),
-        "prevalence": _or_null(_ratio(positives, np.full(len(positives), len(found.truth)))),
+        "auprc": _replace_nan_with_none(values[1]),
+        "prevalence": _replace_nan_with_none(
+            _divide_or_nan(positives, np.full(len(positives), len(found.truth)))
+        ),
     }
     return pa.Table.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in LABELS], schema=LABELS
+        [pa.array(columns[field.name], field.type) for field in LABEL_METRICS_SCHEMA],
+        schema=LABEL_METRICS_SCHEMA,
     )
 
 
-def main_metric(
-    scores: Scores, truth: Sequence[Sequence[int]] | Integers, question: Question
+def compute_main_metric(
+    scores: ScoreArray, truth: Sequence[Sequence[int]] | Int64Array, label_space: LabelSpace
 ) -> float:
     """The value of ``question.metric``, without an interval: quick enough for the tuning split during training.
 
     Args:
         scores: probabilities, shape (n, K).
         truth: the index of each row's class (binary, multiclass), or the indices of all that apply (multilabel).
-        question: with its metric: ``auroc``, ``auroc_ovo`` or ``auroc_macro`` (labels with both kinds of rows).
+        label_space: with its metric: ``auroc``, ``auroc_ovo`` or ``auroc_macro`` (labels with both kinds of rows).
 
     Returns:
         NaN where the classes that it takes are absent.
@@ -173,106 +196,123 @@ def main_metric(
     Raises:
         InputError: a metric that is none of these.
     """
-    if question.metric not in _MAIN:
+    if label_space.metric not in _MAIN_METRIC_FUNCTIONS:
         raise InputError(
-            f"unknown metric {question.metric!r}",
-            location=question.name,
-            hint=f"use one of {', '.join(_MAIN)}",
+            f"unknown metric {label_space.metric!r}",
+            location=label_space.name,
+            hint=f"use one of {', '.join(_MAIN_METRIC_FUNCTIONS)}",
         )
     known = np.zeros(scores.shape, np.bool_)
     for at, classes in enumerate(truth):
         known[at, np.asarray(classes, np.int64)] = True
-    return _MAIN[question.metric](Answers(np.arange(len(scores)), known, scores, question.kind))
+    return _MAIN_METRIC_FUNCTIONS[label_space.metric](
+        ScoredPredictions(np.arange(len(scores)), known, scores, label_space.kind)
+    )
 
 
-def answers(predictions: pa.Table, question: Question, split: str) -> Answers:
+def extract_scored_predictions(
+    predictions: pa.Table, label_space: LabelSpace, split: str
+) -> ScoredPredictions:
     """The answers to a question on one split, in the order of the table.
 
     Raises:
         InputError: missing columns; a stay asked twice at the same time; a number of probabilities that is not that of the classes; a probability
             outside 0 to 1; an unknown or impossible true class. The first stay_id is named.
     """
-    missing = [name for name in PREDICTION.names if name not in predictions.schema.names]
+    missing = [name for name in PREDICTION_SCHEMA.names if name not in predictions.schema.names]
     if missing:
-        hint = f"give the columns {', '.join(PREDICTION.names)}"
+        hint = f"give the columns {', '.join(PREDICTION_SCHEMA.names)}"
         raise InputError(
             f"not a table of predictions: no column {', '.join(missing)}",
-            location=question.name,
+            location=label_space.name,
             hint=hint,
         )
-    if question.kind == "binary" and len(question.classes) != 2:
+    if label_space.kind == "binary" and len(label_space.classes) != 2:
         raise InputError(
-            f"a binary question with {len(question.classes)} classes",
-            location=question.name,
+            f"a binary question with {len(label_space.classes)} classes",
+            location=label_space.name,
             hint="name two classes, the event second",
         )
-    _refuse_twice(predictions, question)
+    _check_unique_rows(predictions, label_space)
     asked = predictions.filter(pc.equal(predictions["split"], split))
-    location = f"{question.name}, {split}"
-    scores = _matrix(asked, "probabilities", len(question.classes), location)
+    location = f"{label_space.name}, {split}"
+    scores = _read_list_column(asked, "probabilities", len(label_space.classes), location)
     wrong = ~np.logical_and.reduce((scores >= 0) & (scores <= 1), axis=1)  # NaN is neither
-    _refuse(asked, wrong, "a probability that is not between 0 and 1", location, _OVERFLOWED)
-    truth = _TRUTHS[question.kind](asked, len(question.classes), location)
+    _check_rows(asked, wrong, "a probability that is not between 0 and 1", location, _OVERFLOW_HINT)
+    truth = _TRUTH_READERS[label_space.kind](asked, len(label_space.classes), location)
     logits = (
         None
         if asked["logits"].null_count
-        else _matrix(asked, "logits", len(question.classes), location)
+        else _read_list_column(asked, "logits", len(label_space.classes), location)
     )
     if logits is not None:
-        _refuse(
+        _check_rows(
             asked,
             np.logical_or.reduce(~np.isfinite(logits), axis=1),
             "a logit that is not a number",
             location,
-            _OVERFLOWED,
+            _OVERFLOW_HINT,
         )
-    return Answers(
-        np.asarray(asked["subject_id"].to_numpy(), np.int64), truth, scores, question.kind, logits
+    return ScoredPredictions(
+        np.asarray(asked["subject_id"].to_numpy(), np.int64),
+        truth,
+        scores,
+        label_space.kind,
+        logits,
     )
 
 
-def board(found: Answers, question: Question, split: str, spec: ScoringSpec) -> Board:
+def build_discrimination_metrics(
+    predictions: ScoredPredictions,
+    label_space: LabelSpace,
+    split: str,
+    spec: ClassificationEvaluationSpec,
+) -> MetricSet:
     """What is measured on the answers to a question of this kind."""
-    parts = [_BOARDS[found.kind](found, question, split, spec)]
+    parts = [_METRIC_BUILDERS[predictions.kind](predictions, label_space, split, spec)]
     if spec.compat:
-        parts.append(_paper_board(found, question, split))
-    measures = tuple(measure for part in parts for measure in part.measures)
-    if not len(found.subjects):
+        parts.append(_build_paper_metrics(predictions, label_space, split))
+    measures = tuple(measure for part in parts for measure in part.metrics)
+    if not len(predictions.subjects):
         measures = tuple(
             replace(
                 measure, definition=f"{measure.definition}; unknown: the split {split} has no stay"
             )
             for measure in measures
         )
-    return Board(
-        measures, lambda counts: np.concatenate([part.statistics(counts) for part in parts])
+    return MetricSet(
+        measures, lambda counts: np.concatenate([part.compute_values(counts) for part in parts])
     )
 
 
-def scored(
-    found: Answers,
-    measured: Board,
-    question: Question,
+def evaluate_metric_set(
+    predictions: ScoredPredictions,
+    metric_set: MetricSet,
+    label_space: LabelSpace,
     split: str,
-    spec: ScoringSpec,
+    spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
     """The lines of a board with values and intervals, as rows of ``tables.RESULT`` without ``group``."""
-    values = measured.statistics(_once(len(found.subjects)))[:, 0]
-    intervals = row_bootstrap(
-        found.subjects, measured.statistics, resamples=spec.resamples, level=spec.level, rng=rng
+    values = metric_set.compute_values(_count_rows_once(len(predictions.subjects)))[:, 0]
+    intervals = bootstrap_rows(
+        predictions.subjects,
+        metric_set.compute_values,
+        resamples=spec.resamples,
+        level=spec.level,
+        rng=rng,
     )
-    subjects = len(np.unique(found.subjects))
+    subjects = len(np.unique(predictions.subjects))
     rows: list[dict[str, object]] = []
     for measure, value, interval in zip(
-        measured.measures, _or_null(values), intervals, strict=True
+        metric_set.metrics, _replace_nan_with_none(values), intervals, strict=True
     ):
         shown = (
             interval
-            if measure.resampled and value is not None
-            else Interval(None, None, spec.level)
+            if measure.has_interval and value is not None
+            else ConfidenceInterval(None, None, spec.level)
         )
-        remark = _remark(measure, value, shown, subjects, spec)
+        remark = _describe_interval(measure, value, shown, subjects, spec)
         rows.append(
             {
                 "name": measure.name,
@@ -280,263 +320,328 @@ def scored(
                 "low": shown.low,
                 "high": shown.high,
                 "level": None if shown.low is None else spec.level,
-                "n": len(found.subjects),
+                "n": len(predictions.subjects),
                 "n_subjects": subjects,
                 "n_events": measure.n_events,
                 "split": split,
                 "definition": "; ".join(part for part in (measure.definition, remark) if part),
-                "task": question.name,
+                "task": label_space.name,
             }
         )
     return rows
 
 
-def _remark(
-    measure: Measure, value: float | None, interval: Interval, subjects: int, spec: ScoringSpec
+def _describe_interval(
+    metric: MetricDefinition,
+    value: float | None,
+    interval: ConfidenceInterval,
+    subject_count: int,
+    spec: ClassificationEvaluationSpec,
 ) -> str:
-    if value is None or not measure.resampled:
+    if value is None or not metric.has_interval:
         return ""
-    if subjects < 2:
+    if subject_count < 2:
         return "no interval: one subject"
     left_out = (
-        f", {interval.undefined} of them without the classes it takes left out"
-        if interval.undefined
+        f", {interval.undefined_resamples} of them without the classes it takes left out"
+        if interval.undefined_resamples
         else ""
     )
     return f"interval: percentile bootstrap over subjects, {spec.resamples} resamples{left_out}"
 
 
-def _binary(found: Answers, question: Question, split: str, _: ScoringSpec) -> Board:
-    event = found.truth[:, 1]
-    events, ranked = int(event.sum()), ranks(found.scores[:, 1], event)
-    absent = _absent(found, question, split)
+def _build_binary_metrics(
+    predictions: ScoredPredictions,
+    label_space: LabelSpace,
+    split: str,
+    _: ClassificationEvaluationSpec,
+) -> MetricSet:
+    event = predictions.truth[:, 1]
+    events, ranked = int(event.sum()), rank_scores(predictions.scores[:, 1], event)
+    absent = _describe_absent_classes(predictions, label_space, split)
     share = f"{events / len(event):.4f}" if len(event) else "unknown"
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
         return np.concatenate(
-            [areas(ranked, counts), _ratio(counts.T[event].sum(axis=0), counts.sum(axis=1))[None]]
+            [
+                compute_curve_areas(ranked, counts),
+                _divide_or_nan(counts.T[event].sum(axis=0), counts.sum(axis=1))[None],
+            ]
         )
 
-    named = f"of the event {question.classes[1]!r}"
+    named = f"of the event {label_space.classes[1]!r}"
     measures = (
-        Measure("auroc", f"{_AUROC}, {named}{absent}", events),
-        Measure(
+        MetricDefinition("auroc", f"{_AUROC_DEFINITION}, {named}{absent}", events),
+        MetricDefinition(
             "auprc",
-            f"{_AUPRC}, {named}; a random ranking has the prevalence, {share}{absent}",
+            f"{_AUPRC_DEFINITION}, {named}; a random ranking has the prevalence, {share}{absent}",
             events,
         ),
-        Measure("prevalence", f"share of stays {named}{absent}", events, of_model=False),
+        MetricDefinition(
+            "prevalence", f"share of stays {named}{absent}", events, depends_on_model=False
+        ),
     )
-    return Board(measures, statistics)
+    return MetricSet(measures, statistics)
 
 
-def _multiclass(found: Answers, question: Question, split: str, _: ScoringSpec) -> Board:
-    each, pairs, present = _each_class(found), _pairs(found), int(found.truth.any(axis=0).sum())
-    absent = _absent(found, question, split)
+def _build_multiclass_metrics(
+    predictions: ScoredPredictions,
+    label_space: LabelSpace,
+    split: str,
+    _: ClassificationEvaluationSpec,
+) -> MetricSet:
+    each, pairs, present = (
+        _rank_each_class(predictions),
+        _rank_class_pairs(predictions),
+        int(predictions.truth.any(axis=0).sum()),
+    )
+    absent = _describe_absent_classes(predictions, label_space, split)
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
-        against_rest = _areas_of(each, counts)
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
+        against_rest = _compute_class_areas(each, counts)
         return np.stack(
-            [_one_against_one(pairs, counts), *(_mean_of_defined(one) for one in against_rest)]
+            [
+                _average_pairwise_auroc(pairs, counts),
+                *(_average_defined(one) for one in against_rest),
+            ]
         )
 
-    over = f"unweighted mean over the {present} of {len(question.classes)} classes present, each against the rest"
+    over = f"unweighted mean over the {present} of {len(label_space.classes)} classes present, each against the rest"
     left_out = "a resample leaves out what it cannot define"
-    ovo = f"{_AUROC}; one-vs-one: mean over unordered pairs of the {present} of {len(question.classes)} classes present, both directions of a pair"
+    ovo = f"{_AUROC_DEFINITION}; one-vs-one: mean over unordered pairs of the {present} of {len(label_space.classes)} classes present, both directions of a pair"
     measures = (
-        Measure("auroc_ovo", f"{ovo} (Hand and Till 2001); {left_out}{absent}"),
-        Measure("auroc_ovr", f"{_AUROC}; {over}; {left_out}{absent}"),
-        Measure("auprc_macro", f"{_AUPRC}; {over}; {left_out}{absent}"),
+        MetricDefinition("auroc_ovo", f"{ovo} (Hand and Till 2001); {left_out}{absent}"),
+        MetricDefinition("auroc_ovr", f"{_AUROC_DEFINITION}; {over}; {left_out}{absent}"),
+        MetricDefinition("auprc_macro", f"{_AUPRC_DEFINITION}; {over}; {left_out}{absent}"),
     )
-    return Board(measures, statistics)
+    return MetricSet(measures, statistics)
 
 
-def _multilabel(found: Answers, question: Question, split: str, spec: ScoringSpec) -> Board:
-    positives, rows = found.truth.sum(axis=0), len(found.truth)
+def _build_multilabel_metrics(
+    predictions: ScoredPredictions,
+    label_space: LabelSpace,
+    split: str,
+    spec: ClassificationEvaluationSpec,
+) -> MetricSet:
+    positives, rows = predictions.truth.sum(axis=0), len(predictions.truth)
     evaluable = (positives >= spec.min_positives) & (positives < rows)
-    bands = _bands(question)
-    groups = [evaluable, *(evaluable & (bands == at) for at in range(len(BANDS)))]
-    each, pooled = _each_class(found), ranks(found.scores, found.truth)
+    bands = _assign_frequency_bands(label_space)
+    groups = [evaluable, *(evaluable & (bands == at) for at in range(len(FREQUENCY_BANDS)))]
+    each, pooled = _rank_each_class(predictions), rank_scores(predictions.scores, predictions.truth)
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
-        roc, precision = _areas_of(each, counts)
-        macro = [_mean_of_defined(roc[group]) for group in groups]
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
+        roc, precision = _compute_class_areas(each, counts)
+        macro = [_average_defined(roc[group]) for group in groups]
         lines = [
             macro[0],
-            areas(pooled, counts)[0],
-            _mean_of_defined(precision[evaluable]),
+            compute_curve_areas(pooled, counts)[0],
+            _average_defined(precision[evaluable]),
             *macro[1:],
             np.full(len(counts), evaluable.sum()),
         ]
         return np.stack(lines)
 
-    total = len(question.classes)
+    total = len(label_space.classes)
     rule = f"labels with at least {spec.min_positives} positive and one negative stay in this split are evaluable"
-    absent = _absent(found, question, split)
+    absent = _describe_absent_classes(predictions, label_space, split)
     macro = [
-        f"unweighted mean over {_counted(groups[0], total, 'labels')}; {rule}; a resample leaves out labels that it cannot define{absent}"
+        f"unweighted mean over {_describe_evaluable(groups[0], total, 'labels')}; {rule}; a resample leaves out labels that it cannot define{absent}"
     ]
     macro += [
-        f"unweighted mean over {_counted(group, int((bands == at).sum()), f'labels of the {name}')}; {_BAND}{_no_bands(bands)}; {rule}"
-        for at, (name, group) in enumerate(zip(BANDS, groups[1:], strict=True))
+        f"unweighted mean over {_describe_evaluable(group, int((bands == at).sum()), f'labels of the {name}')}; {_BAND_DEFINITION}{_describe_unknown_bands(bands)}; {rule}"
+        for at, (name, group) in enumerate(zip(FREQUENCY_BANDS, groups[1:], strict=True))
     ]
     measures = (
-        Measure("auroc_macro", f"{_AUROC}; {macro[0]}", int(positives[evaluable].sum())),
-        Measure(
+        MetricDefinition(
+            "auroc_macro", f"{_AUROC_DEFINITION}; {macro[0]}", int(positives[evaluable].sum())
+        ),
+        MetricDefinition(
             "auroc_micro",
-            f"{_AUROC}; over all pairs of a stay and one of {total} labels pooled{absent}",
+            f"{_AUROC_DEFINITION}; over all pairs of a stay and one of {total} labels pooled{absent}",
             int(positives.sum()),
         ),
-        Measure("auprc_macro", f"{_AUPRC}; {macro[0]}", int(positives[evaluable].sum())),
-        *(
-            Measure(
-                f"auroc_{band}", f"{_AUROC}; {macro[1 + at]}", int(positives[groups[1 + at]].sum())
-            )
-            for at, band in enumerate(BANDS)
+        MetricDefinition(
+            "auprc_macro", f"{_AUPRC_DEFINITION}; {macro[0]}", int(positives[evaluable].sum())
         ),
-        Measure(
+        *(
+            MetricDefinition(
+                f"auroc_{band}",
+                f"{_AUROC_DEFINITION}; {macro[1 + at]}",
+                int(positives[groups[1 + at]].sum()),
+            )
+            for at, band in enumerate(FREQUENCY_BANDS)
+        ),
+        MetricDefinition(
             "labels_evaluable",
             f"number of {total} labels; {rule}{absent}",
             int(positives[evaluable].sum()),
-            of_model=False,
-            resampled=False,
+            depends_on_model=False,
+            has_interval=False,
         ),
     )
-    return Board(measures, statistics)
+    return MetricSet(measures, statistics)
 
 
-def _paper_board(found: Answers, question: Question, split: str) -> Board:
+def _build_paper_metrics(
+    predictions: ScoredPredictions, label_space: LabelSpace, split: str
+) -> MetricSet:
     """The AUROC of the code of arXiv 2307.03042: a softmax over all labels, even where several apply."""
-    absent = _absent(found, question, split)
-    how = f"{_AUROC}; as in the code of arXiv 2307.03042: softmax over all {len(question.classes)} logits"
-    if found.logits is None:
-        measure = Measure("auroc_clinical_peft", f"{how}; unknown: these answers have no logits")
-        return Board((measure,), lambda counts: np.full((1, len(counts)), np.nan))
-    softmax = replace(found, scores=_softmax(found.logits))
-    statistics, averaged = _PAPER[found.kind](softmax)
-    return Board(
-        (Measure("auroc_clinical_peft", f"{how}; {averaged}{absent}"),),
+    absent = _describe_absent_classes(predictions, label_space, split)
+    how = f"{_AUROC_DEFINITION}; as in the code of arXiv 2307.03042: softmax over all {len(label_space.classes)} logits"
+    if predictions.logits is None:
+        measure = MetricDefinition(
+            "auroc_clinical_peft", f"{how}; unknown: these answers have no logits"
+        )
+        return MetricSet((measure,), lambda counts: np.full((1, len(counts)), np.nan))
+    softmax = replace(predictions, scores=_compute_softmax(predictions.logits))
+    statistics, averaged = _PAPER_METRIC_BUILDERS[predictions.kind](softmax)
+    return MetricSet(
+        (MetricDefinition("auroc_clinical_peft", f"{how}; {averaged}{absent}"),),
         lambda counts: statistics(counts)[None],
     )
 
 
-def _paper_binary(found: Answers) -> tuple[RowStatistics, str]:
-    ranked = ranks(found.scores[:, 1], found.truth[:, 1])
-    return lambda counts: areas(ranked, counts)[0], "of the second class"
+def _build_paper_binary_auroc(predictions: ScoredPredictions) -> tuple[RowStatistics, str]:
+    ranked = rank_scores(predictions.scores[:, 1], predictions.truth[:, 1])
+    return lambda counts: compute_curve_areas(ranked, counts)[0], "of the second class"
 
 
-def _paper_multiclass(found: Answers) -> tuple[RowStatistics, str]:
-    pairs = _pairs(found)
-    return lambda counts: _one_against_one(
+def _build_paper_multiclass_auroc(predictions: ScoredPredictions) -> tuple[RowStatistics, str]:
+    pairs = _rank_class_pairs(predictions)
+    return lambda counts: _average_pairwise_auroc(
         pairs, counts
     ), "one-vs-one, mean over unordered pairs of the classes present"
 
 
-def _paper_multilabel(found: Answers) -> tuple[RowStatistics, str]:
-    each = _each_class(found)
-    both = int((found.truth.any(axis=0) & ~found.truth.all(axis=0)).sum())
-    return lambda counts: _mean_of_defined(
-        _areas_of(each, counts)[0]
+def _build_paper_multilabel_auroc(predictions: ScoredPredictions) -> tuple[RowStatistics, str]:
+    each = _rank_each_class(predictions)
+    both = int((predictions.truth.any(axis=0) & ~predictions.truth.all(axis=0)).sum())
+    return lambda counts: _average_defined(
+        _compute_class_areas(each, counts)[0]
     ), f"mean over the {both} labels that some stays have and some have not"
 
 
-Pair = tuple[NDArray[np.intp], Ranks, Ranks]
+ClassPair = tuple[NDArray[np.intp], ScoreRanks, ScoreRanks]
 
 
-def _pairs(found: Answers) -> list[Pair]:
+def _rank_class_pairs(predictions: ScoredPredictions) -> list[ClassPair]:
     """For each two classes present: the rows of either, and how they rank by the score of each."""
     pairs = []
-    for one, other in combinations(np.flatnonzero(found.truth.any(axis=0)), 2):
-        rows = np.flatnonzero(found.truth[:, one] | found.truth[:, other])
-        both = [ranks(found.scores[rows, at], found.truth[rows, at]) for at in (one, other)]
+    for one, other in combinations(np.flatnonzero(predictions.truth.any(axis=0)), 2):
+        rows = np.flatnonzero(predictions.truth[:, one] | predictions.truth[:, other])
+        both = [
+            rank_scores(predictions.scores[rows, at], predictions.truth[rows, at])
+            for at in (one, other)
+        ]
         pairs.append((rows, both[0], both[1]))
     return pairs
 
 
-def _one_against_one(pairs: Sequence[Pair], counts: NDArray[np.int32]) -> Floats:
+def _average_pairwise_auroc(pairs: Sequence[ClassPair], counts: NDArray[np.int32]) -> Float64Array:
     """Hand and Till 2001, equation 7: shape (resamples,)."""
     drawn = counts.T
     values = [
-        (areas(first, drawn[rows].T)[0] + areas(second, drawn[rows].T)[0]) / 2
+        (
+            compute_curve_areas(first, drawn[rows].T)[0]
+            + compute_curve_areas(second, drawn[rows].T)[0]
+        )
+        / 2
         for rows, first, second in pairs
     ]
-    return _mean_of_defined(np.stack(values) if values else np.empty((0, len(counts))))
+    return _average_defined(np.stack(values) if values else np.empty((0, len(counts))))
 
 
-def _each_class(found: Answers) -> list[Ranks]:
-    return [ranks(found.scores[:, at], found.truth[:, at]) for at in range(found.truth.shape[1])]
+def _rank_each_class(predictions: ScoredPredictions) -> list[ScoreRanks]:
+    return [
+        rank_scores(predictions.scores[:, at], predictions.truth[:, at])
+        for at in range(predictions.truth.shape[1])
+    ]
 
 
-def _areas_of(each: Sequence[Ranks], counts: NDArray[np.int32]) -> Floats:
+def _compute_class_areas(
+    class_ranks: Sequence[ScoreRanks], counts: NDArray[np.int32]
+) -> Float64Array:
     """AUROC and average precision, shape (2, classes, resamples)."""
-    return np.stack([areas(ranked, counts) for ranked in each], axis=1)
+    return np.stack([compute_curve_areas(ranked, counts) for ranked in class_ranks], axis=1)
 
 
-def _bands(question: Question) -> Integers:
+def _assign_frequency_bands(label_space: LabelSpace) -> Int64Array:
     """0, 1, 2 for head, torso and tail: the third of all occurrences in training in which a class begins, by descending count; -1 if unknown."""
-    occurrences = np.asarray(question.train_counts, np.int64)
+    occurrences = np.asarray(label_space.train_counts, np.int64)
     if not occurrences.sum():
-        return np.full(len(question.classes), -1)
+        return np.full(len(label_space.classes), -1)
     order = np.argsort(-occurrences, kind="stable")
     before = np.cumsum(occurrences[order]) - occurrences[order]
     bands = np.empty(len(order), np.int64)
-    bands[order] = np.minimum(3 * before // occurrences.sum(), len(BANDS) - 1)
+    bands[order] = np.minimum(3 * before // occurrences.sum(), len(FREQUENCY_BANDS) - 1)
     return bands
 
 
-def _no_bands(bands: Integers) -> str:
+def _describe_unknown_bands(bands: Int64Array) -> str:
     return "; unknown: the counts in training are not known" if (bands < 0).any() else ""
 
 
-def _counted(group: Flags, total: int, what: str) -> str:
-    return f"the {int(group.sum())} evaluable of {total} {what}" + (
-        "" if group.any() else " (unknown: none is)"
+def _describe_evaluable(is_evaluable: BoolArray, total: int, noun: str) -> str:
+    return f"the {int(is_evaluable.sum())} evaluable of {total} {noun}" + (
+        "" if is_evaluable.any() else " (unknown: none is)"
     )
 
 
-def _absent(found: Answers, question: Question, split: str) -> str:
+def _describe_absent_classes(
+    predictions: ScoredPredictions, label_space: LabelSpace, split: str
+) -> str:
     """Which classes no stay has, as the end of a definition; empty where all are there."""
-    absent = [question.classes[at] for at in np.flatnonzero(~found.truth.any(axis=0))]
-    if not absent or not len(found.truth):
+    absent = [label_space.classes[at] for at in np.flatnonzero(~predictions.truth.any(axis=0))]
+    if not absent or not len(predictions.truth):
         return ""
-    more = f", nor have {len(absent) - _NAMED} more classes" if len(absent) > _NAMED else ""
+    more = (
+        f", nor have {len(absent) - _MAX_NAMED_CLASSES} more classes"
+        if len(absent) > _MAX_NAMED_CLASSES
+        else ""
+    )
     return (
-        "; " + ", ".join(f"class {name!r} has no {split} stay" for name in absent[:_NAMED]) + more
+        "; "
+        + ", ".join(f"class {name!r} has no {split} stay" for name in absent[:_MAX_NAMED_CLASSES])
+        + more
     )
 
 
-def _mean_of_defined(values: Floats) -> Floats:
+def _average_defined(values: Float64Array) -> Float64Array:
     """Over the first axis, NaN left out; NaN where nothing is left. Shape (k, resamples) to (resamples,)."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
+    return _divide_or_nan(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
 
-def _ratio(numbers: NDArray[Any], of: NDArray[Any]) -> Floats:
-    shares: Floats = np.divide(
-        numbers, of, out=np.full(numbers.shape, np.nan), where=of > 0, dtype=np.float64
+def _divide_or_nan(numerators: NDArray[Any], denominators: NDArray[Any]) -> Float64Array:
+    shares: Float64Array = np.divide(
+        numerators,
+        denominators,
+        out=np.full(numerators.shape, np.nan),
+        where=denominators > 0,
+        dtype=np.float64,
     )
     return shares
 
 
-def _softmax(logits: Scores) -> Floats:
-    raised: Floats = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+def _compute_softmax(logits: ScoreArray) -> Float64Array:
+    raised: Float64Array = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     raised /= raised.sum(axis=1, keepdims=True)
     return raised
 
 
-def _once(rows: int) -> NDArray[np.int32]:
-    return np.ones((1, rows), np.int32)
+def _count_rows_once(row_count: int) -> NDArray[np.int32]:
+    return np.ones((1, row_count), np.int32)
 
 
-def _or_null(values: Floats) -> list[float | None]:
+def _replace_nan_with_none(values: Float64Array) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _refuse_twice(predictions: pa.Table, question: Question) -> None:
+def _check_unique_rows(predictions: pa.Table, label_space: LabelSpace) -> None:
     asked = predictions.group_by(["stay_id", "prediction_time"]).aggregate([([], "count_all")])
     twice = asked.filter(pc.greater(asked["count_all"], 1))
     if len(twice):
-        location = f"{question.name}, stay_id {twice['stay_id'][0].as_py()}"
+        location = f"{label_space.name}, stay_id {twice['stay_id'][0].as_py()}"
         raise InputError(
             f"{len(twice)} stays answered more than once for the same time",
             location=location,
@@ -544,84 +649,107 @@ def _refuse_twice(predictions: pa.Table, question: Question) -> None:
         )
 
 
-def _refuse(
-    asked: pa.Table, wrong: NDArray[np.bool_], message: str, location: str, hint: str
+def _check_rows(
+    predictions: pa.Table, is_invalid: NDArray[np.bool_], message: str, location: str, hint: str
 ) -> None:
-    if wrong.any():
-        first = asked["stay_id"][int(np.flatnonzero(wrong)[0])].as_py()
+    if is_invalid.any():
+        first = predictions["stay_id"][int(np.flatnonzero(is_invalid)[0])].as_py()
         raise InputError(
-            f"{message}, in {int(wrong.sum())} stays",
+            f"{message}, in {int(is_invalid.sum())} stays",
             location=f"{location}, stay_id {first}",
             hint=hint,
         )
 
 
-def _matrix(asked: pa.Table, column: str, classes: int, location: str) -> Scores:
+def _read_list_column(
+    predictions: pa.Table, column: str, class_count: int, location: str
+) -> ScoreArray:
     """A column of lists, one number a class, as shape (n, classes)."""
-    lists = asked[column].combine_chunks()
+    lists = predictions[column].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
-    message = f"a number of {column} that is not the {classes} of the classes"
-    _refuse(asked, lengths != classes, message, location, "predict with the head of this question")
-    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(asked), classes)
+    message = f"a number of {column} that is not the {class_count} of the classes"
+    _check_rows(
+        predictions,
+        lengths != class_count,
+        message,
+        location,
+        "predict with the head of this question",
+    )
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False)).reshape(
+        len(predictions), class_count
+    )
 
 
-def _one_true(asked: pa.Table, classes: int, location: str) -> Flags:
-    label = pc.fill_null(asked["label"], -1).to_numpy()
-    _refuse(
-        asked,
-        (label < 0) | (label >= classes),
-        f"a true class that is unknown or not one of {classes}",
+def _read_single_label_truth(predictions: pa.Table, class_count: int, location: str) -> BoolArray:
+    label = pc.fill_null(predictions["label"], -1).to_numpy()
+    _check_rows(
+        predictions,
+        (label < 0) | (label >= class_count),
+        f"a true class that is unknown or not one of {class_count}",
         location,
         "give the index of a class",
     )
-    return np.asarray(label[:, None] == np.arange(classes))
+    return np.asarray(label[:, None] == np.arange(class_count))
 
 
-def _several_true(asked: pa.Table, classes: int, location: str) -> Flags:
+def _read_multilabel_truth(predictions: pa.Table, class_count: int, location: str) -> BoolArray:
     lists, hint = (
-        asked["labels"].combine_chunks(),
+        predictions["labels"].combine_chunks(),
         "give the indices of classes, an empty list where none applies",
     )
-    _refuse(asked, np.asarray(lists.is_null()), "true classes that are unknown", location, hint)
+    _check_rows(
+        predictions, np.asarray(lists.is_null()), "true classes that are unknown", location, hint
+    )
     row, label = (
         np.asarray(pc.list_parent_indices(lists)),
         np.asarray(pc.fill_null(lists.flatten(), -1)),
     )
-    wrong = np.bincount(row[(label < 0) | (label >= classes)], minlength=len(asked)) > 0
-    _refuse(asked, wrong, f"a true class that is unknown or not one of {classes}", location, hint)
-    truth = np.zeros((len(asked), classes), np.bool_)
+    wrong = np.bincount(row[(label < 0) | (label >= class_count)], minlength=len(predictions)) > 0
+    _check_rows(
+        predictions,
+        wrong,
+        f"a true class that is unknown or not one of {class_count}",
+        location,
+        hint,
+    )
+    truth = np.zeros((len(predictions), class_count), np.bool_)
     truth[row, label] = True
     return truth
 
 
-def _macro_now(found: Answers) -> float:
-    both = np.flatnonzero(found.truth.any(axis=0) & ~found.truth.all(axis=0))
+def _compute_macro_auroc(predictions: ScoredPredictions) -> float:
+    both = np.flatnonzero(predictions.truth.any(axis=0) & ~predictions.truth.all(axis=0))
     return (
-        float(np.mean([auroc(found.scores[:, at], found.truth[:, at]) for at in both]))
+        float(np.mean([auroc(predictions.scores[:, at], predictions.truth[:, at]) for at in both]))
         if len(both)
         else float("nan")
     )
 
 
-_BOARDS: dict[Kind, Callable[[Answers, Question, str, ScoringSpec], Board]] = {
-    "binary": _binary,
-    "multiclass": _multiclass,
-    "multilabel": _multilabel,
+_METRIC_BUILDERS: dict[
+    ProblemType,
+    Callable[[ScoredPredictions, LabelSpace, str, ClassificationEvaluationSpec], MetricSet],
+] = {
+    "binary": _build_binary_metrics,
+    "multiclass": _build_multiclass_metrics,
+    "multilabel": _build_multilabel_metrics,
 }
-_PAPER: dict[Kind, Callable[[Answers], tuple[RowStatistics, str]]] = {
-    "binary": _paper_binary,
-    "multiclass": _paper_multiclass,
-    "multilabel": _paper_multilabel,
+_PAPER_METRIC_BUILDERS: dict[
+    ProblemType, Callable[[ScoredPredictions], tuple[RowStatistics, str]]
+] = {
+    "binary": _build_paper_binary_auroc,
+    "multiclass": _build_paper_multiclass_auroc,
+    "multilabel": _build_paper_multilabel_auroc,
 }
-_TRUTHS: dict[Kind, Callable[[pa.Table, int, str], Flags]] = {
-    "binary": _one_true,
-    "multiclass": _one_true,
-    "multilabel": _several_true,
+_TRUTH_READERS: dict[ProblemType, Callable[[pa.Table, int, str], BoolArray]] = {
+    "binary": _read_single_label_truth,
+    "multiclass": _read_single_label_truth,
+    "multilabel": _read_multilabel_truth,
 }
-_MAIN: dict[str, Callable[[Answers], float]] = {
+_MAIN_METRIC_FUNCTIONS: dict[str, Callable[[ScoredPredictions], float]] = {
     "auroc": lambda found: auroc(found.scores[:, 1], found.truth[:, 1]),
     "auroc_ovo": lambda found: float(
-        _one_against_one(_pairs(found), _once(len(found.subjects)))[0]
+        _average_pairwise_auroc(_rank_class_pairs(found), _count_rows_once(len(found.subjects)))[0]
     ),
-    "auroc_macro": _macro_now,
+    "auroc_macro": _compute_macro_auroc,
 }

@@ -16,38 +16,40 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from clinpeft.core.errors import RefusedError
-from clinpeft.core.schemas import RESULT, SPLITS, Kind, Question
-from clinpeft.evaluation.bootstrap import Floats
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, SPLIT_NAMES, LabelSpace, ProblemType
+from clinpeft.evaluation.bootstrap import Float64Array
 from clinpeft.evaluation.classification.discrimination import (
-    Answers,
-    Board,
-    Measure,
-    answers,
-    board,
-    scored,
+    MetricDefinition,
+    MetricSet,
+    ScoredPredictions,
+    build_discrimination_metrics,
+    evaluate_metric_set,
+    extract_scored_predictions,
 )
-from clinpeft.evaluation.classification.ranks import Flags, Scores
-from clinpeft.recipe import ScoringSpec
+from clinpeft.evaluation.classification.ranks import BoolArray, ScoreArray
+from clinpeft.recipe import ClassificationEvaluationSpec
 
-_KEYS = [("stay_id", "ascending"), ("prediction_time", "ascending")]
+_ROW_KEYS = [("stay_id", "ascending"), ("prediction_time", "ascending")]
 
-_DELONG = (
+_DELONG_DEFINITION = (
     "two-sided p of the difference of two AUROCs (DeLong 1988, midranks as Sun and Xu 2014); it takes the stays to be independent, "
     "so where subjects repeat read the bootstrap interval of auroc_difference"
 )
-_BRIER = "mean over stays of the squared difference of probability and truth: {}; lower is better"
-_BRIER_OF = {
+_BRIER_DEFINITION = (
+    "mean over stays of the squared difference of probability and truth: {}; lower is better"
+)
+_BRIER_BY_KIND = {
     "binary": "of the event",
     "multiclass": "summed over the classes",
     "multilabel": "averaged over the labels",
 }
 
 
-def answers_difference(
+def compare_paired_predictions(
     before: pa.Table,
     after: pa.Table,
-    question: Question,
-    spec: ScoringSpec,
+    label_space: LabelSpace,
+    spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
     names: tuple[str, str] = ("first", "second"),
 ) -> pa.Table:
@@ -55,7 +57,7 @@ def answers_difference(
 
     Args:
         before, after: of schema ``tables.PREDICTION``, in any order of rows.
-        question: that both answer.
+        label_space: that both answer.
         spec: resamples and level.
         rng: for the resamples, which both share.
         names: of the two, for ``group``.
@@ -67,29 +69,29 @@ def answers_difference(
         RefusedError: the two did not answer the same stays, or not with the same truth.
         InputError: answers that are none, with their stay_id.
     """
-    reason = answers_mismatch(before, after, names)
+    reason = find_prediction_mismatch(before, after, names)
     if reason:
         hint = "compare models that were asked the same question about the same stays of one cohort"
         raise RefusedError(
             f"not the same question: {reason}", location=" and ".join(names), hint=hint
         )
-    first, second = before.sort_by(_KEYS), after.sort_by(_KEYS)
+    first, second = before.sort_by(_ROW_KEYS), after.sort_by(_ROW_KEYS)
     rows: list[dict[str, object]] = []
-    for split in (name for name in SPLITS if pc.any(pc.equal(first["split"], name)).as_py()):
-        rows += _compared(
-            answers(first, question, split),
-            answers(second, question, split),
-            question,
+    for split in (name for name in SPLIT_NAMES if pc.any(pc.equal(first["split"], name)).as_py()):
+        rows += _compare_split(
+            extract_scored_predictions(first, label_space, split),
+            extract_scored_predictions(second, label_space, split),
+            label_space,
             split,
             spec,
             rng,
         )
     return pa.Table.from_pylist(
-        [{**row, "group": f"{names[1]} - {names[0]}"} for row in rows], schema=RESULT
+        [{**row, "group": f"{names[1]} - {names[0]}"} for row in rows], schema=METRIC_RESULT_SCHEMA
     )
 
 
-def answers_mismatch(
+def find_prediction_mismatch(
     before: pa.Table, after: pa.Table, names: tuple[str, str] = ("first", "second")
 ) -> str:
     """Why two ``tables.PREDICTION`` tables cannot be compared; empty if they answer the same stays, with the same truth."""
@@ -102,7 +104,7 @@ def answers_mismatch(
         return f"{only[0]} stays are answered only by {names[0]}, {only[1]} only by {names[1]}"
     if len(before) != len(after):
         return f"{len(before)} rows by {names[0]}, {len(after)} by {names[1]} for the same {len(stays[0])} stays"
-    first, second = before.sort_by(_KEYS), after.sort_by(_KEYS)
+    first, second = before.sort_by(_ROW_KEYS), after.sort_by(_ROW_KEYS)
     for column, word in (
         ("subject_id", "subject"),
         ("split", "split"),
@@ -112,7 +114,11 @@ def answers_mismatch(
         differs = [
             at
             for at, (one, other) in enumerate(
-                zip(_told(first, column), _told(second, column), strict=True)
+                zip(
+                    _get_comparable_values(first, column),
+                    _get_comparable_values(second, column),
+                    strict=True,
+                )
             )
             if one != other
         ]
@@ -121,27 +127,29 @@ def answers_mismatch(
     return ""
 
 
-def delong(before: Scores, after: Scores, positive: Flags) -> tuple[float, float, float]:
+def delong_test(
+    before: ScoreArray, after: ScoreArray, is_positive: BoolArray
+) -> tuple[float, float, float]:
     """DeLong's test of two AUROCs on the same rows (DeLong, DeLong and Clarke-Pearson 1988), in n log n (Sun and Xu 2014, algorithm 2).
 
     Args:
         before, after: scores of the same rows, each of shape (n,).
-        positive: shape (n,).
+        is_positive: shape (n,).
 
     Returns:
         The difference after - before, its standard error and the two-sided p. Where the difference cannot vary, as with equal rankings, the
         standard error is 0 and p is 1 for no difference and 0 for one. All are NaN with fewer than two rows of a class.
     """
-    events, others = int(positive.sum()), int((~positive).sum())
+    events, others = int(is_positive.sum()), int((~is_positive).sum())
     if min(events, others) < 2:
         return (float("nan"),) * 3
     of_positives, of_negatives = zip(
-        *(_placements(scores, positive) for scores in (before, after)), strict=True
+        *(_compute_placements(scores, is_positive) for scores in (before, after)), strict=True
     )
     difference = float(of_positives[1].mean() - of_positives[0].mean())
     variance = (
-        _variance(of_positives[1] - of_positives[0]) / events
-        + _variance(of_negatives[1] - of_negatives[0]) / others
+        _compute_variance(of_positives[1] - of_positives[0]) / events
+        + _compute_variance(of_negatives[1] - of_negatives[0]) / others
     )
     error = float(np.sqrt(variance))
     if not error:
@@ -149,94 +157,102 @@ def delong(before: Scores, after: Scores, positive: Flags) -> tuple[float, float
     return difference, error, float(2 * stats.norm.sf(abs(difference) / error))
 
 
-def squared_errors(found: Answers) -> Floats:
+def compute_squared_errors(predictions: ScoredPredictions) -> Float64Array:
     """What each stay adds to the Brier score, shape (n,): squared errors of the event, summed over classes, or averaged over labels."""
-    errors = (found.scores.astype(np.float64) - found.truth) ** 2
-    return _ERRORS[found.kind](errors)
+    errors = (predictions.scores.astype(np.float64) - predictions.truth) ** 2
+    return _SQUARED_ERROR_REDUCTIONS[predictions.kind](errors)
 
 
-def _compared(
-    before: Answers,
-    after: Answers,
-    question: Question,
+def _compare_split(
+    before: ScoredPredictions,
+    after: ScoredPredictions,
+    label_space: LabelSpace,
     split: str,
-    spec: ScoringSpec,
+    spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
-    first, second = board(before, question, split, spec), board(after, question, split, spec)
-    kept = [at for at, measure in enumerate(first.measures) if measure.of_model]
-    change = squared_errors(after) - squared_errors(before)
+    first, second = (
+        build_discrimination_metrics(before, label_space, split, spec),
+        build_discrimination_metrics(after, label_space, split, spec),
+    )
+    kept = [at for at, measure in enumerate(first.metrics) if measure.depends_on_model]
+    change = compute_squared_errors(after) - compute_squared_errors(before)
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
-        ranked = second.statistics(counts)[kept] - first.statistics(counts)[kept]
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
+        ranked = second.compute_values(counts)[kept] - first.compute_values(counts)[kept]
         return np.concatenate([ranked, (counts @ change / counts.sum(axis=1))[None]])
 
-    brier = Measure("brier", _BRIER.format(_BRIER_OF[before.kind]))
+    brier = MetricDefinition("brier", _BRIER_DEFINITION.format(_BRIER_BY_KIND[before.kind]))
     differences = tuple(
-        _as_difference(measure) for measure in (*(first.measures[at] for at in kept), brier)
+        _as_difference_metric(measure) for measure in (*(first.metrics[at] for at in kept), brier)
     )
-    rows = scored(after, Board(differences, statistics), question, split, spec, rng)
-    return [*rows, *_TESTS.get(before.kind, _no_test)(before, after, rows[0])]
+    rows = evaluate_metric_set(
+        after, MetricSet(differences, statistics), label_space, split, spec, rng
+    )
+    return [*rows, *_PAIRED_TESTS.get(before.kind, _skip_test)(before, after, rows[0])]
 
 
-def _as_difference(measure: Measure) -> Measure:
+def _as_difference_metric(metric: MetricDefinition) -> MetricDefinition:
     definition = (
-        f"difference, the second minus the first on the same stays, of: {measure.definition}"
+        f"difference, the second minus the first on the same stays, of: {metric.definition}"
     )
-    return Measure(f"{measure.name}_difference", definition, measure.n_events)
+    return MetricDefinition(f"{metric.name}_difference", definition, metric.n_events)
 
 
-def _delong_row(
-    before: Answers, after: Answers, like: dict[str, object]
+def _build_delong_rows(
+    before: ScoredPredictions, after: ScoredPredictions, template_row: dict[str, object]
 ) -> list[dict[str, object]]:
-    p = delong(before.scores[:, 1], after.scores[:, 1], after.truth[:, 1])[2]
+    p = delong_test(before.scores[:, 1], after.scores[:, 1], after.truth[:, 1])[2]
     unknown = "; unknown: a class has fewer than two stays" if np.isnan(p) else ""
     value = None if unknown else p
     return [
         {
-            **like,
+            **template_row,
             "name": "delong_p",
             "value": value,
             "low": None,
             "high": None,
             "level": None,
-            "definition": f"{_DELONG}{unknown}",
+            "definition": f"{_DELONG_DEFINITION}{unknown}",
         }
     ]
 
 
-def _no_test(
-    _before: Answers, _after: Answers, _like: dict[str, object]
+def _skip_test(
+    _before: ScoredPredictions, _after: ScoredPredictions, _template_row: dict[str, object]
 ) -> list[dict[str, object]]:
     return []
 
 
-def _placements(scores: Scores, positive: Flags) -> tuple[Floats, Floats]:
+def _compute_placements(
+    scores: ScoreArray, is_positive: BoolArray
+) -> tuple[Float64Array, Float64Array]:
     """For each positive the share of negatives below it, for each negative the share of positives above it, ties counting half."""
     among_all = stats.rankdata(scores)
-    events, others = int(positive.sum()), int((~positive).sum())
-    below = (among_all[positive] - stats.rankdata(scores[positive])) / others
-    above = 1 - (among_all[~positive] - stats.rankdata(scores[~positive])) / events
+    events, others = int(is_positive.sum()), int((~is_positive).sum())
+    below = (among_all[is_positive] - stats.rankdata(scores[is_positive])) / others
+    above = 1 - (among_all[~is_positive] - stats.rankdata(scores[~is_positive])) / events
     return below, above
 
 
-def _variance(values: Floats) -> float:
+def _compute_variance(values: Float64Array) -> float:
     return float(values.var(ddof=1))
 
 
-def _told(answered: pa.Table, column: str) -> list[Any]:
+def _get_comparable_values(predictions: pa.Table, column: str) -> list[Any]:
     """Values as they compare: the order in which a stay's labels are listed says nothing."""
     return [
         sorted(value) if isinstance(value, list) else value
-        for value in answered[column].to_pylist()
+        for value in predictions[column].to_pylist()
     ]
 
 
-_ERRORS: dict[Kind, Callable[[Floats], Floats]] = {
+_SQUARED_ERROR_REDUCTIONS: dict[ProblemType, Callable[[Float64Array], Float64Array]] = {
     "binary": lambda errors: errors[:, 1],
     "multiclass": lambda errors: errors.sum(axis=1),
     "multilabel": lambda errors: errors.mean(axis=1),
 }
-_TESTS: dict[Kind, Callable[[Answers, Answers, dict[str, object]], list[dict[str, object]]]] = {
-    "binary": _delong_row
-}
+_PAIRED_TESTS: dict[
+    ProblemType,
+    Callable[[ScoredPredictions, ScoredPredictions, dict[str, object]], list[dict[str, object]]],
+] = {"binary": _build_delong_rows}

@@ -9,49 +9,59 @@ shape.py          alignment, uniformity, rank, hubs, negation   rows.py         
 """
 
 from clinpeft.evaluation.embedding.comparison import (
-    compared,
-    holm,
-    minimum_detectable_difference,
-    paired_bootstrap,
-    paired_permutation,
-    retrieval_difference,
+    adjust_holm,
+    bootstrap_paired_difference,
+    compare_models_pairwise,
+    compare_retrieval,
+    compute_minimum_detectable_difference,
+    compute_permutation_p,
 )
 from clinpeft.evaluation.embedding.pair_metrics import (
-    STUDY_THRESHOLD,
-    separation,
-    separation_difference,
-    study,
+    STUDY_SEPARATION_THRESHOLD,
+    compare_separation,
+    evaluate_separation,
+    evaluate_study_protocol,
 )
-from clinpeft.evaluation.embedding.ranking_metrics import per_query, retrieval
-from clinpeft.evaluation.embedding.search import best, ranked, retrieved
-from clinpeft.evaluation.embedding.shape import geometry, negation_sensitivity
-from clinpeft.evaluation.embedding.strata import STRATA, Pairs, negatives, pair_scores, shuffled
-from clinpeft.evaluation.embedding.vectors import cosine_score, cosines, unit
+from clinpeft.evaluation.embedding.ranking_metrics import compute_query_metrics, evaluate_retrieval
+from clinpeft.evaluation.embedding.search import rank_passages, select_top_k, to_retrieval_table
+from clinpeft.evaluation.embedding.shape import evaluate_geometry, evaluate_negation_sensitivity
+from clinpeft.evaluation.embedding.strata import (
+    NEGATIVE_STRATA,
+    AnchorPairs,
+    draw_negatives,
+    score_anchor_pairs,
+    shuffle_partners,
+)
+from clinpeft.evaluation.embedding.vectors import (
+    build_cosine_scorer,
+    compute_cosines,
+    normalize_vectors,
+)
 
 __all__ = [
-    "STRATA",
-    "STUDY_THRESHOLD",
-    "Pairs",
-    "best",
-    "compared",
-    "cosine_score",
-    "cosines",
-    "geometry",
-    "holm",
-    "minimum_detectable_difference",
-    "negation_sensitivity",
-    "negatives",
-    "pair_scores",
-    "paired_bootstrap",
-    "paired_permutation",
-    "per_query",
-    "ranked",
-    "retrieval",
-    "retrieval_difference",
-    "retrieved",
-    "separation",
-    "separation_difference",
-    "shuffled",
-    "study",
-    "unit",
+    "NEGATIVE_STRATA",
+    "STUDY_SEPARATION_THRESHOLD",
+    "AnchorPairs",
+    "select_top_k",
+    "compare_models_pairwise",
+    "build_cosine_scorer",
+    "compute_cosines",
+    "evaluate_geometry",
+    "adjust_holm",
+    "compute_minimum_detectable_difference",
+    "evaluate_negation_sensitivity",
+    "draw_negatives",
+    "score_anchor_pairs",
+    "bootstrap_paired_difference",
+    "compute_permutation_p",
+    "compute_query_metrics",
+    "rank_passages",
+    "evaluate_retrieval",
+    "compare_retrieval",
+    "to_retrieval_table",
+    "evaluate_separation",
+    "compare_separation",
+    "shuffle_partners",
+    "evaluate_study_protocol",
+    "normalize_vectors",
 ]

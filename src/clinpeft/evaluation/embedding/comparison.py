@@ -15,41 +15,47 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from clinpeft.core.errors import RefusedError
-from clinpeft.core.schemas import RESULT
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
 from clinpeft.evaluation.bootstrap import (
-    Floats,
-    Integers,
-    Interval,
-    cluster_bootstrap,
-    cluster_sums,
+    ConfidenceInterval,
+    Float64Array,
+    Int64Array,
+    bootstrap_clusters,
+    sum_by_cluster,
 )
-from clinpeft.evaluation.embedding.ranking_metrics import METRICS, means
-from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, difference
+from clinpeft.evaluation.embedding.ranking_metrics import RETRIEVAL_METRICS, build_metric_means
+from clinpeft.evaluation.embedding.rows import (
+    MeasurementContext,
+    MetricRow,
+    bootstrap_metric_rows,
+    number_clusters,
+    subtract_statistics,
+)
 
-PERMUTATIONS = 10_000
-POWER = 0.8
-_EXACT_CLUSTERS = 13  # 2^13 = 8,192 sign patterns: all of them are fewer than a sample would be
-_SIGNS_AT_ONCE = 8_000_000  # (permutations, clusters) cells in memory together: 64 MB
+TEST_PERMUTATIONS = 10_000
+TEST_POWER = 0.8
+_MAX_EXACT_CLUSTERS = 13  # 2^13 = 8,192 sign patterns: all of them are fewer than a sample would be
+_MAX_SIGN_CELLS = 8_000_000  # (permutations, clusters) cells in memory together: 64 MB
 
-_P = (
+_P_DEFINITION = (
     "two-sided p of {}: share of {} sign patterns by cluster of queries whose absolute mean difference is at least the observed one"
     "; not adjusted for other comparisons"
 )
-_DETECTABLE = (
+_DETECTABLE_DEFINITION = (
     "smallest true difference that a two-sided test at {:g} would find with a power of {:g}: "
     "(z(1 - alpha / 2) + z(power)) standard errors of {}, by cluster"
 )
 
 
-def paired_bootstrap(
+def bootstrap_paired_difference(
     before: ArrayLike,
     after: ArrayLike,
-    clusters: Integers,
+    clusters: Int64Array,
     *,
     resamples: int,
     level: float,
     rng: np.random.Generator,
-) -> tuple[float, Interval]:
+) -> tuple[float, ConfidenceInterval]:
     """The mean of after less before over the same items, and its percentile interval by bootstrap over clusters.
 
     Args:
@@ -58,23 +64,23 @@ def paired_bootstrap(
         resamples, level, rng: as in ``cluster_bootstrap``.
     """
     change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    sums = cluster_sums(clusters, change, np.ones(len(change)))
+    sums = sum_by_cluster(clusters, change, np.ones(len(change)))
 
-    def mean(counts: Integers) -> Floats:
+    def mean(counts: Int64Array) -> Float64Array:
         drawn = counts @ sums
         return np.asarray(drawn[:, 0] / drawn[:, 1], np.float64)
 
-    return float(change.mean()), cluster_bootstrap(
+    return float(change.mean()), bootstrap_clusters(
         len(sums), mean, resamples=resamples, level=level, rng=rng
     )
 
 
-def paired_permutation(
+def compute_permutation_p(
     before: ArrayLike,
     after: ArrayLike,
-    clusters: Integers,
+    clusters: Int64Array,
     rng: np.random.Generator,
-    permutations: int = PERMUTATIONS,
+    permutations: int = TEST_PERMUTATIONS,
 ) -> float:
     """Two-sided p of the mean difference when in each cluster before and after could as well be the other way round (Fisher's randomisation).
 
@@ -88,22 +94,22 @@ def paired_permutation(
         rng: for the draws.
         permutations: how many, where not all are gone through.
     """
-    sums = cluster_sums(clusters, np.asarray(after, np.float64) - np.asarray(before, np.float64))[
+    sums = sum_by_cluster(clusters, np.asarray(after, np.float64) - np.asarray(before, np.float64))[
         :, 0
     ]
     sums = sums[sums != 0]  # a cluster without a difference has the same sum under either sign
     observed = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # rounding must not part what is equal
-    if len(sums) <= _EXACT_CLUSTERS:
+    if len(sums) <= _MAX_EXACT_CLUSTERS:
         signs = 1 - 2 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
         return float((np.abs(signs @ sums) >= observed).mean())
-    reached, at_once = 0, max(1, _SIGNS_AT_ONCE // len(sums))
+    reached, at_once = 0, max(1, _MAX_SIGN_CELLS // len(sums))
     for start in range(0, permutations, at_once):
         flips = rng.integers(0, 2, (min(at_once, permutations - start), len(sums)), np.int8)
         reached += int((np.abs(sums.sum() - 2 * (flips @ sums)) >= observed).sum())
     return (1 + reached) / (1 + permutations)
 
 
-def holm(p_values: ArrayLike) -> Floats:
+def adjust_holm(p_values: ArrayLike) -> Float64Array:
     """p adjusted for all comparisons together (Holm 1979): the i-th smallest of m times m - i + 1, not below the one before it, at most 1.
 
     Args:
@@ -121,13 +127,13 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def minimum_detectable_difference(
+def compute_minimum_detectable_difference(
     before: ArrayLike,
     after: ArrayLike,
-    clusters: Integers,
+    clusters: Int64Array,
     *,
     level: float = 0.95,
-    power: float = POWER,
+    power: float = TEST_POWER,
 ) -> float:
     """The smallest true mean difference that a two-sided test at 1 - level would find with this power: (z(1 - alpha / 2) + z(power)) standard errors.
 
@@ -140,14 +146,14 @@ def minimum_detectable_difference(
         power: the chance of finding it.
     """
     change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    sums = cluster_sums(clusters, change - change.mean())[:, 0]
+    sums = sum_by_cluster(clusters, change - change.mean())[:, 0]
     if len(sums) < 2:
         return float("nan")
     error = np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(change)
     return float((stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power)) * error)
 
 
-def retrieval_difference(
+def compare_retrieval(
     before: pa.Table,
     after: pa.Table,
     names: tuple[str, str],
@@ -157,7 +163,7 @@ def retrieval_difference(
     rng: np.random.Generator,
     split: str = "held_out",
     task: str | None = None,
-    metrics: Sequence[str] = tuple(METRICS),
+    metric_names: Sequence[str] = tuple(RETRIEVAL_METRICS),
 ) -> pa.Table:
     """Each metric of retrieval, after less before on the same queries: difference with a paired interval, p, and what could have been found.
 
@@ -166,7 +172,7 @@ def retrieval_difference(
         names: of the two, for ``group``: ``after - before``.
         resamples, level, rng: of bootstrap; ``PERMUTATIONS`` sign patterns are drawn.
         split, task: for the columns of these names.
-        metrics: those that are wanted.
+        metric_names: those that are wanted.
 
     Returns:
         Of schema ``tables.RESULT``, rows ``ndcg_at_10_difference``, ``ndcg_at_10_difference_p`` and ``ndcg_at_10_detectable`` for each metric.
@@ -174,8 +180,8 @@ def retrieval_difference(
     Raises:
         RefusedError: the two were not asked the same queries, or not with the same judgements.
     """
-    clusters = _shared_clusters(before, after, names)
-    about = Measured(
+    clusters = _get_shared_clusters(before, after, names)
+    about = MeasurementContext(
         len(after),
         int(np.sum(after["relevant"].to_numpy())),
         split,
@@ -184,26 +190,30 @@ def retrieval_difference(
         "clusters of queries",
     )
     said = {
-        f"{name}_difference": f"mean difference, {names[1]} less {names[0]} on the same queries, of: {METRICS[name]}"
-        for name in metrics
+        f"{name}_difference": f"mean difference, {names[1]} less {names[0]} on the same queries, of: {RETRIEVAL_METRICS[name]}"
+        for name in metric_names
     }
-    rows: list[Row] = []
-    statistics = difference(means(before, metrics), means(after, metrics))
+    rows: list[MetricRow] = []
+    statistics = subtract_statistics(
+        build_metric_means(before, metric_names), build_metric_means(after, metric_names)
+    )
     for row, name in zip(
-        bootstrapped(said, statistics, clusters, about, resamples, level, rng), metrics, strict=True
+        bootstrap_metric_rows(said, statistics, clusters, about, resamples, level, rng),
+        metric_names,
+        strict=True,
     ):
         first, second = before[name].to_numpy(), after[name].to_numpy()
         rows += [
             row,
-            _p_row(row, first, second, clusters, rng),
-            _detectable_row(row, name, first, second, clusters, level),
+            _build_p_row(row, first, second, clusters, rng),
+            _build_detectable_row(row, name, first, second, clusters, level),
         ]
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def compared(
-    models: Mapping[str, pa.Table],
-    metric: str,
+def compare_models_pairwise(
+    query_metrics_by_model: Mapping[str, pa.Table],
+    metric_name: str,
     *,
     resamples: int,
     level: float,
@@ -214,8 +224,8 @@ def compared(
     """One metric of retrieval between every two models, with p adjusted over all these comparisons by Holm's method.
 
     Args:
-        models: name -> ``ranking_metrics.PER_QUERY``; each is compared with all that stand before it.
-        metric: a key of ``ranking_metrics.METRICS``.
+        query_metrics_by_model: name -> ``ranking_metrics.PER_QUERY``; each is compared with all that stand before it.
+        metric_name: a key of ``ranking_metrics.METRICS``.
         resamples, level, rng, split, task: as in ``retrieval_difference``.
 
     Returns:
@@ -225,22 +235,24 @@ def compared(
         RefusedError: as in ``retrieval_difference``.
     """
     parts = [
-        retrieval_difference(
-            models[one],
-            models[other],
+        compare_retrieval(
+            query_metrics_by_model[one],
+            query_metrics_by_model[other],
             (one, other),
             resamples=resamples,
             level=level,
             rng=rng,
             split=split,
             task=task,
-            metrics=[metric],
+            metric_names=[metric_name],
         )
-        for one, other in combinations(models, 2)
+        for one, other in combinations(query_metrics_by_model, 2)
     ]
     rows = [row for part in parts for row in part.to_pylist()]
-    tested = [row for row in rows if row["name"] == f"{metric}_difference_p"]
-    adjusted = holm([float("nan") if row["value"] is None else row["value"] for row in tested])
+    tested = [row for row in rows if row["name"] == f"{metric_name}_difference_p"]
+    adjusted = adjust_holm(
+        [float("nan") if row["value"] is None else row["value"] for row in tested]
+    )
     said = f"; adjusted over {len(tested)} comparisons (Holm 1979)"
     rows += [
         {
@@ -251,10 +263,10 @@ def compared(
         }
         for row, p in zip(tested, adjusted, strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def _shared_clusters(before: pa.Table, after: pa.Table, names: tuple[str, str]) -> Integers:
+def _get_shared_clusters(before: pa.Table, after: pa.Table, names: tuple[str, str]) -> Int64Array:
     """The clusters of the queries of both; one that found nothing in one of them has the cluster it has in the other."""
     columns = ["query_id", "relevant"]
     if not before.select(columns).equals(after.select(columns)):
@@ -265,40 +277,42 @@ def _shared_clusters(before: pa.Table, after: pa.Table, names: tuple[str, str]) 
             hint="search the same queries with both models, with the same judgements",
         )
     pairs = zip(before["cluster"].to_pylist(), after["cluster"].to_pylist(), strict=True)
-    return codes([one if one is not None else other for one, other in pairs])
+    return number_clusters([one if one is not None else other for one, other in pairs])
 
 
-def _p_row(
-    row: Row,
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    clusters: Integers,
+def _build_p_row(
+    row: MetricRow,
+    first_values: NDArray[np.float64],
+    second_values: NDArray[np.float64],
+    clusters: Int64Array,
     rng: np.random.Generator,
-) -> Row:
+) -> MetricRow:
     found = len(np.unique(clusters))
-    value = paired_permutation(first, second, clusters, rng) if found > 1 else None
-    patterns = "all" if found <= _EXACT_CLUSTERS else f"{PERMUTATIONS}"
-    return _beside(row, f"{row['name']}_p", value, _P.format(row["name"], patterns))
+    value = compute_permutation_p(first_values, second_values, clusters, rng) if found > 1 else None
+    patterns = "all" if found <= _MAX_EXACT_CLUSTERS else f"{TEST_PERMUTATIONS}"
+    return _derive_row(row, f"{row['name']}_p", value, _P_DEFINITION.format(row["name"], patterns))
 
 
-def _detectable_row(
-    row: Row,
-    name: str,
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    clusters: Integers,
+def _build_detectable_row(
+    row: MetricRow,
+    metric_name: str,
+    first_values: NDArray[np.float64],
+    second_values: NDArray[np.float64],
+    clusters: Int64Array,
     level: float,
-) -> Row:
-    value = minimum_detectable_difference(first, second, clusters, level=level)
-    return _beside(
+) -> MetricRow:
+    value = compute_minimum_detectable_difference(
+        first_values, second_values, clusters, level=level
+    )
+    return _derive_row(
         row,
-        f"{name}_detectable",
+        f"{metric_name}_detectable",
         None if np.isnan(value) else value,
-        _DETECTABLE.format(round(1 - level, 10), POWER, row["name"]),
+        _DETECTABLE_DEFINITION.format(round(1 - level, 10), TEST_POWER, row["name"]),
     )
 
 
-def _beside(row: Row, name: str, value: float | None, definition: str) -> Row:
+def _derive_row(row: MetricRow, name: str, value: float | None, definition: str) -> MetricRow:
     return {
         **row,
         "name": name,

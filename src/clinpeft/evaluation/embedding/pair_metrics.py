@@ -16,21 +16,27 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.core.schemas import PAIR_SCORE, RESULT, table
-from clinpeft.evaluation.bootstrap import Floats, Integers, RowStatistics
-from clinpeft.evaluation.classification.ranks import areas, ranks
-from clinpeft.evaluation.embedding.rows import Measured, Row, bootstrapped, codes, difference
-from clinpeft.evaluation.embedding.vectors import refuse
+from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, PAIR_SCORE_SCHEMA, build_arrow_table
+from clinpeft.evaluation.bootstrap import Float64Array, Int64Array, RowStatistics
+from clinpeft.evaluation.classification.ranks import compute_curve_areas, rank_scores
+from clinpeft.evaluation.embedding.rows import (
+    MeasurementContext,
+    MetricRow,
+    bootstrap_metric_rows,
+    number_clusters,
+    subtract_statistics,
+)
+from clinpeft.evaluation.embedding.vectors import check_valid_rows
 
-RANDOM = "random"
+RANDOM_STRATUM = "random"
 """The stratum whose spread scales ``separation_z``."""
 
-STUDY_THRESHOLD = 0.3
+STUDY_SEPARATION_THRESHOLD = 0.3
 """The separation that the study calls clinically useful; it gives no data for it."""
 
-_SIMILAR, _DIFFERENT, _NEGATION = "similar", "different", "negation"
+_SIMILAR_STRATUM, _DIFFERENT_STRATUM, _NEGATION_STRATUM = "similar", "different", "negation"
 
-METRICS = {
+SEPARATION_METRICS = {
     "mean_related": "mean score of related pairs",
     "mean_unrelated": "mean score of unrelated pairs",
     "separation": "mean score of related less that of unrelated pairs (arXiv 2511.19739, equation 3)",
@@ -49,17 +55,17 @@ class _Stratum:
 
     Attributes:
         scores: shape (n,).
-        related, unrelated, random: which rows, shape (n,) each; rows that are in none are there so that resamples are shared.
+        is_related, is_unrelated, is_random: which rows, shape (n,) each; rows that are in none are there so that resamples are shared.
     """
 
-    scores: Floats
-    related: NDArray[np.bool_]
-    unrelated: NDArray[np.bool_]
-    random: NDArray[np.bool_]
+    scores: Float64Array
+    is_related: NDArray[np.bool_]
+    is_unrelated: NDArray[np.bool_]
+    is_random: NDArray[np.bool_]
 
 
-def separation(
-    scores: pa.Table,
+def evaluate_separation(
+    pair_scores: pa.Table,
     state: str,
     *,
     resamples: int,
@@ -67,19 +73,19 @@ def separation(
     rng: np.random.Generator,
     split: str = "held_out",
     task: str | None = None,
-    metrics: Sequence[str] = tuple(METRICS),
+    metric_names: Sequence[str] = tuple(SEPARATION_METRICS),
 ) -> pa.Table:
     """Every metric of ``METRICS`` in every stratum, with a percentile interval by bootstrap over clusters.
 
     All related pairs are compared with the unrelated ones of each stratum. All strata and metrics share their resamples.
 
     Args:
-        scores: of schema ``tables.PAIR_SCORE``. The cluster of a pair is that of its anchor: a random pair reaches into a second chapter, and is
+        pair_scores: of schema ``tables.PAIR_SCORE``. The cluster of a pair is that of its anchor: a random pair reaches into a second chapter, and is
             drawn with the first.
         state: of the model, for ``group``, which is ``state · stratum``.
         resamples, level, rng: of the bootstrap.
         split, task: for the columns of these names.
-        metrics: those that are wanted.
+        metric_names: those that are wanted.
 
     Returns:
         Of schema ``tables.RESULT``; ``n`` counts the pairs, ``n_events`` the related, ``n_subjects`` the clusters. A number that two pairs cannot
@@ -88,13 +94,13 @@ def separation(
     Raises:
         InputError: scores that are NaN, with how many and the first pair; no related pair, or no unrelated one.
     """
-    rows: list[Row] = []
-    clusters = codes(scores["cluster"].to_pylist())
-    for name, stratum in _strata(scores, state).items():
-        definitions = {metric: METRICS[metric] for metric in metrics}
-        rows += _measured(
+    rows: list[MetricRow] = []
+    clusters = number_clusters(pair_scores["cluster"].to_pylist())
+    for name, stratum in _build_strata(pair_scores, state).items():
+        definitions = {metric: SEPARATION_METRICS[metric] for metric in metric_names}
+        rows += _evaluate_stratum(
             stratum,
-            _statistics(stratum, metrics),
+            _build_statistics(stratum, metric_names),
             definitions,
             clusters,
             f"{state} · {name}",
@@ -104,10 +110,10 @@ def separation(
             level,
             rng,
         )
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def separation_difference(
+def compare_separation(
     before: pa.Table,
     after: pa.Table,
     names: tuple[str, str],
@@ -134,8 +140,8 @@ def separation_difference(
         RefusedError: the two did not score the same pairs.
         InputError: as ``separation``.
     """
-    first, second = before.sort_by(_KEYS), after.sort_by(_KEYS)
-    same = [column for column in PAIR_SCORE.names if column != "score"]
+    first, second = before.sort_by(_PAIR_KEYS), after.sort_by(_PAIR_KEYS)
+    same = [column for column in PAIR_SCORE_SCHEMA.names if column != "score"]
     if not first.select(same).equals(second.select(same)):
         hint = "score the same pairs with both models"
         raise RefusedError(
@@ -143,33 +149,39 @@ def separation_difference(
             location=" and ".join(names),
             hint=hint,
         )
-    clusters = codes(first["cluster"].to_pylist())
-    rows: list[Row] = []
-    pairs = zip(_strata(first, names[0]).items(), _strata(second, names[1]).values(), strict=True)
+    clusters = number_clusters(first["cluster"].to_pylist())
+    rows: list[MetricRow] = []
+    pairs = zip(
+        _build_strata(first, names[0]).items(),
+        _build_strata(second, names[1]).values(),
+        strict=True,
+    )
     for (name, one), other in pairs:
         definitions = {
-            f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {METRICS[metric]}"
-            for metric in METRICS
+            f"{metric}_difference": f"difference, {names[1]} less {names[0]} on the same pairs, of: {SEPARATION_METRICS[metric]}"
+            for metric in SEPARATION_METRICS
         }
-        kept: list[Floats] = []
-        statistics = _keeping(difference(_statistics(one), _statistics(other)), kept)
+        kept: list[Float64Array] = []
+        statistics = _store_statistics(
+            subtract_statistics(_build_statistics(one), _build_statistics(other)), kept
+        )
         group = f"{names[1]} - {names[0]} · {name}"
-        found = _measured(
+        found = _evaluate_stratum(
             other, statistics, definitions, clusters, group, split, task, resamples, level, rng
         )
         drawn = np.concatenate(kept[1:], axis=1) if len(kept) > 1 else np.zeros((len(found), 0))
         rows += [
             line
             for row, values in zip(found, drawn, strict=True)
-            for line in (row, _p_row(row, values))
+            for line in (row, _build_p_row(row, values))
         ]
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def study(
-    similar: ArrayLike,
-    different: ArrayLike,
-    negation: ArrayLike,
+def evaluate_study_protocol(
+    similar_cosines: ArrayLike,
+    different_cosines: ArrayLike,
+    negation_cosines: ArrayLike,
     state: str,
     *,
     resamples: int,
@@ -183,7 +195,7 @@ def study(
     its score: here they are a stratum of their own, and what they are compared with are the similar pairs.
 
     Args:
-        similar, different, negation: cosines, each of shape (n,); negation may be empty.
+        similar_cosines, different_cosines, negation_cosines: cosines, each of shape (n,); negation may be empty.
         state, resamples, level, rng, task: as in ``separation``.
 
     Returns:
@@ -191,9 +203,9 @@ def study(
         ``STUDY_THRESHOLD`` is what the study calls clinically useful, and the definition says so.
     """
     sets = {
-        _SIMILAR: np.asarray(similar, np.float64),
-        _DIFFERENT: np.asarray(different, np.float64),
-        _NEGATION: np.asarray(negation, np.float64),
+        _SIMILAR_STRATUM: np.asarray(similar_cosines, np.float64),
+        _DIFFERENT_STRATUM: np.asarray(different_cosines, np.float64),
+        _NEGATION_STRATUM: np.asarray(negation_cosines, np.float64),
     }
     names = [name for name, values in sets.items() for _ in values]
     columns = {
@@ -201,28 +213,28 @@ def study(
             f"{name} {at}" for name, values in sets.items() for at in range(1, len(values) + 1)
         ],
         "stratum": names,
-        "related": [name == _SIMILAR for name in names],
+        "related": [name == _SIMILAR_STRATUM for name in names],
         "score": np.concatenate(list(sets.values())),
     }
-    kept = [metric for metric in METRICS if metric != "separation_z"]
-    found = separation(
-        table(PAIR_SCORE, columns),
+    kept = [metric for metric in SEPARATION_METRICS if metric != "separation_z"]
+    found = evaluate_separation(
+        build_arrow_table(PAIR_SCORE_SCHEMA, columns),
         state,
         resamples=resamples,
         level=level,
         rng=rng,
         task=task,
-        metrics=kept,
+        metric_names=kept,
     )
-    said = f"; the study calls more than {STUDY_THRESHOLD} clinically useful"
+    said = f"; the study calls more than {STUDY_SEPARATION_THRESHOLD} clinically useful"
     rows = [
         row | {"definition": row["definition"] + said} if row["name"] == "separation" else row
         for row in found.to_pylist()
     ]
-    return pa.Table.from_pylist(rows, schema=RESULT)
+    return pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
 
 
-def bootstrap_p(differences: Floats) -> float:
+def compute_bootstrap_p(differences: Float64Array) -> float:
     """Two-sided p of a difference from its values on resamples: twice the smaller of the shares at or below 0 and at or above 0, at most 1.
 
     One is added to both counts and to the number of resamples, so that p is never 0. NaN are left out; without a value p is NaN.
@@ -234,66 +246,70 @@ def bootstrap_p(differences: Floats) -> float:
     return min(1.0, 2 * (1 + smaller) / (1 + len(drawn)))
 
 
-_KEYS = [("pair_id", "ascending"), ("stratum", "ascending"), ("related", "ascending")]
+_PAIR_KEYS = [("pair_id", "ascending"), ("stratum", "ascending"), ("related", "ascending")]
 
 
-def _strata(scores: pa.Table, location: str) -> dict[str, _Stratum]:
-    values = np.asarray(scores["score"].to_numpy(), np.float64)
-    refuse(
+def _build_strata(pair_scores: pa.Table, location: str) -> dict[str, _Stratum]:
+    values = np.asarray(pair_scores["score"].to_numpy(), np.float64)
+    check_valid_rows(
         ~np.isfinite(values),
         "scores that are not finite (NaN)",
-        scores["pair_id"].to_pylist(),
+        pair_scores["pair_id"].to_pylist(),
         location,
     )
-    related = np.asarray(scores["related"].to_numpy(), np.bool_)
+    related = np.asarray(pair_scores["related"].to_numpy(), np.bool_)
     if related.all() or not related.any():
         message = f"{int(related.sum())} related pairs and {int((~related).sum())} unrelated ones"
         raise InputError(message, location=location, hint="score at least one of each")
-    strata = np.array(scores["stratum"].to_pylist(), np.str_)
-    names = pc.unique(scores["stratum"].filter(pc.invert(scores["related"]))).to_pylist()
-    random = ~related & (strata == RANDOM)
+    strata = np.array(pair_scores["stratum"].to_pylist(), np.str_)
+    names = pc.unique(pair_scores["stratum"].filter(pc.invert(pair_scores["related"]))).to_pylist()
+    random = ~related & (strata == RANDOM_STRATUM)
     return {name: _Stratum(values, related, ~related & (strata == name), random) for name in names}
 
 
-def _measured(
+def _evaluate_stratum(
     stratum: _Stratum,
     statistics: RowStatistics,
     definitions: Mapping[str, str],
-    clusters: Integers,
+    clusters: Int64Array,
     group: str,
     split: str,
     task: str | None,
     resamples: int,
     level: float,
     rng: np.random.Generator,
-) -> list[Row]:
-    events = int(stratum.related.sum())
-    about = Measured(events + int(stratum.unrelated.sum()), events, split, group, task)
-    return bootstrapped(dict(definitions), statistics, clusters, about, resamples, level, rng)
+) -> list[MetricRow]:
+    events = int(stratum.is_related.sum())
+    about = MeasurementContext(events + int(stratum.is_unrelated.sum()), events, split, group, task)
+    return bootstrap_metric_rows(
+        dict(definitions), statistics, clusters, about, resamples, level, rng
+    )
 
 
-def _statistics(stratum: _Stratum, metrics: Sequence[str] = tuple(METRICS)) -> RowStatistics:
+def _build_statistics(
+    stratum: _Stratum, metric_names: Sequence[str] = tuple(SEPARATION_METRICS)
+) -> RowStatistics:
     """Counts of rows (resamples, n) -> the metrics, shape (metrics, resamples)."""
-    both = np.flatnonzero(stratum.related | stratum.unrelated)
-    ranked = ranks(stratum.scores[both], stratum.related[both])
-    at = [list(METRICS).index(metric) for metric in metrics]
+    both = np.flatnonzero(stratum.is_related | stratum.is_unrelated)
+    ranked = rank_scores(stratum.scores[both], stratum.is_related[both])
+    at = [list(SEPARATION_METRICS).index(metric) for metric in metric_names]
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
         columns = np.asarray(counts).T  # (n, resamples), contiguous
-        area = areas(ranked, columns[both].T)
-        return np.concatenate([_moments(stratum, columns), area])[at]
+        area = compute_curve_areas(ranked, columns[both].T)
+        return np.concatenate([_compute_moment_metrics(stratum, columns), area])[at]
 
     return statistics
 
 
-def _moments(stratum: _Stratum, drawn: NDArray[np.int32]) -> Floats:
-    """All metrics but the areas, shape (6, resamples), from ``drawn`` (n, resamples)."""
+def _compute_moment_metrics(stratum: _Stratum, counts: NDArray[np.int32]) -> Float64Array:
+    """All metrics but the areas, shape (6, resamples), from ``counts`` (n, resamples)."""
     centre = (
         stratum.scores.mean()
     )  # taken away, since a variance is a small difference of large sums
     groups = [
-        _mean_and_squares(stratum.scores[rows] - centre, drawn[rows])
-        for rows in (stratum.related, stratum.unrelated, stratum.random)
+        _compute_mean_and_squares(stratum.scores[rows] - centre, counts[rows])
+        for rows in (stratum.is_related, stratum.is_unrelated, stratum.is_random)
     ]
     (
         (n_first, first, squares_first),
@@ -301,45 +317,59 @@ def _moments(stratum: _Stratum, drawn: NDArray[np.int32]) -> Floats:
         (n_random, _, squares_random),
     ) = groups
     apart = first - second
-    variances = _over(squares_first, n_first - 1), _over(squares_second, n_second - 1)
-    pooled = np.sqrt(_over(squares_first + squares_second, n_first + n_second - 2))
+    variances = (
+        _divide_or_nan(squares_first, n_first - 1),
+        _divide_or_nan(squares_second, n_second - 1),
+    )
+    pooled = np.sqrt(_divide_or_nan(squares_first + squares_second, n_first + n_second - 2))
     pooled[(n_first < 2) | (n_second < 2)] = np.nan
     scales = (
         pooled,
         np.sqrt((variances[0] + variances[1]) / 2),
-        np.sqrt(_over(squares_random, n_random - 1)),
+        np.sqrt(_divide_or_nan(squares_random, n_random - 1)),
     )
     return np.stack(
-        [first + centre, second + centre, apart, *(_over(apart, scale) for scale in scales)]
+        [
+            first + centre,
+            second + centre,
+            apart,
+            *(_divide_or_nan(apart, scale) for scale in scales),
+        ]
     )
 
 
-def _mean_and_squares(values: Floats, drawn: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
+def _compute_mean_and_squares(
+    values: Float64Array, counts: NDArray[np.int32]
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Number, mean and sum of squared deviations of each resample."""
-    n, sums, squares = (weights @ drawn for weights in (np.ones(len(values)), values, values**2))
-    mean = _over(sums, n)
+    n, sums, squares = (weights @ counts for weights in (np.ones(len(values)), values, values**2))
+    mean = _divide_or_nan(sums, n)
     deviations = np.maximum(squares - n * np.nan_to_num(mean) ** 2, 0.0)
     deviations[deviations <= 1e-14 * squares] = 0.0  # nothing but rounding: all rows alike
     return n, mean, deviations
 
 
-def _over(numbers: Floats, of: Floats) -> Floats:
-    found: Floats = np.divide(numbers, of, out=np.full(np.shape(numbers), np.nan), where=of > 0)
+def _divide_or_nan(numerators: Float64Array, denominators: Float64Array) -> Float64Array:
+    found: Float64Array = np.divide(
+        numerators, denominators, out=np.full(np.shape(numerators), np.nan), where=denominators > 0
+    )
     return found
 
 
-def _keeping(statistics: RowStatistics, kept: list[Floats]) -> RowStatistics:
+def _store_statistics(
+    statistics: RowStatistics, stored_values: list[Float64Array]
+) -> RowStatistics:
     """The same function, and what it gave."""
 
-    def keep(counts: NDArray[np.int32]) -> Floats:
-        kept.append(statistics(counts))
-        return kept[-1]
+    def keep(counts: NDArray[np.int32]) -> Float64Array:
+        stored_values.append(statistics(counts))
+        return stored_values[-1]
 
     return keep
 
 
-def _p_row(row: Row, drawn: Floats) -> Row:
-    p = bootstrap_p(drawn)
+def _build_p_row(row: MetricRow, differences: Float64Array) -> MetricRow:
+    p = compute_bootstrap_p(differences)
     said = f"two-sided bootstrap p of {row['name']}: twice the smaller share of resamples on either side of 0"
     value = None if np.isnan(p) or row["low"] is None else p
     return {

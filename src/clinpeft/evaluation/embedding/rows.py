@@ -8,23 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clinpeft.evaluation.bootstrap import Floats, Integers, Interval, RowStatistics, row_bootstrap
+from clinpeft.evaluation.bootstrap import (
+    ConfidenceInterval,
+    Float64Array,
+    Int64Array,
+    RowStatistics,
+    bootstrap_rows,
+)
 
-FEW_CLUSTERS = 20
+MIN_RELIABLE_CLUSTERS = 20
 """With fewer, a percentile interval is too narrow (with eight clusters some 89 % instead of 95 % hold the truth), and the definition says so."""
 
-Row = dict[str, object]
+MetricRow = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasurementContext:
     """What a row rests on, beside its number.
 
     Attributes:
         n: pairs, queries or texts.
         n_events: related pairs, or relevant passages; None where nothing is an event.
         split, group, task: as in ``tables.RESULT``.
-        unit: what is resampled, in the plural.
+        resampled_unit: what is resampled, in the plural.
     """
 
     n: int
@@ -32,10 +38,10 @@ class Measured:
     split: str
     group: str
     task: str | None = None
-    unit: str = "clusters"
+    resampled_unit: str = "clusters"
 
 
-def codes(clusters: Sequence[str | None]) -> Integers:
+def number_clusters(clusters: Sequence[str | None]) -> Int64Array:
     """A number for each cluster, shape (n,); a row without a cluster is one of its own."""
     numbered: dict[str | tuple[int], int] = {}
     keys: list[str | tuple[int]] = [
@@ -46,44 +52,44 @@ def codes(clusters: Sequence[str | None]) -> Integers:
     )
 
 
-def bootstrapped(
+def bootstrap_metric_rows(
     definitions: dict[str, str],
     statistics: RowStatistics,
-    clusters: Integers,
-    about: Measured,
+    clusters: Int64Array,
+    context: MeasurementContext,
     resamples: int,
     level: float,
     rng: np.random.Generator,
-) -> list[Row]:
+) -> list[MetricRow]:
     """A row for each statistic; its value is that of the resample which draws every row once.
 
     Args:
         definitions: name -> one line, in the order of the statistics.
         statistics: counts (resamples, n) -> (statistics, resamples).
         clusters: of the rows, shape (n,).
-        about: what the rows rest on.
+        context: what the rows rest on.
         resamples, level, rng: of the cluster bootstrap.
     """
     values = statistics(np.ones((1, len(clusters)), np.int32))[:, 0]
-    intervals = row_bootstrap(clusters, statistics, resamples=resamples, level=level, rng=rng)
+    intervals = bootstrap_rows(clusters, statistics, resamples=resamples, level=level, rng=rng)
     found = len(np.unique(clusters))
     return [
-        row(name, value, interval, definition, about, found, resamples)
+        build_metric_row(name, value, interval, definition, context, found, resamples)
         for (name, definition), value, interval in zip(
             definitions.items(), values, intervals, strict=True
         )
     ]
 
 
-def row(
+def build_metric_row(
     name: str,
     value: float,
-    interval: Interval | None,
+    interval: ConfidenceInterval | None,
     definition: str,
-    about: Measured,
-    clusters: int,
+    context: MeasurementContext,
+    cluster_count: int,
     resamples: int = 0,
-) -> Row:
+) -> MetricRow:
     """One row; a value that is NaN becomes null, and so does its interval."""
     known = bool(np.isfinite(value))
     given = interval if known and interval is not None and interval.low is not None else None
@@ -93,39 +99,47 @@ def row(
         "low": given.low if given else None,
         "high": given.high if given else None,
         "level": given.level if given else None,
-        "n": about.n,
-        "n_subjects": clusters,
-        "n_events": about.n_events,
-        "split": about.split,
-        "group": about.group,
-        "definition": f"{definition}; {_remark(known, interval, given, clusters, resamples, about)}",
-        "task": about.task,
+        "n": context.n,
+        "n_subjects": cluster_count,
+        "n_events": context.n_events,
+        "split": context.split,
+        "group": context.group,
+        "definition": f"{definition}; {_describe_interval(known, interval, given, cluster_count, resamples, context)}",
+        "task": context.task,
     }
 
 
-def difference(before: RowStatistics, after: RowStatistics) -> RowStatistics:
+def subtract_statistics(before: RowStatistics, after: RowStatistics) -> RowStatistics:
     """What the second gives less what the first gives, on the same resamples."""
 
-    def statistics(counts: NDArray[np.int32]) -> Floats:
+    def statistics(counts: NDArray[np.int32]) -> Float64Array:
         return after(counts) - before(counts)
 
     return statistics
 
 
-def _remark(
-    known: bool,
-    interval: Interval | None,
-    given: Interval | None,
-    clusters: int,
+def _describe_interval(
+    is_defined: bool,
+    interval: ConfidenceInterval | None,
+    usable_interval: ConfidenceInterval | None,
+    cluster_count: int,
     resamples: int,
-    about: Measured,
+    context: MeasurementContext,
 ) -> str:
-    if not known:
+    if not is_defined:
         return "unknown: too little to measure it on"
     if interval is None:
         return "no interval: it describes these texts"
-    if given is None:
-        return f"no interval: {clusters} {about.unit}"
-    few = ", which are few: the interval is too narrow" if clusters < FEW_CLUSTERS else ""
-    undefined = f", {given.undefined} of them undefined and left out" if given.undefined else ""
-    return f"percentile interval by bootstrap over {clusters} {about.unit}{few} ({resamples} resamples{undefined})"
+    if usable_interval is None:
+        return f"no interval: {cluster_count} {context.resampled_unit}"
+    few = (
+        ", which are few: the interval is too narrow"
+        if cluster_count < MIN_RELIABLE_CLUSTERS
+        else ""
+    )
+    undefined = (
+        f", {usable_interval.undefined_resamples} of them undefined and left out"
+        if usable_interval.undefined_resamples
+        else ""
+    )
+    return f"percentile interval by bootstrap over {cluster_count} {context.resampled_unit}{few} ({resamples} resamples{undefined})"

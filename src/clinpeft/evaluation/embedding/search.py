@@ -10,23 +10,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import RETRIEVED
-from clinpeft.evaluation.bootstrap import Integers
-from clinpeft.evaluation.embedding.vectors import similarities, unit
+from clinpeft.core.schemas import RETRIEVED_PASSAGE_SCHEMA
+from clinpeft.evaluation.bootstrap import Int64Array
+from clinpeft.evaluation.embedding.vectors import iterate_similarities, normalize_vectors
 
-Scores = NDArray[np.float32]
+SimilarityArray = NDArray[np.float32]
 
 
-def ranked(
+def rank_passages(
     queries: NDArray[np.floating[Any]],
     passages: NDArray[np.floating[Any]],
     k: int,
     *,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
-    own: Integers | None = None,
-    block: int = 0,
-) -> tuple[Integers, Scores]:
+    own_passages: Int64Array | None = None,
+    block_queries: int = 0,
+) -> tuple[Int64Array, SimilarityArray]:
     """The k passages with the largest cosine for each query, exactly.
 
     Memory: both arrays at length 1 and one block of cosines.
@@ -36,8 +36,8 @@ def ranked(
         passages: shape (p, d).
         k: how many to keep; all, where there are fewer.
         query_ids, passage_ids: of the rows, distinct.
-        own: the passage that each query is itself, which is not to be found, shape (q,), -1 for none; None: no query is a passage.
-        block: queries at a time; 0: as many as keep a block under 64 MB.
+        own_passages: the passage that each query is itself, which is not to be found, shape (q,), -1 for none; None: no query is a passage.
+        block_queries: queries at a time; 0: as many as keep a block under 64 MB.
 
     Returns:
         Rows of passages, best first, and their cosines, each of shape (q, k). Of equal cosines the larger id is first (see ``best``).
@@ -46,28 +46,33 @@ def ranked(
         InputError: NaN or vectors of length 0, with how many and the first id; two passages with one id; different dimensions.
     """
     found, among = (
-        unit(queries, query_ids, "vectors of queries"),
-        unit(passages, passage_ids, "vectors of passages"),
+        normalize_vectors(queries, query_ids, "vectors of queries"),
+        normalize_vectors(passages, passage_ids, "vectors of passages"),
     )
     if found.shape[1] != among.shape[1]:
         message = f"queries have {found.shape[1]} dimensions and passages {among.shape[1]}"
         raise InputError(message, location="vectors of queries", hint="encode both with one model")
-    return best(similarities(found, among, block), passage_ids, k, own)
+    return select_top_k(
+        iterate_similarities(found, among, block_queries), passage_ids, k, own_passages
+    )
 
 
-def best(
-    blocks: Iterable[Scores], passage_ids: Sequence[str], k: int, own: Integers | None = None
-) -> tuple[Integers, Scores]:
+def select_top_k(
+    score_blocks: Iterable[SimilarityArray],
+    passage_ids: Sequence[str],
+    k: int,
+    own_passages: Int64Array | None = None,
+) -> tuple[Int64Array, SimilarityArray]:
     """The k best passages of each query, from scores of all of them.
 
     Of equal scores the passage with the larger id is first, ids compared byte by byte: trec_eval sorts a run by descending score and then by
     descending document id, whatever the ranks in the file say (``comp_sim_docno`` in ``form_res_rels.c``, version 9). The cut at k knows this too.
 
     Args:
-        blocks: scores of the next queries with all passages, shape (some, p); from vectors or from a lexical baseline.
+        score_blocks: scores of the next queries with all passages, shape (some, p); from vectors or from a lexical baseline.
         passage_ids: of the columns, distinct.
         k: how many to keep; all, where there are fewer.
-        own: as in ``ranked``; the own passage is not among the found, and where fewer than k others exist its place is filled by -1.
+        own_passages: as in ``ranked``; the own passage is not among the found, and where fewer than k others exist its place is filled by -1.
 
     Returns:
         Rows of passages and their scores, each of shape (q, k).
@@ -75,7 +80,7 @@ def best(
     Raises:
         InputError: two passages with one id, a score that is NaN, or k below 1.
     """
-    order = _by_descending_id(passage_ids)
+    order = _sort_by_descending_id(passage_ids)
     kept = min(k, len(order))
     if kept < 1:
         raise InputError(
@@ -84,12 +89,12 @@ def best(
             hint="give at least one passage and k of at least 1",
         )
     rows, scores, seen = [np.zeros((0, kept), np.int64)], [np.zeros((0, kept), np.float32)], 0
-    for block in blocks:
+    for block in score_blocks:
         part = np.ascontiguousarray(block[:, order], dtype=np.float32)
-        _refuse_nan(part, seen)
-        if own is not None:
-            _leave_out(part, own[seen : seen + len(part)], order)
-        at = _largest(part, kept)
+        _check_finite_scores(part, seen)
+        if own_passages is not None:
+            _mask_own_passages(part, own_passages[seen : seen + len(part)], order)
+        at = _select_largest(part, kept)
         values = np.take_along_axis(part, at, axis=1)
         rows.append(np.where(np.isneginf(values), -1, order[at]))
         scores.append(values)
@@ -97,9 +102,9 @@ def best(
     return np.concatenate(rows), np.concatenate(scores)
 
 
-def retrieved(
-    rows: Integers,
-    scores: Scores,
+def to_retrieval_table(
+    rows: Int64Array,
+    scores: SimilarityArray,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
     clusters: Sequence[str | None] | None = None,
@@ -123,10 +128,10 @@ def retrieved(
         pa.array(ranks + 1, pa.int32()),
         pa.array(scores[queries, ranks], pa.float64()),
     ]
-    return pa.Table.from_arrays(columns, schema=RETRIEVED)
+    return pa.Table.from_arrays(columns, schema=RETRIEVED_PASSAGE_SCHEMA)
 
 
-def _by_descending_id(passage_ids: Sequence[str]) -> Integers:
+def _sort_by_descending_id(passage_ids: Sequence[str]) -> Int64Array:
     keys = [identity.encode() for identity in passage_ids]
     if len(set(keys)) < len(keys):
         message = f"{len(keys) - len(set(keys))} passage ids are used twice"
@@ -134,7 +139,7 @@ def _by_descending_id(passage_ids: Sequence[str]) -> Integers:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
-def _largest(scores: Scores, k: int) -> Integers:
+def _select_largest(scores: SimilarityArray, k: int) -> Int64Array:
     """Columns of the k largest of each row, largest first, of equals the first column; shape (rows, k)."""
     last = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k][:, None]  # the k-th largest
     above, tied = scores > last, scores == last
@@ -145,17 +150,19 @@ def _largest(scores: Scores, k: int) -> Integers:
     return np.take_along_axis(columns, order, axis=1)
 
 
-def _leave_out(scores: Scores, own: Integers, order: Integers) -> None:
+def _mask_own_passages(
+    scores: SimilarityArray, own_passages: Int64Array, order: Int64Array
+) -> None:
     column = np.empty(len(order), np.int64)
     column[order] = np.arange(len(order))
-    rows = np.flatnonzero(own >= 0)
-    scores[rows, column[own[rows]]] = -np.inf
+    rows = np.flatnonzero(own_passages >= 0)
+    scores[rows, column[own_passages[rows]]] = -np.inf
 
 
-def _refuse_nan(scores: Scores, seen: int) -> None:
+def _check_finite_scores(scores: SimilarityArray, query_offset: int) -> None:
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        message = f"{int(bad.sum())} queries have scores that are not finite (NaN), the first is query {seen + int(np.argmax(bad)) + 1}"
+        message = f"{int(bad.sum())} queries have scores that are not finite (NaN), the first is query {query_offset + int(np.argmax(bad)) + 1}"
         raise InputError(
             message,
             location="search",

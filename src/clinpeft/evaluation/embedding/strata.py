@@ -15,40 +15,40 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import UsageError
-from clinpeft.core.schemas import PAIR_SCORE, Attrition
-from clinpeft.evaluation.bootstrap import Integers
-from clinpeft.evaluation.embedding.vectors import Score
+from clinpeft.core.schemas import PAIR_SCORE_SCHEMA, Attrition
+from clinpeft.evaluation.bootstrap import Int64Array
+from clinpeft.evaluation.embedding.vectors import PairScorer
 
-_ROUNDS = 20  # draws before what is left is looked through passage by passage
+_MAX_DRAW_ROUNDS = 20  # draws before what is left is looked through passage by passage
 
 
 @dataclass(frozen=True)
-class Pairs:
+class AnchorPairs:
     """Anchors and the passages that belong to them.
 
     Attributes:
         pair_ids: shape (n,).
         positives: the passage row of each, shape (n,).
-        own: the passage row that each anchor is itself, -1 for a text that is no passage, shape (n,); None: none is.
+        own_passages: the passage row that each anchor is itself, -1 for a text that is no passage, shape (n,); None: none is.
         anchors: their texts, of which two that are equal share their positives; None: all differ.
         clusters: what is resampled together, usually the chapter of the positive; None: each pair alone.
     """
 
     pair_ids: Sequence[str]
-    positives: Integers
-    own: Integers | None = None
+    positives: Int64Array
+    own_passages: Int64Array | None = None
     anchors: Sequence[str] | None = None
     clusters: Sequence[str | None] | None = None
 
 
-def negatives(
+def draw_negatives(
     passages: pa.Table,
-    pairs: Pairs,
+    pairs: AnchorPairs,
     stratum: str,
     rng: np.random.Generator,
     attrition: Attrition,
-    ranking: Integers | None = None,
-) -> Integers:
+    ranking: Int64Array | None = None,
+) -> Int64Array:
     """For each pair a passage that does not belong to its anchor.
 
     Args:
@@ -66,52 +66,54 @@ def negatives(
     Raises:
         UsageError: there is no such stratum, or ``mined`` without a ranking.
     """
-    if stratum not in STRATA:
+    if stratum not in NEGATIVE_STRATA:
         raise UsageError(
             f"there is no stratum {stratum!r}",
             location="strata",
-            hint=f"the strata are: {', '.join(STRATA)}",
+            hint=f"the strata are: {', '.join(NEGATIVE_STRATA)}",
         )
-    known = _Forbidden.of(passages, pairs)
-    rows = STRATA[stratum](passages, known, rng, ranking)
-    attrition.entered += len(rows)
-    attrition.drop(f"no negative from {stratum}", int((rows < 0).sum()))
+    known = _ExcludedPassages.from_passages(passages, pairs)
+    rows = NEGATIVE_STRATA[stratum](passages, known, rng, ranking)
+    attrition.entered_rows += len(rows)
+    attrition.drop_rows(f"no negative from {stratum}", int((rows < 0).sum()))
     return rows
 
 
-def pair_scores(score: Score, pairs: Pairs, drawn: Mapping[str, Integers]) -> pa.Table:
+def score_anchor_pairs(
+    scorer: PairScorer, pairs: AnchorPairs, negatives: Mapping[str, Int64Array]
+) -> pa.Table:
     """Scores of the pairs and of their negatives.
 
     Args:
-        score: rows of pairs and rows of passages -> how alike anchor and passage are: ``cosine_score(anchors, passages)``, or that of a baseline.
+        scorer: rows of pairs and rows of passages -> how alike anchor and passage are: ``cosine_score(anchors, passages)``, or that of a baseline.
         pairs: n of them.
-        drawn: stratum -> what ``negatives`` gave; pairs without a negative are left out of the stratum.
+        negatives: stratum -> what ``negatives`` gave; pairs without a negative are left out of the stratum.
 
     Returns:
         Of schema ``tables.PAIR_SCORE``; the stratum of a related pair is ``related``.
     """
     everyone = np.arange(len(pairs.positives))
-    parts = [_scored(score, pairs, everyone, pairs.positives, "related")]
+    parts = [_score_stratum(scorer, pairs, everyone, pairs.positives, "related")]
     parts += [
-        _scored(score, pairs, np.flatnonzero(found >= 0), found[found >= 0], stratum)
-        for stratum, found in drawn.items()
+        _score_stratum(scorer, pairs, np.flatnonzero(found >= 0), found[found >= 0], stratum)
+        for stratum, found in negatives.items()
     ]
     return pa.concat_tables(parts)
 
 
-def shuffled(n: int, rng: np.random.Generator) -> Integers:
+def shuffle_partners(pair_count: int, rng: np.random.Generator) -> Int64Array:
     """A control: for each pair another one, whose positive it is given; with these as related pairs an AUROC should be near 0.5.
 
     A uniformly drawn cycle through all n: nothing stays in its place, and every place is used once. With one pair it stays where it is.
     """
-    cycle = rng.permutation(n)
-    partner = np.empty(n, np.int64)
+    cycle = rng.permutation(pair_count)
+    partner = np.empty(pair_count, np.int64)
     partner[cycle] = np.roll(cycle, -1)
     return partner
 
 
-def _scored(
-    score: Score, pairs: Pairs, rows: Integers, passages: Integers, stratum: str
+def _score_stratum(
+    scorer: PairScorer, pairs: AnchorPairs, rows: Int64Array, passages: Int64Array, stratum: str
 ) -> pa.Table:
     count = len(rows)
     at = pa.array(rows)
@@ -123,51 +125,56 @@ def _scored(
         clusters.take(at),
         pa.array([stratum] * count, pa.string()),
         pa.array(np.full(count, stratum == "related")),
-        pa.array(np.asarray(score(rows, passages), np.float64)),
+        pa.array(np.asarray(scorer(rows, passages), np.float64)),
     ]
-    return pa.Table.from_arrays(columns, schema=PAIR_SCORE)
+    return pa.Table.from_arrays(columns, schema=PAIR_SCORE_SCHEMA)
 
 
 @dataclass(frozen=True)
-class _Forbidden:
+class _ExcludedPassages:
     """What may not be drawn.
 
     Attributes:
-        positives, own: as in ``Pairs``.
-        text: a number for each distinct text of passages (white space and case levelled), shape (p,).
-        anchor_text: the same number for the anchors, -1 where no passage has their text, shape (n,).
-        first, last: the sections in an order in which a section is followed by those that lie in it; those of a passage, shape (p,).
-        shared: anchor number * p + passage, for all positives, sorted.
-        anchor: the number of each anchor, shape (n,).
+        positives, own_passages: as in ``Pairs``.
+        text_numbers: a number for each distinct text of passages (white space and case levelled), shape (p,).
+        anchor_text_numbers: the same number for the anchors, -1 where no passage has their text, shape (n,).
+        first_sections, last_sections: the sections in an order in which a section is followed by those that lie in it; those of a passage, shape (p,).
+        positive_keys: anchor number * p + passage, for all positives, sorted.
+        anchor_numbers: the number of each anchor, shape (n,).
     """
 
-    positives: Integers
-    own: Integers
-    text: Integers
-    anchor_text: Integers
-    first: Integers
-    last: Integers
-    shared: Integers
-    anchor: Integers
+    positives: Int64Array
+    own_passages: Int64Array
+    text_numbers: Int64Array
+    anchor_text_numbers: Int64Array
+    first_sections: Int64Array
+    last_sections: Int64Array
+    positive_keys: Int64Array
+    anchor_numbers: Int64Array
 
     @classmethod
-    def of(cls, passages: pa.Table, pairs: Pairs) -> _Forbidden:
+    def from_passages(cls, passages: pa.Table, pairs: AnchorPairs) -> _ExcludedPassages:
         count = len(pairs.positives)
         texts: dict[str, int] = {}
         text = np.array(
-            [texts.setdefault(_levelled(one), len(texts)) for one in passages["text"].to_pylist()],
+            [
+                texts.setdefault(_normalize_text(one), len(texts))
+                for one in passages["text"].to_pylist()
+            ],
             np.int64,
         )
-        anchors = [_levelled(one) for one in pairs.anchors] if pairs.anchors is not None else []
+        anchors = (
+            [_normalize_text(one) for one in pairs.anchors] if pairs.anchors is not None else []
+        )
         anchor_text = np.array([texts.get(one, -1) for one in anchors] or [-1] * count, np.int64)
         numbers: dict[str, int] = {}
         anchor = np.array(
             [numbers.setdefault(one, len(numbers)) for one in anchors] or range(count), np.int64
         )
-        first, last = _nested(
+        first, last = _index_nested_sections(
             list(zip(passages["book"].to_pylist(), passages["section"].to_pylist(), strict=True))
         )
-        own = pairs.own if pairs.own is not None else np.full(count, -1, np.int64)
+        own = pairs.own_passages if pairs.own_passages is not None else np.full(count, -1, np.int64)
         return cls(
             pairs.positives,
             own,
@@ -179,26 +186,26 @@ class _Forbidden:
             anchor,
         )
 
-    def hit(self, rows: Integers, passages: Integers) -> NDArray[np.bool_]:
+    def is_excluded(self, rows: Int64Array, passages: Int64Array) -> NDArray[np.bool_]:
         """Whether each passage may not be drawn for the pair of the same place."""
-        positive, own = self.positives[rows], self.own[rows]
-        same_text = (self.text[passages] == self.text[positive]) | (
-            self.text[passages] == self.anchor_text[rows]
+        positive, own = self.positives[rows], self.own_passages[rows]
+        same_text = (self.text_numbers[passages] == self.text_numbers[positive]) | (
+            self.text_numbers[passages] == self.anchor_text_numbers[rows]
         )
-        same_text |= (own >= 0) & (self.text[passages] == self.text[own])
-        inside = (self.first[positive] <= self.first[passages]) & (
-            self.first[passages] <= self.last[positive]
+        same_text |= (own >= 0) & (self.text_numbers[passages] == self.text_numbers[own])
+        inside = (self.first_sections[positive] <= self.first_sections[passages]) & (
+            self.first_sections[passages] <= self.last_sections[positive]
         )
-        context = (self.first[passages] <= self.first[positive]) & (
-            self.first[positive] <= self.last[passages]
+        context = (self.first_sections[passages] <= self.first_sections[positive]) & (
+            self.first_sections[positive] <= self.last_sections[passages]
         )
-        also = self.anchor[rows] * len(self.text) + passages
-        at = np.minimum(np.searchsorted(self.shared, also), len(self.shared) - 1)
-        hit: NDArray[np.bool_] = same_text | inside | context | (self.shared[at] == also)
+        also = self.anchor_numbers[rows] * len(self.text_numbers) + passages
+        at = np.minimum(np.searchsorted(self.positive_keys, also), len(self.positive_keys) - 1)
+        hit: NDArray[np.bool_] = same_text | inside | context | (self.positive_keys[at] == also)
         return hit
 
 
-def _nested(sections: Sequence[tuple[str, str]]) -> tuple[Integers, Integers]:
+def _index_nested_sections(sections: Sequence[tuple[str, str]]) -> tuple[Int64Array, Int64Array]:
     """The place of each passage's section among all, and the last place of one that lies in it (``a/b`` lies in ``a``)."""
     paths = {one: (one[0], *one[1].split("/")) for one in set(sections)}
     order = sorted(paths.values())
@@ -214,39 +221,42 @@ def _nested(sections: Sequence[tuple[str, str]]) -> tuple[Integers, Integers]:
     return firsts, np.array(last, np.int64)[firsts]
 
 
-def _levelled(text: str) -> str:
+def _normalize_text(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _drawn_from(
-    groups: Integers, also_not: Integers | None, known: _Forbidden, rng: np.random.Generator
-) -> Integers:
-    """A passage from the group of each positive that may be drawn, and is not in the same ``also_not``; -1 where there is none.
+def _draw_from_groups(
+    groups: Int64Array,
+    excluded_groups: Int64Array | None,
+    exclusions: _ExcludedPassages,
+    rng: np.random.Generator,
+) -> Int64Array:
+    """A passage from the group of each positive that may be drawn, and is not in the same ``excluded_groups``; -1 where there is none.
 
     Args:
         groups: of passages, shape (p,), -1 for none.
-        also_not: of passages, shape (p,), or None.
-        known: what may not be drawn.
+        excluded_groups: of passages, shape (p,), or None.
+        exclusions: what may not be drawn.
         rng: for the draws.
     """
     order = np.argsort(groups, kind="stable")
-    wanted = groups[known.positives]
+    wanted = groups[exclusions.positives]
     start, end = (
         np.searchsorted(groups[order], wanted, "left"),
         np.searchsorted(groups[order], wanted, "right"),
     )
     found = np.full(len(wanted), -1, np.int64)
 
-    def allowed(rows: Integers, passages: Integers) -> NDArray[np.bool_]:
+    def allowed(rows: Int64Array, passages: Int64Array) -> NDArray[np.bool_]:
         inside = (
             np.zeros(len(rows), np.bool_)
-            if also_not is None
-            else also_not[passages] == also_not[known.positives[rows]]
+            if excluded_groups is None
+            else excluded_groups[passages] == excluded_groups[exclusions.positives[rows]]
         )
-        return ~(known.hit(rows, passages) | inside)
+        return ~(exclusions.is_excluded(rows, passages) | inside)
 
     waiting = np.flatnonzero(wanted >= 0)
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_DRAW_ROUNDS):
         passages = order[rng.integers(start[waiting], end[waiting])] if len(waiting) else waiting
         good = allowed(waiting, passages)
         found[waiting[good]] = passages[good]
@@ -259,31 +269,43 @@ def _drawn_from(
     return found
 
 
-def _random(
-    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
-) -> Integers:
-    return _drawn_from(np.zeros(len(passages), np.int64), None, known, rng)
+def _draw_random(
+    passages: pa.Table,
+    exclusions: _ExcludedPassages,
+    rng: np.random.Generator,
+    _ranking: Int64Array | None,
+) -> Int64Array:
+    return _draw_from_groups(np.zeros(len(passages), np.int64), None, exclusions, rng)
 
 
-def _same_book(
-    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
-) -> Integers:
-    books = _numbers([(book,) for book in passages["book"].to_pylist()])
-    chapters = _chapters(passages)
-    return _drawn_from(
-        books, np.where(chapters < 0, -1 - np.arange(len(chapters)), chapters), known, rng
+def _draw_same_book(
+    passages: pa.Table,
+    exclusions: _ExcludedPassages,
+    rng: np.random.Generator,
+    _ranking: Int64Array | None,
+) -> Int64Array:
+    books = _number_keys([(book,) for book in passages["book"].to_pylist()])
+    chapters = _number_chapters(passages)
+    return _draw_from_groups(
+        books, np.where(chapters < 0, -1 - np.arange(len(chapters)), chapters), exclusions, rng
     )
 
 
-def _same_chapter(
-    passages: pa.Table, known: _Forbidden, rng: np.random.Generator, _ranking: Integers | None
-) -> Integers:
-    return _drawn_from(_chapters(passages), None, known, rng)
+def _draw_same_chapter(
+    passages: pa.Table,
+    exclusions: _ExcludedPassages,
+    rng: np.random.Generator,
+    _ranking: Int64Array | None,
+) -> Int64Array:
+    return _draw_from_groups(_number_chapters(passages), None, exclusions, rng)
 
 
-def _mined(
-    _passages: pa.Table, known: _Forbidden, _rng: np.random.Generator, ranking: Integers | None
-) -> Integers:
+def _select_mined(
+    _passages: pa.Table,
+    exclusions: _ExcludedPassages,
+    _rng: np.random.Generator,
+    ranking: Int64Array | None,
+) -> Int64Array:
     if ranking is None:
         raise UsageError(
             "mined negatives without a ranking",
@@ -294,29 +316,29 @@ def _mined(
     for location in range(ranking.shape[1]):
         waiting = np.flatnonzero((found < 0) & (ranking[:, location] >= 0))
         passages = ranking[waiting, location]
-        good = ~known.hit(waiting, passages)
+        good = ~exclusions.is_excluded(waiting, passages)
         found[waiting[good]] = passages[good]
     return found
 
 
-def _chapters(passages: pa.Table) -> Integers:
+def _number_chapters(passages: pa.Table) -> Int64Array:
     pairs = zip(passages["book"].to_pylist(), passages["chapter"].to_pylist(), strict=True)
-    return _numbers([None if chapter is None else (book, chapter) for book, chapter in pairs])
+    return _number_keys([None if chapter is None else (book, chapter) for book, chapter in pairs])
 
 
-def _numbers(keys: Sequence[tuple[str, ...] | None]) -> Integers:
+def _number_keys(keys: Sequence[tuple[str, ...] | None]) -> Int64Array:
     numbered: dict[tuple[str, ...], int] = {}
     return np.array(
         [-1 if key is None else numbered.setdefault(key, len(numbered)) for key in keys], np.int64
     )
 
 
-STRATA: dict[
-    str, Callable[[pa.Table, _Forbidden, np.random.Generator, Integers | None], Integers]
+NEGATIVE_STRATA: dict[
+    str, Callable[[pa.Table, _ExcludedPassages, np.random.Generator, Int64Array | None], Int64Array]
 ] = {
-    "random": _random,
-    "same book": _same_book,
-    "same chapter": _same_chapter,
-    "mined": _mined,
+    "random": _draw_random,
+    "same book": _draw_same_book,
+    "same chapter": _draw_same_chapter,
+    "mined": _select_mined,
 }
 """Name -> how its passages are chosen, in ascending order of difficulty."""

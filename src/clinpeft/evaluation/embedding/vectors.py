@@ -9,19 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import InputError
-from clinpeft.evaluation.bootstrap import Floats, Integers
+from clinpeft.evaluation.bootstrap import Float64Array, Int64Array
 
-Vectors = NDArray[np.float32]
+EmbeddingArray = NDArray[np.float32]
 
-Score = Callable[[Integers, Integers], Floats]
+PairScorer = Callable[[Int64Array, Int64Array], Float64Array]
 """Rows of texts and rows of passages, each of shape (n,) -> how alike each pair is, shape (n,)."""
 
-_CELLS_AT_ONCE = 16_000_000  # numbers of a product in memory together: 64 MB
+_MAX_PRODUCT_CELLS = 16_000_000  # numbers of a product in memory together: 64 MB
 
-_WAY_OUT = "encode again; a NaN comes from numbers that overflowed, often in half precision, a vector of zeros from a text without a token"
+_INVALID_VECTOR_HINT = "encode again; a NaN comes from numbers that overflowed, often in half precision, a vector of zeros from a text without a token"
 
 
-def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], location: str) -> Vectors:
+def normalize_vectors(
+    vectors: NDArray[np.floating[Any]], ids: Sequence[str], location: str
+) -> EmbeddingArray:
     """Each row divided by its length, as float32.
 
     Args:
@@ -40,33 +42,36 @@ def unit(vectors: NDArray[np.floating[Any]], ids: Sequence[str], location: str) 
             hint="give one vector a text, shape (n, d)",
         )
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    refuse(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, location)
-    refuse(lengths == 0, "vectors of length 0", ids, location)
-    found: Vectors = vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
+    check_valid_rows(~np.isfinite(lengths), "vectors that are not finite (NaN)", ids, location)
+    check_valid_rows(lengths == 0, "vectors of length 0", ids, location)
+    found: EmbeddingArray = vectors.astype(np.float32) / lengths[:, None].astype(np.float32)
     return found
 
 
-def cosines(first: Vectors, second: Vectors) -> Floats:
+def compute_cosines(first: EmbeddingArray, second: EmbeddingArray) -> Float64Array:
     """The cosine of each row of ``first`` with the same row of ``second``, both from ``unit``, each of shape (n, d); shape (n,)."""
-    found: Floats = np.einsum("nd,nd->n", first, second, dtype=np.float64)
+    found: Float64Array = np.einsum("nd,nd->n", first, second, dtype=np.float64)
     return found
 
 
-def cosine_score(texts: Vectors, passages: Vectors) -> Score:
+def build_cosine_scorer(texts: EmbeddingArray, passages: EmbeddingArray) -> PairScorer:
     """How alike texts (n, d) and passages (p, d) are, both from ``unit``: the same kind of function as a lexical baseline gives."""
 
-    def score(rows: Integers, found: Integers) -> Floats:
-        at_once = max(1, _CELLS_AT_ONCE // max(texts.shape[1], 1))
+    def score(rows: Int64Array, found: Int64Array) -> Float64Array:
+        at_once = max(1, _MAX_PRODUCT_CELLS // max(texts.shape[1], 1))
         parts = [slice(start, start + at_once) for start in range(0, len(rows), at_once)]
         return np.concatenate(
-            [np.zeros(0), *(cosines(texts[rows[part]], passages[found[part]]) for part in parts)]
+            [
+                np.zeros(0),
+                *(compute_cosines(texts[rows[part]], passages[found[part]]) for part in parts),
+            ]
         )
 
     return score
 
 
-def similarities(
-    queries: Vectors, passages: Vectors, block: int = 0
+def iterate_similarities(
+    queries: EmbeddingArray, passages: EmbeddingArray, block_queries: int = 0
 ) -> Iterator[NDArray[np.float32]]:
     """Cosines of queries (q, d) with all passages (p, d), both from ``unit``, shape (some queries, p) at a time.
 
@@ -75,27 +80,33 @@ def similarities(
 
     Args:
         queries, passages: rows of length 1.
-        block: queries at a time; 0: as many as keep a block under 64 MB.
+        block_queries: queries at a time; 0: as many as keep a block under 64 MB.
     """
-    at_once = block or max(1, _CELLS_AT_ONCE // max(len(passages), 1))
-    distinct, copies = _distinct(passages)
+    at_once = block_queries or max(1, _MAX_PRODUCT_CELLS // max(len(passages), 1))
+    distinct, copies = _find_distinct_rows(passages)
     for start in range(0, len(queries), at_once):
         found = queries[start : start + at_once] @ distinct.T
         yield found if copies is None else found[:, copies]
 
 
-def refuse(
-    bad: NDArray[np.bool_], message: str, ids: Sequence[str], location: str, hint: str = _WAY_OUT
+def check_valid_rows(
+    is_invalid: NDArray[np.bool_],
+    message: str,
+    ids: Sequence[str],
+    location: str,
+    hint: str = _INVALID_VECTOR_HINT,
 ) -> None:
     """Raise an InputError if a row is bad, with how many there are and the id of the first."""
-    if bad.any():
-        first = ids[int(np.argmax(bad))]
+    if is_invalid.any():
+        first = ids[int(np.argmax(is_invalid))]
         raise InputError(
-            f"{int(bad.sum())} {message}, the first is {first!r}", location=location, hint=hint
+            f"{int(is_invalid.sum())} {message}, the first is {first!r}",
+            location=location,
+            hint=hint,
         )
 
 
-def _distinct(passages: Vectors) -> tuple[Vectors, Integers | None]:
+def _find_distinct_rows(passages: EmbeddingArray) -> tuple[EmbeddingArray, Int64Array | None]:
     """The distinct rows, and which of them each row is; None where all are distinct. A negative zero counts as a zero."""
     numbered: dict[bytes, int] = {}
     rows = passages + np.float32(0)

@@ -17,7 +17,7 @@ from clinpeft.reports.encoders import Grid, grid
 from clinpeft.reports.facts import Entry
 from clinpeft.reports.figures import costs, scores
 from clinpeft.reports.figures.style import styled, write
-from clinpeft.runs import write_atomically
+from clinpeft.runs import write_file_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,5 +111,5 @@ def write_figures(entries: Sequence[Entry], folder: Path) -> tuple[Path, ...]:
     blocks = [f"![{name}]({name}.svg)\n\n**{name}.** {FIGURES[name][0]}" for name in figures]
     blocks += [f"**{name}** was not drawn: {reason}." for name, reason in skipped.items()]
     captions = folder / "figures.md"
-    write_atomically(captions, "\n\n".join(["# Figures", measured, *blocks]) + "\n")
+    write_file_atomically(captions, "\n\n".join(["# Figures", measured, *blocks]) + "\n")
     return (*paths, captions)

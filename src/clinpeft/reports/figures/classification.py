@@ -23,7 +23,7 @@ from clinpeft.reports.figures.style import (
 )
 from clinpeft.reports.formats import count
 from clinpeft.reports.tables import Estimate
-from clinpeft.runs import SMALLEST_CELL
+from clinpeft.runs import RELEASE_SMALLEST_CELL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -261,15 +261,15 @@ def joined(points: Points) -> list[tuple[float, float, float, int]]:
             else (begun[0], right, begun[2] + share, answers)
         )
         inside = round(here[2] * answers)
-        begun = None if inside == 0 or inside >= SMALLEST_CELL else here
+        begun = None if inside == 0 or inside >= RELEASE_SMALLEST_CELL else here
         if begun is None:
             bins.append(here)
     while begun is not None:
         if not bins:
-            return [begun] if round(begun[2] * begun[3]) >= SMALLEST_CELL else []
+            return [begun] if round(begun[2] * begun[3]) >= RELEASE_SMALLEST_CELL else []
         last = bins.pop()
         here = (last[0], begun[1], last[2] + begun[2], begun[3])
-        begun = here if round(here[2] * here[3]) < SMALLEST_CELL else None
+        begun = here if round(here[2] * here[3]) < RELEASE_SMALLEST_CELL else None
         if begun is None:
             bins.append(here)
     return bins
@@ -318,7 +318,11 @@ def _groups(panel: Panel) -> dict[str, tuple[Estimate, int]]:
             panel.task,
             MODEL,
         ) and bool(separator)
-        if is_asked and row["value"] is not None and (row["n_subjects"] or 0) >= SMALLEST_CELL:
+        if (
+            is_asked
+            and row["value"] is not None
+            and (row["n_subjects"] or 0) >= RELEASE_SMALLEST_CELL
+        ):
             found[group] = (Estimate(row["value"], row["low"], row["high"]), row["n_subjects"])
     return found
 
@@ -359,5 +363,5 @@ def _labels(panel: Panel) -> list[dict[str, Any]]:
         row
         for row in rows
         if row["auroc"] is not None
-        and min(row["train_count"] or 0, row["n_positives"] or 0) >= SMALLEST_CELL
+        and min(row["train_count"] or 0, row["n_positives"] or 0) >= RELEASE_SMALLEST_CELL
     ]

@@ -22,7 +22,7 @@ from clinpeft.reports.figures.style import (
     WIDTH,
     sheet,
 )
-from clinpeft.runs import Run, table
+from clinpeft.runs import Run, read_run_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class Panel:
         """A table of the run that is about the task; None where the run has none."""
         first = tasks(self.run.recipe)[:1] == (self.task,)
         try:
-            return table(self.run, name if first else f"{name}-{self.task}")
+            return read_run_table(self.run, name if first else f"{name}-{self.task}")
         except InputError:
             return None
 

@@ -409,7 +409,7 @@ def _cosines(row: Encoder) -> tuple[list[float], list[float]] | None:
 def _kept(run: runs.Run) -> pa.Table | None:
     """Of the study's pairs where they were kept, else of the held-out chapters against random pairs."""
     try:
-        scores = runs.table(run, "pair_scores")
+        scores = runs.read_run_table(run, "pair_scores")
     except InputError:
         return None
     scores = scores.filter(pc.equal(scores["state"], ADAPTED))

@@ -18,7 +18,7 @@ from clinpeft.reports.figures.style import (
     styled,
     write,
 )
-from clinpeft.runs.searches import Search
+from clinpeft.runs.searches import SearchRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png")
 
 
-def history(search: Search) -> Figure:
+def history(search: SearchRecord) -> Figure:
     """Every trial's value on the tuning split, and the best so far; failed trials are crosses on the lower edge.
 
     Raises:
@@ -88,7 +88,7 @@ def history(search: Search) -> Figure:
     return figure
 
 
-def importance(search: Search) -> Figure:
+def importance(search: SearchRecord) -> Figure:
     """Shares of what the trials' values vary by, a bar a key, the largest first.
 
     Raises:
@@ -105,13 +105,13 @@ def importance(search: Search) -> Figure:
     return figure
 
 
-SEARCH_FIGURES: dict[str, Callable[[Search], Figure]] = {
+SEARCH_FIGURES: dict[str, Callable[[SearchRecord], Figure]] = {
     "history": history,
     "importance": importance,
 }
 
 
-def write_search_figures(search: Search) -> tuple[Path, ...]:
+def write_search_figures(search: SearchRecord) -> tuple[Path, ...]:
     """Every figure that the search has data for, in its folder, as SVG and PNG.
 
     Raises:

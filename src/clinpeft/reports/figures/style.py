@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from clinpeft.core.errors import InputError, UsageError
 from clinpeft.reports.encoders import Encoder
 from clinpeft.reports.tables import Estimate
-from clinpeft.runs import replaced
+from clinpeft.runs import replace_file_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,7 @@ def write(figure: Figure, path: Path) -> None:
         StorageError: it could not be written; what was there before is intact.
     """
     form = path.suffix.removeprefix(".")
-    with styled(), replaced(path) as target:
+    with styled(), replace_file_atomically(path) as target:
         figure.savefig(
             target,
             format=form,

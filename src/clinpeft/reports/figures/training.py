@@ -155,12 +155,12 @@ def cost(names: Sequence[str], runs: Sequence[Run]) -> Figure:
 def attrition(steps: Sequence[Attrition]) -> Figure:
     """A flow: what entered each step, to the right what left it for which reason, below what was kept. Counts under ten are not told, and steps
     that nothing left are passed over."""
-    steps = [step for step in steps if step.entered != step.kept]
+    steps = [step for step in steps if step.entered_rows != step.kept_rows]
     needed(steps, "a step that anything left")
     lines = [
         [
             f"{counted(n)} {reason}"
-            for reason, n in sorted(step.dropped.items(), key=lambda one: -one[1])
+            for reason, n in sorted(step.dropped_rows.items(), key=lambda one: -one[1])
             if n
         ]
         for step in steps
@@ -177,7 +177,7 @@ def attrition(steps: Sequence[Attrition]) -> Figure:
             axes,
             1.5,
             middle,
-            f"{step.step}\n{counted(step.entered)} entered, {counted(step.kept)} kept",
+            f"{step.step}\n{counted(step.entered_rows)} entered, {counted(step.kept_rows)} kept",
             GREY,
         )
         _box(axes, 3.5, middle, "\n".join(texts), GREY, "left", "--")

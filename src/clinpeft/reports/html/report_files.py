@@ -10,7 +10,7 @@ from clinpeft.reports.html.elements import Drawing
 from clinpeft.reports.html.page import page
 from clinpeft.reports.html.sections import Contents
 from clinpeft.reports.tables import write
-from clinpeft.runs import write_atomically
+from clinpeft.runs import write_file_atomically
 
 PAGE = "report.html"
 
@@ -40,7 +40,9 @@ def write_report(
         StorageError: nothing could be written; what was there before is intact.
     """
     paths = [out / PAGE]
-    write_atomically(paths[0], page(title, lead, made.sections, made.tasks, made.rows, made_with))
+    write_file_atomically(
+        paths[0], page(title, lead, made.sections, made.tasks, made.rows, made_with)
+    )
     for section in made.sections:
         for block in section.blocks:
             paths += (
@@ -49,7 +51,7 @@ def write_report(
                 else write(out, _stem(title, block[1].title), block[1])
             )
     for name, text in (texts or {}).items():
-        write_atomically(out / name, text)
+        write_file_atomically(out / name, text)
         paths.append(out / name)
     return tuple(paths)
 
@@ -65,5 +67,5 @@ def _drawn(out: Path, drawing: Drawing) -> list[Path]:
     paths = [out / "figures" / f"{drawing.name}.{form}" for form in ("svg", "png")]
     contents: tuple[str | bytes, ...] = (drawing.svg, drawing.png)
     for path, content in zip(paths, contents, strict=True):
-        write_atomically(path, content)
+        write_file_atomically(path, content)
     return paths

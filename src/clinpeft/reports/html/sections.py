@@ -30,8 +30,8 @@ from clinpeft.reports.html.page import Section
 from clinpeft.reports.html.svg import svg
 from clinpeft.reports.runs import attrition_table
 from clinpeft.reports.tables import Column, Estimate, Table, mean
-from clinpeft.runs import SMALLEST_CELL, Run
-from clinpeft.runs.studies import ComparedPair, Study
+from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
+from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def contents(entries: Sequence[Entry], title: str, kind: str = "classify") -> Co
     return Contents(tuple(sections), tuple(asked), tuple(rows))
 
 
-def with_study(made: Contents, study: Study) -> Contents:
+def with_study(made: Contents, study: StudyRecord) -> Contents:
     """The same with what a study compared, and with what became of the cells that have not finished."""
     tables = [
         compared_table(one.name, [_pair(pair) for pair in one.pairs])
@@ -98,7 +98,7 @@ def with_study(made: Contents, study: Study) -> Contents:
     return dataclasses.replace(made, sections=(*made.sections, section)) if tables else made
 
 
-def _pair(pair: ComparedPair) -> tuple[str, str, str, Sequence[Mapping[str, Any]], str]:
+def _pair(pair: CellPairComparison) -> tuple[str, str, str, Sequence[Mapping[str, Any]], str]:
     return (
         ", ".join(str(value) for value in pair.settings.values()),
         pair.first,
@@ -153,24 +153,22 @@ def _of_task(rows: Sequence[Row], task: str, said: Sequence[str]) -> Iterator[Bl
         ),
         "distributions": (
             "Probabilities by class",
-            f"Bins of fewer than {SMALLEST_CELL} answers are joined. {first}",
+            f"Bins of fewer than {RELEASE_SMALLEST_CELL} answers are joined. {first}",
             lambda: classification.distributions(panels),
         ),
         "subgroups": (
             "Subgroups",
-            f"Dashed: everybody. Groups of fewer than {SMALLEST_CELL} people are not drawn. {first}",
+            f"Dashed: everybody. Groups of fewer than {RELEASE_SMALLEST_CELL} people are not drawn. {first}",
             lambda: classification.subgroups(panels),
         ),
     }
     if any(panel.kept("labels") is not None for panel in panels):
-        words = (
-            f"A point a label; labels of fewer than {SMALLEST_CELL} stays are not drawn. {first}"
-        )
+        words = f"A point a label; labels of fewer than {RELEASE_SMALLEST_CELL} stays are not drawn. {first}"
         draws["labels"] = ("Rare and frequent labels", words, lambda: classification.labels(panels))
     yield task, _noted(measures_table(rows, task), said)
     for name, (title, caption, draw) in draws.items():
         yield _drawing(f"{_word(task)}-{name}", f"{title}: {task}", caption, draw, task)
-    subgroups = subgroups_table(rows, task, SMALLEST_CELL)
+    subgroups = subgroups_table(rows, task, RELEASE_SMALLEST_CELL)
     if subgroups.rows:
         yield task, _noted(subgroups, said)
     if panels and panels[0].run.attrition:
@@ -206,7 +204,7 @@ def _forest(rows: Sequence[Row], task: str) -> Figure:
 def _left(run: Run, task: str) -> Iterator[Block]:
     """Who left at which step, as a flow and as a table whose small counts are not told."""
     name = f"{_word(task)}-attrition" if task else f"attrition-{run.id}"
-    caption = f"Run {run.id}. Counts below {SMALLEST_CELL} are not told; steps that nothing left are in the table alone."
+    caption = f"Run {run.id}. Counts below {RELEASE_SMALLEST_CELL} are not told; steps that nothing left are in the table alone."
     yield _drawing(
         name,
         f"Who left{f': {task}' if task else ''}",
@@ -216,7 +214,7 @@ def _left(run: Run, task: str) -> Iterator[Block]:
     )
     table = attrition_table(
         f"Who left{f': {task}' if task else ''}",
-        [dataclasses.replace(step, places={}) for step in run.attrition],
+        [dataclasses.replace(step, locations={}) for step in run.attrition],
     )
     yield (
         task,
@@ -227,7 +225,7 @@ def _left(run: Run, task: str) -> Iterator[Block]:
 def _small(n: object) -> str | int | None:
     return (
         counted(n)
-        if isinstance(n, int) and 0 < n < SMALLEST_CELL
+        if isinstance(n, int) and 0 < n < RELEASE_SMALLEST_CELL
         else n
         if isinstance(n, int)
         else None

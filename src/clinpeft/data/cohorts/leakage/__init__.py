@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from clinpeft.core.errors import StorageError
-from clinpeft.core.schemas import CORPUS, SPLITS, Kind
+from clinpeft.core.schemas import CORPUS_SCHEMA, SPLIT_NAMES, ProblemType
 from clinpeft.data.cohorts import cohort_files
 from clinpeft.data.cohorts.leakage import lexicons, overlap, words
 
@@ -100,7 +100,7 @@ class _Stays:
 def run(
     cohort: Path,
     classes: Sequence[str],
-    kind: Kind,
+    kind: ProblemType,
     folder: Path,
     seed: int,
     adaptation_corpus: Path | None = None,
@@ -139,7 +139,7 @@ def run(
     return audit
 
 
-def _read(cohort: Path, classes: Sequence[str], kind: Kind) -> _Stays:
+def _read(cohort: Path, classes: Sequence[str], kind: ProblemType) -> _Stays:
     table = cohort_files.without_text(cohort)
     answers = cohort_files.answers(table, kind, classes, cohort)
     one_each = kind != "multilabel"
@@ -254,7 +254,7 @@ def _adaptation(stays: _Stays, corpus: Path | None) -> tuple[Finding, Finding]:
         return Finding(names[0], None, "not measured", missing + meanings[0]), Finding(
             names[1], None, "not measured", missing + meanings[1]
         )
-    cohort_files.checked(corpus, CORPUS).close()
+    cohort_files.checked(corpus, CORPUS_SCHEMA).close()
     subjects, learned = _learned_from(corpus)
     asked = np.unique(stays.subjects[stays.splits == HELD_OUT])
     known = int(np.isin(asked, subjects).sum())
@@ -278,9 +278,9 @@ def _adaptation(stays: _Stays, corpus: Path | None) -> tuple[Finding, Finding]:
 
 def _learned_from(corpus: Path) -> tuple[Int64, Bool]:
     """The people of the corpus' train split, and which rows they are."""
-    with cohort_files.checked(corpus, CORPUS) as file:
+    with cohort_files.checked(corpus, CORPUS_SCHEMA) as file:
         table = file.read(columns=["subject_id", "split"])
-    learned = pc.equal(table["split"], SPLITS[TRAIN]).to_numpy()
+    learned = pc.equal(table["split"], SPLIT_NAMES[TRAIN]).to_numpy()
     return np.unique(table["subject_id"].to_numpy()[learned]), learned
 
 
@@ -336,7 +336,7 @@ def _bag_of_words(
         np.sqrt((n + 1) / (12 * n_events * (n - n_events)))
     )  # of the Mann-Whitney statistic
     sizes = {
-        SPLITS[split]: [len(side.texts), int((stays.splits == split).sum())]
+        SPLIT_NAMES[split]: [len(side.texts), int((stays.splits == split).sum())]
         for split, side in ((TRAIN, train), (HELD_OUT, held_out))
     }
     return _leaning(names[0], probes, task, sizes), _chance(names[1], control, by_chance, sizes)

@@ -298,10 +298,10 @@ def _counted(connection: duckdb.DuckDBPyConnection, steps: dict[str, str]) -> It
 
 def _tally(connection: duckdb.DuckDBPyConnection, step: str, query: str) -> Attrition:
     counts: dict[str | None, int] = dict(connection.execute(query).fetchall())
-    attrition = Attrition(step, entered=sum(counts.values()))
+    attrition = Attrition(step, entered_rows=sum(counts.values()))
     for reason, count in counts.items():
         if reason is not None:
-            attrition.drop(reason, count)
+            attrition.drop_rows(reason, count)
     return attrition
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clinpeft.core.errors import InputError, RecipeError, SourceError
-from clinpeft.core.schemas import PAIR, Attrition
+from clinpeft.core.schemas import PAIR_SCHEMA, Attrition
 from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.textbooks.pairs import pair_files
@@ -112,7 +112,7 @@ def selected(passages: pa.Table, spec: PassagesSpec, attrition: Attrition) -> pa
     Raises:
         RecipeError: a book or chapter that is not there.
     """
-    attrition.entered += passages.num_rows
+    attrition.entered_rows += passages.num_rows
     for column, names in (("book", spec.books), ("chapter", spec.chapters)):
         there = set(passages[column].to_pylist())
         for name in names:
@@ -126,7 +126,7 @@ def selected(passages: pa.Table, spec: PassagesSpec, attrition: Attrition) -> pa
                 )
         if names:
             found = passages.filter(pc.is_in(passages[column], pa.array(names, pa.string())))
-            attrition.drop(f"{column} not asked for", passages.num_rows - found.num_rows)
+            attrition.drop_rows(f"{column} not asked for", passages.num_rows - found.num_rows)
             passages = found
     return passages
 
@@ -165,18 +165,18 @@ def _collected(rows: Sequence[Row], spec: PairsSpec, attrition: Attrition) -> It
     known = {row["passage_id"]: row for row in rows}
     given = (found for file in spec.imported for found in pair_files.read(file, known))
     for found in itertools.chain(made, given):
-        attrition.entered += 1
+        attrition.entered_rows += 1
         if isinstance(found, Pair):
             yield found
         else:
-            attrition.drop(found)
+            attrition.drop_rows(found)
 
 
 def _refuse_too_few(pairs: Sequence[Pair], attrition: Attrition) -> None:
     """One pair has nothing to be told apart from."""
     if len(pairs) < 2:
         dropped = ", ".join(
-            f"{count:,} × {reason}" for reason, count in sorted(attrition.dropped.items())
+            f"{count:,} × {reason}" for reason, count in sorted(attrition.dropped_rows.items())
         )
         message = f"{len(pairs)} pair is left" if pairs else "no pair is left"
         hint = "give more books or pairs; learning by contrast needs two at the least"
@@ -203,9 +203,9 @@ def _without_repetitions(
     dropped, attritions = np.zeros(len(pairs), np.bool_), []
     with contextlib.closing(working_folder.database(partial, _DATABASE_MEGABYTES)) as connection:
         for step in steps:
-            attrition = Attrition(step.name, entered=int((~dropped).sum()))
+            attrition = Attrition(step.name, entered_rows=int((~dropped).sum()))
             found = step.find(connection, partial, dropped, spec.near_threshold)
-            attrition.drop(step.reason.replace("note", "pair"), int(found.sum()))
+            attrition.drop_rows(step.reason.replace("note", "pair"), int(found.sum()))
             dropped |= found
             attritions.append(attrition)
     return [
@@ -216,7 +216,7 @@ def _without_repetitions(
 def _without_overlap(
     pairs: list[Pair], spec: PairsSpec, evaluation: Iterable[str]
 ) -> tuple[list[Pair], Attrition]:
-    attrition = Attrition("decontaminate", entered=len(pairs))
+    attrition = Attrition("decontaminate", entered_rows=len(pairs))
     grams = Grams(spec.ngram_words)
     grams.add(evaluation)
     kept = [
@@ -224,7 +224,7 @@ def _without_overlap(
         for pair in pairs
         if not contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
     ]
-    attrition.drop(IN_EVALUATION, len(pairs) - len(kept))
+    attrition.drop_rows(IN_EVALUATION, len(pairs) - len(kept))
     return kept, attrition
 
 
@@ -232,7 +232,7 @@ def _apart_from_held_out(
     placed: list[tuple[Pair, str]], spec: PairsSpec, split: PairSplitSpec
 ) -> tuple[list[tuple[Pair, str]], Attrition]:
     """Books quote each other and themselves: what is learned from must not hold what is asked, where whole books or chapters are held out."""
-    attrition = Attrition("split", entered=len(placed))
+    attrition = Attrition("split", entered_rows=len(placed))
     if not spec.against_held_out or split.by == "pair":
         return placed, attrition
     grams = Grams(spec.ngram_words)
@@ -245,13 +245,13 @@ def _apart_from_held_out(
         if name == "held_out"
         or not contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
     ]
-    attrition.drop(IN_HELD_OUT, len(placed) - len(kept))
+    attrition.drop_rows(IN_HELD_OUT, len(placed) - len(kept))
     return kept, attrition
 
 
 def _write(placed: Sequence[tuple[Pair, str]], path: Path) -> None:
     used = Counter[str]()
-    with working_folder.writing(path, PAIR) as write:
+    with working_folder.writing(path, PAIR_SCHEMA) as write:
         for batch in (placed[at : at + _BATCH] for at in range(0, len(placed), _BATCH)):
             columns: dict[str, Sequence[object]] = dict(
                 zip(Pair._fields, zip(*(pair for pair, _ in batch), strict=True), strict=True)
@@ -260,7 +260,8 @@ def _write(placed: Sequence[tuple[Pair, str]], path: Path) -> None:
             columns["split"] = [name for _, name in batch]
             write(
                 pa.record_batch(
-                    [pa.array(columns[field.name], field.type) for field in PAIR], schema=PAIR
+                    [pa.array(columns[field.name], field.type) for field in PAIR_SCHEMA],
+                    schema=PAIR_SCHEMA,
                 )
             )
 

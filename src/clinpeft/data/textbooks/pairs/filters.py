@@ -43,11 +43,11 @@ REFUSALS = (
 def plain(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -> Iterator[Pair]:
     """Pairs whose sides are long enough and differ, cut to ``max_words``, with single blanks."""
     for pair in pairs:
-        attrition.entered += 1
+        attrition.entered_rows += 1
         sides = [pair.anchor.split(), pair.positive.split()]
         reason = _plain_reason(sides, spec)
         if reason:
-            attrition.drop(reason)
+            attrition.drop_rows(reason)
         else:
             anchor, positive = (" ".join(words[: spec.max_words]) for words in sides)
             yield pair._replace(anchor=anchor, positive=positive)
@@ -69,12 +69,12 @@ def cardio_study(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -
     del spec
     kept: dict[str, Pair] = {}
     for quoted in pairs:
-        attrition.entered += 1
+        attrition.entered_rows += 1
         pair = quoted._replace(anchor=_unquoted(quoted.anchor), positive=_unquoted(quoted.positive))
         key = pair.anchor.lower()
         reason = _study_reason(pair) or (STUDY_SECOND if key in kept else "")
         if reason:
-            attrition.drop(reason)
+            attrition.drop_rows(reason)
         else:
             kept[key] = pair
     yield from sorted(kept.values(), key=lambda pair: pair.anchor)
