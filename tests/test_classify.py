@@ -336,7 +336,7 @@ def test_the_same_command_gives_the_same_run_at_once(
 ) -> None:
     run, recipe, _, _ = whole
     log = (run.folder / "log.jsonl").read_bytes()
-    monkeypatch.setattr(models, "load", None)  # nothing is loaded a second time
+    monkeypatch.setattr(models, "load_base_model", None)  # nothing is loaded a second time
     again = classify(recipe, run.folder.parent, f"adapters={LORA}", "evaluation.subgroups=true")
     assert again.record == run.record and (run.folder / "log.jsonl").read_bytes() == log
 

@@ -47,7 +47,9 @@ def test_a_precision_that_is_chosen_and_slower_is_warned_of(
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(doctor.run_diagnostics(tmp_path / "home", models.OFFLINE, AROUND, None))
+    found = list(
+        doctor.run_diagnostics(tmp_path / "home", models.OFFLINE_ENVIRONMENT, AROUND, None)
+    )
     names = [finding.name for finding in found]
     assert {
         "Python",
@@ -79,7 +81,7 @@ def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_tol
     assert doctor.check_free_disk(tmp_path).state == "failure"
     assert (
         doctor.check_offline_variables({}).state == "failure"
-        and doctor.check_offline_variables(models.OFFLINE).state == "good"
+        and doctor.check_offline_variables(models.OFFLINE_ENVIRONMENT).state == "good"
     )
 
 

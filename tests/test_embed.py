@@ -24,7 +24,7 @@ from clinpeft import inference, training
 from clinpeft import runs as registry
 from clinpeft.cli import progress
 from clinpeft.core.schemas import Attrition
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.workflows import encoder
 from tests.conftest import ROOT, WORDS, MakeFolder
@@ -144,7 +144,7 @@ def jsonl(path: Path, objects: Sequence[object]) -> Path:
     return path
 
 
-def opened(run: registry.Run) -> tuple[Any, Manner]:
+def opened(run: registry.Run) -> tuple[Any, EmbeddingConfig]:
     assert isinstance(run.recipe, EmbedRecipe)
     return inference.load_encoder(run.folder, run.recipe.base, CPU)
 

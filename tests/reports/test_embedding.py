@@ -236,7 +236,7 @@ def test_a_profile_that_lacks_numbers_leaves_them_open(tmp_path: Path) -> None:
 
 def test_licences_are_those_of_the_backbones_and_can_be_given(tmp_path: Path) -> None:
     assert {name: known.licence for name, known in KNOWN.items()} == {
-        name: known.licence for name, known in models.BACKBONES.items()
+        name: known.license for name, known in models.BACKBONES.items()
     }
     last = {"last": "decoder", "mean": "encoder", "cls": "encoder"}
     assert {name: known.architecture for name, known in KNOWN.items()} == {

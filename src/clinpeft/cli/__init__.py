@@ -291,8 +291,8 @@ def pull(
     """Fetch a base model: the only verb that opens a connection. Run it outside, and carry the folder in."""
     from clinpeft import models
 
-    models.pull(name, to)
-    print(f"{to}: {models.fingerprint(to)}")
+    models.download_model(name, to)
+    print(f"{to}: {models.fingerprint_base_model(to)}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from clinpeft.cli.console import near
 from clinpeft.cli.options import HERE, Home
 
 if TYPE_CHECKING:
-    from clinpeft.models import Bundle
+    from clinpeft.models import ModelBundle
 
 app = typer.Typer(
     no_args_is_help=True, help="Carry a base, recipes and wheels to a place without a network."
@@ -61,13 +61,15 @@ def unpack(
     bundle = models.unpack_bundle(file, to)
     noted(home, "bundle unpack", made=to)
     _told(bundle, file)
-    print(f"base: {near(to / 'base' / bundle.base)}; give it to a recipe with --set base.path=...")
+    print(
+        f"base: {near(to / 'base' / bundle.base_name)}; give it to a recipe with --set base.path=..."
+    )
 
 
-def _told(bundle: Bundle, file: Path) -> None:
+def _told(bundle: ModelBundle, file: Path) -> None:
     from clinpeft import runs
 
     print(
-        f"{near(file)}: base {bundle.base} ({bundle.fingerprint[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
+        f"{near(file)}: base {bundle.base_name} ({bundle.base_sha256[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
     )
     print(f"sha256 {runs.compute_path_checksum(file)}")

@@ -127,7 +127,7 @@ def circumstances(tell: Callable[[StepEvent], None], stopping: Callable[[], bool
         versions,
         tell,
         stopping,
-        energy_meter=models.meter(),
+        energy_meter=models.create_energy_meter(),
     )
 
 

@@ -59,7 +59,7 @@ def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
         "classify": workflows.train_classifier,
         "embed": workflows.train_embedding_model,
     }
-    here = models.gpu()
+    here = models.detect_gpu()
     memory = here.memory_bytes if here else doctor.read_memory_bytes()[0]
     made = plan_from_dry_run(
         recipe, home, circumstances(lambda _: None, lambda: False), verbs[recipe.kind], memory

@@ -20,7 +20,7 @@ from clinpeft.core.schemas import (
 )
 from clinpeft.data.retrieval import beir
 from clinpeft.evaluation import embedding
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbeddingEvaluationSpec
 from clinpeft.workflows.textbooks import STUDY_PAIR_KINDS, EmbeddingData, PairData
 
@@ -218,7 +218,10 @@ def _rank_with_bm25(
 
 
 def evaluate_embeddings(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner, state: str
+    benchmark: EmbeddingBenchmark,
+    encode: EncodeFunction,
+    embedding_config: EmbeddingConfig,
+    state: str,
 ) -> EmbeddingResults:
     """Everything that is asked, of one state of a model."""
     scores, queries, results = {}, {}, []
@@ -318,7 +321,7 @@ def evaluate_retrieval_set(
     set_name: str,
     retrieval_set: RetrievalSet,
     encoders_by_state: Mapping[str, EncodeFunction],
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     spec: EmbeddingEvaluationSpec,
     seed: int,
 ) -> pa.Table:
@@ -367,7 +370,7 @@ def evaluate_retrieval_set(
 
 
 def _retrieve_by_vectors(
-    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: Manner
+    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """The best passages of a set for each of its queries."""
     queries, passages = retrieval_set.queries, retrieval_set.passages
@@ -403,7 +406,7 @@ def _retrieve_by_words(
 
 
 def _score_study_pairs(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """The pairs of the protocol of arXiv 2511.19739 with their cosines; the similar ones are the related."""
     parts = []
@@ -449,10 +452,15 @@ def evaluate_lexical_controls(benchmark: EmbeddingBenchmark) -> pa.Table:
             words = made(one.texts["text"].to_pylist())
             names = [f"t{row}" for row in range(len(one.texts))]
             scores = embedding.score_anchor_pairs(
-                words.score([one.anchors[at] for at in one.anchor_rows]), one.pairs, one.negatives
+                words.build_pair_scorer([one.anchors[at] for at in one.anchor_rows]),
+                one.pairs,
+                one.negatives,
             )
             rows, found = embedding.select_top_k(
-                words.scores(one.anchors), names, RETRIEVED_PASSAGES, one.own_text_rows
+                words.iterate_score_blocks(one.anchors),
+                names,
+                RETRIEVED_PASSAGES,
+                one.own_text_rows,
             )
             retrieved = embedding.to_retrieval_table(
                 rows, found, one.anchor_ids, names, one.anchor_clusters

@@ -22,7 +22,7 @@ from clinpeft.data.retrieval import beir
 from clinpeft.data.synthetic import handbook
 from clinpeft.evaluation import embedding
 from clinpeft.inference import EncodingProgress, EncodingSummary, OnnxParity
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import (
     AdaptRecipe,
     ClassificationEvaluationSpec,
@@ -302,7 +302,7 @@ def _name_output_files(recipe: ClassifyRecipe, out: Path) -> list[Path]:
 def _predict_task(
     classifier: inference.LoadedClassifier,
     task_name: str,
-    documents: tokenization.Documents,
+    documents: tokenization.EncodedDocuments,
     note_ids: pa.Array,
     run: Run,
     accelerator: training.Accelerator,
@@ -311,7 +311,7 @@ def _predict_task(
     """The answers to one question into its file."""
     recipe = run.recipe
     assert isinstance(recipe, ClassifyRecipe)
-    chosen = documents.of("held_out")
+    chosen = documents.select_split("held_out")
     answer = inference.build_logit_function(
         classifier.stack,
         documents,
@@ -322,7 +322,7 @@ def _predict_task(
     )
     classes = len(classifier.label_spaces[task_name].classes)
     grouped = functools.partial(
-        tokenization.document_batches,
+        tokenization.group_documents,
         documents,
         micro_batch_tokens=recipe.training.micro_batch_tokens,
     )
@@ -427,7 +427,7 @@ def evaluate_run_retrieval(home: Path, run_name: str, folder: Path, resamples: i
     runs.check_model_files(run)
     asked, device = beir.read(folder), training.create_accelerator().device
     stack, embedding_config = inference.load_encoder(run.folder, recipe.base, device)
-    base = adapters.attach_adapters(models.load(recipe.base, device, "vectors"), ())
+    base = adapters.attach_adapters(models.load_base_model(recipe.base, device, "vectors"), ())
     states = {
         encoder.ZERO_SHOT_STATE: encoder.create_encode_function(base, embedding_config),
         encoder.ADAPTED_STATE: encoder.create_encode_function(stack, embedding_config),
@@ -552,7 +552,9 @@ def export_run_to_onnx(home: Path, run_name: str, folder: Path) -> OnnxParity:
     )
 
 
-def _load_run_encoder(home: Path, run_name: str, folder: Path) -> tuple[Run, tuple[Stack, Manner]]:
+def _load_run_encoder(
+    home: Path, run_name: str, folder: Path
+) -> tuple[Run, tuple[Stack, EmbeddingConfig]]:
     """A run of embed and its encoder, to be written to a folder that is not there."""
     run, recipe = _find_encoder_run(home, run_name, "export")
     if folder.exists():

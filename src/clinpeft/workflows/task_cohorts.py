@@ -15,10 +15,10 @@ from clinpeft.core.locks import wait_for_folder_lock
 from clinpeft.core.schemas import Attrition, LabelSpace
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.notes import sources
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.runs import InputHashes
-from clinpeft.tokenization import Documents
+from clinpeft.tokenization import EncodedDocuments
 from clinpeft.training import Accelerator
 from clinpeft.workflows.context import compute_cache_key, get_code_version
 
@@ -45,7 +45,7 @@ class EncodedCohort:
     """A question with its notes as the model reads them."""
 
     cohort: TaskCohort
-    documents: Documents
+    documents: EncodedDocuments
 
 
 def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
@@ -162,7 +162,7 @@ def _build_from_stays(cohort_recipe: CohortRecipe, folder: Path) -> None:
 
 def prepare_cohort_documents(
     recipe: ClassifyRecipe,
-    base: Base,
+    base: FrozenBaseModel,
     task_cohorts: list[TaskCohort],
     home: Path,
     accelerator: Accelerator,
@@ -189,5 +189,5 @@ def prepare_cohort_documents(
                         base.family.objective,
                         folder,
                     )
-            read.append(EncodedCohort(question, tokenization.open_documents(folder)))
+            read.append(EncodedCohort(question, tokenization.open_encoded_documents(folder)))
     return read
