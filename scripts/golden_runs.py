@@ -73,6 +73,8 @@ def hash_runs(home: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Kind and name of each finished run -> the hashes of its weights and of each of its tables."""
     for path in home.glob("*/run.json"):
         record = json.loads(path.read_text("utf-8"))
+        if record["state"] != "finished":
+            continue
         tables = {
             table.stem: hash_numbers(pq.read_table(table))[:16]
             for table in sorted(path.parent.glob("*.parquet"))
@@ -93,7 +95,7 @@ def hash_cohorts(home: Path) -> dict[str, str]:
 
 def hash_home(home: Path) -> dict[str, dict[str, str]]:
     """All hashes of a home: of its runs and of its cohorts."""
-    return dict(sorted(hash_runs(home))) | {"cohorts": hash_cohorts(home)}
+    return dict(sorted(hash_runs(home), key=lambda run: run[0])) | {"cohorts": hash_cohorts(home)}
 
 
 def compare_runs(home: Path, recorded: Path) -> int:
