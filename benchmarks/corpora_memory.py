@@ -3,13 +3,14 @@
     python benchmarks/corpora_memory.py 100000 500000
     python benchmarks/corpora_memory.py --decide-only 2650000
 
-Each size runs in a fresh process. Notes of about 300 invented words are made on the fly: eight in ten new, one an exact copy, one a copy with
-three words changed (a Jaccard similarity of word 5-grams of 0.86 to 0.93). Half of the copies are of a recent note and half of one of the first
-thousand, as with templates. Times are of the processor,
-all threads together, without the inventing of the notes.
+Each size runs in a fresh process. Notes of about 300 invented words are made on the fly: eight in
+ten new, one an exact copy, one a copy with three words changed (a Jaccard similarity of word
+5-grams of 0.86 to 0.93). Half of the copies are of a recent note and half of one of the first
+thousand, as with templates. Times are of the processor, all threads together, without the inventing
+of the notes.
 
-``--decide-only`` leaves texts out: random signatures, one in ten like an earlier one in nine minima of ten, show what deciding takes at the size
-of MIMIC-IV-Note.
+``--decide-only`` leaves texts out: random signatures, one in ten like an earlier one in nine minima
+of ten, show what deciding takes at the size of MIMIC-IV-Note.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Hospital:
 
 
 def peak_megabytes() -> float:
-    """The largest resident set of this process; the kernel starts it anew with the program, unlike ``getrusage``."""
+    """The largest resident set of this process; the kernel starts it anew with the program, unlike
+    ``getrusage``."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found.group(1)) / 1024
@@ -107,7 +109,8 @@ def measure(notes: int) -> None:
         size = corpus.path.stat().st_size / 2**20
     dropped = {step.step: sum(step.dropped_rows.values()) for step in corpus.attrition}
     print(
-        f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, {notes / seconds:,.0f} notes/s; file {size:.0f} MB"
+        f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, "
+        f"{notes / seconds:,.0f} notes/s; file {size:.0f} MB"
     )
     print(f"  peak {peak_megabytes():.0f} MB, of which imports {before:.0f}")
     print(f"  planted {dict(hospital.planted)}, dropped {dropped}", flush=True)
@@ -137,7 +140,8 @@ def decide(notes: int) -> None:
             with contextlib.closing(working_folder.database(folder, 512)) as connection:
                 dropped |= step.find(connection, folder, dropped, 0.8)
             print(
-                f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} processor seconds, {dropped.sum():,} dropped"
+                f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} "
+                f"processor seconds, {dropped.sum():,} dropped"
             )
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         print(

@@ -1,10 +1,12 @@
-"""Write what the documentation has from the code: the tree in README.md, the keys in docs/recipes.md, the combinations in docs/adapters.md.
+"""Write what the documentation has from the code: the tree in README.md, the keys in
+docs/recipes.md, the combinations in docs/adapters.md.
 
     make docs
 
-The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its line in the docstring of its spec; which adapters
-stand together is the table by which the others are refused. So a page cannot say something else than the code, and ``tests/test_docs.py`` fails while
-a page is older than the code.
+The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its
+line in the docstring of its spec; which adapters stand together is the table by which the others
+are refused. So a page cannot say something else than the code, and ``tests/test_docs.py`` fails
+while a page is older than the code.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def between(page: str, marks: tuple[str, str], content: str) -> str:
 
 
 def purpose(file: Path) -> str:
-    """What a file is for, in one line: the first sentence of its docstring, or its first clause where the sentence is long."""
+    """What a file is for, in one line: the first sentence of its docstring, or its first clause
+    where the sentence is long."""
     paragraph = " ".join(
         (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
         .partition("\n\n")[0]
@@ -57,7 +60,8 @@ def purpose(file: Path) -> str:
 
 
 def tree(root: Path) -> str:
-    """The house, one line a file; a room that is a folder carries the purpose of its ``__init__.py``."""
+    """The house, one line a file; a room that is a folder carries the purpose of its
+    ``__init__.py``."""
     lines = list(_lines(root / "src" / "clinpeft", ""))
     width = max(len(name) for name, _ in lines) + 2
     drawn = [f"{name:<{width}}{said}".rstrip() for name, said in lines]
@@ -97,7 +101,8 @@ def keys() -> str:
 
 
 def _titles() -> list[tuple[str, Specs]]:
-    """Every table with its specs; one that has other keys in another kind of recipe says of which kinds it is."""
+    """Every table with its specs; one that has other keys in another kind of recipe says of which
+    kinds it is."""
     kinds: dict[tuple[str, Specs], list[str]] = {}
     for kind, recipe in RECIPE_CLASSES.items():
         for name in _tables(recipe):
@@ -136,7 +141,10 @@ def stacks() -> str:
         for joins, _ in ADAPTER_COMBINATIONS
     }
     reasons = [
-        f"| {joining[first]} | {joining[second]} | {found.kind} | {_code(found.reason.format(first='the first', second='the second'))} |"
+        (
+            f"| {joining[first]} | {joining[second]} | {found.kind} | "
+            f"{_code(found.reason.format(first='the first', second='the second'))} |"
+        )
         for (first, second), found in ADAPTER_COMBINATIONS.items()
     ]
     return "\n".join(
@@ -145,7 +153,8 @@ def stacks() -> str:
 
 
 def meanings(spec: type[RecipeSpec]) -> dict[str, str]:
-    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from; ``as for every ...`` leaves the inherited one."""
+    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from;
+    ``as for every ...`` leaves the inherited one."""
     found: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
         _, _, listed = (inspect.cleandoc(kind.__dict__.get("__doc__") or "")).partition(
@@ -171,7 +180,8 @@ def _plain(spec: type[RecipeSpec]) -> list[str]:
 
 
 def _specs(annotation: Any) -> list[type[RecipeSpec]]:
-    """The specs that a field holds: one for a table, several for a list of tables of several kinds, none for a plain value."""
+    """The specs that a field holds: one for a table, several for a list of tables of several kinds,
+    none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, RecipeSpec):
         return [annotation]
     return [spec for part in get_args(annotation) for spec in _specs(part)]
