@@ -52,7 +52,7 @@ def count_comment_lines(text: str) -> int:
 
 
 def list_public_names(tree: ast.Module) -> list[str]:
-    """Functions and classes that a module defines at its top level, without a leading underscore."""
+    """Functions and classes that a module defines at its top level, private ones apart."""
     return [
         node.name
         for node in tree.body
@@ -100,7 +100,7 @@ def measure_package(folder: Path) -> dict[str, str]:
         "private functions named once after their definition": f"{once / max(private, 1):.0%}",
         "lines with a comment": f"{comments / lines:.1%}",
         "public names defined more than once": str(sum(n > 1 for n in defined.values())),
-        "`isinstance` on recipes": str(sum(count_recipe_checks(text) for text, _ in files.values())),
+        "`isinstance` on recipes": str(sum(count_recipe_checks(t) for t, _ in files.values())),
         "seconds to import the package": f"{measure_import_seconds(folder):.2f}",
     }
 
