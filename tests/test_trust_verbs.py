@@ -336,7 +336,7 @@ def test_nothing_of_a_note_a_person_a_user_or_a_folder_leaves(
         *ids,
         str(attacked.home),
         str(tmp_path),
-        f"/{cli_audit.user()}/",
+        f"/{cli_audit.get_user_name()}/",
         *os.environ.get("HOME", "").split(),
     ]
     text = {path: content for path, content in files.items() if not path.endswith(".safetensors")}
@@ -404,7 +404,7 @@ def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: P
     assert (first["run"], first["data"], first["who"]) == (
         run.id,
         run.record.hashes.source,
-        cli_audit.user(),
+        cli_audit.get_user_name(),
     )
     assert first["result"] == runs.compute_path_checksum(run.folder / "run.json")
     assert first["recipe"] == run.record.files["recipe.toml"]
