@@ -137,10 +137,10 @@ def _run_worker(
             return known
 
         make = functools.partial(
-            run_or_find_recipe, home=home, title=recipe_plan.name, stopping=should_stop
+            run_or_find_recipe, home=home, title=recipe_plan.name, should_stop=should_stop
         )
         pass_ = functools.partial(
-            run_recipes_jointly, home=home, title=recipe_plan.name, stopping=should_stop
+            run_recipes_jointly, home=home, title=recipe_plan.name, should_stop=should_stop
         )
         told = lambda: _discard_record(copy())  # noqa: E731
         room.run_search_worker(
