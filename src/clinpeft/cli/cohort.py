@@ -42,14 +42,14 @@ def build(
     from clinpeft.data.notes import sources
 
     for asking, folder in _load_cohort_recipes(recipe, set_, home.resolve() / "cohorts"):
-        if cohorts.task_of(asking.task).asks == "notes":
+        if cohorts.get_clinical_task(asking.task).prediction_unit == "notes":
             read = Attrition("read")
-            cohorts.build_from_notes(
+            cohorts.build_note_cohort(
                 asking, sources.read(asking.source, read, folder.parent), read, folder, corpus
             )
         else:
             with _open_hospital(asking, folder) as hospital:
-                cohorts.build(asking, hospital, folder, corpus)
+                cohorts.build_cohort(asking, hospital, folder, corpus)
         record_audit_entry(home, "cohort build", output_path=folder / "cohort.parquet")
         print_cohort(folder)
 
@@ -75,7 +75,7 @@ def verify(
             print_table(
                 table_from_arrow(
                     f"{asking.task.name}: published, as published, corrected",
-                    cohorts.verify(asking, hospital, folder / "verify"),
+                    cohorts.compare_with_published_counts(asking, hospital, folder / "verify"),
                 )
             )
 
@@ -100,7 +100,7 @@ def _open_hospital(recipe: CohortRecipe, folder: Path) -> Iterator[HospitalDatab
 
     working = folder / "working"  # clinical data, which goes when the cohort stands
     try:
-        tables = hospital.open_tables(recipe.source, working)
+        tables = hospital.open_hospital_database(recipe.source, working)
         with contextlib.closing(tables.connection):
             yield tables
     finally:

@@ -62,7 +62,7 @@ def print_cohort(folder: Path) -> None:
     from clinpeft.core.schemas import Attrition
     from clinpeft.data import cohorts
 
-    print_table(reports.table_from_arrow("Cohort", cohorts.show(folder)))
+    print_table(reports.table_from_arrow("Cohort", cohorts.summarize_cohort(folder)))
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     print_table(
         reports.build_attrition_table(
