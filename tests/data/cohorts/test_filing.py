@@ -242,7 +242,7 @@ def test_mtsamples_has_2376_texts_in_40_categories_and_is_audited_and_written_as
     asked = recipe("note_category", {"train": 0.7}).model_copy(update={"source": source})
     read = Attrition("read")
     cohort = cohorts.build_note_cohort(
-        asked, sources.read(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
+        asked, sources.read_notes(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
     )
     assert [(step.entered_rows, step.kept_rows) for step in cohort.attrition[:2]] == [
         (4999, 4999),

@@ -19,7 +19,7 @@ import duckdb
 from clinpeft.core.errors import SourceError, StorageError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.formats import delimited
-from clinpeft.data.formats.delimited import damage_named
+from clinpeft.data.formats.delimited import translate_gzip_errors
 
 MAX_TABLE_ROW_BYTES = 8 * 1024 * 1024  # the longest MIMIC note has under 100,000
 TABLE_CHUNK_BYTES = 1 << 20
@@ -107,7 +107,7 @@ def build_raw_table_query(path: Path, table: RawTable) -> str:
         SourceError: as ``read``.
     """
     header, delimiter = _read_header(path)
-    delimited.positions(header, table.columns, str(path), delimiter)
+    delimited.find_column_positions(header, table.columns, str(path), delimiter)
     _check_quotes(path, has_quotes=delimiter == ",")
     wanted = [
         f'"{name}"' if name in header else f'NULL::VARCHAR AS "{name}"'
@@ -153,9 +153,11 @@ def quote_sql_literal(text: str) -> str:
 
 def _read_header(path: Path) -> tuple[list[str], str]:
     """The names of the columns in lower case, and what separates them: a comma, or a tab (the vocabularies of OMOP)."""
-    first = next(delimited.lines(path))
+    first = next(delimited.read_text_lines(path))
     delimiter = "\t" if "\t" in first and "," not in first else ","
-    return [name.lower() for name in delimited.sheet(path, delimiter).header], delimiter
+    return [
+        name.lower() for name in delimited.open_delimited_table(path, delimiter).header
+    ], delimiter
 
 
 def _check_quotes(path: Path, has_quotes: bool) -> None:
@@ -172,7 +174,7 @@ def _check_quotes(path: Path, has_quotes: bool) -> None:
 def _iterate_chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unzipped where its first two say so."""
     try:
-        with damage_named(path), path.open("rb") as file:
+        with translate_gzip_errors(path), path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             source = gzip.GzipFile(fileobj=file) if gzipped else file
