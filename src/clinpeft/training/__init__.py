@@ -1,15 +1,21 @@
-"""One loop for everything: ``loop`` trains whatever a ``Course`` describes, with the loss divided once, and goes on where it was stopped.
+"""Training: one loop for every objective, which divides the loss once and resumes where it stopped.
+
+``run_training`` trains the parameters of a ``Trainable``; the other modules build one.
 
 ```
-loop.py            the loop                         checkpoint.py   what survives a kill
-language.py        the course of an adapter         objectives.py   windows -> questions and their loss
-classification.py  the course of answers            likelihood.py   what a model thinks of every note
-contrastive.py     the course of vectors            losses.py       of vectors that belong together
-batches.py         which pairs may share a step     mining.py       negatives that are hard
-vocabulary.py      the loss of words, in blocks
-memory.py          its peak, and a step in smaller pieces
-together.py        several courses in one pass over one base
-private.py         differential privacy by subject
+trainer.py               the loop
+checkpoint.py            checkpoints and best weights on disk
+language_modeling.py     training of adapters on language-model windows
+objectives.py            labels and loss of windows
+chunked_loss.py          cross-entropy over a vocabulary, in blocks
+likelihood.py            likelihoods of notes, perplexity
+classification.py        training of classifiers, one task or several
+contrastive.py           training of encoders on pairs of texts
+contrastive_batches.py   which pairs may share a step
+contrastive_losses.py    InfoNCE, triplet and Matryoshka losses
+hard_negatives.py        mining of hard negatives
+joint.py                 several trials in one pass over one base
+differential_privacy.py  differential privacy by subject
 ```
 """
 
