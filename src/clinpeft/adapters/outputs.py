@@ -146,7 +146,7 @@ def _supports_packing(stack: Stack) -> bool:
 
 
 def _autocast_mixed_precision(stack: Stack, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast where a method computes in float32 on a base in bfloat16 without casts of its own."""
+    """Autocast where a method computes in float32 on a base in bfloat16, and casts nothing."""
     mixes = stack.base.precision != torch.float32 and any(
         ADAPTER_METHODS[adapter.spec.method].mixes_precisions
         for adapter in _list_active_adapters(stack)

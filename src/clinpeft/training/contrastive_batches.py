@@ -132,7 +132,8 @@ def sample_contrastive_epoch(
     keys = _collect_conflict_keys(pairs, APART_BY_COLUMNS[apart_by])
     steps = _pack_first_fit(keys, batch_pairs, rng.permutation(len(keys)).tolist())
     _fill_single_pair_steps(steps, keys)
-    has_named = (pairs.get_named_negatives(np.arange(len(keys))) >= 0).any(axis=1)  # (pairs,)
+    is_named = pairs.get_named_negatives(np.arange(len(keys))) >= 0  # (pairs, negatives)
+    has_named = np.asarray(is_named.any(axis=1))
     trained = [np.asarray(step) for step in steps if len(step) > 1 or has_named[step[0]]]
     skipped = sorted(step[0] for step in steps if len(step) == 1 and not has_named[step[0]])
     small = sum(len(step) for step in trained if len(step) < batch_pairs)
