@@ -75,7 +75,7 @@ def test_a_disk_that_takes_no_more_bytes_costs_only_the_new_checkpoint(
     tmp_path: Path, files_of_4_kib_at_most: None
 ) -> None:
     checkpoint.save_step_checkpoint(tmp_path, {"w": torch.ones(10)}, TrainingProgress(step=1))
-    with pytest.raises(StorageError, match="No space left|written"):
+    with pytest.raises(StorageError, match="written"):
         checkpoint.save_step_checkpoint(
             tmp_path, {"w": torch.ones(100_000)}, TrainingProgress(step=2)
         )

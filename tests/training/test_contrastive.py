@@ -298,7 +298,7 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
 
 def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
     rng = np.random.default_rng(0)
-    rescale = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))
+    rescale = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
     pairs = twelve(model.lengths)
     course = build_contrastive_trainable(
         pairs,
@@ -364,7 +364,7 @@ class Still:
 
     @property
     def embedder(self) -> Embedder:
-        grouped = lambda texts: np.array_split(texts, 3)
+        grouped = lambda texts: np.array_split(texts, 3)  # noqa: E731
         return Embedder(
             lambda texts: self.vectors[torch.from_numpy(texts)], grouped, self.vectors.shape[1]
         )

@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
     lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     stack = build()
-    broken = lambda ids, mask: (
+    broken = lambda ids, mask: (  # noqa: E731
         partial(adapters.compute_token_logits, stack)(ids, mask) * float("nan")
     )
     with pytest.raises(TrainingError, match="loss nan") as raised:
@@ -242,8 +242,8 @@ def test_an_adapter_outside_the_forward_pass_stops_the_run(
 ) -> None:
     bare = models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
-    outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor
-    with pytest.raises(TrainingError, match="none of the 8 trained tensors .* in 3 steps"):
+    outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
+    with pytest.raises(TrainingError, match=r"8 trained tensors .* in 3 steps"):
         fit(
             build(),
             lesson,

@@ -230,7 +230,7 @@ def joined(
     make: Make,
     settings: Sequence[Setting],
     into: Path,
-    watch: TrainingCallbacks = TrainingCallbacks(),
+    watch: TrainingCallbacks = TrainingCallbacks(),  # noqa: B008
 ) -> tuple[MultiAdapterModel, list[TrialTraining]]:
     base = load(folder)
     joint = adapters.attach_stacks(

@@ -188,7 +188,7 @@ class AdapterMonitor:
             if name in self.stack.trained_parameters:
                 if name not in owned:
                     groups.setdefault(BASE_GROUP, {})[name] = parameter
-            else:  # "head:mortality.weight" belongs to the head "mortality", "head:weight" to "head"
+            else:  # head:mortality.weight is of the head mortality, head:weight of the head
                 head = name.removeprefix(f"{HEAD_GROUP}:").rpartition(".")[0] or HEAD_GROUP
                 groups.setdefault(head, {})[name] = parameter
         return dict(groups)

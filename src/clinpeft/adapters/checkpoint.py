@@ -37,8 +37,8 @@ from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.models import FrozenBaseModel
 
 __all__ = [
-    "ADAPTER_METADATA_FILE",
     "ADAPTER_CONFIG_FILE",
+    "ADAPTER_METADATA_FILE",
     "ADAPTER_SPEC_TYPE",
     "ADAPTER_WEIGHTS_FILE",
     "load_adapter",
@@ -212,7 +212,7 @@ def _write_adapter_files(
     folder: Path,
     stack_metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write the three files of an adapter: its saved files if it is not trained, else its weights."""
+    """Write the files of an adapter: its saved files where it is not trained, else its weights."""
     if adapter.saved_files:
         (folder / ADAPTER_CONFIG_FILE).write_bytes(adapter.saved_files[ADAPTER_CONFIG_FILE])
         (folder / ADAPTER_WEIGHTS_FILE).write_bytes(adapter.saved_files[ADAPTER_WEIGHTS_FILE])

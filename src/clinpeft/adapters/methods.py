@@ -113,7 +113,7 @@ def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> Co
     return config, ()
 
 
-def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:
+def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  # noqa: ARG001
     """Configure trained factors on keys, values and the feed-forward activation.
 
     IA3, Liu et al. 2022, arXiv 2205.05638, section 3.3.
@@ -240,4 +240,4 @@ def count_virtual_tokens(spec: AnyAdapterSpec) -> int:
     if ADAPTER_METHODS[spec.method].prepends == "nothing":
         return 0
     # specs of methods that prepend have this field
-    return int(getattr(spec, "tokens"))
+    return int(getattr(spec, "tokens"))  # noqa: B009

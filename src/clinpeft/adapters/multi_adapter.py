@@ -343,7 +343,7 @@ def _check_fusible(specs: Sequence[AnyAdapterSpec], base: FrozenBaseModel) -> No
             raise AdapterError(
                 f"{spec.method}{state} cannot be trained together with other trials",
                 location="adapters.method",
-                hint=f"active and unmerged {', '.join(fusible)} can; train others one after another",
+                hint=f"unmerged, active {', '.join(fusible)} can; train others one after another",
             )
     if not specs:
         raise AdapterError(

@@ -129,7 +129,7 @@ def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"this checkpoint cannot be read: {type(error).__name__}", location=str(path), hint=hint

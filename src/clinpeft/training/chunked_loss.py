@@ -21,8 +21,8 @@ LOSS_BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
 8,192, blocks of 1,024 rows take 1.3 times as long as blocks of 512."""
 
 MIN_LOSS_BLOCK_ROWS = 64
-"""Of a block. With fewer rows, the products take longer than the cache saves (vocabulary of 128,256:
-32 rows take 1.3 times as long as 64)."""
+"""Of a block. With fewer rows, the products take longer than the cache saves (vocabulary of
+128,256: 32 rows take 1.3 times as long as 64)."""
 
 SOFTCAP_CONFIG_KEY = "final_logit_softcapping"
 """Key of a model's config: logits are c tanh(logit / c) (Gemma 2, arXiv 2408.00118, section 2)."""

@@ -157,11 +157,11 @@ def build_classification_trainable(
         return sum_classification_loss(logits, labels, task.label_space, class_weights[index])
 
     # a step's number matters to objectives that draw masks, and not here
-    def loss(items: IndexArray, step: int) -> LossSum:
+    def loss(items: IndexArray, step: int) -> LossSum:  # noqa: ARG001
         index, documents = numbering.get_single_task(items)
         return sum_task_loss(tasks[index].compute_logits(documents), index, documents)
 
-    def prepare_input(items: IndexArray, step: int) -> PackedInput[LossSum]:
+    def prepare_input(items: IndexArray, step: int) -> PackedInput[LossSum]:  # noqa: ARG001
         index, documents = numbering.get_single_task(items)
         prepare = tasks[index].prepare_input
         assert prepare is not None  # else there is no joint step, see below

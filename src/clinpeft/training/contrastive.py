@@ -307,7 +307,7 @@ def _build_info_nce_loss(
     spec: ContrastiveTrainingSpec,
     candidate_mask: torch.Tensor,
     reverse_mask: torch.Tensor,
-    named_negative_mask: torch.Tensor,
+    named_negative_mask: torch.Tensor,  # noqa: ARG001
 ) -> ContrastiveLoss:
     return partial(
         contrastive_losses.info_nce_loss,
@@ -321,7 +321,7 @@ def _build_info_nce_loss(
 def _build_triplet_loss(
     spec: ContrastiveTrainingSpec,
     candidate_mask: torch.Tensor,
-    reverse_mask: torch.Tensor,
+    reverse_mask: torch.Tensor,  # noqa: ARG001
     named_negative_mask: torch.Tensor,
 ) -> ContrastiveLoss:
     # the negatives named for an anchor, which are hard; where it has none, those of the step

@@ -57,8 +57,8 @@ LabelFunction = Callable[[WindowBatch, Tokenizer, tuple[int, ...]], LabeledBatch
 
 def label_next_tokens(
     batch: WindowBatch,
-    tokenizer: Tokenizer,
-    key: tuple[int, ...],
+    tokenizer: Tokenizer,  # noqa: ARG001
+    key: tuple[int, ...],  # noqa: ARG001
 ) -> LabeledBatch:
     """Label every position with the token after it (causal language modeling)."""
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)  # (rows, time)
