@@ -3,18 +3,6 @@
 from __future__ import annotations
 
 import os
-
-# before any library that reads them is imported: nothing here reaches for a network
-os.environ |= {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-}
-
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +20,7 @@ from clinpeft.cli.plan import plan
 from clinpeft.cli.report import report
 from clinpeft.cli.search import search
 from clinpeft.core.errors import UsageError
+from clinpeft.core.offline import set_offline_mode
 
 if TYPE_CHECKING:
     from clinpeft.reports import Table
@@ -317,6 +306,8 @@ def synthetic(
 
 def main() -> None:
     """The command ``clinpeft``: verbs, and errors as three lines and an exit code. What it writes is for this user alone."""
+    set_offline_mode(os.environ)  # before any library that reads the variables is imported
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     mask = os.umask(0o077)
     try:
         app(standalone_mode=True)

@@ -105,7 +105,7 @@ def load(spec: PretrainedModelSpec, device: torch.device, purpose: Purpose = "la
         model = _model(spec.path, family, precision, purpose)
     if purpose == "vectors":
         _free_head(model)
-    installed = kernels.install(model, family, spec, device)
+    installed = kernels.install(model, family.kernels, spec, device)
     base = Base(
         model,
         tokenizer,

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Float8, Float8Linear, dequantized, weight_of
 from clinpeft.runtime.dropout import DRAWS, staying
+from clinpeft.runtime.float8 import Float8, Float8Linear, dequantized, weight_of
 
 ALL_ROWS = slice(None)
 INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -10,13 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
 from clinpeft.core.errors import BaseModelError, UsageError
-from clinpeft.models.families import FAMILIES, Family
-from clinpeft.models.folder import check
 from clinpeft.recipe import PretrainedModelSpec
 
 PACKAGE, DISTRIBUTION = "liger_kernel", "liger-kernel"
@@ -25,8 +24,19 @@ OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": Fals
 PLAIN = "torch"
 
 
-def refuse_missing(spec: PretrainedModelSpec, device: torch.device) -> None:
-    """Stop before any weight is read where the kernels that are asked for cannot be had.
+def refuse_missing(
+    spec: PretrainedModelSpec,
+    device: torch.device,
+    supported_model_types: Collection[str],
+    read_model_type: Callable[[], str],
+) -> None:
+    """Check, before any weight is read, that the requested kernels are available.
+
+    Args:
+        spec: the base and whose kernels it is to have.
+        device: that the base is computed on.
+        supported_model_types: architectures for which the package has kernels.
+        read_model_type: architecture of the base; called only where kernels are requested.
 
     Raises:
         UsageError: this is no CUDA device, or the package is not installed.
@@ -47,20 +57,30 @@ def refuse_missing(spec: PretrainedModelSpec, device: torch.device) -> None:
             location=location,
             hint=f'install it: pip install "clinpeft[gpu]"; or {hint}',
         )
-    model_type = check(spec.path)["model_type"]
-    if not FAMILIES[model_type].kernels:
-        known = ", ".join(name for name, family in FAMILIES.items() if family.kernels)
+    model_type = read_model_type()
+    if model_type not in supported_model_types:
         message = f'kernels = "{spec.kernels}" for a {model_type} model, for which there are none'
-        raise BaseModelError(message, location=location, hint=f"{hint}; there are some for {known}")
+        hint = f"{hint}; there are some for {', '.join(supported_model_types)}"
+        raise BaseModelError(message, location=location, hint=hint)
 
 
-def install(model: Any, family: Family, spec: PretrainedModelSpec, device: torch.device) -> str:
-    """Give a model the kernels that are asked for, where they can be had: a run that learned with them is read without them elsewhere.
+def install(
+    model: Any, parts: Sequence[str], spec: PretrainedModelSpec, device: torch.device
+) -> str:
+    """Give a model the requested kernels where they are available.
+
+    A run that was trained with them is loaded without them on another device.
+
+    Args:
+        model: the transformers model, changed in place.
+        parts: of the architecture, those that have kernels, by liger's names; empty: none.
+        spec: whose kernels are requested.
+        device: that the model is computed on.
 
     Returns:
-        Which it has, for the record.
+        Whose kernels it has, for the record.
     """
-    if spec.kernels == PLAIN or device.type != "cuda" or not family.kernels or not _installed():
+    if spec.kernels == PLAIN or device.type != "cuda" or not parts or not _installed():
         return PLAIN
     from liger_kernel.transformers import monkey_patch  # here, because it imports Triton
 
@@ -69,7 +89,7 @@ def install(model: Any, family: Family, spec: PretrainedModelSpec, device: torch
     before = dict(vars(here))
     try:
         monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN[model_type](
-            model=model, **dict.fromkeys(family.kernels, True), **OFF
+            model=model, **dict.fromkeys(parts, True), **OFF
         )
     finally:
         vars(here).update(before)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import ClinpeftError
+from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
 from clinpeft.runs import Run, write_file_atomically
 from clinpeft.workflows.context import RunContext
@@ -285,7 +286,7 @@ def check_gpu_support() -> DiagnosticFinding:
 
 def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
-    open_doors = [name for name, value in models.OFFLINE.items() if environment.get(name) != value]
+    open_doors = [name for name, value in OFFLINE_VARIABLES.items() if environment.get(name) != value]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
         return DiagnosticFinding(

@@ -13,7 +13,7 @@ from clinpeft.adapters import Stack
 from clinpeft.models import FAMILIES, Spans
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime.last_token_layer import ENDINGS
-from tests.models.test_attention import LENGTHS, base_of, rows, texts
+from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
 
 ENDING = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta")

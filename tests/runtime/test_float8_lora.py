@@ -14,7 +14,7 @@ from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
 from clinpeft.models import Float8, Float8Linear, dequantized
 from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
-from tests.adapters.test_fused import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
+from tests.runtime.test_fused_lora import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import answers, earlier, finished, load, shake, spec
 
 
