@@ -36,7 +36,7 @@ def doctor(
     from clinpeft.workflows import doctor as looks
 
     found = []
-    context = circumstances(lambda _: None, lambda: False)
+    context = circumstances(home.resolve(), lambda _: None, lambda: False)
     for finding in looks.run_diagnostics(
         home.resolve(), os.environ, context, workflows.adapt_language_model if test else None
     ):

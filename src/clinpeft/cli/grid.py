@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +44,7 @@ def run_all(
     cells: list[Cell],
     home: Path,
     title: str,
-    verb: Callable[[Any, Path, RunContext], Run],
+    verb: Callable[[Any, RunContext], Run],
     table: Callable[[Sequence[Entry], str], Table],
     of_grid: Callable[[Sequence[Entry]], None] | None = None,
 ) -> None:
@@ -67,7 +65,7 @@ def _entry(
     cell: Cell,
     home: Path,
     stopping: Callable[[], bool],
-    verb: Callable[[Any, Path, RunContext], Run],
+    verb: Callable[[Any, RunContext], Run],
 ) -> Entry:
     from clinpeft.reports import Entry
 
@@ -79,7 +77,7 @@ def _entry(
         )
     try:
         with progress(cell.name or cell.recipe.name) as tell, attempted(home, cell.recipe) as made:
-            run = verb(cell.recipe, home, circumstances(tell, stopping))
+            run = verb(cell.recipe, circumstances(home, tell, stopping))
             made.append(run)
     except InterruptedRunError:
         raise
@@ -99,52 +97,11 @@ def _entry(
     return Entry(cell.name or cell.recipe.name, run, published=cell.published, recipe=cell.recipe)
 
 
-def circumstances(tell: Callable[[StepEvent], None], stopping: Callable[[], bool]) -> RunContext:
-    """The clock, the command, the versions: what only this room may look at."""
-    from importlib.metadata import version
+def circumstances(
+    home: Path, tell: Callable[[StepEvent], None], stopping: Callable[[], bool]
+) -> RunContext:
+    """The context of a run that this command makes."""
+    from clinpeft.workflows import create_context
 
-    from clinpeft import models
-    from clinpeft.workflows import RunContext
-
-    libraries = (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "numpy",
-        "pyarrow",
-        "duckdb",
-        "tokenizers",
-        "safetensors",
-        "scikit-learn",
-    )
-    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in libraries}
     command = shlex.join(["clinpeft", *sys.argv[1:]])
-    return RunContext(
-        lambda: datetime.now(UTC),
-        command,
-        _commit(),
-        versions,
-        tell,
-        stopping,
-        energy_meter=models.meter(),
-    )
-
-
-def _commit() -> str | None:
-    """Of the checkout that this file is in, if it is one; ``+`` marks uncommitted changes."""
-    asked = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty=+",
-        "--exclude=*",
-    ]
-    try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
+    return create_context(home, command=command, on_step=tell, should_stop=stopping)

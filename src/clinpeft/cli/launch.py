@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clinpeft.cli.console import near
 from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
@@ -18,33 +18,10 @@ from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from clinpeft.recipe import Recipe, RecipePlan
     from clinpeft.runs import Run
-    from clinpeft.workflows import RunContext
 
 DEFAULT_WORKERS = 2
 POLL_SECONDS = 0.2
 SCRIPT = "workers.sbatch"
-
-
-def verb_of(kind: str) -> Callable[[Any, Path, RunContext], Run]:
-    """What makes a run of this kind of recipe.
-
-    Raises:
-        UsageError: nothing is trained by such a recipe.
-    """
-    from clinpeft import workflows
-
-    verbs: dict[str, Callable[[Any, Path, RunContext], Run]] = {
-        "adapt": workflows.adapt_language_model,
-        "classify": workflows.train_classifier,
-        "embed": workflows.train_embedding_model,
-    }
-    if kind not in verbs:
-        raise UsageError(
-            f"a recipe of kind {kind!r} trains nothing",
-            location="kind",
-            hint=f"take one of kind {', '.join(verbs)}",
-        )
-    return verbs[kind]
 
 
 def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -> tuple[Run, bool]:
@@ -56,13 +33,14 @@ def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -
     from clinpeft.cli.audit import attempted
     from clinpeft.cli.grid import circumstances
     from clinpeft.cli.progress import progress
+    from clinpeft.workflows import get_workflow
 
-    verb = verb_of(recipe.kind)
+    workflow = get_workflow(recipe)
     with progress(title) as tell, attempted(home, recipe) as runs:
-        context = circumstances(tell, stopping)
+        context = circumstances(home, tell, stopping)
         begun = context.now()
         try:
-            run = verb(recipe, home, context)
+            run = workflow.run(recipe, context)
             runs.append(run)
         except KeyboardInterrupt as error:
             raise InterruptedRunError(
@@ -83,23 +61,22 @@ def made_together(
     from clinpeft.cli.audit import attempted
     from clinpeft.cli.grid import circumstances
     from clinpeft.cli.progress import progress
-    from clinpeft.recipe import ClassifyRecipe
 
-    asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
-    if len(asked) < len(recipes) or not workflows.can_train_jointly(asked):
+    if not workflows.can_train_jointly(recipes):
         return None
     with progress(title) as tell:
         arounds = [
-            circumstances(tell if at == 0 else _silent, stopping) for at in range(len(asked))
+            circumstances(home, tell if at == 0 else _silent, stopping)
+            for at in range(len(recipes))
         ]
         begun = arounds[0].now()
         try:
-            found = workflows.train_classifiers_jointly(asked, home, arounds)
+            found = workflows.train_classifiers_jointly(recipes, arounds)
         except KeyboardInterrupt as error:
             raise InterruptedRunError(
                 "stopped at once", location=title, hint="give the same command to go on"
             ) from error
-    for recipe, each in zip(asked, found, strict=True):
+    for recipe, each in zip(recipes, found, strict=True):
         with contextlib.suppress(ClinpeftError), attempted(home, recipe) as runs:
             if isinstance(each, ClinpeftError):
                 raise each

@@ -38,32 +38,19 @@ def plan(
         print(line)
 
 
-def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
-    from clinpeft import models, workflows
+def _lines_of(recipe: Any, gpu: str, home: Path) -> list[str]:
+    from clinpeft import models
     from clinpeft.cli.grid import circumstances
-    from clinpeft.core.errors import UsageError
-    from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
-    from clinpeft.workflows import doctor
+    from clinpeft.workflows import doctor, get_workflow
     from clinpeft.workflows.plan import plan_from_dry_run, plan_from_formula
 
-    if not isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe):
-        raise UsageError(
-            "this kind of recipe trains nothing",
-            location="kind",
-            hint="give a recipe of kind adapt, classify or embed",
-        )
+    get_workflow(recipe)  # refuses a kind that trains nothing
     if gpu:
         return lines(plan_from_formula(recipe, gpu), recipe.training.micro_batch_tokens)
-    verbs: dict[str, Any] = {
-        "adapt": workflows.adapt_language_model,
-        "classify": workflows.train_classifier,
-        "embed": workflows.train_embedding_model,
-    }
     here = models.gpu()
     memory = here.memory_bytes if here else doctor.read_memory_bytes()[0]
-    made = plan_from_dry_run(
-        recipe, home, circumstances(lambda _: None, lambda: False), verbs[recipe.kind], memory
-    )
+    context = circumstances(home, lambda _: None, lambda: False)
+    made = plan_from_dry_run(recipe, context, memory)
     return lines(made, recipe.training.micro_batch_tokens)
 
 

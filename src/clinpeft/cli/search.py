@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clinpeft.cli.console import finished, near
-from clinpeft.cli.launch import launched, made, made_together, verb_of
+from clinpeft.cli.launch import launched, made, made_together
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.progress import stoppable
 from clinpeft.core.errors import InputError, TrainingError, UsageError
@@ -91,7 +91,9 @@ def _searchable(asked: RecipePlan) -> None:
             location=f"{asked.path}: [grid]",
             hint=hint,
         )
-    verb_of(asked.kind)
+    from clinpeft.workflows import get_workflow
+
+    get_workflow(asked)  # refuses a kind that trains nothing
 
 
 def _worked(

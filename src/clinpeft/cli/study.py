@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clinpeft.cli.console import finished, near, shown
-from clinpeft.cli.launch import launched, made, verb_of
+from clinpeft.cli.launch import launched, made
 from clinpeft.cli.options import HERE, Home, Overrides
 from clinpeft.cli.progress import stoppable
 from clinpeft.cli.search import Launch
@@ -102,9 +102,10 @@ def _study(file: Path, overrides: list[str], home: Path, launch: str | None, ver
 
 def _asked(file: Path, overrides: list[str]) -> RecipePlan:
     from clinpeft import recipe as recipes
+    from clinpeft.workflows import get_workflow
 
     asked = recipes.load_recipe_plan(file, overrides, os.environ)
-    verb_of(asked.kind)
+    get_workflow(asked)  # refuses a kind that trains nothing
     return asked
 
 

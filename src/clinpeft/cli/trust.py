@@ -76,7 +76,7 @@ def privacy(
         raise UsageError(
             message, location="privacy --overlap-tokens", hint="raise --continuation-tokens"
         )
-    asked = workflows.PrivacyAsked(
+    asked = workflows.PrivacyAuditConfig(
         resamples=resamples,
         prompt_tokens=prompt_tokens,
         continuation_tokens=continuation_tokens,
@@ -87,7 +87,7 @@ def privacy(
     audited = workflows.audit_run_privacy(
         home.resolve(), run, asked, datetime.now(UTC), clinpeft.__version__
     )
-    results, left_out = workflows.privacy_results(audited)
+    results, left_out = workflows.read_privacy_results(audited)
     notes = [f"Not measured: {name}: {reason}." for name, reason in left_out.items()]
     columns = ["task", "group", "split", "name", "value", "low", "high"]
     table = reports.plain(

@@ -75,9 +75,7 @@ def _multiply_by_gate(block: Any, gate: torch.Tensor, up: torch.Tensor) -> torch
     return product
 
 
-def _forward_gated_mlp(
-    block: Any, function: FusibleFunction, hidden: torch.Tensor
-) -> torch.Tensor:
+def _forward_gated_mlp(block: Any, function: FusibleFunction, hidden: torch.Tensor) -> torch.Tensor:
     product = function(block, block.gate_proj(hidden), block.up_proj(hidden))
     output: torch.Tensor = block.down_proj(product)
     return output
@@ -236,7 +234,9 @@ def _create_compiled_class(kind: type[Any]) -> type[Any]:
 def _count_region_shapes(backbone: Any) -> list[tuple[type[Any], Any, int]]:
     """(class, one of its modules, how many of that class and width there are)."""
     modules = list_compilable_modules(backbone)
-    shapes = [(type(module), COMPILABLE_REGIONS[type(module)].get_width(module)) for module in modules]
+    shapes = [
+        (type(module), COMPILABLE_REGIONS[type(module)].get_width(module)) for module in modules
+    ]
     module_of = dict(zip(shapes, modules, strict=True))
     return [(shape[0], module_of[shape], count) for shape, count in Counter(shapes).items()]
 

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from clinpeft.core.errors import ClinpeftError
 from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
 from clinpeft.runs import Run, write_file_atomically
+
 from clinpeft.workflows.context import RunContext
 
 DiagnosticState = Literal["good", "warning", "failure"]
@@ -46,7 +47,7 @@ class DiagnosticFinding:
     hint: str = ""
 
 
-AdaptFunction = Callable[[AdaptRecipe, Path, RunContext], Run]
+AdaptFunction = Callable[[AdaptRecipe, RunContext], Run]
 
 
 def run_diagnostics(
@@ -286,7 +287,9 @@ def check_gpu_support() -> DiagnosticFinding:
 
 def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
-    open_doors = [name for name, value in OFFLINE_VARIABLES.items() if environment.get(name) != value]
+    open_doors = [
+        name for name, value in OFFLINE_VARIABLES.items() if environment.get(name) != value
+    ]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
         return DiagnosticFinding(
@@ -420,7 +423,9 @@ def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunctio
     }
     recipe = validate_recipe(document, "doctor")
     assert isinstance(recipe, AdaptRecipe)
-    runs = [adapt_function(recipe, folder / home, context) for home in ("first", "second")]
+    runs = [
+        adapt_function(recipe, replace(context, home=folder / home)) for home in ("first", "second")
+    ]
     weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
     if weights[0] != weights[1]:
         return "the same recipe gave two different adapters"
