@@ -22,7 +22,7 @@ compiler = pytest.mark.skipif(
 def smoke(tmp_path: Path) -> AdaptRecipe:
     found = recipe.load_recipe_cells(SMOKE)[0].recipe
     assert isinstance(found, AdaptRecipe)
-    base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = found.base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4),)})
 
 
@@ -60,7 +60,9 @@ def test_a_recipe_may_forbid_it_and_differential_privacy_does(
     run, _ = made(asking(smoke, compilation="never"), tmp_path / "home")
     assert run.record.compilation == "not compiled: asked for in the recipe"
     accelerator = training.create_accelerator()
-    stack = adapters.attach_adapters(models.load(smoke.base, accelerator.device), smoke.adapters)
+    stack = adapters.attach_adapters(
+        models.load_base_model(smoke.base, accelerator.device), smoke.adapters
+    )
     private = asking(smoke, private=DifferentialPrivacySpec(epsilon=8.0))
     found = compilation._decide_without_trial([private], stack, accelerator)
     assert found is not None and not found.compiled and "privacy" in found.reason

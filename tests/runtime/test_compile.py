@@ -11,7 +11,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import Spans
+from clinpeft.models import SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime import compile as regional_compile
 from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
@@ -48,8 +48,10 @@ def stack_of(family: str) -> Stack:
 
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    vectors = models.pool_spans(
-        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+    vectors = models.pool_packed_hidden_states(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())),
+        SequenceLengths(LENGTHS),
+        "mean",
     )
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained_parameters.items(), strict=True)
@@ -68,7 +70,7 @@ def test_vectors_and_gradients_stay_what_they_were(
     before, slopes = learned(stack)
     inside = regional_compile.list_compilable_modules(stack.base.backbone)
     kinds, count = {type(module) for module in inside}, len(inside)
-    assert regional_compile.compile_regions(stack.base.backbone, tmp_path) == ""
+    assert regional_compile.compile_norms_and_gates(stack.base.backbone, tmp_path) == ""
     calls.clear()
     after, again = learned(stack)
     assert set(calls) == kinds and len(calls) >= count - 1  # to the first norm no gradient comes
@@ -85,7 +87,12 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
     backbone = base_of("llama").backbone
     kinds = [type(module) for module in backbone.modules()]
     found = regional_compile.time_compilation(backbone, 32, tmp_path)
-    assert not found.obstacle and found.seconds_before > 0 and found.seconds_after > 0 and found.compile_seconds > 0
+    assert (
+        not found.obstacle
+        and found.seconds_before > 0
+        and found.seconds_after > 0
+        and found.compile_seconds > 0
+    )
     assert [type(module) for module in backbone.modules()] == kinds
 
 
@@ -94,11 +101,13 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
 def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path: Path) -> None:
     stack = stack_of("llama")
     before, _ = learned(stack)
-    regional_compile.compile_regions(stack.base.backbone, tmp_path)
+    regional_compile.compile_norms_and_gates(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
-        after = models.pool_spans(
-            adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+        after = models.pool_packed_hidden_states(
+            adapters.compute_packed_hidden_states(stack, *rows(texts())),
+            SequenceLengths(LENGTHS),
+            "mean",
         )
     assert not calls
     torch.testing.assert_close(after, before, atol=0, rtol=0)
@@ -110,7 +119,10 @@ def test_every_norm_and_gate_of_a_decoder_is_found(family: str) -> None:
     layers = base.model.config.num_hidden_layers
     norms = {"gemma2": 4, "qwen3": 4}.get(family, 2)
     assert len(regional_compile.list_compilable_modules(base.backbone)) == layers * (norms + 1) + 1
-    assert sum(count for *_, count in regional_compile._count_region_shapes(base.backbone)) == layers * (norms + 1) + 1
+    assert (
+        sum(count for *_, count in regional_compile._count_region_shapes(base.backbone))
+        == layers * (norms + 1) + 1
+    )
 
 
 def test_an_encoder_has_none() -> None:
@@ -128,7 +140,7 @@ def test_a_compiler_that_fails_is_an_obstacle_and_no_error(
     found = regional_compile.time_compilation(backbone, 8, tmp_path)
     assert (
         found.obstacle
-        == regional_compile.compile_regions(backbone, tmp_path)
+        == regional_compile.compile_norms_and_gates(backbone, tmp_path)
         == "the compiler failed: RuntimeError"
         and found.seconds_before > 0
     )

@@ -169,7 +169,7 @@ def time_compilation(backbone: Any, tokens: int, folder: Path) -> CompileTiming:
     return CompileTiming(seconds_before, seconds_after, compile_seconds)
 
 
-def compile_regions(backbone: Any, folder: Path) -> str:
+def compile_norms_and_gates(backbone: Any, folder: Path) -> str:
     """Replace norms and gates of a model by compiled ones, wherever a gradient passes through.
 
     Args:
@@ -202,22 +202,22 @@ def _compile_and_run_once(backbone: Any, folder: Path) -> str:
     return ""
 
 
-_COMPILED: dict[type[Any], FusibleFunction] = {}
+_COMPILED_FUNCTIONS: dict[type[Any], FusibleFunction] = {}
 """One compiled function for all modules of a class, so that the compiler works once."""
 
 
 def _get_compiled(kind: type[Any]) -> FusibleFunction:
-    if kind not in _COMPILED:
+    if kind not in _COMPILED_FUNCTIONS:
         with warnings.catch_warnings():
             # The compiler uses parts that torch itself calls deprecated.
             warnings.simplefilter("ignore")
             import torch._inductor.compile_fx
         # dynamic: packed rows have another number of tokens nearly every time.
         # One compile thread: no worker processes beside this one.
-        _COMPILED[kind] = torch.compile(
+        _COMPILED_FUNCTIONS[kind] = torch.compile(
             COMPILABLE_REGIONS[kind].function, dynamic=True, options={"compile_threads": 1}
         )
-    return _COMPILED[kind]
+    return _COMPILED_FUNCTIONS[kind]
 
 
 def _create_compiled_class(kind: type[Any]) -> type[Any]:

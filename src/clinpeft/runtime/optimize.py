@@ -103,7 +103,7 @@ def optimize(
         enable_activation_checkpointing(stack, reason)
     decision = decide_compilation(stack, policy)
     if decision.compiled:
-        obstacle = regional_compile.compile_regions(
+        obstacle = regional_compile.compile_norms_and_gates(
             stack.base.backbone, policy.cache_folder / "compiler"
         )
         if obstacle:

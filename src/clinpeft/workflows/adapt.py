@@ -54,8 +54,8 @@ def adapt_language_model(recipe: AdaptRecipe, context: RunContext) -> Run:
     """
     check_differential_privacy(recipe, context, list_corpus_requirements(recipe))
     check_base_options(recipe, context)
-    policy = note_corpus.policy_version(recipe.corpus.deidentification)
-    hashes = compute_run_hashes(sources.fingerprint(recipe.source), recipe, policy)
+    policy = note_corpus.format_policy_version(recipe.corpus.deidentification)
+    hashes = compute_run_hashes(sources.fingerprint_notes(recipe.source), recipe, policy)
     with open_training_run(recipe, hashes, context) as run:
         if run.record.state == "finished":
             return discard_noise_seed(run)
@@ -81,7 +81,7 @@ ADAPT = Workflow(
     recipe_class=AdaptRecipe,
     purpose="language",
     run=adapt_language_model,
-    fingerprint=lambda recipe: sources.fingerprint(recipe.source),
+    fingerprint=lambda recipe: sources.fingerprint_notes(recipe.source),
     compare=compare_likelihoods,
     check_reference_output=check_language_model_output,
     audit_privacy=audit_language_model,
