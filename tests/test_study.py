@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from clinpeft import runs
-from clinpeft.cli import launch
+from clinpeft import runs, workflows
 from clinpeft.core.errors import InputError, RecipeError, TrainingError, UsageError
 from clinpeft.core.locks import try_lock
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
@@ -74,7 +74,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 finished=context.now(),
             )
 
-    monkeypatch.setattr(launch, "get_run_function", lambda kind: verb)
+    monkeypatch.setattr(workflows, "get_workflow", lambda _: SimpleNamespace(run=verb))
     return recipes
 
 

@@ -14,9 +14,9 @@ from clinpeft import adapters, models
 from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.models.embedding_config import (
     BACKBONES,
+    AdapterTargetSet,
     Backbone,
     EmbeddingConfig,
-    AdapterTargetSet,
     find_backbone,
     resolve_embedding_config,
 )

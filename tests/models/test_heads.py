@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save, save_file
 from clinpeft import models
 from clinpeft.core.errors import AdapterError, InputError, RefusedError, StorageError, UsageError
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import HeadConfig, Head, TaskHeads, ComputeEnvironment, ReferenceOutput
+from clinpeft.models import ComputeEnvironment, Head, HeadConfig, ReferenceOutput, TaskHeads
 from clinpeft.models import head_io as store
 from clinpeft.recipe import PretrainedModelSpec
 

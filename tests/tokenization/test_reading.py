@@ -11,9 +11,9 @@ from clinpeft.core.errors import RecipeError
 from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization.truncation import (
     AFTER_LAST_WINDOW_REASON,
-    TRUNCATION_STRATEGIES,
     LOWER_PRIORITY_REASON,
     MIDDLE_OF_NOTE_REASON,
+    TRUNCATION_STRATEGIES,
     SectionStart,
     TokenizedNote,
     TruncatedNote,

@@ -35,8 +35,8 @@ from clinpeft.core.errors import AdapterError
 from clinpeft.models import (
     FrozenBaseModel,
     SequenceLengths,
-    has_packed_attention,
     build_packed_inputs,
+    has_packed_attention,
 )
 from clinpeft.recipe import AnyAdapterSpec
 from clinpeft.runtime.fused_lora import FusedLoraLinear, TokenRoute, TokenRouting, fuse_lora_layers

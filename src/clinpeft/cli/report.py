@@ -1,7 +1,8 @@
-"""``clinpeft report``: a study or some runs as one page, with every table and figure as files beside it."""
+"""``clinpeft report``: a study or some runs as one HTML page with tables and figures."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,56 +18,49 @@ if TYPE_CHECKING:
 
     from clinpeft.reports import CellResult
     from clinpeft.runs import Run
-    from clinpeft.runs.studies import CellPairComparison, StudyRecord
+    from clinpeft.runs.studies import StudyRecord
+
+NAME_SEPARATOR = " · "
 
 
-def report(
+def write_report_command(
     what: Annotated[
-        list[str], typer.Argument(help="A study, or runs: id, the beginning of one, or name.")
+        list[str], typer.Argument(help="A study, or runs: ids, prefixes of them, or names.")
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            help="A folder; report.html, tables/, figures/ and cards/ are written there and nowhere else.",
-        ),
+        Path, typer.Option("--out", help="A folder for report.html, tables, figures and cards.")
     ],
     home: HomeOption = DEFAULT_HOME,
-    title: Annotated[
-        str, typer.Option("--title", help="Of the page; else the name of the study.")
-    ] = "",
+    title: Annotated[str, typer.Option("--title", help="Of the page; else the study's name.")] = "",
 ) -> None:
-    """One self-contained page of a study or of some runs, with every table as Markdown, CSV and LaTeX and every figure as SVG and PNG."""
+    """Write a self-contained HTML report, its tables (Markdown, CSV, LaTeX) and figures."""
     from clinpeft import __version__
     from clinpeft.reports import html
     from clinpeft.reports.figures.style import import_matplotlib
 
-    import_matplotlib()
-    study = _find_study(home.resolve(), what)
-    entries = (
-        list(_list_study_results(study)) if study else list(_list_run_results(home.resolve(), what))
-    )
-    name = title or (
-        study.name if study else _find_shared_name([entry.name for entry in entries]) or "Report"
-    )
-    made = html.build_report_contents(
-        _shorten_names(entries), name, study.kind if study else "classify"
+    import_matplotlib()  # fails before anything is read where it is not installed
+    study = find_named_study(home.resolve(), what)
+    results = list(list_study_results(study) if study else list_run_results(home.resolve(), what))
+    shared_name = find_shared_name([result.name for result in results])
+    name = title or (study.name if study else shared_name or "Report")
+    contents = html.build_report_contents(
+        shorten_names(results), name, study.kind if study else "classify"
     )
     if study:
-        made = html.add_study_section(made, _suppress_study(study))
-    written = html.write_html_report(
+        contents = html.add_study_section(contents, suppress_study(study))
+    page, *files = html.write_html_report(
         out,
         name,
-        [_summarize_states(entries, study)],
-        made,
-        _render_texts(entries, name),
+        [summarize_states(results, study)],
+        contents,
+        render_texts(results, name),
         f"Made with clinpeft {__version__}",
     )
-    print(f"{to_relative_path(written[0].resolve())}, and {len(written) - 1} files beside it")
+    print(f"{to_relative_path(page.resolve())}, and {len(files)} files beside it")
 
 
-def _find_study(home: Path, names: Sequence[str]) -> StudyRecord | None:
-    """The study that is meant, if it is one; a run of the same name is taken where there is no study."""
+def find_named_study(home: Path, names: Sequence[str]) -> StudyRecord | None:
+    """Find the study of a name; None where there is none, and a run may be meant."""
     from clinpeft.runs.studies import find_study
 
     if len(names) != 1:
@@ -77,34 +71,35 @@ def _find_study(home: Path, names: Sequence[str]) -> StudyRecord | None:
         return None
 
 
-def _list_study_results(study: StudyRecord) -> Iterator[CellResult]:
-    """Cells that were begun; those that wait are counted elsewhere."""
+def list_study_results(study: StudyRecord) -> Iterator[CellResult]:
+    """List the cells that were started; those that wait are only counted."""
     from clinpeft.reports import CellResult
     from clinpeft.runs import read_run
 
     for cell in study.cells:
         folder = study.home / (cell.run_id or "")
-        found = read_run(folder) if cell.run_id and (folder / "run.json").exists() else None
-        if found is not None or cell.state == "failed":
+        run = read_run(folder) if cell.run_id and (folder / "run.json").exists() else None
+        if run is not None or cell.state == "failed":
             yield CellResult(
                 cell.label,
-                None if found is None else _suppress_run(found),
+                None if run is None else suppress_run(run),
                 message=cell.reason,
                 published=cell.published,
             )
 
 
-def _list_run_results(home: Path, names: Sequence[str]) -> Iterator[CellResult]:
+def list_run_results(home: Path, names: Sequence[str]) -> Iterator[CellResult]:
+    """List the runs of names as cells of a grid."""
     from clinpeft.reports import CellResult
     from clinpeft.runs import find_run
 
-    for text in names:
-        run = find_run(home, text)
-        yield CellResult(run.record.name or run.id, _suppress_run(run))
+    for name in names:
+        run = find_run(home, name)
+        yield CellResult(run.record.name or run.id, suppress_run(run))
 
 
-def _suppress_run(run: Run) -> Run:
-    """Without numbers about fewer than ten people; books have none."""
+def suppress_run(run: Run) -> Run:
+    """The run without numbers about fewer than ten people; a run on textbooks is about none."""
     from clinpeft import evaluation
     from clinpeft.reports.facts import SuppressedRun
     from clinpeft.runs import RELEASE_SMALLEST_CELL
@@ -119,83 +114,77 @@ def _suppress_run(run: Run) -> Run:
     )
 
 
-def _suppress_study(study: StudyRecord) -> StudyRecord:
-    """The same with what it compared as it may leave."""
-    import dataclasses
-
+def suppress_study(study: StudyRecord) -> StudyRecord:
+    """The study with its comparisons suppressed like ``suppress_run``."""
     import pyarrow as pa
 
     from clinpeft import evaluation
     from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
     from clinpeft.runs import RELEASE_SMALLEST_CELL
 
-    def told(pair: CellPairComparison) -> CellPairComparison:
-        found = pa.Table.from_pylist(
-            [dict(row) for row in pair.results], schema=METRIC_RESULT_SCHEMA
-        )
-        return dataclasses.replace(
-            pair,
-            results=tuple(
-                evaluation.suppress_small_cells(found, RELEASE_SMALLEST_CELL).to_pylist()
-            ),
-        )
-
     if study.kind == "embed":
         return study
-    compared = tuple(
-        dataclasses.replace(one, pairs=tuple(told(pair) for pair in one.pairs))
-        for one in study.compare
-    )
-    return dataclasses.replace(study, compare=compared)
+    comparisons = []
+    for comparison in study.compare:
+        pairs = []
+        for pair in comparison.pairs:
+            rows = [dict(row) for row in pair.results]
+            results = pa.Table.from_pylist(rows, schema=METRIC_RESULT_SCHEMA)
+            results = evaluation.suppress_small_cells(results, RELEASE_SMALLEST_CELL)
+            pairs.append(dataclasses.replace(pair, results=tuple(results.to_pylist())))
+        comparisons.append(dataclasses.replace(comparison, pairs=tuple(pairs)))
+    return dataclasses.replace(study, compare=tuple(comparisons))
 
 
-def _find_shared_name(names: Sequence[str]) -> str:
-    """What all names begin with, part by part."""
-    parts = [name.split(" · ") for name in names]
+def find_shared_name(names: Sequence[str]) -> str:
+    """Find the parts with which all names begin."""
     shared = []
-    for column in zip(*parts, strict=False):
+    for column in zip(*(name.split(NAME_SEPARATOR) for name in names), strict=False):
         if len(set(column)) > 1:
             break
         shared.append(column[0])
-    return " · ".join(shared)
+    return NAME_SEPARATOR.join(shared)
 
 
-def _shorten_names(entries: Sequence[CellResult]) -> list[CellResult]:
-    """Names without the part that they share, where something is left of each."""
-    import dataclasses
-
-    shared = _find_shared_name([entry.name for entry in entries])
-    left = [entry.name.removeprefix(shared).removeprefix(" · ") for entry in entries]
-    return (
-        [dataclasses.replace(entry, name=name) for entry, name in zip(entries, left, strict=True)]
-        if all(left)
-        else list(entries)
-    )
+def shorten_names(results: Sequence[CellResult]) -> list[CellResult]:
+    """Remove the shared part from all names, where something remains of each."""
+    shared = find_shared_name([result.name for result in results])
+    names = [result.name.removeprefix(shared).removeprefix(NAME_SEPARATOR) for result in results]
+    if not all(names):
+        return list(results)
+    return [
+        dataclasses.replace(result, name=name) for result, name in zip(results, names, strict=True)
+    ]
 
 
-def _summarize_states(entries: Sequence[CellResult], study: StudyRecord | None) -> str:
-    """How many cells there are, and how many have ended how."""
+def summarize_states(results: Sequence[CellResult], study: StudyRecord | None) -> str:
+    """Say how many runs there are and how they ended, and what is withheld."""
     from clinpeft.runs import RELEASE_SMALLEST_CELL
 
-    states = [entry.run.state if entry.run is not None else "failed" for entry in entries]
+    states = [result.run.state if result.run is not None else "failed" for result in results]
     waiting = sum(cell.state == "waiting" for cell in study.cells) if study else 0
-    counted = {state: states.count(state) for state in dict.fromkeys(states)} | (
-        {"waiting": waiting} if waiting else {}
+    counts: dict[str, int] = {state: states.count(state) for state in dict.fromkeys(states)}
+    counts |= {"waiting": waiting} if waiting else {}
+    total = len(results) + waiting
+    listed = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return (
+        f"{total} run{'s' * (total > 1)}: {listed}. Numbers about fewer than "
+        f"{RELEASE_SMALLEST_CELL} people, events, or stays without the event are withheld."
     )
-    said = ", ".join(f"{n} {state}" for state, n in counted.items())
-    runs = len(entries) + waiting
-    withheld = f"Numbers about fewer than {RELEASE_SMALLEST_CELL} people, events, or stays without the event are withheld."
-    return f"{runs} run{'s' * (runs > 1)}: {said}. {withheld}"
 
 
-def _render_texts(entries: Sequence[CellResult], name: str) -> dict[str, str]:
-    """A card for each adapter that can be given away, and the checklist."""
+def render_texts(results: Sequence[CellResult], name: str) -> dict[str, str]:
+    """Render a card for each run that can be released, and the checklist.
+
+    Returns:
+        Path in the report's folder -> text.
+    """
     from clinpeft.reports import cards, checklist
 
     runs = [
-        entry.run
-        for entry in entries
-        if entry.run is not None and entry.run.record.state == "finished"
+        result.run
+        for result in results
+        if result.run is not None and result.run.record.state == "finished"
     ]
     texts = {
         f"cards/{run.id}.md": cards.render_model_card(run)

@@ -11,7 +11,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import HeadConfig, Head, PoolingMode, ReferenceOutput, WindowPooling
+from clinpeft.models import Head, HeadConfig, PoolingMode, ReferenceOutput, WindowPooling
 from clinpeft.recipe import EncoderModelSpec
 
 RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER = "adapters", "model"

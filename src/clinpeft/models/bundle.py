@@ -21,9 +21,9 @@ import clinpeft
 from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.models.download import SENTENCE_TRANSFORMERS_FILES
 from clinpeft.models.folder import (
-    WEIGHT_INDEX_FILE,
     POOLING_CONFIG_FILE,
     TOKENIZER_FILES,
+    WEIGHT_INDEX_FILE,
     check_model_folder,
     fingerprint_base_model,
     hash_model_file,

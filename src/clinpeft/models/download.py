@@ -13,9 +13,9 @@ from huggingface_hub import constants
 
 from clinpeft.core.errors import BaseModelError, RefusedError, UsageError
 from clinpeft.models.folder import (
-    WEIGHT_INDEX_FILE,
     POOLING_CONFIG_FILE,
     TOKENIZER_FILES,
+    WEIGHT_INDEX_FILE,
     check_model_folder,
     extract_first_line,
 )

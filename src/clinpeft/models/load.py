@@ -18,8 +18,8 @@ from clinpeft.models.families import MODEL_FAMILIES, ModelFamily, check_model_ty
 from clinpeft.models.folder import (
     JsonObject,
     check_model_folder,
-    fingerprint_base_model,
     extract_first_line,
+    fingerprint_base_model,
 )
 from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8, kernels, last_token_layer, packed_attention
@@ -112,7 +112,7 @@ def load_base_model(
         model = _load_model(spec.path, family, precision, purpose)
     if purpose == "vectors":
         _remove_head(model)
-    installed = kernels.install_liger_kernels(model, family, spec, device)
+    installed = kernels.install_liger_kernels(model, family.liger_kernels, spec, device)
     base = FrozenBaseModel(
         model,
         tokenizer,

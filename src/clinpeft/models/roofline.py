@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from clinpeft.models.folder import check_model_folder
-from clinpeft.models.load import read_cpu_capabilities, create_meta_model
+from clinpeft.models.load import create_meta_model, read_cpu_capabilities
 from clinpeft.runtime import float8
 
 TIMED_MATRIX_SIZE = 1024

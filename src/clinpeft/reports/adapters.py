@@ -14,17 +14,17 @@ from clinpeft.reports.facts import (
     TFIDF_BASELINE_GROUP,
     CellResult,
     MetricKey,
-    describe_adapters,
-    get_base_model_name,
-    read_estimates,
     describe_adapter_activity,
+    describe_adapters,
     find_main_metric,
+    get_base_model_name,
     get_task_names,
+    read_estimates,
 )
 from clinpeft.reports.formats import format_count, format_number, format_percent
 from clinpeft.reports.tables import (
-    ReportColumn,
     Estimate,
+    ReportColumn,
     ReportTable,
     as_markdown_table,
     format_cell,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, CellValue
+from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable
 from clinpeft.runs.searches import SearchRecord, Trial
 from clinpeft.runs.studies import CellPairComparison, StudyRecord
 

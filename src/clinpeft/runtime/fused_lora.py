@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Float8Weight, Float8Linear, dequantize_float8, get_stored_weight
 from clinpeft.runtime.dropout import DROPOUT_LEVELS, sample_dropout_mask
+from clinpeft.runtime.float8 import Float8Linear, Float8Weight, dequantize_float8, get_stored_weight
 
 ALL_ROWS = slice(None)
 INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}

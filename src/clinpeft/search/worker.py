@@ -80,7 +80,7 @@ class WorkerConfig:
     run_recipe: Callable[[Recipe], TrialRun]
     should_stop: Callable[[], bool] = lambda: False
     machine: str = ""
-    on_trial_end: Callable[[], None] = lambda: None
+    on_trial_end: Callable[[], object] = lambda: None
     concurrent_trials: int = 1
     run_recipes_jointly: Callable[[Sequence[Recipe]], Sequence[TrialRun | Exception] | None] = (
         lambda _: None

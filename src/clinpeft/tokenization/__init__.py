@@ -9,19 +9,19 @@ batches.py    windows -> padded batches          reading.py     what of a long n
 """
 
 from clinpeft.tokenization.batches import (
-    WindowBatch,
     DocumentBatch,
-    shuffle_document_steps,
+    WindowBatch,
     gather_windows,
     group_windows,
     select_process_groups,
+    shuffle_document_steps,
     shuffle_window_steps,
 )
 from clinpeft.tokenization.documents import (
     EncodedDocuments,
-    group_documents,
     create_document_layout,
     encode_documents,
+    group_documents,
     open_encoded_documents,
 )
 from clinpeft.tokenization.special_tokens import (

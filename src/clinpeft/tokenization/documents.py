@@ -29,16 +29,16 @@ from clinpeft.tokenization.special_tokens import (
 from clinpeft.tokenization.storage import (
     MappedTokens,
     build_encoding_folder,
-    write_encoding_description,
-    read_encoding_description,
     map_token_windows,
+    read_encoding_description,
+    write_encoding_description,
     write_token_windows,
 )
 from clinpeft.tokenization.truncation import (
-    WindowLimits,
     SectionStart,
     TokenizedNote,
     TruncatedNote,
+    WindowLimits,
     create_window_limits,
     truncate_note,
 )

@@ -21,9 +21,9 @@ from clinpeft.tokenization.special_tokens import IndexArray, SpecialTokenLayout,
 from clinpeft.tokenization.storage import (
     MappedTokens,
     build_encoding_folder,
-    write_encoding_description,
-    read_encoding_description,
     map_token_windows,
+    read_encoding_description,
+    write_encoding_description,
     write_token_windows,
 )
 

@@ -11,16 +11,16 @@ from accelerate import Accelerator
 from clinpeft import tokenization
 from clinpeft.adapters import PackedInput, Stack, enable_checkpointing_on_oom
 from clinpeft.recipe import TrainingSpec
+from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
 from clinpeft.training.likelihood import compute_window_perplexity
-from clinpeft.training.memory import build_backward_with_oom_retry
 from clinpeft.training.objectives import (
     LanguageModelingData,
     TokenLogitFunction,
     compute_batch_likelihoods,
     sum_packed_loss,
 )
-from clinpeft.training.trainer import JointStep, LossSum, Trainable
+from clinpeft.training.trainer import JointStep, LossSum, Trainable, build_additive_backward
 
 TUNING_PERPLEXITY = "tuning_perplexity"
 
@@ -93,11 +93,10 @@ def build_language_modeling_trainable(
         make_epoch_batches=epoch,
         count_tokens=lambda windows: int(lengths[windows].sum()),
         backward=build_backward_with_oom_retry(
-            loss,
+            partial(build_additive_backward, loss, seed=data.seed, accelerator=accelerator),
             grouped,
             stack.trained_parameters.values(),
-            data.seed,
-            accelerator,
+            accelerator.num_processes,
             partial(enable_checkpointing_on_oom, stack) if spec.activations == "auto" else None,
         ),
         set_training_mode=stack.train,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from clinpeft.tokenization import WindowBatch, EncodedCorpus, IndexArray, Tokenizer
+from clinpeft.tokenization import EncodedCorpus, IndexArray, Tokenizer, WindowBatch
 from clinpeft.training.chunked_loss import LanguageModelHead, compute_chunked_cross_entropy
 
 TokenLogitFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -12,12 +12,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import ClinpeftError
+from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
 from clinpeft.runs import Run, write_file_atomically
 from clinpeft.workflows.context import RunContext
@@ -45,7 +46,7 @@ class DiagnosticFinding:
     hint: str = ""
 
 
-AdaptFunction = Callable[[AdaptRecipe, Path, RunContext], Run]
+AdaptFunction = Callable[[AdaptRecipe, RunContext], Run]
 
 
 def run_diagnostics(
@@ -288,7 +289,7 @@ def check_gpu_support() -> DiagnosticFinding:
 def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
     open_doors = [
-        name for name, value in models.OFFLINE_ENVIRONMENT.items() if environment.get(name) != value
+        name for name, value in OFFLINE_VARIABLES.items() if environment.get(name) != value
     ]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
@@ -423,7 +424,9 @@ def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunctio
     }
     recipe = validate_recipe(document, "doctor")
     assert isinstance(recipe, AdaptRecipe)
-    runs = [adapt_function(recipe, folder / home, context) for home in ("first", "second")]
+    runs = [
+        adapt_function(recipe, replace(context, home=folder / home)) for home in ("first", "second")
+    ]
     weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
     if weights[0] != weights[1]:
         return "the same recipe gave two different adapters"

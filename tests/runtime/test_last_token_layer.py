@@ -13,8 +13,8 @@ from clinpeft.adapters import Stack
 from clinpeft.models import MODEL_FAMILIES, SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime.last_token_layer import POOLED_LAYER_CLASSES
-from tests.models.test_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
+from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 
 ENDING = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta")
 ASKED = [
