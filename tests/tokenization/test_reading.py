@@ -182,16 +182,16 @@ def test_every_token_is_read_or_counted_and_no_window_is_too_long(keep: str) -> 
 
 @pytest.mark.parametrize("overlap", [6, 7])
 def test_windows_that_overlap_wholly_are_refused(overlap: int) -> None:
-    with pytest.raises(
-        RecipeError, match=f"windows of 6 tokens of text cannot overlap by {overlap}"
-    ) as refused:
+    with pytest.raises(RecipeError, match=rf"6 tokens.* {overlap}") as refused:
         reading("windows", 10, overlap_tokens=overlap)
-    assert refused.value.location == "reading.overlap_tokens" and "at most 5" in refused.value.hint
+    assert (
+        refused.value.location == "truncation.overlap_tokens" and "at most 5" in refused.value.hint
+    )
     reading("head", 10, overlap_tokens=overlap)  # where there are no windows it says nothing
 
 
 @pytest.mark.parametrize("names", [(), ("plan", " : ")])
 def test_sections_without_names_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(RecipeError, match="does not name them") as refused:
+    with pytest.raises(RecipeError) as refused:
         reading("sections", 10, sections=names)
     assert refused.value.location == "truncation.sections"
