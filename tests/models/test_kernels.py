@@ -83,7 +83,7 @@ def test_nothing_of_liger_is_imported_with_clinpeft() -> None:
 
 def test_a_processor_is_refused_with_the_value_the_place_and_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
-        models.refuse_missing_kernels(
+        models.check_kernels_available(
             liger(tmp_path / "nothing there"), torch.device("cpu")
         )  # before the folder is looked at
     assert caught.value.location == "base.kernels" and '"torch"' in caught.value.hint
@@ -94,19 +94,19 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setattr(kernels, "LIGER_PACKAGE", "no_package_of_this_name")
     with pytest.raises(UsageError, match="liger-kernel is not installed") as caught:
-        models.refuse_missing_kernels(liger(tmp_path / "nothing there"), CUDA)
+        models.check_kernels_available(liger(tmp_path / "nothing there"), CUDA)
     assert 'pip install "clinpeft[gpu]"' in caught.value.hint
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_family_without_kernels_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
-    models.refuse_missing_kernels(liger(models.write_toy_model(tmp_path / "llama")), CUDA)
+    models.check_kernels_available(liger(models.write_toy_model(tmp_path / "llama")), CUDA)
     encoder = models.write_toy_model(tmp_path / "bert")
     (encoder / "config.json").write_text(
         (encoder / "config.json").read_text().replace('"llama"', '"bert"')
     )
     with pytest.raises(BaseModelError, match="bert model, for which there are none") as caught:
-        models.refuse_missing_kernels(liger(encoder), CUDA)
+        models.check_kernels_available(liger(encoder), CUDA)
     assert caught.value.location == "base.kernels" and caught.value.hint.endswith(", ".join(KNOWN))
 
 

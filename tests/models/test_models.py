@@ -91,7 +91,7 @@ def test_weights_on_disk_in_bfloat16_are_computed_in_float32_without_loss(folder
 def test_auto_precision_follows_the_processor(
     able: dict[str, bool], precision: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clinpeft.models.load._instructions", lambda: able)
+    monkeypatch.setattr("clinpeft.models.load.read_cpu_capabilities", lambda: able)
     assert models.choose_precision("auto", CPU) == (precision, reason)
     assert models.choose_precision("bfloat16", CPU)[0] == torch.bfloat16
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_cut_short_is_refused_by_name(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     error = refused(folder)
     assert (
-        error.message.startswith("model.safetensors cannot be read") and "cut short" in error.hint
+        error.message.startswith("model.safetensors cannot be read") and error.location == str(path)
     )
 
 
@@ -236,7 +236,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(folder: Path) -> None:
             }
         ),
     )
-    assert "the embedding matrix 10 rows" in refused(folder).message
+    assert "embedding matrix 10" in refused(folder).message
 
 
 def test_an_encoder_without_a_mask_token_is_refused(encoder: Path) -> None:

@@ -38,7 +38,7 @@ def check_base_options(recipe: TrainingRecipe, accelerator: Accelerator) -> None
         BaseModelError: there are no such kernels for this family.
         RecipeError: a quantized base is to be trained, or an adapter folded into it.
     """
-    models.refuse_missing_kernels(recipe.base, accelerator.device)
+    models.check_kernels_available(recipe.base, accelerator.device)
     if recipe.base.quantization == "none":
         return
     said = f"with base.quantization = {recipe.base.quantization!r}"
