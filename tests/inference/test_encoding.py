@@ -15,7 +15,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.core.errors import InputError, StorageError, TrainingError, UsageError
 from clinpeft.inference import Float32Array
-from clinpeft.inference import encode_texts_to_file as encoding
+from clinpeft.inference import encode as encoding
 from clinpeft.inference.encode import (
     EncodingProgress,
     EncodingSummary,
@@ -90,7 +90,7 @@ def bert(toy_bert: Path) -> adapters.Stack:
 
 
 @pytest.mark.parametrize(
-    "manner",
+    "embedding_config",
     [
         MEAN,
         EmbeddingConfig("cls", normalise=False, max_tokens=40),
@@ -185,15 +185,15 @@ def test_batches_hold_texts_of_like_length_within_the_budget() -> None:
 def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(
     bert: adapters.Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, rows = encoding.read, list[int]()
+    read, rows = encoding.embed_token_ids, list[int]()
 
     def counted(
-        engine: encoding.Engine, ids: list[list[int]], embedding_config: EmbeddingConfig
+        engine: encoding.InferenceStack, ids: list[list[int]], embedding_config: EmbeddingConfig
     ) -> Float32Array:
         rows.append(len(ids))
         return read(engine, ids, embedding_config)
 
-    monkeypatch.setattr(encoding, "read", counted)
+    monkeypatch.setattr(encoding, "embed_token_ids", counted)
     one, two, three = texts(3)
     found = encode_texts(bert, MEAN, [one, two, one, three, two, one])
     assert sum(rows) == 3
@@ -208,7 +208,7 @@ def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "CHUNK_TEXTS", 8)
+    monkeypatch.setattr(encoding, "ENCODING_CHUNK_TEXTS", 8)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -301,7 +301,7 @@ def test_bfloat16_is_taken_where_the_vectors_stay_the_same(
 def test_bfloat16_that_would_give_other_vectors_is_given_up_and_said(
     bert: adapters.Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "LEAST_COSINE", 0.9999999)
+    monkeypatch.setattr(encoding, "MIN_PRECISION_COSINE", 0.9999999)
     given = texts(20)
     encoded = encode_texts_to_file(
         bert, MEAN, given, tmp_path / "vectors.npy", precision="bfloat16"
@@ -330,7 +330,7 @@ def test_auto_asks_the_processor(
 
 def test_angles_of_rotary_positions_stay_exact_in_bfloat16(toy_llama: MakeFolder) -> None:
     stack = stack_of(toy_llama(), LoraSpec(rank=2))
-    rounded = encoding._rounded(stack, encoding._exact(stack), torch.bfloat16)
+    rounded = encoding._cast_weights(stack, encoding._get_float32_model(stack), torch.bfloat16)
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in rounded.buffers() if buffer.is_floating_point()} == {
         torch.float32
@@ -339,7 +339,7 @@ def test_angles_of_rotary_positions_stay_exact_in_bfloat16(toy_llama: MakeFolder
 
 def test_a_base_in_bfloat16_is_compared_with_itself_in_float32(toy_llama: MakeFolder) -> None:
     stack = stack_of(toy_llama(), precision="bfloat16")
-    ready = encoding.engine(stack, "last", "bfloat16", [[1, 2, 3], [4, 5]])
+    ready = encoding.prepare_inference_stack(stack, "last", "bfloat16", [[1, 2, 3], [4, 5]])
     assert ready.precision == "bfloat16" and ready.cosine is not None and 0.99 < ready.cosine < 1.0
 
 

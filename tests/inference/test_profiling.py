@@ -11,7 +11,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import InputError
-from clinpeft.inference import profile_encoder as measuring
+from clinpeft.inference import profile
 from clinpeft.inference.profile import build_token_histogram, profile_encoder
 from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec
@@ -94,7 +94,7 @@ def test_quantiles_are_of_the_iterations_after_the_warm_up(
 def test_where_the_system_does_not_tell_the_peak_it_is_that_of_the_process(
     stack: adapters.Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measuring, "RESIDENT_RESET", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(profile, "PROC_CLEAR_REFS_PATH", tmp_path / "none" / "clear_refs")
     found = profile_encoder(stack, MEAN, ["the patient"])
     assert (
         found.peak_memory_of.endswith("since the process began")
