@@ -58,6 +58,7 @@ def save_run_stack(folder: Path, stack: Stack) -> str:
     if stack.adapters:
         adapters.save_adapter_stack(stack, folder / RUN_ADAPTERS_FOLDER)
     base_sha256 = stack.base.sha256
+    # parameters of the base itself, by their name in the stack
     if any(name.startswith("base.") for name in stack.trained_parameters):
         stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
         stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
@@ -120,6 +121,7 @@ def save_classifier(
     token_ids = models.sample_reference_tokens(stack.base, REFERENCE_INPUT_SEED)  # (rows, time)
     logits = _compute_reference_logits(stack, heads, pooling, window_pooling, token_ids)
     environment = models.describe_environment(stack.base)
+    # one pooling for all tasks: they share the vectors
     configs = {
         task: HeadConfig(label_space, pooling, window_pooling)
         for task, label_space in label_spaces.items()
@@ -142,6 +144,7 @@ def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) 
         RefusedError: a hash differs, or the reference output does.
     """
     base = load_run_base(folder, spec, device)
+    # the fingerprint binds the heads to this base
     saved = models.load_heads(folder, base.sha256)
     stack = load_run_stack(folder, base)
     heads = {task: head.to(device) for task, head in saved.heads.items()}

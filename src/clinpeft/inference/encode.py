@@ -141,6 +141,7 @@ def encode_texts_to_file(
     """
     stream = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
     with open_vector_file(out, stack.base.width) as file:
+        # the width is known before the first text, so an unusable name fails at once
         for chunk, ids in _iterate_chunks(texts):
             vectors = stream.encode_chunk(chunk, file)  # (texts of chunk, width)
             with convert_vector_storage_errors(out):
@@ -223,13 +224,16 @@ class _EncodingStream:
             encoded = text.encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(encoded, digest_size=16).digest()
             first_rows.append(self.row_by_hash.setdefault(digest, row))
+        # only now: an error above leaves the counts of complete chunks
         self.num_texts += len(texts)
+        # distinct texts that occur here for the first time
         new = [index for index, row in enumerate(first_rows) if row == start + index]
         vectors = np.empty((len(texts), self.stack.base.width), dtype=np.float32)
         if new:
             new_rows = [start + index for index in new]
             vectors[new] = self.encode_new_texts([texts[index] for index in new], new_rows)
         index = np.asarray(first_rows) - start  # in this chunk, or negative: in an earlier one
+        # repeated texts of this chunk, whose first occurrence is now encoded
         vectors[index >= 0] = vectors[index[index >= 0]]
         if (index < 0).any() and file is not None:
             vectors[index < 0] = file.take(index[index < 0] + start)
@@ -238,6 +242,7 @@ class _EncodingStream:
     def encode_new_texts(self, texts: list[str], rows: list[int]) -> Float32Array:
         """Return the vectors (texts, width) of distinct texts at ``rows`` of the output."""
         max_tokens = compute_max_text_tokens(self.stack, self.embedding_config)
+        # the hash is of the text without the prompt, which is the same for all
         prompted = [self.prompt + text for text in texts]
         ids, num_truncated = tokenize_with_truncation(
             self.stack.base.tokenizer, prompted, max_tokens
@@ -258,6 +263,7 @@ class _EncodingStream:
                 self.stack, self.embedding_config.pooling, self.precision, sample
             )
         vectors = np.empty((len(ids), self.stack.base.width), dtype=np.float32)
+        # distinct texts before this chunk
         num_encoded = len(self.row_by_hash) - len(ids)
         for group in bucket_by_length(lengths, self.token_budget):
             batch = [ids[index] for index in group]
@@ -309,6 +315,7 @@ def _iterate_chunks(
 ) -> Iterator[tuple[list[str], pa.RecordBatch | None]]:
     """Yield at most ``ENCODING_CHUNK_TEXTS`` texts at a time, with their identifier columns."""
     stream = iter(texts)
+    # the first item decides the type of all
     first = next(stream, None)
     if first is None:
         return
@@ -347,6 +354,7 @@ def tokenize_with_truncation(
     Returns:
         Token ids of each text, and the number of texts that were truncated at their end.
     """
+    # lists of ids only: packing needs neither masks nor segment ids
     options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
     # tokenized again, because only the tokenizer knows which special tokens to keep at the end
@@ -438,6 +446,7 @@ def prepare_inference_stack(
         name = str(stack.base.precision).removeprefix("torch.")
         reason = f"{name}: that of the base, into which the adapters cannot be merged"
         return InferenceStack(stack, name, reason)
+    # `auto` may choose float32, and then there is nothing to compare
     dtype, reason = models.choose_precision(precision, torch.device(stack.base.model.device))
     float32_model = _get_float32_model(stack)
     if dtype == torch.float32:
@@ -489,11 +498,13 @@ def _cast_weights(stack: Stack, float32_model: Any, precision: torch.dtype) -> A
     is_base = float32_model is stack.base.model
     model = copy.deepcopy(float32_model) if is_base else float32_model
     for parameter in model.parameters():
+        # in place, one tensor at a time: at most one is in memory twice
         parameter.data = parameter.data.to(precision)
     return model
 
 
 def _wrap_bare_model(stack: Stack, model: Any) -> Stack:
     """Return a stack of a model without adapter modules."""
+    # no adapters, no virtual tokens, nothing disabled
     counts = ParameterCounts(0, stack.counts.base_parameters)
     return Stack(replace(stack.base, model=model), (), counts, (), {})

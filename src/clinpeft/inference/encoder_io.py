@@ -94,6 +94,7 @@ def load_encoder(
             hint="copy the folder again",
         ) from error
     base = load_run_base(folder, spec, device)
+    # before the adapters are loaded: their hashes cannot show another base
     if base.sha256 != description.base_sha256:
         raise RefusedError(
             f"this encoder was trained on a base of sha256 {description.base_sha256[:12]}, and the "

@@ -135,6 +135,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
     renamed = {f"base_model.model.{n.removeprefix(prefix)}": t for n, t in tensors.items()}
     save_file(renamed, folder / PEFT_WEIGHTS_FILE, metadata={"format": "pt"})
     config = read_model_json(saved / PEFT_CONFIG_FILE, "")
+    # sentence-transformers loads an AutoModel, which is feature extraction for PEFT
     config |= {"base_model_name_or_path": base_name, "task_type": "FEATURE_EXTRACTION"}
     _write_json(folder / PEFT_CONFIG_FILE, config)
     shutil.rmtree(saved)
@@ -142,6 +143,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
 
 def _write_tokenizer(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
     """Write the tokenizer with the length at which texts are truncated."""
+    # the stack is not changed by its export
     tokenizer = copy.deepcopy(stack.base.tokenizer)
     if tokenizer.pad_token is None:
         # for decoders; the attention mask distinguishes padding from the end of a text
@@ -153,6 +155,7 @@ def _write_tokenizer(stack: Stack, embedding_config: EmbeddingConfig, folder: Pa
 
 def _write_modules(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
     """Write the files of sentence-transformers: modules, pooling, prompts, maximum length."""
+    # without Normalize the vectors keep their length
     num_modules = 3 if embedding_config.normalise else 2
     modules = [
         {
@@ -167,6 +170,7 @@ def _write_modules(stack: Stack, embedding_config: EmbeddingConfig, folder: Path
     _write_json(folder / SENTENCE_TRANSFORMERS_MODULES_FILE, modules)
     pooling: dict[str, object] = {"word_embedding_dimension": stack.base.width}
     pooling |= {key: mode == embedding_config.pooling for mode, key in POOLING_MODE_KEYS.items()}
+    # explicit, as sentence-transformers writes them itself
     pooling |= dict.fromkeys(UNUSED_POOLING_MODE_KEYS, False)
     # prompts are part of the text that is pooled, as in `encode_texts`
     _write_json(folder / POOLING_CONFIG_FILE, pooling | {"include_prompt": True})

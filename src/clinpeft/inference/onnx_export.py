@@ -139,6 +139,7 @@ def export_onnx(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        # weights of large graphs go into a file beside it
         graph = temporary / ONNX_GRAPH_FILE
         _build_graph(stack, embedding_config).save(str(graph))
         stack.base.tokenizer.save_pretrained(temporary)
@@ -169,10 +170,12 @@ def export_onnx(
 
 def _build_graph(stack: Stack, embedding_config: EmbeddingConfig) -> Any:
     """Return the exported program, with dynamic numbers of rows and tokens."""
+    # on the CPU in float32, which every engine supports
     backbone = stack.create_merged_model().base_model.cpu()
     encoder = _OnnxEncoder(backbone, embedding_config).eval()
     mask = torch.ones(2, 7, dtype=torch.int64)  # (rows, time)
     mask[1, 5:] = 0  # some padding, or the exporter would fold the mask into a constant
+    # axes: rows, time
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     # the exporter logs and warns about its internals and about packages that are not needed
     logger = logging.getLogger("torch.onnx")
@@ -214,6 +217,7 @@ def _measure_parity(
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
         batches.append(session.run(["vectors"], inputs)[0])
     actual = np.concatenate(batches)  # (texts, width)
+    # relative to the norm, for vectors that are not normalized
     norms = np.linalg.norm(expected, axis=1, keepdims=True)  # (texts, 1)
     cosines = (expected * actual).sum(axis=1) / (norms[:, 0] * np.linalg.norm(actual, axis=1))
     return OnnxParity(

@@ -96,6 +96,7 @@ def build_packed_input_function(
 
     def build_input(document_indices: IndexArray) -> PackedInput[torch.Tensor]:
         batch = documents.gather_batch(document_indices).to(device)
+        # on the CPU: the lengths decide shapes
         lengths = SequenceLengths(tuple(batch.attention_mask.sum(dim=1).tolist()))
 
         def compute_logits(hidden: torch.Tensor) -> torch.Tensor:
@@ -159,6 +160,7 @@ def cache_window_features(
         (windows, width) float32, mapped.
     """
     if not path.exists():
+        # vectors are derived from notes: readable by the owner only
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_suffix(".writing")
         shape = (len(documents.lengths), stack.base.width)
@@ -173,6 +175,7 @@ def cache_window_features(
             stack, documents, document_indices, pooling, micro_batch_tokens, device
         ):
             vectors[windows] = pooled
+        # a renamed file must be complete, also after a crash of the machine
         vectors.flush()
         temporary.replace(path)
     mapped: Float32Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -207,6 +210,7 @@ def _encode_window_batches(
 ) -> Iterator[tuple[IndexArray, Float32Array]]:
     """Yield window indices (batch,) and their pooled vectors (batch, width)."""
     for group in tokenization.group_documents(documents, document_indices, micro_batch_tokens):
+        # ids and mask (windows, time)
         batch = documents.gather_batch(group).to(device)
         with torch.inference_mode():
             pooled = adapters.compute_pooled_embeddings(
@@ -239,6 +243,7 @@ def gather_logits(
     logits = torch.zeros(
         len(document_indices), num_classes, dtype=torch.float32, device=accelerator.device
     )
+    # micro-batches are grouped by length, so they arrive in another order
     row_of_document = {int(document): row for row, document in enumerate(document_indices)}
     groups = make_batches(document_indices)
     with torch.inference_mode():
@@ -287,6 +292,7 @@ def build_prediction_table(
     Raises:
         TrainingError: a logit that is not finite, with the stay of its document.
     """
+    # in the order of `document_indices`
     cohort = documents.read_table(PREDICTION_COHORT_COLUMNS).take(pa.array(document_indices))
     odd_rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(odd_rows):
@@ -298,6 +304,7 @@ def build_prediction_table(
         )
 
     def as_lists(values: Float32Array) -> pa.Array:  # (documents, classes) -> a list per document
+        # all lists have the length of the number of classes
         offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
         flat = pa.array(values.reshape(-1), pa.float32())
         return pa.ListArray.from_arrays(pa.array(offsets), flat)

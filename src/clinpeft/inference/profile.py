@@ -118,6 +118,7 @@ def profile_encoder(
     Raises:
         InputError: no text.
     """
+    # a repeated text would be encoded once by `encode_texts` and flatter the rate
     unique = list(dict.fromkeys(texts))
     if not unique:
         raise InputError(
@@ -142,7 +143,9 @@ def profile_encoder(
     seconds, milliseconds = _time_encoding(
         inference_stack, tokenize, embedding_config, unique, token_budget
     )
+    # linear interpolation between order statistics
     p50, p95 = np.quantile(milliseconds, (0.5, 0.95))
+    # after all timing, so that the peak is that of both parts
     peak_bytes, peak_of = _read_peak_memory(device, peak_scope)
     num_adapter_parameters = sum(
         parameter.numel() for adapter in stack.adapters for parameter in adapter.parameters.values()
@@ -210,6 +213,7 @@ def build_token_histogram(lengths: IndexArray) -> tuple[tuple[int, int, int], ..
     Returns:
         (least tokens, most tokens, texts) of each range that is not empty.
     """
+    # the last range is closed by the longest text
     longest = max(TOKEN_HISTOGRAM_EDGES[-1] + 1, int(lengths.max(initial=0)))
     edges = (*TOKEN_HISTOGRAM_EDGES, longest)
     # a length equal to an edge belongs to the range that the edge closes

@@ -62,6 +62,7 @@ def build_text_batch_encoder(
 
     def embed(indices: IndexArray) -> torch.Tensor:
         input_ids, mask = pad_token_ids([ids[index] for index in indices])  # (batch, time)
+        # (batch, width)
         return adapters.compute_pooled_embeddings(
             stack, input_ids.to(device), mask.to(device), embedding_config.pooling
         )

@@ -16,6 +16,7 @@ from clinpeft.core.errors import StorageError, UsageError
 from clinpeft.inference.predict import Float32Array
 from clinpeft.tokenization import IndexArray
 
+# a chunk of `encode_texts_to_file` becomes one row group
 VECTOR_ROW_GROUP_ROWS = 16_384
 
 
@@ -107,6 +108,7 @@ class _NpyFile:
 
     # identifiers are not written: .npy holds numbers only
     def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:  # noqa: ARG002
+        # `take` may have moved the position
         self.file.seek(0, os.SEEK_END)
         self.file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
         self.row_count += len(rows)
@@ -152,6 +154,7 @@ class _ParquetFile:
 
     def close(self) -> None:
         self.npy_file.close()
+        # before the Parquet file is closed, which frees the space for its footer
         self.npy_path.unlink(missing_ok=True)
         if self.writer is not None:
             self.writer.close()

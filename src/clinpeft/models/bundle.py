@@ -31,6 +31,7 @@ from clinpeft.models.folder import (
 )
 
 BUNDLE_MANIFEST_FILE = "manifest.json"
+# no optimizer states, logs, pickles or Python files
 BUNDLED_BASE_FILES = frozenset(
     {
         "config.json",
@@ -128,6 +129,7 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
             hint="name a new file, or remove this one yourself",
         )
     check_model_folder(base)
+    # the name of the folder, and not of a link to it, becomes part of the bundle
     base = base.resolve()
     paths = _select_files(base, recipes, wheels)
     files = {name: (hash_model_file(path), path.stat().st_size) for name, path in paths.items()}
@@ -138,6 +140,7 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             # the manifest comes first, so that a reader can check every member as it streams
             tar.addfile(_create_member(BUNDLE_MANIFEST_FILE, len(manifest)), io.BytesIO(manifest))
+            # PAX headers hold names of any length and no user
             for name, path in paths.items():
                 with path.open("rb") as file:
                     tar.addfile(_create_member(name, files[name][1]), file)
@@ -151,6 +154,7 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
 
 def _create_member(name: str, size_bytes: int) -> tarfile.TarInfo:
     """Return a header of fixed owner, mode and time."""
+    # its defaults are time 0, owner 0 and no names
     member = tarfile.TarInfo(name)
     member.size, member.mode = size_bytes, 0o600
     return member
@@ -171,12 +175,14 @@ def _select_files(base: Path, recipes: Sequence[Path], wheels: Path | None) -> d
         if not path.is_file() or not _is_allowed_name(name):
             message = f"{path.name!r} is no recipe file"
             raise InputError(message, location=str(path), hint="give TOML files")
+        # recipes of one name would overwrite each other, and the last one wins
         files[name] = path
     if wheels is not None:
         packages = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*"))}
         allowed = {
             n: path for n, path in packages.items() if path.is_file() and _is_allowed_name(n)
         }
+        # an empty folder is a mistake: the bundle would install nothing
         if not allowed:
             raise InputError(
                 "there are no wheels",
@@ -189,6 +195,7 @@ def _select_files(base: Path, recipes: Sequence[Path], wheels: Path | None) -> d
 
 
 def _is_allowed_name(name: str) -> bool:
+    # fullmatch, because `$` would accept a trailing newline
     pattern = BUNDLE_NAME_PATTERNS.get(name.partition("/")[0])
     return pattern is not None and pattern.fullmatch(name) is not None
 
@@ -220,6 +227,7 @@ def unpack_bundle(path: Path, folder: Path) -> ModelBundle:
         )
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
+    # in the same file system as `folder`, so that the rename is atomic
     temporary.mkdir(parents=True, mode=0o700)
     try:
         bundle = _read_bundle(path, temporary)
@@ -249,12 +257,14 @@ def _read_bundle(path: Path, folder: Path | None) -> ModelBundle:
                     bundle = _read_manifest(member, content, path)
                     missing = set(bundle.files)
                     continue
+                # a name that occurs twice would replace a file that was checked
                 if member.name not in missing:
                     message = f"{member.name!r} is not in its manifest, or is there twice"
                     raise _create_refused_error(message, path)
                 missing.remove(member.name)
                 target = folder / member.name if folder is not None else None
                 _copy_member(member, content, bundle.files[member.name], target, path)
+    # truncated, compressed, or not a tar
     except tarfile.TarError as error:
         raise _create_format_error(type(error).__name__, path) from error
     except OSError as error:
@@ -279,6 +289,7 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> None:
     if parts.is_absolute() or ".." in parts.parts or any(c in name for c in ("\\", "\0", ":")):
         raise _create_refused_error(f"{name!r} leads out of the folder", path)
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        # sparse files have a size that is not the number of stored bytes
         kind = "something else"
         if member.issym() or member.islnk():
             kind = "a link"
@@ -319,6 +330,7 @@ def _copy_member(
 ) -> None:
     """Hash a member while it is copied to ``target``, if given, and compare size and hash."""
     expected_sha256, expected_bytes = expected
+    # before anything is written, so that a member cannot fill the disk
     if member.size != expected_bytes:
         message = f"{member.name!r} has {member.size:,} bytes instead of {expected_bytes:,}"
         raise _create_refused_error(message, path)

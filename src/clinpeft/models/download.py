@@ -55,6 +55,7 @@ def download_model(
         RefusedError: the folder exists.
         BaseModelError: the download failed, or the model cannot be used as a base.
     """
+    # no URL, revision or path: the name becomes part of a URL
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id):
         raise UsageError(
             f"{model_id!r} is not a hub name",
@@ -84,6 +85,7 @@ def download_model(
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = True
+    # before the rename: what has the name of `folder` can be loaded
     check_model_folder(temporary)
     shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes for resuming
     temporary.rename(folder)

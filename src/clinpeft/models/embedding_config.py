@@ -66,6 +66,7 @@ class EmbeddingConfig:
             TypeError: a field that is not known, which could change the vectors.
             pydantic.ValidationError: a field is missing or of another type.
         """
+        # pydantic would ignore unknown fields of a dataclass
         unknown = sorted(document.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise TypeError(f"unknown fields {unknown}")
@@ -151,6 +152,7 @@ JINA_REFUSAL_REASON = (
 )
 
 _BACKBONE_ROWS = (
+    # Yasunaga et al. 2022, arXiv 2203.15827; BERT large with a vocabulary of PubMed
     Backbone(
         "michiyasunaga/BioLinkBERT-large",
         "bert",
@@ -159,6 +161,7 @@ _BACKBONE_ROWS = (
         "Apache-2.0",
         _create_model_shape(24, 1024, 16, 4096, 28895, 512),
     ),
+    # Gemma Team 2024, arXiv 2408.00118; heads of width 256, so 8 * 256 differs from the width
     Backbone(
         name="google/gemma-2-2b-it",
         family="gemma2",
@@ -170,6 +173,7 @@ _BACKBONE_ROWS = (
         ),
         padding_side="left",
     ),
+    # Zhang et al. 2025, arXiv 2506.05176; an instruction before queries, none before documents
     Backbone(
         name="Qwen/Qwen3-Embedding-4B",
         family="qwen3",
@@ -189,6 +193,7 @@ _BACKBONE_ROWS = (
         ),
         padding_side="left",
     ),
+    # Song et al. 2020, arXiv 2004.09297; two of its 514 positions are reserved
     Backbone(
         name="sentence-transformers/all-mpnet-base-v2",
         family="mpnet",
@@ -197,6 +202,7 @@ _BACKBONE_ROWS = (
         license="Apache-2.0",
         shape=_create_model_shape(12, 768, 12, 3072, 30527, 514),
     ),
+    # Qwen Team 2024, arXiv 2412.15115
     Backbone(
         name="Qwen/Qwen2.5-0.5B",
         family="qwen2",
@@ -207,6 +213,7 @@ _BACKBONE_ROWS = (
             24, 896, 14, 4864, 151936, 32768, num_key_value_heads=2, tie_word_embeddings=True
         ),
     ),
+    # Xiao et al. 2023, arXiv 2309.07597; an instruction before queries, none before documents
     Backbone(
         "BAAI/bge-large-en-v1.5",
         "bert",
@@ -215,6 +222,7 @@ _BACKBONE_ROWS = (
         "MIT",
         BERT_LARGE_SHAPE,
     ),
+    # Wang et al. 2022, arXiv 2212.03533; a prefix before every text
     Backbone(
         "intfloat/e5-large-v2",
         "bert",
@@ -231,6 +239,7 @@ _BACKBONE_ROWS = (
         "MIT",
         _create_model_shape(12, 384, 12, 1536, 30522, 512),
     ),
+    # Chen et al. 2024, arXiv 2402.03216; no instruction; two of its 8,194 positions are reserved
     Backbone(
         name="BAAI/bge-m3",
         family="xlm-roberta",
@@ -239,6 +248,7 @@ _BACKBONE_ROWS = (
         license="MIT",
         shape=_create_model_shape(24, 1024, 16, 4096, 250002, 8194, type_vocab_size=1),
     ),
+    # Günther et al. 2023, arXiv 2310.19923; ALiBi instead of position embeddings
     Backbone(
         name="jinaai/jina-embeddings-v2-base-en",
         family="bert",
@@ -256,6 +266,7 @@ _BACKBONE_ROWS = (
         license="Apache-2.0",
         shape=_create_model_shape(6, 384, 12, 1536, 30522, 512),
     ),
+    # Warner et al. 2024, arXiv 2412.13663; rotary positions, gated feed-forward block
     Backbone(
         name="answerdotai/ModernBERT-base",
         family="modernbert",
@@ -264,6 +275,7 @@ _BACKBONE_ROWS = (
         license="Apache-2.0",
         shape=_create_model_shape(22, 768, 12, 1152, 50368, 8192),
     ),
+    # Gu et al. 2020, arXiv 2007.15779
     Backbone(
         "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
         "bert",
@@ -272,6 +284,8 @@ _BACKBONE_ROWS = (
         "MIT",
         BERT_BASE_SHAPE,
     ),
+    # Jin et al. 2023, arXiv 2307.00589; two encoders whose inner product is the score, so that
+    # their vectors are not normalized; queries have up to 64 tokens
     Backbone(
         "ncbi/MedCPT-Query-Encoder",
         "bert",
@@ -320,6 +334,7 @@ def find_backbone(folder: Path, backbone_name: str = "") -> Backbone | None:
         return bool(is_family and config.get("hidden_size") == row.shape["hidden_size"])
 
     if backbone_name:
+        # an explicit name is never guessed around: it must exist, and it must fit
         if backbone_name not in BACKBONES:
             raise UsageError(
                 f"no backbone is called {backbone_name!r}",
@@ -336,11 +351,13 @@ def find_backbone(folder: Path, backbone_name: str = "") -> Backbone | None:
                 hint="name the backbone that this folder holds, or none",
             )
         return row
+    # the path first: `_name_or_path` often names the parent of a fine-tuned model
     guesses = (_find_backbone_by_path(folder), BACKBONES.get(str(config.get("_name_or_path", ""))))
     return next((row for row in guesses if row is not None and matches_config(row)), None)
 
 
 def _find_backbone_by_path(folder: Path) -> Backbone | None:
+    # links of a hub cache lead to blobs; the folder itself is not a link
     resolved = folder.resolve()
     # in a hub cache the folder is models--OWNER--MODEL/snapshots/REVISION
     path = resolved.parent.parent if resolved.parent.name == "snapshots" else resolved
@@ -350,6 +367,7 @@ def _find_backbone_by_path(folder: Path) -> Backbone | None:
         row = BACKBONES.get(f"{match[1]}/{match[2]}") if match else None
         if row:
             return row
+    # MODEL alone, as `models pull --to MODEL` writes it
     rows = BACKBONES.items()
     return next((row for name, row in rows if name.partition("/")[2] == path.name), None)
 
@@ -368,6 +386,7 @@ def resolve_embedding_config(
         BaseModelError: neither folder nor row states the pooling, or it is not supported.
     """
     row = find_backbone(folder, backbone_name)
+    # precedence: argument, then folder, then row
     default_pooling = row.embedding_config.pooling if row else None
     pooling = pooling or read_pooling_mode(folder) or default_pooling
     if pooling is None:
@@ -382,11 +401,13 @@ def resolve_embedding_config(
     else:
         # the tokens for which the model has positions; 512 where its config does not say
         config = read_model_json(folder / "config.json", "")
+        # RoBERTa counts positions from padding_idx + 1 (`ModelFamily.reserved_positions`)
         family = MODEL_FAMILIES.get(str(config.get("model_type")))
         reserved = (family.reserved_positions if family else 0) or 0
         max_tokens = int(config.get("max_position_embeddings", 512)) - reserved
         defaults = EmbeddingConfig(pooling, max_tokens=max_tokens)
     try:
+        # modules.json lists the classes of a sentence-transformers model in order
         modules = (folder / SENTENCE_TRANSFORMERS_MODULES_FILE).read_text(encoding="utf-8")
         normalise = bool(re.search(r'"type"\s*:\s*"[\w.]*\.Normalize"', modules))
     except OSError:
@@ -426,6 +447,7 @@ def check_standard_architecture(folder: Path, config: JsonObject) -> None:
     """
     position_type = config.get("position_embedding_type", "absolute")
     feed_forward_type = config.get("feed_forward_type", "original")
+    # any of the three means that the weights do not fit a plain BERT
     signs = []
     if config.get("auto_map"):
         signs.append("auto_map")
@@ -435,7 +457,9 @@ def check_standard_architecture(folder: Path, config: JsonObject) -> None:
         signs.append(f"feed_forward_type = {feed_forward_type!r}")
     if not signs:
         return
+    # the only published model of the study with these signs, so the message names it
     jina = BACKBONES["jinaai/jina-embeddings-v2-base-en"]
+    # a model of the same size and purpose that can be loaded
     alternatives = ", ".join(
         row.name for row in BACKBONES.values() if not row.refusal_reason and row.family == "mpnet"
     )

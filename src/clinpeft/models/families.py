@@ -134,11 +134,14 @@ MPNET_LINEAR_TARGETS = (
 )
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
+    # decoders
     "llama": _create_decoder_family(frozenset()),
     "mistral": _create_decoder_family(frozenset()),
     "qwen2": _create_decoder_family(WITHOUT_ADAPTION_PROMPT),
     "qwen3": _create_decoder_family(WITHOUT_ADAPTION_PROMPT),
+    # Gemma gates with GELU instead of SiLU
     "gemma2": _create_decoder_family(WITHOUT_ADAPTION_PROMPT, "geglu"),
+    # encoders; the number is that of reserved rows of the position table
     "bert": _create_encoder_family(0, WITHOUT_ADAPTION_PROMPT),
     "roberta": _create_encoder_family(2, WITHOUT_ADAPTION_PROMPT),
     "xlm-roberta": _create_encoder_family(2, WITHOUT_ADAPTION_PROMPT),

@@ -56,6 +56,7 @@ def fingerprint_base_model(folder: Path) -> str:
         BaseModelError: there is no such folder.
     """
     check_folder_exists(folder)
+    # README and license do not change outputs and are left out
     names = {"config.json", WEIGHT_INDEX_FILE, *TOKENIZER_FILES}
     paths = sorted(
         path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"
@@ -63,6 +64,7 @@ def fingerprint_base_model(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
+        # the name too, because a renamed tokenizer file is not read
         file_sha256 = _hash_file_cached(path, stat.st_size, stat.st_mtime_ns)
         digest.update(f"{path.name} {file_sha256}\n".encode())
     return digest.hexdigest()
@@ -92,6 +94,7 @@ def check_model_folder(folder: Path) -> JsonObject:
     config = read_model_json(config_path, "no config.json: this is not a model folder")
     check_model_type(config.get("model_type"), str(config_path))
     tokenizer_config = read_model_json(tokenizer_path, "") if tokenizer_path.exists() else {}
+    # transformers would import the classes that auto_map names
     for path, content in ((config_path, config), (tokenizer_path, tokenizer_config)):
         if "auto_map" in content:
             raise BaseModelError(
@@ -100,6 +103,7 @@ def check_model_folder(folder: Path) -> JsonObject:
                 location=str(path),
                 hint="use a model of a known family whose folder has no auto_map",
             )
+    # bitsandbytes, GPTQ and others store integers that cannot be merged with adapters
     if "quantization_config" in config:
         raise BaseModelError(
             "quantized weights (quantization_config)",
@@ -125,6 +129,7 @@ def check_folder_exists(folder: Path) -> None:
     """
     if folder.is_dir():
         return
+    # OWNER/MODEL, if the folder is the name of a model on the hub
     name = "/".join(folder.parts[-2:])
     raise BaseModelError(
         f"there is no folder {str(folder)!r}",
@@ -157,6 +162,7 @@ def read_model_json(path: Path, missing_message: str) -> JsonObject:
     except (OSError, ValueError) as error:
         message = f"{path.name} cannot be read: {error}"
         raise BaseModelError(message, location=str(path), hint="copy the file again") from error
+    # valid JSON of another type would fail later, without the file in the message
     if not isinstance(content, dict):
         message = f"{path.name} is a {type(content).__name__}, not an object"
         raise BaseModelError(message, location=str(path), hint="copy the file again")
@@ -170,6 +176,7 @@ def _check_weights(folder: Path) -> None:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED_WEIGHT_SUFFIXES)
         message = "no weights: no file ends in .safetensors"
         hint = "copy the weights into the folder"
+        # never opened here, whatever they hold
         if pickles:
             message = f"only pickled weights ({', '.join(pickles)}), which can run code when opened"
             hint = (

@@ -183,7 +183,9 @@ def save_heads(
         probe=probe,
         about=dict(metadata or {}),
     )
+    # class names of any language remain readable
     text = json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n"
+    # tensors first: a crash between the two leaves a hash that does not match
     write_file_atomically(folder / HEAD_WEIGHTS_FILE, weights)
     write_file_atomically(folder / HEAD_CONFIG_FILE, text)
 
@@ -209,6 +211,7 @@ def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _create_damaged_error(config_path, error) from error
     weights = _read_file(weights_path)
+    # over the bytes in memory, so that the file cannot change between check and use
     sha256 = hashlib.sha256(weights).hexdigest()
     if sha256 != description.weights_sha256:
         raise RefusedError(
@@ -217,6 +220,7 @@ def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
             location=str(folder),
             hint="copy the folder again from where it was trained",
         )
+    # dimensions may agree between bases, so only the fingerprint shows the difference
     if base_sha256 and base_sha256 != description.base_sha256:
         raise RefusedError(
             f"this head was trained on a base of sha256 {description.base_sha256[:12]}, "
@@ -228,14 +232,17 @@ def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
         tensors: HeadTensors = load(weights)
     except (SafetensorError, ValueError) as error:
         raise _create_damaged_error(weights_path, error) from error
+    # before the modules are built, so that all differences are in one message
     _check_tensors(tensors, description, len(token_ids), weights_path)
     heads = {}
     for task, entry in description.tasks.items():
         heads[task] = Head(entry.width, len(entry.question.classes), entry.dropout)
+        # weight (classes, width), bias (classes,)
         state = {name: tensors[f"head.{task}.{name}"] for name in ("weight", "bias")}
         heads[task].linear.load_state_dict(state)
     reference_output = None
     if description.probe:
+        # (rows, classes) each
         logits = {task: tensors[f"probe.{task}"] for task in heads}
         reference_output = ReferenceOutput(token_ids, logits, description.probe.place)
     configs = {
@@ -286,6 +293,7 @@ def _check_tensors(
         classes = len(entry.question.classes)
         expected[f"head.{task}.weight"] = (classes, entry.width)
         expected[f"head.{task}.bias"] = (classes,)
+        # with the number of classes of the task, as saved by `save_heads`
         if reference_rows:
             expected[f"probe.{task}"] = (reference_rows, classes)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -300,6 +308,7 @@ def _check_tensors(
         if tensor.dtype != torch.float32
     ]
     if differences or not expected:
+        # a head of another run differs in every tensor; three are enough to see it
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise AdapterError(
             "; ".join(differences[:3]) + more if differences else "no task",

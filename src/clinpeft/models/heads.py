@@ -75,6 +75,7 @@ class Head(torch.nn.Module):
         documents = torch.arange(num_documents, device=document_index.device)
         membership = document_index[None, :] == documents[:, None]  # (documents, windows)
         has_windows, has_document = membership.any(dim=1), membership.any(dim=0)
+        # a document without windows would have logits of -inf or NaN
         if not has_windows.all() & has_document.all():  # one transfer from the accelerator
             empty = torch.nonzero(~has_windows).flatten().tolist()
             stray = torch.nonzero(~has_document).flatten().tolist()
@@ -91,9 +92,13 @@ class Head(torch.nn.Module):
                 weights = membership.float() / membership.sum(dim=1, keepdim=True)
                 mean: torch.Tensor = weights @ logits  # (documents, classes)
                 return mean
+            # amax replaces the initial value, which a document with windows never returns
             lowest = logits.new_full((num_documents, logits.shape[1]), -torch.inf)
             index = document_index[:, None].expand_as(logits)  # (windows, classes)
-            return lowest.scatter_reduce(0, index, logits, "amax", include_self=False)
+            highest: torch.Tensor = lowest.scatter_reduce(
+                0, index, logits, "amax", include_self=False
+            )  # (documents, classes)
+            return highest
 
 
 class TaskHeads(torch.nn.Module, Mapping[str, Head]):
@@ -114,6 +119,7 @@ class TaskHeads(torch.nn.Module, Mapping[str, Head]):
         super().__init__()
         if not heads:
             raise UsageError("no head", location="heads", hint="give at least one task")
+        # the keys of ModuleDict are escaped, so the names are stored apart
         self._task_names = tuple(heads)
         self._heads = torch.nn.ModuleDict(
             {_escape_task_name(name): head for name, head in heads.items()}
@@ -132,4 +138,5 @@ class TaskHeads(torch.nn.Module, Mapping[str, Head]):
 
 def _escape_task_name(name: str) -> str:
     """Return a key for ModuleDict: without dots, and never an attribute of a module."""
+    # "%" first, so that the escape of "." is not escaped again
     return "@" + name.replace("%", "%25").replace(".", "%2E")

@@ -112,6 +112,7 @@ def load_base_model(
         BaseModelError: the folder is not a complete model folder of a known family; the message
             says what is missing, and the hint what to do.
     """
+    # all checks that need no weights come first: they take milliseconds
     config = check_model_folder(spec.path)
     family = MODEL_FAMILIES[config["model_type"]]
     precision, reason = choose_precision(spec.precision, device)
@@ -138,11 +139,13 @@ def load_base_model(
         purpose=purpose,
         kernels=kernels.install_liger_kernels(model, family, spec, device),
     )
+    # before the transfer to the device, which can take long
     _check_tokenizer(base)
     _freeze_model(model)
     if spec.quantization != "none":
         quantize_base_model(base)
     model.to(device)
+    # last, because its check runs the model where it will be used
     enable_packing(base)
     return base
 
@@ -153,6 +156,7 @@ def quantize_base_model(base: FrozenBaseModel) -> None:
     Embeddings and heads keep their precision.
     """
     float8.quantize_linear_layers(base.backbone, base.family.linear_targets)
+    # the record of the run states it
     base.quantization = "float8"
 
 
@@ -190,6 +194,7 @@ def create_meta_model(config: Any) -> FrozenBaseModel:
         config: of transformers.
     """
     family = MODEL_FAMILIES[check_model_type(config.model_type, "the given config")]
+    # no memory is allocated and no random number drawn
     with torch.device("meta"):
         model = family.auto_class.from_config(config)
     _freeze_model(model)
@@ -198,6 +203,7 @@ def create_meta_model(config: Any) -> FrozenBaseModel:
 
 
 def _freeze_model(model: Any) -> None:
+    # adapters add their own parameters, which do require gradients
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False  # keys and values of a training batch are never read again
@@ -240,6 +246,7 @@ def choose_precision(requested: str, device: torch.device) -> tuple[torch.dtype,
     """
     if requested != "auto":
         return getattr(torch, requested), f"{requested}: set in the recipe"
+    # newer GPUs (compute capability 8.0) have bfloat16; others emulate it
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bfloat16: this GPU has it"
@@ -293,6 +300,7 @@ def _load_model(
             ignore_mismatched_sizes=True,  # the check below names them with both shapes
             output_loading_info=True,
         )
+    # a lack of memory is not an error of the folder
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -302,6 +310,7 @@ def _load_model(
             location=str(folder),
             hint="check config.json against the model's page, and copy the folder again",
         ) from error
+    # for vectors only the backbone has to be complete
     required_prefix = f"{model.base_model_prefix}." if purpose == "vectors" else ""
     _check_loading_report(report, folder, required_prefix)
     return model
@@ -343,6 +352,7 @@ def _check_loading_report(report: JsonObject, folder: Path, required_prefix: str
 @contextmanager
 def silence_transformers() -> Iterator[None]:
     """Suppress progress bars and log messages of transformers; what matters is checked instead."""
+    # both settings are global, so they are restored
     level = transformers_logging.get_verbosity()
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

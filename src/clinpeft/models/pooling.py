@@ -91,6 +91,7 @@ def pool_packed_hidden_states(
         lengths = torch.tensor(sequence_lengths.lengths)  # (documents,)
         ends = lengths.cumsum(0)
         position = ends - 1 if pooling == "last" else ends - lengths
+        # (documents, width)
         return vectors[position.to(vectors.device)].float()
     # documents of equal length that follow each other are reduced together
     runs = torch.split(vectors, list(sequence_lengths.run_tokens))  # each (tokens of run, width)
@@ -100,6 +101,7 @@ def pool_packed_hidden_states(
     ]
     if pooling == "max":
         return torch.cat([block.amax(dim=1).float() for block in blocks])
+    # float32 sums also for hidden states in bfloat16
     return torch.cat([block.mean(dim=1, dtype=torch.float32) for block in blocks])
 
 
@@ -120,9 +122,11 @@ def read_pooling_mode(folder: Path) -> PoolingMode | None:
     else:
         # older files: one boolean per mode
         switches = (name for name, is_on in config.items() if is_on)
+        # sorted, so that the message does not depend on the file
         modes = sorted(name for name in switches if name.startswith("pooling_mode_"))
     if not modes:
         return None
+    # several modes are concatenated by sentence-transformers; that width is not supported
     if len(modes) > 1 or modes[0] not in SENTENCE_TRANSFORMERS_POOLING_MODES:
         supported = sorted(set(SENTENCE_TRANSFORMERS_POOLING_MODES.values()))
         raise BaseModelError(

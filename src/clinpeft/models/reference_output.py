@@ -96,6 +96,7 @@ def sample_reference_tokens(
     Raises:
         UsageError: the tokenizer has special tokens only.
     """
+    # padding or mask tokens are treated specially by some models
     special = set(base.tokenizer.all_special_ids)
     ids = [token for token in range(len(base.tokenizer)) if token not in special]
     if not ids:
@@ -104,6 +105,7 @@ def sample_reference_tokens(
             location=str(base.folder),
             hint="use the tokenizer of these weights",
         )
+    # a base may have fewer positions than the default length
     length = min(length_tokens, base.max_tokens) if base.max_tokens else length_tokens
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randint(len(ids), (rows, length), generator=generator)  # (rows, time)
@@ -150,6 +152,7 @@ def check_reference_output(
         AdapterError: other tasks, or logits of another shape.
         RefusedError: other logits; the message has the largest difference.
     """
+    # float32 holds bfloat16 exactly, so the conversion changes no comparison
     current = {
         task: logits.detach().to("cpu", torch.float32) for task, logits in current_logits.items()
     }
@@ -165,9 +168,11 @@ def check_reference_output(
     changes = [
         f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name]
     ]
+    # both matter: the saved logits may be the less precise ones
     precisions = (reference_output.environment.precision, current_environment.precision)
     fraction = max(REFERENCE_OUTPUT_TOLERANCES[precision] for precision in precisions)
     for task, logits in reference_output.logits.items():  # (rows, classes)
+        # over (rows, classes)
         difference = float((current[task] - logits).abs().max())
         tolerance = fraction * float(logits.abs().max()) if changes else 0.0
         if not difference <= tolerance:  # negated, so that NaN is refused

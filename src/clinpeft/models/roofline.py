@@ -71,6 +71,7 @@ def read_model_shape(folder: Path) -> ModelShape:
 def compute_model_shape(config: Any) -> ModelShape:
     """Return the size of the model of a transformers config."""
     base = create_meta_model(config)
+    # of the backbone: the language modeling head is outside of it
     linear_layers = [m for m in base.backbone.modules() if isinstance(m, torch.nn.Linear)]
     block_layers = float8.iterate_linear_layers(base.backbone, base.family.linear_targets)
     block_weights = [layer.weight.numel() for layer in block_layers]
@@ -120,6 +121,7 @@ def measure_matmul_rate(
         size: rows and columns of the matrices.
         repeats: products that are timed, after one that is not.
     """
+    # random numbers, because some processors are faster with zeros
     dtype = getattr(torch, precision)
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
 
@@ -175,6 +177,7 @@ def measure_step_seconds(
         Number of threads -> median seconds of a step.
     """
     previous_count = torch.get_num_threads()
+    # about the size of a layer of a small encoder: 8 heads, 4 * width inside
     layer = torch.nn.TransformerEncoderLayer(
         width, 8, 4 * width, dropout=0.0, batch_first=True
     ).requires_grad_(False)

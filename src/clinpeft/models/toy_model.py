@@ -30,11 +30,13 @@ def write_toy_model(folder: Path, seed: int = 0) -> Path:
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*TOY_SPECIAL_TOKENS, *letters))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    # no space is added in front, so that decoding returns the text
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     names = dict(zip(("bos_token", "eos_token", "pad_token"), TOY_SPECIAL_TOKENS, strict=True))
     fast_tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast_tokenizer.save_pretrained(str(folder))
+    # 4 heads of width 16
     config = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=TOY_MODEL_WIDTH,

@@ -284,7 +284,7 @@ class _TruncationCounts:
     document_attrition: Attrition = field(
         default_factory=lambda: Attrition(step="documents read whole")
     )
-    # arrays of int64: a cohort has millions of documents, and a list of int takes 36 bytes each
+    # arrays of int64: a cohort may have millions of documents, and a list takes 36 bytes each
     total_tokens: array[int] = field(default_factory=lambda: array("q"))
     read_tokens: array[int] = field(default_factory=lambda: array("q"))
 
@@ -360,7 +360,7 @@ class _DocumentEncoder:
             return ()
         sections = split_headed_sections(text, self.limits.section_ranks)
         starts = (start for start, _ in token_offsets)
-        # some tokenizers give the parts of one character falling offsets; bisection needs order
+        # bisection needs ascending starts, which not every tokenizer gives
         token_starts = np.maximum.accumulate(
             np.fromiter(starts, dtype=np.int64, count=len(token_offsets))
         )

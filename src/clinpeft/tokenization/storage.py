@@ -62,7 +62,7 @@ def write_token_windows(
     # two bytes per token halve the file for vocabularies of up to 65,535 ids
     dtype = "uint16" if vocabulary_size <= np.iinfo(np.uint16).max else "uint32"
     num_tokens = 0
-    slices = array("q")  # three int64 per window; a list of tuples would take ten times the memory
+    slices = array("q")  # three int64 per window; a list of tuples takes far more memory
     with (folder / "tokens.bin").open("wb") as out:
         for row, ids in windows:
             out.write(np.asarray(ids, dtype=dtype).tobytes())
