@@ -1,4 +1,4 @@
-"""Memory does not grow with the numbers of tokens that rows have had: of compiled products only the latest are kept."""
+"""Memory does not grow with the number of different row lengths: caches of products are bounded."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ def test_rows_of_many_lengths_leave_nothing_behind() -> None:
 
 
 def test_what_the_shell_says_stays() -> None:
-    asked = "import os, clinpeft.models; print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
-    done = ran(asked, LRU_CACHE_CAPACITY="7")
+    requested = (
+        "import os, clinpeft.models; print(os.environ['LRU_CACHE_CAPACITY'], "
+        "os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    )
+    done = ran(requested, LRU_CACHE_CAPACITY="7")
     assert done.stdout.split() == ["7", "256"], done.stderr

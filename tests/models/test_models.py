@@ -110,7 +110,7 @@ def test_the_fingerprint_is_of_names_and_contents_and_of_nothing_else(
     assert models.fingerprint_base_model(folder) != before
 
 
-# ------------------------------------------------------------------------------------------------------------------ folders that are no base
+# ------------------------------------------------------------------------- folders that are no base
 
 
 def test_a_hub_name_where_a_folder_belongs_points_at_the_one_door() -> None:
@@ -178,8 +178,8 @@ def test_a_file_that_is_cut_short_is_refused_by_name(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     error = refused(folder)
-    assert (
-        error.message.startswith("model.safetensors cannot be read") and error.location == str(path)
+    assert error.message.startswith("model.safetensors cannot be read") and error.location == str(
+        path
     )
 
 
@@ -269,7 +269,7 @@ def test_a_decoder_without_pad_token_loads(folder: Path) -> None:
     assert load(folder).tokenizer.pad_token_id is None
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the network
+# -------------------------------------------------------------------------------------- the network
 
 
 def test_loading_attaching_and_answering_need_no_socket(
@@ -292,20 +292,20 @@ def test_loading_attaching_and_answering_need_no_socket(
 
 
 def test_pull_is_the_one_door_and_closes_behind_itself(folder: Path, tmp_path: Path) -> None:
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
 
     def snapshot(**request: Any) -> None:
-        asked.append(request | {"offline": constants.HF_HUB_OFFLINE})
+        requests.append(request | {"offline": constants.HF_HUB_OFFLINE})
         shutil.copytree(folder, request["local_dir"], dirs_exist_ok=True)
         (Path(request["local_dir"]) / ".cache").mkdir()
 
     assert constants.HF_HUB_OFFLINE
     models.download_model("someone/llama", tmp_path / "pulled", snapshot)
     assert constants.HF_HUB_OFFLINE
-    assert [(request["repo_id"], request["offline"]) for request in asked] == [
+    assert [(request["repo_id"], request["offline"]) for request in requests] == [
         ("someone/llama", False)
     ]
-    assert not any(pattern.endswith((".bin", ".py")) for pattern in asked[0]["allow_patterns"])
+    assert not any(pattern.endswith((".bin", ".py")) for pattern in requests[0]["allow_patterns"])
     assert load(tmp_path / "pulled").sha256 == models.fingerprint_base_model(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "pulled"]
     assert not (tmp_path / "pulled" / ".cache").exists()

@@ -1,4 +1,4 @@
-"""A cohort to documents: the ids the model is given, what is counted, and how documents are grouped."""
+"""A cohort to documents: token ids, counts, and groups of documents."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization import documents as documents_file
 from tests.conftest import WORDS, toy_tokenizer
 
-LONG = "the patient is a year old man woman with known heart failure"  # twelve different words, twelve tokens
-SECTIONS = "home stable\n\nPLAN:\nfollow up\n\nEXAM:\nlungs clear legs swollen"  # tokens: 2, 4 and 6, heading and colon included
+# twelve different words, twelve tokens
+LONG = "the patient is a year old man woman with known heart failure"
+# tokens: 2, 4 and 6, heading and colon included
+SECTIONS = "home stable\n\nPLAN:\nfollow up\n\nEXAM:\nlungs clear legs swollen"
 REMAINDER = "past the first 6 tokens of the note"
 
 
@@ -131,10 +133,10 @@ def test_whole_sections_are_read_by_importance_in_the_order_of_the_note(
     documents = encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["Plan"])
     assert words(documents, decoder) == ["<s> home stable <unk> <unk> follow up"]
     assert documents.token_attrition.dropped_rows == {"in a section of lower priority": 6}
-    (exam,) = words(
+    (text,) = words(
         encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["exam", "plan"]), decoder
     )
-    assert exam == "<s> <unk> <unk> lungs clear legs swollen"
+    assert text == "<s> <unk> <unk> lungs clear legs swollen"
 
 
 def test_a_long_first_section_is_cut_and_a_note_without_headings_read_from_its_head(
@@ -322,11 +324,11 @@ def test_a_batch_says_which_document_each_window_belongs_to(
         [1] * 5 + [0] * 2,
         [1] * 3 + [0] * 4,
     ]
-    said = [
+    expected_texts = [
         " ".join(decoder.convert_ids_to_tokens(row[mask.bool()]))
         for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
-    assert said == [
+    assert expected_texts == [
         "<s> cough",
         "<s> the patient is a year old",
         "<s> year old man woman with known",
@@ -493,15 +495,21 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_cannot_find_sectio
 def test_the_small_base_finds_sections_with_its_own_tokenizer(
     tmp_path: Path, small_base: Path
 ) -> None:
-    """Byte-pair tokens may swallow line ends and spaces; what is kept must still begin with its heading."""
+    """Byte-pair tokens may include line ends and spaces; a section still begins at its heading."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(small_base), local_files_only=True)
-    text = "Came by ambulance — 39 °C.\n\nEXAM: lungs clear, legs swollen on both sides.\n\nPLAN: follow up in clinic."
+    text = (
+        "Came by ambulance — 39 °C.\n\nEXAM: lungs clear, legs swollen on both sides.\n\n"
+        "PLAN: follow up in clinic."
+    )
     documents = encode(tmp_path, [text], tokenizer, room=16, keep="sections", sections=["plan"])
-    said = tokenizer.decode(
+    expected_texts = tokenizer.decode(
         documents.tokens[
             len(tokenization.create_document_layout(tokenizer, "causal-lm").window_prefix) :
         ].tolist()
     )
-    assert "PLAN: follow up in clinic." in said and "EXAM" not in said.split("PLAN")[1]
+    assert (
+        "PLAN: follow up in clinic." in expected_texts
+        and "EXAM" not in expected_texts.split("PLAN")[1]
+    )

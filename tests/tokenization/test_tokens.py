@@ -57,7 +57,10 @@ def encode(
 def test_a_long_note_becomes_windows_that_hold_every_token_once(
     tmp_path: Path, tokenizer: tokenization.Tokenizer
 ) -> None:
-    text = "the patient is a year old man with known heart failure who came to hospital because of short breath"
+    text = (
+        "the patient is a year old man with known heart failure who came to hospital "
+        "because of short breath"
+    )
     encodings = encode(tmp_path, [text], tokenizer, LanguageModelSpec(path=tmp_path, max_tokens=8))
     pieces = [
         encodings.tokens[start : start + length].tolist()
