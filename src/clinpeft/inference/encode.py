@@ -258,6 +258,7 @@ class _EncodingStream:
         lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
         if self.inference_stack is None:
             # the first chunk decides the precision of all
+            # evenly over lengths: rounding errors grow with the length of a text
             sample = sample_by_length(ids, lengths)
             self.inference_stack = prepare_inference_stack(
                 self.stack, self.embedding_config.pooling, self.precision, sample
@@ -327,6 +328,7 @@ def _iterate_chunks(
         return
     for batch in items:
         id_columns = [name for name in batch.schema.names if name.endswith("_id")]
+        # a record batch can be of any size
         for start in range(0, batch.num_rows, ENCODING_CHUNK_TEXTS):
             part = batch.slice(start, ENCODING_CHUNK_TEXTS)
             yield [text or "" for text in part.column("text").to_pylist()], part.select(id_columns)

@@ -96,6 +96,7 @@ def export_sentence_transformer(
         _write_modules(stack, embedding_config, temporary)
         if model_card:
             (temporary / "README.md").write_text(model_card, encoding="utf-8")
+        # one step: a reader never sees half of a folder
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(
@@ -124,6 +125,7 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
         )
     saved = folder / "whole"
     adapters.save_adapter(stack, saved)
+    # names of the form base_model.model.PREFIX.MODULE.lora_A.weight
     tensors = load_file(saved / PEFT_WEIGHTS_FILE)
     prefix = f"base_model.model.{stack.base.model.base_model_prefix}."
     if not all(name.startswith(prefix) for name in tensors):

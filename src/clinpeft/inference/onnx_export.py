@@ -145,6 +145,7 @@ def export_onnx(
         stack.base.tokenizer.save_pretrained(temporary)
         parity = _measure_parity(stack, embedding_config, onnxruntime, graph, sample)
         for name, content in (
+            # prompts and maximum length are not part of the graph
             (ONNX_CONFIG_FILE, embedding_config.as_json()),
             (ONNX_PARITY_FILE, parity.as_json()),
         ):
@@ -205,6 +206,7 @@ def _measure_parity(
     sample: Sequence[str],
 ) -> OnnxParity:
     """Compare the vectors of the graph, run by onnxruntime, with those of the stack."""
+    # on the CPU, where the stack's float32 vectors are reproducible
     session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     expected = encode_texts(stack, embedding_config, sample)  # (texts, width)
     max_tokens = compute_max_text_tokens(stack, embedding_config)

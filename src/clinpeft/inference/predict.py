@@ -315,6 +315,7 @@ def build_prediction_table(
         "tokens": pa.array(documents.tokens_total[document_indices]),
         "tokens_read": pa.array(documents.tokens_read[document_indices]),
     }
+    # columns in the order of the schema
     table = pa.table({n: columns[n] for n in PREDICTION_SCHEMA.names}, schema=PREDICTION_SCHEMA)
     metadata = {b"question": json.dumps(label_space.as_json()).encode()}
     return table.replace_schema_metadata(metadata)

@@ -57,6 +57,7 @@ def build_text_batch_encoder(
         device: of the model.
     """
     max_tokens = compute_max_text_tokens(stack, embedding_config)
+    # one list of ids per text: training samples texts in any order
     ids, num_truncated = tokenize_with_truncation(stack.base.tokenizer, list(texts), max_tokens)
     lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
 

@@ -163,6 +163,7 @@ def group_windows(
     """
     # a stable sort, so that the groups depend on the lengths alone
     order = window_indices[np.argsort(-lengths[window_indices], kind="stable")]
+    # a window is one row
     rows_per_window = np.ones(len(order), dtype=np.int64)
     return group_by_token_budget(
         order, lengths[order], lengths[order], rows_per_window, micro_batch_tokens

@@ -198,6 +198,7 @@ def encode_documents(
     layout = create_document_layout(tokenizer, objective)
     limits = create_window_limits(truncation, layout.compute_text_capacity(max_tokens))
     encoder = _DocumentEncoder(tokenizer, truncation.keep, limits, layout)
+    # slow tokenizers have no offsets
     if encoder.keeps_sections and not tokenizer.is_fast:
         raise InputError(
             "the tokenizer of this base does not give the character offsets of tokens",
@@ -326,6 +327,7 @@ class _DocumentEncoder:
             row_writer.write_batch(batch.drop_columns(["text"]))
             for ids, truncated in self.truncate_texts(batch["text"].to_pylist()):
                 windows = self.build_windows(ids, truncated)
+                # counted before its windows are written, in the order of the cohort
                 counts.add_document(len(ids), truncated, bool(windows))
                 yield from ((row, window) for window in windows)
                 row += 1

@@ -80,6 +80,7 @@ def write_encoding_description(folder: Path, description: Mapping[str, object]) 
 
 def read_encoding_description(folder: Path) -> dict[str, Any]:
     """Return what ``write_encoding_description`` wrote."""
+    # keys of `write_token_windows` and those of its caller
     description: dict[str, Any] = json.loads(
         (folder / ENCODING_DESCRIPTION_FILE).read_text(encoding="utf-8")
     )

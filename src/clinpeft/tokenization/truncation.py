@@ -150,6 +150,7 @@ def _keep_sections(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
         reason = f"no heading, and past the first {limits.text_tokens} tokens of the note"
         windows = _keep_head(note, limits).windows
         return TruncatedNote(windows, {reason: note.token_count - limits.text_tokens})
+    # parallel lists: name, start and span of each section
     names = [section.name for section in note.section_starts]
     starts = [section.start for section in note.section_starts]
     # sections cover the note, so each ends where the next begins
