@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clinpeft import models, workflows
-from clinpeft.cli.doctor import as_tuned
+from clinpeft.cli.doctor import apply_tuned_threads
 from clinpeft.core.errors import InputError
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
@@ -133,11 +133,11 @@ def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(
         found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE_FILE).read_text()) == found
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    as_tuned(tmp_path / "elsewhere")
+    apply_tuned_threads(tmp_path / "elsewhere")
     assert "OMP_NUM_THREADS" not in os.environ
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == str(found["threads"])
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -86,8 +86,8 @@ def test_patients_become_a_recorded_run_that_stock_peft_opens(
         whole.record.base_parameters,
         whole.record.trained_parameters,
     )
-    assert ("quantization", run.record.quantization) in reports.run_summary(run).rows
-    assert "quantization" not in [row[0] for row in reports.run_summary(whole).rows]
+    assert ("quantization", run.record.quantization) in reports.build_run_summary(run).rows
+    assert "quantization" not in [row[0] for row in reports.build_run_summary(whole).rows]
     assert (
         json.loads((run.folder / "adapter" / "clinpeft.json").read_text(encoding="utf-8"))[
             "quantization"
