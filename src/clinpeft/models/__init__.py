@@ -1,7 +1,9 @@
-"""The frozen base, and the heads that read its vectors: a local folder in, a model that cannot be changed and cannot call home out.
+"""Frozen base models, and the heads that predict from their vectors.
 
-Nothing here reaches the network but ``pull``. A folder is checked before it is loaded, so that what is wrong is said in one sentence; a weight that
-the folder lacks is an error with its name, because a base with random weights in it trains without complaint and means nothing.
+A local folder becomes a model that cannot be changed and does not reach the network; only
+``download_model`` does. A folder is checked before it is loaded, so that every error is specific,
+and a missing weight is an error with its name: a base with random weights would train without an
+error, and its outputs would mean nothing.
 """
 
 from __future__ import annotations
