@@ -6,6 +6,7 @@ import datetime
 import json
 import tomllib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.test_classify import RECIPE as CLASSIFY
 from tests.test_classify import invented, write_rows
 from tests.test_embed import RECIPE as EMBED
 
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 FLOAT8 = {"quantization": "float8", "quantization_limit": 0.05}
 
 
@@ -67,7 +68,9 @@ def made(smoke: AdaptRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The run on the base as it comes, and after it, in the same home, that on float8."""
     home = tmp_path_factory.mktemp("home")
     return {
-        name: workflows.adapt_language_model(with_base(smoke, quantization=name), home, AROUND)
+        name: workflows.adapt_language_model(
+            with_base(smoke, quantization=name), replace(AROUND, home=home)
+        )
         for name in ("none", "float8")
     }
 
@@ -124,7 +127,7 @@ def test_a_second_run_measures_the_same(
     smoke: AdaptRecipe, made: dict[str, Run], tmp_path: Path
 ) -> None:
     assert (
-        workflows.adapt_language_model(smoke, tmp_path, AROUND).record.quantization
+        workflows.adapt_language_model(smoke, replace(AROUND, home=tmp_path)).record.quantization
         == made["float8"].record.quantization
     )
 
@@ -135,15 +138,14 @@ def test_a_base_that_float8_changes_too_much_is_refused_before_anything_is_train
     found = recipe.load_recipe_cells(ROOT / "recipes" / "smoke.toml")[0].recipe
     assert isinstance(found, AdaptRecipe)
     told: list[training.StepEvent] = []
-    context = workflows.RunContext(AROUND.now, on_step=told.append)
+    context = replace(AROUND, on_step=told.append)
     with pytest.raises(
         RefusedError,
         match=r"perplexity \d+\.\d+ before and \d+\.\d+ after, 1\.00\d+ times, where 1 is allowed",
     ) as caught:
         workflows.adapt_language_model(
             with_base(found, path=small_base, quantization="float8", quantization_limit=0.0),
-            tmp_path / "home",
-            context,
+            replace(context, home=tmp_path / "home"),
         )
     assert caught.value.location == "base.quantization_limit"
     assert (
@@ -157,7 +159,7 @@ def test_without_tuning_texts_nothing_can_be_measured(smoke: AdaptRecipe, tmp_pa
     split = smoke.split.model_copy(update={"train": 0.8, "tuning": 0.0})
     with pytest.raises(RefusedError, match="no tuning text"):
         workflows.adapt_language_model(
-            smoke.model_copy(update={"split": split}), tmp_path / "home", AROUND
+            smoke.model_copy(update={"split": split}), replace(AROUND, home=tmp_path / "home")
         )
 
 
@@ -166,7 +168,7 @@ def test_a_question_is_answered_on_it_and_asked_again(
 ) -> None:
     asked = asking(question)
     assert isinstance(asked, ClassifyRecipe)
-    run = workflows.train_classifier(asked, tmp_path, AROUND)
+    run = workflows.train_classifier(asked, replace(AROUND, home=tmp_path))
     assert (
         run.record.quantization.startswith("float8: mean cosine 0.99")
         and "13 tuning texts" in run.record.quantization
@@ -182,15 +184,19 @@ def test_a_question_is_answered_on_it_and_asked_again(
     with pytest.raises(
         RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
     ):
-        workflows.train_classifier(asking(question, quantization_limit=0.0), tmp_path, AROUND)
+        workflows.train_classifier(
+            asking(question, quantization_limit=0.0), replace(AROUND, home=tmp_path)
+        )
 
 
 def test_trials_in_one_pass_are_behind_the_gate_too(
     question: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = [asking(question | {"seed": seed}) for seed in (1, 2)]
-    together = workflows.train_classifiers_jointly(asked, tmp_path / "together", [AROUND] * 2)
-    alone = workflows.train_classifier(asked[0], tmp_path / "alone", AROUND)
+    together = workflows.train_classifiers_jointly(
+        asked, [replace(AROUND, home=tmp_path / "together")] * 2
+    )
+    alone = workflows.train_classifier(asked[0], replace(AROUND, home=tmp_path / "alone"))
     assert all(
         isinstance(run, Run) and run.record.quantization == alone.record.quantization
         for run in together
@@ -204,7 +210,7 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     document = tomllib.loads(said)
     asked = asking(document, **FLOAT8)
     assert isinstance(asked, EmbedRecipe)
-    run = workflows.train_embedding_model(asked, tmp_path, AROUND)
+    run = workflows.train_embedding_model(asked, replace(AROUND, home=tmp_path))
     assert run.record.quantization.startswith(
         "float8: mean cosine 0.99"
     ) and run.record.quantization.endswith("on 24 tuning texts")
@@ -214,7 +220,8 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
         stack.create_merged_model()
     with pytest.raises(RefusedError, match="where 1 is asked"):
         workflows.train_embedding_model(
-            asking(document, quantization="float8", quantization_limit=0.0), tmp_path, AROUND
+            asking(document, quantization="float8", quantization_limit=0.0),
+            replace(AROUND, home=tmp_path),
         )
 
 
@@ -238,7 +245,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
 ) -> None:
     asked = asking(question | {"adapters": adapter}, **base)
     with pytest.raises(RecipeError, match="float8") as caught:
-        workflows.train_classifier(asked, tmp_path / "home", AROUND)
+        workflows.train_classifier(asked, replace(AROUND, home=tmp_path / "home"))
     assert caught.value.location == location and 'base.quantization = "none"' in caught.value.hint
     assert not (tmp_path / "home").exists()
 
@@ -313,6 +320,8 @@ def test_a_method_beside_the_weights_runs_on_it(
     )
     assert isinstance(adapter, AdaptRecipe)
     assert (
-        workflows.adapt_language_model(adapter, tmp_path / "home", AROUND).record.state
+        workflows.adapt_language_model(
+            adapter, replace(AROUND, home=tmp_path / "home")
+        ).record.state
         == "finished"
     )

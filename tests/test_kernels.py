@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clinpeft.training import create_accelerator
 from clinpeft.workflows import task_cohorts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 VERBS: dict[str, Any] = {
     "adapt": workflows.adapt_language_model,
     "classify": workflows.train_classifier,
@@ -45,7 +46,7 @@ def test_a_processor_is_refused_before_anything_is_read(
     monkeypatch.setattr(task_cohorts, "fingerprint_cohort_sources", never)
     monkeypatch.setattr(models, "fingerprint", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
-        VERBS[kind](asking(kind), tmp_path / "home", AROUND)
+        VERBS[kind](asking(kind), replace(AROUND, home=tmp_path / "home"))
     assert caught.value.location == "base.kernels" and not (tmp_path / "home").exists()
 
 
@@ -53,7 +54,7 @@ def test_trials_in_one_pass_are_refused_together(tmp_path: Path) -> None:
     asked = asking("classify").model_copy(update={"adapters": (LoraSpec(),)})
     trials = [asked, asked.model_copy(update={"adapters": (LoraSpec(rank=4),)})]
     with pytest.raises(UsageError, match='kernels = "liger" on cpu'):
-        workflows.train_classifiers_jointly(trials, tmp_path / "home", [AROUND] * 2)
+        workflows.train_classifiers_jointly(trials, [replace(AROUND, home=tmp_path / "home")] * 2)
 
 
 def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
@@ -61,6 +62,6 @@ def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
     assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == create_accelerator().device
     base = smoke.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
     run = workflows.adapt_language_model(
-        smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND
+        smoke.model_copy(update={"base": base}), replace(AROUND, home=tmp_path / "home")
     )
     assert run.record.kernels == "torch"

@@ -85,7 +85,12 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
     backbone = base_of("llama").backbone
     kinds = [type(module) for module in backbone.modules()]
     found = regional_compile.time_compilation(backbone, 32, tmp_path)
-    assert not found.obstacle and found.seconds_before > 0 and found.seconds_after > 0 and found.compile_seconds > 0
+    assert (
+        not found.obstacle
+        and found.seconds_before > 0
+        and found.seconds_after > 0
+        and found.compile_seconds > 0
+    )
     assert [type(module) for module in backbone.modules()] == kinds
 
 
@@ -110,7 +115,10 @@ def test_every_norm_and_gate_of_a_decoder_is_found(family: str) -> None:
     layers = base.model.config.num_hidden_layers
     norms = {"gemma2": 4, "qwen3": 4}.get(family, 2)
     assert len(regional_compile.list_compilable_modules(base.backbone)) == layers * (norms + 1) + 1
-    assert sum(count for *_, count in regional_compile._count_region_shapes(base.backbone)) == layers * (norms + 1) + 1
+    assert (
+        sum(count for *_, count in regional_compile._count_region_shapes(base.backbone))
+        == layers * (norms + 1) + 1
+    )
 
 
 def test_an_encoder_has_none() -> None:

@@ -68,7 +68,10 @@ def grown(imported: str) -> int:
 def test_rows_of_many_lengths_leave_nothing_behind() -> None:
     if grown("torch") < 10 * 2**20:
         pytest.skip("PyTorch keeps no compiled products of bfloat16 on this processor")
-    assert grown("os, clinpeft.core.offline; clinpeft.core.offline.set_offline_mode(os.environ)") < 2 * 2**20
+    assert (
+        grown("os, clinpeft.core.offline; clinpeft.core.offline.set_offline_mode(os.environ)")
+        < 2 * 2**20
+    )
 
 
 def test_what_the_shell_says_stays() -> None:

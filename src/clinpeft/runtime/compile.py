@@ -3,7 +3,7 @@
 Between the matrix products of a layer stand its norms and the gate of its feed-forward part: a
 handful of elementwise operations, each of which reads and writes all tokens. ``torch.compile``
 fuses each handful into one function. That needs a C++ compiler (on a GPU: Triton), takes seconds to
-minutes, and rounds in other places, so that a run decides once (see ``optimize``) and stays with
+minutes, and rounds in other places, so that a run decides once (see ``optimization``) and stays with
 its decision.
 """
 

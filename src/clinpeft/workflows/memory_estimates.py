@@ -16,7 +16,7 @@ from clinpeft.adapters import Stack
 from clinpeft.models import Purpose, Shape
 from clinpeft.recipe import AnyAdapterSpec, LoraSpec
 from clinpeft.runtime import ActivationPolicy, RuntimePolicy
-from clinpeft.runtime.optimize import USABLE_MEMORY_FRACTION
+from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
 from clinpeft.training import Accelerator, Trainable
 from clinpeft.workflows.context import RunContext, TrainingRecipe
 from clinpeft.workflows.doctor import read_memory_bytes
