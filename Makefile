@@ -22,7 +22,7 @@ help:  ## print the targets
 
 install: $(STAMP)  ## make .venv with what requirements.lock names, and clinpeft itself
 
-quickstart: $(STAMP)  ## train small adapters on invented notes and an invented book, without a network, and print what came of them
+quickstart: $(STAMP)  ## train small adapters on synthetic notes and a synthetic textbook, and print the results
 	$(BIN)/clinpeft adapt recipes/quickstart.toml --home runs
 	$(BIN)/clinpeft embed recipes/quickstart-embed.toml --home runs
 
@@ -49,8 +49,9 @@ bench: $(STAMP)  ## measure beside the peers on this machine, about half an hour
 	$(BIN)/python benchmarks/encode.py --out bench --workload mixed --rounds 1
 	$(BIN)/python benchmarks/trials.py --out bench --workload batch-8 --rounds 1
 
-docs: $(STAMP)  ## write what is generated: the tree in README.md, docs/recipes.md
+docs: $(STAMP)  ## write what is generated from the code, and build the site into docs/_build
 	$(BIN)/python scripts/write_docs.py
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build
 
 lock: $(STAMP)  ## resolve the newest versions into requirements.lock (wants the network)
 	$(BIN)/python -m pip install --quiet uv

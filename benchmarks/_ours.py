@@ -1,7 +1,9 @@
-"""clinpeft as an arm: a verb of the product run as it is, watched where it hands its course to the training loop.
+"""clinpeft as an arm: a verb of the product run as it is, watched where it hands its course to the
+training loop.
 
-Nothing of the product is rebuilt here: a recipe goes through ``pipeline.adapt``, ``classify`` or ``embed``; at the loop's door the course is looked
-at (to give the same documents, in the same steps, to the peers) or trained and timed, and then the verb is left.
+Nothing of the product is rebuilt here: a recipe goes through ``pipeline.adapt``, ``classify`` or
+``embed``; at the loop's door the course is looked at (to give the same documents, in the same
+steps, to the peers) or trained and timed, and then the verb is left.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def at_the_door(document: dict[str, Any], home: Path, work: AtTheDoor) -> Any:
 
 @contextmanager
 def spied(location: Any, name: str, seen: list[Any]) -> Iterator[None]:
-    """Every result, and the arguments, of a function while the verb runs: (result, args, kwargs) are appended to ``seen``."""
+    """Every result, and the arguments, of a function while the verb runs: (result, args, kwargs)
+    are appended to ``seen``."""
     real = getattr(location, name)
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -67,7 +70,8 @@ def timed(
     unit: str = "tokens",
     amounts: list[float] | None = None,
 ) -> side.Measured:
-    """Train a course in the real loop, step by step on the clock; the tuning split is not measured meanwhile."""
+    """Train a course in the real loop, step by step on the clock; the tuning split is not measured
+    meanwhile."""
     real = training.loop.fit
     told: list[Any] = []
     first: list[float] = []

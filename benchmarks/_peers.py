@@ -1,4 +1,5 @@
-"""What the peers' arms share: stock PEFT adapters that start from our first weights, a data loader of given steps, the clock in a Trainer."""
+"""What the peers' arms share: stock PEFT adapters that start from our first weights, a data loader
+of given steps, the clock in a Trainer."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def lora(
 
 
 def short(name: str) -> str:
-    """A trained tensor's name without what peft and we put around it: ``0.self_attn.q_proj.lora_A``."""
+    """A trained tensor's name without what peft and we put around it:
+    ``0.self_attn.q_proj.lora_A``."""
     found = re.search(r"layers?\.(\d+\..+?)(\.default)?(\.weight)?$", name)
     return found.group(1) if found else name
 
@@ -47,7 +49,8 @@ def save_first(parameters: dict[str, Any], path: Path) -> None:
 
 
 def fill(model: Any, path: Path) -> None:
-    """Our first weights into the adapters of a stock PEFT model; every one of them must be found."""
+    """Our first weights into the adapters of a stock PEFT model; every one of them must be
+    found."""
     import torch
 
     first = dict(np.load(path))
@@ -79,7 +82,7 @@ def clock(unit: str) -> tuple[Any, side.Measured]:
             measured.seconds.append(now - self.last)
             self.last = now
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:  # noqa: ARG002
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:
             if logs and "loss" in logs:
                 measured.losses.append(float(logs["loss"]))
 
@@ -90,7 +93,8 @@ def clock(unit: str) -> tuple[Any, side.Measured]:
 
 
 def trainer_class(base: Any, steps: Sequence[Step] | None) -> Any:
-    """A Trainer whose steps are the given ones, through torch's own ``batch_sampler``; its own order where none are given."""
+    """A Trainer whose steps are the given ones, through torch's own ``batch_sampler``; its own
+    order where none are given."""
     import torch
 
     if steps is None:

@@ -1,7 +1,9 @@
-"""Arms of a benchmark side by side: every arm in its own process, A B A B, medians and spread, and why an arm failed.
+"""Arms of a benchmark side by side: every arm in its own process, A B A B, medians and spread, and
+why an arm failed.
 
-A benchmark is a table of workloads (name -> prepares a folder) and of arms (name -> a function from that folder to ``Measured``). The parent runs
-``prepare`` once a workload, then all arms in turn, round after round, while the time given lasts; it writes ``results.json`` and ``results.md``.
+A benchmark is a table of workloads (name -> prepares a folder) and of arms (name -> a function from
+that folder to ``Measured``). The parent runs ``prepare`` once a workload, then all arms in turn,
+round after round, while the time given lasts; it writes ``results.json`` and ``results.md``.
 """
 
 from __future__ import annotations
@@ -10,22 +12,22 @@ import time
 
 BEGAN = time.perf_counter()  # of an arm's process: imports count towards the first step
 
-import argparse  # noqa: E402
-import contextlib  # noqa: E402
-import importlib.metadata  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import platform  # noqa: E402
-import re  # noqa: E402
-import shlex  # noqa: E402
-import statistics  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
-from dataclasses import asdict, dataclass, field  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WARM_STEPS = 2
@@ -64,10 +66,12 @@ class Measured:
         losses: of each step; empty where there is none.
         first_step_seconds: from the start of the process to the end of the first step.
         peak_bytes: the largest resident set, or of a GPU what was allocated at most.
-        roofline: units a second of the frozen matrix products alone, replayed with this arm's precision; None where that means nothing.
+        roofline: units a second of the frozen matrix products alone, replayed with this arm's
+            precision; None where that means nothing.
         end: numbers asked of the trained model, the same way of every arm.
         reading: told of an arm in the table: its precision, what it packs.
-        same_steps: whether its steps are of the same documents as the reference's, so that losses can be compared step by step.
+        same_steps: whether its steps are of the same documents as the reference's, so that losses
+            can be compared step by step.
     """
 
     unit: str
@@ -208,7 +212,7 @@ def _options(benchmark: Benchmark) -> argparse.Namespace:
     return given
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- parent
+# parent -------------------------------------------------------------------------------------------
 
 
 def _workload(
@@ -261,7 +265,10 @@ def _run(
     run = json.loads(result.read_text())
     into["runs"].append(run)
     print(
-        f"  {arm}: {Measured(**run).rate:,.0f} {run['unit']}/s, first step after {run['first_step_seconds']:.1f} s",
+        (
+            f"  {arm}: {Measured(**run).rate:,.0f} {run['unit']}/s, first step after "
+            f"{run['first_step_seconds']:.1f} s"
+        ),
         flush=True,
     )
 
@@ -317,7 +324,7 @@ def _reason(stderr: str, code: int) -> str:
     return f"exit {code}: {re.sub(r'/[^ :,]+/', '', said)[:200]}"
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- child
+# child --------------------------------------------------------------------------------------------
 
 
 def _child(benchmark: Benchmark, given: argparse.Namespace) -> None:
@@ -378,8 +385,9 @@ def roofline(
 
 
 def linear_shapes(folder: Path, classes: int = 0) -> list[tuple[int, int, int]]:
-    """(inputs, outputs, how often) of the linear layers of the model in a folder; the head over the vocabulary left out where classes are asked, and
-    a pooler always, which sees one token a text."""
+    """(inputs, outputs, how often) of the linear layers of the model in a folder; the head over the
+    vocabulary left out where classes are asked, and a pooler always, which sees one token a
+    text."""
     import torch
     import transformers
 
@@ -395,11 +403,12 @@ def linear_shapes(folder: Path, classes: int = 0) -> list[tuple[int, int, int]]:
     return [(*key, times) for key, times in counted.items()]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ results
+# results ------------------------------------------------------------------------------------------
 
 
 def summary(arms: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) -> list[dict[str, Any]]:
-    """One row an arm: medians over rounds, spread, ratios to the reference and to the best peer of the same rounds, losses beside the reference's."""
+    """One row an arm: medians over rounds, spread, ratios to the reference and to the best peer of
+    the same rounds, losses beside the reference's."""
     runs = {name: [Measured(**run) for run in arm["runs"]] for name, arm in arms.items()}
     medians = {
         name: statistics.median(run.rate for run in found) for name, found in runs.items() if found
@@ -456,7 +465,8 @@ def _ratio(found: Sequence[Measured], other: Sequence[Measured]) -> float | None
 
 
 def _loss_difference(run: Measured, reference: Measured | None) -> float | None:
-    """The largest difference of the loss of a step to the reference's; None where the steps are of other documents."""
+    """The largest difference of the loss of a step to the reference's; None where the steps are of
+    other documents."""
     if reference is None or not (run.losses and reference.losses and run.same_steps):
         return None
     return max(abs(one - other) for one, other in zip(run.losses, reference.losses, strict=False))
@@ -533,7 +543,8 @@ def _markdown(
     parts = [f"# {benchmark.about}", f"`{about['command']}`"]
     machine, versions = about["hardware"], about["versions"]
     parts.append(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {', '.join(machine['features'])}"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
+        f"{', '.join(machine['features'])}"
     )
     parts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     for name, workload in found.items():

@@ -1,4 +1,5 @@
-"""What the benchmarks read: notes of a file that the user names, else of the invented hospital; and bases that are small enough for a CPU."""
+"""What the benchmarks read: notes of a file that the user names, else of the invented hospital; and
+bases that are small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def texts() -> Iterator[str]:
     from clinpeft.data.notes import sources
 
     with tempfile.TemporaryDirectory() as folder:
-        for batch in sources.read(
+        for batch in sources.read_notes(
             recipe.SourceSpec(name="synthetic", subjects=SUBJECTS), Attrition("read"), Path(folder)
         ):
             yield from batch.column("text").to_pylist()
@@ -111,7 +112,8 @@ SEVEN_BILLION = {
 
 
 def shaped(folder: Path, sizes: dict[str, int]) -> Path:
-    """A LLaMA of random weights, made in bfloat16 where there is a GPU, with the small base's tokenizer, which uses a part of the vocabulary."""
+    """A LLaMA of random weights, made in bfloat16 where there is a GPU, with the small base's
+    tokenizer, which uses a part of the vocabulary."""
     if (folder / "config.json").exists():
         return folder
     import torch
@@ -138,7 +140,8 @@ def histogram(lengths: Sequence[int]) -> str:
 
 
 def without_dropout(folder: Path, to: Path) -> Path:
-    """A copy of a model whose config says no dropout: arms that draw it differently could not be compared by their losses."""
+    """A copy of a model whose config says no dropout: arms that draw it differently could not be
+    compared by their losses."""
     shutil.copytree(folder, to, dirs_exist_ok=True)
     config = json.loads((to / "config.json").read_text(encoding="utf-8"))
     config |= {name: 0.0 for name in config if name.endswith(("dropout_prob", "_dropout"))}

@@ -1,17 +1,21 @@
-"""Adapting a language model to notes with LoRA: clinpeft beside HF Trainer + PEFT and TRL, the same documents in the same steps.
+"""Adapting a language model to notes with LoRA: clinpeft beside HF Trainer + PEFT and TRL, the same
+documents in the same steps.
 
     pip install "clinpeft[peers]"
     MTSAMPLES=/data/mtsamples.csv.gz python benchmarks/adapt.py --out results --minutes 4
 
-Bases: the small base of this repository (8 M) and a LLaMA shape of 60 M random weights. Documents are whole notes up to 1,024 tokens (a longer
-one is cut), some 4,096 tokens a step; ``equal`` cuts the same notes into windows of 256 tokens, so that there is no padding for anybody to save. The
-arms start from the same adapter and train the same documents in the same steps; those that choose their own order (length grouping, packing) are
-compared by what they think of the same eight documents at the end.
+Bases: the small base of this repository (8 M) and a LLaMA shape of 60 M random weights. Documents
+are whole notes up to 1,024 tokens (a longer one is cut), some 4,096 tokens a step; ``equal`` cuts
+the same notes into windows of 256 tokens, so that there is no padding for anybody to save. The arms
+start from the same adapter and train the same documents in the same steps; those that choose their
+own order (length grouping, packing) are compared by what they think of the same eight documents at
+the end.
 
-``7B-notes`` is for a GPU: the shape of LLaMA-7B with random weights, notes up to 2,048 tokens, 16,384 a step, bfloat16 arms alone, and beside each
-rate its share of the GPU's peak (MFU): tokens a second times (4 N + 6 n + 6 s h L) operations, with N the weights of the linear layers and of the
-head, n those of the adapters, s the mean length of the document that a token stands in, h the width, and L the layers; nothing that an arm computes
-twice is counted.
+``7B-notes`` is for a GPU: the shape of LLaMA-7B with random weights, notes up to 2,048 tokens,
+16,384 a step, bfloat16 arms alone, and beside each rate its share of the GPU's peak (MFU): tokens a
+second times (4 N + 6 n + 6 s h L) operations, with N the weights of the linear layers and of the
+head, n those of the adapters, s the mean length of the document that a token stands in, h the
+width, and L the layers; nothing that an arm computes twice is counted.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ EQUAL_TOKENS, ASKED = 256, 8
 
 @dataclass(frozen=True)
 class Size:
-    """Of a workload: its base, the most tokens of a document and those of a step, and how many steps."""
+    """Of a workload: its base, the most tokens of a document and those of a step, and how many
+    steps."""
 
     base: Callable[[Path], Path]
     max_tokens: int
@@ -50,7 +55,8 @@ SIZES = {
 
 
 def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
-    """Documents, steps and first weights, as the product makes them from a recipe; ``equal``: all of so many tokens, 0: whole notes."""
+    """Documents, steps and first weights, as the product makes them from a recipe; ``equal``: all
+    of so many tokens, 0: whole notes."""
     import _ours
     import _peers
 
@@ -99,7 +105,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         for token in encodings.tokens[
             encodings.starts[at] : encodings.starts[at] + encodings.lengths[at]
         ]
-    ]  # noqa: E731
+    ]
     kept = {
         "windows": used,
         "steps": [[token_ids(at) for at in step] for step in used],
@@ -120,7 +126,8 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
 def full_windows_only(
     windows: list[list[int]], lengths: Any, size: Size, tokens: int
 ) -> list[list[int]]:
-    """Steps of windows of the length that most have: ``tokens``, or one less where room is left for a token at the end of a note."""
+    """Steps of windows of the length that most have: ``tokens``, or one less where room is left for
+    a token at the end of a note."""
     usual = Counter(int(lengths[at]) for step in windows for at in step).most_common(1)[0][0]
     full = [at for step in windows for at in step if lengths[at] == usual]
     rows = max(1, size.step_tokens // tokens)
@@ -136,7 +143,8 @@ def read(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def finished(measured: side.Measured, model: Any, work: Path, precision: str) -> side.Measured:
-    """What the trained model thinks of the documents that all arms are asked, and how fast the frozen products alone would have been."""
+    """What the trained model thinks of the documents that all arms are asked, and how fast the
+    frozen products alone would have been."""
     import torch
 
     recipe, kept = read(work)
@@ -170,7 +178,7 @@ def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
     from clinpeft.workflows import plan
 
     lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
-    shape = models.shape(Path(recipe["base"]["path"]))
+    shape = models.read_model_shape(Path(recipe["base"]["path"]))
     trained = plan.count_trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
     terms = plan.estimate_operations(
         shape, trained, round(float((lengths**2).sum() / lengths.sum())), has_language_head=True
@@ -179,7 +187,8 @@ def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
 
 
 def peak(gpu: str) -> float:
-    """Dense bfloat16 operations a second of a GPU by its data sheet; not a number where it is in no row."""
+    """Dense bfloat16 operations a second of a GPU by its data sheet; not a number where it is in no
+    row."""
     from clinpeft.workflows import plan
 
     return next(
@@ -189,7 +198,8 @@ def peak(gpu: str) -> float:
 
 
 def ours(precision: str, work: Path, patches: Any = (), activations: str = "auto") -> side.Measured:
-    """The verb ``adapt``, at the loop's door given the prepared steps; ``patches`` take parts of the product away."""
+    """The verb ``adapt``, at the loop's door given the prepared steps; ``patches`` take parts of
+    the product away."""
     import contextlib
     import dataclasses
 
@@ -280,7 +290,8 @@ def _settled(measured: side.Measured, own_order: bool) -> None:
 
 
 def trl(precision: str, work: Path) -> side.Measured:
-    """TRL's SFTTrainer with packing: rows of the most tokens of a document, in which documents stand one behind the other."""
+    """TRL's SFTTrainer with packing: rows of the most tokens of a document, in which documents
+    stand one behind the other."""
     import _peers
     import datasets
     import torch
@@ -349,9 +360,15 @@ BENCHMARK = side.Benchmark(
     },
     apart=("7B-notes",),
     goals=(
-        "Goals: at least 4 × HF Trainer + PEFT padded in bfloat16, 2 × the best peer, half of the roofline, no more memory than the peer.",
+        (
+            "Goals: at least 4 × HF Trainer + PEFT padded in bfloat16, 2 × the best peer, half "
+            "of the roofline, no more memory than the peer."
+        ),
         "Goals of 7B-notes, on a GPU: 2.5 × HF Trainer + PEFT padded, MFU of 46 %.",
-        "The reference is the first arm. Real tokens only; a step's time holds loading, collating and the optimiser.",
+        (
+            "The reference is the first arm. Real tokens only; a step's time holds loading, "
+            "collating and the optimiser."
+        ),
     ),
 )
 

@@ -1,10 +1,12 @@
 """How much of two sets of OpenStax extracts the reader of books finds again, and how long it reads.
 
-The extracts (JSON lines, made by other code from the same CNXML) give the cardiovascular passages and the glossary of each folder. One is found
-where a passage of the same module holds the same letters and digits in the same order; blanks, punctuation, raised and lowered characters and the
+The extracts (JSON lines, made by other code from the same CNXML) give the cardiovascular passages
+and the glossary of each folder. One is found where a passage of the same module holds the same
+letters and digits in the same order; blanks, punctuation, raised and lowered characters and the
 words that stand for a link to a figure are left out of both sides.
 
-    python benchmarks/books_openstax.py ../shared/data/openstax_anatomy_physiology_2e ../shared/data/openstax_nursing
+    python benchmarks/books_openstax.py ../shared/data/openstax_anatomy_physiology_2e
+    ../shared/data/openstax_nursing
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
 
 LEFT_OUT = re.compile(r"references|suggested-reading")
-"""Classes of sections that the reader leaves out on purpose, so that they are no text to be found; one more is only titled so."""
+"""Classes of sections that the reader leaves out on purpose, so that they are no text to be found;
+one more is only titled so."""
 
 
 class Recall(NamedTuple):
-    """Of one kind of extract: how many are found, of how many, and how many more are in sections that are left out on purpose."""
+    """Of one kind of extract: how many are found, of how many, and how many more are in sections
+    that are left out on purpose."""
 
     name: str
     found: int
@@ -48,19 +52,22 @@ def main() -> None:
     for folder in parser.parse_args().folders:
         began = time.perf_counter()
         attrition = Attrition("books")
-        passages = textbooks.read(folder, attrition).read_all().to_pylist()
+        passages = textbooks.read_textbooks(folder, attrition).read_all().to_pylist()
         print(
-            f"{folder.name}: {len(passages):,} passages in {time.perf_counter() - began:.1f} s; {attrition.as_json()}"
+            f"{folder.name}: {len(passages):,} passages in "
+            f"{time.perf_counter() - began:.1f} s; {attrition.as_json()}"
         )
         for recall in recalls(folder, passages):
             asked = f"{recall.found:,} of {recall.asked:,}"
             print(
-                f"    {recall.name:10} {recall.value:.4f} ({asked}; {recall.left_out:,} more in sections that are left out on purpose)"
+                f"    {recall.name:10} {recall.value:.4f} ({asked}; {recall.left_out:,} "
+                "more in sections that are left out on purpose)"
             )
 
 
 def recalls(folder: Path, passages: list[dict[str, object]]) -> list[Recall]:
-    """What of ``cardio_passages.jsonl`` and ``glossary.jsonl`` is found in the passages read from the same folder."""
+    """What of ``cardio_passages.jsonl`` and ``glossary.jsonl`` is found in the passages read from
+    the same folder."""
     texts: defaultdict[str, list[str]] = defaultdict(list)
     terms = set()
     for passage in passages:

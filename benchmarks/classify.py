@@ -1,11 +1,14 @@
-"""Answering a question with 1,266 labels from notes of 50 to 4,000 tokens: clinpeft beside HF Trainer + PEFT, notes a second at equal logits.
+"""Answering a question with 1,266 labels from notes of 50 to 4,000 tokens: clinpeft beside HF
+Trainer + PEFT, notes a second at equal logits.
 
     python benchmarks/classify.py --out results --minutes 4
 
-Real notes (where ``MTSAMPLES`` or ``CLINPEFT_DATA`` names them) are cut and joined to lengths drawn evenly on a logarithmic scale; what is longer
-than the small base has positions for (2,048) is cut for everybody. Labels are drawn: 1,266 classes, three a note, frequencies as 1 / rank. All arms
-start from the same adapter and the same head, and train the same notes in the same steps; before and after, their logits of four notes are compared
-with those of the first arm. ``head-only`` trains the head alone: clinpeft reads each note once, and its rate is that after the first epoch.
+Real notes (where ``MTSAMPLES`` or ``CLINPEFT_DATA`` names them) are cut and joined to lengths drawn
+evenly on a logarithmic scale; what is longer than the small base has positions for (2,048) is cut
+for everybody. Labels are drawn: 1,266 classes, three a note, frequencies as 1 / rank. All arms
+start from the same adapter and the same head, and train the same notes in the same steps; before
+and after, their logits of four notes are compared with those of the first arm. ``head-only`` trains
+the head alone: clinpeft reads each note once, and its rate is that after the first epoch.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ def prepare(
 
 
 def rows(words: list[int], labels: int, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
-    """A text filed under each of its labels; the first rows know all labels, so that the question has all of them."""
+    """A text filed under each of its labels; the first rows know all labels, so that the question
+    has all of them."""
     import _texts
 
     frequency = 1 / np.arange(1, labels + 1)
@@ -140,7 +144,8 @@ def _read(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def compared(logits: np.ndarray[Any, Any], when: str, work: Path, measured: side.Measured) -> None:
-    """The largest difference of the logits to those of the first arm, which leaves its own behind."""
+    """The largest difference of the logits to those of the first arm, which leaves its own
+    behind."""
     path = work / f"logits-{when}.npy"
     if not path.exists():
         np.save(path, logits)
@@ -159,7 +164,8 @@ def _roofline(
 
 
 def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
-    """The verb ``classify``, at the loop's door given the prepared steps; ``patches`` take parts of the product away."""
+    """The verb ``classify``, at the loop's door given the prepared steps; ``patches`` take parts of
+    the product away."""
     import contextlib
     import dataclasses
 
@@ -253,7 +259,8 @@ def trainer(precision: str, grouped: bool, work: Path) -> side.Measured:
 
 
 def _model(recipe: dict[str, Any], kept: dict[str, Any], work: Path, precision: str) -> Any:
-    """Stock model for sequence classification with our first head (which has a bias) and our first adapter; without adapter only the head learns."""
+    """Stock model for sequence classification with our first head (which has a bias) and our first
+    adapter; without adapter only the head learns."""
     import _peers
     import torch
     import transformers
@@ -347,8 +354,14 @@ BENCHMARK = side.Benchmark(
     peers=[name for name in ARMS if not name.startswith("clinpeft")],
     only={"head-only": [name for name in ARMS if "length groups" not in name]},
     goals=(
-        "Goals: at least 2.5 × the best peer at equal logits; the head alone, after the first epoch, 50 ×.",
-        "Logits of four notes, each asked alone, before the first step and after the last, against the first arm.",
+        (
+            "Goals: at least 2.5 × the best peer at equal logits; the head alone, after the "
+            "first epoch, 50 ×."
+        ),
+        (
+            "Logits of four notes, each asked alone, before the first step and after the last, "
+            "against the first arm."
+        ),
     ),
 )
 

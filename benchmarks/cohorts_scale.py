@@ -1,7 +1,8 @@
 """How long the five tasks of MIMIC-III take to build at the real size, and in how much memory.
 
-Writes a folder of random words in the layout and the sizes of MIMIC-III (``cohorts_tables.py``; kept, and used again the next time), builds each
-task from it in a process of its own, and prints for each step the seconds and the peak of resident memory until then.
+Writes a folder of random words in the layout and the sizes of MIMIC-III (``cohorts_tables.py``;
+kept, and used again the next time), builds each task from it in a process of its own, and prints
+for each step the seconds and the peak of resident memory until then.
 
     python benchmarks/cohorts_scale.py --folder /a/disk/with/25/GB
     python benchmarks/cohorts_scale.py --folder /a/disk --fraction 0.1 --tasks mortality ventilation
@@ -54,7 +55,10 @@ def main() -> None:
     began = time.perf_counter()
     cohorts_tables.write(hospital, sizes)
     print(
-        f"{sizes}\nwritten in {time.perf_counter() - began:,.0f} s: {written_bytes(hospital) / 1e9:.2f} GB",
+        (
+            f"{sizes}\nwritten in {time.perf_counter() - began:,.0f} s: "
+            f"{written_bytes(hospital) / 1e9:.2f} GB"
+        ),
         flush=True,
     )
     for task in asked.tasks:
@@ -82,7 +86,10 @@ def report(task: str, asked: argparse.Namespace) -> None:
     print(f"{task}: {found['stays']:,} stays, {total:,.0f} s", flush=True)
     for step, (seconds, processor, peak) in found["steps"].items():
         print(
-            f"    {step:30} {seconds:8,.1f} s {processor:8,.1f} s of processor, peak {peak / 1e9:.2f} GB",
+            (
+                f"    {step:30} {seconds:8,.1f} s {processor:8,.1f} s of processor, peak "
+                f"{peak / 1e9:.2f} GB"
+            ),
             flush=True,
         )
 
@@ -107,29 +114,29 @@ def built(folder: Path, task: str, memory_gigabytes: float) -> dict[str, object]
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         work = Path(name)
         with timed(steps, "tables"):
-            opened = hospital.open_tables(
+            opened = hospital.open_hospital_database(
                 SourceSpec(name="mimic-iii", path=folder), work / "database", memory_gigabytes
             )
         with timed(steps, "rows, notes, texts"):
-            cohort = cohorts.write(recipe, opened, work / "cohort")
+            cohort = cohorts.write_cohort(recipe, opened, work / "cohort")
         with timed(steps, "leakage audit"):
-            leakage.run(
+            leakage.audit_leakage(
                 cohort.path,
                 cohort.classes,
                 cohort.task.kind,
                 work / "cohort",
                 recipe.seed,
-                task=task,
+                task_name=task,
             )
         with timed(steps, "MEDS"):
-            meds.write(
+            meds.write_meds_dataset(
                 cohort.path,
                 cohort.task.kind,
                 cohort.classes,
                 work / "meds",
                 "mimic-iii",
                 "as shipped",
-                question=task,
+                task_name=task,
             )
         opened.connection.close()
     return {"stays": cohort.attrition[-1].kept_rows, "steps": steps}
@@ -137,7 +144,8 @@ def built(folder: Path, task: str, memory_gigabytes: float) -> dict[str, object]
 
 @contextmanager
 def timed(steps: dict[str, tuple[float, float, int]], name: str) -> Iterator[None]:
-    """Seconds on the clock and of the processor, and the peak of resident bytes since the process began."""
+    """Seconds on the clock and of the processor, and the peak of resident bytes since the process
+    began."""
     clock, processor = time.perf_counter(), time.process_time()
     yield
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,8 +1,10 @@
-"""The tables that cohorts are built from, in the layout and the sizes of MIMIC-III, with nothing in them but random words: for measuring only.
+"""The tables that cohorts are built from, in the layout and the sizes of MIMIC-III, with nothing in
+them but random words: for measuring only.
 
-``clinpeft.data.synthetic`` invents patients whose notes say what happens to them; this file only fills tables, a hundred times as fast, so that
-the real size can be written in minutes. Words follow a power law over 30,000, one line in five is one of 5,000 that recur, one summary in fifty
-is a near copy of another.
+``clinpeft.data.synthetic`` invents patients whose notes say what happens to them; this file only
+fills tables, a hundred times as fast, so that the real size can be written in minutes. Words follow
+a power law over 30,000, one line in five is one of 5,000 that recur, one summary in fifty is a near
+copy of another.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of each table; the defaults are those of MIMIC-III v1.4, and of CHARTEVENTS what ventilation reads and as much beside it."""
+    """Rows of each table; the defaults are those of MIMIC-III v1.4, and of CHARTEVENTS what
+    ventilation reads and as much beside it."""
 
     subjects: int = 46_520
     stays: int = 58_976
@@ -69,10 +72,12 @@ def write(folder: Path, sizes: Sizes, seed: int = 1234) -> None:
         for name, query in _tables(sizes).items():
             connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
             connection.execute(
-                f"COPY {name} TO '{folder / f'{name}.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')"
+                f"COPY {name} TO '{folder / f'{name}.csv'}' (HEADER, TIMESTAMPFORMAT "
+                "'%Y-%m-%d %H:%M:%S')"
             )
         connection.execute(
-            f"COPY ({_charted(sizes)}) TO '{folder / 'CHARTEVENTS.csv'}' (HEADER, TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')"
+            f"COPY ({_charted(sizes)}) TO '{folder / 'CHARTEVENTS.csv'}' (HEADER, "
+            "TIMESTAMPFORMAT '%Y-%m-%d %H:%M:%S')"
         )
         owners = connection.execute(
             "SELECT SUBJECT_ID, HADM_ID, DISCHTIME::DATE::VARCHAR FROM ADMISSIONS ORDER BY HADM_ID"
@@ -110,7 +115,8 @@ def _tables(sizes: Sizes) -> dict[str, str]:
 
 
 def _charted(sizes: Sizes) -> str:
-    """Every ICU stay is charted each half hour from its admission on: one stay in two with a ventilator setting, the other with a heart rate."""
+    """Every ICU stay is charted each half hour from its admission on: one stay in two with a
+    ventilator setting, the other with a heart rate."""
     return f"""SELECT i AS ROW_ID, SUBJECT_ID, HADM_ID, ICUSTAY_ID, if(c.ROW_ID % 2 = 0, 211, 224687) AS ITEMID,
         INTIME + to_minutes((30 * (i // {sizes.icu_stays}))::INTEGER) AS CHARTTIME, CHARTTIME AS STORETIME, 1 AS CGID,
         if(c.ROW_ID % 2 = 0, '80', '8.5') AS VALUE, NULL AS VALUENUM, 'L/min' AS VALUEUOM, NULL AS WARNING, NULL AS ERROR, NULL AS RESULTSTATUS,

@@ -1,13 +1,17 @@
-"""The memory of the published way to build the mortality cohort, with pandas, beside ours on the same files.
+"""The memory of the published way to build the mortality cohort, with pandas, beside ours on the
+same files.
 
-The steps are those of the published builder of arXiv 2102.04110, written anew: read NOTEEVENTS and ADMISSIONS whole, keep discharge summaries, sort
-by date, drop repeated texts, join the texts of each stay, cut the eight sections of an admission note, join the answers. Each builder runs in a
-process of its own; both write Parquet. pandas is no dependency of clinpeft: ``pip install pandas`` for this script.
+The steps are those of the published builder of arXiv 2102.04110, written anew: read NOTEEVENTS and
+ADMISSIONS whole, keep discharge summaries, sort by date, drop repeated texts, join the texts of
+each stay, cut the eight sections of an admission note, join the answers. Each builder runs in a
+process of its own; both write Parquet. pandas is no dependency of clinpeft: ``pip install pandas``
+for this script.
 
     pip install pandas
     python benchmarks/cohorts_vs_pandas.py --folder /a/disk --fraction 0.1
 
-``--folder`` and ``--fraction`` are those of ``cohorts_scale.py``, whose tables are used, or written.
+``--folder`` and ``--fraction`` are those of ``cohorts_scale.py``, whose tables are used, or
+written.
 """
 
 from __future__ import annotations
@@ -74,7 +78,10 @@ def main() -> None:
             continue
         found = json.loads(done.stdout)
         print(
-            f"{builder:10} {found['stays']:>8,} stays {found['seconds']:>8,.0f} s, peak {found['peak'] / 1e9:.2f} GB",
+            (
+                f"{builder:10} {found['stays']:>8,} stays {found['seconds']:>8,.0f} s, peak "
+                f"{found['peak'] / 1e9:.2f} GB"
+            ),
             flush=True,
         )
 
@@ -133,8 +140,10 @@ def with_clinpeft(hospital: Path, work: Path) -> int:
     recipe = CohortRecipe.model_validate(
         {"kind": "cohort", "source": {"name": "mimic-iii", "path": str(hospital)}, "task": task}
     )
-    opened = tables.open_tables(SourceSpec(name="mimic-iii", path=hospital), work / "database")
-    return cohorts.write(recipe, opened, work / "cohort").attrition[-1].kept_rows
+    opened = tables.open_hospital_database(
+        SourceSpec(name="mimic-iii", path=hospital), work / "database"
+    )
+    return cohorts.write_cohort(recipe, opened, work / "cohort").attrition[-1].kept_rows
 
 
 BUILDERS: dict[str, Callable[[Path, Path], int]] = {

@@ -3,13 +3,14 @@
     python benchmarks/corpora_memory.py 100000 500000
     python benchmarks/corpora_memory.py --decide-only 2650000
 
-Each size runs in a fresh process. Notes of about 300 invented words are made on the fly: eight in ten new, one an exact copy, one a copy with
-three words changed (a Jaccard similarity of word 5-grams of 0.86 to 0.93). Half of the copies are of a recent note and half of one of the first
-thousand, as with templates. Times are of the processor,
-all threads together, without the inventing of the notes.
+Each size runs in a fresh process. Notes of about 300 invented words are made on the fly: eight in
+ten new, one an exact copy, one a copy with three words changed (a Jaccard similarity of word
+5-grams of 0.86 to 0.93). Half of the copies are of a recent note and half of one of the first
+thousand, as with templates. Times are of the processor, all threads together, without the inventing
+of the notes.
 
-``--decide-only`` leaves texts out: random signatures, one in ten like an earlier one in nine minima of ten, show what deciding takes at the size
-of MIMIC-IV-Note.
+``--decide-only`` leaves texts out: random signatures, one in ten like an earlier one in nine minima
+of ten, show what deciding takes at the size of MIMIC-IV-Note.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from clinpeft.core import schemas
 from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
-from clinpeft.data.notes.corpus import build
+from clinpeft.data.notes.corpus import build_note_corpus
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 Words = NDArray[np.int64]
@@ -84,7 +85,8 @@ class Hospital:
 
 
 def peak_megabytes() -> float:
-    """The largest resident set of this process; the kernel starts it anew with the program, unlike ``getrusage``."""
+    """The largest resident set of this process; the kernel starts it anew with the program, unlike
+    ``getrusage``."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found.group(1)) / 1024
@@ -95,7 +97,7 @@ def measure(notes: int) -> None:
     before = peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         started, began = time.process_time(), time.perf_counter()
-        corpus = build(
+        corpus = build_note_corpus(
             schemas.stream(schemas.NOTE_SCHEMA, hospital.batches()),
             CorpusSpec(),
             SplitSpec(),
@@ -107,7 +109,8 @@ def measure(notes: int) -> None:
         size = corpus.path.stat().st_size / 2**20
     dropped = {step.step: sum(step.dropped_rows.values()) for step in corpus.attrition}
     print(
-        f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, {notes / seconds:,.0f} notes/s; file {size:.0f} MB"
+        f"{notes:,} notes in {clock:.0f} s; {seconds:.0f} processor seconds, "
+        f"{notes / seconds:,.0f} notes/s; file {size:.0f} MB"
     )
     print(f"  peak {peak_megabytes():.0f} MB, of which imports {before:.0f}")
     print(f"  planted {dict(hospital.planted)}, dropped {dropped}", flush=True)
@@ -115,29 +118,32 @@ def measure(notes: int) -> None:
 
 def decide(notes: int) -> None:
     rng, dropped = np.random.default_rng(0), np.zeros(notes, np.bool_)
-    first = rng.integers(0, 2**32, (BATCH, deduplicate.PERMUTATIONS), np.uint32)
+    first = rng.integers(0, 2**32, (BATCH, deduplicate.MINHASH_PERMUTATIONS), np.uint32)
 
     def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-        drawn = rng.integers(0, 2**32, (len(texts), deduplicate.PERMUTATIONS), np.uint32)
+        drawn = rng.integers(0, 2**32, (len(texts), deduplicate.MINHASH_PERMUTATIONS), np.uint32)
         alike = (rng.random((len(texts), 1)) < 0.1) & (rng.random(drawn.shape) < 0.9)
         return np.where(alike, first[rng.integers(BATCH, size=len(texts))], drawn)
 
     with (
         tempfile.TemporaryDirectory() as name,
-        mock.patch.object(deduplicate, "signatures", signatures),
+        mock.patch.object(deduplicate, "compute_minhash_signatures", signatures),
     ):
         folder = Path(name)
-        for step in deduplicate.STEPS["near"]:
-            with step.remembering(folder, 0.8) as remember:
+        for step in deduplicate.DEDUPLICATION_STEPS["near"]:
+            with step.open_writer(folder, 0.8) as remember:
                 for start in range(0, notes, BATCH):
                     remember([str(row) for row in range(start, min(start + BATCH, notes))])
         began = peak_megabytes()
-        for step in deduplicate.STEPS["near"]:
+        for step in deduplicate.DEDUPLICATION_STEPS["near"]:
             started = time.process_time()
-            with contextlib.closing(working_folder.database(folder, 512)) as connection:
-                dropped |= step.find(connection, folder, dropped, 0.8)
+            with contextlib.closing(
+                working_folder.create_working_database(folder, 512)
+            ) as connection:
+                dropped |= step.find_duplicates(connection, folder, dropped, 0.8)
             print(
-                f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} processor seconds, {dropped.sum():,} dropped"
+                f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} "
+                f"processor seconds, {dropped.sum():,} dropped"
             )
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         print(

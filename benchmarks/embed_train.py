@@ -1,9 +1,11 @@
-"""Learning which texts belong together, MiniLM with LoRA: clinpeft beside sentence-transformers and its cached loss, pairs a second.
+"""Learning which texts belong together, MiniLM with LoRA: clinpeft beside sentence-transformers and
+its cached loss, pairs a second.
 
     python benchmarks/embed_train.py --out results --minutes 3
 
-The pairs are the beginnings of real notes (``MTSAMPLES``, ``CLINPEFT_DATA``; else of the invented hospital) and what follows them. All arms start
-from the same adapter and learn the same pairs in the same steps, scale 20, in one direction. The peer's arms are a plain loop around the library's
+The pairs are the beginnings of real notes (``MTSAMPLES``, ``CLINPEFT_DATA``; else of the invented
+hospital) and what follows them. All arms start from the same adapter and learn the same pairs in
+the same steps, scale 20, in one direction. The peer's arms are a plain loop around the library's
 own loss, which is faster than its Trainer; tokenising is part of a step, as it is there.
 """
 

@@ -1,12 +1,16 @@
-"""Texts to vectors with MiniLM: clinpeft beside sentence-transformers on torch, ONNX and OpenVINO, texts a second on three mixes of lengths.
+"""Texts to vectors with MiniLM: clinpeft beside sentence-transformers on torch, ONNX and OpenVINO,
+texts a second on three mixes of lengths.
 
     python benchmarks/encode.py --out results --minutes 2
 
-``short``: questions of 6 to 16 words; ``mixed``: 8 to 200 words, evenly on a logarithmic scale; ``long``: 150 to 400 words, of which the model
-reads 256 tokens. The vectors of every arm are compared with those of the first (torch, float32): the least cosine of any text. A step is all texts
-once, and the first reading is left out, so that what is compiled or exported does not count; it shows in the time to the first step.
+``short``: questions of 6 to 16 words; ``mixed``: 8 to 200 words, evenly on a logarithmic scale;
+``long``: 150 to 400 words, of which the model reads 256 tokens. The vectors of every arm are
+compared with those of the first (torch, float32): the least cosine of any text. A step is all texts
+once, and the first reading is left out, so that what is compiled or exported does not count; it
+shows in the time to the first step.
 
-The ONNX and OpenVINO backends want an older transformers than clinpeft does (optimum-onnx 0.1: below 4.58), and so an environment of their own:
+The ONNX and OpenVINO backends want an older transformers than clinpeft does (optimum-onnx 0.1:
+below 4.58), and so an environment of their own:
 
     python -m venv peers && peers/bin/pip install "sentence-transformers[onnx,openvino]"
     python benchmarks/encode.py --python ONNX=peers/bin/python --python OpenVINO=peers/bin/python
@@ -51,7 +55,8 @@ def prepare(mix: str, work: Path, quick: bool) -> None:
 def _timed(
     encode: Callable[[list[str]], Any], work: Path, reading: str = "", precision: str = ""
 ) -> side.Measured:
-    """``precision``: of the matrix products, whose rate alone is the limit that an arm is held to; empty: not told."""
+    """``precision``: of the matrix products, whose rate alone is the limit that an arm is held to;
+    empty: not told."""
     kept = json.loads((work / "texts.json").read_text())
     measured = side.Measured("texts", [], [], reading=reading)
     for _ in range(kept["readings"]):
@@ -93,16 +98,17 @@ def ours(precision: Any, work: Path) -> side.Measured:
     from clinpeft.recipe import PretrainedModelSpec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=_texts.minilm(), max_tokens=MAX_TOKENS), device, "vectors"
     )
     stack, embedding_config = (
         adapters.attach_adapters(base, ()),
-        models.Manner("mean", max_tokens=MAX_TOKENS),
+        models.EmbeddingConfig("mean", max_tokens=MAX_TOKENS),
     )
-    # made once a command, as a peer's model is loaded once: bfloat16 is compared with float32 on a sample of the texts
+    # made once a command, as a peer's model is loaded once: bfloat16 is compared with float32 on a
+    # sample of the texts
     with mock.patch.object(encoding, "engine", cache_of_one(encoding.engine)):
-        named = str(models.precision_for(precision, device)[0]).removeprefix("torch.")
+        named = str(models.choose_precision(precision, device)[0]).removeprefix("torch.")
         return _timed(
             lambda texts: inference.encode_texts(
                 stack, embedding_config, texts, precision=precision
@@ -128,7 +134,8 @@ def cache_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
 def theirs(
     work: Path, precision: str = "float32", backend: str = "torch", quantized: str = ""
 ) -> side.Measured:
-    """sentence-transformers with one of its backends, exported and quantized by its own functions."""
+    """sentence-transformers with one of its backends, exported and quantized by its own
+    functions."""
     import _texts
     import torch
     from sentence_transformers import SentenceTransformer
@@ -182,7 +189,10 @@ BENCHMARK = side.Benchmark(
     arms=ARMS,
     peers=[name for name in ARMS if not name.startswith("clinpeft")],
     goals=(
-        "Goals: at least 4 × the default (the first arm), 1.3 × the best backend, least cosine 0.999 to float32.",
+        (
+            "Goals: at least 4 × the default (the first arm), 1.3 × the best backend, least "
+            "cosine 0.999 to float32."
+        ),
     ),
 )
 

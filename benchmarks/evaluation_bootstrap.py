@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation_bootstrap.py --labels 1266 --stays 10000 --resamples 1000
 
-The defaults are the size of diagnosis coding in arXiv 2307.03042. Invented answers: three stays in four from a subject of their own, ten codes a
-stay on average with frequencies as 1 / rank (Zipf), probabilities that know something. One process; set OMP_NUM_THREADS to compare with other work
-on the machine.
+The defaults are the size of diagnosis coding in arXiv 2307.03042. Invented answers: three stays in
+four from a subject of their own, ten codes a stay on average with frequencies as 1 / rank (Zipf),
+probabilities that know something. One process; set OMP_NUM_THREADS to compare with other work on
+the machine.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import pyarrow as pa
 from clinpeft.core import schemas
 from clinpeft.core.schemas import LabelSpace
 from clinpeft.evaluation.classification.discrimination import (
-    evaluate_discrimination,
     compute_label_metrics,
+    evaluate_discrimination,
 )
 from clinpeft.recipe import ClassificationEvaluationSpec
 
@@ -72,7 +73,10 @@ def main() -> None:
     answered, question = invented(given.stays, given.labels)
     spec = ClassificationEvaluationSpec(resamples=given.resamples)
     print(
-        f"{given.labels:,} labels, {given.stays:,} stays, {given.resamples:,} resamples; before: peak {peak_megabytes():.0f} MB",
+        (
+            f"{given.labels:,} labels, {given.stays:,} stays, {given.resamples:,} resamples; "
+            f"before: peak {peak_megabytes():.0f} MB"
+        ),
         flush=True,
     )
     for measured in (compute_label_metrics, evaluate_discrimination):
@@ -80,7 +84,10 @@ def main() -> None:
         measured(answered, question, "held_out", spec, np.random.default_rng(0))
         clock, busy = time.perf_counter() - began, time.process_time() - busy
         print(
-            f"{measured.__name__}: {clock:.0f} s, {busy:.0f} processor seconds; peak {peak_megabytes():.0f} MB",
+            (
+                f"{measured.__name__}: {clock:.0f} s, {busy:.0f} processor seconds; peak "
+                f"{peak_megabytes():.0f} MB"
+            ),
             flush=True,
         )
 

@@ -1,11 +1,13 @@
-"""A set to search from outside of medicine, to see what an encoder forgot: which gloss of WordNet 3.0 explains a word?
+"""A set to search from outside of medicine, to see what an encoder forgot: which gloss of WordNet
+3.0 explains a word?
 
     python benchmarks/general_wordnet.py /usr/share/wordnet/data.noun --out wordnet
     clinpeft evaluate RUN --search wordnet
 
-Nouns for artefacts, food, animals, plants, places, events, communication and possession that have one meaning; bodies, illnesses, substances,
-processes and states are left out, and so is every gloss with a word of medicine in it. A thousand words are asked, none of which is in its own
-gloss, and their glosses are searched among 10,000. Intervals are over questions.
+Nouns for artefacts, food, animals, plants, places, events, communication and possession that have
+one meaning; bodies, illnesses, substances, processes and states are left out, and so is every gloss
+with a word of medicine in it. A thousand words are asked, none of which is in its own gloss, and
+their glosses are searched among 10,000. Intervals are over questions.
 """
 
 from __future__ import annotations
@@ -92,10 +94,13 @@ def main() -> None:
         CANDIDATE_PASSAGE_SCHEMA,
         {"passage_id": [f"n{one[0]}" for one in searched], "text": [one[3] for one in searched]},
     )
-    judged: pa.Table = beir.judgements({(f"q{number}", f"n{number}"): 1 for number, _ in drawn})
-    beir.write(RetrievalSet(queries, passages, judged), given.out)
+    judged: pa.Table = beir.build_relevance_judgments(
+        {(f"q{number}", f"n{number}"): 1 for number, _ in drawn}
+    )
+    beir.write_beir(RetrievalSet(queries, passages, judged), given.out)
     print(
-        f"{len(drawn)} of {len(asked):,} questions, {len(searched):,} of {len(kept):,} glosses: {given.out}"
+        f"{len(drawn)} of {len(asked):,} questions, {len(searched):,} of {len(kept):,} "
+        f"glosses: {given.out}"
     )
 
 

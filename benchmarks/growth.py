@@ -1,9 +1,11 @@
-"""How cost grows: tokens a second against the length of documents, notes a second against the number of labels and the size of the corpus.
+"""How cost grows: tokens a second against the length of documents, notes a second against the
+number of labels and the size of the corpus.
 
     python benchmarks/growth.py --out results --rounds 1
 
-``tokens-N``: the small base learns documents of exactly N tokens, 4,096 a step. ``labels-N``: notes of 50 to 500 tokens answered with N labels.
-``corpus-N``: from the notes of N invented people to the first step: cleaning, deduplication, splits, tokens, and what the base thinks of a few.
+``tokens-N``: the small base learns documents of exactly N tokens, 4,096 a step. ``labels-N``: notes
+of 50 to 500 tokens answered with N labels. ``corpus-N``: from the notes of N invented people to the
+first step: cleaning, deduplication, splits, tokens, and what the base thinks of a few.
 """
 
 from __future__ import annotations

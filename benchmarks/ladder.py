@@ -1,14 +1,18 @@
-"""One rung a technique: everything taken away, then one technique after the other put back, in the same steps and with the same losses.
+"""One rung a technique: everything taken away, then one technique after the other put back, in the
+same steps and with the same losses.
 
     python benchmarks/ladder.py --out results --minutes 4
 
-Techniques are taken away from outside, in this process alone; the product has no switches for them. A rung whose technique is not found under the
-name that is known here fails, and says so. What does not pay here does not belong into the product.
+Techniques are taken away from outside, in this process alone; the product has no switches for them.
+A rung whose technique is not found under the name that is known here fails, and says so. What does
+not pay here does not belong into the product.
 
-Norms and gates are compiled in long runs alone, so that the rung which has them is one above the product.
+Norms and gates are compiled in long runs alone, so that the rung which has them is one above the
+product.
 
-``small-answers`` answers a question from notes of 50 to 2,048 tokens, where a note's vector is its last token. Activations recomputed are the one
-technique that a recipe can ask for: it saves memory and costs time, which no other rung does.
+``small-answers`` answers a question from notes of 50 to 2,048 tokens, where a note's vector is its
+last token. Activations recomputed are the one technique that a recipe can ask for: it saves memory
+and costs time, which no other rung does.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ Taken = AbstractContextManager[Any]
 
 
 def inside(name: str) -> Any:
-    """A file of the product; where a room exports a function of the file's name, a plain import would give that."""
+    """A file of the product; where a room exports a function of the file's name, a plain import
+    would give that."""
     return importlib.import_module(f"clinpeft.{name}")
 
 
@@ -37,7 +42,7 @@ def rows_padded() -> list[Taken]:
     """All documents of a micro-batch side by side, padded to the longest."""
     together = lambda lengths, _: [
         [row for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]) if lengths[row]]
-    ]  # noqa: E731
+    ]
     return [
         *rows_of_one_length(),
         mock.patch.object(inside("adapters.hidden"), "_groups", together),
@@ -45,7 +50,8 @@ def rows_padded() -> list[Taken]:
 
 
 def rows_of_one_length() -> list[Taken]:
-    """Documents side by side only with those of the same length, so that nothing is padded, and never one behind the other in a row."""
+    """Documents side by side only with those of the same length, so that nothing is padded, and
+    never one behind the other in a row."""
     return [mock.patch.object(inside("adapters.hidden"), "_as_one_row", lambda _: False)]
 
 
@@ -57,10 +63,11 @@ def stock_layers() -> list[Taken]:
 
 
 def fused_attention() -> list[Taken]:
-    """PyTorch's fused attention, in float32 on a processor, in place of plain products whose weights are kept."""
+    """PyTorch's fused attention, in float32 on a processor, in place of plain products whose
+    weights are kept."""
     from clinpeft.runtime import cpu_attention
 
-    return [mock.patch.object(cpu_attention, "pays", lambda *_: False)]
+    return [mock.patch.object(cpu_attention, "is_cpu_attention_faster", lambda *_: False)]
 
 
 def whole_vocabulary() -> list[Taken]:
@@ -81,11 +88,12 @@ def whole_last_layer() -> list[Taken]:
     """The last layer for all tokens, and not for those alone that are pooled."""
     from clinpeft import models
 
-    return [mock.patch.object(models, "ends", lambda *_: None)]
+    return [mock.patch.object(models, "select_pooled_tokens", lambda *_: None)]
 
 
 def compiled() -> list[Taken]:
-    """Norms and gates compiled, whatever that takes: put in, where everything else here is taken away, since a run this short does without."""
+    """Norms and gates compiled, whatever that takes: put in, where everything else here is taken
+    away, since a run this short does without."""
     compiling = inside("pipeline.compiling")
     return [
         mock.patch.object(
@@ -144,7 +152,10 @@ BENCHMARK = side.Benchmark(
     arms=RUNGS | ANSWERS,
     only={"small-notes": list(RUNGS), "60M-notes": list(RUNGS), "small-answers": list(ANSWERS)},
     goals=(
-        "Every rung trains the same documents in the same steps; its losses stay within those of float32 and bfloat16 of the first two rungs.",
+        (
+            "Every rung trains the same documents in the same steps; its losses stay within "
+            "those of float32 and bfloat16 of the first two rungs."
+        ),
     ),
 )
 

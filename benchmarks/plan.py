@@ -1,11 +1,14 @@
-"""What ``clinpeft plan`` says beside what the run then takes: seconds of training and memory at the peak.
+"""What ``clinpeft plan`` says beside what the run then takes: seconds of training and memory at the
+peak.
 
     python benchmarks/plan.py --out results --rounds 3
 
-Plan and run are processes of their own with homes of their own, so that neither finds what the other prepared. Two plans of memory are compared: what
-was measured in the plan's own first steps, with the whole process; and the sum of the formulas, with what the process holds before training, the base
-apart: libraries, most of all. The first stands beside the peak of the whole run, the second beside that at the end of training. Real notes where
-``MTSAMPLES`` or ``CLINPEFT_DATA`` names them.
+Plan and run are processes of their own with homes of their own, so that neither finds what the
+other prepared. Two plans of memory are compared: what was measured in the plan's own first steps,
+with the whole process; and the sum of the formulas, with what the process holds before training,
+the base apart: libraries, most of all. The first stands beside the peak of the whole run, the
+second beside that at the end of training. Real notes where ``MTSAMPLES`` or ``CLINPEFT_DATA`` names
+them.
 """
 
 from __future__ import annotations
@@ -157,7 +160,8 @@ def planned(work: Path) -> side.Measured:
 
 @contextlib.contextmanager
 def held_before_training(held: list[int]) -> Iterator[None]:
-    """The resident set when the loop is entered, base included, is appended whenever that happens."""
+    """The resident set when the loop is entered, base included, is appended whenever that
+    happens."""
     from clinpeft import training
 
     real = training.run_training
@@ -208,7 +212,8 @@ QUANTITIES = {
 
 
 def compared(arms: Mapping[str, Mapping[str, Any]], _: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a quantity: medians over rounds, and how far the plan was off in the same rounds; one row for each arm that failed."""
+    """One row a quantity: medians over rounds, and how far the plan was off in the same rounds; one
+    row for each arm that failed."""
     plans, runs = (
         [side.Measured(**each) for each in arms.get(name, {"runs": []})["runs"]]
         for name in ("plan", "run")
@@ -266,7 +271,10 @@ BENCHMARK = side.Benchmark(
     arms={"plan": planned, "run": run},
     goals=(
         f"Goal: within {PLANNED_WITHIN:.0%}.",
-        "Bytes by formula are those of training: what preparing and scoring hold at their own peak is not in them.",
+        (
+            "Bytes by formula are those of training: what preparing and scoring hold at their "
+            "own peak is not in them."
+        ),
     ),
     rows=compared,
     table=table,

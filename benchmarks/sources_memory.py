@@ -1,7 +1,9 @@
-"""How fast a corpus streams through ``sources.read``, and that its memory does not grow with the corpus.
+"""How fast a corpus streams through ``sources.read``, and that its memory does not grow with the
+corpus.
 
-Writes two invented hospitals in the layout of MIMIC-IV-Note, a fifth of ``--notes`` and ``--notes``, reads each in a process of its own, and
-prints notes a second and the peak of resident memory; then the same file through other CSV readers, for the choice made in
+Writes two invented hospitals in the layout of MIMIC-IV-Note, a fifth of ``--notes`` and
+``--notes``, reads each in a process of its own, and prints notes a second and the peak of resident
+memory; then the same file through other CSV readers, for the choice made in
 ``data/formats/delimited.py``. Everything written is deleted again.
 
     python benchmarks/sources_memory.py --notes 500000
@@ -27,7 +29,8 @@ from clinpeft.data import synthetic
 from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
 
-NOTES_PER_SUBJECT = 11.5  # a little under what the hospital writes, so that there are at least as many notes as asked for
+# a little under what the hospital writes, so that there are at least as many notes as asked for
+NOTES_PER_SUBJECT = 11.5
 FILES = ("discharge.csv.gz", "radiology.csv.gz")
 
 
@@ -62,7 +65,10 @@ def report(notes: int, folder: Path) -> None:
     seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
     size = sum((hospital / "note" / name).stat().st_size for name in FILES)
     print(
-        f"{notes:,} notes asked for: written in {seconds:.0f} s ({processor:.0f} s of processor), {size / 1e6:.0f} MB gzipped",
+        (
+            f"{notes:,} notes asked for: written in {seconds:.0f} s ({processor:.0f} s of "
+            f"processor), {size / 1e6:.0f} MB gzipped"
+        ),
         flush=True,
     )
     for reader in READERS:
@@ -74,15 +80,22 @@ def report(notes: int, folder: Path) -> None:
             found["notes"] / found["seconds"],
             found["characters"] / found["processor"] / 1e6,
         )
-        line = f"  {reader:14} {found['notes']:>9,} notes {rate:>9,.0f} notes/s {found['notes'] / found['processor']:>9,.0f} notes/s of processor"
+        line = (
+            f"  {reader:14} {found['notes']:>9,} notes {rate:>9,.0f} notes/s "
+            f"{found['notes'] / found['processor']:>9,.0f} notes/s of processor"
+        )
         print(
-            f"{line} {speed:6.0f} M characters/s of processor, peak {found['peak'] / 1e6:,.0f} MB (at the start {found['start'] / 1e6:,.0f})",
+            (
+                f"{line} {speed:6.0f} M characters/s of processor, peak "
+                f"{found['peak'] / 1e6:,.0f} MB (at the start {found['start'] / 1e6:,.0f})"
+            ),
             flush=True,
         )
 
 
 def measured(reader: Callable[[Path], Iterable[tuple[int, int]]], folder: Path) -> dict[str, float]:
-    """Notes and characters read, seconds on the clock and of the processor, resident bytes at the start and at their peak."""
+    """Notes and characters read, seconds on the clock and of the processor, resident bytes at the
+    start and at their peak."""
     start, clock, processor = resident_bytes(), time.perf_counter(), time.process_time()
     notes = characters = 0
     for more, longer in reader(folder):
@@ -103,7 +116,7 @@ def resident_bytes() -> int:
 
 def read_source(folder: Path) -> Iterable[tuple[int, int]]:
     attrition = Attrition("sources")
-    for batch in sources.read(SourceSpec(name="mimic-iv", path=folder), attrition, folder):
+    for batch in sources.read_notes(SourceSpec(name="mimic-iv", path=folder), attrition, folder):
         yield batch.num_rows, batch.column("text").nbytes
     assert attrition.entered_rows == attrition.kept_rows
 
@@ -134,7 +147,10 @@ def read_duckdb(folder: Path) -> Iterable[tuple[int, int]]:
 
     connection = duckdb.connect(config={"threads": 1})
     for name in FILES:
-        query = f"FROM read_csv('{folder / 'note' / name}', header=true, delim=',', quote='\"', escape='\"', strict_mode=true, max_line_size=16000000)"
+        query = (
+            f"FROM read_csv('{folder / 'note' / name}', header=true, delim=',', quote='\"', "
+            "escape='\"', strict_mode=true, max_line_size=16000000)"
+        )
         for batch in connection.execute(query).to_arrow_reader(1024):
             yield batch.num_rows, batch.column("text").nbytes
 

@@ -1,10 +1,13 @@
-"""Trials of a search one after another and in one pass over one base: notes a second, memory, and whether the losses are the same.
+"""Trials of a search one after another and in one pass over one base: notes a second, memory, and
+whether the losses are the same.
 
     python benchmarks/trials.py --out results --minutes 4
 
-``batch-N``: four LoRA trials (of different rank, dropout, learning rate and seed) answer a question of 20 classes from notes of 128 tokens, N a step,
-with the small base: the curve says from which size on one pass no longer pays. ``trials-K``: the same of K trials at 8 notes a step. Loading,
-attaching and the first two steps are not counted. One after another is the reference, in the precision named; losses are compared step by step.
+``batch-N``: four LoRA trials (of different rank, dropout, learning rate and seed) answer a question
+of 20 classes from notes of 128 tokens, N a step, with the small base: the curve says from which
+size on one pass no longer pays. ``trials-K``: the same of K trials at 8 notes a step. Loading,
+attaching and the first two steps are not counted. One after another is the reference, in the
+precision named; losses are compared step by step.
 """
 
 from __future__ import annotations
@@ -91,7 +94,9 @@ def course(
         chosen = ids[torch.from_numpy(documents)].to(accelerator.device)
 
         def answer(vectors: Any) -> Any:
-            pooled = models.pool_spans(vectors, models.Spans((TOKENS,) * len(chosen)), "last")
+            pooled = models.pool_packed_hidden_states(
+                vectors, models.SequenceLengths((TOKENS,) * len(chosen)), "last"
+            )
             return head(
                 pooled, torch.arange(len(chosen), device=accelerator.device), len(chosen), "mean"
             )
@@ -157,7 +162,7 @@ def _base(precision: str, accelerator: Any) -> Any:
     from clinpeft import models
     from clinpeft.recipe import LanguageModelSpec
 
-    return models.load(
+    return models.load_base_model(
         LanguageModelSpec.model_validate({"path": _texts.SMALL, "precision": precision}),
         accelerator.device,
         "vectors",
@@ -265,7 +270,10 @@ BENCHMARK = side.Benchmark(
         for name, arm in (("one after another", one_after_another), ("together", together))
     },
     goals=(
-        "together at least 1.3 times one after another at batch-8, memory of one base, the same losses in float32",
+        (
+            "together at least 1.3 times one after another at batch-8, memory of one base, the "
+            "same losses in float32"
+        ),
     ),
 )
 

@@ -1,4 +1,5 @@
-"""Which places that make an error the tests have met: ``CLINPEFT_ERROR_PATHS=met.txt make test``, then ``python scripts/error_paths.py met.txt``."""
+"""Which places that make an error the tests have met: ``CLINPEFT_ERROR_PATHS=met.txt make test``,
+then ``python scripts/error_paths.py met.txt``."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def main() -> None:
     ]
     print("\n".join(missing))
     print(
-        f"{len(places) - len(missing)} of {len(places)} places that make an error were met ({(len(places) - len(missing)) / len(places):.0%})"
+        f"{len(places) - len(missing)} of {len(places)} places that make an error were met "
+        f"({(len(places) - len(missing)) / len(places):.0%})"
     )
 
 

@@ -1,11 +1,13 @@
-"""Install clinpeft and what the lock names into the environment whose Python runs this; every download is checked against its hash.
+"""Install clinpeft and what the lock names into the environment whose Python runs this; every
+download is checked against its hash.
 
     .venv/bin/python scripts/install.py [auto | cpu | cuda]
 
-torch exists under one version as a build with CUDA (some gigabytes with the libraries it asks for) and as a build for the processor alone
-(``+cpu``, some hundred megabytes). ``cuda`` takes the lock as it is. ``cpu`` takes the same lock without the CUDA libraries, and torch as
-``+cpu``. ``auto`` takes ``cpu`` when pip, as it is configured, finds such a build with a hash that the lock knows, and the lock as it is
-otherwise. Only the standard library is used: nothing is installed yet.
+torch exists under one version as a build with CUDA (some gigabytes with the libraries it asks for)
+and as a build for the processor alone (``+cpu``, some hundred megabytes). ``cuda`` takes the lock
+as it is. ``cpu`` takes the same lock without the CUDA libraries, and torch as ``+cpu``. ``auto``
+takes ``cpu`` when pip, as it is configured, finds such a build with a hash that the lock knows, and
+the lock as it is otherwise. Only the standard library is used: nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ QUIETLY = [
 NO_CPU_BUILD = (
     "pip finds no processor-only build of torch with a hash that requirements.lock knows\n"
     "  where: the package index and the find-links folder that pip is configured with\n"
-    "  hint: point PIP_FIND_LINKS at a folder with the wheel and run `make lock`, or take the other build with `make TORCH=cuda ...`"
+    "  hint: point PIP_FIND_LINKS at a folder with the wheel and run `make lock`, or take "
+    "the other build with `make TORCH=cuda ...`"
 )
 
 
@@ -43,7 +46,8 @@ def for_the_processor(lock: str) -> list[str]:
 
 
 def processor_build_is_found(processor_lock: list[str], folder: Path) -> bool:
-    """Whether pip would install the processor build: found where it looks, with a hash that the lock knows."""
+    """Whether pip would install the processor build: found where it looks, with a hash that the
+    lock knows."""
     only = folder / "torch.lock"
     only.write_text(
         "\n".join(entry for entry in processor_lock if name(entry) == "torch") + "\n",
@@ -60,7 +64,8 @@ def processor_build_is_found(processor_lock: list[str], folder: Path) -> bool:
 
 
 def chosen(build: str, folder: Path) -> Path:
-    """The lock to install: the file itself, or its form for the processor, written into ``folder``."""
+    """The lock to install: the file itself, or its form for the processor, written into
+    ``folder``."""
     if build == "cuda":
         return LOCK
     processor_lock = for_the_processor(LOCK.read_text(encoding="utf-8"))
@@ -76,7 +81,8 @@ def main() -> None:
     build = sys.argv[1] if len(sys.argv) > 1 else "auto"
     if build not in ("auto", "cpu", "cuda"):
         sys.exit(
-            f"TORCH={build} is not a build of torch\n  where: the command line of make\n  hint: TORCH=auto, TORCH=cpu or TORCH=cuda"
+            f"TORCH={build} is not a build of torch\n  where: the command line of make\n  "
+            "hint: TORCH=auto, TORCH=cpu or TORCH=cuda"
         )
     lock = chosen(build, Path(sys.prefix))
     print(f"installing from {lock.name}; the first time takes a minute or more", flush=True)

@@ -2,8 +2,9 @@
 
     .venv/bin/python scripts/licences.py
 
-Read are the declarations of the installed packages: the SPDX expression, else the classifiers, else the first line of the free text. GPL and AGPL are
-refused, and so is a package that declares nothing; LGPL, MPL and EPL are named, because they bind changes to their own files.
+Read are the declarations of the installed packages: the SPDX expression, else the classifiers, else
+the first line of the free text. GPL and AGPL are refused, and so is a package that declares
+nothing; LGPL, MPL and EPL are named, because they bind changes to their own files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ REFUSED = ("refused", "undeclared")
 
 @dataclass(frozen=True)
 class Package:
-    """An installed package: its canonical name, its version, what it declares, what it asks for here."""
+    """An installed package: its canonical name, its version, what it declares, what it asks for
+    here."""
 
     name: str
     version: str
@@ -98,7 +100,8 @@ def roots() -> list[str]:
 
 
 def closure(names: Iterable[str]) -> dict[str, Package]:
-    """These packages and all that they ask for, in order of names; what is asked for and not installed is left out."""
+    """These packages and all that they ask for, in order of names; what is asked for and not
+    installed is left out."""
     found: dict[str, Package] = {}
     todo = list(names)
     while todo:
@@ -121,7 +124,8 @@ def main() -> None:
     wrong = [one for one in found.values() if one.standing in REFUSED]
     weak = [one.name for one in found.values() if one.standing == "weak"]
     print(
-        f"\n{len(found)} packages; weak copyleft: {', '.join(weak) or 'none'}; refused: {', '.join(one.name for one in wrong) or 'none'}"
+        f"\n{len(found)} packages; weak copyleft: {', '.join(weak) or 'none'}; refused: "
+        f"{', '.join(one.name for one in wrong) or 'none'}"
     )
     if wrong:
         sys.exit(1)

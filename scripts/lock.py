@@ -1,8 +1,11 @@
-"""Write requirements.lock: every package of a working installation, pinned and hashed, with no host name in it.
+"""Write requirements.lock: every package of a working installation, pinned and hashed, with no host
+name in it.
 
-``make lock`` calls this with the ``uv`` of the environment. Two things are done beyond ``uv pip compile``. The build backend is locked with
-the rest, so that installing clinpeft itself downloads nothing unchecked. And torch, which exists under one version as a build with CUDA and as
-a build for the processor alone (``2.13.0`` and ``2.13.0+cpu``), gets the hashes of both: see ``install.py``, which chooses.
+``make lock`` calls this with the ``uv`` of the environment. Two things are done beyond ``uv pip
+compile``. The build backend is locked with the rest, so that installing clinpeft itself downloads
+nothing unchecked. And torch, which exists under one version as a build with CUDA and as a build for
+the processor alone (``2.13.0`` and ``2.13.0+cpu``), gets the hashes of both: see ``install.py``,
+which chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ LOWEST_PYTHON = "3.11"
 
 
 def entries(lock: str) -> list[str]:
-    """The requirements of a lock file, each with its hashes, as they stand there; comments are left out."""
+    """The requirements of a lock file, each with its hashes, as they stand there; comments are left
+    out."""
     lines = "\n".join(
         line for line in lock.splitlines() if line.strip() and not line.lstrip().startswith("#")
     )
@@ -38,7 +42,8 @@ def hashes(entry: str) -> list[str]:
 
 
 def with_hashes(entry: str, more: Iterable[str]) -> str:
-    """The entry, accepting further files; the digests sorted, so that the same lock is the same file."""
+    """The entry, accepting further files; the digests sorted, so that the same lock is the same
+    file."""
     pin = entry.split("\\\n", maxsplit=1)[0].rstrip()
     accepted = sorted({*hashes(entry), *more})
     return " \\\n    ".join([pin, *(f"--hash=sha256:{digest}" for digest in accepted)])
@@ -79,7 +84,8 @@ def compiled(torch: str, uv: str) -> str:
 
 
 def locked(fresh: str, old: str, torch: str, folders: Sequence[Path]) -> str:
-    """The new lock: what was resolved, and for torch also the digests of the processor builds found now or in the old lock of that version."""
+    """The new lock: what was resolved, and for torch also the digests of the processor builds found
+    now or in the old lock of that version."""
     kept = [
         digest
         for entry in entries(old)

@@ -1,9 +1,12 @@
-"""Random kills, full disks and damaged files over small recipes, again and again: nothing may be lost.
+"""Random kills, full disks and damaged files over small recipes, again and again: nothing may be
+lost.
 
-Every round takes a recipe and a fresh home, disturbs the command a few times, lets it end, and compares what it made with an undisturbed run:
-weights, metrics, tables and attrition byte for byte, the log line for line but for its seconds, and the names of all files. ``make soak`` runs it
-for half an hour over the smoke recipes; ``tests/trust`` for a dozen rounds over toys. The command is run in children forked from one process that
-has loaded everything, so that a round takes seconds; ``--real`` rounds start the real command anew.
+Every round takes a recipe and a fresh home, disturbs the command a few times, lets it end, and
+compares what it made with an undisturbed run: weights, metrics, tables and attrition byte for byte,
+the log line for line but for its seconds, and the names of all files. ``make soak`` runs it for
+half an hour over the smoke recipes; ``tests/trust`` for a dozen rounds over toys. The command is
+run in children forked from one process that has loaded everything, so that a round takes seconds;
+``--real`` rounds start the real command anew.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ LIMITS = (0, 200, 2_000, 10_000, 40_000, 200_000)
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run of a recipe: what it made, how often it touched the disk, how long it took."""
+    """An undisturbed run of a recipe: what it made, how often it touched the disk, how long it
+    took."""
 
     verb: str
     recipe: Path
@@ -111,7 +115,8 @@ def command(asked: list[str]) -> int:
 
 
 def writes_under(home: Path, hit: Callable[[str], object]) -> None:
-    """Call ``hit`` with the name of every event by which this process touches a file below ``home``, before it happens; there is no way back."""
+    """Call ``hit`` with the name of every event by which this process touches a file below
+    ``home``, before it happens; there is no way back."""
     below = str(home)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -146,7 +151,8 @@ def child(asked: list[str], told: Path, arm: Callable[[], None]) -> int:
 
 
 def ended(pid: int) -> int:
-    """The exit code, negative for a signal; one that takes far longer than any run does is ended, and counts as ``HUNG``."""
+    """The exit code, negative for a signal; one that takes far longer than any run does is ended,
+    and counts as ``HUNG``."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < LONGEST_SECONDS:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -158,12 +164,13 @@ def ended(pid: int) -> int:
     return HUNG
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- disturbances
+# disturbances -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One call that is to be disturbed: the command, its home, where it speaks, the undisturbed run, and the dice."""
+    """One call that is to be disturbed: the command, its home, where it speaks, the undisturbed
+    run, and the dice."""
 
     asked: list[str]
     home: Path
@@ -219,7 +226,8 @@ def disk_full_from_a_write_on(one: Trial) -> tuple[str, int]:
 
 
 def files_of_limited_size(one: Trial) -> tuple[str, int]:
-    """Below Python, too: Arrow, DuckDB and safetensors meet the limit as they would a full disk. What the command says goes through a pipe."""
+    """Below Python, too: Arrow, DuckDB and safetensors meet the limit as they would a full disk.
+    What the command says goes through a pipe."""
     limit = one.draw.choice(LIMITS)
     piped = one.told.with_suffix(".pipe")
     piped.unlink(missing_ok=True)
@@ -269,7 +277,7 @@ DISTURBANCES: dict[str, tuple[Disturbed, tuple[int, ...]]] = {
 """How a run is disturbed -> by what, and the exit codes that are right."""
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- damage
+# damage -------------------------------------------------------------------------------------------
 
 
 def truncated(path: Path, draw: random.Random) -> None:
@@ -291,7 +299,8 @@ def torn(path: Path, draw: random.Random) -> None:
 
 
 def damaged(home: Path, draw: random.Random) -> str:
-    """Damage a checkpoint, the newest more often than not, or the log: what was done, or nothing where there is nothing."""
+    """Damage a checkpoint, the newest more often than not, or the log: what was done, or nothing
+    where there is nothing."""
     found = {
         "newest checkpoint": sorted(home.glob("*/checkpoints/**/step-*.safetensors"))[-1:],
         "best weights": sorted(home.glob("*/checkpoints/**/best-*.safetensors"))[-1:],
@@ -305,7 +314,7 @@ def damaged(home: Path, draw: random.Random) -> str:
     return f"{name} {how.__name__}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- comparing
+# comparing ----------------------------------------------------------------------------------------
 
 
 def outcome(home: Path) -> dict[str, str]:
@@ -315,7 +324,9 @@ def outcome(home: Path) -> dict[str, str]:
         name = path.relative_to(home).as_posix()
         if name.startswith(("cache/", "tables/")):
             found[name] = (
-                "there"  # what is remembered is compared by what is made of it; tables of a grid tell seconds
+                # what is remembered is compared by what is made of it; tables of a grid tell
+                # seconds
+                "there"
             )
         elif not any(part in FORGOTTEN for part in path.relative_to(home).parts):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -354,7 +365,8 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 def unaudited(home: Path) -> list[str]:
-    """What is wrong with the chain of the audit log, and the finished runs that it does not know."""
+    """What is wrong with the chain of the audit log, and the finished runs that it does not
+    know."""
     from clinpeft.runs import audit_log
 
     known = {
@@ -384,11 +396,12 @@ def differences(reference: dict[str, str], found: dict[str, str]) -> list[str]:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------------------------- rounds
+# rounds -------------------------------------------------------------------------------------------
 
 
 def undisturbed(recipe: Path, scratch: Path) -> Reference:
-    """The recipe once in this process, which loads all that is loaded late, and once in a child, where its writes are counted."""
+    """The recipe once in this process, which loads all that is loaded late, and once in a child,
+    where its writes are counted."""
     verb = verb_of(recipe)
     warm, home, counted = (
         scratch / f"warm-{verb}",
@@ -441,7 +454,8 @@ def _flush() -> None:
 def disturbed(
     reference: Reference, scratch: Path, draw: random.Random, names: list[str], real: bool = False
 ) -> Round:
-    """One run under these disturbances, each in its turn, sometimes with damage after it; then the same command until it ends."""
+    """One run under these disturbances, each in its turn, sometimes with damage after it; then the
+    same command until it ends."""
     home, told = scratch / "home", scratch / "told.txt"
     shutil.rmtree(home, ignore_errors=True)
     asked = words(reference.verb, reference.recipe, home)
@@ -466,7 +480,8 @@ def disturbed(
     code = ended(child(asked, told, lambda: None))
     if code:
         done.wrong.append(
-            f"the last call: exit code {code}: {told.read_text(encoding='utf-8', errors='replace')[-600:]}"
+            f"the last call: exit code {code}: "
+            f"{told.read_text(encoding='utf-8', errors='replace')[-600:]}"
         )
     done.wrong += [*differences(reference.outcome, outcome(home)), *unaudited(home)]
     done.seconds = time.perf_counter() - begun
@@ -474,7 +489,8 @@ def disturbed(
 
 
 def _has_finished(home: Path) -> bool:
-    """Whether a call was stopped after its run was recorded: that run is not opened again, and its checkpoints and its log are read by nobody."""
+    """Whether a call was stopped after its run was recorded: that run is not opened again, and its
+    checkpoints and its log are read by nobody."""
     return any(
         json.loads(run.read_text(encoding="utf-8"))["state"] == "finished"
         for run in home.glob("*/run.json")
@@ -488,7 +504,8 @@ def rounds(
     going_on: Callable[[int], bool],
     real: int,
 ) -> Iterator[Round]:
-    """Every recipe and every disturbance in turn, the latter mostly followed by one or two more before the run may end."""
+    """Every recipe and every disturbance in turn, the latter mostly followed by one or two more
+    before the run may end."""
     number = 0
     while going_on(number):
         draw = random.Random(f"{seed} {number}")
@@ -507,7 +524,8 @@ def rounds(
 
 
 def summary(done: list[Round]) -> str:
-    """A table: how often each verb was disturbed in which way, and how many ended in something lost."""
+    """A table: how often each verb was disturbed in which way, and how many ended in something
+    lost."""
     kinds = sorted({_kind(said) for one in done for said in one.done})
     verbs = sorted({one.verb for one in done})
     rows = [("disturbance", *verbs)]
@@ -572,7 +590,7 @@ def main() -> None:
     options = asked.parse_args()
     import torch
 
-    from clinpeft import cli  # noqa: F401 - sets the variables of its libraries, of which one is set again below
+    from clinpeft import cli  # noqa: F401
 
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
@@ -592,7 +610,10 @@ def main() -> None:
         for one in rounds(references, Path(folder), options.seed, going_on, options.real):
             done.append(one)
             print(
-                f"{len(done):4d} {one.verb:9s} {one.seconds:6.1f} s  {'; '.join(one.done)} {one.damage or ''} {'LOST' if one.wrong else ''}",
+                (
+                    f"{len(done):4d} {one.verb:9s} {one.seconds:6.1f} s  {'; '.join(one.done)} "
+                    f"{one.damage or ''} {'LOST' if one.wrong else ''}"
+                ),
                 flush=True,
             )
             for line in one.wrong:
@@ -601,7 +622,8 @@ def main() -> None:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(one)) + "\n")
     print(
-        f"\nseed {options.seed}, {(time.perf_counter() - begun) / 60:.1f} minutes\n\n{summary(done)}"
+        f"\nseed {options.seed}, {(time.perf_counter() - begun) / 60:.1f} minutes\n\n"
+        f"{summary(done)}"
     )
     sys.exit(any(one.wrong for one in done))
 

@@ -1,12 +1,14 @@
 """Train the small LLaMA-architecture base that the quickstart, the tests and the benchmarks use.
 
-One command, from open biomedical text only (OpenStax and MedQuAD, both CC BY 4.0; never MTSamples, which is what the base is adapted to):
+One command, from open biomedical text only (OpenStax and MedQuAD, both CC BY 4.0; never MTSamples,
+which is what the base is adapted to):
 
     python scripts/train_small_base.py --data DATA_FOLDER --out assets/small-base
 
-Stops by time (``--minutes``) or after one pass, writes safetensors in bf16 and a model card, and goes on from its last checkpoint when it is killed.
-Needs torch, transformers, tokenizers and safetensors; the learning rate follows the *share of the budget* used, so that a run stopped by
-the clock is still annealed.
+Stops by time (``--minutes``) or after one pass, writes safetensors in bf16 and a model card, and
+goes on from its last checkpoint when it is killed. Needs torch, transformers, tokenizers and
+safetensors; the learning rate follows the *share of the budget* used, so that a run stopped by the
+clock is still annealed.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that no clinical character is ever unknown; separate bos, eos and pad, so that pad never hides eos."""
+    """Byte-level BPE, so that no clinical character is ever unknown; separate bos, eos and pad, so
+    that pad never hides eos."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -175,7 +178,10 @@ def fit(
             spent = time.monotonic() - begun
             speed = step * BATCH_WINDOWS * CONTEXT_TOKENS / spent
             print(
-                f"step {step}/{total} loss {loss.item():.3f} lr {learning_rate(used):.1e} {speed:.0f} tokens/s {spent / 60:.1f} min",
+                (
+                    f"step {step}/{total} loss {loss.item():.3f} lr {learning_rate(used):.1e} "
+                    f"{speed:.0f} tokens/s {spent / 60:.1f} min"
+                ),
                 flush=True,
             )
         if step % 200 == 0:
@@ -252,7 +258,10 @@ def main() -> None:
     state = chosen.out.with_suffix(".state")
     state.parent.mkdir(parents=True, exist_ok=True)
     print(
-        f"{len(texts)} documents, {train.size} training tokens, {model.num_parameters()} parameters",
+        (
+            f"{len(texts)} documents, {train.size} training tokens, {model.num_parameters()} "
+            "parameters"
+        ),
         flush=True,
     )
     result = fit(model, train, held_out, chosen.minutes, chosen.passes, state)

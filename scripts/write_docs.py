@@ -1,10 +1,12 @@
-"""Write what the documentation has from the code: the tree in README.md, the keys in docs/recipes.md, the combinations in docs/adapters.md.
+"""Write what the documentation has from the code: the tree in docs/architecture.md, the keys in
+docs/recipes.md, the combinations in docs/adapters.md.
 
     make docs
 
-The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its line in the docstring of its spec; which adapters
-stand together is the table by which the others are refused. So a page cannot say something else than the code, and ``tests/test_docs.py`` fails while
-a page is older than the code.
+The purpose of a file is the first sentence of its docstring; the meaning of a recipe key is its
+line in the docstring of its spec; which adapters stand together is the table by which the others
+are refused. So a page cannot say something else than the code, and ``tests/test_docs.py`` fails
+while a page is older than the code.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,15 +33,16 @@ Specs = tuple[type[RecipeSpec], ...]
 """What a table of a recipe holds: one spec, or several where its entries are of several kinds."""
 
 
-def between(page: str, marks: tuple[str, str], content: str) -> str:
+def replace_between(page: str, marks: tuple[str, str], content: str) -> str:
     """The page with new content between two marks, each of which stands there once."""
     before, rest = page.split(marks[0])
     _, after = rest.split(marks[1])
     return f"{before}{marks[0]}\n{content}\n{marks[1]}{after}"
 
 
-def purpose(file: Path) -> str:
-    """What a file is for, in one line: the first sentence of its docstring, or its first clause where the sentence is long."""
+def read_purpose(file: Path) -> str:
+    """What a file is for, in one line: the first sentence of its docstring, or its first clause
+    where the sentence is long."""
     paragraph = " ".join(
         (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
         .partition("\n\n")[0]
@@ -56,53 +58,54 @@ def purpose(file: Path) -> str:
     return said
 
 
-def tree(root: Path) -> str:
-    """The house, one line a file; a room that is a folder carries the purpose of its ``__init__.py``."""
-    lines = list(_lines(root / "src" / "clinpeft", ""))
-    width = max(len(name) for name, _ in lines) + 2
-    drawn = [f"{name:<{width}}{said}".rstrip() for name, said in lines]
-    return "\n".join(["```", "src/clinpeft/", *drawn, "```"])
+def format_package_tree(root: Path) -> str:
+    """The package, one line a folder, with the purpose of its ``__init__.py``."""
+    package = root / "src" / "clinpeft"
+    folders = sorted(path.parent for path in package.rglob("__init__.py"))
+    lines = []
+    for folder in folders[1:]:
+        depth = len(folder.relative_to(package).parts)
+        lines.append((f"{'  ' * depth}{folder.name}/", read_purpose(folder / "__init__.py")))
+    width = max((len(name) for name, _ in lines), default=0) + 2
+    drawing = [f"{name:<{width}}{purpose}".rstrip() for name, purpose in lines]
+    return "\n".join(["```", "src/clinpeft/", *drawing, "```"])
 
 
-def _lines(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
-        if path.suffix == ".py" and not (indent and path.name == "__init__.py"):
-            yield f"{indent}  {path.name}", purpose(path)
-        elif (path / "__init__.py").exists():
-            yield f"{indent}  {path.name}/", purpose(path / "__init__.py")
-            yield from _lines(path, f"{indent}  ")
-
-
-def keys() -> str:
+def format_recipe_keys() -> str:
     """Every key of every recipe: type, default, meaning."""
-    kinds = [
-        f"| `{kind}` | {', '.join(_heading(recipe, name) for name in _tables(recipe))} |"
-        for kind, recipe in RECIPE_CLASSES.items()
-    ]
+    kinds = []
+    for kind, recipe in RECIPE_CLASSES.items():
+        headings = ", ".join(_format_heading(recipe, name) for name in _list_tables(recipe))
+        kinds.append(f"| `{kind}` | {headings} |")
     parts = [
         "## The kinds of run",
         "\n".join(["| kind | its tables |", "|---|---|", *kinds]),
         "## Top level",
-        _table(Recipe, _plain(Recipe)),
+        _format_table(Recipe, _list_plain_keys(Recipe)),
     ]
     written: dict[Specs, str] = {}
-    for title, specs in _titles():
+    for title, specs in _list_titles():
         parts += (
             [f"## {title}", f"Keys as under {written[specs]}."]
             if specs in written
-            else _section(title, specs)
+            else _format_section(title, specs)
         )
         written.setdefault(specs, title)
     return "\n\n".join(parts)
 
 
-def _titles() -> list[tuple[str, Specs]]:
-    """Every table with its specs; one that has other keys in another kind of recipe says of which kinds it is."""
+def _list_titles() -> list[tuple[str, Specs]]:
+    """Every table with its specs; one that has other keys in another kind of recipe says of which
+    kinds it is."""
     kinds: dict[tuple[str, Specs], list[str]] = {}
     for kind, recipe in RECIPE_CLASSES.items():
-        for name in _tables(recipe):
+        for name in _list_tables(recipe):
             kinds.setdefault(
-                (_heading(recipe, name), tuple(_specs(recipe.model_fields[name].annotation))), []
+                (
+                    _format_heading(recipe, name),
+                    tuple(_list_specs(recipe.model_fields[name].annotation)),
+                ),
+                [],
             ).append(f"`{kind}`")
     headings = [heading for heading, _ in kinds]
     order = sorted(kinds, key=lambda table: headings.index(table[0]))
@@ -117,7 +120,7 @@ def _titles() -> list[tuple[str, Specs]]:
     ]
 
 
-def stacks() -> str:
+def format_adapter_combinations() -> str:
     """Which adapter stands on which: a row a first method, a column a second; below, why."""
     how = {(first, second): said for first, second, said, _ in list_adapter_combinations()}
     rows = [
@@ -136,7 +139,10 @@ def stacks() -> str:
         for joins, _ in ADAPTER_COMBINATIONS
     }
     reasons = [
-        f"| {joining[first]} | {joining[second]} | {found.kind} | {_code(found.reason.format(first='the first', second='the second'))} |"
+        (
+            f"| {joining[first]} | {joining[second]} | {found.kind} | "
+            f"{_format_code(found.reason.format(first='the first', second='the second'))} |"
+        )
         for (first, second), found in ADAPTER_COMBINATIONS.items()
     ]
     return "\n".join(
@@ -144,8 +150,9 @@ def stacks() -> str:
     )
 
 
-def meanings(spec: type[RecipeSpec]) -> dict[str, str]:
-    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from; ``as for every ...`` leaves the inherited one."""
+def read_meanings(spec: type[RecipeSpec]) -> dict[str, str]:
+    """Key -> meaning, from the ``Attributes`` of the spec's docstring and of what it inherits from;
+    ``as for every ...`` leaves the inherited one."""
     found: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
         _, _, listed = (inspect.cleandoc(kind.__dict__.get("__doc__") or "")).partition(
@@ -162,38 +169,39 @@ def meanings(spec: type[RecipeSpec]) -> dict[str, str]:
     return found
 
 
-def _tables(recipe: type[RecipeSpec]) -> list[str]:
-    return [name for name, field in recipe.model_fields.items() if _specs(field.annotation)]
+def _list_tables(recipe: type[RecipeSpec]) -> list[str]:
+    return [name for name, field in recipe.model_fields.items() if _list_specs(field.annotation)]
 
 
-def _plain(spec: type[RecipeSpec]) -> list[str]:
-    return [name for name, field in spec.model_fields.items() if not _specs(field.annotation)]
+def _list_plain_keys(spec: type[RecipeSpec]) -> list[str]:
+    return [name for name, field in spec.model_fields.items() if not _list_specs(field.annotation)]
 
 
-def _specs(annotation: Any) -> list[type[RecipeSpec]]:
-    """The specs that a field holds: one for a table, several for a list of tables of several kinds, none for a plain value."""
+def _list_specs(annotation: Any) -> list[type[RecipeSpec]]:
+    """The specs that a field holds: one for a table, several for a list of tables of several kinds,
+    none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, RecipeSpec):
         return [annotation]
-    return [spec for part in get_args(annotation) for spec in _specs(part)]
+    return [spec for part in get_args(annotation) for spec in _list_specs(part)]
 
 
-def _heading(spec: type[RecipeSpec], name: str, above: str = "") -> str:
+def _format_heading(spec: type[RecipeSpec], name: str, above: str = "") -> str:
     several = str(spec.model_fields[name].annotation).startswith("tuple")
     return f"`[[{above}{name}]]`" if several else f"`[{above}{name}]`"
 
 
-def _section(title: str, specs: Specs) -> list[str]:
+def _format_section(title: str, specs: Specs) -> list[str]:
     if len(specs) == 1:
         return [
             f"## {title}",
-            _lead(specs[0]),
-            _table(specs[0], list(specs[0].model_fields)),
-            *_inside(title.split("`")[1], specs[0]),
+            _format_lead(specs[0]),
+            _format_table(specs[0], list(specs[0].model_fields)),
+            *_format_inner_tables(title.split("`")[1], specs[0]),
         ]
     parts = [
         f"## {title}",
-        _lead(AdapterSpec),
-        _table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True),
+        _format_lead(AdapterSpec),
+        _format_table(specs[0], ["method", *AdapterSpec.model_fields], any_method=True),
     ]
     for spec in specs:
         own = [
@@ -204,51 +212,57 @@ def _section(title: str, specs: Specs) -> list[str]:
         )
         parts += [
             f"### {methods}",
-            _lead(spec),
-            *([_table(spec, own)] if own else ["No keys of its own."]),
+            _format_lead(spec),
+            *([_format_table(spec, own)] if own else ["No keys of its own."]),
         ]
     return parts
 
 
-def _inside(heading: str, spec: type[RecipeSpec]) -> list[str]:
+def _format_inner_tables(heading: str, spec: type[RecipeSpec]) -> list[str]:
     """The tables inside a table; those with the same keys stand together."""
     found: dict[type[RecipeSpec], list[str]] = {}
     for name in spec.model_fields:
-        for inner in _specs(spec.model_fields[name].annotation):
-            found.setdefault(inner, []).append(_heading(spec, name, f"{heading.strip('[]')}."))
+        for inner in _list_specs(spec.model_fields[name].annotation):
+            found.setdefault(inner, []).append(
+                _format_heading(spec, name, f"{heading.strip('[]')}.")
+            )
     return [
         text
         for inner, names in found.items()
         for text in (
             f"### {', '.join(names)}",
-            _lead(inner),
-            _table(inner, list(inner.model_fields)),
+            _format_lead(inner),
+            _format_table(inner, list(inner.model_fields)),
         )
     ]
 
 
-def _lead(spec: type[RecipeSpec]) -> str:
+def _format_lead(spec: type[RecipeSpec]) -> str:
     text = inspect.cleandoc(spec.__doc__ or "").partition("Attributes:")[0]
-    return _code(" ".join(text.split()))
+    return _format_code(" ".join(text.split()))
 
 
-def _table(spec: type[RecipeSpec], names: list[str], *, any_method: bool = False) -> str:
-    shapes, said = spec.model_json_schema()["properties"], meanings(spec)
+def _format_table(spec: type[RecipeSpec], names: list[str], *, any_method: bool = False) -> str:
+    shapes, said = spec.model_json_schema()["properties"], read_meanings(spec)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name in names:
         field = spec.model_fields[name]
         is_method = any_method and name == "method"
         kind, default = (
-            ("string", "required") if is_method else (_type(shapes[name]), _default(field))
+            ("string", "required")
+            if is_method
+            else (_describe_type(shapes[name]), _describe_default(field))
         )
-        rows.append(f"| `{name}` | {kind} | {default} | {_code(said[name])} |")
+        rows.append(f"| `{name}` | {kind} | {default} | {_format_code(said[name])} |")
     return "\n".join(rows)
 
 
-def _type(shape: dict[str, Any]) -> str:
+def _describe_type(shape: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
     if "anyOf" in shape:
-        return " or ".join(_type(part) for part in shape["anyOf"] if part.get("type") != "null")
+        return " or ".join(
+            _describe_type(part) for part in shape["anyOf"] if part.get("type") != "null"
+        )
     if "enum" in shape or "const" in shape:
         return ", ".join(
             f"`{json.dumps(value)}`" for value in shape.get("enum", [shape.get("const")])
@@ -256,47 +270,51 @@ def _type(shape: dict[str, Any]) -> str:
     if "$ref" in shape:
         return "table"
     if shape["type"] == "array":
-        entry, comma, bounds = _type(shape["items"]).partition(",")
+        entry, comma, bounds = _describe_type(shape["items"]).partition(",")
         return f"list of {entry}{'' if entry.startswith('`') else 's'}{comma}{bounds}"
     plain = {"object": "table of strings", "boolean": "true or false"}.get(
         shape["type"], shape["type"]
     )
-    return "path" if shape.get("format") == "path" else plain + _bounds(shape)
+    return "path" if shape.get("format") == "path" else plain + _describe_bounds(shape)
 
 
-def _bounds(shape: dict[str, Any]) -> str:
+def _describe_bounds(shape: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     stated = [f"{sign} {shape[bound]:g}" for bound, sign in signs.items() if bound in shape]
     return f", {' and '.join(stated)}" if stated else ""
 
 
-def _default(field: FieldInfo) -> str:
+def _describe_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     return "none" if field.default is None else f"`{json.dumps(field.default)}`"
 
 
-def _code(text: str) -> str:
+def _format_code(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
-def pages(root: Path) -> dict[Path, str]:
+def build_pages(root: Path) -> dict[Path, str]:
     """Every page with a generated part, as it should stand."""
-    readme, recipes, adapters = (
-        root / "README.md",
+    architecture, recipes, adapters = (
+        root / "docs" / "architecture.md",
         root / "docs" / "recipes.md",
         root / "docs" / "adapters.md",
     )
     return {
-        readme: between(readme.read_text(encoding="utf-8"), TREE, tree(root)),
-        recipes: between(recipes.read_text(encoding="utf-8"), KEYS, keys()),
-        adapters: between(adapters.read_text(encoding="utf-8"), STACKS, stacks()),
+        architecture: replace_between(
+            architecture.read_text(encoding="utf-8"), TREE, format_package_tree(root)
+        ),
+        recipes: replace_between(recipes.read_text(encoding="utf-8"), KEYS, format_recipe_keys()),
+        adapters: replace_between(
+            adapters.read_text(encoding="utf-8"), STACKS, format_adapter_combinations()
+        ),
     }
 
 
 def main() -> None:
     """Write the pages."""
-    for page, text in pages(ROOT).items():
+    for page, text in build_pages(ROOT).items():
         page.write_text(text, encoding="utf-8")
 
 

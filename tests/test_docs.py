@@ -1,4 +1,4 @@
-"""The pages say what the code does: what is generated is fresh, what is named exists, what is shown as a recipe is one."""
+"""The pages are true: generated parts are fresh, names exist, and recipes shown are valid."""
 
 from __future__ import annotations
 
@@ -22,53 +22,41 @@ def text_of(page: str | Path) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def tree_in(page: str) -> set[Path]:
-    """The files and folders that a drawn tree names, below its first line."""
-    _, _, rest = page.partition(write_docs.TREE[0])
-    drawn = rest.partition(write_docs.TREE[1])[0].strip().splitlines()[1:-1]
-    found: set[Path] = set()
-    above: list[str] = []
-    for line in drawn:
-        depth = (len(line) - len(line.lstrip())) // 2
-        above = [*above[:depth], line.split()[0].rstrip("/")]
-        found.add(Path(*above))
-    return found
-
-
-def test_every_file_in_the_tree_exists_and_every_source_file_is_in_the_tree() -> None:
-    house = ROOT / "src" / "clinpeft"
-    sources = {
-        path for path in house.rglob("*.py") if path.name != "__init__.py" or path.parent == house
-    }
-    rooms = {path.parent for path in house.rglob("__init__.py")}
-    assert {ROOT / path for path in tree_in(text_of("README.md"))} == sources | rooms
+def test_every_package_is_in_the_tree() -> None:
+    page = text_of("docs/architecture.md")
+    tree = page.partition(write_docs.TREE[0])[2].partition(write_docs.TREE[1])[0]
+    names = [line.split()[0].rstrip("/") for line in tree.strip().splitlines()[2:-1]]
+    package = ROOT / "src" / "clinpeft"
+    folders = sorted(path.parent.name for path in package.rglob("__init__.py"))
+    assert sorted([*names, "clinpeft"]) == folders
 
 
 def test_every_file_in_the_tree_has_a_purpose() -> None:
-    assert not [path for path in (ROOT / "src").rglob("*.py") if not write_docs.purpose(path)]
+    assert not [path for path in (ROOT / "src").rglob("*.py") if not write_docs.read_purpose(path)]
 
 
 def test_generated_parts_are_as_new_as_the_code() -> None:
     stale = [
         page.name
-        for page, text in write_docs.pages(ROOT).items()
+        for page, text in write_docs.build_pages(ROOT).items()
         if page.read_text(encoding="utf-8") != text
     ]
     assert not stale, "run `make docs`"
 
 
 def test_a_page_that_is_older_than_the_code_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "src" / "clinpeft").mkdir(parents=True)
-    (tmp_path / "src" / "clinpeft" / "attic.py").write_text(
-        '"""What nobody needs: old chairs. And more."""\n'
-    )
-    assert write_docs.tree(tmp_path).splitlines() == [
+    package = tmp_path / "src" / "clinpeft"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text('"""The package."""\n')
+    (package / "data" / "__init__.py").write_text('"""Old chairs: dusty. And more."""\n')
+    assert write_docs.format_package_tree(tmp_path).splitlines() == [
         "```",
         "src/clinpeft/",
-        "  attic.py  What nobody needs: old chairs",
+        "  data/  Old chairs: dusty",
         "```",
     ]
-    assert write_docs.between("a <1> old <2> b", ("<1>", "<2>"), "new") == "a <1>\nnew\n<2> b"
+    marks = ("<1>", "<2>")
+    assert write_docs.replace_between("a <1> old <2> b", marks, "new") == "a <1>\nnew\n<2> b"
 
 
 def test_every_recipe_key_has_a_meaning_of_its_own_spec() -> None:
@@ -77,14 +65,14 @@ def test_every_recipe_key_has_a_meaning_of_its_own_spec() -> None:
         todo += [
             spec
             for field in kind.model_fields.values()
-            for spec in write_docs._specs(field.annotation)
+            for spec in write_docs._list_specs(field.annotation)
         ]
     assert len(todo) > 10
     nameless = {
         f"{kind.__name__}.{key}"
         for kind in todo
-        for key in write_docs._plain(kind)
-        if key not in {"method", *write_docs.meanings(kind)}
+        for key in write_docs._list_plain_keys(kind)
+        if key not in {"method", *write_docs.read_meanings(kind)}
     }
     assert not nameless, "say in the spec's docstring what the key means"
 

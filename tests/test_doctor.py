@@ -7,15 +7,14 @@ import json
 import os
 import shutil
 from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clinpeft import models, workflows
-from clinpeft.cli.doctor import as_tuned
-from clinpeft.core.offline import OFFLINE_VARIABLES
+from clinpeft.cli.doctor import apply_tuned_threads
 from clinpeft.core.errors import InputError
+from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows import doctor
@@ -49,7 +48,9 @@ def test_a_precision_that_is_chosen_and_slower_is_warned_of(
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(doctor.run_diagnostics(tmp_path / "home", OFFLINE_VARIABLES, AROUND, None))
+    found = list(
+        doctor.run_diagnostics(tmp_path / "home", OFFLINE_VARIABLES, AROUND, None)
+    )
     names = [finding.name for finding in found]
     assert {
         "Python",
@@ -133,11 +134,11 @@ def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(
         found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE_FILE).read_text()) == found
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    as_tuned(tmp_path / "elsewhere")
+    apply_tuned_threads(tmp_path / "elsewhere")
     assert "OMP_NUM_THREADS" not in os.environ
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == str(found["threads"])
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -20,7 +20,8 @@ from clinpeft.core.errors import RecipeError, RefusedError
 from clinpeft.models import Float8Linear
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import Run
-from clinpeft.workflows import plan, quantization
+from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
+from clinpeft.workflows import base_loading, memory_estimates, plan
 from tests.conftest import ROOT, MakeFolder
 from tests.test_classify import RECIPE as CLASSIFY
 from tests.test_classify import invented, write_rows
@@ -37,7 +38,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> AdaptRecipe:
     assert isinstance(found, AdaptRecipe)
     base = found.base.model_copy(
         update={
-            "path": models.write_tiny(tmp_path_factory.mktemp("tiny") / "base"),
+            "path": models.write_toy_model(tmp_path_factory.mktemp("tiny") / "base"),
             "precision": "float32",
         }
         | FLOAT8
@@ -89,8 +90,8 @@ def test_patients_become_a_recorded_run_that_stock_peft_opens(
         whole.record.base_parameters,
         whole.record.trained_parameters,
     )
-    assert ("quantization", run.record.quantization) in reports.run_summary(run).rows
-    assert "quantization" not in [row[0] for row in reports.run_summary(whole).rows]
+    assert ("quantization", run.record.quantization) in reports.build_run_summary(run).rows
+    assert "quantization" not in [row[0] for row in reports.build_run_summary(whole).rows]
     assert (
         json.loads((run.folder / "adapter" / "clinpeft.json").read_text(encoding="utf-8"))[
             "quantization"
@@ -174,12 +175,14 @@ def test_a_question_is_answered_on_it_and_asked_again(
         and "13 tuning texts" in run.record.quantization
     )
     served = inference.load_classifier(
-        run.folder, asked.base, models.cpu()
+        run.folder, asked.base, models.get_cpu_device()
     )  # answers the probe to the bit
     assert any(isinstance(module, Float8Linear) for module in served.stack.base.model.modules())
     with pytest.raises(RefusedError, match="probe"):
         inference.load_classifier(
-            run.folder, asked.base.model_copy(update={"quantization": "none"}), models.cpu()
+            run.folder,
+            asked.base.model_copy(update={"quantization": "none"}),
+            models.get_cpu_device(),
         )
     with pytest.raises(
         RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
@@ -214,7 +217,7 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     assert run.record.quantization.startswith(
         "float8: mean cosine 0.99"
     ) and run.record.quantization.endswith("on 24 tuning texts")
-    stack, _ = inference.load_encoder(run.folder, asked.base, models.cpu())
+    stack, _ = inference.load_encoder(run.folder, asked.base, models.get_cpu_device())
     assert adapters.check_stack_reference_output(stack, run.folder)  # answered as when it was kept
     with pytest.raises(RefusedError, match="folded"):
         stack.create_merged_model()
@@ -255,7 +258,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
     [(10.1, 0.01, True), (10.11, 0.01, False), (9.0, 0.0, True), (float("nan"), 0.5, False)],
 )
 def test_perplexity_may_rise_by_the_limit(after: float, limit: float, holds: bool) -> None:
-    found, said = quantization._compare_perplexities(10.0, after, limit)
+    found, said = base_loading.compare_perplexities(10.0, after, limit)
     assert found is holds and f"perplexity 10 before and {after:g} after" in said
 
 
@@ -265,16 +268,16 @@ def test_the_mean_cosine_may_fall_by_the_limit() -> None:
         np.array([[3.0, 0.0], [3.0, 4.0]]),
     )  # cosines 1 and 0.8
     assert (
-        quantization._compare_vectors(before, after, 0.11)[0]
-        and not quantization._compare_vectors(before, after, 0.09)[0]
+        base_loading.compare_vectors(before, after, 0.11)[0]
+        and not base_loading.compare_vectors(before, after, 0.09)[0]
     )
-    assert "mean cosine 0.90000000" in quantization._compare_vectors(before, after, 0.09)[1]
-    assert not quantization._compare_vectors(before, np.zeros((2, 2)), 0.5)[0]
+    assert "mean cosine 0.90000000" in base_loading.compare_vectors(before, after, 0.09)[1]
+    assert not base_loading.compare_vectors(before, np.zeros((2, 2)), 0.5)[0]
 
 
 def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
     assert [
-        len(quantization._select_check_texts(np.arange(count))) for count in (1, 32, 33, 64, 1000)
+        len(base_loading.select_check_texts(np.arange(count))) for count in (1, 32, 33, 64, 1000)
     ] == [
         1,
         32,
@@ -282,15 +285,15 @@ def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
         32,
         32,
     ]
-    assert quantization._select_check_texts(np.arange(1000))[-1] > 900
+    assert base_loading.select_check_texts(np.arange(1000))[-1] > 900
 
 
 def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> None:
-    shape = models.shape(smoke.base.path)
+    shape = models.read_model_shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
-    assert (shape.in_blocks, shape.largest) == (inside, 64 * 128)
-    base = plan.estimate_memory(plan.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
-    assert base.value == inside + 2 * (shape.parameters - inside + 64 * 128)
+    assert (shape.block_linear_weights, shape.largest_block_weights) == (inside, 64 * 128)
+    base = memory_estimates.estimate_memory(memory_estimates.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
+    assert base.value == inside + 2 * (shape.parameter_count - inside + 64 * 128)
     plain, quantized = (
         plan.plan_from_formula(with_base(smoke, quantization=name), "H100").memory_terms
         for name in ("none", "float8")
@@ -302,13 +305,13 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 
 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
-    shape = models.shape(smoke.base.path)
-    whole = 4 * shape.parameters / plan.USABLE_MEMORY_FRACTION
-    load = plan.TrainingWorkload(
+    shape = models.read_model_shape(smoke.base.path)
+    whole = 4 * shape.parameter_count / USABLE_MEMORY_FRACTION
+    load = memory_estimates.TrainingWorkload(
         shape, 0, "float32", has_language_head=False, quantization="float8"
     )
-    assert plan.estimate_max_micro_batch_tokens(load, 0.99 * whole) == 0
-    assert plan.estimate_max_micro_batch_tokens(load, 1.01 * whole) > 0
+    assert memory_estimates.estimate_max_micro_batch_tokens(load, 0.99 * whole) == 0
+    assert memory_estimates.estimate_max_micro_batch_tokens(load, 1.01 * whole) > 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "adaption-prompt"])

@@ -26,7 +26,7 @@ from clinpeft.workflows.plan import plan_from_dry_run, plan_from_formula, summar
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 AROUND = workflows.RunContext(Path())
-SHAPE = models.shape_of(
+SHAPE = models.compute_model_shape(
     transformers.LlamaConfig(
         vocab_size=32_000,
         hidden_size=4096,
@@ -165,7 +165,7 @@ def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache
 ) -> None:
     """The bands are wide: four steps of a few milliseconds, on a machine that does other things as well. docs/plan.md has the measured figure."""
     home = tmp_path / "home"
-    base = smoke().base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = smoke().base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})
     plan = plan_from_dry_run(asked, replace(AROUND, home=home), 8 * 2**30)
     assert [path.name for path in home.iterdir()] == ["cache"]

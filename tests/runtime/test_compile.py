@@ -11,7 +11,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import Spans
+from clinpeft.models import SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime import compile as regional_compile
 from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
@@ -48,8 +48,8 @@ def stack_of(family: str) -> Stack:
 
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    vectors = models.pool_spans(
-        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+    vectors = models.pool_packed_hidden_states(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())), SequenceLengths(LENGTHS), "mean"
     )
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained_parameters.items(), strict=True)
@@ -102,8 +102,8 @@ def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path
     regional_compile.compile_regions(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
-        after = models.pool_spans(
-            adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+        after = models.pool_packed_hidden_states(
+            adapters.compute_packed_hidden_states(stack, *rows(texts())), SequenceLengths(LENGTHS), "mean"
         )
     assert not calls
     torch.testing.assert_close(after, before, atol=0, rtol=0)

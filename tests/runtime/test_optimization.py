@@ -23,7 +23,7 @@ compiler = pytest.mark.skipif(
 def smoke(tmp_path: Path) -> AdaptRecipe:
     found = recipe.load_recipe_cells(SMOKE)[0].recipe
     assert isinstance(found, AdaptRecipe)
-    base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = found.base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4),)})
 
 
@@ -66,7 +66,7 @@ def test_a_recipe_may_forbid_it_and_differential_privacy_does(
     )
     run, _ = made(asking(smoke, compilation="never"), tmp_path / "home")
     assert run.record.compilation == "not compiled: asked for in the recipe"
-    base = models.load(smoke.base, models.cpu())
+    base = models.load_base_model(smoke.base, models.get_cpu_device())
     stack = adapters.attach_adapters(base, smoke.adapters)
     private = RuntimePolicy(tmp_path, per_subject_gradients=True, micro_batch_tokens=8)
     decision = optimization.decide_compilation(stack, private)

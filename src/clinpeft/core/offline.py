@@ -35,7 +35,7 @@ def set_offline_mode(environment: MutableMapping[str, str]) -> None:
     Args:
         environment: variables of the process, which are changed.
     """
-    environment |= OFFLINE_VARIABLES
+    environment.update(OFFLINE_VARIABLES)
     for name, value in KERNEL_CACHE_VARIABLES.items():
         environment.setdefault(name, value)
     constants = sys.modules.get("huggingface_hub.constants")
@@ -66,5 +66,5 @@ def offline_mode(environment: MutableMapping[str, str]) -> Iterator[None]:
         if constants is not None:
             # Imported inside the block, it read the variables of the block.
             online = (variables["HF_HUB_OFFLINE"] or "").upper() not in {"1", "ON", "YES", "TRUE"}
-            value = (not online) if was_offline is None else was_offline
-            constants.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+            is_offline = (not online) if was_offline is None else was_offline
+            constants.HF_HUB_OFFLINE = is_offline  # type: ignore[attr-defined]

@@ -6,94 +6,123 @@ the folder lacks is an error with its name, because a base with random weights i
 
 from __future__ import annotations
 
-from clinpeft.models.bundle import Bundle, make_bundle, unpack_bundle, verify_bundle
-from clinpeft.models.download import pull
-from clinpeft.models.embedding_config import BACKBONES, Backbone, Manner, backbone_of, manner_of
-from clinpeft.models.families import FAMILIES, Family, Objective, Pooling
-from clinpeft.models.folder import check, fingerprint
-from clinpeft.models.head_io import Asked, SavedHeads, load_heads, save_head
-from clinpeft.models.heads import Head, Heads, WindowPooling
-from clinpeft.models.load import Base, Purpose, flatten, load, meta, precision_for, quantize
-from clinpeft.models.pooling import native_pooling, pool, pool_spans, pooling_of
-from clinpeft.models.reference_output import Place, Probe, check_probe, place_now, probe_ids
-from clinpeft.models.roofline import (
-    Gpu,
-    Shape,
-    cpu,
-    gpu,
-    instructions,
-    product_rate,
-    shape,
-    shape_of,
-    step_seconds,
-    threads,
+from clinpeft.models.bundle import ModelBundle, make_bundle, unpack_bundle, verify_bundle
+from clinpeft.models.download import download_model
+from clinpeft.models.embedding_config import (
+    BACKBONES,
+    Backbone,
+    EmbeddingConfig,
+    find_backbone,
+    resolve_embedding_config,
 )
-from clinpeft.models.toy_model import write_tiny
-from clinpeft.runtime.energy import Meter, meter
-from clinpeft.runtime.float8 import Float8, Float8Linear, dequantized, weight_of
-from clinpeft.runtime.last_token_layer import Ends, ends
-from clinpeft.runtime.packed_attention import Spans, flattens, one_row
+from clinpeft.models.families import MODEL_FAMILIES, ModelFamily, PretrainingObjective, PoolingMode
+from clinpeft.models.folder import check_model_folder, fingerprint_base_model
+from clinpeft.models.head_io import HeadConfig, SavedHeads, load_heads, save_heads
+from clinpeft.models.heads import Head, TaskHeads, WindowPooling
+from clinpeft.models.load import (
+    FrozenBaseModel,
+    LoadPurpose,
+    enable_packing,
+    load_base_model,
+    create_meta_model,
+    choose_precision,
+    quantize_base_model,
+)
+from clinpeft.models.pooling import (
+    read_pooling_mode,
+    pool_hidden_states,
+    pool_packed_hidden_states,
+    resolve_pooling_mode,
+)
+from clinpeft.models.reference_output import (
+    ComputeEnvironment,
+    ReferenceOutput,
+    check_reference_output,
+    describe_environment,
+    sample_reference_tokens,
+)
+from clinpeft.models.roofline import (
+    GpuProperties,
+    ModelShape,
+    get_cpu_device,
+    detect_gpu,
+    detect_bfloat16_instructions,
+    measure_matmul_rate,
+    read_model_shape,
+    compute_model_shape,
+    measure_step_seconds,
+    get_thread_count,
+)
+from clinpeft.models.toy_model import write_toy_model
+from clinpeft.runtime.energy import EnergyMeter, create_energy_meter
+from clinpeft.runtime.float8 import Float8Weight, Float8Linear, dequantize_float8, get_stored_weight
+from clinpeft.runtime.last_token_layer import PooledTokens, select_pooled_tokens
+from clinpeft.runtime.packed_attention import (
+    SequenceLengths,
+    has_packed_attention,
+    build_packed_inputs,
+)
 
 __all__ = [
     "BACKBONES",
-    "FAMILIES",
-    "Asked",
+    "MODEL_FAMILIES",
+    "HeadConfig",
     "Backbone",
-    "Base",
-    "Bundle",
-    "Ends",
-    "Family",
-    "Float8",
+    "FrozenBaseModel",
+    "ModelBundle",
+    "PooledTokens",
+    "ModelFamily",
+    "Float8Weight",
     "Float8Linear",
-    "Gpu",
+    "GpuProperties",
     "Head",
-    "Heads",
-    "Manner",
-    "Meter",
-    "Objective",
-    "Place",
-    "Pooling",
-    "Probe",
-    "Purpose",
+    "TaskHeads",
+    "EmbeddingConfig",
+    "EnergyMeter",
+    "PretrainingObjective",
+    "ComputeEnvironment",
+    "PoolingMode",
+    "ReferenceOutput",
+    "LoadPurpose",
     "SavedHeads",
-    "Shape",
-    "Spans",
+    "ModelShape",
+    "SequenceLengths",
     "WindowPooling",
-    "backbone_of",
-    "check",
-    "check_probe",
-    "cpu",
-    "dequantized",
-    "ends",
-    "fingerprint",
-    "flatten",
-    "flattens",
-    "gpu",
-    "instructions",
-    "load",
+    "find_backbone",
+    "check_model_folder",
+    "check_reference_output",
+    "get_cpu_device",
+    "dequantize_float8",
+    "select_pooled_tokens",
+    "fingerprint_base_model",
+    "enable_packing",
+    "has_packed_attention",
+    "detect_gpu",
+    "detect_bfloat16_instructions",
+    "load_base_model",
     "load_heads",
     "make_bundle",
-    "manner_of",
-    "meta",
-    "meter",
-    "native_pooling",
-    "one_row",
-    "place_now",
-    "pool",
-    "pool_spans",
-    "pooling_of",
-    "precision_for",
-    "probe_ids",
-    "product_rate",
-    "pull",
-    "quantize",
-    "save_head",
-    "shape",
-    "shape_of",
-    "step_seconds",
-    "threads",
+    "resolve_embedding_config",
+    "create_meta_model",
+    "create_energy_meter",
+    "read_pooling_mode",
+    "build_packed_inputs",
+    "describe_environment",
+    "pool_hidden_states",
+    "pool_packed_hidden_states",
+    "resolve_pooling_mode",
+    "choose_precision",
+    "sample_reference_tokens",
+    "measure_matmul_rate",
+    "download_model",
+    "quantize_base_model",
+    "save_heads",
+    "read_model_shape",
+    "compute_model_shape",
+    "measure_step_seconds",
+    "get_thread_count",
     "unpack_bundle",
     "verify_bundle",
-    "weight_of",
-    "write_tiny",
+    "get_stored_weight",
+    "write_toy_model",
 ]

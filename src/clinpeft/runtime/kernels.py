@@ -1,8 +1,9 @@
-"""Norms and gates of a GPU in one kernel each, where a recipe asks for those of liger (Hsu et al. 2024, arXiv 2410.10989).
+"""Norms and gates of a GPU as one kernel each, by liger (Hsu et al. 2024, arXiv 2410.10989).
 
-liger replaces classes and functions in transformers' modules, for every model that is made afterwards; here they are put back, and the given model
-alone keeps what it got. Losses stay ours: what liger has for them is switched off; and so does the rotation, which liger makes in place and can only
-replace for every model of a kind.
+liger replaces classes and functions in transformers' modules, for every model that is created
+afterwards; here they are put back, and the given model alone keeps its replacements. Its losses are
+switched off, and so is its rotary embedding, which works in place and can only be replaced for
+every model of a kind.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import torch
 from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.recipe import PretrainedModelSpec
 
-PACKAGE, DISTRIBUTION = "liger_kernel", "liger-kernel"
-OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+LIGER_PACKAGE, LIGER_DISTRIBUTION = "liger_kernel", "liger-kernel"
+DISABLED_LIGER_OPTIONS = {
+    "rope": False,
+    "cross_entropy": False,
+    "fused_linear_cross_entropy": False,
+}
 
-PLAIN = "torch"
+TORCH_KERNELS = "torch"
 
 
-def refuse_missing(
+def check_kernels_available(
     spec: PretrainedModelSpec,
     device: torch.device,
     supported_model_types: Collection[str],
@@ -42,7 +47,7 @@ def refuse_missing(
         UsageError: this is no CUDA device, or the package is not installed.
         BaseModelError: the package has none for this family, or the folder is no base.
     """
-    if spec.kernels == PLAIN:
+    if spec.kernels == TORCH_KERNELS:
         return
     location, hint = "base.kernels", 'leave base.kernels out, or set it to "torch"'
     if device.type != "cuda":
@@ -51,9 +56,9 @@ def refuse_missing(
             location=location,
             hint=hint,
         )
-    if not _installed():
+    if not _is_liger_installed():
         raise UsageError(
-            f"{DISTRIBUTION} is not installed",
+            f"{LIGER_DISTRIBUTION} is not installed",
             location=location,
             hint=f'install it: pip install "clinpeft[gpu]"; or {hint}',
         )
@@ -64,7 +69,7 @@ def refuse_missing(
         raise BaseModelError(message, location=location, hint=hint)
 
 
-def install(
+def install_liger_kernels(
     model: Any, parts: Sequence[str], spec: PretrainedModelSpec, device: torch.device
 ) -> str:
     """Give a model the requested kernels where they are available.
@@ -80,8 +85,13 @@ def install(
     Returns:
         Whose kernels it has, for the record.
     """
-    if spec.kernels == PLAIN or device.type != "cuda" or not parts or not _installed():
-        return PLAIN
+    if (
+        spec.kernels == TORCH_KERNELS
+        or device.type != "cuda"
+        or not parts
+        or not _is_liger_installed()
+    ):
+        return TORCH_KERNELS
     from liger_kernel.transformers import monkey_patch  # here, because it imports Triton
 
     model_type = model.config.model_type
@@ -89,12 +99,12 @@ def install(
     before = dict(vars(here))
     try:
         monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN[model_type](
-            model=model, **dict.fromkeys(parts, True), **OFF
+            model=model, **dict.fromkeys(parts, True), **DISABLED_LIGER_OPTIONS
         )
     finally:
         vars(here).update(before)
-    return f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+    return f"{LIGER_DISTRIBUTION} {importlib.metadata.version(LIGER_DISTRIBUTION)}"
 
 
-def _installed() -> bool:
-    return importlib.util.find_spec(PACKAGE) is not None
+def _is_liger_installed() -> bool:
+    return importlib.util.find_spec(LIGER_PACKAGE) is not None

@@ -30,7 +30,7 @@ from clinpeft.workflows.fitting import fit
 from clinpeft.workflows.language_model import (
     build_language_data,
     check_language_model_output,
-    encode_corpus,
+    prepare_corpus,
     record_adapt_run,
     score_all_states,
     score_base_notes,
@@ -54,14 +54,14 @@ def adapt_language_model(recipe: AdaptRecipe, context: RunContext) -> Run:
     """
     check_differential_privacy(recipe, context, list_corpus_requirements(recipe))
     check_base_options(recipe, context)
-    policy = note_corpus.policy_version(recipe.corpus.deidentification)
-    hashes = compute_run_hashes(sources.fingerprint(recipe.source), recipe, policy)
+    policy = note_corpus.format_policy_version(recipe.corpus.deidentification)
+    hashes = compute_run_hashes(sources.fingerprint_notes(recipe.source), recipe, policy)
     with open_training_run(recipe, hashes, context) as run:
         if run.record.state == "finished":
             return discard_noise_seed(run)
         check = functools.partial(prepare_perplexity_check, recipe, hashes, context)
         base = load_base(recipe, context, check)
-        corpus = encode_corpus(recipe, base, hashes, context)
+        corpus = prepare_corpus(recipe, base, hashes, context)
         data = build_language_data(recipe, base, corpus.encodings)
         base_likelihoods = score_base_notes(run, data, base, context)
         stack = adapters.attach_adapters(base, recipe.adapters, seed=recipe.seed)
@@ -81,7 +81,7 @@ ADAPT = Workflow(
     recipe_class=AdaptRecipe,
     purpose="language",
     run=adapt_language_model,
-    fingerprint=lambda recipe: sources.fingerprint(recipe.source),
+    fingerprint=lambda recipe: sources.fingerprint_notes(recipe.source),
     compare=compare_likelihoods,
     check_reference_output=check_language_model_output,
     audit_privacy=audit_language_model,

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 
 from clinpeft import adapters, inference, models, training
 from clinpeft.core.errors import RecipeError, RefusedError
-from clinpeft.models import Base, Manner
+from clinpeft.models import FrozenBaseModel, EmbeddingConfig
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import InputHashes
 from clinpeft.runtime import kernels
 from clinpeft.workflows.context import RunContext, TrainingRecipe
-from clinpeft.workflows.language_model import build_language_data, encode_corpus
+from clinpeft.workflows.language_model import build_language_data, prepare_corpus
 from clinpeft.workflows.task_cohorts import TaskCohort, encode_documents
 from clinpeft.workflows.textbooks import EmbeddingData
 
@@ -59,12 +59,12 @@ def check_base_options(recipe: TrainingRecipe, context: RunContext) -> None:
         RecipeError: a quantized base is to be trained, or an adapter to be merged into it.
     """
     base = recipe.base
-    supported = [name for name, family in models.FAMILIES.items() if family.kernels]
-    kernels.refuse_missing(
+    supported = [name for name, family in models.MODEL_FAMILIES.items() if family.liger_kernels]
+    kernels.check_kernels_available(
         base,
         context.accelerator.device,
         supported,
-        lambda: str(models.check(base.path)["model_type"]),
+        lambda: str(models.check_model_folder(base.path)["model_type"]),
     )
     if base.quantization == "none":
         return
@@ -86,8 +86,8 @@ def check_base_options(recipe: TrainingRecipe, context: RunContext) -> None:
 
 
 def load_base(
-    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[Base], QuantizationCheck]
-) -> Base:
+    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[FrozenBaseModel], QuantizationCheck]
+) -> FrozenBaseModel:
     """Load the base of a recipe, quantized where the recipe requests it.
 
     Args:
@@ -107,8 +107,8 @@ def load_base(
 
 
 def load_base_timed(
-    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[Base], QuantizationCheck]
-) -> tuple[Base, float]:
+    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[FrozenBaseModel], QuantizationCheck]
+) -> tuple[FrozenBaseModel, float]:
     """Load the base as ``load_base`` does.
 
     Returns:
@@ -125,18 +125,18 @@ def load_base_timed(
         # An optimizer's small steps are lost in the 8 significant bits of bfloat16.
         spec = spec.model_copy(update={"precision": "float32"})
     start = time.perf_counter()
-    purpose: models.Purpose = "language" if recipe.compared_unit == "tokens" else "vectors"
-    base = models.load(spec, context.accelerator.device, purpose)
+    purpose: models.LoadPurpose = "language" if recipe.compared_unit == "tokens" else "vectors"
+    base = models.load_base_model(spec, context.accelerator.device, purpose)
     seconds = time.perf_counter() - start
     if recipe.base.quantization != "none":
         _quantize_and_check(recipe, base, prepare_check(base))
     return base, seconds
 
 
-def _quantize_and_check(recipe: TrainingRecipe, base: Base, check: QuantizationCheck) -> None:
+def _quantize_and_check(recipe: TrainingRecipe, base: FrozenBaseModel, check: QuantizationCheck) -> None:
     """Quantize in place and compare; the comparison is stored with the base, for the record."""
     before = check.measure()
-    models.quantize(base)
+    models.quantize_base_model(base)
     allowed, difference = check.compare(before, check.measure(), recipe.base.quantization_limit)
     difference = f"{difference}, on {check.text_count} tuning texts"
     if not allowed:
@@ -149,14 +149,14 @@ def _quantize_and_check(recipe: TrainingRecipe, base: Base, check: QuantizationC
 
 
 def prepare_perplexity_check(
-    recipe: AdaptRecipe, hashes: InputHashes, context: RunContext, base: Base
+    recipe: AdaptRecipe, hashes: InputHashes, context: RunContext, base: FrozenBaseModel
 ) -> QuantizationCheck:
     """Prepare to compare the perplexity of tuning windows.
 
     Raises:
         RefusedError: there are no tuning windows.
     """
-    corpus = encode_corpus(recipe, base, hashes, context)
+    corpus = prepare_corpus(recipe, base, hashes, context)
     language_data = build_language_data(recipe, base, corpus.encodings)
     windows = select_check_texts(language_data.tuning_windows)
     bare = adapters.attach_adapters(base, ())
@@ -174,7 +174,7 @@ def prepare_perplexity_check(
 
 
 def prepare_document_check(
-    recipe: ClassifyRecipe, cohorts: Sequence[TaskCohort], context: RunContext, base: Base
+    recipe: ClassifyRecipe, cohorts: Sequence[TaskCohort], context: RunContext, base: FrozenBaseModel
 ) -> QuantizationCheck:
     """Prepare to compare the vectors of tuning documents, those of the first task.
 
@@ -182,9 +182,9 @@ def prepare_document_check(
         RefusedError: there are no tuning documents.
     """
     documents = encode_documents(recipe, base, cohorts, context)[0].documents
-    rows = select_check_texts(documents.of("tuning"))
+    rows = select_check_texts(documents.select_split("tuning"))
     bare = adapters.attach_adapters(base, ())
-    pooling = models.pooling_of(base, recipe.head.pooling)
+    pooling = models.resolve_pooling_mode(base, recipe.head.pooling)
     budget, device = recipe.training.micro_batch_tokens, context.accelerator.device
     return QuantizationCheck(
         len(rows),
@@ -196,9 +196,9 @@ def prepare_document_check(
 def prepare_text_check(
     recipe: EmbedRecipe,
     embedding_data: EmbeddingData,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     context: RunContext,
-    base: Base,
+    base: FrozenBaseModel,
 ) -> QuantizationCheck:
     """Prepare to compare the vectors of anchors of the tuning split, prompts included.
 

@@ -61,7 +61,7 @@ def predict_and_evaluate(setup: ClassifierSetup, context: RunContext) -> Classif
     pairs = zip(setup.task_data, setup.model.encoded_cohorts, strict=True)
     for position, (task_data, encoded) in enumerate(pairs):
         documents, label_space = encoded.documents, task_data.label_space
-        rows = np.concatenate([documents.of("tuning"), documents.of("held_out")])
+        rows = np.concatenate([documents.select_split("tuning"), documents.select_split("held_out")])
         logits = task_data.gather_logits(rows)
         if not context.accelerator.is_main_process:
             continue
@@ -252,8 +252,8 @@ def record_classifier_run(
         for encoded in model.encoded_cohorts
         for step in (
             *encoded.cohort.attrition,
-            encoded.documents.attrition,
-            encoded.documents.whole,
+            encoded.documents.token_attrition,
+            encoded.documents.document_attrition,
         )
     ]
     return runs.finish_run(

@@ -12,7 +12,7 @@ import numpy as np
 
 from clinpeft import adapters, evaluation, inference, models, tokenization, training
 from clinpeft.adapters import AdapterMonitor, Stack
-from clinpeft.models import Head, Pooling
+from clinpeft.models import Head, PoolingMode
 from clinpeft.recipe import ClassifierTrainingSpec, ClassifyRecipe
 from clinpeft.runs import Run
 from clinpeft.training import ClassificationData, Trainable, TrainingCallbacks
@@ -38,7 +38,7 @@ class ClassifierModel:
     recipe: ClassifyRecipe
     stack: Stack
     heads: Mapping[str, Head]
-    pooling: Pooling
+    pooling: PoolingMode
     encoded_cohorts: Sequence[EncodedCohort]
 
     @property
@@ -126,7 +126,7 @@ def build_classifier(
             ).to(context.accelerator.device)
             for encoded in encoded_cohorts
         },
-        models.pooling_of(stack.base, recipe.head.pooling),
+        models.resolve_pooling_mode(stack.base, recipe.head.pooling),
         encoded_cohorts,
     )
     start = time.perf_counter()
@@ -157,8 +157,8 @@ def _compute_probe_logits(model: ClassifierModel, context: RunContext) -> Any:
     """Logits of the shortest training documents of every task, flattened, never from the cache."""
     logits = []
     for encoded in model.encoded_cohorts:
-        train = encoded.documents.of("train")
-        order = np.argsort(encoded.documents.lengths_of(train), kind="stable")
+        train = encoded.documents.select_split("train")
+        order = np.argsort(encoded.documents.count_tokens(train), kind="stable")
         compute_logits = model.build_logit_function(encoded, context.accelerator.device)
         logits.append(compute_logits(train[order[:PROBE_DOCUMENT_COUNT]]).reshape(-1))
     return inference.concatenate_logits(logits)
@@ -259,11 +259,11 @@ def _build_classification_data(
     """Documents, labels and metric of a task; its logits come from ``vectors`` where they are given."""
     recipe, documents, accelerator = model.recipe, encoded_cohort.documents, context.accelerator
     label_space = encoded_cohort.cohort.label_space
-    make_micro_batches: Callable[[tokenization.Ints], list[tokenization.Ints]]
+    make_micro_batches: Callable[[tokenization.IndexArray], list[tokenization.IndexArray]]
     if vectors is None:
         compute_logits = model.build_logit_function(encoded_cohort, accelerator.device)
         make_micro_batches = functools.partial(
-            tokenization.document_batches,
+            tokenization.group_documents,
             documents,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
         )
@@ -276,12 +276,12 @@ def _build_classification_data(
             accelerator.device,
         )
         make_micro_batches = _split_by_count
-    labels = training.encode_labels(documents.table(["stay_id", "label", "labels"]), label_space)
+    labels = training.encode_labels(documents.read_table(["stay_id", "label", "labels"]), label_space)
     if recipe.loss.shuffled_labels:
         for split in ("train", "tuning"):
-            labels = training.shuffle_labels(labels, documents.of(split), recipe.seed)
+            labels = training.shuffle_labels(labels, documents.select_split(split), recipe.seed)
 
-    def compute_metric(logits: Any, rows: tokenization.Ints) -> float:
+    def compute_metric(logits: Any, rows: tokenization.IndexArray) -> float:
         true_classes = labels[rows].numpy()
         if label_space.kind == "multilabel":  # (rows, classes) -> indices of all that apply
             true_classes = [np.flatnonzero(row) for row in true_classes]
@@ -292,9 +292,9 @@ def _build_classification_data(
         label_space=label_space,
         compute_logits=compute_logits,
         labels=labels,
-        token_counts=documents.lengths_of(np.arange(len(documents.tokens_total))),
-        train_documents=documents.of("train"),
-        tuning_documents=documents.of("tuning"),
+        token_counts=documents.count_tokens(np.arange(len(documents.tokens_total))),
+        train_documents=documents.select_split("train"),
+        tuning_documents=documents.select_split("tuning"),
         make_micro_batches=make_micro_batches,
         gather_logits=inference.build_gathered_logit_function(
             compute_logits, len(label_space.classes), make_micro_batches, accelerator
@@ -306,7 +306,7 @@ def _build_classification_data(
     )
 
 
-def _split_by_count(document_indices: tokenization.Ints) -> list[tokenization.Ints]:
+def _split_by_count(document_indices: tokenization.IndexArray) -> list[tokenization.IndexArray]:
     starts = range(0, len(document_indices), CACHED_BATCH_DOCUMENTS)
     return [document_indices[start : start + CACHED_BATCH_DOCUMENTS] for start in starts]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 from clinpeft import adapters, runtime
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows.adapter_sources import (
@@ -86,7 +86,7 @@ def train_classifier(recipe: ClassifyRecipe, context: RunContext) -> Run:
 
 def load_base_and_cohorts(
     recipe: ClassifyRecipe, run: Run, context: RunContext
-) -> tuple[Base, list[EncodedCohort]]:
+) -> tuple[FrozenBaseModel, list[EncodedCohort]]:
     """Build the cohorts, load the base, and encode the cohorts' notes with its tokenizer."""
     cohorts = build_cohorts(recipe, run.record.hashes, context)
     check = functools.partial(prepare_document_check, recipe, cohorts, context)

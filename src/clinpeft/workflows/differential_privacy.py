@@ -13,7 +13,7 @@ from clinpeft import runs, training
 from clinpeft.core.errors import InputError, RecipeError
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, Recipe
 from clinpeft.runs import Run
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import (
     ClippingStats,
     PrivacyMechanism,
@@ -151,15 +151,15 @@ def get_document_subjects(encoded_cohorts: Sequence[EncodedCohort]) -> SubjectAr
     """Get (items,) the subject of each document: of the first task, then of the next."""
     return np.concatenate(
         [
-            cohort.documents.table(["subject_id"])["subject_id"].to_numpy()
+            cohort.documents.read_table(["subject_id"])["subject_id"].to_numpy()
             for cohort in encoded_cohorts
         ]
     )
 
 
-def get_window_subjects(encodings: Encodings) -> SubjectArray:
+def get_window_subjects(encodings: EncodedCorpus) -> SubjectArray:
     """Get (windows,) the subject of each window of a corpus."""
-    subjects: SubjectArray = encodings.table["subject_id"].to_numpy()[encodings.notes]
+    subjects: SubjectArray = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes]
     return subjects
 
 

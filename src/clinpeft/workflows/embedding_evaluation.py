@@ -14,7 +14,7 @@ from clinpeft.baselines.lexical import LexicalIndex
 from clinpeft.core.schemas import PAIR_SCORE_SCHEMA, RetrievalSet, build_arrow_table
 from clinpeft.data.retrieval import beir
 from clinpeft.evaluation import embedding
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbeddingEvaluationSpec
 from clinpeft.workflows.embedding_benchmark import (
     LEXICAL_RETRIEVERS,
@@ -45,7 +45,7 @@ class EmbeddingResults:
 
 
 def evaluate_embeddings(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner, state: str
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: EmbeddingConfig, state: str
 ) -> EmbeddingResults:
     """Evaluate one state of a model on a whole benchmark.
 
@@ -168,7 +168,7 @@ def evaluate_retrieval_set(
     set_name: str,
     retrieval_set: RetrievalSet,
     encoders_by_state: Mapping[str, EncodeFunction],
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     spec: EmbeddingEvaluationSpec,
     seed: int,
 ) -> pa.Table:
@@ -211,14 +211,14 @@ def evaluate_retrieval_set(
 
 
 def _retrieve_by_vectors(
-    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: Manner
+    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """The best passages of a set for each of its queries."""
     queries, passages = retrieval_set.queries, retrieval_set.passages
     query_ids, passage_ids = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
     rows, scores = embedding.rank_passages(
         encode(queries["text"].to_pylist(), embedding_config.query_prompt),
-        encode(beir.joined(passages), embedding_config.document_prompt),
+        encode(beir.join_titles_and_texts(passages), embedding_config.document_prompt),
         RETRIEVED_PASSAGES,
         query_ids=query_ids,
         passage_ids=passage_ids,
@@ -233,7 +233,7 @@ def _retrieve_by_words(
     """The best passages of a set for each of its queries, by a lexical index."""
     queries, passages = retrieval_set.queries, retrieval_set.passages
     query_ids, passage_ids = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
-    score_blocks = build_index(beir.joined(passages)).iterate_score_blocks(
+    score_blocks = build_index(beir.join_titles_and_texts(passages)).iterate_score_blocks(
         queries["text"].to_pylist()
     )
     rows, scores = embedding.select_top_k(score_blocks, passage_ids, RETRIEVED_PASSAGES)
@@ -242,7 +242,7 @@ def _retrieve_by_words(
 
 
 def _score_study_pairs(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """Cosines of the pairs of arXiv 2511.19739's protocol; the similar ones are the related."""
     parts = []

@@ -16,7 +16,7 @@ from clinpeft import adapters, inference, runs
 from clinpeft.adapters import AdapterActivity
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, PAIR_SCORE_SCHEMA
 from clinpeft.evaluation import embedding
-from clinpeft.models import Base, Manner
+from clinpeft.models import FrozenBaseModel, EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows.context import RunContext, get_code_version, summarize_training
@@ -55,8 +55,8 @@ class EmbeddingOutcome:
 
 def evaluate_zero_shot(
     recipe: EmbedRecipe,
-    base: Base,
-    embedding_config: Manner,
+    base: FrozenBaseModel,
+    embedding_config: EmbeddingConfig,
     benchmark: EmbeddingBenchmark,
     context: RunContext,
 ) -> EmbeddingResults:
@@ -99,8 +99,8 @@ def evaluate_zero_shot(
 
 
 def _evaluate_controls(
-    base: Base,
-    embedding_config: Manner,
+    base: FrozenBaseModel,
+    embedding_config: EmbeddingConfig,
     benchmark: EmbeddingBenchmark,
     encode: EncodeFunction,
 ) -> list[pa.Table]:
@@ -121,7 +121,7 @@ def _evaluate_controls(
 
 
 def _evaluate_shuffled_pairs(
-    embedding_config: Manner, benchmark: EmbeddingBenchmark, encode: EncodeFunction
+    embedding_config: EmbeddingConfig, benchmark: EmbeddingBenchmark, encode: EncodeFunction
 ) -> pa.Table:
     """Each anchor with the positive of another: an AUROC near 0.5, or the evaluation is broken."""
     rows = []
@@ -252,7 +252,7 @@ def _concatenate_pair_scores(before: EmbeddingResults, after: EmbeddingResults) 
 
 
 def _profile_adapted_encoder(
-    stack: adapters.Stack, embedding_config: Manner, texts: list[str], load_seconds: float
+    stack: adapters.Stack, embedding_config: EmbeddingConfig, texts: list[str], load_seconds: float
 ) -> pa.Table:
     """Speed and memory as results without interval; their definition says how they were measured."""
     profile = inference.profile_encoder(

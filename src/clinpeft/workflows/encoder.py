@@ -16,7 +16,7 @@ from clinpeft import adapters, inference, models, training
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import Attrition
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.runs import Run
 from clinpeft.training import Trainable
@@ -44,7 +44,7 @@ class EncoderSetup:
     """
 
     stack: Stack
-    embedding_config: Manner
+    embedding_config: EmbeddingConfig
     trainable: Trainable
     monitor: adapters.AdapterMonitor
     compute_probe_vectors: Callable[[], Any]
@@ -53,17 +53,17 @@ class EncoderSetup:
     attrition: Attrition
 
 
-def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> Manner:
+def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> EmbeddingConfig:
     """Resolve how a text becomes a vector: the backbone's own way, but for the recipe's settings."""
     spec = recipe.base
     pooling = None if spec.pooling == "auto" else spec.pooling
-    config = models.manner_of(spec.path, spec.backbone, pooling)
+    config = models.resolve_embedding_config(spec.path, spec.backbone, pooling)
     prompts = {"query_prompt": spec.query_prompt, "document_prompt": spec.document_prompt}
     changes: dict[str, Any] = {key: text for key, text in prompts.items() if text is not None}
     return replace(config, max_tokens=min(config.max_tokens, spec.max_tokens), **changes)
 
 
-def create_encode_function(stack: Stack, embedding_config: Manner) -> EncodeFunction:
+def create_encode_function(stack: Stack, embedding_config: EmbeddingConfig) -> EncodeFunction:
     """Create the function from texts to vectors of a stack as it is at each call."""
     return lambda texts, prompt: inference.encode_texts(
         stack, embedding_config, list(texts), prompt, precision="auto"
@@ -73,7 +73,7 @@ def create_encode_function(stack: Stack, embedding_config: Manner) -> EncodeFunc
 def build_encoder(
     recipe: EmbedRecipe,
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     embedding_data: EmbeddingData,
     context: RunContext,
 ) -> EncoderSetup:
@@ -199,7 +199,7 @@ class _PairTexts:
 
 
 def _index_texts(
-    train: pa.Table, tuning: pa.Table, embedding_config: Manner
+    train: pa.Table, tuning: pa.Table, embedding_config: EmbeddingConfig
 ) -> tuple[_PairTexts, tuple[Any, Any], tuple[Any, Any]]:
     """All texts, and both splits as rows of texts: (pairs,) anchors and (pairs,) positives."""
     row_of: dict[tuple[str, str], int] = {}

@@ -12,7 +12,7 @@ from clinpeft.adapters import Stack
 from clinpeft.data.retrieval import beir
 from clinpeft.data.synthetic import handbook
 from clinpeft.inference import EncodingProgress, EncodingSummary, OnnxParity
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows.embedding_evaluation import evaluate_retrieval_set
@@ -43,9 +43,9 @@ def evaluate_run_retrieval(home: Path, run_name: str, folder: Path, resamples: i
     run = runs.find_run(home, run_name, finished_only=True)
     recipe = require_recipe(run, EmbedRecipe, "evaluate", "holds no encoder")
     runs.check_model_files(run)
-    retrieval_set, device = beir.read(folder), training.create_accelerator().device
+    retrieval_set, device = beir.read_beir(folder), training.create_accelerator().device
     stack, embedding_config = inference.load_encoder(run.folder, recipe.base, device)
-    base = adapters.attach_adapters(models.load(recipe.base, device, "vectors"), ())
+    base = adapters.attach_adapters(models.load_base_model(recipe.base, device, "vectors"), ())
     encoders = {
         ZERO_SHOT_STATE: create_encode_function(base, embedding_config),
         ADAPTED_STATE: create_encode_function(stack, embedding_config),
@@ -148,7 +148,7 @@ def export_run_to_onnx(home: Path, run_name: str, folder: Path) -> OnnxParity:
     return inference.export_onnx(stack, embedding_config, folder, texts)
 
 
-def _load_run_encoder(home: Path, run_name: str, folder: Path) -> tuple[Run, Stack, Manner]:
+def _load_run_encoder(home: Path, run_name: str, folder: Path) -> tuple[Run, Stack, EmbeddingConfig]:
     """A run of ``embed`` and its encoder, to be written to a folder that does not exist."""
     run = runs.find_run(home, run_name, finished_only=True)
     recipe = require_recipe(run, EmbedRecipe, "export", "holds no encoder")

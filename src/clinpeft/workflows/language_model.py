@@ -20,11 +20,11 @@ from clinpeft.adapters import Stack
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import SPLIT_NAMES, Attrition
 from clinpeft.data.notes import sources
-from clinpeft.data.notes.corpus import MARK, build, with_canaries
-from clinpeft.models import Base
+from clinpeft.data.notes.corpus import CANARY_ID_PREFIX, build_note_corpus, insert_canaries
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import InputHashes, Run
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import LanguageModelingData, TokenLogitFunction
 from clinpeft.workflows.context import (
     RunContext,
@@ -36,16 +36,16 @@ from clinpeft.workflows.fitting import FittedTraining
 
 
 @dataclass(frozen=True)
-class EncodedCorpus:
+class PreparedCorpus:
     """A corpus as windows of tokens, and the notes that were dropped on the way, by reason."""
 
-    encodings: Encodings
+    encodings: EncodedCorpus
     attrition: tuple[Attrition, ...]
 
 
-def encode_corpus(
-    recipe: AdaptRecipe, base: Base, hashes: InputHashes, context: RunContext
-) -> EncodedCorpus:
+def prepare_corpus(
+    recipe: AdaptRecipe, base: FrozenBaseModel, hashes: InputHashes, context: RunContext
+) -> PreparedCorpus:
     """Build the corpus of a recipe and cut it into windows of tokens.
 
     Both are computed once for all runs that need the same; the first process computes them, the
@@ -72,9 +72,9 @@ def encode_corpus(
         attrition = _build_corpus(recipe, corpus)
         text, planted = prepare_canary_corpus(recipe, corpus / "corpus.parquet")
         if not tokenization.is_encoded(folder):
-            layout = tokenization.layout(base.tokenizer, objective)
-            tokenization.encode(text, base.tokenizer, layout, base_spec, folder)
-    return EncodedCorpus(tokenization.open_encodings(folder), (*attrition, *planted))
+            layout = tokenization.create_special_token_layout(base.tokenizer, objective)
+            tokenization.encode_corpus(text, base.tokenizer, layout, base_spec, folder)
+    return PreparedCorpus(tokenization.open_encoded_corpus(folder), (*attrition, *planted))
 
 
 def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
@@ -87,7 +87,7 @@ def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tupl
         return corpus, ()
     key = compute_cache_key(recipe.privacy.model_dump(), recipe.seed)
     target = corpus.with_name(f"canaries-{key}.parquet")
-    return target, (with_canaries(corpus, recipe.privacy, recipe.seed, target),)
+    return target, (insert_canaries(corpus, recipe.privacy, recipe.seed, target),)
 
 
 def _build_corpus(recipe: AdaptRecipe, folder: Path) -> tuple[Attrition, ...]:
@@ -96,15 +96,15 @@ def _build_corpus(recipe: AdaptRecipe, folder: Path) -> tuple[Attrition, ...]:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read = Attrition("read")
-        notes = sources.read(recipe.source, read, folder.parent)
-        corpus = build(notes, recipe.corpus, recipe.split, recipe.split.seed, folder)
+        notes = sources.read_notes(recipe.source, read, folder.parent)
+        corpus = build_note_corpus(notes, recipe.corpus, recipe.split, recipe.split.seed, folder)
         steps = [step.as_json() for step in (read, *corpus.attrition)]
         runs.write_file_atomically(path, json.dumps(steps))  # last: the corpus is complete
     steps = json.loads(path.read_text(encoding="utf-8"))
     return tuple(Attrition.from_json(step) for step in steps)
 
 
-def _resolve_objective(recipe: AdaptRecipe, base: Base) -> str:
+def _resolve_objective(recipe: AdaptRecipe, base: FrozenBaseModel) -> str:
     """The objective by name; ``auto`` is the one that the base was pretrained with."""
     requested = recipe.training.objective
     if requested not in ("auto", base.family.objective):
@@ -117,7 +117,7 @@ def _resolve_objective(recipe: AdaptRecipe, base: Base) -> str:
 
 
 def build_language_data(
-    recipe: AdaptRecipe, base: Base, encodings: Encodings
+    recipe: AdaptRecipe, base: FrozenBaseModel, encodings: EncodedCorpus
 ) -> LanguageModelingData:
     """Collect windows and objective of the training."""
     return LanguageModelingData(
@@ -125,33 +125,33 @@ def build_language_data(
         base.tokenizer,
         training.LANGUAGE_OBJECTIVES[_resolve_objective(recipe, base)],
         recipe.seed,
-        encodings.windows("train"),
-        encodings.windows("tuning", recipe.evaluation.max_notes),
+        encodings.select_windows("train"),
+        encodings.select_windows("tuning", recipe.evaluation.max_notes),
         training.LanguageModelHead(base.model),
     )
 
 
-def select_evaluation_windows(recipe: AdaptRecipe, encodings: Encodings) -> tokenization.Ints:
+def select_evaluation_windows(recipe: AdaptRecipe, encodings: EncodedCorpus) -> tokenization.IndexArray:
     """Select the windows that perplexities are computed on.
 
     Returns:
         (windows,) of every split, each within ``evaluation.max_notes``, without canaries.
     """
     windows = np.concatenate(
-        [encodings.windows(split, recipe.evaluation.max_notes) for split in SPLIT_NAMES]
+        [encodings.select_windows(split, recipe.evaluation.max_notes) for split in SPLIT_NAMES]
     )
     if not recipe.privacy.canaries:
         return windows
-    return windows[~find_canary_notes(encodings)[encodings.notes[windows]]]
+    return windows[~find_canary_notes(encodings)[encodings.window_notes[windows]]]
 
 
-def find_canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
+def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
     """Find the notes on synthetic people, which are trained on and counted in no other result.
 
     Returns:
-        (notes,) whether each row of ``encodings.table`` is one.
+        (notes,) whether each row of ``encodings.note_table`` is one.
     """
-    is_canary: NDArray[np.bool_] = pc.starts_with(encodings.table["note_id"], MARK).to_numpy(
+    is_canary: NDArray[np.bool_] = pc.starts_with(encodings.note_table["note_id"], CANARY_ID_PREFIX).to_numpy(
         zero_copy_only=False
     )
     return is_canary
@@ -178,7 +178,7 @@ def score_notes(
 
 
 def score_base_notes(
-    run: Run, language_data: LanguageModelingData, base: Base, context: RunContext
+    run: Run, language_data: LanguageModelingData, base: FrozenBaseModel, context: RunContext
 ) -> pa.Table:
     """Compute ``score_notes`` of the base without adapters, once for all cells of a grid."""
     recipe = cast(AdaptRecipe, run.recipe)
@@ -255,7 +255,7 @@ def record_adapt_run(
     stack: Stack,
     fitted: FittedTraining,
     likelihoods: dict[str, pa.Table],
-    corpus: EncodedCorpus,
+    corpus: PreparedCorpus,
     context: RunContext,
 ) -> Run:
     """Write adapter, tokenizer, results and record into the run's folder, by the first process."""
@@ -291,6 +291,6 @@ def check_language_model_output(run: Run, device: object) -> bool:
     Raises:
         ClinpeftError: the output differs, or the model cannot be loaded.
     """
-    base = models.load(cast(AdaptRecipe, run.recipe).base, device)  # type: ignore[arg-type]
+    base = models.load_base_model(cast(AdaptRecipe, run.recipe).base, device)  # type: ignore[arg-type]
     stack = adapters.load_adapter(base, run.folder / "adapter")
     return adapters.check_stack_reference_output(stack, run.folder)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from clinpeft import models, training
 from clinpeft.adapters import Stack
-from clinpeft.models import Purpose, Shape
+from clinpeft.models import LoadPurpose, ModelShape
 from clinpeft.recipe import AnyAdapterSpec, LoraSpec
 from clinpeft.runtime import ActivationPolicy, RuntimePolicy
 from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
@@ -34,7 +34,7 @@ class PlanTerm:
     value: float
 
 
-def count_trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
+def count_trained_parameters(shape: ModelShape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     """Estimate the number of trained parameters of adapters, from their specs alone.
 
     LoRA is counted with the family's query and value, or with as many modules as are named.
@@ -63,7 +63,7 @@ class TrainingWorkload:
         device_type: decides how many tokens are scored at a time.
     """
 
-    shape: Shape
+    shape: ModelShape
     trained_parameters: int
     precision: str
     has_language_head: bool
@@ -72,7 +72,7 @@ class TrainingWorkload:
 
     @staticmethod
     def from_recipe(
-        recipe: TrainingRecipe, purpose: Purpose, auto_precision: str, device_type: str
+        recipe: TrainingRecipe, purpose: LoadPurpose, auto_precision: str, device_type: str
     ) -> TrainingWorkload:
         """Get the workload of a recipe.
 
@@ -82,9 +82,9 @@ class TrainingWorkload:
             auto_precision: what ``base.precision = "auto"`` is on the device.
             device_type: of the device.
         """
-        shape = models.shape(recipe.base.path)
+        shape = models.read_model_shape(recipe.base.path)
         trained = (
-            shape.parameters
+            shape.parameter_count
             if recipe.trains_base
             else count_trained_parameters(shape, recipe.adapters)
         )
@@ -138,37 +138,37 @@ def estimate_memory(
         ),
     ]
     if workload.has_language_head:
-        block = training.compute_loss_block_rows(shape.vocabulary, workload.device_type)
+        block = training.compute_loss_block_rows(shape.vocabulary_size, workload.device_type)
         rows = min(micro_batch_tokens, block)
         terms.append(
             PlanTerm(
                 "logits over the vocabulary",
-                f"{rows:,} tokens at a time × {shape.vocabulary:,} × ({size} + 4) bytes",
-                float(rows * shape.vocabulary * (size + 4)),
+                f"{rows:,} tokens at a time × {shape.vocabulary_size:,} × ({size} + 4) bytes",
+                float(rows * shape.vocabulary_size * (size + 4)),
             )
         )
     return tuple(terms)
 
 
-def _estimate_base_memory(shape: Shape, bytes_per_weight: int, quantization: str) -> PlanTerm:
+def _estimate_base_memory(shape: ModelShape, bytes_per_weight: int, quantization: str) -> PlanTerm:
     if quantization == "none":
         return PlanTerm(
             "base",
-            f"{shape.parameters:,} weights × {bytes_per_weight} bytes",
-            float(bytes_per_weight * shape.parameters),
+            f"{shape.parameter_count:,} weights × {bytes_per_weight} bytes",
+            float(bytes_per_weight * shape.parameter_count),
         )
     # Quantized linear layers take a byte a weight (and four a row, which is negligible), and one
     # of them at a time is dequantized.
-    rest = shape.parameters - shape.in_blocks + shape.largest
+    rest = shape.parameter_count - shape.block_linear_weights + shape.largest_block_weights
     formula = (
-        f"{shape.in_blocks:,} weights × 1 byte + {rest:,} × {bytes_per_weight} bytes, "
+        f"{shape.block_linear_weights:,} weights × 1 byte + {rest:,} × {bytes_per_weight} bytes, "
         "the largest linear layer among them"
     )
-    return PlanTerm("base", formula, float(shape.in_blocks + bytes_per_weight * rest))
+    return PlanTerm("base", formula, float(shape.block_linear_weights + bytes_per_weight * rest))
 
 
 def estimate_operations(
-    shape: Shape,
+    shape: ModelShape,
     trained_parameters: int,
     document_tokens: int,
     has_language_head: bool,
@@ -190,13 +190,13 @@ def estimate_operations(
         base_is_frozen: whether the base has no gradient of its own.
         policy: whether activations are kept or recomputed.
     """
-    multiplied = shape.multiplied + (shape.vocabulary * shape.width if has_language_head else 0)
+    multiplied = shape.linear_weights + (shape.vocabulary_size * shape.width if has_language_head else 0)
     weight_factor, context_factor = (4 if base_is_frozen else 6), (6 if shape.causal else 12)
     attention = float(context_factor * document_tokens * shape.width * shape.layers)
-    again = 2.0 * (shape.multiplied + trained_parameters) + attention / 3
+    again = 2.0 * (shape.linear_weights + trained_parameters) + attention / 3
     recomputed = PlanTerm(
         "layers computed again",
-        f"2 × {shape.multiplied + trained_parameters:,} weights + attention / 3",
+        f"2 × {shape.linear_weights + trained_parameters:,} weights + attention / 3",
         again,
     )
     return (
@@ -225,7 +225,7 @@ def estimate_max_micro_batch_tokens(
         Tokens; 0 where not even the base fits before it is quantized.
     """
     # A base that is quantized is in memory unquantized first, see ``base_loading``.
-    base_bytes = PRECISION_BYTES[workload.precision] * workload.shape.parameters
+    base_bytes = PRECISION_BYTES[workload.precision] * workload.shape.parameter_count
     if base_bytes > USABLE_MEMORY_FRACTION * memory_bytes:
         return 0
     many = 2**20

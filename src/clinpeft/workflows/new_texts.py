@@ -36,11 +36,11 @@ def read_new_texts(
         InputError: a row was lost; raised after the last batch.
         SourceError: the file cannot be read.
     """
-    present = sources.column_names(path)
+    present = sources.read_column_names(path)
     mapped = {name: name for name in NEW_NOTE_COLUMNS if name in present} | dict(columns)
     spec = SourceSpec(name="files", path=path, columns=mapped, max_bad_fraction=0.0)
     attrition = Attrition("read")
-    yield from sources.read(spec, attrition, cache)
+    yield from sources.read_notes(spec, attrition, cache)
     if attrition.dropped_rows:
         reasons = ", ".join(
             f"{count:,} × {reason}" for reason, count in attrition.dropped_rows.items()

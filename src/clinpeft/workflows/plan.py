@@ -253,7 +253,7 @@ def plan_from_dry_run(
     """
     accelerator = context.accelerator
     hardware = training.describe_hardware(accelerator)
-    precision, _ = models.precision_for("auto", accelerator.device)
+    precision, _ = models.choose_precision("auto", accelerator.device)
     plan = _apply_formulas(
         recipe,
         str(hardware["device"]),

@@ -31,7 +31,7 @@ UNKNOWN_PREDICTION_TIME = datetime(1970, 1, 1)  # the tables' times have no zone
 class _NewDocuments:
     """New notes as documents, and (documents,) the id of each note."""
 
-    documents: tokenization.Documents
+    documents: tokenization.EncodedDocuments
     note_ids: pa.Array
 
 
@@ -112,7 +112,7 @@ def _predict_task(
     """The predictions of one task, recalibrated as the run's own, with the column ``note_id``."""
     recipe = require_recipe(run, ClassifyRecipe, "predict", "predicts nothing")
     documents, label_space = new_documents.documents, classifier.label_spaces[task_name]
-    rows = documents.of("held_out")
+    rows = documents.select_split("held_out")
     compute_logits = inference.build_logit_function(
         classifier.stack,
         documents,
@@ -122,7 +122,7 @@ def _predict_task(
         accelerator.device,
     )
     make_batches = functools.partial(
-        tokenization.document_batches,
+        tokenization.group_documents,
         documents,
         micro_batch_tokens=recipe.training.micro_batch_tokens,
     )

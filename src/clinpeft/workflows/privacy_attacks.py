@@ -28,11 +28,11 @@ from clinpeft.data.notes import corpus as note_corpus
 from clinpeft.evaluation import AttackScoring
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
 from clinpeft.runs import Run
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.workflows.context import RunContext
 from clinpeft.workflows.language_model import (
     build_language_data,
-    encode_corpus,
+    prepare_corpus,
     find_canary_notes,
 )
 from clinpeft.workflows.task_cohorts import build_cohorts, encode_documents
@@ -99,10 +99,10 @@ def audit_language_model(
     """
     recipe = cast(AdaptRecipe, run.recipe)
     results, skipped = [_attack_membership(run, config)], {}
-    base = models.load(recipe.base, context.accelerator.device)
+    base = models.load_base_model(recipe.base, context.accelerator.device)
     stack = adapters.load_adapter(base, run.folder / "adapter")
     if base.family.objective == "causal-lm":
-        encodings = encode_corpus(recipe, base, run.record.hashes, context).encodings
+        encodings = prepare_corpus(recipe, base, run.record.hashes, context).encodings
         results.append(_measure_verbatim_overlap(stack, encodings, config))
         results.append(_measure_canary_exposure(recipe, stack, context, config))
     else:
@@ -178,13 +178,13 @@ def _activate_state(stack: Stack, state: str) -> AbstractContextManager[None]:
 
 
 def _measure_verbatim_overlap(
-    stack: Stack, encodings: Encodings, config: PrivacyAuditConfig
+    stack: Stack, encodings: EncodedCorpus, config: PrivacyAuditConfig
 ) -> pa.Table:
     """Give the model the beginning of a note, and compare its continuation with the note's."""
-    layout = tokenization.layout(stack.base.tokenizer, "causal-lm")
+    layout = tokenization.create_special_token_layout(stack.base.tokenizer, "causal-lm")
     results = []
     for split in ("train", "held_out"):
-        prompts, references = _sample_prompts(encodings, split, len(layout.first), config)
+        prompts, references = _sample_prompts(encodings, split, len(layout.window_prefix), config)
         for state in PRIVACY_AUDIT_STATES:
             with _activate_state(stack, state):
                 continuations = adapters.generate_greedily(
@@ -203,7 +203,7 @@ def _measure_verbatim_overlap(
 
 
 def _sample_prompts(
-    encodings: Encodings, split: str, special_tokens: int, config: PrivacyAuditConfig
+    encodings: EncodedCorpus, split: str, special_tokens: int, config: PrivacyAuditConfig
 ) -> tuple[NDArray[np.int64], list[list[int]]]:
     """(rows, time) prompts, and the tokens that follow each in its note.
 
@@ -211,12 +211,12 @@ def _sample_prompts(
     with the seed.
     """
     prompt_length = special_tokens + config.prompt_tokens
-    windows = encodings.windows(split)
-    first = windows[np.unique(encodings.notes[windows], return_index=True)[1]]  # of every note
-    is_canary = find_canary_notes(encodings)[encodings.notes[first]]
+    windows = encodings.select_windows(split)
+    first = windows[np.unique(encodings.window_notes[windows], return_index=True)[1]]  # of every note
+    is_canary = find_canary_notes(encodings)[encodings.window_notes[first]]
     long_enough = encodings.lengths[first] >= prompt_length + config.overlap_tokens
     first = first[long_enough & ~is_canary]
-    ids = encodings.table["subject_id"].to_numpy()[encodings.notes[first]]
+    ids = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes[first]]
     first = first[np.unique(ids, return_index=True)[1]]  # of every subject
     sampled = np.random.default_rng([config.seed, 3]).permutation(first)[: config.subjects]
     texts = [
@@ -235,16 +235,16 @@ def _measure_canary_exposure(
     recipe: AdaptRecipe, stack: Stack, context: RunContext, config: PrivacyAuditConfig
 ) -> pa.Table:
     """The rank of each canary's secret among random ones by likelihood, before and after."""
-    canaries = note_corpus.canaries(recipe.privacy, recipe.seed)
+    canaries = note_corpus.generate_canaries(recipe.privacy, recipe.seed)
     if not canaries:
         return METRIC_RESULT_SCHEMA.empty_table()
     rng = np.random.default_rng([config.seed, 4])
-    alternatives = [note_corpus.secrets(rng, config.candidates - 1) for _ in canaries]
+    alternatives = [note_corpus.draw_canary_secrets(rng, config.candidates - 1) for _ in canaries]
     notes = []
     for number, (canary, secrets) in enumerate(zip(canaries, alternatives, strict=True)):
         others = (secret for secret in secrets if secret != canary.secret)
         for position, secret in enumerate((canary.secret, *others)):  # the true one comes first
-            notes.append((f"{number:06d}-{position:06d}", number, canary.note(secret)))
+            notes.append((f"{number:06d}-{position:06d}", number, canary.format_note(secret)))
     results = []
     for state, table in _score_canary_notes(recipe, stack, notes, context):
         ordered = table.sort_by("note_id")
@@ -274,12 +274,12 @@ def _score_canary_notes(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     try:
-        pq.write_table(note_corpus.corpus_of(notes, "held_out"), folder / "corpus.parquet")
+        pq.write_table(note_corpus.build_corpus_table(notes, "held_out"), folder / "corpus.parquet")
         base = stack.base
-        encodings = tokenization.encode(
+        encodings = tokenization.encode_corpus(
             folder / "corpus.parquet",
             base.tokenizer,
-            tokenization.layout(base.tokenizer, "causal-lm"),
+            tokenization.create_special_token_layout(base.tokenizer, "causal-lm"),
             recipe.base,
             folder / "tokens",
         )
@@ -292,7 +292,7 @@ def _score_canary_notes(
                     training.compute_note_likelihoods(
                         forward,
                         language_data,
-                        encodings.windows("held_out"),
+                        encodings.select_windows("held_out"),
                         recipe.training.micro_batch_tokens,
                         context.accelerator,
                     ),
@@ -358,9 +358,9 @@ def _predict_cohorts(run: Run, context: RunContext) -> Iterator[tuple[str, pa.Ta
             recipe.truncation.pool,
             accelerator.device,
         )
-        rows = np.concatenate([documents.of("train"), documents.of("held_out")])
+        rows = np.concatenate([documents.select_split("train"), documents.select_split("held_out")])
         make_batches = functools.partial(
-            tokenization.document_batches,
+            tokenization.group_documents,
             documents,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
         )

@@ -16,10 +16,10 @@ from clinpeft.core.locks import wait_for_folder_lock
 from clinpeft.core.schemas import Attrition, LabelSpace
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.notes import sources
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.runs import InputHashes
-from clinpeft.tokenization import Documents
+from clinpeft.tokenization import EncodedDocuments
 from clinpeft.workflows.context import RunContext, get_code_version
 
 
@@ -45,7 +45,7 @@ class EncodedCohort:
     """The cohort of a task with its notes as documents of tokens."""
 
     cohort: TaskCohort
-    documents: Documents
+    documents: EncodedDocuments
 
 
 def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
@@ -56,8 +56,8 @@ def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
     """
     digest = hashlib.sha256()
     # A task about single notes reads no hospital table, and one about stays reads all of them.
-    for unit in sorted({cohorts.task_of(task).asks for task in recipe.tasks}):
-        compute = sources.fingerprint if unit == "notes" else hospital.fingerprint
+    for unit in sorted({cohorts.get_clinical_task(task).prediction_unit for task in recipe.tasks}):
+        compute = sources.fingerprint_notes if unit == "notes" else hospital.fingerprint_hospital
         digest.update(compute(recipe.source).encode())
     for task in recipe.tasks:
         for path in (task.labels, task.subject_lists):
@@ -128,34 +128,34 @@ def _prepare_cohort(
             )
             _build_cohort(cohort_recipe, building)
             building.rename(folder)
-    cohorts.refuse_unanswerable(folder)
+    cohorts.check_cohort_classes(folder)
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     return TaskCohort(
         folder,
-        cohorts.question(folder),
+        cohorts.read_label_space(folder),
         tuple(Attrition.from_json(step) for step in steps),
-        cohorts.notices(folder),
+        cohorts.find_class_notices(folder),
     )
 
 
 def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
     """Build a cohort of single notes from the notes, and one of stays from the hospital's tables."""
-    if cohorts.task_of(cohort_recipe.task).asks == "notes":
+    if cohorts.get_clinical_task(cohort_recipe.task).prediction_unit == "notes":
         read = Attrition("read")
-        notes = sources.read(cohort_recipe.source, read, folder.parent)
-        cohorts.build_from_notes(cohort_recipe, notes, read, folder)
+        notes = sources.read_notes(cohort_recipe.source, read, folder.parent)
+        cohorts.build_note_cohort(cohort_recipe, notes, read, folder)
         return
     working = folder.with_name(folder.name + ".working")
     try:
-        tables = hospital.open_tables(cohort_recipe.source, working)
+        tables = hospital.open_hospital_database(cohort_recipe.source, working)
         with contextlib.closing(tables.connection):
-            cohorts.build(cohort_recipe, tables, folder)
+            cohorts.build_cohort(cohort_recipe, tables, folder)
     finally:
         shutil.rmtree(working, ignore_errors=True)  # clinical data, not needed any more
 
 
 def encode_documents(
-    recipe: ClassifyRecipe, base: Base, task_cohorts: Sequence[TaskCohort], context: RunContext
+    recipe: ClassifyRecipe, base: FrozenBaseModel, task_cohorts: Sequence[TaskCohort], context: RunContext
 ) -> list[EncodedCohort]:
     """Encode the notes of every cohort as documents of tokens, once for all runs that truncate alike.
 
@@ -185,5 +185,5 @@ def encode_documents(
                         base.family.objective,
                         folder,
                     )
-            encoded.append(EncodedCohort(cohort, tokenization.open_documents(folder)))
+            encoded.append(EncodedCohort(cohort, tokenization.open_encoded_documents(folder)))
     return encoded

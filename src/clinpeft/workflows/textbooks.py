@@ -89,7 +89,7 @@ def _get_source_path(spec: SourceSpec) -> Path:
 BOOK_SOURCES: dict[str, BookSource] = {
     "books": BookSource(
         lambda spec, _: _get_source_path(spec),
-        lambda spec: textbooks.fingerprint(_get_source_path(spec)),
+        lambda spec: textbooks.fingerprint_textbooks(_get_source_path(spec)),
     ),
     "handbook": BookSource(
         lambda _, cache: handbook.write_handbook(
@@ -102,9 +102,9 @@ BOOK_SOURCES: dict[str, BookSource] = {
 the handbook of the synthetic hospital."""
 
 RETRIEVAL_SET_READERS: dict[str, Callable[[RetrievalSetSpec], RetrievalSet]] = {
-    "beir": lambda spec: beir.read(spec.path),
-    "medquad": lambda spec: medquad.own_answers(spec.path, spec.queries),
-    "liveqa": lambda spec: medquad.graded(spec.path, _get_query_path(spec)),
+    "beir": lambda spec: beir.read_beir(spec.path),
+    "medquad": lambda spec: medquad.read_medquad(spec.path, spec.queries),
+    "liveqa": lambda spec: medquad.read_medquad_liveqa(spec.path, _get_query_path(spec)),
 }
 """``layout`` of a retrieval set -> how it is read."""
 
@@ -129,7 +129,7 @@ def fingerprint_embedding_data(recipe: EmbedRecipe) -> str:
     source, spec = recipe.source, recipe.evaluation
     digest = hashlib.sha256(_get_book_source(source).compute_fingerprint(source).encode())
     if spec.other_books:
-        digest.update(textbooks.fingerprint(spec.other_books).encode())
+        digest.update(textbooks.fingerprint_textbooks(spec.other_books).encode())
     sets = [path for each in (*spec.retrieval, *spec.general) for path in (each.path, each.queries)]
     for path in (*(each.path for each in recipe.pairs.imported), spec.study, *sets):
         # A missing file is reported by its reader, which knows what it is for.
@@ -165,7 +165,7 @@ def prepare_embedding_data(
     retrieval = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.retrieval}
     general = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.general}
     study = (
-        {kind: pair_sets.read(spec.study / f"{kind}.jsonl", kind) for kind in STUDY_PAIR_KINDS}
+        {kind: pair_sets.read_pair_set(spec.study / f"{kind}.jsonl", kind) for kind in STUDY_PAIR_KINDS}
         if spec.study
         else {}
     )
@@ -218,10 +218,10 @@ def _prepare_pair_data(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read, selected = Attrition("passages"), Attrition("passages chosen")
-        passages = textbooks.read(books, read).read_all()
-        passages = pairs.selected(passages, recipe.passages, selected)
+        passages = textbooks.read_textbooks(books, read).read_all()
+        passages = pairs.select_passages(passages, recipe.passages, selected)
         pq.write_table(passages, folder / "passages.parquet", compression="zstd")
-        built = pairs.build(passages, recipe.pairs, recipe.split, folder, evaluation_texts)
+        built = pairs.build_pair_corpus(passages, recipe.pairs, recipe.split, folder, evaluation_texts)
         steps = [step.as_json() for step in (read, selected, *built.attrition)]
         runs.write_file_atomically(path, json.dumps(steps))  # last: the data is complete
     steps = json.loads(path.read_text(encoding="utf-8"))

@@ -38,7 +38,7 @@ def verify_run_provenance(
         *runs.check_run_files(run),
         _check_run_id(run),
         _check_code_version(run),
-        _check_hash("base and tokenizer", hashes.base, lambda: models.fingerprint(base_path)),
+        _check_hash("base and tokenizer", hashes.base, lambda: models.fingerprint_base_model(base_path)),
         _check_hash("source", hashes.source, lambda: workflow.fingerprint(run.recipe)),
         *_check_earlier_adapters(home, run),
     ]

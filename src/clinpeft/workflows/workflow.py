@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from clinpeft.core.errors import UsageError
-from clinpeft.models import Purpose
+from clinpeft.models import LoadPurpose
 from clinpeft.recipe import Recipe
 from clinpeft.runs import Run
 
@@ -43,7 +43,7 @@ class Workflow:
 
     kind: str
     recipe_class: type[Recipe]
-    purpose: Purpose
+    purpose: LoadPurpose
     run: Callable[[Any, RunContext], Run]
     fingerprint: Callable[[Any], str]
     compare: Callable[[Run, Run], tuple[pa.Table | None, str]]
