@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import UTC, datetime
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import models, workflows
+from clinpeft import workflows
 from clinpeft.cli.doctor import apply_tuned_threads
 from clinpeft.core.errors import InputError
 from clinpeft.core.offline import OFFLINE_VARIABLES
@@ -48,9 +47,7 @@ def test_a_precision_that_is_chosen_and_slower_is_warned_of(
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(
-        doctor.run_diagnostics(tmp_path / "home", OFFLINE_VARIABLES, AROUND, None)
-    )
+    found = list(doctor.run_diagnostics(tmp_path / "home", OFFLINE_VARIABLES, AROUND, None))
     names = [finding.name for finding in found]
     assert {
         "Python",

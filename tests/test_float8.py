@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import tomllib
 import warnings
@@ -229,7 +228,7 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "adapter", "place"),
+    ("base", "adapter", "location"),
     [
         ({"trainable": True}, [], "base.trainable"),
         (
@@ -292,7 +291,9 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
     shape = models.read_model_shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
     assert (shape.block_linear_weights, shape.largest_block_weights) == (inside, 64 * 128)
-    base = memory_estimates.estimate_memory(memory_estimates.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
+    base = memory_estimates.estimate_memory(
+        memory_estimates.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1
+    )[0]
     assert base.value == inside + 2 * (shape.parameter_count - inside + 64 * 128)
     plain, quantized = (
         plan.plan_from_formula(with_base(smoke, quantization=name), "H100").memory_terms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import transformers
 
 from clinpeft import models, recipe, workflows
-from clinpeft.cli.plan import lines
+from clinpeft.cli.plan import format_run_plan
 from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runtime import RuntimePolicy, choose_activation_policy
@@ -126,7 +125,7 @@ def test_an_unknown_gpu_is_answered_with_those_that_are_known() -> None:
 def test_a_named_gpu_is_planned_from_the_recipe_alone() -> None:
     plan = plan_from_formula(smoke(), "T4")
     assert plan.tokens == 4 * 512 and plan.seconds is not None and plan.seconds[0] < plan.seconds[1]
-    said = "\n".join(lines(plan, 512))
+    said = "\n".join(format_run_plan(plan, 512))
     assert "on T4" in said and "activations: 512 tokens" in said and "fit" in said
     assert "and activations kept" in said and "the same, were they recomputed" in said
     assert (

@@ -204,7 +204,7 @@ def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_
 
 
 @pytest.mark.parametrize(
-    ("compare", "problem", "way_out"),
+    ("compare", "message", "hint"),
     [
         (
             'first = { stak = "LoRA" }\nsecond = { stack = "LoRA" }',

@@ -414,9 +414,9 @@ def _show_progress(title: str, enabled: bool) -> Iterator[Callable[[Any], None]]
     if not enabled:
         yield lambda _: None
         return
-    from clinpeft.cli.progress import progress
+    from clinpeft.cli.progress import show_training_progress
 
-    with progress(title) as on_step:
+    with show_training_progress(title) as on_step:
         yield on_step
 
 

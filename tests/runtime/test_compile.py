@@ -14,8 +14,8 @@ from clinpeft.adapters import Stack
 from clinpeft.models import SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime import compile as regional_compile
-from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
+from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 compiler = pytest.mark.skipif(
@@ -49,7 +49,9 @@ def stack_of(family: str) -> Stack:
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     vectors = models.pool_packed_hidden_states(
-        adapters.compute_packed_hidden_states(stack, *rows(texts())), SequenceLengths(LENGTHS), "mean"
+        adapters.compute_packed_hidden_states(stack, *rows(texts())),
+        SequenceLengths(LENGTHS),
+        "mean",
     )
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained_parameters.items(), strict=True)
@@ -103,7 +105,9 @@ def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path
     calls.clear()
     with torch.no_grad():
         after = models.pool_packed_hidden_states(
-            adapters.compute_packed_hidden_states(stack, *rows(texts())), SequenceLengths(LENGTHS), "mean"
+            adapters.compute_packed_hidden_states(stack, *rows(texts())),
+            SequenceLengths(LENGTHS),
+            "mean",
         )
     assert not calls
     torch.testing.assert_close(after, before, atol=0, rtol=0)

@@ -12,10 +12,10 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
-from clinpeft.models import Float8Weight, Float8Linear, dequantize_float8
+from clinpeft.models import Float8Linear, Float8Weight, dequantize_float8
 from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
-from tests.runtime.test_fused_lora import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import answers, earlier, finished, load, shake, spec
+from tests.runtime.test_fused_lora import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 
 
 @pytest.fixture(scope="module")

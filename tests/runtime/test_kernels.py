@@ -126,7 +126,9 @@ def test_liger_is_asked_for_norms_and_gates_and_for_no_rotation_and_no_loss(
 ) -> None:
     model = toy(family)
     assert (
-        kernels.install_liger_kernels(model, MODEL_FAMILIES[family].liger_kernels, liger(Path("toy")), CUDA)
+        kernels.install_liger_kernels(
+            model, MODEL_FAMILIES[family].liger_kernels, liger(Path("toy")), CUDA
+        )
         == f"torch {metadata.version('torch')}"
     )
     wanted = {
@@ -143,7 +145,9 @@ def test_the_given_model_alone_gets_them(asked: list[tuple[str, dict[str, Any]]]
     before = dict(vars(modeling_llama))
     model, other = toy("llama"), toy("llama")
     plain = answer(model)
-    kernels.install_liger_kernels(model, MODEL_FAMILIES["llama"].liger_kernels, liger(Path("toy")), CUDA)
+    kernels.install_liger_kernels(
+        model, MODEL_FAMILIES["llama"].liger_kernels, liger(Path("toy")), CUDA
+    )
     assert vars(modeling_llama) == before
     torch.testing.assert_close(answer(model), plain / 2)
     assert [name for name, _ in asked] == ["llama"]

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft.core.errors import TrainingError
+from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
 from clinpeft.training import (
     LossSum,
@@ -17,7 +18,6 @@ from clinpeft.training import (
     measure_peak_memory_bytes,
     retry_backward_on_oom,
 )
-from clinpeft.runtime.memory import build_backward_with_oom_retry
 
 
 def _everything(items: IndexArray) -> list[IndexArray]:

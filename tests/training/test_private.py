@@ -469,7 +469,7 @@ def read(
 
 
 @pytest.mark.parametrize(
-    ("text", "changes", "place"),
+    ("text", "changes", "location"),
     [
         (CLASSIFY, {"base": {"trainable": True}}, "base.trainable"),
         (CLASSIFY, {"loss": {"class_weights": "balanced"}}, "loss.class_weights"),

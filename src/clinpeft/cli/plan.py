@@ -11,7 +11,8 @@ import typer
 from clinpeft.cli.options import DEFAULT_HOME, HomeOption, OverridesOption
 
 if TYPE_CHECKING:
-    from clinpeft.workflows.plan import PlanTerm, RunPlan
+    from clinpeft.workflows.memory_estimates import PlanTerm
+    from clinpeft.workflows.plan import RunPlan
 
 ACTIVATION_POLICY_LABELS = {"keep": "kept", "recompute": "recomputed"}
 

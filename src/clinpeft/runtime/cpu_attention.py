@@ -84,9 +84,9 @@ def compute_cpu_attention(
         As ``query``.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _CpuAttentionFunction.apply(
+    return _CpuAttentionFunction.apply(  # type: ignore[no-any-return, no-untyped-call]
         query, key, value, scale, causal, min(round(dropout * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
-    )  # type: ignore[no-any-return, no-untyped-call]
+    )
 
 
 class _CpuAttentionFunction(torch.autograd.Function):

@@ -107,7 +107,7 @@ class _PooledEncoderLayer(_PooledTokenLayer):
 
     def _forward_pooled_tokens(
         self, hidden: torch.Tensor, pooled_tokens: PooledTokens, **kwargs: Any
-    ) -> torch.Tensor:  # noqa: ARG002
+    ) -> torch.Tensor:
         layer: Any = self
         inside, width = layer.attention.self, layer.attention.self.attention_head_size
         query = _split_heads(inside.query(hidden[:, pooled_tokens.positions]), width)

@@ -72,8 +72,9 @@ def adapt_language_model(recipe: AdaptRecipe, context: RunContext) -> Run:
         runtime.optimize(stack, create_runtime_policy([recipe], stack, trainable, context))
         fitted = fit(trainable, get_window_subjects(corpus.encodings), run, context)
         likelihoods = score_all_states(recipe, data, base_likelihoods, forward, context)
-        run = record_adapt_run(run, stack, fitted, likelihoods, corpus, context)
-        return discard_noise_seed(run)
+        return discard_noise_seed(
+            record_adapt_run(run, stack, fitted, likelihoods, corpus, context)
+        )
 
 
 ADAPT = Workflow(

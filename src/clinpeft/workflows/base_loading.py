@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from clinpeft import adapters, inference, models, training
 from clinpeft.core.errors import RecipeError, RefusedError
-from clinpeft.models import FrozenBaseModel, EmbeddingConfig
+from clinpeft.models import EmbeddingConfig, FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import InputHashes
 from clinpeft.runtime import kernels
@@ -86,7 +86,9 @@ def check_base_options(recipe: TrainingRecipe, context: RunContext) -> None:
 
 
 def load_base(
-    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[FrozenBaseModel], QuantizationCheck]
+    recipe: TrainingRecipe,
+    context: RunContext,
+    prepare_check: Callable[[FrozenBaseModel], QuantizationCheck],
 ) -> FrozenBaseModel:
     """Load the base of a recipe, quantized where the recipe requests it.
 
@@ -107,7 +109,9 @@ def load_base(
 
 
 def load_base_timed(
-    recipe: TrainingRecipe, context: RunContext, prepare_check: Callable[[FrozenBaseModel], QuantizationCheck]
+    recipe: TrainingRecipe,
+    context: RunContext,
+    prepare_check: Callable[[FrozenBaseModel], QuantizationCheck],
 ) -> tuple[FrozenBaseModel, float]:
     """Load the base as ``load_base`` does.
 
@@ -133,7 +137,9 @@ def load_base_timed(
     return base, seconds
 
 
-def _quantize_and_check(recipe: TrainingRecipe, base: FrozenBaseModel, check: QuantizationCheck) -> None:
+def _quantize_and_check(
+    recipe: TrainingRecipe, base: FrozenBaseModel, check: QuantizationCheck
+) -> None:
     """Quantize in place and compare; the comparison is stored with the base, for the record."""
     before = check.measure()
     models.quantize_base_model(base)
@@ -174,7 +180,10 @@ def prepare_perplexity_check(
 
 
 def prepare_document_check(
-    recipe: ClassifyRecipe, cohorts: Sequence[TaskCohort], context: RunContext, base: FrozenBaseModel
+    recipe: ClassifyRecipe,
+    cohorts: Sequence[TaskCohort],
+    context: RunContext,
+    base: FrozenBaseModel,
 ) -> QuantizationCheck:
     """Prepare to compare the vectors of tuning documents, those of the first task.
 

@@ -61,7 +61,9 @@ def predict_and_evaluate(setup: ClassifierSetup, context: RunContext) -> Classif
     pairs = zip(setup.task_data, setup.model.encoded_cohorts, strict=True)
     for position, (task_data, encoded) in enumerate(pairs):
         documents, label_space = encoded.documents, task_data.label_space
-        rows = np.concatenate([documents.select_split("tuning"), documents.select_split("held_out")])
+        rows = np.concatenate(
+            [documents.select_split("tuning"), documents.select_split("held_out")]
+        )
         logits = task_data.gather_logits(rows)
         if not context.accelerator.is_main_process:
             continue

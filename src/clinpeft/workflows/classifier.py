@@ -276,13 +276,15 @@ def _build_classification_data(
             accelerator.device,
         )
         make_micro_batches = _split_by_count
-    labels = training.encode_labels(documents.read_table(["stay_id", "label", "labels"]), label_space)
+    labels = training.encode_labels(
+        documents.read_table(["stay_id", "label", "labels"]), label_space
+    )
     if recipe.loss.shuffled_labels:
         for split in ("train", "tuning"):
             labels = training.shuffle_labels(labels, documents.select_split(split), recipe.seed)
 
     def compute_metric(logits: Any, rows: tokenization.IndexArray) -> float:
-        true_classes = labels[rows].numpy()
+        true_classes: Any = labels[rows].numpy()
         if label_space.kind == "multilabel":  # (rows, classes) -> indices of all that apply
             true_classes = [np.flatnonzero(row) for row in true_classes]
         probabilities = inference.compute_probabilities(logits, label_space)

@@ -21,7 +21,6 @@ from clinpeft.core.errors import ClinpeftError
 from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
 from clinpeft.runs import Run, write_file_atomically
-
 from clinpeft.workflows.context import RunContext
 
 DiagnosticState = Literal["good", "warning", "failure"]
@@ -180,7 +179,9 @@ def check_bfloat16_speed() -> DiagnosticFinding:
         )
         or "no instructions for bfloat16"
     )
-    rates = {precision: models.measure_matmul_rate(precision) for precision in ("float32", "bfloat16")}
+    rates = {
+        precision: models.measure_matmul_rate(precision) for precision in ("float32", "bfloat16")
+    }
     return check_precision_choice(
         named, any(has.values()), rates["bfloat16"] / rates["float32"], rates["float32"]
     )
@@ -442,7 +443,8 @@ def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunctio
 def _compute_logits(folder: Path, adapter: Path) -> tuple[Any, Any]:
     """Logits of a few made-up rows, without and with the adapter."""
     base = models.load_base_model(
-        PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"), models.get_cpu_device()
+        PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"),
+        models.get_cpu_device(),
     )
     ids = models.sample_reference_tokens(base, seed=0)
     stack = adapters.load_adapter(base, adapter)

@@ -45,7 +45,10 @@ class EmbeddingResults:
 
 
 def evaluate_embeddings(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: EmbeddingConfig, state: str
+    benchmark: EmbeddingBenchmark,
+    encode: EncodeFunction,
+    embedding_config: EmbeddingConfig,
+    state: str,
 ) -> EmbeddingResults:
     """Evaluate one state of a model on a whole benchmark.
 

@@ -16,7 +16,7 @@ from clinpeft import adapters, inference, runs
 from clinpeft.adapters import AdapterActivity
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, PAIR_SCORE_SCHEMA
 from clinpeft.evaluation import embedding
-from clinpeft.models import FrozenBaseModel, EmbeddingConfig
+from clinpeft.models import EmbeddingConfig, FrozenBaseModel
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows.context import RunContext, get_code_version, summarize_training

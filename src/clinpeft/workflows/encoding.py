@@ -148,7 +148,9 @@ def export_run_to_onnx(home: Path, run_name: str, folder: Path) -> OnnxParity:
     return inference.export_onnx(stack, embedding_config, folder, texts)
 
 
-def _load_run_encoder(home: Path, run_name: str, folder: Path) -> tuple[Run, Stack, EmbeddingConfig]:
+def _load_run_encoder(
+    home: Path, run_name: str, folder: Path
+) -> tuple[Run, Stack, EmbeddingConfig]:
     """A run of ``embed`` and its encoder, to be written to a folder that does not exist."""
     run = runs.find_run(home, run_name, finished_only=True)
     recipe = require_recipe(run, EmbedRecipe, "export", "holds no encoder")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from clinpeft import adapters, runtime, training
 from clinpeft.core.errors import ClinpeftError, RecipeError
@@ -41,27 +42,26 @@ TRIAL_SPECIFIC_SECTIONS = frozenset({"name", "seed", "adapters", "head", "loss",
 """Sections in which recipes that are trained in one pass may differ."""
 
 
-def can_train_jointly(recipes: Sequence[Recipe]) -> bool:
+def can_train_jointly(recipes: Sequence[Recipe]) -> TypeGuard[Sequence[ClassifyRecipe]]:
     """Whether recipes can be trained in one pass.
 
     They are of kind ``classify``, differ in ``TRIAL_SPECIFIC_SECTIONS`` alone, have a low-rank
     adapter that is trained on a frozen base, and no differential privacy, which needs the gradient
     of every subject by itself.
     """
-    classifiers = [recipe for recipe in recipes if recipe.tasks]
-    if len(classifiers) < len(recipes) or not all(map(_has_only_fused_adapters, classifiers)):
+    if not all(recipe.tasks and _has_only_fused_adapters(recipe) for recipe in recipes):
         return False
-    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in classifiers]
+    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in recipes]
     return bool(shared) and all(sections == shared[0] for sections in shared)
 
 
-def _has_only_fused_adapters(recipe: ClassifyRecipe) -> bool:
+def _has_only_fused_adapters(recipe: Any) -> bool:
     specs = recipe.adapters
     fused = all(
         adapters.ADAPTER_METHODS[spec.method].supports_fusion and spec.active and not spec.merged
         for spec in specs
     )
-    is_trained = any(spec.trainable for spec in specs) and not recipe.base.trainable
+    is_trained = any(spec.trainable for spec in specs) and not recipe.trains_base
     return fused and is_trained and recipe.differential_privacy is None
 
 

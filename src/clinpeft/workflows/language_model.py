@@ -131,7 +131,9 @@ def build_language_data(
     )
 
 
-def select_evaluation_windows(recipe: AdaptRecipe, encodings: EncodedCorpus) -> tokenization.IndexArray:
+def select_evaluation_windows(
+    recipe: AdaptRecipe, encodings: EncodedCorpus
+) -> tokenization.IndexArray:
     """Select the windows that perplexities are computed on.
 
     Returns:
@@ -142,7 +144,10 @@ def select_evaluation_windows(recipe: AdaptRecipe, encodings: EncodedCorpus) -> 
     )
     if not recipe.privacy.canaries:
         return windows
-    return windows[~find_canary_notes(encodings)[encodings.window_notes[windows]]]
+    without: tokenization.IndexArray = windows[
+        ~find_canary_notes(encodings)[encodings.window_notes[windows]]
+    ]
+    return without
 
 
 def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
@@ -151,9 +156,9 @@ def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
     Returns:
         (notes,) whether each row of ``encodings.note_table`` is one.
     """
-    is_canary: NDArray[np.bool_] = pc.starts_with(encodings.note_table["note_id"], CANARY_ID_PREFIX).to_numpy(
-        zero_copy_only=False
-    )
+    is_canary: NDArray[np.bool_] = pc.starts_with(
+        encodings.note_table["note_id"], CANARY_ID_PREFIX
+    ).to_numpy(zero_copy_only=False)
     return is_canary
 
 

@@ -190,7 +190,9 @@ def estimate_operations(
         base_is_frozen: whether the base has no gradient of its own.
         policy: whether activations are kept or recomputed.
     """
-    multiplied = shape.linear_weights + (shape.vocabulary_size * shape.width if has_language_head else 0)
+    multiplied = shape.linear_weights + (
+        shape.vocabulary_size * shape.width if has_language_head else 0
+    )
     weight_factor, context_factor = (4 if base_is_frozen else 6), (6 if shape.causal else 12)
     attention = float(context_factor * document_tokens * shape.width * shape.layers)
     again = 2.0 * (shape.linear_weights + trained_parameters) + attention / 3

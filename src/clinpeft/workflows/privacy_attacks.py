@@ -32,8 +32,8 @@ from clinpeft.tokenization import EncodedCorpus
 from clinpeft.workflows.context import RunContext
 from clinpeft.workflows.language_model import (
     build_language_data,
-    prepare_corpus,
     find_canary_notes,
+    prepare_corpus,
 )
 from clinpeft.workflows.task_cohorts import build_cohorts, encode_documents
 
@@ -212,7 +212,9 @@ def _sample_prompts(
     """
     prompt_length = special_tokens + config.prompt_tokens
     windows = encodings.select_windows(split)
-    first = windows[np.unique(encodings.window_notes[windows], return_index=True)[1]]  # of every note
+    first = windows[
+        np.unique(encodings.window_notes[windows], return_index=True)[1]
+    ]  # of every note
     is_canary = find_canary_notes(encodings)[encodings.window_notes[first]]
     long_enough = encodings.lengths[first] >= prompt_length + config.overlap_tokens
     first = first[long_enough & ~is_canary]

@@ -155,7 +155,10 @@ def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
 
 
 def encode_documents(
-    recipe: ClassifyRecipe, base: FrozenBaseModel, task_cohorts: Sequence[TaskCohort], context: RunContext
+    recipe: ClassifyRecipe,
+    base: FrozenBaseModel,
+    task_cohorts: Sequence[TaskCohort],
+    context: RunContext,
 ) -> list[EncodedCohort]:
     """Encode the notes of every cohort as documents of tokens, once for all runs that truncate alike.
 

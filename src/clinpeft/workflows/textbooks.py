@@ -165,7 +165,10 @@ def prepare_embedding_data(
     retrieval = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.retrieval}
     general = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.general}
     study = (
-        {kind: pair_sets.read_pair_set(spec.study / f"{kind}.jsonl", kind) for kind in STUDY_PAIR_KINDS}
+        {
+            kind: pair_sets.read_pair_set(spec.study / f"{kind}.jsonl", kind)
+            for kind in STUDY_PAIR_KINDS
+        }
         if spec.study
         else {}
     )
@@ -221,7 +224,9 @@ def _prepare_pair_data(
         passages = textbooks.read_textbooks(books, read).read_all()
         passages = pairs.select_passages(passages, recipe.passages, selected)
         pq.write_table(passages, folder / "passages.parquet", compression="zstd")
-        built = pairs.build_pair_corpus(passages, recipe.pairs, recipe.split, folder, evaluation_texts)
+        built = pairs.build_pair_corpus(
+            passages, recipe.pairs, recipe.split, folder, evaluation_texts
+        )
         steps = [step.as_json() for step in (read, selected, *built.attrition)]
         runs.write_file_atomically(path, json.dumps(steps))  # last: the data is complete
     steps = json.loads(path.read_text(encoding="utf-8"))

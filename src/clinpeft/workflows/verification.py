@@ -38,7 +38,9 @@ def verify_run_provenance(
         *runs.check_run_files(run),
         _check_run_id(run),
         _check_code_version(run),
-        _check_hash("base and tokenizer", hashes.base, lambda: models.fingerprint_base_model(base_path)),
+        _check_hash(
+            "base and tokenizer", hashes.base, lambda: models.fingerprint_base_model(base_path)
+        ),
         _check_hash("source", hashes.source, lambda: workflow.fingerprint(run.recipe)),
         *_check_earlier_adapters(home, run),
     ]
@@ -75,8 +77,11 @@ def _check_run_id(run: Run) -> ProvenanceCheck:
             "compared by its own hash",
         )
     run_id = runs.compute_run_id(run.recipe, hashes.source or "", hashes.base or "", version)
-    state = "same" if run_id == run.id else "changed"
-    return ProvenanceCheck("id", state, f"{run_id} from recipe, source, base and code")
+    return ProvenanceCheck(
+        "id",
+        "same" if run_id == run.id else "changed",
+        f"{run_id} from recipe, source, base and code",
+    )
 
 
 def _check_code_version(run: Run) -> ProvenanceCheck:
