@@ -170,15 +170,13 @@ def held_before_training(held: list[int]) -> Iterator[None]:
 
 def run(work: Path) -> side.Measured:
     """The run itself."""
-    import dataclasses
-
     from clinpeft.workflows import RunContext, get_workflow
 
     asked = _load_recipe(work)
     at_step: list[int] = []
-    context = dataclasses.replace(context, tell=lambda _: at_step.append(side.peak_bytes()))
     with tempfile.TemporaryDirectory(dir=work) as home:
-        record = get_workflow(asked).run(asked, RunContext(Path(home))).record
+        context = RunContext(Path(home), on_step=lambda _: at_step.append(side.peak_bytes()))
+        record = get_workflow(asked).run(asked, context).record
     end = {"first step": float(at_step[0]), "training": float(at_step[-1])}
     return side.Measured(
         "tokens",

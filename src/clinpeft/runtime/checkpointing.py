@@ -1,4 +1,5 @@
-"""Activation checkpointing: a layer's activations are kept for the backward pass, or computed a second time.
+"""Activation checkpointing: a layer's activations are kept for the backward pass, or computed a
+second time.
 
 Recomputing costs one more forward pass of the layers (about a third more work) and needs the
 activations of one layer instead of all (Chen et al. 2016, arXiv 1604.06174). transformers' layers

@@ -3,8 +3,8 @@
 Between the matrix products of a layer stand its norms and the gate of its feed-forward part: a
 handful of elementwise operations, each of which reads and writes all tokens. ``torch.compile``
 fuses each handful into one function. That needs a C++ compiler (on a GPU: Triton), takes seconds to
-minutes, and rounds in other places, so that a run decides once (see ``optimization``) and stays with
-its decision.
+minutes, and rounds in other places, so that a run decides once (see ``optimization``) and stays
+with its decision.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ def _get_embedding_weight(backbone: Any) -> torch.Tensor:
 
 
 def _draw_inputs(module: Any, like: torch.Tensor, tokens: int) -> list[torch.Tensor]:
-    """Random inputs of a region, each (1, tokens, width), in the precision and place of ``like``."""
+    """Random inputs of a region, each (1, tokens, width), in the precision and place of
+    ``like``."""
     region = COMPILABLE_REGIONS[type(module)]
     generator = torch.Generator(like.device).manual_seed(0)
     shape = (1, tokens, region.get_width(module))

@@ -1,4 +1,5 @@
-"""Evaluation and record of ``classify``: predictions scored beside baselines, notices, run folder."""
+"""Evaluation and record of ``classify``: predictions scored beside baselines, notices, run
+folder."""
 
 from __future__ import annotations
 

@@ -256,7 +256,8 @@ def _build_classification_data(
     vectors: inference.Float32Array | None,
     context: RunContext,
 ) -> ClassificationData:
-    """Documents, labels and metric of a task; its logits come from ``vectors`` where they are given."""
+    """Documents, labels and metric of a task; its logits come from ``vectors`` where they are
+    given."""
     recipe, documents, accelerator = model.recipe, encoded_cohort.documents, context.accelerator
     label_space = encoded_cohort.cohort.label_space
     make_micro_batches: Callable[[tokenization.IndexArray], list[tokenization.IndexArray]]

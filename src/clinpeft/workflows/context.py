@@ -1,4 +1,5 @@
-"""The context of a run: home, accelerator, clock and callbacks; and the run folder around its training."""
+"""The context of a run: home, accelerator, clock and callbacks; and the run folder around its
+training."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ class PairEvaluationSet:
 
     @property
     def own_text_rows(self) -> Any:
-        """(anchors,) the text that an anchor itself is, which must not be retrieved; -1 for none."""
+        """(anchors,) the text that an anchor itself is, which must not be retrieved; -1 for
+        none."""
         rows = np.full(len(self.anchors), -1, dtype=np.int64)
         assert self.pairs.own_passages is not None
         rows[self.anchor_rows] = self.pairs.own_passages

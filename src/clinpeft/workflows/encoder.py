@@ -1,4 +1,5 @@
-"""Model step of ``embed``: how a text becomes a vector, and the contrastive training of an encoder."""
+"""Model step of ``embed``: how a text becomes a vector, and the contrastive training of an
+encoder."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class EncoderSetup:
 
 
 def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> EmbeddingConfig:
-    """Resolve how a text becomes a vector: the backbone's own way, but for the recipe's settings."""
+    """Resolve how a text becomes a vector: the backbone's own way, but for the recipe's
+    settings."""
     spec = recipe.base
     pooling = None if spec.pooling == "auto" else spec.pooling
     config = models.resolve_embedding_config(spec.path, spec.backbone, pooling)

@@ -40,7 +40,8 @@ GPU are between 0.34 and 0.42 with full batches."""
 
 @dataclass(frozen=True)
 class GpuDataSheet:
-    """A GPU by its data sheet: memory, and dense operations a second in bfloat16, or in float32 where it has no bfloat16."""
+    """A GPU by its data sheet: memory, and dense operations a second in bfloat16, or in float32
+    where it has no bfloat16."""
 
     memory_gb: float
     peak_flops: float
@@ -102,7 +103,8 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class AlternativePolicy:
-    """The policy that a plan does not take, its terms of the peak, and the micro-batch that fits."""
+    """The policy that a plan does not take, its terms of the peak, and the micro-batch that
+    fits."""
 
     policy: ActivationPolicy
     memory_terms: tuple[PlanTerm, ...]

@@ -399,8 +399,8 @@ def _write_probabilities(table: pa.Table, folder: Path) -> None:
     """Write probabilities and classes of training and held-out (``test``) stays.
 
     ``proba_train.csv`` and ``proba_test.csv`` have no header, a row a stay and a column a class, as
-    SACRO-ML's example for models of unknown type reads them; ``y_train.csv`` and ``y_test.csv`` hold
-    the classes. The same is written as ``.npy``.
+    SACRO-ML's example for models of unknown type reads them; ``y_train.csv`` and ``y_test.csv``
+    hold the classes. The same is written as ``.npy``.
     """
     folder.mkdir(mode=0o700)
     for split, word in (("train", "train"), ("held_out", "test")):

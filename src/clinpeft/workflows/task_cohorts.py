@@ -139,7 +139,8 @@ def _prepare_cohort(
 
 
 def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
-    """Build a cohort of single notes from the notes, and one of stays from the hospital's tables."""
+    """Build a cohort of single notes from the notes, and one of stays from the hospital's
+    tables."""
     if cohorts.get_clinical_task(cohort_recipe.task).prediction_unit == "notes":
         read = Attrition("read")
         notes = sources.read_notes(cohort_recipe.source, read, folder.parent)
@@ -160,7 +161,8 @@ def encode_documents(
     task_cohorts: Sequence[TaskCohort],
     context: RunContext,
 ) -> list[EncodedCohort]:
-    """Encode the notes of every cohort as documents of tokens, once for all runs that truncate alike.
+    """Encode the notes of every cohort as documents of tokens, once for all runs that truncate
+    alike.
 
     Args:
         recipe: truncation and length of a document.

@@ -67,7 +67,8 @@ def _check_hash(
 
 
 def _check_run_id(run: Run) -> ProvenanceCheck:
-    """The id is a hash over recipe, source, base and code; with the same code it is computed again."""
+    """The id is a hash over recipe, source, base and code; with the same code it is computed
+    again."""
     hashes, version = run.record.hashes, run.record.versions.get("clinpeft", "")
     if version != get_code_version():
         return ProvenanceCheck(
