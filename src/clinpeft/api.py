@@ -131,6 +131,7 @@ class RunResult:
         Returns:
             The page.
         """
+        # Here, since it imports matplotlib.
         from clinpeft.cli.report import report
 
         with offline_mode(os.environ):
@@ -246,6 +247,7 @@ def predict(run: RunResult | str | Path, notes: TableLike, task: str = "") -> pa
 
     result = _as_result(run)
     home = result.folder.parent
+    # empty for a kind of run without tasks
     names = [each.name for each in result.run.recipe.tasks]
     if task and task not in names:
         raise UsageError(
@@ -255,6 +257,7 @@ def predict(run: RunResult | str | Path, notes: TableLike, task: str = "") -> pa
         )
     with offline_mode(os.environ), tempfile.TemporaryDirectory(dir=_cache(home)) as folder:
         out = Path(folder) / "predictions.parquet"
+        # Under its content, so that the same notes are written once.
         path = _as_file(notes, home)
         files = workflows.predict_new_notes(home, result.id, path, {}, out)
         return pq.read_table(files[names.index(task) if task else 0])
@@ -383,6 +386,7 @@ def _load(
         path = _as_file(data["notes"], home)
         columns = [name for name in _read_column_names(path) if name in NOTE_SCHEMA.names]
         same_names = {name: name for name in columns}
+        # The columns of a note that are there keep their names.
         changes["source"] = {"name": "files", "path": str(path), "columns": same_names}
     if isinstance(recipe, Mapping):
         recipe = load_recipe({"kind": kind, **recipe, **changes})
@@ -445,6 +449,7 @@ def _as_file(data: TableLike, home: Path) -> Path:
     if not path.exists():
         with runs.replace_file_atomically(path) as writing:
             pq.write_table(table, writing)
+            # The text of notes: for this user alone.
             writing.chmod(0o600)
     return path
 

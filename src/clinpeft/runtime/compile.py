@@ -182,6 +182,7 @@ def compile_regions(backbone: Any, folder: Path) -> str:
     if obstacle := _compile_and_run_once(backbone, folder):
         return obstacle
     modules = list_compilable_modules(backbone)
+    # One subclass a kind, so that all modules of a kind stay instances of it.
     classes = {kind: _create_compiled_class(kind) for kind in {type(module) for module in modules}}
     for module in modules:
         module.__class__ = classes[type(module)]
@@ -223,6 +224,7 @@ def _get_compiled(kind: type[Any]) -> FusibleFunction:
 def _create_compiled_class(kind: type[Any]) -> type[Any]:
     region, compiled = COMPILABLE_REGIONS[kind], _get_compiled(kind)
 
+    # (1, tokens, width) -> the same shape
     def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         # Without a gradient little is saved, and it would take a second compiled function.
         function = compiled if hidden.requires_grad else region.function

@@ -121,19 +121,24 @@ class _CpuAttentionFunction(torch.autograd.Function):
         causal: bool,
         drop_threshold: int,
     ) -> torch.Tensor:
+        # queries: (documents * key heads, sharing heads, length, width);
+        # keys, values: (documents * key heads, length, width)
         queries, keys, values = (
             _group_query_heads(query * scale, key.shape[1]),
             _merge_heads(key),
             _merge_heads(value),
         )
+        # As (documents, length, heads, width) in memory, so that merging the heads copies nothing.
         out = query.new_empty(query.shape[0], query.shape[2], *query.shape[1::2]).transpose(1, 2)
         saved_weights = []
         for first, last, seen in _iterate_query_blocks(query.shape[2], causal):
+            # (documents * key heads, sharing heads * queries, keys): P = softmax(s Q K^T)
             weights = _compute_attention_weights(
                 queries[:, :, first:last], keys[:, :seen], first if causal else None
             )
             if drop_threshold:
                 weights = _mark_dropped_weights(weights, drop_threshold)
+            # O = D V
             _copy_attention_output(
                 out[:, :, first:last], _apply_dropout(weights, drop_threshold) @ values[:, :seen]
             )
@@ -148,8 +153,10 @@ class _CpuAttentionFunction(torch.autograd.Function):
         queries, keys, values, *saved_weights = ctx.saved_tensors
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
         documents, heads, length, width = ctx.shape
+        # G: (documents * key heads, sharing heads, length, width)
         above = _group_query_heads(gradient, keys.shape[0] // documents)
         back = gradient.new_empty(documents, length, heads, width).transpose(1, 2)
+        # Sums over several blocks would lose small terms in bfloat16.
         sums = (
             torch.float32
             if len(saved_weights) > 1 and gradient.dtype == torch.bfloat16
@@ -164,12 +171,16 @@ class _CpuAttentionFunction(torch.autograd.Function):
         ):
             some = above[:, :, first:last].reshape(len(keys), -1, width)
             if for_value:
+                # dV = D^T G
                 for_values[:, :seen] += _apply_dropout(weights, ctx.dropped).transpose(1, 2) @ some
             if for_query or for_key:
+                # dS from dD = G V^T
                 slopes = _compute_score_gradient(
                     some @ values[:, :seen].transpose(1, 2), weights, ctx.dropped
                 )
+                # dQ = s dS K; s is multiplied at the end
                 _copy_attention_output(back[:, :, first:last], slopes @ keys[:, :seen])
+                # dK = s dS^T Q; s is in the saved queries
                 for_keys[:, :seen] += slopes.transpose(1, 2) @ queries[:, :, first:last].reshape(
                     len(keys), -1, width
                 )
@@ -210,6 +221,7 @@ def _compute_attention_weights(
     scores = queries.reshape(len(keys), -1, keys.shape[-1]) @ keys.transpose(1, 2)
     if diagonal_start is not None:
         query_count = queries.shape[2]
+        # Only the block on the diagonal has future keys: later blocks are not computed at all.
         scores.view(*queries.shape[:3], -1)[..., diagonal_start:].masked_fill_(
             _get_future_mask(keys.device)[:query_count, :query_count], -torch.inf
         )

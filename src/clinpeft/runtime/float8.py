@@ -83,6 +83,7 @@ class Float8Linear(torch.nn.Linear):
             else self.precision
         )
         with torch.autocast(device, enabled=False):
+            # Autocast would convert the float8 numbers themselves, without their scale.
             bias = None if self.bias is None else self.bias.to(dtype)
             return _Float8LinearFunction.apply(x.to(dtype), bias, self.numbers, self.scale)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -98,6 +99,7 @@ class _Float8LinearFunction(torch.autograd.Function):
         numbers: torch.Tensor,
         scale: torch.Tensor,
     ) -> torch.Tensor:
+        # Not the dequantized weight: it would be as large as the one that was replaced.
         ctx.save_for_backward(numbers, scale)
         return functional.linear(x, dequantize_float8(numbers, scale, x.dtype), bias)
 

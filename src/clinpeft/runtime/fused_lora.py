@@ -139,13 +139,16 @@ class _FusedLinearFunction(torch.autograd.Function):
         plans: tuple[_UpdatePlan, ...],
         *factors: torch.Tensor,
     ) -> torch.Tensor:
+        # (tokens, out): x W^T + bias
         out = functional.linear(x, _dequantize_weight(weight, scale, x.dtype), bias)
         saved: list[torch.Tensor | None] = []
         updates: dict[tuple[int | None, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for at, plan in enumerate(plans):
+            # A: (rank, in); s B: (out, rank), scaled in float32 and rounded once
             a, b = factors[2 * at].to(x.dtype), (factors[2 * at + 1] * plan.scaling).to(x.dtype)
             stays = _sample_keep_mask(x[plan.rows], plan)
             low = _apply_keep_mask(x[plan.rows], stays) @ a.T  # (rows, rank)
+            # Updates of several adapters on the same tokens are collected for one product.
             updates.setdefault((plan.rows.start, plan.rows.stop), []).append((low, b))
             saved += [
                 a,
@@ -160,6 +163,7 @@ class _FusedLinearFunction(torch.autograd.Function):
             updates.items()
         ):  # all on the same tokens in one product, so that the sum is rounded once
             lows, ups = zip(*of_these, strict=True)
+            # [H_1 H_2 ...] [s_1 B_1  s_2 B_2 ...]^T
             out[start:stop].addmm_(_concatenate_columns(lows), _concatenate_columns(ups).T)
         ctx.plans = plans
         ctx.save_for_backward(
@@ -174,6 +178,7 @@ class _FusedLinearFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale, x, *saved = ctx.saved_tensors
+        # G W: (tokens, in)
         back = (
             gradient @ _dequantize_weight(weight, scale, gradient.dtype)
             if ctx.needs_input_grad[0]
@@ -182,6 +187,7 @@ class _FusedLinearFunction(torch.autograd.Function):
         gradients: list[torch.Tensor | None] = []
         for at, plan in enumerate(ctx.plans):
             a, b, stays, low = saved[4 * at : 4 * at + 4]
+            # A and B of adapter k are arguments 5 + 2k and 6 + 2k of forward.
             for_a, for_b = ctx.needs_input_grad[
                 FIRST_FACTOR_ARGUMENT + 2 * at : FIRST_FACTOR_ARGUMENT + 2 + 2 * at
             ]
@@ -190,12 +196,15 @@ class _FusedLinearFunction(torch.autograd.Function):
                 above @ b if for_a or back is not None else None
             )  # (rows, rank); b has the scaling in it
             if back is not None and between is not None:
+                # dx += (s G B) A, where dropout left x
                 _add_masked_product(back[plan.rows], between, a, stays)
+            # dA = (s G B)^T x
             gradients.append(
                 (between.T @ _apply_keep_mask(x[plan.rows], stays)).float()
                 if for_a and between is not None
                 else None
             )
+            # dB = s G^T H; H is not scaled
             gradients.append((above.T @ low).float().mul_(plan.scaling) if for_b else None)
         return back, None, None, None, None, *gradients
 

@@ -77,12 +77,15 @@ class _PooledDecoderLayer(_PooledTokenLayer):
     ) -> torch.Tensor:
         layer: Any = self
         attention, (cos, sin) = layer.self_attn, kwargs["position_embeddings"]
+        # (1, tokens, width)
         read = layer.input_layernorm(hidden)
+        # One query a document: (1, heads, documents, width of a head)
         query = _split_heads(
             attention.q_proj(read[:, pooled_tokens.positions]),
             attention.head_dim,
             getattr(attention, "q_norm", None),
         )
+        # Keys and values of all tokens: (1, key heads, tokens, width of a head)
         key = _split_heads(
             attention.k_proj(read), attention.head_dim, getattr(attention, "k_norm", None)
         )
@@ -96,6 +99,7 @@ class _PooledDecoderLayer(_PooledTokenLayer):
         window = getattr(
             attention, "sliding_window", getattr(attention.config, "sliding_window", None)
         )
+        # Residual connections of the pooled tokens alone: (1, documents, width)
         output = hidden[:, pooled_tokens.positions] + attention.o_proj(
             _attend_pooled_tokens(
                 query, key, value, pooled_tokens.sequence_lengths, attention.scaling, window
@@ -224,6 +228,7 @@ def _attend_pooled_tokens(
         query.device.type == "cpu" and dtype == torch.bfloat16
     ):  # as in ``attention``: its backward is slow
         query, key, value = query.float(), key.float(), value.float()
+    # Documents of one length are one call.
     queries = torch.split(
         query[0].transpose(0, 1)[:, :, None],
         [count for count, _ in sequence_lengths.equal_length_runs],
@@ -233,6 +238,7 @@ def _attend_pooled_tokens(
     for (count, length), run_query, *key_and_value in zip(
         sequence_lengths.equal_length_runs, queries, *sides, strict=True
     ):
+        # (documents, key heads, length or window, width)
         keys, values = (
             part[0]
             .view(part.shape[1], count, length, -1)
@@ -245,4 +251,5 @@ def _attend_pooled_tokens(
                 run_query, keys, values, scale=scaling, enable_gqa=shared
             )
         )
+    # (documents, heads, 1, width) -> (1, documents, heads * width)
     return torch.cat(output)[:, :, 0].reshape(1, len(sequence_lengths.lengths), -1).to(dtype)

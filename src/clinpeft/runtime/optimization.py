@@ -103,6 +103,7 @@ def optimize(
         enable_activation_checkpointing(stack, reason)
     decision = decide_compilation(stack, policy)
     if decision.compiled:
+        # The decision may come from the cache, and the compiler may have gone since.
         obstacle = regional_compile.compile_regions(
             stack.base.backbone, policy.cache_folder / "compiler"
         )
@@ -160,6 +161,7 @@ def decide_compilation(stack: OptimizableStack, policy: RuntimePolicy) -> Compil
         if applies:
             return CompileDecision(False, reason)
     conditions = regional_compile.describe_timing_conditions(backbone)
+    # Everything that the times depend on; the same key gives the same decision.
     key = [stack.base.sha256, policy.micro_batch_tokens, policy.total_tokens, *conditions]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = policy.cache_folder / f"compiled-{digest}.json"
@@ -169,6 +171,7 @@ def decide_compilation(stack: OptimizableStack, policy: RuntimePolicy) -> Compil
 
 
 def _decide_by_trial(backbone: object, policy: RuntimePolicy) -> CompileDecision:
+    # fractional: steps are not filled evenly
     micro_batch_count = policy.total_tokens / policy.micro_batch_tokens
     seconds = micro_batch_count * regional_compile.time_regions(backbone, policy.micro_batch_tokens)
     if seconds < COMPILE_TRIAL_MIN_SECONDS:

@@ -228,6 +228,7 @@ def attend_packed_documents(
     time, heads, width of a head)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     embedding_config = _AttentionConfig(causal, scaling, dropout, sliding_window, softcap)
+    # Packed: one row of many documents; otherwise padded rows with a mask.
     if spans is not None:
         return _attend_documents(query, key, value, spans, embedding_config), None
     if softcap is not None:
@@ -263,6 +264,7 @@ def _attend_documents(
     pieces = list(
         sequence_lengths.iterate_chunks(partial(cpu_attention.choose_chunk_size, query.shape[1]))
     )
+    # of each run of documents of one length: (1, heads, documents * length, width of a head)
     parts = [
         torch.split(part, [count * length for count, length in pieces], dim=2)
         for part in (query, key, value)
@@ -271,6 +273,7 @@ def _attend_documents(
     for piece, *some in zip(pieces, *parts, strict=True):
         queries, keys, values = (_split_documents(part, *piece) for part in some)
         output.append(
+            # (documents, heads, length, width) -> (1, documents * length, heads, width)
             _attend_equal_lengths(queries, keys, values, attention_config)
             .transpose(1, 2)
             .reshape(1, -1, query.shape[1], query.shape[3])
@@ -292,6 +295,7 @@ def _attend_equal_lengths(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_config: _AttentionConfig
 ) -> torch.Tensor:
     """Documents of one length: (documents, heads, length, width of a head)."""
+    # A window as long as the documents hides nothing.
     everywhere = attention_config.window is None or attention_config.window >= query.shape[2]
     if (
         everywhere
@@ -321,10 +325,12 @@ def _attend_fused(
     if attention_config.softcap is not None:
         return _attend_with_softcap(query, key, value, attention_config, None)
     if is_global:
+        # Without a mask PyTorch chooses its fused kernel; a single token has no future.
         return _compute_scaled_dot_product(
             query, key, value, attention_config, None, attention_config.causal and length > 1
         )
     if length <= 2 * LOCAL_ATTENTION_BLOCK_TOKENS:
+        # Short documents: one mask of (length, length) costs less than several calls.
         places = torch.arange(length, device=query.device)
         return _compute_scaled_dot_product(
             query,
@@ -345,6 +351,7 @@ def _attend_local_window(
     output = []
     for start in range(0, length, LOCAL_ATTENTION_BLOCK_TOKENS):
         end = min(start + LOCAL_ATTENTION_BLOCK_TOKENS, length)
+        # keys that a query of this block sees: ``reach`` before it and, if not causal, after it
         first, last = (
             max(0, start - reach),
             end if attention_config.causal else min(length, end + reach),
@@ -395,14 +402,17 @@ def _attend_with_softcap(
     """With capped scores (Gemma 2, arXiv 2408.00118, section 2), which no fused product has;
     softmax in float32, as in transformers' own."""
     shared = query.shape[1] // key.shape[1]
+    # grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): repeat shared keys
     key, value = (
         part.repeat_interleave(shared, dim=1) if shared > 1 else part for part in (key, value)
     )
     scaling = (
         query.shape[-1] ** -0.5 if attention_config.scaling is None else attention_config.scaling
     )
+    # (documents, heads, queries, keys)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_config.softcap is not None:
+        # cap * tanh(scores / cap)
         scores = torch.tanh(scores / attention_config.softcap) * attention_config.softcap
     if mask is None:
         places = torch.arange(key.shape[2], device=key.device)

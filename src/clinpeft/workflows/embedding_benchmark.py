@@ -159,6 +159,7 @@ def build_pair_evaluation_set(
     pairs = embedding.AnchorPairs(
         held_out["pair_id"].to_pylist(), positives, own_rows, pair_anchors, clusters
     )
+    # The third stream of the seed: independent of split and resamples.
     attrition, rng = Attrition(f"negatives, {name}"), np.random.default_rng([seed, 3])
     ranking = _rank_with_bm25(texts, anchors, own_rows, anchor_rows)
     negatives = {

@@ -160,6 +160,7 @@ def _train_open_trials(
     """Train open runs in one pass and record each."""
     first = open_trials[0]
     base, cohorts = load_base_and_cohorts(first.recipe, first.run, first.context)
+    # One base, a stack a trial; a pass computes the base once for all of them.
     joint_model = adapters.attach_stacks(
         base,
         [
@@ -176,6 +177,7 @@ def _train_open_trials(
         with joint_model.isolate_stack(index) as stack:
             setups.append(build_classifier(trial.recipe, stack, cohorts, trial.context))
             fit_linear_probes(setups[-1], trial.run, trial.context)
+    # Decided once: the trials share layers and memory.
     policy = create_runtime_policy(
         [trial.recipe for trial in open_trials],
         joint_model.stacks[0],

@@ -161,6 +161,7 @@ def plan_from_formula(recipe: TrainingRecipe, gpu_name: str) -> RunPlan:
     memory = device.memory_gb * 1e9
     plan = _apply_formulas(recipe, gpu_name, (device.precision, "cuda"), (memory, memory))
     operations = sum(term.value for term in plan.operation_terms)
+    # tokens per second
     low, high = (device.peak_flops * fraction / operations for fraction in MODEL_FLOPS_UTILIZATION)
     spec, tokens = recipe.training, None
     step_tokens = getattr(spec, "batch_tokens", None)
@@ -290,6 +291,7 @@ def _run_first_steps(
     temporary_home = context.home / ".plan"
     shutil.rmtree(temporary_home, ignore_errors=True)
     events: list[StepEvent] = []
+    # The same recipe in another home is the same run, with the same id.
     watched = replace(
         context,
         home=temporary_home,

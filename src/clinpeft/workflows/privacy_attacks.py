@@ -325,6 +325,7 @@ def audit_classifier(
         log_likelihoods = _compute_label_log_likelihoods(table)
         ids = table["subject_id"]
         stays = _sum_by_subject(ids, np.ones(len(log_likelihoods)), subjects)
+        # mean over the stays of a subject
         score = _sum_by_subject(ids, log_likelihoods, subjects) / stays
         attacked = in_training ^ held_out
         results.append(

@@ -115,6 +115,7 @@ def _prepare_cohort(
     # Workers of a study build the same cohort at the same time.
     with wait_for_folder_lock(folder.parent, f"{folder.name}.lock"):
         if not (folder / "labels.json").exists():
+            # Built beside its place and renamed, so that a killed process leaves no half cohort.
             building = folder.with_name(folder.name + ".building")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True, mode=0o700)

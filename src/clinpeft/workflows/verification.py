@@ -101,6 +101,7 @@ def _check_earlier_adapters(home: Path, run: Run) -> Iterator[ProvenanceCheck]:
         weights = "adapter_model.safetensors"
         files = sorted((home / source).glob(f"adapter*/**/{adapter or '.'}/{weights}"))
         files = files or sorted((home / source).glob(f"adapter*/**/{weights}"))
+        # Hashed only where the record names a hash.
         compute_hash = functools.partial(_hash_weights, files)
         yield _check_hash(f"adapter of run {name}", recorded_hash, compute_hash)
 
