@@ -51,7 +51,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The recipes that were trained; one of seed 13 fails."""
     recipes: list[Any] = []
 
-    def verb(recipe: Any, home: Path, context: Any) -> Run:
+    def verb(recipe: Any, context: Any) -> Run:
         record = RunRecord(
             id=runs.compute_run_id(recipe, "s", "b", "c"),
             name=recipe.name,
@@ -59,7 +59,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             created=context.now(),
             started=context.now(),
         )
-        with runs.open_run_folder(home, recipe, record) as run:
+        with runs.open_run_folder(context.home, recipe, record) as run:
             if run.record.state == "finished":
                 return run
             recipes.append(recipe)
@@ -204,7 +204,7 @@ def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_
 
 
 @pytest.mark.parametrize(
-    ("compare", "problem", "way_out"),
+    ("compare", "message", "hint"),
     [
         (
             'first = { stak = "LoRA" }\nsecond = { stack = "LoRA" }',

@@ -70,7 +70,7 @@ def test_vectors_and_gradients_stay_what_they_were(
     before, slopes = learned(stack)
     inside = regional_compile.list_compilable_modules(stack.base.backbone)
     kinds, count = {type(module) for module in inside}, len(inside)
-    assert regional_compile.compile_norms_and_gates(stack.base.backbone, tmp_path) == ""
+    assert regional_compile.compile_regions(stack.base.backbone, tmp_path) == ""
     calls.clear()
     after, again = learned(stack)
     assert set(calls) == kinds and len(calls) >= count - 1  # to the first norm no gradient comes
@@ -101,7 +101,7 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
 def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path: Path) -> None:
     stack = stack_of("llama")
     before, _ = learned(stack)
-    regional_compile.compile_norms_and_gates(stack.base.backbone, tmp_path)
+    regional_compile.compile_regions(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
         after = models.pool_packed_hidden_states(
@@ -140,7 +140,7 @@ def test_a_compiler_that_fails_is_an_obstacle_and_no_error(
     found = regional_compile.time_compilation(backbone, 8, tmp_path)
     assert (
         found.obstacle
-        == regional_compile.compile_norms_and_gates(backbone, tmp_path)
+        == regional_compile.compile_regions(backbone, tmp_path)
         == "the compiler failed: RuntimeError"
         and found.seconds_before > 0
     )

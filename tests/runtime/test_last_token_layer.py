@@ -100,7 +100,7 @@ def test_so_they_are_where_activations_are_recomputed_and_in_bfloat16_nearly(fam
 
 
 @pytest.mark.parametrize(
-    ("family", "place"),
+    ("family", "location"),
     [("llama", "layers.1.mlp.down_proj"), ("bert", "encoder.layer.1.output.dense")],
 )
 def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from clinpeft.cli.audit import audit_run_attempt
 from clinpeft.cli.console import to_relative_path
@@ -25,7 +25,7 @@ from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from clinpeft.recipe import ClassifyRecipe, Recipe, RecipePlan
+    from clinpeft.recipe import Recipe, RecipePlan
     from clinpeft.runs import Run
 
 DEFAULT_WORKERS = 2
@@ -80,9 +80,7 @@ def run_recipes_jointly(
         ]
         start = contexts[0].now()
         try:
-            outcomes = train_classifiers_jointly(
-                cast("Sequence[ClassifyRecipe]", recipes), contexts
-            )
+            outcomes = train_classifiers_jointly(recipes, contexts)
         except KeyboardInterrupt as error:
             raise InterruptedRunError(
                 "stopped at once", location=title, hint=RESUME_HINT

@@ -5,7 +5,7 @@ adapters: packed attention, fused LoRA layers, float8 weights, kernels, a last l
 one token a document.
 
 ```
-optimize.py          what is decided for a run after its adapters are attached
+optimization.py      what is decided for a run after its adapters are attached
 checkpointing.py     activations recomputed in the backward pass
 compile.py           norms and gates compiled, after a timed trial
 memory.py            peak memory; a step repeated in smaller micro-batches
@@ -21,7 +21,7 @@ energy.py            energy by the machine's own meters
 ```
 """
 
-from clinpeft.runtime.optimize import (
+from clinpeft.runtime.optimization import (
     ActivationPolicy,
     RuntimePolicy,
     choose_activation_policy,

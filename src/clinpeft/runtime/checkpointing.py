@@ -1,4 +1,5 @@
-"""Activation checkpointing: a layer's activations are kept for the backward pass, or computed a second time.
+"""Activation checkpointing: a layer's activations are kept for the backward pass, or computed a
+second time.
 
 Recomputing costs one more forward pass of the layers (about a third more work) and needs the
 activations of one layer instead of all (Chen et al. 2016, arXiv 1604.06174). transformers' layers
@@ -103,9 +104,11 @@ def enable_activation_checkpointing(stack: OptimizableStack, reason: str) -> boo
             hint='set it to "keep"',
         )
     layers = list(_iterate_layers(stack))
+    # Several stacks share the layers of one base, so that another may have enabled it.
     is_new = not any(layer.gradient_checkpointing for layer in layers)
     modules = stack.base.model.modules()
     fused = next((module for module in modules if isinstance(module, FusedLoraLinear)), None)
+    # Without fused layers there is no routing: an empty one restores nothing.
     routing = fused.routing if fused is not None else TokenRouting()
     for layer in layers:
         # Not re-entrant: the re-entrant variant needs an input that requires a gradient, which the
@@ -151,6 +154,7 @@ def _create_checkpoint_contexts(
     routing: TokenRouting,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of the first and the second run of a layer; called before the first."""
+    # Before the first run: the dropout of the second has to draw the same numbers.
     generators = {
         route.generator for route in routing.routes.values() if route.generator is not None
     }

@@ -3,8 +3,8 @@
 Between the matrix products of a layer stand its norms and the gate of its feed-forward part: a
 handful of elementwise operations, each of which reads and writes all tokens. ``torch.compile``
 fuses each handful into one function. That needs a C++ compiler (on a GPU: Triton), takes seconds to
-minutes, and rounds in other places, so that a run decides once (see ``optimize``) and stays with
-its decision.
+minutes, and rounds in other places, so that a run decides once (see ``optimization``) and stays
+with its decision.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def time_compilation(backbone: Any, tokens: int, folder: Path) -> CompileTiming:
     return CompileTiming(seconds_before, seconds_after, compile_seconds)
 
 
-def compile_norms_and_gates(backbone: Any, folder: Path) -> str:
+def compile_regions(backbone: Any, folder: Path) -> str:
     """Replace norms and gates of a model by compiled ones, wherever a gradient passes through.
 
     Args:
@@ -182,6 +182,7 @@ def compile_norms_and_gates(backbone: Any, folder: Path) -> str:
     if obstacle := _compile_and_run_once(backbone, folder):
         return obstacle
     modules = list_compilable_modules(backbone)
+    # One subclass a kind, so that all modules of a kind stay instances of it.
     classes = {kind: _create_compiled_class(kind) for kind in {type(module) for module in modules}}
     for module in modules:
         module.__class__ = classes[type(module)]
@@ -202,27 +203,28 @@ def _compile_and_run_once(backbone: Any, folder: Path) -> str:
     return ""
 
 
-_COMPILED_FUNCTIONS: dict[type[Any], FusibleFunction] = {}
+_COMPILED: dict[type[Any], FusibleFunction] = {}
 """One compiled function for all modules of a class, so that the compiler works once."""
 
 
 def _get_compiled(kind: type[Any]) -> FusibleFunction:
-    if kind not in _COMPILED_FUNCTIONS:
+    if kind not in _COMPILED:
         with warnings.catch_warnings():
             # The compiler uses parts that torch itself calls deprecated.
             warnings.simplefilter("ignore")
             import torch._inductor.compile_fx
         # dynamic: packed rows have another number of tokens nearly every time.
         # One compile thread: no worker processes beside this one.
-        _COMPILED_FUNCTIONS[kind] = torch.compile(
+        _COMPILED[kind] = torch.compile(
             COMPILABLE_REGIONS[kind].function, dynamic=True, options={"compile_threads": 1}
         )
-    return _COMPILED_FUNCTIONS[kind]
+    return _COMPILED[kind]
 
 
 def _create_compiled_class(kind: type[Any]) -> type[Any]:
     region, compiled = COMPILABLE_REGIONS[kind], _get_compiled(kind)
 
+    # (1, tokens, width) -> the same shape
     def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         # Without a gradient little is saved, and it would take a second compiled function.
         function = compiled if hidden.requires_grad else region.function
@@ -248,7 +250,8 @@ def _get_embedding_weight(backbone: Any) -> torch.Tensor:
 
 
 def _draw_inputs(module: Any, like: torch.Tensor, tokens: int) -> list[torch.Tensor]:
-    """Random inputs of a region, each (1, tokens, width), in the precision and place of ``like``."""
+    """Random inputs of a region, each (1, tokens, width), in the precision and place of
+    ``like``."""
     region = COMPILABLE_REGIONS[type(module)]
     generator = torch.Generator(like.device).manual_seed(0)
     shape = (1, tokens, region.get_width(module))

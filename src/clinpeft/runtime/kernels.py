@@ -1,8 +1,9 @@
-"""Norms and gates of a GPU in one kernel each, where a recipe asks for those of liger (Hsu et al. 2024, arXiv 2410.10989).
+"""Norms and gates of a GPU as one kernel each, by liger (Hsu et al. 2024, arXiv 2410.10989).
 
-liger replaces classes and functions in transformers' modules, for every model that is made afterwards; here they are put back, and the given model
-alone keeps what it got. Losses stay ours: what liger has for them is switched off; and so does the rotation, which liger makes in place and can only
-replace for every model of a kind.
+liger replaces classes and functions in transformers' modules, for every model that is created
+afterwards; here they are put back, and the given model alone keeps its replacements. Its losses are
+switched off, and so is its rotary embedding, which works in place and can only be replaced for
+every model of a kind.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def retry_backward_on_oom(
                     items, step
                 )
             except torch.OutOfMemoryError as error:
+                # A micro-batch of one item cannot be split any more.
                 largest = max(len(group) for group in make_micro_batches(items))
                 can_split = pieces < largest
                 if not can_split and (reduce_memory is None or not reduce_memory()):

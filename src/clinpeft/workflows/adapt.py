@@ -30,7 +30,7 @@ from clinpeft.workflows.fitting import fit
 from clinpeft.workflows.language_model import (
     build_language_data,
     check_language_model_output,
-    encode_corpus,
+    prepare_corpus,
     record_adapt_run,
     score_all_states,
     score_base_notes,
@@ -59,21 +59,26 @@ def adapt_language_model(recipe: AdaptRecipe, context: RunContext) -> Run:
     with open_training_run(recipe, hashes, context) as run:
         if run.record.state == "finished":
             return discard_noise_seed(run)
+        # Frozen base (measured before and after, if it is quantized).
         check = functools.partial(prepare_perplexity_check, recipe, hashes, context)
         base = load_base(recipe, context, check)
-        corpus = encode_corpus(recipe, base, hashes, context)
+        corpus = prepare_corpus(recipe, base, hashes, context)
         data = build_language_data(recipe, base, corpus.encodings)
+        # What the base says of every evaluation note, for the ratio of perplexities.
         base_likelihoods = score_base_notes(run, data, base, context)
+        # W + (alpha / r) B A on the frozen W, or whichever methods the recipe names.
         stack = adapters.attach_adapters(base, recipe.adapters, seed=recipe.seed)
         forward = functools.partial(adapters.compute_token_logits, stack)
         trainable = training.build_language_modeling_trainable(
             stack, forward, data, recipe.training, context.accelerator
         )
+        # Checkpointing and compilation: nothing that changes what is trained.
         runtime.optimize(stack, create_runtime_policy([recipe], stack, trainable, context))
         fitted = fit(trainable, get_window_subjects(corpus.encodings), run, context)
         likelihoods = score_all_states(recipe, data, base_likelihoods, forward, context)
-        run = record_adapt_run(run, stack, fitted, likelihoods, corpus, context)
-        return discard_noise_seed(run)
+        return discard_noise_seed(
+            record_adapt_run(run, stack, fitted, likelihoods, corpus, context)
+        )
 
 
 ADAPT = Workflow(

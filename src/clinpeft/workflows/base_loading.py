@@ -23,7 +23,7 @@ from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import InputHashes
 from clinpeft.runtime import kernels
 from clinpeft.workflows.context import RunContext, TrainingRecipe
-from clinpeft.workflows.language_model import build_language_data, encode_corpus
+from clinpeft.workflows.language_model import build_language_data, prepare_corpus
 from clinpeft.workflows.task_cohorts import TaskCohort, encode_documents
 from clinpeft.workflows.textbooks import EmbeddingData
 
@@ -162,7 +162,7 @@ def prepare_perplexity_check(
     Raises:
         RefusedError: there are no tuning windows.
     """
-    corpus = encode_corpus(recipe, base, hashes, context)
+    corpus = prepare_corpus(recipe, base, hashes, context)
     language_data = build_language_data(recipe, base, corpus.encodings)
     windows = select_check_texts(language_data.tuning_windows)
     bare = adapters.attach_adapters(base, ())

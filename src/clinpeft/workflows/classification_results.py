@@ -1,4 +1,5 @@
-"""Evaluation and record of ``classify``: predictions scored beside baselines, notices, run folder."""
+"""Evaluation and record of ``classify``: predictions scored beside baselines, notices, run
+folder."""
 
 from __future__ import annotations
 
@@ -148,6 +149,7 @@ def build_classification_tables(
             prediction_table, label_space, "held_out", spec, create_rng()
         )
     if label_space.kind == "binary":
+        # For meds-evaluation, which scores binary tasks only.
         tables[MEDS_EVALUATION_TABLE] = evaluation.as_meds_predictions(
             prediction_table, label_space, "held_out"
         )

@@ -130,6 +130,7 @@ def build_classifier(
         encoded_cohorts,
     )
     start = time.perf_counter()
+    # A frozen stack gives the same vector of a note in every epoch.
     is_cached = not stack.trained_parameters
     vectors = _cache_all_features(model, context) if is_cached else [None] * len(encoded_cohorts)
     features_seconds = time.perf_counter() - start if is_cached else None
@@ -160,6 +161,7 @@ def _compute_probe_logits(model: ClassifierModel, context: RunContext) -> Any:
         train = encoded.documents.select_split("train")
         order = np.argsort(encoded.documents.count_tokens(train), kind="stable")
         compute_logits = model.build_logit_function(encoded, context.accelerator.device)
+        # (documents, classes) -> flat, so that tasks of several widths can be joined
         logits.append(compute_logits(train[order[:PROBE_DOCUMENT_COUNT]]).reshape(-1))
     return inference.concatenate_logits(logits)
 
@@ -226,6 +228,7 @@ def _cache_all_features(
             suffix=".npy",
         )
         with context.accelerator.main_process_first():
+            # Of several processes the first computes the file; the others read it.
             vectors.append(
                 inference.cache_window_features(
                     model.stack,
@@ -256,7 +259,8 @@ def _build_classification_data(
     vectors: inference.Float32Array | None,
     context: RunContext,
 ) -> ClassificationData:
-    """Documents, labels and metric of a task; its logits come from ``vectors`` where they are given."""
+    """Documents, labels and metric of a task; its logits come from ``vectors`` where they are
+    given."""
     recipe, documents, accelerator = model.recipe, encoded_cohort.documents, context.accelerator
     label_space = encoded_cohort.cohort.label_space
     make_micro_batches: Callable[[tokenization.IndexArray], list[tokenization.IndexArray]]
@@ -276,6 +280,7 @@ def _build_classification_data(
             accelerator.device,
         )
         make_micro_batches = _split_by_count
+    # (documents,) class index, or (documents, classes) of a multilabel task
     labels = training.encode_labels(
         documents.read_table(["stay_id", "label", "labels"]), label_space
     )

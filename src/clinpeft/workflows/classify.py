@@ -71,14 +71,19 @@ def train_classifier(recipe: ClassifyRecipe, context: RunContext) -> Run:
     with open_training_run(recipe, hashes, context) as run:
         if run.record.state == "finished":
             return discard_noise_seed(run)
+        # Cohort with labels and splits by subject, and its notes as tokens of the base.
         base, cohorts = load_base_and_cohorts(recipe, run, context)
         folders = get_adapter_folders(sources)
+        # Earlier adapters of ``from_run`` and new ones, first to last, on the frozen base.
         stack = adapters.attach_adapters(
             base, recipe.adapters, recipe.seed, folders, recipe.base.trainable
         )
+        # A linear head for each task on the pooled vector of a note.
         setup = build_classifier(recipe, stack, cohorts, context)
         runtime.optimize(stack, create_runtime_policy([recipe], stack, setup.trainable, context))
+        # Optional: heads alone, on vectors of the untrained stack.
         fit_linear_probes(setup, run, context)
+        # Adapters and heads together.
         fitted = fit(setup.trainable, get_document_subjects(cohorts), run, context)
         notices = collect_classifier_notices(recipe, sources, cohorts)
         return discard_noise_seed(evaluate_and_record(run, setup, fitted, notices, context))

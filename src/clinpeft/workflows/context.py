@@ -1,4 +1,5 @@
-"""The context of a run: home, accelerator, clock and callbacks; and the run folder around its training."""
+"""The context of a run: home, accelerator, clock and callbacks; and the run folder around its
+training."""
 
 from __future__ import annotations
 
@@ -191,6 +192,7 @@ def open_training_run(
     """
     record = _build_run_record(recipe, hashes, context)
     if not context.accelerator.is_main_process:
+        # Only the first process holds the lock and writes; the others read what it wrote.
         folder = context.home / record.id
         exists = (folder / "run.json").exists()
         yield runs.read_run(folder) if exists else Run(folder, recipe, record)
@@ -200,6 +202,7 @@ def open_training_run(
             yield run
         except BaseException as error:
             disk_error = runs.as_disk_full_error(error, context.home)
+            # An error after the record was written leaves a finished run finished.
             if run.record.state != "finished":
                 runs.fail_run(run, disk_error or error, context.now())
             if disk_error is not None:

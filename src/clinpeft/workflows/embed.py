@@ -65,19 +65,23 @@ def train_embedding_model(recipe: EmbedRecipe, context: RunContext) -> Run:
     with open_training_run(recipe, hashes, context) as run:
         if run.record.state == "finished":
             return run
+        # Passages and pairs of textbooks, without texts of the evaluation.
         data = prepare_embedding_data(recipe, hashes, context)
         benchmark = build_embedding_benchmark(data, recipe.evaluation, recipe.split.seed)
         config = resolve_recipe_embedding_config(recipe)
         check = functools.partial(prepare_text_check, recipe, data, config, context)
         base, load_seconds = load_base_timed(recipe, context, check)
+        # The base as it is, and the controls.
         before = evaluate_zero_shot(recipe, base, config, benchmark, context)
         folders = get_adapter_folders(sources)
         stack = adapters.attach_adapters(
             base, recipe.adapters, recipe.seed, folders, recipe.base.trainable
         )
+        # InfoNCE or triplet loss over the pairs of a step.
         setup = build_encoder(recipe, stack, config, data, context)
         runtime.optimize(stack, create_runtime_policy([recipe], stack, setup.trainable, context))
         fitted = fit(setup.trainable, None, run, context)
+        # Evidence that each adapter changed and reached the vectors.
         activity = setup.monitor.verify(setup.compute_probe_vectors)
         encode = create_encode_function(stack, config)
         after = evaluate_embeddings(benchmark, encode, config, ADAPTED_STATE)

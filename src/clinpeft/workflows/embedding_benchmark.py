@@ -65,7 +65,8 @@ class PairEvaluationSet:
 
     @property
     def own_text_rows(self) -> Any:
-        """(anchors,) the text that an anchor itself is, which must not be retrieved; -1 for none."""
+        """(anchors,) the text that an anchor itself is, which must not be retrieved; -1 for
+        none."""
         rows = np.full(len(self.anchors), -1, dtype=np.int64)
         assert self.pairs.own_passages is not None
         rows[self.anchor_rows] = self.pairs.own_passages
@@ -158,6 +159,7 @@ def build_pair_evaluation_set(
     pairs = embedding.AnchorPairs(
         held_out["pair_id"].to_pylist(), positives, own_rows, pair_anchors, clusters
     )
+    # The third stream of the seed: independent of split and resamples.
     attrition, rng = Attrition(f"negatives, {name}"), np.random.default_rng([seed, 3])
     ranking = _rank_with_bm25(texts, anchors, own_rows, anchor_rows)
     negatives = {

@@ -62,6 +62,7 @@ def evaluate_embeddings(
     options = benchmark.bootstrap_options
     for pair_set in benchmark.pair_sets:
         name = pair_set.name
+        # (anchors, width) and (texts, width)
         anchors = encode(pair_set.anchors, embedding_config.query_prompt)
         texts = encode(pair_set.texts["text"].to_pylist(), embedding_config.document_prompt)
         scores[name], retrieved = _score_pair_set(pair_set, anchors, texts, state)
@@ -131,6 +132,7 @@ def _score_pair_set(
     """
     queries = embedding.normalize_vectors(anchors, pair_set.anchor_ids, state)
     passages = embedding.normalize_vectors(texts, pair_set.text_ids, state)
+    # queries[pair_set.anchor_rows]: (pairs, width)
     score = embedding.build_cosine_scorer(queries[pair_set.anchor_rows], passages)
     scores = embedding.score_anchor_pairs(score, pair_set.pairs, pair_set.negatives)
     rows, cosines = embedding.rank_passages(

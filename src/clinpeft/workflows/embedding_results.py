@@ -254,7 +254,8 @@ def _concatenate_pair_scores(before: EmbeddingResults, after: EmbeddingResults) 
 def _profile_adapted_encoder(
     stack: adapters.Stack, embedding_config: EmbeddingConfig, texts: list[str], load_seconds: float
 ) -> pa.Table:
-    """Speed and memory as results without interval; their definition says how they were measured."""
+    """Speed and memory as results without interval; their definition says how they were
+    measured."""
     profile = inference.profile_encoder(
         stack, embedding_config, list(dict.fromkeys(texts)), load_seconds, precision="auto"
     )

@@ -1,4 +1,5 @@
-"""Model step of ``embed``: how a text becomes a vector, and the contrastive training of an encoder."""
+"""Model step of ``embed``: how a text becomes a vector, and the contrastive training of an
+encoder."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class EncoderSetup:
 
 
 def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> EmbeddingConfig:
-    """Resolve how a text becomes a vector: the backbone's own way, but for the recipe's settings."""
+    """Resolve how a text becomes a vector: the backbone's own way, but for the recipe's
+    settings."""
     spec = recipe.base
     pooling = None if spec.pooling == "auto" else spec.pooling
     config = models.resolve_embedding_config(spec.path, spec.backbone, pooling)
@@ -91,6 +93,7 @@ def build_encoder(
     tables["train"] = sample_training_pairs(
         tables["train"], recipe.training.fraction, recipe.seed, attrition
     )
+    # train, tuning: (pairs,) rows of texts for anchors and for positives
     texts, train, tuning = _index_texts(tables["train"], tables["tuning"], embedding_config)
     encoder = inference.build_text_batch_encoder(
         stack,
@@ -133,6 +136,7 @@ def build_encoder(
         evaluate,
         training.TUNING_LOSS if evaluate else "",
     )
+    # A few texts of either side, through the whole model with gradients.
     probe_texts = np.unique(np.concatenate([side[:PROBE_PAIR_COUNT] for side in train]))
     return EncoderSetup(
         stack,
@@ -178,6 +182,7 @@ def sample_training_pairs(
         for name in pairs["pair_id"].to_pylist()
     ]
     attrition.drop_rows(NOT_IN_TRAINING_FRACTION, len(pairs) - count)
+    # Nested: the first k of one order, whatever k.
     by_digest = sorted(range(len(pairs)), key=digests.__getitem__)
     return pairs.take(pa.array(sorted(by_digest[:count])))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from clinpeft import adapters, runtime, training
 from clinpeft.core.errors import ClinpeftError, RecipeError
@@ -42,17 +42,16 @@ TRIAL_SPECIFIC_SECTIONS = frozenset({"name", "seed", "adapters", "head", "loss",
 """Sections in which recipes that are trained in one pass may differ."""
 
 
-def can_train_jointly(recipes: Sequence[Recipe]) -> bool:
+def can_train_jointly(recipes: Sequence[Recipe]) -> TypeGuard[Sequence[ClassifyRecipe]]:
     """Whether recipes can be trained in one pass.
 
     They are of kind ``classify``, differ in ``TRIAL_SPECIFIC_SECTIONS`` alone, have a low-rank
     adapter that is trained on a frozen base, and no differential privacy, which needs the gradient
     of every subject by itself.
     """
-    classifiers = [recipe for recipe in recipes if recipe.tasks]
-    if len(classifiers) < len(recipes) or not all(map(_has_only_fused_adapters, classifiers)):
+    if not all(recipe.tasks and _has_only_fused_adapters(recipe) for recipe in recipes):
         return False
-    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in classifiers]
+    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in recipes]
     return bool(shared) and all(sections == shared[0] for sections in shared)
 
 
@@ -62,7 +61,7 @@ def _has_only_fused_adapters(recipe: Any) -> bool:
         adapters.ADAPTER_METHODS[spec.method].supports_fusion and spec.active and not spec.merged
         for spec in specs
     )
-    is_trained = any(spec.trainable for spec in specs) and not recipe.base.trainable
+    is_trained = any(spec.trainable for spec in specs) and not recipe.trains_base
     return fused and is_trained and recipe.differential_privacy is None
 
 
@@ -161,6 +160,7 @@ def _train_open_trials(
     """Train open runs in one pass and record each."""
     first = open_trials[0]
     base, cohorts = load_base_and_cohorts(first.recipe, first.run, first.context)
+    # One base, a stack a trial; a pass computes the base once for all of them.
     joint_model = adapters.attach_stacks(
         base,
         [
@@ -177,6 +177,7 @@ def _train_open_trials(
         with joint_model.isolate_stack(index) as stack:
             setups.append(build_classifier(trial.recipe, stack, cohorts, trial.context))
             fit_linear_probes(setups[-1], trial.run, trial.context)
+    # Decided once: the trials share layers and memory.
     policy = create_runtime_policy(
         [trial.recipe for trial in open_trials],
         joint_model.stacks[0],

@@ -36,16 +36,16 @@ from clinpeft.workflows.fitting import FittedTraining
 
 
 @dataclass(frozen=True)
-class EncodedNotes:
+class PreparedCorpus:
     """A corpus as windows of tokens, and the notes that were dropped on the way, by reason."""
 
     encodings: EncodedCorpus
     attrition: tuple[Attrition, ...]
 
 
-def encode_corpus(
+def prepare_corpus(
     recipe: AdaptRecipe, base: FrozenBaseModel, hashes: InputHashes, context: RunContext
-) -> EncodedNotes:
+) -> PreparedCorpus:
     """Build the corpus of a recipe and cut it into windows of tokens.
 
     Both are computed once for all runs that need the same; the first process computes them, the
@@ -74,7 +74,7 @@ def encode_corpus(
         if not tokenization.is_encoded(folder):
             layout = tokenization.create_special_token_layout(base.tokenizer, objective)
             tokenization.encode_corpus(text, base.tokenizer, layout, base_spec, folder)
-    return EncodedNotes(tokenization.open_encoded_corpus(folder), (*attrition, *planted))
+    return PreparedCorpus(tokenization.open_encoded_corpus(folder), (*attrition, *planted))
 
 
 def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
@@ -144,15 +144,17 @@ def select_evaluation_windows(
     )
     if not recipe.privacy.canaries:
         return windows
-    is_canary = find_canary_notes(encodings)[encodings.window_notes[windows]]
-    return np.asarray(windows[~is_canary])
+    without: tokenization.IndexArray = windows[
+        ~find_canary_notes(encodings)[encodings.window_notes[windows]]
+    ]
+    return without
 
 
 def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
     """Find the notes on synthetic people, which are trained on and counted in no other result.
 
     Returns:
-        (notes,) whether each row of ``encodings.table`` is one.
+        (notes,) whether each row of ``encodings.note_table`` is one.
     """
     is_canary: NDArray[np.bool_] = pc.starts_with(
         encodings.note_table["note_id"], CANARY_ID_PREFIX
@@ -258,7 +260,7 @@ def record_adapt_run(
     stack: Stack,
     fitted: FittedTraining,
     likelihoods: dict[str, pa.Table],
-    corpus: EncodedNotes,
+    corpus: PreparedCorpus,
     context: RunContext,
 ) -> Run:
     """Write adapter, tokenizer, results and record into the run's folder, by the first process."""

@@ -16,7 +16,7 @@ from clinpeft.adapters import Stack
 from clinpeft.models import LoadPurpose, ModelShape
 from clinpeft.recipe import AnyAdapterSpec, LoraSpec
 from clinpeft.runtime import ActivationPolicy, RuntimePolicy
-from clinpeft.runtime.optimize import USABLE_MEMORY_FRACTION
+from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
 from clinpeft.training import Accelerator, Trainable
 from clinpeft.workflows.context import RunContext, TrainingRecipe
 from clinpeft.workflows.doctor import read_memory_bytes
@@ -265,7 +265,9 @@ def create_runtime_policy(
         recipes[0], stack.base.purpose, precision, accelerator.device.type
     )
     compilations = {recipe.training.compilation for recipe in recipes}
+    # (steps,) tokens of the steps of the first epoch
     step_tokens = [trainable.count_tokens(items) for items in trainable.make_epoch_batches(0)]
+    # mean tokens of a step times steps
     total_steps = training.count_total_steps(trainable, recipes[0].training)
     total_tokens = (total_steps * sum(step_tokens) // len(step_tokens)) if step_tokens else 0
     budget = recipes[0].training.micro_batch_tokens

@@ -40,7 +40,8 @@ GPU are between 0.34 and 0.42 with full batches."""
 
 @dataclass(frozen=True)
 class GpuDataSheet:
-    """A GPU by its data sheet: memory, and dense operations a second in bfloat16, or in float32 where it has no bfloat16."""
+    """A GPU by its data sheet: memory, and dense operations a second in bfloat16, or in float32
+    where it has no bfloat16."""
 
     memory_gb: float
     peak_flops: float
@@ -102,7 +103,8 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class AlternativePolicy:
-    """The policy that a plan does not take, its terms of the peak, and the micro-batch that fits."""
+    """The policy that a plan does not take, its terms of the peak, and the micro-batch that
+    fits."""
 
     policy: ActivationPolicy
     memory_terms: tuple[PlanTerm, ...]
@@ -159,6 +161,7 @@ def plan_from_formula(recipe: TrainingRecipe, gpu_name: str) -> RunPlan:
     memory = device.memory_gb * 1e9
     plan = _apply_formulas(recipe, gpu_name, (device.precision, "cuda"), (memory, memory))
     operations = sum(term.value for term in plan.operation_terms)
+    # tokens per second
     low, high = (device.peak_flops * fraction / operations for fraction in MODEL_FLOPS_UTILIZATION)
     spec, tokens = recipe.training, None
     step_tokens = getattr(spec, "batch_tokens", None)
@@ -288,6 +291,7 @@ def _run_first_steps(
     temporary_home = context.home / ".plan"
     shutil.rmtree(temporary_home, ignore_errors=True)
     events: list[StepEvent] = []
+    # The same recipe in another home is the same run, with the same id.
     watched = replace(
         context,
         home=temporary_home,

@@ -62,6 +62,7 @@ def predict_new_notes(
     runs.check_model_files(run)
     context = RunContext(home)
     accelerator = context.accelerator
+    # Refuses a model whose output is not the stored one.
     classifier = inference.load_classifier(run.folder, recipe.base, accelerator.device)
     working = context.get_cache_path("predict", str(notes_path.resolve()), run.id)
     shutil.rmtree(working, ignore_errors=True)
@@ -83,6 +84,7 @@ def predict_new_notes(
             with runs.replace_file_atomically(target) as writing:
                 pq.write_table(table, writing, compression="zstd")
     finally:
+        # It holds the text of the notes.
         shutil.rmtree(working, ignore_errors=True)
     return tuple(targets)
 

@@ -32,8 +32,8 @@ from clinpeft.tokenization import EncodedCorpus
 from clinpeft.workflows.context import RunContext
 from clinpeft.workflows.language_model import (
     build_language_data,
-    encode_corpus,
     find_canary_notes,
+    prepare_corpus,
 )
 from clinpeft.workflows.task_cohorts import build_cohorts, encode_documents
 
@@ -102,7 +102,7 @@ def audit_language_model(
     base = models.load_base_model(recipe.base, context.accelerator.device)
     stack = adapters.load_adapter(base, run.folder / "adapter")
     if base.family.objective == "causal-lm":
-        encodings = encode_corpus(recipe, base, run.record.hashes, context).encodings
+        encodings = prepare_corpus(recipe, base, run.record.hashes, context).encodings
         results.append(_measure_verbatim_overlap(stack, encodings, config))
         results.append(_measure_canary_exposure(recipe, stack, context, config))
     else:
@@ -325,6 +325,7 @@ def audit_classifier(
         log_likelihoods = _compute_label_log_likelihoods(table)
         ids = table["subject_id"]
         stays = _sum_by_subject(ids, np.ones(len(log_likelihoods)), subjects)
+        # mean over the stays of a subject
         score = _sum_by_subject(ids, log_likelihoods, subjects) / stays
         attacked = in_training ^ held_out
         results.append(
@@ -399,8 +400,8 @@ def _write_probabilities(table: pa.Table, folder: Path) -> None:
     """Write probabilities and classes of training and held-out (``test``) stays.
 
     ``proba_train.csv`` and ``proba_test.csv`` have no header, a row a stay and a column a class, as
-    SACRO-ML's example for models of unknown type reads them; ``y_train.csv`` and ``y_test.csv`` hold
-    the classes. The same is written as ``.npy``.
+    SACRO-ML's example for models of unknown type reads them; ``y_train.csv`` and ``y_test.csv``
+    hold the classes. The same is written as ``.npy``.
     """
     folder.mkdir(mode=0o700)
     for split, word in (("train", "train"), ("held_out", "test")):

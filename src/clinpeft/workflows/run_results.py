@@ -56,6 +56,7 @@ def rescore_predictions(home: Path, run_or_file: str, resamples: int) -> tuple[p
     tables, spec, seed = _read_scoring_inputs(home, run_or_file)
     spec = spec.model_copy(update={"resamples": resamples})
     label_spaces = [evaluation.read_prediction_label_space(table) for table in tables]
+    # The seed of the run itself: its own numbers come out again.
     results = [
         evaluation.score_prediction_table(
             table, label_space, spec, np.random.default_rng([seed, 1])

@@ -115,6 +115,7 @@ def _prepare_cohort(
     # Workers of a study build the same cohort at the same time.
     with wait_for_folder_lock(folder.parent, f"{folder.name}.lock"):
         if not (folder / "labels.json").exists():
+            # Built beside its place and renamed, so that a killed process leaves no half cohort.
             building = folder.with_name(folder.name + ".building")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True, mode=0o700)
@@ -139,7 +140,8 @@ def _prepare_cohort(
 
 
 def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
-    """Build a cohort of single notes from the notes, and one of stays from the hospital's tables."""
+    """Build a cohort of single notes from the notes, and one of stays from the hospital's
+    tables."""
     if cohorts.get_clinical_task(cohort_recipe.task).prediction_unit == "notes":
         read = Attrition("read")
         notes = sources.read_notes(cohort_recipe.source, read, folder.parent)
@@ -160,7 +162,8 @@ def encode_documents(
     task_cohorts: Sequence[TaskCohort],
     context: RunContext,
 ) -> list[EncodedCohort]:
-    """Encode the notes of every cohort as documents of tokens, once for all runs that truncate alike.
+    """Encode the notes of every cohort as documents of tokens, once for all runs that truncate
+    alike.
 
     Args:
         recipe: truncation and length of a document.

@@ -67,7 +67,8 @@ def _check_hash(
 
 
 def _check_run_id(run: Run) -> ProvenanceCheck:
-    """The id is a hash over recipe, source, base and code; with the same code it is computed again."""
+    """The id is a hash over recipe, source, base and code; with the same code it is computed
+    again."""
     hashes, version = run.record.hashes, run.record.versions.get("clinpeft", "")
     if version != get_code_version():
         return ProvenanceCheck(
@@ -100,6 +101,7 @@ def _check_earlier_adapters(home: Path, run: Run) -> Iterator[ProvenanceCheck]:
         weights = "adapter_model.safetensors"
         files = sorted((home / source).glob(f"adapter*/**/{adapter or '.'}/{weights}"))
         files = files or sorted((home / source).glob(f"adapter*/**/{weights}"))
+        # Hashed only where the record names a hash.
         compute_hash = functools.partial(_hash_weights, files)
         yield _check_hash(f"adapter of run {name}", recorded_hash, compute_hash)
 

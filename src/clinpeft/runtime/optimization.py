@@ -103,7 +103,8 @@ def optimize(
         enable_activation_checkpointing(stack, reason)
     decision = decide_compilation(stack, policy)
     if decision.compiled:
-        obstacle = regional_compile.compile_norms_and_gates(
+        # The decision may come from the cache, and the compiler may have gone since.
+        obstacle = regional_compile.compile_regions(
             stack.base.backbone, policy.cache_folder / "compiler"
         )
         if obstacle:
@@ -145,19 +146,22 @@ def decide_compilation(stack: OptimizableStack, policy: RuntimePolicy) -> Compil
     depend on.
     """
     backbone = stack.base.backbone
-    if policy.compilation == "never":
-        return CompileDecision(False, "asked for in the recipe")
-    if not regional_compile.list_compilable_modules(backbone):
-        return CompileDecision(False, "no layer has a norm or gate to compile")
-    if stack.base.kernels != "torch":
-        return CompileDecision(False, f"they are those of {stack.base.kernels}")
-    if policy.num_processes > 1:
-        return CompileDecision(False, "several processes would have to agree")
-    if policy.per_subject_gradients:
-        return CompileDecision(False, "differential privacy takes gradients one by one")
-    if not policy.micro_batch_tokens:
-        return CompileDecision(False, "there is nothing to train on")
+    kernels = stack.base.kernels
+    obstacles = {
+        "asked for in the recipe": policy.compilation == "never",
+        "no layer has a norm or gate to compile": not regional_compile.list_compilable_modules(
+            backbone
+        ),
+        f"they are those of {kernels}": kernels != "torch",
+        "several processes would have to agree": policy.num_processes > 1,
+        "differential privacy takes gradients one by one": policy.per_subject_gradients,
+        "there is nothing to train on": not policy.micro_batch_tokens,
+    }
+    for reason, applies in obstacles.items():
+        if applies:
+            return CompileDecision(False, reason)
     conditions = regional_compile.describe_timing_conditions(backbone)
+    # Everything that the times depend on; the same key gives the same decision.
     key = [stack.base.sha256, policy.micro_batch_tokens, policy.total_tokens, *conditions]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = policy.cache_folder / f"compiled-{digest}.json"
@@ -167,6 +171,7 @@ def decide_compilation(stack: OptimizableStack, policy: RuntimePolicy) -> Compil
 
 
 def _decide_by_trial(backbone: object, policy: RuntimePolicy) -> CompileDecision:
+    # fractional: steps are not filled evenly
     micro_batch_count = policy.total_tokens / policy.micro_batch_tokens
     seconds = micro_batch_count * regional_compile.time_regions(backbone, policy.micro_batch_tokens)
     if seconds < COMPILE_TRIAL_MIN_SECONDS:
