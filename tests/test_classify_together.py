@@ -94,9 +94,9 @@ def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
         asked[1:], [replace(AROUND, home=tmp_path / "together")] * 2
     )
     assert [run.record.finished for run in again if isinstance(run, Run)] == [
-        found[1].record.finished,
-        found[0].record.finished,
-    ]  # type: ignore[union-attr]
+        found[1].record.finished,  # type: ignore[union-attr]
+        found[0].record.finished,  # type: ignore[union-attr]
+    ]
 
 
 def test_stopped_runs_go_on_from_their_checkpoints(

@@ -101,8 +101,11 @@ def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
 ) -> None:
     kept_bytes = sum(term.value for term in estimate_memory(LOAD, 512, "keep"))
     request = RuntimePolicy(
-        Path(), activations=asked, kept_memory_bytes=kept_bytes, device_memory_bytes=memory
-    )  # type: ignore[arg-type]
+        Path(),
+        activations=asked,
+        kept_memory_bytes=kept_bytes,
+        device_memory_bytes=memory,  # type: ignore[arg-type]
+    )
     choice, reason = choose_activation_policy(request, "")
     assert choice == policy and reason
     small = replace(request, activations="auto", device_memory_bytes=14e9)

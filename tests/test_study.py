@@ -12,6 +12,7 @@ import pytest
 
 from clinpeft import runs, workflows
 from clinpeft.core.errors import InputError, RecipeError, TrainingError, UsageError
+from clinpeft.core.files import lock_folder
 from clinpeft.core.locks import try_lock
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
 from clinpeft.recipe import load_recipe_plan, pair_compared_cells
@@ -170,7 +171,7 @@ def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(
     run_json.write_text(
         run_json.read_text(encoding="utf-8").replace('"finished"', '"running"', 1), encoding="utf-8"
     )
-    with runs.storage.locked(run_json.parent):
+    with lock_folder(run_json.parent):
         assert clinpeft("study", "run", path, "--home", home).code == 0
         assert [cell.state for cell in the_study(home).cells] == [
             "waiting",

@@ -164,9 +164,9 @@ def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewh
     found = kernels.install_liger_kernels(
         toy("llama"),
         MODEL_FAMILIES["llama"].liger_kernels,
-        PretrainedModelSpec(path=Path("toy"), kernels=spec),
+        PretrainedModelSpec(path=Path("toy"), kernels=spec),  # type: ignore[arg-type]
         torch.device(device),
-    )  # type: ignore[arg-type]
+    )
     assert found == "torch" and not asked
 
 

@@ -113,9 +113,9 @@ def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -
         )(np.arange(4), 1) == (6.0, 4.0)
     assert (tried, taken) == ([4, 2, 1, 1, 1, 1, 1], [3])
     with pytest.raises(TrainingError, match="one item") as caught:
-        retry_backward_on_oom(_course(0, [])[1], _everything, [weight], reduce_memory=last_resort)(
+        retry_backward_on_oom(_course(0, [])[1], _everything, [weight], reduce_memory=last_resort)(  # type: ignore[arg-type]
             np.arange(1), 1
-        )  # type: ignore[arg-type]
+        )
     assert "recompute" in caught.value.hint
 
 
