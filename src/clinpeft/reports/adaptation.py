@@ -72,7 +72,7 @@ def _measured(entry: Entry) -> tuple[Value, ...]:
     return (
         entry.name,
         record.trained_parameters,
-        record.share,
+        record.trained_fraction,
         value(train),
         test,
         record.training_seconds,

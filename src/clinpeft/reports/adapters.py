@@ -155,7 +155,7 @@ def _training(run: Run) -> Iterator[str]:
     yield f"base: {base_name(recipe)}, SHA-256 {record.hashes.base or 'unknown'}"
     if record.trained_parameters is not None:
         yield f"trained: {count(record.trained_parameters)} parameters" + (
-            f", {share(record.share)} of the base" if record.share is not None else ""
+            f", {share(record.trained_fraction)} of the base" if record.trained_fraction is not None else ""
         )
     if record.tokens_seen is not None:
         yield f"tokens seen: {count(record.tokens_seen)}"
@@ -163,7 +163,7 @@ def _training(run: Run) -> Iterator[str]:
     yield from (
         f"{key.replace('.', ', ')}: {count(n)}" for key, n in record.counts.items() if n >= 10
     )
-    if (noise := record.private) is not None:
+    if (noise := record.differential_privacy) is not None:
         yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
     if said := liveness(record.liveness):
         yield f"proof that every adapter takes part: {said}"

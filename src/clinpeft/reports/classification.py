@@ -216,7 +216,7 @@ def _shown(row: Row, asked: Sequence[str]) -> dict[str, Value]:
         for column, values in over_seeds.items()
     }
     named["trained"] = _range([run.record.trained_parameters for run in row.runs], count)
-    named["share"] = _range([run.record.share for run in row.runs], share)
+    named["share"] = _range([run.record.trained_fraction for run in row.runs], share)
     return named
 
 

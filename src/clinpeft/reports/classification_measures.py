@@ -226,7 +226,7 @@ def cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> Table:
 def _spent(runs: Sequence[Run]) -> Iterator[Value]:
     records = [run.record for run in runs]
     yield _mean([record.trained_parameters for record in records])
-    yield _mean([record.share for record in records])
+    yield _mean([record.trained_fraction for record in records])
     yield _mean([record.tokens_seen for record in records])
     yield _mean([record.training_seconds for record in records])
     yield _mean([tokens_a_second(run) for run in runs])

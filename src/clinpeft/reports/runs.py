@@ -282,7 +282,7 @@ def _trained(run: Run) -> str:
         return ""
     of = f" of {count(record.base_parameters)}" if record.base_parameters else ""
     return f"{count(record.trained_parameters)}{of} parameters" + (
-        f" ({share(record.share)})" if record.share is not None else ""
+        f" ({share(record.trained_fraction)})" if record.trained_fraction is not None else ""
     )
 
 

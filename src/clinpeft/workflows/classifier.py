@@ -630,7 +630,7 @@ def record_classifier_run(
         ),
         tables=classification_results.tables,
         liveness=adapter_activity.as_json(),
-        private=privacy_accounting,
+        differential_privacy=privacy_accounting,
         **summarize_training(run, context, accelerator, stack, training_result, trained),
         features_seconds=setup.features_seconds,
         baselines_seconds=classification_results.baselines_seconds,

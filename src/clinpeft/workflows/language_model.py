@@ -231,7 +231,7 @@ def record_adapt_run(
         results=results,
         attrition=attrition,
         likelihoods=likelihoods,
-        private=privacy_accounting,
+        differential_privacy=privacy_accounting,
         **summarize_training(run, context, accelerator, stack, training_result),
         notices=(*stack.notices, *_describe_canaries(recipe)),
     )
