@@ -21,9 +21,11 @@ import pyarrow as pa
 from clinpeft.core import schemas
 from clinpeft.core.schemas import LabelSpace
 from clinpeft.evaluation.classification.discrimination import (
-    evaluate_discrimination,
+    build_discrimination_metrics,
     compute_label_metrics,
 )
+from clinpeft.evaluation.classification.metric_set import evaluate_metric_set
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 
 CODES_A_STAY = 10
@@ -61,6 +63,18 @@ def invented(stays: int, labels: int) -> tuple[pa.Table, LabelSpace]:
     return schemas.build_arrow_table(schemas.PREDICTION_SCHEMA, columns), LabelSpace(
         "codes", "multilabel", names, ("icd9",) * labels, counts, "auroc_macro"
     )
+
+
+def evaluate_discrimination(
+    predictions: pa.Table,
+    label_space: LabelSpace,
+    split: str,
+    spec: ClassificationEvaluationSpec,
+    rng: np.random.Generator,
+) -> None:
+    scored = extract_scored_predictions(predictions, label_space, split)
+    metric_set = build_discrimination_metrics(scored, label_space, split, spec)
+    evaluate_metric_set(scored, metric_set, label_space, split, spec, rng)
 
 
 def main() -> None:

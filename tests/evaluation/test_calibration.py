@@ -20,11 +20,9 @@ from clinpeft.evaluation.classification.calibration import (
     compute_clipped_logits,
     compute_smooth_calibration_curve,
 )
-from clinpeft.evaluation.classification.discrimination import (
-    evaluate_metric_set,
-    extract_scored_predictions,
-)
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression, fit_logistic_spline
+from clinpeft.evaluation.classification.metric_set import evaluate_metric_set
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_discrimination import (
     asked,

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import pytest
 
 from clinpeft import evaluation
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import ProblemType
+from clinpeft.core.schemas import LabelSpace, ProblemType
 from clinpeft.evaluation.classification.calibration import compute_clipped_logits
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression
 from clinpeft.evaluation.classification.ranks import auroc
@@ -369,9 +370,8 @@ def test_a_question_without_a_value_leaves_no_average_and_is_named() -> None:
 
 
 def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
-    table = evaluation.attach_label_space(
-        hospital(20).replace_schema_metadata({b"other": b"kept"}), BINARY
-    )
+    document = pydantic.TypeAdapter(LabelSpace).dump_json(BINARY)
+    table = hospital(20).replace_schema_metadata({b"other": b"kept", b"question": document})
     assert evaluation.read_prediction_label_space(table) == BINARY
     assert table.schema.metadata[b"other"] == b"kept"
     pq.write_table(table, tmp_path / "predictions.parquet")

@@ -18,11 +18,12 @@ from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import LabelSpace, ProblemType
 from clinpeft.evaluation.classification.discrimination import (
     LABEL_METRICS_SCHEMA,
+    build_discrimination_metrics,
     compute_label_metrics,
     compute_main_metric,
-    evaluate_discrimination,
-    extract_scored_predictions,
 )
+from clinpeft.evaluation.classification.metric_set import evaluate_metric_set
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 
 SPEC = ClassificationEvaluationSpec(resamples=100)
@@ -67,6 +68,19 @@ def of_event(probability: Any) -> NDArray[np.float32]:
     return np.stack([1 - event, event], axis=1)
 
 
+def evaluated(
+    table: pa.Table,
+    question: LabelSpace,
+    split: str,
+    spec: ClassificationEvaluationSpec,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """The discrimination metrics of a split, with intervals."""
+    scored = extract_scored_predictions(table, question, split)
+    metric_set = build_discrimination_metrics(scored, question, split, spec)
+    return evaluate_metric_set(scored, metric_set, question, split, spec, rng)
+
+
 def measured(
     table: pa.Table,
     question: LabelSpace,
@@ -74,7 +88,7 @@ def measured(
     split: str = "held_out",
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    rows = evaluate_discrimination(table, question, split, spec, np.random.default_rng(seed))
+    rows = evaluated(table, question, split, spec, np.random.default_rng(seed))
     pa.Table.from_pylist(rows, schema=schemas.METRIC_RESULT_SCHEMA)
     return {str(row["name"]): row for row in rows}
 
@@ -484,7 +498,7 @@ BAD: list[tuple[str, ProblemType, list[Any], Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "truth", "scores", "columns", "problem"),
+    ("kind", "truth", "scores", "columns", "message"),
     [row[1:] for row in BAD],
     ids=[row[0] for row in BAD],
 )
@@ -544,7 +558,7 @@ def test_an_interval_over_subjects_holds_the_true_auroc_as_often_as_it_says() ->
         table = predictions(
             event.astype(int).tolist(), of_event(special.expit(z)), subject_id=subjects
         )
-        row: dict[str, Any] = evaluate_discrimination(table, question, "held_out", spec, rng)[0]
+        row = evaluated(table, question, "held_out", spec, rng)[0]
         held += row["low"] <= true <= row["high"]
     assert held / samples == pytest.approx(0.95, abs=0.035)
 

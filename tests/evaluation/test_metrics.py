@@ -147,7 +147,7 @@ def test_a_likelihood_that_is_not_finite_is_an_error_with_the_note_id(nats: floa
 
 
 @pytest.mark.parametrize(
-    ("note", "problem"),
+    ("note", "message"),
     [
         ((4, None, "train", 3, -0.1), "a probability above 1"),
         ((4, None, "train", -3, 0.1), "negative number of tokens"),

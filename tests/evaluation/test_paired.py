@@ -15,13 +15,13 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.core.schemas import ProblemType
-from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
 from clinpeft.evaluation.classification.paired import (
     compare_paired_predictions,
     compute_squared_errors,
     delong_test,
     find_prediction_mismatch,
 )
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_discrimination import (
     HAND,

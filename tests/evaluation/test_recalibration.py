@@ -15,9 +15,9 @@ from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import ProblemType
 from clinpeft.evaluation.classification.calibration import compute_clipped_logits
-from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression
 from clinpeft.evaluation.classification.recalibration import recalibrate_predictions
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from tests.evaluation.test_discrimination import asked, listed, predictions
 
 HALF = 1500

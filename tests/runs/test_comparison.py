@@ -9,7 +9,7 @@ import pytest
 
 from clinpeft import runs
 from clinpeft.recipe import Recipe
-from clinpeft.runs import RunDifference, InputHashes
+from clinpeft.runs import InputHashes, RunDifference
 from tests.runs.conftest import finished_run, make_recipe, opening
 
 FIRST, SECOND = "aaaaaaaaaaaa", "bbbbbbbbbbbb"

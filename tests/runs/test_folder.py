@@ -27,6 +27,7 @@ from clinpeft.core.errors import (
     TrainingError,
 )
 from clinpeft.recipe import validate_recipe
+from clinpeft.runs.record import RENAMED_FIELDS, RUN_RECORD_FORMAT, RunFailure, RunRecord
 from tests.runs.conftest import (
     NIGHT,
     finished_run,
@@ -437,3 +438,32 @@ def test_likelihoods_hold_ids_and_numbers_only(tmp_path: Path) -> None:
         "state",
     }
     assert "text" not in schemas.LIKELIHOOD_SCHEMA.names
+
+
+def test_a_record_of_the_older_format_names_the_version_and_the_renamed_fields(
+    tmp_path: Path,
+) -> None:
+    run = finished_run(tmp_path)
+    path = run.folder / "run.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["format"] == RUN_RECORD_FORMAT == 2
+    document["format"] = 1
+    for new in ("differential_privacy", "trained_fraction"):
+        old = next(old for old, name in RENAMED_FIELDS.items() if name == new)
+        document[old] = document.pop(new)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        runs.read_run(run.folder)
+    assert error.value.location == str(path)
+    assert "0.6" in error.value.message
+    assert all(f"{old} -> {new}" in error.value.hint for old, new in RENAMED_FIELDS.items())
+    (listed_error,) = runs.list_runs(tmp_path).errors
+    assert listed_error.location == str(path)
+
+
+def test_renamed_fields_are_fields_of_the_record() -> None:
+    for old, new in RENAMED_FIELDS.items():
+        model = RunFailure if new.startswith("error.") else RunRecord
+        names = model.model_fields.keys()
+        assert new.rpartition(".")[2] in names
+        assert old.rpartition(".")[2] not in names

@@ -17,7 +17,7 @@ METHOD_OF = {"paper:downstream": "lora"}
 
 
 @pytest.mark.parametrize(
-    ("space", "problem", "way_out"),
+    ("space", "message", "hint"),
     [
         (
             {"training.learnin_rate": [1e-3, 1e-2]},

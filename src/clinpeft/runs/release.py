@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pydantic
 
@@ -57,10 +57,10 @@ class ReleaseContent:
     created_at: datetime
 
 
-class _PrivacyAudit(TypedDict):
+class _PrivacyAudit(pydantic.BaseModel):
     """Required fields of ``privacy.json``; others are passed on."""
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+    model_config = pydantic.ConfigDict(extra="allow")
 
     weights: dict[str, str]
     made: str
@@ -68,8 +68,7 @@ class _PrivacyAudit(TypedDict):
     left_out: dict[str, str]
 
 
-_PRIVACY_AUDIT_ADAPTER = pydantic.TypeAdapter(_PrivacyAudit)
-_HEAD_ADAPTER = pydantic.TypeAdapter(dict[str, Any])
+_DOCUMENT_ADAPTER = pydantic.TypeAdapter(dict[str, Any])
 
 
 def hash_trained_weights(folder: Path) -> dict[str, str]:
@@ -112,7 +111,7 @@ def read_privacy_audit(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return dict(_PRIVACY_AUDIT_ADAPTER.validate_json(path.read_bytes()))
+        return _PrivacyAudit.model_validate_json(path.read_bytes()).model_dump()
     except (OSError, ValueError) as error:
         raise InputError(
             "this privacy audit cannot be read",
@@ -193,7 +192,7 @@ def _copy_release_files(run: Run, partial_folder: Path, content: ReleaseContent)
     _write_json(partial_folder / PRIVACY_AUDIT_FILE, content.privacy)
     if not (run.folder / "head.json").exists():
         return []
-    head = _HEAD_ADAPTER.validate_json((run.folder / "head.json").read_bytes())
+    head = _DOCUMENT_ADAPTER.validate_json((run.folder / "head.json").read_bytes())
     long_tasks = [
         task
         for task, entry in head["tasks"].items()
@@ -229,7 +228,7 @@ def _write_descriptions(
     base_name = str(run.recipe.model_dump()["base"]["path"].name)
     for path in sorted(partial_folder.rglob("clinpeft.json"))[:1]:
         # The name that the adapter records is that of the base it was trained on.
-        adapter = _HEAD_ADAPTER.validate_json(path.read_bytes())
+        adapter = _DOCUMENT_ADAPTER.validate_json(path.read_bytes())
         base_name = str(adapter["base"]["name"])
     card = _format_card(run, content, base_name, notices)
     write_file_atomically(partial_folder / RELEASE_CARD_FILE, card)
