@@ -59,7 +59,7 @@ def test_a_text_that_means_several_runs_is_an_error_with_their_ids(
     finished_run(tmp_path, "aaaaaaaaaaaa")
     finished_run(tmp_path, "abbbbbbbbbbb")
     with pytest.raises(
-        UsageError, match=r"2 runs are meant[\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"
+        UsageError, match=r"2 runs match[\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"
     ):
         runs.find_run(tmp_path, text)
 

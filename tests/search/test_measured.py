@@ -84,7 +84,7 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
             name="toy",
             kind="classify",
             path=Path("toy.toml"),
-            sha256="",
+            file_sha256="",
         )
         known = search.build_search_record(worker.study, worker.space, plain, tmp_path, "now")
     assert (

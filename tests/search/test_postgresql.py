@@ -150,8 +150,8 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
         from tests.search.conftest import Maker, asked, bench
         with bench(Path({str(tmp_path / "there")!r}), asked(trials=3, storage={address!r}, seed=3), Maker(), "killed") as worker:
             with contextlib.ExitStack() as held:
-                with worker.claims.alone():
-                    search.take(worker, held, 1)
+                with worker.trial_locks.lock_search():
+                    search.claim_trials(worker, held, 1)
                 print("taken", flush=True)
                 time.sleep(600)
     """)
@@ -192,5 +192,5 @@ def test_a_server_that_is_not_there_is_a_clear_error_without_the_password(
         pass
     assert (
         "secret" not in str(raised.value)
-        and "it goes on, and no finished run is made again" in raised.value.hint
+        and raised.value.location.startswith("postgresql")
     )

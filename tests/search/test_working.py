@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clinpeft import runs, search
+from clinpeft import search
 from clinpeft.core.errors import (
     InterruptedRunError,
     RefusedError,
@@ -20,6 +20,7 @@ from clinpeft.core.errors import (
     TrainingError,
     UsageError,
 )
+from clinpeft.core.files import is_folder_locked
 from clinpeft.core.locks import try_lock
 from clinpeft.recipe import RecipePlan, load_recipe_plan
 from clinpeft.runs.searches import SearchRecord
@@ -37,7 +38,7 @@ def found(worker: search.WorkerConfig, folder: Path) -> SearchRecord:
         name="toy",
         kind="classify",
         path=Path("toy.toml"),
-        sha256="",
+        file_sha256="",
     )
     asked_: RecipePlan = plain
     return search.build_search_record(worker.study, worker.space, asked_, folder, "now")
@@ -53,7 +54,7 @@ def test_an_equal_proposal_is_counted_and_not_trained_again(tmp_path: Path) -> N
     assert sum(trial.repeats is not None for trial in known.trials) == 4
     for trial in known.trials:
         if trial.repeats is not None:
-            assert (trial.made, trial.run_id, trial.value) == (
+            assert (trial.newly_trained, trial.run_id, trial.value) == (
                 False,
                 known.trials[trial.repeats].run_id,
                 known.trials[trial.repeats].value,
@@ -200,7 +201,7 @@ def test_a_run_that_another_process_is_making_is_waited_for(
         looked.append(Path(error.location))
         if len(looked) > 3:
             held.close()
-        return runs.storage.is_locked(Path(error.location))
+        return is_folder_locked(Path(error.location))
 
     monkeypatch.setattr(working, "is_locked_elsewhere", still)
     make = Maker(elsewhere)
@@ -286,7 +287,7 @@ def test_trials_that_can_be_trained_together_are_taken_and_made_at_once(tmp_path
         known = found(worker, tmp_path)
     assert passes == [3, 3] and len(make.made) == 6
     assert len(known.trials) == 6 and all(
-        trial.state == "finished" and trial.made for trial in known.trials
+        trial.state == "finished" and trial.newly_trained for trial in known.trials
     )
 
 

@@ -66,8 +66,9 @@ def bootstrap_clusters(
 
     Returns:
         The interval, without limits for fewer than two clusters (Davison and Hinkley 1997,
-        section 5.3.1: percentiles of the resampled values).
+        section 5.3: percentiles of the resampled values).
     """
+    # One cluster has the same value on every resample: an interval of width 0 would mislead.
     if cluster_count < 2:
         return ConfidenceInterval(None, None, level)
     values = [statistic(counts) for counts in _draw_cluster_counts(cluster_count, resamples, rng)]
@@ -81,10 +82,13 @@ def compute_percentile_interval(values: Float64Array, level: float) -> Confidenc
         values: shape (resamples,); NaN are left out and counted.
         level: of the interval, between 0 and 1.
     """
+    # A resample may define no value, such as one without a positive: the interval is over the
+    # others.
     defined = values[~np.isnan(values)]
     undefined = len(values) - len(defined)
     if not len(defined):
         return ConfidenceInterval(None, None, level, undefined)
+    # Percentile interval: empirical quantiles of the resampled values.
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(float(low), float(high), level, undefined)
 
@@ -107,6 +111,8 @@ def draw_row_counts(
     distinct, position = np.unique(clusters, return_inverse=True)
     if not len(distinct):
         return
+    # Chunks draw from the generator one after the other, so that their size does not change the
+    # draws.
     chunk_size = max(1, _MAX_ROW_CELLS // len(clusters))
     remaining = resamples
     while remaining:
@@ -158,6 +164,7 @@ def sum_by_cluster(clusters: NDArray[np.int64], *columns: NDArray[np.generic]) -
         Shape (clusters, columns), clusters in ascending order of their number.
     """
     distinct, position = np.unique(clusters, return_inverse=True)
+    # bincount adds in the order of the rows, in double precision.
     sums = [np.bincount(position, weights=column, minlength=len(distinct)) for column in columns]
     return np.stack(sums, axis=1)
 

@@ -94,6 +94,7 @@ def compare_perplexity(
             location=" and ".join(names),
             hint="compare on notes scored under both, with one tokenizer and one split",
         )
+    # The ratio of perplexities is exp of the mean difference of nats a token.
     change = pc.subtract(second["negative_log_likelihood"], first["negative_log_likelihood"])
     at = first.schema.get_field_index("negative_log_likelihood")
     changes = first.set_column(at, LIKELIHOOD_SCHEMA.field(at), change)
@@ -146,6 +147,7 @@ def _build_rows(
     rng: np.random.Generator,
 ) -> pa.Table:
     """Rows of exp(sum of the likelihood column / sum of tokens) for each split and category."""
+    # A note of one token scores none: a causal model predicts from the second token on.
     scored = likelihoods.filter(pc.greater(likelihoods["tokens"], 0))
     rows = [
         {
@@ -189,6 +191,7 @@ def _build_group_row(
     subjects: Int64Array = np.asarray(notes["subject_id"].to_numpy(), dtype=np.int64)
     columns = notes["tokens"].to_numpy(), notes["negative_log_likelihood"].to_numpy()
     sums = sum_by_cluster(subjects, *columns)  # (subjects, 2)
+    # Sums before the ratio: every token has the same weight, whatever its note.
     tokens, nats = sums.sum(axis=0)
     interval, remark = ConfidenceInterval(None, None, spec.level), ""
     if not tokens:

@@ -90,6 +90,7 @@ def score_membership_inference(
         Of schema ``METRIC_RESULT_SCHEMA``; a value is null where a class is absent.
     """
     scores = np.asarray(scores, np.float64)
+    # The number of non-members limits the false-positive rates that can be told from 0.
     outside = int((~is_member).sum())
     counts_remark = f"n: subjects, n_events: members; {outside} non-members"
     once = np.ones((1, len(scores)), np.int64)
@@ -154,7 +155,7 @@ def compute_true_positive_rates(
 
 
 def compute_exposure(negative_log_likelihoods: Float64Array) -> float:
-    """The exposure of a secret: log2 |candidates| - log2 rank (Carlini et al. 2019, definition 1).
+    """The exposure of a secret: log2 |candidates| - log2 rank (Carlini et al. 2019, equation 3).
 
     See "The Secret Sharer", arXiv 1802.08232. Guessing gives about 1.44 on average; the highest
     value, log2 of the number of candidates, says that the secret is the likeliest of all.
@@ -166,6 +167,7 @@ def compute_exposure(negative_log_likelihoods: Float64Array) -> float:
     Returns:
         Bits.
     """
+    # Ties rank before the secret, which gives the lowest exposure.
     rank = 1 + int((negative_log_likelihoods[1:] <= negative_log_likelihoods[0]).sum())
     return float(np.log2(len(negative_log_likelihoods)) - np.log2(rank))
 
@@ -189,6 +191,7 @@ def summarize_exposures(
         return np.asarray(counts @ exposures_bits / counts.sum(axis=1), np.float64)
 
     count = len(exposures_bits)
+    # A stream of its own: the number of other attacks does not change it.
     rng = np.random.default_rng([scoring.seed, 2])
     interval = bootstrap_clusters(
         count, compute_mean, resamples=scoring.resamples, level=scoring.level, rng=rng
@@ -213,7 +216,7 @@ def summarize_exposures(
 def measure_longest_shared_run(generated_tokens: Sequence[int], true_tokens: Sequence[int]) -> int:
     """Measure the longest run of tokens that occurs in both sequences, at any position.
 
-    The longest common substring by dynamic programming (Gusfield 1997, section 7.4).
+    The longest common substring by dynamic programming.
     """
     longest = 0
     # Length of the common run that ends at each token of true_tokens, shifted by one.
@@ -275,7 +278,8 @@ def suppress_for_release(results: pa.Table, smallest_cell: int) -> pa.Table:
     withheld, or is not among the rows, could be had by subtraction from the whole: then the
         smallest
     group that is shown is withheld with it (secondary suppression, Hundepool et al. 2012,
-    Statistical Disclosure Control, section 4.4).
+    Statistical
+    Disclosure Control).
 
     Args:
         results: of schema ``METRIC_RESULT_SCHEMA``.
@@ -294,6 +298,7 @@ def suppress_for_release(results: pa.Table, smallest_cell: int) -> pa.Table:
         if any(count is not None and 0 < count < smallest_cell for count in counts):
             hidden.add(at)
     for whole, parts in _find_partitions(rows):
+        # Suppressing the smallest visible group loses the least information.
         visible = sorted((at for at in parts if at not in hidden), key=lambda at: rows[at]["n"])
         rest = None if whole is None else rows[whole]["n"] - sum(rows[at]["n"] for at in visible)
         is_deducible = len(visible) == len(parts) - 1 or (

@@ -101,7 +101,9 @@ def write_audit_entry(home: Path, entry: AuditEntry) -> str:
     path = home / AUDIT_LOG_FILE
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One writer at a time: two would continue the chain from the same hash.
         with wait_for_folder_lock(home, AUDIT_LOCK_FILE), path.open("a+b") as file:
+            # User names and run ids are for the owner of the home.
             path.chmod(0o600)
             line_count, previous_hash, torn_bytes = _recover_chain(home, file)
             line = {"number": line_count + 1, **_ENTRY_ADAPTER.dump_python(entry, mode="json")}
@@ -110,6 +112,7 @@ def write_audit_entry(home: Path, entry: AuditEntry) -> str:
             line["hash"] = _compute_line_hash(line)
             file.write((json.dumps(line, sort_keys=True) + "\n").encode())
             file.flush()
+            # On the disk before the head says that it is there.
             os.fsync(file.fileno())
             # The head after the line: a crash in between leaves a line that the head does not know,
             # and never a head without its line.
@@ -159,10 +162,12 @@ def verify_audit_log(home: Path, expected_hash: str = "") -> AuditCheck:
             hint="give --home; a command that produces or releases something creates one",
         )
     with wait_for_folder_lock(home, AUDIT_LOCK_FILE):
+        # Log and head must be of one moment.
         pieces, torn = _read_log_pieces(home)
         head = _read_head(home)
     previous_hash = GENESIS_HASH
     problems: list[str] = []
+    # Parsed once; None for a line that cannot be parsed.
     lines = [_parse_line(piece) for piece in pieces]
     for number, line in enumerate(lines, 1):
         if line is None:
@@ -180,6 +185,7 @@ def verify_audit_log(home: Path, expected_hash: str = "") -> AuditCheck:
                 f"line {number} does not follow the line before it: "
                 "lines were deleted, inserted or moved here"
             )
+        # The recorded hash and not the computed one: one edited line is one problem.
         previous_hash = line["hash"]
     notices = ["the last line was cut off while it was written; it is in no chain"] if torn else []
     end_problem, end_notice = _check_log_end(head, lines)
@@ -201,6 +207,7 @@ def _check_log_end(head: _AuditHead | None, lines: list[dict[str, Any] | None]) 
             "whether lines are missing at the end is unknown",
             "",
         )
+    # One extra line is what a crash between line and head leaves.
     extra = len(lines) - head.lines
     if extra < 0:
         return f"{-extra} lines are missing at the end", ""
@@ -234,6 +241,7 @@ def _recover_chain(home: Path, file: BinaryIO) -> tuple[int, str, int]:
     if head is None:
         return len(_read_log_pieces(home)[0]), UNKNOWN_PREVIOUS_HASH, 0
     line_count, previous_hash = head.lines, head.hash
+    # Shorter than the head says: lines are missing, which verify reports.
     if size <= head.bytes:
         return line_count, previous_hash, 0
     file.seek(head.bytes)
@@ -253,6 +261,7 @@ def _compute_line_hash(line: Mapping[str, Any]) -> str:
     """SHA-256 (hexadecimal) of all fields but the hash; ``previous``, the hash before, is one."""
     # Over the fields as they were written, known or not: a validated copy would hide additions.
     content = {name: value for name, value in line.items() if name != "hash"}
+    # Sorted keys: the hash must not depend on the order of fields.
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -47,6 +47,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     and tokenizer only. Whether two encoders scored the same pairs shows in their scores.
     """
     facts, other_facts = dict(_iterate_facts(first)), dict(_iterate_facts(second))
+    # The order of the first run, then what only the second has.
     keys = [*facts, *(key for key in other_facts if key not in facts)]
     differences = tuple(
         RunDifference(key, facts.get(key), other_facts.get(key))
@@ -99,6 +100,7 @@ def _iterate_facts(run: Run) -> Iterator[tuple[str, Any]]:
 def _flatten_values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and plain values; entries of lists by their number from 0, as ``--set`` names
     them."""
+    # An empty list or table has no facts, as if the key were missing.
     if isinstance(value, dict | list):
         for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flatten_values(entry, f"{key}.{name}" if key else str(name))

@@ -24,8 +24,10 @@ def list_runs(home: Path) -> RunListing:
     for folder in _list_run_folders(home):
         try:
             runs.append(read_run(folder))
+        # One damaged folder must not hide the others.
         except InputError as error:
             errors.append(error)
+    # The id breaks ties, so that the order is the same everywhere.
     runs.sort(key=lambda run: (run.record.created, run.id))
     return RunListing(tuple(runs), tuple(errors))
 
@@ -53,6 +55,7 @@ def find_run(home: Path, id_or_name: str, *, finished_only: bool = False) -> Run
             )
         return run
     runs = [run for run in list_runs(home).runs if run.state == "finished" or not finished_only]
+    # A name wins over the beginning of an id, which is rarely meant by a word.
     matches = [run for run in runs if id_or_name and run.record.name == id_or_name]
     matches = matches or [run for run in runs if id_or_name and run.id.startswith(id_or_name)]
     if len(matches) == 1:

@@ -32,6 +32,7 @@ def iterate_hashed_files(folder: Path) -> Iterator[Path]:
 
     Neither log nor lock, no checkpoint, and no file that was only partly written.
     """
+    # Sorted: the order of a directory differs between file systems.
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         is_partial = any(

@@ -61,6 +61,7 @@ def list_cache_removals(home: Path) -> list[Removal]:
     _check_not_running(list_runs(home).runs)
     removals = []
     for path in _list_folder(home / "cache"):
+        # Names in the cache are <what>-<hash>.
         word = path.name.partition("-")[0]
         description = CACHE_DESCRIPTIONS.get(word, "derived from notes or books")
         removals.append(_build_removal(path, description))
@@ -87,6 +88,7 @@ def list_run_removals(run: Run, *, include_predictions: bool) -> list[Removal]:
         descriptions[checkpoints] = "checkpoints; the best weights are in the adapter"
     if include_predictions:
         for path in sorted(run.folder.glob("*.parquet")):
+            # Tables of further tasks end in -<task>.
             if path.stem.partition("-")[0] in ROW_LEVEL_TABLES:
                 descriptions[path] = "a row for a stay or a note"
         descriptions[run.folder / "privacy"] = "probabilities of single stays, for an audit"
@@ -111,6 +113,7 @@ def execute_removals(removals: Sequence[Removal], run: Run | None, day: str) -> 
                 # Recorded first: after a crash a file that still exists is merely compared.
                 files = [path.relative_to(run.folder) for path in _iterate_files(removal.path)]
                 record_purged_files(run.folder, [path.as_posix() for path in files], day)
+            # A link to a folder is removed as a link.
             if removal.path.is_dir() and not removal.path.is_symlink():
                 shutil.rmtree(removal.path)
             else:
@@ -125,6 +128,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _build_removal(path: Path, description: str) -> Removal:
+    # lstat: a link counts with its own size.
     sizes = [file.lstat().st_size for file in _iterate_files(path)]
     return Removal(path, description, len(sizes), sum(sizes))
 
@@ -138,6 +142,7 @@ def _iterate_files(path: Path) -> Iterator[Path]:
 
 
 def _check_not_running(runs: Sequence[Run]) -> None:
+    # A record may say running after a crash; the lock decides.
     running = [r for r in runs if r.record.state == "running" and is_folder_locked(r.folder)]
     if running:
         raise RefusedError(

@@ -115,6 +115,7 @@ class RunRecord(RecipeSpec):
         error: why the run stopped, for one that failed or was interrupted.
     """
 
+    # First field: a reader decides by it.
     format: Literal[2] = RUN_RECORD_FORMAT
     id: str
     name: str = ""
@@ -144,6 +145,7 @@ class RunRecord(RecipeSpec):
     energy_of: str = ""
     total_seconds: DurationSeconds | None = None
     peak_memory_bytes: NonNegativeCount | None = None
+    # A free dictionary: the schema belongs to the adapters package, which this one does not import.
     liveness: dict[str, Any] | None = None
     differential_privacy: dict[str, Any] | None = None
     baselines_seconds: DurationSeconds | None = None

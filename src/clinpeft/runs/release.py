@@ -63,7 +63,7 @@ class _PrivacyAudit(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow")
 
     weights: dict[str, str]
-    made: str
+    made_at: str = pydantic.Field(alias="made")
     results: list[dict[str, Any]]
     left_out: dict[str, str]
 
@@ -77,6 +77,7 @@ def hash_trained_weights(folder: Path) -> dict[str, str]:
     Returns:
         Path -> SHA-256 of adapters, heads, and the model where that was trained itself.
     """
+    # Patterns and not the manifest: weights that were added later count as well.
     paths = [
         *folder.glob("adapter*/**/*.safetensors"),
         *folder.glob("head.safetensors"),
@@ -95,6 +96,7 @@ def compute_path_checksum(path: Path) -> str:
     """
     if path.is_file():
         return compute_file_sha256(path)
+    # Over names and checksums: a renamed file changes the result.
     digest = hashlib.sha256()
     for file in _list_files(path):
         digest.update(f"{file.relative_to(path).as_posix()} {compute_file_sha256(file)}\n".encode())
@@ -111,7 +113,7 @@ def read_privacy_audit(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return _PrivacyAudit.model_validate_json(path.read_bytes()).model_dump()
+        return _PrivacyAudit.model_validate_json(path.read_bytes()).model_dump(by_alias=True)
     except (OSError, ValueError) as error:
         raise InputError(
             "this privacy audit cannot be read",
@@ -132,10 +134,12 @@ def read_matching_privacy_audit(run: Run) -> dict[str, Any]:
         message = f"run {run.id} has no privacy audit"
         raise RefusedError(message, location=str(run.folder), hint=hint)
     location = str(run.folder / PRIVACY_AUDIT_FILE)
+    # An audit of other weights says nothing about these.
     if audit["weights"] != hash_trained_weights(run.folder):
         message = "the privacy audit is of other weights than those in the folder"
         raise RefusedError(message, location=location, hint=hint)
     finished = run.record.finished
+    # The same weights, but the run was opened again after the audit.
     if finished is not None and datetime.fromisoformat(audit["made"]) < finished:
         message = "the privacy audit is older than the run"
         raise RefusedError(message, location=location, hint=hint)
@@ -156,12 +160,14 @@ def write_release_folder(run: Run, folder: Path, content: ReleaseContent) -> Pat
             location="release --to",
             hint="name a new folder, or remove this one yourself",
         )
+    # Only what is added to a base is released; others have the base already.
     if (run.folder / "model").exists():
         raise RefusedError(
             "this run trained the whole model, and only adapters and heads are released",
             location=str(run.folder / "model"),
             hint="train an adapter on the frozen base instead",
         )
+    # A sibling, so that the final rename stays on one file system.
     partial_folder = folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -182,6 +188,7 @@ def write_release_folder(run: Run, folder: Path, content: ReleaseContent) -> Pat
 def _copy_release_files(run: Run, partial_folder: Path, content: ReleaseContent) -> list[str]:
     """Copy weights and write results; returns notices about what was left out."""
     for config in sorted(run.folder.glob("adapter*/**/adapter_config.json")):
+        # Adapters below a run's own keep their relative folders.
         target = partial_folder / config.parent.relative_to(run.folder)
         target.mkdir(parents=True)
         for name in RELEASED_ADAPTER_FILES:
@@ -193,6 +200,7 @@ def _copy_release_files(run: Run, partial_folder: Path, content: ReleaseContent)
     if not (run.folder / "head.json").exists():
         return []
     head = _DOCUMENT_ADAPTER.validate_json((run.folder / "head.json").read_bytes())
+    # The head names its classes, and a long name may be a sentence of a note.
     long_tasks = [
         task
         for task, entry in head["tasks"].items()
@@ -210,6 +218,7 @@ def _copy_release_files(run: Run, partial_folder: Path, content: ReleaseContent)
         ]
     notices = []
     for task, entry in head["tasks"].items():
+        # The exact numbers of rare classes would identify patients.
         counts = entry["question"]["train_counts"] = content.train_counts[task]
         if None in counts:
             notices.append(
@@ -232,10 +241,12 @@ def _write_descriptions(
         base_name = str(adapter["base"]["name"])
     card = _format_card(run, content, base_name, notices)
     write_file_atomically(partial_folder / RELEASE_CARD_FILE, card)
+    # Of every file so far; the manifest is added below, SHA256SUMS lists both.
     checksums = {
         path.relative_to(partial_folder).as_posix(): compute_file_sha256(path)
         for path in _list_files(partial_folder)
     }
+    # Keys of format 1 are read by others and keep their spelling.
     manifest = {
         "format": 1,
         "run": run.id,
@@ -263,6 +274,7 @@ def _write_descriptions(
 def _format_card(run: Run, content: ReleaseContent, base_name: str, notices: list[str]) -> str:
     """The model card, with metadata as the Hugging Face hub reads them (Mitchell et al. 2019)."""
     record, audit = run.record, content.privacy
+    # The results on training and tuning splits are in metrics.json only.
     held_out = [r for r in content.results if r["split"] == "held_out" and r["value"] is not None]
     results = "\n".join(
         f"| {row['task'] or ''} | {row['group'] or ''} | {row['name']} | {_format_estimate(row)} "
@@ -326,12 +338,14 @@ def _check_no_private_words(folder: Path, words: Iterable[str]) -> None:
 
     Subject ids need no check: no file of a release has rows of subjects.
     """
+    # Words of one or two letters occur in any file by chance.
     escaped = [re.escape(word.encode()) for word in words if len(word) > 2]
     word_patterns = [re.compile(rb"(?<!\w)" + word + rb"(?!\w)") for word in escaped]
     for path in _list_files(folder):
         data = path.read_bytes()
         if path.suffix == ".safetensors":  # its JSON header only; the rest is numbers
             data = data[: 8 + int.from_bytes(data[:8], "little")]
+        # Searched in bytes: the header of safetensors is JSON within a binary file.
         has_path = _MACHINE_PATH_PATTERN.search(data) is not None
         if has_path or any(pattern.search(data) for pattern in word_patterns):
             noun = "a folder" if has_path else "a user or a folder"

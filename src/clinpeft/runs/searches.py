@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -32,8 +32,8 @@ class Trial:
         settings: recipe key -> value.
         value: of the metric on the tuning split; None until it is known.
         run_id: of the run; None until it is known.
-        made: whether this trial trained; False where the run existed already; None until it is
-            known.
+        newly_trained: whether this trial trained; False where the run existed already; None until
+            it is known.
         repeats: the earlier trial with the same settings, whose run it shares; None where there is
             none.
         reason: why it failed; else empty.
@@ -46,7 +46,10 @@ class Trial:
     settings: Mapping[str, TrialSetting]
     value: float | None = None
     run_id: str | None = None
-    made: bool | None = None
+    # ``made`` is its name in search.json.
+    newly_trained: Annotated[
+        bool | None, pydantic.Field(validation_alias="made", serialization_alias="made")
+    ] = None
     repeats: int | None = None
     reason: str = ""
     seconds: float | None = None
@@ -112,6 +115,7 @@ def write_search_record(search: SearchRecord) -> None:
         StorageError: nothing could be written; what was there before is intact.
     """
     # The folder stays out: a home can be moved.
-    document = _SEARCH_ADAPTER.dump_python(search, mode="json", exclude={"folder"})
+    document = _SEARCH_ADAPTER.dump_python(search, mode="json", by_alias=True, exclude={"folder"})
+    # json.dumps and not dump_json: floats keep the notation of older files.
     text = json.dumps({"format": 1, **document}, indent=1, ensure_ascii=False) + "\n"
     write_file_atomically(search.folder / SEARCH_FILE, text)

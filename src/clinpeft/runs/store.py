@@ -122,6 +122,7 @@ def compute_run_id(
     Returns:
         12 hexadecimal characters of a SHA-256.
     """
+    # Canonical JSON: sorted keys and no white space, so that the hash depends on the content only.
     content = {
         "recipe": recipe.model_dump(mode="json", exclude=RECIPE_LOCATION_FIELDS),
         "source": source_fingerprint,
@@ -153,12 +154,14 @@ def open_run_folder(home: Path, recipe: Recipe, new_record: RunRecord) -> Iterat
         raise build_write_error(error, folder) from error
     with lock_folder(folder):
         for partial in folder.rglob(".*.partial"):  # of a process that was killed while writing
+            # The lock is held, so that no other process writes here.
             partial.unlink(missing_ok=True)
         earlier = _read_record(folder) if (folder / RUN_RECORD_FILE).exists() else None
         if earlier is not None and earlier.state == "finished":
             yield read_run(folder)
             return
         record = new_record
+        # The first creation time is what runs are ordered by.
         if earlier is not None:
             record = new_record.model_copy(update={"created": earlier.created})
         # The record last: a folder with a record always has a recipe.
@@ -172,6 +175,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: a file is missing or damaged, or was written by clinpeft 0.6 or older.
     """
+    # The record first: its error names the version that wrote the folder.
     record, path = _read_record(folder), folder / RUN_RECIPE_FILE
     try:
         recipe = validate_recipe(tomllib.loads(_read_text(path)), str(path))
@@ -193,6 +197,7 @@ def append_log_event(run: Run, event: str, **values: float | int | str | None) -
         ValueError: a value that could be a sentence; it is not repeated in the error.
         StorageError: the line could not be written; those before it are intact.
     """
+    # Checked before anything is written: a log must never hold text of a note.
     line: dict[str, float | int | str | None] = {}
     for name, value in {"event": event, **values}.items():
         if isinstance(value, str) and not _LOG_WORD_PATTERN.fullmatch(value):
@@ -204,6 +209,7 @@ def append_log_event(run: Run, event: str, **values: float | int | str | None) -
         line[name] = str(value) if is_infinite else value  # JSON has no NaN
     path = run.folder / RUN_LOG_FILE
     try:
+        # Opened and closed for each line, so that a crash loses none that was logged.
         with path.open("a+b") as file:
             # End a line that a killed process left without its line end.
             if file.seek(0, 2):
@@ -225,10 +231,12 @@ def rewind_log(run: Run, step: int) -> None:
     """
     path = run.folder / RUN_LOG_FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    # Lines that are complete and not of a later step.
     current = []
     for line in lines:
         try:
             event = json.loads(line) if line.endswith(b"\n") else None
+        # Torn by a crash, or not JSON: the step is repeated and logged again.
         except ValueError:
             event = None
         if isinstance(event, dict):
@@ -262,6 +270,7 @@ def update_run_record(run: Run, **facts: Any) -> Run:
         pydantic.ValidationError: a field that a record does not have, or a value that does not fit.
         StorageError: nothing could be written; the record is as before.
     """
+    # Validated as a whole: model_copy would accept a misspelled field.
     record = RunRecord.model_validate({**dict(run.record), **facts})
     return _write_record(dataclasses.replace(run, record=record))
 
@@ -292,6 +301,7 @@ def finish_run(
     Raises:
         StorageError: nothing more can be written; the run has not finished.
     """
+    # Columns in the order of the schema, whatever the table's.
     rows = results.select(METRIC_RESULT_SCHEMA.names).to_pylist()
     for row in rows:
         # JSON has no NaN; null means unknown.
@@ -311,6 +321,7 @@ def finish_run(
     for name, table in (tables or {}).items():
         with replace_file_atomically(run.folder / f"{name}.parquet") as path:
             pq.write_table(table, path, compression="zstd")
+    # After all tables: the checksums cover what the finished run consists of.
     files = hash_run_files(run.folder)
     return update_run_record(
         run, state="finished", finished=finished, error=None, files=files, **facts
@@ -325,6 +336,7 @@ def fail_run(run: Run, error: BaseException, finished: datetime, **facts: Any) -
     quote a note. When the record cannot be written, the run is returned changed in memory alone;
     the caller already has an error to report.
     """
+    # The class name only: the message of a foreign error may quote its input.
     kind = type(error).__name__
     if isinstance(error, ClinpeftError):
         failure = RunFailure(
@@ -363,6 +375,7 @@ def read_run_likelihoods(run: Run, state: str) -> pa.Table:
     """
     path = run.folder / RUN_LIKELIHOODS_FILE
     try:
+        # The filter is applied while reading: other states never enter memory.
         filters = [("state", "=", state)]
         table = pq.read_table(path, schema=STORED_LIKELIHOOD_SCHEMA, filters=filters)
         return table.select(LIKELIHOOD_SCHEMA.names).cast(LIKELIHOOD_SCHEMA)
@@ -428,6 +441,7 @@ def _read_record(folder: Path) -> RunRecord:
 
 def _read_json_list(path: Path) -> list[dict[str, Any]]:
     """A file that is a list of JSON objects; empty where there is no such file."""
+    # A run that has not finished has no results, which is no error.
     if not path.exists():
         return []
     try:
@@ -449,5 +463,6 @@ def _read_text(path: Path) -> str:
 
 
 def _build_corrupt_error(path: Path, reason: str) -> InputError:
+    # The same hint for all files: a run folder is whole or of no use.
     hint = "restore it, or move the run's folder away and run the recipe again"
     return InputError(f"this file of a run cannot be read: {reason}", location=str(path), hint=hint)

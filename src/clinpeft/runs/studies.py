@@ -156,6 +156,7 @@ def get_record_folder(home: Path, name: str, id_: str, parent_name: str = STUDIE
         name, id_: of the study or search.
         parent_name: ``STUDIES_FOLDER`` or ``SEARCHES_FOLDER``.
     """
+    # Letters of other alphabets are kept: isalnum knows them.
     characters = (c if c.isalnum() or c in "-_." else "-" for c in name)
     plain = "".join(characters).strip("-.") or "unnamed"
     return home / parent_name / f"{plain[:60]}-{id_}"
@@ -169,6 +170,7 @@ def read_study(folder: Path) -> StudyRecord:
     """
     study, cells = _read_study_file(folder), []
     for cell in study.cells:
+        # A killed process cannot record its end; its lock is gone with it.
         if cell.state == "running" and not is_key_locked(folder, cell.key):
             reason = cell.reason or "the process that worked on it is gone"
             cells.append(dataclasses.replace(cell, state="interrupted", reason=reason))
@@ -188,6 +190,7 @@ def find_study(home: Path, name_or_id: str) -> StudyRecord:
     folders = sorted(path.parent for path in (home / STUDIES_FOLDER).glob(f"*/{STUDY_FILE}"))
     studies = [read_study(folder) for folder in folders]
     named = [study for study in studies if name_or_id in (study.name, study.folder.name)]
+    # In this order: id, latest of the name, beginning of an id.
     matches = (
         [study for study in studies if study.id == name_or_id]
         or sorted(named, key=lambda study: study.updated)[-1:]
@@ -199,6 +202,7 @@ def find_study(home: Path, name_or_id: str) -> StudyRecord:
         hint = "give one of the ids: " + ", ".join(study.id for study in matches)
         message = f"{len(matches)} studies match {name_or_id!r}"
         raise UsageError(message, location=location, hint=hint)
+    # Only names are suggested: ids are copied, not typed.
     names = sorted({study.name for study in studies})
     nearest = difflib.get_close_matches(name_or_id, names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "start one with: clinpeft study run FILE"
@@ -214,6 +218,7 @@ def open_study(study: StudyRecord) -> StudyRecord:
         StorageError: nothing could be written; what was there before is intact.
         InputError: the file exists and is damaged.
     """
+    # Read, changed and written under one lock, so that no change of another process is lost.
     with wait_for_folder_lock(study.folder):
         if (study.folder / STUDY_FILE).exists():
             study = dataclasses.replace(
@@ -261,6 +266,7 @@ def _read_study_file(folder: Path) -> StudyRecord:
     path = folder / STUDY_FILE
     try:
         document = _DOCUMENT_ADAPTER.validate_json(path.read_bytes())
+        # The version is checked before the fields: a newer file may have others.
         if document.pop("format", None) != 1:
             raise ValueError("its format is of another version")
         return _STUDY_ADAPTER.validate_python({"folder": folder, **document})

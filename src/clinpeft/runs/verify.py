@@ -85,6 +85,7 @@ def check_model_files(run: Run) -> None:
     Raises:
         RefusedError: a file of adapter, head, tokenizer or encoder was changed, removed or added.
     """
+    # A purged model file is missing for loading, so that purged files are not excused here.
     checks = _iterate_checks(run, {}, MODEL_FILES) if run.record.files else ()
     failures = [f"{check.item} ({check.state})" for check in checks if check.fails]
     if failures:
@@ -100,6 +101,7 @@ def check_model_files(run: Run) -> None:
 def read_purged_files(folder: Path) -> dict[str, str]:
     """Read which files of a run were purged: file -> day."""
     try:
+        # Unreadable counts as nothing purged: missing files are then reported.
         return _PURGED_ADAPTER.validate_json((folder / PURGED_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
@@ -107,6 +109,7 @@ def read_purged_files(folder: Path) -> dict[str, str]:
 
 def record_purged_files(folder: Path, names: list[str], day: str) -> None:
     """Record in a run's folder which of its files were purged, so that they are not missing."""
+    # Earlier purges stay recorded.
     days = read_purged_files(folder) | dict.fromkeys(names, day)
     write_file_atomically(folder / PURGED_FILE, json.dumps(days, indent=1, sort_keys=True) + "\n")
 
@@ -116,9 +119,11 @@ def _iterate_checks(
 ) -> Iterator[ProvenanceCheck]:
     """Checks of recorded and present files, in order of paths; those below ``top_level``, if
     any."""
+    # Files of both sides: an added file is a change too.
     files = iterate_hashed_files(run.folder)
     paths = {path.relative_to(run.folder).as_posix(): path for path in files}
     for name in sorted(run.record.files.keys() | paths.keys()):
+        # Loading needs no checksum of tables: large files are skipped.
         if top_level and name.partition("/")[0] not in top_level:
             continue
         expected, path = run.record.files.get(name), paths.get(name)

@@ -29,6 +29,7 @@ def read_objective_value(run: Run, metric: str) -> float | None:
     Raises:
         UsageError: the run has no such metric on its tuning split, with the nearest that it has.
     """
+    # The held-out split is filtered out first, so that no choice can depend on it.
     results = run.results.filter(pc.equal(run.results["split"], OBJECTIVE_SPLIT))
     state = get_trained_state(run.recipe)
     rows = [row for row in results.to_pylist() if row["group"] == state]
@@ -45,11 +46,14 @@ def read_objective_value(run: Run, metric: str) -> float | None:
     evaluations = [event for event in events if metric in event]
     if evaluations:
         best_step = run.record.counts.get("best_step")
+        # The step of the best weights; without best_step the last evaluation
+        # counts.
         selected = [event for event in evaluations if event.get("step") == best_step]
         value = (selected or evaluations)[-1][metric]
         return float(value) if isinstance(value, int | float) else None
     names = {row["name"] for row in rows}
     names |= {name for event in events for name in event if name.startswith("tuning_")}
+    # Metrics that exist on this split only: a held-out one must not be suggested.
     nearest = difflib.get_close_matches(metric, sorted(names), n=1)
     listing = f"it has: {', '.join(sorted(names)) or 'none'}"
     raise UsageError(

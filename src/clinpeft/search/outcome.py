@@ -50,6 +50,7 @@ def build_search_record(
         updated: ISO time.
     """
     assert plan.search is not None
+    # Trials without a value for every key were cut off by a crash, and count nowhere.
     stored_trials = get_fully_specified_trials(study, space)
     trials = []
     for stored in stored_trials:
@@ -61,19 +62,21 @@ def build_search_record(
                 settings=space.to_settings(stored.params),
                 value=stored.value,
                 run_id=attributes.get(RUN_ID_ATTR),
-                made=attributes.get(NEWLY_TRAINED_ATTR),
+                newly_trained=attributes.get(NEWLY_TRAINED_ATTR),
                 repeats=attributes.get(REPEATS_ATTR),
                 reason=attributes.get(REASON_ATTR, ""),
                 seconds=attributes.get(SECONDS_ATTR),
                 where=attributes.get(MACHINE_ATTR, ""),
             )
         )
+    # Smaller is better for all below; the number breaks ties.
     sign = -1 if plan.search.direction == "maximize" else 1
     ranked = [
         (sign * trial.value, trial.number)
         for trial in trials
         if trial.state == "finished" and trial.value is not None
     ]
+    # Importance over part of the trials would change with every trial.
     is_open = len(trials) < plan.search.trials or any(trial.state == "open" for trial in trials)
     importance, method = {}, "unknown: trials are open"
     if not is_open:
@@ -105,6 +108,7 @@ def write_winner_recipe(search: SearchRecord, recipe: Recipe) -> Path | None:
     """
     if search.best_trial is None:
         return None
+    # The winner's recipe is a file that runs by itself, without the search.
     path, name = search.folder / WINNER_RECIPE_FILE, f"{search.name} · winner"
     settings = search.best_trial.settings
     winner = apply_recipe_settings(recipe, settings, SEARCH_SPACE_KEY, name=name)
@@ -129,8 +133,9 @@ def _compute_importance(
     """Shares of the variance of the values by key, and the method.
 
     Functional ANOVA: main effects and interactions of a random forest (Hutter, Hoos and
-    Leyton-Brown 2014, algorithm 2).
+    Leyton-Brown 2014).
     """
+    # Failed trials have no value and no share in the variance.
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
     if len(values) < MIN_IMPORTANCE_TRIALS:
         return {}, (

@@ -54,6 +54,7 @@ def propose_trial(study: optuna.Study, space: SearchSpace, spec: SearchSpec) -> 
 
 def get_fully_specified_trials(study: optuna.Study, space: SearchSpace) -> list[FrozenTrial]:
     """The trials that have a value for every key, in the order of their numbers."""
+    # deepcopy=False: trials are read only, and there may be thousands.
     return [trial for trial in study.get_trials(deepcopy=False) if space.covers(trial.params)]
 
 

@@ -82,6 +82,7 @@ def build_search_space(spec: SearchSpec, recipe: Recipe) -> SearchSpace:
     dimensions = tuple(
         parse_search_dimension(key, values, SEARCH_SPACE_KEY) for key, values in choices.items()
     )
+    # An error now costs nothing; in trial 17 it costs the search.
     for dimension in dimensions:
         for value in dimension.example_values:
             location = f"{SEARCH_SPACE_KEY}: {dimension.key!r}"
@@ -97,6 +98,7 @@ def _expand_paper_space(name: str, spec: SearchSpec, recipe: Recipe) -> dict[str
         hint = f"did you mean {nearest[0]!r}?" if nearest else tables
         raise RecipeError(f"there is no table {name!r}", location=SEARCH_SPACE_KEY, hint=hint)
     adapter_count = len(getattr(recipe, "adapters", ()))
+    # A negative index means the last adapter, the one on top of the stack.
     index = adapter_count - 1 if spec.adapter < 0 else spec.adapter
     if not 0 <= index < adapter_count:
         raise RecipeError(
@@ -111,6 +113,7 @@ def _build_distribution(dimension: SearchDimension) -> BaseDistribution:
     if dimension.range is None:
         if dimension.is_ordered:
             return IntDistribution(0, len(dimension.choices) - 1)
+        # Without an order the sampler must not assume neighbors.
         return CategoricalDistribution(dimension.choices)
     low, high, step = dimension.range.low, dimension.range.high, dimension.range.step
     if isinstance(low, int) and isinstance(high, int):

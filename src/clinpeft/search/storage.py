@@ -130,6 +130,7 @@ class JournalLock(JournalFileOpenLock):
         lock = locks.wait_for_folder_lock(self._path.parent, f"{JOURNAL_FILE}.held")
         self._exit_stack.enter_context(lock)
         with contextlib.suppress(FileNotFoundError), self._path.open("rb+") as journal:
+            # Search backwards for the last line end; a torn line is at most a few kilobytes.
             size = end = journal.seek(0, os.SEEK_END)
             while end and (journal.seek(end - 1), journal.read(1))[1] != b"\n":
                 end -= 1
@@ -157,6 +158,7 @@ def open_search_storage(
         StorageError: it cannot be reached or written. Finished runs are intact.
         UsageError: the driver for PostgreSQL is not installed.
     """
+    # optuna logs every trial to stderr otherwise.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with contextlib.ExitStack() as stack:
         with wrap_storage_errors(storage):
@@ -239,5 +241,6 @@ def _open_postgresql(
     with trial_locks.lock_search():  # only the first process creates the tables
         address = url.render_as_string(hide_password=False)
         storage = RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+    # Connections are closed before the locks' own connection ends.
     stack.callback(storage.engine.dispose)
     return storage, trial_locks

@@ -115,6 +115,7 @@ def run_search_worker(config: WorkerConfig) -> None:
                 claimed = claim_trials(config, locks, config.concurrent_trials)
             if not claimed:
                 return
+            # Joint training is shared by its trials: each gets an equal part of the time.
             started = time.perf_counter()
             joint_results = _run_jointly(config, claimed) if len(claimed) > 1 else {}
             share_seconds = (time.perf_counter() - started) / len(claimed)
@@ -139,6 +140,7 @@ def claim_trials(
     claimed: list[ClaimedTrial] = []
     while len(claimed) < count:
         numbers = {trial.number for trial in claimed}
+        # Read again in each round: other workers add trials and end them.
         trials = get_fully_specified_trials(config.study, config.space)
         for trial in trials:
             if not is_trial_open(trial) or trial.number in numbers:
@@ -185,6 +187,7 @@ def _run_jointly(
 
 
 def _build_trial_recipe(config: WorkerConfig, claimed_trial: ClaimedTrial) -> Recipe:
+    # The name is not part of a run's id: equal settings stay one run.
     name = f"{config.recipe.name} · trial {claimed_trial.number}".removeprefix(" · ")
     return apply_recipe_settings(config.recipe, claimed_trial.settings, SEARCH_SPACE_KEY, name=name)
 
@@ -197,6 +200,7 @@ def _run_trial(
 ) -> None:
     """Evaluate a trial, whose run took so many seconds already, and report its value."""
     started = time.perf_counter() - elapsed_seconds
+    # The storage is not held open while a run trains, which can take days.
     with wrap_storage_errors(config.spec.storage):
         trials = get_fully_specified_trials(config.study, config.space)
         trial = next(trial for trial in trials if trial.number == claimed_trial.number)
@@ -213,6 +217,7 @@ def _run_trial(
     else:
         value, result = _evaluate_trial(config, claimed_trial, joint_result)
         attributes |= result
+    # Wall clock, of this attempt only.
     attributes[SECONDS_ATTR] = round(time.perf_counter() - started, 3)
     with wrap_storage_errors(config.spec.storage):
         _report_trial(config, trial, value, attributes)
@@ -237,6 +242,7 @@ def _evaluate_trial(
         if type(error).__name__ != "OutOfMemoryError":  # of torch, see _run_jointly
             raise
         return None, {REASON_ATTR: "there was not enough memory on the device"}
+    # An unknown metric is the user's error and stops the worker: no settings can cause it.
     value = read_objective_value(run, config.spec.metric)
     attributes = {RUN_ID_ATTR: run.id, NEWLY_TRAINED_ATTR: is_newly_trained}
     if value is None or not math.isfinite(value):
@@ -259,6 +265,7 @@ def _run_when_unlocked(config: WorkerConfig, recipe: Recipe) -> TrialRun:
         except RefusedError as error:
             if not is_locked_elsewhere(error):
                 raise
+            # The run continues in the other process; its result is the same.
             while is_locked_elsewhere(error) and not config.should_stop():
                 time.sleep(RETRY_PAUSE_SECONDS)
 

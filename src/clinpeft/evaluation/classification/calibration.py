@@ -257,6 +257,7 @@ def compute_smooth_calibration_curve(
         masks = (target.truth.any(axis=1), (~target.truth).any(axis=1))
         if min(len(np.unique(predictions.subjects[mask])) for mask in masks) < min_subjects:
             continue
+        # All k cells of a stay enter, and the variance is clustered by subject.
         x, is_event = compute_clipped_logits(target.scores).ravel(), target.truth.ravel()
         points = np.linspace(np.quantile(x, 0.01), np.quantile(x, 0.99), SMOOTH_CURVE_POINTS)
         clusters = np.repeat(predictions.subjects, target.truth.shape[1])
@@ -270,6 +271,7 @@ def compute_smooth_calibration_curve(
             "split": split,
             "n": len(x),
         }
+        # The curve is computed on the logit scale and reported as probabilities.
         lines = np.stack([special.expit(points), *curve], axis=1).tolist()  # (points, 4)
         rows += [{**shared, "x": p, "y": y, "low": low, "high": high} for p, y, low, high in lines]
     return rows
@@ -351,6 +353,7 @@ def assign_equal_count_bins(values: ScoreArray, bin_count: int) -> Int64Array:
     """
     if not values.size:
         return np.zeros(values.shape, np.int64)
+    # searchsorted from the left puts values equal to an edge into one bin.
     edges = np.quantile(values.astype(np.float64), np.arange(1, bin_count) / bin_count)
     return np.searchsorted(edges, values.astype(np.float64), side="left")
 
@@ -358,11 +361,12 @@ def assign_equal_count_bins(values: ScoreArray, bin_count: int) -> Int64Array:
 def _fit_calibration(target: BinaryTarget) -> tuple[Float64Array, SumsFunction]:
     """Terms of every stay, shape (n, terms), and the function from their sums to four numbers:
     intercept, slope, O:E and expected calibration error, shape (4, resamples)."""
-    x, truth = compute_clipped_logits(target.scores), target.truth
+    x, truth = compute_clipped_logits(target.scores), target.truth  # (n, k)
     intercept, _ = fit_logistic_regression(x.ravel(), truth.ravel(), fit_slope=False)
     line_intercept, slope = fit_logistic_regression(x.ravel(), truth.ravel(), fit_slope=True)
     bins = assign_equal_count_bins(target.scores, CALIBRATION_BINS)
-    residual: Float64Array = truth - target.scores.astype(np.float64)
+    residual: Float64Array = truth - target.scores.astype(np.float64)  # (n, k)
+    # Cells, events, summed p; score and information of the intercept; of intercept and slope; bins.
     columns = [
         np.full(len(x), float(x.shape[1])),
         truth.sum(axis=1),
@@ -475,12 +479,14 @@ def _compute_wilson_interval(
     """
     total, subjects = float(cells.sum()), len(cells)
     share = float(positives.sum() / total)
-    # Variance of a ratio over clusters by linearization (Cochran 1977, equation 2.39).
+    # Variance of a ratio over clusters by linearization (Cochran 1977, section 2.11).
     variance = (
         float(((positives - share * cells) ** 2).sum()) * subjects / max(subjects - 1, 1) / total**2
     )
+    # Effective sample size p(1 - p) / Var(p), at most the number of cells.
     size = float(subjects) if variance == 0 else min(share * (1 - share) / variance, total)
     z = float(stats.norm.ppf((1 + level) / 2))
+    # Wilson's center and half width.
     middle = (share + z * z / (2 * size)) / (1 + z * z / size)
     spread = float(np.sqrt(share * (1 - share) / size + z * z / (4 * size * size)))
     half = z / (1 + z * z / size) * spread

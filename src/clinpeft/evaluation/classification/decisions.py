@@ -70,11 +70,12 @@ def build_net_benefit_metrics(
     against the rest; multilabel: all pairs of stay and label pooled.
     """
     targets = build_binary_targets(predictions, label_space)
+    # Acting on all and on none are worth the same at the prevalence, which makes it comparable.
     thresholds = [
         float(target.truth.mean()) if target.truth.size else float("nan") for target in targets
     ]
     defined = np.array([0 < threshold < 1 for threshold in thresholds])
-    stay_terms = np.zeros((len(predictions.subjects), len(targets)))
+    stay_terms = np.zeros((len(predictions.subjects), len(targets)))  # (n, targets)
     for at, (target, threshold) in enumerate(zip(targets, thresholds, strict=True)):
         if defined[at]:
             benefits = _compute_benefits(target.scores, target.truth, threshold)
@@ -164,6 +165,7 @@ def compute_probability_histogram(
         for name, mask in masks.items():
             if len(np.unique(predictions.subjects[mask.any(axis=1)])) < spec.smallest_cell:
                 continue
+            # The last bin includes 1.
             counts, edges = np.histogram(
                 target.scores[mask], bins=PROBABILITY_HISTOGRAM_BINS, range=(0.0, 1.0)
             )

@@ -152,7 +152,7 @@ def compute_main_metric(
             location=label_space.name,
             hint=f"use one of {', '.join(CLASSIFICATION_MAIN_METRICS)}",
         )
-    mask = np.zeros(scores.shape, np.bool_)
+    mask = np.zeros(scores.shape, np.bool_)  # (n, K)
     for row, classes in enumerate(truth):
         mask[row, np.asarray(classes, np.int64)] = True
     if label_space.metric == "auroc":
@@ -161,6 +161,7 @@ def compute_main_metric(
         rows = ScoredPredictions(np.arange(len(scores)), mask, scores, label_space.kind)
         once = np.ones((1, len(scores)), np.int32)
         return float(_average_pairwise_auroc(_rank_class_pairs(rows), once)[0])
+    # An AUROC needs both classes: labels that no stay or every stay has are left out.
     columns = np.flatnonzero(mask.any(axis=0) & ~mask.all(axis=0))
     values = [auroc(scores[:, column], mask[:, column]) for column in columns]
     return float(np.mean(values)) if values else float("nan")
@@ -263,6 +264,7 @@ def _build_multilabel_metrics(
     spec: ClassificationEvaluationSpec,
 ) -> MetricSet:
     positives, rows = predictions.truth.sum(axis=0), len(predictions.truth)  # (K,)
+    # With few positives an AUROC is mostly noise; the macro average leaves such labels out.
     evaluable = (positives >= spec.min_positives) & (positives < rows)
     bands = _assign_frequency_bands(label_space)
     band_masks = [evaluable & (bands == index) for index in range(len(FREQUENCY_BANDS))]
@@ -346,7 +348,7 @@ def _build_paper_metrics(
         reason = f"{definition}; unknown: these answers have no logits"
         metric = MetricDefinition("auroc_clinical_peft", reason)
         return MetricSet((metric,), lambda counts: np.full((1, len(counts)), np.nan))
-    softmax = special.softmax(predictions.logits.astype(np.float64), axis=1)
+    softmax = special.softmax(predictions.logits.astype(np.float64), axis=1)  # (n, K)
     scored = replace(predictions, scores=softmax)
     # The AUROC of the second class is an average over one class.
     class_ranks = _rank_classes(scored)[1 if predictions.kind == "binary" else 0 :]
@@ -371,6 +373,7 @@ def _rank_class_pairs(predictions: ScoredPredictions) -> list[ClassPair]:
     """For each two classes present: the rows of either, and their ranks by the score of each."""
     pairs = []
     for first, second in combinations(np.flatnonzero(predictions.truth.any(axis=0)), 2):
+        # A(i|j) is computed on the stays of these two classes only.
         rows = np.flatnonzero(predictions.truth[:, first] | predictions.truth[:, second])
         first_ranks, second_ranks = (
             rank_scores(predictions.scores[rows, column], predictions.truth[rows, column])
@@ -418,6 +421,7 @@ def _assign_frequency_bands(label_space: LabelSpace) -> Int64Array:
     occurrences = np.asarray(label_space.train_counts, np.int64)
     if not occurrences.sum():
         return np.full(len(label_space.classes), -1)
+    # Stable: classes of equal count keep their order, so that bands do not depend on the platform.
     order = np.argsort(-occurrences, kind="stable")
     before = np.cumsum(occurrences[order]) - occurrences[order]
     bands = np.empty(len(order), np.int64)

@@ -33,6 +33,7 @@ def fit_logistic_regression(
     """
     if not is_event.any() or is_event.all() or (fit_slope and _is_unbounded(x, is_event)):
         return float("nan"), float("nan")
+    # With slope 1 as an offset only the intercept is free: calibration in the large.
     columns = [np.ones_like(x), x] if fit_slope else [np.ones_like(x)]
     offset, start = np.zeros_like(x) if fit_slope else x, np.array([0.0, 1.0])[: len(columns)]
     coefficients = _maximize_likelihood(columns, offset, is_event, start)
@@ -71,7 +72,7 @@ def fit_logistic_spline(
     if coefficients is None:
         return None
     # Sandwich variance I⁻¹ (Σ_c s_c s_cᵀ) I⁻¹ with the score s_c summed within each cluster
-    # (Liang and Zeger 1986, section 3), times C / (C - 1) for C clusters.
+    # (Liang and Zeger 1986), times C / (C - 1) for C clusters.
     z = _compute_linear_predictor(columns, np.zeros_like(columns[0]), coefficients)
     _, information = _compute_derivatives(columns, z, is_event)
     residual = is_event - special.expit(z)
@@ -81,6 +82,7 @@ def fit_logistic_spline(
     )  # (clusters, 3)
     inverse = np.linalg.inv(information)
     variance = inverse @ (scores.T @ scores) @ inverse * len(scores) / max(len(scores) - 1, 1)
+    # (k, 3)
     design = np.stack([np.ones_like(points), points, _compute_spline_term(points, knots)], axis=1)
     middle = design @ coefficients  # (k,)
     error = np.sqrt(np.einsum("ki,ij,kj->k", design, variance, design))
@@ -108,10 +110,12 @@ def _maximize_likelihood(
         z = _compute_linear_predictor(columns, offset, coefficients)
         return float(z[is_event].sum() - np.logaddexp(0, z).sum())
 
+    # Started at intercept 0 and slope 1, a perfectly calibrated model.
     coefficients, likelihood = start, compute_log_likelihood(start)
     for _ in range(_MAX_NEWTON_STEPS):
         z = _compute_linear_predictor(columns, offset, coefficients)
         score, information = _compute_derivatives(columns, z, is_event)
+        # A singular information matrix: some direction has no finite maximum.
         if np.linalg.cond(information) > 1 / np.finfo(np.float64).eps:
             return None
         step = np.linalg.solve(information, score)

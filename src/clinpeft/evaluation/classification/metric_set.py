@@ -88,9 +88,11 @@ def evaluate_metric_set(
         level=spec.level,
         rng=rng,
     )
+    # Subjects are what the bootstrap resamples, so that they decide whether there is an interval.
     subject_count = len(np.unique(predictions.subjects))
     rows: list[dict[str, object]] = []
     for metric, value, interval in zip(metric_set.metrics, values, intervals, strict=True):
+        # A value that the sample does not define has no interval, even if some resample defines it.
         is_interval_reported = metric.has_interval and not np.isnan(value)
         if not is_interval_reported:
             interval = ConfidenceInterval(None, None, spec.level)  # noqa: PLW2901

@@ -107,6 +107,7 @@ def find_prediction_mismatch(
     Returns:
         The reason; empty if both predict the same stays at the same times, with the same truth.
     """
+    # A stay can be predicted at several times, so that both identify a row.
     stays = [
         set(zip(table["stay_id"].to_pylist(), table["prediction_time"].to_pylist(), strict=True))
         for table in (before, after)
@@ -149,7 +150,7 @@ def delong_test(
 ) -> tuple[float, float, float]:
     """Test the difference of two AUROCs on the same rows.
 
-    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44), equations 4 to 6, with midranks in
+    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44), with midranks in
     n log n (Sun and Xu 2014, algorithm 2). Ties count half. Rows are taken to be independent.
 
     Args:
@@ -161,6 +162,7 @@ def delong_test(
         cannot vary, as with equal rankings, the standard error is 0, and p is 1 for no difference
         and 0 for one. All are NaN with fewer than two rows of a class.
     """
+    # m and n of DeLong et al. 1988.
     events, others = int(is_positive.sum()), int((~is_positive).sum())
     if min(events, others) < 2:
         return (float("nan"),) * 3
@@ -171,7 +173,9 @@ def delong_test(
         ranks = stats.rankdata(scores)
         below.append((ranks[is_positive] - stats.rankdata(scores[is_positive])) / others)
         above.append(1 - (ranks[~is_positive] - stats.rankdata(scores[~is_positive])) / events)
+    # The mean of the placement values is the AUROC itself.
     difference = float(below[1].mean() - below[0].mean())
+    # S10 / m + S01 / n for the contrast (-1, 1).
     variance = (
         float((below[1] - below[0]).var(ddof=1)) / events
         + float((above[1] - above[0]).var(ddof=1)) / others
@@ -212,7 +216,7 @@ def _compare_split(
     second = build_discrimination_metrics(after, label_space, split, spec)
     # The prevalence is the same for both models, and so has no difference.
     compared = [index for index, metric in enumerate(first.metrics) if metric.depends_on_model]
-    error_change = compute_squared_errors(after) - compute_squared_errors(before)
+    error_change = compute_squared_errors(after) - compute_squared_errors(before)  # (n,)
 
     def compute_values(counts: NDArray[np.int32]) -> Float64Array:
         change = second.compute_values(counts)[compared] - first.compute_values(counts)[compared]
@@ -233,6 +237,7 @@ def _compare_split(
     if before.kind != "binary":
         return rows
     p = delong_test(before.scores[:, 1], after.scores[:, 1], after.truth[:, 1])[2]
+    # With a single stay of a class the variance of its placement values is undefined.
     unknown = "; unknown: a class has fewer than two stays" if np.isnan(p) else ""
     delong = {
         "name": "delong_p",

@@ -49,13 +49,13 @@ def rank_scores(scores: ScoreArray, is_positive: BoolArray) -> ScoreRanks:
         is_positive: the truth, in the shape of ``scores``.
     """
     if scores.ndim == 1:
-        scores, is_positive = scores[:, None], is_positive[:, None]
-    distinct = np.unique(scores[is_positive])
+        scores, is_positive = scores[:, None], is_positive[:, None]  # (n, 1)
+    distinct = np.unique(scores[is_positive])  # ascending
     # left + right insertion index: 2 j + 1 for the j-th distinct score itself, 2 j between two.
     positions = (
         np.searchsorted(distinct, scores, "left") + np.searchsorted(distinct, scores, "right")
     ).astype(np.int32)
-    rows, _ = np.nonzero(is_positive)
+    rows, _ = np.nonzero(is_positive)  # row of each positive cell
     score_index = positions[is_positive] // 2
     positive_matrix = sparse.csr_array(
         (np.ones(len(rows), np.int32), (score_index, rows)), shape=(len(distinct), len(scores))
@@ -77,6 +77,7 @@ def compute_curve_areas(score_ranks: ScoreRanks, counts: CountArray) -> Float64A
     """
     if not score_ranks.distinct_count or not len(counts):
         return np.full((2, len(counts)), np.nan)
+    # 2 j + 1 positions a label: between, at, and beyond the distinct scores.
     chunk_size = max(1, _MAX_CELLS // (2 * score_ranks.distinct_count + 1))
     # Counts add up exactly as integers where they fit; weights add up in double precision.
     dtype = np.dtype(np.int32 if score_ranks.positions.size < _MAX_INT32_CELLS else np.int64)
@@ -156,8 +157,8 @@ def _compute_areas(score_ranks: ScoreRanks, counts: CountArray) -> Float64Array:
     # All rows at, and at or below, each distinct score: (distinct, resamples).
     at_score, cumulative = position_counts[1::2], cumulative[1::2]
     positives = np.asarray(score_ranks.positive_matrix @ counts, dtype=np.float64)
-    cumulative_positives = np.cumsum(positives, axis=0)
-    positive_total = cumulative_positives[-1]
+    cumulative_positives = np.cumsum(positives, axis=0)  # (distinct, resamples)
+    positive_total = cumulative_positives[-1]  # (resamples,)
     with np.errstate(invalid="ignore"):  # 0 / 0 where a class was not drawn
         # Negatives below each positive; those at the same score count half (Mann and Whitney 1947).
         negatives_below = cumulative - cumulative_positives - (at_score - positives) / 2

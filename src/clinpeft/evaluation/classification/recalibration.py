@@ -103,6 +103,7 @@ def _apply_temperature(
     corrected = _replace_list_column(predictions, "probabilities", np.asarray(inverse_link))
     if has_logits:
         corrected = _replace_list_column(corrected, "logits", logits)
+    # The optimum lies outside: the user should know.
     at_bound = min(abs(np.log(temperature / np.array(TEMPERATURE_BOUNDS)))) < 1e-3
     limit = ", the end of where it is looked for" if at_bound else ""
     return corrected, f"temperature {temperature:.3g} fitted on {stay_count} tuning stays{limit}"
@@ -115,6 +116,7 @@ def _apply_isotonic(
     class_count, stay_count = len(label_space.classes), len(tuning.truth)
     probabilities = stack_list_column(predictions, "probabilities", class_count).astype(np.float64)
     corrected, positives = probabilities.copy(), tuning.truth.sum(axis=0)
+    # Fewer stays fit steps that are noise; such classes keep their probabilities.
     fitted = (positives >= MIN_ISOTONIC_STAYS) & (stay_count - positives >= MIN_ISOTONIC_STAYS)
     for column in np.flatnonzero(fitted):
         regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
@@ -134,11 +136,12 @@ def _apply_isotonic(
     if label_space.kind == "binary":  # the other class is the complement of the event
         corrected = np.stack([1 - corrected[:, 1], corrected[:, 1]], axis=1)
     elif label_space.kind == "multiclass":
-        # One-vs-rest corrections are normalized (Zadrozny and Elkan 2002, section 5); a row of
+        # One-vs-rest corrections are normalized (Zadrozny and Elkan 2002); a row of
         # zeros stays as it was.
         total = corrected.sum(axis=1, keepdims=True)
         normalized = corrected / np.where(total > 0, total, 1.0)
         corrected = np.where(total > 0, normalized, probabilities)
+    # A step function has no logit that the link maps to its values.
     table = _replace_list_column(predictions, "probabilities", corrected)
     field = PREDICTION_SCHEMA.field("logits")
     nulls = pa.nulls(len(table), field.type)
@@ -168,6 +171,7 @@ def _compute_loss(logits: Float64Array, truth: BoolArray, kind: ProblemType) -> 
 def _replace_list_column(predictions: pa.Table, column: str, values: Float64Array) -> pa.Table:
     """The table with one column of lists replaced by ``values``, (n, K); metadata are kept."""
     rows, classes = values.shape
+    # Lists of equal length in one buffer, without a Python list a row.
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * classes)
     lists = pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).ravel()))
     field, at = PREDICTION_SCHEMA.field(column), predictions.schema.get_field_index(column)

@@ -76,6 +76,7 @@ def extract_scored_predictions(
     rows = predictions.filter(pc.equal(predictions["split"], split))
     location = f"{label_space.name}, {split}"
     scores = _check_list_column(rows, "probabilities", class_count, location)
+    # Both bounds are included: a sigmoid can round to 0 or 1.
     in_range = np.logical_and.reduce((scores >= 0) & (scores <= 1), axis=1)  # NaN is not in range
     message = "a probability that is not between 0 and 1"
     _check_rows(rows, ~in_range, message, location, _OVERFLOW_HINT)
@@ -99,6 +100,7 @@ def _check_list_column(
     predictions: pa.Table, column: str, class_count: int, location: str
 ) -> ScoreArray:
     lists = predictions[column].combine_chunks()
+    # A null list has no length: -1 differs from every number of classes.
     lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
     message = f"a number of {column} that is not the {class_count} of the classes"
     hint = "predict with the head of this question"
@@ -112,6 +114,7 @@ def _extract_truth(
     """The true classes as a mask of shape (n, classes)."""
     message = f"a true class that is unknown or not one of {class_count}"
     if kind != "multilabel":
+        # A null is an unknown truth and never class 0.
         label = pc.fill_null(predictions["label"], -1).to_numpy()
         is_invalid = (label < 0) | (label >= class_count)
         _check_rows(predictions, is_invalid, message, location, "give the index of a class")
@@ -121,7 +124,7 @@ def _extract_truth(
     # A null list is an unknown truth; an empty list says that no label applies.
     is_unknown = np.asarray(lists.is_null())
     _check_rows(predictions, is_unknown, "true classes that are unknown", location, hint)
-    row = np.asarray(pc.list_parent_indices(lists))
+    row = np.asarray(pc.list_parent_indices(lists))  # of each label: (labels,)
     label = np.asarray(pc.fill_null(lists.flatten(), -1))
     invalid_rows = row[(label < 0) | (label >= class_count)]
     is_invalid = np.bincount(invalid_rows, minlength=len(predictions)) > 0

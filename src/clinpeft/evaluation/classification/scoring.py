@@ -75,6 +75,7 @@ def score_prediction_table(
     """
     has_split = "split" in predictions.schema.names
     present = set(pc.unique(predictions["split"]).to_pylist()) if has_split else set()
+    # A held-out split is always reported, so that its absence is seen.
     splits = ["tuning", "held_out"] if "tuning" in present else ["held_out"]
     if present == {"train"}:
         splits = ["train"]
@@ -150,6 +151,7 @@ def average_main_metric(
         remark = f"unknown: no value for {', '.join(missing) or 'any question'}"
     else:
         remark = _WIDE_INTERVAL_REMARK if has_limits else "no interval: a question has none"
+    # A macro average needs all of its tasks: with one missing it would be another number.
     means = {
         column: float(np.mean(np.array([row[column] for row in valued], np.float64)))
         for column in ("value", *(("low", "high") if has_limits else ()))
@@ -189,6 +191,7 @@ def suppress_small_cells(results: pa.Table, smallest_cell: int) -> pa.Table:
             "events": events,
             "stays without the event": None if events is None else row["n"] - events,
         }
+        # A count of 0 is shown: it is about no person.
         small = [
             noun
             for noun, count in counts.items()

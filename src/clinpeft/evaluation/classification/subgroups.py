@@ -108,6 +108,7 @@ def limit_resamples(spec: ClassificationEvaluationSpec, cells: int) -> Classific
         spec: with the resamples of the recipe.
         cells: stays times classes.
     """
+    # Cost grows with cells times resamples.
     limit = max(MAX_RESAMPLED_CELLS // max(cells, 1), MIN_SUBGROUP_RESAMPLES)
     return spec.model_copy(update={"resamples": min(spec.resamples, limit)})
 
@@ -149,6 +150,7 @@ def _select_groups(
     group_names: NDArray[np.object_], predictions: ScoredPredictions, min_subjects: int
 ) -> dict[str, BoolArray]:
     """Masks of the groups with enough subjects, shape (n,) each, small ones pooled."""
+    # Sorted, so that groups and their resamples do not depend on the order of rows.
     masks = {name: group_names == name for name in sorted(set(group_names.tolist()))}
     large, small = {}, []
     for name, mask in masks.items():
@@ -177,6 +179,7 @@ def _evaluate_column(
         for name, mask in groups.items()
     ]
     main_definition = subgroups[0].metric_set.metrics[0].definition.partition(";")[0]
+    # The gap is computed on each resample, so that its interval is of the gap itself.
     gap = MetricDefinition(
         f"{label_space.metric}_largest_gap", _GAP_DEFINITION.format(column_label, main_definition)
     )

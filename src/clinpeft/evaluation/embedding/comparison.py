@@ -65,7 +65,7 @@ def compute_permutation_p(
         permutations: how many are drawn, where not all are enumerated.
     """
     change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    sums = sum_by_cluster(clusters, change)[:, 0]
+    sums = sum_by_cluster(clusters, change)[:, 0]  # (clusters,)
     sums = sums[sums != 0]  # a cluster without a difference has the same sum under either sign
     # The tolerance keeps rounding from separating sums that are equal.
     observed = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()
@@ -75,6 +75,7 @@ def compute_permutation_p(
         return float((np.abs(signs @ sums) >= observed).mean())
     extreme, chunk_size = 0, max(1, _MAX_SIGN_CELLS // len(sums))
     for start in range(0, permutations, chunk_size):
+        # Sum with signs s is Σd - 2 Σ_{flipped} d: bits suffice, at an eighth of the memory.
         flips = rng.integers(0, 2, (min(chunk_size, permutations - start), len(sums)), np.int8)
         extreme += int((np.abs(sums.sum() - 2 * (flips @ sums)) >= observed).sum())
     return (1 + extreme) / (1 + permutations)
@@ -99,6 +100,7 @@ def adjust_holm(p_values: ArrayLike) -> Float64Array:
     defined = np.flatnonzero(~np.isnan(values))
     order = defined[np.argsort(values[defined], kind="stable")]
     steps = values[order] * (len(order) - np.arange(len(order)))
+    # The running maximum keeps the adjusted values monotone in p.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
@@ -129,6 +131,7 @@ def compute_minimum_detectable_difference(
     sums = sum_by_cluster(clusters, change - change.mean())[:, 0]
     if len(sums) < 2:
         return float("nan")
+    # Between-cluster variance of sums, C / (C - 1) for C clusters.
     error = np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(change)
     return float((stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power)) * error)
 
@@ -256,6 +259,7 @@ def compare_models_pairwise(
             metric_names=[metric_name],
         )
         rows += table.to_pylist()
+    # Holm's method over all pairs of models, for this metric alone.
     tests = [row for row in rows if row["name"] == f"{metric_name}_difference_p"]
     adjusted = adjust_holm([np.nan if row["value"] is None else row["value"] for row in tests])
     for row, p in zip(tests, adjusted, strict=True):

@@ -235,6 +235,7 @@ def evaluate_study_protocol(
         _DIFFERENT_STRATUM: np.asarray(different_cosines, np.float64),
         _NEGATION_STRATUM: np.asarray(negation_cosines, np.float64),
     }
+    # The study has no clusters: every pair is resampled on its own.
     strata = [name for name, values in cosines.items() for _ in values]
     columns = {
         "pair_id": [
@@ -294,8 +295,9 @@ def _build_strata(pair_scores: pa.Table, location: str) -> dict[str, _Stratum]:
         message = f"{int(related.sum())} related pairs and {int((~related).sum())} unrelated ones"
         raise InputError(message, location=location, hint="score at least one of each")
     strata = np.array(pair_scores["stratum"].to_pylist(), np.str_)
+    # Strata of unrelated pairs only; related pairs are shared by all of them.
     names = pc.unique(pair_scores["stratum"].filter(pc.invert(pair_scores["related"]))).to_pylist()
-    random = ~related & (strata == RANDOM_STRATUM)
+    random = ~related & (strata == RANDOM_STRATUM)  # (n,)
     return {name: _Stratum(scores, related, ~related & (strata == name), random) for name in names}
 
 
@@ -304,6 +306,7 @@ def _build_statistics(
 ) -> RowStatistics:
     """Counts of rows (resamples, n) to the metrics, shape (metrics, resamples)."""
     pairs = np.flatnonzero(stratum.is_related | stratum.is_unrelated)
+    # Ranks do not change between resamples: computed once.
     ranks = rank_scores(stratum.scores[pairs], stratum.is_related[pairs])
     selected = [list(SEPARATION_METRICS).index(metric) for metric in metric_names]
 

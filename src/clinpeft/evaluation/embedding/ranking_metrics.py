@@ -129,6 +129,7 @@ def compute_query_metrics(
     ideal = _rank_rows(queries.judgment_numbers[best_order], grades[best_order], queries.size)
     metrics = _compute_metrics(ranking, ideal, relevant, min_relevant_grade)
 
+    # Queries without a relevant passage have no recall, and are left out of all means.
     numbers = np.flatnonzero(relevant)
     # The cluster of the first retrieved row of each query; null where nothing was retrieved.
     first_row = np.full(queries.size, -1, np.int64)
@@ -235,7 +236,7 @@ def _number_ids(judgments: pa.Table, rankings: pa.Table, column: str) -> _Number
 def _rank_rows(query_number: Int64Array, grade: Int64Array, query_count: int) -> _GradedRows:
     """Number the rows of each query from 0; rows of a query are contiguous and in ascending
     order."""
-    starts = np.searchsorted(query_number, np.arange(query_count))
+    starts = np.searchsorted(query_number, np.arange(query_count))  # first row of each query
     return _GradedRows(query_number, np.arange(len(query_number)) - starts[query_number], grade)
 
 
@@ -258,13 +259,15 @@ def _compute_metrics(
 
     def compute_dcg(rows: _GradedRows) -> Float64Array:
         # DCG of the first 10: grade / log2(rank + 1) with ranks from 1 (Järvelin and Kekäläinen
-        # 2002, equation 2, with log2 from the first rank on as in trec_eval).
+        # 2002, with log2 from the first rank on as in trec_eval).
         mask = (rows.rank < 10) & (rows.grade > 0)
         return sum_by_query(rows, mask, rows.grade[mask] / np.log2(rows.rank[mask] + 2))
 
-    is_hit = ranking.grade >= min_relevant_grade
+    is_hit = ranking.grade >= min_relevant_grade  # (n,)
+    # 0 / 0 for a query without a judged gain becomes 0 below, as in trec_eval.
     metrics = {"ndcg_at_10": divide_or_nan(compute_dcg(ranking), compute_dcg(ideal))}
     mask = is_hit & (ranking.rank < 10)
+    # The largest reciprocal rank is that of the first hit.
     metrics["mrr_at_10"] = np.zeros(query_count)
     reciprocals = 1 / (ranking.rank[mask] + 1)
     np.maximum.at(metrics["mrr_at_10"], ranking.query_number[mask], reciprocals)

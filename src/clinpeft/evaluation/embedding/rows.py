@@ -95,6 +95,7 @@ def build_metric_row(
         cluster_count: for the column ``n_subjects``.
         resamples: that the interval is from.
     """
+    # JSON has no NaN, and null means unknown.
     is_defined = bool(np.isfinite(value))
     unit = f"{cluster_count} {context.resampled_unit}"
     limits: dict[str, object] = {"low": None, "high": None, "level": None}

@@ -120,7 +120,7 @@ def select_top_k(
             own = own_passages[query_offset : query_offset + len(part)]
             queries = np.flatnonzero(own >= 0)
             part[queries, column[own[queries]]] = -np.inf
-        top = _select_largest(part, depth)
+        top = _select_largest(part, depth)  # (some, depth)
         top_scores = np.take_along_axis(part, top, axis=1)
         rows.append(np.where(np.isneginf(top_scores), -1, order[top]))
         scores.append(top_scores)
@@ -142,6 +142,7 @@ def to_retrieval_table(
         query_ids, passage_ids: of queries and passages.
         clusters: of the queries; None: each is a cluster of its own.
     """
+    # Row-major order: by query, then by rank.
     queries, ranks = np.nonzero(rows >= 0)
     query = pa.array(queries)
     query_clusters = pa.array(
@@ -165,6 +166,7 @@ def _select_largest(scores: SimilarityArray, k: int) -> Int64Array:
     kth = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k][:, None]
     above, tied = scores > kth, scores == kth
     free = k - above.sum(axis=1, keepdims=True)
+    # Exactly k per row: all above the k-th value, and ties until the places are used.
     selected = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= free))
     columns = np.nonzero(selected)[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")

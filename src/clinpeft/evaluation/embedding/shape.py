@@ -90,13 +90,14 @@ def evaluate_geometry(
     """
     texts = normalize_vectors(vectors, ids, "vectors of texts")
     positives = normalize_vectors(positive_vectors, ids, "vectors of positives")
+    # Sorted, so that the sample keeps the order of the texts.
     selected = np.sort(rng.permutation(len(texts))[:MAX_COMPARED_TEXTS])
     sample = texts[selected]
     sample_clusters = number_clusters([clusters[row] for row in selected])
     unit = "clusters of texts"
     context = MeasurementContext(len(texts), None, split, state, task, unit)
     sample_context = MeasurementContext(len(sample), None, split, state, task, unit)
-    # ||x - y||² = 2 - 2 cos for unit vectors (Wang and Isola 2020, equation 1, alpha = 2).
+    # ||x - y||² = 2 - 2 cos for unit vectors (Wang and Isola 2020, alignment with alpha = 2).
     distances = 2 - 2 * compute_cosines(texts, positives)  # (n,)
     rows = bootstrap_metric_rows(
         {"alignment": _ALIGNMENT_DEFINITION},
@@ -146,7 +147,7 @@ def uniformity(vectors: EmbeddingArray) -> float:
 def mean_random_cosine(vectors: EmbeddingArray) -> float:
     """The mean cosine over all pairs of different rows: (||Σx||² - n) / (n (n - 1)).
 
-    A measure of anisotropy (Ethayarajh 2019, section 3.2).
+    A measure of anisotropy (Ethayarajh 2019).
 
     Args:
         vectors: rows of length 1, shape (n, d).
@@ -154,6 +155,7 @@ def mean_random_cosine(vectors: EmbeddingArray) -> float:
     Returns:
         Between -1 / (n - 1) and 1; NaN with fewer than two rows.
     """
+    # ||Σx||² sums the cosines of all ordered pairs, n of them of a row with itself.
     n, total = len(vectors), vectors.sum(axis=0, dtype=np.float64)
     return float((total @ total - n) / (n * (n - 1))) if n > 1 else float("nan")
 
@@ -161,7 +163,7 @@ def mean_random_cosine(vectors: EmbeddingArray) -> float:
 def effective_rank(vectors: EmbeddingArray) -> float:
     """The effective rank exp(-Σ p log p), p the singular values over their sum.
 
-    Roy and Vetterli 2007, definition 1.
+    Roy and Vetterli 2007.
 
     Args:
         vectors: shape (n, d); not centered.
@@ -169,6 +171,7 @@ def effective_rank(vectors: EmbeddingArray) -> float:
     Returns:
         Between 1 and min(n, d).
     """
+    # The singular values of the vectors themselves: the mean direction counts as one dimension.
     values = np.linalg.svd(np.asarray(vectors, np.float64), compute_uv=False)
     shares = values[values > 0] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
@@ -177,7 +180,7 @@ def effective_rank(vectors: EmbeddingArray) -> float:
 def participation_ratio(vectors: EmbeddingArray) -> float:
     """The participation ratio (Σλ)² / Σλ² over the eigenvalues λ of the covariance.
 
-    The number of dimensions that an evenly spread cloud would need (Gao et al. 2017, equation 5).
+    The number of dimensions that an evenly spread cloud would need (Gao et al. 2017).
 
     Args:
         vectors: shape (n, d).
@@ -195,7 +198,7 @@ def participation_ratio(vectors: EmbeddingArray) -> float:
 def hubness(vectors: EmbeddingArray, neighbors: int = 10) -> float:
     """The hubness: the skewness of N_k, how often each row is among the k nearest of the others.
 
-    Radovanović, Nanopoulos and Ivanović 2010, equation 1. Equal cosines are decided by row number.
+    Radovanović, Nanopoulos and Ivanović 2010. Equal cosines are decided by row number.
 
     Args:
         vectors: rows of length 1, shape (n, d).

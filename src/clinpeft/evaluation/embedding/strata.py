@@ -150,6 +150,7 @@ def shuffle_partners(pair_count: int, rng: np.random.Generator) -> Int64Array:
     Returns:
         Rows of pairs, shape (n,).
     """
+    # Each element's successor in a random cycle: a permutation without fixed points.
     cycle = rng.permutation(pair_count)
     partner = np.empty(pair_count, np.int64)
     partner[cycle] = np.roll(cycle, -1)
@@ -228,6 +229,7 @@ class _ExcludedPassages:
         is_around = (section <= positive_section) & (
             positive_section <= self.last_sections[passages]
         )
+        # Equal anchors share their positives: looked up by anchor and passage.
         key = self.anchor_numbers[rows] * len(self.text_numbers) + passages
         at = np.minimum(np.searchsorted(self.positive_keys, key), len(self.positive_keys) - 1)
         is_positive = self.positive_keys[at] == key
