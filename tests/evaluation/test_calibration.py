@@ -1,4 +1,5 @@
-"""Calibration: by hand, against scikit-learn, on simulated patients who are told the truth or too much, and where nothing can be said."""
+"""Calibration: by hand, against scikit-learn, on simulated patients who are told the truth or too
+much, and where nothing can be said."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def measured(
 def patients(
     rows: int, seed: int, sharpened: float = 1.0
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Who had it, and what they were told: the true probability, or one whose logit is multiplied."""
+    """Who had it, and what they were told: the true probability, or one whose logit is
+    multiplied."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 1.5, rows)
     return rng.random(rows) < special.expit(logits), special.expit(sharpened * logits)

@@ -1,4 +1,5 @@
-"""All numbers of a question together: which splits and groups have rows, what is put away before it leaves, and the mean over questions."""
+"""All numbers of a question together: which splits and groups have rows, what is put away before it
+leaves, and the mean over questions."""
 
 from __future__ import annotations
 
@@ -386,5 +387,5 @@ def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
     [None, {b"other": b""}, {b"question": b"no json"}, {b"question": b"{}"}, {b"question": b"[]"}],
 )
 def test_a_table_without_a_question_is_refused(metadata: dict[bytes, bytes] | None) -> None:
-    with pytest.raises(InputError, match="question"):
+    with pytest.raises(InputError, match="where: metadata of the table"):
         evaluation.read_prediction_label_space(hospital(20).replace_schema_metadata(metadata))

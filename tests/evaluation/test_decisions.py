@@ -1,4 +1,5 @@
-"""Net benefit by hand, the two policies it is compared with, and the distributions of probabilities."""
+"""Net benefit by hand, the two policies it is compared with, and the distributions of
+probabilities."""
 
 from __future__ import annotations
 

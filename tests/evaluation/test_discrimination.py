@@ -1,4 +1,5 @@
-"""Discrimination: by hand, against scikit-learn, with absent classes, and intervals that hold the truth as often as they say."""
+"""Discrimination: by hand, against scikit-learn, with absent classes, and intervals that hold the
+truth as often as they say."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def asked(kind: ProblemType, classes: int, train_counts: Sequence[int] = ()) -> 
 
 
 def predictions(truth: Sequence[Any], probabilities: Any, **columns: Any) -> pa.Table:
-    """Answers to stays 0, 1, ... of subjects of their own: ``truth`` is a class a row, or a list of classes a row."""
+    """Answers to stays 0, 1, ... of subjects of their own: ``truth`` is a class a row, or a list of
+    classes a row."""
     rows = len(truth)
     column = "labels" if rows and isinstance(truth[0], list) else "label"
     given = {
@@ -226,7 +228,8 @@ def test_labels_with_too_few_positives_are_left_out_of_averages_and_counted() ->
 
 
 def test_bands_are_thirds_of_the_occurrences_in_training() -> None:
-    # 12 occurrences, a third is 4: c2 holds the first 5, c0 begins in the second third, c3 in the last
+    # 12 occurrences, a third is 4: c2 holds the first 5, c0 begins in the second third, c3 in the
+    # last
     truth, scores = multilabel_sample(150, 5)
     found = measured(predictions(listed(truth), scores), asked("multilabel", 5, (4, 0, 5, 2, 1)))
     for band, labels in (("head", [2]), ("torso", [0]), ("tail", [1, 3, 4])):
@@ -410,7 +413,7 @@ def test_the_main_metric_is_nan_where_classes_are_absent_and_an_unknown_one_is_r
     assert np.isnan(compute_main_metric(scores, np.array([1, 1]), asked("binary", 2)))
     assert np.isnan(compute_main_metric(scores, np.array([1, 1]), asked("multiclass", 2)))
     assert np.isnan(compute_main_metric(scores, [[], []], asked("multilabel", 2)))
-    with pytest.raises(InputError, match="unknown metric 'f1'"):
+    with pytest.raises(InputError, match="'f1'"):
         compute_main_metric(
             scores,
             np.array([0, 1]),
@@ -518,7 +521,7 @@ def test_a_stay_that_is_answered_twice_is_refused_even_across_splits() -> None:
         stay_id=[5, 6, 6],
         split=["held_out", "held_out", "train"],
     )
-    with pytest.raises(InputError, match="more than once") as caught:
+    with pytest.raises(InputError, match="1 stays") as caught:
         extract_scored_predictions(table, asked("binary", 2), "held_out")
     assert caught.value.location == "toy, stay_id 6"
 
@@ -526,18 +529,19 @@ def test_a_stay_that_is_answered_twice_is_refused_even_across_splits() -> None:
 def test_a_table_that_is_not_one_of_predictions_and_a_binary_question_of_three_classes_are_refused() -> (
     None
 ):
-    with pytest.raises(InputError, match="no column probabilities"):
+    with pytest.raises(InputError, match="probabilities"):
         extract_scored_predictions(
             HAND.drop_columns(["probabilities"]), asked("binary", 2), "held_out"
         )
-    with pytest.raises(InputError, match="binary question with 3 classes"):
+    with pytest.raises(InputError, match="3 classes"):
         extract_scored_predictions(HAND, asked("binary", 3), "held_out")
 
 
 def ward(
     rng: np.random.Generator, subjects: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-    """Subjects of one to six stays with one truth and a shared effect: z = truth + 0.9 person + 0.5 stay."""
+    """Subjects of one to six stays with one truth and a shared effect: z = truth + 0.9 person + 0.5
+    stay."""
     event = rng.random(subjects) < 0.4
     stays = np.repeat(np.arange(subjects), rng.integers(1, 7, size=subjects))
     return (
@@ -564,7 +568,8 @@ def test_an_interval_over_subjects_holds_the_true_auroc_as_often_as_it_says() ->
 
 
 def test_an_interval_over_subjects_is_as_wide_as_the_variance_of_clustered_pairs_says() -> None:
-    """Obuchowski 1997: each subject adds what its stays add to the mean over pairs of a positive and a negative."""
+    """Obuchowski 1997: each subject adds what its stays add to the mean over pairs of a positive
+    and a negative."""
     subjects, event, z = ward(np.random.default_rng(5), 250)
     row = measured(
         predictions(event.astype(int).tolist(), of_event(special.expit(z)), subject_id=subjects),

@@ -1,4 +1,5 @@
-"""Comparison of models: p by hand and by enumeration, false alarms at their nominal rate, Holm by hand."""
+"""Comparison of models: p by hand and by enumeration, false alarms at their nominal rate, Holm by
+hand."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_most() -> None:
-    """Queries in clusters that share most of their difference: a test that took them to be independent would call far more."""
+    """Queries in clusters that share most of their difference: a test that took them to be
+    independent would call far more."""
     rng = np.random.default_rng(7)
     clusters = np.repeat(np.arange(30), rng.integers(1, 6, 30))
 
@@ -178,7 +180,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
 
 
 def test_models_that_were_asked_other_queries_are_refused() -> None:
-    with pytest.raises(RefusedError, match="3 queries of a and 2 of b"):
+    with pytest.raises(RefusedError, match=r"3 .* a .* 2 .* b\b"):
         compare_retrieval(
             queries(np.ones(3)),
             queries(np.ones(2)),
@@ -187,7 +189,7 @@ def test_models_that_were_asked_other_queries_are_refused() -> None:
             level=0.95,
             rng=np.random.default_rng(0),
         )
-    with pytest.raises(RefusedError, match="relevant passages, are not the same"):
+    with pytest.raises(RefusedError, match="where: a and b"):
         other = queries(np.ones(3), relevant=2)
         compare_retrieval(
             queries(np.ones(3)),

@@ -132,5 +132,5 @@ def test_many_texts_are_sampled_and_the_definition_says_so(monkeypatch: pytest.M
 def test_vectors_that_are_nan_are_refused() -> None:
     vectors = spread(5, 3).copy()
     vectors[2, 1] = np.nan
-    with pytest.raises(InputError, match=r"1 vectors that are not finite.*'2'"):
+    with pytest.raises(InputError, match=r"1 vectors .*'2'"):
         measured(spread(5, 3), vectors)

@@ -1,4 +1,5 @@
-"""Areas under curves: by hand, against scikit-learn, and on resamples against the rows written out."""
+"""Areas under curves: by hand, against scikit-learn, and on resamples against the rows written
+out."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def test_a_tie_of_a_positive_and_a_negative_counts_half() -> None:
 
 
 def test_average_precision_finds_tied_rows_together() -> None:
-    # at .9: 1 of 1 positive; at .5: 2 positives of 4 rows; at .1: 3 of 5. The shares of positives found there: a third each
+    # at .9: 1 of 1 positive; at .5: 2 positives of 4 rows; at .1: 3 of 5. The shares of positives
+    # found there: a third each
     scores, positive = (
         np.array([0.9, 0.5, 0.5, 0.5, 0.1]),
         np.array([True, True, False, False, True]),

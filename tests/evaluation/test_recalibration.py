@@ -1,4 +1,5 @@
-"""Recalibration: a known temperature is found, steps mend what they are fitted on, and what cannot be fitted is left and counted."""
+"""Recalibration: a known temperature is found, steps mend what they are fitted on, and what cannot
+be fitted is left and counted."""
 
 from __future__ import annotations
 
@@ -116,7 +117,8 @@ def test_none_changes_nothing() -> None:
 
 
 def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
-    """Ten stays each at 0.2, 0.4 and 0.6, of whom 5, 3 and 9 had it: the first two are pooled at 8 in 20."""
+    """Ten stays each at 0.2, 0.4 and 0.6, of whom 5, 3 and 9 had it: the first two are pooled at 8
+    in 20."""
     told = np.repeat([0.2, 0.4, 0.6], 10)
     truth = np.concatenate([np.arange(10) < 5, np.arange(10) < 3, np.arange(10) < 9]).astype(int)
     table = predictions(
@@ -169,9 +171,7 @@ def test_tuning_stays_of_one_class_change_nothing_and_it_is_said(how: Any) -> No
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_without_a_tuning_stay_there_is_nothing_to_fit_on(how: Any) -> None:
     table = predictions([0, 1], np.full((2, 2), 0.5))
-    with pytest.raises(
-        RecipeError, match=r"without a tuning stay(.|\n)*evaluation\.recalibration(.|\n)*none"
-    ):
+    with pytest.raises(RecipeError, match=r"where: evaluation\.recalibration"):
         recalibrate_predictions(table, asked("binary", 2), how)
 
 

@@ -1,4 +1,5 @@
-"""An invented recipe, its record and its numbers, for the tests of the registry and of the reports."""
+"""An invented recipe, its record and its numbers, for the tests of the registry and of the
+reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The audit log: every way to change it is seen, a crash is not mistaken for one, two processes take turns."""
+"""The audit log: every way to change it is seen, a crash is not mistaken for one, two processes
+take turns."""
 
 from __future__ import annotations
 
@@ -219,5 +220,5 @@ def test_the_log_is_for_its_user_alone(home: Path) -> None:
 
 
 def test_a_home_without_a_log_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no audit log"):
+    with pytest.raises(InputError, match=r"where: .*audit\.jsonl"):
         audit_log.verify_audit_log(tmp_path)

@@ -52,7 +52,8 @@ def test_the_same_question_has_the_same_id_of_twelve_hexadecimal_characters() ->
 
 
 def test_an_id_does_not_change_between_versions_without_a_decision() -> None:
-    """The id as it was first computed for this recipe: a new field with a default changes it, and then this test says so."""
+    """The id as it was first computed for this recipe: a new field with a default changes it, and
+    then this test says so."""
     canonical = make_recipe().model_dump(
         mode="json", exclude={"name": True, "source": {"path"}, "base": {"path"}}
     )
@@ -311,7 +312,7 @@ def test_the_log_has_a_line_an_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sentence", ["Mr Invented has chest pain", "line\nbreak", "a" * 41, ""])
 def test_the_log_takes_no_sentence_and_does_not_repeat_it(tmp_path: Path, sentence: str) -> None:
     with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
-        with pytest.raises(ValueError, match="'phase' is not one short word") as caught:
+        with pytest.raises(ValueError, match="'phase'") as caught:
             runs.append_log_event(run, "step", phase=sentence)
         assert not sentence or sentence not in str(caught.value)
         assert not (run.folder / "log.jsonl").exists()
@@ -338,7 +339,7 @@ def test_a_full_disk_leaves_the_record_that_was_there(
     with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
         monkeypatch.setattr(location, disk_full)
-        with pytest.raises(StorageError, match=r"No space left[\s\S]*run\.json"):
+        with pytest.raises(StorageError, match=r"where: .*run\.json"):
             runs.update_run_record(run, tokens_seen=1)
         monkeypatch.undo()
         assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
@@ -390,10 +391,10 @@ def test_a_home_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path: Path, damage: str) -> None:
     run = finished_run(tmp_path)
     (run.folder / "run.json").write_text(damage, encoding="utf-16")
-    with pytest.raises(InputError, match=r"cannot be read[\s\S]*run\.json"):
+    with pytest.raises(InputError, match=r"where: .*run\.json"):
         runs.read_run(run.folder)
     (run.folder / "run.json").write_text(damage, encoding="utf-8")
-    with pytest.raises(InputError, match=r"cannot be read[\s\S]*run\.json"):
+    with pytest.raises(InputError, match=r"where: .*run\.json"):
         runs.find_run(tmp_path, ID)
 
 
@@ -404,31 +405,31 @@ def test_a_damaged_table_is_an_error_that_names_the_file(
 ) -> None:
     run = finished_run(tmp_path)
     (run.folder / name).write_text(damage)
-    with pytest.raises(InputError, match=rf"cannot be read[\s\S]*{name}"):
+    with pytest.raises(InputError, match=rf"where: .*{name}"):
         assert (run.results, run.attrition) is None
 
 
 def test_damaged_or_missing_likelihoods_are_an_error_that_names_the_file(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     (run.folder / "likelihoods.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"cannot be read[\s\S]*likelihoods\.parquet"):
+    with pytest.raises(InputError, match=r"where: .*likelihoods\.parquet"):
         runs.read_run_likelihoods(run, "base")
     (run.folder / "likelihoods.parquet").unlink()
-    with pytest.raises(InputError, match="has no likelihoods"):
+    with pytest.raises(InputError, match=r"where: .*likelihoods\.parquet"):
         runs.read_run_likelihoods(run, "base")
 
 
 def test_a_damaged_recipe_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     (run.folder / "recipe.toml").write_text('kind = "adapt"\ncolour = "blue"\n')
-    with pytest.raises(InputError, match=r"not a recipe[\s\S]*recipe\.toml"):
+    with pytest.raises(InputError, match=r"where: .*recipe\.toml"):
         runs.read_run(run.folder)
 
 
 def test_a_renamed_folder_is_an_error_that_says_its_name(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     run.folder.rename(tmp_path / "my-best-run")
-    with pytest.raises(InputError, match=f"of run {ID}"):
+    with pytest.raises(InputError, match=ID):
         runs.find_run(tmp_path, "my-best-run")
 
 

@@ -58,9 +58,7 @@ def test_a_text_that_means_several_runs_is_an_error_with_their_ids(
 ) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa")
     finished_run(tmp_path, "abbbbbbbbbbb")
-    with pytest.raises(
-        UsageError, match=r"2 runs match[\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"
-    ):
+    with pytest.raises(UsageError, match=r"^2 [\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"):
         runs.find_run(tmp_path, text)
 
 

@@ -128,9 +128,9 @@ def test_caches_are_listed_with_their_bytes_and_go(tmp_path: Path) -> None:
 
 def test_nothing_is_purged_under_a_run_that_is_at_work(tmp_path: Path) -> None:
     with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
-        with pytest.raises(RefusedError, match="being worked on"):
+        with pytest.raises(RefusedError, match=rf"where: .*{run.id}"):
             purge.list_cache_removals(tmp_path)
-        with pytest.raises(RefusedError, match="being worked on"):
+        with pytest.raises(RefusedError, match=rf"where: .*{run.id}"):
             purge.list_run_removals(run, include_predictions=True)
 
 
@@ -171,19 +171,19 @@ def content(run: Run, *private: str) -> runs.ReleaseContent:
 def test_a_run_without_an_audit_or_with_one_of_other_weights_or_too_old_is_refused(
     run: Run,
 ) -> None:
-    with pytest.raises(RefusedError, match="no privacy audit") as refused:
+    with pytest.raises(RefusedError, match=rf"where: .*{run.id}") as refused:
         runs.read_matching_privacy_audit(run)
     assert refused.value.exit_code == 4
     audited(run, weights={"adapter/adapter_model.safetensors": "0" * 64})
-    with pytest.raises(RefusedError, match="of other weights"):
+    with pytest.raises(RefusedError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
     audited(run, made=NOON.isoformat())
-    with pytest.raises(RefusedError, match="older than the run"):
+    with pytest.raises(RefusedError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
     audited(run)
     assert runs.read_matching_privacy_audit(run)["left_out"] == {}
     (run.folder / runs.PRIVACY_AUDIT_FILE).write_text("{}")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
 
 
@@ -211,7 +211,7 @@ def test_a_path_or_a_user_in_any_file_stops_the_release(
     path = run.folder / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({"base_model_name_or_path": word}))
     audited(run)
-    with pytest.raises(RefusedError, match="names a"):
+    with pytest.raises(RefusedError, match="where: release"):
         runs.write_release_folder(run, tmp_path / "out", content(run, "ann-the-user"))
     assert not list(tmp_path.glob("*out*"))
 
@@ -219,10 +219,10 @@ def test_a_path_or_a_user_in_any_file_stops_the_release(
 def test_a_whole_model_and_a_folder_that_exists_are_refused(run: Run, tmp_path: Path) -> None:
     audited(run)
     (tmp_path / "out").mkdir()
-    with pytest.raises(RefusedError, match="exists"):
+    with pytest.raises(RefusedError, match="where: release --to"):
         runs.write_release_folder(run, tmp_path / "out", content(run))
     (run.folder / "model").mkdir()
-    with pytest.raises(RefusedError, match="trained the whole model"):
+    with pytest.raises(RefusedError, match=r"where: .*model"):
         runs.write_release_folder(run, tmp_path / "other", content(run))
 
 
@@ -244,9 +244,7 @@ def test_a_head_whose_classes_may_be_text_of_notes_stays_inside(run: Run, tmp_pa
     audited(run)
     folder = runs.write_release_folder(run, tmp_path / "out", content(run))
     assert not list(folder.glob("head*"))
-    assert (
-        "classes of t " in json.loads((folder / "manifest.json").read_text())["notices"][0]
-    )
+    assert "classes of t " in json.loads((folder / "manifest.json").read_text())["notices"][0]
 
 
 def test_small_counts_of_classes_do_not_leave_with_the_head(run: Run, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ def test_two_workers_share_the_trials_and_none_is_made_twice(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_surface")
 def test_an_equal_proposal_waits_for_the_worker_that_has_the_first(tmp_path: Path) -> None:
-    """Of two choices and two workers one is busy with each; the other four proposals are told when those are."""
+    """Of two choices and two workers one is busy with each; the other four proposals are told when
+    those are."""
     second = Maker()
 
     def meanwhile(recipe: Any) -> None:
@@ -155,7 +156,8 @@ def test_an_equal_proposal_waits_for_the_worker_that_has_the_first(tmp_path: Pat
 
 @pytest.mark.usefixtures("_surface")
 def test_a_proposal_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
-    """A process that dies between the keys of a proposal leaves a trial without values: it is none."""
+    """A process that dies between the keys of a proposal leaves a trial without values: it is
+    none."""
     with bench(tmp_path, asked(trials=3), Maker()) as worker:
         worker.study.ask()
         search.run_search_worker(worker)
@@ -225,7 +227,7 @@ def test_a_metric_that_no_run_has_stops_at_the_first_run_and_loses_nothing(
     make = Maker()
     with (
         bench(tmp_path, asked(metric="aurok"), make) as worker,
-        pytest.raises(UsageError, match="did you mean 'auroc'"),
+        pytest.raises(UsageError, match="'auroc'"),
     ):
         search.run_search_worker(worker)
     assert len(make.made) == 1
@@ -234,7 +236,7 @@ def test_a_metric_that_no_run_has_stops_at_the_first_run_and_loses_nothing(
 def test_a_journal_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with (
-        pytest.raises(StorageError, match="the storage of the search cannot be used: "),
+        pytest.raises(StorageError, match="where: journal"),
         bench(tmp_path / "file", asked(), Maker()),
     ):
         pass

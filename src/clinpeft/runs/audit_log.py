@@ -4,8 +4,7 @@
 beside it holds the number of lines, the bytes and the hash of the last line. A line that was
 edited, deleted, inserted or moved breaks the chain; lines removed at the end no longer match the
 head. What this cannot show: a user with write access can rewrite all lines and the head. Against
-that, ``verify_audit_log`` accepts a hash that was noted elsewhere (Schneier and Kelsey 1999,
-section 4).
+that, ``verify_audit_log`` accepts a hash that was noted elsewhere (Schneier and Kelsey 1999).
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def build_search_record(
     ]
     # Importance over part of the trials would change with every trial.
     is_open = len(trials) < plan.search.trials or any(trial.state == "open" for trial in trials)
-    importance, method = {}, "unknown: trials are open"
+    importance: dict[str, float] = {}
+    method = "unknown: trials are open"
     if not is_open:
         importance, method = _compute_importance(study, stored_trials, plan.search.seed)
     return SearchRecord(

@@ -115,6 +115,7 @@ def _build_distribution(dimension: SearchDimension) -> BaseDistribution:
             return IntDistribution(0, len(dimension.choices) - 1)
         # Without an order the sampler must not assume neighbors.
         return CategoricalDistribution(dimension.choices)
+    # Integer limits mean an integer key.
     low, high, step = dimension.range.low, dimension.range.high, dimension.range.step
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=dimension.range.log, step=int(step or 1))

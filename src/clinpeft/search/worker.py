@@ -236,8 +236,9 @@ def _evaluate_trial(
         recipe = _build_trial_recipe(config, claimed_trial)
         run, is_newly_trained = joint_result or _run_when_unlocked(config, recipe)
     except SETTINGS_ERRORS as error:
-        is_known = isinstance(error, ClinpeftError)
-        return None, {REASON_ATTR: error.message if is_known else "there was not enough memory"}
+        if isinstance(error, ClinpeftError):
+            return None, {REASON_ATTR: error.message}
+        return None, {REASON_ATTR: "there was not enough memory"}
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, see _run_jointly
             raise

@@ -125,6 +125,7 @@ def compute_decision_curve(
         means: Float64Array = (counts @ stay_terms).T / counts.sum(axis=1)
         return means
 
+    # All lines and thresholds on the same resamples, in one matrix product.
     intervals = bootstrap_rows(
         predictions.subjects, compute_values, resamples=spec.resamples, level=spec.level, rng=rng
     )

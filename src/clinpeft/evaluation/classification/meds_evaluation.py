@@ -49,6 +49,7 @@ def as_meds_predictions(predictions: pa.Table, label_space: LabelSpace, split: s
         )
     scored = extract_scored_predictions(predictions, label_space, split)
     rows = predictions.filter(pc.equal(predictions["split"], split))
+    # The event is the second class of a binary label space.
     probability = scored.scores[:, 1]
     columns = [
         rows["subject_id"],

@@ -98,6 +98,7 @@ def build_metric_row(
     # JSON has no NaN, and null means unknown.
     is_defined = bool(np.isfinite(value))
     unit = f"{cluster_count} {context.resampled_unit}"
+    # All three or none: a level without limits would be read as an interval.
     limits: dict[str, object] = {"low": None, "high": None, "level": None}
     if not is_defined:
         remark = "unknown: too little to measure it on"
