@@ -53,7 +53,10 @@ def test_tuning_and_held_out_stays_are_scored_by_every_measure() -> None:
     found = evaluation.score_prediction_table(table, BINARY, SPEC, rng())
     assert found.schema.equals(schemas.METRIC_RESULT_SCHEMA)
     rows = found.to_pylist()
-    names = "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope observed_expected ece net_benefit".split()
+    names = (
+        "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope "
+        "observed_expected ece net_benefit"
+    ).split()
     assert [(row["split"], row["name"]) for row in rows] == [
         (split, name) for split in ("tuning", "held_out") for name in names
     ]

@@ -526,9 +526,7 @@ def test_a_stay_that_is_answered_twice_is_refused_even_across_splits() -> None:
     assert caught.value.location == "toy, stay_id 6"
 
 
-def test_a_table_that_is_not_one_of_predictions_and_a_binary_question_of_three_classes_are_refused() -> (
-    None
-):
+def test_another_table_and_a_binary_question_of_three_classes_are_refused() -> None:
     with pytest.raises(InputError, match="probabilities"):
         extract_scored_predictions(
             HAND.drop_columns(["probabilities"]), asked("binary", 2), "held_out"
@@ -584,9 +582,7 @@ def test_an_interval_over_subjects_is_as_wide_as_the_variance_of_clustered_pairs
     assert row["auroc"]["high"] - row["auroc"]["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
-def test_an_interval_over_subjects_is_wider_than_one_over_stays_where_stays_of_a_subject_resemble_each_other() -> (
-    None
-):
+def test_an_interval_over_subjects_is_wider_where_stays_of_a_subject_are_alike() -> None:
     rng = np.random.default_rng(0)
     stays = np.repeat(np.arange(60), 8)
     event = (rng.random(60) < 0.4)[stays]

@@ -12,7 +12,12 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.core.errors import RefusedError
-from clinpeft.evaluation.bootstrap import bootstrap_rows
+from clinpeft.evaluation.arrays import Float64Array, Int64Array
+from clinpeft.evaluation.bootstrap import (
+    ClusterStatistic,
+    bootstrap_clusters,
+    sum_by_cluster,
+)
 from clinpeft.evaluation.embedding import comparison
 from clinpeft.evaluation.embedding.comparison import (
     adjust_holm,
@@ -102,6 +107,16 @@ def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_mos
     assert share(0.9, clusters, 100) > 0.9
 
 
+def ratio_of(sums: Float64Array) -> ClusterStatistic:
+    """The mean over all rows, from sums and numbers of rows by cluster."""
+
+    def statistic(counts: Int64Array) -> Float64Array:
+        totals = counts @ sums
+        return np.asarray(totals[:, 0] / totals[:, 1], np.float64)
+
+    return statistic
+
+
 def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(8)
     clusters = np.repeat(np.arange(60), 3)
@@ -109,14 +124,8 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> N
     for _ in range(400):
         before = rng.normal(size=180)
         after = before + 0.2 + rng.normal(0, 1, 60)[clusters]
-        change = after - before
-        (interval,) = bootstrap_rows(
-            clusters,
-            lambda counts, change=change: (counts @ change / counts.sum(axis=1))[None],
-            resamples=300,
-            level=0.95,
-            rng=rng,
-        )
+        sums = sum_by_cluster(clusters, after - before, np.ones(180))
+        interval = bootstrap_clusters(60, ratio_of(sums), resamples=300, level=0.95, rng=rng)
         assert interval.low is not None and interval.high is not None
         held += interval.low <= 0.2 <= interval.high
     assert 0.91 <= held / 400 <= 0.98

@@ -172,9 +172,7 @@ def test_every_metric_is_that_of_trec_eval_ties_included(seed: int) -> None:
         assert values["mrr_at_10"] == pytest.approx(reciprocal[query]["recip_rank"], abs=1e-12)
 
 
-def test_a_query_without_a_relevant_passage_is_left_out_and_counted_and_one_that_found_nothing_has_0() -> (
-    None
-):
+def test_a_query_without_a_relevant_passage_is_left_out_and_one_without_results_has_0() -> None:
     run = {"good": {"a": 0.9}, "bad": {"a": 0.9}, "not judged": {"a": 0.9}}
     qrels = {"good": {"a": 1}, "bad": {"a": 0}, "silent": {"a": 1}}
     scored = of(run, qrels)

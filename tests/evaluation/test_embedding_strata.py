@@ -102,9 +102,7 @@ def test_the_only_passage_that_may_be_drawn_is_found_and_where_there_is_none_it_
     )
 
 
-def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a_longer_name_is() -> (
-    None
-):
+def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbor_is() -> None:
     found = passages(
         ("b", "1", "1/a/x", "positive"),
         ("b", "1", "1/a", "around"),

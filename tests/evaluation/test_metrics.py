@@ -261,7 +261,7 @@ def test_another_number_of_tokens_is_refused_with_the_note_id() -> None:
     other = [*HAND[:2], (2, None, "held_out", 6, 1.0)]
     with pytest.raises(
         RefusedError,
-        match="1 notes .* tokens, .*'n2'",
+        match=r"1 notes .* tokens, .*'n2'",
     ):
         compare_perplexity(likelihoods(HAND), likelihoods(other), SPEC, np.random.default_rng(0))
 

@@ -204,9 +204,7 @@ def test_delong_is_that_of_all_pairs_ties_included(distinct: int) -> None:
     )
 
 
-def test_delong_says_1_for_equal_rankings_0_for_a_difference_that_cannot_vary_and_nothing_for_too_few() -> (
-    None
-):
+def test_delong_is_1_for_equal_rankings_0_without_variance_and_nan_for_too_few() -> None:
     positive = np.array([True, True, False, False])
     rising = np.array([0.8, 0.9, 0.1, 0.2])
     assert delong_test(rising, rising**2, positive) == (0.0, 0.0, 1.0)

@@ -152,8 +152,8 @@ def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
     table = predictions(listed(truth), scores, split=["tuning"] * 50 + ["held_out"] * 10)
     mended, said = recalibrate_predictions(table, asked("multilabel", 2), "isotonic")
     assert (
-        said
-        == "isotonic regression of 1 classes fitted on 50 tuning stays, 1 classes with fewer than 10 stays for or against left as they are"
+        said == "isotonic regression of 1 classes fitted on 50 tuning stays, "
+        "1 classes with fewer than 10 stays for or against left as they are"
     )
     found = listed_column(mended, "probabilities")
     assert found[:, 1] == pytest.approx(scores[:, 1])

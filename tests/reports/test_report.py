@@ -335,7 +335,7 @@ def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
     assert "differential privacy" not in adapter_card(run)
     noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
     said = adapter_card(
-        dataclasses.replace(run, record=run.record.model_copy(update={"private": noise}))
+        dataclasses.replace(run, record=run.record.model_copy(update={"differential_privacy": noise}))
     )
     assert (
         "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less"

@@ -256,7 +256,8 @@ def test_a_second_process_on_the_same_run_is_refused_with_the_number_of_the_firs
     program = (
         "import sys; from pathlib import Path; from clinpeft.core.errors import RefusedError; "
         "from clinpeft.core.files import lock_folder\n"
-        "try:\n    with lock_folder(Path(sys.argv[1])): print('taken')\nexcept RefusedError as error: print(error.message)"
+        "try:\n    with lock_folder(Path(sys.argv[1])): print('taken')\n"
+        "except RefusedError as error: print(error.message)"
     )
     with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
         second = subprocess.run(

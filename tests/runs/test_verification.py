@@ -145,7 +145,7 @@ def test_a_link_in_the_cache_is_removed_and_not_followed(tmp_path: Path) -> None
     assert not (tmp_path / "home" / "cache" / "corpus-1").is_symlink()
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- release
+# Release
 
 
 def audit_of(run: Run, **changes: object) -> dict[str, object]:

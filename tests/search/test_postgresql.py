@@ -149,7 +149,8 @@ def test_a_killed_worker_lets_go_of_its_trial_at_once(tmp_path: Path, address: s
         from pathlib import Path
         from clinpeft import search
         from tests.search.conftest import Maker, asked, bench
-        with bench(Path({str(tmp_path / "there")!r}), asked(trials=3, storage={address!r}, seed=3), Maker(), "killed") as worker:
+        spec = asked(trials=3, storage={address!r}, seed=3)
+        with bench(Path({str(tmp_path / "there")!r}), spec, Maker(), "killed") as worker:
             with contextlib.ExitStack() as held:
                 with worker.trial_locks.lock_search():
                     search.claim_trials(worker, held, 1)
