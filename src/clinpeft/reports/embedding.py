@@ -211,7 +211,7 @@ def _adapted(row: Encoder, measures: Sequence[_Measure]) -> Cells:
     found["published separation"] = row.printed("separation")
     found |= {
         "trained": _recorded(row, "trained_parameters"),
-        "share": _recorded(row, "share"),
+        "share": _recorded(row, "trained_fraction"),
         "time": _recorded(row, "training_seconds"),
     }
     return found
