@@ -571,13 +571,18 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     again = workflows.train_classifier(
         asked, tmp_path / "stopped", circumstances(secret=2)
     )  # the secret is the one that it was begun with
-    assert again.record.differential_privacy is not None and again.record.differential_privacy["epsilon"] == told["epsilon"]
+    assert (
+        again.record.differential_privacy is not None
+        and again.record.differential_privacy["epsilon"] == told["epsilon"]
+    )
     for path in whole.folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
             assert (
                 path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes()
             ), path
-    assert runs.read_run(again.folder).record.differential_privacy == again.record.differential_privacy
+    assert (
+        runs.read_run(again.folder).record.differential_privacy == again.record.differential_privacy
+    )
 
 
 def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
