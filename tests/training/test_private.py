@@ -558,7 +558,7 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     )
     assert isinstance(asked, ClassifyRecipe)
     whole = workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "whole"))
-    told = whole.record.private
+    told = whole.record.differential_privacy
     assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
     assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
     assert not (
@@ -572,13 +572,18 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     again = workflows.train_classifier(
         asked, replace(circumstances(secret=2), home=tmp_path / "stopped")
     )  # the secret is the one that it was begun with
-    assert again.record.private is not None and again.record.private["epsilon"] == told["epsilon"]
+    assert (
+        again.record.differential_privacy is not None
+        and again.record.differential_privacy["epsilon"] == told["epsilon"]
+    )
     for path in whole.folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
             assert (
                 path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes()
             ), path
-    assert runs.read_run(again.folder).record.private == again.record.private
+    assert (
+        runs.read_run(again.folder).record.differential_privacy == again.record.differential_privacy
+    )
 
 
 def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
@@ -602,7 +607,7 @@ def test_a_private_language_adapter_records_what_it_spent(
     asked = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, AdaptRecipe)
     run = workflows.adapt_language_model(asked, replace(circumstances(), home=tmp_path / "runs"))
-    told = run.record.private
+    told = run.record.differential_privacy
     assert (
         told is not None
         and 3.96 <= told["epsilon"] <= 4

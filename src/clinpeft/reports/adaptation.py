@@ -86,7 +86,7 @@ def _build_measurement_row(entry: CellResult) -> tuple[CellValue, ...]:
     return (
         entry.name,
         record.trained_parameters,
-        record.share,
+        record.trained_fraction,
         get_estimate_value(train),
         test,
         record.training_seconds,

@@ -254,7 +254,9 @@ def _build_row_values(row: ClassificationRow, tasks: Sequence[str]) -> dict[str,
     named["trained"] = _format_range(
         [run.record.trained_parameters for run in row.runs], format_count
     )
-    named["share"] = _format_range([run.record.share for run in row.runs], format_percent)
+    named["share"] = _format_range(
+        [run.record.trained_fraction for run in row.runs], format_percent
+    )
     return named
 
 

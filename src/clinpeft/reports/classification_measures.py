@@ -270,7 +270,7 @@ def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
 def _summarize_cost(runs: Sequence[Run]) -> Iterator[CellValue]:
     records = [run.record for run in runs]
     yield _average_available([record.trained_parameters for record in records])
-    yield _average_available([record.share for record in records])
+    yield _average_available([record.trained_fraction for record in records])
     yield _average_available([record.tokens_seen for record in records])
     yield _average_available([record.training_seconds for record in records])
     yield _average_available([compute_tokens_per_second(run) for run in runs])

@@ -249,7 +249,7 @@ def _build_adapted_row(row: EncoderRow, metrics: Sequence[_MetricColumn]) -> Emb
     found["published separation"] = row.get_published_number("separation")
     found |= {
         "trained": _average_record_field(row, "trained_parameters"),
-        "share": _average_record_field(row, "share"),
+        "share": _average_record_field(row, "trained_fraction"),
         "time": _average_record_field(row, "training_seconds"),
     }
     return found

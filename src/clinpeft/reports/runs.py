@@ -337,7 +337,9 @@ def _describe_trained_parameters(run: Run) -> str:
         return ""
     of = f" of {format_count(record.base_parameters)}" if record.base_parameters else ""
     return f"{format_count(record.trained_parameters)}{of} parameters" + (
-        f" ({format_percent(record.share)})" if record.share is not None else ""
+        f" ({format_percent(record.trained_fraction)})"
+        if record.trained_fraction is not None
+        else ""
     )
 
 

@@ -266,7 +266,7 @@ def record_classifier_run(
         attrition=attrition,
         tables=results.tables,
         liveness=activity.as_json(),
-        private=fitted.privacy,
+        differential_privacy=fitted.privacy,
         **summarize_training(run, context, model.stack, fitted.result, trained),
         features_seconds=setup.features_seconds,
         baselines_seconds=results.baselines_seconds,

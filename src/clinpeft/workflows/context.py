@@ -278,7 +278,7 @@ def summarize_training(
         "finished": finished,
         "trained_parameters": trained_parameters,
         "base_parameters": stack.counts.base_parameters,
-        "share": trained_parameters / stack.counts.base_parameters,
+        "trained_fraction": trained_parameters / stack.counts.base_parameters,
         "precision": str(stack.base.precision).removeprefix("torch."),
         "precision_reason": stack.base.precision_reason,
         "quantization": stack.base.quantization_reason,

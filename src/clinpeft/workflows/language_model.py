@@ -281,7 +281,7 @@ def record_adapt_run(
         results=results,
         attrition=(*corpus.attrition, corpus.encodings.attrition),
         likelihoods=likelihoods,
-        private=fitted.privacy,
+        differential_privacy=fitted.privacy,
         **summarize_training(run, context, stack, fitted.result),
         notices=(*stack.notices, *(notices if canaries else ())),
     )
