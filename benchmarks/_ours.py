@@ -9,7 +9,6 @@ steps, to the peers) or trained and timed, and then the verb is left.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,15 +33,15 @@ AtTheDoor = Callable[..., object]
 def at_the_door(document: dict[str, Any], home: Path, work: AtTheDoor) -> Any:
     """Run the verb of a recipe up to the loop, and do ``work`` there."""
     asked = recipe.validate_recipe(document, "the benchmark")
-    verb = getattr(workflows, asked.kind)
+    workflow = workflows.get_workflow(asked)
 
     def fit(course: Any, spec: Any, accelerator: Any, *_: object, **__: object) -> object:
         raise Left(work(course, spec, accelerator))
 
-    context = workflows.RunContext(now=lambda: datetime.datetime.now(datetime.UTC))
+    context = workflows.RunContext(home)
     with mock.patch.object(training, "run_training", fit):
         try:
-            verb(asked, home, context)
+            workflow.run(asked, context)
         except Left as left:
             return left.args[0]
     raise RuntimeError("the verb never came to the loop: this very run is in the home already")

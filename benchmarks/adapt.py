@@ -60,7 +60,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
     import _ours
     import _peers
 
-    from clinpeft.workflows import language_model
+    from clinpeft.workflows import adapt as adapt_workflow
 
     size = SIZES[base]
     source, said = _texts.source()
@@ -90,7 +90,7 @@ def prepare(base: str, equal: int, work: Path, quick: bool) -> None:
         _peers.save_first(dict(course.parameters), work / "first.npz")
         return [chosen.tolist() for chosen in course.epoch(0)]
 
-    with _ours.spied(language_model, "lesson_of", lessons):
+    with _ours.spied(adapt_workflow, "build_language_data", lessons):
         windows = _ours.at_the_door(document, work / "home", look)
     encodings = lessons[0][0].encodings
     if equal:
@@ -175,12 +175,12 @@ def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
     """Floating-point operations a trained token, by the formula above."""
     from clinpeft import models
     from clinpeft.recipe import LoraSpec
-    from clinpeft.workflows import plan
+    from clinpeft.workflows import memory_estimates
 
     lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
     shape = models.read_model_shape(Path(recipe["base"]["path"]))
-    trained = plan.count_trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
-    terms = plan.estimate_operations(
+    trained = memory_estimates.count_trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
+    terms = memory_estimates.estimate_operations(
         shape, trained, round(float((lengths**2).sum() / lengths.sum())), has_language_head=True
     )
     return sum(term.value for term in terms)

@@ -39,7 +39,7 @@ def prepare(
     import _peers
     import _texts
 
-    from clinpeft.workflows import classifier, task_cohorts
+    from clinpeft.workflows import classify as workflow
 
     notes = 40 if quick else NOTES[kind]
     lengths = (50, 300) if quick else lengths
@@ -75,9 +75,12 @@ def prepare(
         _peers.save_first(dict(course.parameters), work / "first.npz")
         return [chosen.tolist() for chosen in course.epoch(0) if len(chosen) == BATCH_NOTES]
 
-    with _ours.spied(classifier, "answering", seen), _ours.spied(task_cohorts, "encoded", read):
+    with (
+        _ours.spied(workflow, "build_classifier", seen),
+        _ours.spied(workflow, "encode_documents", read),
+    ):
         steps = _ours.at_the_door(document, work / "home", look)[: 3 if quick else None]
-    _keep(steps, seen[0][0].exams[0], read[0][0][0].documents, kind, work)
+    _keep(steps, seen[0][0].task_data[0], read[0][0][0].documents, kind, work)
 
 
 def rows(words: list[int], labels: int, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
@@ -171,7 +174,7 @@ def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
 
     import _ours
 
-    from clinpeft.workflows import classifier
+    from clinpeft.workflows import classify as workflow
 
     recipe, kept = _read(work)
     recipe["base"]["precision"] = precision
@@ -209,7 +212,7 @@ def ours(precision: str, work: Path, patches: Any = ()) -> side.Measured:
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        stack.enter_context(_ours.spied(classifier, "answering", seen))
+        stack.enter_context(_ours.spied(workflow, "build_classifier", seen))
         measured = _ours.at_the_door(recipe, work / "home", train)
     return _roofline(measured, recipe, kept, precision)
 

@@ -44,12 +44,12 @@ def to_the_first_step(work: Path) -> side.Measured:
     """Everything before training, from nothing."""
     import _ours
 
-    from clinpeft.workflows import language_model
+    from clinpeft.workflows import adapt
 
     document = json.loads((work / "recipe.json").read_text())
     lessons: list[object] = []
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as home, _ours.spied(language_model, "lesson_of", lessons):
+    with tempfile.TemporaryDirectory() as home, _ours.spied(adapt, "build_language_data", lessons):
         _ours.at_the_door(document, Path(home), lambda *_: None)
         seconds = time.perf_counter() - began
         notes = len(lessons[0][0].encodings.table)  # type: ignore[index]

@@ -14,7 +14,6 @@ them.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import re
 import statistics
@@ -117,26 +116,20 @@ RECIPES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def _asked(work: Path) -> tuple[Any, Any, Any]:
-    """Recipe, verb and circumstances."""
-    from clinpeft import recipe, workflows
+def _load_recipe(work: Path) -> Any:
+    from clinpeft import recipe
 
-    asked = recipe.validate_recipe(json.loads((work / "recipe.json").read_text()), "the benchmark")
-    return (
-        asked,
-        getattr(workflows, asked.kind),
-        workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC)),
-    )
+    return recipe.validate_recipe(json.loads((work / "recipe.json").read_text()), "the benchmark")
 
 
 def planned(work: Path) -> side.Measured:
     """What ``clinpeft plan`` finds without ``--gpu``."""
-    asked, verb, context = _asked(work)
+    from clinpeft.workflows import RunContext
     from clinpeft.workflows.plan import plan_from_dry_run
 
     held: list[int] = []
     with tempfile.TemporaryDirectory(dir=work) as home, held_before_training(held):
-        plan = plan_from_dry_run(asked, Path(home), context, verb, None)
+        plan = plan_from_dry_run(_load_recipe(work), RunContext(Path(home)), None)
     assert plan.dry_run is not None and plan.seconds is not None and plan.tokens is not None
     terms = {f"{term.name}, MB": term.value / 2**20 for term in plan.memory_terms}
     by_formula = {
@@ -177,13 +170,13 @@ def held_before_training(held: list[int]) -> Iterator[None]:
 
 def run(work: Path) -> side.Measured:
     """The run itself."""
-    import dataclasses
+    from clinpeft.workflows import RunContext, get_workflow
 
-    asked, verb, context = _asked(work)
+    asked = _load_recipe(work)
     at_step: list[int] = []
-    context = dataclasses.replace(context, tell=lambda _: at_step.append(side.peak_bytes()))
     with tempfile.TemporaryDirectory(dir=work) as home:
-        record = verb(asked, Path(home), context).record
+        context = RunContext(Path(home), on_step=lambda _: at_step.append(side.peak_bytes()))
+        record = get_workflow(asked).run(asked, context).record
     end = {"first step": float(at_step[0]), "training": float(at_step[-1])}
     return side.Measured(
         "tokens",

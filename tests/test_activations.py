@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from clinpeft.core.errors import AdapterError, InterruptedRunError
 from clinpeft.recipe import AdaptRecipe, LoraSpec, PrefixSpec
 from clinpeft.runs import Run
 from clinpeft.training import StepEvent
-from clinpeft.workflows import plan
+from clinpeft.workflows import memory_estimates
 
 SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 
 
 @pytest.fixture
@@ -41,8 +40,10 @@ def asking(found: AdaptRecipe, policy: str) -> AdaptRecipe:
 def made(found: AdaptRecipe, home: Path, stop_after: int = 99) -> tuple[Run, list[StepEvent]]:
     told: list[StepEvent] = []
     count = itertools.count(1)
-    context = replace(AROUND, on_step=told.append, should_stop=lambda: next(count) >= stop_after)
-    return workflows.adapt_language_model(found, home, context), told
+    context = replace(
+        AROUND, home=home, on_step=told.append, should_stop=lambda: next(count) >= stop_after
+    )
+    return workflows.adapt_language_model(found, context), told
 
 
 def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
@@ -63,7 +64,7 @@ def test_a_run_learns_the_same_and_goes_on_where_it_was_stopped(
 def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "read_device_memory_bytes", lambda _: 2**20)
+    monkeypatch.setattr(memory_estimates, "read_device_memory_bytes", lambda _: 2**20)
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("recomputed: by formula")
 
@@ -71,7 +72,7 @@ def test_a_memory_that_is_too_small_by_formula_makes_auto_recompute(
 def test_a_prefix_is_kept_and_refused_where_recomputing_is_asked_for(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "read_device_memory_bytes", lambda _: 2**20)
+    monkeypatch.setattr(memory_estimates, "read_device_memory_bytes", lambda _: 2**20)
     smoke = smoke.model_copy(update={"adapters": (PrefixSpec(tokens=2, projection=False),)})
     run, _ = made(asking(smoke, "auto"), tmp_path / "home")
     assert run.record.activations.startswith("kept: prefix hands keys")

@@ -211,7 +211,7 @@ def test_an_adapter_of_an_ambiguous_run_is_refused_with_the_ids(
     said = clinpeft("classify", recipe, "--home", home, "--set", f"adapters=[{FROZEN}]")
     assert (
         said.code == 2
-        and "2 runs are meant by 'clinical'" in said.err
+        and "2 runs match 'clinical'" in said.err
         and all(run_id in said.err for run_id in ids)
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from clinpeft.runs import Run
 from tests.conftest import MakeFolder
 from tests.test_classify import RECIPE, invented, write_rows
 
-AROUND = workflows.RunContext(now=lambda: datetime.now(UTC))
+AROUND = workflows.RunContext(Path())
 MEASURED = (
     "started",
     "created",
@@ -65,10 +65,12 @@ def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
         varied(document, 4, 1e-2, 0.2, epochs=3, head_epochs=1),
         varied(document, 2, 2e-2),
     ]
-    found = workflows.train_classifiers_jointly(asked[:2], tmp_path / "together", [AROUND] * 2)
+    found = workflows.train_classifiers_jointly(
+        asked[:2], [replace(AROUND, home=tmp_path / "together")] * 2
+    )
     for at, one in enumerate(found):
         assert isinstance(one, Run)
-        alone = workflows.train_classifier(asked[at], tmp_path / "alone", AROUND)
+        alone = workflows.train_classifier(asked[at], replace(AROUND, home=tmp_path / "alone"))
         assert one.id == alone.id and one.state == "finished"
         ours, theirs = (run.record.model_dump(exclude=set(MEASURED)) for run in (one, alone))
         liveness = [record.pop("liveness") for record in (ours, theirs)]
@@ -88,11 +90,13 @@ def test_each_run_is_what_it_is_alone_and_says_who_was_trained_with_it(
         other = found[1 - at]
         assert isinstance(other, Run) and any(other.id in notice for notice in one.record.notices)
         assert one.record.notices[:-1] == alone.record.notices
-    again = workflows.train_classifiers_jointly(asked[1:], tmp_path / "together", [AROUND] * 2)
+    again = workflows.train_classifiers_jointly(
+        asked[1:], [replace(AROUND, home=tmp_path / "together")] * 2
+    )
     assert [run.record.finished for run in again if isinstance(run, Run)] == [
-        found[1].record.finished,
-        found[0].record.finished,
-    ]  # type: ignore[union-attr]
+        found[1].record.finished,  # type: ignore[union-attr]
+        found[0].record.finished,  # type: ignore[union-attr]
+    ]
 
 
 def test_stopped_runs_go_on_from_their_checkpoints(
@@ -100,16 +104,16 @@ def test_stopped_runs_go_on_from_their_checkpoints(
 ) -> None:
     asked = [varied(document, 2, 2e-2), varied(document, 4, 1e-2)]
     steps: list[int] = []
-    stopped = workflows.RunContext(
-        now=AROUND.now,
+    stopped = replace(
+        AROUND,
         on_step=lambda event: steps.append(event.step),
         should_stop=lambda: len(steps) >= 2,
     )
-    found = workflows.train_classifiers_jointly(asked, tmp_path, [stopped] * 2)
+    found = workflows.train_classifiers_jointly(asked, [replace(stopped, home=tmp_path)] * 2)
     assert all(isinstance(one, InterruptedRunError) for one in found)
     assert steps == [1, 1, 2]
-    on = workflows.RunContext(now=AROUND.now, on_step=lambda event: steps.append(event.step))
-    found = workflows.train_classifiers_jointly(asked, tmp_path, [on] * 2)
+    on = replace(AROUND, on_step=lambda event: steps.append(event.step))
+    found = workflows.train_classifiers_jointly(asked, [replace(on, home=tmp_path)] * 2)
     assert all(isinstance(one, Run) and one.state == "finished" for one in found)
     assert sorted(steps) == sorted([*range(1, 7)] * 2)
 
@@ -130,4 +134,4 @@ def test_recipes_that_differ_in_more_are_not_shareable(
     for odd in (elsewhere, dora, bare):
         assert isinstance(odd, ClassifyRecipe) and not workflows.can_train_jointly([one, odd])
         with pytest.raises(RecipeError, match="2 recipes that cannot be trained in one pass"):
-            workflows.train_classifiers_jointly([one, odd], tmp_path, [AROUND] * 2)
+            workflows.train_classifiers_jointly([one, odd], [replace(AROUND, home=tmp_path)] * 2)

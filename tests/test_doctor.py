@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shutil
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import models, workflows
+from clinpeft import workflows
 from clinpeft.cli.doctor import apply_tuned_threads
 from clinpeft.core.errors import InputError
+from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows import doctor
 
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 LIBRARY = [
     ("2.13.0+cpu", "good", ""),
     ("2.9.1", "failure", "2.11"),
@@ -47,9 +47,7 @@ def test_a_precision_that_is_chosen_and_slower_is_warned_of(
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(
-        doctor.run_diagnostics(tmp_path / "home", models.OFFLINE_ENVIRONMENT, AROUND, None)
-    )
+    found = list(doctor.run_diagnostics(tmp_path / "home", OFFLINE_VARIABLES, AROUND, None))
     names = [finding.name for finding in found]
     assert {
         "Python",
@@ -81,7 +79,7 @@ def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_tol
     assert doctor.check_free_disk(tmp_path).state == "failure"
     assert (
         doctor.check_offline_variables({}).state == "failure"
-        and doctor.check_offline_variables(models.OFFLINE_ENVIRONMENT).state == "good"
+        and doctor.check_offline_variables(OFFLINE_VARIABLES).state == "good"
     )
 
 
@@ -109,9 +107,9 @@ def test_the_self_test_trains_saves_reads_again_and_finds_everything_equal() -> 
 def test_the_self_test_sees_a_training_that_is_not_the_same_twice() -> None:
     runs = iter((1, 2))
 
-    def other_each_time(recipe: AdaptRecipe, home: Path, context: workflows.RunContext) -> Run:
+    def other_each_time(recipe: AdaptRecipe, context: workflows.RunContext) -> Run:
         return workflows.adapt_language_model(
-            recipe.model_copy(update={"seed": next(runs)}), home, context
+            recipe.model_copy(update={"seed": next(runs)}), context
         )
 
     found = doctor.run_self_test(AROUND, other_each_time)
@@ -119,7 +117,7 @@ def test_the_self_test_sees_a_training_that_is_not_the_same_twice() -> None:
 
 
 def test_what_breaks_a_run_breaks_the_self_test_and_not_the_doctor() -> None:
-    def broken(recipe: AdaptRecipe, home: Path, context: workflows.RunContext) -> Run:
+    def broken(recipe: AdaptRecipe, context: workflows.RunContext) -> Run:
         raise InputError("no text", location="source", hint="give some")
 
     assert doctor.run_self_test(AROUND, broken).message == "no text (source)"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import tomllib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from clinpeft.core.errors import RecipeError, RefusedError
 from clinpeft.models import Float8Linear
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import Run
-from clinpeft.workflows import plan, quantization
+from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
+from clinpeft.workflows import base_loading, memory_estimates, plan
 from tests.conftest import ROOT, MakeFolder
 from tests.test_classify import RECIPE as CLASSIFY
 from tests.test_classify import invented, write_rows
 from tests.test_embed import RECIPE as EMBED
 
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 FLOAT8 = {"quantization": "float8", "quantization_limit": 0.05}
 
 
@@ -67,7 +68,9 @@ def made(smoke: AdaptRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The run on the base as it comes, and after it, in the same home, that on float8."""
     home = tmp_path_factory.mktemp("home")
     return {
-        name: workflows.adapt_language_model(with_base(smoke, quantization=name), home, AROUND)
+        name: workflows.adapt_language_model(
+            with_base(smoke, quantization=name), replace(AROUND, home=home)
+        )
         for name in ("none", "float8")
     }
 
@@ -124,7 +127,7 @@ def test_a_second_run_measures_the_same(
     smoke: AdaptRecipe, made: dict[str, Run], tmp_path: Path
 ) -> None:
     assert (
-        workflows.adapt_language_model(smoke, tmp_path, AROUND).record.quantization
+        workflows.adapt_language_model(smoke, replace(AROUND, home=tmp_path)).record.quantization
         == made["float8"].record.quantization
     )
 
@@ -135,15 +138,14 @@ def test_a_base_that_float8_changes_too_much_is_refused_before_anything_is_train
     found = recipe.load_recipe_cells(ROOT / "recipes" / "smoke.toml")[0].recipe
     assert isinstance(found, AdaptRecipe)
     told: list[training.StepEvent] = []
-    context = workflows.RunContext(AROUND.now, on_step=told.append)
+    context = replace(AROUND, on_step=told.append)
     with pytest.raises(
         RefusedError,
         match=r"perplexity \d+\.\d+ before and \d+\.\d+ after, 1\.00\d+ times, where 1 is allowed",
     ) as caught:
         workflows.adapt_language_model(
             with_base(found, path=small_base, quantization="float8", quantization_limit=0.0),
-            tmp_path / "home",
-            context,
+            replace(context, home=tmp_path / "home"),
         )
     assert caught.value.location == "base.quantization_limit"
     assert (
@@ -157,7 +159,7 @@ def test_without_tuning_texts_nothing_can_be_measured(smoke: AdaptRecipe, tmp_pa
     split = smoke.split.model_copy(update={"train": 0.8, "tuning": 0.0})
     with pytest.raises(RefusedError, match="no tuning text"):
         workflows.adapt_language_model(
-            smoke.model_copy(update={"split": split}), tmp_path / "home", AROUND
+            smoke.model_copy(update={"split": split}), replace(AROUND, home=tmp_path / "home")
         )
 
 
@@ -166,7 +168,7 @@ def test_a_question_is_answered_on_it_and_asked_again(
 ) -> None:
     asked = asking(question)
     assert isinstance(asked, ClassifyRecipe)
-    run = workflows.train_classifier(asked, tmp_path, AROUND)
+    run = workflows.train_classifier(asked, replace(AROUND, home=tmp_path))
     assert (
         run.record.quantization.startswith("float8: mean cosine 0.99")
         and "13 tuning texts" in run.record.quantization
@@ -184,15 +186,19 @@ def test_a_question_is_answered_on_it_and_asked_again(
     with pytest.raises(
         RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
     ):
-        workflows.train_classifier(asking(question, quantization_limit=0.0), tmp_path, AROUND)
+        workflows.train_classifier(
+            asking(question, quantization_limit=0.0), replace(AROUND, home=tmp_path)
+        )
 
 
 def test_trials_in_one_pass_are_behind_the_gate_too(
     question: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = [asking(question | {"seed": seed}) for seed in (1, 2)]
-    together = workflows.train_classifiers_jointly(asked, tmp_path / "together", [AROUND] * 2)
-    alone = workflows.train_classifier(asked[0], tmp_path / "alone", AROUND)
+    together = workflows.train_classifiers_jointly(
+        asked, [replace(AROUND, home=tmp_path / "together")] * 2
+    )
+    alone = workflows.train_classifier(asked[0], replace(AROUND, home=tmp_path / "alone"))
     assert all(
         isinstance(run, Run) and run.record.quantization == alone.record.quantization
         for run in together
@@ -206,7 +212,7 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     document = tomllib.loads(said)
     asked = asking(document, **FLOAT8)
     assert isinstance(asked, EmbedRecipe)
-    run = workflows.train_embedding_model(asked, tmp_path, AROUND)
+    run = workflows.train_embedding_model(asked, replace(AROUND, home=tmp_path))
     assert run.record.quantization.startswith(
         "float8: mean cosine 0.99"
     ) and run.record.quantization.endswith("on 24 tuning texts")
@@ -216,12 +222,13 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
         stack.create_merged_model()
     with pytest.raises(RefusedError, match="where 1 is asked"):
         workflows.train_embedding_model(
-            asking(document, quantization="float8", quantization_limit=0.0), tmp_path, AROUND
+            asking(document, quantization="float8", quantization_limit=0.0),
+            replace(AROUND, home=tmp_path),
         )
 
 
 @pytest.mark.parametrize(
-    ("base", "adapter", "place"),
+    ("base", "adapter", "location"),
     [
         ({"trainable": True}, [], "base.trainable"),
         (
@@ -240,7 +247,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
 ) -> None:
     asked = asking(question | {"adapters": adapter}, **base)
     with pytest.raises(RecipeError, match="float8") as caught:
-        workflows.train_classifier(asked, tmp_path / "home", AROUND)
+        workflows.train_classifier(asked, replace(AROUND, home=tmp_path / "home"))
     assert caught.value.location == location and 'base.quantization = "none"' in caught.value.hint
     assert not (tmp_path / "home").exists()
 
@@ -250,7 +257,7 @@ def test_what_would_change_its_weights_is_refused_before_anything_is_read(
     [(10.1, 0.01, True), (10.11, 0.01, False), (9.0, 0.0, True), (float("nan"), 0.5, False)],
 )
 def test_perplexity_may_rise_by_the_limit(after: float, limit: float, holds: bool) -> None:
-    found, said = quantization._compare_perplexities(10.0, after, limit)
+    found, said = base_loading.compare_perplexities(10.0, after, limit)
     assert found is holds and f"perplexity 10 before and {after:g} after" in said
 
 
@@ -260,16 +267,16 @@ def test_the_mean_cosine_may_fall_by_the_limit() -> None:
         np.array([[3.0, 0.0], [3.0, 4.0]]),
     )  # cosines 1 and 0.8
     assert (
-        quantization._compare_vectors(before, after, 0.11)[0]
-        and not quantization._compare_vectors(before, after, 0.09)[0]
+        base_loading.compare_vectors(before, after, 0.11)[0]
+        and not base_loading.compare_vectors(before, after, 0.09)[0]
     )
-    assert "mean cosine 0.90000000" in quantization._compare_vectors(before, after, 0.09)[1]
-    assert not quantization._compare_vectors(before, np.zeros((2, 2)), 0.5)[0]
+    assert "mean cosine 0.90000000" in base_loading.compare_vectors(before, after, 0.09)[1]
+    assert not base_loading.compare_vectors(before, np.zeros((2, 2)), 0.5)[0]
 
 
 def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
     assert [
-        len(quantization._select_check_texts(np.arange(count))) for count in (1, 32, 33, 64, 1000)
+        len(base_loading.select_check_texts(np.arange(count))) for count in (1, 32, 33, 64, 1000)
     ] == [
         1,
         32,
@@ -277,14 +284,16 @@ def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
         32,
         32,
     ]
-    assert quantization._select_check_texts(np.arange(1000))[-1] > 900
+    assert base_loading.select_check_texts(np.arange(1000))[-1] > 900
 
 
 def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> None:
     shape = models.read_model_shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
     assert (shape.block_linear_weights, shape.largest_block_weights) == (inside, 64 * 128)
-    base = plan.estimate_memory(plan.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
+    base = memory_estimates.estimate_memory(
+        memory_estimates.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1
+    )[0]
     assert base.value == inside + 2 * (shape.parameter_count - inside + 64 * 128)
     plain, quantized = (
         plan.plan_from_formula(with_base(smoke, quantization=name), "H100").memory_terms
@@ -298,12 +307,12 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
     shape = models.read_model_shape(smoke.base.path)
-    whole = 4 * shape.parameter_count / plan.USABLE_MEMORY_FRACTION
-    load = plan.TrainingWorkload(
+    whole = 4 * shape.parameter_count / USABLE_MEMORY_FRACTION
+    load = memory_estimates.TrainingWorkload(
         shape, 0, "float32", has_language_head=False, quantization="float8"
     )
-    assert plan.estimate_max_micro_batch_tokens(load, 0.99 * whole) == 0
-    assert plan.estimate_max_micro_batch_tokens(load, 1.01 * whole) > 0
+    assert memory_estimates.estimate_max_micro_batch_tokens(load, 0.99 * whole) == 0
+    assert memory_estimates.estimate_max_micro_batch_tokens(load, 1.01 * whole) > 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "adaption-prompt"])
@@ -315,6 +324,8 @@ def test_a_method_beside_the_weights_runs_on_it(
     )
     assert isinstance(adapter, AdaptRecipe)
     assert (
-        workflows.adapt_language_model(adapter, tmp_path / "home", AROUND).record.state
+        workflows.adapt_language_model(
+            adapter, replace(AROUND, home=tmp_path / "home")
+        ).record.state
         == "finished"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from clinpeft.core.errors import UsageError
 from clinpeft.data.notes import sources
 from clinpeft.recipe import AdaptRecipe, LoraSpec
 from clinpeft.training import create_accelerator
-from clinpeft.workflows import task_cohorts
+from clinpeft.workflows import classify, embed
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 VERBS: dict[str, Any] = {
     "adapt": workflows.adapt_language_model,
     "classify": workflows.train_classifier,
@@ -42,10 +42,11 @@ def test_a_processor_is_refused_before_anything_is_read(
         raise AssertionError("something was read")
 
     monkeypatch.setattr(sources, "fingerprint_notes", never)
-    monkeypatch.setattr(task_cohorts, "fingerprint_cohort_sources", never)
+    monkeypatch.setattr(classify, "fingerprint_cohort_sources", never)
+    monkeypatch.setattr(embed, "fingerprint_embedding_data", never)
     monkeypatch.setattr(models, "fingerprint_base_model", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
-        VERBS[kind](asking(kind), tmp_path / "home", AROUND)
+        VERBS[kind](asking(kind), replace(AROUND, home=tmp_path / "home"))
     assert caught.value.location == "base.kernels" and not (tmp_path / "home").exists()
 
 
@@ -53,7 +54,7 @@ def test_trials_in_one_pass_are_refused_together(tmp_path: Path) -> None:
     asked = asking("classify").model_copy(update={"adapters": (LoraSpec(),)})
     trials = [asked, asked.model_copy(update={"adapters": (LoraSpec(rank=4),)})]
     with pytest.raises(UsageError, match='kernels = "liger" on cpu'):
-        workflows.train_classifiers_jointly(trials, tmp_path / "home", [AROUND] * 2)
+        workflows.train_classifiers_jointly(trials, [replace(AROUND, home=tmp_path / "home")] * 2)
 
 
 def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
@@ -61,6 +62,6 @@ def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
     assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == create_accelerator().device
     base = smoke.base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     run = workflows.adapt_language_model(
-        smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND
+        smoke.model_copy(update={"base": base}), replace(AROUND, home=tmp_path / "home")
     )
     assert run.record.kernels == "torch"

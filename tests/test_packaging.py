@@ -122,7 +122,7 @@ def test_no_locked_package_is_under_gpl_or_agpl() -> None:
     assert len(checked) > 40
     refused = {d.metadata["Name"] for d in checked if copyleft(licence_of(d))}
     assert refused <= {EMACS_MODE_UNDER_GPL}
-    docutils = Path(found[EMACS_MODE_UNDER_GPL].locate_file("docutils")).rglob("*.el")
+    docutils = Path(str(found[EMACS_MODE_UNDER_GPL].locate_file("docutils"))).rglob("*.el")
     assert not list(docutils)
 
 

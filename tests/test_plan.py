@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +12,19 @@ from clinpeft import models, recipe, workflows
 from clinpeft.cli.plan import format_run_plan
 from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdaptRecipe
+from clinpeft.runtime import RuntimePolicy, choose_activation_policy
+from clinpeft.runtime.optimization import USABLE_MEMORY_FRACTION
 from clinpeft.training import StepEvent
-from clinpeft.workflows.plan import (
-    USABLE_MEMORY_FRACTION,
+from clinpeft.workflows.memory_estimates import (
     TrainingWorkload,
-    _choose_policy,
     estimate_max_micro_batch_tokens,
     estimate_memory,
     estimate_operations,
-    plan_from_dry_run,
-    plan_from_formula,
-    summarize_dry_run,
 )
+from clinpeft.workflows.plan import plan_from_dry_run, plan_from_formula, summarize_dry_run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
+AROUND = workflows.RunContext(Path())
 SHAPE = models.compute_model_shape(
     transformers.LlamaConfig(
         vocab_size=32_000,
@@ -102,12 +99,17 @@ def test_recomputed_a_layer_leaves_its_input_and_one_layer_the_rest() -> None:
 def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
     asked: str, memory: float | None, policy: str
 ) -> None:
-    spec = smoke().training.model_copy(update={"activations": asked})
-    found, reason = _choose_policy(
-        [smoke().model_copy(update={"training": spec})], LOAD, memory, ""
+    kept_bytes = sum(term.value for term in estimate_memory(LOAD, 512, "keep"))
+    request = RuntimePolicy(
+        Path(),
+        activations=asked,
+        kept_memory_bytes=kept_bytes,
+        device_memory_bytes=memory,  # type: ignore[arg-type]
     )
-    assert found == policy and reason
-    assert _choose_policy([smoke()], LOAD, 14e9, "it cannot be") == ("keep", "it cannot be")
+    choice, reason = choose_activation_policy(request, "")
+    assert choice == policy and reason
+    small = replace(request, activations="auto", device_memory_bytes=14e9)
+    assert choose_activation_policy(small, "it cannot be") == ("keep", "it cannot be")
 
 
 def test_the_micro_batch_that_fits_uses_the_memory_and_no_more() -> None:
@@ -167,9 +169,9 @@ def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache
     home = tmp_path / "home"
     base = smoke().base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})
-    plan = plan_from_dry_run(asked, home, AROUND, workflows.adapt_language_model, 8 * 2**30)  # type: ignore[arg-type]
+    plan = plan_from_dry_run(asked, replace(AROUND, home=home), 8 * 2**30)
     assert [path.name for path in home.iterdir()] == ["cache"]
-    run = workflows.adapt_language_model(asked, home, AROUND)
+    run = workflows.adapt_language_model(asked, replace(AROUND, home=home))
     assert (
         plan.dry_run is not None
         and plan.seconds is not None
@@ -178,7 +180,7 @@ def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache
     assert run.record.training_seconds is not None and run.record.peak_memory_bytes is not None
     assert 0.1 < plan.seconds[0] / run.record.training_seconds < 10
     assert 0.5 < plan.memory_bytes / run.record.peak_memory_bytes <= 1
-    again = plan_from_dry_run(asked, home, AROUND, workflows.adapt_language_model, None)  # type: ignore[arg-type]
+    again = plan_from_dry_run(asked, replace(AROUND, home=home), None)
     assert (
         again.dry_run is not None
         and again.dry_run.from_finished_run

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from clinpeft.runs import list_runs
-from clinpeft.runs.searches import read_search_record
+from clinpeft.runs.searches import SEARCH_FILE, SearchRecord
 from tests.test_classify import clinpeft
 from tests.test_study_killed import (
     PATIENCE_SECONDS,
@@ -38,7 +41,8 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
     out, err = both.communicate(timeout=PATIENCE_SECONDS)
     assert both.returncode == 0, err[-2000:]
     (folder,) = (home / "searches").iterdir()
-    known = read_search_record(folder)
+    document = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
+    known = TypeAdapter(SearchRecord).validate_python({**document, "folder": folder})
     assert (
         known.is_complete
         and [trial.state for trial in known.trials] == ["finished"] * 3

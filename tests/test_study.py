@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from clinpeft import runs
-from clinpeft.cli import launch
+from clinpeft import runs, workflows
 from clinpeft.core.errors import InputError, RecipeError, TrainingError, UsageError
+from clinpeft.core.files import lock_folder
 from clinpeft.core.locks import try_lock
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
 from clinpeft.recipe import load_recipe_plan, pair_compared_cells
@@ -51,7 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The recipes that were trained; one of seed 13 fails."""
     recipes: list[Any] = []
 
-    def verb(recipe: Any, home: Path, context: Any) -> Run:
+    def verb(recipe: Any, context: Any) -> Run:
         record = RunRecord(
             id=runs.compute_run_id(recipe, "s", "b", "c"),
             name=recipe.name,
@@ -59,7 +60,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             created=context.now(),
             started=context.now(),
         )
-        with runs.open_run_folder(home, recipe, record) as run:
+        with runs.open_run_folder(context.home, recipe, record) as run:
             if run.record.state == "finished":
                 return run
             recipes.append(recipe)
@@ -74,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 finished=context.now(),
             )
 
-    monkeypatch.setattr(launch, "get_run_function", lambda kind: verb)
+    monkeypatch.setattr(workflows, "get_workflow", lambda _: SimpleNamespace(run=verb))
     return recipes
 
 
@@ -170,7 +171,7 @@ def test_a_run_that_is_made_by_somebody_else_is_waited_for_and_not_failed(
     run_json.write_text(
         run_json.read_text(encoding="utf-8").replace('"finished"', '"running"', 1), encoding="utf-8"
     )
-    with runs.storage.locked(run_json.parent):
+    with lock_folder(run_json.parent):
         assert clinpeft("study", "run", path, "--home", home).code == 0
         assert [cell.state for cell in the_study(home).cells] == [
             "waiting",
@@ -204,7 +205,7 @@ def test_comparisons_pair_the_cells_that_share_all_else_and_say_why_there_is_no_
 
 
 @pytest.mark.parametrize(
-    ("compare", "problem", "way_out"),
+    ("compare", "message", "hint"),
     [
         (
             'first = { stak = "LoRA" }\nsecond = { stack = "LoRA" }',

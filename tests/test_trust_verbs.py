@@ -20,7 +20,7 @@ from clinpeft.cli import audit as cli_audit
 from clinpeft.data.notes import corpus
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import audit_log
-from clinpeft.workflows import privacy
+from clinpeft.workflows import RunContext, privacy_attacks
 from tests.conftest import ROOT
 from tests.test_classify import Said, clinpeft
 
@@ -251,9 +251,14 @@ def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
                 ),
             )
 
-    monkeypatch.setattr(privacy, "_score_canary_notes", surprises)
-    asked = privacy.PrivacyAuditConfig(resamples=100, candidates=16)
-    rows = privacy._measure_canary_exposure(recipe, None, attacked.home, None, asked).to_pylist()  # type: ignore[arg-type]
+    monkeypatch.setattr(privacy_attacks, "_score_canary_notes", surprises)
+    asked = privacy_attacks.PrivacyAuditConfig(resamples=100, candidates=16)
+    rows = privacy_attacks._measure_canary_exposure(
+        recipe,
+        None,
+        RunContext(attacked.home),
+        asked,  # type: ignore[arg-type]
+    ).to_pylist()
     assert {row["group"].split(",")[0]: row["value"] for row in rows} == {
         "base": 0.0,
         "adapted": 4.0,

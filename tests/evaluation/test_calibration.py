@@ -1,4 +1,5 @@
-"""Calibration: by hand, against scikit-learn, on simulated patients who are told the truth or too much, and where nothing can be said."""
+"""Calibration: by hand, against scikit-learn, on simulated patients who are told the truth or too
+much, and where nothing can be said."""
 
 from __future__ import annotations
 
@@ -20,11 +21,9 @@ from clinpeft.evaluation.classification.calibration import (
     compute_clipped_logits,
     compute_smooth_calibration_curve,
 )
-from clinpeft.evaluation.classification.discrimination import (
-    evaluate_metric_set,
-    extract_scored_predictions,
-)
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression, fit_logistic_spline
+from clinpeft.evaluation.classification.metric_set import evaluate_metric_set
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_discrimination import (
     asked,
@@ -56,7 +55,8 @@ def measured(
 def patients(
     rows: int, seed: int, sharpened: float = 1.0
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Who had it, and what they were told: the true probability, or one whose logit is multiplied."""
+    """Who had it, and what they were told: the true probability, or one whose logit is
+    multiplied."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 1.5, rows)
     return rng.random(rows) < special.expit(logits), special.expit(sharpened * logits)

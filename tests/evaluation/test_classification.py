@@ -1,4 +1,5 @@
-"""All numbers of a question together: which splits and groups have rows, what is put away before it leaves, and the mean over questions."""
+"""All numbers of a question together: which splits and groups have rows, what is put away before it
+leaves, and the mean over questions."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import pytest
 
 from clinpeft import evaluation
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError
-from clinpeft.core.schemas import ProblemType
+from clinpeft.core.schemas import LabelSpace, ProblemType
 from clinpeft.evaluation.classification.calibration import compute_clipped_logits
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression
 from clinpeft.evaluation.classification.ranks import auroc
@@ -51,7 +53,10 @@ def test_tuning_and_held_out_stays_are_scored_by_every_measure() -> None:
     found = evaluation.score_prediction_table(table, BINARY, SPEC, rng())
     assert found.schema.equals(schemas.METRIC_RESULT_SCHEMA)
     rows = found.to_pylist()
-    names = "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope observed_expected ece net_benefit".split()
+    names = (
+        "auroc auprc prevalence brier brier_scaled calibration_intercept calibration_slope "
+        "observed_expected ece net_benefit"
+    ).split()
     assert [(row["split"], row["name"]) for row in rows] == [
         (split, name) for split in ("tuning", "held_out") for name in names
     ]
@@ -369,9 +374,8 @@ def test_a_question_without_a_value_leaves_no_average_and_is_named() -> None:
 
 
 def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
-    table = evaluation.attach_label_space(
-        hospital(20).replace_schema_metadata({b"other": b"kept"}), BINARY
-    )
+    document = pydantic.TypeAdapter(LabelSpace).dump_json(BINARY)
+    table = hospital(20).replace_schema_metadata({b"other": b"kept", b"question": document})
     assert evaluation.read_prediction_label_space(table) == BINARY
     assert table.schema.metadata[b"other"] == b"kept"
     pq.write_table(table, tmp_path / "predictions.parquet")
@@ -386,5 +390,5 @@ def test_the_question_travels_with_the_table(tmp_path: Any) -> None:
     [None, {b"other": b""}, {b"question": b"no json"}, {b"question": b"{}"}, {b"question": b"[]"}],
 )
 def test_a_table_without_a_question_is_refused(metadata: dict[bytes, bytes] | None) -> None:
-    with pytest.raises(InputError, match="question"):
+    with pytest.raises(InputError, match="where: metadata of the table"):
         evaluation.read_prediction_label_space(hospital(20).replace_schema_metadata(metadata))

@@ -1,4 +1,5 @@
-"""Net benefit by hand, the two policies it is compared with, and the distributions of probabilities."""
+"""Net benefit by hand, the two policies it is compared with, and the distributions of
+probabilities."""
 
 from __future__ import annotations
 
@@ -15,13 +16,10 @@ from clinpeft.evaluation.classification.decisions import (
     build_net_benefit_metrics,
     compute_decision_curve,
     compute_probability_histogram,
-    compute_treat_all_net_benefit,
     net_benefit,
 )
-from clinpeft.evaluation.classification.discrimination import (
-    evaluate_metric_set,
-    extract_scored_predictions,
-)
+from clinpeft.evaluation.classification.metric_set import evaluate_metric_set
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from clinpeft.recipe import ClassificationEvaluationSpec
 from tests.evaluation.test_calibration import patients
 from tests.evaluation.test_discrimination import (
@@ -88,12 +86,9 @@ def test_net_benefit_is_that_worked_out_by_hand() -> None:
 
 
 def test_acting_on_everybody_is_worth_prevalence_less_the_weighted_rest() -> None:
-    assert compute_treat_all_net_benefit(0.3, 0.2) == pytest.approx(0.3 - 0.7 * 0.25)
-    assert compute_treat_all_net_benefit(0.3, 0.3) == pytest.approx(0.0)
     truth = np.array([True, False, False, True])
-    assert compute_treat_all_net_benefit(0.5, 0.1) == pytest.approx(
-        net_benefit(np.ones(4), truth, 0.1)
-    )
+    assert net_benefit(np.ones(4), truth, 0.1) == pytest.approx(0.5 - 0.5 * 0.1 / 0.9)
+    assert net_benefit(np.ones(4), truth, 0.5) == pytest.approx(0.0)
 
 
 def test_the_number_at_the_prevalence_states_its_threshold() -> None:
@@ -142,7 +137,7 @@ def test_a_decision_curve_has_the_answers_and_both_policies_from_1_to_50_percent
     for model, everybody, nobody in zip(*found.values(), strict=True):
         assert model["y"] == pytest.approx(net_benefit(told, happened, model["x"]))
         assert everybody["y"] == pytest.approx(
-            compute_treat_all_net_benefit(prevalence, everybody["x"])
+            prevalence - (1 - prevalence) * everybody["x"] / (1 - everybody["x"])
         )
         assert (nobody["y"], nobody["low"]) == (0.0, None)
         assert model["low"] <= model["y"] <= model["high"]

@@ -1,4 +1,5 @@
-"""Comparison of models: p by hand and by enumeration, false alarms at their nominal rate, Holm by hand."""
+"""Comparison of models: p by hand and by enumeration, false alarms at their nominal rate, Holm by
+hand."""
 
 from __future__ import annotations
 
@@ -11,10 +12,15 @@ import pyarrow as pa
 import pytest
 
 from clinpeft.core.errors import RefusedError
+from clinpeft.evaluation.arrays import Float64Array, Int64Array
+from clinpeft.evaluation.bootstrap import (
+    ClusterStatistic,
+    bootstrap_clusters,
+    sum_by_cluster,
+)
 from clinpeft.evaluation.embedding import comparison
 from clinpeft.evaluation.embedding.comparison import (
     adjust_holm,
-    bootstrap_paired_difference,
     compare_models_pairwise,
     compare_retrieval,
     compute_minimum_detectable_difference,
@@ -81,7 +87,8 @@ def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_most() -> None:
-    """Queries in clusters that share most of their difference: a test that took them to be independent would call far more."""
+    """Queries in clusters that share most of their difference: a test that took them to be
+    independent would call far more."""
     rng = np.random.default_rng(7)
     clusters = np.repeat(np.arange(30), rng.integers(1, 6, 30))
 
@@ -100,6 +107,16 @@ def test_equal_models_are_told_apart_in_5_of_100_samples_and_a_better_one_in_mos
     assert share(0.9, clusters, 100) > 0.9
 
 
+def ratio_of(sums: Float64Array) -> ClusterStatistic:
+    """The mean over all rows, from sums and numbers of rows by cluster."""
+
+    def statistic(counts: Int64Array) -> Float64Array:
+        totals = counts @ sums
+        return np.asarray(totals[:, 0] / totals[:, 1], np.float64)
+
+    return statistic
+
+
 def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(8)
     clusters = np.repeat(np.arange(60), 3)
@@ -107,11 +124,9 @@ def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> N
     for _ in range(400):
         before = rng.normal(size=180)
         after = before + 0.2 + rng.normal(0, 1, 60)[clusters]
-        value, interval = bootstrap_paired_difference(
-            before, after, clusters, resamples=300, level=0.95, rng=rng
-        )
+        sums = sum_by_cluster(clusters, after - before, np.ones(180))
+        interval = bootstrap_clusters(60, ratio_of(sums), resamples=300, level=0.95, rng=rng)
         assert interval.low is not None and interval.high is not None
-        assert value == pytest.approx((after - before).mean())
         held += interval.low <= 0.2 <= interval.high
     assert 0.91 <= held / 400 <= 0.98
 
@@ -174,7 +189,7 @@ def test_a_difference_of_retrieval_has_an_interval_a_p_and_what_could_have_been_
 
 
 def test_models_that_were_asked_other_queries_are_refused() -> None:
-    with pytest.raises(RefusedError, match="3 queries of a and 2 of b"):
+    with pytest.raises(RefusedError, match=r"3 .* a .* 2 .* b\b"):
         compare_retrieval(
             queries(np.ones(3)),
             queries(np.ones(2)),
@@ -183,7 +198,7 @@ def test_models_that_were_asked_other_queries_are_refused() -> None:
             level=0.95,
             rng=np.random.default_rng(0),
         )
-    with pytest.raises(RefusedError, match="relevant passages, are not the same"):
+    with pytest.raises(RefusedError, match="where: a and b"):
         other = queries(np.ones(3), relevant=2)
         compare_retrieval(
             queries(np.ones(3)),

@@ -13,7 +13,6 @@ from clinpeft.evaluation.embedding import shape as module
 from clinpeft.evaluation.embedding.shape import (
     effective_rank,
     evaluate_geometry,
-    evaluate_negation_sensitivity,
     hubness,
     mean_random_cosine,
     participation_ratio,
@@ -130,36 +129,8 @@ def test_many_texts_are_sampled_and_the_definition_says_so(monkeypatch: pytest.M
     assert "25 texts" in str(found["uniformity"]["definition"])
 
 
-def test_negation_is_measured_beside_the_paraphrase() -> None:
-    x = np.array([[1, 0], [1, 0]], np.float32)
-    denied = np.array([[0, 1], [0.6, 0.8]], np.float32)
-    otherwise = np.array([[0.8, 0.6], [0.6, 0.8]], np.float32)
-    rng = np.random.default_rng(0)
-    found = rows(
-        evaluate_negation_sensitivity(
-            x,
-            denied,
-            otherwise,
-            ["a", "b"],
-            [None, None],
-            "base",
-            resamples=100,
-            level=0.95,
-            rng=rng,
-        )
-    )
-    values = {name: row["value"] for name, row in found.items()}
-    expected = {
-        "negation_cosine": 0.3,
-        "paraphrase_cosine": 0.7,
-        "negation_gap": 0.4,
-        "negation_told_apart": 0.75,
-    }
-    assert values == pytest.approx(expected, abs=1e-6)
-
-
 def test_vectors_that_are_nan_are_refused() -> None:
     vectors = spread(5, 3).copy()
     vectors[2, 1] = np.nan
-    with pytest.raises(InputError, match=r"1 vectors that are not finite.*'2'"):
+    with pytest.raises(InputError, match=r"1 vectors .*'2'"):
         measured(spread(5, 3), vectors)

@@ -1,4 +1,5 @@
-"""Retrieval: by hand, against an independent and naive scorer, and against trec_eval itself where it is installed."""
+"""Retrieval: by hand, against an independent and naive scorer, and against trec_eval itself where
+it is installed."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def of(run: Run, qrels: Qrels, relevant_from: int = 1) -> dict[str, dict[str, fl
 
 
 def invented(seed: int, queries: int = 30, passages: int = 150) -> tuple[Run, Qrels]:
-    """Few distinct scores, so that most rows tie; grades 0 to 3; ids whose order as text is not their order as numbers, some not ASCII."""
+    """Few distinct scores, so that most rows tie; grades 0 to 3; ids whose order as text is not
+    their order as numbers, some not ASCII."""
     rng = np.random.default_rng(seed)
     ids = [f"p{at}" if at % 7 else f"é{at}" for at in range(passages)]
     run, qrels = {}, {}
@@ -94,7 +96,8 @@ def naive(found: dict[str, float], judged: dict[str, int], least: int) -> dict[s
 
 
 def test_ndcg_is_the_hand_computed_one() -> None:
-    # found: grade 2, unjudged, grade 3; judged 3, 2, 1: (2 + 3 / log2 4) / (3 + 2 / log2 3 + 1 / log2 4)
+    # found: grade 2, unjudged, grade 3; judged 3, 2, 1: (2 + 3 / log2 4) / (3 + 2 / log2 3 + 1 /
+    # log2 4)
     scored = of({"q": {"a": 0.9, "b": 0.8, "c": 0.7}}, {"q": {"a": 2, "c": 3, "d": 1}})["q"]
     assert scored["ndcg_at_10"] == pytest.approx(
         (2 + 3 / 2) / (3 + 2 / math.log2(3) + 1 / 2), abs=1e-15
@@ -169,9 +172,7 @@ def test_every_metric_is_that_of_trec_eval_ties_included(seed: int) -> None:
         assert values["mrr_at_10"] == pytest.approx(reciprocal[query]["recip_rank"], abs=1e-12)
 
 
-def test_a_query_without_a_relevant_passage_is_left_out_and_counted_and_one_that_found_nothing_has_0() -> (
-    None
-):
+def test_a_query_without_a_relevant_passage_is_left_out_and_one_without_results_has_0() -> None:
     run = {"good": {"a": 0.9}, "bad": {"a": 0.9}, "not judged": {"a": 0.9}}
     qrels = {"good": {"a": 1}, "bad": {"a": 0}, "silent": {"a": 1}}
     scored = of(run, qrels)
@@ -220,15 +221,15 @@ def test_the_interval_draws_clusters_of_queries() -> None:
 
 
 def test_scores_that_are_nan_are_refused_with_their_number_and_the_first_query() -> None:
-    with pytest.raises(InputError, match=r"1 scores that are not finite.*'q2'"):
+    with pytest.raises(InputError, match=r"1 scores .*NaN.*'q2'"):
         of({"q1": {"a": 0.1}, "q2": {"a": math.nan}}, {"q1": {"a": 1}})
 
 
 def test_a_passage_twice_is_refused() -> None:
     twice = pa.concat_tables([run_table({"q": {"a": 0.1}}), run_table({"q": {"a": 0.2}})])
-    with pytest.raises(InputError, match="1 passages retrieved twice"):
+    with pytest.raises(InputError, match=r"1 passages .*\n.*where: retrieved"):
         compute_query_metrics(twice, qrels_table({"q": {"a": 1}}))
-    with pytest.raises(InputError, match="1 passages judged twice"):
+    with pytest.raises(InputError, match=r"1 passages .*\n.*where: judged"):
         compute_query_metrics(
             run_table({"q": {"a": 0.1}}), pa.concat_tables([qrels_table({"q": {"a": 1}})] * 2)
         )
@@ -301,7 +302,7 @@ def test_what_was_found_becomes_a_table_with_ranks_from_1() -> None:
 def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() -> None:
     vectors = np.ones((4, 3), np.float32)
     vectors[[1, 3], 0] = np.nan
-    with pytest.raises(InputError, match=r"2 vectors that are not finite.*'b'"):
+    with pytest.raises(InputError, match=r"2 vectors .*NaN.*'b'"):
         rank_passages(
             np.ones((1, 3), np.float32), vectors, 2, query_ids=["q"], passage_ids=list("abcd")
         )
@@ -321,7 +322,7 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
             query_ids=["q"],
             passage_ids=["a"],
         )
-    with pytest.raises(InputError, match="one vector a text"):
+    with pytest.raises(InputError, match=r"shape \(n, d\)"):
         rank_passages(
             np.ones(3, np.float32),
             np.ones((1, 3), np.float32),
@@ -329,7 +330,7 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
             query_ids=["q"],
             passage_ids=["a"],
         )
-    with pytest.raises(InputError, match="1 passage ids are used twice"):
+    with pytest.raises(InputError, match=r"1 passage ids .*\n.*where: passages"):
         rank_passages(
             np.ones((1, 3), np.float32),
             np.ones((2, 3), np.float32),
@@ -340,5 +341,5 @@ def test_vectors_that_are_none_are_refused_with_their_number_and_the_first_id() 
 
 
 def test_nan_scores_of_a_scorer_are_refused() -> None:
-    with pytest.raises(InputError, match="1 queries have scores that are not finite"):
+    with pytest.raises(InputError, match=r"1 queries .*NaN"):
         select_top_k([np.array([[0.1, np.nan]], np.float32)], ["a", "b"], 1)

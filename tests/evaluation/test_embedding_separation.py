@@ -1,4 +1,5 @@
-"""Separation of related and unrelated pairs: by hand, against scikit-learn, and under maps of the scores."""
+"""Separation of related and unrelated pairs: by hand, against scikit-learn, and under maps of the
+scores."""
 
 from __future__ import annotations
 
@@ -152,12 +153,12 @@ def test_few_clusters_are_said_to_be_few() -> None:
 
 
 def test_nan_scores_are_refused_with_their_number_and_the_first_pair() -> None:
-    with pytest.raises(InputError, match=r"2 scores that are not finite.*'p1'"):
+    with pytest.raises(InputError, match=r"2 scores .*NaN.*'p1'"):
         measured(pairs([0.5, math.nan], random=[math.nan, 0.1]))
 
 
 def test_one_kind_of_pair_alone_is_refused() -> None:
-    with pytest.raises(InputError, match="2 related pairs and 0 unrelated ones"):
+    with pytest.raises(InputError, match=r"2 related .* 0 unrelated"):
         measured(pairs([0.5, 0.6]))
 
 
@@ -206,7 +207,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
 
 
 def test_other_pairs_are_refused() -> None:
-    with pytest.raises(RefusedError, match="2 and 4 pairs, which are not the same"):
+    with pytest.raises(RefusedError, match=r"2 and 4 pairs"):
         one, other = pairs([0.5], random=[0.1]), pairs([0.5, 0.6], random=[0.1, 0.2])
         compare_separation(
             one, other, ("a", "b"), resamples=100, level=0.95, rng=np.random.default_rng(0)

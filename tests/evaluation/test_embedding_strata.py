@@ -1,4 +1,5 @@
-"""Negatives in strata: what may never be drawn, what each stratum holds, and that draws are uniform and repeatable."""
+"""Negatives in strata: what may never be drawn, what each stratum holds, and that draws are uniform
+and repeatable."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def passages(*rows: tuple[str, str | None, str, str]) -> pa.Table:
 
 
 def library(seed: int = 0, count: int = 400) -> pa.Table:
-    """Two books of five chapters of four sections, some of which lie in another; one text in twenty stands twice."""
+    """Two books of five chapters of four sections, some of which lie in another; one text in twenty
+    stands twice."""
     rng = np.random.default_rng(seed)
     rows = []
     for at in range(count):
@@ -100,9 +102,7 @@ def test_the_only_passage_that_may_be_drawn_is_found_and_where_there_is_none_it_
     )
 
 
-def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbour_of_a_longer_name_is() -> (
-    None
-):
+def test_a_section_that_holds_the_positive_is_no_negative_but_its_neighbor_is() -> None:
     found = passages(
         ("b", "1", "1/a/x", "positive"),
         ("b", "1", "1/a", "around"),
@@ -151,7 +151,7 @@ def test_mined_takes_the_first_of_the_ranking_that_may_be_one() -> None:
         2,
         -1,
     ]
-    with pytest.raises(UsageError, match="without a ranking"):
+    with pytest.raises(UsageError, match=r"mined.*\n.*where: strata"):
         drawn(found, pairs, "mined")
 
 

@@ -50,7 +50,8 @@ def measured(
 def hospital(
     rng: np.random.Generator, subjects: int, notes_each: int = 8, category: str | None = None
 ) -> list[Note]:
-    """Notes whose nats a token vary mostly between people: person effect N(1, 0.3), note effect N(0, 0.05), 50 tokens each."""
+    """Notes whose nats a token vary mostly between people: person effect N(1, 0.3), note effect
+    N(0, 0.05), 50 tokens each."""
     people = rng.normal(1.0, 0.3, size=subjects)
     noise = rng.normal(0.0, 0.05, size=(subjects, notes_each))
     return [
@@ -142,12 +143,12 @@ def test_a_category_with_many_subjects_in_one_split_and_few_in_another_is_judged
 
 @pytest.mark.parametrize("nats", [math.nan, math.inf])
 def test_a_likelihood_that_is_not_finite_is_an_error_with_the_note_id(nats: float) -> None:
-    with pytest.raises(InputError, match=r"not finite, in 1 notes[\s\S]*'n3'"):
+    with pytest.raises(InputError, match=r"1 notes[\s\S]*'n3'"):
         measured([*HAND, (4, None, "train", 3, nats)])
 
 
 @pytest.mark.parametrize(
-    ("note", "problem"),
+    ("note", "message"),
     [
         ((4, None, "train", 3, -0.1), "a probability above 1"),
         ((4, None, "train", -3, 0.1), "negative number of tokens"),
@@ -160,14 +161,14 @@ def test_a_row_that_means_nothing_is_an_error_with_the_note_id(note: Note, messa
 
 
 def test_a_note_scored_twice_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"twice[\s\S]*'b'"):
+    with pytest.raises(InputError, match=r"where: .*'b'"):
         evaluate_perplexity(
             likelihoods(HAND, ["a", "b", "b"]), "base", SPEC, np.random.default_rng(0)
         )
 
 
 def test_a_table_with_other_columns_is_an_error() -> None:
-    with pytest.raises(InputError, match="not a table of likelihoods"):
+    with pytest.raises(InputError, match="note_id, "):
         evaluate_perplexity(
             likelihoods(HAND).drop_columns(["category"]), "base", SPEC, np.random.default_rng(0)
         )
@@ -186,8 +187,8 @@ def test_a_perplexity_beyond_the_largest_float_is_unknown_and_says_why() -> None
 def test_the_95_percent_interval_holds_the_truth_in_about_95_percent_of_simulated_hospitals() -> (
     None
 ):
-    """400 hospitals of 80 people; truth exp(1), a person's effect has mean 1. 3 binomial standard errors and a point for the percentile
-    method's known shortfall at 80 clusters."""
+    """400 hospitals of 80 people; truth exp(1), a person's effect has mean 1. 3 binomial standard
+    errors and a point for the percentile method's known shortfall at 80 clusters."""
     held = 0
     for seed in range(400):
         row = measured(hospital(np.random.default_rng(seed), 80, notes_each=3), seed=seed)[
@@ -232,7 +233,8 @@ def test_a_ratio_above_one_is_a_loss_and_no_error() -> None:
 
 
 def test_a_paired_interval_is_far_narrower_than_the_two_apart() -> None:
-    """Every person improves by 0.1 nats a token, with a noise of 0.01 between notes, while people differ by 0.3."""
+    """Every person improves by 0.1 nats a token, with a noise of 0.01 between notes, while people
+    differ by 0.3."""
     rng = np.random.default_rng(0)
     before = hospital(rng, 60)
     after = [(*note[:4], max(note[4] - note[3] * rng.normal(0.1, 0.01), 0.0)) for note in before]
@@ -251,7 +253,7 @@ def test_the_order_of_the_notes_does_not_matter_to_a_pairing() -> None:
 
 
 def test_notes_scored_by_one_only_are_refused_with_their_number() -> None:
-    with pytest.raises(RefusedError, match="1 notes are scored only by base, 0 only by adapted"):
+    with pytest.raises(RefusedError, match=r"1 notes .* base, 0 .* adapted"):
         compare_perplexity(likelihoods(HAND), likelihoods(HAND[:2]), SPEC, np.random.default_rng(0))
 
 
@@ -259,7 +261,7 @@ def test_another_number_of_tokens_is_refused_with_the_note_id() -> None:
     other = [*HAND[:2], (2, None, "held_out", 6, 1.0)]
     with pytest.raises(
         RefusedError,
-        match="1 notes have another number of scored tokens, the first is note_id 'n2'",
+        match=r"1 notes .* tokens, .*'n2'",
     ):
         compare_perplexity(likelihoods(HAND), likelihoods(other), SPEC, np.random.default_rng(0))
 

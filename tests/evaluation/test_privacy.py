@@ -117,7 +117,7 @@ def test_none_of_forty_has_an_interval_with_a_width() -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- what may leave
+# Suppression for release
 
 
 def row(

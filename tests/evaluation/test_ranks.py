@@ -1,4 +1,5 @@
-"""Areas under curves: by hand, against scikit-learn, and on resamples against the rows written out."""
+"""Areas under curves: by hand, against scikit-learn, and on resamples against the rows written
+out."""
 
 from __future__ import annotations
 
@@ -6,16 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from clinpeft.evaluation.arrays import BoolArray, ScoreArray
 from clinpeft.evaluation.classification import ranks as module
 from clinpeft.evaluation.classification.ranks import (
-    BoolArray,
-    ScoreArray,
     auroc,
     average_precision,
     compute_curve_areas,
     rank_scores,
     resample_auroc,
-    resample_average_precision,
 )
 
 SIZES = (
@@ -58,7 +57,8 @@ def test_a_tie_of_a_positive_and_a_negative_counts_half() -> None:
 
 
 def test_average_precision_finds_tied_rows_together() -> None:
-    # at .9: 1 of 1 positive; at .5: 2 positives of 4 rows; at .1: 3 of 5. The shares of positives found there: a third each
+    # at .9: 1 of 1 positive; at .5: 2 positives of 4 rows; at .1: 3 of 5. The shares of positives
+    # found there: a third each
     scores, positive = (
         np.array([0.9, 0.5, 0.5, 0.5, 0.1]),
         np.array([True, True, False, False, True]),
@@ -116,7 +116,7 @@ def test_a_resample_is_the_sample_with_its_rows_repeated(
         atol=1e-12,
     )
     np.testing.assert_allclose(
-        resample_average_precision(scores, positive, counts),
+        compute_curve_areas(rank_scores(scores, positive), counts)[1],
         [pair[1] for pair in expected],
         rtol=0,
         atol=1e-12,
@@ -130,7 +130,7 @@ def test_a_resample_that_lost_a_class_is_not_defined_and_the_others_are() -> Non
         resample_auroc(scores, positive, counts), [np.nan, np.nan, 0.5, np.nan]
     )
     np.testing.assert_array_equal(
-        resample_average_precision(scores, positive, counts), [np.nan, 1.0, 0.5, np.nan]
+        compute_curve_areas(rank_scores(scores, positive), counts)[1], [np.nan, 1.0, 0.5, np.nan]
     )
 
 

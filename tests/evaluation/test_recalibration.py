@@ -1,4 +1,5 @@
-"""Recalibration: a known temperature is found, steps mend what they are fitted on, and what cannot be fitted is left and counted."""
+"""Recalibration: a known temperature is found, steps mend what they are fitted on, and what cannot
+be fitted is left and counted."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import ProblemType
 from clinpeft.evaluation.classification.calibration import compute_clipped_logits
-from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
 from clinpeft.evaluation.classification.logistic import fit_logistic_regression
 from clinpeft.evaluation.classification.recalibration import recalibrate_predictions
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 from tests.evaluation.test_discrimination import asked, listed, predictions
 
 HALF = 1500
@@ -116,7 +117,8 @@ def test_none_changes_nothing() -> None:
 
 
 def test_isotonic_steps_are_those_worked_out_by_hand() -> None:
-    """Ten stays each at 0.2, 0.4 and 0.6, of whom 5, 3 and 9 had it: the first two are pooled at 8 in 20."""
+    """Ten stays each at 0.2, 0.4 and 0.6, of whom 5, 3 and 9 had it: the first two are pooled at 8
+    in 20."""
     told = np.repeat([0.2, 0.4, 0.6], 10)
     truth = np.concatenate([np.arange(10) < 5, np.arange(10) < 3, np.arange(10) < 9]).astype(int)
     table = predictions(
@@ -150,8 +152,8 @@ def test_labels_that_too_few_tuning_stays_have_are_left_and_counted() -> None:
     table = predictions(listed(truth), scores, split=["tuning"] * 50 + ["held_out"] * 10)
     mended, said = recalibrate_predictions(table, asked("multilabel", 2), "isotonic")
     assert (
-        said
-        == "isotonic regression of 1 classes fitted on 50 tuning stays, 1 classes with fewer than 10 stays for or against left as they are"
+        said == "isotonic regression of 1 classes fitted on 50 tuning stays, "
+        "1 classes with fewer than 10 stays for or against left as they are"
     )
     found = listed_column(mended, "probabilities")
     assert found[:, 1] == pytest.approx(scores[:, 1])
@@ -169,9 +171,7 @@ def test_tuning_stays_of_one_class_change_nothing_and_it_is_said(how: Any) -> No
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_without_a_tuning_stay_there_is_nothing_to_fit_on(how: Any) -> None:
     table = predictions([0, 1], np.full((2, 2), 0.5))
-    with pytest.raises(
-        RecipeError, match=r"without a tuning stay(.|\n)*evaluation\.recalibration(.|\n)*none"
-    ):
+    with pytest.raises(RecipeError, match=r"where: evaluation\.recalibration"):
         recalibrate_predictions(table, asked("binary", 2), how)
 
 

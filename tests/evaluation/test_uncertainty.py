@@ -9,11 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from clinpeft.evaluation import bootstrap
+from clinpeft.evaluation.arrays import Float64Array, Int64Array
 from clinpeft.evaluation.bootstrap import (
     ClusterStatistic,
     ConfidenceInterval,
-    Float64Array,
-    Int64Array,
     bootstrap_clusters,
     bootstrap_rows,
     draw_row_counts,

@@ -1,4 +1,4 @@
-"""Documents to answers: the same live and from what is remembered, however they are grouped, and a table that says what was asked."""
+"""Documents to predictions: equal from the model and from cached features, in any grouping."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stack(toy_llama: MakeFolder) -> Stack:
 def documents(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> EncodedDocuments:
     """Twenty notes of 4 to 29 words, in windows of up to 12 tokens."""
     folder, rng, rows = tmp_path_factory.mktemp("documents"), np.random.default_rng(0), range(20)
-    known = {
+    columns = {
         "subject_id": list(rows),
         "stay_id": [100 + row for row in rows],
         "prediction_time": [datetime(2150, 1, 1) for _ in rows],
@@ -52,7 +52,7 @@ def documents(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Encoded
         "text": [" ".join(rng.choice(WORDS, rng.integers(4, 30))) for _ in rows],
     }
     pq.write_table(
-        schemas.build_arrow_table(schemas.COHORT_SCHEMA, known), folder / "cohort.parquet"
+        schemas.build_arrow_table(schemas.COHORT_SCHEMA, columns), folder / "cohort.parquet"
     )
     reading = TruncationSpec(keep="windows", overlap_tokens=2)
     return tokenization.encode_documents(
@@ -104,10 +104,10 @@ def test_vectors_are_read_once_and_a_file_that_was_cut_off_is_not_taken_for_them
         with pytest.raises(TypeError):
             inference.cache_window_features(stack, documents, "last", 64, CPU, path)
     assert not path.exists()
-    made = np.array(inference.cache_window_features(stack, documents, "last", 64, CPU, path))
+    features = np.array(inference.cache_window_features(stack, documents, "last", 64, CPU, path))
     monkeypatch.setattr(adapters, "compute_hidden_states", None)  # nothing is asked a second time
     assert np.array_equal(
-        made, inference.cache_window_features(stack, documents, "last", 64, CPU, path)
+        features, inference.cache_window_features(stack, documents, "last", 64, CPU, path)
     )
 
 
@@ -142,12 +142,12 @@ def test_one_of_several_sums_to_one_and_labels_stand_alone() -> None:
 
 def test_the_table_holds_truth_answer_and_question(documents: EncodedDocuments) -> None:
     chosen, logits = np.array([13, 12]), np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], np.float32)
-    found = inference.build_prediction_table(documents, chosen, logits, question())
-    assert found.schema.equals(schemas.PREDICTION_SCHEMA, check_metadata=False)
-    assert LabelSpace.from_json(json.loads(found.schema.metadata[b"question"])) == question()
-    assert found["stay_id"].to_pylist() == [113, 112] and found["label"].to_pylist() == [1, 0]
-    assert found["logits"].to_pylist() == logits.tolist()
-    assert found["tokens"].to_pylist() == documents.tokens_total[chosen].tolist()
+    table = inference.build_prediction_table(documents, chosen, logits, question())
+    assert table.schema.equals(schemas.PREDICTION_SCHEMA, check_metadata=False)
+    assert LabelSpace.from_json(json.loads(table.schema.metadata[b"question"])) == question()
+    assert table["stay_id"].to_pylist() == [113, 112] and table["label"].to_pylist() == [1, 0]
+    assert table["logits"].to_pylist() == logits.tolist()
+    assert table["tokens"].to_pylist() == documents.tokens_total[chosen].tolist()
 
 
 def test_a_logit_that_is_no_number_is_refused_by_its_stay(documents: EncodedDocuments) -> None:

@@ -15,7 +15,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.core.errors import InputError, StorageError, TrainingError, UsageError
 from clinpeft.inference import Float32Array
-from clinpeft.inference import encode_texts_to_file as encoding
+from clinpeft.inference import encode as encoding
 from clinpeft.inference.encode import (
     EncodingProgress,
     EncodingSummary,
@@ -38,7 +38,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(2, 31))) for _ in range(count)]
 
 
-def stack_of(folder: Path, *specs: Any, precision: str = "float32") -> adapters.Stack:
+def create_stack(folder: Path, *specs: Any, precision: str = "float32") -> adapters.Stack:
     base = models.load_base_model(
         PretrainedModelSpec.model_validate(
             {"path": folder, "max_tokens": 40, "precision": precision}
@@ -54,15 +54,15 @@ def stack_of(folder: Path, *specs: Any, precision: str = "float32") -> adapters.
     return stack
 
 
-def plain(
+def encode_padded(
     stack: adapters.Stack, embedding_config: EmbeddingConfig, given: list[str], prompt: str = ""
 ) -> np.ndarray[Any, Any]:
     """Ten texts at a time, padded to the longest, as everybody does it."""
-    found, tokenizer = [], stack.base.tokenizer
+    actual, tokenizer = [], stack.base.tokenizer
     for start in range(0, len(given), 10):
-        asked = [prompt + text for text in given[start : start + 10]]
+        prompted = [prompt + text for text in given[start : start + 10]]
         batch = tokenizer(
-            asked,
+            prompted,
             padding=True,
             truncation=True,
             max_length=embedding_config.max_tokens,
@@ -75,22 +75,22 @@ def plain(
             pooled = models.pool_hidden_states(
                 hidden, batch["attention_mask"], embedding_config.pooling
             )
-        found.append(
+        actual.append(
             torch.nn.functional.normalize(pooled, dim=1) if embedding_config.normalise else pooled
         )
-    return torch.cat(found).numpy()
+    return torch.cat(actual).numpy()
 
 
 @pytest.fixture(scope="module")
 def bert(toy_bert: Path) -> adapters.Stack:
-    return stack_of(toy_bert, LoraSpec(rank=2))
+    return create_stack(toy_bert, LoraSpec(rank=2))
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- the numbers
+# -------------------------------------------------------------------------------------- the numbers
 
 
 @pytest.mark.parametrize(
-    "manner",
+    "embedding_config",
     [
         MEAN,
         EmbeddingConfig("cls", normalise=False, max_tokens=40),
@@ -102,9 +102,9 @@ def test_vectors_are_those_of_the_plain_padded_loop(
     embedding_config: EmbeddingConfig, toy_bert: Path, toy_llama: MakeFolder
 ) -> None:
     for folder in (toy_bert, toy_llama(), toy_llama(pad_is_eos=True)):
-        stack = stack_of(folder, LoraSpec(rank=2))
+        stack = create_stack(folder, LoraSpec(rank=2))
         given = texts(57)
-        expected = plain(stack, embedding_config, given)
+        expected = encode_padded(stack, embedding_config, given)
         length = np.linalg.norm(expected, axis=1).max()  # 1 where they are normalised
         np.testing.assert_allclose(
             encode_texts(stack, embedding_config, given, token_budget=64),
@@ -117,19 +117,19 @@ def test_vectors_are_those_of_the_plain_padded_loop(
 def test_the_adapters_count_and_a_stack_that_is_off_gives_the_vectors_of_the_base(
     toy_bert: Path, bert: adapters.Stack
 ) -> None:
-    given, bare = texts(9), stack_of(toy_bert)
+    given, bare = texts(9), create_stack(toy_bert)
     with bert.disable_adapters():
         np.testing.assert_allclose(
-            encode_texts(bert, MEAN, given), plain(bare, MEAN, given), atol=1e-6
+            encode_texts(bert, MEAN, given), encode_padded(bare, MEAN, given), atol=1e-6
         )
-    assert np.abs(encode_texts(bert, MEAN, given) - plain(bare, MEAN, given)).max() > 1e-2
+    assert np.abs(encode_texts(bert, MEAN, given) - encode_padded(bare, MEAN, given)).max() > 1e-2
 
 
 def test_an_adapter_that_cannot_be_folded_is_asked_as_it_is(toy_llama: MakeFolder) -> None:
-    stack = stack_of(toy_llama(), PromptSpec(tokens=3))
+    stack = create_stack(toy_llama(), PromptSpec(tokens=3))
     given = texts(9)
     np.testing.assert_allclose(
-        encode_texts(stack, MEAN, given), plain(stack, MEAN, given), atol=1e-6
+        encode_texts(stack, MEAN, given), encode_padded(stack, MEAN, given), atol=1e-6
     )
 
 
@@ -146,7 +146,7 @@ def test_a_prompt_stands_before_every_text(bert: adapters.Stack) -> None:
     given = texts(6)
     np.testing.assert_allclose(
         encode_texts(bert, MEAN, given, prompt="the patient "),
-        plain(bert, MEAN, ["the patient " + text for text in given]),
+        encode_padded(bert, MEAN, ["the patient " + text for text in given]),
         atol=1e-6,
     )
 
@@ -161,17 +161,18 @@ def test_a_real_encoder_gives_the_vectors_of_the_plain_loop(minilm: Path) -> Non
     )
     given = [
         "Aortic stenosis.",
-        "The valve between the left ventricle and the aorta does not open fully, and blood cannot leave.",
+        "The valve between the left ventricle and the aorta does not open fully, "
+        "and blood cannot leave.",
         "Mitral valve",
     ]
     np.testing.assert_allclose(
         encode_texts(stack, embedding_config, given),
-        plain(stack, embedding_config, given),
+        encode_padded(stack, embedding_config, given),
         atol=1e-6,
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def test_batches_hold_texts_of_like_length_within_the_budget() -> None:
@@ -185,30 +186,30 @@ def test_batches_hold_texts_of_like_length_within_the_budget() -> None:
 def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(
     bert: adapters.Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, rows = encoding.read, list[int]()
+    read, rows = encoding.embed_token_ids, list[int]()
 
     def counted(
-        engine: encoding.Engine, ids: list[list[int]], embedding_config: EmbeddingConfig
+        engine: encoding.InferenceStack, ids: list[list[int]], embedding_config: EmbeddingConfig
     ) -> Float32Array:
         rows.append(len(ids))
         return read(engine, ids, embedding_config)
 
-    monkeypatch.setattr(encoding, "read", counted)
+    monkeypatch.setattr(encoding, "embed_token_ids", counted)
     one, two, three = texts(3)
-    found = encode_texts(bert, MEAN, [one, two, one, three, two, one])
+    actual = encode_texts(bert, MEAN, [one, two, one, three, two, one])
     assert sum(rows) == 3
-    np.testing.assert_array_equal(found[[2, 5, 4]], found[[0, 0, 1]])
+    np.testing.assert_array_equal(actual[[2, 5, 4]], actual[[0, 0, 1]])
     np.testing.assert_allclose(
-        found, plain(bert, MEAN, [one, two, one, three, two, one]), atol=1e-6
+        actual, encode_padded(bert, MEAN, [one, two, one, three, two, one]), atol=1e-6
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "CHUNK_TEXTS", 8)
+    monkeypatch.setattr(encoding, "ENCODING_CHUNK_TEXTS", 8)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -218,18 +219,18 @@ def test_a_file_holds_the_vectors_in_the_order_of_the_texts_whatever_the_chunks(
 ) -> None:
     given = texts(21)
     given += given[:5] + given[-2:]  # repetitions from an earlier chunk, and from the same one
-    told: list[EncodingProgress] = []
+    progress: list[EncodingProgress] = []
     encoded = encode_texts_to_file(
-        bert, MEAN, iter(given), tmp_path / f"vectors{ending}", on_progress=told.append
+        bert, MEAN, iter(given), tmp_path / f"vectors{ending}", on_progress=progress.append
     )
-    found = (
+    actual = (
         np.load(tmp_path / "vectors.npy")
         if ending == ".npy"
         else np.stack(pq.read_table(tmp_path / "vectors.parquet")["vector"].to_numpy())
     )
-    assert found.dtype == np.float32 and found.shape == (28, 32)
-    np.testing.assert_allclose(found, plain(bert, MEAN, given), atol=1e-6)
-    np.testing.assert_array_equal(found[21:26], found[:5])
+    assert actual.dtype == np.float32 and actual.shape == (28, 32)
+    np.testing.assert_allclose(actual, encode_padded(bert, MEAN, given), atol=1e-6)
+    np.testing.assert_array_equal(actual[21:26], actual[:5])
     assert (encoded.texts, encoded.unique_texts, encoded.width, encoded.truncated_texts) == (
         28,
         21,
@@ -237,10 +238,10 @@ def test_a_file_holds_the_vectors_in_the_order_of_the_texts_whatever_the_chunks(
         0,
     )
     assert (
-        encoded.tokens == sum(len(text.split()) for text in given[:21]) == told[-1].tokens
+        encoded.tokens == sum(len(text.split()) for text in given[:21]) == progress[-1].tokens
     )  # one token a word
-    assert told[-1].texts == 21 and [each.texts for each in told] == sorted(
-        each.texts for each in told
+    assert progress[-1].texts == 21 and [each.texts for each in progress] == sorted(
+        each.texts for each in progress
     )
     assert [path.name for path in tmp_path.iterdir()] == [f"vectors{ending}"]
 
@@ -255,13 +256,13 @@ def test_identifiers_of_record_batches_stand_beside_the_vectors_and_texts_do_not
     encode_texts_to_file(
         bert, MEAN, table.to_batches(max_chunksize=2), tmp_path / "vectors.parquet"
     )
-    found = pq.read_table(tmp_path / "vectors.parquet")
-    assert found.schema.names == ["passage_id", "vector"] and found[
+    actual = pq.read_table(tmp_path / "vectors.parquet")
+    assert actual.schema.names == ["passage_id", "vector"] and actual[
         "passage_id"
     ].to_pylist() == list("abcde")
-    assert found.schema.field("vector").type == pa.list_(pa.float32(), 32)
+    assert actual.schema.field("vector").type == pa.list_(pa.float32(), 32)
     np.testing.assert_allclose(
-        np.stack(found["vector"].to_numpy()), plain(bert, MEAN, given), atol=1e-6
+        np.stack(actual["vector"].to_numpy()), encode_padded(bert, MEAN, given), atol=1e-6
     )
 
 
@@ -278,7 +279,7 @@ def test_what_is_cut_is_counted(bert: adapters.Stack, tmp_path: Path) -> None:
     assert EncodingSummary(**encoded.as_json()) == encoded  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ precision
+# ---------------------------------------------------------------------------------------- precision
 
 
 def test_bfloat16_is_taken_where_the_vectors_stay_the_same(
@@ -288,20 +289,20 @@ def test_bfloat16_is_taken_where_the_vectors_stay_the_same(
     encoded = encode_texts_to_file(
         bert, MEAN, given, tmp_path / "vectors.npy", precision="bfloat16"
     )
-    found, exact = np.load(tmp_path / "vectors.npy"), plain(bert, MEAN, given)
+    actual, exact = np.load(tmp_path / "vectors.npy"), encode_padded(bert, MEAN, given)
     assert (
         encoded.precision == "bfloat16"
         and encoded.cosine is not None
         and 0.999 <= encoded.cosine < 1.0
     )
     assert "worst cosine" in encoded.precision_reason
-    assert not np.array_equal(found, exact) and (found * exact).sum(axis=1).min() > 0.999
+    assert not np.array_equal(actual, exact) and (actual * exact).sum(axis=1).min() > 0.999
 
 
 def test_bfloat16_that_would_give_other_vectors_is_given_up_and_said(
     bert: adapters.Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "LEAST_COSINE", 0.9999999)
+    monkeypatch.setattr(encoding, "MIN_PRECISION_COSINE", 0.9999999)
     given = texts(20)
     encoded = encode_texts_to_file(
         bert, MEAN, given, tmp_path / "vectors.npy", precision="bfloat16"
@@ -312,7 +313,7 @@ def test_bfloat16_that_would_give_other_vectors_is_given_up_and_said(
         and encoded.cosine is not None
     )
     np.testing.assert_allclose(
-        np.load(tmp_path / "vectors.npy"), plain(bert, MEAN, given), atol=1e-6
+        np.load(tmp_path / "vectors.npy"), encode_padded(bert, MEAN, given), atol=1e-6
     )
 
 
@@ -329,8 +330,8 @@ def test_auto_asks_the_processor(
 
 
 def test_angles_of_rotary_positions_stay_exact_in_bfloat16(toy_llama: MakeFolder) -> None:
-    stack = stack_of(toy_llama(), LoraSpec(rank=2))
-    rounded = encoding._rounded(stack, encoding._exact(stack), torch.bfloat16)
+    stack = create_stack(toy_llama(), LoraSpec(rank=2))
+    rounded = encoding._cast_weights(stack, encoding._get_float32_model(stack), torch.bfloat16)
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in rounded.buffers() if buffer.is_floating_point()} == {
         torch.float32
@@ -338,12 +339,12 @@ def test_angles_of_rotary_positions_stay_exact_in_bfloat16(toy_llama: MakeFolder
 
 
 def test_a_base_in_bfloat16_is_compared_with_itself_in_float32(toy_llama: MakeFolder) -> None:
-    stack = stack_of(toy_llama(), precision="bfloat16")
-    ready = encoding.engine(stack, "last", "bfloat16", [[1, 2, 3], [4, 5]])
+    stack = create_stack(toy_llama(), precision="bfloat16")
+    ready = encoding.prepare_inference_stack(stack, "last", "bfloat16", [[1, 2, 3], [4, 5]])
     assert ready.precision == "bfloat16" and ready.cosine is not None and 0.99 < ready.cosine < 1.0
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -371,7 +372,7 @@ def test_no_text_at_all_is_an_error_for_a_file_and_nothing_in_memory(
 
 
 def test_a_vector_that_is_not_a_number_is_an_error_with_its_row(toy_bert: Path) -> None:
-    stack = stack_of(toy_bert)
+    stack = create_stack(toy_bert)
     with torch.no_grad():
         stack.base.model.get_input_embeddings().weight[
             stack.base.tokenizer.convert_tokens_to_ids("fever")
@@ -384,7 +385,7 @@ def test_a_vector_that_is_not_a_number_is_an_error_with_its_row(toy_bert: Path) 
 def test_a_vector_without_direction_is_an_error_only_where_one_is_needed(
     toy_llama: MakeFolder,
 ) -> None:
-    stack = stack_of(toy_llama())
+    stack = create_stack(toy_llama())
     with torch.no_grad():
         stack.base.backbone.norm.weight.zero_()
     with pytest.raises(TrainingError, match="zero"):

@@ -25,16 +25,17 @@ TEXTS = [
     "the patient is a man",
     "short breath and cough for three days no fever chest pain was found on exam",
     "heart failure",
-    "the patient is a year old woman with known heart failure who came to hospital because of short breath",
+    "the patient is a year old woman with known heart failure who came to hospital "
+    "because of short breath",
 ]
-MANNERS = {
+CONFIGS = {
     "bert": EmbeddingConfig("mean", True, "the patient ", "found on exam ", 12),
     "llama": EmbeddingConfig("last", False, "the patient ", "", 12),
     "minilm": EmbeddingConfig("mean", max_tokens=64),
 }
 
 
-def stack_of(folder: Path, *specs: Any) -> adapters.Stack:
+def create_stack(folder: Path, *specs: Any) -> adapters.Stack:
     base = models.load_base_model(
         PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"), CPU, "vectors"
     )
@@ -51,12 +52,12 @@ def bases(
     toy_bert: Path, toy_llama: MakeFolder, request: pytest.FixtureRequest
 ) -> Callable[[str], Path]:
     def base(name: str) -> Path:
-        made: dict[str, Callable[[], Path]] = {
+        factories: dict[str, Callable[[], Path]] = {
             "bert": lambda: toy_bert,
             "llama": toy_llama,
             "minilm": lambda: request.getfixturevalue("minilm"),
         }
-        return made[name]()
+        return factories[name]()
 
     return base
 
@@ -67,7 +68,7 @@ def opened(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("merged", [True, False], ids=["merged", "adapter"])
-@pytest.mark.parametrize("name", MANNERS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_stock_sentence_transformers_gives_the_same_vectors(
     name: str,
     merged: bool,
@@ -75,9 +76,9 @@ def test_stock_sentence_transformers_gives_the_same_vectors(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder, embedding_config = bases(name), MANNERS[name]
-    stack = stack_of(folder, LoraSpec(rank=2))
-    bare = encode_texts(stack_of(folder), embedding_config, TEXTS)
+    folder, embedding_config = bases(name), CONFIGS[name]
+    stack = create_stack(folder, LoraSpec(rank=2))
+    bare = encode_texts(create_stack(folder), embedding_config, TEXTS)
     export_sentence_transformer(
         stack, embedding_config, tmp_path / "out", "# A card\n", merged, base_name=str(folder)
     )
@@ -106,12 +107,12 @@ def test_stock_sentence_transformers_gives_the_same_vectors(
 def test_a_merged_folder_is_a_base_of_this_program_and_says_how_it_is_read(
     toy_bert: Path, tmp_path: Path
 ) -> None:
-    stack = stack_of(toy_bert, LoraSpec(rank=2))
-    export_sentence_transformer(stack, MANNERS["bert"], tmp_path / "out")
-    assert resolve_embedding_config(tmp_path / "out") == MANNERS["bert"]
+    stack = create_stack(toy_bert, LoraSpec(rank=2))
+    export_sentence_transformer(stack, CONFIGS["bert"], tmp_path / "out")
+    assert resolve_embedding_config(tmp_path / "out") == CONFIGS["bert"]
     np.testing.assert_allclose(
-        encode_texts(stack_of(tmp_path / "out"), MANNERS["bert"], TEXTS),
-        encode_texts(stack, MANNERS["bert"], TEXTS),
+        encode_texts(create_stack(tmp_path / "out"), CONFIGS["bert"], TEXTS),
+        encode_texts(stack, CONFIGS["bert"], TEXTS),
         atol=1e-6,
     )
 
@@ -124,8 +125,8 @@ def test_the_adapter_is_a_folder_that_stock_peft_puts_on_the_backbone(
 ) -> None:
     import peft
 
-    stack = stack_of(toy_bert, LoraSpec(rank=2))
-    export_sentence_transformer(stack, MANNERS["bert"], tmp_path / "out", merge_adapters=False)
+    stack = create_stack(toy_bert, LoraSpec(rank=2))
+    export_sentence_transformer(stack, CONFIGS["bert"], tmp_path / "out", merge_adapters=False)
     worn = peft.PeftModel.from_pretrained(
         AutoModel.from_pretrained(toy_bert, add_pooling_layer=False), str(tmp_path / "out")
     ).eval()
@@ -146,7 +147,7 @@ def test_no_path_of_this_machine_is_written(
         for merged in (True, False):
             out = tmp_path / f"{base.name}-{merged}"
             export_sentence_transformer(
-                stack_of(base, LoraSpec(rank=2)), MANNERS["bert"], out, merge_adapters=merged
+                create_stack(base, LoraSpec(rank=2)), CONFIGS["bert"], out, merge_adapters=merged
             )
             texts = {path.name: path.read_text() for path in out.rglob("*.json")}
             assert not [name for name, text in texts.items() if str(base.parent) in text]
@@ -160,13 +161,13 @@ def test_no_path_of_this_machine_is_written(
 def test_a_decoder_without_padding_token_is_given_one(
     toy_llama: MakeFolder, tmp_path: Path
 ) -> None:
-    stack = stack_of(toy_llama())
+    stack = create_stack(toy_llama())
     stack.base.tokenizer.pad_token = None
-    export_sentence_transformer(stack, MANNERS["llama"], tmp_path / "out")
+    export_sentence_transformer(stack, CONFIGS["llama"], tmp_path / "out")
     assert stack.base.tokenizer.pad_token is None
     np.testing.assert_allclose(
         opened(tmp_path / "out").encode(TEXTS),
-        encode_texts(stack, MANNERS["llama"], TEXTS),
+        encode_texts(stack, CONFIGS["llama"], TEXTS),
         atol=1e-5,
     )
 
@@ -174,7 +175,7 @@ def test_a_decoder_without_padding_token_is_given_one(
 def test_what_exists_is_left_alone(toy_bert: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(RefusedError, match="exists"):
-        export_sentence_transformer(stack_of(toy_bert), MANNERS["bert"], tmp_path / "out")
+        export_sentence_transformer(create_stack(toy_bert), CONFIGS["bert"], tmp_path / "out")
 
 
 def test_what_cannot_be_exported_says_what_can(
@@ -182,15 +183,20 @@ def test_what_cannot_be_exported_says_what_can(
 ) -> None:
     with pytest.raises(AdapterError, match="cannot be merged"):
         export_sentence_transformer(
-            stack_of(toy_llama(), PromptSpec(tokens=2)), MANNERS["llama"], tmp_path / "out"
+            create_stack(toy_llama(), PromptSpec(tokens=2)), CONFIGS["llama"], tmp_path / "out"
         )
     for specs, hint in (((), "whole model"), ((LoraSpec(rank=2), LoraSpec(rank=2)), "folded in")):
         with pytest.raises(AdapterError, match="only one adapter") as error:
             export_sentence_transformer(
-                stack_of(toy_bert, *specs), MANNERS["bert"], tmp_path / "out", merge_adapters=False
+                create_stack(toy_bert, *specs),
+                CONFIGS["bert"],
+                tmp_path / "out",
+                merge_adapters=False,
             )
         assert hint in error.value.hint
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        export_sentence_transformer(stack_of(toy_bert), MANNERS["bert"], tmp_path / "file" / "out")
+        export_sentence_transformer(
+            create_stack(toy_bert), CONFIGS["bert"], tmp_path / "file" / "out"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -27,7 +27,7 @@ def spec(folder: Path) -> EncoderModelSpec:
     return EncoderModelSpec(path=folder, max_tokens=16, precision="float32")
 
 
-def asked(name: str, classes: int) -> LabelSpace:
+def create_label_space(name: str, classes: int) -> LabelSpace:
     return LabelSpace(
         name,
         "multilabel",
@@ -60,7 +60,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         stack,
         heads,
-        {name: asked(name, classes) for name, classes in WIDTHS.items()},
+        {name: create_label_space(name, classes) for name, classes in WIDTHS.items()},
         "mean",
         "mean",
     )
@@ -84,7 +84,7 @@ def test_heads_of_every_width_answer_the_probe_bit_for_bit(run: Path, base: Path
         served.stack, served.heads, served.pooling, "mean", saved.reference_output.input_ids
     )
     assert all(torch.equal(now[name], saved.reference_output.logits[name]) for name in WIDTHS)
-    assert served.label_spaces["most"] == asked("most", 1266)
+    assert served.label_spaces["most"] == create_label_space("most", 1266)
     assert not any(parameter.requires_grad for parameter in served.stack.base.model.parameters())
 
 
@@ -145,7 +145,7 @@ def test_a_trained_base_is_kept_whole_and_stands_for_the_one_of_the_recipe(
         for parameter in stack.trained_parameters.values():
             parameter.mul_(1.1)
     stack.train(False)
-    heads, questions = {"two": Head(32, 2, seed=3).eval()}, {"two": asked("two", 2)}
+    heads, questions = {"two": Head(32, 2, seed=3).eval()}, {"two": create_label_space("two", 2)}
     inference.save_classifier(tmp_path / "run", stack, heads, questions, "cls", "mean")
     ids = models.sample_reference_tokens(loaded, 5)
     before = _compute_reference_logits(stack, heads, "cls", "mean", ids)

@@ -54,20 +54,22 @@ def test_the_graph_gives_the_same_vectors_for_batches_of_any_shape(
     )
     for text in TEXTS[:2]:  # one row at a time, of two lengths
         ids = np.asarray([stack.base.tokenizer(text)["input_ids"]])
-        found = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
-        np.testing.assert_allclose(found, encode_texts(stack, MEAN, [text]), atol=1e-5)
+        graph_vectors = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
+            0
+        ]
+        np.testing.assert_allclose(graph_vectors, encode_texts(stack, MEAN, [text]), atol=1e-5)
 
     monkeypatch.setattr(
         onnx_export,
         "_build_graph",
-        lambda stack, embedding_config: _Kept(tmp_path / "out" / "model.onnx"),
+        lambda stack, embedding_config: _SavedGraph(tmp_path / "out" / "model.onnx"),
     )
     with pytest.raises(RefusedError, match="differ by"):  # the graph of another model
         export_onnx(stack, EmbeddingConfig("cls", max_tokens=12), tmp_path / "other", TEXTS)
     assert not (tmp_path / "other").exists()
 
 
-class _Kept:
+class _SavedGraph:
     def __init__(self, path: Path) -> None:
         self.path = path
 

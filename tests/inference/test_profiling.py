@@ -11,7 +11,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import InputError
-from clinpeft.inference import profile_encoder as measuring
+from clinpeft.inference import profile
 from clinpeft.inference.profile import build_token_histogram, profile_encoder
 from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec
@@ -48,23 +48,35 @@ def test_a_profile_tells_what_it_rests_on(stack: adapters.Stack) -> None:
         "no fever",
         "the patient is a man with known heart failure and short breath",
     ]
-    found = profile_encoder(stack, MEAN, given, load_seconds=1.5, token_budget=8)
-    assert (found.texts, found.tokens) == (4, 5 + 2 + 2 + 10)  # one came twice, one is cut
-    assert found.token_histogram == ((1, 8, 3), (9, 16, 1)) and found.batches == 3
-    assert "8 tokens" in found.batch_policy and "no padding" in found.batch_policy
-    assert (found.precision, found.device, found.threads) == (
+    measurement = profile_encoder(stack, MEAN, given, load_seconds=1.5, token_budget=8)
+    assert (measurement.texts, measurement.tokens) == (
+        4,
+        5 + 2 + 2 + 10,
+    )  # one came twice, one is cut
+    assert measurement.token_histogram == ((1, 8, 3), (9, 16, 1)) and measurement.batches == 3
+    assert "8 tokens" in measurement.batch_policy and "no padding" in measurement.batch_policy
+    assert (measurement.precision, measurement.device, measurement.threads) == (
         "float32",
         "cpu",
         torch.get_num_threads(),
     )
-    assert 0 < found.latency_ms_p50 <= found.latency_ms_p95 and found.latency_ms_mean > 0
-    assert found.tokens_per_second == pytest.approx(found.embeddings_per_second * 19 / 4)
-    assert "10 warm-ups, 100 iterations" in found.latency_protocol
-    assert found.peak_memory_bytes > 10_000_000 and found.peak_memory_of.startswith("resident")
-    assert found.load_seconds == 1.5 and found.dimension == 32
-    assert found.parameters == sum(parameter.numel() for parameter in stack.model.parameters())
-    assert json.loads(json.dumps(found.as_json()))["texts"] == 4 and not any(
-        text in json.dumps(found.as_json()) for text in given
+    assert (
+        0 < measurement.latency_ms_p50 <= measurement.latency_ms_p95
+        and measurement.latency_ms_mean > 0
+    )
+    assert measurement.tokens_per_second == pytest.approx(
+        measurement.embeddings_per_second * 19 / 4
+    )
+    assert "10 warm-ups, 100 iterations" in measurement.latency_protocol
+    assert measurement.peak_memory_bytes > 10_000_000 and measurement.peak_memory_of.startswith(
+        "resident"
+    )
+    assert measurement.load_seconds == 1.5 and measurement.dimension == 32
+    assert measurement.parameters == sum(
+        parameter.numel() for parameter in stack.model.parameters()
+    )
+    assert json.loads(json.dumps(measurement.as_json()))["texts"] == 4 and not any(
+        text in json.dumps(measurement.as_json()) for text in given
     )
 
 
@@ -83,22 +95,22 @@ def test_quantiles_are_of_the_iterations_after_the_warm_up(
         ]
     )
     monkeypatch.setattr("clinpeft.inference.profile.time.perf_counter", lambda: next(ticks))
-    found = profile_encoder(stack, MEAN, ["the patient", "no fever"])
-    assert found.embeddings_per_second == 2.0 and found.tokens_per_second == 4.0
-    assert found.latency_ms_p50 == pytest.approx(50.5) and found.latency_ms_mean == pytest.approx(
+    measurement = profile_encoder(stack, MEAN, ["the patient", "no fever"])
+    assert measurement.embeddings_per_second == 2.0 and measurement.tokens_per_second == 4.0
+    assert measurement.latency_ms_p50 == pytest.approx(
         50.5
-    )  # 1, 2, ... 100 ms
-    assert found.latency_ms_p95 == pytest.approx(95.05)
+    ) and measurement.latency_ms_mean == pytest.approx(50.5)  # 1, 2, ... 100 ms
+    assert measurement.latency_ms_p95 == pytest.approx(95.05)
 
 
 def test_where_the_system_does_not_tell_the_peak_it_is_that_of_the_process(
     stack: adapters.Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measuring, "RESIDENT_RESET", tmp_path / "none" / "clear_refs")
-    found = profile_encoder(stack, MEAN, ["the patient"])
+    monkeypatch.setattr(profile, "PROC_CLEAR_REFS_PATH", tmp_path / "none" / "clear_refs")
+    measurement = profile_encoder(stack, MEAN, ["the patient"])
     assert (
-        found.peak_memory_of.endswith("since the process began")
-        and found.peak_memory_bytes > 10_000_000
+        measurement.peak_memory_of.endswith("since the process began")
+        and measurement.peak_memory_bytes > 10_000_000
     )
 
 

@@ -1,4 +1,7 @@
-"""The backbones of the study: each row on a tiny random model of its true architecture, and its adapters at true size without weights."""
+"""The backbones of the study, each on a tiny random model of its architecture.
+
+Their adapters are counted at full size without weights.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from clinpeft import adapters, models
 from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.models.embedding_config import (
     BACKBONES,
+    AdapterTargetSet,
     Backbone,
     EmbeddingConfig,
-    AdapterTargetSet,
     find_backbone,
     resolve_embedding_config,
 )
@@ -32,8 +35,10 @@ TINY = {
     "max_position_embeddings": 64,
 }
 STUDY = (
-    "michiyasunaga/BioLinkBERT-large google/gemma-2-2b-it Qwen/Qwen3-Embedding-4B sentence-transformers/all-mpnet-base-v2 Qwen/Qwen2.5-0.5B "
-    "BAAI/bge-large-en-v1.5 intfloat/e5-large-v2 BAAI/bge-small-en-v1.5 BAAI/bge-m3 jinaai/jina-embeddings-v2-base-en"
+    "michiyasunaga/BioLinkBERT-large google/gemma-2-2b-it Qwen/Qwen3-Embedding-4B "
+    "sentence-transformers/all-mpnet-base-v2 Qwen/Qwen2.5-0.5B "
+    "BAAI/bge-large-en-v1.5 intfloat/e5-large-v2 BAAI/bge-small-en-v1.5 BAAI/bge-m3 "
+    "jinaai/jina-embeddings-v2-base-en"
 ).split()
 
 # by hand, rank 16: layers x (inputs + outputs) x 16 of every adapted layer
@@ -83,7 +88,7 @@ def tiny(row: Backbone) -> Any:
 def folders(
     toy_llama: Any, toy_bert: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    root, made = tmp_path_factory.mktemp("backbones"), {}
+    root, paths = tmp_path_factory.mktemp("backbones"), {}
     tokenizers = {"causal-lm": toy_llama(), "masked-lm": toy_bert}
     for row in {row.family: row for row in LOADABLE.values()}.values():
         folder = root / row.family
@@ -93,8 +98,8 @@ def folders(
         ).base_model.save_pretrained(folder)  # published without head, as vectors are
         for path in tokenizers[models.MODEL_FAMILIES[row.family].objective].glob("tokenizer*"):
             shutil.copy(path, folder)
-        made[row.family] = folder
-    return made
+        paths[row.family] = folder
+    return paths
 
 
 def folder_named(path: Path, config: dict[str, Any]) -> Path:
@@ -103,7 +108,7 @@ def folder_named(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the rows
+# ----------------------------------------------------------------------------------------- the rows
 
 
 def test_the_ten_of_the_study_come_first_and_each_is_named_as_on_the_hub() -> None:
@@ -231,8 +236,8 @@ def test_the_shapes_are_those_of_the_published_weights(name: str, millions: str)
 
 def test_the_real_encoder_has_the_shape_of_its_row(minilm: Path) -> None:
     row = BACKBONES["sentence-transformers/all-MiniLM-L6-v2"]
-    found = json.loads((minilm / "config.json").read_text())
-    assert {key: found[key] for key in row.shape} == dict(row.shape)
+    config = json.loads((minilm / "config.json").read_text())
+    assert {key: config[key] for key in row.shape} == dict(row.shape)
     assert (
         find_backbone(minilm) is None and find_backbone(minilm, row.name) == row
     )  # its folder is called `model`
@@ -243,7 +248,7 @@ def test_the_real_encoder_has_the_shape_of_its_row(minilm: Path) -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------- a folder and its row
+# ----------------------------------------------------------------------------- a folder and its row
 
 E5 = {"model_type": "bert", "hidden_size": 1024}
 
@@ -260,15 +265,15 @@ E5 = {"model_type": "bert", "hidden_size": 1024}
     ],
 )
 def test_a_folder_is_known_by_its_path(path: str, tmp_path: Path) -> None:
-    found = find_backbone(folder_named(tmp_path / path, E5))
-    assert found is not None and found.name == "intfloat/e5-large-v2"
+    match = find_backbone(folder_named(tmp_path / path, E5))
+    assert match is not None and match.name == "intfloat/e5-large-v2"
 
 
 def test_a_folder_is_known_by_what_its_config_was_made_from_or_by_the_user(tmp_path: Path) -> None:
-    made = find_backbone(
+    match = find_backbone(
         folder_named(tmp_path / "a", E5 | {"_name_or_path": "BAAI/bge-large-en-v1.5"})
     )
-    assert made is not None and made.name == "BAAI/bge-large-en-v1.5"
+    assert match is not None and match.name == "BAAI/bge-large-en-v1.5"
     assert find_backbone(folder_named(tmp_path / "b", E5)) is None
     assert (
         find_backbone(tmp_path / "b", "intfloat/e5-large-v2") == BACKBONES["intfloat/e5-large-v2"]
@@ -278,9 +283,7 @@ def test_a_folder_is_known_by_what_its_config_was_made_from_or_by_the_user(tmp_p
 def test_a_small_copy_under_the_same_name_is_not_the_backbone(tmp_path: Path) -> None:
     folder = folder_named(tmp_path / "intfloat" / "e5-large-v2", E5 | {"hidden_size": 32})
     assert find_backbone(folder) is None
-    with pytest.raises(
-        BaseModelError, match="bert of width 32, and intfloat/e5-large-v2 is a bert of width 1024"
-    ):
+    with pytest.raises(BaseModelError, match=r"width 32.* width 1024"):
         find_backbone(folder, "intfloat/e5-large-v2")
 
 
@@ -334,7 +337,7 @@ def test_a_model_whose_pooling_nobody_knows_is_refused_with_how_to_say_it(toy_be
 
 
 @pytest.mark.parametrize(
-    ("sign", "said"),
+    ("sign", "expected_text"),
     [
         (
             {
@@ -349,13 +352,13 @@ def test_a_model_whose_pooling_nobody_knows_is_refused_with_how_to_say_it(toy_be
     ],
 )
 def test_a_jina_folder_is_refused_with_the_reason_and_the_way_out(
-    sign: dict[str, Any], said: str, tmp_path: Path
+    sign: dict[str, Any], expected_text: str, tmp_path: Path
 ) -> None:
     folder = folder_named(
         tmp_path / "jina-embeddings-v2-base-en", {"model_type": "bert", "hidden_size": 768} | sign
     )
     for ask in (find_backbone, resolve_embedding_config):
-        with pytest.raises(BaseModelError, match=said) as error:
+        with pytest.raises(BaseModelError, match=expected_text) as error:
             ask(folder)
         assert (
             "random feed-forward weights" in error.value.message

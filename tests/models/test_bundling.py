@@ -14,6 +14,7 @@ import pytest
 from clinpeft import models
 from clinpeft.core.errors import BaseModelError, InputError, RefusedError
 from clinpeft.models import bundle
+from clinpeft.models import folder as model_folder
 from tests.conftest import MakeFolder
 
 
@@ -46,10 +47,10 @@ def rewritten(
     path: Path,
     change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]],
 ) -> Path:
-    found = change(list(members(path)))
+    entries = change(list(members(path)))
     other = path.with_name("other.tar")
     with tarfile.open(other, "w") as tar:
-        for member, content in found:
+        for member, content in entries:
             member.size = len(content) if member.isreg() else 0
             tar.addfile(member, io.BytesIO(content))
     return other
@@ -62,27 +63,27 @@ def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
 
 
 def promised(
-    found: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes
+    entries: list[tuple[tarfile.TarInfo, bytes]], name: str, content: bytes
 ) -> list[tuple[tarfile.TarInfo, bytes]]:
     """With one more file that the manifest knows too: by somebody who writes manifests."""
     import hashlib
 
-    about = json.loads(found[0][1])
+    about = json.loads(entries[0][1])
     about["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    return [(found[0][0], json.dumps(about).encode()), *found[1:], (named(name), content)]
+    return [(entries[0][0], json.dumps(about).encode()), *entries[1:], (named(name), content)]
 
 
 def test_what_was_packed_comes_out_and_the_base_loads(
     packed: Path, base: Path, tmp_path: Path
 ) -> None:
-    said = models.verify_bundle(packed)
-    assert said.base_sha256 == models.fingerprint_base_model(base)
+    expected_text = models.verify_bundle(packed)
+    assert expected_text.base_sha256 == models.fingerprint_base_model(base)
     assert {
         "recipes/mine.toml",
         "wheels/torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl",
         "base/toy-llama/model.safetensors",
-    } <= set(said.files)
-    assert not [name for name in said.files if "notes" in name]
+    } <= set(expected_text.files)
+    assert not [name for name in expected_text.files if "notes" in name]
     models.unpack_bundle(packed, tmp_path / "inside")
     assert models.fingerprint_base_model(
         tmp_path / "inside" / "base" / "toy-llama"
@@ -107,8 +108,8 @@ def test_the_same_files_give_the_same_bundle_and_no_name_of_a_user(
 def test_pickles_and_code_of_a_base_are_not_packed(base: Path, tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "modeling.py", "optimizer.pt"):
         (base / name).write_bytes(b"code")
-    said = models.make_bundle(base, [], None, tmp_path / "bundle.tar")
-    assert not [name for name in said.files if name.endswith((".bin", ".py", ".pt"))]
+    expected_text = models.make_bundle(base, [], None, tmp_path / "bundle.tar")
+    assert not [name for name in expected_text.files if name.endswith((".bin", ".py", ".pt"))]
 
 
 BAD: dict[
@@ -117,65 +118,74 @@ BAD: dict[
         Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]], str
     ],
 ] = {
-    "a way out": (lambda found: [*found, (named("../outside.toml"), b"x")], "leads out"),
+    "a way out": (lambda entries: [*entries, (named("../outside.toml"), b"x")], "leads out"),
     "a way out below": (
-        lambda found: promised(found, "base/toy-llama/../../outside.toml", b"x"),
+        lambda entries: promised(entries, "base/toy-llama/../../outside.toml", b"x"),
         "leads out",
     ),
-    "an absolute name": (lambda found: promised(found, "/etc/outside.toml", b"x"), "leads out"),
-    "a drive": (lambda found: promised(found, "C:/outside.toml", b"x"), "leads out"),
-    "a backslash": (lambda found: promised(found, "recipes\\..\\outside.toml", b"x"), "leads out"),
+    "an absolute name": (lambda entries: promised(entries, "/etc/outside.toml", b"x"), "leads out"),
+    "a drive": (lambda entries: promised(entries, "C:/outside.toml", b"x"), "leads out"),
+    "a backslash": (
+        lambda entries: promised(entries, "recipes\\..\\outside.toml", b"x"),
+        "leads out",
+    ),
     "a symbolic link": (
-        lambda found: [*found, (named("recipes/a.toml", tarfile.SYMTYPE, "/etc/passwd"), b"")],
-        "no plain file but a link",
+        lambda entries: [*entries, (named("recipes/a.toml", tarfile.SYMTYPE, "/etc/passwd"), b"")],
+        "a link",
     ),
     "a hard link": (
-        lambda found: [*found, (named("recipes/a.toml", tarfile.LNKTYPE, "manifest.json"), b"")],
-        "no plain file but a link",
+        lambda entries: [
+            *entries,
+            (named("recipes/a.toml", tarfile.LNKTYPE, "manifest.json"), b""),
+        ],
+        "a link",
     ),
     "a device": (
-        lambda found: [*found, (named("recipes/a.toml", tarfile.CHRTYPE), b"")],
-        "no plain file but a device",
+        lambda entries: [*entries, (named("recipes/a.toml", tarfile.CHRTYPE), b"")],
+        "a device",
     ),
     "a pipe": (
-        lambda found: [*found, (named("recipes/a.toml", tarfile.FIFOTYPE), b"")],
-        "no plain file but a device or a pipe",
+        lambda entries: [*entries, (named("recipes/a.toml", tarfile.FIFOTYPE), b"")],
+        "a pipe",
     ),
     "a folder": (
-        lambda found: [*found, (named("recipes", tarfile.DIRTYPE), b"")],
-        "no plain file but a folder",
+        lambda entries: [*entries, (named("recipes", tarfile.DIRTYPE), b"")],
+        "a folder",
     ),
     "pickled weights": (
-        lambda found: promised(found, "base/toy-llama/pytorch_model.bin", b"x"),
-        "has no place in a bundle",
+        lambda entries: promised(entries, "base/toy-llama/pytorch_model.bin", b"x"),
+        "is not allowed in a bundle",
     ),
     "code of a base": (
-        lambda found: promised(found, "base/toy-llama/modeling.py", b"x"),
-        "has no place in a bundle",
+        lambda entries: promised(entries, "base/toy-llama/modeling.py", b"x"),
+        "is not allowed in a bundle",
     ),
-    "a file nobody promised": (
-        lambda found: [*found, (named("recipes/a.toml"), b"x")],
+    "a file that is not in the manifest": (
+        lambda entries: [*entries, (named("recipes/a.toml"), b"x")],
         "is not in its manifest",
     ),
     "a file twice": (
-        lambda found: [*found, found[-1]],
+        lambda entries: [*entries, entries[-1]],
         "is not in its manifest, or is there twice",
     ),
-    "a file less": (lambda found: found[:-1], "1 files of its manifest are not in it"),
+    "a file less": (lambda entries: entries[:-1], "1 files of its manifest"),
     "a byte changed": (
-        lambda found: [*found[:-1], (found[-1][0], b"z" + found[-1][1][1:])],
+        lambda entries: [*entries[:-1], (entries[-1][0], b"z" + entries[-1][1][1:])],
         "is not the file that was packed",
     ),
-    "a byte more": (lambda found: [*found[:-1], (found[-1][0], found[-1][1] + b"z")], "bytes, and"),
+    "a byte more": (
+        lambda entries: [*entries[:-1], (entries[-1][0], entries[-1][1] + b"z")],
+        "bytes instead of",
+    ),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("change", "expected_text"), BAD.values(), ids=BAD)
 def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
     packed: Path,
     tmp_path: Path,
     change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], list[tuple[tarfile.TarInfo, bytes]]],
-    said: str,
+    expected_text: str,
 ) -> None:
     other = rewritten(packed, change)
     before = set(tmp_path.rglob("*"))
@@ -184,7 +194,7 @@ def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
         lambda path: models.unpack_bundle(path, tmp_path / "inside"),
     )
     for look in looks:
-        with pytest.raises(RefusedError, match=said) as refused:
+        with pytest.raises(RefusedError, match=expected_text) as refused:
             look(other)
         assert refused.value.exit_code == 4
     assert set(tmp_path.rglob("*")) == before
@@ -194,17 +204,17 @@ def test_what_is_not_what_was_packed_is_refused_and_leaves_nothing(
 def test_a_base_that_brings_code_by_its_config_is_refused_though_the_manifest_knows_it(
     packed: Path, tmp_path: Path
 ) -> None:
-    def change(found: list[tuple[tarfile.TarInfo, bytes]]) -> list[tuple[tarfile.TarInfo, bytes]]:
-        kept = [
+    def change(entries: list[tuple[tarfile.TarInfo, bytes]]) -> list[tuple[tarfile.TarInfo, bytes]]:
+        others = [
             (member, content)
-            for member, content in found
+            for member, content in entries
             if member.name != "base/toy-llama/config.json"
         ]
         config = next(
-            content for member, content in found if member.name == "base/toy-llama/config.json"
+            content for member, content in entries if member.name == "base/toy-llama/config.json"
         )
         return promised(
-            kept,
+            others,
             "base/toy-llama/config.json",
             json.dumps({**json.loads(config), "auto_map": {"AutoModel": "modeling.Toy"}}).encode(),
         )
@@ -221,7 +231,7 @@ def test_a_base_that_brings_code_by_its_config_is_refused_though_the_manifest_kn
 )
 def test_what_is_no_bundle_says_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bundle.tar").write_bytes(content)
-    with pytest.raises(InputError, match="this is no bundle"):
+    with pytest.raises(InputError, match="not a bundle"):
         models.verify_bundle(tmp_path / "bundle.tar")
 
 
@@ -251,13 +261,13 @@ def test_a_hub_name_where_a_folder_is_expected_says_what_to_run_outside_and_how_
 ) -> None:
     with pytest.raises(BaseModelError) as missing:
         models.check_model_folder(Path("meta-llama/Llama-2-7b-hf"))
-    for said in (
+    for expected_text in (
         "clinpeft models pull meta-llama/Llama-2-7b-hf --to DIR",
         "clinpeft bundle make --base DIR",
         "clinpeft bundle unpack",
     ):
-        assert said in missing.value.hint
+        assert expected_text in missing.value.hint
 
 
 def test_the_names_that_may_be_packed_are_those_that_are_pulled() -> None:
-    assert set(models.checks.TOKENIZER_FILES) <= bundle.BUNDLED_BASE_FILES
+    assert set(model_folder.TOKENIZER_FILES) <= bundle.BUNDLED_BASE_FILES

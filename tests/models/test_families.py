@@ -1,4 +1,4 @@
-"""Every row of the table of families, proven on a tiny random model of its true architecture, with every adapter method."""
+"""Every family on a tiny random model of its architecture, with every adapter method."""
 
 from __future__ import annotations
 

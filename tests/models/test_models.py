@@ -91,7 +91,7 @@ def test_weights_on_disk_in_bfloat16_are_computed_in_float32_without_loss(folder
 def test_auto_precision_follows_the_processor(
     able: dict[str, bool], precision: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clinpeft.models.load._instructions", lambda: able)
+    monkeypatch.setattr("clinpeft.models.load.read_cpu_capabilities", lambda: able)
     assert models.choose_precision("auto", CPU) == (precision, reason)
     assert models.choose_precision("bfloat16", CPU)[0] == torch.bfloat16
 
@@ -110,7 +110,7 @@ def test_the_fingerprint_is_of_names_and_contents_and_of_nothing_else(
     assert models.fingerprint_base_model(folder) != before
 
 
-# ------------------------------------------------------------------------------------------------------------------ folders that are no base
+# ------------------------------------------------------------------------- folders that are no base
 
 
 def test_a_hub_name_where_a_folder_belongs_points_at_the_one_door() -> None:
@@ -178,8 +178,8 @@ def test_a_file_that_is_cut_short_is_refused_by_name(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     error = refused(folder)
-    assert (
-        error.message.startswith("model.safetensors cannot be read") and "cut short" in error.hint
+    assert error.message.startswith("model.safetensors cannot be read") and error.location == str(
+        path
     )
 
 
@@ -236,7 +236,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(folder: Path) -> None:
             }
         ),
     )
-    assert "the embedding matrix 10 rows" in refused(folder).message
+    assert "embedding matrix 10" in refused(folder).message
 
 
 def test_an_encoder_without_a_mask_token_is_refused(encoder: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_decoder_without_pad_token_loads(folder: Path) -> None:
     assert load(folder).tokenizer.pad_token_id is None
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the network
+# -------------------------------------------------------------------------------------- the network
 
 
 def test_loading_attaching_and_answering_need_no_socket(
@@ -292,20 +292,20 @@ def test_loading_attaching_and_answering_need_no_socket(
 
 
 def test_pull_is_the_one_door_and_closes_behind_itself(folder: Path, tmp_path: Path) -> None:
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
 
     def snapshot(**request: Any) -> None:
-        asked.append(request | {"offline": constants.HF_HUB_OFFLINE})
+        requests.append(request | {"offline": constants.HF_HUB_OFFLINE})
         shutil.copytree(folder, request["local_dir"], dirs_exist_ok=True)
         (Path(request["local_dir"]) / ".cache").mkdir()
 
     assert constants.HF_HUB_OFFLINE
     models.download_model("someone/llama", tmp_path / "pulled", snapshot)
     assert constants.HF_HUB_OFFLINE
-    assert [(request["repo_id"], request["offline"]) for request in asked] == [
+    assert [(request["repo_id"], request["offline"]) for request in requests] == [
         ("someone/llama", False)
     ]
-    assert not any(pattern.endswith((".bin", ".py")) for pattern in asked[0]["allow_patterns"])
+    assert not any(pattern.endswith((".bin", ".py")) for pattern in requests[0]["allow_patterns"])
     assert load(tmp_path / "pulled").sha256 == models.fingerprint_base_model(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "pulled"]
     assert not (tmp_path / "pulled" / ".cache").exists()

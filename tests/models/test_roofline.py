@@ -49,8 +49,8 @@ def test_shared_keys_make_them_narrower() -> None:
 def test_matrix_products_are_timed_and_the_number_of_threads_stays_what_it_was() -> None:
     before = torch.get_num_threads()
     assert models.measure_matmul_rate("float32", size=64, repeats=1) > 0
-    found = models.measure_step_seconds([1], num_tokens=128, width=64, repeats=1)
-    assert found[1] > 0 and torch.get_num_threads() == before == models.get_thread_count()
+    seconds = models.measure_step_seconds([1], num_tokens=128, width=64, repeats=1)
+    assert seconds[1] > 0 and torch.get_num_threads() == before == models.get_thread_count()
 
 
 def test_the_tiny_base_is_a_base_and_the_same_every_time(tmp_path: Path) -> None:

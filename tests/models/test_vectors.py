@@ -45,16 +45,16 @@ def bare_bert(toy_bert: Path, tmp_path: Path) -> Path:
 
 
 def vectors(base: models.FrozenBaseModel, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = base.backbone(
+    pooled_vectors: torch.Tensor = base.backbone(
         input_ids=ids, attention_mask=torch.ones_like(ids)
     ).last_hidden_state
-    return found
+    return pooled_vectors
 
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- loading
+# ------------------------------------------------------------------------------------------ loading
 
 
 def test_a_folder_of_the_backbone_alone_is_a_base_for_vectors_and_none_for_language(
@@ -90,9 +90,9 @@ def test_names_stay_those_of_the_language_model_and_the_head_is_freed(
             for name, parameter in load(folder, "language").model.named_parameters()
             if name.startswith(prefix)
         }
-        kept = dict(load(folder).model.named_parameters())
-        assert list(kept) == list(whole)
-        assert all(torch.equal(kept[name], whole[name]) for name in kept)
+        remaining = dict(load(folder).model.named_parameters())
+        assert list(remaining) == list(whole)
+        assert all(torch.equal(remaining[name], whole[name]) for name in remaining)
 
 
 def test_an_embedding_that_the_head_was_tied_to_stays(toy_bert: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_embedding_that_the_head_was_tied_to_stays(toy_bert: Path) -> None:
 
 
 def test_logits_of_a_base_for_vectors_are_refused_and_not_nonsense(toy_bert: Path) -> None:
-    with pytest.raises(RefusedError, match="loaded for vectors"):
+    with pytest.raises(RefusedError, match="head"):
         load(toy_bert).model(input_ids=IDS)
 
 
@@ -120,13 +120,13 @@ def test_an_adapter_that_learned_language_fits_a_base_for_vectors(
     adapters.save_adapter(taught, tmp_path / "adapter")
     worn = adapters.load_adapter(load(toy_bert), tmp_path / "adapter")
     wanted = dict(taught.model.named_parameters())
-    learned = {
+    trained = {
         name: tensor
         for name, tensor in worn.model.named_parameters()
         if name in taught.trained_parameters
     }
-    assert learned.keys() == taught.trained_parameters.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in learned.items())
+    assert trained.keys() == taught.trained_parameters.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in trained.items())
 
 
 def test_lora_on_a_base_for_vectors_changes_its_backbone_and_merges(toy_bert: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_weight_missing_inside_the_backbone_is_an_error_for_vectors_too(bare_b
 def test_a_layer_that_the_config_leaves_out_is_an_error_for_vectors_too(bare_bert: Path) -> None:
     config = json.loads((bare_bert / "config.json").read_text())
     (bare_bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    with pytest.raises(BaseModelError, match="not in its config"):
+    with pytest.raises(BaseModelError, match=r"layer\.1\."):
         load(bare_bert)
 
 
@@ -198,7 +198,7 @@ def test_a_base_for_vectors_that_was_trained_whole_is_saved_and_loaded_as_one(
     assert torch.equal(vectors(load(tmp_path), IDS), vectors(base, IDS))
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- pooling
+# ------------------------------------------------------------------------------------------ pooling
 
 
 def test_vectors_are_read_by_the_mask_on_either_side() -> None:
@@ -267,7 +267,7 @@ def test_a_sentence_transformers_folder_says_how_it_is_pooled(
 
 
 @pytest.mark.parametrize(
-    ("described", "said"),
+    ("described", "expected_text"),
     [
         ({"pooling_mode_weightedmean_tokens": True}, "pooling_mode_weightedmean_tokens"),
         (
@@ -279,9 +279,9 @@ def test_a_sentence_transformers_folder_says_how_it_is_pooled(
     ],
 )
 def test_a_pooling_that_is_not_known_here_is_refused(
-    described: object, said: str, tmp_path: Path
+    described: object, expected_text: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BaseModelError, match=said):
+    with pytest.raises(BaseModelError, match=expected_text):
         models.read_pooling_mode(says(tmp_path, described))
 
 
@@ -308,7 +308,7 @@ def test_what_says_how_to_pool_is_pulled_too() -> None:
     assert "1_Pooling/config.json" in download.DOWNLOADED_FILE_PATTERNS
 
 
-# ---------------------------------------------------------------------------------------------------------------------- a real encoder
+# ----------------------------------------------------------------------------------- a real encoder
 
 
 def test_a_real_sentence_encoder_knows_a_paraphrase(minilm: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_real_sentence_encoder_knows_a_paraphrase(minilm: Path) -> None:
 def test_a_model_of_another_class_with_the_same_backbone_gives_the_same_vectors(
     tmp_path: Path, toy_bert: Path
 ) -> None:
-    """BERT with tied and with untied head: the embedding is the same memory in one and not in the other, and stays in both."""
+    """BERT with tied and with untied head; the embedding shares memory with the tied one only."""
     config = BertConfig.from_pretrained(toy_bert, tie_word_embeddings=False)
     folder = Path(shutil.copytree(toy_bert, tmp_path / "untied"))
     torch.manual_seed(3)

@@ -221,7 +221,7 @@ def embedded(
         "kind": "embed",
         "trained_parameters": 1_000,
         "base_parameters": 100_000,
-        "share": 0.01,
+        "trained_fraction": 0.01,
         "training_seconds": 60.0,
     }
     with runs.open_run_folder(

@@ -90,7 +90,7 @@ def answering(
         "kind": "classify",
         "name": "grid",
         "trained_parameters": 1000,
-        "share": 0.01,
+        "trained_fraction": 0.01,
         "training_seconds": 60.0,
         "tokens_seen": 6000,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clinpeft.reports.cards import EncoderCard, render_encoder_card
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable
+from clinpeft.reports.tables import Estimate, ReportColumn, ReportTable
 
 CARD = EncoderCard(
     name="heart: small",

@@ -79,7 +79,7 @@ def answered(home: Path, run_id: str, recipe: Recipe, *rows: dict[str, Any], **f
     known = {
         "kind": "classify",
         "trained_parameters": 1_000,
-        "share": 0.01,
+        "trained_fraction": 0.01,
         "training_seconds": 60.0,
     }
     return finished_run(home, run_id, recipe, rows, **{**known, **facts})

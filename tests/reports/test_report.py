@@ -36,7 +36,7 @@ pytest.importorskip("matplotlib")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a report, and its page."""
     home = tmp_path_factory.mktemp("report")
-    suppress = functools.partial(evaluation.suppress_small_cells, smallest=10)
+    suppress = functools.partial(evaluation.suppress_small_cells, smallest_cell=10)
     entries = [
         dataclasses.replace(
             entry, run=SuppressedRun(entry.run.folder, entry.run.recipe, entry.run.record, suppress)
@@ -343,7 +343,9 @@ def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
     assert "differential privacy" not in render_adapter_card(run)
     noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
     said = render_adapter_card(
-        dataclasses.replace(run, record=run.record.model_copy(update={"private": noise}))
+        dataclasses.replace(
+            run, record=run.record.model_copy(update={"differential_privacy": noise})
+        )
     )
     assert (
         "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less"

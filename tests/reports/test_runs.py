@@ -30,7 +30,7 @@ PUBLISHED: dict[str, Any] = {
 NUMBERS: dict[str, Any] = {
     "base_parameters": 1_000_000,
     "trained_parameters": 1_200,
-    "share": 0.0012,
+    "trained_fraction": 0.0012,
     "tokens_seen": 7_200,
     "training_seconds": 3.6,
 }

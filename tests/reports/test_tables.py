@@ -13,8 +13,8 @@ import rich.console
 from clinpeft.core.errors import StorageError
 from clinpeft.reports import formats
 from clinpeft.reports.tables import (
-    ReportColumn,
     Estimate,
+    ReportColumn,
     ReportTable,
     as_csv_table,
     as_latex_table,

@@ -40,7 +40,9 @@ def test_one_damaged_run_does_not_hide_the_others_and_is_not_silent(tmp_path: Pa
 def test_a_run_is_found_by_id_by_the_beginning_of_it_and_by_name(tmp_path: Path) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa", name="first")
     finished_run(tmp_path, "abbbbbbbbbbb", name="second")
-    assert [runs.find_run(tmp_path, text).id for text in ("aaaaaaaaaaaa", "aa", "first")] == ["aaaaaaaaaaaa"] * 3
+    assert [runs.find_run(tmp_path, text).id for text in ("aaaaaaaaaaaa", "aa", "first")] == [
+        "aaaaaaaaaaaa"
+    ] * 3
     assert runs.find_run(tmp_path, "second").id == "abbbbbbbbbbb"
 
 
@@ -51,15 +53,21 @@ def test_a_name_goes_before_the_beginning_of_an_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["clinical-lora", "a"])
-def test_a_text_that_means_several_runs_is_an_error_with_their_ids(tmp_path: Path, text: str) -> None:
+def test_a_text_that_means_several_runs_is_an_error_with_their_ids(
+    tmp_path: Path, text: str
+) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa")
     finished_run(tmp_path, "abbbbbbbbbbb")
-    with pytest.raises(UsageError, match=r"2 runs are meant[\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"):
+    with pytest.raises(UsageError, match=r"^2 [\s\S]*aaaaaaaaaaaa \(finished\), abbbbbbbbbbb"):
         runs.find_run(tmp_path, text)
 
 
-@pytest.mark.parametrize(("text", "nearest"), [("clinical_lora", "clinical-lora"), ("aaaaaaaaaaab", "aaaaaaaaaaaa")])
-def test_an_unknown_run_is_an_error_with_the_nearest_known(tmp_path: Path, text: str, nearest: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "nearest"), [("clinical_lora", "clinical-lora"), ("aaaaaaaaaaab", "aaaaaaaaaaaa")]
+)
+def test_an_unknown_run_is_an_error_with_the_nearest_known(
+    tmp_path: Path, text: str, nearest: str
+) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa")
     with pytest.raises(UsageError, match=f"did you mean '{nearest}'"):
         runs.find_run(tmp_path, text)
@@ -77,7 +85,9 @@ def test_an_empty_home_is_an_error_that_names_the_option(tmp_path: Path) -> None
         runs.find_run(tmp_path, "clinical-lora")
 
 
-def test_among_finished_runs_an_unfinished_one_of_the_same_name_is_not_meant(tmp_path: Path) -> None:
+def test_among_finished_runs_an_unfinished_one_of_the_same_name_is_not_meant(
+    tmp_path: Path,
+) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa")
     with runs.open_run_folder(tmp_path, make_recipe(), opening("bbbbbbbbbbbb")):
         pass

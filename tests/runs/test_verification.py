@@ -23,7 +23,9 @@ def run(tmp_path: Path) -> Run:
         adapter.mkdir()
         (adapter / "adapter_config.json").write_text("{}")
         header = b'{"__metadata__":{"format":"pt"}}'
-        (adapter / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        (adapter / "adapter_model.safetensors").write_bytes(
+            len(header).to_bytes(8, "little") + header
+        )
         (adapter / "clinpeft.json").write_text(json.dumps({"base": {"name": "toy-llama"}}))
         (begun.folder / "checkpoints").mkdir()
         (begun.folder / "checkpoints" / "1.safetensors").write_bytes(b"12345")
@@ -36,8 +38,17 @@ def states(run: Run) -> dict[str, str]:
 
 
 def test_a_finished_run_knows_its_files_and_not_what_still_changes(run: Run) -> None:
-    assert set(run.record.files) >= {"adapter/adapter_model.safetensors", "metrics.json", "recipe.toml", "attrition.json"}
-    assert not {name for name in run.record.files if name.startswith(("checkpoints", "log", "lock", "run.json"))}
+    assert set(run.record.files) >= {
+        "adapter/adapter_model.safetensors",
+        "metrics.json",
+        "recipe.toml",
+        "attrition.json",
+    }
+    assert not {
+        name
+        for name in run.record.files
+        if name.startswith(("checkpoints", "log", "lock", "run.json"))
+    }
     assert set(states(run).values()) == {"same"}
     runs.append_log_event(run, "step", step=2)
     assert set(states(runs.read_run(run.folder)).values()) == {"same"}
@@ -76,15 +87,21 @@ def test_a_run_of_an_older_version_has_no_hashes_and_is_not_refused(run: Run) ->
     runs.check_model_files(older)
 
 
-def test_checkpoints_and_tables_of_single_stays_can_be_purged_and_are_not_missed(tmp_path: Path) -> None:
+def test_checkpoints_and_tables_of_single_stays_can_be_purged_and_are_not_missed(
+    tmp_path: Path,
+) -> None:
     run = finished_run(tmp_path)
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "1.safetensors").write_bytes(b"12345")
     found = purge.list_run_removals(run, include_predictions=False)
-    assert [(removal.path.name, removal.file_count, removal.size_bytes) for removal in found] == [("checkpoints", 1, 5)]
+    assert [(removal.path.name, removal.file_count, removal.size_bytes) for removal in found] == [
+        ("checkpoints", 1, 5)
+    ]
     found = purge.list_run_removals(run, include_predictions=True)
     assert [removal.path.name for removal in found] == ["checkpoints", "likelihoods.parquet"]
-    assert purge.execute_removals(found, run, "2025-03-02") == sum(removal.size_bytes for removal in found)
+    assert purge.execute_removals(found, run, "2025-03-02") == sum(
+        removal.size_bytes for removal in found
+    )
     assert not (run.folder / "likelihoods.parquet").exists()
     assert states(run)["likelihoods.parquet"] == "purged"
     assert not [check for check in runs.check_run_files(run) if check.fails]
@@ -102,7 +119,7 @@ def test_caches_are_listed_with_their_bytes_and_go(tmp_path: Path) -> None:
     assert [(removal.description, removal.size_bytes) for removal in found] == [
         ("cleaned text of notes", 3),
         ("notes as tokens", 3),
-        ("a cohort, with the text that is asked", 4),
+        ("a cohort, with the text of its notes", 4),
     ]
     assert purge.execute_removals(found, None, "2025-03-02") == 10
     assert purge.list_cache_removals(tmp_path) == []
@@ -111,9 +128,9 @@ def test_caches_are_listed_with_their_bytes_and_go(tmp_path: Path) -> None:
 
 def test_nothing_is_purged_under_a_run_that_is_at_work(tmp_path: Path) -> None:
     with runs.open_run_folder(tmp_path, make_recipe(), opening()) as run:
-        with pytest.raises(RefusedError, match="being worked on"):
+        with pytest.raises(RefusedError, match=rf"where: .*{run.id}"):
             purge.list_cache_removals(tmp_path)
-        with pytest.raises(RefusedError, match="being worked on"):
+        with pytest.raises(RefusedError, match=rf"where: .*{run.id}"):
             purge.list_run_removals(run, include_predictions=True)
 
 
@@ -128,11 +145,16 @@ def test_a_link_in_the_cache_is_removed_and_not_followed(tmp_path: Path) -> None
     assert not (tmp_path / "home" / "cache" / "corpus-1").is_symlink()
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- release
+# Release
 
 
 def audit_of(run: Run, **changes: object) -> dict[str, object]:
-    known = {"made": (NIGHT + timedelta(hours=1)).isoformat(), "weights": runs.hash_trained_weights(run.folder), "results": [], "left_out": {}}
+    known = {
+        "made": (NIGHT + timedelta(hours=1)).isoformat(),
+        "weights": runs.hash_trained_weights(run.folder),
+        "results": [],
+        "left_out": {},
+    }
     return {**known, **changes}
 
 
@@ -141,23 +163,27 @@ def audited(run: Run, **changes: object) -> None:
 
 
 def content(run: Run, *private: str) -> runs.ReleaseContent:
-    return runs.ReleaseContent([], runs.read_matching_privacy_audit(run), {}, "invented", private, NIGHT)
+    return runs.ReleaseContent(
+        [], runs.read_matching_privacy_audit(run), {}, "invented", private, NIGHT
+    )
 
 
-def test_a_run_without_an_audit_or_with_one_of_other_weights_or_too_old_is_refused(run: Run) -> None:
-    with pytest.raises(RefusedError, match="no privacy audit") as refused:
+def test_a_run_without_an_audit_or_with_one_of_other_weights_or_too_old_is_refused(
+    run: Run,
+) -> None:
+    with pytest.raises(RefusedError, match=rf"where: .*{run.id}") as refused:
         runs.read_matching_privacy_audit(run)
     assert refused.value.exit_code == 4
     audited(run, weights={"adapter/adapter_model.safetensors": "0" * 64})
-    with pytest.raises(RefusedError, match="of other weights"):
+    with pytest.raises(RefusedError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
     audited(run, made=NOON.isoformat())
-    with pytest.raises(RefusedError, match="older than the run"):
+    with pytest.raises(RefusedError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
     audited(run)
     assert runs.read_matching_privacy_audit(run)["left_out"] == {}
     (run.folder / runs.PRIVACY_AUDIT_FILE).write_text("{}")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"where: .*privacy\.json"):
         runs.read_matching_privacy_audit(run)
 
 
@@ -167,18 +193,25 @@ def test_the_manifest_names_every_file_with_its_hash(run: Run, tmp_path: Path) -
     about = json.loads((folder / "manifest.json").read_text())
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files - {"manifest.json", "SHA256SUMS"} == set(about["files"])
-    assert {name: runs.compute_path_checksum(folder / name) for name in about["files"]} == about["files"]
+    assert {name: runs.compute_path_checksum(folder / name) for name in about["files"]} == about[
+        "files"
+    ]
     assert (about["data_licence"], about["run"], about["smallest_cell"]) == ("invented", run.id, 10)
     sums = {line[66:]: line[:64] for line in (folder / "SHA256SUMS").read_text().splitlines()}
-    assert sums == {**about["files"], "manifest.json": runs.compute_path_checksum(folder / "manifest.json")}
+    assert sums == {
+        **about["files"],
+        "manifest.json": runs.compute_path_checksum(folder / "manifest.json"),
+    }
 
 
 @pytest.mark.parametrize("word", ["/home/ann/bases", "C:\\\\models", "ann-the-user"])
-def test_a_path_or_a_user_in_any_file_stops_the_release(run: Run, tmp_path: Path, word: str) -> None:
+def test_a_path_or_a_user_in_any_file_stops_the_release(
+    run: Run, tmp_path: Path, word: str
+) -> None:
     path = run.folder / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({"base_model_name_or_path": word}))
     audited(run)
-    with pytest.raises(RefusedError, match="names a"):
+    with pytest.raises(RefusedError, match="where: release"):
         runs.write_release_folder(run, tmp_path / "out", content(run, "ann-the-user"))
     assert not list(tmp_path.glob("*out*"))
 
@@ -186,25 +219,32 @@ def test_a_path_or_a_user_in_any_file_stops_the_release(run: Run, tmp_path: Path
 def test_a_whole_model_and_a_folder_that_exists_are_refused(run: Run, tmp_path: Path) -> None:
     audited(run)
     (tmp_path / "out").mkdir()
-    with pytest.raises(RefusedError, match="exists"):
+    with pytest.raises(RefusedError, match="where: release --to"):
         runs.write_release_folder(run, tmp_path / "out", content(run))
     (run.folder / "model").mkdir()
-    with pytest.raises(RefusedError, match="trained the whole model"):
+    with pytest.raises(RefusedError, match=r"where: .*model"):
         runs.write_release_folder(run, tmp_path / "other", content(run))
 
 
 def head(run: Run, classes: list[str]) -> None:
-    question = {"name": "t", "kind": "multiclass", "classes": classes, "train_counts": [3] * len(classes)}
+    question = {
+        "name": "t",
+        "kind": "multiclass",
+        "classes": classes,
+        "train_counts": [3] * len(classes),
+    }
     (run.folder / "head.json").write_text(json.dumps({"tasks": {"t": {"question": question}}}))
     (run.folder / "head.safetensors").write_bytes(b"\x02" + b"\x00" * 7 + b"{}")
 
 
 def test_a_head_whose_classes_may_be_text_of_notes_stays_inside(run: Run, tmp_path: Path) -> None:
-    head(run, ["alive", "the patient was found at home by his wife who called the ambulance at once"])
+    head(
+        run, ["alive", "the patient was found at home by his wife who called the ambulance at once"]
+    )
     audited(run)
     folder = runs.write_release_folder(run, tmp_path / "out", content(run))
     assert not list(folder.glob("head*"))
-    assert "the head stays inside" in json.loads((folder / "manifest.json").read_text())["notices"][0]
+    assert "classes of t " in json.loads((folder / "manifest.json").read_text())["notices"][0]
 
 
 def test_small_counts_of_classes_do_not_leave_with_the_head(run: Run, tmp_path: Path) -> None:
@@ -212,8 +252,14 @@ def test_small_counts_of_classes_do_not_leave_with_the_head(run: Run, tmp_path: 
     audited(run)
     made = dataclasses.replace(content(run), train_counts={"t": [None, None]})
     folder = runs.write_release_folder(run, tmp_path / "out", made)
-    assert json.loads((folder / "head.json").read_text())["tasks"]["t"]["question"]["train_counts"] == [None, None]
+    assert json.loads((folder / "head.json").read_text())["tasks"]["t"]["question"][
+        "train_counts"
+    ] == [None, None]
 
 
 def test_the_states_that_fail_are_those_that_cannot_be_explained() -> None:
-    assert {state for state, fails in verify.IS_FAILING_STATE.items() if fails} == {"changed", "missing", "added"}
+    assert {state for state, fails in verify.IS_FAILING_STATE.items() if fails} == {
+        "changed",
+        "missing",
+        "added",
+    }

@@ -49,7 +49,8 @@ def asked(**keys: Any) -> SearchSpec:
 
 @dataclass
 class Maker:
-    """Runs that are there at once, one for every settings; ``before`` is called with the recipe of one that is not there yet."""
+    """Runs that are there at once, one for every settings; ``before`` is called with the recipe of
+    one that is not there yet."""
 
     before: Callable[[Any], None] = lambda recipe: None
     made: list[Any] = field(default_factory=list)

@@ -84,7 +84,7 @@ def test_the_winner_is_the_best_on_the_tuning_split_and_the_held_out_rows_of_no_
             name="toy",
             kind="classify",
             path=Path("toy.toml"),
-            sha256="",
+            file_sha256="",
         )
         known = search.build_search_record(worker.study, worker.space, plain, tmp_path, "now")
     assert (
@@ -110,13 +110,13 @@ def test_held_out_values_could_be_anything(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_measured_on_the_held_out_split_alone_is_refused(tmp_path: Path) -> None:
     run = finished(tmp_path, 2, [row("held_out", 0.9, name="separation"), row("tuning", 0.7)])
-    with pytest.raises(UsageError, match="has no metric 'separation' on its tuning split"):
+    with pytest.raises(UsageError, match=r"'separation'.*\n.*where: search\.metric"):
         search.read_objective_value(run, "separation")
 
 
 def test_a_wrong_metric_gets_the_nearest_right_one(tmp_path: Path) -> None:
     run = finished(tmp_path, 2, [row("tuning", 0.7)])
-    with pytest.raises(UsageError, match="did you mean 'auroc'"):
+    with pytest.raises(UsageError, match="'auroc'"):
         search.read_objective_value(run, "aurok")
 
 

@@ -1,4 +1,4 @@
-"""A cohort to documents: the ids the model is given, what is counted, and how documents are grouped."""
+"""A cohort to documents: token ids, counts, and groups of documents."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization import documents as documents_file
 from tests.conftest import WORDS, toy_tokenizer
 
-LONG = "the patient is a year old man woman with known heart failure"  # twelve different words, twelve tokens
-SECTIONS = "home stable\n\nPLAN:\nfollow up\n\nEXAM:\nlungs clear legs swollen"  # tokens: 2, 4 and 6, heading and colon included
+# twelve different words, twelve tokens
+LONG = "the patient is a year old man woman with known heart failure"
+# tokens: 2, 4 and 6, heading and colon included
+SECTIONS = "home stable\n\nPLAN:\nfollow up\n\nEXAM:\nlungs clear legs swollen"
 REMAINDER = "past the first 6 tokens of the note"
 
 
@@ -131,10 +133,10 @@ def test_whole_sections_are_read_by_importance_in_the_order_of_the_note(
     documents = encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["Plan"])
     assert words(documents, decoder) == ["<s> home stable <unk> <unk> follow up"]
     assert documents.token_attrition.dropped_rows == {"in a section of lower priority": 6}
-    (exam,) = words(
+    (text,) = words(
         encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["exam", "plan"]), decoder
     )
-    assert exam == "<s> <unk> <unk> lungs clear legs swollen"
+    assert text == "<s> <unk> <unk> lungs clear legs swollen"
 
 
 def test_a_long_first_section_is_cut_and_a_note_without_headings_read_from_its_head(
@@ -293,7 +295,7 @@ def test_without_special_tokens_a_note_without_text_is_left_out_and_counted(tmp_
     assert sorted(
         np.concatenate(tokenization.group_documents(documents, np.arange(4), 8)).tolist()
     ) == [0, 2]
-    with pytest.raises(InputError, match="without any token") as refused:
+    with pytest.raises(InputError, match="no token") as refused:
         documents.gather_batch(np.array([0, 3]))
     assert refused.value.location.startswith("row 3 of ")
 
@@ -322,11 +324,11 @@ def test_a_batch_says_which_document_each_window_belongs_to(
         [1] * 5 + [0] * 2,
         [1] * 3 + [0] * 4,
     ]
-    said = [
+    expected_texts = [
         " ".join(decoder.convert_ids_to_tokens(row[mask.bool()]))
         for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
-    assert said == [
+    assert expected_texts == [
         "<s> cough",
         "<s> the patient is a year old",
         "<s> year old man woman with known",
@@ -464,7 +466,7 @@ def test_an_epoch_is_every_document_once_in_steps_of_so_many() -> None:
 def test_no_room_for_text_is_refused_before_anything_is_written(
     tmp_path: Path, encoder: tokenization.Tokenizer
 ) -> None:
-    with pytest.raises(InputError, match="max_tokens = 2 leaves no room for text") as refused:
+    with pytest.raises(InputError, match="max_tokens = 2") as refused:
         encode(tmp_path, [LONG], encoder, room=0)
     assert refused.value.location == "base.max_tokens" and not list(tmp_path.glob("documents*"))
 
@@ -473,7 +475,7 @@ def test_windows_that_overlap_wholly_and_sections_without_names_are_refused(
     tmp_path: Path, decoder: tokenization.Tokenizer
 ) -> None:
     for wrong, location in (
-        ({"keep": "windows", "overlap_tokens": 6}, "reading.overlap_tokens"),
+        ({"keep": "windows", "overlap_tokens": 6}, "truncation.overlap_tokens"),
         ({"keep": "sections"}, "truncation.sections"),
     ):
         with pytest.raises(RecipeError) as refused:
@@ -485,7 +487,7 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_cannot_find_sectio
     tmp_path: Path, decoder: tokenization.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(decoder), "is_fast", property(lambda self: False))
-    with pytest.raises(InputError, match="does not tell where in the text"):
+    with pytest.raises(InputError, match="character offsets"):
         encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["plan"])
     assert words(encode(tmp_path, ["no fever"], decoder), decoder) == ["<s> no fever"]
 
@@ -493,15 +495,21 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_cannot_find_sectio
 def test_the_small_base_finds_sections_with_its_own_tokenizer(
     tmp_path: Path, small_base: Path
 ) -> None:
-    """Byte-pair tokens may swallow line ends and spaces; what is kept must still begin with its heading."""
+    """Byte-pair tokens may include line ends and spaces; a section still begins at its heading."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(small_base), local_files_only=True)
-    text = "Came by ambulance — 39 °C.\n\nEXAM: lungs clear, legs swollen on both sides.\n\nPLAN: follow up in clinic."
+    text = (
+        "Came by ambulance — 39 °C.\n\nEXAM: lungs clear, legs swollen on both sides.\n\n"
+        "PLAN: follow up in clinic."
+    )
     documents = encode(tmp_path, [text], tokenizer, room=16, keep="sections", sections=["plan"])
-    said = tokenizer.decode(
+    expected_texts = tokenizer.decode(
         documents.tokens[
             len(tokenization.create_document_layout(tokenizer, "causal-lm").window_prefix) :
         ].tolist()
     )
-    assert "PLAN: follow up in clinic." in said and "EXAM" not in said.split("PLAN")[1]
+    assert (
+        "PLAN: follow up in clinic." in expected_texts
+        and "EXAM" not in expected_texts.split("PLAN")[1]
+    )

@@ -9,12 +9,14 @@ import pytest
 from clinpeft.tokenization.headings import normalize_heading_name, split_headed_sections
 
 
-def names(text: str, *asked: str) -> list[str]:
+def names(text: str, *section_names: str) -> list[str]:
     """Every section's name, after checking that the sections are the whole note."""
-    found = split_headed_sections(text, {normalize_heading_name(name) for name in asked})
-    assert not found or found[0].start == 0
-    assert [section.start for section in found] == sorted({section.start for section in found})
-    return [section.name for section in found]
+    sections = split_headed_sections(text, {normalize_heading_name(name) for name in section_names})
+    assert not sections or sections[0].start == 0
+    assert [section.start for section in sections] == sorted(
+        {section.start for section in sections}
+    )
+    return [section.name for section in sections]
 
 
 def test_a_heading_ends_in_a_colon_or_is_a_line_of_capitals() -> None:
@@ -65,7 +67,10 @@ def test_blank_lines_may_hold_spaces_and_lines_may_end_as_on_windows() -> None:
 
 
 def test_headings_between_commas_are_found() -> None:
-    text = "SUBJECTIVE:, This woman, aged 23, has a cough.,MEDICATIONS: , Zyrtec,PLAN:,1.  Rest at 10:30."
+    text = (
+        "SUBJECTIVE:, This woman, aged 23, has a cough.,MEDICATIONS: , Zyrtec,"
+        "PLAN:,1.  Rest at 10:30."
+    )
     assert names(text) == ["subjective", "medications", "plan"]
     assert [text[section.start :][:5] for section in split_headed_sections(text, ())] == [
         "SUBJE",

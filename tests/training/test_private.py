@@ -8,7 +8,6 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -550,7 +549,7 @@ def write_notes(path: Path, people: int = 60) -> Path:
 def circumstances(secret: int = 1, stop_after: int = 0) -> RunContext:
     seen: list[int] = []
     return RunContext(
-        now=lambda: datetime.now(UTC),
+        Path(),
         on_step=lambda event: seen.append(event.step),
         should_stop=lambda: bool(stop_after) and seen[-1] >= stop_after,
         draw_noise_seed=lambda: secret.to_bytes(32, "big"),
@@ -568,26 +567,33 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
         document | {"adapters": [{"method": "lora", "rank": 2}] if adapted else []}, "test"
     )
     assert isinstance(asked, ClassifyRecipe)
-    whole = workflows.train_classifier(asked, tmp_path / "whole", circumstances())
-    told = whole.record.private
+    whole = workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "whole"))
+    told = whole.record.differential_privacy
     assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
     assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
     assert not (
         whole.folder / context.NOISE_SEED_PATH
     ).exists()  # else the noise could be drawn again
     with pytest.raises(InterruptedRunError):
-        workflows.train_classifier(asked, tmp_path / "stopped", circumstances(stop_after=3))
+        workflows.train_classifier(
+            asked, replace(circumstances(stop_after=3), home=tmp_path / "stopped")
+        )
     assert (tmp_path / "stopped" / whole.id / context.NOISE_SEED_PATH).exists()
     again = workflows.train_classifier(
-        asked, tmp_path / "stopped", circumstances(secret=2)
+        asked, replace(circumstances(secret=2), home=tmp_path / "stopped")
     )  # the secret is the one that it was begun with
-    assert again.record.private is not None and again.record.private["epsilon"] == told["epsilon"]
+    assert (
+        again.record.differential_privacy is not None
+        and again.record.differential_privacy["epsilon"] == told["epsilon"]
+    )
     for path in whole.folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
             assert (
                 path.read_bytes() == (again.folder / path.relative_to(whole.folder)).read_bytes()
             ), path
-    assert runs.read_run(again.folder).record.private == again.record.private
+    assert (
+        runs.read_run(again.folder).record.differential_privacy == again.record.differential_privacy
+    )
 
 
 def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
@@ -596,11 +602,13 @@ def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
     asked = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, ClassifyRecipe)
     with pytest.raises(InterruptedRunError):
-        workflows.train_classifier(asked, tmp_path / "runs", circumstances(stop_after=3))
+        workflows.train_classifier(
+            asked, replace(circumstances(stop_after=3), home=tmp_path / "runs")
+        )
     (secret,) = (tmp_path / "runs").glob(f"*/{context.NOISE_SEED_PATH}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
-        workflows.train_classifier(asked, tmp_path / "runs", circumstances())
+        workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "runs"))
 
 
 def test_a_private_language_adapter_records_what_it_spent(
@@ -608,8 +616,8 @@ def test_a_private_language_adapter_records_what_it_spent(
 ) -> None:
     asked = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
     assert isinstance(asked, AdaptRecipe)
-    run = workflows.adapt_language_model(asked, tmp_path / "runs", circumstances())
-    told = run.record.private
+    run = workflows.adapt_language_model(asked, replace(circumstances(), home=tmp_path / "runs"))
+    told = run.record.differential_privacy
     assert (
         told is not None
         and 3.96 <= told["epsilon"] <= 4

@@ -39,16 +39,16 @@ from clinpeft.adapters.outputs import (
     compute_pooled_embeddings,
     compute_token_logits,
 )
-from clinpeft.adapters.recomputing import (
-    enable_activation_checkpointing,
-    enable_checkpointing_on_oom,
-    find_checkpointing_unsupported_reason,
-)
 from clinpeft.adapters.reference_output import (
     check_stack_reference_output,
     save_stack_reference_output,
 )
 from clinpeft.adapters.stack import AttachedAdapter, ParameterCounts, Stack
+from clinpeft.runtime.checkpointing import (
+    enable_activation_checkpointing,
+    enable_checkpointing_on_oom,
+    find_checkpointing_unsupported_reason,
+)
 
 __all__ = [
     "ADAPTER_COMBINATIONS",

@@ -1,4 +1,4 @@
-"""``clinpeft audit``: who made or gave away what; and the one place where verbs write that down."""
+"""``clinpeft audit``: the log of what was made or released; and how commands write to it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from clinpeft.runs import Run
 
 audit_app = typer.Typer(
-    no_args_is_help=True, help="Who made or gave away what: the hash-chained log of a home."
+    no_args_is_help=True, help="Verify and show the hash-chained log of a home."
 )
 
 
 def get_user_name() -> str:
-    """The name of the user in the operating system: by the number of the process's owner, since a variable of the shell can say anything."""
+    """Name of the user in the operating system.
+
+    By the number of the process's owner, since a variable of the shell can say anything.
+    """
     try:
         import pwd
 
@@ -44,44 +47,44 @@ def record_audit_entry(
     run: Run | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> None:
-    """One line: a verb has made, or given away, something.
+    """Write one line: a command has made or released something.
 
     Args:
-        home: the folder of all runs.
-        verb: which.
-        output_path: the file or folder that was made.
-        run: the run that was made, or that was asked.
+        home: folder of all runs.
+        verb: the command.
+        output_path: the file or folder that was written.
+        run: the run that was trained or used.
         counts: what was counted.
     """
     from clinpeft.runs import compute_path_checksum
 
-    result = (
-        compute_path_checksum(output_path)
-        if output_path is not None and output_path.exists()
-        else _hash_run_record(run)
-        if run is not None
-        else ""
-    )
-    _write_entry(
-        home,
-        verb,
-        run,
-        run.recipe if run is not None else None,
-        result,
-        {**_collect_counts(run), **(counts or {})},
-        "finished",
-    )
+    result, run_counts = "", {}
+    if run is not None:
+        result = compute_path_checksum(run.folder / "run.json")
+        steps = {
+            f"{step.step}.{word}": count
+            for step in run.attrition
+            for word, count in (("entered", step.entered_rows), ("kept", step.kept_rows))
+        }
+        run_counts = {**run.record.counts, **steps}
+    if output_path is not None and output_path.exists():
+        result = compute_path_checksum(output_path)
+    recipe = run.recipe if run is not None else None
+    _write_entry(home, verb, run, recipe, result, {**run_counts, **(counts or {})}, "finished")
 
 
 @contextmanager
 def audit_run_attempt(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
-    """A line for a run that is made inside the block, which appends it to the list; and one for an attempt that did not get to its end.
+    """Write a line for the run that is trained in the block, or for the attempt that failed.
 
-    A run that was there already, and is only given back, is none that was made.
+    A run that had finished before, and is only returned, gets no second line.
+
+    Yields:
+        A list to which the block appends its run.
     """
     from clinpeft.runs import audit_log
 
-    begun = datetime.now(UTC)
+    start = datetime.now(UTC)
     runs: list[Run] = []
     audit_log.remove_stale_audit_heads(home)
     try:
@@ -89,19 +92,17 @@ def audit_run_attempt(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
     except BaseException as error:
         stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
         with suppress(ClinpeftError):  # a full disk has an error to show already
-            _write_entry(
-                home, recipe.kind, None, recipe, "", {}, "interrupted" if stopped else "failed"
-            )
+            state = "interrupted" if stopped else "failed"
+            _write_entry(home, recipe.kind, None, recipe, "", {}, state)
         raise
     for run in runs:
-        if run.record.finished is not None and (
-            run.record.finished >= begun or not _is_recorded(home, run)
-        ):
+        finished = run.record.finished
+        if finished is not None and (finished >= start or not _is_recorded(home, run)):
             record_audit_entry(home, recipe.kind, run=run)
 
 
 def _is_recorded(home: Path, run: Run) -> bool:
-    """Whether a line says that this run was made; a process killed right after its run was recorded wrote none."""
+    """Whether a line names the run: a process killed right after its run finished wrote none."""
     from clinpeft.runs import audit_log
 
     return any(
@@ -119,98 +120,69 @@ def _write_entry(
     counts: Mapping[str, int],
     state: str,
 ) -> None:
-    from clinpeft import recipe as recipes
+    from clinpeft.recipe import format_recipe_toml
     from clinpeft.runs import audit_log
 
-    if (
-        os.environ.get("RANK", "0") != "0"
-    ):  # of several processes that train together the first one writes
+    # Of several processes that train together only the first writes.
+    if os.environ.get("RANK", "0") != "0":
         return
-    asked = (
-        hashlib.sha256(recipes.format_recipe_toml(recipe).encode()).hexdigest()
-        if recipe is not None
-        else ""
-    )
-    data = (run.record.hashes.source or "") if run is not None else ""
-    line = audit_log.AuditEntry(
+    toml = format_recipe_toml(recipe).encode() if recipe is not None else None
+    entry = audit_log.AuditEntry(
         get_user_name(),
         datetime.now(UTC),
         verb,
         state,
         run.id if run is not None else "",
-        asked,
-        data,
+        hashlib.sha256(toml).hexdigest() if toml is not None else "",
+        (run.record.hashes.source or "") if run is not None else "",
         result,
         counts,
     )
-    audit_log.write_audit_entry(home.resolve(), line)
+    audit_log.write_audit_entry(home.resolve(), entry)
 
 
-def _hash_run_record(run: Run) -> str:
-    from clinpeft.runs import compute_path_checksum
-
-    return compute_path_checksum(run.folder / "run.json")
-
-
-def _collect_counts(run: Run | None) -> dict[str, int]:
-    """What the run counted, and what entered and was kept at each step on the way to it."""
-    if run is None:
-        return {}
-    steps = {
-        f"{step.step}.{word}": count
-        for step in run.attrition
-        for word, count in (("entered", step.entered_rows), ("kept", step.kept_rows))
-    }
-    return {**run.record.counts, **steps}
-
-
-@audit_app.command()
-def verify(
+@audit_app.command("verify", epilog="Example: `clinpeft audit verify --home runs`")
+def verify_audit_chain(
     home: HomeOption = DEFAULT_HOME,
     seen: Annotated[
         str,
-        typer.Option(
-            help="A hash that was noted elsewhere at an earlier time, and must be in the chain."
-        ),
+        typer.Option(help="A hash noted elsewhere at an earlier time; it must be in the chain."),
     ] = "",
 ) -> None:
-    """Whether any line was edited, deleted, inserted, moved or cut off; prints the hash to note elsewhere."""
+    """Verify that no line was edited, deleted, inserted, moved or cut off; prints the head hash."""
     from clinpeft.runs import audit_log
 
-    found = audit_log.verify_audit_log(home.resolve(), seen)
-    for notice in found.notices:
+    check = audit_log.verify_audit_log(home.resolve(), seen)
+    for notice in check.notices:
         print(f"notice: {notice}")
-    if found.problems:
-        hint = "find out who can write this folder; the lines before the first of these still hold"
+    if check.problems:
         raise RefusedError(
-            "; ".join(found.problems[:5]), location=str(home / audit_log.AUDIT_LOG_FILE), hint=hint
+            "; ".join(check.problems[:5]),
+            location=str(home / audit_log.AUDIT_LOG_FILE),
+            hint="find out who can write this folder; the lines before the first of these hold",
         )
-    print(f"{found.line_count} lines, none edited, deleted, inserted, moved or cut off")
-    print(f"head {found.head_hash}")
+    print(f"{check.line_count} lines, none edited, deleted, inserted, moved or cut off")
+    print(f"head {check.head_hash}")
 
 
-@audit_app.command()
-def show(
-    home: HomeOption = DEFAULT_HOME, last: Annotated[int, typer.Option(help="How many lines.")] = 20
+@audit_app.command("show", epilog="Example: `clinpeft audit show --last 50`")
+def show_audit_log(
+    home: HomeOption = DEFAULT_HOME,
+    last: Annotated[int, typer.Option(help="Number of lines.")] = 20,
 ) -> None:
-    """The last lines of the log."""
+    """Show the last lines of the log."""
     import pyarrow as pa
 
     from clinpeft.reports import table_from_arrow
     from clinpeft.runs import audit_log
 
+    widths = {"when": 19, "recipe": 12, "data": 12, "result": 12}
     lines = audit_log.read_audit_lines(home.resolve())[-last:] if last > 0 else []
     rows = [
-        {
-            "line": str(line.get("number", "")),
-            "when": str(line.get("when", ""))[:19],
-            "who": str(line.get("who", "")),
-            "verb": str(line.get("verb", "")),
-            "state": str(line.get("state", "")),
-            "run": str(line.get("run", "")),
-            "recipe": str(line.get("recipe", ""))[:12],
-            "data": str(line.get("data", ""))[:12],
-            "result": str(line.get("result", ""))[:12],
+        {"line": str(line.get("number", ""))}
+        | {
+            name: str(line.get(name, ""))[: widths.get(name)]
+            for name in ("when", "who", "verb", "state", "run", "recipe", "data", "result")
         }
         for line in lines
     ]

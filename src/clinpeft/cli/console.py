@@ -1,8 +1,7 @@
-"""Tables on the terminal and into files."""
+"""Tables on the terminal and in files."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,24 +11,28 @@ if TYPE_CHECKING:
 
     from clinpeft.reports import CellResult, ReportTable
 
+PAGE_COLUMNS = 160
+"""Width of a table where the output is no terminal."""
+
 
 def to_relative_path(path: Path) -> Path:
-    """A path as short as it can be said from here."""
+    """The path from the working folder, where it lies below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def print_table(table: ReportTable) -> None:
-    """On the terminal, or as wide as a page where there is none."""
+    """Print a table at the width of the terminal."""
     from rich.console import Console
 
     from clinpeft.reports import as_rich_table
 
-    Console(width=None if sys.stdout.isatty() else 160).print(as_rich_table(table))
+    width = None if sys.stdout.isatty() else PAGE_COLUMNS
+    Console(width=width).print(as_rich_table(table))
 
 
 def print_and_write_table(table: ReportTable, home: Path, name: str) -> None:
-    """On the terminal, and in every format into the home of the runs."""
+    """Print a table and write it in every format into the home."""
     from clinpeft.reports import write_table
 
     print_table(table)
@@ -37,37 +40,25 @@ def print_and_write_table(table: ReportTable, home: Path, name: str) -> None:
         print(path)
 
 
-def write_embedding_study(entries: Sequence[CellResult], folder: Path) -> None:
-    """Tables and figures of the embedding study into a folder, from what the runs of a grid recorded; without matplotlib the tables alone."""
+def write_embedding_study(results: Sequence[CellResult], folder: Path) -> None:
+    """Write tables and figures of the embedding study; without matplotlib only the tables.
+
+    Args:
+        results: of the cells of a grid of kind embed.
+        folder: for the files.
+    """
     from clinpeft import reports
     from clinpeft.core.errors import UsageError
 
-    tables = reports.build_embedding_study_tables(entries)
+    tables = reports.build_embedding_study_tables(results)
     for table in tables:
         reports.write_table(folder, table.title.partition(":")[0].lower(), table)
-    print(f"{to_relative_path(folder)}: {len(tables)} tables")
+    location = to_relative_path(folder)
+    print(f"{location}: {len(tables)} tables")
     try:
-        drawn = reports.write_embedding_figures(entries, folder / "figures")
+        *figures, index = reports.write_embedding_figures(results, folder / "figures")
     except UsageError as error:
-        print(f"{to_relative_path(folder)}: no figures: {error.message}; {error.hint}")
+        print(f"{location}: no figures: {error.message}; {error.hint}")
     else:
-        print(
-            f"{to_relative_path(folder)}: {len({path.stem for path in drawn[:-1]})} figures, {to_relative_path(drawn[-1])}"
-        )
-
-
-def print_cohort(folder: Path) -> None:
-    """What a built cohort holds, and who left for which reason."""
-    from clinpeft import reports
-    from clinpeft.core.schemas import Attrition
-    from clinpeft.data import cohorts
-
-    print_table(reports.table_from_arrow("Cohort", cohorts.summarize_cohort(folder)))
-    steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
-    print_table(
-        reports.build_attrition_table(
-            "Who left, at which step, for which reason",
-            [Attrition.from_json(step) for step in steps],
-        )
-    )
-    print(folder)
+        names = {path.stem for path in figures}
+        print(f"{location}: {len(names)} figures, {to_relative_path(index)}")

@@ -1,4 +1,4 @@
-"""``clinpeft doctor``: what this machine can do, tried and not believed."""
+"""``clinpeft doctor``: test what this machine can do."""
 
 from __future__ import annotations
 
@@ -14,51 +14,54 @@ from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 FINDING_STATE_MARKS = {"good": "good   ", "warning": "WARNING", "failure": "FAILURE"}
 
 
-def doctor(
+def diagnose_machine(
     home: HomeOption = DEFAULT_HOME,
     tune: Annotated[
         bool,
-        typer.Option(
-            "--tune", help="Find the number of threads by a measured step, and keep it in the home."
-        ),
+        typer.Option("--tune", help="Measure the best number of threads and keep it in the home."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For another program.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     test: Annotated[
         bool,
         typer.Option(
-            "--self-test/--no-self-test", help="Train, save, read again and compare a small run."
+            "--self-test/--no-self-test", help="Train, save, reload and compare a small run."
         ),
     ] = True,
 ) -> None:
-    """Look at versions, processor, memory, disk, GPU, network and file locks, and try a small run; exit code 1 where a run would not come through."""
-    from clinpeft import workflows
-    from clinpeft.cli.grid import create_run_context
-    from clinpeft.workflows import doctor as looks
+    """Check versions, processor, memory, disk, GPU, network and file locks, and try a small run.
 
-    found = []
-    context = create_run_context(lambda _: None, lambda: False)
-    for finding in looks.run_diagnostics(
-        home.resolve(), os.environ, context, workflows.adapt_language_model if test else None
-    ):
-        found.append(finding)
+    The exit code is 1 where a run would fail.
+    """
+    from clinpeft.cli.grid import format_command
+    from clinpeft.workflows import adapt_language_model, create_context, doctor
+
+    findings = []
+    context = create_context(home.resolve(), command=format_command())
+    adapt_function = adapt_language_model if test else None
+    for finding in doctor.run_diagnostics(home.resolve(), os.environ, context, adapt_function):
+        findings.append(finding)
         if not as_json:
             hint = f"\n         {finding.hint}" if finding.hint else ""
-            print(
-                f"{FINDING_STATE_MARKS[finding.state]}  {finding.name}: {finding.message}{hint}",
-                flush=True,
-            )
+            mark = FINDING_STATE_MARKS[finding.state]
+            print(f"{mark}  {finding.name}: {finding.message}{hint}", flush=True)
     if as_json:
-        print(looks.findings_to_json(found))
+        print(doctor.findings_to_json(findings))
     if tune:
-        settings = looks.tune_threads(home.resolve(), os.environ)
-        said = f"tuned: {settings['threads']} threads of {settings['cores']}, kept in {looks.MACHINE_FILE} of the home"
-        print(json.dumps(settings) if as_json else said)
-    if any(finding.state == "failure" for finding in found):
+        settings = doctor.tune_threads(home.resolve(), os.environ)
+        summary = (
+            f"tuned: {settings['threads']} threads of {settings['cores']}, "
+            f"kept in {doctor.MACHINE_FILE} of the home"
+        )
+        print(json.dumps(settings) if as_json else summary)
+    if any(finding.state == "failure" for finding in findings):
         raise typer.Exit(1)
 
 
 def apply_tuned_threads(home: Path) -> None:
-    """Let torch take the number of threads that ``doctor --tune`` found, unless the user named one. Before torch is imported."""
+    """Use the number of threads that ``doctor --tune`` measured, unless the user set one.
+
+    Has to be called before torch is imported.
+    """
     try:
         threads = int(json.loads((home / "machine.json").read_text(encoding="utf-8"))["threads"])
     except (OSError, ValueError, KeyError, TypeError):

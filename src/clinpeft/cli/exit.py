@@ -1,4 +1,4 @@
-"""How the command ends when something went wrong: three lines, an exit code, and no word of a note, whatever was raised."""
+"""How the command ends after an error: three lines, an exit code, and no text of a note."""
 
 from __future__ import annotations
 
@@ -12,56 +12,49 @@ from clinpeft import runs
 from clinpeft.core.errors import ClinpeftError, InputError, RefusedError
 
 TRACEBACK_VARIABLE = "CLINPEFT_TRACEBACK"
-"""Set to anything: errors that nobody foresaw are shown as Python does, with a message that may quote a note. For developers, on invented notes."""
+"""Set to anything, it shows the traceback of an unforeseen error, whose message may quote a note.
+For developers, on synthetic notes."""
 
-PERMISSION_ERRNOS = {errno.EACCES, errno.EPERM}
-MAX_TRACEBACK_FRAMES = 6
+PERMISSION_ERRORS = {errno.EACCES, errno.EPERM}
+INNERMOST_FRAMES = 6
 
 
 def to_clinpeft_error(error: Exception) -> ClinpeftError:
-    """What to say of any error: itself where it is of the family; else what the system said, or where it happened, but not its message.
+    """Turn any exception into one of the closed family.
 
-    A file that cannot be opened says its name. Of what nobody foresaw the class and the lines of code are told, innermost last: code holds no notes,
-    while the message of a library may quote what it could not read.
+    A full disk and a file that cannot be opened say what the operating system said. Of any other
+    exception only the class and the lines of code are given: code holds no notes, while a library's
+    message may quote what it could not read.
     """
     if isinstance(error, ClinpeftError):
         return error
-    full = runs.as_disk_full_error(error, Path.cwd())
-    if full is not None:
-        return full
+    disk_full = runs.as_disk_full_error(error, Path.cwd())
+    if disk_full is not None:
+        return disk_full
     if isinstance(error, OSError) and error.errno and error.filename is not None:
-        return _to_file_error(error)
-    hint = f"report these lines; its message is withheld, for it may quote a note: {TRACEBACK_VARIABLE}=1 shows it, on invented notes"
+        is_forbidden = error.errno in PERMISSION_ERRORS
+        kind = RefusedError if is_forbidden else InputError
+        hint = (
+            "make it readable, or writable, for this user"
+            if is_forbidden
+            else "check the path, and that no other process is changing it"
+        )
+        message = f"the operating system says: {os.strerror(error.errno)}"
+        return kind(message, location=str(error.filename), hint=hint)
+    frames = traceback.extract_tb(error.__traceback__)[-INNERMOST_FRAMES:]
+    lines = (f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
     return ClinpeftError(
-        f"an unforeseen {type(error).__name__}", location=_format_frames(error), hint=hint
-    )
-
-
-def _to_file_error(error: OSError) -> ClinpeftError:
-    kind = RefusedError if error.errno in PERMISSION_ERRNOS else InputError
-    hint = (
-        "make it readable, or writable, for this user"
-        if error.errno in PERMISSION_ERRNOS
-        else "check the path, and that nothing else is at work on it"
-    )
-    return kind(
-        f"the system says: {os.strerror(error.errno or 0)}", location=str(error.filename), hint=hint
-    )
-
-
-def _format_frames(error: BaseException) -> str:
-    """File, line and function of the innermost frames."""
-    frames = traceback.extract_tb(error.__traceback__)[-MAX_TRACEBACK_FRAMES:]
-    return (
-        " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
-        or "unknown"
+        f"an unforeseen {type(error).__name__}",
+        location=" > ".join(lines) or "unknown",
+        hint="report these lines; the message is withheld, because it may quote a note: "
+        f"{TRACEBACK_VARIABLE}=1 shows it, on synthetic notes",
     )
 
 
 def print_error(error: Exception) -> int:
-    """Say what happened on standard error, and give the exit code."""
-    said = to_clinpeft_error(error)
-    print(f"clinpeft: {said}", file=sys.stderr)
-    if said is not error and os.environ.get(TRACEBACK_VARIABLE):
+    """Print an error on standard error and return the exit code."""
+    shown_error = to_clinpeft_error(error)
+    print(f"clinpeft: {shown_error}", file=sys.stderr)
+    if shown_error is not error and os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
-    return said.exit_code
+    return shown_error.exit_code

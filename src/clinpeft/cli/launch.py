@@ -1,4 +1,8 @@
-"""Who does the work of a search or a study: this process, several of this machine, or an array job of Slurm; all give the same command."""
+"""Where the work of a search or a study is done: this process, local workers, or a Slurm array job.
+
+Every worker runs the same command with ``--launch here``; workers share the home and take what no
+other worker holds.
+"""
 
 from __future__ import annotations
 
@@ -10,113 +14,88 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from clinpeft.cli.audit import audit_run_attempt
 from clinpeft.cli.console import to_relative_path
+from clinpeft.cli.grid import RESUME_HINT, format_command, run_recipe
+from clinpeft.cli.progress import show_training_progress
 from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from clinpeft.recipe import Recipe, RecipePlan
     from clinpeft.runs import Run
-    from clinpeft.workflows import RunContext
 
-DEFAULT_WORKER_COUNT = 2
-WORKER_POLL_SECONDS = 0.2
+DEFAULT_WORKERS = 2
+POLL_SECONDS = 0.2
 SLURM_SCRIPT_FILE = "workers.sbatch"
 
 
-def get_run_function(kind: str) -> Callable[[Any, Path, RunContext], Run]:
-    """What makes a run of this kind of recipe.
-
-    Raises:
-        UsageError: nothing is trained by such a recipe.
-    """
-    from clinpeft import workflows
-
-    verbs: dict[str, Callable[[Any, Path, RunContext], Run]] = {
-        "adapt": workflows.adapt_language_model,
-        "classify": workflows.train_classifier,
-        "embed": workflows.train_embedding_model,
-    }
-    if kind not in verbs:
-        raise UsageError(
-            f"a recipe of kind {kind!r} trains nothing",
-            location="kind",
-            hint=f"take one of kind {', '.join(verbs)}",
-        )
-    return verbs[kind]
+def was_trained_since(run: Run, start: datetime) -> bool:
+    """Whether a run was trained after a time; False for one that had finished before."""
+    return run.record.finished is None or run.record.finished >= start
 
 
 def run_or_find_recipe(
     recipe: Recipe, home: Path, title: str, should_stop: Callable[[], bool]
 ) -> tuple[Run, bool]:
-    """The run of a recipe, and whether it was trained now; False where it was there already.
+    """Get the run of a recipe, and whether it was trained now rather than found.
 
     Raises:
-        ClinpeftError: as the recipe's verb.
+        ClinpeftError: as the recipe's workflow.
     """
-    from clinpeft.cli.audit import audit_run_attempt
-    from clinpeft.cli.grid import create_run_context
-    from clinpeft.cli.progress import show_training_progress
+    from datetime import UTC, datetime
 
-    verb = get_run_function(recipe.kind)
-    with show_training_progress(title) as tell, audit_run_attempt(home, recipe) as runs:
-        context = create_run_context(tell, should_stop)
-        begun = context.now()
-        try:
-            run = verb(recipe, home, context)
-            runs.append(run)
-        except KeyboardInterrupt as error:
-            raise InterruptedRunError(
-                "stopped at once", location=title, hint="give the same command to go on"
-            ) from error
-    return run, run.record.finished is None or run.record.finished >= begun
+    start = datetime.now(UTC)
+    run = run_recipe(recipe, home, title, should_stop)
+    return run, was_trained_since(run, start)
 
 
 def run_recipes_jointly(
     recipes: Sequence[Recipe], home: Path, title: str, should_stop: Callable[[], bool]
 ) -> Sequence[tuple[Run, bool] | ClinpeftError] | None:
-    """``made`` of several recipes, trained in one pass: of each, its run or its error. None where they cannot be.
+    """Train several recipes in one pass over one base.
+
+    Returns:
+        For each recipe what ``run_or_find_recipe`` gives, or its error; None where the recipes
+        cannot be trained together.
 
     Raises:
-        ClinpeftError: what concerns all of them; none is made.
+        ClinpeftError: what concerns all recipes; none is trained.
     """
-    from clinpeft import workflows
-    from clinpeft.cli.audit import audit_run_attempt
-    from clinpeft.cli.grid import create_run_context
-    from clinpeft.cli.progress import show_training_progress
-    from clinpeft.recipe import ClassifyRecipe
+    from clinpeft.workflows import can_train_jointly, create_context, train_classifiers_jointly
 
-    asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
-    if len(asked) < len(recipes) or not workflows.can_train_jointly(asked):
+    if not can_train_jointly(recipes):
         return None
-    with show_training_progress(title) as tell:
-        arounds = [
-            create_run_context(tell if at == 0 else _ignore_step, should_stop)
-            for at in range(len(asked))
+    with show_training_progress(title) as on_step:
+        # One progress line is enough: the trials advance step by step together.
+        callbacks = [on_step, *(lambda _: None for _ in recipes[1:])]
+        contexts = [
+            create_context(
+                home, command=format_command(), on_step=callback, should_stop=should_stop
+            )
+            for callback in callbacks
         ]
-        begun = arounds[0].now()
+        start = contexts[0].now()
         try:
-            found = workflows.train_classifiers_jointly(asked, home, arounds)
+            outcomes = train_classifiers_jointly(recipes, contexts)
         except KeyboardInterrupt as error:
             raise InterruptedRunError(
-                "stopped at once", location=title, hint="give the same command to go on"
+                "stopped at once", location=title, hint=RESUME_HINT
             ) from error
-    for recipe, each in zip(asked, found, strict=True):
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
         with contextlib.suppress(ClinpeftError), audit_run_attempt(home, recipe) as runs:
-            if isinstance(each, ClinpeftError):
-                raise each
-            runs.append(each)
+            if isinstance(outcome, ClinpeftError):
+                raise outcome
+            runs.append(outcome)
     return [
-        each
-        if isinstance(each, ClinpeftError)
-        else (each, each.record.finished is None or each.record.finished >= begun)
-        for each in found
+        outcome
+        if isinstance(outcome, ClinpeftError)
+        else (outcome, was_trained_since(outcome, start))
+        for outcome in outcomes
     ]
-
-
-def _ignore_step(_: object) -> None:
-    """One bar is enough for trials that go step by step together."""
 
 
 def launch_workers(
@@ -126,19 +105,22 @@ def launch_workers(
     command: Sequence[str],
     should_stop: Callable[[], bool],
 ) -> str:
-    """Let others work, where the recipe or ``--launch`` says so, and say who: ``here``: nobody else; ``local``: processes that have ended; ``slurm``:
-    those that a scheduler will start.
+    """Start other workers, where the recipe or ``--launch`` asks for them.
 
     Args:
         recipe_plan: the recipe file.
-        launch: of the command line, before the recipe's.
-        folder: of the search or study; the array job's script is written there.
+        launch: of the command line; overrides the recipe's.
+        folder: of the search or study; the script of an array job is written there.
         command: arguments of ``clinpeft`` for a worker.
-        should_stop: whether this process is asked to end.
+        should_stop: whether this process was asked to end.
+
+    Returns:
+        ``here``: no other worker; ``local``: local workers, which have ended; ``slurm``: those that
+        a scheduler will start.
 
     Raises:
         UsageError: ``launch`` is none of the three.
-        InterruptedRun: asked to end; the workers were too, and have.
+        InterruptedRunError: asked to end; the workers were asked too, and have ended.
     """
     from clinpeft.recipe import WorkersSpec
 
@@ -148,38 +130,36 @@ def launch_workers(
         raise UsageError(
             f"launch = {launch!r}", location="--launch", hint="write here, local:2 or slurm:8"
         ) from None
-    how, _, count = spec.launch.partition(":")
-    workers = int(count or DEFAULT_WORKER_COUNT)
-    if how == "slurm":
+    method, _, count = spec.launch.partition(":")
+    workers = int(count or DEFAULT_WORKERS)
+    if method == "slurm":
         _submit_slurm_job(recipe_plan, folder, command, workers)
-    if how == "local":
+    if method == "local":
         _run_local_workers(command, workers, should_stop)
-    return how
+    return method
 
 
 def _run_local_workers(
     command: Sequence[str], workers: int, should_stop: Callable[[], bool]
 ) -> None:
-    """Processes of this machine, until all have ended; what one that died leaves undone, this process does afterwards."""
-    running = [
+    """Run workers on this machine until all have ended; this process then does the rest."""
+    processes = [
         subprocess.Popen([sys.executable, "-m", "clinpeft", *command], stdout=subprocess.DEVNULL)
         for _ in range(workers)
     ]
     try:
-        while any(worker.poll() is None for worker in running):
+        while any(process.poll() is None for process in processes):
             if should_stop():
                 raise InterruptedRunError(
-                    "stopped with its workers",
-                    location="--launch",
-                    hint="give the same command to go on",
+                    "stopped with its workers", location="--launch", hint=RESUME_HINT
                 )
-            time.sleep(WORKER_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
     finally:
-        for worker in running:
-            if worker.poll() is None:
-                worker.terminate()  # each ends after its step, with a checkpoint
-        for worker in running:
-            worker.wait()
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()  # each ends after its step, with a checkpoint
+        for process in processes:
+            process.wait()
 
 
 def _submit_slurm_job(
@@ -190,7 +170,7 @@ def _submit_slurm_job(
     path.write_text(format_slurm_script(recipe_plan, folder, command, workers), encoding="utf-8")
     print(to_relative_path(path))
     if shutil.which("sbatch") is None:
-        print("there is no sbatch here: submit the script where there is one")
+        print("sbatch is not installed here: submit the script where it is")
         return
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -205,7 +185,7 @@ def _submit_slurm_job(
 def format_slurm_script(
     recipe_plan: RecipePlan, folder: Path, command: Sequence[str], workers: int
 ) -> str:
-    """An array job, one worker a task, requeued by the scheduler and going on where it was."""
+    """Format an array job: one worker per task, requeued by the scheduler, which then resumes."""
     name = "".join(
         character if character.isalnum() or character in "-_." else "-"
         for character in recipe_plan.name

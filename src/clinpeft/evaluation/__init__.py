@@ -1,8 +1,10 @@
-"""Tables to numbers, each with its interval; torch is never imported here.
+"""Metrics with intervals, from tables of predictions, likelihoods and vectors; no torch here.
 
-``metrics`` holds what is measured on likelihoods. Answers to questions: ``classification`` puts together what ``discrimination``, ``calibration``,
-``decisions`` and ``subgroups`` measure, ``paired`` compares two models, ``recalibration`` corrects probabilities beforehand. ``uncertainty`` holds
-the one bootstrap they all share, ``ranks`` the areas under curves.
+```
+bootstrap.py        cluster bootstrap that all metrics share     perplexity.py       perplexity
+classification/     discrimination, calibration, decisions       privacy_attacks.py  attacks
+embedding/          separation, retrieval, geometry              arrays.py           array types
+```
 """
 
 from clinpeft.evaluation.bootstrap import ConfidenceInterval, bootstrap_clusters, sum_by_cluster
@@ -12,14 +14,11 @@ from clinpeft.evaluation.classification.calibration import (
 )
 from clinpeft.evaluation.classification.decisions import (
     compute_decision_curve,
-    compute_treat_all_net_benefit,
     net_benefit,
 )
 from clinpeft.evaluation.classification.discrimination import (
-    ScoredPredictions,
     compute_label_metrics,
     compute_main_metric,
-    extract_scored_predictions,
 )
 from clinpeft.evaluation.classification.meds_evaluation import as_meds_predictions
 from clinpeft.evaluation.classification.paired import (
@@ -29,8 +28,11 @@ from clinpeft.evaluation.classification.paired import (
 )
 from clinpeft.evaluation.classification.ranks import auroc, average_precision
 from clinpeft.evaluation.classification.recalibration import recalibrate_predictions
+from clinpeft.evaluation.classification.scored_predictions import (
+    ScoredPredictions,
+    extract_scored_predictions,
+)
 from clinpeft.evaluation.classification.scoring import (
-    attach_label_space,
     average_main_metric,
     compute_classification_curves,
     read_prediction_label_space,
@@ -55,41 +57,39 @@ from clinpeft.evaluation.privacy_attacks import (
 )
 
 __all__ = [
-    "ScoredPredictions",
     "AttackScoring",
     "ConfidenceInterval",
-    "extract_scored_predictions",
-    "compare_paired_predictions",
-    "find_prediction_mismatch",
+    "ScoredPredictions",
     "as_meds_predictions",
     "auroc",
+    "average_main_metric",
     "average_precision",
-    "compute_calibration_curve",
     "bootstrap_clusters",
-    "sum_by_cluster",
+    "compare_paired_predictions",
+    "compare_perplexity",
+    "compute_calibration_curve",
     "compute_classification_curves",
     "compute_decision_curve",
-    "delong_test",
-    "compare_perplexity",
     "compute_exposure",
-    "summarize_exposures",
-    "suppress_small_counts",
     "compute_label_metrics",
-    "measure_longest_shared_run",
-    "average_main_metric",
     "compute_main_metric",
-    "score_membership_inference",
-    "find_likelihood_mismatch",
-    "net_benefit",
+    "compute_smooth_calibration_curve",
+    "delong_test",
     "evaluate_perplexity",
+    "evaluate_subgroups",
+    "extract_scored_predictions",
+    "find_likelihood_mismatch",
+    "find_prediction_mismatch",
+    "measure_longest_shared_run",
+    "net_benefit",
     "read_prediction_label_space",
     "recalibrate_predictions",
-    "suppress_for_release",
+    "score_membership_inference",
     "score_prediction_table",
-    "compute_smooth_calibration_curve",
-    "evaluate_subgroups",
-    "suppress_small_cells",
-    "compute_treat_all_net_benefit",
     "score_verbatim_memorization",
-    "attach_label_space",
+    "sum_by_cluster",
+    "summarize_exposures",
+    "suppress_for_release",
+    "suppress_small_cells",
+    "suppress_small_counts",
 ]

@@ -1,7 +1,8 @@
-"""How far a number would move with other patients: the cluster bootstrap.
+"""Percentile intervals by the cluster bootstrap: subjects are resampled, not notes.
 
-Notes of one person resemble each other, so a resample draws people, and all that belongs to a drawn person comes along (Davison and Hinkley
-1997, section 3.8). Resampling notes instead would give intervals that are too narrow.
+Notes of one subject resemble each other, so a resample draws subjects with replacement, and every
+row of a drawn subject comes with it (Davison and Hinkley 1997, Bootstrap Methods and Their
+Application, section 3.8). Resampling notes instead gives intervals that are too narrow.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Float64Array = NDArray[np.float64]
-Int64Array = NDArray[np.int64]
+from clinpeft.evaluation.arrays import Float64Array, Int64Array
 
 ClusterStatistic = Callable[[Int64Array], Float64Array]
-"""Counts of shape (resamples, clusters), how often each cluster was drawn, to one number a resample; NaN where it is not defined."""
+"""Counts of shape (resamples, clusters), how often each cluster was drawn, to a value a resample,
+shape (resamples,); NaN where it is not defined."""
 
 RowStatistics = Callable[[NDArray[np.int32]], Float64Array]
-"""Counts of shape (resamples, rows), how often each row was drawn, to several numbers a resample, shape (statistics, resamples)."""
+"""Counts of shape (resamples, rows), how often each row was drawn, to several values a resample,
+shape (statistics, resamples)."""
 
-_MAX_CLUSTER_CELLS = 4_000_000  # (resamples, clusters) cells in memory together: 3 arrays of 8 bytes a cell, about 100 MB
-_MAX_ROW_CELLS = 40_000_000  # (resamples, rows) cells of 4 bytes: 160 MB
+# Cells (resamples, clusters) in memory together: 3 arrays of 8 bytes a cell, about 100 MB.
+_MAX_CLUSTER_CELLS = 4_000_000
+# Cells (resamples, rows) of 4 bytes in memory together: 160 MB.
+_MAX_ROW_CELLS = 40_000_000
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,11 @@ class ConfidenceInterval:
     """A percentile interval.
 
     Attributes:
-        low, high: its ends; None where no interval can be given: fewer than two clusters, or a statistic that no resample defines.
-        level: the share of intervals that should hold the true value.
-        undefined_resamples: resamples on which the statistic was NaN, such as an AUROC with one class only; they are left out.
+        low, high: the limits; None where there is no interval: fewer than two clusters, or a
+            statistic that is undefined on every resample.
+        level: nominal coverage, such as 0.95.
+        undefined_resamples: resamples on which the statistic was NaN, such as an AUROC with one
+            class only; they are left out.
     """
 
     low: float | None
@@ -49,31 +55,40 @@ def bootstrap_clusters(
     level: float,
     rng: np.random.Generator,
 ) -> ConfidenceInterval:
-    """The percentile interval of a statistic when whole clusters (subjects) are drawn with replacement.
+    """Compute the percentile interval of a statistic by drawing whole clusters with replacement.
 
     Args:
-        cluster_count: how many there are.
-        statistic: how often each cluster was drawn, shape (resamples, clusters), to a value a resample, shape (resamples,).
-        resamples: how many.
+        cluster_count: number of clusters (subjects).
+        statistic: counts of shape (resamples, clusters) to values of shape (resamples,).
+        resamples: number of resamples.
         level: of the interval, between 0 and 1.
-        rng: where the draws come from; the same generator state gives the same interval.
+        rng: source of the draws; the same generator state gives the same interval.
+
+    Returns:
+        The interval, without limits for fewer than two clusters (Davison and Hinkley 1997,
+        section 5.3: percentiles of the resampled values).
     """
+    # One cluster has the same value on every resample: an interval of width 0 would mislead.
     if cluster_count < 2:
         return ConfidenceInterval(None, None, level)
-    return compute_percentile_interval(
-        np.concatenate(
-            [statistic(counts) for counts in _draw_cluster_counts(cluster_count, resamples, rng)]
-        ),
-        level,
-    )
+    values = [statistic(counts) for counts in _draw_cluster_counts(cluster_count, resamples, rng)]
+    return compute_percentile_interval(np.concatenate(values), level)
 
 
 def compute_percentile_interval(values: Float64Array, level: float) -> ConfidenceInterval:
-    """The percentile interval of a statistic from its values on the resamples, shape (resamples,); NaN are left out and counted."""
+    """Compute the percentile interval from the values of a statistic on the resamples.
+
+    Args:
+        values: shape (resamples,); NaN are left out and counted.
+        level: of the interval, between 0 and 1.
+    """
+    # A resample may define no value, such as one without a positive: the interval is over the
+    # others.
     defined = values[~np.isnan(values)]
     undefined = len(values) - len(defined)
     if not len(defined):
         return ConfidenceInterval(None, None, level, undefined)
+    # Percentile interval: empirical quantiles of the resampled values.
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(float(low), float(high), level, undefined)
 
@@ -81,28 +96,34 @@ def compute_percentile_interval(values: Float64Array, level: float) -> Confidenc
 def draw_row_counts(
     clusters: Int64Array, resamples: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int32]]:
-    """How often each row is drawn when whole clusters are: all rows of a cluster come together.
+    """Draw clusters with replacement and count how often each row is drawn.
 
     Args:
         clusters: the cluster (subject) of each row, shape (rows,).
-        resamples: how many.
-        rng: where the draws come from; the same state draws the same clusters as in ``cluster_bootstrap``.
+        resamples: number of resamples.
+        rng: source of the draws; the same state draws the same clusters as in
+            ``bootstrap_clusters``.
 
     Yields:
-        Shape (some resamples, rows), the transpose of a contiguous array, until all resamples are drawn.
+        Counts of shape (some resamples, rows), the transpose of a contiguous array, until all
+        resamples are drawn.
     """
-    found, position = np.unique(clusters, return_inverse=True)
-    if not len(found):
+    distinct, position = np.unique(clusters, return_inverse=True)
+    if not len(distinct):
         return
-    at_once = max(1, _MAX_ROW_CELLS // len(clusters))
-    waiting = resamples
-    while waiting:
-        drawn = [
+    # Chunks draw from the generator one after the other, so that their size does not change the
+    # draws.
+    chunk_size = max(1, _MAX_ROW_CELLS // len(clusters))
+    remaining = resamples
+    while remaining:
+        draws = [
             counts.T.astype(np.int32)
-            for counts in _draw_cluster_counts(len(found), min(at_once, waiting), rng)
-        ]
-        yield np.concatenate(drawn, axis=1)[position].T
-        waiting -= min(at_once, waiting)
+            for counts in _draw_cluster_counts(len(distinct), min(chunk_size, remaining), rng)
+        ]  # (clusters, some resamples) each
+        # All rows of a cluster get its count: (rows, some resamples), contiguous in the resamples,
+        # which is the layout that the products of the metrics are fastest with.
+        yield np.concatenate(draws, axis=1)[position].T
+        remaining -= min(chunk_size, remaining)
 
 
 def bootstrap_rows(
@@ -113,28 +134,27 @@ def bootstrap_rows(
     level: float,
     rng: np.random.Generator,
 ) -> list[ConfidenceInterval]:
-    """The percentile intervals of several statistics of rows on the same resamples of clusters.
+    """Compute percentile intervals of several statistics of rows on the same resamples.
 
     Args:
         clusters: the cluster (subject) of each row, shape (rows,).
-        statistics: how often each row was drawn, shape (resamples, rows), to the values, shape (statistics, resamples).
-        resamples, level, rng: as in ``cluster_bootstrap``.
+        statistics: counts of shape (resamples, rows) to values of shape (statistics, resamples).
+        resamples, level, rng: as in ``bootstrap_clusters``.
 
     Returns:
-        One a statistic; without ends where there are fewer than two clusters.
+        One interval a statistic; without limits where there are fewer than two clusters.
     """
     if len(np.unique(clusters)) < 2:
-        return [ConfidenceInterval(None, None, level)] * len(
-            statistics(np.ones((1, len(clusters)), np.int32))
-        )
+        statistic_count = len(statistics(np.ones((1, len(clusters)), np.int32)))
+        return [ConfidenceInterval(None, None, level)] * statistic_count
     values = np.concatenate(
         [statistics(counts) for counts in draw_row_counts(clusters, resamples, rng)], axis=1
-    )
-    return [compute_percentile_interval(one, level) for one in values]
+    )  # (statistics, resamples)
+    return [compute_percentile_interval(row, level) for row in values]
 
 
 def sum_by_cluster(clusters: NDArray[np.int64], *columns: NDArray[np.generic]) -> Float64Array:
-    """Each column summed within each cluster.
+    """Sum each column within each cluster.
 
     Args:
         clusters: the cluster of each row, shape (rows,).
@@ -143,8 +163,9 @@ def sum_by_cluster(clusters: NDArray[np.int64], *columns: NDArray[np.generic]) -
     Returns:
         Shape (clusters, columns), clusters in ascending order of their number.
     """
-    found, position = np.unique(clusters, return_inverse=True)
-    sums = [np.bincount(position, weights=column, minlength=len(found)) for column in columns]
+    distinct, position = np.unique(clusters, return_inverse=True)
+    # bincount adds in the order of the rows, in double precision.
+    sums = [np.bincount(position, weights=column, minlength=len(distinct)) for column in columns]
     return np.stack(sums, axis=1)
 
 
@@ -153,15 +174,14 @@ def _draw_cluster_counts(
 ) -> Iterator[Int64Array]:
     """Multinomial counts, shape (some resamples, clusters), until ``resamples`` are drawn.
 
-    Uniform draws that are counted: the multinomial distribution, several times faster than its sampler at 300,000 clusters.
+    Uniform draws that are counted have the multinomial distribution, and are several times faster
+    than ``rng.multinomial`` at 300,000 clusters.
     """
-    at_once = max(1, _MAX_CLUSTER_CELLS // cluster_count)
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
+    chunk_size = max(1, _MAX_CLUSTER_CELLS // cluster_count)
+    for start in range(0, resamples, chunk_size):
+        rows = min(chunk_size, resamples - start)
         draws = rng.integers(cluster_count, size=(rows, cluster_count))
-        draws += (
-            np.arange(rows)[:, None] * cluster_count
-        )  # a range of its own for each row, so that one count serves all
-        yield np.bincount(draws.ravel(), minlength=rows * cluster_count).reshape(
-            rows, cluster_count
-        )
+        # Each resample gets a range of numbers of its own, so that one bincount serves all.
+        draws += np.arange(rows)[:, None] * cluster_count
+        counts = np.bincount(draws.ravel(), minlength=rows * cluster_count)
+        yield counts.reshape(rows, cluster_count)

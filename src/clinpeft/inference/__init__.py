@@ -1,8 +1,12 @@
-"""A fitted model and documents -> answers, and the fitted model kept so that it answers again.
+"""Inference with trained models: predictions of classifiers, and vectors of texts.
 
-``answers`` asks: live, or from what is remembered of the notes; ``kept`` writes and opens what a run needs to be asked later. Texts become vectors in
-``encoding``, fast, and in ``learning``, with their gradient; ``encoder`` keeps a model that makes them, ``export`` gives it to sentence-transformers,
-``export_onnx`` to another engine.
+```
+predict.py      documents -> logits -> table of predictions    classifier_io.py  save and load
+encode.py       texts -> vectors, for inference                encoder_io.py     save and load
+text_batches.py texts -> vectors with gradient, for training   export.py         to others' formats
+vector_files.py vectors -> .npy or Parquet                     onnx_export.py    to an ONNX graph
+profile.py      speed and memory of an encoder
+```
 """
 
 from clinpeft.inference.classifier_io import LoadedClassifier, load_classifier, save_classifier
@@ -37,34 +41,34 @@ from clinpeft.inference.text_batches import (
 )
 
 __all__ = [
-    "LogitFunction",
-    "EncodingSummary",
-    "Float32Array",
-    "TextBatchEncoder",
-    "OnnxParity",
     "EncoderProfile",
     "EncodingProgress",
+    "EncodingSummary",
+    "Float32Array",
     "LoadedClassifier",
-    "encode_texts_to_file",
-    "export_sentence_transformer",
-    "export_onnx",
-    "cache_window_features",
-    "concatenate_logits",
-    "save_classifier",
-    "save_encoder",
-    "build_text_batch_encoder",
-    "build_logit_function",
-    "load_encoder",
-    "load_classifier",
-    "build_prediction_table",
-    "compute_probabilities",
-    "profile_encoder",
-    "create_random_base",
-    "build_packed_input_function",
+    "LogitFunction",
+    "OnnxParity",
+    "TextBatchEncoder",
     "build_cached_logit_function",
-    "gather_logits",
     "build_gathered_logit_function",
+    "build_logit_function",
+    "build_packed_input_function",
+    "build_prediction_table",
+    "build_text_batch_encoder",
+    "cache_window_features",
+    "compute_probabilities",
+    "concatenate_logits",
+    "create_random_base",
+    "encode_document_windows",
     "encode_text_batches",
     "encode_texts",
-    "encode_document_windows",
+    "encode_texts_to_file",
+    "export_onnx",
+    "export_sentence_transformer",
+    "gather_logits",
+    "load_classifier",
+    "load_encoder",
+    "profile_encoder",
+    "save_classifier",
+    "save_encoder",
 ]

@@ -1,4 +1,8 @@
-"""What it takes to answer again, in a run folder: adapters, heads, and a probe by which a model that answers otherwise is found out."""
+"""Trained models in a run folder: adapters or weights, heads, and a reference output.
+
+The reference output, logits of random tokens, shows after loading whether the model computes what
+it computed after training.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,14 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import HeadConfig, Head, PoolingMode, ReferenceOutput, WindowPooling
+from clinpeft.models import (
+    FrozenBaseModel,
+    Head,
+    HeadConfig,
+    PoolingMode,
+    ReferenceOutput,
+    WindowPooling,
+)
 from clinpeft.recipe import EncoderModelSpec
 
 RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER = "adapters", "model"
@@ -20,19 +31,69 @@ REFERENCE_INPUT_SEED = 0
 
 @dataclass(frozen=True)
 class LoadedClassifier:
-    """A model that answers as it did when it was trained.
+    """A classifier as it was after training.
 
     Attributes:
         stack: base and adapters, frozen.
         heads: task -> head.
-        label_spaces: task -> what it answers.
-        pooling: where a window's vector is read.
+        label_spaces: task -> its classes.
+        pooling: which hidden state of a window is its vector.
     """
 
     stack: Stack
     heads: Mapping[str, Head]
     label_spaces: Mapping[str, LabelSpace]
     pooling: PoolingMode
+
+
+def save_run_stack(folder: Path, stack: Stack) -> str:
+    """Write ``adapters/``, ``tokenizer/``, and ``model/`` if the base itself was trained.
+
+    Returns:
+        The fingerprint of the base that the adapters need, which is ``model/`` if there is one.
+
+    Raises:
+        StorageError: the files cannot be written.
+    """
+    if stack.adapters:
+        adapters.save_adapter_stack(stack, folder / RUN_ADAPTERS_FOLDER)
+    base_sha256 = stack.base.sha256
+    # parameters of the base itself, by their name in the stack
+    if any(name.startswith("base.") for name in stack.trained_parameters):
+        stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
+        stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
+        base_sha256 = models.fingerprint_base_model(folder / RUN_MODEL_FOLDER)
+    stack.base.tokenizer.save_pretrained(folder / "tokenizer")
+    return base_sha256
+
+
+def load_run_base(folder: Path, spec: EncoderModelSpec, device: torch.device) -> FrozenBaseModel:
+    """Load the base of a run: its own ``model/`` if there is one, else that of its recipe.
+
+    Raises:
+        BaseModelError: it cannot be loaded.
+    """
+    model_folder = folder / RUN_MODEL_FOLDER
+    if model_folder.is_dir():
+        # trained weights are saved in float32
+        spec = spec.model_copy(update={"path": model_folder, "precision": "float32"})
+    return models.load_base_model(spec, device, "vectors")
+
+
+def load_run_stack(folder: Path, base: FrozenBaseModel) -> Stack:
+    """Load the adapters of a run, if there are any, onto its base, in evaluation mode.
+
+    Raises:
+        AdapterError: a file is missing or damaged.
+        RefusedError: an adapter differs from the saved one.
+    """
+    adapters_folder = folder / RUN_ADAPTERS_FOLDER
+    if adapters_folder.is_dir():
+        stack = adapters.load_adapter_stack(base, adapters_folder)
+    else:
+        stack = adapters.attach_adapters(base, ())
+    stack.train(False)
+    return stack
 
 
 def save_classifier(
@@ -43,34 +104,34 @@ def save_classifier(
     pooling: PoolingMode,
     window_pooling: WindowPooling,
 ) -> None:
-    """Write ``adapters/``, ``head.safetensors`` and ``head.json``, the tokenizer, and where the base itself was trained, ``model/``.
+    """Write a classifier: the files of ``save_run_stack``, and those of ``models.save_heads``.
+
+    Args:
+        folder: of the run.
+        stack: base and adapters.
+        heads: task -> head.
+        label_spaces: task -> its classes.
+        pooling: which hidden state of a window is its vector.
+        window_pooling: how the logits of a document are computed from those of its windows.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the files cannot be written.
     """
-    if stack.adapters:
-        adapters.save_adapter_stack(stack, folder / RUN_ADAPTERS_FOLDER)
-    base_sha256 = stack.base.sha256
-    if any(name.startswith("base.") for name in stack.trained_parameters):
-        stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
-        stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
-        base_sha256 = models.fingerprint_base_model(folder / RUN_MODEL_FOLDER)
-    stack.base.tokenizer.save_pretrained(folder / "tokenizer")
-    ids = models.sample_reference_tokens(stack.base, REFERENCE_INPUT_SEED)
-    probe = ReferenceOutput(
-        ids,
-        _compute_reference_logits(stack, heads, pooling, window_pooling, ids),
-        models.describe_environment(stack.base),
-    )
-    asked = {
-        name: HeadConfig(question, pooling, window_pooling)
-        for name, question in label_spaces.items()
+    base_sha256 = save_run_stack(folder, stack)
+    token_ids = models.sample_reference_tokens(stack.base, REFERENCE_INPUT_SEED)  # (rows, time)
+    logits = _compute_reference_logits(stack, heads, pooling, window_pooling, token_ids)
+    environment = models.describe_environment(stack.base)
+    # one pooling for all tasks: they share the vectors
+    configs = {
+        task: HeadConfig(label_space, pooling, window_pooling)
+        for task, label_space in label_spaces.items()
     }
-    models.save_heads(folder, heads, asked, base_sha256, probe)
+    reference_output = ReferenceOutput(token_ids, logits, environment)
+    models.save_heads(folder, heads, configs, base_sha256, reference_output)
 
 
 def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) -> LoadedClassifier:
-    """What ``keep`` wrote, on its base, and only if it answers the probe as it did then.
+    """Load what ``save_classifier`` wrote, and check its reference output.
 
     Args:
         folder: of the run.
@@ -80,36 +141,23 @@ def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) 
     Raises:
         BaseModelError: the base cannot be loaded.
         AdapterError: a file is missing or damaged.
-        RefusedError: a hash differs, or the probe is answered otherwise.
+        RefusedError: a hash differs, or the reference output does.
     """
-    own = folder / RUN_MODEL_FOLDER
-    base = models.load_base_model(
-        spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
-        device,
-        "vectors",
-    )
+    base = load_run_base(folder, spec, device)
+    # the fingerprint binds the heads to this base
     saved = models.load_heads(folder, base.sha256)
-    stack = (
-        adapters.load_adapter_stack(base, folder / RUN_ADAPTERS_FOLDER)
-        if (folder / RUN_ADAPTERS_FOLDER).is_dir()
-        else adapters.attach_adapters(base, ())
-    )
-    stack.train(False)
-    heads = {name: head.to(device) for name, head in saved.heads.items()}
-    first = next(iter(saved.head_configs.values()))
-    if saved.reference_output is not None:
-        now = _compute_reference_logits(
-            stack, heads, first.pooling, first.window_pooling, saved.reference_output.input_ids
+    stack = load_run_stack(folder, base)
+    heads = {task: head.to(device) for task, head in saved.heads.items()}
+    # all heads of a run have the same pooling
+    config = next(iter(saved.head_configs.values()))
+    reference = saved.reference_output
+    if reference is not None:
+        logits = _compute_reference_logits(
+            stack, heads, config.pooling, config.window_pooling, reference.input_ids
         )
-        models.check_reference_output(
-            saved.reference_output, now, models.describe_environment(base)
-        )
-    return LoadedClassifier(
-        stack,
-        heads,
-        {name: asked.label_space for name, asked in saved.head_configs.items()},
-        first.pooling,
-    )
+        models.check_reference_output(reference, logits, models.describe_environment(base))
+    label_spaces = {task: config.label_space for task, config in saved.head_configs.items()}
+    return LoadedClassifier(stack, heads, label_spaces, config.pooling)
 
 
 def _compute_reference_logits(
@@ -117,14 +165,17 @@ def _compute_reference_logits(
     heads: Mapping[str, Head],
     pooling: PoolingMode,
     window_pooling: WindowPooling,
-    ids: torch.Tensor,
+    token_ids: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Task -> logits (rows, classes), each row a document of one window."""
+    """Return task -> logits (rows, classes); each row is a document of one window."""
     device = stack.base.model.device
-    rows, mask = torch.arange(len(ids), device=device), torch.ones_like(ids, device=device)
+    document_index = torch.arange(len(token_ids), device=device)  # (rows,)
+    mask = torch.ones_like(token_ids, device=device)  # (rows, time)
     with torch.inference_mode():
-        vectors = adapters.compute_pooled_embeddings(stack, ids.to(device), mask, pooling)
+        vectors = adapters.compute_pooled_embeddings(
+            stack, token_ids.to(device), mask, pooling
+        )  # (rows, width)
         return {
-            name: head(vectors, rows, len(rows), window_pooling).cpu()
-            for name, head in heads.items()
+            task: head(vectors, document_index, len(token_ids), window_pooling).cpu()
+            for task, head in heads.items()
         }

@@ -1,7 +1,9 @@
-"""Texts -> vectors, fast: tokenised once, the same text once, many texts in one row of tokens, so that nothing is ever padded.
+"""Texts to vectors for inference: tokenized once, each distinct text once, and without padding.
 
-A text sees itself alone (``models.attention``), so that its vector is independent of its neighbours but for rounding. What is read is a plain copy
-with the adapters folded in where they can be, in bfloat16 where the processor has instructions for it and the vectors stay the same.
+Texts of a batch are packed into one row (``runtime.packed_attention``), where each attends only to
+itself, so that its vector does not depend on the others but for rounding. The model is a copy with
+merged adapters where they can be merged, in bfloat16 where the processor has instructions for it
+and the vectors stay the same.
 """
 
 from __future__ import annotations
@@ -32,17 +34,18 @@ from clinpeft.models import PoolingMode
 from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.tokenization import IndexArray
 
-ENCODING_CHUNK_TEXTS = 16_384
+ENCODING_CHUNK_TEXTS = 16_384  # texts in memory at a time
 ENCODING_BATCH_TOKENS = 8_192
 PRECISION_SAMPLE_TEXTS = 32
-MIN_PRECISION_COSINE = 0.999  # between bfloat16 and float32, the worst of the sample
+MIN_PRECISION_COSINE = 0.999
+"""Least cosine between the bfloat16 and float32 vectors of each text of the sample."""
 
 EncodingPrecision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class EncodingProgress:
-    """How far it is: texts whose vectors are there, tokens read, seconds since the start."""
+    """Progress of an encoding: texts with a vector, tokens processed, seconds since the start."""
 
     texts: int
     tokens: int
@@ -51,13 +54,13 @@ class EncodingProgress:
 
 @dataclass(frozen=True)
 class InferenceStack:
-    """A stack made ready to give vectors.
+    """A stack prepared for encoding.
 
     Attributes:
-        stack: what is asked.
+        stack: base and adapters; without adapters where they are merged.
         precision: of the computation.
         reason: why this precision.
-        cosine: the least agreement with float32 on the sample; None where it is float32, or could not be compared.
+        cosine: least cosine with float32 on the sample; None without a comparison.
     """
 
     stack: Stack
@@ -67,7 +70,7 @@ class InferenceStack:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the model."""
         return torch.device(self.stack.base.model.device)
 
 
@@ -77,12 +80,14 @@ class EncodingSummary:
 
     Attributes:
         texts: rows of the output.
-        unique_texts: different texts, which is what went through the model.
-        tokens: of the different texts, after truncation.
-        truncated_texts: different texts that were longer than the manner allows.
+        unique_texts: distinct texts, each of which went through the model once.
+        tokens: of the distinct texts, after truncation.
+        truncated_texts: distinct texts that were longer than the maximum length.
         width: numbers in a vector.
         seconds: in all, reading and writing included.
-        precision, precision_reason, cosine: as of the ``Engine``.
+        precision: as of ``InferenceStack``.
+        precision_reason: as of ``InferenceStack``.
+        cosine: as of ``InferenceStack``.
     """
 
     texts: int
@@ -96,7 +101,7 @@ class EncodingSummary:
     cosine: float | None
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in a record."""
+        """Return the summary as in a run's record."""
         return asdict(self)
 
 
@@ -110,37 +115,42 @@ def encode_texts_to_file(
     precision: EncodingPrecision = "auto",
     on_progress: Callable[[EncodingProgress], None] = lambda _: None,
 ) -> EncodingSummary:
-    """The vector of every text, in their order, in a file that is there whole or not at all; one that was there before is replaced.
+    """Write the vector of every text, in order, to a file that is written whole or not at all.
 
-    Memory: a chunk of 16,384 texts, one plain copy of the model, and some 200 bytes for every different text, by which its repetitions are found.
+    An existing file is replaced. Memory: a chunk of 16,384 texts, one copy of the model, and some
+    200 bytes per distinct text, by which repeated texts are recognized.
 
     Args:
-        stack: base and adapters; of a base loaded for vectors or for language.
-        embedding_config: how a text becomes a vector.
-        texts: texts, or record batches with a column ``text``, whose columns that end in ``_id`` go into a Parquet file beside the vectors.
-        out: ``.npy`` (texts, width) float32, or ``.parquet`` with a row a text and the vector in ``vector``. No text is written.
-        prompt: what stands before every text, such as ``manner.query_prompt``.
-        token_budget: tokens in a batch at most, but for a single text that is longer.
-        precision: ``auto`` takes bfloat16 where the processor has it; either way only if its vectors agree with float32 (worst cosine 0.999).
-        on_progress: called after every batch with numbers.
+        stack: base and adapters, of a base loaded for any purpose.
+        embedding_config: how a text is embedded.
+        texts: texts, or record batches with a column ``text``; columns of these that end in
+            ``_id`` go into a Parquet file with the vectors.
+        out: ``.npy`` for (texts, width) float32, or ``.parquet`` with a row per text and its
+            vector in ``vector``. No text is written.
+        prompt: before every text, such as ``embedding_config.query_prompt``.
+        token_budget: tokens of a batch at most, unless it is a single text.
+        precision: ``auto`` takes bfloat16 where the processor has it; bfloat16 is used only if
+            its vectors agree with float32 (``MIN_PRECISION_COSINE``).
+        on_progress: called after every batch.
 
     Raises:
-        InputError: an empty text, or none at all.
-        TrainingError: a vector that is not a number, or has no direction although it is to be normalised.
-        UsageError: another ending than these two.
-        StorageError: it cannot be written.
+        InputError: an empty text, or no text.
+        TrainingError: a vector that is not finite, or that is zero and has to be normalized.
+        UsageError: ``out`` ends in neither ``.npy`` nor ``.parquet``.
+        StorageError: the file cannot be written.
     """
-    work = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
+    stream = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
     with open_vector_file(out, stack.base.width) as file:
+        # the width is known before the first text, so an unusable name fails at once
         for chunk, ids in _iterate_chunks(texts):
-            found = work.encode_chunk(chunk, file)
+            vectors = stream.encode_chunk(chunk, file)  # (texts of chunk, width)
             with convert_vector_storage_errors(out):
-                file.append(found, ids)
-        if not work.text_count:
+                file.append(vectors, ids)
+        if not stream.num_texts:
             raise InputError(
                 "no text to encode", location="texts", hint="give a file with at least one text"
             )
-    return work.summarize()
+    return stream.summarize()
 
 
 def encode_texts(
@@ -152,21 +162,29 @@ def encode_texts(
     precision: EncodingPrecision = "float32",
     on_progress: Callable[[EncodingProgress], None] = lambda _: None,
 ) -> Float32Array:
-    """The same in memory (texts, width), float32, in float32 unless told otherwise: what evaluation compares should not hang on the processor.
+    """Return the vectors of texts.
 
-    Inside ``stack.off()`` these are the vectors of the base.
+    The default precision is float32, so that evaluations do not depend on the processor. Inside
+    ``stack.disable_adapters()`` these are the vectors of the base.
+
+    Args:
+        stack, embedding_config, texts, prompt, token_budget, precision, on_progress: as for
+            ``encode_texts_to_file``.
+
+    Returns:
+        (texts, width) float32.
 
     Raises:
-        InputError, TrainingError: as ``encode``.
+        InputError, TrainingError: as for ``encode_texts_to_file``.
     """
-    work = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
+    stream = _EncodingStream(stack, embedding_config, prompt, token_budget, precision, on_progress)
     if not texts:
         return np.zeros((0, stack.base.width), dtype=np.float32)
-    return work.encode_chunk(list(texts), None)
+    return stream.encode_chunk(list(texts), None)
 
 
 class _EncodingStream:
-    """The encoding of one stream: what was seen, what was counted."""
+    """The encoding of a stream of texts, chunk by chunk, with its counts."""
 
     def __init__(
         self,
@@ -177,308 +195,318 @@ class _EncodingStream:
         precision: EncodingPrecision,
         on_progress: Callable[[EncodingProgress], None],
     ) -> None:
-        (
-            self.stack,
-            self.embedding_config,
-            self.prompt,
-            self.token_budget,
-            self.precision,
-            self.on_progress,
-        ) = stack, embedding_config, prompt, token_budget, precision, on_progress
+        self.stack, self.embedding_config, self.prompt = stack, embedding_config, prompt
+        self.token_budget, self.precision = token_budget, precision
+        self.on_progress = on_progress
         self.start_seconds = time.perf_counter()
-        self.row_by_hash: dict[
-            bytes, int
-        ] = {}  # hash of a text -> row of the output where it was first
-        self.text_count = self.token_count = self.truncated_texts = 0
+        # hash of a text -> row of the output where it occurs first
+        self.row_by_hash: dict[bytes, int] = {}
+        self.num_texts = self.num_tokens = self.num_truncated = 0
         self.inference_stack: InferenceStack | None = None
 
     def encode_chunk(self, texts: list[str], file: VectorFile | None) -> Float32Array:
-        """Vectors (texts, width) of the next texts; what was encoded before is read back from ``file``."""
-        first = self.text_count
-        rows = [self._find_first_row(text, first + at) for at, text in enumerate(texts)]
-        self.text_count += len(texts)
-        fresh = [at for at, row in enumerate(rows) if row == first + at]
-        found = np.empty((len(texts), self.stack.base.width), dtype=np.float32)
-        if fresh:
-            found[fresh] = self._encode_new_texts(
-                [texts[at] for at in fresh], [first + at for at in fresh]
-            )
-        here = np.asarray(rows) - first  # below 0: in the file
-        found[here >= 0] = found[here[here >= 0]]
-        if (here < 0).any() and file is not None:
-            found[here < 0] = file.take(here[here < 0] + first)
-        return found
+        """Return the vectors (texts, width) of the next texts.
 
-    def _find_first_row(self, text: str, row: int) -> int:
-        if not text or not text.strip():
-            raise InputError(
-                "a text is empty",
-                location=_format_row_location(row),
-                hint="leave out what has no text, and count it",
-            )
-        return self.row_by_hash.setdefault(
-            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), row
-        )
-
-    def _encode_new_texts(self, texts: list[str], rows: list[int]) -> Float32Array:
-        ids, cut = tokenize_with_truncation(
-            self.stack.base.tokenizer,
-            [self.prompt + text for text in texts],
-            compute_max_text_tokens(self.stack, self.embedding_config),
-        )
-        empty = next((row for row, each in zip(rows, ids, strict=True) if not each), None)
-        if empty is not None:
-            raise InputError(
-                "a text has no token in it",
-                location=_format_row_location(empty),
-                hint="leave out what has no text, and count it",
-            )
-        self.truncated_texts += cut
-        lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
-        if self.inference_stack is None:
-            self.inference_stack = prepare_inference_stack(
-                self.stack,
-                self.embedding_config.pooling,
-                self.precision,
-                sample_by_length(ids, lengths),
-            )
-        found = np.empty((len(ids), self.stack.base.width), dtype=np.float32)
-        done = len(self.row_by_hash) - len(ids)
-        for group in bucket_by_length(lengths, self.token_budget):
-            found[group] = self._check_vectors(
-                embed_token_ids(
-                    self.inference_stack, [ids[at] for at in group], self.embedding_config
-                ),
-                [rows[at] for at in group],
-            )
-            done, self.token_count = done + len(group), self.token_count + int(lengths[group].sum())
-            self.on_progress(
-                EncodingProgress(done, self.token_count, time.perf_counter() - self.start_seconds)
-            )
-        return found
-
-    def _check_vectors(self, vectors: Float32Array, rows: list[int]) -> Float32Array:
-        odd = ~np.isfinite(vectors).all(axis=1)
-        without = ~odd & self.embedding_config.normalise & ~vectors.any(axis=1)
-        for bad, said in ((odd, "is not a number"), (without, "is zero and has no direction")):
-            if bad.any():
-                message = f"the vector of {int(bad.sum())} of {len(rows)} texts of a batch {said}"
-                hint = "look at the run's log: the training has diverged, or the model's folder is damaged; precision = float32 tells which"
-                raise TrainingError(
-                    message, location=_format_row_location(rows[int(np.argmax(bad))]), hint=hint
+        Args:
+            texts: a chunk.
+            file: with the vectors of earlier chunks, from which those of repeated texts are read.
+        """
+        start = self.num_texts
+        first_rows = []  # (texts,) row of the output where each text occurs first
+        for row, text in enumerate(texts, start):
+            if not text or not text.strip():
+                raise InputError(
+                    "a text is empty",
+                    location=_format_row_location(row),
+                    hint="leave out empty texts, and count them",
                 )
+            # surrogates survive, so that a text that is not valid Unicode does not end the run
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(encoded, digest_size=16).digest()
+            first_rows.append(self.row_by_hash.setdefault(digest, row))
+        # only now: an error above leaves the counts of complete chunks
+        self.num_texts += len(texts)
+        # distinct texts that occur here for the first time
+        new = [index for index, row in enumerate(first_rows) if row == start + index]
+        vectors = np.empty((len(texts), self.stack.base.width), dtype=np.float32)
+        if new:
+            new_rows = [start + index for index in new]
+            vectors[new] = self.encode_new_texts([texts[index] for index in new], new_rows)
+        index = np.asarray(first_rows) - start  # in this chunk, or negative: in an earlier one
+        # repeated texts of this chunk, whose first occurrence is now encoded
+        vectors[index >= 0] = vectors[index[index >= 0]]
+        if (index < 0).any() and file is not None:
+            vectors[index < 0] = file.take(index[index < 0] + start)
         return vectors
 
+    def encode_new_texts(self, texts: list[str], rows: list[int]) -> Float32Array:
+        """Return the vectors (texts, width) of distinct texts at ``rows`` of the output."""
+        max_tokens = compute_max_text_tokens(self.stack, self.embedding_config)
+        # the hash is of the text without the prompt, which is the same for all
+        prompted = [self.prompt + text for text in texts]
+        ids, num_truncated = tokenize_with_truncation(
+            self.stack.base.tokenizer, prompted, max_tokens
+        )
+        empty = next((row for row, tokens in zip(rows, ids, strict=True) if not tokens), None)
+        if empty is not None:
+            raise InputError(
+                "a text has no token",
+                location=_format_row_location(empty),
+                hint="leave out texts without tokens, and count them",
+            )
+        self.num_truncated += num_truncated
+        lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
+        if self.inference_stack is None:
+            # the first chunk decides the precision of all
+            # evenly over lengths: rounding errors grow with the length of a text
+            sample = sample_by_length(ids, lengths)
+            self.inference_stack = prepare_inference_stack(
+                self.stack, self.embedding_config.pooling, self.precision, sample
+            )
+        vectors = np.empty((len(ids), self.stack.base.width), dtype=np.float32)
+        # distinct texts before this chunk
+        num_encoded = len(self.row_by_hash) - len(ids)
+        for group in bucket_by_length(lengths, self.token_budget):
+            batch = [ids[index] for index in group]
+            vectors[group] = embed_token_ids(self.inference_stack, batch, self.embedding_config)
+            self.check_vectors(vectors[group], [rows[index] for index in group])
+            num_encoded += len(group)
+            self.num_tokens += int(lengths[group].sum())
+            seconds = time.perf_counter() - self.start_seconds
+            self.on_progress(EncodingProgress(num_encoded, self.num_tokens, seconds))
+        return vectors
+
+    def check_vectors(self, vectors: Float32Array, rows: list[int]) -> None:
+        """Check that vectors (texts, width) are finite, and not zero if they are normalized."""
+        is_odd = ~np.isfinite(vectors).all(axis=1)  # (texts,)
+        # normalization leaves a zero vector zero, and its cosine with any other is undefined
+        is_zero = ~is_odd & self.embedding_config.normalise & ~vectors.any(axis=1)
+        for mask, state in ((is_odd, "is not a number"), (is_zero, "is zero and has no direction")):
+            if mask.any():
+                raise TrainingError(
+                    f"the vector of {int(mask.sum())} of {len(rows)} texts of a batch {state}",
+                    location=_format_row_location(rows[int(np.argmax(mask))]),
+                    hint="see the run's log: the training has diverged, or the model's folder is "
+                    "damaged; the error remains with precision = float32 in these cases",
+                )
+
     def summarize(self) -> EncodingSummary:
-        engine, seconds = self.inference_stack, time.perf_counter() - self.start_seconds
-        assert engine is not None  # there was a text
-        how = engine.precision, engine.reason, engine.cosine
+        """Return counts and precision of the texts so far, of which there is at least one."""
+        inference_stack = self.inference_stack
+        assert inference_stack is not None  # set with the first text
         return EncodingSummary(
-            self.text_count,
-            len(self.row_by_hash),
-            self.token_count,
-            self.truncated_texts,
-            self.stack.base.width,
-            seconds,
-            *how,
+            texts=self.num_texts,
+            unique_texts=len(self.row_by_hash),
+            tokens=self.num_tokens,
+            truncated_texts=self.num_truncated,
+            width=self.stack.base.width,
+            seconds=time.perf_counter() - self.start_seconds,
+            precision=inference_stack.precision,
+            precision_reason=inference_stack.reason,
+            cosine=inference_stack.cosine,
         )
 
 
 def _format_row_location(row: int) -> str:
-    return f"text {row}, counted from 0"
+    return f"text {row}, counted from 0"  # never the text
 
 
 def _iterate_chunks(
     texts: Iterable[str | pa.RecordBatch],
 ) -> Iterator[tuple[list[str], pa.RecordBatch | None]]:
-    """A stream in pieces of at most ``CHUNK_TEXTS``, with the identifiers of each where there are any."""
+    """Yield at most ``ENCODING_CHUNK_TEXTS`` texts at a time, with their identifier columns."""
     stream = iter(texts)
+    # the first item decides the type of all
     first = next(stream, None)
     if first is None:
         return
+    items: Iterator[Any] = chain([first], stream)
     if isinstance(first, str):
-        whole = _prepend_item(first, stream)
-        while some := [_as_text(each) for each in islice(whole, ENCODING_CHUNK_TEXTS)]:
-            yield some, None
+        while chunk := list(islice(items, ENCODING_CHUNK_TEXTS)):
+            # anything but a text counts as an empty text, which is an error with its row
+            yield [text if isinstance(text, str) else "" for text in chunk], None
         return
-    for batch in _prepend_item(first, stream):
-        kept = [name for name in batch.schema.names if name.endswith("_id")]
+    for batch in items:
+        id_columns = [name for name in batch.schema.names if name.endswith("_id")]
+        # a record batch can be of any size
         for start in range(0, batch.num_rows, ENCODING_CHUNK_TEXTS):
             part = batch.slice(start, ENCODING_CHUNK_TEXTS)
-            yield [text or "" for text in part.column("text").to_pylist()], part.select(kept)
+            yield [text or "" for text in part.column("text").to_pylist()], part.select(id_columns)
 
 
-def _prepend_item(first_item: Any, remaining_items: Iterator[Any]) -> Iterator[Any]:
-    yield first_item
-    yield from remaining_items
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-# --------------------------------------------------------------------------------------------------------------------------------- tokens
+# ---------------------------------------------------------------------------------------- tokens
 
 
 def compute_max_text_tokens(stack: Stack, embedding_config: EmbeddingConfig) -> int:
-    """The longest text in tokens: the manner's, and what the position table of the base holds beside virtual tokens."""
+    """Return the tokens of the longest text: as configured, and as many as have a position.
+
+    Virtual tokens of prompt methods take positions of the base's table.
+    """
     positions = stack.base.max_positions
-    return (
-        embedding_config.max_tokens
-        if positions is None
-        else min(embedding_config.max_tokens, positions - stack.virtual_tokens)
-    )
+    if positions is None:
+        return embedding_config.max_tokens
+    return min(embedding_config.max_tokens, positions - stack.virtual_tokens)
 
 
 def tokenize_with_truncation(
     tokenizer: Any, texts: list[str], max_tokens: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids with the tokenizer's own special tokens, as sentence-transformers asks for them; and how many texts were cut at their end."""
+    """Tokenize texts with the tokenizer's own special tokens, as sentence-transformers does.
+
+    Returns:
+        Token ids of each text, and the number of texts that were truncated at their end.
+    """
+    # lists of ids only: packing needs neither masks nor segment ids
     options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
-    long = [at for at, each in enumerate(ids) if len(each) > max_tokens]
+    # tokenized again, because only the tokenizer knows which special tokens to keep at the end
+    long = [index for index, tokens in enumerate(ids) if len(tokens) > max_tokens]
     if long:
-        again = tokenizer(
-            [texts[at] for at in long], truncation=True, max_length=max_tokens, **options
+        truncated = tokenizer(
+            [texts[index] for index in long], truncation=True, max_length=max_tokens, **options
         )["input_ids"]
-        for at, each in zip(long, again, strict=True):
-            ids[at] = each
+        for index, tokens in zip(long, truncated, strict=True):
+            ids[index] = tokens
     return ids, len(long)
 
 
 def bucket_by_length(lengths: IndexArray, token_budget: int) -> list[IndexArray]:
-    """Groups of texts of at most ``token_budget`` tokens, or of one text; the longest first, so that too little memory shows at once, and texts of
-    one length together.
+    """Group texts of similar length into batches of at most ``token_budget`` tokens or one text.
+
+    The longest texts come first, so that a lack of memory shows at the start.
 
     Args:
         lengths: (texts,) tokens of each.
+        token_budget: tokens of a batch.
+
+    Returns:
+        The indices of the texts of each batch.
     """
     return tokenization.group_windows(lengths, np.arange(len(lengths)), token_budget)
 
 
 def sample_by_length(ids: list[list[int]], lengths: IndexArray) -> list[list[int]]:
-    """The sample: token ids of texts of all lengths."""
-    order = np.argsort(lengths, kind="stable")
-    chosen = np.unique(
-        np.linspace(0, len(order) - 1, num=min(PRECISION_SAMPLE_TEXTS, len(order))).astype(np.int64)
-    )
-    return [ids[int(at)] for at in order[chosen]]
+    """Return token ids of up to ``PRECISION_SAMPLE_TEXTS`` texts, spread evenly over lengths.
+
+    Args:
+        ids: of all texts.
+        lengths: (texts,) tokens of each.
+    """
+    order = np.argsort(lengths, kind="stable")  # (texts,)
+    size = min(PRECISION_SAMPLE_TEXTS, len(order))
+    # quantiles of the lengths, shortest and longest text included
+    ranks = np.unique(np.linspace(0, len(order) - 1, num=size).astype(np.int64))
+    return [ids[int(index)] for index in order[ranks]]
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- the model
+# ----------------------------------------------------------------------------------------- model
 
 
 def embed_token_ids(
     inference_stack: InferenceStack, ids: Sequence[list[int]], embedding_config: EmbeddingConfig
 ) -> Float32Array:
-    """Vectors (texts, width), float32."""
-    input_ids, mask = pad_token_ids(ids)
+    """Return the vectors (texts, width), float32, of token ids."""
+    input_ids, mask = pad_token_ids(ids)  # (texts, time)
+    device = inference_stack.device
     with torch.inference_mode():
-        pooled = adapters.compute_pooled_embeddings(
-            inference_stack.stack,
-            input_ids.to(inference_stack.device),
-            mask.to(inference_stack.device),
-            embedding_config.pooling,
-        )
-        pooled = (
-            torch.nn.functional.normalize(pooled, dim=1) if embedding_config.normalise else pooled
-        )
-    found: Float32Array = pooled.cpu().numpy()
-    return found
+        vectors = adapters.compute_pooled_embeddings(
+            inference_stack.stack, input_ids.to(device), mask.to(device), embedding_config.pooling
+        )  # (texts, width)
+        if embedding_config.normalise:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+    array: Float32Array = vectors.cpu().numpy()
+    return array
 
 
 def pad_token_ids(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(texts, time) ids and mask, with zeros on the right."""
-    lengths = torch.tensor([len(each) for each in ids])
-    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    rows = torch.zeros(mask.shape, dtype=torch.int64)
-    rows[mask] = torch.tensor(list(chain.from_iterable(ids)))
-    return rows, mask.long()
+    """Return ids and mask, (texts, time) int64 each, with zeros on the right."""
+    lengths = torch.tensor([len(tokens) for tokens in ids])  # (texts,)
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (texts, time)
+    input_ids = torch.zeros(mask.shape, dtype=torch.int64)
+    # a boolean index fills row by row, which is the order of the flat list
+    input_ids[mask] = torch.tensor(list(chain.from_iterable(ids)))
+    return input_ids, mask.long()
 
 
 def prepare_inference_stack(
     stack: Stack, pooling: PoolingMode, precision: EncodingPrecision, sample: Sequence[list[int]]
 ) -> InferenceStack:
-    """A stack made ready to give vectors.
+    """Prepare a stack for encoding.
 
-    The adapters are folded into a copy, which saves their products for every text; a method that cannot be folded, a base in float8, or a stack of
-    which something is switched off, is asked as it is, in its own precision.
+    The adapters are merged into a copy, which saves their matrix products for every text. A stack
+    with a method that cannot be merged, with a float8 base, or with disabled adapters is used as
+    it is, in its own precision.
 
     Args:
         stack: base and adapters.
-        pooling: where the vectors are read that are compared.
-        precision: what is wanted.
+        pooling: of the vectors that are compared.
+        precision: as for ``encode_texts_to_file``.
         sample: token ids of texts on which bfloat16 is compared with float32.
     """
-    device = torch.device(stack.base.model.device)
-    if (
-        stack.disabled_adapters
-        or stack.base.quantization != "none"
-        or not all(ADAPTER_METHODS[adapter.spec.method].is_mergeable for adapter in stack.adapters)
-    ):
-        named = str(stack.base.precision).removeprefix("torch.")
-        return InferenceStack(
-            stack, named, f"{named}: that of the base, whose adapters cannot be folded into it"
-        )
-    wanted, reason = models.choose_precision(precision, device)
-    exact = _get_float32_model(stack)
-    if wanted == torch.float32:
-        return InferenceStack(_wrap_bare_model(stack, exact), "float32", reason)
-    look = EmbeddingConfig(pooling)
-    expected = [
-        embed_token_ids(InferenceStack(_wrap_bare_model(stack, exact), "", ""), [ids], look)[0]
-        for ids in sample
-    ]
-    fast = _cast_weights(stack, exact, wanted)
-    found = [
-        embed_token_ids(InferenceStack(_wrap_bare_model(stack, fast), "", ""), [ids], look)[0]
-        for ids in sample
-    ]
-    cosine = float(
-        np.min([one @ other for one, other in zip(expected, found, strict=True)])
-    )  # NaN stays NaN, and fails below
-    named = str(wanted).removeprefix("torch.")
-    if cosine >= MIN_PRECISION_COSINE:
-        return InferenceStack(
-            _wrap_bare_model(stack, fast),
-            named,
-            f"{reason}; worst cosine to float32 on {len(sample)} texts {cosine:.5f}",
-            cosine,
-        )
-    del fast
-    reason = f"float32: {named} was tried, and its worst cosine to float32 on {len(sample)} texts is {cosine:.5f}, below {MIN_PRECISION_COSINE}"
-    return InferenceStack(
-        _wrap_bare_model(stack, _get_float32_model(stack)), "float32", reason, cosine
+    is_mergeable = all(ADAPTER_METHODS[a.spec.method].is_mergeable for a in stack.adapters)
+    if stack.disabled_adapters or stack.base.quantization != "none" or not is_mergeable:
+        name = str(stack.base.precision).removeprefix("torch.")
+        reason = f"{name}: that of the base, into which the adapters cannot be merged"
+        return InferenceStack(stack, name, reason)
+    # `auto` may choose float32, and then there is nothing to compare
+    dtype, reason = models.choose_precision(precision, torch.device(stack.base.model.device))
+    float32_model = _get_float32_model(stack)
+    if dtype == torch.float32:
+        return InferenceStack(_wrap_bare_model(stack, float32_model), "float32", reason)
+
+    def embed_sample(model: Any) -> list[Float32Array]:
+        # one text at a time: a batch of another composition would add rounding differences
+        bare = InferenceStack(_wrap_bare_model(stack, model), "", "")
+        config = EmbeddingConfig(pooling)  # normalized, so that products are cosines
+        return [embed_token_ids(bare, [tokens], config)[0] for tokens in sample]
+
+    # before the cast, which may change the weights of the float32 copy in place
+    expected = embed_sample(float32_model)
+    low_precision_model = _cast_weights(stack, float32_model, dtype)
+    pairs = zip(expected, embed_sample(low_precision_model), strict=True)
+    cosine = float(np.min([first @ second for first, second in pairs]))
+    name = str(dtype).removeprefix("torch.")
+    comparison = f"worst cosine to float32 on {len(sample)} texts"
+    if cosine >= MIN_PRECISION_COSINE:  # false for NaN
+        bare = _wrap_bare_model(stack, low_precision_model)
+        return InferenceStack(bare, name, f"{reason}; {comparison} {cosine:.5f}", cosine)
+    del low_precision_model  # frees its memory before the next copy is made
+    reason = (
+        f"float32: {name} was tried, with {comparison} {cosine:.5f}, below {MIN_PRECISION_COSINE}"
     )
+    bare = _wrap_bare_model(stack, _get_float32_model(stack))
+    return InferenceStack(bare, "float32", reason, cosine)
+
+
+def _has_adapter_modules(stack: Stack) -> bool:
+    return any(adapter.model is not None for adapter in stack.adapters)
 
 
 def _get_float32_model(stack: Stack) -> Any:
-    """The model in float32: the base itself where it is that and bare, else a copy with the adapters folded in."""
-    if stack.base.precision == torch.float32 and not any(
-        adapter.model is not None for adapter in stack.adapters
-    ):
+    """Return the base's model if it is float32 without adapters, else a merged float32 copy."""
+    if stack.base.precision == torch.float32 and not _has_adapter_modules(stack):
         return stack.base.model
     return stack.create_merged_model()
 
 
 def _cast_weights(stack: Stack, float32_model: Any, precision: torch.dtype) -> Any:
-    """The model in a lower precision: only its weights. Its buffers stay: angles of rotary positions in bfloat16 would be off by whole positions."""
-    if stack.base.precision == precision and not any(
-        adapter.model is not None for adapter in stack.adapters
-    ):
+    """Return the model with its parameters, but not its buffers, in a lower precision.
+
+    Buffers hold the angles of rotary positions, which in bfloat16 would be off by whole positions.
+    """
+    if stack.base.precision == precision and not _has_adapter_modules(stack):
         return stack.base.model
-    rounded = copy.deepcopy(float32_model) if float32_model is stack.base.model else float32_model
-    for parameter in rounded.parameters():
+    # the base itself must not change; a merged copy may
+    is_base = float32_model is stack.base.model
+    model = copy.deepcopy(float32_model) if is_base else float32_model
+    for parameter in model.parameters():
+        # in place, one tensor at a time: at most one is in memory twice
         parameter.data = parameter.data.to(precision)
-    return rounded
+    return model
 
 
 def _wrap_bare_model(stack: Stack, model: Any) -> Stack:
-    """A model without adapters beside it, asked like any stack."""
-    return Stack(
-        replace(stack.base, model=model),
-        (),
-        ParameterCounts(0, stack.counts.base_parameters),
-        (),
-        {},
-    )
+    """Return a stack of a model without adapter modules."""
+    # no adapters, no virtual tokens, nothing disabled
+    counts = ParameterCounts(0, stack.counts.base_parameters)
+    return Stack(replace(stack.base, model=model), (), counts, (), {})

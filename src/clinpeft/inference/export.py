@@ -1,7 +1,8 @@
-"""A stack as a folder that others open: sentence-transformers' layout, with the adapters folded into the weights or as a PEFT adapter beside them.
+"""Export of a stack as a folder in the layout of sentence-transformers.
 
-The names in these files are those that sentence-transformers has read since its version 3, so that the folder opens in old and new ones alike. A
-folder with the weights in it is also a base of this program, and says itself how its vectors are read.
+The adapters are merged into the weights, or are a PEFT adapter in the folder. The names in its
+files are those that sentence-transformers reads since version 3, so that old and new versions open
+it. A folder with merged weights is also a base of this package, and states its own pooling.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -22,15 +22,17 @@ from clinpeft import adapters
 from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.inference.encode import compute_max_text_tokens
-from clinpeft.models.embedding_config import (
+from clinpeft.models import EmbeddingConfig, find_backbone
+from clinpeft.models.folder import (
+    POOLING_CONFIG_FILE,
     SENTENCE_TRANSFORMERS_LENGTH_FILE,
     SENTENCE_TRANSFORMERS_MODULES_FILE,
     SENTENCE_TRANSFORMERS_PROMPTS_FILE,
-    EmbeddingConfig,
-    find_backbone,
+    read_model_json,
 )
 
-MIN_SENTENCE_TRANSFORMERS_VERSION = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
+# a folder that claims a newer version than that of its reader makes the reader warn
+MIN_SENTENCE_TRANSFORMERS_VERSION = "3.0.0"
 POOLING_MODE_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -39,8 +41,9 @@ POOLING_MODE_KEYS = {
 }
 UNUSED_POOLING_MODE_KEYS = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 SENTENCE_TRANSFORMERS_MODULES = ("Transformer", "Pooling", "Normalize")
+# keys that transformers and tokenizers fill with paths of this machine
 LOCAL_PATH_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
-PEFT_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 def export_sentence_transformer(
@@ -51,21 +54,25 @@ def export_sentence_transformer(
     merge_adapters: bool = True,
     base_name: str = "",
 ) -> None:
-    """Write a folder that stock ``SentenceTransformer(folder)`` opens without a network, and that gives the same vectors.
+    """Write a folder that ``SentenceTransformer(folder)`` opens without a network.
+
+    The model in the folder gives the vectors of ``encode_texts``.
 
     Args:
         stack: base and adapters.
-        embedding_config: how a text becomes a vector.
-        folder: to be made; appears whole or not at all.
-        model_card: the ``README.md``, from ``reports.model_card``; empty: none.
-        merge_adapters: the whole model in float32 with the adapters folded in; otherwise the adapter alone, a PEFT folder, which needs the base at hand.
-        base_name: with the adapter alone, where its reader finds the base: a name on the hub or a folder; empty: the name of its backbone, or else of
-            its folder. No path of this machine is written unless it is given here.
+        embedding_config: how a text is embedded.
+        folder: a new folder, which is written whole or not at all.
+        model_card: content of ``README.md``, from ``reports.model_card``; empty for none.
+        merge_adapters: write the whole model in float32 with merged adapters; otherwise the
+            adapter alone, as a PEFT folder, for which the reader needs the base.
+        base_name: for the adapter alone, where its reader finds the base: a name on the hub or a
+            folder; empty for the name of its backbone, or else of its folder. No path of this
+            machine is written unless it is given here.
 
     Raises:
         RefusedError: the folder exists.
-        AdapterError: the adapters cannot be folded in, or are not one that can stand alone.
-        StorageError: it cannot be written.
+        AdapterError: the adapters cannot be merged, or are not a single PEFT adapter.
+        StorageError: the folder cannot be written.
     """
     if folder.exists():
         raise RefusedError(
@@ -73,19 +80,24 @@ def export_sentence_transformer(
             location="export --out",
             hint="name a new folder, or remove this one yourself",
         )
-    writing = folder.with_name(folder.name + ".writing")
+    temporary = folder.with_name(folder.name + ".writing")
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         if merge_adapters:
-            _write_weights(stack, writing)
+            # the backbone alone, whose own class names its parameters without a prefix
+            stack.create_merged_model().base_model.save_pretrained(temporary)
+            _remove_local_paths(temporary / "config.json")
         else:
-            _write_adapter(stack, writing, base_name or _get_base_name(stack))
-        _write_tokenizer(stack, embedding_config, writing)
-        _write_modules(stack, embedding_config, writing)
+            backbone = find_backbone(stack.base.folder)
+            default_name = backbone.name if backbone else stack.base.folder.name
+            _write_adapter(stack, temporary, base_name or default_name)
+        _write_tokenizer(stack, embedding_config, temporary)
+        _write_modules(stack, embedding_config, temporary)
         if model_card:
-            (writing / "README.md").write_text(model_card, encoding="utf-8")
-        writing.rename(folder)
+            (temporary / "README.md").write_text(model_card, encoding="utf-8")
+        # one step: a reader never sees half of a folder
+        temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"the model cannot be written: {error}",
@@ -93,61 +105,50 @@ def export_sentence_transformer(
             hint="free some space and try again",
         ) from error
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
-
-
-def _write_weights(stack: Stack, folder: Path) -> None:
-    """The backbone alone, under the names that its own class gives them: without the prefix of the language model."""
-    stack.create_merged_model().base_model.save_pretrained(folder)
-    _remove_local_paths(folder / "config.json")
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
-    """One adapter, renamed for the backbone on which sentence-transformers puts it: without the prefix of the language model (``bert.``)."""
-    alone = (
-        len(stack.adapters) == 1
-        and ADAPTER_METHODS[stack.adapters[0].spec.method].is_mergeable
-        and stack.adapters[0].model is not None
-    )
-    if not alone:
-        said = ", ".join(adapter.spec.method for adapter in stack.adapters) or "no adapter"
-        hint = "export with the adapters folded in" if stack.adapters else "export the whole model"
+    """Write the only adapter of a stack as a PEFT adapter of the backbone.
+
+    Its tensors are named for the language model (``bert.encoder...``); sentence-transformers loads
+    the backbone alone, whose modules lack that prefix.
+    """
+    specs = [adapter.spec for adapter in stack.adapters]
+    is_mergeable = len(specs) == 1 and ADAPTER_METHODS[specs[0].method].is_mergeable
+    if not is_mergeable or stack.adapters[0].model is None:
+        methods = ", ".join(spec.method for spec in specs) or "no adapter"
         raise AdapterError(
-            f"{said}: only one adapter inside the layers can stand alone",
+            f"{methods}: only one adapter inside the layers can be exported alone",
             location="export --adapter",
-            hint=hint,
+            hint="export with the adapters folded in" if specs else "export the whole model",
         )
-    whole = folder / "whole"
-    adapters.save_adapter(stack, whole)
+    saved = folder / "whole"
+    adapters.save_adapter(stack, saved)
+    # names of the form base_model.model.PREFIX.MODULE.lora_A.weight
+    tensors = load_file(saved / PEFT_WEIGHTS_FILE)
     prefix = f"base_model.model.{stack.base.model.base_model_prefix}."
-    tensors = load_file(whole / "adapter_model.safetensors")
-    renamed = {
-        f"base_model.model.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()
-    }
     if not all(name.startswith(prefix) for name in tensors):
         raise AdapterError(
-            "it reaches outside the backbone",
+            "the adapter has weights outside the backbone",
             location="export --adapter",
             hint="export with the adapters folded in",
         )
-    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _read_json(whole / "adapter_config.json")
-    _write_json(
-        folder / "adapter_config.json",
-        config | {"base_model_name_or_path": base_name, "task_type": "FEATURE_EXTRACTION"},
-    )
-    shutil.rmtree(whole)
-
-
-def _get_base_name(stack: Stack) -> str:
-    row = find_backbone(stack.base.folder)
-    return row.name if row else stack.base.folder.name
+    renamed = {f"base_model.model.{n.removeprefix(prefix)}": t for n, t in tensors.items()}
+    save_file(renamed, folder / PEFT_WEIGHTS_FILE, metadata={"format": "pt"})
+    config = read_model_json(saved / PEFT_CONFIG_FILE, "")
+    # sentence-transformers loads an AutoModel, which is feature extraction for PEFT
+    config |= {"base_model_name_or_path": base_name, "task_type": "FEATURE_EXTRACTION"}
+    _write_json(folder / PEFT_CONFIG_FILE, config)
+    shutil.rmtree(saved)
 
 
 def _write_tokenizer(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
-    """The tokenizer with the length at which texts are cut. A decoder without padding token pads with the end of text: the mask tells them apart."""
+    """Write the tokenizer with the length at which texts are truncated."""
+    # the stack is not changed by its export
     tokenizer = copy.deepcopy(stack.base.tokenizer)
     if tokenizer.pad_token is None:
+        # for decoders; the attention mask distinguishes padding from the end of a text
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = compute_max_text_tokens(stack, embedding_config)
     tokenizer.save_pretrained(folder)
@@ -155,65 +156,52 @@ def _write_tokenizer(stack: Stack, embedding_config: EmbeddingConfig, folder: Pa
 
 
 def _write_modules(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
-    names = (
-        SENTENCE_TRANSFORMERS_MODULES
-        if embedding_config.normalise
-        else SENTENCE_TRANSFORMERS_MODULES[:2]
-    )
-    paths = ["", *(f"{at}_{name}" for at, name in enumerate(names) if at)]
-    listed = [
-        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for at, (name, path) in enumerate(zip(names, paths, strict=True))
+    """Write the files of sentence-transformers: modules, pooling, prompts, maximum length."""
+    # without Normalize the vectors keep their length
+    num_modules = 3 if embedding_config.normalise else 2
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            # the files of the transformer are in the folder itself
+            "path": f"{index}_{name}" if index else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for index, name in enumerate(SENTENCE_TRANSFORMERS_MODULES[:num_modules])
     ]
-    switches = {
-        switch: how == embedding_config.pooling for how, switch in POOLING_MODE_KEYS.items()
-    } | dict.fromkeys(UNUSED_POOLING_MODE_KEYS, False)
-    _write_json(folder / SENTENCE_TRANSFORMERS_MODULES_FILE, listed)
-    _write_json(
-        folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": stack.base.width} | switches | {"include_prompt": True},
-    )
+    _write_json(folder / SENTENCE_TRANSFORMERS_MODULES_FILE, modules)
+    pooling: dict[str, object] = {"word_embedding_dimension": stack.base.width}
+    pooling |= {key: mode == embedding_config.pooling for mode, key in POOLING_MODE_KEYS.items()}
+    # explicit, as sentence-transformers writes them itself
+    pooling |= dict.fromkeys(UNUSED_POOLING_MODE_KEYS, False)
+    # prompts are part of the text that is pooled, as in `encode_texts`
+    _write_json(folder / POOLING_CONFIG_FILE, pooling | {"include_prompt": True})
     if embedding_config.normalise:
         _write_json(folder / "2_Normalize" / "config.json", {})
-    versions = {
-        "sentence_transformers": MIN_SENTENCE_TRANSFORMERS_VERSION,
-        "transformers": transformers.__version__,
-        "pytorch": torch.__version__,
-    }
-    prompts = {"query": embedding_config.query_prompt, "document": embedding_config.document_prompt}
-    _write_json(
-        folder / SENTENCE_TRANSFORMERS_PROMPTS_FILE,
-        {
-            "__version__": versions,
-            "prompts": prompts,
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
+    query, document = embedding_config.query_prompt, embedding_config.document_prompt
+    prompts = {
+        "__version__": {
+            "sentence_transformers": MIN_SENTENCE_TRANSFORMERS_VERSION,
+            "transformers": transformers.__version__,
+            "pytorch": torch.__version__,
         },
-    )
-    # a pooler that nothing reads is not in the folder, and would be drawn at random with a warning
-    pooler = "add_pooling_layer" in inspect.signature(type(stack.base.backbone).__init__).parameters
-    _write_json(
-        folder / SENTENCE_TRANSFORMERS_LENGTH_FILE,
-        {"max_seq_length": compute_max_text_tokens(stack, embedding_config), "do_lower_case": False}
-        | _get_model_arguments(pooler),
-    )
-
-
-def _get_model_arguments(has_pooler: bool) -> dict[str, Any]:
-    return {"model_args": {"add_pooling_layer": False}} if has_pooler else {}
+        "prompts": {"query": query, "document": document},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _write_json(folder / SENTENCE_TRANSFORMERS_PROMPTS_FILE, prompts)
+    max_tokens = compute_max_text_tokens(stack, embedding_config)
+    length: dict[str, object] = {"max_seq_length": max_tokens, "do_lower_case": False}
+    # the folder has no pooler, which transformers would initialize at random, with a warning
+    if "add_pooling_layer" in inspect.signature(type(stack.base.backbone).__init__).parameters:
+        length["model_args"] = {"add_pooling_layer": False}
+    _write_json(folder / SENTENCE_TRANSFORMERS_LENGTH_FILE, length)
 
 
 def _remove_local_paths(path: Path) -> None:
-    """What the library adds about where the model lay."""
-    _write_json(
-        path,
-        {name: value for name, value in _read_json(path).items() if name not in LOCAL_PATH_KEYS},
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    """Remove keys with paths of this machine from a JSON file."""
+    content = read_model_json(path, "")
+    _write_json(path, {k: value for k, value in content.items() if k not in LOCAL_PATH_KEYS})
 
 
 def _write_json(path: Path, content: object) -> None:

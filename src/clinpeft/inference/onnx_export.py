@@ -1,4 +1,7 @@
-"""A stack as an ONNX graph from token ids to vectors, with a report on how far its vectors are from ours. Needs the ``onnx`` extra."""
+"""Export of a stack as an ONNX graph from token ids to vectors, compared with the stack's vectors.
+
+Needs the ``onnx`` extra.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,24 @@ import torch
 from clinpeft import models
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import RefusedError, StorageError, UsageError
-from clinpeft.inference.encode import compute_max_text_tokens, encode_texts
-from clinpeft.models.embedding_config import EmbeddingConfig
+from clinpeft.inference.encode import compute_max_text_tokens, encode_texts, pad_token_ids
+from clinpeft.models import EmbeddingConfig
 
 ONNX_GRAPH_FILE, ONNX_PARITY_FILE, ONNX_CONFIG_FILE = "model.onnx", "parity.json", "encoder.json"
-MAX_PARITY_DIFFERENCE = (
-    1e-4  # of a number of a vector of length 1: another engine adds in another order
-)
+# of a component of a vector of norm 1: another engine adds in another order
+MAX_PARITY_DIFFERENCE = 1e-4
 PARITY_BATCH_TEXTS = 8
 
 
 @dataclass(frozen=True)
 class OnnxParity:
-    """How far the graph's vectors are from ours.
+    """How far the vectors of the graph are from those of the stack.
 
     Attributes:
-        texts: how many were compared.
-        largest_difference: between two numbers, of vectors divided by the length of ours.
-        least_cosine: of a text's two vectors.
-        tolerance: the largest difference that passes.
+        texts: number of texts that were compared.
+        largest_difference: of a component, of vectors divided by the norm of the stack's vector.
+        least_cosine: between the two vectors of a text.
+        tolerance: largest difference that is accepted.
         engine: what ran the graph, with its version.
     """
 
@@ -47,61 +48,71 @@ class OnnxParity:
     engine: str
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in ``parity.json``."""
+        """Return the comparison as in ``parity.json``."""
         return asdict(self)
 
 
 class _OnnxEncoder(torch.nn.Module):
-    """Token ids and mask (rows, time) -> vectors (rows, width), pooled and normalised inside the graph."""
+    """Token ids and mask (rows, time) -> vectors (rows, width), pooled and normalized."""
 
     def __init__(self, backbone: Any, embedding_config: EmbeddingConfig) -> None:
         super().__init__()
         self.backbone, self.embedding_config = backbone, embedding_config
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        # (rows, time, width)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = _pool_hidden_states(hidden, attention_mask, self.embedding_config.pooling)
-        return (
-            torch.nn.functional.normalize(pooled, dim=1)
-            if self.embedding_config.normalise
-            else pooled
-        )
+        vectors = _pool_hidden_states(hidden, attention_mask, self.embedding_config.pooling)
+        if self.embedding_config.normalise:
+            return torch.nn.functional.normalize(vectors, dim=1)
+        return vectors
 
 
 def _pool_hidden_states(
     hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: models.PoolingMode
 ) -> torch.Tensor:
-    """``models.pool`` for texts that have tokens and padding on the right: an exported graph cannot look for rows without any."""
-    mask = attention_mask.to(hidden.dtype)[:, :, None]
+    """Compute ``models.pool_hidden_states`` without branches on data, which a graph cannot have.
+
+    Args:
+        hidden: (rows, time, width).
+        attention_mask: (rows, time), with padding on the right and a token in every row.
+        pooling: mode.
+
+    Returns:
+        (rows, width).
+    """
+    mask = attention_mask.to(hidden.dtype)[:, :, None]  # (rows, time, 1)
     if pooling == "mean":
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "max":
         return hidden.masked_fill(mask == 0, -torch.inf).amax(dim=1)
-    last = attention_mask.sum(dim=1) - 1
+    last = attention_mask.sum(dim=1) - 1  # (rows,)
     return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
 
 
 def export_onnx(
     stack: Stack, embedding_config: EmbeddingConfig, folder: Path, sample: Sequence[str]
 ) -> OnnxParity:
-    """Write ``model.onnx``, the tokenizer, ``encoder.json`` (prompts and length) and ``parity.json``; the folder appears whole or not at all, and
-    only if the vectors are the same.
+    """Write a folder with an ONNX graph, whole or not at all, if the graph gives the same vectors.
 
-    Its inputs are ``input_ids`` and ``attention_mask`` (rows, time) int64, padded on the right; its output is ``vectors`` (rows, width) float32.
+    It holds ``model.onnx``, the tokenizer, ``encoder.json`` (prompts and length) and
+    ``parity.json``. Inputs of the graph are ``input_ids`` and ``attention_mask`` (rows, time)
+    int64, padded on the right; its output is ``vectors`` (rows, width) float32.
 
     Args:
-        stack: base and adapters that can be folded in.
-        embedding_config: pooling and normalisation go into the graph; prompts and length are the caller's.
-        folder: to be made.
-        sample: texts to compare on.
+        stack: base and adapters that can be merged.
+        embedding_config: pooling and normalization become part of the graph; prompts and maximum
+            length are the caller's to apply.
+        folder: a new folder.
+        sample: texts on which the vectors are compared.
 
     Raises:
         RefusedError: the folder exists, or the graph gives other vectors.
-        UsageError: the packages are not there, or no text to compare on.
-        AdapterError: an adapter cannot be folded in.
-        StorageError: it cannot be written.
+        UsageError: the packages are not installed, or there is no text to compare.
+        AdapterError: an adapter cannot be merged.
+        StorageError: the folder cannot be written.
     """
     if folder.exists():
         raise RefusedError(
@@ -115,42 +126,6 @@ def export_onnx(
             location="export",
             hint="give some texts of the kind that will be encoded",
         )
-    runtime = _import_onnxruntime()
-    writing = folder.with_name(folder.name + ".writing")
-    try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        _build_graph(stack, embedding_config).save(str(writing / ONNX_GRAPH_FILE))
-        stack.base.tokenizer.save_pretrained(writing)
-        (writing / ONNX_CONFIG_FILE).write_text(
-            json.dumps(asdict(embedding_config), indent=2) + "\n", encoding="utf-8"
-        )
-        parity = _measure_parity(
-            stack, embedding_config, runtime, writing / ONNX_GRAPH_FILE, sample
-        )
-        (writing / ONNX_PARITY_FILE).write_text(
-            json.dumps(parity.as_json(), indent=2) + "\n", encoding="utf-8"
-        )
-        if not parity.largest_difference <= parity.tolerance:  # so that NaN is refused
-            message = f"the graph's vectors differ by {parity.largest_difference:.3g} from ours, and {parity.tolerance:.3g} would pass"
-            raise RefusedError(
-                message,
-                location=str(folder),
-                hint="export to sentence-transformers, or with other versions of the onnx extra",
-            )
-        writing.rename(folder)
-    except OSError as error:
-        raise StorageError(
-            f"the graph cannot be written: {error}",
-            location=str(folder),
-            hint="free some space and try again",
-        ) from error
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-    return parity
-
-
-def _import_onnxruntime() -> Any:
     try:
         import onnxruntime  # type: ignore[import-untyped,import-not-found,unused-ignore]
         import onnxscript  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401 - torch's exporter needs it
@@ -160,36 +135,65 @@ def _import_onnxruntime() -> Any:
             location="export --format onnx",
             hint="pip install 'clinpeft[onnx]'",
         ) from error
-    return onnxruntime
+    temporary = folder.with_name(folder.name + ".writing")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        # weights of large graphs go into a file beside it
+        graph = temporary / ONNX_GRAPH_FILE
+        _build_graph(stack, embedding_config).save(str(graph))
+        stack.base.tokenizer.save_pretrained(temporary)
+        parity = _measure_parity(stack, embedding_config, onnxruntime, graph, sample)
+        for name, content in (
+            # prompts and maximum length are not part of the graph
+            (ONNX_CONFIG_FILE, embedding_config.as_json()),
+            (ONNX_PARITY_FILE, parity.as_json()),
+        ):
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if not parity.largest_difference <= parity.tolerance:  # negated, so that NaN is refused
+            raise RefusedError(
+                f"the graph's vectors differ by {parity.largest_difference:.3g} from the stack's, "
+                f"more than {parity.tolerance:.3g}",
+                location=str(folder),
+                hint="export to sentence-transformers, or with other versions of the onnx extra",
+            )
+        temporary.rename(folder)
+    except OSError as error:
+        raise StorageError(
+            f"the graph cannot be written: {error}",
+            location=str(folder),
+            hint="free some space and try again",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return parity
 
 
 def _build_graph(stack: Stack, embedding_config: EmbeddingConfig) -> Any:
-    text = _OnnxEncoder(stack.create_merged_model().base_model.cpu(), embedding_config).eval()
-    mask = torch.ones(2, 7, dtype=torch.int64)
-    mask[1, 5:] = 0  # some padding, or the exporter would take the mask for a constant
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _suppress_exporter_messages(), torch.no_grad():
-        return torch.onnx.export(
-            text,
-            (torch.zeros_like(mask), mask),
-            dynamo=True,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["vectors"],
-            dynamic_shapes={"input_ids": free, "attention_mask": free},
-            verbose=False,
-        )
-
-
-@contextmanager
-def _suppress_exporter_messages() -> Iterator[None]:
-    """Without the exporter's remarks on its own innards and on packages that are not needed."""
+    """Return the exported program, with dynamic numbers of rows and tokens."""
+    # on the CPU in float32, which every engine supports
+    backbone = stack.create_merged_model().base_model.cpu()
+    encoder = _OnnxEncoder(backbone, embedding_config).eval()
+    mask = torch.ones(2, 7, dtype=torch.int64)  # (rows, time)
+    mask[1, 5:] = 0  # some padding, or the exporter would fold the mask into a constant
+    # axes: rows, time
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    # the exporter logs and warns about its internals and about packages that are not needed
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            yield
+            return torch.onnx.export(
+                encoder,
+                (torch.zeros_like(mask), mask),
+                dynamo=True,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["vectors"],
+                dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
+                verbose=False,
+            )
     finally:
         logger.setLevel(level)
 
@@ -201,31 +205,27 @@ def _measure_parity(
     graph: Path,
     sample: Sequence[str],
 ) -> OnnxParity:
+    """Compare the vectors of the graph, run by onnxruntime, with those of the stack."""
+    # on the CPU, where the stack's float32 vectors are reproducible
     session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    ours, tokenizer = encode_texts(stack, embedding_config, sample), stack.base.tokenizer
-    theirs = []
+    expected = encode_texts(stack, embedding_config, sample)  # (texts, width)
+    max_tokens = compute_max_text_tokens(stack, embedding_config)
+    batches = []
     for start in range(0, len(sample), PARITY_BATCH_TEXTS):
-        ids = tokenizer(
-            list(sample[start : start + PARITY_BATCH_TEXTS]),
-            truncation=True,
-            max_length=compute_max_text_tokens(stack, embedding_config),
-            verbose=False,
-        )["input_ids"]
-        longest = max(map(len, ids))
-        given = np.asarray(
-            [[*each, *([0] * (longest - len(each)))] for each in ids], dtype=np.int64
-        )
-        mask = np.asarray(
-            [[1] * len(each) + [0] * (longest - len(each)) for each in ids], dtype=np.int64
-        )
-        theirs.append(session.run(["vectors"], {"input_ids": given, "attention_mask": mask})[0])
-    found, length = np.concatenate(theirs), np.linalg.norm(ours, axis=1, keepdims=True)
-    cosine = (ours * found).sum(axis=1) / (length[:, 0] * np.linalg.norm(found, axis=1))
-    engine = f"onnxruntime {runtime.__version__}"
+        texts = list(sample[start : start + PARITY_BATCH_TEXTS])
+        ids = stack.base.tokenizer(texts, truncation=True, max_length=max_tokens, verbose=False)
+        # batches of texts of different lengths, so that padding is part of the comparison
+        input_ids, mask = pad_token_ids(ids["input_ids"])  # (texts, time)
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        batches.append(session.run(["vectors"], inputs)[0])
+    actual = np.concatenate(batches)  # (texts, width)
+    # relative to the norm, for vectors that are not normalized
+    norms = np.linalg.norm(expected, axis=1, keepdims=True)  # (texts, 1)
+    cosines = (expected * actual).sum(axis=1) / (norms[:, 0] * np.linalg.norm(actual, axis=1))
     return OnnxParity(
-        len(sample),
-        float((np.abs(ours - found) / length).max()),
-        float(cosine.min()),
-        MAX_PARITY_DIFFERENCE,
-        engine,
+        texts=len(sample),
+        largest_difference=float((np.abs(expected - actual) / norms).max()),
+        least_cosine=float(cosines.min()),
+        tolerance=MAX_PARITY_DIFFERENCE,
+        engine=f"onnxruntime {runtime.__version__}",
     )

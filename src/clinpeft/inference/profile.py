@@ -1,7 +1,8 @@
-"""How fast a model encodes and how much memory that takes, by a protocol that is written down with the numbers.
+"""How fast an encoder is and how much memory it needs, with the protocol of the measurement.
 
-The study (arXiv 2511.19739, table 2) gives embeddings a second without the length of its texts, and memory that fits float32 only. Here the texts,
-their lengths, the batches, the precision and the threads are part of the result.
+The study (arXiv 2511.19739, table 2) gives embeddings per second without the lengths of its texts,
+and memory that fits float32 only. Here texts, lengths, batches, precision and threads are part of
+the result.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from clinpeft.adapters import Stack
@@ -33,33 +35,37 @@ from clinpeft.inference.encode import (
 from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.tokenization import IndexArray
 
-LATENCY_WARMUP_ITERATIONS, LATENCY_ITERATIONS = (
-    10,
-    100,
-)  # of single texts, as in the study's protocol
+# of single texts, as in the study
+LATENCY_WARMUP_ITERATIONS, LATENCY_ITERATIONS = 10, 100
 TOKEN_HISTOGRAM_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024)
 PROC_CLEAR_REFS_PATH, PROC_STATUS_PATH = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class EncoderProfile:
-    """One measurement.
+    """A measurement of an encoder.
 
     Attributes:
-        texts: how many, all different.
+        texts: number of distinct texts.
         tokens: of all of them, special tokens included, after truncation.
         token_histogram: (least tokens, most tokens, texts), without empty ranges.
-        batch_policy: how texts were put side by side.
-        batches: how many that made.
-        precision, precision_reason: of the computation.
+        batch_policy: how texts were batched.
+        batches: number of batches.
+        precision: of the computation.
+        precision_reason: why this precision.
         device: ``cpu``, or the name of the accelerator.
         threads: of torch.
-        embeddings_per_second, tokens_per_second: from texts to vectors, tokenising included, over all texts at once.
-        latency_ms_p50, latency_ms_p95, latency_ms_mean: of one text at a time, tokenising included; quantiles by linear interpolation.
-        latency_protocol: warm-ups and iterations.
-        peak_memory_bytes, peak_memory_of: what the process held at most (``resident``: the model included), or the accelerator (``allocated``);
-            and since when.
-        load_seconds: from folder to model, as the caller measured it; None where nobody did.
+        embeddings_per_second: of all texts in batches, tokenization included.
+        tokens_per_second: of all texts in batches, tokenization included.
+        latency_ms_p50: median of single texts, tokenization included; quantiles are interpolated
+            linearly.
+        latency_ms_p95: 95th percentile of the same.
+        latency_ms_mean: mean of the same.
+        latency_protocol: iterations, and iterations before the first that counts.
+        peak_memory_bytes: most memory, of the process (``resident``, which includes the model), or
+            of the accelerator (``allocated``).
+        peak_memory_of: which of the two, and since when.
+        load_seconds: from folder to model, as measured by the caller; None if unknown.
         parameters: of base and adapters.
         dimension: numbers in a vector.
     """
@@ -86,7 +92,7 @@ class EncoderProfile:
     dimension: int
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in a record."""
+        """Return the measurement as in a run's record."""
         return asdict(self)
 
 
@@ -98,129 +104,134 @@ def profile_encoder(
     token_budget: int = ENCODING_BATCH_TOKENS,
     precision: EncodingPrecision = "auto",
 ) -> EncoderProfile:
-    """Measure a stack on texts: all at once, then one at a time.
+    """Measure an encoder on texts: all in batches, then single texts.
 
-    Making the model ready (folding adapters, comparing precisions) and one batch are done before the clock runs.
+    Preparing the model (merging adapters, comparing precisions) and one batch are not timed.
 
     Args:
         stack: base and adapters.
-        embedding_config: how a text becomes a vector.
-        texts: a text that comes twice is measured once.
-        load_seconds: what loading the base took.
-        token_budget, precision: as for ``encode``.
+        embedding_config: how a text is embedded.
+        texts: repeated texts count once.
+        load_seconds: time of loading the base.
+        token_budget, precision: as for ``encode_texts_to_file``.
 
     Raises:
         InputError: no text.
     """
-    different = list(dict.fromkeys(texts))
-    if not different:
+    # a repeated text would be encoded once by `encode_texts` and flatter the rate
+    unique = list(dict.fromkeys(texts))
+    if not unique:
         raise InputError(
             "no text to measure with", location="texts", hint="give a file with at least one text"
         )
-    ids, _ = tokenize_with_truncation(
-        stack.base.tokenizer, different, compute_max_text_tokens(stack, embedding_config)
-    )
-    lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
-    ready = prepare_inference_stack(
+    max_tokens = compute_max_text_tokens(stack, embedding_config)
+
+    def tokenize(batch: list[str]) -> list[list[int]]:
+        return tokenize_with_truncation(stack.base.tokenizer, batch, max_tokens)[0]
+
+    ids = tokenize(unique)
+    lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
+    inference_stack = prepare_inference_stack(
         stack, embedding_config.pooling, precision, sample_by_length(ids, lengths)
     )
-    since = _reset_peak_memory(ready.device)
+    device = inference_stack.device
+    peak_scope = _reset_peak_memory(device)
     groups = bucket_by_length(lengths, token_budget)
-    embed_token_ids(ready, [ids[at] for at in groups[0]], embedding_config)
-    seconds = _measure_encoding_seconds(stack, embedding_config, ready, different, token_budget)
-    milliseconds = _measure_latencies_ms(stack, embedding_config, ready, different)
-    held, of = _read_peak_memory(ready.device, since)
+    # the first batch compiles kernels and allocates the largest buffers
+    embed_token_ids(inference_stack, [ids[index] for index in groups[0]], embedding_config)
+
+    seconds, milliseconds = _time_encoding(
+        inference_stack, tokenize, embedding_config, unique, token_budget
+    )
+    # linear interpolation between order statistics
     p50, p95 = np.quantile(milliseconds, (0.5, 0.95))
+    # after all timing, so that the peak is that of both parts
+    peak_bytes, peak_of = _read_peak_memory(device, peak_scope)
+    num_adapter_parameters = sum(
+        parameter.numel() for adapter in stack.adapters for parameter in adapter.parameters.values()
+    )
     return EncoderProfile(
-        texts=len(different),
+        texts=len(unique),
         tokens=int(lengths.sum()),
         token_histogram=build_token_histogram(lengths),
-        batch_policy=f"texts of exactly one length, at most {token_budget:,} tokens a batch, longest first; no padding",
+        batch_policy=f"texts of exactly one length, at most {token_budget:,} tokens a batch, "
+        "longest first; no padding",
         batches=len(groups),
-        precision=ready.precision,
-        precision_reason=ready.reason,
-        device=torch.cuda.get_device_name(ready.device)
-        if ready.device.type == "cuda"
-        else ready.device.type,
+        precision=inference_stack.precision,
+        precision_reason=inference_stack.reason,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
-        embeddings_per_second=len(different) / seconds,
+        embeddings_per_second=len(unique) / seconds,
         tokens_per_second=float(lengths.sum()) / seconds,
         latency_ms_p50=float(p50),
         latency_ms_p95=float(p95),
         latency_ms_mean=float(milliseconds.mean()),
-        latency_protocol=f"one text at a time, {LATENCY_WARMUP_ITERATIONS} warm-ups, {LATENCY_ITERATIONS} iterations over the first texts in turn",
-        peak_memory_bytes=held,
-        peak_memory_of=of,
+        latency_protocol=f"one text at a time, {LATENCY_WARMUP_ITERATIONS} warm-ups, "
+        f"{LATENCY_ITERATIONS} iterations over the first texts in turn",
+        peak_memory_bytes=peak_bytes,
+        peak_memory_of=peak_of,
         load_seconds=load_seconds,
-        parameters=stack.counts.base_parameters
-        + sum(value.numel() for adapter in stack.adapters for value in adapter.parameters.values()),
+        parameters=stack.counts.base_parameters + num_adapter_parameters,
         dimension=stack.base.width,
     )
 
 
-def build_token_histogram(lengths: IndexArray) -> tuple[tuple[int, int, int], ...]:
-    """How many texts have 1 to 8 tokens, 9 to 16, and so on doubling; what is longer than the last edge stands in one range up to the longest."""
-    edges = (
-        *TOKEN_HISTOGRAM_EDGES,
-        max(TOKEN_HISTOGRAM_EDGES[-1] + 1, int(lengths.max(initial=0))),
-    )
-    counted = Counter(np.searchsorted(edges, lengths, side="left").tolist())
-    return tuple(
-        (1 if at == 0 else edges[at - 1] + 1, edges[at], count)
-        for at, count in sorted(counted.items())
-    )
-
-
-def _measure_encoding_seconds(
-    stack: Stack,
-    embedding_config: EmbeddingConfig,
+def _time_encoding(
     inference_stack: InferenceStack,
+    tokenize: Callable[[list[str]], list[list[int]]],
+    embedding_config: EmbeddingConfig,
     texts: list[str],
     token_budget: int,
-) -> float:
-    """Seconds from texts to vectors."""
-    began = time.perf_counter()
-    ids, _ = tokenize_with_truncation(
-        stack.base.tokenizer, texts, compute_max_text_tokens(stack, embedding_config)
-    )
-    for group in bucket_by_length(
-        np.asarray([len(each) for each in ids], dtype=np.int64), token_budget
-    ):
-        embed_token_ids(
-            inference_stack, [ids[at] for at in group], embedding_config
-        )  # ends on the processor, so that an accelerator has finished
-    return time.perf_counter() - began
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return the seconds of all texts in batches, and milliseconds (iterations,) of single texts.
 
-
-def _measure_latencies_ms(
-    stack: Stack,
-    embedding_config: EmbeddingConfig,
-    inference_stack: InferenceStack,
-    texts: list[str],
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Milliseconds of every iteration."""
-    taken = []
-    for turn in range(LATENCY_WARMUP_ITERATIONS + LATENCY_ITERATIONS):
-        began = time.perf_counter()
-        ids, _ = tokenize_with_truncation(
-            stack.base.tokenizer,
-            [texts[turn % len(texts)]],
-            compute_max_text_tokens(stack, embedding_config),
-        )
+    Every time is from text to vectors on the CPU, so it includes all work of an accelerator.
+    """
+    started = time.perf_counter()
+    ids = tokenize(texts)
+    lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
+    for group in bucket_by_length(lengths, token_budget):
+        embed_token_ids(inference_stack, [ids[index] for index in group], embedding_config)
+    seconds = time.perf_counter() - started
+    milliseconds = []
+    for iteration in range(LATENCY_WARMUP_ITERATIONS + LATENCY_ITERATIONS):
+        started = time.perf_counter()
+        ids = tokenize([texts[iteration % len(texts)]])
         embed_token_ids(inference_stack, ids, embedding_config)
-        taken.append(1000 * (time.perf_counter() - began))
-    return np.asarray(taken[LATENCY_WARMUP_ITERATIONS:])
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return seconds, np.asarray(milliseconds[LATENCY_WARMUP_ITERATIONS:])
+
+
+def build_token_histogram(lengths: IndexArray) -> tuple[tuple[int, int, int], ...]:
+    """Count texts by length in ranges 1-8, 9-16, and so on, doubling up to 1,024.
+
+    Longer texts are in one more range, up to the longest.
+
+    Args:
+        lengths: (texts,) tokens of each.
+
+    Returns:
+        (least tokens, most tokens, texts) of each range that is not empty.
+    """
+    # the last range is closed by the longest text
+    longest = max(TOKEN_HISTOGRAM_EDGES[-1] + 1, int(lengths.max(initial=0)))
+    edges = (*TOKEN_HISTOGRAM_EDGES, longest)
+    # a length equal to an edge belongs to the range that the edge closes
+    counts = Counter(np.searchsorted(edges, lengths, side="left").tolist())
+    return tuple(
+        (edges[index - 1] + 1 if index else 1, edges[index], count)
+        for index, count in sorted(counts.items())
+    )
 
 
 def _reset_peak_memory(device: torch.device) -> str:
-    """Forget what was held before, where that can be done; says since when the peak counts."""
+    """Reset the peak of memory where the system allows it; return since when it counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return "since the measurement began"
     try:
-        PROC_CLEAR_REFS_PATH.write_text(
-            "5"
-        )  # Linux: sets the high-water mark of resident memory to what is resident now
+        # Linux: 5 sets the high-water mark of resident memory to the present value (man 5 proc)
+        PROC_CLEAR_REFS_PATH.write_text("5")
         if _read_peak_resident_bytes() is not None:
             return "since the measurement began"
     except OSError:
@@ -229,28 +240,23 @@ def _reset_peak_memory(device: torch.device) -> str:
 
 
 def _read_peak_memory(device: torch.device, peak_scope: str) -> tuple[int, str]:
+    """Return the peak in bytes, and of which memory and since when it is."""
     if device.type == "cuda":
-        return int(
-            torch.cuda.max_memory_allocated(device)
-        ), f"allocated on the accelerator, {peak_scope}"
-    held = _read_peak_resident_bytes() if peak_scope == "since the measurement began" else None
-    if held is None:
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes here
-        held = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held, f"resident memory of the process, {peak_scope}"
+        allocated = int(torch.cuda.max_memory_allocated(device))
+        return allocated, f"allocated on the accelerator, {peak_scope}"
+    is_reset = peak_scope == "since the measurement began"
+    peak_bytes = _read_peak_resident_bytes() if is_reset else None
+    if peak_bytes is None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes on Linux
+        peak_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes, f"resident memory of the process, {peak_scope}"
 
 
 def _read_peak_resident_bytes() -> int | None:
-    """The high-water mark in bytes; None where the system does not tell."""
+    """Return the high-water mark of resident memory; None where the system does not have it."""
     try:
-        line = next(
-            (
-                line
-                for line in PROC_STATUS_PATH.read_text().splitlines()
-                if line.startswith("VmHWM:")
-            ),
-            None,
-        )
+        lines = PROC_STATUS_PATH.read_text().splitlines()
     except OSError:
         return None
-    return None if line is None else 1024 * int(line.split()[1])
+    line = next((line for line in lines if line.startswith("VmHWM:")), None)
+    return None if line is None else 1024 * int(line.split()[1])  # "VmHWM:   123456 kB"

@@ -1,4 +1,4 @@
-"""Texts as they are learned from: tokenised once, in memory, and turned into vectors with their gradient."""
+"""Texts for training: tokenized once, in memory, and embedded with their gradient."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from clinpeft.tokenization import IndexArray, group_windows
 
 @dataclass(frozen=True)
 class TextBatchEncoder:
-    """Texts by their ids, which are their positions.
+    """Texts by their index.
 
     Attributes:
-        lengths: (texts,) tokens.
-        embed: ids -> (texts, width) pooled vectors, float32, through whatever is trained; not normalised.
-        make_batches: ids -> micro-batches of like length.
-        truncated_texts: how many texts were cut at their end.
+        lengths: (texts,) tokens of each.
+        embed: indices (batch,) -> pooled vectors (batch, width), float32, not normalized, with the
+            gradient of whatever is trained.
+        make_batches: indices -> micro-batches of texts of similar length.
+        truncated_texts: number of texts that were truncated at their end.
     """
 
     lengths: IndexArray
@@ -44,39 +45,45 @@ def build_text_batch_encoder(
     micro_batch_tokens: int,
     device: torch.device,
 ) -> TextBatchEncoder:
-    """Texts, prompts already before them, made ready to be learned from.
+    """Tokenize texts for training.
 
-    Memory: eight bytes a token; a shelf of textbooks is a few megabytes.
+    Memory: eight bytes per token, a few megabytes for some textbooks.
 
     Args:
         stack: base and adapters.
-        embedding_config: where a vector is read, and the longest text.
-        texts: what stands in the pairs.
+        embedding_config: pooling and maximum length.
+        texts: of the pairs, with their prompts in front.
         micro_batch_tokens: tokens that go through the model together.
-        device: where.
+        device: of the model.
     """
-    ids, truncated = tokenize_with_truncation(
-        stack.base.tokenizer, list(texts), compute_max_text_tokens(stack, embedding_config)
-    )
-    lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
+    max_tokens = compute_max_text_tokens(stack, embedding_config)
+    # one list of ids per text: training samples texts in any order
+    ids, num_truncated = tokenize_with_truncation(stack.base.tokenizer, list(texts), max_tokens)
+    lengths = np.asarray([len(tokens) for tokens in ids], dtype=np.int64)  # (texts,)
 
-    def embed(chosen: IndexArray) -> torch.Tensor:
-        input_ids, mask = pad_token_ids([ids[at] for at in chosen])
-        input_ids, mask = input_ids.to(device), mask.to(device)
-        return adapters.compute_pooled_embeddings(stack, input_ids, mask, embedding_config.pooling)
+    def embed(indices: IndexArray) -> torch.Tensor:
+        input_ids, mask = pad_token_ids([ids[index] for index in indices])  # (batch, time)
+        # (batch, width)
+        return adapters.compute_pooled_embeddings(
+            stack, input_ids.to(device), mask.to(device), embedding_config.pooling
+        )
 
-    return TextBatchEncoder(
-        lengths, embed, lambda chosen: group_windows(lengths, chosen, micro_batch_tokens), truncated
-    )
+    def make_batches(indices: IndexArray) -> list[IndexArray]:
+        return group_windows(lengths, indices, micro_batch_tokens)
+
+    return TextBatchEncoder(lengths, embed, make_batches, num_truncated)
 
 
 def encode_text_batches(batch_encoder: TextBatchEncoder) -> Float32Array:
-    """The vectors (texts, width) of all texts without gradient, in an order that depends on their lengths alone."""
+    """Return the vectors (texts, width) of all texts, without gradient.
+
+    Their order is that of the batches, longest first, and depends on the lengths alone.
+    """
+    indices = np.arange(len(batch_encoder.lengths))
     with torch.inference_mode():
-        found: Float32Array = np.concatenate(
-            [
-                batch_encoder.embed(group).cpu().numpy()
-                for group in batch_encoder.make_batches(np.arange(len(batch_encoder.lengths)))
-            ]
-        )
-    return found
+        batches = [
+            batch_encoder.embed(group).cpu().numpy()  # (batch, width)
+            for group in batch_encoder.make_batches(indices)
+        ]
+    vectors: Float32Array = np.concatenate(batches)
+    return vectors

@@ -1,4 +1,4 @@
-"""Vectors written as they come, in ``.npy`` or Parquet; the file appears whole or not at all."""
+"""Files of vectors that are written row by row, as ``.npy`` or Parquet, whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,29 +16,34 @@ from clinpeft.core.errors import StorageError, UsageError
 from clinpeft.inference.predict import Float32Array
 from clinpeft.tokenization import IndexArray
 
+# a chunk of `encode_texts_to_file` becomes one row group
 VECTOR_ROW_GROUP_ROWS = 16_384
 
 
 class VectorFile(Protocol):
-    """A file that grows by rows and gives earlier ones back."""
+    """A file to which rows are appended, and which returns earlier ones."""
 
     def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:
-        """Write vectors (rows, width) behind the others, and their identifiers where the format has a place for them."""
+        """Append vectors (rows, width), with their identifiers where the format has columns."""
 
     def take(self, rows: IndexArray) -> Float32Array:
-        """Vectors that were written before, in the order asked for."""
+        """Return vectors (rows, width) that were appended before, in the given order."""
 
     def close(self) -> None:
-        """Write what is still missing."""
+        """Write what is not yet written."""
 
 
 @contextmanager
 def open_vector_file(out: Path, width: int) -> Iterator[VectorFile]:
-    """A file of vectors of ``width`` numbers, which takes its name when the block ends without an error.
+    """Open a file of vectors, which gets its name when the block ends without an error.
+
+    Args:
+        out: its name.
+        width: numbers in a vector.
 
     Raises:
         UsageError: the name ends in neither ``.npy`` nor ``.parquet``.
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     if out.suffix not in VECTOR_FORMATS:
         raise UsageError(
@@ -46,26 +51,31 @@ def open_vector_file(out: Path, width: int) -> Iterator[VectorFile]:
             location="--out",
             hint="end it in .npy or .parquet",
         )
-    writing = out.with_name(f".{out.name}.{os.getpid()}.writing")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.writing")
     try:
         with convert_vector_storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            file = VECTOR_FORMATS[out.suffix](writing, width)
+            file = VECTOR_FORMATS[out.suffix](temporary, width)
+        # the block is outside of the conversion: its own errors are not errors of this file
         try:
             yield file
         finally:
             with convert_vector_storage_errors(out):
                 file.close()
         with convert_vector_storage_errors(out):
-            writing.replace(out)
+            temporary.replace(out)
     finally:
         with suppress(OSError):
-            writing.unlink()
+            temporary.unlink()
 
 
 @contextmanager
 def convert_vector_storage_errors(out: Path) -> Iterator[None]:
-    """What the system says against writing, as this program's error."""
+    """Convert errors of the operating system in the block to ``StorageError``.
+
+    Raises:
+        StorageError: writing failed.
+    """
     try:
         yield
     except OSError as error:
@@ -77,7 +87,10 @@ def convert_vector_storage_errors(out: Path) -> Iterator[None]:
 
 
 class _NpyFile:
-    """Rows behind a header whose count is set at the end: numpy leaves room in it for a longer first axis."""
+    """Rows after a header whose row count is set at the end.
+
+    numpy pads the header, so that a larger row count fits into the same bytes.
+    """
 
     def __init__(self, path: Path, width: int) -> None:
         self.width, self.row_count = width, 0
@@ -86,24 +99,25 @@ class _NpyFile:
         self.data_offset_bytes = self.file.tell()
 
     def _write_header(self) -> None:
-        described = {
+        header = {
             "descr": np.dtype(np.float32).str,
             "fortran_order": False,
             "shape": (self.row_count, self.width),
         }
-        np.lib.format.write_array_header_1_0(self.file, described)
+        np.lib.format.write_array_header_1_0(self.file, header)
 
-    def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:  # noqa: ARG002 - .npy holds numbers only
+    # identifiers are not written: .npy holds numbers only
+    def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:  # noqa: ARG002
+        # `take` may have moved the position
         self.file.seek(0, os.SEEK_END)
         self.file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
         self.row_count += len(rows)
 
     def take(self, rows: IndexArray) -> Float32Array:
-        self.file.flush()
-        mapped = np.memmap(
-            self.file, np.float32, "r", self.data_offset_bytes, (self.row_count, self.width)
-        )
-        return np.asarray(mapped[rows])
+        self.file.flush()  # a mapping sees what has reached the system only
+        shape = (self.row_count, self.width)
+        mapped = np.memmap(self.file, np.float32, "r", self.data_offset_bytes, shape)
+        return np.asarray(mapped[rows])  # (rows, width)
 
     def close(self) -> None:
         if not self.file.closed:
@@ -113,20 +127,24 @@ class _NpyFile:
 
 
 class _ParquetFile:
-    """Row groups, and beside them the same rows in an ``.npy`` file, from which earlier ones are read back; it is gone in the end."""
+    """Row groups, with the same rows in a temporary ``.npy`` file, from which they are read.
+
+    A Parquet file cannot be read before it is closed.
+    """
 
     def __init__(self, path: Path, width: int) -> None:
         self.path, self.width = path, width
         self.npy_path = path.with_name(path.name + ".rows")
         self.npy_file = _NpyFile(self.npy_path, width)
+        # created with the first rows, whose identifiers are part of the schema
         self.writer: pq.ParquetWriter | None = None
 
     def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:
         self.npy_file.append(rows, None)
-        flat = pa.array(np.ascontiguousarray(rows).reshape(-1), pa.float32())
-        vector = pa.FixedSizeListArray.from_arrays(flat, self.width)
-        named = dict(zip(ids.schema.names, ids.columns, strict=True)) if ids is not None else {}
-        table = pa.table(named | {"vector": vector})
+        flat = pa.array(np.ascontiguousarray(rows).reshape(-1), pa.float32())  # (rows * width,)
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.width)
+        columns = dict(zip(ids.schema.names, ids.columns, strict=True)) if ids is not None else {}
+        table = pa.table(columns | {"vector": vectors})
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, table.schema)
         self.writer.write_table(table, row_group_size=VECTOR_ROW_GROUP_ROWS)
@@ -136,6 +154,7 @@ class _ParquetFile:
 
     def close(self) -> None:
         self.npy_file.close()
+        # before the Parquet file is closed, which frees the space for its footer
         self.npy_path.unlink(missing_ok=True)
         if self.writer is not None:
             self.writer.close()
@@ -145,3 +164,4 @@ VECTOR_FORMATS: dict[str, Callable[[Path, int], VectorFile]] = {
     ".npy": _NpyFile,
     ".parquet": _ParquetFile,
 }
+"""Ending of a file -> how it is written."""

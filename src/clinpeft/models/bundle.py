@@ -1,7 +1,8 @@
-"""What is carried into a place without a network: a base, recipes and wheels in one plain tar, with a SHA-256 of every file.
+"""Bundles: a base model, recipes and wheels in one plain tar for machines without a network.
 
-A bundle is a list of plain files and nothing else. What is read from one was written by somebody else, so every name, kind, size and hash is
-looked at before anything is used: no way out of the folder, no link, no device, no weights that can run code.
+A bundle is a list of plain files with the SHA-256 of each. It comes from another machine and is
+not trusted: names, types, sizes and hashes of all members are checked before any is used, so that
+none is a link or a device, leads out of the folder, or holds weights that can run code.
 """
 
 from __future__ import annotations
@@ -12,24 +13,25 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import clinpeft
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.models.download import SENTENCE_TRANSFORMERS_FILES
 from clinpeft.models.folder import (
-    WEIGHT_INDEX_FILE,
     POOLING_CONFIG_FILE,
+    SENTENCE_TRANSFORMERS_FILES,
     TOKENIZER_FILES,
+    WEIGHT_INDEX_FILE,
     check_model_folder,
     fingerprint_base_model,
     hash_model_file,
 )
 
 BUNDLE_MANIFEST_FILE = "manifest.json"
+# no optimizer states, logs, pickles or Python files
 BUNDLED_BASE_FILES = frozenset(
     {
         "config.json",
@@ -49,19 +51,20 @@ BUNDLE_NAME_PATTERNS: dict[str, re.Pattern[str]] = {
     "recipes": re.compile(r"recipes/[\w.+-]+\.toml"),
     "wheels": re.compile(r"wheels/[\w.+!-]+\.(?:whl|lock)"),
 }
-"""First folder -> the only names that may stand in it."""
+"""First folder -> the only names that are allowed in it."""
 
+# limits what is read into memory before anything of a bundle has been checked
 MAX_MANIFEST_BYTES = 16 * 2**20
 BUNDLE_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """What a bundle holds.
+    """The content of a bundle.
 
     Attributes:
-        base_name: the name of the base's folder.
-        base_sha256: of the base, as runs record it.
+        base_name: name of the base's folder.
+        base_sha256: fingerprint of the base, as runs record it.
         files: path -> (SHA-256, bytes).
     """
 
@@ -71,22 +74,52 @@ class ModelBundle:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Bytes of all files."""
         return sum(size for _, size in self.files.values())
+
+    def as_manifest(self) -> bytes:
+        """Return ``manifest.json``, the first member of a bundle."""
+        content = {
+            "format": 1,
+            "clinpeft": clinpeft.__version__,
+            "base": {"name": self.base_name, "sha256": self.base_sha256},
+            "files": {
+                name: {"sha256": sha256, "bytes": size}
+                for name, (sha256, size) in self.files.items()
+            },
+        }
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_manifest(cls, content: bytes) -> ModelBundle:
+        """Read what ``as_manifest`` returned.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is something else.
+        """
+        document = json.loads(content)
+        files = {
+            str(name): (str(entry["sha256"]), int(entry["bytes"]))
+            for name, entry in document["files"].items()
+        }
+        return cls(str(document["base"]["name"]), str(document["base"]["sha256"]), files)
 
 
 def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: Path) -> ModelBundle:
-    """Pack a checked base, recipes and a folder of wheels into ``out``, which is there whole or not at all. No name of a user goes along.
+    """Pack a checked base, recipes and wheels into a tar, which is written whole or not at all.
+
+    User names and times of files are left out: the same files give the same bytes.
 
     Args:
         base: a folder as ``models pull`` writes it.
         recipes: TOML files.
-        wheels: a folder of ``.whl`` files, and the lock that they are installed by; None: none.
+        wheels: a folder of ``.whl`` files, and the lock file that they are installed by; None for
+            a bundle without wheels.
         out: a new file.
 
     Raises:
-        BaseModelError: the folder is no whole, plain, known model.
-        InputError: a recipe or the wheels are not there, or are something else.
+        BaseModelError: the base is not a complete model folder of a known family.
+        InputError: a recipe or the wheels are missing, or are something else.
         RefusedError: ``out`` exists.
     """
     if out.exists():
@@ -96,80 +129,95 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
             hint="name a new file, or remove this one yourself",
         )
     check_model_folder(base)
+    # the name of the folder, and not of a link to it, becomes part of the bundle
     base = base.resolve()
-    packed = dict(_select_files(base, recipes, wheels))
-    files = {name: (hash_model_file(path), path.stat().st_size) for name, path in packed.items()}
+    paths = _select_files(base, recipes, wheels)
+    files = {name: (hash_model_file(path), path.stat().st_size) for name, path in paths.items()}
     bundle = ModelBundle(base.name, fingerprint_base_model(base), files)
-    writing = out.with_name(f".{out.name}.writing")
+    manifest = bundle.as_manifest()
+    temporary = out.with_name(f".{out.name}.writing")
     try:
-        with tarfile.open(writing, "w", format=tarfile.PAX_FORMAT) as tar:
-            _add_content(tar, BUNDLE_MANIFEST_FILE, _serialize_manifest(bundle))
-            for name, path in packed.items():
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            # the manifest comes first, so that a reader can check every member as it streams
+            tar.addfile(_create_member(BUNDLE_MANIFEST_FILE, len(manifest)), io.BytesIO(manifest))
+            # PAX headers hold names of any length and no user
+            for name, path in paths.items():
                 with path.open("rb") as file:
                     tar.addfile(_create_member(name, files[name][1]), file)
-        verify_bundle(writing)  # what was changed while it was packed is found here
-        writing.replace(out)
+        # fails if a file changed between its hash and its copy
+        verify_bundle(temporary)
+        temporary.replace(out)
     finally:
-        writing.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return bundle
 
 
-def _select_files(
-    base: Path, recipes: Sequence[Path], wheels: Path | None
-) -> Iterator[tuple[str, Path]]:
-    """Name in the bundle -> file."""
-    inside = [
-        *(path for path in base.iterdir() if path.is_file()),
-        *(path for path in (base / POOLING_CONFIG_FILE,) if path.is_file()),
-    ]
-    yield from (
-        (name, path)
-        for path in sorted(inside)
-        if _is_allowed_name(name := f"base/{base.name}/{path.relative_to(base).as_posix()}")
-    )
+def _create_member(name: str, size_bytes: int) -> tarfile.TarInfo:
+    """Return a header of fixed owner, mode and time."""
+    # its defaults are time 0, owner 0 and no names
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size_bytes, 0o600
+    return member
+
+
+def _select_files(base: Path, recipes: Sequence[Path], wheels: Path | None) -> dict[str, Path]:
+    """Return name in the bundle -> file, with the base's files first."""
+    candidates = [path for path in base.iterdir() if path.is_file()]
+    if (base / POOLING_CONFIG_FILE).is_file():  # the only file of a base in a subfolder
+        candidates.append(base / POOLING_CONFIG_FILE)
+    files = {
+        f"base/{base.name}/{path.relative_to(base).as_posix()}": path for path in sorted(candidates)
+    }
+    # a base may hold other files (pickles, logs), which stay behind
+    files = {name: path for name, path in files.items() if _is_allowed_name(name)}
     for path in recipes:
-        if not path.is_file() or not _is_allowed_name(f"recipes/{path.name}"):
-            raise InputError(
-                f"{path.name!r} is no recipe file", location=str(path), hint="give TOML files"
-            )
-        yield f"recipes/{path.name}", path
+        name = f"recipes/{path.name}"
+        if not path.is_file() or not _is_allowed_name(name):
+            message = f"{path.name!r} is no recipe file"
+            raise InputError(message, location=str(path), hint="give TOML files")
+        # recipes of one name would overwrite each other, and the last one wins
+        files[name] = path
     if wheels is not None:
-        found = (
-            [
-                path
-                for path in sorted(wheels.glob("*"))
-                if path.is_file() and _is_allowed_name(f"wheels/{path.name}")
-            ]
-            if wheels.is_dir()
-            else []
-        )
-        if not found:
-            hint = "fill it with: python -m pip download --require-hashes --no-deps -r requirements.lock -d wheels"
-            raise InputError("there are no wheels", location=str(wheels), hint=hint)
-        yield from ((f"wheels/{path.name}", path) for path in found)
+        packages = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*"))}
+        allowed = {
+            n: path for n, path in packages.items() if path.is_file() and _is_allowed_name(n)
+        }
+        # an empty folder is a mistake: the bundle would install nothing
+        if not allowed:
+            raise InputError(
+                "there are no wheels",
+                location=str(wheels),
+                hint="fill the folder with: python -m pip download --require-hashes --no-deps "
+                "-r requirements.lock -d wheels",
+            )
+        files |= allowed
+    return files
 
 
 def _is_allowed_name(name: str) -> bool:
+    # fullmatch, because `$` would accept a trailing newline
     pattern = BUNDLE_NAME_PATTERNS.get(name.partition("/")[0])
     return pattern is not None and pattern.fullmatch(name) is not None
 
 
 def verify_bundle(path: Path) -> ModelBundle:
-    """That a bundle is what its manifest says, without unpacking it: names, kinds, sizes and hashes of all its files.
+    """Check a bundle against its manifest without unpacking it: names, types, sizes and hashes.
 
     Raises:
-        InputError: it is no bundle, or it is cut short.
-        RefusedError: it holds what must not be opened, or a file is not the one that was packed.
+        InputError: it is not a bundle, or it is truncated.
+        RefusedError: it holds what must not be opened, or a file differs from the packed one.
     """
     return _read_bundle(path, None)
 
 
 def unpack_bundle(path: Path, folder: Path) -> ModelBundle:
-    """The files of a bundle in a new folder, each of them checked as in ``verify_bundle`` and the base as before a run; whole or not at all.
+    """Write the files of a bundle to a new folder, which appears whole or not at all.
+
+    Every file is checked as by ``verify_bundle``, and the base as before a run.
 
     Raises:
-        InputError, RefusedError: as ``verify_bundle``; ``folder`` exists.
-        BaseModelError: the base is no whole, plain, known model.
+        InputError, RefusedError: as for ``verify_bundle``; ``folder`` exists.
+        BaseModelError: the base is not a complete model folder of a known family.
     """
     if folder.exists():
         raise RefusedError(
@@ -177,44 +225,48 @@ def unpack_bundle(path: Path, folder: Path) -> ModelBundle:
             location="bundle unpack --to",
             hint="name a new folder, or remove this one yourself",
         )
-    writing = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True, mode=0o700)
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    # in the same file system as `folder`, so that the rename is atomic
+    temporary.mkdir(parents=True, mode=0o700)
     try:
-        bundle = _read_bundle(path, writing)
-        base = writing / "base" / bundle.base_name
+        bundle = _read_bundle(path, temporary)
+        base = temporary / "base" / bundle.base_name
         check_model_folder(base)
+        # file hashes alone would accept a base with files added to or missing from the manifest
         if fingerprint_base_model(base) != bundle.base_sha256:
             raise _create_refused_error("the base is not the one that the manifest names", path)
-        writing.rename(folder)
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return bundle
 
 
 def _read_bundle(path: Path, folder: Path | None) -> ModelBundle:
-    """Walk through the members once, in order; into ``folder``, where one is given, go only files that were right."""
+    """Read the members once, in order, and copy into ``folder``, if given, those that are right."""
+    bundle: ModelBundle | None = None
+    missing: set[str] = set()
     try:
-        with tarfile.open(
-            path, "r:"
-        ) as tar:  # plain: what unpacks to a thousand times its size is not read
-            bundle, missing = None, set[str]()
+        # "r:" opens plain tars only: a compressed one could expand to a thousand times its size
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
                 _check_member(member, path)
                 content = tar.extractfile(member)
-                assert content is not None  # it is a plain file
+                assert content is not None  # _check_member accepts plain files only
                 if bundle is None:
-                    bundle = _parse_manifest(member, content, path)
+                    bundle = _read_manifest(member, content, path)
                     missing = set(bundle.files)
                     continue
+                # a name that occurs twice would replace a file that was checked
                 if member.name not in missing:
-                    raise _create_refused_error(
-                        f"{member.name!r} is not in its manifest, or is there twice", path
-                    )
+                    message = f"{member.name!r} is not in its manifest, or is there twice"
+                    raise _create_refused_error(message, path)
                 missing.remove(member.name)
-                _copy_member(member, content, bundle.files[member.name], folder, path)
+                target = folder / member.name if folder is not None else None
+                _copy_member(member, content, bundle.files[member.name], target, path)
+    # truncated, compressed, or not a tar
     except tarfile.TarError as error:
-        raise _create_format_error(path, type(error).__name__) from error
+        raise _create_format_error(type(error).__name__, path) from error
     except OSError as error:
         raise InputError(
             f"the bundle cannot be read: {error.strerror}",
@@ -222,56 +274,48 @@ def _read_bundle(path: Path, folder: Path | None) -> ModelBundle:
             hint="check the path, and copy it again",
         ) from error
     if bundle is None:
-        raise _create_format_error(path, "it is empty")
+        raise _create_format_error("it is empty", path)
     if missing:
-        raise _create_refused_error(
-            f"{len(missing)} files of its manifest are not in it, such as {min(missing)!r}", path
-        )
+        message = f"{len(missing)} files of its manifest are missing, such as {min(missing)!r}"
+        raise _create_refused_error(message, path)
     return bundle
 
 
 def _check_member(member: tarfile.TarInfo, path: Path) -> None:
+    """Check name and type of a member before anything of it is read."""
     name = member.name
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or ":" in name:
+    parts = PurePosixPath(name)
+    # backslashes and colons are separators and drives on Windows, where bundles are unpacked too
+    if parts.is_absolute() or ".." in parts.parts or any(c in name for c in ("\\", "\0", ":")):
         raise _create_refused_error(f"{name!r} leads out of the folder", path)
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise _create_refused_error(
-            f"{name!r} is no plain file but {_describe_member_type(member)}", path
-        )
+        # sparse files have a size that is not the number of stored bytes
+        kind = "something else"
+        if member.issym() or member.islnk():
+            kind = "a link"
+        elif member.isdev():
+            kind = "a device or a pipe"
+        elif member.isdir():
+            kind = "a folder"
+        raise _create_refused_error(f"{name!r} is no plain file but {kind}", path)
     if name != BUNDLE_MANIFEST_FILE and not _is_allowed_name(name):
         raise _create_refused_error(
-            f"{name!r} has no place in a bundle: weights are .safetensors, recipes .toml, wheels .whl, and a base brings no code",
+            f"{name!r} is not allowed in a bundle: weights are .safetensors, recipes .toml, "
+            "wheels .whl, and a base has no code",
             path,
         )
 
 
-def _describe_member_type(member: tarfile.TarInfo) -> str:
-    if member.issym() or member.islnk():
-        return "a link"
-    return (
-        "a device or a pipe"
-        if member.isdev()
-        else "a folder"
-        if member.isdir()
-        else "something else"
-    )
-
-
-def _parse_manifest(member: tarfile.TarInfo, content: IO[bytes], path: Path) -> ModelBundle:
+def _read_manifest(member: tarfile.TarInfo, content: IO[bytes], path: Path) -> ModelBundle:
+    """Return the manifest, which must be the first member."""
     if member.name != BUNDLE_MANIFEST_FILE or member.size > MAX_MANIFEST_BYTES:
-        raise _create_format_error(path, f"it does not begin with {BUNDLE_MANIFEST_FILE}")
+        raise _create_format_error(f"it does not begin with {BUNDLE_MANIFEST_FILE}", path)
     try:
-        found = json.loads(content.read())
-        files = {
-            str(name): (str(about["sha256"]), int(about["bytes"]))
-            for name, about in found["files"].items()
-        }
-        bundle = ModelBundle(str(found["base"]["name"]), str(found["base"]["sha256"]), files)
+        bundle = ModelBundle.from_manifest(content.read())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _create_format_error(
-            path, f"its manifest cannot be read: {type(error).__name__}"
-        ) from error
+        reason = f"its manifest cannot be read: {type(error).__name__}"
+        raise _create_format_error(reason, path) from error
+    # the name becomes a path below
     if not _is_allowed_name(f"base/{bundle.base_name}/config.json") or ".." in bundle.base_name:
         raise _create_refused_error(f"its base is called {bundle.base_name!r}", path)
     return bundle
@@ -281,66 +325,44 @@ def _copy_member(
     member: tarfile.TarInfo,
     content: IO[bytes],
     expected: tuple[str, int],
-    folder: Path | None,
+    target: Path | None,
     path: Path,
 ) -> None:
-    """A file, hashed on its way, into the folder where there is one."""
-    if member.size != expected[1]:
-        raise _create_refused_error(
-            f"{member.name!r} has {member.size:,} bytes, and {expected[1]:,} were packed", path
-        )
-    digest = hashlib.sha256()
-    target = folder / member.name if folder is not None else None
+    """Hash a member while it is copied to ``target``, if given, and compare size and hash."""
+    expected_sha256, expected_bytes = expected
+    # before anything is written, so that a member cannot fill the disk
+    if member.size != expected_bytes:
+        message = f"{member.name!r} has {member.size:,} bytes instead of {expected_bytes:,}"
+        raise _create_refused_error(message, path)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digest = hashlib.sha256()
+    # "x": a member never replaces a file
     with target.open("xb") if target is not None else io.BytesIO() as out:
-        while piece := content.read(BUNDLE_CHUNK_BYTES):
-            digest.update(piece)
+        while chunk := content.read(BUNDLE_CHUNK_BYTES):
+            digest.update(chunk)
             if target is not None:
-                out.write(piece)
-    if digest.hexdigest() != expected[0]:
+                out.write(chunk)
+    sha256 = digest.hexdigest()
+    if sha256 != expected_sha256:
         raise _create_refused_error(
-            f"{member.name!r} is not the file that was packed: sha256 {digest.hexdigest()[:12]} for {expected[0][:12]}",
+            f"{member.name!r} is not the file that was packed: "
+            f"sha256 {sha256[:12]} instead of {expected_sha256[:12]}",
             path,
         )
-
-
-def _serialize_manifest(bundle: ModelBundle) -> bytes:
-    files = {
-        name: {"sha256": digest, "bytes": size} for name, (digest, size) in bundle.files.items()
-    }
-    base = {"name": bundle.base_name, "sha256": bundle.base_sha256}
-    about: dict[str, Any] = {
-        "format": 1,
-        "clinpeft": clinpeft.__version__,
-        "base": base,
-        "files": files,
-    }
-    return (json.dumps(about, indent=1) + "\n").encode()
-
-
-def _add_content(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    tar.addfile(_create_member(name, len(content)), io.BytesIO(content))
-
-
-def _create_member(name: str, size_bytes: int) -> tarfile.TarInfo:
-    """Nobody's, of no time: the same files give the same bundle, to the byte."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size_bytes, 0o600
-    return member
 
 
 def _create_refused_error(message: str, path: Path) -> RefusedError:
     return RefusedError(
         message,
         location=str(path),
-        hint="carry the bundle in again from where it was made, and ask who changed it",
+        hint="copy the bundle again from where it was made, and find out who changed it",
     )
 
 
-def _create_format_error(path: Path, reason: str) -> InputError:
+def _create_format_error(reason: str, path: Path) -> InputError:
     return InputError(
-        f"this is no bundle: {reason}",
+        f"this is not a bundle: {reason}",
         location=str(path),
-        hint="give the file that `clinpeft bundle make` wrote, and copy it whole",
+        hint="give the file that `clinpeft bundle make` wrote, and copy all of it",
     )

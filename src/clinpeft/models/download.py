@@ -1,11 +1,13 @@
-"""The one door to the network: a model fetched into a folder that everything else can use without one."""
+"""Download of a model into a folder that everything else can use without a network.
+
+This is the only module of the package that reaches the network.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -13,21 +15,14 @@ from huggingface_hub import constants
 
 from clinpeft.core.errors import BaseModelError, RefusedError, UsageError
 from clinpeft.models.folder import (
-    WEIGHT_INDEX_FILE,
-    POOLING_CONFIG_FILE,
+    SENTENCE_TRANSFORMERS_FILES,
     TOKENIZER_FILES,
+    WEIGHT_INDEX_FILE,
     check_model_folder,
     extract_first_line,
 )
 
-SENTENCE_TRANSFORMERS_FILES = (
-    POOLING_CONFIG_FILE,
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-)
-"""What a sentence-transformers folder says of pooling, prompts, length and normalisation."""
-
+# neither pickles nor Python files: what is not downloaded cannot run
 DOWNLOADED_FILE_PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -45,20 +40,22 @@ def download_model(
     folder: Path,
     download_snapshot: Callable[..., object] = huggingface_hub.snapshot_download,
 ) -> None:
-    """Fetch a model from the hub into a folder that everything else can use without a network: the one door of this program.
+    """Download a model from the Hugging Face hub into a folder.
 
-    An interrupted pull is taken up where it stopped; the folder appears only when it is whole and has passed ``check``.
+    An interrupted download resumes; the folder appears only when it is complete and has passed
+    ``check_model_folder``.
 
     Args:
         model_id: ``owner/model``.
-        folder: where to put it; must not exist yet.
-        download_snapshot: what fetches; for tests.
+        folder: where to put it; must not exist.
+        download_snapshot: the function that downloads; for tests.
 
     Raises:
-        UsageError: not a name of a hub.
+        UsageError: not a name of the hub.
         RefusedError: the folder exists.
-        BaseModelError: it cannot be fetched, or what was fetched is not a usable base.
+        BaseModelError: the download failed, or the model cannot be used as a base.
     """
+    # no URL, revision or path: the name becomes part of a URL
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id):
         raise UsageError(
             f"{model_id!r} is not a hub name",
@@ -71,29 +68,24 @@ def download_model(
             location="models pull --to",
             hint="name a new folder, or remove this one yourself",
         )
-    pulling = folder.with_name(folder.name + ".pulling")
-    pulling.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(folder.name + ".pulling")
+    temporary.mkdir(parents=True, exist_ok=True)  # may hold part of an interrupted download
     try:
-        with _enable_network():
-            download_snapshot(
-                repo_id=model_id, local_dir=str(pulling), allow_patterns=DOWNLOADED_FILE_PATTERNS
-            )
+        # the library reads the constant at every request, so it is online only in this block
+        constants.HF_HUB_OFFLINE = False
+        download_snapshot(
+            repo_id=model_id, local_dir=str(temporary), allow_patterns=DOWNLOADED_FILE_PATTERNS
+        )
     except Exception as error:
-        hint = "check the name, the network, and for gated models your access token; the same command goes on where it stopped"
         raise BaseModelError(
             f"{model_id} cannot be fetched: {type(error).__name__}: {extract_first_line(error)}",
-            location=str(pulling),
-            hint=hint,
+            location=str(temporary),
+            hint="check the name, the network, and for gated models your access token; "
+            "the same command resumes the download",
         ) from error
-    check_model_folder(pulling)
-    shutil.rmtree(pulling / ".cache", ignore_errors=True)
-    pulling.rename(folder)
-
-
-@contextmanager
-def _enable_network() -> Iterator[None]:
-    constants.HF_HUB_OFFLINE = False
-    try:
-        yield
     finally:
         constants.HF_HUB_OFFLINE = True
+    # before the rename: what has the name of `folder` can be loaded
+    check_model_folder(temporary)
+    shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes for resuming
+    temporary.rename(folder)

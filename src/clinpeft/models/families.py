@@ -1,8 +1,9 @@
-"""The known architectures, one row of data each: a new family is one line in ``FAMILIES``."""
+"""The known architectures, one row of data each: a new family is a row of ``MODEL_FAMILIES``."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,24 +17,33 @@ PoolingMode = Literal["last", "cls", "mean", "max"]
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """What is true of every model of one architecture.
+    """What every model of one architecture has in common.
 
     Attributes:
-        objective: what its pretraining head answers.
+        objective: of its pretraining, which its head computes.
         auto_class: the transformers class that loads it with that head.
-        lora_targets: suffixes of the query and value projections (Hu et al. 2021, section 4.2).
-        linear_targets: suffixes of every linear layer inside the blocks, and of none outside them: no pooler, no head (Dettmers et al. 2023,
-            section 4, "all linear layers").
-        ia3_targets, ia3_feedforward: regular expressions over whole module names: all that IA3 rescales, and the part of it that is rescaled at
-            its input (Liu et al. 2022, equation 1: keys, values, and the activation inside the feed-forward block).
-        pooling: where a sentence's vector is read.
-        padding_side: where its own tokenizers pad; ``adapters.logits`` takes both.
-        reserved_positions: rows of the learned position table that no token uses (RoBERTa starts at padding_idx + 1 = 2). None: rotary positions,
-            which have no table to run out of.
-        unsupported_methods: adapter methods that peft cannot do on it, or does without any effect.
-        supports_packing: many documents of it can stand in one row without padding (``models.attention``), which is tried when a base is loaded. False: its
-            attention does not follow transformers' interface, and documents go side by side with those of the same length.
-        liger_kernels: what of it liger has a kernel for, as liger names it (``models.kernels``); empty: it does not know the family.
+        lora_targets: suffixes of the query and value projections (Hu et al. 2021, arXiv
+            2106.09685, section 4.2).
+        linear_targets: suffixes of every linear layer inside the blocks and of none outside them,
+            so neither pooler nor head (Dettmers et al. 2023, arXiv 2305.14314, section 4: "all
+            linear transformer block layers").
+        ia3_targets: regular expression over whole names of the modules that IA3 rescales: keys,
+            values, and the activation inside the feed-forward block (Liu et al. 2022, arXiv
+            2205.05638, section 3.3).
+        ia3_feedforward: regular expression over those of ``ia3_targets`` that are rescaled at
+            their input instead of their output.
+        pooling: which hidden state is the vector of a sequence.
+        padding_side: of its own tokenizers; every function here takes both.
+        reserved_positions: rows of the learned position table that no token uses (RoBERTa starts
+            at padding_idx + 1 = 2). None: rotary positions, which need no table.
+        unsupported_methods: adapter methods that peft cannot apply to it, or applies without any
+            effect.
+        supports_packing: whether many documents can be packed into one row without padding
+            (``runtime.packed_attention``); this is checked when a base is loaded. False: its
+            attention does not use transformers' attention interface, and documents are batched
+            with others of the same length.
+        liger_kernels: names of the liger kernels for it (``runtime.kernels``); empty: there are
+            none.
     """
 
     objective: PretrainingObjective
@@ -53,6 +63,7 @@ class ModelFamily:
 def _create_decoder_family(
     unsupported_methods: frozenset[str], gate_kernel: str = "swiglu"
 ) -> ModelFamily:
+    """Return a family with the module names of Llama (Touvron et al. 2023, arXiv 2302.13971)."""
     return ModelFamily(
         objective="causal-lm",
         auto_class=transformers.AutoModelForCausalLM,
@@ -81,7 +92,7 @@ def _create_encoder_family(
     pooling: PoolingMode = "cls",
     lora_targets: tuple[str, ...] = ("query", "value"),
     ia3_attention: str = "key|value",
-    # `output.dense` is the attention's and the feed-forward's; a bare `dense` would be the pooler's and the head's too
+    # `output.dense` matches attention and feed-forward; `dense` would match pooler and head too
     linear_targets: tuple[str, ...] = (
         "query",
         "key",
@@ -91,12 +102,14 @@ def _create_encoder_family(
     ),
     supports_packing: bool = True,
 ) -> ModelFamily:
+    """Return a family with the module names of BERT, unless others are given."""
     return ModelFamily(
         objective="masked-lm",
         auto_class=transformers.AutoModelForMaskedLM,
         lora_targets=lora_targets,
         linear_targets=linear_targets,
-        # `attention.output.dense` ends like the feed-forward's `output.dense`, so the layer number is part of the pattern
+        # `attention.output.dense` ends like the feed-forward's `output.dense`, so the layer
+        # number is part of the pattern
         ia3_targets=rf".*\.({ia3_attention}|layer\.\d+\.output\.dense)",
         ia3_feedforward=r".*\.layer\.\d+\.output\.dense",
         pooling=pooling,
@@ -107,10 +120,10 @@ def _create_encoder_family(
     )
 
 
+# of these families, peft implements adaption prompts for Llama and Mistral alone
 WITHOUT_ADAPTION_PROMPT = frozenset({"adaption-prompt"})
-WITHOUT_PAST_KEYS = frozenset(
-    {"adaption-prompt", "prefix"}
-)  # their attention takes no past keys: a prefix is dropped in silence
+# their attention takes no past keys, so a prefix would be dropped without an error
+WITHOUT_PAST_KEYS = frozenset({"adaption-prompt", "prefix"})
 MPNET_LINEAR_TARGETS = (
     "attn.q",
     "attn.k",
@@ -121,14 +134,18 @@ MPNET_LINEAR_TARGETS = (
 )
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
+    # decoders
     "llama": _create_decoder_family(frozenset()),
     "mistral": _create_decoder_family(frozenset()),
     "qwen2": _create_decoder_family(WITHOUT_ADAPTION_PROMPT),
     "qwen3": _create_decoder_family(WITHOUT_ADAPTION_PROMPT),
+    # Gemma gates with GELU instead of SiLU
     "gemma2": _create_decoder_family(WITHOUT_ADAPTION_PROMPT, "geglu"),
+    # encoders; the number is that of reserved rows of the position table
     "bert": _create_encoder_family(0, WITHOUT_ADAPTION_PROMPT),
     "roberta": _create_encoder_family(2, WITHOUT_ADAPTION_PROMPT),
     "xlm-roberta": _create_encoder_family(2, WITHOUT_ADAPTION_PROMPT),
+    # its attention does not use transformers' attention interface, so documents are not packed
     "mpnet": _create_encoder_family(
         2,
         WITHOUT_PAST_KEYS,
@@ -138,7 +155,8 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
         MPNET_LINEAR_TARGETS,
         supports_packing=False,
     ),
-    # query, key and value are one projection: LoRA takes it whole, and IA3 cannot leave the queries alone
+    # query, key and value are one projection: LoRA adapts all of it, and IA3 is not possible,
+    # because it would rescale the queries too
     "modernbert": _create_encoder_family(
         None, WITHOUT_PAST_KEYS | {"ia3"}, "cls", ("Wqkv",), linear_targets=("Wqkv", "Wo", "Wi")
     ),
@@ -146,17 +164,32 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
 
 
 def check_model_type(model_type: object, location: str) -> str:
-    """A ``model_type`` of a config that has a row here.
+    """Return the ``model_type`` of a config, if it is a known family.
+
+    Args:
+        model_type: as the config has it.
+        location: of the config, for the error.
 
     Raises:
-        BaseModelError: it has none; the message names the nearest that has.
+        BaseModelError: it is unknown; the hint has the closest known one.
     """
     if isinstance(model_type, str) and model_type in MODEL_FAMILIES:
         return model_type
-    near = difflib.get_close_matches(str(model_type), MODEL_FAMILIES, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     raise BaseModelError(
         f"unknown model_type {model_type!r}",
         location=location,
-        hint=f"{hint}known are {', '.join(MODEL_FAMILIES)}",
+        hint=suggest_known_name(str(model_type), MODEL_FAMILIES),
     )
+
+
+def suggest_known_name(name: str, known_names: Collection[str], cutoff: float = 0.6) -> str:
+    """Return a hint that lists the known names, with the closest one, if any, in front.
+
+    Args:
+        name: an unknown name.
+        known_names: what is known.
+        cutoff: least similarity of the closest one, from 0 to 1 (``difflib``).
+    """
+    closest = difflib.get_close_matches(name, known_names, n=1, cutoff=cutoff)
+    suggestion = f"did you mean {closest[0]!r}? " if closest else ""
+    return f"{suggestion}known are {', '.join(known_names)}"

@@ -1,21 +1,22 @@
-"""A head's folder: ``head.safetensors`` with the numbers, ``head.json`` with all that is needed to read them, and nothing that runs."""
+"""Heads in a folder: ``head.safetensors`` with tensors, ``head.json`` with their description."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import clinpeft
-from clinpeft.core.errors import AdapterError, RefusedError, StorageError, UsageError
+from clinpeft.core.errors import AdapterError, RefusedError, UsageError
+from clinpeft.core.files import write_file_atomically
 from clinpeft.core.schemas import LabelSpace
 from clinpeft.models.families import PoolingMode
 from clinpeft.models.heads import Head, TaskHeads, WindowPooling
@@ -23,16 +24,18 @@ from clinpeft.models.reference_output import ComputeEnvironment, ReferenceOutput
 
 HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
 HeadTensors = dict[str, torch.Tensor]
+"""``head.TASK.weight`` (classes, width), ``head.TASK.bias`` (classes,), and the logits of the
+reference output, ``probe.TASK`` (rows, classes); all float32."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a head answers, and from which vectors.
+    """What a head predicts, and from which vectors.
 
     Attributes:
         label_space: its classes are the head's, in order.
-        pooling: where a window's vector is read; never ``auto``.
-        window_pooling: how the logits of a document's windows become its own.
+        pooling: which hidden state of a window is its vector; never ``auto``.
+        window_pooling: how the logits of a document are computed from those of its windows.
     """
 
     label_space: LabelSpace
@@ -42,14 +45,14 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class SavedHeads:
-    """What ``load_heads`` finds.
+    """What ``load_heads`` returns.
 
     Attributes:
-        heads: the module, in evaluation mode, task by task in the order in which they were saved.
-        head_configs: task -> what its head answers.
-        base_sha256: fingerprint of the base whose vectors they read.
-        reference_output: None where none was kept.
-        metadata: what else the writer said.
+        heads: in evaluation mode, in the order in which they were saved.
+        head_configs: task -> what its head predicts.
+        base_sha256: fingerprint of the base from whose vectors they predict.
+        reference_output: None where none was saved.
+        metadata: as given to ``save_heads``.
     """
 
     heads: TaskHeads
@@ -57,6 +60,60 @@ class SavedHeads:
     base_sha256: str
     reference_output: ReferenceOutput | None
     metadata: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------- head.json
+
+
+# the label space has its own conversion, which the metadata of predictions uses too
+_LabelSpaceJson = Annotated[
+    LabelSpace, PlainValidator(LabelSpace.from_json), PlainSerializer(LabelSpace.as_json)
+]
+
+
+@dataclass(frozen=True)
+class _TaskDescription:
+    """An entry of ``tasks`` in ``head.json``."""
+
+    question: _LabelSpaceJson
+    pooling: PoolingMode
+    window_pooling: WindowPooling
+    width: int
+    dropout: Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(frozen=True)
+class _ReferenceDescription:
+    """``probe`` in ``head.json``; its logits are tensors, where every bit of a float32 is kept."""
+
+    input_ids: list[list[int]]
+    place: ComputeEnvironment
+
+
+@dataclass(frozen=True)
+class _HeadDescription:
+    """``head.json``."""
+
+    clinpeft: str
+    base_sha256: str
+    weights_sha256: str
+    tasks: dict[str, _TaskDescription]
+    probe: _ReferenceDescription | None
+    about: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = _DESCRIPTION_ADAPTER.dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, content: bytes) -> _HeadDescription:
+        return _DESCRIPTION_ADAPTER.validate_python(json.loads(content))
+
+
+_DESCRIPTION_ADAPTER = TypeAdapter(_HeadDescription)
+
+
+# ---------------------------------------------------------------------------------- save and load
 
 
 def save_heads(
@@ -67,183 +124,138 @@ def save_heads(
     reference_output: ReferenceOutput | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the heads of a run beside its adapters, or in a folder of their own, which is made.
+    """Write the heads of a run to a folder, which is created if it does not exist.
 
-    The numbers are written before what describes them, each file whole or not at all: a write that was cut off leaves what was there, or a pair
-    that does not match, which ``load_heads`` refuses.
+    The tensors are written before their description, each file whole or not at all: an interrupted
+    call leaves the previous files, or two files that do not match, which ``load_heads`` refuses.
 
     Args:
-        folder: for both files; other files in it are left alone.
+        folder: for both files; other files in it do not change.
         heads: task -> head.
-        head_configs: task -> what it answers.
+        head_configs: task -> what it predicts.
         base_sha256: fingerprint of the base.
-        reference_output: with answers of the same tasks.
-        metadata: what else is to be known, as JSON takes it.
+        reference_output: with logits of the same tasks.
+        metadata: anything else that JSON can hold.
 
     Raises:
-        UsageError: heads, questions and probe are not about the same tasks and classes.
-        StorageError: it cannot be written.
+        UsageError: heads, configs and reference output have different tasks or classes.
+        StorageError: the files cannot be written.
     """
-    _check_same_tasks(heads, head_configs, reference_output)
-    weights = save(_collect_tensors(heads, reference_output), metadata={"format": "pt"})
-    described = {
-        "clinpeft": clinpeft.__version__,
-        "base_sha256": base_sha256,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "tasks": {task: _describe_head(head, head_configs[task]) for task, head in heads.items()},
-        "probe": {
-            "input_ids": reference_output.input_ids.tolist(),
-            "place": reference_output.environment.as_json(),
-        }
-        if reference_output
-        else None,
-        "about": dict(metadata or {}),
+    head_classes = {task: head.num_classes for task, head in heads.items()}
+    classes = {task: len(config.label_space.classes) for task, config in head_configs.items()}
+    logits = reference_output.logits if reference_output else {}
+    logit_classes = {task: tensor.shape[1] for task, tensor in logits.items()}
+    is_consistent = head_classes == classes and (not reference_output or logit_classes == classes)
+    if not head_classes or not is_consistent:
+        raise UsageError(
+            f"heads of {head_classes}, label spaces of {classes} and reference logits of "
+            f"{logit_classes or 'no'} classes",
+            location="head",
+            hint="give each task one head, one config and one tensor of reference logits",
+        )
+    tensors: HeadTensors = {}
+    for task, head in heads.items():
+        # weight (classes, width), bias (classes,)
+        tensors |= {f"head.{task}.{name}": p for name, p in head.linear.named_parameters()}
+    # (rows, classes): in safetensors every bit of a float32 is kept
+    tensors |= {f"probe.{task}": tensor for task, tensor in logits.items()}
+    # clones: safetensors refuses tensors that share memory
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+        for name, tensor in tensors.items()
     }
-    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_file(folder / HEAD_WEIGHTS_FILE, weights)
-        _write_file(folder / HEAD_CONFIG_FILE, text.encode())
-    except OSError as error:
-        raise StorageError(
-            f"the head cannot be written: {error}",
-            location=str(folder),
-            hint="free some space and try again",
-        ) from error
+    weights = save(tensors, metadata={"format": "pt"})
+    tasks = {}
+    for task, head in heads.items():
+        config = head_configs[task]
+        tasks[task] = _TaskDescription(
+            config.label_space, config.pooling, config.window_pooling, head.width, head.dropout.p
+        )
+    probe = None
+    if reference_output:
+        token_ids = reference_output.input_ids.tolist()
+        probe = _ReferenceDescription(token_ids, reference_output.environment)
+    description = _HeadDescription(
+        clinpeft=clinpeft.__version__,
+        base_sha256=base_sha256,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        tasks=tasks,
+        probe=probe,
+        about=dict(metadata or {}),
+    )
+    # class names of any language remain readable
+    text = json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n"
+    # tensors first: a crash between the two leaves a hash that does not match
+    write_file_atomically(folder / HEAD_WEIGHTS_FILE, weights)
+    write_file_atomically(folder / HEAD_CONFIG_FILE, text)
 
 
 def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
-    """Read what ``save_head`` wrote, and nothing that only resembles it.
+    """Read what ``save_heads`` wrote, after checking that it is complete and unchanged.
 
     Args:
         folder: with both files.
-        base_sha256: fingerprint of the base at hand; empty: not asked.
+        base_sha256: fingerprint of the base that is in use; empty to accept any.
 
     Raises:
-        AdapterError: a file is missing or damaged, or numbers are missing, left over, or of another shape.
-        RefusedError: the numbers are not those that were written, or the base is another one.
+        AdapterError: a file is missing or damaged, or tensors are missing, not described, or of
+            another shape.
+        RefusedError: the tensors are not those that were written, or the base is another one.
     """
-    described, weights = _read_head_description(folder), _read_file(folder / HEAD_WEIGHTS_FILE)
+    weights_path, config_path = folder / HEAD_WEIGHTS_FILE, folder / HEAD_CONFIG_FILE
     try:
-        tasks = dict(described["tasks"])
-        asked = {task: _parse_head_config(found) for task, found in tasks.items()}
-        shapes = {
-            task: (len(asked[task].label_space.classes), int(found["width"]))
-            for task, found in tasks.items()
-        }
-        dropouts = {
-            task: torch.nn.Dropout(found["dropout"]).p for task, found in tasks.items()
-        }  # which refuses what is no share
-        kept, written, base = (
-            described["probe"],
-            described["weights_sha256"],
-            str(described["base_sha256"]),
+        description = _HeadDescription.from_json(_read_file(config_path))
+        token_ids = torch.tensor(  # (rows, time); a ValueError if rows differ in length
+            description.probe.input_ids if description.probe else [], dtype=torch.int64
         )
-        rows = (
-            (
-                torch.tensor(kept["input_ids"], dtype=torch.int64),
-                ComputeEnvironment.from_json(kept["place"]),
-            )
-            if kept
-            else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _create_damaged_error(config_path, error) from error
+    weights = _read_file(weights_path)
+    # over the bytes in memory, so that the file cannot change between check and use
+    sha256 = hashlib.sha256(weights).hexdigest()
+    if sha256 != description.weights_sha256:
+        raise RefusedError(
+            f"{HEAD_WEIGHTS_FILE} is not the file that was written: sha256 {sha256[:12]} instead "
+            f"of {description.weights_sha256[:12]}",
+            location=str(folder),
+            hint="copy the folder again from where it was trained",
         )
-        about = dict(described["about"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise _create_damaged_error(folder / HEAD_CONFIG_FILE, error) from error
-    _check_hashes(folder, weights, written, base, base_sha256)
-    tensors = _parse_tensors(folder, weights)
-    _check_tensors(tensors, shapes, len(rows[0]) if rows else 0, folder)
-    heads = TaskHeads(
-        {task: _create_head(task, shape, dropouts[task], tensors) for task, shape in shapes.items()}
-    )
-    probe = (
-        ReferenceOutput(rows[0], {task: tensors[f"probe.{task}"] for task in shapes}, rows[1])
-        if rows
-        else None
-    )
-    return SavedHeads(heads.eval(), asked, base, probe, about)
-
-
-def _check_same_tasks(
-    heads: Mapping[str, Head],
-    head_configs: Mapping[str, HeadConfig],
-    reference_output: ReferenceOutput | None,
-) -> None:
-    given = {task: head.num_classes for task, head in heads.items()}
-    wanted = {task: len(about.label_space.classes) for task, about in head_configs.items()}
-    answered = (
-        wanted
-        if reference_output is None
-        else {task: logits.shape[1] for task, logits in reference_output.logits.items()}
-    )
-    if not given or given != wanted or answered != wanted:
-        message = f"heads of {given}, questions of {wanted} and a probe of {answered} classes"
-        raise UsageError(
-            message,
-            location="head",
-            hint="give each task one head, one question and one answer to the probe",
+    # dimensions may agree between bases, so only the fingerprint shows the difference
+    if base_sha256 and base_sha256 != description.base_sha256:
+        raise RefusedError(
+            f"this head was trained on a base of sha256 {description.base_sha256[:12]}, "
+            f"and the base is {base_sha256[:12]}",
+            location=str(folder),
+            hint="load the base it was trained on; with another one its outputs mean nothing",
         )
-
-
-def _describe_head(head: Head, head_config: HeadConfig) -> dict[str, object]:
-    question = head_config.label_space.as_json()
-    return {
-        "question": question,
-        "pooling": head_config.pooling,
-        "window_pooling": head_config.window_pooling,
-        "width": head.width,
-        "dropout": head.dropout.p,
-    }
-
-
-def _parse_head_config(description: Mapping[str, Any]) -> HeadConfig:
-    """What ``_described`` says; a ValueError where a word is not known."""
-    for key, known in (
-        ("pooling", get_args(PoolingMode)),
-        ("window_pooling", get_args(WindowPooling)),
-    ):
-        if description[key] not in known:
-            raise ValueError(
-                f"{key} is {description[key]!r}, and one of {', '.join(known)} is known"
-            )
-    return HeadConfig(
-        LabelSpace.from_json(description["question"]),
-        description["pooling"],
-        description["window_pooling"],
-    )
-
-
-def _collect_tensors(
-    heads: Mapping[str, Head], reference_output: ReferenceOutput | None
-) -> HeadTensors:
-    """The answers to the probe are among the numbers, where every bit of a float32 is kept."""
-    found = {
-        f"head.{task}.{name}": tensor
-        for task, head in heads.items()
-        for name, tensor in head.linear.named_parameters()
-    }
-    answers = (
-        {f"probe.{task}": logits for task, logits in reference_output.logits.items()}
-        if reference_output
-        else {}
-    )
-    return {
-        name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
-        for name, tensor in (found | answers).items()
-    }
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Under another name, to the disk, and only then in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        tensors: HeadTensors = load(weights)
+    except (SafetensorError, ValueError) as error:
+        raise _create_damaged_error(weights_path, error) from error
+    # before the modules are built, so that all differences are in one message
+    _check_tensors(tensors, description, len(token_ids), weights_path)
+    heads = {}
+    for task, entry in description.tasks.items():
+        heads[task] = Head(entry.width, len(entry.question.classes), entry.dropout)
+        # weight (classes, width), bias (classes,)
+        state = {name: tensors[f"head.{task}.{name}"] for name in ("weight", "bias")}
+        heads[task].linear.load_state_dict(state)
+    reference_output = None
+    if description.probe:
+        # (rows, classes) each
+        logits = {task: tensors[f"probe.{task}"] for task in heads}
+        reference_output = ReferenceOutput(token_ids, logits, description.probe.place)
+    configs = {
+        task: HeadConfig(entry.question, entry.pooling, entry.window_pooling)
+        for task, entry in description.tasks.items()
+    }
+    return SavedHeads(
+        TaskHeads(heads).eval(),
+        configs,
+        description.base_sha256,
+        reference_output,
+        description.about,
+    )
 
 
 def _read_file(path: Path) -> bytes:
@@ -259,93 +271,47 @@ def _read_file(path: Path) -> bytes:
         raise _create_damaged_error(path, error) from error
 
 
-def _read_head_description(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_read_file(folder / HEAD_CONFIG_FILE))
-    except ValueError as error:
-        raise _create_damaged_error(folder / HEAD_CONFIG_FILE, error) from error
-    if not isinstance(found, dict):
-        raise _create_damaged_error(
-            folder / HEAD_CONFIG_FILE, ValueError(f"it is a {type(found).__name__}, not an object")
-        )
-    return found
-
-
 def _create_damaged_error(path: Path, error: Exception) -> AdapterError:
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        # the first of its errors, without the input, which may be a whole file
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
     return AdapterError(
-        f"{path.name} cannot be read: {type(error).__name__}: {error}",
+        f"{path.name} cannot be read: {reason}",
         location=str(path),
         hint="copy the folder again",
     )
 
 
-def _check_hashes(
-    folder: Path,
-    weights: bytes,
-    expected_sha256: str,
-    trained_base_sha256: str,
-    current_base_sha256: str,
-) -> None:
-    found = hashlib.sha256(weights).hexdigest()
-    if found != expected_sha256:
-        message = f"{HEAD_WEIGHTS_FILE} is not the file that was written: sha256 {found[:12]} for {str(expected_sha256)[:12]}"
-        raise RefusedError(
-            message, location=str(folder), hint="copy the folder again from where it was trained"
-        )
-    if current_base_sha256 and current_base_sha256 != trained_base_sha256:
-        message = f"this head was trained on a base of sha256 {trained_base_sha256[:12]}, and the base is {current_base_sha256[:12]}"
-        raise RefusedError(
-            message,
-            location=str(folder),
-            hint="load the base it was trained on; on another one its numbers mean nothing",
-        )
-
-
-def _parse_tensors(folder: Path, weights: bytes) -> HeadTensors:
-    try:
-        tensors: HeadTensors = load(weights)
-    except (SafetensorError, ValueError) as error:
-        raise _create_damaged_error(folder / HEAD_WEIGHTS_FILE, error) from error
-    return tensors
-
-
 def _check_tensors(
-    tensors: HeadTensors, shapes: Mapping[str, tuple[int, int]], reference_rows: int, folder: Path
+    tensors: HeadTensors, description: _HeadDescription, reference_rows: int, path: Path
 ) -> None:
-    wanted: dict[str, tuple[int, ...]] = {}
-    for task, (classes, width) in shapes.items():
-        wanted |= {f"head.{task}.weight": (classes, width), f"head.{task}.bias": (classes,)}
-        wanted |= {f"probe.{task}": (reference_rows, classes)} if reference_rows else {}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    differing = sorted(
-        name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)
-    )
-    odd = [
-        f"{name} is {given.get(name, 'missing')} for {wanted.get(name, 'nothing')}"
-        for name in differing
+    """Check names, shapes and types of the tensors; the message has the first three differences."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for task, entry in description.tasks.items():
+        classes = len(entry.question.classes)
+        expected[f"head.{task}.weight"] = (classes, entry.width)
+        expected[f"head.{task}.bias"] = (classes,)
+        # with the number of classes of the task, as saved by `save_heads`
+        if reference_rows:
+            expected[f"probe.{task}"] = (reference_rows, classes)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differences = [
+        f"{name} is {shapes.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
+        for name in sorted(shapes.keys() | expected.keys())
+        if shapes.get(name) != expected.get(name)
     ]
-    odd += [
-        f"{name} is {tensor.dtype} for torch.float32"
+    differences += [
+        f"{name} is {tensor.dtype} instead of torch.float32"
         for name, tensor in sorted(tensors.items())
         if tensor.dtype != torch.float32
     ]
-    if odd or not wanted:
-        message = (
-            "; ".join(odd[:3]) + (f"; and {len(odd) - 3} more" if len(odd) > 3 else "")
-            if odd
-            else "no task"
-        )
+    if differences or not expected:
+        # a head of another run differs in every tensor; three are enough to see it
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise AdapterError(
-            message,
-            location=str(folder / HEAD_WEIGHTS_FILE),
+            "; ".join(differences[:3]) + more if differences else "no task",
+            location=str(path),
             hint=f"use {HEAD_WEIGHTS_FILE} and {HEAD_CONFIG_FILE} of one run",
         )
-
-
-def _create_head(task: str, shape: tuple[int, int], dropout: float, tensors: HeadTensors) -> Head:
-    classes, width = shape
-    head = Head(width, classes, dropout)
-    head.linear.load_state_dict(
-        {name: tensors[f"head.{task}.{name}"] for name in ("weight", "bias")}
-    )
-    return head

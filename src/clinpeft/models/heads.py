@@ -1,8 +1,8 @@
-"""What answers a question: one linear layer on a sequence's vector, in float32 whatever the base computes in."""
+"""Classification heads: one linear layer on pooled hidden states, always in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -10,31 +10,34 @@ import torch
 from clinpeft.core.errors import InputError, UsageError
 
 WindowPooling = Literal["mean", "max"]
-HEAD_INIT_STD = 0.02  # of the first weights, as in BERT (Devlin et al. 2019) and its descendants
+HEAD_INIT_STD = 0.02
+"""Standard deviation of the initial weights, as in BERT (Devlin et al. 2019, arXiv 1810.04805)."""
 
 
 class Head(torch.nn.Module):
-    """Vectors of windows -> logits of documents.
+    """Vectors of windows to logits of documents.
 
-    Nothing is kept per token: with 1,266 classes the largest tensor is (windows, classes).
+    Nothing is stored per token: with 1,266 classes the largest tensor is (windows, classes).
 
     Args:
         width: numbers in a vector.
         num_classes: logits of a document.
-        dropout: share of a vector's numbers that is left out while training.
-        seed: of the first weights, N(0, 0.02); biases start at 0, and the global generators stay as they were.
+        dropout: fraction of a vector's numbers that is zeroed in training.
+        seed: of the initial weights, N(0, 0.02); biases are 0. The global generators of torch do
+            not change.
     """
 
     def __init__(self, width: int, num_classes: int, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.dropout = torch.nn.Dropout(dropout)
-        self.linear: torch.nn.Linear = torch.nn.utils.skip_init(
+        # without torch's own initialization, which would draw from the global generator
+        self.linear: torch.nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]
             torch.nn.Linear, width, num_classes, dtype=torch.float32
-        )  # type: ignore[no-untyped-call]
+        )
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            self.linear.weight.normal_(
-                0.0, HEAD_INIT_STD, generator=torch.Generator().manual_seed(seed)
-            )
+            # weight (classes, width), bias (classes,)
+            self.linear.weight.normal_(0.0, HEAD_INIT_STD, generator=generator)
             self.linear.bias.zero_()
 
     @property
@@ -54,12 +57,13 @@ class Head(torch.nn.Module):
         num_documents: int,
         window_pooling: WindowPooling,
     ) -> torch.Tensor:
-        """A document's logits are the mean, or class by class the maximum, of its windows' logits.
+        """Return the mean, or the maximum per class, of the logits of a document's windows.
 
         Args:
             vectors: (windows, width).
-            document_index: (windows,) int64, the document of each window, from 0 to ``num_documents`` - 1, in any order.
-            num_documents: how many.
+            document_index: (windows,) int64, the document of each window, from 0 to
+                ``num_documents`` - 1, in any order.
+            num_documents: number of documents.
             window_pooling: ``mean`` or ``max``.
 
         Returns:
@@ -68,75 +72,61 @@ class Head(torch.nn.Module):
         Raises:
             InputError: a document without windows, or a window without document.
         """
-        belongs = (
-            document_index[None, :]
-            == torch.arange(num_documents, device=document_index.device)[:, None]
-        )  # (documents, windows)
-        _check_window_membership(belongs)
-        with torch.autocast(vectors.device.type, enabled=False):
-            return _WINDOW_POOLING_FUNCTIONS[window_pooling](
-                self.linear(self.dropout(vectors.float())), belongs, document_index
+        documents = torch.arange(num_documents, device=document_index.device)
+        membership = document_index[None, :] == documents[:, None]  # (documents, windows)
+        has_windows, has_document = membership.any(dim=1), membership.any(dim=0)
+        # a document without windows would have logits of -inf or NaN
+        if not has_windows.all() & has_document.all():  # one transfer from the accelerator
+            empty = torch.nonzero(~has_windows).flatten().tolist()
+            stray = torch.nonzero(~has_document).flatten().tolist()
+            raise InputError(
+                f"documents without windows: {empty[:5]}; windows without document: {stray[:5]}",
+                location="head",
+                hint="give every document at least one window, and every window one document",
             )
-
-
-def _check_window_membership(membership: torch.Tensor) -> None:
-    if membership.any(dim=1).all() & membership.any(dim=0).all():
-        return
-    without, stray = (torch.nonzero(~membership.any(dim=dim)).flatten().tolist() for dim in (1, 0))
-    message = f"documents without windows: {without[:5]}; windows without document: {stray[:5]}"
-    raise InputError(
-        message,
-        location="head",
-        hint="give every document at least one window, and every window one of the documents",
-    )
-
-
-def _pool_mean(
-    logits: torch.Tensor, membership: torch.Tensor, document_index: torch.Tensor
-) -> torch.Tensor:  # noqa: ARG001 - both ways have one shape
-    """As one product, because sums that are scattered on a GPU come out in another order each time."""
-    shares = membership.float() / membership.sum(dim=1, keepdim=True)  # (documents, windows)
-    return shares @ logits
-
-
-def _pool_max(
-    logits: torch.Tensor, membership: torch.Tensor, document_index: torch.Tensor
-) -> torch.Tensor:
-    lowest = logits.new_full((len(membership), logits.shape[1]), -torch.inf)
-    return lowest.scatter_reduce(
-        0, document_index[:, None].expand_as(logits), logits, "amax", include_self=False
-    )
-
-
-_WINDOW_POOLING_FUNCTIONS: dict[
-    str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-] = {
-    "mean": _pool_mean,
-    "max": _pool_max,
-}
+        # float32 also where the caller runs under autocast: logits decide calibration
+        with torch.autocast(vectors.device.type, enabled=False):
+            logits = self.linear(self.dropout(vectors.float()))  # (windows, classes)
+            if window_pooling == "mean":
+                # a matrix product, because scattered sums on a GPU depend on the order of threads
+                weights = membership.float() / membership.sum(dim=1, keepdim=True)
+                mean: torch.Tensor = weights @ logits  # (documents, classes)
+                return mean
+            # amax replaces the initial value, which a document with windows never returns
+            lowest = logits.new_full((num_documents, logits.shape[1]), -torch.inf)
+            index = document_index[:, None].expand_as(logits)  # (windows, classes)
+            highest: torch.Tensor = lowest.scatter_reduce(
+                0, index, logits, "amax", include_self=False
+            )  # (documents, classes)
+            return highest
 
 
 class TaskHeads(torch.nn.Module, Mapping[str, Head]):
-    """A module of several heads, read like a dictionary: name of a task -> its head. Any name will do, also one with dots.
+    """A module of several heads that is read like a dictionary: name of a task -> its head.
 
     Args:
-        heads: at least one.
+        heads: at least one; names may contain any character.
+
+    Raises:
+        UsageError: no head.
     """
 
+    # Mapping compares contents; a module is equal to itself only, and hashable
     __eq__ = object.__eq__
-    __hash__ = object.__hash__  # modules are told apart by what they are, not by what they hold
+    __hash__ = object.__hash__
 
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
         if not heads:
-            raise UsageError("no head", location="heads", hint="ask at least one question")
+            raise UsageError("no head", location="heads", hint="give at least one task")
+        # the keys of ModuleDict are escaped, so the names are stored apart
         self._task_names = tuple(heads)
         self._heads = torch.nn.ModuleDict(
             {_escape_task_name(name): head for name, head in heads.items()}
         )
 
     def __getitem__(self, task: str) -> Head:
-        head: Head = self._heads[_escape_task_name(task)]  # type: ignore[assignment]  # torch says Module of whatever it holds
+        head: Head = self._heads[_escape_task_name(task)]  # type: ignore[assignment]  # a Module
         return head
 
     def __iter__(self) -> Iterator[str]:
@@ -147,5 +137,6 @@ class TaskHeads(torch.nn.Module, Mapping[str, Head]):
 
 
 def _escape_task_name(name: str) -> str:
-    """A name that torch takes: no dots, and never one of a module's own attributes."""
+    """Return a key for ModuleDict: without dots, and never an attribute of a module."""
+    # "%" first, so that the escape of "." is not escaped again
     return "@" + name.replace("%", "%25").replace(".", "%2E")

@@ -1,4 +1,4 @@
-"""Where a sequence's vector is read: one vector a row, from the vectors of its tokens."""
+"""Pooling: one vector per sequence from the hidden states of its tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from clinpeft.core.errors import BaseModelError, InputError
 from clinpeft.models.families import PoolingMode
-from clinpeft.models.folder import POOLING_CONFIG_FILE, JsonObject, read_model_json
+from clinpeft.models.folder import POOLING_CONFIG_FILE, read_model_json
 from clinpeft.models.load import FrozenBaseModel
 from clinpeft.runtime.packed_attention import SequenceLengths
 
@@ -24,20 +24,23 @@ SENTENCE_TRANSFORMERS_POOLING_MODES: Mapping[str, PoolingMode] = {
     "max": "max",
     "lasttoken": "last",
 }
-"""Names of sentence-transformers, as switches in its older files and as values of ``pooling_mode`` in its newer ones -> ours."""
+"""Names of sentence-transformers -> pooling mode: switches of its older files, and values of
+``pooling_mode`` in its newer ones."""
 
 
 def pool_hidden_states(
     hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: PoolingMode
 ) -> torch.Tensor:
-    """One vector a row.
+    """Return one vector per row.
 
-    Tokens are found by the mask, never by the id of the padding token, which in many decoders is also the one that ends a text.
+    Tokens are identified by the mask, never by the id of the padding token, which in many decoders
+    is also the end-of-text token.
 
     Args:
-        hidden: (rows, time, width) vectors of tokens, in any precision.
+        hidden: (rows, time, width) hidden states, in any precision.
         attention_mask: (rows, time) 1 on text, 0 on padding, on either side.
-        pooling: the ``last`` token of the text, the first (``cls``), the ``mean`` of all, or number by number their ``max``.
+        pooling: the ``last`` token of the text, the first (``cls``), the ``mean`` of all, or their
+            elementwise ``max``.
 
     Returns:
         (rows, width), float32.
@@ -45,101 +48,102 @@ def pool_hidden_states(
     Raises:
         InputError: a row without tokens.
     """
-    present = attention_mask != 0
-    empty = torch.nonzero(~present.any(dim=1)).flatten()
+    is_token = attention_mask != 0  # (rows, time)
+    empty = torch.nonzero(~is_token.any(dim=1)).flatten()
     if len(empty):
-        hint = "leave out what has no tokens, and count it"
         raise InputError(
-            f"{len(empty)} of {len(present)} rows have no token to pool",
+            f"{len(empty)} of {len(is_token)} rows have no token to pool",
             location=f"row {int(empty[0])} of the batch",
-            hint=hint,
+            hint="leave out texts without tokens, and count them",
         )
     if pooling == "mean":
-        texts = hidden.float().masked_fill(
-            ~present[..., None], 0.0
-        )  # masked, not multiplied: what stands on padding may be NaN
-        return texts.sum(dim=1) / present.sum(dim=1, keepdim=True)
+        # masked, not multiplied with 0: hidden states of padding may be NaN
+        token_states = hidden.float().masked_fill(~is_token[..., None], 0.0)  # (rows, time, width)
+        return token_states.sum(dim=1) / is_token.sum(dim=1, keepdim=True)
     if pooling == "max":
-        return hidden.float().masked_fill(~present[..., None], -torch.inf).amax(dim=1)
-    at = (
-        present.int().argmax(dim=1)
-        if pooling == "cls"
-        else present.shape[1] - 1 - present.int().flip(1).argmax(dim=1)
-    )
-    return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+        return hidden.float().masked_fill(~is_token[..., None], -torch.inf).amax(dim=1)
+    # argmax returns the first of equal values: the first token, or the last one when flipped
+    if pooling == "cls":
+        position = is_token.int().argmax(dim=1)  # (rows,)
+    else:
+        position = is_token.shape[1] - 1 - is_token.int().flip(1).argmax(dim=1)  # (rows,)
+    return hidden[torch.arange(len(hidden), device=hidden.device), position].float()
 
 
 def pool_packed_hidden_states(
     vectors: torch.Tensor, sequence_lengths: SequenceLengths, pooling: PoolingMode
 ) -> torch.Tensor:
-    """``pool`` of documents in one row.
+    """Return one vector per document of documents that are packed into one row.
 
-    A document is added up or compared by itself, in the order of its tokens, so that neighbours change nothing and two runs give the same numbers.
+    Each document is reduced alone and in the order of its tokens, so that its vector does not
+    depend on its neighbors and is the same in every run.
 
     Args:
-        vectors: (tokens, width) of all documents, one after the other, in any precision.
-        sequence_lengths: where each of them lies.
-        pooling: as for ``pool``.
+        vectors: (tokens, width) hidden states of all documents, one after the other, in any
+            precision.
+        sequence_lengths: tokens of each document.
+        pooling: as for ``pool_hidden_states``.
 
     Returns:
         (documents, width), float32.
     """
     if pooling in ("cls", "last"):
-        ends = torch.tensor(sequence_lengths.lengths).cumsum(0)
-        at = ends - 1 if pooling == "last" else ends - torch.tensor(sequence_lengths.lengths)
-        return vectors[at.to(vectors.device)].float()
-    parts = zip(
-        torch.split(vectors, list(sequence_lengths.run_tokens)),
-        sequence_lengths.equal_length_runs,
-        strict=True,
-    )
-    blocks = (
-        part.reshape(*run, part.shape[1]) for part, run in parts
-    )  # (documents, length, width)
+        lengths = torch.tensor(sequence_lengths.lengths)  # (documents,)
+        ends = lengths.cumsum(0)
+        position = ends - 1 if pooling == "last" else ends - lengths
+        # (documents, width)
+        return vectors[position.to(vectors.device)].float()
+    # documents of equal length that follow each other are reduced together
+    runs = torch.split(vectors, list(sequence_lengths.run_tokens))  # each (tokens of run, width)
+    blocks = [
+        run.reshape(*shape, run.shape[1])  # (documents of run, length, width)
+        for run, shape in zip(runs, sequence_lengths.equal_length_runs, strict=True)
+    ]
     if pooling == "max":
         return torch.cat([block.amax(dim=1).float() for block in blocks])
+    # float32 sums also for hidden states in bfloat16
     return torch.cat([block.mean(dim=1, dtype=torch.float32) for block in blocks])
 
 
 def read_pooling_mode(folder: Path) -> PoolingMode | None:
-    """How the vectors of a sentence-transformers folder are read, by its own word; None where it does not say.
+    """Return the pooling that a sentence-transformers folder states; None where it states none.
 
     Raises:
-        BaseModelError: in a way that is not known here, such as a weighted mean, or in several at once.
+        BaseModelError: a pooling that is not supported, such as a weighted mean, or several.
     """
     path = folder / POOLING_CONFIG_FILE
     if not path.is_file():
         return None
-    wanted = _list_pooling_modes(read_model_json(path, ""))
-    if not wanted:
+    config = read_model_json(path, "")
+    value = config.get("pooling_mode")
+    if value:
+        # newer files: one name or a list of names
+        modes = [str(name) for name in (value if isinstance(value, list) else [value])]
+    else:
+        # older files: one boolean per mode
+        switches = (name for name, is_on in config.items() if is_on)
+        # sorted, so that the message does not depend on the file
+        modes = sorted(name for name in switches if name.startswith("pooling_mode_"))
+    if not modes:
         return None
-    if len(wanted) > 1 or wanted[0] not in SENTENCE_TRANSFORMERS_POOLING_MODES:
-        hint = f"name one of {', '.join(sorted(set(SENTENCE_TRANSFORMERS_POOLING_MODES.values())))} instead of auto"
+    # several modes are concatenated by sentence-transformers; that width is not supported
+    if len(modes) > 1 or modes[0] not in SENTENCE_TRANSFORMERS_POOLING_MODES:
+        supported = sorted(set(SENTENCE_TRANSFORMERS_POOLING_MODES.values()))
         raise BaseModelError(
-            f"the vectors of this model are pooled by {' and '.join(wanted)}",
+            f"the vectors of this model are pooled by {' and '.join(modes)}, not supported here",
             location=str(path),
-            hint=hint,
+            hint=f'set pooling to one of {", ".join(supported)} instead of "auto"',
         )
-    return SENTENCE_TRANSFORMERS_POOLING_MODES[wanted[0]]
-
-
-def _list_pooling_modes(pooling_config: JsonObject) -> list[str]:
-    """What is switched on, under whichever name."""
-    named = pooling_config.get("pooling_mode")
-    if named:
-        return [str(name) for name in (named if isinstance(named, list) else [named])]
-    return sorted(
-        name for name, on in pooling_config.items() if name.startswith("pooling_mode_") and on
-    )
+    return SENTENCE_TRANSFORMERS_POOLING_MODES[modes[0]]
 
 
 def resolve_pooling_mode(
     base: FrozenBaseModel, requested: Literal["auto", "last", "cls", "mean", "max"]
 ) -> PoolingMode:
-    """What was asked for; for ``auto`` what the folder says, else what is usual in the family.
+    """Return the requested pooling; for ``auto`` that of the folder, else that of the family.
 
     Raises:
-        BaseModelError: the folder says what is not known here.
+        BaseModelError: the folder states a pooling that is not supported.
     """
     if requested != "auto":
         return requested

@@ -1,36 +1,41 @@
-"""The probe: invented tokens and what they were answered with, kept with a head, so that a model that answers otherwise is found out.
+"""Reference outputs: logits of random tokens, saved with a head to recognize a changed model.
 
-A wrong base, a missing adapter, another tokenizer or a library that computes differently all load without a complaint. Asked the same, they show.
+A wrong base, a missing adapter, another tokenizer, or a library that computes differently all load
+without an error. They show when the saved tokens give other logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 
 from clinpeft.core.errors import AdapterError, RefusedError, UsageError
-from clinpeft.models.load import FrozenBaseModel
+from clinpeft.models.load import FrozenBaseModel, read_cpu_capabilities
 from clinpeft.runtime.kernels import TORCH_KERNELS
 
 REFERENCE_OUTPUT_TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
-"""How far a logit may lie off in another place, as a share of the largest logit of its task: bfloat16 carries 8 bits, and the looser place counts."""
+"""Precision -> largest difference of a logit between environments, as a fraction of the largest
+logit of its task; the larger one applies. bfloat16 has 8 bits of precision, 2**-8 = 0.004."""
 
 
 @dataclass(frozen=True)
 class ComputeEnvironment:
-    """Where numbers were computed: in the same place they come out the same, to the bit.
+    """Where numbers were computed; in an equal environment they are equal to the bit.
 
     Attributes:
-        torch, transformers: versions.
+        torch: version.
+        transformers: version.
         device: its type.
-        processor: the instructions that torch chose and the name of the processor, or that of the GPU.
-        threads: of the CPU; how sums are cut depends on it.
+        processor: the instruction set that torch uses and the name of the CPU, or the name of the
+            GPU.
+        threads: of the CPU, which decide the order of sums.
         precision: of weights and computation.
-        kernels: whose norms and gates; files of older versions say nothing of it.
+        kernels: implementation of norms and gates; files of older versions lack it.
     """
 
     torch: str
@@ -42,26 +47,29 @@ class ComputeEnvironment:
     kernels: str = TORCH_KERNELS
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in ``head.json``."""
-        return asdict(self)
+        """Return the environment as in ``head.json``."""
+        document: dict[str, object] = _ENVIRONMENT_ADAPTER.dump_python(self, mode="json")
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ComputeEnvironment:
-        """What ``as_json`` gave; a KeyError where something is missing."""
-        return cls(
-            **{
-                field.name: {"kernels": TORCH_KERNELS, **document}[field.name]
-                for field in fields(cls)
-            }
-        )
+        """Read what ``as_json`` returned.
+
+        Raises:
+            pydantic.ValidationError: a field is missing or of another type.
+        """
+        return _ENVIRONMENT_ADAPTER.validate_python(dict(document))
+
+
+_ENVIRONMENT_ADAPTER = TypeAdapter(ComputeEnvironment)
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceOutput:
-    """A question about nobody, and its answer.
+    """Random tokens and their logits.
 
     Attributes:
-        input_ids: (rows, time) int64, no padding; never from a note.
+        input_ids: (rows, time) int64, without padding; never tokens of a note.
         logits: task -> (rows, classes), float32, on the CPU.
         environment: where they were computed.
     """
@@ -74,51 +82,55 @@ class ReferenceOutput:
 def sample_reference_tokens(
     base: FrozenBaseModel, seed: int, rows: int = 4, length_tokens: int = 32
 ) -> torch.Tensor:
-    """Token ids (rows, time), int64, drawn with a seed from the tokenizer's ordinary ones: no special token, and none beyond ``max_tokens``.
+    """Sample token ids uniformly from those of a tokenizer that are not special tokens.
+
+    Args:
+        base: whose tokenizer; its ``max_tokens`` limits the length.
+        seed: of the sample.
+        rows: number of sequences.
+        length_tokens: tokens of each.
+
+    Returns:
+        (rows, time) int64.
 
     Raises:
-        UsageError: a tokenizer without ordinary tokens.
+        UsageError: the tokenizer has special tokens only.
     """
+    # padding or mask tokens are treated specially by some models
     special = set(base.tokenizer.all_special_ids)
-    ordinary = torch.tensor([token for token in range(len(base.tokenizer)) if token not in special])
-    if not len(ordinary):
+    ids = [token for token in range(len(base.tokenizer)) if token not in special]
+    if not ids:
         raise UsageError(
             "the tokenizer has special tokens only",
             location=str(base.folder),
             hint="use the tokenizer of these weights",
         )
-    long = min(length_tokens, base.max_tokens) if base.max_tokens else length_tokens
-    drawn = torch.randint(
-        len(ordinary), (rows, long), generator=torch.Generator().manual_seed(seed)
-    )
-    return ordinary[drawn]
+    # a base may have fewer positions than the default length
+    length = min(length_tokens, base.max_tokens) if base.max_tokens else length_tokens
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randint(len(ids), (rows, length), generator=generator)  # (rows, time)
+    return torch.tensor(ids)[sample]
 
 
 def describe_environment(base: FrozenBaseModel) -> ComputeEnvironment:
-    """Where a base would compute at this moment."""
+    """Return the environment in which a base computes now."""
     device = base.model.device
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.backends.cpu.get_cpu_capability()} {_get_cpu_name()}".strip()
-    )
-    precision = str(base.precision).removeprefix("torch.")
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        # two CPUs with the same instruction set can take different paths through a library;
+        # older releases of torch do not know the name
+        name = str(read_cpu_capabilities().get("cpu_name", ""))
+        processor = f"{torch.backends.cpu.get_cpu_capability()} {name}".strip()
     return ComputeEnvironment(
-        torch.__version__,
-        transformers.__version__,
-        device.type,
-        name,
-        torch.get_num_threads(),
-        precision,
-        base.kernels,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        device=device.type,
+        processor=processor,
+        threads=torch.get_num_threads(),
+        precision=str(base.precision).removeprefix("torch."),
+        kernels=base.kernels,
     )
-
-
-def _get_cpu_name() -> str:
-    """Its name, where this release of torch knows it: two makes with the same instructions take different paths through a library."""
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return ""
-    return str(torch.cpu.get_capabilities().get("cpu_name", ""))
 
 
 def check_reference_output(
@@ -126,72 +138,52 @@ def check_reference_output(
     current_logits: Mapping[str, torch.Tensor],
     current_environment: ComputeEnvironment,
 ) -> None:
-    """That a model answers the probe as it did: to the bit in the same place, within ``TOLERANCE`` of the largest logit elsewhere.
+    """Check that a model computes the logits of a reference output again.
+
+    They must be equal to the bit in an equal environment, and otherwise equal within
+    ``REFERENCE_OUTPUT_TOLERANCES`` of the largest logit of their task.
 
     Args:
-        reference_output: as it was kept.
-        current_logits: task -> (rows, classes) for ``probe.input_ids``, on any device.
-        current_environment: from ``place_now``.
+        reference_output: as it was saved.
+        current_logits: task -> (rows, classes) of ``reference_output.input_ids``, on any device.
+        current_environment: from ``describe_environment``.
 
     Raises:
-        AdapterError: other tasks, or answers of another shape.
-        RefusedError: other answers; it says how large the largest difference is.
+        AdapterError: other tasks, or logits of another shape.
+        RefusedError: other logits; the message has the largest difference.
     """
-    now = {
+    # float32 holds bfloat16 exactly, so the conversion changes no comparison
+    current = {
         task: logits.detach().to("cpu", torch.float32) for task, logits in current_logits.items()
     }
-    _check_logit_shapes(reference_output.logits, now)
-    same_place = reference_output.environment == current_environment
-    tolerance = max(
-        REFERENCE_OUTPUT_TOLERANCES[location.precision]
-        for location in (reference_output.environment, current_environment)
-    )
-    for task, then in reference_output.logits.items():
-        difference, allowed = (
-            float((now[task] - then).abs().max()),
-            0.0 if same_place else tolerance * float(then.abs().max()),
-        )
-        if not difference <= allowed:  # so that NaN is refused
-            raise _create_mismatch_error(
-                task, difference, allowed, reference_output.environment, current_environment
-            )
-
-
-def _check_logit_shapes(
-    reference_logits: Mapping[str, torch.Tensor], current_logits: Mapping[str, torch.Tensor]
-) -> None:
-    shapes, wanted = (
-        {task: tuple(logits.shape) for task, logits in given.items()}
-        for given in (current_logits, reference_logits)
-    )
-    if shapes != wanted:
+    shapes = {task: tuple(logits.shape) for task, logits in current.items()}
+    expected = {task: tuple(logits.shape) for task, logits in reference_output.logits.items()}
+    if shapes != expected:
         raise AdapterError(
-            f"the probe has answers {wanted}, and now they are {shapes}",
+            f"the reference output has logits of {expected}, and the model gives {shapes}",
             location="probe",
             hint="load the head's whole folder again",
         )
-
-
-def _create_mismatch_error(
-    task: str,
-    difference: float,
-    tolerance: float,
-    reference_environment: ComputeEnvironment,
-    current_environment: ComputeEnvironment,
-) -> RefusedError:
-    changed = [
-        f"{name} {old} -> {current_environment.as_json()[name]}"
-        for name, old in reference_environment.as_json().items()
-        if old != current_environment.as_json()[name]
+    before, now = reference_output.environment.as_json(), current_environment.as_json()
+    changes = [
+        f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name]
     ]
-    where = (
-        f"elsewhere ({', '.join(changed)}), where {tolerance:.3g} would pass"
-        if changed
-        else "in the same place, where every bit is the same"
-    )
-    message = f"the answers of {task} to the probe differ by {difference:.3g} from those at training, {where}"
-    return RefusedError(
-        message,
-        location="probe",
-        hint="load the base, adapters and head of one run; nothing this model says can be trusted",
-    )
+    # both matter: the saved logits may be the less precise ones
+    precisions = (reference_output.environment.precision, current_environment.precision)
+    fraction = max(REFERENCE_OUTPUT_TOLERANCES[precision] for precision in precisions)
+    for task, logits in reference_output.logits.items():  # (rows, classes)
+        # over (rows, classes)
+        difference = float((current[task] - logits).abs().max())
+        tolerance = fraction * float(logits.abs().max()) if changes else 0.0
+        if not difference <= tolerance:  # negated, so that NaN is refused
+            context = (
+                f"in another environment ({', '.join(changes)}), with tolerance {tolerance:.3g}"
+                if changes
+                else "in the same environment, where they are equal to the bit"
+            )
+            raise RefusedError(
+                f"the reference logits of {task} differ by {difference:.3g} {context}",
+                location="probe",
+                hint="load the base, adapters and head of one run; do not use the outputs of this "
+                "model",
+            )

@@ -13,7 +13,7 @@ from clinpeft.recipe.embed import (
     RetrievalSetSpec,
 )
 from clinpeft.recipe.kinds import RECIPE_CLASSES
-from clinpeft.recipe.load import Cell, load_recipe_cells, validate_recipe
+from clinpeft.recipe.load import Cell, load_recipe, load_recipe_cells, validate_recipe
 from clinpeft.recipe.privacy import DifferentialPrivacySpec, PrivacySpec
 from clinpeft.recipe.search import (
     ComparisonSpec,
@@ -118,6 +118,7 @@ __all__ = [
     "parse_search_dimension",
     "pair_compared_cells",
     "load_recipe_plan",
+    "load_recipe",
     "load_recipe_cells",
     "validate_recipe",
     "apply_recipe_settings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -85,3 +85,4 @@ class EmbedRecipe(Recipe):
     mining: MiningSpec = MiningSpec()
     training: ContrastiveTrainingSpec = ContrastiveTrainingSpec()
     evaluation: EmbeddingEvaluationSpec = EmbeddingEvaluationSpec()
+    compared_unit: ClassVar[str] = "pairs"

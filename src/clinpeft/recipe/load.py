@@ -359,3 +359,29 @@ def _collect_method_tags() -> frozenset[str]:
 
 
 _METHOD_TAGS = _collect_method_tags()
+
+
+def load_recipe(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any
+) -> Recipe:
+    """Load one recipe from a TOML file, a dictionary or keyword arguments.
+
+    Args:
+        source: path of a TOML file, or a dictionary of the same keys.
+        overrides: ``key=value`` pairs, applied last.
+        **values: keys of the recipe, over those of ``source``.
+
+    Raises:
+        RecipeError: the file holds a grid, a key is unknown, a value does not fit.
+    """
+    if isinstance(source, Mapping):
+        document = apply_recipe_changes({**source, **values}, _parse_overrides(overrides), "recipe")
+        return validate_recipe(_resolve_relative_paths(document, Path.cwd()), "recipe")
+    cells = load_recipe_cells(Path(source), overrides)
+    if len(cells) != 1:
+        raise RecipeError(
+            f"this recipe has a grid of {len(cells)} runs",
+            location=str(source),
+            hint="give one of its cells, or run it with: clinpeft study run",
+        )
+    return cells[0].recipe

@@ -6,7 +6,7 @@ A spec holds names and options only; the rooms give the names their meaning (``S
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -450,10 +450,28 @@ class Recipe(RecipeSpec):
         seed: of every random draw that no other key seeds.
     """
 
+    trained_state: ClassVar[str] = "adapted"
+    compared_unit: ClassVar[str] = "tokens"
+
     kind: str
     name: str = ""
     seed: int = 1234
     source: SourceSpec
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """Tasks of the run; empty for a kind that has none."""
+        return ()
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the weights of the base itself are trained."""
+        return bool(getattr(getattr(self, "base", None), "trainable", False))
+
+    @property
+    def differential_privacy(self) -> DifferentialPrivacySpec | None:
+        """Differential privacy of the training; None without."""
+        return getattr(getattr(self, "training", None), "differential_privacy", None)
 
 
 class AdaptRecipe(Recipe):
@@ -494,3 +512,10 @@ class ClassifyRecipe(Recipe):
     loss: LossSpec = LossSpec()
     training: ClassifierTrainingSpec = ClassifierTrainingSpec()
     evaluation: ClassificationEvaluationSpec = ClassificationEvaluationSpec()
+    trained_state: ClassVar[str] = "model"
+    compared_unit: ClassVar[str] = "stays"
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """Tasks of the run, the first one first."""
+        return (self.task, *self.more_tasks)

@@ -6,9 +6,9 @@ what a grid of embeddings measured, and ``figures`` draws it.
 """
 
 from clinpeft.reports.adaptation import build_adaptation_table
-from clinpeft.reports.cards import EncoderCard, render_model_card, render_encoder_card
+from clinpeft.reports.cards import EncoderCard, render_encoder_card, render_model_card
 from clinpeft.reports.classification import build_classification_table
-from clinpeft.reports.embedding import build_embedding_table, build_embedding_study_tables
+from clinpeft.reports.embedding import build_embedding_study_tables, build_embedding_table
 from clinpeft.reports.facts import CellResult
 from clinpeft.reports.figures import write_embedding_figures
 from clinpeft.reports.runs import (
@@ -27,8 +27,8 @@ from clinpeft.reports.scores import (
     build_subgroups_table,
 )
 from clinpeft.reports.tables import (
-    ReportColumn,
     Estimate,
+    ReportColumn,
     ReportTable,
     as_csv_table,
     as_latex_table,

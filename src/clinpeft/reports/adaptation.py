@@ -9,14 +9,14 @@ from clinpeft.reports.facts import (
     TRAIN_SPLIT,
     CellResult,
     MetricKey,
-    get_base_model_name,
-    read_estimates,
-    explain_missing_result,
     compute_tokens_per_second,
+    explain_missing_result,
+    get_base_model_name,
     get_estimate_value,
+    read_estimates,
 )
 from clinpeft.reports.formats import format_count, format_duration, format_percent
-from clinpeft.reports.tables import ReportColumn, ReportTable, CellValue
+from clinpeft.reports.tables import CellValue, ReportColumn, ReportTable
 from clinpeft.runs import Run
 
 _MEASUREMENT_COLUMNS = (
@@ -86,7 +86,7 @@ def _build_measurement_row(entry: CellResult) -> tuple[CellValue, ...]:
     return (
         entry.name,
         record.trained_parameters,
-        record.share,
+        record.trained_fraction,
         get_estimate_value(train),
         test,
         record.training_seconds,

@@ -14,17 +14,17 @@ from clinpeft.reports.facts import (
     TFIDF_BASELINE_GROUP,
     CellResult,
     MetricKey,
-    describe_adapters,
-    get_base_model_name,
-    read_estimates,
     describe_adapter_activity,
+    describe_adapters,
     find_main_metric,
+    get_base_model_name,
     get_task_names,
+    read_estimates,
 )
 from clinpeft.reports.formats import format_count, format_number, format_percent
 from clinpeft.reports.tables import (
-    ReportColumn,
     Estimate,
+    ReportColumn,
     ReportTable,
     as_markdown_table,
     format_cell,
@@ -164,7 +164,9 @@ def _describe_training(run: Run) -> Iterator[str]:
     yield f"base: {get_base_model_name(recipe)}, SHA-256 {record.hashes.base or 'unknown'}"
     if record.trained_parameters is not None:
         yield f"trained: {format_count(record.trained_parameters)} parameters" + (
-            f", {format_percent(record.share)} of the base" if record.share is not None else ""
+            f", {format_percent(record.trained_fraction)} of the base"
+            if record.trained_fraction is not None
+            else ""
         )
     if record.tokens_seen is not None:
         yield f"tokens seen: {format_count(record.tokens_seen)}"
@@ -174,7 +176,7 @@ def _describe_training(run: Run) -> Iterator[str]:
         for key, n in record.counts.items()
         if n >= 10
     )
-    if (noise := record.private) is not None:
+    if (noise := record.differential_privacy) is not None:
         yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
     if said := describe_adapter_activity(record.liveness):
         yield f"proof that every adapter takes part: {said}"

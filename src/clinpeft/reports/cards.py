@@ -9,7 +9,7 @@ from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.reports.adapters import render_adapter_card
 from clinpeft.reports.formats import format_count, format_percent
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, as_markdown_table
+from clinpeft.reports.tables import Estimate, ReportColumn, ReportTable, as_markdown_table
 from clinpeft.runs import Run
 
 HUB_LICENSE_NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}

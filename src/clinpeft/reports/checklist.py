@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.reports.facts import (
     CLASSIFIER_GROUP,
-    SUBGROUP_SEPARATOR,
     HELD_OUT_SPLIT,
+    SUBGROUP_SEPARATOR,
     MetricKey,
     describe_adapters,
-    get_base_model_name,
-    read_estimates,
     find_main_metric,
+    get_base_model_name,
     get_task_names,
+    read_estimates,
 )
-from clinpeft.reports.formats import format_count, format_suppressed_count, format_number
+from clinpeft.reports.formats import format_count, format_number, format_suppressed_count
 from clinpeft.reports.tables import format_cell
 from clinpeft.runs import Run
 

@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clinpeft.reports.facts import (
-    DIFFERENCE_SEPARATOR,
     CLASSIFIER_GROUP,
-    SUBGROUP_SEPARATOR,
+    DIFFERENCE_SEPARATOR,
     HELD_OUT_SPLIT,
+    SUBGROUP_SEPARATOR,
     TFIDF_BASELINE_GROUP,
     CellResult,
     MetricKey,
-    read_estimates,
-    find_main_metric,
     explain_missing_result,
-    get_task_names,
+    find_main_metric,
     get_estimate_value,
+    get_task_names,
+    read_estimates,
 )
-from clinpeft.reports.formats import format_count, format_duration, format_score, format_percent
+from clinpeft.reports.formats import format_count, format_duration, format_percent, format_score
 from clinpeft.reports.tables import (
-    ReportColumn,
-    Estimate,
-    ReportTable,
     CellValue,
+    Estimate,
+    ReportColumn,
+    ReportTable,
     average_estimates,
     compute_seed_spread,
 )
@@ -254,7 +254,9 @@ def _build_row_values(row: ClassificationRow, tasks: Sequence[str]) -> dict[str,
     named["trained"] = _format_range(
         [run.record.trained_parameters for run in row.runs], format_count
     )
-    named["share"] = _format_range([run.record.share for run in row.runs], format_percent)
+    named["share"] = _format_range(
+        [run.record.trained_fraction for run in row.runs], format_percent
+    )
     return named
 
 

@@ -9,30 +9,30 @@ from typing import Any
 
 from clinpeft.reports.classification import ClassificationRow
 from clinpeft.reports.facts import (
-    DIFFERENCE_SEPARATOR,
     CLASSIFIER_GROUP,
-    SUBGROUP_SEPARATOR,
+    DIFFERENCE_SEPARATOR,
     HELD_OUT_SPLIT,
+    SUBGROUP_SEPARATOR,
     TFIDF_BASELINE_GROUP,
     CellResult,
     MetricKey,
-    to_estimate,
     compute_tokens_per_second,
+    to_estimate,
 )
 from clinpeft.reports.formats import (
     MISSING_VALUE_TEXT,
     format_count,
-    format_suppressed_count,
     format_duration,
     format_number,
     format_p_value,
     format_percent,
+    format_suppressed_count,
 )
 from clinpeft.reports.tables import (
-    ReportColumn,
-    Estimate,
-    ReportTable,
     CellValue,
+    Estimate,
+    ReportColumn,
+    ReportTable,
     average_estimates,
     format_cell,
 )
@@ -270,7 +270,7 @@ def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
 def _summarize_cost(runs: Sequence[Run]) -> Iterator[CellValue]:
     records = [run.record for run in runs]
     yield _average_available([record.trained_parameters for record in records])
-    yield _average_available([record.share for record in records])
+    yield _average_available([record.trained_fraction for record in records])
     yield _average_available([record.tokens_seen for record in records])
     yield _average_available([record.training_seconds for record in records])
     yield _average_available([compute_tokens_per_second(run) for run in runs])

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from clinpeft.reports.encoders import (
     ADAPTED_ENCODER,
+    CLINICALLY_USEFUL_SEPARATION,
     HELD_OUT_CHAPTERS_TASK,
     LEXICAL_CONTROLS,
     RANDOM_WEIGHTS_ENCODER,
     SHUFFLED_PAIRS_ENCODER,
     STUDY_TASK,
-    CLINICALLY_USEFUL_SEPARATION,
     ZERO_SHOT_ENCODER,
-    EncoderRow,
     EncoderGrid,
-    compute_adaptation_gain,
+    EncoderRow,
     build_encoder_grid,
+    compute_adaptation_gain,
 )
 from clinpeft.reports.facts import (
     SUBGROUP_SEPARATOR,
@@ -27,10 +27,10 @@ from clinpeft.reports.facts import (
 )
 from clinpeft.reports.formats import format_count, format_duration, format_number, format_percent
 from clinpeft.reports.tables import (
-    ReportColumn,
-    Estimate,
-    ReportTable,
     CellValue,
+    Estimate,
+    ReportColumn,
+    ReportTable,
     average_estimates,
 )
 
@@ -249,7 +249,7 @@ def _build_adapted_row(row: EncoderRow, metrics: Sequence[_MetricColumn]) -> Emb
     found["published separation"] = row.get_published_number("separation")
     found |= {
         "trained": _average_record_field(row, "trained_parameters"),
-        "share": _average_record_field(row, "share"),
+        "share": _average_record_field(row, "trained_fraction"),
         "time": _average_record_field(row, "training_seconds"),
     }
     return found

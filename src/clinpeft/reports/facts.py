@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from clinpeft.recipe import AdapterSpec, AdaptRecipe, ClassifyRecipe, EmbedRecipe, Recipe
-from clinpeft.reports.tables import Estimate, CellValue
+from clinpeft.reports.tables import CellValue, Estimate
 from clinpeft.runs import Run
 
 TRAIN_SPLIT, HELD_OUT_SPLIT = "train", "held_out"

@@ -10,20 +10,20 @@ import pyarrow as pa
 
 from clinpeft.core.schemas import Attrition
 from clinpeft.reports.facts import (
-    DIFFERENCE_SEPARATOR,
     CLASSIFIER_GROUP,
-    SUBGROUP_SEPARATOR,
+    DIFFERENCE_SEPARATOR,
     HELD_OUT_SPLIT,
+    SUBGROUP_SEPARATOR,
     TFIDF_BASELINE_GROUP,
     TRAIN_SPLIT,
     MetricKey,
-    describe_adapters,
-    get_base_model_name,
-    read_estimates,
-    describe_adapter_activity,
-    find_main_metric,
-    get_task_names,
     compute_tokens_per_second,
+    describe_adapter_activity,
+    describe_adapters,
+    find_main_metric,
+    get_base_model_name,
+    get_task_names,
+    read_estimates,
 )
 from clinpeft.reports.formats import (
     MISSING_VALUE_TEXT,
@@ -33,7 +33,7 @@ from clinpeft.reports.formats import (
     format_percent,
 )
 from clinpeft.reports.scores import build_scores_table, build_subgroups_table
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, CellValue, format_cell
+from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable, format_cell
 from clinpeft.runs import Run, RunComparison, RunListing
 
 
@@ -337,7 +337,9 @@ def _describe_trained_parameters(run: Run) -> str:
         return ""
     of = f" of {format_count(record.base_parameters)}" if record.base_parameters else ""
     return f"{format_count(record.trained_parameters)}{of} parameters" + (
-        f" ({format_percent(record.share)})" if record.share is not None else ""
+        f" ({format_percent(record.trained_fraction)})"
+        if record.trained_fraction is not None
+        else ""
     )
 
 

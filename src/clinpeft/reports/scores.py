@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clinpeft.reports.facts import SUBGROUP_SEPARATOR, to_estimate
 from clinpeft.reports.formats import format_count, format_number, format_p_value
-from clinpeft.reports.tables import ReportColumn, ReportTable, CellValue, format_cell
+from clinpeft.reports.tables import CellValue, ReportColumn, ReportTable, format_cell
 
 ScoreRow = Mapping[str, Any]  # of tables.RESULT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, CellValue
+from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable
 from clinpeft.runs.searches import SearchRecord, Trial
 from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
@@ -30,7 +30,7 @@ def build_search_table(search: SearchRecord) -> ReportTable:
         )
         for trial in search.trials
     )
-    made = sum(bool(trial.made) for trial in search.trials)
+    made = sum(bool(trial.newly_trained) for trial in search.trials)
     repeated = sum(trial.repeats is not None for trial in search.trials)
     notes = [
         f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."
@@ -122,7 +122,7 @@ def _describe_trial_outcome(trial: Trial) -> str:
     if trial.state == "open":
         return "open"
     same = f"as trial {trial.repeats}" if trial.repeats is not None else ""
-    there = "was there already" if trial.made is False and not same else ""
+    there = "was there already" if trial.newly_trained is False and not same else ""
     return " · ".join(part for part in (trial.state, same, there, trial.reason) if part)
 
 

@@ -1,4 +1,4 @@
-"""What of a home is text of notes or comes from single people, and can be removed: listed first, with its bytes."""
+"""Removal of what holds text of notes or rows of single patients: listed first, then removed."""
 
 from __future__ import annotations
 
@@ -8,35 +8,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clinpeft.core.errors import RefusedError
-from clinpeft.runs.store import Run
+from clinpeft.core.files import build_write_error, is_folder_locked
 from clinpeft.runs.index import list_runs
-from clinpeft.core.files import is_folder_locked, build_write_error
+from clinpeft.runs.store import Run
 from clinpeft.runs.verify import record_purged_files
 
 CACHE_DESCRIPTIONS: dict[str, str] = {
     "corpus": "cleaned text of notes",
     "tokens": "notes as tokens",
-    "cohort": "cohorts with the text that is asked",
-    "documents": "text that is asked, as tokens",
+    "cohort": "cohorts with the text of their notes",
+    "documents": "text of cohorts, as tokens",
     "features": "vectors of notes",
-    "baselines": "answers of trivial baselines, a row a stay",
-    "base": "likelihoods of the bare base, a row a note",
-    "predict": "what is left of an interrupted predict",
+    "baselines": "predictions of trivial baselines, a row a stay",
+    "base": "likelihoods of the base without adapters, a row a note",
+    "predict": "partial results of an interrupted predict",
 }
 """First word of a name in the cache -> what is in it."""
 
-ROW_LEVEL_TABLES = ("predictions", "predictions_uncorrected", "meds_evaluation", "likelihoods", "labels")
-"""Tables of a run with a row for a stay, a note, or a class of few; further questions end in -<task>."""
+ROW_LEVEL_TABLES = (
+    "predictions",
+    "predictions_uncorrected",
+    "meds_evaluation",
+    "likelihoods",
+    "labels",
+)
+"""Tables of a run with a row for a stay, a note, or a class of few; those of further tasks end in
+-<task>."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """One file or folder that can go.
+    """One file or folder that can be removed.
 
     Attributes:
         path: where it is.
         description: what is in it.
-        file_count, size_bytes: how many, how much.
+        file_count, size_bytes: of all files in it.
     """
 
     path: Path
@@ -46,44 +53,67 @@ class Removal:
 
 
 def list_cache_removals(home: Path) -> list[Removal]:
-    """All that was derived from notes and can be made again from the source: the cache, and built cohorts.
+    """List what was derived from notes and can be computed again: the cache, and built cohorts.
 
     Raises:
-        RefusedError: a run of this home is being worked on.
+        RefusedError: a process is working on a run of this home.
     """
-    _check_not_running([run for run in list_runs(home).runs if run.record.state == "running" and is_folder_locked(run.folder)])
-    cached = [_build_removal(path, CACHE_DESCRIPTIONS.get(path.name.partition("-")[0], "derived from notes or books")) for path in _list_folder(home / "cache")]
-    return [*cached, *(_build_removal(path, "a cohort, with the text that is asked") for path in _list_folder(home / "cohorts"))]
+    _check_not_running(list_runs(home).runs)
+    removals = []
+    for path in _list_folder(home / "cache"):
+        # Names in the cache are <what>-<hash>.
+        word = path.name.partition("-")[0]
+        description = CACHE_DESCRIPTIONS.get(word, "derived from notes or books")
+        removals.append(_build_removal(path, description))
+    cohorts = _list_folder(home / "cohorts")
+    description = "a cohort, with the text of its notes"
+    return removals + [_build_removal(path, description) for path in cohorts]
 
 
 def list_run_removals(run: Run, *, include_predictions: bool) -> list[Removal]:
-    """What of a run's own folder can go: its checkpoints, and on request the tables that have a row for a stay or a note.
+    """List what of a run's own folder can be removed.
+
+    Args:
+        run: the run.
+        include_predictions: also the tables that have a row for a stay or a note; without them
+            only checkpoints of a finished run.
 
     Raises:
-        RefusedError: the run is being worked on.
+        RefusedError: a process is working on the run.
     """
-    if run.record.state == "running":
-        _check_not_running([run] if is_folder_locked(run.folder) else [])
-    found = [(run.folder / "checkpoints", "checkpoints; the best weights are in the adapter")] if run.record.state == "finished" else []
+    _check_not_running([run])
+    descriptions: dict[Path, str] = {}
+    if run.record.state == "finished":
+        checkpoints = run.folder / "checkpoints"
+        descriptions[checkpoints] = "checkpoints; the best weights are in the adapter"
     if include_predictions:
-        tables = [path for path in sorted(run.folder.glob("*.parquet")) if path.stem.partition("-")[0] in ROW_LEVEL_TABLES]
-        found += [(path, "a row for a stay or a note") for path in tables]
-        found.append((run.folder / "privacy", "probabilities of single stays, for an audit"))
-    return [_build_removal(path, what) for path, what in found if path.exists()]
+        for path in sorted(run.folder.glob("*.parquet")):
+            # Tables of further tasks end in -<task>.
+            if path.stem.partition("-")[0] in ROW_LEVEL_TABLES:
+                descriptions[path] = "a row for a stay or a note"
+        descriptions[run.folder / "privacy"] = "probabilities of single stays, for an audit"
+    return [_build_removal(path, text) for path, text in descriptions.items() if path.exists()]
 
 
 def execute_removals(removals: Sequence[Removal], run: Run | None, day: str) -> int:
-    """Remove what was listed; of a run it is written down what is gone. Gives the bytes.
+    """Remove what was listed, and record in the run's folder what is gone.
 
-    Bytes are unlinked, not overwritten: what is left on the medium is the affair of the file system and of its encryption.
+    Bytes are unlinked, not overwritten: what remains on the medium depends on the file system and
+    its encryption.
+
+    Returns:
+        The number of bytes.
 
     Raises:
-        StorageError: something cannot be removed; what stands before it in the list is gone.
+        StorageError: something cannot be removed; what is before it in the list is gone.
     """
     for removal in removals:
         try:
             if run is not None:
-                record_purged_files(run.folder, [path.relative_to(run.folder).as_posix() for path in _iterate_files(removal.path)], day)
+                # Recorded first: after a crash a file that still exists is merely compared.
+                files = [path.relative_to(run.folder) for path in _iterate_files(removal.path)]
+                record_purged_files(run.folder, [path.as_posix() for path in files], day)
+            # A link to a folder is removed as a link.
             if removal.path.is_dir() and not removal.path.is_symlink():
                 shutil.rmtree(removal.path)
             else:
@@ -98,11 +128,13 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _build_removal(path: Path, description: str) -> Removal:
+    # lstat: a link counts with its own size.
     sizes = [file.lstat().st_size for file in _iterate_files(path)]
     return Removal(path, description, len(sizes), sum(sizes))
 
 
 def _iterate_files(path: Path) -> Iterator[Path]:
+    # A symbolic link is removed itself; what it points to stays.
     if path.is_dir() and not path.is_symlink():
         yield from sorted(file for file in path.rglob("*") if file.is_symlink() or file.is_file())
     else:
@@ -110,6 +142,11 @@ def _iterate_files(path: Path) -> Iterator[Path]:
 
 
 def _check_not_running(runs: Sequence[Run]) -> None:
-    if runs:
-        named = ", ".join(run.id for run in runs)
-        raise RefusedError(f"run {named} is being worked on", location=str(runs[0].folder), hint="wait until it is done, or stop it; then purge")
+    # A record may say running after a crash; the lock decides.
+    running = [r for r in runs if r.record.state == "running" and is_folder_locked(r.folder)]
+    if running:
+        raise RefusedError(
+            f"run {', '.join(run.id for run in running)} is being worked on",
+            location=str(running[0].folder),
+            hint="wait until it has finished, or stop it; then purge",
+        )

@@ -1,4 +1,4 @@
-"""What ``run.json`` holds."""
+"""The schema of ``run.json``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,30 @@ RunState = Literal["running", "finished", "failed", "interrupted"]
 NonNegativeCount = Annotated[int, Field(ge=0)]
 DurationSeconds = Annotated[float, Field(ge=0)]
 
+RUN_RECORD_FORMAT: Literal[2] = 2
+"""Version of the schema; 1 was written by clinpeft 0.6 and older."""
+
+RENAMED_FIELDS = {
+    "private": "differential_privacy",
+    "share": "trained_fraction",
+    "quantisation": "quantization",
+    "error.problem": "error.message",
+    "error.place": "error.location",
+    "error.way_out": "error.hint",
+}
+"""Field of format 1 -> its name in format 2; all other fields are the same in both."""
+
 
 class InputHashes(RecipeSpec):
-    """What the run stands on; None where it is not known (yet).
+    """Hashes of the inputs of a run; None where one is not known (yet).
 
     Attributes:
         source: SHA-256 over what was read.
         base: SHA-256 over the base model's files.
-        tokenizer: SHA-256 over the tokenizer's files; two runs with the same one cut the same text into the same tokens.
-        adapters: run an adapter came from -> SHA-256 of its weights.
-        corpus_policy: version of the cleaning and deduplication, raised when they change their output.
+        tokenizer: SHA-256 over the tokenizer's files; two runs with the same one cut the same text
+            into the same tokens.
+        adapters: run that an adapter came from -> SHA-256 of its weights.
+        corpus_policy: version of cleaning and deduplication, raised when their output changes.
     """
 
     source: str | None = None
@@ -33,7 +47,7 @@ class InputHashes(RecipeSpec):
 
 
 class Hardware(RecipeSpec):
-    """What the run ran on.
+    """The hardware of a run.
 
     Attributes:
         device: such as ``cpu`` or ``NVIDIA H200``.
@@ -58,41 +72,51 @@ class RunFailure(RecipeSpec):
 
 
 class RunRecord(RecipeSpec):
-    """All that is known of a run besides its recipe and its tables; None means not known (yet) and never 0.
+    """All facts about a run besides its recipe and its tables.
+
+    None means not known (yet) and never 0.
 
     Attributes:
-        format: of this file; a reader refuses one that it does not know.
+        format: version of the schema.
         id: the run's, and its folder's name.
         name: of the recipe or the grid's cell; several runs may share one.
         kind: of the recipe.
         state: as last written; a run that was killed stays ``running`` here (see ``Run.state``).
-        created, started, finished: first opened; last opened; ended in whatever way. With their time zone.
-        command: as it was given.
+        created, started, finished: first opened; last opened; ended in any way. With time zone.
+        command: the command line.
         git_commit: of the code, where it runs from a checkout.
         versions: package -> version.
         hashes, hardware: see there.
         precision, precision_reason: of the frozen weights, and why that one.
-        quantization: of a base in float8, how near it stayed to itself on the run's own texts; empty for one that is not quantized.
-        kernels: whose norms and gates the base had.
-        activations: whether the backward pass read what was kept or what was computed again, and why.
+        quantization: of a base in float8, how near its outputs are to those without quantization on
+            the run's own texts; empty for a base that is not quantized.
+        kernels: implementation of the norms and gates of the base.
+        activations: whether the backward pass used stored or recomputed activations, and why.
         compilation: whether norms and gates of the base were compiled, and why.
-        counts: what was counted -> how many, such as ``notes.train``.
+        counts: quantity -> number, such as ``notes.train``.
         base_parameters, trained_parameters: numbers of parameters.
-        share: trained / base.
-        tokens_seen: tokens that training has gone through, padding apart.
+        trained_fraction: trained / base; above 1 where a toy base is smaller than its adapter.
+        tokens_seen: tokens of training batches, without padding.
         training_seconds: in the training loop, over all attempts.
-        energy_joules, energy_of: what the machine's meters counted meanwhile, of all that ran there, and of which parts; None where there are none.
-        total_seconds: from the first room to the last, over all attempts.
-        peak_memory_bytes: the most that the process had held when the run was recorded: of a GPU what was allocated on it, else the resident set.
-        liveness: the proof that each adapter did what was intended (``adapters.Liveness``).
-        private: of a run with differential privacy, what was asked and what was spent (``training.accounted``); this file is none of what may leave.
-        baselines_seconds, features_seconds: spent on trivial baselines, and on reading what is remembered of the notes, where that was done here.
-        files: file of the run's folder -> SHA-256 when the run finished; empty for a run of an older version.
-        notices: what the user should know: an option that was cut to what the base has, a split that is empty.
+        energy_joules, energy_of: energy that the machine's meters counted meanwhile, of all
+            processes, and of which components; None where there are no meters.
+        total_seconds: of the whole workflow, over all attempts.
+        peak_memory_bytes: peak memory of the process when the run was recorded: allocated memory of
+            a GPU, else the resident set.
+        liveness: evidence that each adapter changed and took part (``adapters.AdapterActivity``).
+        differential_privacy: of a run with differential privacy, the requested and the spent
+            budget; this file is never released.
+        baselines_seconds, features_seconds: spent on trivial baselines, and on features of the
+            notes that are cached, where they were computed in this run.
+        files: file of the run's folder -> SHA-256 when the run finished; empty for a run of a
+            version without checksums.
+        notices: what the user should know: an option that was limited by the base, a split that is
+            empty.
         error: why the run stopped, for one that failed or was interrupted.
     """
 
-    format: Literal[1] = 1
+    # First field: a reader decides by it.
+    format: Literal[2] = RUN_RECORD_FORMAT
     id: str
     name: str = ""
     kind: str
@@ -114,15 +138,16 @@ class RunRecord(RecipeSpec):
     counts: dict[str, int] = Field(default_factory=dict)
     base_parameters: NonNegativeCount | None = None
     trained_parameters: NonNegativeCount | None = None
-    share: Annotated[float, Field(ge=0)] | None = None  # above 1 where a toy base is smaller than its adapter
+    trained_fraction: Annotated[float, Field(ge=0)] | None = None
     tokens_seen: NonNegativeCount | None = None
     training_seconds: DurationSeconds | None = None
     energy_joules: Annotated[float, Field(ge=0)] | None = None
     energy_of: str = ""
     total_seconds: DurationSeconds | None = None
     peak_memory_bytes: NonNegativeCount | None = None
+    # A free dictionary: the schema belongs to the adapters package, which this one does not import.
     liveness: dict[str, Any] | None = None
-    private: dict[str, Any] | None = None
+    differential_privacy: dict[str, Any] | None = None
     baselines_seconds: DurationSeconds | None = None
     features_seconds: DurationSeconds | None = None
     files: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The folder that may leave: what goes into it, what it says of itself, and what must not be found in it."""
+"""The release folder of a run: what goes into it, its description, and what must not be in it."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from clinpeft.core.errors import InputError, RefusedError
+from clinpeft.core.files import build_write_error, flush_path_to_disk, write_file_atomically
+from clinpeft.core.hashing import compute_file_sha256
 from clinpeft.runs.store import Run
-from clinpeft.runs.manifest import compute_file_sha256
-from clinpeft.core.files import flush_path_to_disk, build_write_error, write_file_atomically
 
 PRIVACY_AUDIT_FILE = "privacy.json"
-RELEASE_MANIFEST_FILE, RELEASE_CHECKSUMS_FILE, RELEASE_CARD_FILE, RELEASE_METRICS_FILE = "manifest.json", "SHA256SUMS", "README.md", "metrics.json"
+RELEASE_MANIFEST_FILE, RELEASE_CHECKSUMS_FILE = "manifest.json", "SHA256SUMS"
+RELEASE_CARD_FILE, RELEASE_METRICS_FILE = "README.md", "metrics.json"
 RELEASED_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "clinpeft.json")
 RELEASE_SMALLEST_CELL = 10
 """Subjects, events, and what is neither: the rule of most trusted research environments."""
 
 MAX_LABEL_CHARACTERS, MAX_LABEL_WORDS = 80, 10
-"""A class with a longer name may be a piece of a text, and its head stays inside."""
+"""A class with a longer name may be a piece of a text, and its head is not released."""
 
-_MACHINE_PATH_PATTERN = re.compile(rb"(?<![\w:/.])(?:/(?:home|Users|root|mnt|data|srv|media|tmp|var|opt|scratch|work|gpfs|lustre)/[\w.-]+|[A-Za-z]:\\+[\w.-]+)")
+_MACHINE_PATH_PATTERN = re.compile(
+    rb"(?<![\w:/.])"
+    rb"(?:/(?:home|Users|root|mnt|data|srv|media|tmp|var|opt|scratch|work|gpfs|lustre)/[\w.-]+"
+    rb"|[A-Za-z]:\\+[\w.-]+)"
+)
 
 
 @dataclass(frozen=True)
 class ReleaseContent:
-    """What a release is made of, beside the files of the run.
+    """What a release consists of, beside the files of the run.
 
     Attributes:
-        results: rows of ``tables.RESULT`` that may leave.
-        privacy: the audit, whose rows may leave.
+        results: rows of ``METRIC_RESULT_SCHEMA`` that may be released.
+        privacy: the audit, with rows that may be released.
         train_counts: task -> stays of each class in training, None where too few.
-        data_license: of the data that was learned from.
-        private_words: words that must not be found in any file: user, home, folders.
-        created_at: when.
+        data_license: of the training data.
+        private_words: words that must not occur in any file: user, home, folders.
+        created_at: time of the release.
     """
 
     results: list[dict[str, Any]]
@@ -50,14 +57,54 @@ class ReleaseContent:
     created_at: datetime
 
 
+class _PrivacyAudit(pydantic.BaseModel):
+    """Required fields of ``privacy.json``; others are passed on."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    weights: dict[str, str]
+    made_at: str = pydantic.Field(alias="made")
+    results: list[dict[str, Any]]
+    left_out: dict[str, str]
+
+
+_DOCUMENT_ADAPTER = pydantic.TypeAdapter(dict[str, Any])
+
+
 def hash_trained_weights(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of all that a run trained: adapters, heads, the model where that was trained itself."""
-    found = [*folder.glob("adapter*/**/*.safetensors"), *folder.glob("head.safetensors"), *folder.glob("model/*.safetensors")]
-    return {path.relative_to(folder).as_posix(): compute_file_sha256(path) for path in sorted(found)}
+    """Compute the checksums of all weights that a run trained.
+
+    Returns:
+        Path -> SHA-256 of adapters, heads, and the model where that was trained itself.
+    """
+    # Patterns and not the manifest: weights that were added later count as well.
+    paths = [
+        *folder.glob("adapter*/**/*.safetensors"),
+        *folder.glob("head.safetensors"),
+        *folder.glob("model/*.safetensors"),
+    ]
+    return {
+        path.relative_to(folder).as_posix(): compute_file_sha256(path) for path in sorted(paths)
+    }
+
+
+def compute_path_checksum(path: Path) -> str:
+    """Compute the SHA-256 of a file, or over names and checksums of all files of a folder.
+
+    Returns:
+        64 hexadecimal characters.
+    """
+    if path.is_file():
+        return compute_file_sha256(path)
+    # Over names and checksums: a renamed file changes the result.
+    digest = hashlib.sha256()
+    for file in _list_files(path):
+        digest.update(f"{file.relative_to(path).as_posix()} {compute_file_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_privacy_audit(run: Run) -> dict[str, Any] | None:
-    """What the privacy audit of a run found; None where there was none.
+    """Read the privacy audit of a run; None where there is none.
 
     Raises:
         InputError: the file cannot be read.
@@ -66,102 +113,141 @@ def read_privacy_audit(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        _ = found["weights"], found["made"], found["results"], found["left_out"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("this privacy audit cannot be read", location=str(path), hint=f"make it again: clinpeft privacy {run.id}") from error
-    return dict(found)
+        return _PrivacyAudit.model_validate_json(path.read_bytes()).model_dump(by_alias=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "this privacy audit cannot be read",
+            location=str(path),
+            hint=f"make it again: clinpeft privacy {run.id}",
+        ) from error
 
 
 def read_matching_privacy_audit(run: Run) -> dict[str, Any]:
-    """The privacy audit of these very weights.
+    """Read the privacy audit of exactly the weights in the run's folder.
 
     Raises:
         RefusedError: there is none, or it is of other weights or from before the run finished.
     """
-    found = read_privacy_audit(run)
-    hint = f"clinpeft privacy {run.id}, and read what it found before anything leaves"
-    if found is None:
-        raise RefusedError(f"run {run.id} has no privacy audit", location=str(run.folder), hint=hint)
-    if found["weights"] != hash_trained_weights(run.folder):
-        raise RefusedError("the privacy audit is of other weights than those in the folder", location=str(run.folder / PRIVACY_AUDIT_FILE), hint=hint)
-    if run.record.finished is not None and datetime.fromisoformat(found["made"]) < run.record.finished:
-        raise RefusedError("the privacy audit is older than the run", location=str(run.folder / PRIVACY_AUDIT_FILE), hint=hint)
-    return found
+    audit = read_privacy_audit(run)
+    hint = f"clinpeft privacy {run.id}, and read its results before anything is released"
+    if audit is None:
+        message = f"run {run.id} has no privacy audit"
+        raise RefusedError(message, location=str(run.folder), hint=hint)
+    location = str(run.folder / PRIVACY_AUDIT_FILE)
+    # An audit of other weights says nothing about these.
+    if audit["weights"] != hash_trained_weights(run.folder):
+        message = "the privacy audit is of other weights than those in the folder"
+        raise RefusedError(message, location=location, hint=hint)
+    finished = run.record.finished
+    # The same weights, but the run was opened again after the audit.
+    if finished is not None and datetime.fromisoformat(audit["made"]) < finished:
+        message = "the privacy audit is older than the run"
+        raise RefusedError(message, location=location, hint=hint)
+    return audit
 
 
 def write_release_folder(run: Run, folder: Path, content: ReleaseContent) -> Path:
-    """Write the folder, whole or not at all.
+    """Write the release folder, completely or not at all.
 
     Raises:
-        RefusedError: it exists; the run trained a whole model; or a path or a private word stands in a file of it.
+        RefusedError: it exists; the run trained a whole model; or a path or a private word occurs
+            in a file of it.
         StorageError: it cannot be written.
     """
     if folder.exists():
-        raise RefusedError(f"{str(folder)!r} exists", location="release --to", hint="name a new folder, or remove this one yourself")
+        raise RefusedError(
+            f"{str(folder)!r} exists",
+            location="release --to",
+            hint="name a new folder, or remove this one yourself",
+        )
+    # Only what is added to a base is released; others have the base already.
     if (run.folder / "model").exists():
-        message, hint = "this run trained the whole model, and only adapters and heads are released", "train an adapter on the frozen base instead"
-        raise RefusedError(message, location=str(run.folder / "model"), hint=hint)
-    writing = folder.with_name(f".{folder.name}.writing")
+        raise RefusedError(
+            "this run trained the whole model, and only adapters and heads are released",
+            location=str(run.folder / "model"),
+            hint="train an adapter on the frozen base instead",
+        )
+    # A sibling, so that the final rename stays on one file system.
+    partial_folder = folder.with_name(f".{folder.name}.writing")
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True, mode=0o700)
-        notices = _copy_release_files(run, writing, content)
-        _write_descriptions(run, writing, content, notices)
-        _check_no_private_words(writing, content.private_words)
-        writing.rename(folder)
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir(parents=True, mode=0o700)
+        notices = _copy_release_files(run, partial_folder, content)
+        _write_descriptions(run, partial_folder, content, notices)
+        # The check reads the written files, so that nothing is added after it.
+        _check_no_private_words(partial_folder, content.private_words)
+        partial_folder.rename(folder)
         flush_path_to_disk(folder.parent)
     except OSError as error:
         raise build_write_error(error, folder) from error
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
     return folder
 
 
 def _copy_release_files(run: Run, partial_folder: Path, content: ReleaseContent) -> list[str]:
-    """Weights and numbers; gives what was left out, in words."""
+    """Copy weights and write results; returns notices about what was left out."""
     for config in sorted(run.folder.glob("adapter*/**/adapter_config.json")):
+        # Adapters below a run's own keep their relative folders.
         target = partial_folder / config.parent.relative_to(run.folder)
         target.mkdir(parents=True)
         for name in RELEASED_ADAPTER_FILES:
             shutil.copyfile(config.parent / name, target / name)
     if (run.folder / "encoder.json").exists():
         shutil.copyfile(run.folder / "encoder.json", partial_folder / "encoder.json")
-    notices = _copy_head(run, partial_folder, content)
     _write_json(partial_folder / RELEASE_METRICS_FILE, content.results)
     _write_json(partial_folder / PRIVACY_AUDIT_FILE, content.privacy)
-    return notices
-
-
-def _copy_head(run: Run, partial_folder: Path, content: ReleaseContent) -> list[str]:
-    path = run.folder / "head.json"
-    if not path.exists():
+    if not (run.folder / "head.json").exists():
         return []
-    about = json.loads(path.read_text(encoding="utf-8"))
-    long = [task for task, said in about["tasks"].items() if any(_may_be_text(label) for label in said["question"]["classes"])]
-    if long:
-        return [f"the head stays inside: names of classes of {', '.join(long)} are so long that they may be text of notes"]
+    head = _DOCUMENT_ADAPTER.validate_json((run.folder / "head.json").read_bytes())
+    # The head names its classes, and a long name may be a sentence of a note.
+    long_tasks = [
+        task
+        for task, entry in head["tasks"].items()
+        if any(
+            len(label) > MAX_LABEL_CHARACTERS
+            or len(label.split()) > MAX_LABEL_WORDS
+            or "\n" in label
+            for label in entry["question"]["classes"]
+        )
+    ]
+    if long_tasks:
+        return [
+            f"the head is not released: names of classes of {', '.join(long_tasks)} are so long "
+            "that they may be text of notes"
+        ]
     notices = []
-    for task, said in about["tasks"].items():
-        counts = content.train_counts[task]
-        said["question"]["train_counts"] = counts
+    for task, entry in head["tasks"].items():
+        # The exact numbers of rare classes would identify patients.
+        counts = entry["question"]["train_counts"] = content.train_counts[task]
         if None in counts:
-            few = counts.count(None)
-            notices.append(f"{task}: how many training stays {few} of {len(counts)} classes have is withheld; that these classes exist is not")
-    _write_json(partial_folder / "head.json", about)
+            notices.append(
+                f"{task}: the number of training stays of {counts.count(None)} of {len(counts)} "
+                "classes is withheld; that these classes exist is not"
+            )
+    _write_json(partial_folder / "head.json", head)
     shutil.copyfile(run.folder / "head.safetensors", partial_folder / "head.safetensors")
     return notices
 
 
-def _may_be_text(label: str) -> bool:
-    return len(label) > MAX_LABEL_CHARACTERS or len(label.split()) > MAX_LABEL_WORDS or "\n" in label
-
-
-def _write_descriptions(run: Run, partial_folder: Path, content: ReleaseContent, notices: list[str]) -> None:
-    """Card, manifest and checksums."""
-    base = _get_base_name(run, partial_folder)
-    write_file_atomically(partial_folder / RELEASE_CARD_FILE, _format_card(run, content, base, notices))
-    about = {
+def _write_descriptions(
+    run: Run, partial_folder: Path, content: ReleaseContent, notices: list[str]
+) -> None:
+    """Write card, manifest and checksums, in this order: each covers the files before it."""
+    base_name = str(run.recipe.model_dump()["base"]["path"].name)
+    for path in sorted(partial_folder.rglob("clinpeft.json"))[:1]:
+        # The name that the adapter records is that of the base it was trained on.
+        adapter = _DOCUMENT_ADAPTER.validate_json(path.read_bytes())
+        base_name = str(adapter["base"]["name"])
+    card = _format_card(run, content, base_name, notices)
+    write_file_atomically(partial_folder / RELEASE_CARD_FILE, card)
+    # Of every file so far; the manifest is added below, SHA256SUMS lists both.
+    checksums = {
+        path.relative_to(partial_folder).as_posix(): compute_file_sha256(path)
+        for path in _list_files(partial_folder)
+    }
+    # Keys of format 1 are read by others and keep their spelling.
+    manifest = {
         "format": 1,
         "run": run.id,
         "kind": run.recipe.kind,
@@ -169,33 +255,41 @@ def _write_descriptions(run: Run, partial_folder: Path, content: ReleaseContent,
         "clinpeft": run.record.versions.get("clinpeft", ""),
         "data_licence": content.data_license,
         "derived_from": {"source": run.recipe.source.name, "sha256": run.record.hashes.source},
-        "base": {"name": base, "sha256": run.record.hashes.base},
+        "base": {"name": base_name, "sha256": run.record.hashes.base},
         "adapters_below": run.record.hashes.adapters,
         "privacy_audit": {"made": content.privacy["made"], "left_out": content.privacy["left_out"]},
         "smallest_cell": RELEASE_SMALLEST_CELL,
         "notices": notices,
-        "files": {path.relative_to(partial_folder).as_posix(): compute_file_sha256(path) for path in _list_files(partial_folder)},
+        "files": checksums,
     }
-    _write_json(partial_folder / RELEASE_MANIFEST_FILE, about)
-    write_file_atomically(partial_folder / RELEASE_CHECKSUMS_FILE, "".join(f"{compute_file_sha256(path)}  {path.relative_to(partial_folder).as_posix()}\n" for path in _list_files(partial_folder)))
-
-
-def _get_base_name(run: Run, partial_folder: Path) -> str:
-    """The name of the base's folder, as an adapter knows it."""
-    for path in sorted(partial_folder.rglob("clinpeft.json")):
-        return str(json.loads(path.read_text(encoding="utf-8"))["base"]["name"])
-    return str(run.recipe.model_dump()["base"]["path"].name)
+    manifest_path = partial_folder / RELEASE_MANIFEST_FILE
+    _write_json(manifest_path, manifest)
+    checksums[RELEASE_MANIFEST_FILE] = compute_file_sha256(manifest_path)
+    # In the order of paths, as `sha256sum -c` accepts in any.
+    paths = sorted(checksums, key=Path)
+    lines = [f"{checksums[name]}  {name}\n" for name in paths]
+    write_file_atomically(partial_folder / RELEASE_CHECKSUMS_FILE, "".join(lines))
 
 
 def _format_card(run: Run, content: ReleaseContent, base_name: str, notices: list[str]) -> str:
-    """What a reader outside must know: what it is, what it learned from, under which terms, what was measured. Metadata as the hub reads them."""
-    record, shown = run.record, [row for row in content.results if row["split"] == "held_out" and row["value"] is not None]
-    said = "\n".join(f"| {row['task'] or ''} | {row['group'] or ''} | {row['name']} | {_format_estimate(row)} | {row['n']} |" for row in shown)
-    attacks = "\n".join(
-        f"| {row['task'] or ''} | {row['group']} | {row['split']} | {row['name']} | {_format_estimate(row)} |" for row in content.privacy["results"]
+    """The model card, with metadata as the Hugging Face hub reads them (Mitchell et al. 2019)."""
+    record, audit = run.record, content.privacy
+    # The results on training and tuning splits are in metrics.json only.
+    held_out = [r for r in content.results if r["split"] == "held_out" and r["value"] is not None]
+    results = "\n".join(
+        f"| {row['task'] or ''} | {row['group'] or ''} | {row['name']} | {_format_estimate(row)} "
+        f"| {row['n']} |"
+        for row in held_out
     )
-    left_out = "\n".join(f"- not measured: {name}: {reason}" for name, reason in content.privacy["left_out"].items())
-    trained = f"{record.trained_parameters:,}" if record.trained_parameters is not None else "unknown"
+    attacks = "\n".join(
+        f"| {row['task'] or ''} | {row['group']} | {row['split']} | {row['name']} "
+        f"| {_format_estimate(row)} |"
+        for row in audit["results"]
+    )
+    skipped = "\n".join(
+        f"- not measured: {name}: {reason}" for name, reason in audit["left_out"].items()
+    )
+    trained = "unknown" if record.trained_parameters is None else f"{record.trained_parameters:,}"
     lines = [
         "---",
         f"base_model: {json.dumps(base_name)}",
@@ -207,17 +301,23 @@ def _format_card(run: Run, content: ReleaseContent, base_name: str, notices: lis
         "- peft",
         "---",
         f"# Run {run.id}: {run.recipe.kind} on {base_name}",
-        f"Trained parameters: {trained}. The base is not in this folder; its fingerprint (SHA-256) is `{record.hashes.base}`.",
+        f"Trained parameters: {trained}. The base is not in this folder; "
+        f"its fingerprint (SHA-256) is `{record.hashes.base}`.",
         "## Data and terms",
-        f"Learned from the source `{run.recipe.source.name}` (fingerprint `{record.hashes.source}`), whose licence is: {content.data_license}.",
-        "What was learned from data about people may be told by the weights: share them under the terms of the data, and no wider.",
+        f"Trained on the source `{run.recipe.source.name}` "
+        f"(fingerprint `{record.hashes.source}`), whose license is: {content.data_license}.",
+        "Weights may reveal the data about people that they were trained on: "
+        "share them under the terms of the data, and no wider.",
         "## Results on held-out subjects",
-        f"Numbers that rest on fewer than {RELEASE_SMALLEST_CELL} are withheld, and so are those from which they could be worked out.",
-        f"\n| task | group | metric | value [interval] | n |\n|---|---|---|---|---:|\n{said}\n",
+        f"Numbers about fewer than {RELEASE_SMALLEST_CELL} are withheld, "
+        "and so are those from which they could be computed.",
+        f"\n| task | group | metric | value [interval] | n |\n|---|---|---|---|---:|\n{results}\n",
         "## Privacy audit",
-        f"Made {content.privacy['made'][:10]} on these weights. Attacks that fail prove nothing about attacks that nobody tried.",
-        f"\n| task | attack | split | metric | value [interval] |\n|---|---|---|---|---|\n{attacks}\n",
-        left_out,
+        f"Made {audit['made'][:10]} on these weights. "
+        "Attacks that fail prove nothing about attacks that were not tried.",
+        "\n| task | attack | split | metric | value [interval] |\n|---|---|---|---|---|\n"
+        f"{attacks}\n",
+        skipped,
         "## Limits",
         "Not a medical device, and not validated for decisions about patients.",
         *(f"- {notice}" for notice in notices),
@@ -228,22 +328,32 @@ def _format_card(run: Run, content: ReleaseContent, base_name: str, notices: lis
 def _format_estimate(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "withheld or undefined"
-    interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None and row["high"] is not None else ""
-    return f"{row['value']:.3g}{interval}"
+    has_limits = row["low"] is not None and row["high"] is not None
+    limits = f" [{row['low']:.3g}, {row['high']:.3g}]" if has_limits else ""
+    return f"{row['value']:.3g}{limits}"
 
 
 def _check_no_private_words(folder: Path, words: Iterable[str]) -> None:
-    """No file names a folder of this machine, or a word that is private; a number of a subject has no file to stand in."""
-    sought = [word.encode() for word in words if len(word) > 2]
+    """Raise a RefusedError if a file names a folder of this machine, or a private word.
+
+    Subject ids need no check: no file of a release has rows of subjects.
+    """
+    # Words of one or two letters occur in any file by chance.
+    escaped = [re.escape(word.encode()) for word in words if len(word) > 2]
+    word_patterns = [re.compile(rb"(?<!\w)" + word + rb"(?!\w)") for word in escaped]
     for path in _list_files(folder):
-        content = path.read_bytes()
-        plain = content if path.suffix != ".safetensors" else content[: 8 + int.from_bytes(content[:8], "little")]  # its header; the rest is numbers
-        named = _MACHINE_PATH_PATTERN.search(plain)
-        word = next((word for word in sought if re.search(rb"(?<!\w)" + re.escape(word) + rb"(?!\w)", plain)), None)
-        if named or word:
-            message = f"{path.relative_to(folder).as_posix()} names {'a folder' if named else 'a user or a folder'} of this machine"
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":  # its JSON header only; the rest is numbers
+            data = data[: 8 + int.from_bytes(data[:8], "little")]
+        # Searched in bytes: the header of safetensors is JSON within a binary file.
+        has_path = _MACHINE_PATH_PATTERN.search(data) is not None
+        if has_path or any(pattern.search(data) for pattern in word_patterns):
+            noun = "a folder" if has_path else "a user or a folder"
             raise RefusedError(
-                message, location="release", hint="name run, base folder and classes without it, and train again; nothing was released"
+                f"{path.relative_to(folder).as_posix()} names {noun} of this machine",
+                location="release",
+                hint="name run, base folder and classes without it, and train again; "
+                "nothing was released",
             )
 
 
@@ -253,13 +363,3 @@ def _list_files(folder: Path) -> list[Path]:
 
 def _write_json(path: Path, content: object) -> None:
     write_file_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def compute_path_checksum(path: Path) -> str:
-    """SHA-256 (hex) of a file, or over names and hashes of all files of a folder."""
-    if path.is_file():
-        return compute_file_sha256(path)
-    whole = hashlib.sha256()
-    for file in _list_files(path):
-        whole.update(f"{file.relative_to(path).as_posix()} {compute_file_sha256(file)}\n".encode())
-    return whole.hexdigest()

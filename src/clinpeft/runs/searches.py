@@ -1,6 +1,7 @@
-"""A search: what was proposed, what came of it, and the winner; a copy of what its storage knows, for people and reports.
+"""The record of a hyperparameter search: its trials and the winner, for people and reports.
 
-``<home>/searches/<name>-<id>/search.json``, replaced as one step after every trial.
+``<home>/searches/<name>-<id>/search.json``, replaced as one step after every trial; a copy of what
+the storage of the search holds.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from clinpeft.core.errors import InputError
+import pydantic
+
 from clinpeft.core.files import write_file_atomically
 
 SEARCHES_FOLDER, SEARCH_FILE, WINNER_RECIPE_FILE = "searches", "search.json", "winner.toml"
@@ -21,19 +23,22 @@ TrialSetting = str | int | float | bool
 
 @dataclass(frozen=True)
 class Trial:
-    """One proposal, and what came of it.
+    """One trial and its result.
 
     Attributes:
         number: from 0, in the order of the proposals.
-        state: ``open`` until it is measured; a trial whose process was killed is open too, and is taken up again.
+        state: ``open`` until it is evaluated; a trial whose process was killed is open too, and is
+            resumed.
         settings: recipe key -> value.
         value: of the metric on the tuning split; None until it is known.
         run_id: of the run; None until it is known.
-        made: whether this trial trained; False where the run was there already; None until it is known.
-        repeats: the earlier trial with the same settings, whose run it shares; None where there is none.
+        newly_trained: whether this trial trained; False where the run existed already; None until
+            it is known.
+        repeats: the earlier trial with the same settings, whose run it shares; None where there is
+            none.
         reason: why it failed; else empty.
         seconds: from the proposal's start to its value, in its last attempt.
-        where: the machine that worked on it.
+        where: the machine that evaluated it.
     """
 
     number: int
@@ -41,7 +46,10 @@ class Trial:
     settings: Mapping[str, TrialSetting]
     value: float | None = None
     run_id: str | None = None
-    made: bool | None = None
+    # ``made`` is its name in search.json.
+    newly_trained: Annotated[
+        bool | None, pydantic.Field(validation_alias="made", serialization_alias="made")
+    ] = None
     repeats: int | None = None
     reason: str = ""
     seconds: float | None = None
@@ -50,21 +58,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A search's folder, read.
+    """A search and its trials.
 
     Attributes:
-        folder: where it is; the home of the runs is two above.
-        id: 12 hexadecimal characters over what the file asks for.
+        folder: of the search; the home of the runs is two above.
+        id: 12 hexadecimal characters over the content of the recipe file.
         name, kind: of the recipe.
-        recipe, recipe_sha256: the file as given, and the hash of its bytes.
+        recipe, recipe_sha256: path of the file, and the hash of its bytes.
         updated: ISO time with its zone.
-        metric, direction, sampler: as asked.
-        wanted: how many trials.
+        metric, direction, sampler: as in the recipe.
+        wanted: number of trials in the recipe.
         trials: those there are.
         winner: number of the best finished trial, the first of several; None where there is none.
-        held_out: the winner's rows of schema ``tables.RESULT`` on the held-out split, read when all trials had ended; empty before.
-        importance: recipe key -> its share of what the trials' values vary by; empty where that cannot be told.
-        importance_by: how it was told, or why not.
+        held_out: the winner's rows of schema ``METRIC_RESULT_SCHEMA`` on the held-out split, read
+            when all trials had ended; empty before.
+        importance: recipe key -> its share of the variance of the trials' values; empty where that
+            cannot be estimated.
+        importance_by: the method, or why there is no estimate.
     """
 
     folder: Path
@@ -86,7 +96,7 @@ class SearchRecord:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every trial that was wanted has ended."""
+        """Whether as many trials as the recipe wants have ended."""
         return sum(trial.state != "open" for trial in self.trials) >= self.wanted
 
     @property
@@ -95,30 +105,17 @@ class SearchRecord:
         return next((trial for trial in self.trials if trial.number == self.winner), None)
 
 
+_SEARCH_ADAPTER = pydantic.TypeAdapter(SearchRecord)
+
+
 def write_search_record(search: SearchRecord) -> None:
-    """Into its folder.
+    """Write ``search.json`` in the folder of the search.
 
     Raises:
         StorageError: nothing could be written; what was there before is intact.
     """
-    plain = dataclasses.asdict(search)
-    del plain["folder"]
-    write_file_atomically(search.folder / SEARCH_FILE, json.dumps({"format": 1, **plain}, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_search_record(folder: Path) -> SearchRecord:
-    """The search in a folder.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = folder / SEARCH_FILE
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain.pop("format") != 1:
-            raise ValueError("its format is of another version")
-        trials = tuple(Trial(**trial) for trial in plain.pop("trials"))
-        return SearchRecord(folder=folder, trials=trials, **{**plain, "held_out": tuple(plain["held_out"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        hint = "give the command of the search again: it writes the file anew"
-        raise InputError(f"this search cannot be read: {type(error).__name__}", location=str(path), hint=hint) from error
+    # The folder stays out: a home can be moved.
+    document = _SEARCH_ADAPTER.dump_python(search, mode="json", by_alias=True, exclude={"folder"})
+    # json.dumps and not dump_json: floats keep the notation of older files.
+    text = json.dumps({"format": 1, **document}, indent=1, ensure_ascii=False) + "\n"
+    write_file_atomically(search.folder / SEARCH_FILE, text)

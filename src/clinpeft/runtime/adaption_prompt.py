@@ -1,9 +1,12 @@
-"""The adaption prompt's attention, without doing again what the attention below it has done: query, value and output are projected once.
+"""The adaption prompt's attention, without doing again what the attention below it has done: query,
+value and output are projected once.
 
-peft (0.21) lets the attention run, then projects the same vectors to queries and values a second time, since it is not given them, and projects the
-prompt's share of the output by itself. Here the query is taken as it leaves its projection, and the share joins the attention's own before both go
-through the output's. Weights, names, switching and files are peft's own; the numbers are peft's but for the order in which float32 adds up. Where a
-LoRA with dropout sits on one of these projections, one draw counts for both uses, where peft draws twice.
+peft (0.21) lets the attention run, then projects the same vectors to queries and values a second
+time, since it is not given them, and projects the prompt's share of the output by itself. Here the
+query is taken as it leaves its projection, and the share joins the attention's own before both go
+through the output's. Weights, names, switching and files are peft's own; the numbers are peft's but
+for the order in which float32 adds up. Where a LoRA with dropout sits on one of these projections,
+one draw counts for both uses, where peft draws twice.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class SingleProjectionAttention(AdaptedAttention):  # type: ignore[misc]
         query: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        """What the output projection reads: (rows, time, heads * width of a head), the prompt's share added behind its gate."""
+        """What the output projection reads: (rows, time, heads * width of a head), the prompt's
+        share added behind its gate."""
         rows, time, _ = attention_output.shape
         cos, sin = (part.unsqueeze(1) for part in position_embeddings)
         query = query.view(rows, time, -1, self.model.head_dim).transpose(1, 2)
@@ -66,13 +70,14 @@ class SingleProjectionAttention(AdaptedAttention):  # type: ignore[misc]
 
     def _project_prompt(self, projection: torch.nn.Module, num_heads: int) -> torch.Tensor:
         """(1, heads, prompt, width of a head), the same for every row."""
-        found: torch.Tensor = projection(self.adaption_prompt)
-        split = found.view(1, self.adapter_len, -1, self.model.head_dim).transpose(1, 2)
+        projected: torch.Tensor = projection(self.adaption_prompt)
+        split = projected.view(1, self.adapter_len, -1, self.model.head_dim).transpose(1, 2)
         return split.repeat_interleave(num_heads // split.shape[1], dim=1)
 
 
 def use_single_projection(model: torch.nn.Module) -> None:
-    """Every adaption prompt of a peft model gets ``OnceProjected``, but where the output has a bias, which peft adds once more for the prompt."""
+    """Every adaption prompt of a peft model gets ``OnceProjected``, but where the output has a
+    bias, which peft adds once more for the prompt."""
     for module in model.modules():
         if type(module) is AdaptedAttention and _get_output_projection(module).bias is None:
             module.__class__ = SingleProjectionAttention

@@ -1,8 +1,10 @@
-"""Norms and gates of a decoder as one compiled function each, tried on random numbers before it is believed that they pay.
+"""Norms and gates of a decoder as one compiled function each.
 
-Between the matrix products of a layer stand its norms and the gate of its feed-forward part: a handful of operations each, every one of which reads
-and writes all tokens. ``torch.compile`` makes one function of each handful. That wants a C++ compiler (for a GPU: Triton), takes seconds to minutes,
-and rounds in other places than the handful does, so that a run decides once and goes on as it began.
+Between the matrix products of a layer stand its norms and the gate of its feed-forward part: a
+handful of elementwise operations, each of which reads and writes all tokens. ``torch.compile``
+fuses each handful into one function. That needs a C++ compiler (on a GPU: Triton), takes seconds to
+minutes, and rounds in other places, so that a run decides once (see ``optimization``) and stays
+with its decision.
 """
 
 from __future__ import annotations
@@ -24,234 +26,257 @@ from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSN
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
-COMPILE_TIMING_REPEATS, WARMUP_TOKENS = 5, 64
-INDUCTOR_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""Where the compiler keeps what it made; by itself it takes a folder of the machine's that others can write to."""
+TIMING_REPEATS = 5
+WARMUP_TOKENS = 64
+COMPILER_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Names the folder in which the compiler caches its output; its default is a shared folder of the
+machine that other users can write to."""
 
-RegionFunction = Callable[..., torch.Tensor]
-"""(module, one or two tensors) -> tensor, of the shape of each."""
+FusibleFunction = Callable[..., torch.Tensor]
+"""(module, one or two tensors) -> tensor of the shape of each."""
 
 
 @dataclass(frozen=True)
-class CompileTarget:
+class CompilableRegion:
     """A part of a layer that is compiled by itself.
 
     Attributes:
         function: what is compiled.
-        num_inputs: how many tensors it takes.
-        get_width: numbers a token in each of them.
-        call_module: (module, what to call for ``function``, the module's input) -> the module's output.
+        input_count: how many tensors it takes.
+        get_width: module -> numbers per token in each of these tensors.
+        forward: (module, the plain or compiled function, the module's input) -> its output.
     """
 
-    function: RegionFunction
-    num_inputs: int
+    function: FusibleFunction
+    input_count: int
     get_width: Callable[[Any], int]
-    call_module: Callable[[Any, RegionFunction, torch.Tensor], torch.Tensor]
-
-
-def _create_norm_target(module_class: type[Any]) -> CompileTarget:
-    return CompileTarget(
-        module_class.forward,
-        1,
-        lambda norm: norm.weight.shape[0],
-        lambda norm, whole, hidden: whole(norm, hidden),
-    )
-
-
-def _apply_gate(block: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    product: torch.Tensor = block.act_fn(gate) * up
-    return product
-
-
-def _call_gated_block(block: Any, function: RegionFunction, hidden: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = block.down_proj(
-        function(block, block.gate_proj(hidden), block.up_proj(hidden))
-    )
-    return found
-
-
-GATE_COMPILE_TARGET = CompileTarget(
-    _apply_gate, 2, lambda block: int(block.intermediate_size), _call_gated_block
-)
-
-COMPILE_TARGETS: Mapping[type[Any], CompileTarget] = {
-    **{
-        kind: _create_norm_target(kind)
-        for kind in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, Gemma2RMSNorm)
-    },
-    **dict.fromkeys((LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, Gemma2MLP), GATE_COMPILE_TARGET),
-}
-"""Module as transformers has it -> its region."""
+    forward: Callable[[Any, FusibleFunction, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class CompileTiming:
-    """What compiling brings.
+    """What compiling saves, and what it takes.
 
     Attributes:
-        eager_seconds, compiled_seconds: seconds of all regions for the tokens that were tried, forward and backward.
-        compilation_seconds: seconds until the compiled functions were there.
-        failure_reason: why there are none; empty where there are.
+        seconds_before, seconds_after: of all regions for one micro-batch, forward and backward.
+        compile_seconds: until the compiled functions are ready.
+        obstacle: why there are none; empty where there are.
     """
 
-    eager_seconds: float
-    compiled_seconds: float = 0.0
-    compilation_seconds: float = 0.0
-    failure_reason: str = ""
+    seconds_before: float
+    seconds_after: float = 0.0
+    compile_seconds: float = 0.0
+    obstacle: str = ""
 
 
-def find_compile_targets(backbone: Any) -> list[Any]:
-    """The modules of a model that can be compiled by themselves."""
-    return [module for module in backbone.modules() if type(module) in COMPILE_TARGETS]
+def _multiply_by_gate(block: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    # act(x W_gate) * (x W_up): SwiGLU (Shazeer 2020, arXiv 2002.05202, equation 6)
+    product: torch.Tensor = block.act_fn(gate) * up
+    return product
+
+
+def _forward_gated_mlp(block: Any, function: FusibleFunction, hidden: torch.Tensor) -> torch.Tensor:
+    product = function(block, block.gate_proj(hidden), block.up_proj(hidden))
+    output: torch.Tensor = block.down_proj(product)
+    return output
+
+
+GATE_REGION = CompilableRegion(
+    _multiply_by_gate, 2, lambda block: int(block.intermediate_size), _forward_gated_mlp
+)
+
+COMPILABLE_REGIONS: Mapping[type[Any], CompilableRegion] = {
+    **{
+        norm_class: CompilableRegion(
+            norm_class.forward,
+            1,
+            lambda norm: norm.weight.shape[0],
+            lambda norm, function, hidden: function(norm, hidden),
+        )
+        for norm_class in (
+            LlamaRMSNorm,
+            MistralRMSNorm,
+            Qwen2RMSNorm,
+            Qwen3RMSNorm,
+            Gemma2RMSNorm,
+        )
+    },
+    **dict.fromkeys((LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, Gemma2MLP), GATE_REGION),
+}
+"""Module class of transformers -> its region. A class that is not here, or that was replaced by
+another (an adapter, another kernel), is left alone."""
+
+
+def list_compilable_modules(backbone: Any) -> list[Any]:
+    """List the modules of a model that can be compiled by themselves."""
+    return [module for module in backbone.modules() if type(module) in COMPILABLE_REGIONS]
 
 
 def describe_timing_conditions(backbone: Any) -> tuple[object, ...]:
-    """What times on this machine depend on besides the model and the tokens: precision, device, threads, version of torch."""
-    like = _get_reference_weight(backbone)
-    return str(like.dtype), like.device.type, torch.get_num_threads(), torch.__version__
+    """Say what times on this machine depend on, besides the model and the number of tokens.
+
+    Returns:
+        Precision, device, number of threads, version of torch.
+    """
+    weight = _get_embedding_weight(backbone)
+    return str(weight.dtype), weight.device.type, torch.get_num_threads(), torch.__version__
 
 
-def measure_eager_seconds(backbone: Any, tokens: int) -> float:
-    """Seconds of all regions of a model as they are, forward and backward, for so many tokens."""
-    return sum(
-        count
-        * _measure_seconds(
-            COMPILE_TARGETS[kind].function,
-            module,
-            _create_random_inputs(kind, module, _get_reference_weight(backbone), tokens),
-        )
-        for kind, module, count in _group_equal_modules(backbone)
-    )
-
-
-def measure_compilation(backbone: Any, tokens: int, folder: Path) -> CompileTiming:
-    """Compile the regions of a model and time them beside what they are now. The model stays as it is.
+def time_regions(backbone: Any, tokens: int) -> float:
+    """Time all regions of a model as they are, forward and backward.
 
     Args:
         backbone: with its weights on the device that is trained on.
         tokens: of a micro-batch.
-        folder: where the compiler keeps what it makes.
-    """
-    before = measure_eager_seconds(backbone, tokens)
-    began = time.perf_counter()
-    obstacle = _warm_up_compiler(backbone, folder)
-    compiling = time.perf_counter() - began
-    if obstacle:
-        return CompileTiming(before, failure_reason=obstacle)
-    after = sum(
-        count
-        * _measure_seconds(
-            _get_compiled_function(kind),
-            module,
-            _create_random_inputs(kind, module, _get_reference_weight(backbone), tokens),
-        )
-        for kind, module, count in _group_equal_modules(backbone)
-    )
-    return CompileTiming(before, after, compiling)
-
-
-def compile_norms_and_gates(backbone: Any, folder: Path) -> str:
-    """Let the norms and gates of a model run compiled wherever a gradient passes through them.
 
     Returns:
-        Why they do not; empty where they do.
+        Seconds.
     """
-    if obstacle := _warm_up_compiler(backbone, folder):
+    return sum(
+        count
+        * _time_function(
+            COMPILABLE_REGIONS[kind].function,
+            module,
+            _draw_inputs(module, _get_embedding_weight(backbone), tokens),
+        )
+        for kind, module, count in _count_region_shapes(backbone)
+    )
+
+
+def time_compilation(backbone: Any, tokens: int, folder: Path) -> CompileTiming:
+    """Compile the regions of a model and time them beside the plain ones; the model is unchanged.
+
+    Args:
+        backbone: with its weights on the device that is trained on.
+        tokens: of a micro-batch.
+        folder: where the compiler caches its output.
+    """
+    seconds_before = time_regions(backbone, tokens)
+    start = time.perf_counter()
+    obstacle = _compile_and_run_once(backbone, folder)
+    compile_seconds = time.perf_counter() - start
+    if obstacle:
+        return CompileTiming(seconds_before, obstacle=obstacle)
+    seconds_after = sum(
+        count
+        * _time_function(
+            _get_compiled(kind),
+            module,
+            _draw_inputs(module, _get_embedding_weight(backbone), tokens),
+        )
+        for kind, module, count in _count_region_shapes(backbone)
+    )
+    return CompileTiming(seconds_before, seconds_after, compile_seconds)
+
+
+def compile_regions(backbone: Any, folder: Path) -> str:
+    """Replace norms and gates of a model by compiled ones, wherever a gradient passes through.
+
+    Args:
+        backbone: changed in place: its modules get another class.
+        folder: where the compiler caches its output.
+
+    Returns:
+        Why they were not replaced; empty where they were.
+    """
+    if obstacle := _compile_and_run_once(backbone, folder):
         return obstacle
-    inside = find_compile_targets(backbone)
-    classes = {kind: _create_compiled_class(kind) for kind in {type(module) for module in inside}}
-    for module in inside:
+    modules = list_compilable_modules(backbone)
+    # One subclass a kind, so that all modules of a kind stay instances of it.
+    classes = {kind: _create_compiled_class(kind) for kind in {type(module) for module in modules}}
+    for module in modules:
         module.__class__ = classes[type(module)]
     return ""
 
 
-def _warm_up_compiler(backbone: Any, folder: Path) -> str:
-    """The compiled functions, called once; what was in the way, if anything."""
-    os.environ.setdefault(INDUCTOR_CACHE_VARIABLE, str(folder))
+def _compile_and_run_once(backbone: Any, folder: Path) -> str:
+    """Compile every region and call it once; gives the obstacle, if there is any."""
+    os.environ.setdefault(COMPILER_CACHE_VARIABLE, str(folder))
     try:
-        for kind, module, _ in _group_equal_modules(backbone):
-            _run_forward_backward(
-                module,
-                _get_compiled_function(kind),
-                _create_random_inputs(kind, module, _get_reference_weight(backbone), WARMUP_TOKENS),
-            )
-    except Exception as error:  # of a compiler, of its absence, of a folder that nothing may be run from: whatever it is, there is a way without
+        for kind, module, _ in _count_region_shapes(backbone):
+            inputs = _draw_inputs(module, _get_embedding_weight(backbone), WARMUP_TOKENS)
+            _run_forward_backward(_get_compiled(kind), module, inputs)
+    except Exception as error:
+        # Of the compiler, of its absence, of a folder that nothing may be run from: whatever it
+        # is, the plain functions remain.
         return f"the compiler failed: {type(error).__name__}"
     return ""
 
 
-_COMPILED_FUNCTIONS: dict[type[Any], RegionFunction] = {}
-"""One function for all modules of a kind: the compiler works once."""
+_COMPILED: dict[type[Any], FusibleFunction] = {}
+"""One compiled function for all modules of a class, so that the compiler works once."""
 
 
-def _get_compiled_function(module_class: type[Any]) -> RegionFunction:
-    if module_class not in _COMPILED_FUNCTIONS:
+def _get_compiled(kind: type[Any]) -> FusibleFunction:
+    if kind not in _COMPILED:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the compiler is made of parts that torch itself calls deprecated
+            # The compiler uses parts that torch itself calls deprecated.
+            warnings.simplefilter("ignore")
             import torch._inductor.compile_fx
-        _COMPILED_FUNCTIONS[module_class] = torch.compile(
-            COMPILE_TARGETS[module_class].function, dynamic=True, options={"compile_threads": 1}
-        )  # no processes beside this one
-    return _COMPILED_FUNCTIONS[module_class]
-
-
-def _create_compiled_class(module_class: type[Any]) -> type[Any]:
-    region, compiled = COMPILE_TARGETS[module_class], _get_compiled_function(module_class)
-
-    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        # without a gradient the difference is small, and would want a function of its own
-        return region.call_module(
-            self, compiled if hidden.requires_grad else region.function, hidden
+        # dynamic: packed rows have another number of tokens nearly every time.
+        # One compile thread: no worker processes beside this one.
+        _COMPILED[kind] = torch.compile(
+            COMPILABLE_REGIONS[kind].function, dynamic=True, options={"compile_threads": 1}
         )
-
-    return type(f"Compiled{module_class.__name__}", (module_class,), {"forward": forward})
-
-
-def _group_equal_modules(backbone: Any) -> list[tuple[type[Any], Any, int]]:
-    """(type, one of them, how many there are of it and its width)."""
-    inside = find_compile_targets(backbone)
-    shapes = [(type(module), COMPILE_TARGETS[type(module)].get_width(module)) for module in inside]
-    one = dict(zip(shapes, inside, strict=True))
-    return [(kind, one[kind, width], count) for (kind, width), count in Counter(shapes).items()]
+    return _COMPILED[kind]
 
 
-def _get_reference_weight(backbone: Any) -> torch.Tensor:
-    """Of the precision and on the device that layers compute in, also where their own weights are quantized."""
+def _create_compiled_class(kind: type[Any]) -> type[Any]:
+    region, compiled = COMPILABLE_REGIONS[kind], _get_compiled(kind)
+
+    # (1, tokens, width) -> the same shape
+    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        # Without a gradient little is saved, and it would take a second compiled function.
+        function = compiled if hidden.requires_grad else region.function
+        return region.forward(self, function, hidden)
+
+    return type(f"Compiled{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _count_region_shapes(backbone: Any) -> list[tuple[type[Any], Any, int]]:
+    """(class, one of its modules, how many of that class and width there are)."""
+    modules = list_compilable_modules(backbone)
+    shapes = [
+        (type(module), COMPILABLE_REGIONS[type(module)].get_width(module)) for module in modules
+    ]
+    module_of = dict(zip(shapes, modules, strict=True))
+    return [(shape[0], module_of[shape], count) for shape, count in Counter(shapes).items()]
+
+
+def _get_embedding_weight(backbone: Any) -> torch.Tensor:
+    """A tensor of the precision and device that layers compute in, even if they are quantized."""
     weight: torch.Tensor = backbone.get_input_embeddings().weight
     return weight
 
 
-def _create_random_inputs(
-    module_class: type[Any], module: Any, reference: torch.Tensor, tokens: int
-) -> list[torch.Tensor]:
-    region = COMPILE_TARGETS[module_class]
-    drawn = torch.Generator(reference.device).manual_seed(0)
+def _draw_inputs(module: Any, like: torch.Tensor, tokens: int) -> list[torch.Tensor]:
+    """Random inputs of a region, each (1, tokens, width), in the precision and place of
+    ``like``."""
+    region = COMPILABLE_REGIONS[type(module)]
+    generator = torch.Generator(like.device).manual_seed(0)
     shape = (1, tokens, region.get_width(module))
     return [
-        torch.randn(shape, generator=drawn, device=reference.device)
-        .to(reference.dtype)
-        .requires_grad_()
-        for _ in range(region.num_inputs)
+        torch.randn(shape, generator=generator, device=like.device).to(like.dtype).requires_grad_()
+        for _ in range(region.input_count)
     ]
 
 
 def _run_forward_backward(
-    module: Any, function: RegionFunction, inputs: list[torch.Tensor]
+    function: FusibleFunction, module: Any, inputs: list[torch.Tensor]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler, about itself
-        found = function(module, *inputs)
-        torch.autograd.grad(found, inputs, torch.ones_like(found))
-    if found.is_cuda:
-        torch.cuda.synchronize()
+        output = function(module, *inputs)
+        torch.autograd.grad(output, inputs, torch.ones_like(output))
+    if output.is_cuda:
+        torch.cuda.synchronize()  # a kernel is only launched by the calls above
 
 
-def _measure_seconds(function: RegionFunction, module: Any, inputs: list[torch.Tensor]) -> float:
-    taken = []
-    for _ in range(COMPILE_TIMING_REPEATS + 1):
-        began = time.perf_counter()
-        _run_forward_backward(module, function, inputs)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+def _time_function(function: FusibleFunction, module: Any, inputs: list[torch.Tensor]) -> float:
+    """Median seconds of a forward and backward pass; the first is not counted."""
+    seconds = []
+    for _ in range(TIMING_REPEATS + 1):
+        start = time.perf_counter()
+        _run_forward_backward(function, module, inputs)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])

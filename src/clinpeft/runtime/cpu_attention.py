@@ -1,11 +1,14 @@
 """Attention of a processor as plain matrix products, its weights kept for the backward pass.
 
-PyTorch's fused product on a CPU takes, with its backward, 1.3 to 2 times as long as this in bfloat16, and three times as long where weights are
-dropped out, which it leaves to another way that keeps several tables in float32. Here the weights of a document are kept once, in the precision of
-the base, and no score above the diagonal is made but in the blocks that hold it. That is length times length numbers a head, and of longer documents
-the fused product is as fast, so that only those up to ``LONGEST`` tokens go this way.
+PyTorch's fused product on a CPU takes, with its backward, 1.3 to 2 times as long as this in
+bfloat16, and three times as long where weights are dropped out, which it leaves to another way that
+keeps several tables in float32. Here the weights of a document are kept once, in the precision of
+the base, and no score above the diagonal is made but in the blocks that hold it. That is length
+times length numbers a head, and of longer documents the fused product is as fast, so that only
+those up to ``LONGEST`` tokens go this way.
 
-In bfloat16, scores are rounded to it before the softmax and weights after it, as transformers' own "eager" attention does; sums are float32.
+In bfloat16, scores are rounded to it before the softmax and weights after it, as transformers' own
+"eager" attention does; sums are float32.
 """
 
 from __future__ import annotations
@@ -20,20 +23,25 @@ from torch.autograd.function import once_differentiable
 from clinpeft.runtime.dropout import DROPOUT_LEVELS, sample_dropout_mask
 
 MAX_CPU_ATTENTION_TOKENS = 1024
-"""Tokens of a document: up to here the weights kept are at most as large as what a layer's other products keep."""
+"""Tokens of a document: up to here the weights kept are at most as large as what a layer's other
+products keep."""
 
 QUERY_BLOCK_TOKENS = 256
-"""Queries at a time, whose weights stay near the processor: of a causal document of 1,024 tokens five eighths of the scores are made."""
+"""Queries at a time, whose weights stay near the processor: of a causal document of 1,024 tokens
+five eighths of the scores are made."""
 
 MAX_WEIGHTS_PER_CALL = 2 << 20
-"""Weights of a block, of all documents that are multiplied at once: more of them, and softmax reads and writes them from afar."""
+"""Weights of a block, of all documents that are multiplied at once: more of them, and softmax reads
+and writes them from afar."""
 
 MIN_INFERENCE_WEIGHTS = 1 << 19
-"""Weights of one call, from which on this is the faster way where none are kept: of fewer, what oneDNN does before it multiplies is not won back."""
+"""Weights of one call, from which on this is the faster way where none are kept: of fewer, what
+oneDNN does before it multiplies is not won back."""
 
 
 def choose_chunk_size(num_heads: int, length_tokens: int) -> int:
-    """How many documents of a length are best multiplied in one call: many short ones, of long ones each alone."""
+    """How many documents of a length are best multiplied in one call: many short ones, of long ones
+    each alone."""
     return max(
         1,
         MAX_WEIGHTS_PER_CALL
@@ -42,10 +50,12 @@ def choose_chunk_size(num_heads: int, length_tokens: int) -> int:
 
 
 def is_cpu_attention_faster(query: torch.Tensor, dropout: float) -> bool:
-    """Whether ``attention`` is the faster way for (documents, heads, length, width of a head) of a CPU.
+    """Whether ``attention`` is the faster way for (documents, heads, length, width of a head) of a
+    CPU.
 
-    Where no graph can follow (inference mode) the fused product is as fast, but for many long documents. Without a graph that might follow the way is
-    the same as with one, so that a text that is read twice, as gradient caching does, is read alike.
+    Where no graph can follow (inference mode) the fused product is as fast, but for many long
+    documents. Without a graph that might follow the way is the same as with one, so that a text
+    that is read twice, as gradient caching does, is read alike.
     """
     documents, heads, length, _ = query.shape
     if (
@@ -74,7 +84,8 @@ def compute_cpu_attention(
 
     Args:
         query: (documents, heads, length, width of a head).
-        key: (documents, heads of keys, length, width of a head); heads of queries are a multiple of those of keys.
+        key: (documents, heads of keys, length, width of a head); heads of queries are a multiple of
+            those of keys.
         value: likewise.
         scaling: of the scores; None: one over the root of the head's width.
         causal: a token sees none after it.
@@ -84,17 +95,20 @@ def compute_cpu_attention(
         As ``query``.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _CpuAttentionFunction.apply(
+    return _CpuAttentionFunction.apply(  # type: ignore[no-any-return, no-untyped-call]
         query, key, value, scale, causal, min(round(dropout * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
-    )  # type: ignore[no-any-return, no-untyped-call]
+    )
 
 
 class _CpuAttentionFunction(torch.autograd.Function):
-    """With P the weights, D what dropout leaves of them (scaled), G the gradient of O = D V, and o the product number by number:
+    """With P the weights, D what dropout leaves of them (scaled), G the gradient of O = D V, and o
+    the product number by number:
 
-    dV = D^T G;  dD = G V^T;  dP = dD where it was left;  dS = P o (dP - rowsum(P o dP));  dQ = s dS K;  dK = s dS^T Q.
+    dV = D^T G;  dD = G V^T;  dP = dD where it was left;  dS = P o (dP - rowsum(P o dP));  dQ = s dS
+    K;  dK = s dS^T Q.
 
-    P is never negative, so a weight that was dropped is kept with its sign turned: one table says both.
+    P is never negative, so a weight that was dropped is kept with its sign turned: one table says
+        both.
     """
 
     @staticmethod
@@ -107,53 +121,66 @@ class _CpuAttentionFunction(torch.autograd.Function):
         causal: bool,
         drop_threshold: int,
     ) -> torch.Tensor:
+        # queries: (documents * key heads, sharing heads, length, width);
+        # keys, values: (documents * key heads, length, width)
         queries, keys, values = (
             _group_query_heads(query * scale, key.shape[1]),
             _merge_heads(key),
             _merge_heads(value),
         )
+        # As (documents, length, heads, width) in memory, so that merging the heads copies nothing.
         out = query.new_empty(query.shape[0], query.shape[2], *query.shape[1::2]).transpose(1, 2)
-        kept = []
+        saved_weights = []
         for first, last, seen in _iterate_query_blocks(query.shape[2], causal):
+            # (documents * key heads, sharing heads * queries, keys): P = softmax(s Q K^T)
             weights = _compute_attention_weights(
                 queries[:, :, first:last], keys[:, :seen], first if causal else None
             )
             if drop_threshold:
                 weights = _mark_dropped_weights(weights, drop_threshold)
+            # O = D V
             _copy_attention_output(
                 out[:, :, first:last], _apply_dropout(weights, drop_threshold) @ values[:, :seen]
             )
-            kept.append(weights)
+            saved_weights.append(weights)
         ctx.shape, ctx.scale, ctx.causal, ctx.dropped = query.shape, scale, causal, drop_threshold
-        ctx.save_for_backward(queries, keys, values, *kept)
+        ctx.save_for_backward(queries, keys, values, *saved_weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        queries, keys, values, *kept = ctx.saved_tensors
+        queries, keys, values, *saved_weights = ctx.saved_tensors
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
         documents, heads, length, width = ctx.shape
+        # G: (documents * key heads, sharing heads, length, width)
         above = _group_query_heads(gradient, keys.shape[0] // documents)
         back = gradient.new_empty(documents, length, heads, width).transpose(1, 2)
+        # Sums over several blocks would lose small terms in bfloat16.
         sums = (
-            torch.float32 if len(kept) > 1 and gradient.dtype == torch.bfloat16 else gradient.dtype
+            torch.float32
+            if len(saved_weights) > 1 and gradient.dtype == torch.bfloat16
+            else gradient.dtype
         )
         for_keys, for_values = (
             torch.zeros_like(keys, dtype=sums),
             torch.zeros_like(values, dtype=sums),
         )
         for weights, (first, last, seen) in zip(
-            kept, _iterate_query_blocks(length, ctx.causal), strict=True
+            saved_weights, _iterate_query_blocks(length, ctx.causal), strict=True
         ):
             some = above[:, :, first:last].reshape(len(keys), -1, width)
             if for_value:
+                # dV = D^T G
                 for_values[:, :seen] += _apply_dropout(weights, ctx.dropped).transpose(1, 2) @ some
             if for_query or for_key:
+                # dS from dD = G V^T
                 slopes = _compute_score_gradient(
                     some @ values[:, :seen].transpose(1, 2), weights, ctx.dropped
                 )
+                # dQ = s dS K; s is multiplied at the end
                 _copy_attention_output(back[:, :, first:last], slopes @ keys[:, :seen])
+                # dK = s dS^T Q; s is in the saved queries
                 for_keys[:, :seen] += slopes.transpose(1, 2) @ queries[:, :, first:last].reshape(
                     len(keys), -1, width
                 )
@@ -181,19 +208,22 @@ def _merge_heads(states: torch.Tensor) -> torch.Tensor:
 
 
 def _group_query_heads(states: torch.Tensor, num_key_heads: int) -> torch.Tensor:
-    """(documents, heads of queries, length, width) -> (documents * heads of keys, heads that share them, length, width)."""
+    """(documents, heads of queries, length, width) -> (documents * heads of keys, heads that share
+    them, length, width)."""
     return states.reshape(len(states) * num_key_heads, -1, *states.shape[2:])
 
 
 def _compute_attention_weights(
     queries: torch.Tensor, keys: torch.Tensor, diagonal_start: int | None
 ) -> torch.Tensor:
-    """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal_start``: the place of the first query among the keys."""
+    """(n, sharing heads * queries, keys) the softmax of the scores; ``diagonal_start``: the place
+    of the first query among the keys."""
     scores = queries.reshape(len(keys), -1, keys.shape[-1]) @ keys.transpose(1, 2)
     if diagonal_start is not None:
-        asked = queries.shape[2]
+        query_count = queries.shape[2]
+        # Only the block on the diagonal has future keys: later blocks are not computed at all.
         scores.view(*queries.shape[:3], -1)[..., diagonal_start:].masked_fill_(
-            _get_future_mask(keys.device)[:asked, :asked], -torch.inf
+            _get_future_mask(keys.device)[:query_count, :query_count], -torch.inf
         )
     return torch.softmax(scores, dim=-1)
 
@@ -207,7 +237,8 @@ def _get_future_mask(device: torch.device) -> torch.Tensor:
 
 
 def _copy_attention_output(target: torch.Tensor, product: torch.Tensor) -> None:
-    """Into (documents, heads of queries, queries, width) what is (documents * heads of keys, sharing heads * queries, width)."""
+    """Into (documents, heads of queries, queries, width) what is (documents * heads of keys,
+    sharing heads * queries, width)."""
     target.copy_(product.view(target.shape))
 
 

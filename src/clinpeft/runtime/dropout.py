@@ -1,4 +1,5 @@
-"""What dropout leaves, drawn ten times as fast on a CPU as ``torch.nn.Dropout`` does, which takes a number of 32 bits for each."""
+"""What dropout leaves, drawn ten times as fast on a CPU as ``torch.nn.Dropout`` does, which takes a
+number of 32 bits for each."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 DROPOUT_LEVELS = 1 << 16
-"""Dropout is drawn with 16 bits a number, so that its share is a multiple of 1 / 65,536; what stays is scaled by the share that it has."""
+"""Dropout is drawn with 16 bits a number, so that its share is a multiple of 1 / 65,536; what stays
+is scaled by the share that it has."""
 
 
 def sample_dropout_mask(

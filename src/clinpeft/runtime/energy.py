@@ -1,8 +1,10 @@
-"""Energy by the machine's own meters: what the processor counts of itself, and what the graphics card draws; unknown where neither may be read.
+"""Energy by the machine's own meters: what the processor counts of itself, and what the graphics
+card draws; unknown where neither may be read.
 
-Linux gives the counters of Intel's and AMD's processors (RAPL) as files, since 2020 to the administrator alone unless the site allows more. They are
-of whole packages and of the memory beside them, with all that runs there. Of a card the power is read at every step and taken for what it was since
-the last one.
+Linux gives the counters of Intel's and AMD's processors (RAPL) as files, since 2020 to the
+administrator alone unless the site allows more. They are of whole packages and of the memory beside
+them, with all that runs there. Of a card the power is read at every step and taken for what it was
+since the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import torch
 
 POWERCAP_FOLDER = Path("/sys/class/powercap")
 RAPL_ZONES = {"package": "processor packages", "dram": "memory"}
-"""How a zone's name begins, and what it is of; cores and graphics of a processor are parts of its package."""
+"""How a zone's name begins, and what it is of; cores and graphics of a processor are parts of its
+package."""
 
 JouleReader = Callable[[], float]
 
@@ -41,29 +44,33 @@ def create_energy_meter(
     """A meter of all that can be read on this machine; None where nothing can.
 
     Args:
-        device: what a run computes on, whose power is counted where it is a card; None: a card where there is one.
+        device: what a run computes on, whose power is counted where it is a card; None: a card
+            where there is one.
         powercap: where the processor's counters are.
     """
-    found = [
-        (told, read)
+    readers = [
+        (component, read)
         for zone in sorted(powercap.glob("*:*"))
-        if (told := _describe_zone(zone)) and (read := _create_zone_reader(zone))
+        if (component := _describe_zone(zone)) and (read := _create_zone_reader(zone))
     ]
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and (card := _create_gpu_reader(device)):
-        found.append(("graphics card", card))
-    if not found:
+        readers.append(("graphics card", card))
+    if not readers:
         return None
-    reads = [read for _, read in found]
+    reads = [read for _, read in readers]
     return EnergyMeter(
-        ", ".join(dict.fromkeys(told for told, _ in found)), lambda: sum(read() for read in reads)
+        ", ".join(dict.fromkeys(component for component, _ in readers)),
+        lambda: sum(read() for read in reads),
     )
 
 
 def _describe_zone(zone: Path) -> str | None:
     with contextlib.suppress(OSError):
         name = (zone / "name").read_text(encoding="ascii")
-        return next((told for begins, told in RAPL_ZONES.items() if name.startswith(begins)), None)
+        return next(
+            (component for begins, component in RAPL_ZONES.items() if name.startswith(begins)), None
+        )
     return None
 
 

@@ -1,8 +1,11 @@
-"""Frozen linear layers in eight bits a weight: float8 numbers and one scale an output row, which become the base's precision for each product.
+"""Frozen linear layers in eight bits a weight: float8 numbers and one scale an output row, which
+become the base's precision for each product.
 
-A number has four bits of exponent and three of mantissa (e4m3, Micikevicius et al. 2022, arXiv 2209.05433), so that a weight is off by at most a
-sixteenth of itself, or less than a thousandth of a scale where it is far smaller than the largest of its row. Nothing dequantized outlives a product:
-the backward pass makes the weight again from what is kept anyway. Bias, norms, embeddings and heads stay as they are.
+A number has four bits of exponent and three of mantissa (e4m3, Micikevicius et al. 2022, arXiv
+2209.05433), so that a weight is off by at most a sixteenth of itself, or less than a thousandth of
+a scale where it is far smaller than the largest of its row. Nothing dequantized outlives a product:
+the backward pass makes the weight again from what is kept anyway. Bias, norms, embeddings and heads
+stay as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Float8Weight:
 
     @staticmethod
     def from_weight(weight: torch.Tensor) -> Float8Weight:
-        """The nearest to a weight (out, in), rounded to the nearest number; a row without any weight but 0 stays so."""
+        """The nearest to a weight (out, in), rounded to the nearest number; a row without any
+        weight but 0 stays so."""
         exact = weight.detach().float()
         scale = (exact.abs().amax(dim=1, keepdim=True) / FLOAT8_MAX).clamp_min(
             torch.finfo(torch.float32).tiny
@@ -52,12 +56,14 @@ class Float8Weight:
 def dequantize_float8(
     numbers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(out, in) in ``dtype``: the numbers fit into it, and their product with the float32 scale is rounded once."""
+    """(out, in) in ``dtype``: the numbers fit into it, and their product with the float32 scale is
+    rounded once."""
     return numbers.to(dtype).mul_(scale)
 
 
 class Float8Linear(torch.nn.Linear):
-    """A frozen linear layer whose weight is float8; ``weight`` is made anew whenever somebody asks for it, and a change to that is lost."""
+    """A frozen linear layer whose weight is float8; ``weight`` is made anew whenever somebody asks
+    for it, and a change to that is lost."""
 
     numbers: torch.nn.Parameter
     scale: torch.Tensor
@@ -77,6 +83,7 @@ class Float8Linear(torch.nn.Linear):
             else self.precision
         )
         with torch.autocast(device, enabled=False):
+            # Autocast would convert the float8 numbers themselves, without their scale.
             bias = None if self.bias is None else self.bias.to(dtype)
             return _Float8LinearFunction.apply(x.to(dtype), bias, self.numbers, self.scale)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -92,6 +99,7 @@ class _Float8LinearFunction(torch.autograd.Function):
         numbers: torch.Tensor,
         scale: torch.Tensor,
     ) -> torch.Tensor:
+        # Not the dequantized weight: it would be as large as the one that was replaced.
         ctx.save_for_backward(numbers, scale)
         return functional.linear(x, dequantize_float8(numbers, scale, x.dtype), bias)
 
@@ -129,8 +137,8 @@ def iterate_linear_layers(
 
 
 def quantize_linear_layers(model: torch.nn.Module, targets: Sequence[str]) -> None:
-    """Every plain linear layer whose name ends with one of ``targets`` becomes ``Float8Linear`` in its place; one after another, so that no second
-    copy of the model is there at any time."""
+    """Every plain linear layer whose name ends with one of ``targets`` becomes ``Float8Linear`` in
+    its place; one after another, so that no second copy of the model is there at any time."""
     for linear in iterate_linear_layers(model, targets):
         _quantize_layer(linear)
 

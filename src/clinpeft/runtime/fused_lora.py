@@ -1,12 +1,16 @@
-"""A frozen linear layer and the low-rank updates on it as one function: the input is kept once, and nothing takes a way round through float32.
+"""A frozen linear layer and the low-rank updates on it as one function: the input is kept once, and
+nothing takes a way round through float32.
 
-peft (0.21) brings the whole input of every adapted layer to the adapter's float32 and keeps that copy for the backward pass. Here the masters stay
-float32 and are rounded to the layer's precision when they are used; the products are those of the base's precision, which accumulate in float32.
+peft (0.21) brings the whole input of every adapted layer to the adapter's float32 and keeps that
+copy for the backward pass. Here the masters stay float32 and are rounded to the layer's precision
+when they are used; the products are those of the base's precision, which accumulate in float32.
 
-In bfloat16 that means: rounded once are A, ``s B``, ``x A^T``, the base's own product, and then the sum of it and all updates on the same tokens, as
-peft rounds it. Gradients of A and B are rounded once a call before they are added up in float32, which peft's are not; so is what goes down through
-each adapter. For updates of a few percent of the base's output all this is far below the rounding of the base itself, and outputs and gradients are
-about as near to those of float32 as peft's are, which a test holds.
+In bfloat16 that means: rounded once are A, ``s B``, ``x A^T``, the base's own product, and then the
+sum of it and all updates on the same tokens, as peft rounds it. Gradients of A and B are rounded
+once a call before they are added up in float32, which peft's are not; so is what goes down through
+each adapter. For updates of a few percent of the base's output all this is far below the rounding
+of the base itself, and outputs and gradients are about as near to those of float32 as peft's are,
+which a test holds.
 """
 
 from __future__ import annotations
@@ -22,8 +26,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Float8Weight, Float8Linear, dequantize_float8, get_stored_weight
 from clinpeft.runtime.dropout import DROPOUT_LEVELS, sample_dropout_mask
+from clinpeft.runtime.float8 import (
+    Float8Linear,
+    Float8Weight,
+    dequantize_float8,
+    get_stored_weight,
+)
 
 ALL_ROWS = slice(None)
 INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -35,13 +44,15 @@ FIRST_FACTOR_ARGUMENT = 5
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """One low-rank update: ``scaling * drop(x[rows]) A^T B^T`` is added to ``out[rows]`` (Hu et al. 2021, equation 3).
+    """One low-rank update: ``scaling * drop(x[rows]) A^T B^T`` is added to ``out[rows]`` (Hu et al.
+    2021, equation 3).
 
     Attributes:
         a: (rank, in) in any precision; a gradient comes back in the same.
         b: (out, rank).
         scaling: alpha / rank, or what the method makes of it.
-        dropout: share of the input's numbers that are dropped, each by itself; 0 where nothing is trained or dropout rests.
+        dropout: share of the input's numbers that are dropped, each by itself; 0 where nothing is
+            trained or dropout rests.
         rows: which of the flattened tokens it is for; None: all.
         generator: what dropout is drawn from; None: torch's own of the device.
     """
@@ -60,11 +71,13 @@ def compute_fused_linear(
     bias: torch.Tensor | None,
     updates: Sequence[LowRankUpdate],
 ) -> torch.Tensor:
-    """``x W^T + bias`` and all parts, in the precision of ``weight`` (of autocast, where that is on). Weight and bias get no gradient.
+    """``x W^T + bias`` and all parts, in the precision of ``weight`` (of autocast, where that is
+    on). Weight and bias get no gradient.
 
     Args:
         x: (..., in); its leading dimensions are flattened for ``Part.rows``.
-        weight: (out, in), frozen; of float8, it is dequantized for each product, and nothing dequantized is kept.
+        weight: (out, in), frozen; of float8, it is dequantized for each product, and nothing
+            dequantized is kept.
         bias: (out,), frozen.
         updates: whose ``a`` and ``b`` get gradients where they require them.
 
@@ -77,13 +90,13 @@ def compute_fused_linear(
     with torch.autocast(device, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         flat = x.to(dtype).reshape(-1, x.shape[-1])
-        kept = (
+        saved = (
             (weight.to(dtype), None)
             if isinstance(weight, torch.Tensor)
             else (weight.numbers, weight.scale)
         )
         out = _FusedLinearFunction.apply(
-            flat, *kept, bias, tuple(map(_UpdatePlan.from_update, updates)), *factors
+            flat, *saved, bias, tuple(map(_UpdatePlan.from_update, updates)), *factors
         )  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], out.shape[1])  # type: ignore[no-any-return]
 
@@ -109,9 +122,11 @@ class _UpdatePlan:
 
 
 class _FusedLinearFunction(torch.autograd.Function):
-    """out = x W^T + bias + sum of s_k x_k A_k^T B_k^T. With G the gradient of out and H_k = x_k A_k^T:
+    """out = x W^T + bias + sum of s_k x_k A_k^T B_k^T. With G the gradient of out and H_k = x_k
+    A_k^T:
 
-    dx = G W + sum of s_k G_k B_k A_k;  dA_k = (s_k G_k B_k)^T x_k;  dB_k = s_k G_k^T H_k;  x_k is what dropout left, and dx_k goes where it left it.
+    dx = G W + sum of s_k G_k B_k A_k;  dA_k = (s_k G_k B_k)^T x_k;  dB_k = s_k G_k^T H_k;  x_k is
+    what dropout left, and dx_k goes where it left it.
     """
 
     @staticmethod
@@ -124,15 +139,18 @@ class _FusedLinearFunction(torch.autograd.Function):
         plans: tuple[_UpdatePlan, ...],
         *factors: torch.Tensor,
     ) -> torch.Tensor:
+        # (tokens, out): x W^T + bias
         out = functional.linear(x, _dequantize_weight(weight, scale, x.dtype), bias)
-        kept: list[torch.Tensor | None] = []
+        saved: list[torch.Tensor | None] = []
         updates: dict[tuple[int | None, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for at, plan in enumerate(plans):
+            # A: (rank, in); s B: (out, rank), scaled in float32 and rounded once
             a, b = factors[2 * at].to(x.dtype), (factors[2 * at + 1] * plan.scaling).to(x.dtype)
             stays = _sample_keep_mask(x[plan.rows], plan)
             low = _apply_keep_mask(x[plan.rows], stays) @ a.T  # (rows, rank)
+            # Updates of several adapters on the same tokens are collected for one product.
             updates.setdefault((plan.rows.start, plan.rows.stop), []).append((low, b))
-            kept += [
+            saved += [
                 a,
                 b,
                 stays,
@@ -145,25 +163,31 @@ class _FusedLinearFunction(torch.autograd.Function):
             updates.items()
         ):  # all on the same tokens in one product, so that the sum is rounded once
             lows, ups = zip(*of_these, strict=True)
+            # [H_1 H_2 ...] [s_1 B_1  s_2 B_2 ...]^T
             out[start:stop].addmm_(_concatenate_columns(lows), _concatenate_columns(ups).T)
         ctx.plans = plans
         ctx.save_for_backward(
-            weight, scale, x if any(ctx.needs_input_grad[FIRST_FACTOR_ARGUMENT::2]) else None, *kept
+            weight,
+            scale,
+            x if any(ctx.needs_input_grad[FIRST_FACTOR_ARGUMENT::2]) else None,
+            *saved,
         )
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, scale, x, *kept = ctx.saved_tensors
+        weight, scale, x, *saved = ctx.saved_tensors
+        # G W: (tokens, in)
         back = (
             gradient @ _dequantize_weight(weight, scale, gradient.dtype)
             if ctx.needs_input_grad[0]
             else None
         )
-        found: list[torch.Tensor | None] = []
+        gradients: list[torch.Tensor | None] = []
         for at, plan in enumerate(ctx.plans):
-            a, b, stays, low = kept[4 * at : 4 * at + 4]
+            a, b, stays, low = saved[4 * at : 4 * at + 4]
+            # A and B of adapter k are arguments 5 + 2k and 6 + 2k of forward.
             for_a, for_b = ctx.needs_input_grad[
                 FIRST_FACTOR_ARGUMENT + 2 * at : FIRST_FACTOR_ARGUMENT + 2 + 2 * at
             ]
@@ -172,14 +196,17 @@ class _FusedLinearFunction(torch.autograd.Function):
                 above @ b if for_a or back is not None else None
             )  # (rows, rank); b has the scaling in it
             if back is not None and between is not None:
+                # dx += (s G B) A, where dropout left x
                 _add_masked_product(back[plan.rows], between, a, stays)
-            found.append(
+            # dA = (s G B)^T x
+            gradients.append(
                 (between.T @ _apply_keep_mask(x[plan.rows], stays)).float()
                 if for_a and between is not None
                 else None
             )
-            found.append((above.T @ low).float().mul_(plan.scaling) if for_b else None)
-        return back, None, None, None, None, *found
+            # dB = s G^T H; H is not scaled
+            gradients.append((above.T @ low).float().mul_(plan.scaling) if for_b else None)
+        return back, None, None, None, None, *gradients
 
 
 def _dequantize_weight(
@@ -189,7 +216,8 @@ def _dequantize_weight(
 
 
 def _sample_keep_mask(x: torch.Tensor, plan: _UpdatePlan) -> torch.Tensor | None:
-    """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as wide as those of ``x``, for a logical and."""
+    """(rows, in) all bits set where a number stays, none where it is dropped, as whole numbers as
+    wide as those of ``x``, for a logical and."""
     if not plan.drop_threshold:
         return None
     return (
@@ -220,12 +248,13 @@ def _add_masked_product(
         input_gradient.add_(_apply_keep_mask(low_rank_gradient @ a, keep_mask))
 
 
-# -------------------------------------------------------------------------------------------------------------------------- in peft's layers
+# ---------------------------------------------------------------------- in peft's layers
 
 
 @dataclass(frozen=True)
 class TokenRoute:
-    """Which tokens an adapter of a layer is for, and what its dropout is drawn from, as in ``Part``."""
+    """Which tokens an adapter of a layer is for, and what its dropout is drawn from, as in
+    ``Part``."""
 
     rows: slice
     generator: torch.Generator | None = None
@@ -233,8 +262,9 @@ class TokenRoute:
 
 @dataclass
 class TokenRouting:
-    """Shared by all layers of a base: adapter (peft's name) -> its tokens, for as long as ``route_tokens`` lasts; empty: peft's active adapters, on all
-    tokens. ``token_count`` is how many there are."""
+    """Shared by all layers of a base: adapter (peft's name) -> its tokens, for as long as
+    ``route_tokens`` lasts; empty: peft's active adapters, on all tokens. ``token_count`` is how
+    many there are."""
 
     routes: Mapping[str, TokenRoute] = field(default_factory=dict)
     token_count: int = 0
@@ -251,12 +281,14 @@ class TokenRouting:
 
 
 class FusedLoraLinear(Linear):  # type: ignore[misc]
-    """peft's LoRA layer with ``fused_linear`` as its forward pass; weights, names, switching and merging are peft's own."""
+    """peft's LoRA layer with ``fused_linear`` as its forward pass; weights, names, switching and
+    merging are peft's own."""
 
     routing: TokenRouting
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """peft's own where it is switched off, merged, asked for several adapters in one batch, or where the base is trained too."""
+        """peft's own where it is switched off, merged, asked for several adapters in one batch, or
+        where the base is trained too."""
         base = self.base_layer
         weight, bias = get_stored_weight(base), base.bias
         elsewhere = self.disable_adapters or self.merged or args or kwargs
@@ -275,7 +307,10 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
                 if name in self.lora_A
             ]
         if token_count != self.routing.token_count:
-            message = f"{token_count} vectors reach a layer, and the trials' slices are of {self.routing.token_count}"
+            message = (
+                f"{token_count} vectors reach a layer, and the trials' slices are of "
+                f"{self.routing.token_count}"
+            )
             raise AdapterError(message, location="routed", hint="adapt layers that see every token")
         return [
             self._create_update(name, route)
@@ -298,10 +333,11 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
 
 
 def fuse_lora_layers(model: torch.nn.Module, adapter_names: Iterable[str]) -> TokenRouting:
-    """Every plain LoRA layer of a peft model that carries none but the adapters of these (peft's) names gets ``fused_linear``.
+    """Every plain LoRA layer of a peft model that carries none but the adapters of these (peft's)
+    names gets ``fused_linear``.
 
-    A layer is plain when its base is ``torch.nn.Linear`` itself, or that in float8, and none of its adapters has a bias, a variant such as DoRA, or
-    transposed weights.
+    A layer is plain when its base is ``torch.nn.Linear`` itself, or that in float8, and none of its
+    adapters has a bias, a variant such as DoRA, or transposed weights.
     """
     routing, allowed = TokenRouting(), set(adapter_names)
     layers: Iterable[Any] = model.modules()
@@ -313,11 +349,11 @@ def fuse_lora_layers(model: torch.nn.Module, adapter_names: Iterable[str]) -> To
 
 
 def _is_fusible(layer: Linear) -> bool:
-    known = all(
+    is_plain_dropout = all(
         isinstance(module, torch.nn.Dropout | torch.nn.Identity)
         for module in layer.lora_dropout.values()
     )
-    plain = type(layer.base_layer) in (torch.nn.Linear, Float8Linear) and known
+    plain = type(layer.base_layer) in (torch.nn.Linear, Float8Linear) and is_plain_dropout
     return plain and not (
         layer.lora_variant or any(layer.lora_bias.values()) or layer.fan_in_fan_out
     )

@@ -1,8 +1,9 @@
-"""Norms and gates of a GPU in one kernel each, where a recipe asks for those of liger (Hsu et al. 2024, arXiv 2410.10989).
+"""Norms and gates of a GPU as one kernel each, by liger (Hsu et al. 2024, arXiv 2410.10989).
 
-liger replaces classes and functions in transformers' modules, for every model that is made afterwards; here they are put back, and the given model
-alone keeps what it got. Losses stay ours: what liger has for them is switched off; and so does the rotation, which liger makes in place and can only
-replace for every model of a kind.
+liger replaces classes and functions in transformers' modules, for every model that is created
+afterwards; here they are put back, and the given model alone keeps its replacements. Its losses are
+switched off, and so is its rotary embedding, which works in place and can only be replaced for
+every model of a kind.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
 from clinpeft.core.errors import BaseModelError, UsageError
-from clinpeft.models.families import MODEL_FAMILIES, ModelFamily
-from clinpeft.models.folder import check_model_folder
 from clinpeft.recipe import PretrainedModelSpec
 
 LIGER_PACKAGE, LIGER_DISTRIBUTION = "liger_kernel", "liger-kernel"
@@ -29,8 +29,19 @@ DISABLED_LIGER_OPTIONS = {
 TORCH_KERNELS = "torch"
 
 
-def check_kernels_available(spec: PretrainedModelSpec, device: torch.device) -> None:
-    """Stop before any weight is read where the kernels that are asked for cannot be had.
+def check_kernels_available(
+    spec: PretrainedModelSpec,
+    device: torch.device,
+    supported_model_types: Collection[str],
+    read_model_type: Callable[[], str],
+) -> None:
+    """Check, before any weight is read, that the requested kernels are available.
+
+    Args:
+        spec: the base and whose kernels it is to have.
+        device: that the base is computed on.
+        supported_model_types: architectures for which the package has kernels.
+        read_model_type: architecture of the base; called only where kernels are requested.
 
     Raises:
         UsageError: this is no CUDA device, or the package is not installed.
@@ -51,25 +62,33 @@ def check_kernels_available(spec: PretrainedModelSpec, device: torch.device) -> 
             location=location,
             hint=f'install it: pip install "clinpeft[gpu]"; or {hint}',
         )
-    model_type = check_model_folder(spec.path)["model_type"]
-    if not MODEL_FAMILIES[model_type].liger_kernels:
-        known = ", ".join(name for name, family in MODEL_FAMILIES.items() if family.liger_kernels)
+    model_type = read_model_type()
+    if model_type not in supported_model_types:
         message = f'kernels = "{spec.kernels}" for a {model_type} model, for which there are none'
-        raise BaseModelError(message, location=location, hint=f"{hint}; there are some for {known}")
+        hint = f"{hint}; there are some for {', '.join(supported_model_types)}"
+        raise BaseModelError(message, location=location, hint=hint)
 
 
 def install_liger_kernels(
-    model: Any, family: ModelFamily, spec: PretrainedModelSpec, device: torch.device
+    model: Any, parts: Sequence[str], spec: PretrainedModelSpec, device: torch.device
 ) -> str:
-    """Give a model the kernels that are asked for, where they can be had: a run that learned with them is read without them elsewhere.
+    """Give a model the requested kernels where they are available.
+
+    A run that was trained with them is loaded without them on another device.
+
+    Args:
+        model: the transformers model, changed in place.
+        parts: of the architecture, those that have kernels, by liger's names; empty: none.
+        spec: whose kernels are requested.
+        device: that the model is computed on.
 
     Returns:
-        Which it has, for the record.
+        Whose kernels it has, for the record.
     """
     if (
         spec.kernels == TORCH_KERNELS
         or device.type != "cuda"
-        or not family.liger_kernels
+        or not parts
         or not _is_liger_installed()
     ):
         return TORCH_KERNELS
@@ -80,7 +99,7 @@ def install_liger_kernels(
     before = dict(vars(here))
     try:
         monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN[model_type](
-            model=model, **dict.fromkeys(family.liger_kernels, True), **DISABLED_LIGER_OPTIONS
+            model=model, **dict.fromkeys(parts, True), **DISABLED_LIGER_OPTIONS
         )
     finally:
         vars(here).update(before)

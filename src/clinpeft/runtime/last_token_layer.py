@@ -1,7 +1,9 @@
-"""The last layer where one token of each document is asked for: keys and values of all tokens, everything else of those alone.
+"""The last layer where one token of each document is asked for: keys and values of all tokens,
+everything else of those alone.
 
-A layer's output at a token reads the other tokens by their keys and values and by nothing else. So where documents are pooled at their first or last
-token, the last layer's queries, output projection and feed-forward part are computed for as many tokens as there are documents.
+A layer's output at a token reads the other tokens by their keys and values and by nothing else. So
+where documents are pooled at their first or last token, the last layer's queries, output projection
+and feed-forward part are computed for as many tokens as there are documents.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class PooledTokens:
 
 
 class _PooledTokenLayer(Layer):
-    """A layer that answers for all tokens, unless it is asked for ``ends``: (1, tokens, width) -> (1, documents, width)."""
+    """A layer that answers for all tokens, unless it is asked for ``ends``: (1, tokens, width) ->
+    (1, documents, width)."""
 
     is_bidirectional = True
     """Whether a token sees those after it."""
@@ -74,12 +77,15 @@ class _PooledDecoderLayer(_PooledTokenLayer):
     ) -> torch.Tensor:
         layer: Any = self
         attention, (cos, sin) = layer.self_attn, kwargs["position_embeddings"]
+        # (1, tokens, width)
         read = layer.input_layernorm(hidden)
+        # One query a document: (1, heads, documents, width of a head)
         query = _split_heads(
             attention.q_proj(read[:, pooled_tokens.positions]),
             attention.head_dim,
             getattr(attention, "q_norm", None),
         )
+        # Keys and values of all tokens: (1, key heads, tokens, width of a head)
         key = _split_heads(
             attention.k_proj(read), attention.head_dim, getattr(attention, "k_norm", None)
         )
@@ -93,12 +99,13 @@ class _PooledDecoderLayer(_PooledTokenLayer):
         window = getattr(
             attention, "sliding_window", getattr(attention.config, "sliding_window", None)
         )
-        found = hidden[:, pooled_tokens.positions] + attention.o_proj(
+        # Residual connections of the pooled tokens alone: (1, documents, width)
+        output = hidden[:, pooled_tokens.positions] + attention.o_proj(
             _attend_pooled_tokens(
                 query, key, value, pooled_tokens.sequence_lengths, attention.scaling, window
             )
         )
-        answer: torch.Tensor = found + layer.mlp(layer.post_attention_layernorm(found))
+        answer: torch.Tensor = output + layer.mlp(layer.post_attention_layernorm(output))
         return answer
 
 
@@ -106,8 +113,11 @@ class _PooledEncoderLayer(_PooledTokenLayer):
     """Of BERT, and of those that are built like it."""
 
     def _forward_pooled_tokens(
-        self, hidden: torch.Tensor, pooled_tokens: PooledTokens, **kwargs: Any
-    ) -> torch.Tensor:  # noqa: ARG002
+        self,
+        hidden: torch.Tensor,
+        pooled_tokens: PooledTokens,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> torch.Tensor:
         layer: Any = self
         inside, width = layer.attention.self, layer.attention.self.attention_head_size
         query = _split_heads(inside.query(hidden[:, pooled_tokens.positions]), width)
@@ -115,11 +125,11 @@ class _PooledEncoderLayer(_PooledTokenLayer):
             _split_heads(inside.key(hidden), width),
             _split_heads(inside.value(hidden), width),
         )
-        found = _attend_pooled_tokens(
+        output = _attend_pooled_tokens(
             query, key, value, pooled_tokens.sequence_lengths, inside.scaling, None
         )
         answer: torch.Tensor = layer.feed_forward_chunk(
-            layer.attention.output(found, hidden[:, pooled_tokens.positions])
+            layer.attention.output(output, hidden[:, pooled_tokens.positions])
         )
         return answer
 
@@ -151,9 +161,11 @@ def install_pooled_layer(backbone: Any) -> None:
 def select_pooled_tokens(
     backbone: Any, sequence_lengths: SequenceLengths, pooling: str
 ) -> PooledTokens | None:
-    """What to ask ``backbone`` for, so that it answers for the ``last`` or first (``cls``) token of each document alone; None where it cannot.
+    """What to ask ``backbone`` for, so that it answers for the ``last`` or first (``cls``) token of
+    each document alone; None where it cannot.
 
-    Not with dropout: fewer numbers would be drawn than where all tokens are computed, and a trial among others would not learn what it learns alone.
+    Not with dropout: fewer numbers would be drawn than where all tokens are computed, and a trial
+        among others would not learn what it learns alone.
     """
     last = _get_last_layer(backbone)
     able = isinstance(last, _PooledTokenLayer) and (
@@ -205,34 +217,39 @@ def _attend_pooled_tokens(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """(1, heads, documents, width) queries of one token each, and (1, heads, tokens, width) twice -> (1, documents, heads * width).
+    """(1, heads, documents, width) queries of one token each, and (1, heads, tokens, width) twice
+    -> (1, documents, heads * width).
 
-    A token that sees none after it is the last of its document here, so that it sees all of it, or what the window leaves.
+    A token that sees none after it is the last of its document here, so that it sees all of it, or
+    what the window leaves.
     """
     dtype = query.dtype
     if (
         query.device.type == "cpu" and dtype == torch.bfloat16
     ):  # as in ``attention``: its backward is slow
         query, key, value = query.float(), key.float(), value.float()
+    # Documents of one length are one call.
     queries = torch.split(
         query[0].transpose(0, 1)[:, :, None],
         [count for count, _ in sequence_lengths.equal_length_runs],
     )  # (documents, heads, 1, width)
     sides = [torch.split(part, list(sequence_lengths.run_tokens), dim=2) for part in (key, value)]
-    found = []
-    for (count, length), asked, *both in zip(
+    output = []
+    for (count, length), run_query, *key_and_value in zip(
         sequence_lengths.equal_length_runs, queries, *sides, strict=True
     ):
+        # (documents, key heads, length or window, width)
         keys, values = (
             part[0]
             .view(part.shape[1], count, length, -1)
             .transpose(0, 1)[:, :, -window if window else 0 :]
-            for part in both
+            for part in key_and_value
         )
-        shared = asked.shape[1] != keys.shape[1]  # several heads of queries read the same keys
-        found.append(
+        shared = run_query.shape[1] != keys.shape[1]  # several heads of queries read the same keys
+        output.append(
             functional.scaled_dot_product_attention(
-                asked, keys, values, scale=scaling, enable_gqa=shared
+                run_query, keys, values, scale=scaling, enable_gqa=shared
             )
         )
-    return torch.cat(found)[:, :, 0].reshape(1, len(sequence_lengths.lengths), -1).to(dtype)
+    # (documents, heads, 1, width) -> (1, documents, heads * width)
+    return torch.cat(output)[:, :, 0].reshape(1, len(sequence_lengths.lengths), -1).to(dtype)

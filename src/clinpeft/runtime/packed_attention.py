@@ -1,11 +1,15 @@
-"""The seam: many documents in one row of tokens, each attending to itself alone, without padding and without a mask.
+"""The seam: many documents in one row of tokens, each attending to itself alone, without padding
+and without a mask.
 
-A model whose family flattens (``Family.flattens``) is loaded with an attention of this file in place of its own, through transformers' interface for
-that. A question that brings ``spans`` is many documents in one row; one without them is answered by scaled dot-product attention with a mask, as
-before. What stands in between, the linear layers and norms, works on tokens one by one and never sees where a document ends.
+A model whose family flattens (``Family.flattens``) is loaded with an attention of this file in
+place of its own, through transformers' interface for that. A question that brings ``spans`` is many
+documents in one row; one without them is answered by scaled dot-product attention with a mask, as
+before. What stands in between, the linear layers and norms, works on tokens one by one and never
+sees where a document ends.
 
-On a processor a few documents of one length are one call, of plain products (``products``) or of scaled dot-product attention; on CUDA all of them
-are one call of ``torch.nn.attention.varlen``. Nothing as large as length times length is kept but by plain products, and where scores are capped.
+On a processor a few documents of one length are one call, of plain products (``products``) or of
+scaled dot-product attention; on CUDA all of them are one call of ``torch.nn.attention.varlen``.
+Nothing as large as length times length is kept but by plain products, and where scores are capped.
 """
 
 from __future__ import annotations
@@ -26,14 +30,19 @@ from clinpeft.core.errors import BaseModelError
 from clinpeft.runtime import cpu_attention
 
 PACKED_ATTENTION_NAME = "clinpeft_documents"
-LOCAL_ATTENTION_BLOCK_TOKENS = 512  # of queries at a time where attention is local: keys are read for a block and its neighbourhood
-FLOAT32_PACKING_TOLERANCE = 1e-4  # of the largest number, in float32; what attends to a neighbour is off by a hundred times as much and more
+# of queries at a time where attention is local: keys are read for a block and its neighbourhood
+LOCAL_ATTENTION_BLOCK_TOKENS = 512
+# of the largest number, in float32; what attends to a neighbour is off by a hundred times as much
+# and more
+FLOAT32_PACKING_TOLERANCE = 1e-4
 BFLOAT16_PACKING_TOLERANCE = 0.1  # the same in bfloat16
 PACKING_CHECK_LENGTHS = (
     5,
     3,
     1,
-)  # tokens of the documents that the seam is tried on; that in the middle is tried among others as well
+    # tokens of the documents that the seam is tried on; that in the middle is tried among others as
+    # well
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class SequenceLengths:
             yield from ((min(most, count - first), length) for first in range(0, count, most))
 
     def compute_positions(self, first_position: int, device: torch.device) -> torch.Tensor:
-        """(1, tokens) the position of every token in its document, counted from ``first_position``."""
+        """(1, tokens) the position of every token in its document, counted from
+        ``first_position``."""
         lengths = torch.tensor(self.lengths)
         starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         return (torch.arange(len(starts)) - starts + first_position)[None].to(device)
@@ -100,7 +110,8 @@ class _AttentionConfig:
     softcap: float | None
 
     def compute_mask(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """(queries, keys) which of the positions ``keys`` each of the positions ``queries`` sees."""
+        """(queries, keys) which of the positions ``keys`` each of the positions ``queries``
+        sees."""
         distance = queries[:, None] - keys[None, :]
         seen = torch.ones_like(distance, dtype=torch.bool)
         if self.causal:
@@ -109,7 +120,8 @@ class _AttentionConfig:
 
 
 def install_packed_attention(model: Any) -> None:
-    """Let a transformers model answer what ``one_row`` asks; what it answers to rows with a mask stays the same."""
+    """Let a transformers model answer what ``one_row`` asks; what it answers to rows with a mask
+    stays the same."""
     model.set_attn_implementation(PACKED_ATTENTION_NAME)
 
 
@@ -121,7 +133,8 @@ def has_packed_attention(model: Any) -> bool:
 def build_packed_inputs(
     input_ids: torch.Tensor, sequence_lengths: SequenceLengths, first_position: int
 ) -> dict[str, Any]:
-    """Many documents in one row, as a transformers model with the seam installed is asked: its answers are of one row, of all tokens.
+    """Many documents in one row, as a transformers model with the seam installed is asked: its
+    answers are of one row, of all tokens.
 
     Args:
         input_ids: (tokens,) of all documents, one after the other.
@@ -144,7 +157,8 @@ def check_packed_attention(backbone: Any, first_position: int, location: str) ->
     """Try the seam on three short documents: in one row they have the vectors that each has alone.
 
     Raises:
-        BaseModelError: they have not; a family that passes its attention by has this to say, and must not be declared flattening.
+        BaseModelError: they have not; a family that passes its attention by has this to say, and
+            must not be declared flattening.
     """
     config, device = backbone.config, backbone.get_input_embeddings().weight.device
     reserved = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
@@ -182,7 +196,10 @@ def check_packed_attention(backbone: Any, first_position: int, location: str) ->
         )
         and moved <= FLOAT32_PACKING_TOLERANCE
     ):
-        message = f"vectors of documents in one row differ from those of each alone by {max(worst, moved):.1g} of the largest number"
+        message = (
+            "vectors of documents in one row differ from those of each alone by "
+            f"{max(worst, moved):.1g} of the largest number"
+        )
         raise BaseModelError(
             message,
             location=location,
@@ -190,7 +207,7 @@ def check_packed_attention(backbone: Any, first_position: int, location: str) ->
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------- what a layer calls
+# ---------------------------------------------------------------------- what a layer calls
 
 
 def attend_packed_documents(
@@ -207,16 +224,18 @@ def attend_packed_documents(
     spans: SequenceLengths | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: (rows, heads, time, width of a head) three times -> (rows, time, heads, width of a head)."""
+    """transformers' attention function: (rows, heads, time, width of a head) three times -> (rows,
+    time, heads, width of a head)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     embedding_config = _AttentionConfig(causal, scaling, dropout, sliding_window, softcap)
+    # Packed: one row of many documents; otherwise padded rows with a mask.
     if spans is not None:
         return _attend_documents(query, key, value, spans, embedding_config), None
     if softcap is not None:
         return _attend_with_softcap(query, key, value, embedding_config, attention_mask).transpose(
             1, 2
         ), None
-    found: torch.Tensor = sdpa_attention_forward(
+    output: torch.Tensor = sdpa_attention_forward(
         module,
         query,
         key,
@@ -227,7 +246,7 @@ def attend_packed_documents(
         is_causal=is_causal,
         **kwargs,
     )[0]
-    return found, None
+    return output, None
 
 
 def _attend_documents(
@@ -240,27 +259,31 @@ def _attend_documents(
     """(1, tokens, heads, width of a head), piece of a run by piece of a run."""
     if _supports_varlen(query, attention_config):
         return _attend_varlen(query, key, value, sequence_lengths, attention_config)
-    # split and cat, whose gradients are cat and split: slices would each give a gradient as large as the row
+    # split and cat, whose gradients are cat and split: slices would each give a gradient as
+    # large as the row
     pieces = list(
         sequence_lengths.iterate_chunks(partial(cpu_attention.choose_chunk_size, query.shape[1]))
     )
+    # of each run of documents of one length: (1, heads, documents * length, width of a head)
     parts = [
         torch.split(part, [count * length for count, length in pieces], dim=2)
         for part in (query, key, value)
     ]
-    found = []
+    output = []
     for piece, *some in zip(pieces, *parts, strict=True):
         queries, keys, values = (_split_documents(part, *piece) for part in some)
-        found.append(
+        output.append(
+            # (documents, heads, length, width) -> (1, documents * length, heads, width)
             _attend_equal_lengths(queries, keys, values, attention_config)
             .transpose(1, 2)
             .reshape(1, -1, query.shape[1], query.shape[3])
         )
-    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+    return output[0] if len(output) == 1 else torch.cat(output, dim=1)
 
 
 def _split_documents(states: torch.Tensor, num_documents: int, length_tokens: int) -> torch.Tensor:
-    """(1, heads, documents * length, width of a head) -> (documents, heads, length, width of a head)."""
+    """(1, heads, documents * length, width of a head) -> (documents, heads, length, width of a
+    head)."""
     return (
         states[0]
         .view(states.shape[1], num_documents, length_tokens, states.shape[3])
@@ -272,6 +295,7 @@ def _attend_equal_lengths(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_config: _AttentionConfig
 ) -> torch.Tensor:
     """Documents of one length: (documents, heads, length, width of a head)."""
+    # A window as long as the documents hides nothing.
     everywhere = attention_config.window is None or attention_config.window >= query.shape[2]
     if (
         everywhere
@@ -301,10 +325,12 @@ def _attend_fused(
     if attention_config.softcap is not None:
         return _attend_with_softcap(query, key, value, attention_config, None)
     if is_global:
+        # Without a mask PyTorch chooses its fused kernel; a single token has no future.
         return _compute_scaled_dot_product(
             query, key, value, attention_config, None, attention_config.causal and length > 1
         )
     if length <= 2 * LOCAL_ATTENTION_BLOCK_TOKENS:
+        # Short documents: one mask of (length, length) costs less than several calls.
         places = torch.arange(length, device=query.device)
         return _compute_scaled_dot_product(
             query,
@@ -322,16 +348,17 @@ def _attend_local_window(
 ) -> torch.Tensor:
     """A block of queries at a time, with the keys that any of them sees."""
     length, reach = query.shape[2], (attention_config.window or 1) - 1
-    found = []
+    output = []
     for start in range(0, length, LOCAL_ATTENTION_BLOCK_TOKENS):
         end = min(start + LOCAL_ATTENTION_BLOCK_TOKENS, length)
+        # keys that a query of this block sees: ``reach`` before it and, if not causal, after it
         first, last = (
             max(0, start - reach),
             end if attention_config.causal else min(length, end + reach),
         )
         places = torch.arange(length, device=query.device)
         allowed = attention_config.compute_mask(places[start:end], places[first:last])
-        found.append(
+        output.append(
             _compute_scaled_dot_product(
                 query[:, :, start:end],
                 key[:, :, first:last],
@@ -341,7 +368,7 @@ def _attend_local_window(
                 False,
             )
         )
-    return torch.cat(found, dim=2)
+    return torch.cat(output, dim=2)
 
 
 def _compute_scaled_dot_product(
@@ -372,16 +399,20 @@ def _attend_with_softcap(
     attention_config: _AttentionConfig,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """With capped scores (Gemma 2, arXiv 2408.00118, section 2), which no fused product has; softmax in float32, as in transformers' own."""
+    """With capped scores (Gemma 2, arXiv 2408.00118, section 2), which no fused product has;
+    softmax in float32, as in transformers' own."""
     shared = query.shape[1] // key.shape[1]
+    # grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): repeat shared keys
     key, value = (
         part.repeat_interleave(shared, dim=1) if shared > 1 else part for part in (key, value)
     )
     scaling = (
         query.shape[-1] ** -0.5 if attention_config.scaling is None else attention_config.scaling
     )
+    # (documents, heads, queries, keys)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_config.softcap is not None:
+        # cap * tanh(scores / cap)
         scores = torch.tanh(scores / attention_config.softcap) * attention_config.softcap
     if mask is None:
         places = torch.arange(key.shape[2], device=key.device)
@@ -393,7 +424,7 @@ def _attend_with_softcap(
     return functional.dropout(weights, attention_config.dropout) @ value
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- CUDA
+# ---------------------------------------------------------------------- CUDA
 
 
 def _supports_varlen(query: torch.Tensor, attention_config: _AttentionConfig) -> bool:
@@ -425,7 +456,7 @@ def _attend_varlen(
     )  # (tokens, heads, width of a head)
     window = (reach, 0 if attention_config.causal else reach)
     shared = query.shape[1] != key.shape[1]
-    found = varlen_attn(
+    output = varlen_attn(
         queries,
         keys,
         values,
@@ -437,8 +468,8 @@ def _attend_varlen(
         window_size=window,
         enable_gqa=shared,
     )
-    assert isinstance(found, torch.Tensor)  # nothing beside it was asked for
-    return found[None]
+    assert isinstance(output, torch.Tensor)  # nothing beside it was asked for
+    return output[None]
 
 
 AttentionInterface.register(PACKED_ATTENTION_NAME, attend_packed_documents)

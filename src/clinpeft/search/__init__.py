@@ -1,7 +1,11 @@
-"""A search over keys of a recipe: what is tried next, who works on it, what was found. A trial is a run; the tuning split alone is looked at.
+"""Hyperparameter search over keys of a recipe; a trial is a run, judged on its tuning split only.
 
-``papers`` holds the papers' spaces, ``space`` a checked one; ``proposals`` says what is tried next, ``storage`` where that is kept and who has what;
-``working`` is a worker, ``measured`` what a run is judged by, ``outcome`` what was found.
+```
+space.py            keys and their values       worker.py           a process that runs trials
+paper_spaces.py     the papers' spaces          objective_value.py  the metric of a run
+proposals.py        optuna's samplers           outcome.py          winner and importance
+storage.py          trials and their locks
+```
 """
 
 from clinpeft.search.objective_value import read_objective_value
@@ -13,19 +17,19 @@ from clinpeft.search.storage import mask_storage_password, open_search_storage, 
 from clinpeft.search.worker import WorkerConfig, claim_trials, run_search_worker
 
 __all__ = [
-    "PAPER_SEARCH_SPACES",
     "OPTUNA_SAMPLERS",
-    "WorkerConfig",
+    "PAPER_SEARCH_SPACES",
     "SearchSpace",
+    "WorkerConfig",
+    "add_held_out_results",
     "build_search_record",
-    "read_objective_value",
-    "open_search_storage",
-    "open_optuna_study",
-    "wrap_storage_errors",
-    "mask_storage_password",
     "build_search_space",
     "claim_trials",
-    "add_held_out_results",
+    "mask_storage_password",
+    "open_optuna_study",
+    "open_search_storage",
+    "read_objective_value",
     "run_search_worker",
+    "wrap_storage_errors",
     "write_winner_recipe",
 ]

@@ -1,4 +1,4 @@
-"""What a search has found: its trials as a record, the winner as a recipe that runs again, and which keys mattered."""
+"""The outcome of a search: its record, the winner's recipe, and the importance of the keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from clinpeft.recipe import Recipe, RecipePlan, apply_recipe_settings, format_recipe_toml
 from clinpeft.runs import Run, write_file_atomically
 from clinpeft.runs.searches import WINNER_RECIPE_FILE, SearchRecord, Trial
-from clinpeft.search.objective_value import TRAINED_MODEL_GROUP
+from clinpeft.search.objective_value import get_trained_state
 from clinpeft.search.proposals import (
     MACHINE_ATTR,
     NEWLY_TRAINED_ATTR,
@@ -27,7 +27,7 @@ from clinpeft.search.proposals import (
 )
 from clinpeft.search.space import SEARCH_SPACE_KEY, SearchSpace
 
-MIN_IMPORTANCE_TRIALS = 4  # trials, below which shares of variance say nothing
+MIN_IMPORTANCE_TRIALS = 4  # with fewer trials, shares of variance mean nothing
 WINNER_SPLIT = "held_out"
 TRIAL_STATE_NAMES: dict[TrialState, Literal["open", "finished", "failed"]] = {
     TrialState.COMPLETE: "finished",
@@ -38,7 +38,9 @@ TRIAL_STATE_NAMES: dict[TrialState, Literal["open", "finished", "failed"]] = {
 def build_search_record(
     study: optuna.Study, space: SearchSpace, plan: RecipePlan, folder: Path, updated: str
 ) -> SearchRecord:
-    """The search as its storage knows it.
+    """Build the record of a search from its storage.
+
+    The winner is the best finished trial, the first of several that are equally good.
 
     Args:
         study: with its trials.
@@ -48,14 +50,38 @@ def build_search_record(
         updated: ISO time.
     """
     assert plan.search is not None
-    kept = get_fully_specified_trials(study, space)
-    trials = tuple(_build_trial(trial, space) for trial in kept)
+    # Trials without a value for every key were cut off by a crash, and count nowhere.
+    stored_trials = get_fully_specified_trials(study, space)
+    trials = []
+    for stored in stored_trials:
+        attributes: dict[str, Any] = stored.user_attrs
+        trials.append(
+            Trial(
+                number=stored.number,
+                state=TRIAL_STATE_NAMES.get(stored.state, "open"),
+                settings=space.to_settings(stored.params),
+                value=stored.value,
+                run_id=attributes.get(RUN_ID_ATTR),
+                newly_trained=attributes.get(NEWLY_TRAINED_ATTR),
+                repeats=attributes.get(REPEATS_ATTR),
+                reason=attributes.get(REASON_ATTR, ""),
+                seconds=attributes.get(SECONDS_ATTR),
+                where=attributes.get(MACHINE_ATTR, ""),
+            )
+        )
+    # Smaller is better for all below; the number breaks ties.
+    sign = -1 if plan.search.direction == "maximize" else 1
+    ranked = [
+        (sign * trial.value, trial.number)
+        for trial in trials
+        if trial.state == "finished" and trial.value is not None
+    ]
+    # Importance over part of the trials would change with every trial.
     is_open = len(trials) < plan.search.trials or any(trial.state == "open" for trial in trials)
-    importance, by = (
-        ({}, "unknown: trials are open")
-        if is_open
-        else _compute_importance(study, kept, plan.search.seed)
-    )
+    importance: dict[str, float] = {}
+    method = "unknown: trials are open"
+    if not is_open:
+        importance, method = _compute_importance(study, stored_trials, plan.search.seed)
     return SearchRecord(
         folder=folder,
         id=plan.search_id,
@@ -68,83 +94,57 @@ def build_search_record(
         direction=plan.search.direction,
         sampler=plan.search.sampler,
         wanted=plan.search.trials,
-        trials=trials,
-        winner=_find_winner(trials, plan.search.direction),
+        trials=tuple(trials),
+        winner=min(ranked)[1] if ranked else None,
         importance=importance,
-        importance_by=by,
+        importance_by=method,
     )
 
 
 def write_winner_recipe(search: SearchRecord, recipe: Recipe) -> Path | None:
-    """The winner's recipe, every default written out, as ``winner.toml`` beside the record; None while there is no winner.
+    """Write the winner's recipe with all defaults as ``winner.toml``; None without a winner.
 
     Raises:
         StorageError: nothing could be written; what was there before is intact.
     """
     if search.best_trial is None:
         return None
-    path = search.folder / WINNER_RECIPE_FILE
-    name = f"{search.name} · winner"
-    write_file_atomically(
-        path,
-        format_recipe_toml(
-            apply_recipe_settings(recipe, search.best_trial.settings, SEARCH_SPACE_KEY, name=name)
-        ),
-    )
+    # The winner's recipe is a file that runs by itself, without the search.
+    path, name = search.folder / WINNER_RECIPE_FILE, f"{search.name} · winner"
+    settings = search.best_trial.settings
+    winner = apply_recipe_settings(recipe, settings, SEARCH_SPACE_KEY, name=name)
+    write_file_atomically(path, format_recipe_toml(winner))
     return path
 
 
 def add_held_out_results(search: SearchRecord, run: Run) -> SearchRecord:
-    """The search with what its winner reached on the held-out split: looked at once, when nothing is chosen any more."""
-    rows = run.results.filter(
-        pc.and_(
-            pc.equal(run.results["split"], WINNER_SPLIT),
-            pc.equal(run.results["group"], TRAINED_MODEL_GROUP[search.kind]),
-        )
+    """Add the winner's results on the held-out split, which is evaluated once, after all
+    choices."""
+    results = run.results
+    is_winner_row = pc.and_(
+        pc.equal(results["split"], WINNER_SPLIT),
+        pc.equal(results["group"], get_trained_state(run.recipe)),
     )
-    return dataclasses.replace(search, held_out=tuple(rows.to_pylist()))
-
-
-def _build_trial(trial: FrozenTrial, space: SearchSpace) -> Trial:
-    notes: dict[str, Any] = trial.user_attrs
-    return Trial(
-        number=trial.number,
-        state=TRIAL_STATE_NAMES.get(trial.state, "open"),
-        settings=space.to_settings(trial.params),
-        value=trial.value,
-        run_id=notes.get(RUN_ID_ATTR),
-        made=notes.get(NEWLY_TRAINED_ATTR),
-        repeats=notes.get(REPEATS_ATTR),
-        reason=notes.get(REASON_ATTR, ""),
-        seconds=notes.get(SECONDS_ATTR),
-        where=notes.get(MACHINE_ATTR, ""),
-    )
-
-
-def _find_winner(trials: Sequence[Trial], direction: str) -> int | None:
-    """The best trial, the first of several that are equally good."""
-    known = [
-        (trial.value, trial.number)
-        for trial in trials
-        if trial.state == "finished" and trial.value is not None
-    ]
-    sign = -1 if direction == "maximize" else 1
-    return min(known, key=lambda one: (sign * one[0], one[1]))[1] if known else None
+    return dataclasses.replace(search, held_out=tuple(results.filter(is_winner_row).to_pylist()))
 
 
 def _compute_importance(
     study: optuna.Study, trials: Sequence[FrozenTrial], seed: int
 ) -> tuple[dict[str, float], str]:
-    """Shares of the variance of the values by a random forest's main effects and interactions (functional ANOVA, Hutter et al. 2014)."""
+    """Shares of the variance of the values by key, and the method.
+
+    Functional ANOVA: main effects and interactions of a random forest (Hutter, Hoos and
+    Leyton-Brown 2014).
+    """
+    # Failed trials have no value and no share in the variance.
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
     if len(values) < MIN_IMPORTANCE_TRIALS:
-        return (
-            {},
-            f"unknown: {len(values)} trials have a value, and shares of their variance need {MIN_IMPORTANCE_TRIALS}",
+        return {}, (
+            f"unknown: {len(values)} trials have a value, and shares of their variance need "
+            f"{MIN_IMPORTANCE_TRIALS}"
         )
     if len(set(values)) == 1:
         return {}, "unknown: every trial has the same value"
     shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
-    return {
-        key: float(share) for key, share in shares.items()
-    }, f"functional ANOVA (Hutter et al. 2014) over {len(values)} trials"
+    method = f"functional ANOVA (Hutter et al. 2014) over {len(values)} trials"
+    return {key: float(share) for key, share in shares.items()}, method

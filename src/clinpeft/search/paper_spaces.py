@@ -1,10 +1,12 @@
 """The search spaces of arXiv 2307.03042, as tables.
 
-The values are those of the configurations that its authors released (github.com/aryopg/clinical_peft, commit 5934aca of June 2023), from which the
-runs of the paper's first version were made; the paper's own appendix, A.2 for language and B for questions, was not at hand. A search had 20 trials,
-by the configurations 10 where two adapters are stacked. The learning rate was not searched: 3e-4 for language, 5e-5 for questions. For language the
-perplexity was minimised, for questions the AUROC on the validation split maximised. AdaLoRA, which is in the configurations and not in the paper, is
-left out.
+The values are those of the configurations that its authors released
+(github.com/aryopg/clinical_peft, commit 5934aca of June 2023), from which the runs of the paper's
+first version were made; the paper's own appendix, A.2 for language modeling and B for the clinical
+tasks, was not available. A search had 20 trials, by the configurations 10 where two adapters are
+stacked. The learning rate was fixed: 3e-4 for language modeling, 5e-5 for the tasks. For language
+modeling the perplexity was minimized, for the tasks the AUROC on the validation split maximized.
+AdaLoRA, which is in the configurations and not in the paper, is left out.
 """
 
 from __future__ import annotations
@@ -32,4 +34,5 @@ PAPER_SEARCH_SPACES: dict[str, dict[str, tuple[SettingValue, ...]]] = {
     },
     "paper:downstream": _LORA_SPACE,
 }
-"""Name -> key of one adapter -> choices. ``paper:downstream`` is for the LoRA of a clinical question, alone or on top of an adapted model."""
+"""Name -> key of one adapter -> choices. ``paper:downstream`` is for the LoRA of a clinical task,
+alone or on top of an adapted model."""

@@ -1,4 +1,4 @@
-"""What is tried next, by optuna's samplers: drawn anew for every trial, from the seed of the search and the number of the trial."""
+"""Proposals of trials by optuna's samplers, seeded by the search and the number of the trial."""
 
 from __future__ import annotations
 
@@ -20,41 +20,46 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "tpe": lambda seed, startup: TPESampler(seed=seed, n_startup_trials=startup),
     "random": lambda seed, startup: RandomSampler(seed=seed),  # noqa: ARG005
 }
-"""(seed, random trials first) -> sampler. ``gp`` is a Matérn 5/2 process with log expected improvement, over those that are running too."""
+"""(seed, number of random trials first) -> sampler. ``gp`` is a Gaussian process with Matérn 5/2
+kernel and log expected improvement (Ament et al. 2023), conditioned on running trials too; ``tpe``
+the tree-structured Parzen estimator (Bergstra et al. 2011)."""
 
-REASON_ATTR, RUN_ID_ATTR, REPEATS_ATTR, SECONDS_ATTR, NEWLY_TRAINED_ATTR, MACHINE_ATTR = (
-    "reason",
-    "run_id",
-    "repeats",
-    "seconds",
-    "made",
-    "where",
-)
-"""What is noted on a trial."""
+# Names of the attributes of a trial in the storage.
+REASON_ATTR, RUN_ID_ATTR, REPEATS_ATTR = "reason", "run_id", "repeats"
+SECONDS_ATTR, NEWLY_TRAINED_ATTR, MACHINE_ATTR = "seconds", "made", "where"
 
 
 def open_optuna_study(storage: BaseStorage, name: str, spec: SearchSpec) -> optuna.Study:
-    """The search in its storage, made by whoever comes first."""
+    """Open the study of a search in its storage; the first process creates it."""
     return optuna.create_study(
         storage=storage, study_name=name, direction=spec.direction, load_if_exists=True
     )
 
 
 def propose_trial(study: optuna.Study, space: SearchSpace, spec: SearchSpec) -> int:
-    """One proposal more, by its number; call it several times before any is measured, and they differ as those of several workers do."""
-    known = study.get_trials(deepcopy=False)
-    digest = hashlib.sha256(f"{spec.seed}/{len(known)}".encode()).digest()
+    """Add a proposal to the storage.
+
+    Several proposals before any has a value differ as those of several workers do.
+
+    Returns:
+        The number of the trial.
+    """
+    # A new sampler for every trial, so that a proposal depends on the seed and the earlier trials
+    # only, and not on which worker makes it.
+    trial_count = len(study.get_trials(deepcopy=False))
+    digest = hashlib.sha256(f"{spec.seed}/{trial_count}".encode()).digest()
     study.sampler = OPTUNA_SAMPLERS[spec.sampler](int.from_bytes(digest[:4]), spec.startup)
     return study.ask(fixed_distributions=space.distributions).number
 
 
 def get_fully_specified_trials(study: optuna.Study, space: SearchSpace) -> list[FrozenTrial]:
     """The trials that have a value for every key, in the order of their numbers."""
+    # deepcopy=False: trials are read only, and there may be thousands.
     return [trial for trial in study.get_trials(deepcopy=False) if space.covers(trial.params)]
 
 
 def find_duplicate_trial(trial: FrozenTrial, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The first earlier trial with the same values, if there is one."""
+    """Find the first earlier trial with the same values; None where there is none."""
     return next(
         (other for other in trials if other.number < trial.number and other.params == trial.params),
         None,
@@ -62,5 +67,5 @@ def find_duplicate_trial(trial: FrozenTrial, trials: list[FrozenTrial]) -> Froze
 
 
 def is_trial_open(trial: FrozenTrial) -> bool:
-    """Whether it was proposed and has not ended."""
+    """Whether a trial was proposed and has not ended."""
     return trial.state == TrialState.RUNNING

@@ -1,7 +1,9 @@
-"""Where proposals are kept, and who holds which: a journal in the home for the processes of one machine, PostgreSQL for many hosts.
+"""Storage and locks of trials: a journal for the processes of one machine, PostgreSQL for many
+hosts.
 
-A journal has no heartbeat, and a heartbeat needs a clock to say that somebody is late. A claim needs none: it is a lock of the operating system,
-or of the database's session, and goes in the moment its process does, however it ends.
+A journal has no heartbeat, and a heartbeat needs a clock to decide that a worker is late. A lock
+needs none: it is one of the operating system, or of the database's session, and is released the
+moment its process ends, in any way.
 """
 
 from __future__ import annotations
@@ -17,22 +19,22 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from clinpeft.core import locks as files
+from clinpeft.core import locks
 from clinpeft.core.errors import StorageError, UsageError
 
 JOURNAL_FILE = "journal.log"
 
 
 class TrialLocks(Protocol):
-    """Who works on which trial."""
+    """Locks of the trials of a search."""
 
     def lock_search(self) -> contextlib.AbstractContextManager[None]:
-        """Wait until no other process takes or proposes a trial; for moments only."""
+        """Wait until no other process claims or proposes a trial; for moments only."""
 
     def try_lock_trial(self, number: int) -> contextlib.AbstractContextManager[bool]:
-        """Whether this process has the trial, until the block ends or the process dies."""
+        """Whether this process gets the trial, until the block ends or the process dies."""
 
     def is_trial_locked(self, number: int) -> bool:
         """Whether a process has the trial now."""
@@ -40,38 +42,39 @@ class TrialLocks(Protocol):
 
 @dataclass(frozen=True)
 class FileTrialLocks:
-    """Claims by file locks in the search's folder."""
+    """Trial locks by file locks in the search's folder."""
 
     folder: Path
 
     def lock_search(self) -> contextlib.AbstractContextManager[None]:
         """By a lock on the folder."""
-        return files.wait_for_folder_lock(self.folder)
+        return locks.wait_for_folder_lock(self.folder)
 
     def try_lock_trial(self, number: int) -> contextlib.AbstractContextManager[bool]:
         """By a lock on the trial's file."""
-        return files.try_lock(self.folder, f"trial-{number}")
+        return locks.try_lock(self.folder, f"trial-{number}")
 
     def is_trial_locked(self, number: int) -> bool:
         """Whether the trial's file is locked."""
-        return files.is_key_locked(self.folder, f"trial-{number}")
+        return locks.is_key_locked(self.folder, f"trial-{number}")
 
 
 class DatabaseTrialLocks:
-    """Claims by advisory locks of a PostgreSQL session, which the server drops with the session's connection.
+    """Trial locks by advisory locks of a PostgreSQL session, which end with its connection.
 
     Args:
-        connection: of SQLAlchemy, in autocommit, for nothing else.
+        connection: of SQLAlchemy, in autocommit, used for nothing else.
         name: of the search; its hash is the first of the two numbers that make a lock.
     """
 
     def __init__(self, connection: Any, name: str) -> None:
         self._connection = connection
+        # 31 bits: the keys of two-number advisory locks are signed 32-bit integers.
         self._search_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) & 0x7FFFFFFF
 
     @contextlib.contextmanager
     def lock_search(self) -> Iterator[None]:
-        """By the search's lock."""
+        """By lock number 0 of the search."""
         self._query_scalar("SELECT pg_advisory_lock(:search, :number)", 0)
         try:
             yield
@@ -80,74 +83,39 @@ class DatabaseTrialLocks:
 
     @contextlib.contextmanager
     def try_lock_trial(self, number: int) -> Iterator[bool]:
-        """By the trial's lock."""
+        """By lock ``number`` + 1 of the search."""
         if not self._query_scalar("SELECT pg_try_advisory_lock(:search, :number)", number + 1):
             yield False
             return
         try:
             yield True
         finally:
-            with contextlib.suppress(Exception):  # with the connection the lock is gone as well
+            with contextlib.suppress(Exception):  # a lost connection has released the lock
                 self._query_scalar("SELECT pg_advisory_unlock(:search, :number)", number + 1)
 
     def is_trial_locked(self, number: int) -> bool:
         """Whether any session has the trial's lock."""
-        asked = (
-            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = :search AND objid = :number AND objsubid = 2"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        # objsubid 2: the key is a pair of numbers, and not one of 64 bits.
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            "AND classid = :search AND objid = :number AND objsubid = 2 AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database()))"
         )
-        return bool(self._query_scalar(asked, number + 1))
+        return bool(self._query_scalar(query, number + 1))
 
     def _query_scalar(self, sql: str, number: int) -> Any:
         import sqlalchemy
 
-        return self._connection.execute(
-            sqlalchemy.text(sql), {"search": self._search_key, "number": number}
-        ).scalar()
-
-
-@contextlib.contextmanager
-def open_search_storage(
-    storage: str, folder: Path, name: str
-) -> Iterator[tuple[BaseStorage, TrialLocks]]:
-    """The storage of a search and its claims, until the block ends.
-
-    Args:
-        storage: ``journal``, or a ``postgresql://`` address.
-        folder: of the search, in the home; the journal is in it.
-        name: of the search.
-
-    Raises:
-        StorageError: it cannot be reached or written. Runs that were made are kept.
-        UsageError: the driver for PostgreSQL is not installed.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with contextlib.ExitStack() as stack:
-        with wrap_storage_errors(storage):
-            found = (
-                _open_journal(folder)
-                if storage == "journal"
-                else _open_postgresql(storage, name, stack)
-            )
-        yield found
-
-
-def _open_journal(folder: Path) -> tuple[BaseStorage, TrialLocks]:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return JournalStorage(_create_journal_backend(folder)), FileTrialLocks(folder)
-
-
-def _create_journal_backend(folder: Path) -> BaseJournalBackend:
-    return JournalFileBackend(
-        str(folder / JOURNAL_FILE), lock_obj=JournalLock(folder / JOURNAL_FILE)
-    )
+        parameters = {"search": self._search_key, "number": number}
+        return self._connection.execute(sqlalchemy.text(sql), parameters).scalar()
 
 
 class JournalLock(JournalFileOpenLock):
-    """The journal, held while a line is written.
+    """The lock of a journal, held while a line is written.
 
-    optuna's own locks are files that a killed process leaves behind for half a minute; this one goes with its process. Whoever gets it takes away the
-    beginning of a line that a process died in: with another line behind it the journal could not be read again.
+    optuna's own locks are files that a killed process leaves behind for half a minute; this one
+    ends with its process. A new holder removes an incomplete last line of a process that was
+    killed: with another line behind it the journal could not be read again.
 
     Args:
         path: of the journal.
@@ -158,61 +126,58 @@ class JournalLock(JournalFileOpenLock):
         self._exit_stack = contextlib.ExitStack()
 
     def acquire(self) -> bool:
-        """Wait for it."""
-        self._exit_stack.enter_context(
-            files.wait_for_folder_lock(self._path.parent, f"{JOURNAL_FILE}.held")
-        )
+        """Wait for the lock."""
+        lock = locks.wait_for_folder_lock(self._path.parent, f"{JOURNAL_FILE}.held")
+        self._exit_stack.enter_context(lock)
         with contextlib.suppress(FileNotFoundError), self._path.open("rb+") as journal:
-            _truncate_torn_line(journal)
+            # Search backwards for the last line end; a torn line is at most a few kilobytes.
+            size = end = journal.seek(0, os.SEEK_END)
+            while end and (journal.seek(end - 1), journal.read(1))[1] != b"\n":
+                end -= 1
+            if end < size:
+                journal.truncate(end)
         return True
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         self._exit_stack.close()
 
 
-def _truncate_torn_line(journal: Any) -> None:
-    """Cut the file behind its last line end."""
-    size = journal.seek(0, os.SEEK_END)
-    end = size
-    while end and (journal.seek(end - 1), journal.read(1))[1] != b"\n":
-        end -= 1
-    if end < size:
-        journal.truncate(end)
+@contextlib.contextmanager
+def open_search_storage(
+    storage: str, folder: Path, name: str
+) -> Iterator[tuple[BaseStorage, TrialLocks]]:
+    """Open the storage of a search and its locks, until the block ends.
 
+    Args:
+        storage: ``journal``, or a ``postgresql://`` address.
+        folder: of the search, in the home; the journal is in it.
+        name: of the search.
 
-def _open_postgresql(
-    address: str, name: str, stack: contextlib.ExitStack
-) -> tuple[BaseStorage, TrialLocks]:
-    import sqlalchemy
-    from optuna.storages import RDBStorage
-
-    url = sqlalchemy.engine.make_url(address)
-    if url.drivername == "postgresql":
-        url = url.set(
-            drivername="postgresql+pg8000"
-        )  # BSD, and pure Python; another one can be named in the address
-    try:
-        engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT"
-        )
-    except ModuleNotFoundError as error:
-        hint = 'install it: pip install "clinpeft[postgresql]"'
-        raise UsageError(
-            f"{error.name} is not installed", location="search.storage", hint=hint
-        ) from error
-    claims = DatabaseTrialLocks(stack.enter_context(engine.connect()), name)
-    with claims.lock_search():  # the first one makes the tables
-        kept = RDBStorage(
-            url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True}
-        )
-    stack.callback(kept.engine.dispose)
-    return kept, claims
+    Raises:
+        StorageError: it cannot be reached or written. Finished runs are intact.
+        UsageError: the driver for PostgreSQL is not installed.
+    """
+    # optuna logs every trial to stderr otherwise.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        with wrap_storage_errors(storage):
+            if storage == "journal":
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path = folder / JOURNAL_FILE
+                backend = JournalFileBackend(str(path), lock_obj=JournalLock(path))
+                opened: tuple[BaseStorage, TrialLocks] = (
+                    JournalStorage(backend),
+                    FileTrialLocks(folder),
+                )
+            else:
+                opened = _open_postgresql(storage, name, stack)
+        yield opened
 
 
 @contextlib.contextmanager
 def wrap_storage_errors(storage: str) -> Iterator[None]:
-    """Whatever the block meets in the storage becomes one error, without the address's password.
+    """Turn every error of the storage in the block into one, without the address's password.
 
     Raises:
         StorageError: the storage cannot be reached or written.
@@ -227,27 +192,55 @@ def wrap_storage_errors(storage: str) -> Iterator[None]:
         OSError,
         json.JSONDecodeError,
     ) as error:
-        hint = "check the address and that the server is up, then give the same command: it goes on, and no finished run is made again"
+        # The innermost cause names the reason; the outer ones quote SQL and the address.
+        cause: BaseException = error
+        while (inner := cause.__cause__ or getattr(cause, "orig", None)) is not None:
+            cause = inner
+        reason = type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno:
+            reason += f": {os.strerror(cause.errno)}"
         raise StorageError(
-            f"the storage of the search cannot be used: {_describe_cause(error)}",
+            f"the storage of the search cannot be used: {reason}",
             location=mask_storage_password(storage),
-            hint=hint,
+            hint="check the address and that the server is running, then give the same command: "
+            "it resumes, and no finished run is trained again",
         ) from None
 
 
 def mask_storage_password(storage: str) -> str:
-    """The storage without its password."""
+    """Replace the password in the address of a storage by ``***``."""
+    if storage == "journal":
+        return storage
     import sqlalchemy
 
-    return (
-        storage
-        if storage == "journal"
-        else sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
-    )
+    return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
 
 
-def _describe_cause(error: BaseException) -> str:
-    """The class of the innermost error, and what the system says of it."""
-    while error.__cause__ is not None or getattr(error, "orig", None) is not None:
-        error = error.__cause__ or error.orig  # type: ignore[attr-defined]
-    return f"{type(error).__name__}{f': {os.strerror(error.errno)}' if isinstance(error, OSError) and error.errno else ''}"
+def _open_postgresql(
+    address: str, name: str, stack: contextlib.ExitStack
+) -> tuple[BaseStorage, TrialLocks]:
+    import sqlalchemy
+    from optuna.storages import RDBStorage
+
+    url = sqlalchemy.engine.make_url(address)
+    if url.drivername == "postgresql":
+        # pg8000 is BSD and pure Python; another driver can be named in the address.
+        url = url.set(drivername="postgresql+pg8000")
+    try:
+        # Without a pool: the connection that holds the locks must not be shared or recycled.
+        engine = sqlalchemy.create_engine(
+            url, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT"
+        )
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed",
+            location="search.storage",
+            hint='install it: pip install "clinpeft[postgresql]"',
+        ) from error
+    trial_locks = DatabaseTrialLocks(stack.enter_context(engine.connect()), name)
+    with trial_locks.lock_search():  # only the first process creates the tables
+        address = url.render_as_string(hide_password=False)
+        storage = RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+    # Connections are closed before the locks' own connection ends.
+    stack.callback(storage.engine.dispose)
+    return storage, trial_locks

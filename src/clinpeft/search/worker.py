@@ -1,7 +1,8 @@
-"""A worker of a search: takes a trial, lets the run be made, tells the value, until nothing is left to take.
+"""A worker of a search: claims a trial, runs it, reports its value, until no trial is left.
 
-Every trial is proposed by one worker and held by one. A worker that dies lets go of its trial, and the next one that looks takes it up: the same
-settings are the same run, which goes on from its last checkpoint. So no trial is lost, and none is made twice.
+Every trial is proposed by one worker and locked by one. The lock of a worker that dies is released,
+and the next worker resumes its trial: the same settings are the same run, which continues from its
+last checkpoint. So no trial is lost, and none is trained twice.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from clinpeft.search.space import SEARCH_SPACE_KEY, SearchSpace
 from clinpeft.search.storage import TrialLocks, wrap_storage_errors
 
 SETTINGS_ERRORS = (RecipeError, TrainingError, AdapterError, MemoryError)
-"""Errors that settings can cause: the trial has failed, and the search goes on. Any other stops the worker, and leaves the trial open."""
+"""Errors that settings can cause: the trial has failed, and the search continues. Any other error
+stops the worker, and leaves the trial open."""
 
 RETRY_PAUSE_SECONDS = 1.0
-
 
 TrialRun = tuple[Run, bool]
 """A finished run, and whether it was trained now."""
@@ -57,18 +58,21 @@ TrialRun = tuple[Run, bool]
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker works with.
+    """The configuration of a worker.
 
     Attributes:
         storage, study: the trials.
-        trial_locks: who holds which.
-        space, spec, recipe: what is varied, how, and in what.
-        run_recipe: recipe -> its finished run and whether it was trained now, and was not there before.
-        should_stop: whether the worker is asked to end.
-        machine: the machine, for the record.
+        trial_locks: of the trials.
+        space, spec, recipe: what is varied, how, and in which recipe.
+        run_recipe: recipe -> its finished run, and whether it was trained now and did not exist
+            before.
+        should_stop: whether the worker is to end.
+        machine: name of the machine, for the record.
         on_trial_end: called after every trial.
-        concurrent_trials: how many trials are taken at once; with ``run_recipes_jointly`` they are trained in one pass.
-        run_recipes_jointly: recipes -> what ``run_recipe`` gives for each, or its error; None where these cannot be trained together.
+        concurrent_trials: number of trials that are claimed at once; with ``run_recipes_jointly``
+            they are trained in one pass.
+        run_recipes_jointly: recipes -> the result of ``run_recipe`` for each, or its error; None
+            where these cannot be trained in one pass.
     """
 
     storage: BaseStorage
@@ -80,7 +84,7 @@ class WorkerConfig:
     run_recipe: Callable[[Recipe], TrialRun]
     should_stop: Callable[[], bool] = lambda: False
     machine: str = ""
-    on_trial_end: Callable[[], None] = lambda: None
+    on_trial_end: Callable[[], object] = lambda: None
     concurrent_trials: int = 1
     run_recipes_jointly: Callable[[Sequence[Recipe]], Sequence[TrialRun | Exception] | None] = (
         lambda _: None
@@ -89,108 +93,103 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """A trial in this worker's hands."""
+    """A trial that this worker has locked."""
 
     number: int
     settings: Mapping[str, SettingValue]
 
 
 def run_search_worker(config: WorkerConfig) -> None:
-    """Trial after trial until none is left that nobody holds.
+    """Run trials until none is left that is not locked by another worker.
 
     Raises:
-        InterruptedRun: asked to end; the trial in hand stays open.
-        StorageError: the storage cannot be used any more; the run in hand is kept, and told when it can.
-        ClinpeftError: what no settings can have caused: a source that is gone, a full disk. The trial stays open.
+        InterruptedRunError: stopped; the current trial stays open.
+        StorageError: the storage can no longer be used; the current run is kept, and its value is
+            reported when the command is given again.
+        ClinpeftError: an error that no settings can have caused: a source that is gone, a full
+            disk. The trial stays open.
     """
     while True:
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             with wrap_storage_errors(config.spec.storage), config.trial_locks.lock_search():
-                taken = claim_trials(config, held, config.concurrent_trials)
-            if not taken:
+                claimed = claim_trials(config, locks, config.concurrent_trials)
+            if not claimed:
                 return
-            begun = time.perf_counter()
-            known = _train_jointly(config, taken) if len(taken) > 1 else {}
-            share = (time.perf_counter() - begun) / len(taken)
-            for one in taken:
-                _run_trial(config, one, known.get(one.number), share)
+            # Joint training is shared by its trials: each gets an equal part of the time.
+            started = time.perf_counter()
+            joint_results = _run_jointly(config, claimed) if len(claimed) > 1 else {}
+            share_seconds = (time.perf_counter() - started) / len(claimed)
+            for trial in claimed:
+                _run_trial(config, trial, joint_results.get(trial.number), share_seconds)
                 config.on_trial_end()
 
 
 def claim_trials(
     config: WorkerConfig, locks: contextlib.ExitStack, count: int
 ) -> list[ClaimedTrial]:
-    """So many trials, open ones that nobody holds first, then new proposals, which know of each other; fewer where the search has no more.
+    """Claim open trials that are not locked, then new proposals, which depend on each other.
 
-    Call it while no other worker does (``Claims.alone``); the trials are this worker's until ``locks`` is closed.
+    An open trial waits while an earlier one with the same settings is open: they share a run. Call
+    it within ``TrialLocks.lock_search``; the trials are locked until ``locks`` is closed.
+
+    Args:
+        config: of the worker.
+        locks: holds the locks of the claimed trials.
+        count: number of trials; fewer where the search has no more.
     """
-    taken: list[ClaimedTrial] = []
-    while (
-        len(taken) < count
-        and (number := _claim_trial_number(config, locks, {one.number for one in taken}))
-        is not None
-    ):
-        chosen = next(
-            trial
-            for trial in get_fully_specified_trials(config.study, config.space)
-            if trial.number == number
-        )
-        taken.append(ClaimedTrial(number, config.space.to_settings(chosen.params)))
-    return taken
-
-
-def _claim_trial_number(
-    config: WorkerConfig, locks: contextlib.ExitStack, own_numbers: set[int]
-) -> int | None:
-    """An open trial, held now and not before; or a new one, while the search wants more. An open trial whose earlier twin is worked on waits."""
-    while True:
+    claimed: list[ClaimedTrial] = []
+    while len(claimed) < count:
+        numbers = {trial.number for trial in claimed}
+        # Read again in each round: other workers add trials and end them.
         trials = get_fully_specified_trials(config.study, config.space)
-        for trial in (
-            trial for trial in trials if is_trial_open(trial) and trial.number not in own_numbers
-        ):
+        for trial in trials:
+            if not is_trial_open(trial) or trial.number in numbers:
+                continue
             earlier = find_duplicate_trial(trial, trials)
             if earlier is not None and is_trial_open(earlier):
                 continue
             if locks.enter_context(config.trial_locks.try_lock_trial(trial.number)):
-                return trial.number
-        if len(trials) >= config.spec.trials:
-            return None
-        propose_trial(config.study, config.space, config.spec)
+                settings = config.space.to_settings(trial.params)
+                claimed.append(ClaimedTrial(trial.number, settings))
+                break
+        else:  # no open trial could be locked
+            if len(trials) >= config.spec.trials:
+                break
+            propose_trial(config.study, config.space, config.spec)
+    return claimed
 
 
-def _train_jointly(
+def _run_jointly(
     config: WorkerConfig, claimed_trials: Sequence[ClaimedTrial]
 ) -> dict[int, TrialRun | Exception]:
-    """The runs of several trials, trained in one pass; none where that is not possible, or where it failed as a whole: then each is made alone, so
-    that settings which spoil it for all are found."""
+    """The runs of several trials, trained in one pass, by trial number.
+
+    Empty where that is not possible, or where it failed as a whole: then each is trained alone, so
+    that the settings which cause the error are identified.
+    """
+    recipes = [_build_trial_recipe(config, trial) for trial in claimed_trials]
     try:
-        made = config.run_recipes_jointly(
-            [_build_trial_recipe(config, one) for one in claimed_trials]
-        )
+        results = config.run_recipes_jointly(recipes)
     except InterruptedRunError:
         raise
     except (*SETTINGS_ERRORS, RefusedError, RuntimeError) as error:
+        # torch.OutOfMemoryError is a RuntimeError; this package does not import torch.
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise
         return {}
-    return (
-        {}
-        if made is None
-        else {
-            one.number: each
-            for one, each in zip(claimed_trials, made, strict=True)
-            if not isinstance(each, RefusedError)
-        }
-    )
+    if results is None:
+        return {}
+    return {
+        trial.number: result
+        for trial, result in zip(claimed_trials, results, strict=True)
+        if not isinstance(result, RefusedError)  # locked by another process: run alone, it waits
+    }
 
 
 def _build_trial_recipe(config: WorkerConfig, claimed_trial: ClaimedTrial) -> Recipe:
-    return apply_recipe_settings(
-        config.recipe,
-        claimed_trial.settings,
-        SEARCH_SPACE_KEY,
-        name=f"{config.recipe.name} · trial {claimed_trial.number}".removeprefix(" · "),
-    )
+    # The name is not part of a run's id: equal settings stay one run.
+    name = f"{config.recipe.name} · trial {claimed_trial.number}".removeprefix(" · ")
+    return apply_recipe_settings(config.recipe, claimed_trial.settings, SEARCH_SPACE_KEY, name=name)
 
 
 def _run_trial(
@@ -199,97 +198,92 @@ def _run_trial(
     joint_result: TrialRun | Exception | None,
     elapsed_seconds: float,
 ) -> None:
-    """From settings, and what was made of them already in its share of so many seconds, to a value in the storage."""
-    begun = time.perf_counter() - elapsed_seconds
+    """Evaluate a trial, whose run took so many seconds already, and report its value."""
+    started = time.perf_counter() - elapsed_seconds
+    # The storage is not held open while a run trains, which can take days.
     with wrap_storage_errors(config.spec.storage):
         trials = get_fully_specified_trials(config.study, config.space)
-        trial = next(one for one in trials if one.number == claimed_trial.number)
+        trial = next(trial for trial in trials if trial.number == claimed_trial.number)
         earlier = find_duplicate_trial(trial, trials)
-    notes: dict[str, Any] = {MACHINE_ATTR: config.machine}
+    attributes: dict[str, Any] = {MACHINE_ATTR: config.machine}
     value: float | None
     if earlier is not None and not is_trial_open(earlier):
-        value, notes = _copy_duplicate_result(earlier, notes)
+        # The same settings are the same run: its value is copied, and nothing is trained.
+        value = earlier.value
+        copied = [key for key in (RUN_ID_ATTR, REASON_ATTR) if key in earlier.user_attrs]
+        attributes |= {key: earlier.user_attrs[key] for key in copied}
+        attributes[REPEATS_ATTR] = earlier.user_attrs.get(REPEATS_ATTR, earlier.number)
+        attributes[NEWLY_TRAINED_ATTR] = False
     else:
-        value, notes = _evaluate_trial(config, claimed_trial, notes, joint_result)
-    notes[SECONDS_ATTR] = round(time.perf_counter() - begun, 3)
+        value, result = _evaluate_trial(config, claimed_trial, joint_result)
+        attributes |= result
+    # Wall clock, of this attempt only.
+    attributes[SECONDS_ATTR] = round(time.perf_counter() - started, 3)
     with wrap_storage_errors(config.spec.storage):
-        _report_trial(config, trial, value, notes)
-
-
-def _copy_duplicate_result(
-    earlier: FrozenTrial, notes: dict[str, Any]
-) -> tuple[float | None, dict[str, Any]]:
-    """The same settings are the same run: its value, and nothing is trained."""
-    known = {
-        key: earlier.user_attrs[key]
-        for key in (RUN_ID_ATTR, REASON_ATTR)
-        if key in earlier.user_attrs
-    }
-    return earlier.value, notes | known | {
-        REPEATS_ATTR: earlier.user_attrs.get(REPEATS_ATTR, earlier.number),
-        NEWLY_TRAINED_ATTR: False,
-    }
+        _report_trial(config, trial, value, attributes)
 
 
 def _evaluate_trial(
     config: WorkerConfig,
     claimed_trial: ClaimedTrial,
-    notes: dict[str, Any],
     joint_result: TrialRun | Exception | None,
 ) -> tuple[float | None, dict[str, Any]]:
-    """The run of some settings, and its value; None with a reason where the settings are what is wrong."""
+    """The value of a trial and its attributes; None with a reason where the settings are at
+    fault."""
     try:
         if isinstance(joint_result, Exception):
             raise joint_result
-        run, made = joint_result or _run_when_unlocked(
-            config, _build_trial_recipe(config, claimed_trial)
-        )
+        recipe = _build_trial_recipe(config, claimed_trial)
+        run, is_newly_trained = joint_result or _run_when_unlocked(config, recipe)
     except SETTINGS_ERRORS as error:
-        return None, notes | {
-            REASON_ATTR: error.message
-            if isinstance(error, ClinpeftError)
-            else "there was not enough memory"
-        }
+        if isinstance(error, ClinpeftError):
+            return None, {REASON_ATTR: error.message}
+        return None, {REASON_ATTR: "there was not enough memory"}
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which this room does not import
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, see _run_jointly
             raise
-        return None, notes | {REASON_ATTR: "there was not enough memory on the device"}
+        return None, {REASON_ATTR: "there was not enough memory on the device"}
+    # An unknown metric is the user's error and stops the worker: no settings can cause it.
     value = read_objective_value(run, config.spec.metric)
-    notes = notes | {RUN_ID_ATTR: run.id, NEWLY_TRAINED_ATTR: made}
+    attributes = {RUN_ID_ATTR: run.id, NEWLY_TRAINED_ATTR: is_newly_trained}
     if value is None or not math.isfinite(value):
-        return None, notes | {REASON_ATTR: f"{config.spec.metric} is not known on the tuning split"}
-    return value, notes
+        reason = f"{config.spec.metric} is not known on the tuning split"
+        return None, attributes | {REASON_ATTR: reason}
+    return value, attributes
 
 
-def _run_when_unlocked(config: WorkerConfig, recipe: Recipe) -> tuple[Run, bool]:
-    """The run, once nobody else is making it."""
+def _run_when_unlocked(config: WorkerConfig, recipe: Recipe) -> TrialRun:
+    """The run of a recipe, after waiting for another process that is running it."""
     while True:
         if config.should_stop():
             raise InterruptedRunError(
                 "stopped between two trials",
                 location=recipe.name,
-                hint="give the same command to go on",
+                hint="give the same command to resume",
             )
         try:
             return config.run_recipe(recipe)
         except RefusedError as error:
             if not is_locked_elsewhere(error):
                 raise
+            # The run continues in the other process; its result is the same.
             while is_locked_elsewhere(error) and not config.should_stop():
                 time.sleep(RETRY_PAUSE_SECONDS)
 
 
 def _report_trial(
-    config: WorkerConfig, trial: FrozenTrial, value: float | None, notes: dict[str, Any]
+    config: WorkerConfig, trial: FrozenTrial, value: float | None, attributes: dict[str, Any]
 ) -> None:
-    """Value and notes into the storage; a trial that has ended meanwhile, because the storage lost sight of this worker, stays as it is."""
+    """Write value and attributes to the storage.
+
+    A trial that has ended meanwhile, because the storage lost its worker, stays as it is.
+    """
     try:
-        own = config.storage.get_study_id_from_name(config.study.study_name)
-        id_ = config.storage.get_trial_id_from_study_id_trial_number(
-            own, trial.number
-        )  # perhaps another process began it
-        for key, note in notes.items():
-            config.storage.set_trial_user_attr(id_, key, note)
+        # Ids are looked up again: another process may have proposed the trial.
+        study_id = config.storage.get_study_id_from_name(config.study.study_name)
+        trial_id = config.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        for key, attribute in attributes.items():
+            config.storage.set_trial_user_attr(trial_id, key, attribute)
         if value is None:
             config.study.tell(trial.number, state=TrialState.FAIL)
         else:

@@ -1,27 +1,30 @@
-"""Text to tokens on disk, and tokens to batches: ``encode`` for the windows of a corpus, ``encode_documents`` for notes that are asked a question.
+"""Text to tokens on disk, and tokens to batches.
+
+``encode_corpus`` encodes a corpus for language modeling, ``encode_documents`` a cohort for
+classification.
 
 ```
-layout.py     special tokens around a window     language.py    a corpus -> windows to learn from
-storage.py    windows in one mapped file         documents.py   a cohort -> documents to answer from
-batches.py    windows -> padded batches          reading.py     what of a long note is read
-                                                 headings.py    where its sections begin
+special_tokens.py  special tokens around a window   windows.py     corpus -> training windows
+storage.py         windows in one mapped file       documents.py   cohort -> documents to classify
+batches.py         windows -> padded batches        truncation.py  tokens of a note that are read
+                                                    headings.py    where sections of a note begin
 ```
 """
 
 from clinpeft.tokenization.batches import (
-    WindowBatch,
     DocumentBatch,
-    shuffle_document_steps,
+    WindowBatch,
     gather_windows,
     group_windows,
     select_process_groups,
+    shuffle_document_steps,
     shuffle_window_steps,
 )
 from clinpeft.tokenization.documents import (
     EncodedDocuments,
-    group_documents,
     create_document_layout,
     encode_documents,
+    group_documents,
     open_encoded_documents,
 )
 from clinpeft.tokenization.special_tokens import (
@@ -34,24 +37,24 @@ from clinpeft.tokenization.storage import is_encoded
 from clinpeft.tokenization.windows import EncodedCorpus, encode_corpus, open_encoded_corpus
 
 __all__ = [
-    "WindowBatch",
     "DocumentBatch",
-    "EncodedDocuments",
     "EncodedCorpus",
+    "EncodedDocuments",
     "IndexArray",
     "SpecialTokenLayout",
     "Tokenizer",
-    "group_documents",
+    "WindowBatch",
     "create_document_layout",
-    "shuffle_document_steps",
+    "create_special_token_layout",
     "encode_corpus",
     "encode_documents",
     "gather_windows",
-    "is_encoded",
-    "create_special_token_layout",
+    "group_documents",
     "group_windows",
-    "open_encoded_documents",
+    "is_encoded",
     "open_encoded_corpus",
+    "open_encoded_documents",
     "select_process_groups",
+    "shuffle_document_steps",
     "shuffle_window_steps",
 ]

@@ -1,6 +1,7 @@
-"""Where the sections of a note begin, by its headings, whatever they are called.
+"""Where the sections of a note begin, found by its headings, whatever they are called.
 
-The rules are few on purpose, since what is a heading differs between hospitals: a recipe names those that matter, and the rest only has to end them.
+The rules are few on purpose, because heading conventions differ between hospitals: a recipe names
+the sections that matter, and all other headings only have to end them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from dataclasses import dataclass
 MAX_HEADING_CHARACTERS = 60
 MAX_HEADING_WORDS = 6
 
-# A colon before a digit is a time or a ratio.
+# A colon before a digit belongs to a time or a ratio. Possessive quantifiers (`*+`) keep the
+# patterns linear in the length of a line.
 _BEFORE_COLON = re.compile(r"\s*+(?P<name>[^\W\d_][^:]{0,59}):(?!\d)")
 _AFTER_COMMA = re.compile(r",(?P<heading>[ \t]*+(?P<name>[^\s,:][^,:]{1,59}):(?!\d))")
 
 
 @dataclass(frozen=True)
 class HeadedSection:
-    """A piece of a note: its first character, which is that of its heading, and the ``key`` of it; ``""`` before the first heading."""
+    """A section of a note.
+
+    Attributes:
+        start: its first character, which is the first of its heading.
+        name: its heading by ``normalize_heading_name``; empty before the first heading.
+    """
 
     start: int
     name: str
@@ -27,7 +34,7 @@ class HeadedSection:
 
 @dataclass(frozen=True)
 class _Heading:
-    """A possible heading; ``stands_apart`` when it opens the note or stands below a blank line."""
+    """A possible heading; ``stands_apart`` when it opens the note or follows a blank line."""
 
     start: int
     name: str
@@ -35,68 +42,65 @@ class _Heading:
 
 
 def normalize_heading_name(name: str) -> str:
-    """A heading's name as it is compared: lower case, without punctuation."""
+    """Return a heading in the form in which headings are compared: lower case, no punctuation."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold()))
 
 
 def split_headed_sections(text: str, names: Collection[str]) -> list[HeadedSection]:
-    """The sections of a note in their order, from its first character to its last; empty when it has no heading.
+    """Return the sections of a note in order, covering it whole; empty when it has no heading.
 
-    A heading is a line of capitals, or up to six words and a colon at the start of a line, or capitals and a colon behind a comma, as where line
-    ends became commas (MTSamples). It begins a section when it opens the note, stands below a blank line, or is one of ``names``: what is called
-    ``HEENT:`` inside an examination is a part of it. Notes without blank lines before headings do not tell the two apart, and every heading counts.
+    A heading is a line of capitals, or up to six words and a colon at the start of a line, or
+    capitals and a colon after a comma, for notes in which line ends became commas (MTSamples). A
+    heading begins a section when it opens the note, follows a blank line, or is one of ``names``;
+    other headings, such as ``HEENT:`` inside an examination, are part of their section. In notes
+    without blank lines before headings the two cannot be distinguished, and every heading begins
+    a section.
 
     Args:
         text: the note.
-        names: the ``key`` of headings that begin a section wherever they stand.
+        names: normalized names of the headings that begin a section wherever they stand.
     """
-    found = list(_iterate_headings(text))
-    opening = len(text) - len(text.lstrip())
-    tells_apart = any(heading.stands_apart and heading.start > opening for heading in found)
-    begun = [
+    # a list, because whether blank lines separate sections is only known at the end of the note
+    headings = list(_iterate_headings(text))
+    first_character = len(text) - len(text.lstrip())
+    has_blank_lines = any(h.stands_apart and h.start > first_character for h in headings)
+    sections = [
         HeadedSection(heading.start, heading.name)
-        for heading in found
-        if heading.stands_apart or not tells_apart or heading.name in names
+        for heading in headings
+        if heading.stands_apart or not has_blank_lines or heading.name in names
     ]
-    return [HeadedSection(0, ""), *begun] if begun and begun[0].start > 0 else begun
+    # text before the first heading is a section without a name
+    return [HeadedSection(0, ""), *sections] if sections and sections[0].start > 0 else sections
 
 
 def _iterate_headings(text: str) -> Iterator[_Heading]:
-    """All possible headings in their order."""
-    start, apart = 0, True
+    """Yield all possible headings in order."""
+    line_start, follows_blank = 0, True
     for line in text.splitlines(keepends=True):
-        blank = line.isspace()
-        if not blank:
-            first = _match_line_heading(line)
-            if first:
-                yield _Heading(start, normalize_heading_name(first), apart)
-            behind = line.index(first) + len(first)
-            yield from (
-                _Heading(start + at, normalize_heading_name(name), False)
-                for at, name in _iterate_comma_headings(line)
-                if at >= behind
-            )
-        apart = blank
-        start += len(line)
+        is_blank = line.isspace()
+        if not is_blank:
+            name = _match_line_heading(line)
+            if name:
+                yield _Heading(line_start, normalize_heading_name(name), follows_blank)
+            # a heading after a comma inside the heading of the line would count twice
+            heading_end = line.index(name) + len(name)  # 0 without a heading
+            for match in _AFTER_COMMA.finditer(line):
+                words = match["name"].split()
+                is_heading = match["name"].isupper() and len(words) <= MAX_HEADING_WORDS
+                if is_heading and match.start("heading") >= heading_end:
+                    start = line_start + match.start("heading")
+                    yield _Heading(start, normalize_heading_name(match["name"]), False)
+        follows_blank = is_blank
+        line_start += len(line)
 
 
 def _match_line_heading(line: str) -> str:
-    """The heading that a line begins with, or is; empty when there is none."""
-    before = _BEFORE_COLON.match(line)
-    name = before["name"] if before else line.strip()
-    capitals = name.isupper() and not name.endswith(".")
-    plain = before is not None and "," not in name
-    return (
-        name
-        if (capitals or plain)
-        and len(name) <= MAX_HEADING_CHARACTERS
-        and len(name.split()) <= MAX_HEADING_WORDS
-        else ""
-    )
-
-
-def _iterate_comma_headings(line: str) -> Iterator[tuple[int, str]]:
-    """(first character, name) of the headings behind a comma."""
-    for found in _AFTER_COMMA.finditer(line):
-        if found["name"].isupper() and len(found["name"].split()) <= MAX_HEADING_WORDS:
-            yield found.start("heading"), found["name"]
+    """Return the heading that a line begins with or consists of; empty when there is none."""
+    match = _BEFORE_COLON.match(line)
+    name = match["name"] if match else line.strip()
+    # a line of capitals needs no colon, but one that ends in a period is a sentence
+    is_capitals = name.isupper() and not name.endswith(".")
+    # a comma before the colon is usually a sentence or a list, not a heading
+    is_plain = match is not None and "," not in name
+    is_short = len(name) <= MAX_HEADING_CHARACTERS and len(name.split()) <= MAX_HEADING_WORDS
+    return name if (is_capitals or is_plain) and is_short else ""

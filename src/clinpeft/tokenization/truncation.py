@@ -1,4 +1,4 @@
-"""What of a note longer than a window is read: which of its tokens, in which windows, and why the others are not."""
+"""Which tokens of a note longer than a window are read, and why the others are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clinpeft.recipe import TruncationSpec
 from clinpeft.tokenization.headings import normalize_heading_name
 
 TokenSpan = tuple[int, int]
-"""First token of a note, and the one behind the last."""
+"""First token of a span of a note, and the one after its last."""
 
 LOWER_PRIORITY_REASON = "in a section of lower priority"
 AFTER_LAST_WINDOW_REASON = "behind the last window"
@@ -20,7 +20,12 @@ MIDDLE_OF_NOTE_REASON = "in the middle of the note"
 
 @dataclass(frozen=True)
 class SectionStart:
-    """A section of a note that begins at a token; ``name`` is the ``headings.key`` of its heading."""
+    """A section of a note by its first token.
+
+    Attributes:
+        start: the token.
+        name: its heading by ``normalize_heading_name``.
+    """
 
     start: int
     name: str
@@ -28,7 +33,7 @@ class SectionStart:
 
 @dataclass(frozen=True)
 class TokenizedNote:
-    """A note as its number of tokens and, where they are asked for, its sections; without any heading there are none."""
+    """A note as its number of tokens and its sections, which are empty where it has no heading."""
 
     token_count: int
     section_starts: tuple[SectionStart, ...] = ()
@@ -36,13 +41,13 @@ class TokenizedNote:
 
 @dataclass(frozen=True)
 class WindowLimits:
-    """What fits.
+    """What fits into the windows of a note.
 
     Attributes:
         text_tokens: tokens of text in a window.
-        overlap_tokens: tokens that two neighbouring windows share.
-        max_windows: of one note.
-        section_ranks: ``headings.key`` of a section -> its place in the order of importance.
+        overlap_tokens: tokens that two adjacent windows share.
+        max_windows: windows of one note.
+        section_ranks: normalized name of a section -> its rank, 0 for the most important.
     """
 
     text_tokens: int
@@ -53,123 +58,124 @@ class WindowLimits:
 
 @dataclass(frozen=True)
 class TruncatedNote:
-    """What is read of a note: for each window its spans, in the order of the note; and reason -> tokens that are not read, the chief reason first."""
+    """The tokens of a note that are read.
+
+    Attributes:
+        windows: the spans of each window, in the order of the note.
+        dropped_tokens: reason -> tokens that are not read, the main reason first.
+    """
 
     windows: tuple[tuple[TokenSpan, ...], ...]
     dropped_tokens: dict[str, int]
 
 
 def create_window_limits(spec: TruncationSpec, text_tokens: int) -> WindowLimits:
-    """What a recipe allows for windows of ``text_tokens`` tokens of text.
+    """Return the limits that a recipe sets for windows of ``text_tokens`` tokens of text.
 
     Raises:
-        RecipeError: windows that overlap wholly, or sections without names.
+        RecipeError: windows that overlap completely, or sections without names.
     """
     if spec.keep == "windows" and spec.overlap_tokens >= text_tokens:
-        message = f"windows of {text_tokens} tokens of text cannot overlap by {spec.overlap_tokens}"
         raise RecipeError(
-            message,
-            location="reading.overlap_tokens",
+            f"windows of {text_tokens} tokens of text cannot overlap by {spec.overlap_tokens}",
+            location="truncation.overlap_tokens",
             hint=f"at most {text_tokens - 1}, or a larger base.max_tokens",
         )
+    # a name of punctuation alone is empty after normalization and matches no heading
     names = [normalize_heading_name(name) for name in spec.sections]
     if spec.keep == "sections" and not (names and all(names)):
-        message = (
-            f"sections are to be kept, and sections = {list(spec.sections)} does not name them"
-        )
         raise RecipeError(
-            message,
+            f'keep = "sections" needs names of sections, and sections = {list(spec.sections)}',
             location="truncation.sections",
             hint='name headings, the most important first, such as ["chief complaint"]',
         )
-    rank = {
-        name: at for at, name in reversed(list(enumerate(names)))
-    }  # of a name that comes twice, the first counts
-    return WindowLimits(text_tokens, spec.overlap_tokens, spec.max_windows, rank)
+    # reversed, so that the first rank of a repeated name wins
+    ranks = {name: rank for rank, name in reversed(list(enumerate(names)))}
+    return WindowLimits(text_tokens, spec.overlap_tokens, spec.max_windows, ranks)
 
 
 def truncate_note(note: TokenizedNote, strategy: str, limits: WindowLimits) -> TruncatedNote:
-    """What is read of a note; a note that fits is read whole, whatever ``strategy`` says, and one without tokens in one empty window."""
+    """Return the tokens of a note that are read.
+
+    A note that fits is read completely whatever the strategy; a note without tokens has one empty
+    window.
+
+    Args:
+        note: its length and its sections.
+        strategy: a key of ``TRUNCATION_STRATEGIES``.
+        limits: what fits.
+    """
     if note.token_count <= limits.text_tokens:
         return TruncatedNote((((0, note.token_count),),), {})
     return TRUNCATION_STRATEGIES[strategy](note, limits)
 
 
 def _keep_head(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
-    return TruncatedNote(
-        (((0, limits.text_tokens),),),
-        {
-            f"past the first {limits.text_tokens} tokens of the note": note.token_count
-            - limits.text_tokens
-        },
-    )
+    reason = f"past the first {limits.text_tokens} tokens of the note"
+    dropped = note.token_count - limits.text_tokens
+    return TruncatedNote((((0, limits.text_tokens),),), {reason: dropped})
 
 
 def _keep_tail(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
-    cut = note.token_count - limits.text_tokens
-    return TruncatedNote(
-        (((cut, note.token_count),),),
-        {f"before the last {limits.text_tokens} tokens of the note": cut},
-    )
+    reason = f"before the last {limits.text_tokens} tokens of the note"
+    start = note.token_count - limits.text_tokens  # also the number of dropped tokens
+    return TruncatedNote((((start, note.token_count),),), {reason: start})
 
 
 def _keep_head_and_tail(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
-    """Half of the room each; of an odd room the head has one more."""
-    last = limits.text_tokens // 2
-    return TruncatedNote(
-        (((0, limits.text_tokens - last), (note.token_count - last, note.token_count)),),
-        {MIDDLE_OF_NOTE_REASON: note.token_count - limits.text_tokens},
-    )
+    """Half of the window each; the head takes the odd token."""
+    # Sun et al. 2019 (arXiv 1905.05583) truncate long texts to head and tail
+    tail = limits.text_tokens // 2
+    spans = ((0, limits.text_tokens - tail), (note.token_count - tail, note.token_count))
+    return TruncatedNote((spans,), {MIDDLE_OF_NOTE_REASON: note.token_count - limits.text_tokens})
 
 
 def _keep_windows(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
-    """Every window but the last is full; none holds only what the one before it has shown already."""
-    starts = range(
-        0, note.token_count - limits.overlap_tokens, limits.text_tokens - limits.overlap_tokens
-    )[: limits.max_windows]
+    """Overlapping windows, full but for the last; the last one has tokens of its own."""
+    stride = limits.text_tokens - limits.overlap_tokens
+    # a window that began later would hold only tokens of the one before
+    starts = range(0, note.token_count - limits.overlap_tokens, stride)[: limits.max_windows]
     spans = [(start, min(start + limits.text_tokens, note.token_count)) for start in starts]
-    behind = note.token_count - spans[-1][1]
-    return TruncatedNote(
-        tuple((span,) for span in spans), {AFTER_LAST_WINDOW_REASON: behind} if behind else {}
-    )
+    dropped = note.token_count - spans[-1][1]
+    reasons = {AFTER_LAST_WINDOW_REASON: dropped} if dropped else {}
+    return TruncatedNote(tuple((span,) for span in spans), reasons)
 
 
 def _keep_sections(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
-    """Whole sections down the order of importance, each that still fits, in the order of the note; the first is cut at its end if it must be."""
+    """Whole sections by rank while they fit, read in the order of the note.
+
+    The most important section is cut at its end if it does not fit.
+    """
     if not note.section_starts:
-        return TruncatedNote(
-            _keep_head(note, limits).windows,
-            {
-                f"no heading, and past the first {limits.text_tokens} tokens of the note": note.token_count
-                - limits.text_tokens
-            },
-        )
-    starts = [mark.start for mark in note.section_starts]
+        reason = f"no heading, and past the first {limits.text_tokens} tokens of the note"
+        windows = _keep_head(note, limits).windows
+        return TruncatedNote(windows, {reason: note.token_count - limits.text_tokens})
+    # parallel lists: name, start and span of each section
+    names = [section.name for section in note.section_starts]
+    starts = [section.start for section in note.section_starts]
+    # sections cover the note, so each ends where the next begins
     spans = list(pairwise([*starts, note.token_count]))
-    first, *others = sorted(
-        range(len(spans)),
-        key=lambda at: (
-            limits.section_ranks.get(note.section_starts[at].name, len(limits.section_ranks)),
-            at,
-        ),
-    )
+    # unnamed sections rank last; sections of one rank keep the order of the note
+    last_rank = len(limits.section_ranks)
+    ranks = [limits.section_ranks.get(name, last_rank) for name in names]
+    first, *others = sorted(range(len(spans)), key=lambda section: (ranks[section], section))
     start, stop = spans[first]
-    taken, left = (
-        {first: (start, min(stop, start + limits.text_tokens))},
-        max(0, limits.text_tokens - (stop - start)),
-    )
-    for at in others:
-        start, stop = spans[at]
-        if stop - start <= left:
-            taken[at], left = (start, stop), left - (stop - start)
-    past = spans[first][1] - taken[first][1]
-    lower = note.token_count - past - sum(stop - start for start, stop in taken.values())
+    selected = {first: (start, min(stop, start + limits.text_tokens))}
+    free_tokens = max(0, limits.text_tokens - (stop - start))
+    # greedy: a section that does not fit is skipped, and a shorter one of lower rank may follow
+    for section in others:
+        length = spans[section][1] - spans[section][0]
+        if length <= free_tokens:
+            selected[section], free_tokens = spans[section], free_tokens - length
+    # a section is whole unless it is the first, so only the first can lose tokens at its end
+    past_first = stop - selected[first][1]
+    selected_tokens = sum(stop - start for start, stop in selected.values())
     dropped = {
-        f"past the first {limits.text_tokens} tokens of the most important section": past,
-        LOWER_PRIORITY_REASON: lower,
+        f"past the first {limits.text_tokens} tokens of the most important section": past_first,
+        LOWER_PRIORITY_REASON: note.token_count - past_first - selected_tokens,
     }
     return TruncatedNote(
-        (tuple(taken[at] for at in sorted(taken)),),
+        (tuple(selected[section] for section in sorted(selected)),),
         {reason: count for reason, count in dropped.items() if count},
     )
 
@@ -181,4 +187,4 @@ TRUNCATION_STRATEGIES: dict[str, Callable[[TokenizedNote, WindowLimits], Truncat
     "sections": _keep_sections,
     "windows": _keep_windows,
 }
-"""``ReadingSpec.keep`` -> what is read of a note that does not fit."""
+"""``TruncationSpec.keep`` -> which tokens are read of a note that does not fit."""

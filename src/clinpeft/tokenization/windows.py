@@ -1,7 +1,8 @@
-"""A corpus to token windows on disk.
+"""A corpus as token windows on disk, for language modeling.
 
-All tokens of a corpus lie in one flat file that is mapped, never loaded; a window is a slice of it. So a corpus of any size costs a few bytes a
-window in memory, and every epoch, trial and process reads the same file.
+All tokens of a corpus are in one flat file that is memory-mapped and never loaded whole; a window
+is a slice of it. So a corpus of any size takes a few bytes of memory per window, and every epoch,
+trial and process reads the same file.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from clinpeft.tokenization.special_tokens import IndexArray, SpecialTokenLayout,
 from clinpeft.tokenization.storage import (
     MappedTokens,
     build_encoding_folder,
-    write_encoding_description,
-    read_encoding_description,
     map_token_windows,
+    read_encoding_description,
+    write_encoding_description,
     write_token_windows,
 )
 
-CORPUS_CHUNK_NOTES = 256
+CORPUS_CHUNK_NOTES = 256  # notes per call of the tokenizer
 ENCODED_NOTE_COLUMNS = ["note_id", "subject_id", "category", "split"]
 
 
@@ -40,9 +41,9 @@ class EncodedCorpus:
         starts: (windows,) first token of each window.
         lengths: (windows,) tokens in each window, special tokens included.
         window_notes: (windows,) row of ``note_table`` that the window belongs to.
-        note_table: one row a note: note_id, subject_id, category, split.
+        note_table: one row per note: note_id, subject_id, category, split.
         attrition: what was cut off or left out while encoding, counted in tokens.
-        folder: where it lies.
+        folder: where the files are.
     """
 
     tokens: MappedTokens
@@ -54,28 +55,32 @@ class EncodedCorpus:
     folder: Path
 
     def select_windows(self, split: str, max_notes: int = 0) -> IndexArray:
-        """Windows of a split; when ``max_notes`` is not 0, of so many notes drawn from it, the same ones at every call."""
-        rows = np.flatnonzero(
-            pc.equal(self.note_table["split"], split).to_numpy(zero_copy_only=False)
-        )
+        """Return the windows (windows,) of a split.
+
+        Args:
+            split: its name.
+            max_notes: if not 0, the windows of so many notes sampled from the split, which are
+                the same ones in every call.
+        """
+        is_in_split = pc.equal(self.note_table["split"], split).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(is_in_split)  # (notes,)
         if max_notes and len(rows) > max_notes:
+            # a fixed seed: every evaluation during training uses the same notes
             rows = np.random.default_rng(0).choice(rows, max_notes, replace=False)
-        return np.flatnonzero(np.isin(self.window_notes, rows))
+        return np.flatnonzero(np.isin(self.window_notes, rows))  # (windows,)
 
     def count_by_split(self) -> dict[str, int]:
-        """Notes, windows and tokens per split, for the record."""
-        found = {
+        """Return the numbers of notes, windows and tokens, in all and per split."""
+        counts = {
             "notes": self.note_table.num_rows,
             "windows": len(self.starts),
             "tokens": int(self.lengths.sum()),
         }
         for split in SPLIT_NAMES:
-            chosen = self.select_windows(split)
-            found |= {
-                f"{split}_windows": len(chosen),
-                f"{split}_tokens": int(self.lengths[chosen].sum()),
-            }
-        return found
+            windows = self.select_windows(split)
+            counts[f"{split}_windows"] = len(windows)
+            counts[f"{split}_tokens"] = int(self.lengths[windows].sum())
+        return counts
 
 
 def encode_corpus(
@@ -85,37 +90,41 @@ def encode_corpus(
     base: LanguageModelSpec,
     folder: Path,
 ) -> EncodedCorpus:
-    """Encode a corpus (Parquet, schema ``tables.CORPUS``) into ``folder``, which appears whole or not at all.
+    """Encode a corpus (Parquet, schema ``CORPUS_SCHEMA``) into ``folder``, whole or not at all.
+
+    Args:
+        corpus: the table.
+        tokenizer: of the base model.
+        layout: special tokens around a window.
+        base: length of a window, and whether a longer note is split or truncated.
+        folder: where the windows go.
 
     Raises:
-        InputError: there is no room for text beside the special tokens.
+        InputError: the special tokens of a window leave no space for text.
     """
-    layout.compute_text_capacity(base.max_tokens)
-    with build_encoding_folder(folder) as building:
+    layout.compute_text_capacity(base.max_tokens)  # fails before any file is written
+    schema = pq.read_schema(corpus)
+    note_schema = pa.schema([schema.field(name) for name in ENCODED_NOTE_COLUMNS])
+    with build_encoding_folder(folder) as temporary:
         attrition = Attrition(step="tokens")
-        with pq.ParquetWriter(building / "notes.parquet", _build_note_schema(corpus)) as notes:
-            written = write_token_windows(
-                _encode_notes(corpus, tokenizer, layout, base, notes, attrition),
-                len(tokenizer),
-                building,
-            )
-        write_encoding_description(
-            building,
-            {**written, "entered": attrition.entered_rows, "dropped": attrition.dropped_rows},
-        )
+        with pq.ParquetWriter(temporary / "notes.parquet", note_schema) as note_writer:
+            windows = _encode_notes(corpus, tokenizer, layout, base, note_writer, attrition)
+            description = write_token_windows(windows, len(tokenizer), temporary)
+        counts = {"entered": attrition.entered_rows, "dropped": attrition.dropped_rows}
+        write_encoding_description(temporary, {**description, **counts})
     return open_encoded_corpus(folder)
 
 
 def open_encoded_corpus(folder: Path) -> EncodedCorpus:
-    """What ``encode`` left in a folder."""
-    described = read_encoding_description(folder)
-    tokens, (starts, lengths, notes) = map_token_windows(folder, described)
-    attrition = Attrition(step="tokens", entered_rows=described["entered"])
-    for reason, count in described["dropped"].items():
+    """Open what ``encode_corpus`` wrote into a folder."""
+    description = read_encoding_description(folder)
+    # starts, lengths, notes: (windows,) each
+    tokens, (starts, lengths, notes) = map_token_windows(folder, description)
+    attrition = Attrition(step="tokens", entered_rows=description["entered"])
+    for reason, count in description["dropped"].items():
         attrition.drop_rows(reason, count)
-    return EncodedCorpus(
-        tokens, starts, lengths, notes, pq.read_table(folder / "notes.parquet"), attrition, folder
-    )
+    note_table = pq.read_table(folder / "notes.parquet")
+    return EncodedCorpus(tokens, starts, lengths, notes, note_table, attrition, folder)
 
 
 def _encode_notes(
@@ -126,38 +135,25 @@ def _encode_notes(
     note_writer: pq.ParquetWriter,
     attrition: Attrition,
 ) -> Iterator[tuple[int, list[int]]]:
-    """(row, window) of every note, whose columns without the text are written on the way."""
+    """Yield (row, window) of every note; write its columns without the text, count what is cut."""
+    capacity = layout.compute_text_capacity(base.max_tokens)
+    options = {"add_special_tokens": False, "verbose": False, "return_attention_mask": False}
     row = 0
+    # chunks bound the memory: neither the texts nor the token ids of a corpus are held at once
     for batch in pq.ParquetFile(corpus).iter_batches(CORPUS_CHUNK_NOTES):
         note_writer.write_batch(batch.select(ENCODED_NOTE_COLUMNS))
-        encoded = tokenizer(
-            batch["text"].to_pylist(),
-            add_special_tokens=False,
-            verbose=False,
-            return_attention_mask=False,
-        )["input_ids"]
-        for ids in encoded:
-            yield from ((row, piece) for piece in _split_note(ids, layout, base, attrition))
+        for ids in tokenizer(batch["text"].to_pylist(), **options)["input_ids"]:
+            attrition.entered_rows += len(ids)
+            text_ids = ids  # (tokens of the note,)
+            if base.overflow == "truncate":
+                reason = f"past the first {capacity} tokens of its note"
+                attrition.drop_rows(reason, max(0, len(ids) - capacity))
+                text_ids = ids[:capacity]
+            # a note without text is one window of special tokens
+            for start in range(0, max(len(text_ids), 1), capacity):
+                # `note_suffix` only where the note ends, so that a model learns where notes end
+                is_last = start + capacity >= len(text_ids)
+                end = layout.note_suffix if is_last else ()
+                content = text_ids[start : start + capacity]
+                yield row, [*layout.window_prefix, *content, *end, *layout.window_suffix]
             row += 1
-
-
-def _build_note_schema(corpus: Path) -> pa.Schema:
-    schema = pq.read_schema(corpus)
-    return pa.schema([schema.field(name) for name in ENCODED_NOTE_COLUMNS])
-
-
-def _split_note(
-    token_ids: list[int], layout: SpecialTokenLayout, base: LanguageModelSpec, attrition: Attrition
-) -> Iterator[list[int]]:
-    """The windows of one note; what ``truncate`` cuts off is counted."""
-    room = layout.compute_text_capacity(base.max_tokens)
-    attrition.entered_rows += len(token_ids)
-    if base.overflow == "truncate":
-        attrition.drop_rows(
-            f"past the first {room} tokens of its note", max(0, len(token_ids) - room)
-        )
-        token_ids = token_ids[:room]
-    for start in range(0, max(len(token_ids), 1), room):
-        content = token_ids[start : start + room]
-        end = layout.note_suffix if start + room >= len(token_ids) else ()
-        yield [*layout.window_prefix, *content, *end, *layout.window_suffix]

@@ -21,6 +21,7 @@ differential_privacy.py  differential privacy by subject
 
 from accelerate import Accelerator
 
+from clinpeft.runtime.memory import measure_peak_memory_bytes, retry_backward_on_oom
 from clinpeft.training.chunked_loss import LanguageModelHead, compute_loss_block_rows
 from clinpeft.training.classification import (
     ClassificationData,
@@ -55,7 +56,6 @@ from clinpeft.training.likelihood import (
     compute_unigram_likelihoods,
     compute_window_perplexity,
 )
-from clinpeft.training.memory import measure_peak_memory_bytes, retry_backward_on_oom
 from clinpeft.training.objectives import (
     LANGUAGE_OBJECTIVES,
     LanguageModelingData,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,9 +19,15 @@ from clinpeft.adapters import PackedInput
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import LabelSpace
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
+from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
-from clinpeft.training.memory import build_backward_with_oom_retry
-from clinpeft.training.trainer import JointStep, LossSum, Trainable, TrainableParameters
+from clinpeft.training.trainer import (
+    JointStep,
+    LossSum,
+    Trainable,
+    TrainableParameters,
+    build_additive_backward,
+)
 
 DocumentLogitFunction = Callable[[IndexArray], torch.Tensor]
 """Documents -> logits (documents, classes), float32, through everything that is trained."""
@@ -187,11 +194,10 @@ def build_classification_trainable(
         ),
         count_tokens=numbering.count_tokens,
         backward=build_backward_with_oom_retry(
-            loss,
+            partial(build_additive_backward, loss, seed=seed, accelerator=accelerator),
             numbering.make_micro_batches,
             parameters.values(),
-            seed,
-            accelerator,
+            accelerator.num_processes,
             reduce_memory,
         ),
         set_training_mode=set_training_mode,

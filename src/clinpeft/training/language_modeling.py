@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from clinpeft import tokenization
 from clinpeft.adapters import PackedInput, Stack, enable_checkpointing_on_oom
 from clinpeft.recipe import TrainingSpec
+from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
 from clinpeft.training.likelihood import compute_window_perplexity
-from clinpeft.training.memory import build_backward_with_oom_retry
 from clinpeft.training.objectives import (
     LabeledBatch,
     LanguageModelingData,
@@ -21,7 +21,7 @@ from clinpeft.training.objectives import (
     compute_batch_likelihoods,
     sum_packed_loss,
 )
-from clinpeft.training.trainer import JointStep, LossSum, Trainable
+from clinpeft.training.trainer import JointStep, LossSum, Trainable, build_additive_backward
 
 TUNING_PERPLEXITY = "tuning_perplexity"
 
@@ -91,11 +91,10 @@ def build_language_modeling_trainable(
         make_epoch_batches=make_epoch_batches,
         count_tokens=lambda windows: int(lengths[windows].sum()),
         backward=build_backward_with_oom_retry(
-            loss,
+            partial(build_additive_backward, loss, seed=data.seed, accelerator=accelerator),
             make_micro_batches,
             stack.trained_parameters.values(),
-            data.seed,
-            accelerator,
+            accelerator.num_processes,
             reduce_memory if spec.activations == "auto" else None,
         ),
         set_training_mode=stack.train,

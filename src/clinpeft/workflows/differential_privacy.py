@@ -1,4 +1,4 @@
-"""Training with differential privacy, as a whole run sees it: what is refused, the secret of the noise, what was spent."""
+"""Differential privacy of a whole run: its requirements, the seed of its noise, what was spent."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ import numpy as np
 
 from clinpeft import runs, training
 from clinpeft.core.errors import InputError, RecipeError
-from clinpeft.recipe import (
-    AdaptRecipe,
-    ClassifyRecipe,
-    DifferentialPrivacySpec,
-    EmbedRecipe,
-    Recipe,
-)
+from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, Recipe
 from clinpeft.runs import Run
 from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import (
-    Accelerator,
     ClippingStats,
     PrivacyMechanism,
     SubjectArray,
@@ -32,165 +25,180 @@ from clinpeft.workflows.context import RunContext
 from clinpeft.workflows.task_cohorts import EncodedCohort
 
 NOISE_SEED_PATH = Path("checkpoints", "noise.secret")
-"""In the run's folder while it is trained: with it the noise could be drawn again, and taken away."""
+"""In the run's folder while it is trained: whoever has it can draw the noise again and subtract
+it, so that it is removed when the run has finished."""
+
+
+@dataclass(frozen=True)
+class PrivacyRequirement:
+    """A setting that would break the privacy guarantee.
+
+    Attributes:
+        location: key of the recipe.
+        violated: whether the recipe has the setting.
+        message: why it breaks the guarantee.
+        hint: what to set instead.
+    """
+
+    location: str
+    violated: bool
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True)
 class DpTrainable:
-    """What the loop is given, and how private that is; None where no privacy was asked for."""
+    """A trainable, and its privacy mechanism; without one where no privacy was requested."""
 
     trainable: Trainable
     mechanism: PrivacyMechanism | None = None
     clipping_stats: ClippingStats | None = None
 
 
-def get_differential_privacy_spec(recipe: Recipe) -> DifferentialPrivacySpec | None:
-    """What a recipe asks for, if anything."""
-    return (
-        recipe.training.differential_privacy
-        if isinstance(recipe, AdaptRecipe | ClassifyRecipe)
-        else None
-    )
-
-
 def check_differential_privacy(
-    recipe: AdaptRecipe | ClassifyRecipe, accelerator: Accelerator
+    recipe: AdaptRecipe | ClassifyRecipe,
+    context: RunContext,
+    requirements: Sequence[PrivacyRequirement],
 ) -> None:
-    """Stop before anything is read where the promise could not be kept to the letter.
+    """Check, before anything is read, that the privacy guarantee can hold.
+
+    Args:
+        recipe: of the run.
+        context: its processes.
+        requirements: those of the kind of run, besides those of every run.
 
     Raises:
-        RecipeError: something in the recipe lets one subject touch the gradient of another, or trains past the noise.
+        RecipeError: a setting lets one subject influence the gradient of another, or trains
+            without noise.
         UsageError: opacus is not installed.
     """
-    if get_differential_privacy_spec(recipe) is None:
+    if recipe.differential_privacy is None:
         return
-    for location, holds, message, hint in (
-        *_list_common_requirements(recipe, accelerator),
-        *_list_recipe_requirements(recipe),
-    ):
-        if holds:
+    processes = context.accelerator.num_processes
+    common = (
+        PrivacyRequirement(
+            "torchrun",
+            processes > 1,
+            f"{processes} processes would each add noise of their own",
+            "start one process",
+        ),
+        PrivacyRequirement(
+            "training.patience",
+            recipe.training.patience > 0,
+            "when to stop would depend on the data",
+            "set training.patience = 0; the best weights are kept anyway",
+        ),
+    )
+    for requirement in (*common, *requirements):
+        if requirement.violated:
             raise RecipeError(
-                f"{message}, with training.differential_privacy", location=location, hint=hint
+                f"{requirement.message}, with training.differential_privacy",
+                location=requirement.location,
+                hint=requirement.hint,
             )
     training.check_opacus_installed()
 
 
-PrivacyRequirement = tuple[str, bool, str, str]
-"""Where it stands, whether it holds, what is wrong, what to do."""
-
-
-def _list_common_requirements(
-    recipe: AdaptRecipe | ClassifyRecipe, accelerator: Accelerator
-) -> list[PrivacyRequirement]:
-    several, early = accelerator.num_processes > 1, recipe.training.patience > 0
-    return [
-        (
-            "torchrun",
-            several,
-            f"{accelerator.num_processes} processes would each add noise of their own",
-            "start one process",
+def list_corpus_requirements(recipe: AdaptRecipe) -> tuple[PrivacyRequirement, ...]:
+    """List what differential privacy requires of a corpus of notes."""
+    return (
+        PrivacyRequirement(
+            "corpus.deduplicate",
+            recipe.corpus.deduplicate != "none",
+            "whether a note is kept depends on the notes of other subjects",
+            'set corpus.deduplicate = "none"',
         ),
-        (
-            "training.patience",
-            early,
-            "when to stop would depend on what was learned",
-            "set training.patience = 0; the best weights are kept anyway",
+        PrivacyRequirement(
+            "split.by",
+            recipe.split.by != "subject",
+            "subjects straddle the splits",
+            'set split.by = "subject"',
         ),
-    ]
+    )
 
 
-def _list_recipe_requirements(recipe: AdaptRecipe | ClassifyRecipe) -> list[PrivacyRequirement]:
-    if isinstance(recipe, AdaptRecipe):
-        merged, straddling = recipe.corpus.deduplicate != "none", recipe.split.by != "subject"
-        return [
-            (
-                "corpus.deduplicate",
-                merged,
-                "whether a note is kept depends on the notes of others",
-                'set corpus.deduplicate = "none"',
-            ),
-            ("split.by", straddling, "subjects straddle the splits", 'set split.by = "subject"'),
-        ]
-    training_spec, loss = recipe.training, recipe.loss
-    return [
-        (
+def list_classifier_requirements(recipe: ClassifyRecipe) -> tuple[PrivacyRequirement, ...]:
+    """List what differential privacy requires of the training of a classifier."""
+    return (
+        PrivacyRequirement(
             "base.trainable",
             recipe.base.trainable,
             "noise on every weight of the base",
             "train an adapter on the frozen base",
         ),
-        (
+        PrivacyRequirement(
             "loss.class_weights",
-            loss.class_weights != "none",
-            "weights are counted from the answers of all",
+            recipe.loss.class_weights != "none",
+            "weights are counted from the labels of all subjects",
             'set loss.class_weights = "none"',
         ),
-        (
+        PrivacyRequirement(
             "loss.shuffled_labels",
-            loss.shuffled_labels,
-            "answers dealt out among subjects",
+            recipe.loss.shuffled_labels,
+            "labels are shuffled among subjects",
             "set loss.shuffled_labels = false",
         ),
-        (
+        PrivacyRequirement(
             "training.head_epochs",
-            training_spec.head_epochs > 0,
-            "the head would learn first, without noise",
+            recipe.training.head_epochs > 0,
+            "the head would be trained first, without noise",
             "set training.head_epochs = 0",
         ),
-    ]
+    )
 
 
 def get_document_subjects(encoded_cohorts: Sequence[EncodedCohort]) -> SubjectArray:
-    """Who each item of a course of questions is about: the documents of the first question, then those of the next."""
+    """Get (items,) the subject of each document: of the first task, then of the next."""
     return np.concatenate(
         [
-            one.documents.read_table(["subject_id"])["subject_id"].to_numpy()
-            for one in encoded_cohorts
+            cohort.documents.read_table(["subject_id"])["subject_id"].to_numpy()
+            for cohort in encoded_cohorts
         ]
     )
 
 
 def get_window_subjects(encodings: EncodedCorpus) -> SubjectArray:
-    """Who each window of a corpus is about."""
-    found: SubjectArray = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes]
-    return found
+    """Get (windows,) the subject of each window of a corpus."""
+    subjects: SubjectArray = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes]
+    return subjects
 
 
 def apply_differential_privacy(
-    trainable: Trainable, subjects: SubjectArray, run: Run, context: RunContext
+    trainable: Trainable, subjects: SubjectArray | None, run: Run, context: RunContext
 ) -> DpTrainable:
-    """The course with the privacy that the run's recipe asks for; the same course where it asks for none.
+    """Train with the privacy that the run's recipe requests; without a request, as before.
+
+    Args:
+        trainable: what is trained.
+        subjects: (items,) the subject of each training item.
+        run: of the recipe.
+        context: draws the seed of the noise.
 
     Raises:
-        InputError: too few subjects, or a run that was begun and whose secret is gone.
+        InputError: too few subjects, or a run that was started and whose noise seed is gone.
         UsageError: opacus is not installed, or no noise is enough.
     """
-    recipe, spec = run.recipe, get_differential_privacy_spec(run.recipe)
-    if spec is None or not isinstance(recipe, AdaptRecipe | ClassifyRecipe):
+    spec = run.recipe.differential_privacy
+    if spec is None or subjects is None:
         return DpTrainable(trainable)
-    noise, tally = (
-        training.calibrate_privacy_mechanism(trainable, subjects, spec, recipe.training),
-        ClippingStats(),
-    )
-    return DpTrainable(
-        training.make_trainable_private(
-            trainable, subjects, noise, _read_noise_seed(run, context), tally
-        ),
-        noise,
-        tally,
-    )
+    training_spec = run.recipe.training  # type: ignore[attr-defined]
+    mechanism = training.calibrate_privacy_mechanism(trainable, subjects, spec, training_spec)
+    stats = ClippingStats()
+    seed = _read_noise_seed(run, context)
+    private = training.make_trainable_private(trainable, subjects, mechanism, seed, stats)
+    return DpTrainable(private, mechanism, stats)
 
 
 def _read_noise_seed(run: Run, context: RunContext) -> int:
-    """Drawn when the run begins, and kept only as long as it may have to go on."""
+    """The seed, drawn when the run starts and kept as long as it may have to resume."""
     path = run.folder / NOISE_SEED_PATH
     if not path.exists():
+        # With another seed, noise drawn before and after the resume would not be that of one run.
         if list(path.parent.glob("*.safetensors")):
-            hint = "remove the folder of checkpoints: the run begins anew"
             raise InputError(
-                "this run was begun with noise that cannot be drawn again",
+                "this run was started with noise that cannot be drawn again",
                 location=str(path),
-                hint=hint,
+                hint="remove the folder of checkpoints: the run starts again",
             )
         runs.write_file_atomically(path, context.draw_noise_seed().hex())
     return int(path.read_text(encoding="ascii"), 16)
@@ -199,10 +207,10 @@ def _read_noise_seed(run: Run, context: RunContext) -> int:
 def account_privacy(
     dp_trainable: DpTrainable, training_result: TrainingResult
 ) -> dict[str, Any] | None:
-    """For ``run.json``; None where no privacy was asked for.
+    """Summarize the spent privacy budget for ``run.json``; None where none was requested.
 
     Raises:
-        TrainingError: what was spent is not what was asked.
+        TrainingError: the budget that was spent is not the requested one.
     """
     if dp_trainable.mechanism is None or dp_trainable.clipping_stats is None:
         return None
@@ -212,8 +220,8 @@ def account_privacy(
 
 
 def discard_noise_seed(run: Run) -> Run:
-    """A finished run, without the secret of its noise."""
-    if get_differential_privacy_spec(run.recipe) is not None:
+    """Remove the seed of the noise from a finished run."""
+    if run.recipe.differential_privacy is not None:
         (run.folder / NOISE_SEED_PATH).unlink(missing_ok=True)
     return run
 
@@ -221,23 +229,26 @@ def discard_noise_seed(run: Run) -> Run:
 def collect_privacy_notices(
     recipe: Recipe, earlier_recipes: Mapping[str, Recipe]
 ) -> tuple[str, ...]:
-    """What the reader of a private run should know of the adapters that it stands on.
+    """Collect what a reader of a private run should know of its earlier adapters.
 
     Args:
         recipe: of the run.
-        earlier_recipes: run -> its recipe, of each adapter that was made before.
+        earlier_recipes: run -> recipe, of each adapter that was trained by an earlier run.
     """
-    if get_differential_privacy_spec(recipe) is None:
+    if recipe.differential_privacy is None:
         return ()
-    told = []
-    for name, theirs in earlier_recipes.items():
-        spec = get_differential_privacy_spec(theirs)
+    notices = []
+    for name, earlier in earlier_recipes.items():
+        spec = earlier.differential_privacy
         if spec is not None:
-            told.append(
-                f"the adapter of run {name} spent epsilon {spec.epsilon:g}, delta {spec.delta:g}: for people in both runs they add up"
+            # Sequential composition: epsilons and deltas add up (Dwork and Roth 2014, theorem 3.16)
+            notices.append(
+                f"the adapter of run {name} spent epsilon {spec.epsilon:g}, delta {spec.delta:g}: "
+                "for subjects in both runs they add up"
             )
-        elif not isinstance(theirs, EmbedRecipe):
-            told.append(
-                f"the adapter of run {name} learned without differential privacy: what it kept of the people it read is not covered here"
+        elif earlier.compared_unit != "pairs":  # pairs come from books, and not from subjects
+            notices.append(
+                f"the adapter of run {name} was trained without differential privacy: what it "
+                "retains of the people in its notes is not covered here"
             )
-    return tuple(told)
+    return tuple(notices)

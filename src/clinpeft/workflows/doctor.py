@@ -1,4 +1,5 @@
-"""What this machine can do, tried and not believed: versions, instructions, memory, disk, locks, and a run that is trained, saved and read again."""
+"""What this machine can do, tried and not believed: versions, instructions, memory, disk, locks,
+and a run that is trained, saved and read again."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clinpeft import adapters, models
 from clinpeft.core.errors import ClinpeftError
+from clinpeft.core.offline import OFFLINE_VARIABLES
 from clinpeft.recipe import AdaptRecipe, PretrainedModelSpec, validate_recipe
 from clinpeft.runs import Run, write_file_atomically
 from clinpeft.workflows.context import RunContext
@@ -34,7 +36,8 @@ class DiagnosticFinding:
 
     Attributes:
         name: what was looked at.
-        state: ``failure`` where a run would not come through, ``warning`` where it would be slower, or less safe, than it could be.
+        state: ``failure`` where a run would not come through, ``warning`` where it would be slower,
+            or less safe, than it could be.
         message: what was found, with its numbers.
         hint: what to do about it; empty where all is good.
     """
@@ -45,7 +48,7 @@ class DiagnosticFinding:
     hint: str = ""
 
 
-AdaptFunction = Callable[[AdaptRecipe, Path, RunContext], Run]
+AdaptFunction = Callable[[AdaptRecipe, RunContext], Run]
 
 
 def run_diagnostics(
@@ -76,21 +79,21 @@ def run_diagnostics(
         yield run_self_test(context, adapt_function)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ versions
+# ---------------------------------------------------------------------- versions
 
 
 def check_python_version() -> DiagnosticFinding:
     """The version of Python against what the package asks for."""
-    asked = _read_package_metadata("Requires-Python") or ">=3.11"
+    required = _read_package_metadata("Requires-Python") or ">=3.11"
     version = platform.python_version()
-    if _parse_version(version) < _parse_version(asked):
+    if _parse_version(version) < _parse_version(required):
         return DiagnosticFinding(
             "Python",
             "failure",
-            f"{version}, and {asked} is asked for",
+            f"{version}, and {required} is asked for",
             "make the environment anew with a newer Python",
         )
-    return DiagnosticFinding("Python", "good", f"{version} ({asked})")
+    return DiagnosticFinding("Python", "good", f"{version} ({required})")
 
 
 def check_libraries() -> Iterator[DiagnosticFinding]:
@@ -101,9 +104,11 @@ def check_libraries() -> Iterator[DiagnosticFinding]:
         else []
     )
     if not required:
-        said = "clinpeft runs from a folder and is not installed, so its requirements are not known"
+        message = (
+            "clinpeft runs from a folder and is not installed, so its requirements are not known"
+        )
         yield DiagnosticFinding(
-            "libraries", "warning", said, "install it: pip install -e . or the wheel"
+            "libraries", "warning", message, "install it: pip install -e . or the wheel"
         )
     for line in required:
         yield check_library(line, _get_installed_version)
@@ -127,9 +132,9 @@ def check_library(requirement: str, get_version: Callable[[str], str | None]) ->
             f"pip install '{requirement.partition(';')[0].strip()}'",
         )
     if least and _parse_version(version) < _parse_version(least.group(1)):
-        said = f"{version}, and {least.group(1)} is the oldest that was tested"
+        message = f"{version}, and {least.group(1)} is the oldest that was tested"
         return DiagnosticFinding(
-            name, "failure", said, f"pip install -U '{name}>={least.group(1)}'"
+            name, "failure", message, f"pip install -U '{name}>={least.group(1)}'"
         )
     if below and _parse_version(version) >= _parse_version(below.group(1)):
         hint = f"pip install '{name}<{below.group(1)}', or run the tests with this one"
@@ -153,10 +158,10 @@ def _get_installed_version(name: str) -> str | None:
 
 def _read_package_metadata(field: str) -> str | None:
     try:
-        said = importlib.metadata.metadata("clinpeft").get_all(field)
+        values = importlib.metadata.metadata("clinpeft").get_all(field)
     except importlib.metadata.PackageNotFoundError:
         return None
-    return str(said[0]) if said else None
+    return str(values[0]) if values else None
 
 
 def _parse_version(version: str) -> tuple[int, ...]:
@@ -164,11 +169,12 @@ def _parse_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- machine
+# ---------------------------------------------------------------------- machine
 
 
 def check_bfloat16_speed() -> DiagnosticFinding:
-    """Whether bfloat16 is faster here than float32, measured, and whether ``precision = "auto"`` would choose as the measurement does."""
+    """Whether bfloat16 is faster here than float32, measured, and whether ``precision = "auto"``
+    would choose as the measurement does."""
     has = models.detect_bfloat16_instructions()
     named = (
         ", ".join(
@@ -200,18 +206,24 @@ def check_precision_choice(
         bfloat16_speedup: speed of products in bfloat16 to float32.
         float32_operations_per_second: operations a second in float32.
     """
-    said = f"{instruction_names}; matrix products in bfloat16 {bfloat16_speedup:.1f} × as fast as in float32 ({float32_operations_per_second / 1e9:,.0f} GFLOP/s)"
+    message = (
+        f"{instruction_names}; matrix products in bfloat16 {bfloat16_speedup:.1f} × as fast as "
+        f"in float32 ({float32_operations_per_second / 1e9:,.0f} GFLOP/s)"
+    )
     if auto_uses_bfloat16 and bfloat16_speedup < 1:
-        hint = 'write base.precision = "float32" in recipes, or --set base.precision=float32: bfloat16 is slower'
-        return DiagnosticFinding("processor", "warning", said, hint)
+        hint = (
+            'write base.precision = "float32" in recipes, or --set base.precision=float32: '
+            "bfloat16 is slower"
+        )
+        return DiagnosticFinding("processor", "warning", message, hint)
     if not auto_uses_bfloat16 and bfloat16_speedup > 1.2:
         return DiagnosticFinding(
             "processor",
             "warning",
-            said,
+            message,
             'try base.precision = "bfloat16": it is faster here, and auto does not take it',
         )
-    return DiagnosticFinding("processor", "good", said)
+    return DiagnosticFinding("processor", "good", message)
 
 
 def check_threads(environment: Mapping[str, str]) -> DiagnosticFinding:
@@ -224,22 +236,22 @@ def check_threads(environment: Mapping[str, str]) -> DiagnosticFinding:
     allocator = next(
         (name for name in ("jemalloc", "tcmalloc", "mimalloc") if name in preloaded), "the system's"
     )
-    said = f"{threads} threads on {cores} cores, allocator: {allocator}"
+    message = f"{threads} threads on {cores} cores, allocator: {allocator}"
     if threads > cores:
         return DiagnosticFinding(
             "threads",
             "warning",
-            said,
+            message,
             f"export OMP_NUM_THREADS={cores}: more threads than cores wait for each other",
         )
     if threads < cores:
         return DiagnosticFinding(
             "threads",
             "warning",
-            said,
+            message,
             "unset OMP_NUM_THREADS, or run doctor --tune, unless other work shares this machine",
         )
-    return DiagnosticFinding("threads", "good", said)
+    return DiagnosticFinding("threads", "good", message)
 
 
 def check_free_memory() -> DiagnosticFinding:
@@ -252,11 +264,14 @@ def check_free_memory() -> DiagnosticFinding:
             "this system does not tell",
             "see docs/plan.md for what a run needs",
         )
-    said = f"{free / 2**30:.1f} GB free of {whole / 2**30:.1f}"
+    message = f"{free / 2**30:.1f} GB free of {whole / 2**30:.1f}"
     if free < ENOUGH_MEMORY_BYTES:
-        hint = "close other programs, lower training.micro_batch_tokens, or take a smaller base; see clinpeft plan"
-        return DiagnosticFinding("memory", "warning", said, hint)
-    return DiagnosticFinding("memory", "good", said)
+        hint = (
+            "close other programs, lower training.micro_batch_tokens, or take a smaller base; "
+            "see clinpeft plan"
+        )
+        return DiagnosticFinding("memory", "warning", message, hint)
+    return DiagnosticFinding("memory", "good", message)
 
 
 def read_memory_bytes(meminfo_path: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
@@ -264,8 +279,8 @@ def read_memory_bytes(meminfo_path: Path = Path("/proc/meminfo")) -> tuple[int |
     if not meminfo_path.exists():
         return None, None
     text = meminfo_path.read_text(encoding="utf-8")
-    found = [re.search(rf"{name}:\s+(\d+) kB", text) for name in ("MemAvailable", "MemTotal")]
-    free, whole = (1024 * int(match.group(1)) if match else None for match in found)
+    matches = [re.search(rf"{name}:\s+(\d+) kB", text) for name in ("MemAvailable", "MemTotal")]
+    free, whole = (1024 * int(match.group(1)) if match else None for match in matches)
     return free, whole
 
 
@@ -274,21 +289,24 @@ def check_gpu_support() -> DiagnosticFinding:
     gpu = models.detect_gpu()
     if gpu is None:
         return DiagnosticFinding("GPU", "good", "none: everything runs on the processor")
-    said = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GB, {'with' if gpu.supports_bfloat16 else 'without'} bfloat16"
+    message = (
+        f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GB, "
+        f"{'with' if gpu.supports_bfloat16 else 'without'} bfloat16"
+    )
     if not gpu.supports_bfloat16:
         return DiagnosticFinding(
             "GPU",
             "warning",
-            said,
+            message,
             "expect float32: half the speed and twice the memory of a GPU with bfloat16",
         )
-    return DiagnosticFinding("GPU", "good", said)
+    return DiagnosticFinding("GPU", "good", message)
 
 
 def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
     open_doors = [
-        name for name, value in models.OFFLINE_ENVIRONMENT.items() if environment.get(name) != value
+        name for name, value in OFFLINE_VARIABLES.items() if environment.get(name) != value
     ]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
@@ -302,7 +320,7 @@ def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- home
+# ---------------------------------------------------------------------- home
 
 
 def check_home_permissions(home: Path) -> DiagnosticFinding:
@@ -332,27 +350,32 @@ def check_home_permissions(home: Path) -> DiagnosticFinding:
 def check_free_disk(home: Path) -> DiagnosticFinding:
     """What is free where the runs go."""
     free = shutil.disk_usage(home if home.exists() else home.parent).free
-    said = f"{free / 2**30:.1f} GB free in the home"
+    message = f"{free / 2**30:.1f} GB free in the home"
     if free < MIN_DISK_BYTES:
         return DiagnosticFinding(
             "disk",
             "failure",
-            said,
+            message,
             "make room, clinpeft purge removes derived text, or give another --home",
         )
     if free < ENOUGH_DISK_BYTES:
         return DiagnosticFinding(
             "disk",
             "warning",
-            said,
-            "tokens and checkpoints of a large corpus may not fit: make room, or give another --home",
+            message,
+            "tokens and checkpoints of a large corpus may not fit: make room, or give another "
+            "--home",
         )
-    return DiagnosticFinding("disk", "good", said)
+    return DiagnosticFinding("disk", "good", message)
 
 
 def check_file_locks(home: Path) -> DiagnosticFinding:
-    """Whether a lock on a file of this file system is seen by another opening of it, which is what keeps two processes out of one run."""
-    hint = "put the home on a local disk, or never give the same command twice at a time: two processes could write one run"
+    """Whether a lock on a file of this file system is seen by another opening of it, which is what
+    keeps two processes out of one run."""
+    hint = (
+        "put the home on a local disk, or never give the same command twice at a time: two "
+        "processes could write one run"
+    )
     try:
         import fcntl
 
@@ -369,11 +392,12 @@ def check_file_locks(home: Path) -> DiagnosticFinding:
     return DiagnosticFinding("file locks", "warning", "a second opening is not kept out", hint)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- self-test
+# -------------------------------------------------------------------------------------- self-test
 
 
 def run_self_test(context: RunContext, adapt_function: AdaptFunction) -> DiagnosticFinding:
-    """A small run, twice: notes of an invented hospital, a base of random weights; trained, saved, read again, compared bit by bit."""
+    """A small run, twice: notes of an invented hospital, a base of random weights; trained, saved,
+    read again, compared bit by bit."""
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix="clinpeft-doctor-") as name:
@@ -423,7 +447,9 @@ def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunctio
     }
     recipe = validate_recipe(document, "doctor")
     assert isinstance(recipe, AdaptRecipe)
-    runs = [adapt_function(recipe, folder / home, context) for home in ("first", "second")]
+    runs = [
+        adapt_function(recipe, replace(context, home=folder / home)) for home in ("first", "second")
+    ]
     weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
     if weights[0] != weights[1]:
         return "the same recipe gave two different adapters"
@@ -450,11 +476,12 @@ def _compute_logits(folder: Path, adapter: Path) -> tuple[Any, Any]:
         return adapters.compute_token_logits(stack, ids, ids * 0 + 1).detach(), with_it
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- tune
+# ---------------------------------------------------------------------- tune
 
 
 def tune_threads(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The number of threads with which a small training step is fastest here, kept in the home as ``machine.json``.
+    """The number of threads with which a small training step is fastest here, kept in the home as
+    ``machine.json``.
 
     Args:
         home: of the runs.
@@ -466,7 +493,7 @@ def tune_threads(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     counts = sorted({1, max(1, cores // 2), cores})
     seconds = models.measure_step_seconds(counts)
     best = min(counts, key=lambda count: seconds[count])
-    found = {
+    settings = {
         "threads": best,
         "cores": cores,
         "step_seconds": {str(count): round(value, 5) for count, value in seconds.items()},
@@ -474,8 +501,8 @@ def tune_threads(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         "instructions": models.detect_bfloat16_instructions(),
     }
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_file_atomically(home / MACHINE_FILE, json.dumps(found, indent=1) + "\n")
-    return found
+    write_file_atomically(home / MACHINE_FILE, json.dumps(settings, indent=1) + "\n")
+    return settings
 
 
 def findings_to_json(findings: list[DiagnosticFinding]) -> str:

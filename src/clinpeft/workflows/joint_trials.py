@@ -1,264 +1,219 @@
-"""Several recipes of ``classify`` in one pass over one base, each a run of its own: what a search does with proposals that differ in little."""
+"""Several recipes of ``classify`` trained in one pass over one base, each recorded as its own run.
+
+A search uses it for proposals that differ in little. Every step is that of ``classify``.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, TypeGuard
 
-from clinpeft import adapters, models, training
-from clinpeft.adapters import AdapterMonitor, MultiAdapterModel
+from clinpeft import adapters, runtime, training
 from clinpeft.core.errors import ClinpeftError, RecipeError
 from clinpeft.recipe import ClassifyRecipe, Recipe
-from clinpeft.runs import InputHashes, Run
-from clinpeft.training import Accelerator, TrialTraining
-from clinpeft.workflows import classifier, compilation, plan, quantization, task_cohorts
-from clinpeft.workflows.classifier import AdapterSource, ClassifierSetup
+from clinpeft.runs import Run
+from clinpeft.training import TrialTraining
+from clinpeft.workflows.adapter_sources import (
+    AdapterSource,
+    get_adapter_folders,
+    hash_adapters,
+    resolve_adapter_runs,
+)
+from clinpeft.workflows.base_loading import check_base_options
+from clinpeft.workflows.classification_results import collect_classifier_notices
+from clinpeft.workflows.classifier import ClassifierSetup, build_classifier, fit_linear_probes
+from clinpeft.workflows.classify import evaluate_and_record, load_base_and_cohorts
 from clinpeft.workflows.context import (
     RunContext,
     compute_run_hashes,
     create_training_callbacks,
     open_training_run,
 )
-from clinpeft.workflows.task_cohorts import EncodedCohort
+from clinpeft.workflows.fitting import FittedTraining
+from clinpeft.workflows.memory_estimates import create_runtime_policy
+from clinpeft.workflows.task_cohorts import fingerprint_cohort_sources
 
 TrialOutcome = Run | ClinpeftError
-"""A finished run, or why there is none; a run that stopped says so in its folder as well."""
+"""A finished run, or why there is none; the folder of a run that stopped says so, too."""
 
 TRIAL_SPECIFIC_SECTIONS = frozenset({"name", "seed", "adapters", "head", "loss", "training"})
-"""Sections in which recipes that are trained together may differ."""
+"""Sections in which recipes that are trained in one pass may differ."""
 
 
-def can_train_jointly(recipes: Sequence[Recipe]) -> bool:
-    """Whether these can be trained in one pass: questions that differ in ``OWN`` alone, each with a low-rank adapter that is trained,
-    and without differential privacy, which wants every subject on its own."""
-    asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
-    if len(asked) < len(recipes) or not asked or not all(map(_has_fused_adapters, asked)):
+def can_train_jointly(recipes: Sequence[Recipe]) -> TypeGuard[Sequence[ClassifyRecipe]]:
+    """Whether recipes can be trained in one pass.
+
+    They are of kind ``classify``, differ in ``TRIAL_SPECIFIC_SECTIONS`` alone, have a low-rank
+    adapter that is trained on a frozen base, and no differential privacy, which needs the gradient
+    of every subject by itself.
+    """
+    if not all(recipe.tasks and _has_only_fused_adapters(recipe) for recipe in recipes):
         return False
-    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in asked]
-    return all(each == shared[0] for each in shared)
+    shared = [recipe.model_dump(exclude=set(TRIAL_SPECIFIC_SECTIONS)) for recipe in recipes]
+    return bool(shared) and all(sections == shared[0] for sections in shared)
 
 
-def _has_fused_adapters(recipe: ClassifyRecipe) -> bool:
+def _has_only_fused_adapters(recipe: Any) -> bool:
+    specs = recipe.adapters
     fused = all(
         adapters.ADAPTER_METHODS[spec.method].supports_fusion and spec.active and not spec.merged
-        for spec in recipe.adapters
+        for spec in specs
     )
-    return (
-        fused
-        and any(spec.trainable for spec in recipe.adapters)
-        and not recipe.base.trainable
-        and recipe.training.differential_privacy is None
-    )
+    is_trained = any(spec.trainable for spec in specs) and not recipe.trains_base
+    return fused and is_trained and recipe.differential_privacy is None
 
 
 @dataclass(frozen=True)
 class _OpenTrial:
-    """A run that is to be made, open until ``exit_stack`` is closed."""
+    """A run that is to be trained, open until ``exit_stack`` is closed."""
 
     position: int
     recipe: ClassifyRecipe
-    adapter_sources: dict[str, AdapterSource]
-    hashes: InputHashes
+    adapter_sources: Mapping[str, AdapterSource]
     run: Run
+    context: RunContext
     exit_stack: contextlib.ExitStack
 
 
-@dataclass(frozen=True)
-class _PreparedTrial:
-    """All of a trial that stands before the first step."""
-
-    trial: _OpenTrial
-    setup: ClassifierSetup
-    monitor: AdapterMonitor
-
-
 def train_classifiers_jointly(
-    recipes: Sequence[ClassifyRecipe], home: Path, contexts: Sequence[RunContext]
+    recipes: Sequence[ClassifyRecipe], contexts: Sequence[RunContext]
 ) -> list[TrialOutcome]:
-    """``classify`` of every recipe, trained in one pass; each is recorded as its own run under its own id.
+    """Train several recipes of ``classify`` in one pass; each is recorded as its own run.
 
-    It is the run that it would be alone, but for a notice that names the others; its seconds and memory are those of the pass. A run that was there
-    already is given back. One that fails leaves the others alone.
+    It is the run that it would be alone, but for a notice that names the others; its seconds and
+    memory are those of the pass. A run that was finished before is returned as it is. One that
+    fails does not stop the others.
 
     Args:
-        recipes: for which ``are_shareable`` holds.
-        home: the folder of all runs.
-        contexts: of each recipe.
+        recipes: for which ``can_train_jointly`` holds.
+        contexts: of each recipe, with the same home.
 
     Returns:
-        In the order of the recipes.
+        Outcomes in the order of the recipes.
 
     Raises:
-        ClinpeftError: what concerns all of them: the recipes cannot be trained together, the notes or the base cannot be read.
+        ClinpeftError: what concerns all of them: the recipes cannot be trained together, the notes
+            or the base cannot be read.
     """
-    accelerator = training.create_accelerator()
-    if not can_train_jointly(recipes) or accelerator.num_processes > 1:
-        message = f"{len(recipes)} recipes that cannot be trained in one pass by {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+    processes = contexts[0].accelerator.num_processes
+    if not can_train_jointly(recipes) or processes > 1:
         raise RecipeError(
-            message,
+            f"{len(recipes)} recipes that cannot be trained in one pass by {processes} "
+            f"process{'es' * (processes > 1)}",
             location="recipes",
-            hint=f"let them differ in {', '.join(sorted(TRIAL_SPECIFIC_SECTIONS))} only, or make them one after another",
+            hint=f"let them differ in {', '.join(sorted(TRIAL_SPECIFIC_SECTIONS))} only, "
+            "or train them one after another",
         )
-    quantization.check_base_options(recipes[0], accelerator)
+    check_base_options(recipes[0], contexts[0])
     outcomes: dict[int, TrialOutcome] = {}
-    with contextlib.ExitStack() as every:
-        waiting: list[_OpenTrial] = []
-        for at, recipe in enumerate(recipes):
-            with _record_errors(outcomes, at):
-                held = _open_trial(at, recipe, home, contexts[at], accelerator, every)
-                if held.run.record.state == "finished":
-                    outcomes[at] = held.run
+    with contextlib.ExitStack() as all_trials:
+        open_trials: list[_OpenTrial] = []
+        for position, recipe in enumerate(recipes):
+            with _record_errors(outcomes, position):
+                trial = _open_trial(position, recipe, contexts[position], all_trials)
+                if trial.run.record.state == "finished":
+                    outcomes[position] = trial.run
                 else:
-                    waiting.append(held)
-        if waiting:
-            _train_open_trials(waiting, home, contexts, accelerator, outcomes)
-    return [outcomes[at] for at in range(len(recipes))]
+                    open_trials.append(trial)
+        if open_trials:
+            _train_open_trials(open_trials, outcomes)
+    return [outcomes[position] for position in range(len(recipes))]
 
 
 @contextlib.contextmanager
 def _record_errors(
     outcomes: dict[int, TrialOutcome], position: int, trial: _OpenTrial | None = None
 ) -> Iterator[None]:
-    """An error of one run ends that run, which writes it down."""
+    """Make an error of one trial its outcome; its run, if it is open, records the error."""
     try:
-        with contextlib.nullcontext() if trial is None else _close_on_error(trial.exit_stack):
+        try:
             yield
+        except ClinpeftError:
+            if trial is None:
+                raise
+            with trial.exit_stack:  # leaves the run's context with this error
+                raise
     except ClinpeftError as error:
         outcomes[position] = error
-
-
-@contextlib.contextmanager
-def _close_on_error(exit_stack: contextlib.ExitStack) -> Iterator[None]:
-    """An error closes what is held, with that error; without one it stays held."""
-    try:
-        yield
-    except ClinpeftError:
-        with exit_stack:
-            raise
 
 
 def _open_trial(
     position: int,
     recipe: ClassifyRecipe,
-    home: Path,
     context: RunContext,
-    accelerator: Accelerator,
-    all_trials_stack: contextlib.ExitStack,
+    all_trials: contextlib.ExitStack,
 ) -> _OpenTrial:
-    recipe, origins = classifier.resolve_adapter_runs(recipe, home)
+    recipe, sources = resolve_adapter_runs(recipe, context.home)
     hashes = compute_run_hashes(
-        task_cohorts.fingerprint_cohort_sources(recipe),
-        recipe,
-        adapter_hashes=classifier.hash_adapters(origins),
+        fingerprint_cohort_sources(recipe), recipe, adapter_hashes=hash_adapters(sources)
     )
-    end = all_trials_stack.enter_context(contextlib.ExitStack())
-    return _OpenTrial(
-        position,
-        recipe,
-        origins,
-        hashes,
-        end.enter_context(open_training_run(recipe, hashes, home, context, accelerator)),
-        end,
-    )
+    exit_stack = all_trials.enter_context(contextlib.ExitStack())
+    run = exit_stack.enter_context(open_training_run(recipe, hashes, context))
+    return _OpenTrial(position, recipe, sources, run, context, exit_stack)
 
 
 def _train_open_trials(
-    open_trials: Sequence[_OpenTrial],
-    home: Path,
-    contexts: Sequence[RunContext],
-    accelerator: Accelerator,
-    outcomes: dict[int, TrialOutcome],
+    open_trials: Sequence[_OpenTrial], outcomes: dict[int, TrialOutcome]
 ) -> None:
-    """From open runs to recorded ones."""
+    """Train open runs in one pass and record each."""
     first = open_trials[0]
-    asked = task_cohorts.prepare_cohorts(first.recipe, home, accelerator, first.hashes)
-    base = models.load_base_model(
-        quantization.disable_quantization(classifier.set_trainable_precision(first.recipe.base)),
-        accelerator.device,
-        "vectors",
+    base, cohorts = load_base_and_cohorts(first.recipe, first.run, first.context)
+    # One base, a stack a trial; a pass computes the base once for all of them.
+    joint_model = adapters.attach_stacks(
+        base,
+        [
+            adapters.TrialAdapters(
+                trial.recipe.adapters,
+                trial.recipe.seed,
+                get_adapter_folders(trial.adapter_sources),
+            )
+            for trial in open_trials
+        ],
     )
-    read = task_cohorts.prepare_cohort_documents(first.recipe, base, asked, home, accelerator)
-    quantization.quantize_checking_documents(first.recipe, base, read[0], accelerator)
-    trials = [
-        adapters.TrialAdapters(
-            held.recipe.adapters,
-            held.recipe.seed,
-            classifier.get_adapter_folders(held.adapter_sources),
-        )
-        for held in open_trials
-    ]
-    joint = adapters.attach_stacks(base, trials)
-    plan.choose_checkpointing([held.recipe for held in open_trials], joint.stacks, accelerator)
-    prepared = [
-        _prepare_trial(joint, location, held, read, home, contexts[held.position], accelerator)
-        for location, held in enumerate(open_trials)
-    ]
-    compilation.choose_compilation(
-        [held.recipe for held in open_trials],
-        joint.stacks,
-        prepared[0].setup.trainable,
-        home,
-        accelerator,
+    setups: list[ClassifierSetup] = []
+    for index, trial in enumerate(open_trials):
+        with joint_model.isolate_stack(index) as stack:
+            setups.append(build_classifier(trial.recipe, stack, cohorts, trial.context))
+            fit_linear_probes(setups[-1], trial.run, trial.context)
+    # Decided once: the trials share layers and memory.
+    policy = create_runtime_policy(
+        [trial.recipe for trial in open_trials],
+        joint_model.stacks[0],
+        setups[0].trainable,
+        first.context,
     )
-    fits = [
+    runtime.optimize(joint_model.stacks[0], policy, *joint_model.stacks[1:])
+    trainings = [
         TrialTraining(
-            each.setup.trainable,
-            each.trial.recipe.training,
-            each.trial.run.folder / "checkpoints",
-            create_training_callbacks(each.trial.run, contexts[each.trial.position]),
+            setup.trainable,
+            trial.recipe.training,
+            trial.run.folder / "checkpoints",
+            create_training_callbacks(trial.run, trial.context),
         )
-        for each in prepared
+        for setup, trial in zip(setups, open_trials, strict=True)
     ]
-    for location, (each, fitted) in enumerate(
-        zip(prepared, training.train_jointly(joint, fits, accelerator), strict=True)
-    ):
-        held = each.trial
-        with _record_errors(outcomes, held.position, held), joint.isolate_stack(location):
-            if isinstance(fitted, ClinpeftError):
-                raise fitted
-            liveness = each.monitor.verify(each.setup.compute_probe_logits)
-            found = classifier.score_classifier(held.recipe, each.setup, read, home, accelerator)
-            others = ", ".join(other.run.id for other in open_trials if other is not held)
-            told = (
-                *classifier.collect_classifier_notices(held.recipe, held.adapter_sources, read),
-                *joint.notices,
+    results = training.train_jointly(joint_model, trainings, first.context.accelerator)
+    for index, (trial, result) in enumerate(zip(open_trials, results, strict=True)):
+        with (
+            _record_errors(outcomes, trial.position, trial),
+            joint_model.isolate_stack(index),
+        ):
+            if isinstance(result, ClinpeftError):
+                raise result
+            notices = (
+                *collect_classifier_notices(trial.recipe, trial.adapter_sources, cohorts),
+                *joint_model.notices,
+                *_name_other_trials(trial, open_trials),
             )
-            told += (
-                (f"trained in one pass with {others}: seconds and memory are those of all",)
-                if others
-                else ()
-            )
-            outcomes[held.position] = classifier.record_classifier_run(
-                held.recipe,
-                held.run,
-                contexts[held.position],
-                accelerator,
-                each.setup,
-                fitted,
-                liveness,
-                found,
-                told,
-                read,
+            outcomes[trial.position] = evaluate_and_record(
+                trial.run, setups[index], FittedTraining(result), notices, trial.context
             )
 
 
-def _prepare_trial(
-    joint_model: MultiAdapterModel,
-    position: int,
-    trial: _OpenTrial,
-    encoded_cohorts: Sequence[EncodedCohort],
-    home: Path,
-    context: RunContext,
-    accelerator: Accelerator,
-) -> _PreparedTrial:
-    with joint_model.isolate_stack(position) as stack:
-        answering = classifier.build_classifier_setup(
-            trial.recipe, stack, encoded_cohorts, home, accelerator
-        )
-        witness = adapters.monitor_adapters(stack, answering.head_parameters)
-        classifier.train_linear_probes(
-            trial.recipe, answering, encoded_cohorts, home, accelerator, trial.run, context
-        )
-    return _PreparedTrial(trial, answering, witness)
+def _name_other_trials(trial: _OpenTrial, open_trials: Sequence[_OpenTrial]) -> tuple[str, ...]:
+    others = ", ".join(other.run.id for other in open_trials if other is not trial)
+    if not others:
+        return ()
+    return (f"trained in one pass with {others}: seconds and memory are those of all",)

@@ -1,4 +1,4 @@
-"""Notes -> documents to be asked: the cohorts of a recipe's questions, built once and read as the recipe says."""
+"""Cohort step of ``classify``: the cohorts of all tasks, and their notes as tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +20,18 @@ from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.runs import InputHashes
 from clinpeft.tokenization import EncodedDocuments
-from clinpeft.training import Accelerator
-from clinpeft.workflows.context import compute_cache_key, get_code_version
+from clinpeft.workflows.context import RunContext, get_code_version
 
 
 @dataclass(frozen=True)
 class TaskCohort:
-    """A question and those who are asked.
+    """The cohort of a task.
 
     Attributes:
         folder: of the built cohort.
-        label_space: what is asked.
-        attrition: who left on the way.
-        notices: what the reader of the results should know of the splits.
+        label_space: task and classes.
+        attrition: who left at which step, for which reason.
+        notices: what a reader of the results should know of the splits.
     """
 
     folder: Path
@@ -42,91 +42,92 @@ class TaskCohort:
 
 @dataclass(frozen=True)
 class EncodedCohort:
-    """A question with its notes as the model reads them."""
+    """The cohort of a task with its notes as documents of tokens."""
 
     cohort: TaskCohort
     documents: EncodedDocuments
 
 
 def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
-    """SHA-256 over the files that the cohorts are made of: notes and tables, label files, lists of subjects."""
-    kinds = {
-        cohorts.get_clinical_task(task).prediction_unit
-        for task in (recipe.task, *recipe.more_tasks)
-    }
+    """Compute SHA-256 over notes, tables, label files and subject lists of a recipe.
+
+    Raises:
+        SourceError: a file is missing.
+    """
     digest = hashlib.sha256()
-    for kind in sorted(kinds):
-        digest.update(
-            {"notes": sources.fingerprint_notes, "stays": hospital.fingerprint_hospital}[kind](
-                recipe.source
-            ).encode()
-        )
-    for task in (recipe.task, *recipe.more_tasks):
+    # A task about single notes reads no hospital table, and one about stays reads all of them.
+    for unit in sorted({cohorts.get_clinical_task(task).prediction_unit for task in recipe.tasks}):
+        compute = sources.fingerprint_notes if unit == "notes" else hospital.fingerprint_hospital
+        digest.update(compute(recipe.source).encode())
+    for task in recipe.tasks:
         for path in (task.labels, task.subject_lists):
-            digest.update(_hash_content(path).encode())
+            if path is not None and not path.exists():
+                raise SourceError(
+                    "there is no such file or folder",
+                    location=str(path),
+                    hint="check task.labels and task.subject_lists",
+                )
+            digest.update(hash_path_content(path).encode())
     return digest.hexdigest()
 
 
-def _hash_content(path: Path | None) -> str:
-    if path is None:
+def hash_path_content(path: Path | None) -> str:
+    """Hash a file, or all files of a folder.
+
+    Returns:
+        Name and SHA-256 of each; empty where there is no such path.
+    """
+    if path is None or not path.exists():
         return ""
-    if not path.exists():
-        raise SourceError(
-            "there is no such file or folder",
-            location=str(path),
-            hint="check task.labels and task.subject_lists",
-        )
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return " ".join(
         f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files
     )
 
 
-def prepare_cohorts(
-    recipe: ClassifyRecipe, home: Path, accelerator: Accelerator, hashes: InputHashes
+def build_cohorts(
+    recipe: ClassifyRecipe, hashes: InputHashes, context: RunContext
 ) -> list[TaskCohort]:
-    """The cohort of every question, made once for all runs that ask it; the first process makes them, the others wait.
+    """Build the cohort of every task, once for all runs of the same task.
+
+    The first process builds them, the others wait.
 
     Raises:
-        RecipeError: one question is asked twice.
-        InputError: it cannot be answered: a split is empty, or training knows one class only.
+        RecipeError: a task is named twice.
+        InputError: a split is empty, or training has a single class.
     """
-    specs = (recipe.task, *recipe.more_tasks)
-    names = [spec.name for spec in specs]
+    names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         raise RecipeError(
-            f"{names} asks one question twice",
-            location="more_tasks",
-            hint="name each question once",
+            f"{names} names one task twice", location="more_tasks", hint="name each task once"
         )
-    with accelerator.main_process_first():
-        return [_prepare_cohort(recipe, spec, home, hashes) for spec in specs]
+    with context.accelerator.main_process_first():
+        return [_prepare_cohort(recipe, task, hashes, context) for task in recipe.tasks]
 
 
 def _prepare_cohort(
-    recipe: ClassifyRecipe, task: TaskSpec, home: Path, hashes: InputHashes
+    recipe: ClassifyRecipe, task: TaskSpec, hashes: InputHashes, context: RunContext
 ) -> TaskCohort:
-    asking = CohortRecipe(
-        kind="cohort",
-        name=task.name,
-        seed=recipe.split.seed,
-        source=recipe.source,
-        task=task,
-        split=recipe.split,
+    task_json, split_json = task.model_dump(mode="json"), recipe.split.model_dump()
+    folder = context.get_cache_path(
+        "cohort", hashes.source, task_json, split_json, get_code_version()
     )
-    folder = (
-        home
-        / "cache"
-        / f"cohort-{compute_cache_key(hashes.source, task.model_dump(mode='json'), recipe.split.model_dump(), get_code_version())}"
-    )
-    with wait_for_folder_lock(
-        folder.parent, f"{folder.name}.lock"
-    ):  # workers of a study ask for the same people at the same time
+    # Workers of a study build the same cohort at the same time.
+    with wait_for_folder_lock(folder.parent, f"{folder.name}.lock"):
         if not (folder / "labels.json").exists():
+            # Built beside its place and renamed, so that a killed process leaves no half cohort.
             building = folder.with_name(folder.name + ".building")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True, mode=0o700)
-            _build_cohort(asking, building)
+            cohort_recipe = CohortRecipe(
+                kind="cohort",
+                name=task.name,
+                seed=recipe.split.seed,
+                source=recipe.source,
+                task=task,
+                split=recipe.split,
+            )
+            _build_cohort(cohort_recipe, building)
             building.rename(folder)
     cohorts.check_cohort_classes(folder)
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
@@ -139,58 +140,56 @@ def _prepare_cohort(
 
 
 def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
-    {"notes": _build_from_notes, "stays": _build_from_stays}[
-        cohorts.get_clinical_task(cohort_recipe.task).prediction_unit
-    ](cohort_recipe, folder)
-
-
-def _build_from_notes(cohort_recipe: CohortRecipe, folder: Path) -> None:
-    read = Attrition("read")
-    cohorts.build_note_cohort(
-        cohort_recipe, sources.read_notes(cohort_recipe.source, read, folder.parent), read, folder
-    )
-
-
-def _build_from_stays(cohort_recipe: CohortRecipe, folder: Path) -> None:
-    working = folder.with_name(
-        folder.name + ".working"
-    )  # clinical data, which goes when the cohort stands
+    """Build a cohort of single notes from the notes, and one of stays from the hospital's
+    tables."""
+    if cohorts.get_clinical_task(cohort_recipe.task).prediction_unit == "notes":
+        read = Attrition("read")
+        notes = sources.read_notes(cohort_recipe.source, read, folder.parent)
+        cohorts.build_note_cohort(cohort_recipe, notes, read, folder)
+        return
+    working = folder.with_name(folder.name + ".working")
     try:
         tables = hospital.open_hospital_database(cohort_recipe.source, working)
         with contextlib.closing(tables.connection):
             cohorts.build_cohort(cohort_recipe, tables, folder)
     finally:
-        shutil.rmtree(working, ignore_errors=True)
+        shutil.rmtree(working, ignore_errors=True)  # clinical data, not needed any more
 
 
-def prepare_cohort_documents(
+def encode_documents(
     recipe: ClassifyRecipe,
     base: FrozenBaseModel,
-    task_cohorts: list[TaskCohort],
-    home: Path,
-    accelerator: Accelerator,
+    task_cohorts: Sequence[TaskCohort],
+    context: RunContext,
 ) -> list[EncodedCohort]:
-    """The notes of every question as documents of tokens, made once for all runs that read them alike."""
-    read = []
-    with accelerator.main_process_first():
-        for question in task_cohorts:
-            named = compute_cache_key(
-                question.folder.name,
+    """Encode the notes of every cohort as documents of tokens, once for all runs that truncate
+    alike.
+
+    Args:
+        recipe: truncation and length of a document.
+        base: its tokenizer cuts the text.
+        task_cohorts: of all tasks.
+        context: home and processes.
+    """
+    encoded = []
+    with context.accelerator.main_process_first():
+        for cohort in task_cohorts:
+            folder = context.get_cache_path(
+                "documents",
+                cohort.folder.name,
                 base.sha256,
                 recipe.base.max_tokens,
                 recipe.truncation.model_dump(),
             )
-            folder = home / "cache" / f"documents-{named}"
             with wait_for_folder_lock(folder.parent, f"{folder.name}.lock"):
                 if not tokenization.is_encoded(folder):
-                    path = question.folder / "cohort.parquet"
                     tokenization.encode_documents(
-                        path,
+                        cohort.folder / "cohort.parquet",
                         base.tokenizer,
                         recipe.truncation,
                         recipe.base.max_tokens,
                         base.family.objective,
                         folder,
                     )
-            read.append(EncodedCohort(question, tokenization.open_encoded_documents(folder)))
-    return read
+            encoded.append(EncodedCohort(cohort, tokenization.open_encoded_documents(folder)))
+    return encoded

@@ -1,4 +1,4 @@
-"""Books -> passages and pairs, and what is searched: made once for all runs that ask for the same."""
+"""Data step of ``embed``: passages and pairs of textbooks, and the sets that are searched."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from clinpeft.data import textbooks
 from clinpeft.data.retrieval import beir, medquad, pair_sets
 from clinpeft.data.synthetic import handbook
 from clinpeft.data.textbooks import pairs
-from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PairsSpec, RetrievalSetSpec, SourceSpec
+from clinpeft.recipe import EmbedRecipe, PairSplitSpec, PassagesSpec, RetrievalSetSpec, SourceSpec
 from clinpeft.runs import InputHashes
-from clinpeft.training import Accelerator
-from clinpeft.workflows.context import compute_cache_key, get_code_version
+from clinpeft.workflows.context import RunContext, get_code_version
+from clinpeft.workflows.task_cohorts import hash_path_content
 
 ALL_HELD_OUT_SPLIT = PairSplitSpec(train=0.0, tuning=0.0, held_out=1.0, by="book")
 STUDY_PAIR_KINDS = ("similar", "different", "negation")
@@ -29,13 +29,13 @@ STUDY_PAIR_KINDS = ("similar", "different", "negation")
 
 @dataclass(frozen=True)
 class PairData:
-    """What books hold.
+    """Passages and pairs of books.
 
     Attributes:
-        passages: of schema ``tables.PASSAGE``.
-        pairs: of schema ``tables.PAIR``.
-        attrition: what was left out on the way.
-        folder: where both lie.
+        passages: of schema ``PASSAGE_SCHEMA``.
+        pairs: of schema ``PAIR_SCHEMA``.
+        attrition: what was left out at which step, for which reason.
+        folder: in the cache, where both are.
     """
 
     passages: pa.Table
@@ -46,13 +46,13 @@ class PairData:
 
 @dataclass(frozen=True)
 class EmbeddingData:
-    """All that a run of embed reads.
+    """Everything that a run of ``embed`` reads.
 
     Attributes:
-        training_books: the books that are learned from, some chapters of which are held out.
-        other_books: books that are only asked; None where there are none.
-        retrieval_sets: name -> a set to search.
-        general_retrieval_sets: likewise, of another field.
+        training_books: books that are trained on, some chapters of which are held out.
+        other_books: books that are only evaluated on; None where there are none.
+        retrieval_sets: name -> a retrieval set.
+        general_retrieval_sets: the same, of another field.
         study_pairs: ``similar``, ``different``, ``negation`` -> pairs; empty without them.
     """
 
@@ -98,148 +98,141 @@ BOOK_SOURCES: dict[str, BookSource] = {
         lambda _: handbook.fingerprint_handbook(),
     ),
 }
-"""What ``source.name`` can be in a recipe of kind embed: books of one's own, or the handbook of the invented hospital."""
+"""``source.name`` of a recipe of kind ``embed`` -> where its books come from: the user's own, or
+the handbook of the synthetic hospital."""
 
 RETRIEVAL_SET_READERS: dict[str, Callable[[RetrievalSetSpec], RetrievalSet]] = {
     "beir": lambda spec: beir.read_beir(spec.path),
     "medquad": lambda spec: medquad.read_medquad(spec.path, spec.queries),
     "liveqa": lambda spec: medquad.read_medquad_liveqa(spec.path, _get_query_path(spec)),
 }
+"""``layout`` of a retrieval set -> how it is read."""
 
 
 def _get_query_path(spec: RetrievalSetSpec) -> Path:
     if spec.queries is None:
         raise RecipeError(
-            f"the search set {spec.name!r} has no questions",
-            location="evaluation.retrieval.asked",
+            f"the retrieval set {spec.name!r} has no questions",
+            location="evaluation.retrieval.queries",
             hint="name the file of test questions",
         )
     return spec.queries
 
 
 def fingerprint_embedding_data(recipe: EmbedRecipe) -> str:
-    """SHA-256 over the books, and over every other file that is read.
+    """Compute SHA-256 over the books and every other file that a recipe reads.
 
     Raises:
-        RecipeError: the source is no shelf of books.
-        SourceError: a file is missing.
+        RecipeError: the source holds no books.
+        SourceError: a book is missing.
     """
-    digest = hashlib.sha256(
-        _get_book_source(recipe.source).compute_fingerprint(recipe.source).encode()
-    )
-    scoring = recipe.evaluation
-    if scoring.other_books:
-        digest.update(textbooks.fingerprint_textbooks(scoring.other_books).encode())
-    sets = [
-        path
-        for spec in (*scoring.retrieval, *scoring.general)
-        for path in (spec.path, spec.queries)
-    ]
-    for path in (*(spec.path for spec in recipe.pairs.imported), scoring.study, *sets):
-        digest.update(_hash_content(path).encode())
+    source, spec = recipe.source, recipe.evaluation
+    digest = hashlib.sha256(_get_book_source(source).compute_fingerprint(source).encode())
+    if spec.other_books:
+        digest.update(textbooks.fingerprint_textbooks(spec.other_books).encode())
+    sets = [path for each in (*spec.retrieval, *spec.general) for path in (each.path, each.queries)]
+    for path in (*(each.path for each in recipe.pairs.imported), spec.study, *sets):
+        # A missing file is reported by its reader, which knows what it is for.
+        digest.update(hash_path_content(path).encode())
     return digest.hexdigest()
 
 
 def _get_book_source(spec: SourceSpec) -> BookSource:
     if spec.name not in BOOK_SOURCES:
-        hint = f'name = "books" with path = "a book or a folder of books", or one of: {", ".join(BOOK_SOURCES)}'
         raise RecipeError(
-            f"the source {spec.name!r} holds no books", location="source.name", hint=hint
+            f"the source {spec.name!r} holds no books",
+            location="source.name",
+            hint='name = "books" with path = "a book or a folder of books", '
+            f"or one of: {', '.join(BOOK_SOURCES)}",
         )
     return BOOK_SOURCES[spec.name]
 
 
-def _hash_content(path: Path | None) -> str:
-    if path is None or not path.exists():
-        return ""  # whoever reads it says that it is missing
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return " ".join(
-        f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files
-    )
-
-
 def prepare_embedding_data(
-    recipe: EmbedRecipe, home: Path, accelerator: Accelerator, hashes: InputHashes
+    recipe: EmbedRecipe, hashes: InputHashes, context: RunContext
 ) -> EmbeddingData:
-    """Passages and pairs of the books, without what the evaluation asks; the first process makes them, the others wait."""
-    scoring = recipe.evaluation
-    search = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.retrieval}
-    general = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.general}
+    """Read books as passages and pairs, without the texts of the evaluation.
+
+    They are computed once for all runs that need the same; the first process computes them, the
+    others wait.
+
+    Args:
+        recipe: books, kinds of pairs, split, evaluation sets.
+        hashes: of the run; that of the source is part of the cache key.
+        context: home and processes.
+    """
+    spec = recipe.evaluation
+    retrieval = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.retrieval}
+    general = {each.name: RETRIEVAL_SET_READERS[each.layout](each) for each in spec.general}
     study = (
         {
-            kind: pair_sets.read_pair_set(scoring.study / f"{kind}.jsonl", kind)
+            kind: pair_sets.read_pair_set(spec.study / f"{kind}.jsonl", kind)
             for kind in STUDY_PAIR_KINDS
         }
-        if scoring.study
+        if spec.study
         else {}
     )
-    with accelerator.main_process_first():
-        made = compute_cache_key(
+    with context.accelerator.main_process_first():
+        folder = context.get_cache_path(
+            "pairs",
             hashes.source,
             recipe.passages.model_dump(),
             recipe.pairs.model_dump(mode="json"),
             recipe.split.model_dump(),
             get_code_version(),
         )
-        folder = home / "cache" / f"pairs-{made}"
-        asked = list(_collect_evaluation_texts({**search, **general}, study))
-        path = _get_book_source(recipe.source).locate_books(recipe.source, home / "cache")
-        learned = _prepare_pair_data(path, recipe, recipe.split, folder, asked)
-        other = None
-        if scoring.other_books:
-            other = _prepare_pair_data(
-                scoring.other_books,
-                recipe,
-                ALL_HELD_OUT_SPLIT,
-                folder.with_name(f"{folder.name}-other"),
-                [],
+        evaluation_texts = list(_collect_evaluation_texts({**retrieval, **general}, study))
+        books = _get_book_source(recipe.source).locate_books(recipe.source, context.cache)
+        training_books = _prepare_pair_data(books, recipe, folder, evaluation_texts)
+        other_books = None
+        if spec.other_books:
+            # All of them are evaluated on, so that nothing is chosen, imported or left out.
+            other_recipe = recipe.model_copy(
+                update={
+                    "split": ALL_HELD_OUT_SPLIT,
+                    "passages": PassagesSpec(),
+                    "pairs": recipe.pairs.model_copy(update={"imported": ()}),
+                }
             )
-    return EmbeddingData(learned, other, search, general, study)
+            other_folder = folder.with_name(f"{folder.name}-other")
+            other_books = _prepare_pair_data(spec.other_books, other_recipe, other_folder, [])
+    return EmbeddingData(training_books, other_books, retrieval, general, study)
 
 
 def _collect_evaluation_texts(
     retrieval_sets: dict[str, RetrievalSet], study_pairs: dict[str, pa.Table]
 ) -> Iterator[str]:
-    """Every question of the evaluation, and every passage that answers one."""
-    for found in retrieval_sets.values():
-        yield from found.queries["text"].to_pylist()
-        judged = set(found.relevance_judgments["passage_id"].to_pylist())
-        rows = zip(
-            found.passages["passage_id"].to_pylist(),
-            found.passages["text"].to_pylist(),
-            strict=True,
-        )
-        yield from (text for name, text in rows if name in judged)
+    """Every query of the evaluation, and every passage that is judged for one."""
+    for retrieval_set in retrieval_sets.values():
+        yield from retrieval_set.queries["text"].to_pylist()
+        judged = set(retrieval_set.relevance_judgments["passage_id"].to_pylist())
+        ids = retrieval_set.passages["passage_id"].to_pylist()
+        texts = retrieval_set.passages["text"].to_pylist()
+        yield from (text for name, text in zip(ids, texts, strict=True) if name in judged)
     for table in study_pairs.values():
         yield from (*table["anchor"].to_pylist(), *table["positive"].to_pylist())
 
 
 def _prepare_pair_data(
-    path: Path, recipe: EmbedRecipe, split: PairSplitSpec, folder: Path, evaluation_texts: list[str]
+    books: Path, recipe: EmbedRecipe, folder: Path, evaluation_texts: list[str]
 ) -> PairData:
-    counted = folder / "attrition.json"
-    if not counted.exists():
+    """Read books into ``folder`` unless that was done before."""
+    path = folder / "attrition.json"
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        read, chosen = Attrition("passages"), Attrition("passages chosen")
-        passages = textbooks.read_textbooks(path, read).read_all()
-        only = recipe.passages if split is recipe.split else type(recipe.passages)()
-        passages = pairs.select_passages(passages, only, chosen)
+        read, selected = Attrition("passages"), Attrition("passages chosen")
+        passages = textbooks.read_textbooks(books, read).read_all()
+        passages = pairs.select_passages(passages, recipe.passages, selected)
         pq.write_table(passages, folder / "passages.parquet", compression="zstd")
-        spec: PairsSpec = (
-            recipe.pairs
-            if split is recipe.split
-            else recipe.pairs.model_copy(update={"imported": ()})
+        built = pairs.build_pair_corpus(
+            passages, recipe.pairs, recipe.split, folder, evaluation_texts
         )
-        made = pairs.build_pair_corpus(passages, spec, split, folder, evaluation_texts)
-        runs.write_file_atomically(
-            counted, json.dumps([step.as_json() for step in (read, chosen, *made.attrition)])
-        )
-    steps = tuple(
-        Attrition.from_json(step) for step in json.loads(counted.read_text(encoding="utf-8"))
-    )
+        steps = [step.as_json() for step in (read, selected, *built.attrition)]
+        runs.write_file_atomically(path, json.dumps(steps))  # last: the data is complete
+    steps = json.loads(path.read_text(encoding="utf-8"))
     return PairData(
         pq.read_table(folder / "passages.parquet"),
         pq.read_table(folder / "pairs.parquet"),
-        steps,
+        tuple(Attrition.from_json(step) for step in steps),
         folder,
     )

@@ -9,17 +9,17 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.data.notes import clean
 from clinpeft.data.notes.clean import (
+    BELOW_MIN_CHARACTERS,
+    CATEGORY_NOT_SELECTED,
     CLEANED_NOTE_SCHEMA,
+    DEIDENTIFICATION_POLICIES,
     EMPTY_AFTER_CLEANING,
     NO_WORDS_OUTSIDE_MARKS,
-    CATEGORY_NOT_SELECTED,
-    DEIDENTIFICATION_POLICIES,
-    BELOW_MIN_CHARACTERS,
     clean_notes,
-    normalize_line_ends,
     format_policy_version,
-    strip_mark_brackets,
+    normalize_line_ends,
     replace_marks_with_tokens,
+    strip_mark_brackets,
 )
 from clinpeft.recipe import CorpusSpec
 

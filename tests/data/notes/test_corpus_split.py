@@ -12,9 +12,9 @@ from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.data.notes.split import (
     NOTE_SPLIT_UNITS,
-    check_note_split_counts,
-    check_corpus_subjects,
     assign_note_splits,
+    check_corpus_subjects,
+    check_note_split_counts,
 )
 from clinpeft.recipe import SplitSpec
 

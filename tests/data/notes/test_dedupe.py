@@ -12,12 +12,12 @@ from clinpeft.data.formats.working_folder import create_working_database
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.notes.deduplicate import (
     MinHashBands,
-    compute_band_keys,
     choose_minhash_bands,
+    compute_band_keys,
     compute_minhash_signatures,
     estimate_jaccard_similarity,
-    truncate_signatures,
     normalize_words,
+    truncate_signatures,
 )
 from clinpeft.recipe import CorpusSpec
 

@@ -13,7 +13,7 @@ import pytest
 from clinpeft.core.errors import SourceError, UsageError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
-from clinpeft.data.textbooks.lines import join_hyphenated_lines, count_unbroken_words
+from clinpeft.data.textbooks.lines import count_unbroken_words, join_hyphenated_lines
 
 
 class Set(NamedTuple):

@@ -22,12 +22,12 @@ from clinpeft.data.cohorts import codes, leakage, meds, note_categories
 from clinpeft.data.cohorts.cohort import Cohort, summarize_cohort, write_cohort
 from clinpeft.data.cohorts.conformance import compare_with_published_counts
 from clinpeft.data.cohorts.label_space import (
+    check_cohort_classes,
     find_class_notices,
     read_label_space,
-    check_cohort_classes,
 )
 from clinpeft.data.cohorts.outcomes import CLINICAL_TASKS
-from clinpeft.data.cohorts.selection import select_stays, get_clinical_task
+from clinpeft.data.cohorts.selection import get_clinical_task, select_stays
 from clinpeft.recipe import CohortRecipe
 
 __all__ = [

@@ -18,10 +18,10 @@ from clinpeft.data.cohorts.sections import SectionStyle
 from clinpeft.data.cohorts.selection import (
     apply_exclusion,
     check_rows_remain,
-    select_stays,
     get_clinical_task,
+    select_stays,
 )
-from clinpeft.data.cohorts.task import ExclusionCriterion, ClinicalTask
+from clinpeft.data.cohorts.task import ClinicalTask, ExclusionCriterion
 from clinpeft.recipe import CohortRecipe
 
 COHORT_FILE, COHORT_ATTRITION_FILE, COHORT_LABELS_FILE = (

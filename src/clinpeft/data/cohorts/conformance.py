@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clinpeft.core.schemas import SPLIT_NAMES, HospitalDatabase
 from clinpeft.data.cohorts.cohort import Cohort, write_cohort
-from clinpeft.data.cohorts.outcomes import CORE_2021_TASKS, CLINICAL_TASKS
+from clinpeft.data.cohorts.outcomes import CLINICAL_TASKS, CORE_2021_TASKS
 from clinpeft.data.cohorts.selection import get_clinical_task
 from clinpeft.recipe import CohortRecipe
 

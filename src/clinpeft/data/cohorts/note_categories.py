@@ -28,8 +28,8 @@ from clinpeft.data.cohorts.cohort import (
     write_cohort_json,
 )
 from clinpeft.data.cohorts.selection import (
-    check_rows_remain,
     check_prediction_unit,
+    check_rows_remain,
     get_clinical_task,
 )
 from clinpeft.data.cohorts.split import split_subjects_by_hash, split_subjects_by_lists

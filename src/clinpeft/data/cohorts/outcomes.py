@@ -16,7 +16,7 @@ import duckdb
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, meds, ventilation
-from clinpeft.data.cohorts.task import NoteSelection, ExclusionCriterion, ClinicalTask
+from clinpeft.data.cohorts.task import ClinicalTask, ExclusionCriterion, NoteSelection
 from clinpeft.recipe import TaskSpec
 
 ADMISSION_TIME_SQL = "admitted_at"

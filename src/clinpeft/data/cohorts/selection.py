@@ -9,8 +9,8 @@ import duckdb
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import Attrition, HospitalDatabase
-from clinpeft.data.cohorts.outcomes import TASKS_BY_COMPAT, CLINICAL_TASKS
-from clinpeft.data.cohorts.task import ExclusionCriterion, ClinicalTask
+from clinpeft.data.cohorts.outcomes import CLINICAL_TASKS, TASKS_BY_COMPAT
+from clinpeft.data.cohorts.task import ClinicalTask, ExclusionCriterion
 from clinpeft.recipe import TaskSpec
 
 

@@ -18,7 +18,7 @@ from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import sections
 from clinpeft.data.cohorts.sections import NoteExtract, SectionStyle
 from clinpeft.data.cohorts.selection import apply_exclusion, count_selected_rows
-from clinpeft.data.cohorts.task import NoteSelection, ExclusionCriterion
+from clinpeft.data.cohorts.task import ExclusionCriterion, NoteSelection
 
 STAY_TEXT_SCHEMA = pa.schema(
     [

@@ -15,7 +15,7 @@ Concepts: 9201 inpatient visit and 262 emergency room and inpatient visit (OHDSI
 from __future__ import annotations
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.data.hospital.raw_tables import RawTable, quote_sql_literal, build_column_purposes
+from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes, quote_sql_literal
 from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 

@@ -24,9 +24,9 @@ from clinpeft.data.notes import deduplicate
 from clinpeft.data.notes.canaries import (
     CANARY_ID_PREFIX,
     Canary,
-    generate_canaries,
     build_corpus_table,
     draw_canary_secrets,
+    generate_canaries,
     insert_canaries,
 )
 from clinpeft.data.notes.clean import (
@@ -35,7 +35,7 @@ from clinpeft.data.notes.clean import (
     format_policy_version,
     strip_category_names,
 )
-from clinpeft.data.notes.split import NOTE_SPLIT_UNITS, check_note_split_counts, assign_note_splits
+from clinpeft.data.notes.split import NOTE_SPLIT_UNITS, assign_note_splits, check_note_split_counts
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 __all__ = [

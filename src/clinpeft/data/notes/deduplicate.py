@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clinpeft.data.formats.working_folder import (
-    read_parquet_batches,
     close_file_on_exit,
-    translate_storage_errors,
     open_parquet_writer,
+    read_parquet_batches,
+    translate_storage_errors,
 )
 
 NoteMask = NDArray[np.bool_]

@@ -26,7 +26,7 @@ from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA
 from clinpeft.data.formats import delimited
 from clinpeft.data.formats.delimited import RawRow
-from clinpeft.data.formats.rows import RejectedRow, NoteRow
+from clinpeft.data.formats.rows import NoteRow, RejectedRow
 from clinpeft.recipe import SourceSpec
 
 RawRowStream = Iterator[RawRow | RejectedRow]

@@ -21,7 +21,7 @@ from pathlib import Path
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.data.formats import delimited
 from clinpeft.data.formats.delimited import RawRow
-from clinpeft.data.formats.rows import RejectedRow, NoteRow
+from clinpeft.data.formats.rows import NoteRow, RejectedRow
 from clinpeft.recipe import SourceSpec
 
 MIMIC_IV_NOTE_COLUMNS = (

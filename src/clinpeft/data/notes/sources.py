@@ -23,7 +23,7 @@ import pyarrow as pa
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 from clinpeft.data import synthetic
-from clinpeft.data.formats.rows import RejectedRow, NoteRow, batch_notes
+from clinpeft.data.formats.rows import NoteRow, RejectedRow, batch_notes
 from clinpeft.data.notes import files, mimic
 from clinpeft.data.notes.files import read_column_names
 from clinpeft.recipe import SourceSpec

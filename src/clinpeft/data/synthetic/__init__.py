@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinpeft.core.errors import SourceError, StorageError
-from clinpeft.data.formats.rows import RejectedRow, NoteRow
+from clinpeft.data.formats.rows import NoteRow, RejectedRow
 from clinpeft.data.notes import mimic
 from clinpeft.data.synthetic import best_auroc, hospital, mimic_iii, mimic_iv, notes
 from clinpeft.data.synthetic.best_auroc import compute_best_auroc

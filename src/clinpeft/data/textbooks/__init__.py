@@ -22,8 +22,8 @@ from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 from clinpeft.data.textbooks import cnxml, epub, html, markdown, pdf, plain_text
 from clinpeft.data.textbooks.passages import (
-    RejectedPassage,
     Passage,
+    RejectedPassage,
     batch_passages,
     check_book_has_passages,
 )

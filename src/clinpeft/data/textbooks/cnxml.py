@@ -16,14 +16,14 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks import markup
 from clinpeft.data.textbooks.encodings import decode_text_bytes
 from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
-from clinpeft.data.textbooks.outline import PLAIN_ROLE, PartRole, is_lead_in, find_heading_role
+from clinpeft.data.textbooks.outline import PLAIN_ROLE, PartRole, find_heading_role, is_lead_in
 from clinpeft.data.textbooks.passages import (
     CONTRIBUTOR_LIST,
     DISPLAY_EQUATION,
     MULTIPLE_CHOICE_OPTION,
     REFERENCE_LIST,
-    RejectedPassage,
     Passage,
+    RejectedPassage,
     normalize_passage_text,
 )
 

@@ -16,8 +16,8 @@ from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
 from clinpeft.data.textbooks.outline import OutlineEvent, build_book_passages
 from clinpeft.data.textbooks.passages import (
     TABLE_OF_CONTENTS,
-    RejectedPassage,
     Passage,
+    RejectedPassage,
     normalize_passage_text,
 )
 

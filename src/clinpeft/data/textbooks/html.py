@@ -13,21 +13,21 @@ from clinpeft.data.textbooks.encodings import decode_text_bytes
 from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
 from clinpeft.data.textbooks.outline import (
     BookBody,
-    OutlineEvent,
     BookHeading,
-    find_figure_labels,
+    OutlineEvent,
     build_book_passages,
+    find_figure_labels,
 )
 from clinpeft.data.textbooks.passages import (
+    BOOK_INDEX,
     CODE_BLOCK,
-    TABLE_OF_CONTENTS,
     FOOTNOTE,
     FRONT_MATTER,
-    BOOK_INDEX,
     NAVIGATION,
     REFERENCE_LIST,
-    RejectedPassage,
+    TABLE_OF_CONTENTS,
     Passage,
+    RejectedPassage,
     normalize_passage_text,
 )
 

@@ -10,17 +10,17 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks.encodings import decode_text_bytes
 from clinpeft.data.textbooks.outline import (
     BookBody,
-    OutlineEvent,
     BookHeading,
-    find_figure_labels,
+    OutlineEvent,
     build_book_passages,
+    find_figure_labels,
 )
 from clinpeft.data.textbooks.passages import (
     CODE_BLOCK,
     FOOTNOTE,
     FRONT_MATTER,
-    RejectedPassage,
     Passage,
+    RejectedPassage,
 )
 
 _HEADING = re.compile(r" {0,3}(?P<level>#{1,6})\s+(?P<title>.*?)\s*#*\s*")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from clinpeft.data.textbooks.passages import (
-    TABLE_OF_CONTENTS,
+    BOOK_INDEX,
     CONTRIBUTOR_LIST,
     FRONT_MATTER,
-    BOOK_INDEX,
     REFERENCE_LIST,
-    RejectedPassage,
+    TABLE_OF_CONTENTS,
     Passage,
+    RejectedPassage,
     normalize_passage_text,
 )
 

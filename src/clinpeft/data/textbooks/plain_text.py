@@ -11,16 +11,16 @@ from pathlib import Path
 
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks.encodings import decode_text_bytes
-from clinpeft.data.textbooks.lines import join_hyphenated_lines, count_unbroken_words
+from clinpeft.data.textbooks.lines import count_unbroken_words, join_hyphenated_lines
 from clinpeft.data.textbooks.outline import (
     PLAIN_ROLE,
     BookBody,
-    OutlineEvent,
     BookHeading,
+    OutlineEvent,
     build_book_passages,
     find_heading_role,
 )
-from clinpeft.data.textbooks.passages import RejectedPassage, Passage
+from clinpeft.data.textbooks.passages import Passage, RejectedPassage
 
 _CHAPTER = re.compile(
     r"(?:chapter|part|appendix)\s+(?:\d+|[ivxlc]+|[a-z])\b[.:\s–—-]*(?P<title>.*)", re.IGNORECASE

@@ -1,7 +1,8 @@
-"""Predictions of a binary question as the package meds-evaluation reads them, so that others can score them with their own tools.
+"""Predictions of a binary task in the schema of the package meds-evaluation, for its metrics.
 
-Its ``PredictionSchema`` (Medical Event Data Standard, meds-evaluation of November 2025) is the MEDS label schema, closed, and two columns:
-``predicted_boolean_value`` and ``predicted_boolean_probability`` (float32; its first releases asked for float64).
+Its ``PredictionSchema`` (Medical Event Data Standard, meds-evaluation of November 2025) is the MEDS
+label schema, closed, and two columns: ``predicted_boolean_value`` and
+``predicted_boolean_probability`` (float32; its first releases required float64).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import pyarrow.compute as pc
 
 from clinpeft.core.errors import UsageError
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.evaluation.classification.discrimination import extract_scored_predictions
+from clinpeft.evaluation.classification.scored_predictions import extract_scored_predictions
 
 MEDS_DECISION_THRESHOLD = 0.5
-"""``predicted_boolean_value`` is true from this probability on. The schema leaves it open; for rare events hardly any stay reaches it."""
+"""``predicted_boolean_value`` is true from this probability on. The schema leaves it open; for rare
+events hardly any stay reaches it."""
 
 MEDS_PREDICTION_SCHEMA = pa.schema(
     [
@@ -28,31 +30,37 @@ MEDS_PREDICTION_SCHEMA = pa.schema(
 
 
 def as_meds_predictions(predictions: pa.Table, label_space: LabelSpace, split: str) -> pa.Table:
-    """The answers of one split, of schema ``MEDS_PREDICTION``, in the order of the table.
+    """Convert the predictions of one split to ``MEDS_PREDICTION_SCHEMA``, in the same order.
+
+    Args:
+        predictions: of schema ``PREDICTION_SCHEMA``.
+        label_space: of a binary task.
+        split: of the rows to take.
 
     Raises:
-        UsageError: the question is not binary, and the schema knows no other.
-        InputError: answers that are none, with their stay_id.
+        UsageError: the task is not binary; the schema has no column for other tasks.
+        InputError: invalid predictions, with their stay_id.
     """
     if label_space.kind != "binary":
-        hint = "ask it of a binary question; the table of predictions has all classes"
         raise UsageError(
             f"a {label_space.kind} question in the schema of meds-evaluation",
             location=label_space.name,
-            hint=hint,
+            hint="use a binary task; the table of predictions has all classes",
         )
-    found = extract_scored_predictions(predictions, label_space, split)
-    asked = predictions.filter(pc.equal(predictions["split"], split))
-    probability = found.scores[:, 1]
+    scored = extract_scored_predictions(predictions, label_space, split)
+    rows = predictions.filter(pc.equal(predictions["split"], split))
+    # The event is the second class of a binary label space.
+    probability = scored.scores[:, 1]
     columns = [
-        asked["subject_id"],
-        asked["prediction_time"],
-        found.truth[:, 1],
+        rows["subject_id"],
+        rows["prediction_time"],
+        scored.truth[:, 1],
         probability >= MEDS_DECISION_THRESHOLD,
         probability,
     ]
+    # float64 probabilities are rounded to float32 here, after the threshold.
     arrays = [
-        pa.array(column, field.type) if not isinstance(column, pa.ChunkedArray) else column
+        column if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
         for column, field in zip(columns, MEDS_PREDICTION_SCHEMA, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=MEDS_PREDICTION_SCHEMA)

@@ -1,12 +1,13 @@
-"""The same question asked of parts of the patients: age bands, sex, race, language, insurance, ward, year, length of the note.
+"""Evaluation by subgroup: age bands, sex, race, language, insurance, ward, year, note length.
 
-A model that is good on the whole may be bad for some. Of each group there is the main metric and the calibration in the large, and of each column the
-largest gap between its groups. The groups of a column share their resamples, which draw subjects from the whole split.
+A model that is good on the whole may be bad for some patients. Each group gets the main metric and
+the calibration in the large, each column the largest gap between its groups. The groups of a column
+share their resamples, which draw subjects from the whole split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,24 +17,27 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.evaluation.bootstrap import Float64Array
+from clinpeft.evaluation.arrays import BoolArray, Float64Array
 from clinpeft.evaluation.classification.calibration import build_calibration_metrics
-from clinpeft.evaluation.classification.discrimination import (
+from clinpeft.evaluation.classification.discrimination import build_discrimination_metrics
+from clinpeft.evaluation.classification.metric_set import (
     MetricDefinition,
     MetricSet,
-    ScoredPredictions,
-    build_discrimination_metrics,
+    combine_metric_sets,
     evaluate_metric_set,
+)
+from clinpeft.evaluation.classification.scored_predictions import (
+    ScoredPredictions,
     extract_scored_predictions,
 )
-from clinpeft.evaluation.classification.ranks import BoolArray
 from clinpeft.recipe import ClassificationEvaluationSpec
 
 AGE_BANDS = ((0.0, "<40"), (40.0, "40–64"), (65.0, "65–79"), (80.0, "80+"))
 
 MAX_RESAMPLED_CELLS = 2_000_000_000
-"""Stays times classes times resamples of a column's groups; with more, fewer resamples are drawn (1,266 labels of 10,000 stays: 157), which the
-definition says. Groups cost as much as the whole, once for every column."""
+"""Stays times classes times resamples of a column's groups; with more, fewer resamples are drawn
+(1,266 labels of 10,000 stays: 157), which the definition says. Groups cost as much as the whole,
+once for every column."""
 
 MIN_SUBGROUP_RESAMPLES = 100
 
@@ -56,7 +60,7 @@ _GAP_DEFINITION = (
 
 @dataclass(frozen=True)
 class _Subgroup:
-    """One group of stays, what is measured on it, and the function that gives it for counts of these stays."""
+    """One group of stays and its metrics, which take counts of these stays only."""
 
     name: str
     mask: BoolArray
@@ -71,60 +75,93 @@ def evaluate_subgroups(
     rng: np.random.Generator,
     state: str = "model",
 ) -> list[dict[str, object]]:
-    """Main metric and calibration intercept of every group with at least ``spec.smallest_cell`` subjects, and the largest gap of every column.
+    """Compute main metric and calibration intercept of every group, and the largest gaps.
 
-    Smaller groups of a column are pooled as ``other (k)``, and left out where that is still too small. A column that is unknown for all, or that
-    puts all in one group, gives nothing.
+    Groups with fewer than ``spec.smallest_cell`` subjects are pooled as ``other (k)``, and left out
+    where that is still too small. A column that is unknown for all stays, or that puts all in one
+    group, gives nothing.
+
+    Args:
+        predictions: of schema ``PREDICTION_SCHEMA``.
+        label_space, split, spec, rng: as in ``evaluate_metric_set``.
+        state: first part of the groups' names.
 
     Returns:
-        Rows of ``tables.RESULT`` with group ``state · sex F``, and ``<metric>_largest_gap`` with group ``state · sex``.
+        Rows of ``METRIC_RESULT_SCHEMA`` with group ``state · sex F``, and
+        ``<metric>_largest_gap`` with group ``state · sex``. A gap counts the subjects and events of
+        the smallest group, so that it is suppressed with it.
     """
-    found = extract_scored_predictions(predictions, label_space, split)
-    asked = predictions.filter(pc.equal(predictions["split"], split))
+    scored = extract_scored_predictions(predictions, label_space, split)
+    split_rows = predictions.filter(pc.equal(predictions["split"], split))
     rows: list[dict[str, object]] = []
-    for word, names in _assign_groups(asked).items():
-        rows += _evaluate_column(
-            found,
-            word,
-            _select_groups(names, found, spec.smallest_cell),
-            label_space,
-            split,
-            spec,
-            rng,
-        )
+    for label, group_names in _assign_groups(split_rows).items():
+        groups = _select_groups(group_names, scored, spec.smallest_cell)
+        if groups:
+            rows += _evaluate_column(scored, label, groups, label_space, split, spec, rng)
     return [{**row, "group": f"{state} · {row['group']}"} for row in rows]
 
 
+def limit_resamples(spec: ClassificationEvaluationSpec, cells: int) -> ClassificationEvaluationSpec:
+    """Limit the resamples of a spec so that they stay within ``MAX_RESAMPLED_CELLS``.
+
+    Args:
+        spec: with the resamples of the recipe.
+        cells: stays times classes.
+    """
+    # Cost grows with cells times resamples.
+    limit = max(MAX_RESAMPLED_CELLS // max(cells, 1), MIN_SUBGROUP_RESAMPLES)
+    return spec.model_copy(update={"resamples": min(spec.resamples, limit)})
+
+
 def _assign_groups(predictions: pa.Table) -> dict[str, NDArray[np.object_]]:
-    """The group of each stay, by column; only columns that are known for some."""
-    named = {
-        word: _GROUP_ASSIGNERS.get(column, _as_string_groups)(predictions[column])
-        for column, word in _COLUMN_LABELS.items()
-        if _has_values(predictions[column])
-    }
-    if _has_values(predictions["tokens"]):
-        named["note"] = _assign_length_thirds(predictions["tokens"])
-    if _has_values(predictions["tokens"]) and _has_values(predictions["tokens_read"]):
-        named["note read"] = _assign_truncation_groups(
-            predictions["tokens"], predictions["tokens_read"]
-        )
-    return named
+    """The group of each stay, shape (n,), by column; only columns with a value for some stay."""
+    groups: dict[str, list[str]] = {}
+    starts = [start for start, _ in AGE_BANDS]
+    for column, label in _COLUMN_LABELS.items():
+        values = predictions[column].to_pylist()
+        if column == "age_years":
+            bands = (
+                None if years is None else max(int(np.searchsorted(starts, years, "right")) - 1, 0)
+                for years in values
+            )
+            values = [None if band is None else AGE_BANDS[band][1] for band in bands]
+        if predictions[column].null_count < len(values):
+            groups[label] = [_UNKNOWN_GROUP if value is None else value for value in values]
+    lengths, read_lengths = predictions["tokens"], predictions["tokens_read"]
+    if lengths.null_count < len(lengths):
+        # Notes of the same length are in one third, so that a third may be empty.
+        edges = np.quantile(lengths.drop_null().to_numpy(), [1 / 3, 2 / 3])
+        groups["note"] = [
+            _UNKNOWN_GROUP
+            if tokens is None
+            else _LENGTH_THIRDS[int(np.searchsorted(edges, tokens, "left"))]
+            for tokens in lengths.to_pylist()
+        ]
+        if read_lengths.null_count < len(read_lengths):
+            pairs = zip(lengths.to_pylist(), read_lengths.to_pylist(), strict=True)
+            groups["note read"] = [
+                _UNKNOWN_GROUP if None in pair else "whole" if pair[1] >= pair[0] else "cut"
+                for pair in pairs
+            ]
+    return {label: np.array(names, dtype=object) for label, names in groups.items()}
 
 
 def _select_groups(
     group_names: NDArray[np.object_], predictions: ScoredPredictions, min_subjects: int
 ) -> dict[str, BoolArray]:
-    each = {name: group_names == name for name in sorted(set(group_names.tolist()))}
-    large = {
-        name: chosen
-        for name, chosen in each.items()
-        if _count_subjects(predictions, chosen) >= min_subjects
-    }
-    small = [chosen for name, chosen in each.items() if name not in large]
+    """Masks of the groups with enough subjects, shape (n,) each, small ones pooled."""
+    # Sorted, so that groups and their resamples do not depend on the order of rows.
+    masks = {name: group_names == name for name in sorted(set(group_names.tolist()))}
+    large, small = {}, []
+    for name, mask in masks.items():
+        if _count_subjects(predictions, mask) >= min_subjects:
+            large[name] = mask
+        else:
+            small.append(mask)
     pooled = np.logical_or.reduce(small) if small else np.zeros(len(group_names), np.bool_)
     if small and _count_subjects(predictions, pooled) >= min_subjects:
         large[f"other ({len(small)})"] = pooled
-    return {name: chosen for name, chosen in large.items() if not chosen.all()}
+    return {name: mask for name, mask in large.items() if not mask.all()}
 
 
 def _evaluate_column(
@@ -136,121 +173,81 @@ def _evaluate_column(
     spec: ClassificationEvaluationSpec,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
-    if not groups:
-        return []
-    each = [
-        _Subgroup(
-            name,
-            chosen,
-            _build_subgroup_metrics(_select_rows(predictions, chosen), label_space, split, spec),
-        )
-        for name, chosen in groups.items()
+    """Rows of all groups of a column on shared resamples, then the row of the gap."""
+    subgroups = [
+        _build_subgroup(predictions, name, mask, label_space, split, spec)
+        for name, mask in groups.items()
     ]
+    main_definition = subgroups[0].metric_set.metrics[0].definition.partition(";")[0]
+    # The gap is computed on each resample, so that its interval is of the gap itself.
     gap = MetricDefinition(
-        f"{label_space.metric}_largest_gap",
-        _GAP_DEFINITION.format(
-            column_label, each[0].metric_set.metrics[0].definition.partition(";")[0]
-        ),
+        f"{label_space.metric}_largest_gap", _GAP_DEFINITION.format(column_label, main_definition)
     )
 
-    def statistics(counts: NDArray[np.int32]) -> Float64Array:
-        values = [one.metric_set.compute_values(counts.T[one.mask].T) for one in each]
-        return np.concatenate(
-            [*values, _compute_spread(np.stack([value[0] for value in values]))[None]]
-        )
+    def compute_values(counts: NDArray[np.int32]) -> Float64Array:
+        row_counts = counts.T  # (n, resamples)
+        values = [group.metric_set.compute_values(row_counts[group.mask].T) for group in subgroups]
+        gaps = _compute_spread(np.stack([value[0] for value in values]))
+        return np.concatenate([*values, gaps[None]])
 
-    measures = (*(measure for one in each for measure in one.metric_set.metrics), gap)
-    rows = evaluate_metric_set(
-        predictions,
-        MetricSet(measures, statistics),
-        label_space,
-        split,
-        limit_resamples(spec, predictions.scores.size),
-        rng,
+    metrics = [metric for group in subgroups for metric in group.metric_set.metrics]
+    metric_set = MetricSet((*metrics, gap), compute_values)
+    limited = limit_resamples(spec, predictions.scores.size)
+    *group_rows, gap_row = evaluate_metric_set(
+        predictions, metric_set, label_space, split, limited, rng
     )
-    owners = [one for one in each for _ in one.metric_set.metrics]
-    own = [
-        _as_group_row(row, f"{column_label} {one.name}", predictions, one.mask)
-        for row, one in zip(rows, owners, strict=False)
-    ]
-    if len(each) < 2:
-        return own
-    return [*own, _as_gap_row(rows[-1], column_label, own[:: len(_get_metric_names(label_space))])]
+    owners = [group for group in subgroups for _ in group.metric_set.metrics]
+    rows: list[dict[str, Any]] = []
+    for row, group in zip(group_rows, owners, strict=True):
+        # The counts are those of the group and not of the split; one subject has no interval.
+        subjects = _count_subjects(predictions, group.mask)
+        limits = dict.fromkeys(("low", "high", "level")) if subjects < 2 else {}
+        counts = {"n": int(group.mask.sum()), "n_subjects": subjects}
+        rows.append({**row, "group": f"{column_label} {group.name}", **counts, **limits})
+    if len(subgroups) < 2:
+        return rows
+    # A gap depends on its smallest group, and where that is suppressed so is the gap.
+    main_rows = [row for row in rows if row["name"] == label_space.metric]
+    events = [row["n_events"] for row in main_rows if row["n_events"] is not None]
+    remark = f"{len(main_rows)} groups, subjects and events of the smallest"
+    gap_row |= {
+        "group": column_label,
+        "n_subjects": min(row["n_subjects"] for row in main_rows),
+        "n_events": min(events) if events else None,
+        "definition": f"{gap_row['definition']}; {remark}",
+    }
+    return [*rows, gap_row]
 
 
-def limit_resamples(spec: ClassificationEvaluationSpec, cells: int) -> ClassificationEvaluationSpec:
-    """The spec with as many resamples as ``RESAMPLED_CELLS`` leaves for answers of this many cells (stays times classes)."""
-    most = max(MAX_RESAMPLED_CELLS // max(cells, 1), MIN_SUBGROUP_RESAMPLES)
-    return spec.model_copy(update={"resamples": min(spec.resamples, most)})
-
-
-def _build_subgroup_metrics(
+def _build_subgroup(
     predictions: ScoredPredictions,
+    name: str,
+    mask: BoolArray,
     label_space: LabelSpace,
     split: str,
     spec: ClassificationEvaluationSpec,
-) -> MetricSet:
-    """The main metric and the calibration intercept, and nothing else."""
-    ranking, calibration = (
-        build_discrimination_metrics(predictions, label_space, split, _disable_compat(spec)),
-        build_calibration_metrics(predictions, label_space, split, spec),
-    )
-    kept = [
-        (one, at)
-        for one in (ranking, calibration)
-        for at, measure in enumerate(one.metrics)
-        if measure.name in _get_metric_names(label_space)
-    ]
-    return MetricSet(
-        tuple(one.metrics[at] for one, at in kept),
-        lambda counts: np.stack([one.compute_values(counts)[at] for one, at in kept]),
-    )
-
-
-def _disable_compat(spec: ClassificationEvaluationSpec) -> ClassificationEvaluationSpec:
-    """The same without the paper's own scoring, which no group is asked for."""
-    return spec.model_copy(update={"compat": ""})
-
-
-def _get_metric_names(label_space: LabelSpace) -> tuple[str, str]:
-    return label_space.metric, "calibration_intercept"
-
-
-def _as_group_row(
-    row: dict[str, object], group: str, predictions: ScoredPredictions, mask: BoolArray
-) -> dict[str, object]:
-    """A row with the counts of its group instead of those of the split; one subject has no interval."""
-    subjects = _count_subjects(predictions, mask)
-    alone = {"low": None, "high": None, "level": None} if subjects < 2 else {}
-    return {**row, "group": group, "n": int(mask.sum()), "n_subjects": subjects, **alone}
-
-
-def _as_gap_row(
-    row: dict[str, object], column_label: str, groups: Sequence[dict[str, Any]]
-) -> dict[str, object]:
-    """A gap rests on its smallest group, and where that is suppressed so is the gap."""
-    events = [one["n_events"] for one in groups if one["n_events"] is not None]
-    fewest = {
-        "n_subjects": min(one["n_subjects"] for one in groups),
-        "n_events": min(events) if events else None,
-    }
-    return {
-        **row,
-        "group": column_label,
-        **fewest,
-        "definition": f"{row['definition']}; {len(groups)} groups, subjects and events of the smallest",
-    }
-
-
-def _select_rows(predictions: ScoredPredictions, mask: BoolArray) -> ScoredPredictions:
-    logits = None if predictions.logits is None else predictions.logits[mask]
-    return replace(
+) -> _Subgroup:
+    """A group with the main metric and the calibration intercept, and nothing else."""
+    rows = replace(
         predictions,
         subjects=predictions.subjects[mask],
         truth=predictions.truth[mask],
         scores=predictions.scores[mask],
-        logits=logits,
+        logits=None if predictions.logits is None else predictions.logits[mask],
     )
+    # The scoring of the paper's code is not reported by group.
+    plain = spec.model_copy(update={"compat": ""})
+    whole = combine_metric_sets(
+        [
+            build_discrimination_metrics(rows, label_space, split, plain),
+            build_calibration_metrics(rows, label_space, split, spec),
+        ]
+    )
+    names = (label_space.metric, "calibration_intercept")
+    selected = [index for index, metric in enumerate(whole.metrics) if metric.name in names]
+    metrics = tuple(whole.metrics[index] for index in selected)
+    metric_set = MetricSet(metrics, lambda counts: whole.compute_values(counts)[selected])
+    return _Subgroup(name, mask, metric_set)
 
 
 def _count_subjects(predictions: ScoredPredictions, mask: BoolArray) -> int:
@@ -258,61 +255,11 @@ def _count_subjects(predictions: ScoredPredictions, mask: BoolArray) -> int:
 
 
 def _compute_spread(values: Float64Array) -> Float64Array:
-    """Largest minus smallest of the groups that have a value, at least two, shape (groups, resamples) to (resamples,)."""
-    enough = (~np.isnan(values)).sum(axis=0) >= 2
-    highest, lowest = (
-        np.where(np.isnan(values), -np.inf, values).max(axis=0),
-        np.where(np.isnan(values), np.inf, values).min(axis=0),
-    )
+    """Largest minus smallest of the groups that have a value, shape (groups, resamples) to
+    (resamples,); NaN where fewer than two have one."""
+    undefined = np.isnan(values)
+    enough = (~undefined).sum(axis=0) >= 2
+    highest = np.where(undefined, -np.inf, values).max(axis=0)
+    lowest = np.where(undefined, np.inf, values).min(axis=0)
+    # The inner zeros keep inf - inf, and its warning, out of columns that become NaN.
     return np.where(enough, np.where(enough, highest, 0.0) - np.where(enough, lowest, 0.0), np.nan)
-
-
-def _has_values(column: pa.ChunkedArray) -> bool:
-    return bool(column.null_count < len(column))
-
-
-def _as_string_groups(column: pa.ChunkedArray) -> NDArray[np.object_]:
-    return np.array(
-        [_UNKNOWN_GROUP if value is None else value for value in column.to_pylist()], dtype=object
-    )
-
-
-def _assign_age_bands(column: pa.ChunkedArray) -> NDArray[np.object_]:
-    starts = [start for start, _ in AGE_BANDS]
-    named = [
-        _UNKNOWN_GROUP
-        if years is None
-        else AGE_BANDS[max(int(np.searchsorted(starts, years, "right")) - 1, 0)][1]
-        for years in column.to_pylist()
-    ]
-    return np.array(named, dtype=object)
-
-
-def _assign_length_thirds(column: pa.ChunkedArray) -> NDArray[np.object_]:
-    """Thirds of equal count; notes of the same length are together, so that a third may be empty."""
-    edges = np.quantile(column.drop_null().to_numpy(), [1 / 3, 2 / 3])
-    named = [
-        _UNKNOWN_GROUP
-        if tokens is None
-        else _LENGTH_THIRDS[int(np.searchsorted(edges, tokens, "left"))]
-        for tokens in column.to_pylist()
-    ]
-    return np.array(named, dtype=object)
-
-
-def _assign_truncation_groups(
-    tokens: pa.ChunkedArray, read_tokens: pa.ChunkedArray
-) -> NDArray[np.object_]:
-    pairs = zip(tokens.to_pylist(), read_tokens.to_pylist(), strict=True)
-    return np.array(
-        [
-            _UNKNOWN_GROUP if None in pair else "whole" if pair[1] >= pair[0] else "cut"
-            for pair in pairs
-        ],
-        dtype=object,
-    )
-
-
-_GROUP_ASSIGNERS: dict[str, Callable[[pa.ChunkedArray], NDArray[np.object_]]] = {
-    "age_years": _assign_age_bands
-}

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from clinpeft.reports.facts import (
     CLASSIFIER_GROUP,
-    SUBGROUP_SEPARATOR,
     HELD_OUT_SPLIT,
+    SUBGROUP_SEPARATOR,
     MetricKey,
-    read_estimates,
     find_main_metric,
+    read_estimates,
 )
 from clinpeft.reports.figures.panels import (
     LINE_STYLES,
@@ -27,15 +27,15 @@ from clinpeft.reports.figures.style import (
     BLACK,
     BLUE,
     GRAY,
-    PUBLISHED_MARKER,
     PUBLISHED_LABEL,
+    PUBLISHED_MARKER,
     VERMILION,
-    compute_bars_height,
     add_legend,
+    check_plot_data,
+    compute_bars_height,
+    create_figure,
     set_log_axis,
     set_y_names,
-    check_plot_data,
-    create_figure,
 )
 from clinpeft.reports.formats import format_count
 from clinpeft.reports.tables import Estimate

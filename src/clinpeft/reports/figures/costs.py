@@ -6,32 +6,32 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clinpeft.reports.encoders import EncoderRow, EncoderGrid
+from clinpeft.reports.encoders import EncoderGrid, EncoderRow
 from clinpeft.reports.figures.style import (
-    PUBLISHED_OFFSET,
+    ARCHITECTURE_STYLES,
     BLACK,
     BLUE,
-    GREEN,
+    ERROR_BAR_STYLE,
     GRAY,
-    ARCHITECTURE_STYLES,
-    PUBLISHED_MARKER,
+    GREEN,
     PUBLISHED_LABEL,
+    PUBLISHED_MARKER,
+    PUBLISHED_OFFSET,
     SKY_BLUE,
     VERMILION,
-    ERROR_BAR_STYLE,
     PlotStyle,
-    compute_bars_height,
-    label_points,
     add_legend,
-    set_log_axis,
+    check_plot_data,
+    compute_bars_height,
+    compute_error_bars,
+    create_figure,
     get_plot_style,
     import_matplotlib,
-    set_y_names,
-    check_plot_data,
-    create_figure,
-    to_plot_values,
-    compute_error_bars,
+    label_points,
+    set_log_axis,
     set_log_limits,
+    set_y_names,
+    to_plot_values,
 )
 from clinpeft.reports.tables import Estimate
 

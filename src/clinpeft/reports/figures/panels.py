@@ -14,12 +14,12 @@ from clinpeft.reports.facts import CLASSIFIER_GROUP, SUBGROUP_SEPARATOR, get_tas
 from clinpeft.reports.figures.style import (
     BLACK,
     BLUE,
-    GREEN,
+    FIGURE_WIDTH_INCHES,
     GRAY,
+    GREEN,
     ORANGE,
     SKY_BLUE,
     VERMILION,
-    FIGURE_WIDTH_INCHES,
     create_figure,
 )
 from clinpeft.runs import Run, read_run_table

@@ -10,12 +10,12 @@ from clinpeft.reports.figures.style import (
     BLACK,
     BLUE,
     GRAY,
-    compute_bars_height,
     add_legend,
-    set_y_names,
-    check_plot_data,
-    create_figure,
     apply_plot_style,
+    check_plot_data,
+    compute_bars_height,
+    create_figure,
+    set_y_names,
     write_figure,
 )
 from clinpeft.runs.searches import SearchRecord

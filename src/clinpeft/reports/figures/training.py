@@ -12,15 +12,15 @@ from clinpeft.reports.facts import compute_tokens_per_second
 from clinpeft.reports.figures.panels import LINE_STYLES, ROW_ID_PREFIX, set_tooltip
 from clinpeft.reports.figures.style import (
     BLUE,
-    GRAY,
     FIGURE_WIDTH_INCHES,
-    compute_bars_height,
+    GRAY,
     add_legend,
-    set_y_names,
     check_plot_data,
+    compute_bars_height,
     create_figure,
+    set_y_names,
 )
-from clinpeft.reports.formats import format_count, format_suppressed_count, format_duration
+from clinpeft.reports.formats import format_count, format_duration, format_suppressed_count
 from clinpeft.runs import Run
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ written.py  the page, the tables, the figures, the cards, the checklist as files
 from clinpeft.reports.html.elements import ReportFigure
 from clinpeft.reports.html.page import ReportSection, render_report_page
 from clinpeft.reports.html.report_files import write_html_report
-from clinpeft.reports.html.sections import ReportContents, build_report_contents, add_study_section
+from clinpeft.reports.html.sections import ReportContents, add_study_section, build_report_contents
 
 __all__ = [
     "ReportContents",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clinpeft.reports.formats import MISSING_VALUE_TEXT
 from clinpeft.reports.html.svg import inline_svg
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, CellValue, format_cell
+from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable, format_cell
 
 MAX_OPEN_TABLE_LINES = 30
 """A table with more is folded until somebody opens it."""

@@ -17,13 +17,13 @@ from clinpeft.reports.classification import (
 )
 from clinpeft.reports.classification_measures import (
     build_baseline_comparison_table,
-    build_paired_comparison_table,
     build_cost_table,
     build_metrics_table,
-    describe_provenance,
+    build_paired_comparison_table,
     build_subgroup_metrics_table,
+    describe_provenance,
 )
-from clinpeft.reports.embedding import build_embedding_table, build_embedding_study_tables
+from clinpeft.reports.embedding import build_embedding_study_tables, build_embedding_table
 from clinpeft.reports.facts import (
     HELD_OUT_SPLIT,
     TFIDF_BASELINE_GROUP,
@@ -44,7 +44,7 @@ from clinpeft.reports.html.elements import ReportFigure
 from clinpeft.reports.html.page import ReportSection
 from clinpeft.reports.html.svg import render_svg
 from clinpeft.reports.runs import build_attrition_table
-from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, average_estimates
+from clinpeft.reports.tables import Estimate, ReportColumn, ReportTable, average_estimates
 from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
 from clinpeft.runs.studies import CellPairComparison, StudyRecord
 

@@ -16,14 +16,14 @@ import pyarrow as pa
 from clinpeft.data.cohorts.sections import core2021
 from clinpeft.data.cohorts.sections.core2021 import mentions_death, remove_death_phrases
 from clinpeft.data.cohorts.sections.headings import (
-    HOSPITAL_COURSE_SECTION,
-    SECTION_PHRASES,
-    MAX_SECTION_HEADING_WORDS,
-    HEADINGS_AFTER_COURSE,
-    SECTION_NAMES_BY_HEADING,
-    OTHER_SECTION,
-    ADMISSION_SECTIONS_BY_TITLE,
     ADMISSION_SECTIONS,
+    ADMISSION_SECTIONS_BY_TITLE,
+    HEADINGS_AFTER_COURSE,
+    HOSPITAL_COURSE_SECTION,
+    MAX_SECTION_HEADING_WORDS,
+    OTHER_SECTION,
+    SECTION_NAMES_BY_HEADING,
+    SECTION_PHRASES,
     normalize_section_heading,
 )
 

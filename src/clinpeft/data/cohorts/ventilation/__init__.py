@@ -21,10 +21,10 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data.cohorts.ventilation import rules
 from clinpeft.data.cohorts.ventilation.scan import (
     ChartTable,
-    find_chart_file,
-    execute_sql_file,
-    read_sql_file,
     create_chart_view,
+    execute_sql_file,
+    find_chart_file,
+    read_sql_file,
 )
 
 PROLONGED_VENTILATION_SCHEMA = pa.schema(

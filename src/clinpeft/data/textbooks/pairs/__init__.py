@@ -30,7 +30,7 @@ from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.textbooks.pairs import pair_files
 from clinpeft.data.textbooks.pairs.filters import PAIR_FILTERS
-from clinpeft.data.textbooks.pairs.kinds import PAIR_BUILDERS, TextPair, PassageRow, index_book
+from clinpeft.data.textbooks.pairs.kinds import PAIR_BUILDERS, PassageRow, TextPair, index_book
 from clinpeft.data.textbooks.pairs.overlap import NgramIndex, is_contaminated
 from clinpeft.data.textbooks.pairs.split import assign_pair_splits
 from clinpeft.recipe.textbooks import PairSplitSpec, PairsSpec, PassagesSpec

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clinpeft.core.errors import InputError
-from clinpeft.data.textbooks.pairs.kinds import TextPair, PassageRow
+from clinpeft.data.textbooks.pairs.kinds import PassageRow, TextPair
 from clinpeft.recipe.textbooks import ImportedPairsSpec
 
 ANCHOR_KEYS = ("anchor", "query", "question", "original")

@@ -17,7 +17,7 @@ from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks import markdown
 from clinpeft.data.textbooks.outline import OutlineEvent, build_book_passages
-from clinpeft.data.textbooks.passages import PAGE_WITHOUT_TEXT, RejectedPassage, Passage
+from clinpeft.data.textbooks.passages import PAGE_WITHOUT_TEXT, Passage, RejectedPassage
 from clinpeft.data.textbooks.pdf import characters, layout, paragraphs, scans
 
 __all__ = ["read_pdf"]

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clinpeft.data.textbooks.lines import join_hyphenated_lines, count_unbroken_words
-from clinpeft.data.textbooks.outline import BookBody, OutlineEvent, BookHeading
+from clinpeft.data.textbooks.lines import count_unbroken_words, join_hyphenated_lines
+from clinpeft.data.textbooks.outline import BookBody, BookHeading, OutlineEvent
 from clinpeft.data.textbooks.passages import normalize_passage_text
 from clinpeft.data.textbooks.pdf.characters import PdfOutlineEntry
 from clinpeft.data.textbooks.pdf.layout import TextLine, compute_body_font_size

@@ -67,6 +67,12 @@ def toy(family: str) -> Any:
     return MODEL_FAMILIES[family].auto_class.from_config(config).eval()
 
 
+def refuse(spec: PretrainedModelSpec, device: torch.device) -> None:
+    kernels.check_kernels_available(
+        spec, device, KNOWN, lambda: str(models.check_model_folder(spec.path)["model_type"])
+    )
+
+
 def liger(folder: Path) -> PretrainedModelSpec:
     return PretrainedModelSpec(path=folder, kernels="liger")
 
@@ -83,7 +89,7 @@ def test_nothing_of_liger_is_imported_with_clinpeft() -> None:
 
 def test_a_processor_is_refused_with_the_value_the_place_and_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
-        models.refuse_missing_kernels(
+        refuse(
             liger(tmp_path / "nothing there"), torch.device("cpu")
         )  # before the folder is looked at
     assert caught.value.location == "base.kernels" and '"torch"' in caught.value.hint
@@ -94,19 +100,19 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setattr(kernels, "LIGER_PACKAGE", "no_package_of_this_name")
     with pytest.raises(UsageError, match="liger-kernel is not installed") as caught:
-        models.refuse_missing_kernels(liger(tmp_path / "nothing there"), CUDA)
+        refuse(liger(tmp_path / "nothing there"), CUDA)
     assert 'pip install "clinpeft[gpu]"' in caught.value.hint
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_family_without_kernels_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
-    models.refuse_missing_kernels(liger(models.write_toy_model(tmp_path / "llama")), CUDA)
+    refuse(liger(models.write_toy_model(tmp_path / "llama")), CUDA)
     encoder = models.write_toy_model(tmp_path / "bert")
     (encoder / "config.json").write_text(
         (encoder / "config.json").read_text().replace('"llama"', '"bert"')
     )
     with pytest.raises(BaseModelError, match="bert model, for which there are none") as caught:
-        models.refuse_missing_kernels(liger(encoder), CUDA)
+        refuse(liger(encoder), CUDA)
     assert caught.value.location == "base.kernels" and caught.value.hint.endswith(", ".join(KNOWN))
 
 
@@ -120,7 +126,9 @@ def test_liger_is_asked_for_norms_and_gates_and_for_no_rotation_and_no_loss(
 ) -> None:
     model = toy(family)
     assert (
-        kernels.install_liger_kernels(model, MODEL_FAMILIES[family], liger(Path("toy")), CUDA)
+        kernels.install_liger_kernels(
+            model, MODEL_FAMILIES[family].liger_kernels, liger(Path("toy")), CUDA
+        )
         == f"torch {metadata.version('torch')}"
     )
     wanted = {
@@ -137,7 +145,9 @@ def test_the_given_model_alone_gets_them(asked: list[tuple[str, dict[str, Any]]]
     before = dict(vars(modeling_llama))
     model, other = toy("llama"), toy("llama")
     plain = answer(model)
-    kernels.install_liger_kernels(model, MODEL_FAMILIES["llama"], liger(Path("toy")), CUDA)
+    kernels.install_liger_kernels(
+        model, MODEL_FAMILIES["llama"].liger_kernels, liger(Path("toy")), CUDA
+    )
     assert vars(modeling_llama) == before
     torch.testing.assert_close(answer(model), plain / 2)
     assert [name for name, _ in asked] == ["llama"]
@@ -153,10 +163,10 @@ def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewh
 ) -> None:
     found = kernels.install_liger_kernels(
         toy("llama"),
-        MODEL_FAMILIES["llama"],
-        PretrainedModelSpec(path=Path("toy"), kernels=spec),
+        MODEL_FAMILIES["llama"].liger_kernels,
+        PretrainedModelSpec(path=Path("toy"), kernels=spec),  # type: ignore[arg-type]
         torch.device(device),
-    )  # type: ignore[arg-type]
+    )
     assert found == "torch" and not asked
 
 

@@ -13,8 +13,8 @@ from clinpeft.adapters import Stack
 from clinpeft.models import MODEL_FAMILIES, SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime.last_token_layer import POOLED_LAYER_CLASSES
-from tests.models.test_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
+from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 
 ENDING = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "xlm-roberta")
 ASKED = [
@@ -100,7 +100,7 @@ def test_so_they_are_where_activations_are_recomputed_and_in_bfloat16_nearly(fam
 
 
 @pytest.mark.parametrize(
-    ("family", "place"),
+    ("family", "location"),
     [("llama", "layers.1.mlp.down_proj"), ("bert", "encoder.layer.1.output.dense")],
 )
 def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clinpeft import adapters, models
-from clinpeft.models import Float8Weight, Float8Linear
+from clinpeft.models import Float8Linear, Float8Weight
 from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8
 from tests.models.test_families import POSSIBLE, ROWS, base_of, folder_of, padded, shaken, spec_of

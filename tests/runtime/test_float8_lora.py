@@ -14,7 +14,6 @@ from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
 from clinpeft.models import Float8Linear, Float8Weight, dequantize_float8
 from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
-from tests.adapters.test_fused import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import (
     answers,
     copy_trained_state,
@@ -25,6 +24,7 @@ from tests.adapters.toys import (
     shake,
     spec,
 )
+from tests.runtime.test_fused_lora import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.models import SequenceLengths
 from clinpeft.recipe import LoraSpec
-from clinpeft.runtime import compile as compiling
-from tests.models.test_attention import LENGTHS, base_of, rows, texts
+from clinpeft.runtime import compile as regional_compile
 from tests.models.test_families import shaken
+from tests.runtime.test_packed_attention import LENGTHS, base_of, rows, texts
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 compiler = pytest.mark.skipif(
@@ -27,16 +27,16 @@ compiler = pytest.mark.skipif(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[type[Any]]:
     """Kinds of module whose compiled function was called, in order."""
     called: list[type[Any]] = []
-    real = compiling._get_compiled_function
+    real = regional_compile._get_compiled
 
-    def spied(kind: type[Any]) -> compiling.RegionFunction:
+    def spied(kind: type[Any]) -> regional_compile.FusibleFunction:
         def call(*given: Any) -> torch.Tensor:
             called.append(kind)
             return real(kind)(*given)
 
         return call
 
-    monkeypatch.setattr(compiling, "_get_compiled_function", spied)
+    monkeypatch.setattr(regional_compile, "_get_compiled", spied)
     return called
 
 
@@ -68,9 +68,9 @@ def test_vectors_and_gradients_stay_what_they_were(
 ) -> None:
     stack = stack_of(family)
     before, slopes = learned(stack)
-    inside = models.find_compile_targets(stack.base.backbone)
+    inside = regional_compile.list_compilable_modules(stack.base.backbone)
     kinds, count = {type(module) for module in inside}, len(inside)
-    assert models.compile_norms_and_gates(stack.base.backbone, tmp_path) == ""
+    assert regional_compile.compile_regions(stack.base.backbone, tmp_path) == ""
     calls.clear()
     after, again = learned(stack)
     assert set(calls) == kinds and len(calls) >= count - 1  # to the first norm no gradient comes
@@ -86,12 +86,12 @@ def test_vectors_and_gradients_stay_what_they_were(
 def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
     backbone = base_of("llama").backbone
     kinds = [type(module) for module in backbone.modules()]
-    found = models.measure_compilation(backbone, 32, tmp_path)
+    found = regional_compile.time_compilation(backbone, 32, tmp_path)
     assert (
-        not found.failure_reason
-        and found.eager_seconds > 0
-        and found.compiled_seconds > 0
-        and found.compilation_seconds > 0
+        not found.obstacle
+        and found.seconds_before > 0
+        and found.seconds_after > 0
+        and found.compile_seconds > 0
     )
     assert [type(module) for module in backbone.modules()] == kinds
 
@@ -101,7 +101,7 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
 def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path: Path) -> None:
     stack = stack_of("llama")
     before, _ = learned(stack)
-    models.compile_norms_and_gates(stack.base.backbone, tmp_path)
+    regional_compile.compile_regions(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
         after = models.pool_packed_hidden_states(
@@ -118,30 +118,30 @@ def test_every_norm_and_gate_of_a_decoder_is_found(family: str) -> None:
     base = base_of(family)
     layers = base.model.config.num_hidden_layers
     norms = {"gemma2": 4, "qwen3": 4}.get(family, 2)
-    assert len(models.find_compile_targets(base.backbone)) == layers * (norms + 1) + 1
+    assert len(regional_compile.list_compilable_modules(base.backbone)) == layers * (norms + 1) + 1
     assert (
-        sum(count for *_, count in compiling._group_equal_modules(base.backbone))
+        sum(count for *_, count in regional_compile._count_region_shapes(base.backbone))
         == layers * (norms + 1) + 1
     )
 
 
 def test_an_encoder_has_none() -> None:
-    assert models.find_compile_targets(base_of("bert").backbone) == []
+    assert regional_compile.list_compilable_modules(base_of("bert").backbone) == []
 
 
 def test_a_compiler_that_fails_is_an_obstacle_and_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(_: type[Any]) -> compiling.RegionFunction:
+    def broken(_: type[Any]) -> regional_compile.FusibleFunction:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiling, "_get_compiled_function", broken)
+    monkeypatch.setattr(regional_compile, "_get_compiled", broken)
     backbone = base_of("llama").backbone
-    found = models.measure_compilation(backbone, 8, tmp_path)
+    found = regional_compile.time_compilation(backbone, 8, tmp_path)
     assert (
-        found.failure_reason
-        == models.compile_norms_and_gates(backbone, tmp_path)
+        found.obstacle
+        == regional_compile.compile_regions(backbone, tmp_path)
         == "the compiler failed: RuntimeError"
-        and found.eager_seconds > 0
+        and found.seconds_before > 0
     )
-    assert models.find_compile_targets(backbone)
+    assert regional_compile.list_compilable_modules(backbone)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from clinpeft import adapters, models, recipe, training
-from clinpeft.models import CompileTiming
-from clinpeft.recipe import AdaptRecipe, DifferentialPrivacySpec, LoraSpec
-from clinpeft.workflows import compilation
+from clinpeft import adapters, models, recipe
+from clinpeft.recipe import AdaptRecipe, LoraSpec
+from clinpeft.runtime import RuntimePolicy, optimization
+from clinpeft.runtime import compile as regional_compile
+from clinpeft.runtime.compile import CompileTiming
 from tests.test_activations import SMOKE, made
 
 compiler = pytest.mark.skipif(
@@ -32,25 +33,25 @@ def asking(found: AdaptRecipe, **options: object) -> AdaptRecipe:
 
 def test_what_is_saved_must_be_twice_what_compiling_took() -> None:
     tried = CompileTiming(
-        eager_seconds=0.5, compiled_seconds=0.3, compilation_seconds=10.0
+        seconds_before=0.5, seconds_after=0.3, compile_seconds=10.0
     )  # 0.2 s saved a pass
-    assert compilation.decide_from_timing(tried, 101) == compilation.CompileDecision(
+    assert optimization.decide_from_timing(tried, 101) == optimization.CompileDecision(
         True, "saves some 20 s of the run, and took 10 s"
     )
-    assert not compilation.decide_from_timing(tried, 99).compiled
-    assert not compilation.decide_from_timing(
-        CompileTiming(eager_seconds=0.3, compiled_seconds=0.5, compilation_seconds=0.0), 1000
+    assert not optimization.decide_from_timing(tried, 99).compiled
+    assert not optimization.decide_from_timing(
+        CompileTiming(seconds_before=0.3, seconds_after=0.5, compile_seconds=0.0), 1000
     ).compiled
-    assert compilation.decide_from_timing(
-        CompileTiming(0.5, failure_reason="the compiler failed: OSError"), 1e9
-    ) == compilation.CompileDecision(False, "the compiler failed: OSError")
+    assert optimization.decide_from_timing(
+        CompileTiming(0.5, obstacle="the compiler failed: OSError"), 1e9
+    ) == optimization.CompileDecision(False, "the compiler failed: OSError")
 
 
 def test_a_short_run_is_not_tried(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        models, "measure_compilation", lambda *_: pytest.fail("a run of seconds was tried")
+        regional_compile, "time_compilation", lambda *_: pytest.fail("a run of seconds was tried")
     )
     run, _ = made(smoke, tmp_path / "home")
     assert run.record.compilation == "not compiled: norms and gates take less than 120 s of the run"
@@ -59,25 +60,25 @@ def test_a_short_run_is_not_tried(
 def test_a_recipe_may_forbid_it_and_differential_privacy_does(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
-    monkeypatch.setattr(models, "measure_compilation", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(optimization, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(
+        regional_compile, "time_compilation", lambda *_: pytest.fail("it was tried")
+    )
     run, _ = made(asking(smoke, compilation="never"), tmp_path / "home")
     assert run.record.compilation == "not compiled: asked for in the recipe"
-    accelerator = training.create_accelerator()
-    stack = adapters.attach_adapters(
-        models.load_base_model(smoke.base, accelerator.device), smoke.adapters
-    )
-    private = asking(smoke, private=DifferentialPrivacySpec(epsilon=8.0))
-    found = compilation._decide_without_trial([private], stack, accelerator)
-    assert found is not None and not found.compiled and "privacy" in found.reason
+    base = models.load_base_model(smoke.base, models.get_cpu_device())
+    stack = adapters.attach_adapters(base, smoke.adapters)
+    private = RuntimePolicy(tmp_path, per_subject_gradients=True, micro_batch_tokens=8)
+    decision = optimization.decide_compilation(stack, private)
+    assert not decision.compiled and "privacy" in decision.reason
 
 
 def test_a_run_made_again_decides_as_the_first_did(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimization, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
     answers = iter([CompileTiming(1.0, 2.0, 1.0)])
-    monkeypatch.setattr(models, "measure_compilation", lambda *_: next(answers))
+    monkeypatch.setattr(regional_compile, "time_compilation", lambda *_: next(answers))
     first, told = made(smoke, tmp_path / "home")
     shutil.rmtree(first.folder)
     again, retold = made(smoke, tmp_path / "home")
@@ -91,10 +92,12 @@ def test_a_run_made_again_decides_as_the_first_did(
 def test_a_compiler_that_is_gone_does_not_stop_the_run(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
-    monkeypatch.setattr(models, "measure_compilation", lambda *_: CompileTiming(9.0, 0.0, 1.0))
+    monkeypatch.setattr(optimization, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
     monkeypatch.setattr(
-        models, "compile_norms_and_gates", lambda *_: "the compiler failed: OSError"
+        regional_compile, "time_compilation", lambda *_: CompileTiming(9.0, 0.0, 1.0)
+    )
+    monkeypatch.setattr(
+        regional_compile, "compile_regions", lambda *_: "the compiler failed: OSError"
     )
     run, _ = made(smoke, tmp_path / "home")
     assert (
@@ -109,8 +112,8 @@ def test_a_compiled_run_learns_what_the_other_learns(
     smoke: AdaptRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, told = made(smoke, tmp_path / "home")
-    monkeypatch.setattr(compilation, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
-    monkeypatch.setattr(compilation, "COMPILE_SAVING_MARGIN", -1e9)
+    monkeypatch.setattr(optimization, "COMPILE_TRIAL_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimization, "COMPILE_SAVING_MARGIN", -1e9)
     compiled, retold = made(smoke, tmp_path / "other")
     assert plain.record.compilation.startswith(
         "not compiled"

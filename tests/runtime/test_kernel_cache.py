@@ -10,8 +10,8 @@ import pytest
 
 ROWS = """
 import ctypes
-import torch
 import {imported}
+import torch
 
 
 class Told(ctypes.Structure):
@@ -68,10 +68,13 @@ def grown(imported: str) -> int:
 def test_rows_of_many_lengths_leave_nothing_behind() -> None:
     if grown("torch") < 10 * 2**20:
         pytest.skip("PyTorch keeps no compiled products of bfloat16 on this processor")
-    assert grown("clinpeft.models") < 2 * 2**20
+    assert (
+        grown("os, clinpeft.core.offline; clinpeft.core.offline.set_offline_mode(os.environ)")
+        < 2 * 2**20
+    )
 
 
 def test_what_the_shell_says_stays() -> None:
-    asked = "import os, clinpeft.models; print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    asked = "import os, clinpeft.core.offline as offline; offline.set_offline_mode(os.environ); print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     done = ran(asked, LRU_CACHE_CAPACITY="7")
     assert done.stdout.split() == ["7", "256"], done.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft.core.errors import TrainingError
+from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
 from clinpeft.training import (
     LossSum,
@@ -16,7 +18,6 @@ from clinpeft.training import (
     measure_peak_memory_bytes,
     retry_backward_on_oom,
 )
-from clinpeft.training.memory import build_backward_with_oom_retry
 
 
 def _everything(items: IndexArray) -> list[IndexArray]:
@@ -60,7 +61,12 @@ def test_a_run_says_that_its_micro_batches_became_smaller() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return LossSum((weight * torch.from_numpy(items).float()).sum(), float(len(items)))
 
-    backward = build_backward_with_oom_retry(loss, _everything, [weight], 0, Accelerator())
+    backward = build_backward_with_oom_retry(
+        partial(build_additive_backward, loss, seed=0, accelerator=Accelerator()),
+        _everything,
+        [weight],
+        1,
+    )
     with pytest.warns(UserWarning, match="cut into 2"):
         assert backward(np.arange(8), 1) == (28.0, 8.0)
     assert size == [8, 4, 4]
@@ -99,13 +105,17 @@ def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -
 
     with pytest.warns(UserWarning, match="cut into"):
         assert build_backward_with_oom_retry(
-            loss, _everything, [weight], 0, Accelerator(), last_resort
+            partial(build_additive_backward, loss, seed=0, accelerator=Accelerator()),
+            _everything,
+            [weight],
+            1,
+            last_resort,
         )(np.arange(4), 1) == (6.0, 4.0)
     assert (tried, taken) == ([4, 2, 1, 1, 1, 1, 1], [3])
     with pytest.raises(TrainingError, match="one item") as caught:
-        retry_backward_on_oom(_course(0, [])[1], _everything, [weight], reduce_memory=last_resort)(
+        retry_backward_on_oom(_course(0, [])[1], _everything, [weight], reduce_memory=last_resort)(  # type: ignore[arg-type]
             np.arange(1), 1
-        )  # type: ignore[arg-type]
+        )
     assert "recompute" in caught.value.hint
 
 
