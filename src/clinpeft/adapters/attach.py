@@ -113,6 +113,7 @@ def attach_adapters(
         RefusedError: an adapter was trained on another base or above other adapters, its files were
             changed, or the weights of a quantized base are to change.
     """
+    # all folders are read and checked before anything is changed on the base
     requests = [resolve_adapter_request(spec, base, folders) for spec in specs]
     stack = build_stack(base, requests, seed)
     if base_trainable:
@@ -127,6 +128,7 @@ def build_stack(base: FrozenBaseModel, requests: Sequence[AdapterRequest], seed:
     for spec in specs:
         check_method_support(spec, base)
     check_base_without_adapters(base)
+    # learned position embeddings end at max_positions; rotary ones have no end (None)
     virtual_tokens = sum(count_virtual_tokens(spec) for spec in specs if spec.active)
     positions = base.max_tokens + virtual_tokens
     if base.max_positions is not None and positions > base.max_positions:
@@ -139,6 +141,7 @@ def build_stack(base: FrozenBaseModel, requests: Sequence[AdapterRequest], seed:
     state = AttachState(base, seed, set(base.model.parameters()))
     base_parameters = sum(parameter.numel() for parameter in state.existing_parameters)
     check_lower_adapters(state, requests)
+    # before the others, which need plain layers
     _merge_first_adapter(state, requests)
     # all configs first: they name layers, which have other names once an adapter is attached
     configs = {
@@ -248,6 +251,7 @@ def add_adapter(
     """
     spec, saved = request.spec, request.saved_adapter
     is_prompt = ADAPTER_METHODS[spec.method].composition == "beside"
+    # peft calls the first adapter of a model "default"; a prompt has a model of its own
     is_first = is_prompt or state.layer_model is None
     peft_name = "default" if is_first else f"adapter{index + 1}{state.name_suffix}"
     # the first adapter has the run's seed; two adapters with the same initial weights would get the
@@ -258,22 +262,26 @@ def add_adapter(
         torch.manual_seed(seed)
         if is_first:
             model = create_peft_model(state.base, config)
+            # an adaption prompt projects queries once, where peft's does so twice
             use_single_projection(model)
         else:
             model = state.layer_model
             model.add_adapter(peft_name, config)
     if not is_prompt:
         state.layer_model = model
+    # parameters hash by identity, so that tied weights count once
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter not in state.existing_parameters
     }
+    # .data keeps the parameter object, which peft and the optimizer refer to
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     state.existing_parameters.update(parameters.values())
     if saved:
         _set_adapter_weights(model, peft_name, saved, parameters if request.trainable else {})
+    # an inactive adapter is in no forward pass, and would get no gradient
     trained = parameters if request.trainable and spec.active else {}
     return AttachedAdapter(
         state.name_adapter(index, spec),
@@ -340,6 +348,7 @@ def _finalize_stack(
 ) -> Stack:
     """Activate the active adapters, and set for every tensor whether it requires a gradient."""
     attached = [adapter for adapter in adapters if adapter.model is not None]
+    # LoRA, DoRA and IA3 share one peft model, whose active adapters are a list
     in_layers = [adapter for adapter in attached if not adapter.is_prompt]
     active_names = [adapter.peft_name for adapter in in_layers if adapter.spec.active]
     if len(active_names) > 1 or len(active_names) != len(in_layers):
@@ -349,6 +358,7 @@ def _finalize_stack(
         state.layer_model.set_adapter((trained_names or [in_layers[-1].peft_name])[-1])
         state.layer_model.base_model.set_adapter(active_names)
     for adapter in attached:
+        # an adaption prompt is active as soon as it is attached
         if adapter.swaps_attention and not adapter.spec.active and adapter.model is not None:
             adapter.model.base_model.disable_adapter_layers()
     trained = {
@@ -356,6 +366,7 @@ def _finalize_stack(
         for adapter in adapters
         for name, parameter in adapter.trained_parameters.items()
     }
+    # the one place that decides what requires a gradient
     trained_set = set(trained.values())
     for parameter in (*state.base.model.parameters(), *state.existing_parameters):
         parameter.requires_grad_(parameter in trained_set)
@@ -370,6 +381,7 @@ def _finalize_stack(
             for adapter in adapters
             if ADAPTER_METHODS[adapter.spec.method].supports_fusion
         ]
+        # replaces peft's LoRA layers by runtime.fused_lora, with the same parameters
         fuse_lora_layers(state.layer_model, fusible)
     counts = ParameterCounts(sum(map(torch.Tensor.numel, trained_set)), base_parameters)
     stack = Stack(state.base, adapters, counts, tuple(state.notices), trained, frozenset(inert))
@@ -399,14 +411,18 @@ def _merge_first_adapter(state: AttachState, requests: Sequence[AdapterRequest])
             (parameter, parameter.detach().to("cpu", copy=True))
             for parameter in linear.parameters()
         ]
+        # W + s B A in float32 (Hu et al. 2021, equation 3)
         layer.float()
         layer.merge(safe_merge=True)
         exact_weights = [parameter.detach().clone() for parameter in linear.parameters()]
+        # rounded once, to the precision that the base is used in
         linear.to(base.precision)
         for parameter, exact in zip(linear.parameters(), exact_weights, strict=True):
             rounding = float((parameter.detach().float() - exact).abs().max())
             largest_rounding = max(largest_rounding, rounding)
+    # removes the wrappers; the merged weights stay
     model.base_model.unload()
+    # a second stack on these weights would take them for the base's
     setattr(base.model, MERGED_ADAPTER_ATTRIBUTE, name)
     if base.precision != torch.float32:
         precision = str(base.precision).removeprefix("torch.")
@@ -442,6 +458,7 @@ def check_lower_adapters(state: AttachState, requests: Sequence[AdapterRequest])
             continue
         name = state.name_adapter(index, request.spec)
         state.notices += [f"{name}: {option}" for option in request.overridden_options]
+        # the empty string for a new adapter, which has no weights to compare yet
         lower_hashes = tuple(
             lower.saved_adapter.sha256 if lower.saved_adapter else "" for lower in requests[:index]
         )
@@ -468,6 +485,7 @@ def check_method_support(spec: AnyAdapterSpec, base: FrozenBaseModel) -> None:
     Raises:
         AdapterError: it is not; the hint names those that are.
     """
+    # such as adaption prompts, which peft knows for LLaMA-like attention only
     possible = [name for name in ADAPTER_METHODS if name not in base.family.unsupported_methods]
     if spec.method not in possible:
         raise AdapterError(

@@ -97,10 +97,12 @@ def check_adapter_combination(specs: Sequence[AnyAdapterSpec]) -> None:
     for index, spec in enumerate(specs):
         if spec.merged:
             _check_merged_adapter(spec, index)
+    # merged adapters are part of the base, and combine with anything
     for first, second in combinations([spec.method for spec in specs if not spec.merged], 2):
         kind, reason = _get_combination(first, second)
         if kind in UNMERGED_COMBINATION_KINDS:
             continue
+        # for the hint: what could follow the first instead
         compatible = [
             method
             for method in ADAPTER_METHODS

@@ -107,6 +107,7 @@ def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> Co
         lora_alpha=alpha,
         lora_dropout=spec.dropout,
         target_modules=sorted(set(targets)),
+        # biases are the base's, and stay frozen
         bias="none",
         **variant,
     )
@@ -121,6 +122,7 @@ def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  #
     config = peft.IA3Config(
         task_type=_get_task_type(base),
         target_modules=base.family.ia3_targets,
+        # peft scales the input of these, and the output of the other targets
         feedforward_modules=base.family.ia3_feedforward,
     )
     return config, ()
@@ -131,6 +133,7 @@ def configure_adaption_prompt(spec: AdaptionPromptSpec, base: FrozenBaseModel) -
 
     LLaMA-Adapter, Zhang et al. 2023, arXiv 2303.16199, section 3.
     """
+    # the topmost layers, all of them where the base has fewer
     base_layers = int(base.model.config.num_hidden_layers)
     layers = min(spec.layers, base_layers)
     notice = (
@@ -151,6 +154,7 @@ def configure_prefix_tuning(spec: PrefixSpec, base: FrozenBaseModel) -> ConfigWi
     config = peft.PrefixTuningConfig(
         task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
+        # an MLP over the prefix while it is trained (section 4.3); saved without it
         prefix_projection=spec.projection,
     )
     return config, ()
@@ -162,6 +166,7 @@ def configure_prompt_tuning(spec: PromptSpec, base: FrozenBaseModel) -> ConfigWi
     Prompt tuning, Lester et al. 2021, arXiv 2104.08691, section 2. The text is repeated or cut to
     ``spec.tokens`` tokens.
     """
+    # peft draws random prompts from a normal distribution
     initialization = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
         initialization = {

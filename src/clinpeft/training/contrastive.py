@@ -138,6 +138,7 @@ def build_contrastive_trainable(
             location="pairs, training split",
             hint="give more pairs, set training.apart_by lower, or mine hard negatives",
         )
+    # counted over all steps, for the run's record
     counts: Counter[str] = Counter() if mask_counts is None else mask_counts
 
     def backward(pair_ids: IndexArray, step: int) -> tuple[float, float]:
@@ -148,6 +149,7 @@ def build_contrastive_trainable(
         return run_cached_backward(loss, embedder, batch.text_ids, seed, step, accelerator)
 
     def count_tokens(pair_ids: IndexArray) -> int:
+        # a text on several sides is encoded once, and counted once
         text_ids = np.unique(np.concatenate(_collect_sides(pairs, pair_ids)))
         return int(pairs.texts.token_counts[text_ids].sum())
 
@@ -174,9 +176,11 @@ def build_contrastive_batch(
         apart_by: key of ``APART_BY_COLUMNS``.
     """
     anchors, positives, negatives = _collect_sides(pairs, pair_ids)
+    # sorted, so that searchsorted below finds the rows of each side
     text_ids = np.unique(np.concatenate([anchors, positives, negatives]))
     candidates = np.concatenate([positives, negatives])
     codes = pairs.texts.text_codes
+    # (anchors, candidates), one column of named negatives at a time
     is_named = np.zeros((len(anchors), len(candidates)), dtype=np.bool_)
     for named in pairs.get_named_negatives(pair_ids).T:  # (anchors,)
         same_text = codes[named][:, None] == codes[candidates][None, :]
@@ -188,6 +192,7 @@ def build_contrastive_batch(
         find_text_conflicts(pairs.texts, [anchors, positives], columns, apart_by)
         for columns in ([anchors, positives], [negatives])
     ]
+    # a named negative is one although it shares a section: hard negatives often do
     candidate_mask = ~np.concatenate(conflicts, axis=1) | is_named
     np.fill_diagonal(candidate_mask, True)
     anchor_rows, positive_rows, negative_rows = (
@@ -210,6 +215,7 @@ def _collect_sides(
     positives, named = pairs.positives[pair_ids], pairs.get_named_negatives(pair_ids)
     codes = pairs.texts.text_codes
     named = named[named >= 0]
+    # by text and not by id: a text may have several ids
     negatives = named[np.unique(codes[named], return_index=True)[1]]
     negatives = negatives[~np.isin(codes[negatives], codes[positives])]
     return pairs.anchors[pair_ids], positives, negatives
@@ -253,6 +259,7 @@ def compute_step_loss(
             hint="raise training.mask_margin or training.batch_pairs; every negative is more"
             " similar to its anchor than the positive",
         )
+    # (anchors, candidates)
     named_mask = batch.named_negative_mask.to(vectors.device)
     loss = CONTRASTIVE_OBJECTIVES[spec.objective](spec, mask, reverse_mask, named_mask)
     matryoshka_loss = contrastive_losses.build_matryoshka_loss(
@@ -375,10 +382,12 @@ def run_cached_backward(
         TrainingError: the vectors of the second pass differ from those of the first, so that the
             gradients would be wrong.
     """
+    # rows of each micro-batch among text_ids; micro-batches are sorted by length
     micro_batches = embedder.make_micro_batches(text_ids)
     rows = [np.searchsorted(text_ids, micro_batch) for micro_batch in micro_batches]
     seeds = [derive_dropout_seed(seed, step, index) for index in range(len(micro_batches))]
     is_first = accelerator.process_index == 0
+    # the global generators are as before afterwards
     with torch.random.fork_rng():
         if len(micro_batches) == 1:
             if not is_first:
@@ -396,11 +405,13 @@ def run_cached_backward(
                 torch.manual_seed(dropout_seed)
                 vectors[positions] = embedder.embed(micro_batch).float()
         # rows of other processes are 0, so that the sum over processes fills them in
+        # a leaf: the graph of the loss ends here (section 3.2, step 2)
         cached = accelerator.reduce(vectors, "sum").requires_grad_()  # (texts, width)
         loss_sum = loss(cached)
         (gradients,) = torch.autograd.grad(loss_sum.loss, cached)  # dl/dv, (texts, width)
         for dropout_seed, micro_batch, positions in share:
             torch.manual_seed(dropout_seed)
+            # with its graph; the same seed gives the same dropout, and so the same vectors
             repeated = embedder.embed(micro_batch).float()
             first = cached.detach()[positions]
             difference = float((repeated.detach() - first).norm() / first.norm().clamp(min=1e-12))
@@ -411,6 +422,7 @@ def run_cached_backward(
                     hint="draw everything random from torch's global generators, and change no"
                     " weight between the two passes of a step",
                 )
+            # chain rule: dl/dw = sum over texts of dl/dv dv/dw
             torch.autograd.backward(repeated, gradients[positions])
     return (loss_sum.loss.item(), loss_sum.targets) if is_first else (0.0, 0.0)
 
@@ -453,6 +465,7 @@ def build_tuning_evaluation(
             summed += loss_sum.loss.item()
             targets += loss_sum.targets
             scores = _compute_spec_similarities(batch.select_sides(vectors), spec)
+            # the diagonal is the positive itself
             is_negative = batch.candidate_mask.to(vectors.device).clone().fill_diagonal_(False)
             hardest = scores.masked_fill(~is_negative, -torch.inf).amax(dim=1)  # (anchors,)
             correct += float((scores.diagonal() > hardest).sum())

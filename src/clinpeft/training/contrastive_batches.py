@@ -148,6 +148,7 @@ def _collect_conflict_keys(pairs: TextPairs, columns: Sequence[str]) -> list[fro
     for offset, column in enumerate(columns):
         for side in (pairs.anchors, pairs.positives):
             codes = getattr(pairs.texts, column)[side]  # (pairs,)
+            # codes of several columns are made distinct by their remainder
             keys.append(np.where(codes >= 0, codes * len(columns) + offset, -1))
     rows = np.stack(keys, axis=1).tolist()  # (pairs, 2 * columns)
     return [frozenset(key for key in row if key >= 0) for row in rows]
@@ -165,6 +166,7 @@ def _pack_first_fit(
         candidates = chain(
             islice(unfilled, LOOK_AHEAD_STEPS), islice(reversed(unfilled), LOOK_AHEAD_STEPS)
         )
+        # a step conflicts if it has a pair with a key in common
         keys = conflict_keys[pair]
         step = next(
             (step for step in candidates if not any(step in steps_by_key[key] for key in keys)),
@@ -219,6 +221,7 @@ def find_text_conflicts(
     """
     conflicts = np.zeros((len(rows[0]), len(columns[0])), dtype=np.bool_)
     for attribute in APART_BY_COLUMNS[apart_by]:
+        # (texts,)
         codes = getattr(texts, attribute)
         for row_ids in rows:
             for column_ids in columns:

@@ -27,6 +27,7 @@ def compute_similarities(
     Returns:
         (anchors, candidates), float32.
     """
+    # (candidates, width), positives first
     candidates = positives if negatives is None else torch.cat([positives, negatives])
     return anchors.float() @ candidates.float().T
 
@@ -62,9 +63,11 @@ def info_nce_loss(
     scores = compute_similarities(anchors, positives, negatives)
     directions = [(scores, candidate_mask)]
     if symmetric:
+        # candidates of a positive are the anchors; hard negatives have no anchor of their own
         directions.append((scores[:, : len(anchors)].T, reverse_mask))
     losses, counts = [], []
     for similarities, direction_mask in directions:
+        # (anchors, candidates)
         logits = similarities / temperature
         mask = (
             torch.ones_like(logits, dtype=torch.bool) if direction_mask is None else direction_mask
@@ -117,6 +120,7 @@ def triplet_loss(
     violations = functional.relu(scores - scores.diagonal()[:, None] + margin)
     violations = violations.masked_fill(~is_negative, 0.0)  # (anchors, candidates)
     counts = is_negative.sum(dim=1)  # (anchors,)
+    # (anchors,); clamp, since an anchor without negatives would be 0 / 0
     losses = violations.sum(dim=1) / counts.clamp(min=1)
     return LossSum(losses.sum(), float((counts > 0).sum()))
 

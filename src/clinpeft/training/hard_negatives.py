@@ -77,6 +77,7 @@ def mine_hard_negatives(
             hint="give one vector for each text",
         )
     negatives = np.full((len(anchors), spec.hard_negatives), -1, dtype=np.int64)
+    # (rows, texts) similarities of one block
     block_rows = max(1, SIMILARITY_BLOCK_CELLS // max(1, len(corpus_ids)))
     random_count = 0
     if spec.hard_negatives and len(corpus_ids):
@@ -84,11 +85,13 @@ def mine_hard_negatives(
         for start in range(0, len(anchors), block_rows):
             block = np.arange(start, min(start + block_rows, len(anchors)))
             sides = [pairs.anchors[block], pairs.positives[block]]
+            # (rows, texts)
             eligible = ~find_text_conflicts(pairs.texts, sides, [corpus_ids], "section")
             positions = _sample_ranked_negatives(
                 anchors[block], positives[block], corpus, eligible, spec, rng
             )
             random_count += _fill_with_random_texts(positions, eligible, rng)
+            # positions in the corpus -> ids of texts
             negatives[block] = np.where(positions >= 0, corpus_ids[positions], -1)
     return MinedNegatives(negatives, random_count, int((negatives < 0).sum()))
 
@@ -134,6 +137,7 @@ def _sample_ranked_negatives(
         np.take_along_axis(positions, order, axis=1),
         -1,
     )
+    # a small corpus has fewer ranks than negatives are wanted
     missing_columns = spec.hard_negatives - sampled.shape[1]
     return np.pad(sampled, ((0, 0), (0, missing_columns)), constant_values=-1)
 

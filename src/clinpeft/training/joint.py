@@ -88,9 +88,11 @@ def train_jointly(
             )
             trainer.resume()
             running[trial] = trainer, trainer.iterate_remaining_steps()
+    # one pass of every trial that still runs
     while running := {trial: run for trial, run in running.items() if trial not in outcomes}:
         batches: dict[int, tuple[int, IndexArray]] = {}
         for trial, (trainer, remaining_steps) in running.items():
+            # exhausted after its last step, or by early stopping
             if (batch := next(remaining_steps, None)) is not None:
                 batches[trial] = batch
                 continue
@@ -98,6 +100,7 @@ def train_jointly(
                 outcomes[trial] = trainer.finish()
         for trial in batches:
             trial_trainings[trial].trainable.set_training_mode(True)
+        # gradients of all trials at once; steps of each on its own below
         sums = _compute_joint_gradients(joint_model, joint_steps, batches, accelerator.device)
         for trial, (step, items) in batches.items():
             with _capture_error(outcomes, trial):
@@ -186,6 +189,7 @@ def _compute_joint_gradients(
                 if index < len(parts)
             }
             losses = _compute_joint_losses(joint_model, joint_steps, batches, index, device)
+            # the sum of the losses: no parameter belongs to two of them
             torch.autograd.backward([loss_sum.loss for loss_sum in losses.values()])
             for trial, loss_sum in losses.items():
                 summed, targets = sums[trial]
@@ -204,6 +208,7 @@ def _compute_joint_losses(
     inputs: list[PackedInput[LossSum] | None] = [None] * len(joint_steps)
     generators: list[torch.Generator | None] = [None] * len(joint_steps)
     for trial, (step, items) in micro_batches.items():
+        # the seed of this trial alone, so that its dropout is that of a run alone
         inputs[trial] = joint_steps[trial].prepare_input(items, step)
         seed = derive_dropout_seed(joint_steps[trial].seed, step, micro_batch_index)
         generators[trial] = torch.Generator(device).manual_seed(seed)

@@ -74,6 +74,7 @@ def build_language_modeling_trainable(
         if not len(data.train_windows):
             return []
         rng = np.random.default_rng([data.seed, number])
+        # steps of about batch_tokens tokens, as positions among the training windows
         steps = tokenization.shuffle_window_steps(
             lengths[data.train_windows], spec.batch_tokens, rng
         )
@@ -85,6 +86,7 @@ def build_language_modeling_trainable(
         )
         return {TUNING_PERPLEXITY: perplexity}
 
+    # recompute activations where a single window does not fit into memory
     reduce_memory = partial(enable_checkpointing_on_oom, stack)
     return Trainable(
         parameters=stack.trained_parameters,

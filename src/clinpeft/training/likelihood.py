@@ -78,9 +78,11 @@ def compute_unigram_likelihoods(
     Returns:
         One row for each note (schema ``LIKELIHOOD_SCHEMA``).
     """
+    # ones: add-one smoothing, so that an unseen token has a finite loss
     token_counts = np.ones(len(data.tokenizer), dtype=np.float64)  # (vocabulary,)
     for targets in _iterate_targets(data, train_windows):
         token_counts += np.bincount(targets, minlength=len(token_counts))
+    # nats, as the model's losses
     token_losses = -np.log(token_counts / token_counts.sum())  # (vocabulary,) nats
     counts, losses = np.zeros(len(windows)), np.zeros(len(windows))
     for index, targets in enumerate(_iterate_targets(data, windows)):
@@ -108,6 +110,7 @@ def _score_windows(
     """(windows,) targets, and (windows,) negative log-likelihood, of each window in order."""
     scores = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
     lengths = data.encodings.lengths[windows]
+    # micro-batches of windows of like length
     groups = tokenization.group_windows(lengths, np.arange(len(windows)), micro_batch_tokens)
     with torch.inference_mode():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
@@ -136,6 +139,7 @@ def _aggregate_by_note(
     notes, rows = np.unique(data.encodings.window_notes[windows], return_inverse=True)
     table = data.encodings.note_table.take(pa.array(notes))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}
+    # weights of bincount give sums: several windows of a note are one row
     columns["tokens"] = pa.array(np.bincount(rows, target_counts).astype(np.int64))
     columns["negative_log_likelihood"] = pa.array(
         np.bincount(rows, negative_log_likelihoods, minlength=len(notes))

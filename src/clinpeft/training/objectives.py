@@ -109,6 +109,7 @@ def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) 
     """
     input_ids = batch.input_ids.clone()  # (rows, time)
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
+    # special tokens are never masked; padding is known from the mask
     special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
     is_text = (batch.attention_mask.cpu() == 1) & ~torch.isin(batch.input_ids.cpu(), special_ids)
     for row, window in enumerate(batch.window_indices):
@@ -118,6 +119,7 @@ def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) 
         rng = np.random.default_rng([*key, int(window)])
         target_count = max(1, round(MASKED_TOKEN_FRACTION * len(text_positions)))
         positions = rng.choice(text_positions, target_count, replace=False)
+        # below 0.8: mask token; below 0.9: random token; else: unchanged
         action = rng.random(target_count)
         random_ids = rng.integers(0, len(tokenizer), target_count)
         labels[row, positions] = batch.input_ids[row, positions]
