@@ -146,6 +146,7 @@ class AdapterMonitor:
         # 2. without dropout, or two forward passes would differ by their masks
         with use_eval_mode(self.stack.model), _clear_gradients(parameters):
             with torch.enable_grad():
+                # any shape; every reduction below is over all of its numbers
                 logits = compute_probe_logits()
                 if not bool(torch.isfinite(logits).all()):
                     raise _create_activity_error("the probe gave logits that are NaN or infinite")
@@ -244,6 +245,7 @@ class AdapterMonitor:
             if initial.numel()
         ]
         return AdapterEvidence(
+            # None where no parameter has a gradient: not part of the probe
             name,
             "trained",
             sum(parameter.numel() for parameter in parameters.values()),

@@ -197,6 +197,7 @@ def resolve_adapter_request(
         if name not in AdapterSpec.model_fields
         and getattr(spec, name) not in (field_info.default, getattr(saved.spec, name))
     )
+    # merged, active, trainable, from_run
     shared_options = {name: getattr(spec, name) for name in AdapterSpec.model_fields}
     return AdapterRequest(
         saved.spec.model_copy(update=shared_options), saved, spec.trainable, overridden
@@ -228,6 +229,7 @@ def _unfreeze_base(stack: Stack) -> None:
     for parameter in trained.values():
         parameter.requires_grad_(True)
     trained_parameters = sum(parameter.numel() for parameter in trained.values())
+    # the names of a checkpoint: base.layers.0... of the backbone
     stack.trained_parameters = trained
     stack.counts = ParameterCounts(trained_parameters, stack.counts.base_parameters)
 
@@ -298,6 +300,7 @@ def add_adapter(
 
 def derive_torch_seed(*entropy: int) -> int:
     """Derive a seed for torch from several numbers; below 2**63, which torch requires."""
+    # SeedSequence mixes its numbers, so that neighboring seeds give unrelated states
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
@@ -322,6 +325,7 @@ def _set_adapter_weights(
     """Load every weight of the folder into the model, and check that none is missing."""
     tensors = adapter_folder.load_adapter_weights(saved_adapter)
     state = get_peft_model_state_dict(model, adapter_name=peft_name, save_embedding_layers=False)
+    # peft loads what is there and leaves the rest at initial values, so names are compared here
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if actual != expected:
@@ -383,6 +387,7 @@ def _finalize_stack(
         ]
         # replaces peft's LoRA layers by runtime.fused_lora, with the same parameters
         fuse_lora_layers(state.layer_model, fusible)
+    # a set, so that tied weights count once
     counts = ParameterCounts(sum(map(torch.Tensor.numel, trained_set)), base_parameters)
     stack = Stack(state.base, adapters, counts, tuple(state.notices), trained, frozenset(inert))
     # a new dropout layer starts in training mode, also on a base in evaluation mode
@@ -402,8 +407,10 @@ def _merge_first_adapter(state: AttachState, requests: Sequence[AdapterRequest])
     name = state.name_adapter(0, spec)
     model = create_peft_model(base, adapter_folder.load_peft_config(saved, base, trainable=False))
     _set_adapter_weights(model, "default", saved, {})
+    # (parameter, weights before) pairs, on the CPU, for disable_adapter
     originals, largest_rounding = [], 0.0
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        # DoRA and LoRA dropout apply in training mode only
         layer.eval()
         linear = layer.get_base_layer()
         # merging changes the data of a parameter, so that its identity survives the merge

@@ -101,6 +101,7 @@ def save_adapter_stack(stack: Stack, folder: Path) -> tuple[str, ...]:
                     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
                 }
             )
+            # frozen adapters keep their bytes, and so their hash, from run to run
             lower_adapters.append({"name": adapter.name, "sha256": sha256})
     return tuple(adapter.name for adapter in stack.adapters)
 
@@ -174,6 +175,7 @@ def _check_complete_stack(saved_adapters: list[SavedAdapter], folder: Path) -> N
             location=str(folder),
             hint="copy the whole folder again",
         )
+    # each adapter lists the hashes of all below it, first to last
     hashes = tuple(saved.sha256 for saved in saved_adapters)
     for index, saved in enumerate(saved_adapters):
         if saved.lower_adapter_hashes == hashes[:index]:
@@ -225,6 +227,7 @@ def _write_adapter_files(
         metadata = json.loads(adapter.saved_files[ADAPTER_METADATA_FILE])
         metadata.pop("stack", None)  # of the stack it was saved with before
     else:
+        # float32 whatever the precision of the base: small updates need it
         tensors = _collect_adapter_tensors(stack, adapter)
         save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
         assert adapter.model is not None

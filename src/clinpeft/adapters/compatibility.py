@@ -81,6 +81,7 @@ def list_adapter_combinations() -> list[tuple[str, str, str, str]]:
 
 
 def _get_combination(first_method: str, second_method: str) -> tuple[str, str]:
+    # by composition and not by method, so that a new method needs no row
     combination = ADAPTER_COMBINATIONS[
         ADAPTER_METHODS[first_method].composition, ADAPTER_METHODS[second_method].composition
     ]

@@ -101,6 +101,7 @@ def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> Co
         )
     # peft types alpha as an integer, and writes it so into the adapter's config
     alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
+    # A (rank, in) random, B (out, rank) zero: a new adapter changes nothing
     config = peft.LoraConfig(
         task_type=_get_task_type(base),
         r=spec.rank,
@@ -119,6 +120,7 @@ def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  #
 
     IA3, Liu et al. 2022, arXiv 2205.05638, section 3.3.
     """
+    # vectors of ones, multiplied onto activations: a new adapter changes nothing
     config = peft.IA3Config(
         task_type=_get_task_type(base),
         target_modules=base.family.ia3_targets,
@@ -140,6 +142,7 @@ def configure_adaption_prompt(spec: AdaptionPromptSpec, base: FrozenBaseModel) -
         f"adaption-prompt: layers = {spec.layers}, and the base has {base_layers}; all of them are"
         " used"
     )
+    # the gate of each layer starts at 0
     config = peft.AdaptionPromptConfig(
         task_type=_get_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
     )
@@ -151,6 +154,7 @@ def configure_prefix_tuning(spec: PrefixSpec, base: FrozenBaseModel) -> ConfigWi
 
     Prefix tuning, Li and Liang 2021, arXiv 2101.00190, section 4.
     """
+    # one embedding (tokens, layers * 2 * width of keys), read as keys and values
     config = peft.PrefixTuningConfig(
         task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,

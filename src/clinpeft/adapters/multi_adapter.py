@@ -134,6 +134,7 @@ class MultiAdapterModel:
                 location="slices",
                 hint="give each trial slice(start, stop) of its tokens, or None, without overlaps",
             )
+        # tokens after the last slice would be those of no trial
         if token_count is None:
             token_count = max((stop for _, stop in bounds), default=0)
         trials = zip(self.stacks, slices, generators or [None] * len(self.stacks), strict=True)
@@ -144,6 +145,7 @@ class MultiAdapterModel:
             if tokens
             for adapter in stack.adapters
         }
+        # adapters without a route are left out of the pass
         with self.routing.route_tokens(routes, token_count):
             yield
 
@@ -320,7 +322,9 @@ def _finalize_joint_model(
     ]
     for stack, parameters in zip(stacks, adapter_parameters, strict=True):
         stack.other_parameters = frozenset(set().union(*adapter_parameters) - parameters)
+    # of all trials: one backward pass gives each its gradients
     trained = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
+    # as in _finalize_stack: the one place that decides
     for parameter in (*base.model.parameters(), *last_state.existing_parameters):
         parameter.requires_grad_(parameter in trained)
     layer_model.eval()

@@ -149,6 +149,7 @@ def _supports_packing(stack: Stack) -> bool:
 
 def _autocast_mixed_precision(stack: Stack, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast where a method computes in float32 on a base in bfloat16, and casts nothing."""
+    # an adaption prompt computes softmax(q k) of its float32 prompt with bfloat16 queries
     mixes = stack.base.precision != torch.float32 and any(
         ADAPTER_METHODS[adapter.spec.method].mixes_precisions
         for adapter in _list_active_adapters(stack)
@@ -166,6 +167,7 @@ def _forward_packed(
     lengths = _count_row_tokens(attention_mask)
     is_text = attention_mask != 0  # (rows, time)
     if _supports_packing(stack):
+        # rows without tokens are no sequences, and have no rows in the result
         sequence_lengths = SequenceLengths(tuple(length for length in lengths if length))
         inputs = models.build_packed_inputs(
             input_ids[is_text], sequence_lengths, stack.base.first_position

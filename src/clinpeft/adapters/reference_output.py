@@ -31,6 +31,7 @@ def save_stack_reference_output(stack: Stack, folder: Path) -> None:
     """
     # random tokens, so that the file holds nothing of a note
     ids = models.sample_reference_tokens(stack.base, STACK_REFERENCE_SEED)
+    # (rows, time) and (rows, width)
     tensors = {"input_ids": ids, "vectors": _compute_reference_vectors(stack, ids)}
     environment = models.describe_environment(stack.base).as_json()
     temporary = folder / f"{STACK_REFERENCE_FILE}.writing"
@@ -64,6 +65,7 @@ def check_stack_reference_output(stack: Stack, folder: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             environment = ComputeEnvironment.from_json(json.loads(file.metadata()["place"]))
+            # (rows, time), (rows, width)
             ids, vectors = file.get_tensor("input_ids"), file.get_tensor("vectors")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(

@@ -233,6 +233,7 @@ def _disable_in_forward(adapter: AttachedAdapter) -> Iterator[None]:
     if adapter.merged_weights:
         # subtracting the update would round; both sets of weights are kept instead
         merged = [parameter.data for parameter, _ in adapter.merged_weights]
+        # .data: the parameter objects stay, which the optimizer and hooks refer to
         for parameter, original in adapter.merged_weights:
             parameter.data = original.to(parameter.device)
         try:

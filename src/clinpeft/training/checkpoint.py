@@ -148,9 +148,11 @@ def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]
 
 def _hash_checkpoint(tensors: CheckpointTensors, progress_json: str) -> str:
     """SHA-256 of the progress, then of name, type, shape and bytes of each tensor, by name."""
+    # the tensors as bytes: a hash of floats would depend on their formatting
     digest = hashlib.sha256(progress_json.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
+        # view as bytes, (numbers * size of one,)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -191,6 +193,7 @@ def find_newest_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], Train
     """
     for path in _list_newest_first(folder):
         try:
+            # also reads the best weights below, since a run that resumes may end at once
             tensors, progress_json = _read_verified_checkpoint(path)
             progress = TrainingProgress(**json.loads(progress_json))
             # the best weights of this very step are the checkpoint's own
@@ -254,6 +257,7 @@ def load_optimizer_state(
         if full_name.startswith(OPTIMIZER_PREFIX):
             # key: exp_avg, exp_avg_sq or step; a parameter's name has dots of its own
             key, name = full_name.removeprefix(OPTIMIZER_PREFIX).split(".", 1)
+            # index in the order of the optimizer's groups
             state.setdefault(parameter_names.index(name), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

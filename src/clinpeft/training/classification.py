@@ -178,6 +178,7 @@ def build_classification_trainable(
         texts = prepare(documents)
         return PackedInput(
             texts.input_ids,
+            # hidden: (tokens, width) of this task's texts
             texts.attention_mask,
             lambda hidden: sum_task_loss(texts.process_output(hidden), index, documents),
         )
@@ -234,6 +235,7 @@ def sum_classification_loss(
         The sum, and what to divide it by: the number of documents or the sum of their weights.
     """
     if label_space.kind == "multilabel":
+        # summed over documents and labels, then a mean over labels
         label_losses = functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="sum"
         )
@@ -257,6 +259,7 @@ def _compute_class_weights(
     train_labels = task.labels[torch.from_numpy(task.train_documents)]
     # of the training split alone: other splits must not influence training
     counts = torch.bincount(train_labels, minlength=class_count).float()  # (classes,)
+    # (classes,); clamp, since a class without documents would divide by 0
     balanced = len(task.train_documents) / (len(counts) * counts.clamp(min=1))
     return torch.where(counts > 0, balanced, 0.0).to(accelerator.device)
 
@@ -272,6 +275,7 @@ def _evaluate_tuning_split(tasks: Sequence[ClassificationData]) -> dict[str, flo
         labels = task.labels[torch.from_numpy(documents)]
         # without class weights: the tuning loss estimates that of the evaluation set
         loss_sum = sum_classification_loss(torch.from_numpy(logits), labels, task.label_space)
+        # a mean, as the loss of a step is
         losses[name] = float(loss_sum.loss) / loss_sum.targets
         metrics[name] = task.compute_metric(logits, documents)
     means = {
@@ -290,6 +294,7 @@ class _DocumentNumbering:
 
     def __init__(self, tasks: Sequence[ClassificationData]) -> None:
         self.tasks = tasks
+        # (tasks,) documents of each, of all splits
         sizes = [len(task.token_counts) for task in tasks]
         self.task_offsets = np.concatenate([[0], np.cumsum(sizes)])  # (tasks + 1,)
         self.train_items = np.concatenate(

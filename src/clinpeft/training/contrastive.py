@@ -78,6 +78,7 @@ class ContrastiveBatch:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Select anchors, positives and negatives from the vectors (texts, width) of all texts."""
         anchors, positives, negatives = (
+            # (anchors, width), (anchors, width), (negatives, width)
             vectors[rows.to(vectors.device)]
             for rows in (self.anchor_rows, self.positive_rows, self.negative_rows)
         )
@@ -212,6 +213,7 @@ def _collect_sides(
     pairs: TextPairs, pair_ids: IndexArray
 ) -> tuple[IndexArray, IndexArray, IndexArray]:
     """Anchors, positives, and the hard negatives of all: each text once, without positives."""
+    # (anchors,) and (anchors, negatives of each)
     positives, named = pairs.positives[pair_ids], pairs.get_named_negatives(pair_ids)
     codes = pairs.texts.text_codes
     named = named[named >= 0]
@@ -293,6 +295,7 @@ def _mask_candidates(
         reverse_mask = reverse_mask & contrastive_losses.find_likely_negatives(
             reverse_scores, spec.mask_margin
         )
+    # an anchor without negatives adds nothing to the loss, and is not counted
     has_negatives = contrastive_losses.has_negatives(mask)  # (anchors,)
     mask_counts["anchors"] += anchor_count
     mask_counts["negatives masked by id"] += int((~id_mask).sum())
@@ -394,9 +397,11 @@ def run_cached_backward(
                 return 0.0, 0.0
             torch.manual_seed(seeds[0])
             order = torch.from_numpy(np.argsort(rows[0]))
+            # vectors come in the order of the micro-batch; the loss needs that of text_ids
             loss_sum = loss(embedder.embed(micro_batches[0]).float()[order])
             torch.autograd.backward(loss_sum.loss)
             return loss_sum.loss.item(), loss_sum.targets
+        # (seed, ids of texts, rows) of each micro-batch
         share = list(zip(seeds, micro_batches, rows, strict=True))
         share = share[accelerator.process_index :: accelerator.num_processes]
         vectors = torch.zeros(len(text_ids), embedder.width, device=accelerator.device)
@@ -413,6 +418,7 @@ def run_cached_backward(
             torch.manual_seed(dropout_seed)
             # with its graph; the same seed gives the same dropout, and so the same vectors
             repeated = embedder.embed(micro_batch).float()
+            # (micro-batch, width)
             first = cached.detach()[positions]
             difference = float((repeated.detach() - first).norm() / first.norm().clamp(min=1e-12))
             if difference > MAX_REPEAT_DIFFERENCE:
@@ -464,6 +470,7 @@ def build_tuning_evaluation(
             loss_sum = compute_step_loss(vectors, batch, unmasked_spec, "tuning split", Counter())
             summed += loss_sum.loss.item()
             targets += loss_sum.targets
+            # (anchors, candidates), each direction of a vector alone counts if normalized
             scores = _compute_spec_similarities(batch.select_sides(vectors), spec)
             # the diagonal is the positive itself
             is_negative = batch.candidate_mask.to(vectors.device).clone().fill_diagonal_(False)

@@ -129,11 +129,13 @@ def sample_contrastive_epoch(
         apart_by: key of ``APART_BY_COLUMNS``.
         rng: order of pairs and of steps.
     """
+    # of each pair: all its texts, passages and sections
     keys = _collect_conflict_keys(pairs, APART_BY_COLUMNS[apart_by])
     steps = _pack_first_fit(keys, batch_pairs, rng.permutation(len(keys)).tolist())
     _fill_single_pair_steps(steps, keys)
     is_named = pairs.get_named_negatives(np.arange(len(keys))) >= 0  # (pairs, negatives)
     has_named = np.asarray(is_named.any(axis=1))
+    # a single pair with hard negatives of its own has a loss
     trained = [np.asarray(step) for step in steps if len(step) > 1 or has_named[step[0]]]
     skipped = sorted(step[0] for step in steps if len(step) == 1 and not has_named[step[0]])
     small = sum(len(step) for step in trained if len(step) < batch_pairs)
@@ -190,6 +192,7 @@ def _fill_single_pair_steps(
     steps: list[list[int]], conflict_keys: Sequence[frozenset[int]]
 ) -> None:
     """Move a pair of a fuller step to each single pair, the givers taking turns."""
+    # fullest first; of a step of 3 or more, one may leave
     givers = deque(sorted((step for step in steps if len(step) > 2), key=len, reverse=True))
     for step in (step for step in steps if len(step) == 1):
         keys = conflict_keys[step[0]]
@@ -219,6 +222,7 @@ def find_text_conflicts(
     Returns:
         (rows, columns) bool.
     """
+    # any shared attribute of any side of the row with any side of the column
     conflicts = np.zeros((len(rows[0]), len(columns[0])), dtype=np.bool_)
     for attribute in APART_BY_COLUMNS[apart_by]:
         # (texts,)

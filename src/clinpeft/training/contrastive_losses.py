@@ -116,6 +116,7 @@ def triplet_loss(
         if candidate_mask is None
         else candidate_mask.clone()
     )
+    # (anchors, candidates), without the positive itself
     is_negative.fill_diagonal_(False)
     violations = functional.relu(scores - scores.diagonal()[:, None] + margin)
     violations = violations.masked_fill(~is_negative, 0.0)  # (anchors, candidates)
@@ -138,6 +139,7 @@ def truncate_vectors(
     Returns:
         (rows, dim), float32.
     """
+    # (rows, dim); a slice up to None is the whole vector
     truncated = vectors[:, :dim].float()
     return functional.normalize(truncated, dim=-1) if normalize else truncated
 
@@ -172,6 +174,7 @@ def build_matryoshka_loss(
             )
             for dim, _ in terms
         ]
+        # one scalar for each width
         weighted = [
             weight * loss_sum.loss for (_, weight), loss_sum in zip(terms, loss_sums, strict=True)
         ]

@@ -214,6 +214,7 @@ def calibrate_privacy_mechanism(
     # expected subjects of a step are sampling_rate * subjects
     sampling_rate = spec.subjects_per_step / subject_count
     epoch: list[IndexArray] = [np.zeros(0, np.int64)] * math.ceil(1 / sampling_rate)
+    # counts steps only, so that its items do not matter
     sampled = replace(trainable, make_epoch_batches=lambda _: epoch)
     steps = count_total_steps(sampled, optimisation)
     noise_multiplier = compute_noise_multiplier(spec.epsilon, spec.delta, sampling_rate, steps)
@@ -265,6 +266,7 @@ def make_trainable_private(
             rng = np.random.default_rng([noise_seed, SAMPLING_STREAM, epoch, step_index])
             # each subject independently of the others
             sampled = np.flatnonzero(rng.random(mechanism.subjects) < mechanism.sampling_rate)
+            # all items of a sampled subject
             parts = [items_by_subject[subject] for subject in sampled]
             batches.append(np.concatenate([np.zeros(0, np.int64), *parts]))
         return batches
@@ -279,8 +281,10 @@ def make_trainable_private(
             clipping_stats,
         )
         parameters = list(trainable.parameters.values())
+        # the sum of clipped gradients: its sensitivity to one subject is clip_norm
         gradient = flatten_gradients(parameters)  # (numbers,)
         # in float64 on the CPU, so that every device gets the same noise
+        # standard deviation of every number: noise_multiplier * clip_norm
         scale = mechanism.noise_multiplier * mechanism.clip_norm
         rng = np.random.default_rng([noise_seed, NOISE_STREAM, step])
         noise = torch.from_numpy(rng.normal(0.0, scale, len(gradient)))
@@ -354,6 +358,7 @@ def _sum_clipped_gradients(
 
 def _set_gradients(parameters: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
     """Distribute a flat gradient (numbers,) over the parameters."""
+    # clones: pieces of one tensor would share its memory with the optimizer
     pieces = torch.split(gradient, [parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter).clone()

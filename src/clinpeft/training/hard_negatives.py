@@ -121,6 +121,7 @@ def _sample_ranked_negatives(
             location="mining of hard negatives",
             hint="check the vectors of the model: some of them are not finite",
         )
+    # (rows, texts); s(a, p) - (1 - ratio) |s(a, p)| is ratio * s(a, p) where that is positive
     qualifies = torch.from_numpy(eligible).to(corpus_vectors.device) & (
         scores <= own - (1 - spec.positive_ratio) * own.abs()
     )
@@ -132,6 +133,7 @@ def _sample_ranked_negatives(
     # the smallest of uniform numbers are a draw without repetition; infinity is never drawn first
     priorities = np.where(np.isfinite(values), rng.random(values.shape), np.inf)
     order = np.argsort(priorities, axis=1, kind="stable")[:, : spec.hard_negatives]
+    # (rows, at most hard_negatives)
     sampled = np.where(
         np.isfinite(np.take_along_axis(priorities, order, axis=1)),
         np.take_along_axis(positions, order, axis=1),
@@ -150,6 +152,7 @@ def _fill_with_random_texts(
     for row in np.flatnonzero((positions < 0).any(axis=1)):
         empty = np.flatnonzero(positions[row] < 0)
         others = np.setdiff1d(np.flatnonzero(eligible[row]), positions[row])
+        # uniform among eligible texts that the row does not have yet
         sampled = rng.choice(others, min(len(empty), len(others)), replace=False)
         positions[row, empty[: len(sampled)]] = sampled
         random_count += len(sampled)

@@ -86,6 +86,7 @@ def train_jointly(
             trainer = Trainer(
                 trainable, training.spec, accelerator, training.folder, training.callbacks
             )
+            # each from its own folder
             trainer.resume()
             running[trial] = trainer, trainer.iterate_remaining_steps()
     # one pass of every trial that still runs
@@ -142,6 +143,7 @@ def _collect_joint_steps(
     steps = [training.trainable.joint_step for training in trial_trainings]
     joint_steps = [step for step in steps if step is not None]
     stacks = joint_model.stacks
+    # each with the reason that a user reads
     obstacles = {
         f"{len(steps)} trainings for {len(stacks)} stacks": len(steps) != len(stacks),
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
@@ -179,6 +181,7 @@ def _compute_joint_gradients(
         trial: joint_steps[trial].make_micro_batches(items)
         for trial, (_, items) in step_batches.items()
     }
+    # a trial without items in a step keeps (0, 0)
     sums = dict.fromkeys(step_batches, (0.0, 0.0))
     with torch.random.fork_rng():
         # the first micro-batches of all trials in one pass, then the second ones of those with two
@@ -219,6 +222,7 @@ def _compute_joint_losses(
     if heads[0] is not None and heads[0].get_projection() is not None and None not in heads:
         context = heads[0].skip_projection()
     with context:
+        # (tokens, width or vocabulary) of each trial
         outputs = joint_model.encode_packed(
             inputs, generators, return_logits=joint_steps[0].needs_logits
         )

@@ -55,6 +55,7 @@ def build_language_modeling_trainable(
 
     def loss(windows: IndexArray, step: int) -> LossSum:
         labeled, mask = label_windows(windows, step)
+        # (rows,) sums over the targets of each window
         scores = compute_batch_likelihoods(forward, labeled, mask, head)
         return LossSum(scores.negative_log_likelihood.sum(), float(scores.target_counts.sum()))
 

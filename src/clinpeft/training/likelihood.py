@@ -122,6 +122,7 @@ def _score_windows(
                 batch.attention_mask,
                 data.language_model_head,
             )
+            # float64: sums over long notes
             scores[0, group] = likelihoods.target_counts.double()
             scores[1, group] = likelihoods.negative_log_likelihood.double()
     # windows of other processes are 0 here, so that the sum over processes fills them in
@@ -136,6 +137,7 @@ def _aggregate_by_note(
     negative_log_likelihoods: _Float64Array,
 ) -> pa.Table:
     """Sum over the windows of each note."""
+    # rows: (windows,) the note of each window
     notes, rows = np.unique(data.encodings.window_notes[windows], return_inverse=True)
     table = data.encodings.note_table.take(pa.array(notes))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}

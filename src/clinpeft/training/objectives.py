@@ -116,6 +116,7 @@ def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) 
         text_positions = np.flatnonzero(is_text[row].numpy())
         if not len(text_positions):
             continue
+        # one generator for each window: its masks do not depend on its neighbors
         rng = np.random.default_rng([*key, int(window)])
         target_count = max(1, round(MASKED_TOKEN_FRACTION * len(text_positions)))
         positions = rng.choice(text_positions, target_count, replace=False)
@@ -166,6 +167,7 @@ def compute_batch_likelihoods(
             hidden = forward(labeled_batch.input_ids, attention_mask)  # (rows, time, width)
         losses = compute_chunked_cross_entropy(hidden[has_target], projection, targets)
     rows = torch.nonzero(has_target)[:, 0]  # (targets,)
+    # (targets,) -> (rows,)
     row_losses = losses.new_zeros(len(has_target)).index_add(0, rows, losses)
     return BatchLikelihoods(row_losses, has_target.sum(dim=1))
 

@@ -261,6 +261,7 @@ def compute_learning_rate(spec: OptimizationSpec, step: int, total_steps: int) -
     ``spec.schedule``: constant, linear to 0 after the last step, or half a cosine (Loshchilov and
     Hutter 2017, arXiv 1608.03983, equation 5, without restarts).
     """
+    # at least one step where the fraction is above 0
     warmup_steps = math.ceil(spec.warmup_fraction * total_steps)
     if step <= warmup_steps:
         return spec.learning_rate * step / warmup_steps
@@ -279,6 +280,7 @@ def count_total_steps(trainable: Trainable, spec: OptimizationSpec) -> int:
     epochs = math.ceil(spec.epochs)
     # epochs may differ in their number of steps, so each is counted
     epoch_steps = sum(len(trainable.make_epoch_batches(number)) for number in range(epochs))
+    # spec.epochs may be a fraction, such as 0.5
     total_steps = math.ceil(epoch_steps * spec.epochs / epochs)
     return min(total_steps, spec.max_steps) if spec.max_steps else total_steps
 
@@ -429,6 +431,7 @@ class Trainer:
         loss, count = self.accelerator.reduce(totals, "sum").tolist()
         # one flat tensor, and so one reduction, whatever the number of parameters
         flat = self.accelerator.reduce(flatten_gradients(self.parameters), "sum") / (count or 1.0)
+        # (numbers,) -> one piece for each parameter
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -500,12 +503,14 @@ class Trainer:
     def finish(self) -> TrainingResult:
         """Load the best weights; without a tuning split, the last ones stay."""
         self.accelerator.wait_for_everyone()
+        # after the last step the parameters may be the best ones already
         if self.progress.best_step and self.progress.best_step != self.progress.step:
             checkpoint.copy_into_parameters(
                 self.trainable.parameters,
                 checkpoint.load_best_weights(self.folder, self.progress.best_step),
             )
         self.trainable.set_training_mode(False)
+        # the best weights are in the parameters now, the last ones in the checkpoint
         return TrainingResult(self.progress, self.total_steps)
 
     def _check_weights_changed(self, step: int) -> None:
@@ -551,4 +556,5 @@ def derive_dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
 
     So a resumed run, and a run on two processes, draw what one uninterrupted run would have drawn.
     """
+    # one process draws for every micro-batch what several draw for their share
     return derive_torch_seed(seed, step, micro_batch_index)
