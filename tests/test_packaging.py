@@ -189,6 +189,7 @@ def test_the_dependencies_are_those_chosen() -> None:
         "rich",
         "pypdfium2",
         "lxml",
+        "filelock",
     }
 
 
