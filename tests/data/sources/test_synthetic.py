@@ -18,6 +18,7 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data import synthetic
 from clinpeft.data.notes import sources
 from clinpeft.data.synthetic import hospital, wording
+from clinpeft.data.synthetic.conditions import load_conditions
 from clinpeft.data.synthetic.hospital import RandomStream
 from clinpeft.recipe import SourceSpec
 
@@ -254,8 +255,8 @@ def test_a_template_is_rendered_in_one_of_its_ways() -> None:
 
 
 def test_every_condition_has_all_that_a_note_needs() -> None:
-    assert len(hospital.load_conditions()) >= 12
-    for condition in hospital.load_conditions():
+    assert len(load_conditions()) >= 12
+    for condition in load_conditions():
         lists = (
             condition.complaints,
             condition.story,

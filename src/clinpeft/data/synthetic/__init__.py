@@ -2,7 +2,8 @@
 
 ```
 outcome_model.py   signs in the admission note -> probabilities    signs.toml
-hospital.py        people, stays, outcomes                          conditions.toml: 16 conditions
+conditions.py      reasons for admission, chronic illnesses         conditions.toml
+hospital.py        people, stays, outcomes
 wording.py         templates and de-identification marks            phrases.toml
 notes.py           the notes of each stay
 rates.py           how often defects of real data are planted

@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 from clinpeft.core.errors import StorageError
+from clinpeft.data.synthetic.conditions import AdmissionCondition, load_conditions
 from clinpeft.data.synthetic.files import create_temporary_folder, read_synthetic_data
-from clinpeft.data.synthetic.hospital import AdmissionCondition, RandomStream, load_conditions
+from clinpeft.data.synthetic.hospital import RandomStream
 from clinpeft.data.synthetic.wording import (
     TemplateFacts,
     join_names,

@@ -23,9 +23,9 @@ from clinpeft.data.synthetic.wording import (
     NOTE_PHRASES,
     RADIOLOGY_REPORT_TEMPLATES,
     SUMMARY_HEADER_TEMPLATES,
-    DeidentificationMarks,
     TemplateFacts,
-    join_names,
+    build_stay_facts,
+    format_lab_value,
     render_template,
     render_templates,
 )
@@ -113,58 +113,6 @@ def generate_patient_notes(
         # Stable, so that notes of one minute keep their order; the summary is always last
         for note in [*sorted(notes, key=lambda note: note.charted_at), summary]:
             yield from writer.add_copies(note)
-
-
-def build_stay_facts(stay: Stay, marks: DeidentificationMarks) -> TemplateFacts:
-    """Build the facts that templates may name.
-
-    Those that vary within a note are functions, which draw each time they are named.
-    """
-    is_male = stay.patient.sex == "M"
-    illnesses = [chronic.short for chronic in stay.patient.history[:4]]
-    admitted_on, discharged_on = stay.admitted_at.date(), stay.discharged_at.date()
-    # Words that vary within a note are functions; all else is fixed for the stay
-    nouns = ("man", "gentleman", "male") if is_male else ("woman", "lady", "female")
-
-    def draw_lab_values(rng: RandomStream) -> str:
-        names = rng.sample(list(stay.labs), 2)
-        return ", ".join(f"{name} {_format_lab_value(stay.labs[name][0])}" for name in names)
-
-    facts: TemplateFacts = {
-        "age": marks.age(stay.age),
-        "sex": stay.patient.sex,
-        "title": "Mr" if is_male else "Ms",
-        "sex_word": lambda rng: rng.choose(nouns),
-        "he": "he" if is_male else "she",
-        "He": "He" if is_male else "She",
-        "him": "him" if is_male else "her",
-        "his": "his" if is_male else "her",
-        "His": "His" if is_male else "Her",
-        "complaint": stay.complaint,
-        "condition": stay.condition.short,
-        "service": stay.condition.service,
-        "history": join_names(illnesses) if illnesses else "no significant PMH",
-        "patient": marks.patient,
-        "doctor": marks.doctor,
-        "hospital": marks.hospital,
-        "place": marks.location,
-        "phone": marks.phone,
-        "number": marks.number,
-        "born": marks.day(admitted_on - timedelta(days=365 * stay.age + 120)),
-        "admitted": marks.day(admitted_on),
-        "discharged": marks.day(discharged_on),
-        "day": lambda rng: marks.month_and_day(
-            stay.admitted_at + timedelta(days=rng.draw_int(0, stay.days))
-        ),
-        "past": lambda rng: marks.day(admitted_on - timedelta(days=rng.draw_int(2, 700))),
-        "later": lambda rng: marks.day(discharged_on + timedelta(days=rng.draw_int(4, 40))),
-        "drug": lambda rng: rng.choose(stay.drugs_after).split(" ")[0].lower(),
-        "denied": lambda rng: ", ".join(rng.sample(stay.condition.denies, rng.draw_int(2, 5))),
-        "lab": draw_lab_values,
-        "plan": lambda rng: render_template(rng.choose(stay.condition.hospital_course), rng, facts),
-        **{name: _format_lab_value(at_admission) for name, (at_admission, _) in stay.labs.items()},
-    }
-    return facts
 
 
 @dataclass(frozen=True)
@@ -327,7 +275,7 @@ class StayNoteWriter:
             lines.append(self.render_phrase("chronic_plan", name=chronic.short, drug=drug))
         lines.append(self.render_phrase("died" if stay.died_in_hospital else "left"))
         first, last = (
-            " ".join(f"{name}-{_format_lab_value(values[i])}" for name, values in stay.labs.items())
+            " ".join(f"{name}-{format_lab_value(values[i])}" for name, values in stay.labs.items())
             for i in (0, 1)
         )
         cultures = self.render_all(rng.sample(condition.micro, 2), "\n")
@@ -493,10 +441,6 @@ class StayNoteWriter:
 def _wrap_lines(text: str) -> str:
     """Wrap at 77 characters as the hospitals' systems do: at the last space that fits."""
     return _LONG_LINE_PATTERN.sub(r"\1\n", text)
-
-
-def _format_lab_value(value: float) -> str:
-    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
 NOTE_WRITERS: dict[str, tuple[Callable[[StayNoteWriter], Iterator[SyntheticNote]], ...]] = {

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import date
+from datetime import date, timedelta
 from functools import cache
 
 from clinpeft.data.synthetic.files import read_synthetic_data
-from clinpeft.data.synthetic.hospital import RandomStream
+from clinpeft.data.synthetic.hospital import RandomStream, Stay
 
 TemplateFacts = Mapping[str, "str | Callable[[RandomStream], str]"]
 TemplatePart = Callable[[RandomStream, TemplateFacts], str]
@@ -185,3 +185,60 @@ NEWBORN_SUMMARY_TEMPLATE: str = read_synthetic_data("phrases.toml")["newborn"]["
 
 NOTE_LINE_TEMPLATES: dict[str, str] = read_synthetic_data("phrases.toml")["line"]
 """Single lines: a medicine, the vital signs, the opening of a nursing note."""
+
+
+def build_stay_facts(stay: Stay, marks: DeidentificationMarks) -> TemplateFacts:
+    """Build the facts that templates may name.
+
+    Those that vary within a note are functions, which draw each time they are named.
+    """
+    is_male = stay.patient.sex == "M"
+    illnesses = [chronic.short for chronic in stay.patient.history[:4]]
+    admitted_on, discharged_on = stay.admitted_at.date(), stay.discharged_at.date()
+    # Words that vary within a note are functions; all else is fixed for the stay
+    nouns = ("man", "gentleman", "male") if is_male else ("woman", "lady", "female")
+
+    def draw_lab_values(rng: RandomStream) -> str:
+        names = rng.sample(list(stay.labs), 2)
+        return ", ".join(f"{name} {format_lab_value(stay.labs[name][0])}" for name in names)
+
+    facts: TemplateFacts = {
+        "age": marks.age(stay.age),
+        "sex": stay.patient.sex,
+        "title": "Mr" if is_male else "Ms",
+        "sex_word": lambda rng: rng.choose(nouns),
+        "he": "he" if is_male else "she",
+        "He": "He" if is_male else "She",
+        "him": "him" if is_male else "her",
+        "his": "his" if is_male else "her",
+        "His": "His" if is_male else "Her",
+        "complaint": stay.complaint,
+        "condition": stay.condition.short,
+        "service": stay.condition.service,
+        "history": join_names(illnesses) if illnesses else "no significant PMH",
+        "patient": marks.patient,
+        "doctor": marks.doctor,
+        "hospital": marks.hospital,
+        "place": marks.location,
+        "phone": marks.phone,
+        "number": marks.number,
+        "born": marks.day(admitted_on - timedelta(days=365 * stay.age + 120)),
+        "admitted": marks.day(admitted_on),
+        "discharged": marks.day(discharged_on),
+        "day": lambda rng: marks.month_and_day(
+            stay.admitted_at + timedelta(days=rng.draw_int(0, stay.days))
+        ),
+        "past": lambda rng: marks.day(admitted_on - timedelta(days=rng.draw_int(2, 700))),
+        "later": lambda rng: marks.day(discharged_on + timedelta(days=rng.draw_int(4, 40))),
+        "drug": lambda rng: rng.choose(stay.drugs_after).split(" ")[0].lower(),
+        "denied": lambda rng: ", ".join(rng.sample(stay.condition.denies, rng.draw_int(2, 5))),
+        "lab": draw_lab_values,
+        "plan": lambda rng: render_template(rng.choose(stay.condition.hospital_course), rng, facts),
+        **{name: format_lab_value(at_admission) for name, (at_admission, _) in stay.labs.items()},
+    }
+    return facts
+
+
+def format_lab_value(value: float) -> str:
+    """Format a laboratory value with fewer decimals the larger it is."""
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
