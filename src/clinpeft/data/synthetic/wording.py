@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
-from functools import cache
+from functools import cache, partial
 
 from clinpeft.data.synthetic.files import read_synthetic_data
 from clinpeft.data.synthetic.hospital import RandomStream, Stay
@@ -53,6 +53,12 @@ def _render_parts(parts: CompiledTemplate, rng: RandomStream, facts: TemplateFac
     return "".join([part if isinstance(part, str) else part(rng, facts) for part in parts])
 
 
+def _render_alternative(
+    options: Sequence[CompiledTemplate], rng: RandomStream, facts: TemplateFacts
+) -> str:
+    return _render_parts(rng.choose(options), rng, facts)
+
+
 @cache  # a hospital renders the same few thousand templates millions of times
 def _compile_template(template: str) -> CompiledTemplate:
     tokens = iter(_TOKEN_PATTERN.findall(template))
@@ -69,11 +75,7 @@ def _parse_alternatives(
         if token == "|" and not is_top_level:
             options.append([])
         elif token == "<":
-            # Bound as a default: the loop would change a closed-over name
-            inner = _parse_alternatives(tokens)
-            options[-1].append(
-                lambda rng, facts, inner=inner: _render_parts(rng.choose(inner), rng, facts)
-            )
+            options[-1].append(partial(_render_alternative, _parse_alternatives(tokens)))
         elif token == ">" and not is_top_level:
             break
         elif token.startswith("{"):
