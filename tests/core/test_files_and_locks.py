@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from clinpeft.core.errors import RefusedError, StorageError
@@ -157,7 +158,12 @@ def test_attrition_and_label_space_have_a_stable_json() -> None:
         ("places", {"damaged": ["notes.csv, row 3"]}),
     ]
     assert ATTRITION_ADAPTER.validate_python(document) == attrition
+    for key in ("step", "entered", "dropped"):
+        with pytest.raises(pydantic.ValidationError):
+            ATTRITION_ADAPTER.validate_python({k: v for k, v in document.items() if k != key})
     label_space = LabelSpace("mortality", "binary", ("no", "yes"), ("", ""), (7, 3), "auroc")
     document = LABEL_SPACE_ADAPTER.dump_python(label_space, mode="json")
     assert document["train_counts"] == [7, 3]
     assert LABEL_SPACE_ADAPTER.validate_python(document) == label_space
+    with pytest.raises(pydantic.ValidationError):
+        LABEL_SPACE_ADAPTER.validate_python({**document, "color": "red"})

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pydantic
@@ -31,7 +31,7 @@ def _build_schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
 
 
 _TIME_TYPE = pa.timestamp("us")  # local time of the hospital, without a zone
-# What subgroups and trivial baselines are made of, as recorded at admission
+# Used by subgroups and trivial baselines, as recorded at admission
 _SUBGROUP_COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "age_years": (pa.float64(), True),
     "sex": (pa.string(), True),
@@ -259,6 +259,9 @@ class LabelSpace:
         metric: the main one.
     """
 
+    # A key that is not known may be of a newer version, and then the classes may mean another thing
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
     name: str
     kind: ProblemType
     classes: tuple[str, ...]
@@ -312,6 +315,14 @@ class Attrition:
             self.dropped_rows[reason] += count
         if count and location and len(self.locations.setdefault(reason, [])) < 5:
             self.locations[reason].append(location)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _require_counts(cls, document: Any) -> Any:
+        # The defaults are for a step that begins, not for a damaged file.
+        if isinstance(document, dict) and not {"entered", "dropped"} <= document.keys():
+            raise ValueError("a step needs the counts entered and dropped")
+        return document
 
     @pydantic.model_serializer
     def _serialize(self) -> dict[str, object]:

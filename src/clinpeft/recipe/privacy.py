@@ -41,7 +41,7 @@ class DifferentialPrivacySpec(RecipeSpec):
             others (Poisson sampling), instead of ``batch_notes`` or ``batch_tokens``.
     """
 
-    # No default: how much may be revealed is a decision of whoever trains
+    # No default: how much may be revealed has to be decided for each data set
     epsilon: Annotated[float, Field(gt=0.0)]
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0

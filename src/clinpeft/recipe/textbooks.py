@@ -21,19 +21,6 @@ PairKind = Literal[
 ]
 
 
-class BookSourceSpec(RecipeSpec):
-    """Where the books are.
-
-    Attributes:
-        path: a book, or a folder of books.
-        scan_models: folder with the models of docling, which reads scanned books; none: a scan is
-            an error.
-    """
-
-    path: Path
-    scan_models: Path | None = None
-
-
 class PassagesSpec(RecipeSpec):
     """Which passages are used.
 

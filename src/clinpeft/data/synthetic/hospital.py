@@ -328,7 +328,7 @@ def _draw_stay(
     admitted_at = admission_time
     if previous is None:  # a readmission has its time of day from the discharge before it
         admitted_at = admission_time.replace(hour=rng.draw_int(0, 23), minute=rng.draw_int(0, 59))
-    # Whoever dies on a ventilator before seven days does so within them: whether the ventilation
+    # A death on a ventilation of less than seven days comes within them: whether the ventilation
     # would have been prolonged stays unknown.
     is_cut_short = died and ventilation_category in ("brief", "medium")
     length_of_stay_days = outcome_model.compute_length_of_stay_days(
