@@ -170,7 +170,7 @@ def operations(recipe: dict[str, Any], steps: list[list[list[int]]]) -> float:
     from clinpeft.workflows import plan
 
     lengths = np.asarray([len(ids) for step in steps for ids in step], dtype=np.float64)
-    shape = models.shape(Path(recipe["base"]["path"]))
+    shape = models.read_model_shape(Path(recipe["base"]["path"]))
     trained = plan.count_trained_parameters(shape, (LoraSpec(**recipe["adapters"][0]),))
     terms = plan.estimate_operations(
         shape, trained, round(float((lengths**2).sum() / lengths.sum())), has_language_head=True

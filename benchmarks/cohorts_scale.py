@@ -107,29 +107,29 @@ def built(folder: Path, task: str, memory_gigabytes: float) -> dict[str, object]
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         work = Path(name)
         with timed(steps, "tables"):
-            opened = hospital.open_tables(
+            opened = hospital.open_hospital_database(
                 SourceSpec(name="mimic-iii", path=folder), work / "database", memory_gigabytes
             )
         with timed(steps, "rows, notes, texts"):
-            cohort = cohorts.write(recipe, opened, work / "cohort")
+            cohort = cohorts.write_cohort(recipe, opened, work / "cohort")
         with timed(steps, "leakage audit"):
-            leakage.run(
+            leakage.audit_leakage(
                 cohort.path,
                 cohort.classes,
                 cohort.task.kind,
                 work / "cohort",
                 recipe.seed,
-                task=task,
+                task_name=task,
             )
         with timed(steps, "MEDS"):
-            meds.write(
+            meds.write_meds_dataset(
                 cohort.path,
                 cohort.task.kind,
                 cohort.classes,
                 work / "meds",
                 "mimic-iii",
                 "as shipped",
-                question=task,
+                task_name=task,
             )
         opened.connection.close()
     return {"stays": cohort.attrition[-1].kept_rows, "steps": steps}

@@ -133,8 +133,10 @@ def with_clinpeft(hospital: Path, work: Path) -> int:
     recipe = CohortRecipe.model_validate(
         {"kind": "cohort", "source": {"name": "mimic-iii", "path": str(hospital)}, "task": task}
     )
-    opened = tables.open_tables(SourceSpec(name="mimic-iii", path=hospital), work / "database")
-    return cohorts.write(recipe, opened, work / "cohort").attrition[-1].kept_rows
+    opened = tables.open_hospital_database(
+        SourceSpec(name="mimic-iii", path=hospital), work / "database"
+    )
+    return cohorts.write_cohort(recipe, opened, work / "cohort").attrition[-1].kept_rows
 
 
 BUILDERS: dict[str, Callable[[Path, Path], int]] = {

@@ -93,16 +93,16 @@ def ours(precision: Any, work: Path) -> side.Measured:
     from clinpeft.recipe import PretrainedModelSpec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=_texts.minilm(), max_tokens=MAX_TOKENS), device, "vectors"
     )
     stack, embedding_config = (
         adapters.attach_adapters(base, ()),
-        models.Manner("mean", max_tokens=MAX_TOKENS),
+        models.EmbeddingConfig("mean", max_tokens=MAX_TOKENS),
     )
     # made once a command, as a peer's model is loaded once: bfloat16 is compared with float32 on a sample of the texts
     with mock.patch.object(encoding, "engine", cache_of_one(encoding.engine)):
-        named = str(models.precision_for(precision, device)[0]).removeprefix("torch.")
+        named = str(models.choose_precision(precision, device)[0]).removeprefix("torch.")
         return _timed(
             lambda texts: inference.encode_texts(
                 stack, embedding_config, texts, precision=precision

@@ -60,7 +60,7 @@ def fused_attention() -> list[Taken]:
     """PyTorch's fused attention, in float32 on a processor, in place of plain products whose weights are kept."""
     from clinpeft.runtime import cpu_attention
 
-    return [mock.patch.object(cpu_attention, "pays", lambda *_: False)]
+    return [mock.patch.object(cpu_attention, "is_cpu_attention_faster", lambda *_: False)]
 
 
 def whole_vocabulary() -> list[Taken]:
@@ -81,7 +81,7 @@ def whole_last_layer() -> list[Taken]:
     """The last layer for all tokens, and not for those alone that are pooled."""
     from clinpeft import models
 
-    return [mock.patch.object(models, "ends", lambda *_: None)]
+    return [mock.patch.object(models, "select_pooled_tokens", lambda *_: None)]
 
 
 def compiled() -> list[Taken]:

@@ -91,7 +91,9 @@ def course(
         chosen = ids[torch.from_numpy(documents)].to(accelerator.device)
 
         def answer(vectors: Any) -> Any:
-            pooled = models.pool_spans(vectors, models.Spans((TOKENS,) * len(chosen)), "last")
+            pooled = models.pool_packed_hidden_states(
+                vectors, models.SequenceLengths((TOKENS,) * len(chosen)), "last"
+            )
             return head(
                 pooled, torch.arange(len(chosen), device=accelerator.device), len(chosen), "mean"
             )
@@ -157,7 +159,7 @@ def _base(precision: str, accelerator: Any) -> Any:
     from clinpeft import models
     from clinpeft.recipe import LanguageModelSpec
 
-    return models.load(
+    return models.load_base_model(
         LanguageModelSpec.model_validate({"path": _texts.SMALL, "precision": precision}),
         accelerator.device,
         "vectors",

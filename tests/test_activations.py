@@ -24,7 +24,7 @@ AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
 def smoke(tmp_path: Path) -> AdaptRecipe:
     found = recipe.load_recipe_cells(SMOKE)[0].recipe
     assert isinstance(found, AdaptRecipe)
-    base = found.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = found.base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     return found.model_copy(update={"base": base, "adapters": (LoraSpec(rank=4, dropout=0.2),)})
 
 

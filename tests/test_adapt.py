@@ -294,7 +294,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    said = progress.said
+    said = progress.format_step
 
     def interrupt(event: training.StepEvent) -> str:
         if event.step == 3:
@@ -302,7 +302,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
         return said(event)
 
     with monkeypatch.context() as patched:
-        patched.setattr(progress, "said", interrupt)
+        patched.setattr(progress, "format_step", interrupt)
         told = command("adapt", recipe, "--home", tmp_path / "runs")
     assert (
         told.startswith("exit 5")

@@ -336,7 +336,7 @@ def test_the_same_command_gives_the_same_run_at_once(
 ) -> None:
     run, recipe, _, _ = whole
     log = (run.folder / "log.jsonl").read_bytes()
-    monkeypatch.setattr(models, "load", None)  # nothing is loaded a second time
+    monkeypatch.setattr(models, "load_base_model", None)  # nothing is loaded a second time
     again = classify(recipe, run.folder.parent, f"adapters={LORA}", "evaluation.subgroups=true")
     assert again.record == run.record and (run.folder / "log.jsonl").read_bytes() == log
 
@@ -546,7 +546,7 @@ def test_what_is_remembered_of_the_notes_answers_as_the_model_does(
 def test_an_interrupted_run_goes_on_to_the_very_same_answers(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, change = progress.said, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
+    said, change = progress.format_step, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
 
     def interrupt(event: training.StepEvent) -> str:
         if event.step == 5:
@@ -554,7 +554,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
         return said(event)
 
     with monkeypatch.context() as patched:
-        patched.setattr(progress, "said", interrupt)
+        patched.setattr(progress, "format_step", interrupt)
         told = clinpeft("classify", recipe, "--home", tmp_path / "runs", "--set", change)
     assert (
         told.code == 5

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clinpeft import models, workflows
-from clinpeft.cli.doctor import as_tuned
+from clinpeft.cli.doctor import apply_tuned_threads
 from clinpeft.core.errors import InputError
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
@@ -47,7 +47,9 @@ def test_a_precision_that_is_chosen_and_slower_is_warned_of(
 
 
 def test_all_looks_but_the_run_are_quick_and_every_warning_says_what_to_do(tmp_path: Path) -> None:
-    found = list(doctor.run_diagnostics(tmp_path / "home", models.OFFLINE, AROUND, None))
+    found = list(
+        doctor.run_diagnostics(tmp_path / "home", models.OFFLINE_ENVIRONMENT, AROUND, None)
+    )
     names = [finding.name for finding in found]
     assert {
         "Python",
@@ -79,7 +81,7 @@ def test_a_home_that_others_may_read_and_a_full_disk_and_an_open_network_are_tol
     assert doctor.check_free_disk(tmp_path).state == "failure"
     assert (
         doctor.check_offline_variables({}).state == "failure"
-        and doctor.check_offline_variables(models.OFFLINE).state == "good"
+        and doctor.check_offline_variables(models.OFFLINE_ENVIRONMENT).state == "good"
     )
 
 
@@ -131,11 +133,11 @@ def test_what_was_tuned_is_kept_in_the_home_and_does_not_overrule_the_user(
         found["threads"] >= 1 and json.loads((tmp_path / doctor.MACHINE_FILE).read_text()) == found
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    as_tuned(tmp_path / "elsewhere")
+    apply_tuned_threads(tmp_path / "elsewhere")
     assert "OMP_NUM_THREADS" not in os.environ
-    as_tuned(tmp_path)
+    apply_tuned_threads(tmp_path)
     assert os.environ["OMP_NUM_THREADS"] == str(found["threads"])
     monkeypatch.delenv("OMP_NUM_THREADS")

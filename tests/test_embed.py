@@ -24,7 +24,7 @@ from clinpeft import inference, training
 from clinpeft import runs as registry
 from clinpeft.cli import progress
 from clinpeft.core.schemas import Attrition
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe
 from clinpeft.workflows import encoder
 from tests.conftest import ROOT, WORDS, MakeFolder
@@ -144,7 +144,7 @@ def jsonl(path: Path, objects: Sequence[object]) -> Path:
     return path
 
 
-def opened(run: registry.Run) -> tuple[Any, Manner]:
+def opened(run: registry.Run) -> tuple[Any, EmbeddingConfig]:
     assert isinstance(run.recipe, EmbedRecipe)
     return inference.load_encoder(run.folder, run.recipe.base, CPU)
 
@@ -315,7 +315,7 @@ def test_the_encoder_that_was_kept_gives_the_scores_that_were_recorded(
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, change = progress.said, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
+    said, change = progress.format_step, 'adapters=[{ method = "lora", rank = 2, dropout = 0.1 }]'
 
     def interrupt(event: training.StepEvent) -> str:
         if event.step == 3:
@@ -323,7 +323,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
         return said(event)
 
     with monkeypatch.context() as patched:
-        patched.setattr(progress, "said", interrupt)
+        patched.setattr(progress, "format_step", interrupt)
         stopped_by = told(recipe, tmp_path / "runs", change)
     assert stopped_by.code == 5 and "give the same command to go on" in stopped_by.err
     (stopped,) = registry.list_runs(tmp_path / "runs").runs

@@ -36,7 +36,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> AdaptRecipe:
     assert isinstance(found, AdaptRecipe)
     base = found.base.model_copy(
         update={
-            "path": models.write_tiny(tmp_path_factory.mktemp("tiny") / "base"),
+            "path": models.write_toy_model(tmp_path_factory.mktemp("tiny") / "base"),
             "precision": "float32",
         }
         | FLOAT8
@@ -86,8 +86,8 @@ def test_patients_become_a_recorded_run_that_stock_peft_opens(
         whole.record.base_parameters,
         whole.record.trained_parameters,
     )
-    assert ("quantization", run.record.quantization) in reports.run_summary(run).rows
-    assert "quantization" not in [row[0] for row in reports.run_summary(whole).rows]
+    assert ("quantization", run.record.quantization) in reports.build_run_summary(run).rows
+    assert "quantization" not in [row[0] for row in reports.build_run_summary(whole).rows]
     assert (
         json.loads((run.folder / "adapter" / "clinpeft.json").read_text(encoding="utf-8"))[
             "quantization"
@@ -172,12 +172,14 @@ def test_a_question_is_answered_on_it_and_asked_again(
         and "13 tuning texts" in run.record.quantization
     )
     served = inference.load_classifier(
-        run.folder, asked.base, models.cpu()
+        run.folder, asked.base, models.get_cpu_device()
     )  # answers the probe to the bit
     assert any(isinstance(module, Float8Linear) for module in served.stack.base.model.modules())
     with pytest.raises(RefusedError, match="probe"):
         inference.load_classifier(
-            run.folder, asked.base.model_copy(update={"quantization": "none"}), models.cpu()
+            run.folder,
+            asked.base.model_copy(update={"quantization": "none"}),
+            models.get_cpu_device(),
         )
     with pytest.raises(
         RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
@@ -208,7 +210,7 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     assert run.record.quantization.startswith(
         "float8: mean cosine 0.99"
     ) and run.record.quantization.endswith("on 24 tuning texts")
-    stack, _ = inference.load_encoder(run.folder, asked.base, models.cpu())
+    stack, _ = inference.load_encoder(run.folder, asked.base, models.get_cpu_device())
     assert adapters.check_stack_reference_output(stack, run.folder)  # answered as when it was kept
     with pytest.raises(RefusedError, match="folded"):
         stack.create_merged_model()
@@ -279,11 +281,11 @@ def test_at_most_so_many_texts_are_asked_from_first_to_last() -> None:
 
 
 def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> None:
-    shape = models.shape(smoke.base.path)
+    shape = models.read_model_shape(smoke.base.path)
     inside = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # attention and feed-forward of two layers
-    assert (shape.in_blocks, shape.largest) == (inside, 64 * 128)
+    assert (shape.block_linear_weights, shape.largest_block_weights) == (inside, 64 * 128)
     base = plan.estimate_memory(plan.TrainingWorkload(shape, 0, "bfloat16", True, "float8"), 1)[0]
-    assert base.value == inside + 2 * (shape.parameters - inside + 64 * 128)
+    assert base.value == inside + 2 * (shape.parameter_count - inside + 64 * 128)
     plain, quantized = (
         plan.plan_from_formula(with_base(smoke, quantization=name), "H100").memory_terms
         for name in ("none", "float8")
@@ -295,8 +297,8 @@ def test_a_plan_counts_a_byte_a_weight_inside_the_blocks(smoke: AdaptRecipe) -> 
 
 
 def test_a_memory_that_does_not_hold_the_base_as_it_comes_holds_nothing(smoke: AdaptRecipe) -> None:
-    shape = models.shape(smoke.base.path)
-    whole = 4 * shape.parameters / plan.USABLE_MEMORY_FRACTION
+    shape = models.read_model_shape(smoke.base.path)
+    whole = 4 * shape.parameter_count / plan.USABLE_MEMORY_FRACTION
     load = plan.TrainingWorkload(
         shape, 0, "float32", has_language_head=False, quantization="float8"
     )

@@ -41,9 +41,9 @@ def test_a_processor_is_refused_before_anything_is_read(
     def never(*_: object) -> str:
         raise AssertionError("something was read")
 
-    monkeypatch.setattr(sources, "fingerprint", never)
+    monkeypatch.setattr(sources, "fingerprint_notes", never)
     monkeypatch.setattr(task_cohorts, "fingerprint_cohort_sources", never)
-    monkeypatch.setattr(models, "fingerprint", never)
+    monkeypatch.setattr(models, "fingerprint_base_model", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:
         VERBS[kind](asking(kind), tmp_path / "home", AROUND)
     assert caught.value.location == "base.kernels" and not (tmp_path / "home").exists()
@@ -59,7 +59,7 @@ def test_trials_in_one_pass_are_refused_together(tmp_path: Path) -> None:
 def test_a_run_says_whose_kernels_it_had(tmp_path: Path) -> None:
     smoke = recipe.load_recipe_cells(RECIPES / "smoke.toml")[0].recipe
     assert isinstance(smoke, AdaptRecipe) and torch.device("cpu") == create_accelerator().device
-    base = smoke.base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = smoke.base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     run = workflows.adapt_language_model(
         smoke.model_copy(update={"base": base}), tmp_path / "home", AROUND
     )

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from clinpeft import models, recipe, workflows
-from clinpeft.cli.plan import lines
+from clinpeft.cli.plan import format_run_plan
 from clinpeft.core.errors import UsageError
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.training import StepEvent
@@ -28,7 +28,7 @@ from clinpeft.workflows.plan import (
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 AROUND = workflows.RunContext(lambda: datetime.datetime.now(datetime.UTC))
-SHAPE = models.shape_of(
+SHAPE = models.compute_model_shape(
     transformers.LlamaConfig(
         vocab_size=32_000,
         hidden_size=4096,
@@ -126,7 +126,7 @@ def test_an_unknown_gpu_is_answered_with_those_that_are_known() -> None:
 def test_a_named_gpu_is_planned_from_the_recipe_alone() -> None:
     plan = plan_from_formula(smoke(), "T4")
     assert plan.tokens == 4 * 512 and plan.seconds is not None and plan.seconds[0] < plan.seconds[1]
-    said = "\n".join(lines(plan, 512))
+    said = "\n".join(format_run_plan(plan, 512))
     assert "on T4" in said and "activations: 512 tokens" in said and "fit" in said
     assert "and activations kept" in said and "the same, were they recomputed" in said
     assert (
@@ -165,7 +165,7 @@ def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache
 ) -> None:
     """The bands are wide: four steps of a few milliseconds, on a machine that does other things as well. docs/plan.md has the measured figure."""
     home = tmp_path / "home"
-    base = smoke().base.model_copy(update={"path": models.write_tiny(tmp_path / "base")})
+    base = smoke().base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})
     plan = plan_from_dry_run(asked, home, AROUND, workflows.adapt_language_model, 8 * 2**30)  # type: ignore[arg-type]
     assert [path.name for path in home.iterdir()] == ["cache"]

@@ -74,7 +74,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 finished=context.now(),
             )
 
-    monkeypatch.setattr(launch, "verb_of", lambda kind: verb)
+    monkeypatch.setattr(launch, "get_run_function", lambda kind: verb)
     return recipes
 
 

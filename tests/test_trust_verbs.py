@@ -231,7 +231,9 @@ def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
     """Base and adapted model are replaced by one that is surprised by every number but the planted ones, and one that is surprised alike."""
     recipe = attacked.run("language").recipe
     assert isinstance(recipe, AdaptRecipe)
-    planted = {canary.note() for canary in corpus.canaries(recipe.privacy, recipe.seed)}
+    planted = {
+        canary.format_note() for canary in corpus.generate_canaries(recipe.privacy, recipe.seed)
+    }
 
     def surprises(
         _: object, __: object, notes: list[tuple[str, int, str]], *___: object
@@ -336,7 +338,7 @@ def test_nothing_of_a_note_a_person_a_user_or_a_folder_leaves(
         *ids,
         str(attacked.home),
         str(tmp_path),
-        f"/{cli_audit.user()}/",
+        f"/{cli_audit.get_user_name()}/",
         *os.environ.get("HOME", "").split(),
     ]
     text = {path: content for path, content in files.items() if not path.endswith(".safetensors")}
@@ -404,7 +406,7 @@ def test_every_verb_that_made_something_left_a_line(attacked: House, tmp_path: P
     assert (first["run"], first["data"], first["who"]) == (
         run.id,
         run.record.hashes.source,
-        cli_audit.user(),
+        cli_audit.get_user_name(),
     )
     assert first["result"] == runs.compute_path_checksum(run.folder / "run.json")
     assert first["recipe"] == run.record.files["recipe.toml"]

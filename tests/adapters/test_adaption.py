@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import FAMILIES
+from clinpeft.models import MODEL_FAMILIES
 from clinpeft.recipe import AdaptionPromptSpec, LoraSpec
 from clinpeft.runtime.adaption_prompt import SingleProjectionAttention
 from tests.adapters.toys import IDS, MASK, load
@@ -27,22 +27,24 @@ PROMPT = AdaptionPromptSpec(tokens=3, layers=2)
 
 
 @functools.cache
-def made(family: str, bias: bool = False) -> models.Base:
+def made(family: str, bias: bool = False) -> models.FrozenBaseModel:
     config = transformers.AutoConfig.for_model(
         family, **SHAPE, **SETTINGS[family], **({"attention_bias": True} if bias else {})
     )
     torch.manual_seed(0)
-    model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(
-        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    model = MODEL_FAMILIES[family].auto_class.from_config(config).eval()
+    return models.FrozenBaseModel(
+        model, None, MODEL_FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
     )
 
 
-def base_of(family: str, bias: bool = False, precision: torch.dtype = torch.float32) -> models.Base:
+def base_of(
+    family: str, bias: bool = False, precision: torch.dtype = torch.float32
+) -> models.FrozenBaseModel:
     base = copy.deepcopy(made(family, bias))
     base.precision = precision
     base.model.to(precision)
-    models.flatten(base)
+    models.enable_packing(base)
     return base
 
 
@@ -56,7 +58,7 @@ def as_peft_does(stack: Stack) -> Stack:
     return stack
 
 
-def both(base: models.Base, *below: Any) -> tuple[Stack, Stack]:
+def both(base: models.FrozenBaseModel, *below: Any) -> tuple[Stack, Stack]:
     made = [
         shaken(adapters.attach_adapters(copy.deepcopy(base), [*below, PROMPT])) for _ in range(2)
     ]

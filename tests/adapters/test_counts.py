@@ -55,7 +55,7 @@ ROWS: list[tuple[str, dict[str, Any], int, str]] = [
 def test_the_paper_s_counts_are_reproduced_exactly(
     adapter: dict[str, Any], trained: int, percent: str
 ) -> None:
-    base = models.meta(
+    base = models.create_meta_model(
         transformers.LlamaConfig(vocab_size=32_000)
     )  # the other defaults are LLaMA-7B's: 32 layers, width 4096
     counts = adapters.attach_adapters(base, [ADAPTER_SPEC_TYPE.validate_python(adapter)]).counts

@@ -12,7 +12,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
-from clinpeft.models import Float8, Float8Linear, dequantized
+from clinpeft.models import Float8Weight, Float8Linear, dequantize_float8
 from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
 from tests.adapters.test_fused import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 from tests.adapters.toys import answers, earlier, finished, load, shake, spec
@@ -23,13 +23,13 @@ def llama(toy_llama: Callable[..., Path]) -> Path:
     return toy_llama()
 
 
-def quantized(folder: Path, precision: str = "float32") -> models.Base:
+def quantized(folder: Path, precision: str = "float32") -> models.FrozenBaseModel:
     base = load(folder, precision)
-    models.quantize(base)
+    models.quantize_base_model(base)
     return base
 
 
-def plain(folder: Path, precision: str = "float32") -> models.Base:
+def plain(folder: Path, precision: str = "float32") -> models.FrozenBaseModel:
     """The same weights, dequantized, in plain layers."""
     base = load(folder, precision)
     for name, module in quantized(folder, precision).model.named_modules():
@@ -97,9 +97,9 @@ def test_one_function_of_float8_is_that_of_its_weights() -> None:
         torch.randn(7, 6, requires_grad=True),
         [torch.randn(2, 6, requires_grad=True), torch.randn(4, 2, requires_grad=True)],
     )
-    weight, bias = Float8.of(torch.randn(4, 6)), torch.randn(4)
+    weight, bias = Float8Weight.from_weight(torch.randn(4, 6)), torch.randn(4)
     found = []
-    for each in (weight, dequantized(weight.numbers, weight.scale, torch.float32)):
+    for each in (weight, dequantize_float8(weight.numbers, weight.scale, torch.float32)):
         out = compute_fused_linear(x, each, bias, [LowRankUpdate(factors[0], factors[1], 0.5)])
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *factors])])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
@@ -177,18 +177,18 @@ def test_trials_share_it(llama: Path) -> None:
         assert torch.equal(answers(stack), answers(alone))
 
 
-def _merge_first(base: models.Base, tmp_path: Path, llama: Path) -> Any:
+def _merge_first(base: models.FrozenBaseModel, tmp_path: Path, llama: Path) -> Any:
     folder = finished(llama, "lora", tmp_path / "clinical")
     return adapters.attach_adapters(
         base, [earlier("lora", merged=True), spec("lora")], folders={"clinical": folder}
     )
 
 
-def _merge_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
+def _merge_all(base: models.FrozenBaseModel, tmp_path: Path, llama: Path) -> Any:
     return adapters.attach_adapters(base, [spec("lora")]).create_merged_model()
 
 
-def _train_all(base: models.Base, tmp_path: Path, llama: Path) -> Any:
+def _train_all(base: models.FrozenBaseModel, tmp_path: Path, llama: Path) -> Any:
     return adapters.attach_adapters(base, (), base_trainable=True)
 
 

@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import Linear
 
 from clinpeft import adapters
 from clinpeft.adapters import ADAPTER_METHODS, Stack
-from clinpeft.runtime.dropout import DRAWS
+from clinpeft.runtime.dropout import DROPOUT_LEVELS
 from clinpeft.runtime.fused_lora import (
     FusedLoraLinear,
     LowRankUpdate,
@@ -51,7 +51,7 @@ class SameDraws(torch.nn.Dropout):
             x
             if stays is None
             else _masked_with_gradient(flat, stays).view_as(x)
-            * (DRAWS / (DRAWS - plan.drop_threshold))
+            * (DROPOUT_LEVELS / (DROPOUT_LEVELS - plan.drop_threshold))
         )
 
 

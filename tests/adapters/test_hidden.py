@@ -34,7 +34,7 @@ def llama(toy_llama: MakeFolder) -> Path:
 
 def made(folder: Path, methods: tuple[str, ...], precision: str = "float32") -> Stack:
     base = load(folder, precision)
-    if base.family.impossible & set(methods):
+    if base.family.unsupported_methods & set(methods):
         pytest.skip("not possible on this family")
     stack = adapters.attach_adapters(base, [spec(method) for method in methods])
     shake(stack)
@@ -116,7 +116,7 @@ def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(
     llama: Path, tmp_path: Path
 ) -> None:
     clinical = finished(llama, "lora", tmp_path / "clinical")
-    headless = models.load(
+    headless = models.load_base_model(
         LanguageModelSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors"
     )
     found = []

@@ -23,7 +23,7 @@ from clinpeft.adapters import (
 )
 from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import FAMILIES
+from clinpeft.models import MODEL_FAMILIES
 from tests.models.test_families import SETTINGS, SHAPE, shaken
 
 Learned = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -38,7 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "prompt": {"tokens": 3},
     "prefix": {"tokens": 3},
 }
-ABLE = [name for name in FAMILIES if name != "mpnet"]
+ABLE = [name for name in MODEL_FAMILIES if name != "mpnet"]
 METHOD_SETS = [
     *((method,) for method in ADAPTER_METHODS if method != "prefix"),
     ("lora", "adaption-prompt"),
@@ -47,19 +47,19 @@ METHOD_SETS = [
 
 
 @functools.cache
-def made(family: str, layers: int = 2) -> models.Base:
+def made(family: str, layers: int = 2) -> models.FrozenBaseModel:
     shape = SHAPE | {"num_hidden_layers": layers}
     config = transformers.AutoConfig.for_model(family, **shape, **SETTINGS.get(family, {}))
     torch.manual_seed(0)
-    model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(
-        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    model = MODEL_FAMILIES[family].auto_class.from_config(config).eval()
+    return models.FrozenBaseModel(
+        model, None, MODEL_FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
     )
 
 
-def base_of(family: str, layers: int = 2) -> models.Base:
+def base_of(family: str, layers: int = 2) -> models.FrozenBaseModel:
     base = copy.deepcopy(made(family, layers))
-    models.flatten(base)
+    models.enable_packing(base)
     return base
 
 
@@ -103,7 +103,7 @@ def test_loss_and_gradients_are_those_of_kept_activations_to_the_bit(family: str
         and again.activations == "recomputed: a test"
     )
     same(learned(again), learned(kept))
-    if FAMILIES[family].objective == "causal-lm":
+    if MODEL_FAMILIES[family].objective == "causal-lm":
         same(
             learned(again, adapters.compute_token_logits),
             learned(kept, adapters.compute_token_logits),

@@ -24,11 +24,11 @@ def llama(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture
-def base(llama: Path) -> models.Base:
+def base(llama: Path) -> models.FrozenBaseModel:
     return load(llama)
 
 
-def bare(base: models.Base) -> torch.Tensor:
+def bare(base: models.FrozenBaseModel) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = base.model(input_ids=IDS, attention_mask=MASK).logits
     return found[MASK == 1]
@@ -37,7 +37,7 @@ def bare(base: models.Base) -> torch.Tensor:
 @pytest.mark.parametrize(
     "method", [name for name, method in ADAPTER_METHODS.items() if method.starts_as_identity]
 )
-def test_a_fresh_adapter_changes_nothing(method: str, base: models.Base) -> None:
+def test_a_fresh_adapter_changes_nothing(method: str, base: models.FrozenBaseModel) -> None:
     before = bare(base)
     torch.testing.assert_close(
         answers(adapters.attach_adapters(base, [spec(method)])), before, atol=1e-6, rtol=0
@@ -46,7 +46,7 @@ def test_a_fresh_adapter_changes_nothing(method: str, base: models.Base) -> None
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_a_changed_adapter_changes_the_answer_and_off_is_the_bare_base(
-    method: str, base: models.Base
+    method: str, base: models.FrozenBaseModel
 ) -> None:
     before = bare(base)
     stack = adapters.attach_adapters(base, [spec(method)])
@@ -61,7 +61,9 @@ def test_a_changed_adapter_changes_the_answer_and_off_is_the_bare_base(
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
-def test_off_leaves_a_frozen_adapter_frozen(method: str, base: models.Base, tmp_path: Path) -> None:
+def test_off_leaves_a_frozen_adapter_frozen(
+    method: str, base: models.FrozenBaseModel, tmp_path: Path
+) -> None:
     adapters.save_adapter(adapters.attach_adapters(base, [spec(method)]), tmp_path / "adapter")
     frozen = adapters.load_adapter(load(base.folder), tmp_path / "adapter")
     with frozen.disable_adapters():
@@ -71,7 +73,7 @@ def test_off_leaves_a_frozen_adapter_frozen(method: str, base: models.Base, tmp_
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_an_optimiser_step_moves_the_adapter_and_no_weight_of_the_base(
-    method: str, base: models.Base
+    method: str, base: models.FrozenBaseModel
 ) -> None:
     stack = adapters.attach_adapters(base, [spec(method)])
     shake(stack)
@@ -117,7 +119,7 @@ def test_merged_answers_like_unmerged(method: str, precision: str, llama: Path) 
 @pytest.mark.parametrize(
     "method", [name for name, method in ADAPTER_METHODS.items() if not method.is_mergeable]
 )
-def test_what_cannot_be_merged_says_what_can(method: str, base: models.Base) -> None:
+def test_what_cannot_be_merged_says_what_can(method: str, base: models.FrozenBaseModel) -> None:
     with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(base, [spec(method)]).create_merged_model()
     assert method in error.value.message and "lora" in error.value.hint
@@ -130,7 +132,7 @@ def test_what_cannot_be_merged_says_what_can(method: str, base: models.Base) -> 
     ids=lambda given: given.method,
 )
 def test_dropout_works_in_training_and_rests_in_evaluation(
-    dropping: Any, base: models.Base
+    dropping: Any, base: models.FrozenBaseModel
 ) -> None:
     stack = adapters.attach_adapters(base, [dropping])
     shake(stack)
@@ -160,7 +162,7 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alon
     )
 
 
-def test_a_state_is_a_copy_and_comes_back_whole(base: models.Base) -> None:
+def test_a_state_is_a_copy_and_comes_back_whole(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(base, [spec("lora")])
     start, before = stack.copy_trained_state(), answers(stack)
     shake(stack)
@@ -190,7 +192,9 @@ def test_rslora_scales_by_the_root_of_the_rank(llama: Path) -> None:
     assert scaling == {"lora": 4.0, "rslora": 8.0}  # 16 / 4 and 16 / sqrt(4)
 
 
-def test_a_prompt_from_text_starts_at_its_embeddings_repeated_to_length(base: models.Base) -> None:
+def test_a_prompt_from_text_starts_at_its_embeddings_repeated_to_length(
+    base: models.FrozenBaseModel,
+) -> None:
     stack = adapters.attach_adapters(
         base, [spec("prompt", init="text", init_text="the patient is", tokens=5)]
     )
@@ -202,7 +206,7 @@ def test_a_prompt_from_text_starts_at_its_embeddings_repeated_to_length(base: mo
 
 
 def test_adaption_prompts_on_more_layers_than_there_are_take_all_and_say_so(
-    base: models.Base,
+    base: models.FrozenBaseModel,
 ) -> None:
     stack = adapters.attach_adapters(base, [spec("adaption-prompt", layers=30)])
     assert stack.notices == (
@@ -211,14 +215,14 @@ def test_adaption_prompts_on_more_layers_than_there_are_take_all_and_say_so(
     assert stack.counts.trained_parameters == 2 * (3 * 32 + 1)
 
 
-def test_dropout_without_a_place_is_said(base: models.Base) -> None:
+def test_dropout_without_a_place_is_said(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(
         base, [spec("p-tuning", encoder="lstm", layers=1, dropout=0.2)]
     )
     assert stack.notices == ("p-tuning: dropout = 0.2 has no place in a lstm of 1 layers",)
 
 
-def test_counts_and_virtual_tokens(base: models.Base) -> None:
+def test_counts_and_virtual_tokens(base: models.FrozenBaseModel) -> None:
     total = sum(parameter.numel() for parameter in base.model.parameters())
     stack = adapters.attach_adapters(base, [spec("lora", rank=2)])
     assert stack.counts == adapters.ParameterCounts(
@@ -228,7 +232,9 @@ def test_counts_and_virtual_tokens(base: models.Base) -> None:
     assert stack.virtual_tokens == 0
 
 
-def test_targets_that_match_nothing_get_the_nearest_that_would(base: models.Base) -> None:
+def test_targets_that_match_nothing_get_the_nearest_that_would(
+    base: models.FrozenBaseModel,
+) -> None:
     with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(base, [spec("lora", targets=("q_proj", "qproj"))])
     assert "['qproj']" in error.value.message and error.value.location == "adapters.targets"
@@ -237,7 +243,7 @@ def test_targets_that_match_nothing_get_the_nearest_that_would(base: models.Base
         adapters.attach_adapters(base, [spec("lora", targets=("lm_head",))])
 
 
-def test_chosen_targets_are_the_ones_adapted(base: models.Base) -> None:
+def test_chosen_targets_are_the_ones_adapted(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(base, [spec("lora", targets=("o_proj", "mlp.up_proj"))])
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in stack.trained_parameters} == {
         "o_proj",
@@ -245,14 +251,14 @@ def test_chosen_targets_are_the_ones_adapted(base: models.Base) -> None:
     }
 
 
-def test_a_base_carries_one_stack(base: models.Base) -> None:
+def test_a_base_carries_one_stack(base: models.FrozenBaseModel) -> None:
     adapters.attach_adapters(base, [spec("lora")])
     with pytest.raises(AdapterError, match="carries adapters already"):
         adapters.attach_adapters(base, [spec("ia3")])
 
 
 def test_virtual_tokens_must_find_a_position(toy_bert: Path) -> None:
-    base = models.load(LanguageModelSpec(path=toy_bert, max_tokens=120), CPU)
+    base = models.load_base_model(LanguageModelSpec(path=toy_bert, max_tokens=120), CPU)
     with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(base, [spec("prompt", tokens=9)])
     assert "need 129 positions of 128" in error.value.message
@@ -268,7 +274,7 @@ def clinical(llama: Path, tmp_path: Path) -> Path:
     return finished(llama, "lora", tmp_path / "clinical", rank=4, dropout=0.3)
 
 
-def test_no_adapter_is_the_bare_base_below_a_head(base: models.Base) -> None:
+def test_no_adapter_is_the_bare_base_below_a_head(base: models.FrozenBaseModel) -> None:
     before = bare(base)
     stack = adapters.attach_adapters(base, [])
     assert (
@@ -282,7 +288,9 @@ def test_no_adapter_is_the_bare_base_below_a_head(base: models.Base) -> None:
     assert not base.model.training  # nothing of it is trained, so that its dropout would be noise
 
 
-def test_one_new_adapter_has_the_names_that_earlier_checkpoints_have(base: models.Base) -> None:
+def test_one_new_adapter_has_the_names_that_earlier_checkpoints_have(
+    base: models.FrozenBaseModel,
+) -> None:
     stack = adapters.attach_adapters(base, [spec("lora")])
     assert (
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
@@ -392,7 +400,7 @@ def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clin
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_an_inert_adapter_of_any_method_leaves_the_base_as_it_is(
-    method: str, base: models.Base
+    method: str, base: models.FrozenBaseModel
 ) -> None:
     before = bare(base)
     stack = adapters.attach_adapters(base, [spec(method, active=False)])
@@ -404,7 +412,7 @@ def test_an_inert_adapter_of_any_method_leaves_the_base_as_it_is(
     torch.testing.assert_close(answers(stack), before, atol=0, rtol=0)
 
 
-def test_two_new_adapters_start_from_different_weights(base: models.Base) -> None:
+def test_two_new_adapters_start_from_different_weights(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(base, [spec("lora"), spec("lora")])
     first, second = (
         {name.replace(a.peft_name, ""): p for name, p in a.parameters.items()}

@@ -36,8 +36,8 @@ def name_of(variant: dict[str, Any]) -> str:
     return "-".join(str(value) for value in variant.values())
 
 
-def load(folder: Path, precision: str = "float32") -> models.Base:
-    return models.load(
+def load(folder: Path, precision: str = "float32") -> models.FrozenBaseModel:
+    return models.load_base_model(
         LanguageModelSpec.model_validate(
             {"path": folder, "precision": precision, "max_tokens": 32}
         ),
@@ -69,14 +69,14 @@ def test_stock_peft_loads_the_folder_and_answers_alike(
     variant: dict[str, Any], kind: str, llama: Path, toy_bert: Path, tmp_path: Path
 ) -> None:
     folder = llama if kind == "decoder" else toy_bert
-    if variant["method"] in load(folder).family.impossible:
+    if variant["method"] in load(folder).family.unsupported_methods:
         pytest.skip("not possible on this family")
     stack = trained(folder, variant)
     stack.model.train()  # a folder is the same whenever it is written
     adapters.save_adapter(stack, tmp_path / "adapter")
     assert stack.model.training
     stock = peft.PeftModel.from_pretrained(
-        stack.base.family.auto.from_pretrained(folder), str(tmp_path / "adapter")
+        stack.base.family.auto_class.from_pretrained(folder), str(tmp_path / "adapter")
     ).eval()
     with torch.no_grad():
         found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]

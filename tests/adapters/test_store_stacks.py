@@ -56,7 +56,7 @@ def about(folder: Path) -> dict[str, object]:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
 def test_stock_peft_opens_a_pair_and_gives_the_same_logits(stack: Stack, saved: Path) -> None:
     stock = peft.PeftModel.from_pretrained(
-        stack.base.family.auto.from_pretrained(stack.base.folder),
+        stack.base.family.auto_class.from_pretrained(stack.base.folder),
         str(saved / "1-lora"),
         adapter_name="clinical",
     )
@@ -88,7 +88,7 @@ def test_stock_peft_opens_each_of_a_lora_and_a_prompt(
     stack.train(False)
     for off, on in (("1-lora", f"2-{prompt}"), (f"2-{prompt}", "1-lora")):
         stock = peft.PeftModel.from_pretrained(
-            stack.base.family.auto.from_pretrained(llama), str(tmp_path / "adapters" / on)
+            stack.base.family.auto_class.from_pretrained(llama), str(tmp_path / "adapters" / on)
         ).eval()
         with stack.disable_adapter(off), torch.no_grad():
             found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]

@@ -26,11 +26,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bases(toy_llama: MakeFolder, toy_bert: Path) -> dict[str, models.Base]:
+def bases(toy_llama: MakeFolder, toy_bert: Path) -> dict[str, models.FrozenBaseModel]:
     return {"llama": load(toy_llama()), "bert": load(toy_bert)}
 
 
-def stack_of(bases: dict[str, models.Base], family: str, name: str) -> Stack:
+def stack_of(bases: dict[str, models.FrozenBaseModel], family: str, name: str) -> Stack:
     method = name.removesuffix("-mlp").removesuffix("-plain")
     stack = adapters.attach_adapters(copy.deepcopy(bases[family]), [spec(method, **METHODS[name])])
     shake(stack)
@@ -60,7 +60,7 @@ def peft_alone(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("name", METHODS)
 def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
-    name: str, family: str, bases: dict[str, models.Base]
+    name: str, family: str, bases: dict[str, models.FrozenBaseModel]
 ) -> None:
     stack, plain = stack_of(bases, family, name), stack_of(bases, family, name)
     ids, mask = rows()
@@ -80,7 +80,7 @@ def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(
-    name: str, bases: dict[str, models.Base]
+    name: str, bases: dict[str, models.FrozenBaseModel]
 ) -> None:
     stack, asked = stack_of(bases, "llama", name), []
     stack.model.prompt_encoder["default"].register_forward_hook(
@@ -90,7 +90,7 @@ def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(
     assert asked == [1]
 
 
-def test_a_prefix_is_the_same_for_the_next_group(bases: dict[str, models.Base]) -> None:
+def test_a_prefix_is_the_same_for_the_next_group(bases: dict[str, models.FrozenBaseModel]) -> None:
     """The model lengthens the keys that it is handed; the next group gets them as they were."""
     stack = stack_of(bases, "llama", "prefix")
     ids, mask = rows()

@@ -22,8 +22,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def load(folder: Path, precision: str = "float32") -> models.Base:
-    return models.load(
+def load(folder: Path, precision: str = "float32") -> models.FrozenBaseModel:
+    return models.load_base_model(
         LanguageModelSpec.model_validate(
             {"path": folder, "precision": precision, "max_tokens": 32}
         ),

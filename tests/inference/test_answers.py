@@ -18,7 +18,7 @@ from clinpeft.core.errors import TrainingError
 from clinpeft.core.schemas import LabelSpace, ProblemType
 from clinpeft.models import Head
 from clinpeft.recipe import EncoderModelSpec, LoraSpec, TruncationSpec
-from clinpeft.tokenization import Documents, Ints
+from clinpeft.tokenization import EncodedDocuments, IndexArray
 from tests.conftest import WORDS, MakeFolder
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def question(kind: ProblemType = "multiclass") -> LabelSpace:
 @pytest.fixture(scope="module")
 def stack(toy_llama: MakeFolder) -> Stack:
     return adapters.attach_adapters(
-        models.load(
+        models.load_base_model(
             EncoderModelSpec(path=toy_llama(), max_tokens=12, precision="float32"), CPU, "vectors"
         ),
         [LoraSpec(rank=2)],
@@ -40,7 +40,7 @@ def stack(toy_llama: MakeFolder) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def documents(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Documents:
+def documents(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> EncodedDocuments:
     """Twenty notes of 4 to 29 words, in windows of up to 12 tokens."""
     folder, rng, rows = tmp_path_factory.mktemp("documents"), np.random.default_rng(0), range(20)
     known = {
@@ -70,13 +70,17 @@ def head(stack: Stack) -> Head:
     return Head(stack.base.width, 3, seed=4).eval()
 
 
-def whole(some: Ints) -> list[Ints]:
+def whole(some: IndexArray) -> list[IndexArray]:
     return [some]
 
 
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_remembered_vectors_answer_as_the_model_does(
-    stack: Stack, documents: Documents, head: Head, tmp_path: Path, pool: models.WindowPooling
+    stack: Stack,
+    documents: EncodedDocuments,
+    head: Head,
+    tmp_path: Path,
+    pool: models.WindowPooling,
 ) -> None:
     assert len(documents.lengths) > len(documents.tokens_total)  # several windows a document
     chosen = np.array([7, 0, 19, 3])
@@ -90,12 +94,12 @@ def test_remembered_vectors_answer_as_the_model_does(
 
 
 def test_vectors_are_read_once_and_a_file_that_was_cut_off_is_not_taken_for_them(
-    stack: Stack, documents: Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, documents: EncodedDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "cache" / "features.npy"
     with monkeypatch.context() as patched:
         patched.setattr(
-            tokenization, "document_batches", lambda *_: [np.arange(3), None]
+            tokenization, "group_documents", lambda *_: [np.arange(3), None]
         )  # dies after the first batch
         with pytest.raises(TypeError):
             inference.cache_window_features(stack, documents, "last", 64, CPU, path)
@@ -108,7 +112,7 @@ def test_vectors_are_read_once_and_a_file_that_was_cut_off_is_not_taken_for_them
 
 
 def test_scores_come_in_the_order_asked_however_they_are_grouped(
-    stack: Stack, documents: Documents, head: Head
+    stack: Stack, documents: EncodedDocuments, head: Head
 ) -> None:
     answer = inference.build_logit_function(stack, documents, head, "mean", "mean", CPU)
     chosen = np.array([15, 2, 9, 4, 11])
@@ -136,7 +140,7 @@ def test_one_of_several_sums_to_one_and_labels_stand_alone() -> None:
     ]
 
 
-def test_the_table_holds_truth_answer_and_question(documents: Documents) -> None:
+def test_the_table_holds_truth_answer_and_question(documents: EncodedDocuments) -> None:
     chosen, logits = np.array([13, 12]), np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], np.float32)
     found = inference.build_prediction_table(documents, chosen, logits, question())
     assert found.schema.equals(schemas.PREDICTION_SCHEMA, check_metadata=False)
@@ -146,7 +150,7 @@ def test_the_table_holds_truth_answer_and_question(documents: Documents) -> None
     assert found["tokens"].to_pylist() == documents.tokens_total[chosen].tolist()
 
 
-def test_a_logit_that_is_no_number_is_refused_by_its_stay(documents: Documents) -> None:
+def test_a_logit_that_is_no_number_is_refused_by_its_stay(documents: EncodedDocuments) -> None:
     logits = np.zeros((2, 3), np.float32)
     logits[1, 2] = np.nan
     with pytest.raises(
@@ -156,7 +160,7 @@ def test_a_logit_that_is_no_number_is_refused_by_its_stay(documents: Documents) 
     assert raised.value.location == "stay_id 112"
 
 
-def test_no_document_gives_an_empty_table(documents: Documents) -> None:
+def test_no_document_gives_an_empty_table(documents: EncodedDocuments) -> None:
     assert (
         len(
             inference.build_prediction_table(

@@ -23,13 +23,13 @@ from clinpeft.inference.encode import (
     encode_texts,
     encode_texts_to_file,
 )
-from clinpeft.models.embedding_config import Manner
+from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec, PromptSpec
 from tests.conftest import WORDS
 
 CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
-MEAN = Manner("mean", max_tokens=40)
+MEAN = EmbeddingConfig("mean", max_tokens=40)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -39,7 +39,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 
 def stack_of(folder: Path, *specs: Any, precision: str = "float32") -> adapters.Stack:
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec.model_validate(
             {"path": folder, "max_tokens": 40, "precision": precision}
         ),
@@ -55,7 +55,7 @@ def stack_of(folder: Path, *specs: Any, precision: str = "float32") -> adapters.
 
 
 def plain(
-    stack: adapters.Stack, embedding_config: Manner, given: list[str], prompt: str = ""
+    stack: adapters.Stack, embedding_config: EmbeddingConfig, given: list[str], prompt: str = ""
 ) -> np.ndarray[Any, Any]:
     """Ten texts at a time, padded to the longest, as everybody does it."""
     found, tokenizer = [], stack.base.tokenizer
@@ -72,7 +72,9 @@ def plain(
             hidden = adapters.compute_hidden_states(
                 stack, batch["input_ids"], batch["attention_mask"]
             )
-            pooled = models.pool(hidden, batch["attention_mask"], embedding_config.pooling)
+            pooled = models.pool_hidden_states(
+                hidden, batch["attention_mask"], embedding_config.pooling
+            )
         found.append(
             torch.nn.functional.normalize(pooled, dim=1) if embedding_config.normalise else pooled
         )
@@ -89,11 +91,15 @@ def bert(toy_bert: Path) -> adapters.Stack:
 
 @pytest.mark.parametrize(
     "manner",
-    [MEAN, Manner("cls", normalise=False, max_tokens=40), Manner("last", max_tokens=7)],
+    [
+        MEAN,
+        EmbeddingConfig("cls", normalise=False, max_tokens=40),
+        EmbeddingConfig("last", max_tokens=7),
+    ],
     ids=str,
 )
 def test_vectors_are_those_of_the_plain_padded_loop(
-    embedding_config: Manner, toy_bert: Path, toy_llama: MakeFolder
+    embedding_config: EmbeddingConfig, toy_bert: Path, toy_llama: MakeFolder
 ) -> None:
     for folder in (toy_bert, toy_llama(), toy_llama(pad_is_eos=True)):
         stack = stack_of(folder, LoraSpec(rank=2))
@@ -146,10 +152,13 @@ def test_a_prompt_stands_before_every_text(bert: adapters.Stack) -> None:
 
 
 def test_a_real_encoder_gives_the_vectors_of_the_plain_loop(minilm: Path) -> None:
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=minilm, max_tokens=128, precision="float32"), CPU, "vectors"
     )
-    stack, embedding_config = adapters.attach_adapters(base, []), Manner("mean", max_tokens=12)
+    stack, embedding_config = (
+        adapters.attach_adapters(base, []),
+        EmbeddingConfig("mean", max_tokens=12),
+    )
     given = [
         "Aortic stenosis.",
         "The valve between the left ventricle and the aorta does not open fully, and blood cannot leave.",
@@ -179,7 +188,7 @@ def test_the_same_text_is_encoded_once_and_its_vector_stands_wherever_it_was(
     read, rows = encoding.read, list[int]()
 
     def counted(
-        engine: encoding.Engine, ids: list[list[int]], embedding_config: Manner
+        engine: encoding.Engine, ids: list[list[int]], embedding_config: EmbeddingConfig
     ) -> Float32Array:
         rows.append(len(ids))
         return read(engine, ids, embedding_config)
@@ -263,7 +272,7 @@ def test_what_is_cut_is_counted(bert: adapters.Stack, tmp_path: Path) -> None:
         "no fever no cough no pain",
     ]
     encoded = encode_texts_to_file(
-        bert, Manner("mean", max_tokens=4), given, tmp_path / "vectors.npy"
+        bert, EmbeddingConfig("mean", max_tokens=4), given, tmp_path / "vectors.npy"
     )
     assert (encoded.truncated_texts, encoded.tokens) == (2, 12)
     assert EncodingSummary(**encoded.as_json()) == encoded  # type: ignore[arg-type]
@@ -380,7 +389,7 @@ def test_a_vector_without_direction_is_an_error_only_where_one_is_needed(
         stack.base.backbone.norm.weight.zero_()
     with pytest.raises(TrainingError, match="zero"):
         encode_texts(stack, MEAN, ["the patient"])
-    assert not encode_texts(stack, Manner("mean", normalise=False), ["the patient"]).any()
+    assert not encode_texts(stack, EmbeddingConfig("mean", normalise=False), ["the patient"]).any()
 
 
 def test_another_ending_is_refused_before_anything_is_read(

@@ -16,7 +16,7 @@ from clinpeft import adapters, models
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.inference.encode import encode_texts
 from clinpeft.inference.export import export_sentence_transformer
-from clinpeft.models.embedding_config import Manner, manner_of
+from clinpeft.models.embedding_config import EmbeddingConfig, resolve_embedding_config
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec, PromptSpec
 
 CPU = torch.device("cpu")
@@ -28,14 +28,14 @@ TEXTS = [
     "the patient is a year old woman with known heart failure who came to hospital because of short breath",
 ]
 MANNERS = {
-    "bert": Manner("mean", True, "the patient ", "found on exam ", 12),
-    "llama": Manner("last", False, "the patient ", "", 12),
-    "minilm": Manner("mean", max_tokens=64),
+    "bert": EmbeddingConfig("mean", True, "the patient ", "found on exam ", 12),
+    "llama": EmbeddingConfig("last", False, "the patient ", "", 12),
+    "minilm": EmbeddingConfig("mean", max_tokens=64),
 }
 
 
 def stack_of(folder: Path, *specs: Any) -> adapters.Stack:
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"), CPU, "vectors"
     )
     stack = adapters.attach_adapters(base, specs)
@@ -108,7 +108,7 @@ def test_a_merged_folder_is_a_base_of_this_program_and_says_how_it_is_read(
 ) -> None:
     stack = stack_of(toy_bert, LoraSpec(rank=2))
     export_sentence_transformer(stack, MANNERS["bert"], tmp_path / "out")
-    assert manner_of(tmp_path / "out") == MANNERS["bert"]
+    assert resolve_embedding_config(tmp_path / "out") == MANNERS["bert"]
     np.testing.assert_allclose(
         encode_texts(stack_of(tmp_path / "out"), MANNERS["bert"], TEXTS),
         encode_texts(stack, MANNERS["bert"], TEXTS),

@@ -48,7 +48,9 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four heads of very different widths above two adapters that say something."""
     folder = tmp_path_factory.mktemp("kept") / "run"
     stack = adapters.attach_adapters(
-        models.load(spec(base), CPU, "vectors"), [LoraSpec(rank=2), LoraSpec(rank=2)], seed=1
+        models.load_base_model(spec(base), CPU, "vectors"),
+        [LoraSpec(rank=2), LoraSpec(rank=2)],
+        seed=1,
     )
     with torch.no_grad():
         for parameter in stack.trained_parameters.values():
@@ -75,13 +77,13 @@ def test_heads_of_every_width_answer_the_probe_bit_for_bit(run: Path, base: Path
     served = inference.load_classifier(run, spec(base), CPU)
     saved = models.load_heads(run)
     assert (
-        saved.probe is not None
-        and {name: head.classes for name, head in served.heads.items()} == WIDTHS
+        saved.reference_output is not None
+        and {name: head.num_classes for name, head in served.heads.items()} == WIDTHS
     )
     now = _compute_reference_logits(
-        served.stack, served.heads, served.pooling, "mean", saved.probe.input_ids
+        served.stack, served.heads, served.pooling, "mean", saved.reference_output.input_ids
     )
-    assert all(torch.equal(now[name], saved.probe.logits[name]) for name in WIDTHS)
+    assert all(torch.equal(now[name], saved.reference_output.logits[name]) for name in WIDTHS)
     assert served.label_spaces["most"] == asked("most", 1266)
     assert not any(parameter.requires_grad for parameter in served.stack.base.model.parameters())
 
@@ -137,7 +139,7 @@ def test_missing_keys_of_an_adapter_are_an_error_even_where_the_hash_was_made_to
 def test_a_trained_base_is_kept_whole_and_stands_for_the_one_of_the_recipe(
     toy_bert: Path, tmp_path: Path
 ) -> None:
-    loaded = models.load(spec(toy_bert), CPU, "vectors")
+    loaded = models.load_base_model(spec(toy_bert), CPU, "vectors")
     stack = adapters.attach_adapters(loaded, (), base_trainable=True)
     with torch.no_grad():
         for parameter in stack.trained_parameters.values():
@@ -145,14 +147,14 @@ def test_a_trained_base_is_kept_whole_and_stands_for_the_one_of_the_recipe(
     stack.train(False)
     heads, questions = {"two": Head(32, 2, seed=3).eval()}, {"two": asked("two", 2)}
     inference.save_classifier(tmp_path / "run", stack, heads, questions, "cls", "mean")
-    ids = models.probe_ids(loaded, 5)
+    ids = models.sample_reference_tokens(loaded, 5)
     before = _compute_reference_logits(stack, heads, "cls", "mean", ids)
     served = inference.load_classifier(tmp_path / "run", spec(toy_bert), CPU)
     assert torch.equal(
         _compute_reference_logits(served.stack, served.heads, "cls", "mean", ids)["two"],
         before["two"],
     )
-    bare = adapters.attach_adapters(models.load(spec(toy_bert), CPU, "vectors"), ())
+    bare = adapters.attach_adapters(models.load_base_model(spec(toy_bert), CPU, "vectors"), ())
     assert not torch.allclose(
         _compute_reference_logits(bare, heads, "cls", "mean", ids)["two"], before["two"], atol=1e-4
     )

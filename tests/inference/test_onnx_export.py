@@ -15,10 +15,10 @@ from clinpeft.core.errors import RefusedError, UsageError
 from clinpeft.inference import onnx_export
 from clinpeft.inference.encode import encode_texts
 from clinpeft.inference.onnx_export import _pool_hidden_states, export_onnx
-from clinpeft.models.embedding_config import Manner
+from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
-MEAN = Manner("mean", max_tokens=12)
+MEAN = EmbeddingConfig("mean", max_tokens=12)
 TEXTS = [
     "the patient is a man",
     "no fever",
@@ -29,7 +29,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def stack(toy_bert: Path) -> adapters.Stack:
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=toy_bert, max_tokens=32, precision="float32"),
         torch.device("cpu"),
         "vectors",
@@ -63,7 +63,7 @@ def test_the_graph_gives_the_same_vectors_for_batches_of_any_shape(
         lambda stack, embedding_config: _Kept(tmp_path / "out" / "model.onnx"),
     )
     with pytest.raises(RefusedError, match="differ by"):  # the graph of another model
-        export_onnx(stack, Manner("cls", max_tokens=12), tmp_path / "other", TEXTS)
+        export_onnx(stack, EmbeddingConfig("cls", max_tokens=12), tmp_path / "other", TEXTS)
     assert not (tmp_path / "other").exists()
 
 
@@ -76,13 +76,13 @@ class _Kept:
 
 
 @pytest.mark.parametrize("how", ["mean", "cls", "last", "max"])
-def test_pooling_in_the_graph_is_that_of_the_house(how: models.Pooling) -> None:
+def test_pooling_in_the_graph_is_that_of_the_house(how: models.PoolingMode) -> None:
     hidden, mask = (
         torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)),
         torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]),
     )
     torch.testing.assert_close(
-        _pool_hidden_states(hidden, mask, how), models.pool(hidden, mask, how)
+        _pool_hidden_states(hidden, mask, how), models.pool_hidden_states(hidden, mask, how)
     )
 
 

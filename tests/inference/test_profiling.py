@@ -13,15 +13,15 @@ from clinpeft import adapters, models
 from clinpeft.core.errors import InputError
 from clinpeft.inference import profile_encoder as measuring
 from clinpeft.inference.profile import build_token_histogram, profile_encoder
-from clinpeft.models.embedding_config import Manner
+from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
-MEAN = Manner("mean", max_tokens=10)
+MEAN = EmbeddingConfig("mean", max_tokens=10)
 
 
 @pytest.fixture(scope="module")
 def stack(toy_bert: Path) -> adapters.Stack:
-    base = models.load(
+    base = models.load_base_model(
         PretrainedModelSpec(path=toy_bert, max_tokens=32, precision="float32"),
         torch.device("cpu"),
         "vectors",

@@ -15,7 +15,7 @@ import transformers
 from clinpeft import adapters, models
 from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.core.errors import BaseModelError, InputError
-from clinpeft.models import FAMILIES, Pooling, Spans
+from clinpeft.models import MODEL_FAMILIES, PoolingMode, SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime import packed_attention
 from tests.models.test_families import SETTINGS, SHAPE, shaken, spec_of
@@ -28,25 +28,25 @@ NARROW: dict[str, dict[str, Any]] = {  # windows of attention that are shorter t
     "gemma2": {"sliding_window": 4},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
 }
-FLAT = [name for name, family in FAMILIES.items() if family.flattens]
+FLAT = [name for name, family in MODEL_FAMILIES.items() if family.supports_packing]
 BESIDE = [method for method in ADAPTER_METHODS if ADAPTER_METHODS[method].composition == "beside"]
 
 
 @functools.cache
-def made(family: str) -> models.Base:
+def made(family: str) -> models.FrozenBaseModel:
     config = transformers.AutoConfig.for_model(
         family, **SHAPE, **SETTINGS.get(family, {}), **NARROW.get(family, {})
     )
     torch.manual_seed(0)
-    model = FAMILIES[family].auto.from_config(config).eval()
-    return models.Base(
-        model, None, FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
+    model = MODEL_FAMILIES[family].auto_class.from_config(config).eval()
+    return models.FrozenBaseModel(
+        model, None, MODEL_FAMILIES[family], Path("toy"), "", torch.float32, "", max_tokens=32
     )
 
 
-def base_of(family: str) -> models.Base:
+def base_of(family: str) -> models.FrozenBaseModel:
     base = copy.deepcopy(made(family))
-    models.flatten(base)
+    models.enable_packing(base)
     return base
 
 
@@ -71,7 +71,7 @@ def rows(some: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 def one_by_one(stack: Stack) -> torch.Tensor:
     """Every document alone, without padding, by transformers' own plainest attention."""
     stack.base.model.set_attn_implementation("eager")
-    assert not models.flattens(stack.base.model)
+    assert not models.has_packed_attention(stack.base.model)
     return torch.cat(
         [
             stack.base.backbone(
@@ -90,10 +90,10 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> tuple[torch.Tensor, dict[s
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_documents_in_one_row_are_what_each_is_alone_vectors_loss_and_gradient(family: str) -> None:
     stack, plain = stack_of(family), stack_of(family)
-    assert models.flattens(stack.base.model) == (family in FLAT)
+    assert models.has_packed_attention(stack.base.model) == (family in FLAT)
     found, expected = (
         adapters.compute_packed_hidden_states(stack, *rows(texts())),
         one_by_one(plain),
@@ -111,7 +111,7 @@ def test_documents_in_one_row_are_what_each_is_alone_vectors_loss_and_gradient(f
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_logits_are_the_head_s_of_the_vectors_that_each_has_alone(family: str) -> None:
     stack, plain = stack_of(family), stack_of(family)
     ids, mask = rows(texts())
@@ -144,7 +144,7 @@ def test_no_layer_sees_a_token_of_padding(family: str) -> None:
 def test_long_documents_with_local_attention_are_read_in_blocks(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_attention, "BLOCK_TOKENS", 4)
+    monkeypatch.setattr(packed_attention, "LOCAL_ATTENTION_BLOCK_TOKENS", 4)
     stack, plain = stack_of(family), stack_of(family)
     found, expected = (
         adapters.compute_packed_hidden_states(stack, *rows(texts())),
@@ -158,18 +158,20 @@ def test_long_documents_with_local_attention_are_read_in_blocks(
 
 
 def test_a_family_that_is_declared_flattening_and_is_not_is_refused() -> None:
-    base = replace(copy.deepcopy(made("mpnet")), family=replace(FAMILIES["mpnet"], flattens=True))
+    base = replace(
+        copy.deepcopy(made("mpnet")), family=replace(MODEL_FAMILIES["mpnet"], supports_packing=True)
+    )
     with pytest.raises(BaseModelError, match="differ from those of each alone") as refused:
-        models.flatten(base)
+        models.enable_packing(base)
     assert "flattens = False" in refused.value.hint
 
 
 def first_seen_only(
-    module: torch.nn.Module, *asked: Any, spans: Spans | None = None, **others: Any
+    module: torch.nn.Module, *asked: Any, spans: SequenceLengths | None = None, **others: Any
 ) -> Any:
     """An attention that forgets where documents end."""
-    others["spans"] = None if spans is None else Spans((sum(spans.lengths),))
-    return packed_attention.attend(module, *asked, **others)
+    others["spans"] = None if spans is None else SequenceLengths((sum(spans.lengths),))
+    return packed_attention.attend_packed_documents(module, *asked, **others)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -179,13 +181,17 @@ def test_an_attention_that_looks_over_the_edge_is_found_in_any_precision(
 ) -> None:
     base = replace(copy.deepcopy(made(family)), precision=precision)
     base.model.to(precision)
-    models.flatten(base)
-    transformers.AttentionInterface.register(packed_attention.NAME, first_seen_only)
+    models.enable_packing(base)
+    transformers.AttentionInterface.register(
+        packed_attention.PACKED_ATTENTION_NAME, first_seen_only
+    )
     try:
         with pytest.raises(BaseModelError, match="differ from those of each alone"):
-            models.flatten(base)
+            models.enable_packing(base)
     finally:
-        transformers.AttentionInterface.register(packed_attention.NAME, packed_attention.attend)
+        transformers.AttentionInterface.register(
+            packed_attention.PACKED_ATTENTION_NAME, packed_attention.attend_packed_documents
+        )
 
 
 @pytest.mark.parametrize("method", BESIDE)
@@ -215,20 +221,20 @@ def test_groups_are_of_one_length_or_of_about_one() -> None:
 
 @pytest.mark.parametrize("how", ["last", "cls", "mean", "max"])
 @pytest.mark.parametrize("family", ["llama", "mpnet"])
-def test_texts_are_pooled_by_where_they_lie(family: str, how: Pooling) -> None:
+def test_texts_are_pooled_by_where_they_lie(family: str, how: PoolingMode) -> None:
     stack = stack_of(family)
     ids, mask = rows(texts())
     with torch.no_grad():
         found, expected = (
             adapters.compute_pooled_embeddings(stack, ids, mask, how),
-            models.pool(adapters.compute_hidden_states(stack, ids, mask), mask, how),
+            models.pool_hidden_states(adapters.compute_hidden_states(stack, ids, mask), mask, how),
         )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["last", "cls", "mean", "max"])
-def test_pooling_where_they_lie_has_the_gradient_of_pooling_rows(how: Pooling) -> None:
+def test_pooling_where_they_lie_has_the_gradient_of_pooling_rows(how: PoolingMode) -> None:
     ids, mask = rows(texts())
     vectors = torch.randn(sum(LENGTHS), 4, requires_grad=True)
     padded = torch.zeros(*ids.shape, 4).masked_scatter(mask[..., None] == 1, vectors)
@@ -241,9 +247,11 @@ def test_pooling_where_they_lie_has_the_gradient_of_pooling_rows(how: Pooling) -
 
 
 def pools(
-    vectors: torch.Tensor, padded: torch.Tensor, mask: torch.Tensor, how: Pooling
+    vectors: torch.Tensor, padded: torch.Tensor, mask: torch.Tensor, how: PoolingMode
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return models.pool_spans(vectors, Spans(LENGTHS), how), models.pool(padded, mask, how)
+    return models.pool_packed_hidden_states(
+        vectors, SequenceLengths(LENGTHS), how
+    ), models.pool_hidden_states(padded, mask, how)
 
 
 def test_left_padding_changes_nothing_and_a_row_without_tokens_is_refused() -> None:
@@ -276,7 +284,7 @@ def test_nothing_below_the_lowest_adapter_needs_a_gradient(family: str) -> None:
     layers = next(
         module for module in base.backbone.modules() if isinstance(module, torch.nn.ModuleList)
     )
-    target = FAMILIES[family].lora_targets[0]
+    target = MODEL_FAMILIES[family].lora_targets[0]
     inside = next(name for name, _ in layers[1].named_modules() if name.endswith(target))
     stack = adapters.attach_adapters(base, [LoraSpec(rank=2, targets=(f"1.{inside}",))])
     layers[0].register_forward_hook(
@@ -302,7 +310,7 @@ def first(answer: Any) -> torch.Tensor:
 def test_a_model_with_the_seam_is_saved_and_opened_without_it(family: str, tmp_path: Path) -> None:
     base = base_of(family)
     base.backbone.save_pretrained(tmp_path)
-    assert packed_attention.NAME not in (tmp_path / "config.json").read_text()
+    assert packed_attention.PACKED_ATTENTION_NAME not in (tmp_path / "config.json").read_text()
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     ids, mask = rows(texts())
     with torch.no_grad():
@@ -320,13 +328,13 @@ def test_capped_and_local_scores_are_those_of_the_mask(causal: bool) -> None:
     query, key, value = (
         torch.randn(1, 2, 11, 4, generator=torch.Generator().manual_seed(at)) for at in range(3)
     )
-    embedding_config = packed_attention._Manner(causal, None, 0.0, 4, None)
+    embedding_config = packed_attention._AttentionConfig(causal, None, 0.0, 4, None)
     places = torch.arange(11)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, embedding_config.allowed(places, places)
+        query, key, value, embedding_config.compute_mask(places, places)
     )
     for found in (
-        packed_attention._capped(query, key, value, embedding_config, None),
-        packed_attention._local(query, key, value, embedding_config),
+        packed_attention._attend_with_softcap(query, key, value, embedding_config, None),
+        packed_attention._attend_local_window(query, key, value, embedding_config),
     ):
         torch.testing.assert_close(found, expected)

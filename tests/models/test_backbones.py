@@ -15,15 +15,15 @@ from clinpeft.core.errors import BaseModelError, UsageError
 from clinpeft.models.embedding_config import (
     BACKBONES,
     Backbone,
-    Manner,
-    Targets,
-    backbone_of,
-    manner_of,
+    EmbeddingConfig,
+    AdapterTargetSet,
+    find_backbone,
+    resolve_embedding_config,
 )
 from clinpeft.recipe import LoraSpec, PretrainedModelSpec
 
 CPU = torch.device("cpu")
-LOADABLE = {name: row for name, row in BACKBONES.items() if not row.refused}
+LOADABLE = {name: row for name, row in BACKBONES.items() if not row.refusal_reason}
 TINY = {
     "num_hidden_layers": 2,
     "hidden_size": 32,
@@ -74,7 +74,7 @@ def tiny(row: Backbone) -> Any:
     grouped = (
         {"num_key_value_heads": 2, "head_dim": 8} if "num_key_value_heads" in row.shape else {}
     )
-    return row.config(
+    return row.create_config(
         **TINY, num_attention_heads=4, **grouped, pad_token_id=1, bos_token_id=0, eos_token_id=2
     )
 
@@ -88,10 +88,10 @@ def folders(
     for row in {row.family: row for row in LOADABLE.values()}.values():
         folder = root / row.family
         torch.manual_seed(0)
-        models.FAMILIES[row.family].auto.from_config(tiny(row)).base_model.save_pretrained(
-            folder
-        )  # published without head, as vectors are
-        for path in tokenizers[models.FAMILIES[row.family].objective].glob("tokenizer*"):
+        models.MODEL_FAMILIES[row.family].auto_class.from_config(
+            tiny(row)
+        ).base_model.save_pretrained(folder)  # published without head, as vectors are
+        for path in tokenizers[models.MODEL_FAMILIES[row.family].objective].glob("tokenizer*"):
             shutil.copy(path, folder)
         made[row.family] = folder
     return made
@@ -109,7 +109,7 @@ def folder_named(path: Path, config: dict[str, Any]) -> Path:
 def test_the_ten_of_the_study_come_first_and_each_is_named_as_on_the_hub() -> None:
     assert list(BACKBONES)[:10] == STUDY
     assert all(
-        name == row.name and row.family in models.FAMILIES and row.licence
+        name == row.name and row.family in models.MODEL_FAMILIES and row.license
         for name, row in BACKBONES.items()
     )
     assert set(COUNTS) == set(LOADABLE)
@@ -150,27 +150,29 @@ def test_a_tiny_model_of_the_true_architecture_takes_its_adapters_and_gives_vect
         torch.tensor([[5, 6, 7, 8, 0], [9, 10, 11, 12, 13]]),
         torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
     )
-    for which in get_args(Targets):
-        base = models.load(
+    for which in get_args(AdapterTargetSet):
+        base = models.load_base_model(
             PretrainedModelSpec(path=folders[row.family], max_tokens=32, precision="float32"),
             CPU,
             "vectors",
         )
         with torch.no_grad():
-            before = models.pool(
+            before = models.pool_hidden_states(
                 base.backbone(input_ids=ids, attention_mask=mask).last_hidden_state,
                 mask,
                 row.embedding_config.pooling,
             )
-            stack = adapters.attach_adapters(base, [LoraSpec(rank=2, targets=row.targets(which))])
-            fresh = models.pool(
+            stack = adapters.attach_adapters(
+                base, [LoraSpec(rank=2, targets=row.select_targets(which))]
+            )
+            fresh = models.pool_hidden_states(
                 adapters.compute_hidden_states(stack, ids, mask), mask, row.embedding_config.pooling
             )
             torch.testing.assert_close(fresh, before, atol=1e-6, rtol=0)
             for parameter in stack.trained_parameters.values():
                 parameter.add_(0.1)
             assert not torch.allclose(
-                models.pool(
+                models.pool_hidden_states(
                     adapters.compute_hidden_states(stack, ids, mask),
                     mask,
                     row.embedding_config.pooling,
@@ -182,20 +184,24 @@ def test_a_tiny_model_of_the_true_architecture_takes_its_adapters_and_gives_vect
         linear = (
             4 if row.family == "modernbert" else 7 if base.family.objective == "causal-lm" else 6
         )
-        assert len(adapted) == 2 * {"study": len(row.targets("study")), "all-linear": linear}[which]
+        assert (
+            len(adapted)
+            == 2 * {"study": len(row.select_targets("study")), "all-linear": linear}[which]
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "which"), [(name, which) for name in LOADABLE for which in get_args(Targets)]
+    ("name", "which"), [(name, which) for name in LOADABLE for which in get_args(AdapterTargetSet)]
 )
 def test_adapters_at_true_size_have_the_parameters_that_arithmetic_gives(
-    name: str, which: Targets
+    name: str, which: AdapterTargetSet
 ) -> None:
     row = BACKBONES[name]
     stack = adapters.attach_adapters(
-        models.meta(row.config()), [LoraSpec(rank=16, targets=row.targets(which))]
+        models.create_meta_model(row.create_config()),
+        [LoraSpec(rank=16, targets=row.select_targets(which))],
     )
-    assert stack.counts.trained_parameters == COUNTS[name][get_args(Targets).index(which)]
+    assert stack.counts.trained_parameters == COUNTS[name][get_args(AdapterTargetSet).index(which)]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,10 @@ def test_adapters_at_true_size_have_the_parameters_that_arithmetic_gives(
     ],
 )
 def test_the_shapes_are_those_of_the_published_weights(name: str, millions: str) -> None:
-    base, width = models.meta(BACKBONES[name].config()), BACKBONES[name].shape["hidden_size"]
+    base, width = (
+        models.create_meta_model(BACKBONES[name].create_config()),
+        BACKBONES[name].shape["hidden_size"],
+    )
     pooler = width * (width + 1) if base.family.objective == "masked-lm" else 0
     assert (
         f"{(sum(parameter.numel() for parameter in base.backbone.parameters()) + pooler) / 1e6:.1f}"
@@ -225,9 +234,13 @@ def test_the_real_encoder_has_the_shape_of_its_row(minilm: Path) -> None:
     found = json.loads((minilm / "config.json").read_text())
     assert {key: found[key] for key in row.shape} == dict(row.shape)
     assert (
-        backbone_of(minilm) is None and backbone_of(minilm, row.name) == row
+        find_backbone(minilm) is None and find_backbone(minilm, row.name) == row
     )  # its folder is called `model`
-    assert manner_of(minilm) == row.embedding_config == manner_of(minilm, row.name)
+    assert (
+        resolve_embedding_config(minilm)
+        == row.embedding_config
+        == resolve_embedding_config(minilm, row.name)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- a folder and its row
@@ -247,37 +260,41 @@ E5 = {"model_type": "bert", "hidden_size": 1024}
     ],
 )
 def test_a_folder_is_known_by_its_path(path: str, tmp_path: Path) -> None:
-    found = backbone_of(folder_named(tmp_path / path, E5))
+    found = find_backbone(folder_named(tmp_path / path, E5))
     assert found is not None and found.name == "intfloat/e5-large-v2"
 
 
 def test_a_folder_is_known_by_what_its_config_was_made_from_or_by_the_user(tmp_path: Path) -> None:
-    made = backbone_of(
+    made = find_backbone(
         folder_named(tmp_path / "a", E5 | {"_name_or_path": "BAAI/bge-large-en-v1.5"})
     )
     assert made is not None and made.name == "BAAI/bge-large-en-v1.5"
-    assert backbone_of(folder_named(tmp_path / "b", E5)) is None
-    assert backbone_of(tmp_path / "b", "intfloat/e5-large-v2") == BACKBONES["intfloat/e5-large-v2"]
+    assert find_backbone(folder_named(tmp_path / "b", E5)) is None
+    assert (
+        find_backbone(tmp_path / "b", "intfloat/e5-large-v2") == BACKBONES["intfloat/e5-large-v2"]
+    )
 
 
 def test_a_small_copy_under_the_same_name_is_not_the_backbone(tmp_path: Path) -> None:
     folder = folder_named(tmp_path / "intfloat" / "e5-large-v2", E5 | {"hidden_size": 32})
-    assert backbone_of(folder) is None
+    assert find_backbone(folder) is None
     with pytest.raises(
         BaseModelError, match="bert of width 32, and intfloat/e5-large-v2 is a bert of width 1024"
     ):
-        backbone_of(folder, "intfloat/e5-large-v2")
+        find_backbone(folder, "intfloat/e5-large-v2")
 
 
 def test_a_name_that_no_row_has_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        backbone_of(folder_named(tmp_path / "a", E5), "intfloat/e5-large")
+        find_backbone(folder_named(tmp_path / "a", E5), "intfloat/e5-large")
     assert "did you mean 'intfloat/e5-large-v2'" in error.value.hint
 
 
 def test_a_folder_that_says_how_it_is_read_is_believed_before_its_row(tmp_path: Path) -> None:
     folder = folder_named(tmp_path / "intfloat" / "e5-large-v2", E5)
-    assert manner_of(folder) == Manner("mean", True, "query: ", "passage: ", 512)
+    assert resolve_embedding_config(folder) == EmbeddingConfig(
+        "mean", True, "query: ", "passage: ", 512
+    )
     folder_named(folder / "1_Pooling", {"pooling_mode_cls_token": True})
     (folder / "modules.json").write_text(
         json.dumps([{"type": "sentence_transformers.models.Transformer"}])
@@ -286,12 +303,12 @@ def test_a_folder_that_says_how_it_is_read_is_believed_before_its_row(tmp_path: 
         json.dumps({"prompts": {"query": "ask: ", "document": "read: "}})
     )
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 128}))
-    assert backbone_of(folder) == BACKBONES["intfloat/e5-large-v2"]
-    assert manner_of(folder) == Manner("cls", False, "ask: ", "read: ", 128)
+    assert find_backbone(folder) == BACKBONES["intfloat/e5-large-v2"]
+    assert resolve_embedding_config(folder) == EmbeddingConfig("cls", False, "ask: ", "read: ", 128)
     (folder / "modules.json").write_text(
         json.dumps([{"type": "sentence_transformers.base.modules.normalize.Normalize"}])
     )
-    assert manner_of(folder).normalise
+    assert resolve_embedding_config(folder).normalise
 
 
 def test_what_the_user_says_of_pooling_is_enough_where_the_folder_says_something_unknown(
@@ -302,15 +319,17 @@ def test_what_the_user_says_of_pooling_is_enough_where_the_folder_says_something
     )
     folder_named(folder / "1_Pooling", {"pooling_mode_weightedmean_tokens": True})
     with pytest.raises(BaseModelError, match="weightedmean"):
-        manner_of(folder)
-    assert manner_of(folder, pooling="cls") == Manner("cls", max_tokens=96)
+        resolve_embedding_config(folder)
+    assert resolve_embedding_config(folder, pooling="cls") == EmbeddingConfig("cls", max_tokens=96)
     row = folder_named(tmp_path / "intfloat" / "e5-large-v2", E5)
-    assert manner_of(row, pooling="last") == Manner("last", True, "query: ", "passage: ", 512)
+    assert resolve_embedding_config(row, pooling="last") == EmbeddingConfig(
+        "last", True, "query: ", "passage: ", 512
+    )
 
 
 def test_a_model_whose_pooling_nobody_knows_is_refused_with_how_to_say_it(toy_bert: Path) -> None:
     with pytest.raises(BaseModelError, match="pooling") as error:
-        manner_of(toy_bert)
+        resolve_embedding_config(toy_bert)
     assert "mean" in error.value.hint and "backbone" in error.value.hint
 
 
@@ -335,11 +354,11 @@ def test_a_jina_folder_is_refused_with_the_reason_and_the_way_out(
     folder = folder_named(
         tmp_path / "jina-embeddings-v2-base-en", {"model_type": "bert", "hidden_size": 768} | sign
     )
-    for ask in (backbone_of, manner_of):
+    for ask in (find_backbone, resolve_embedding_config):
         with pytest.raises(BaseModelError, match=said) as error:
             ask(folder)
         assert (
             "random feed-forward weights" in error.value.message
             and "all-mpnet-base-v2" in error.value.hint
         )
-    assert BACKBONES["jinaai/jina-embeddings-v2-base-en"].refused
+    assert BACKBONES["jinaai/jina-embeddings-v2-base-en"].refusal_reason

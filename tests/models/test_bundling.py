@@ -76,7 +76,7 @@ def test_what_was_packed_comes_out_and_the_base_loads(
     packed: Path, base: Path, tmp_path: Path
 ) -> None:
     said = models.verify_bundle(packed)
-    assert said.fingerprint == models.fingerprint(base)
+    assert said.base_sha256 == models.fingerprint_base_model(base)
     assert {
         "recipes/mine.toml",
         "wheels/torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl",
@@ -84,11 +84,14 @@ def test_what_was_packed_comes_out_and_the_base_loads(
     } <= set(said.files)
     assert not [name for name in said.files if "notes" in name]
     models.unpack_bundle(packed, tmp_path / "inside")
-    assert models.fingerprint(tmp_path / "inside" / "base" / "toy-llama") == models.fingerprint(
-        base
-    )
+    assert models.fingerprint_base_model(
+        tmp_path / "inside" / "base" / "toy-llama"
+    ) == models.fingerprint_base_model(base)
     assert (tmp_path / "inside" / "recipes" / "mine.toml").read_text() == 'kind = "adapt"\n'
-    assert models.check(tmp_path / "inside" / "base" / "toy-llama")["model_type"] == "llama"
+    assert (
+        models.check_model_folder(tmp_path / "inside" / "base" / "toy-llama")["model_type"]
+        == "llama"
+    )
 
 
 def test_the_same_files_give_the_same_bundle_and_no_name_of_a_user(
@@ -247,7 +250,7 @@ def test_a_hub_name_where_a_folder_is_expected_says_what_to_run_outside_and_how_
     tmp_path: Path,
 ) -> None:
     with pytest.raises(BaseModelError) as missing:
-        models.check(Path("meta-llama/Llama-2-7b-hf"))
+        models.check_model_folder(Path("meta-llama/Llama-2-7b-hf"))
     for said in (
         "clinpeft models pull meta-llama/Llama-2-7b-hf --to DIR",
         "clinpeft bundle make --base DIR",
@@ -257,4 +260,4 @@ def test_a_hub_name_where_a_folder_is_expected_says_what_to_run_outside_and_how_
 
 
 def test_the_names_that_may_be_packed_are_those_that_are_pulled() -> None:
-    assert set(models.checks.TOKENIZER_FILES) <= bundle.BASE_FILES
+    assert set(models.checks.TOKENIZER_FILES) <= bundle.BUNDLED_BASE_FILES

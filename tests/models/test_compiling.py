@@ -11,7 +11,7 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import Spans
+from clinpeft.models import SequenceLengths
 from clinpeft.recipe import LoraSpec
 from clinpeft.runtime import compile as compiling
 from tests.models.test_attention import LENGTHS, base_of, rows, texts
@@ -27,16 +27,16 @@ compiler = pytest.mark.skipif(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[type[Any]]:
     """Kinds of module whose compiled function was called, in order."""
     called: list[type[Any]] = []
-    real = compiling._compiled
+    real = compiling._get_compiled_function
 
-    def spied(kind: type[Any]) -> compiling.Fused:
+    def spied(kind: type[Any]) -> compiling.RegionFunction:
         def call(*given: Any) -> torch.Tensor:
             called.append(kind)
             return real(kind)(*given)
 
         return call
 
-    monkeypatch.setattr(compiling, "_compiled", spied)
+    monkeypatch.setattr(compiling, "_get_compiled_function", spied)
     return called
 
 
@@ -48,8 +48,10 @@ def stack_of(family: str) -> Stack:
 
 
 def learned(stack: Stack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    vectors = models.pool_spans(
-        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+    vectors = models.pool_packed_hidden_states(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())),
+        SequenceLengths(LENGTHS),
+        "mean",
     )
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained_parameters.items(), strict=True)
@@ -66,9 +68,9 @@ def test_vectors_and_gradients_stay_what_they_were(
 ) -> None:
     stack = stack_of(family)
     before, slopes = learned(stack)
-    inside = models.regions(stack.base.backbone)
+    inside = models.find_compile_targets(stack.base.backbone)
     kinds, count = {type(module) for module in inside}, len(inside)
-    assert models.compile_regions(stack.base.backbone, tmp_path) == ""
+    assert models.compile_norms_and_gates(stack.base.backbone, tmp_path) == ""
     calls.clear()
     after, again = learned(stack)
     assert set(calls) == kinds and len(calls) >= count - 1  # to the first norm no gradient comes
@@ -84,8 +86,13 @@ def test_vectors_and_gradients_stay_what_they_were(
 def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
     backbone = base_of("llama").backbone
     kinds = [type(module) for module in backbone.modules()]
-    found = models.tried(backbone, 32, tmp_path)
-    assert not found.obstacle and found.before > 0 and found.after > 0 and found.compiling > 0
+    found = models.measure_compilation(backbone, 32, tmp_path)
+    assert (
+        not found.failure_reason
+        and found.eager_seconds > 0
+        and found.compiled_seconds > 0
+        and found.compilation_seconds > 0
+    )
     assert [type(module) for module in backbone.modules()] == kinds
 
 
@@ -94,11 +101,13 @@ def test_a_trial_times_both_ways_and_changes_nothing(tmp_path: Path) -> None:
 def test_without_a_gradient_nothing_is_compiled(calls: list[type[Any]], tmp_path: Path) -> None:
     stack = stack_of("llama")
     before, _ = learned(stack)
-    models.compile_regions(stack.base.backbone, tmp_path)
+    models.compile_norms_and_gates(stack.base.backbone, tmp_path)
     calls.clear()
     with torch.no_grad():
-        after = models.pool_spans(
-            adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), "mean"
+        after = models.pool_packed_hidden_states(
+            adapters.compute_packed_hidden_states(stack, *rows(texts())),
+            SequenceLengths(LENGTHS),
+            "mean",
         )
     assert not calls
     torch.testing.assert_close(after, before, atol=0, rtol=0)
@@ -109,27 +118,30 @@ def test_every_norm_and_gate_of_a_decoder_is_found(family: str) -> None:
     base = base_of(family)
     layers = base.model.config.num_hidden_layers
     norms = {"gemma2": 4, "qwen3": 4}.get(family, 2)
-    assert len(models.regions(base.backbone)) == layers * (norms + 1) + 1
-    assert sum(count for *_, count in compiling._found(base.backbone)) == layers * (norms + 1) + 1
+    assert len(models.find_compile_targets(base.backbone)) == layers * (norms + 1) + 1
+    assert (
+        sum(count for *_, count in compiling._group_equal_modules(base.backbone))
+        == layers * (norms + 1) + 1
+    )
 
 
 def test_an_encoder_has_none() -> None:
-    assert models.regions(base_of("bert").backbone) == []
+    assert models.find_compile_targets(base_of("bert").backbone) == []
 
 
 def test_a_compiler_that_fails_is_an_obstacle_and_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(_: type[Any]) -> compiling.Fused:
+    def broken(_: type[Any]) -> compiling.RegionFunction:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiling, "_compiled", broken)
+    monkeypatch.setattr(compiling, "_get_compiled_function", broken)
     backbone = base_of("llama").backbone
-    found = models.tried(backbone, 8, tmp_path)
+    found = models.measure_compilation(backbone, 8, tmp_path)
     assert (
-        found.obstacle
-        == models.compile_regions(backbone, tmp_path)
+        found.failure_reason
+        == models.compile_norms_and_gates(backbone, tmp_path)
         == "the compiler failed: RuntimeError"
-        and found.before > 0
+        and found.eager_seconds > 0
     )
-    assert models.regions(backbone)
+    assert models.find_compile_targets(backbone)

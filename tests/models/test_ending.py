@@ -10,9 +10,9 @@ import torch
 
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
-from clinpeft.models import FAMILIES, Spans
+from clinpeft.models import MODEL_FAMILIES, SequenceLengths
 from clinpeft.recipe import LoraSpec
-from clinpeft.runtime.last_token_layer import ENDINGS
+from clinpeft.runtime.last_token_layer import POOLED_LAYER_CLASSES
 from tests.models.test_attention import LENGTHS, base_of, rows, texts
 from tests.models.test_families import shaken
 
@@ -21,7 +21,7 @@ ASKED = [
     (family, how)
     for family in ENDING
     for how in ("last", "cls")
-    if how == "last" or FAMILIES[family].objective == "masked-lm"
+    if how == "last" or MODEL_FAMILIES[family].objective == "masked-lm"
 ]
 
 
@@ -37,8 +37,8 @@ def stack_of(family: str, precision: torch.dtype = torch.float32, **options: Any
 
 
 def from_all(stack: Stack, how: Any) -> torch.Tensor:
-    return models.pool_spans(
-        adapters.compute_packed_hidden_states(stack, *rows(texts())), Spans(LENGTHS), how
+    return models.pool_packed_hidden_states(
+        adapters.compute_packed_hidden_states(stack, *rows(texts())), SequenceLengths(LENGTHS), how
     )
 
 
@@ -51,7 +51,9 @@ def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("family", "how"), ASKED)
 def test_vectors_and_gradients_are_those_pooled_from_all_tokens(family: str, how: Any) -> None:
     stack = stack_of(family)
-    assert models.ends(stack.base.backbone, Spans(LENGTHS), how) is not None
+    assert (
+        models.select_pooled_tokens(stack.base.backbone, SequenceLengths(LENGTHS), how) is not None
+    )
     found, wanted = (
         adapters.compute_pooled_embeddings(stack, *rows(texts()), how),
         from_all(stack, how),
@@ -117,11 +119,16 @@ def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(
 def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_each_draws_alone() -> (
     None
 ):
-    stack, spans = stack_of("llama", dropout=0.3), Spans(LENGTHS)
-    assert models.ends(stack.base.backbone, spans, "last") is not None
+    stack, spans = stack_of("llama", dropout=0.3), SequenceLengths(LENGTHS)
+    assert models.select_pooled_tokens(stack.base.backbone, spans, "last") is not None
     stack.train()
-    assert models.ends(stack.base.backbone, spans, "last") is None
-    assert models.ends(copy.deepcopy(stack_of("bert")).base.backbone.train(), spans, "cls") is None
+    assert models.select_pooled_tokens(stack.base.backbone, spans, "last") is None
+    assert (
+        models.select_pooled_tokens(
+            copy.deepcopy(stack_of("bert")).base.backbone.train(), spans, "cls"
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,8 +144,8 @@ def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_
 )
 def test_others_compute_all_tokens(family: str, how: Any) -> None:
     stack = stack_of(family)
-    assert models.ends(stack.base.backbone, Spans(LENGTHS), how) is None
+    assert models.select_pooled_tokens(stack.base.backbone, SequenceLengths(LENGTHS), how) is None
     torch.testing.assert_close(
         adapters.compute_pooled_embeddings(stack, *rows(texts()), how), from_all(stack, how)
     )
-    assert len(ENDINGS) == len(ENDING)
+    assert len(POOLED_LAYER_CLASSES) == len(ENDING)

@@ -40,16 +40,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": GROUPED,
     "modernbert": {"cls_token_id": 0, "sep_token_id": 2},
 }
-EVERY = [(family, method) for family in models.FAMILIES for method in ADAPTER_METHODS]
+EVERY = [(family, method) for family in models.MODEL_FAMILIES for method in ADAPTER_METHODS]
 POSSIBLE = [
-    (family, method) for family, method in EVERY if method not in models.FAMILIES[family].impossible
+    (family, method)
+    for family, method in EVERY
+    if method not in models.MODEL_FAMILIES[family].unsupported_methods
 ]
 
 
 def folder_of(family: str, tokenizer: Path, folder: Path) -> Path:
     config = transformers.AutoConfig.for_model(family, **SHAPE, **SETTINGS.get(family, {}))
     torch.manual_seed(0)
-    models.FAMILIES[family].auto.from_config(config).save_pretrained(folder)
+    models.MODEL_FAMILIES[family].auto_class.from_config(config).save_pretrained(folder)
     for path in tokenizer.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
@@ -63,13 +65,13 @@ def folders(
     tokenizers = {"causal-lm": llama, "masked-lm": toy_bert}
     return {
         name: folder_of(name, tokenizers[family.objective], root / name)
-        for name, family in models.FAMILIES.items()
+        for name, family in models.MODEL_FAMILIES.items()
     }
 
 
 @functools.cache
-def loaded(folder: Path, precision: str) -> models.Base:
-    return models.load(
+def loaded(folder: Path, precision: str) -> models.FrozenBaseModel:
+    return models.load_base_model(
         LanguageModelSpec.model_validate(
             {"path": folder, "precision": precision, "max_tokens": 32}
         ),
@@ -78,8 +80,8 @@ def loaded(folder: Path, precision: str) -> models.Base:
 
 
 @functools.cache
-def loaded_for_vectors(folder: Path) -> models.Base:
-    return models.load(
+def loaded_for_vectors(folder: Path) -> models.FrozenBaseModel:
+    return models.load_base_model(
         LanguageModelSpec.model_validate(
             {"path": folder, "precision": "float32", "max_tokens": 32}
         ),
@@ -88,7 +90,7 @@ def loaded_for_vectors(folder: Path) -> models.Base:
     )
 
 
-def base_of(folder: Path, precision: str = "float32") -> models.Base:
+def base_of(folder: Path, precision: str = "float32") -> models.FrozenBaseModel:
     """A base of its own, copied from the one that was loaded."""
     return copy.deepcopy(loaded(folder, precision))
 
@@ -131,11 +133,11 @@ def padded(
     return ids, mask
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", models.MODEL_FAMILIES)
 def test_every_family_loads_frozen_and_answers(family: str, folders: dict[str, Path]) -> None:
     base = base_of(folders[family])
     ids, mask = padded(ROWS, "right")
-    assert base.family == models.FAMILIES[family]
+    assert base.family == models.MODEL_FAMILIES[family]
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
     assert base.model(input_ids=ids, attention_mask=mask).logits.shape == (3, 9, 96)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clinpeft import adapters, models
-from clinpeft.models import Float8, Float8Linear
+from clinpeft.models import Float8Weight, Float8Linear
 from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8
 from tests.models.test_families import POSSIBLE, ROWS, base_of, folder_of, padded, shaken, spec_of
@@ -45,7 +45,7 @@ def folders(
     tokenizers = {"causal-lm": llama, "masked-lm": toy_bert}
     return {
         name: folder_of(name, tokenizers[family.objective], root / name)
-        for name, family in models.FAMILIES.items()
+        for name, family in models.MODEL_FAMILIES.items()
     }
 
 
@@ -54,7 +54,7 @@ def in_float8(linear: torch.nn.Linear) -> torch.nn.Module:
     inside = torch.nn.ModuleDict(
         {"layer": torch.nn.ModuleDict({"proj": copy.deepcopy(linear).requires_grad_(False)})}
     )
-    float8.install(inside, ("proj",))
+    float8.quantize_linear_layers(inside, ("proj",))
     found = inside.get_submodule("layer.proj")
     assert type(found) is Float8Linear
     return found
@@ -94,22 +94,24 @@ def test_a_weight_becomes_the_nearest_number_times_the_scale_of_its_row(
         0.3125,
     ]
     assert torch.equal(
-        models.dequantized(layer.numbers, layer.scale, precision), ROUNDED.to(precision)
+        models.dequantize_float8(layer.numbers, layer.scale, precision), ROUNDED.to(precision)
     )
 
 
 def test_no_weight_is_off_by_more_than_the_format_allows() -> None:
     weight = drawn(torch.float32).weight.detach()
-    found = Float8.of(weight)
-    apart = (models.dequantized(found.numbers, found.scale, torch.float32) - weight).abs()
+    found = Float8Weight.from_weight(weight)
+    apart = (models.dequantize_float8(found.numbers, found.scale, torch.float32) - weight).abs()
     allowed = torch.maximum(weight.abs() / 16, found.scale / 1024)
     assert bool((apart <= 1.0001 * allowed).all()) and bool((apart > allowed / 2).any())
 
 
 def test_a_weight_that_is_no_number_stays_none() -> None:
     weight = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
-    found = Float8.of(weight)
-    assert models.dequantized(found.numbers, found.scale, torch.float32).isnan().tolist()[0] == [
+    found = Float8Weight.from_weight(weight)
+    assert models.dequantize_float8(found.numbers, found.scale, torch.float32).isnan().tolist()[
+        0
+    ] == [
         True,
         True,
     ]
@@ -173,12 +175,12 @@ def test_a_layer_takes_a_byte_a_weight_and_a_scale_a_row(precision: torch.dtype,
     assert bytes_of(in_float8(plain)) == 24 * 48 + 24 * 4
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", models.MODEL_FAMILIES)
 def test_all_linear_layers_inside_the_blocks_are_quantized_and_nothing_else(
     family: str, folders: dict[str, Path]
 ) -> None:
     plain = base_of(folders[family])
-    quantized = models.load(
+    quantized = models.load_base_model(
         PretrainedModelSpec(
             path=folders[family], precision="float32", quantization="float8", max_tokens=32
         ),
@@ -213,10 +215,10 @@ def test_all_linear_layers_inside_the_blocks_are_quantized_and_nothing_else(
     )
 
 
-def twins(folder: Path, precision: str) -> tuple[models.Base, models.Base]:
+def twins(folder: Path, precision: str) -> tuple[models.FrozenBaseModel, models.FrozenBaseModel]:
     """A base in float8, and one of plain layers with the same dequantized weights."""
     quantized, plain = base_of(folder, precision), base_of(folder, precision)
-    models.quantize(quantized)
+    models.quantize_base_model(quantized)
     for name, module in quantized.backbone.named_modules():
         if isinstance(module, Float8Linear):
             with torch.no_grad():

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save, save_file
 from clinpeft import models
 from clinpeft.core.errors import AdapterError, InputError, RefusedError, StorageError, UsageError
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import Asked, Head, Heads, Place, Probe
+from clinpeft.models import HeadConfig, Head, TaskHeads, ComputeEnvironment, ReferenceOutput
 from clinpeft.models import head_io as store
 from clinpeft.recipe import PretrainedModelSpec
 
 CPU = torch.device("cpu")
 SIZES = {"mortality": 2, "stay.length": 4, "icd_coding": 711, "icd_coding 10": 1266}
-PLACE = Place("2.13.0", "5.23.0", "cpu", "AVX512", 2, "float32")
+PLACE = ComputeEnvironment("2.13.0", "5.23.0", "cpu", "AVX512", 2, "float32")
 
 
 def question(name: str, classes: int) -> LabelSpace:
@@ -45,14 +45,16 @@ def heads_of(sizes: dict[str, int], width: int = 8) -> dict[str, Head]:
     }
 
 
-def asked_of(sizes: dict[str, int]) -> dict[str, Asked]:
-    return {name: Asked(question(name, classes), "mean", "max") for name, classes in sizes.items()}
+def asked_of(sizes: dict[str, int]) -> dict[str, HeadConfig]:
+    return {
+        name: HeadConfig(question(name, classes), "mean", "max") for name, classes in sizes.items()
+    }
 
 
-def probe_of(sizes: dict[str, int]) -> Probe:
+def probe_of(sizes: dict[str, int]) -> ReferenceOutput:
     generator = torch.Generator().manual_seed(5)
     logits = {name: torch.randn(3, classes, generator=generator) for name, classes in sizes.items()}
-    return Probe(torch.randint(50, (3, 6), generator=generator), logits, PLACE)
+    return ReferenceOutput(torch.randint(50, (3, 6), generator=generator), logits, PLACE)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------ heads
@@ -129,7 +131,7 @@ def test_first_weights_are_small_seeded_and_touch_no_global_generator() -> None:
         and abs(head.linear.weight.mean().item()) < 1e-4
     )
     assert not head.linear.bias.any() and head.linear.weight.dtype == torch.float32
-    assert (head.width, head.classes) == (384, 1266)
+    assert (head.width, head.num_classes) == (384, 1266)
 
 
 def test_dropout_falls_on_the_vector_while_training_and_never_else() -> None:
@@ -172,9 +174,9 @@ def test_a_document_without_windows_or_a_window_without_document_is_an_error(
 
 def test_heads_are_a_mapping_under_any_name_and_a_module() -> None:
     names = ["a.b", "a%2Eb", "type", "keys", "", "note_category", "ü 10%"]
-    heads = Heads({name: Head(4, at + 2, seed=at) for at, name in enumerate(names)})
+    heads = TaskHeads({name: Head(4, at + 2, seed=at) for at, name in enumerate(names)})
     assert list(heads) == names and len(heads) == 7 and "keys" in heads and "absent" not in heads
-    assert [head.classes for head in heads.values()] == [2, 3, 4, 5, 6, 7, 8]
+    assert [head.num_classes for head in heads.values()] == [2, 3, 4, 5, 6, 7, 8]
     assert len(dict(heads.named_parameters())) == 14 and all(
         head.training for head in heads.values()
     )
@@ -185,7 +187,7 @@ def test_heads_are_a_mapping_under_any_name_and_a_module() -> None:
     with pytest.raises(KeyError):
         heads["absent"]
     with pytest.raises(UsageError, match="no head"):
-        Heads({})
+        TaskHeads({})
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------ saved
@@ -193,7 +195,7 @@ def test_heads_are_a_mapping_under_any_name_and_a_module() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    models.save_head(
+    models.save_heads(
         tmp_path / "head",
         heads_of(SIZES),
         asked_of(SIZES),
@@ -206,8 +208,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_heads_of_2_4_711_and_1266_classes_come_back_to_the_bit(folder: Path) -> None:
     found, wanted, probe = models.load_heads(folder, "b" * 64), heads_of(SIZES), probe_of(SIZES)
-    assert list(found.heads) == list(SIZES) and found.asked == asked_of(SIZES)
-    assert (found.base_sha256, found.about) == ("b" * 64, {"adapters": ["c" * 64]})
+    assert list(found.heads) == list(SIZES) and found.head_configs == asked_of(SIZES)
+    assert (found.base_sha256, found.metadata) == ("b" * 64, {"adapters": ["c" * 64]})
     for name, head in wanted.items():
         assert (
             torch.equal(found.heads[name].linear.weight, head.linear.weight)
@@ -215,28 +217,33 @@ def test_heads_of_2_4_711_and_1266_classes_come_back_to_the_bit(folder: Path) ->
         )
         assert not found.heads[name].training
     assert (
-        found.probe is not None
-        and torch.equal(found.probe.input_ids, probe.input_ids)
-        and found.probe.location == PLACE
+        found.reference_output is not None
+        and torch.equal(found.reference_output.input_ids, probe.input_ids)
+        and found.reference_output.environment == PLACE
     )
-    assert all(torch.equal(found.probe.logits[name], probe.logits[name]) for name in SIZES)
+    assert all(
+        torch.equal(found.reference_output.logits[name], probe.logits[name]) for name in SIZES
+    )
 
 
 def test_heads_of_several_widths_without_probe_come_back(tmp_path: Path) -> None:
     sizes = {"a": 2, "b": 3}
-    models.save_head(
-        tmp_path, Heads({"a": Head(4, 2, seed=1), "b": Head(16, 3, seed=2)}), asked_of(sizes), ""
+    models.save_heads(
+        tmp_path,
+        TaskHeads({"a": Head(4, 2, seed=1), "b": Head(16, 3, seed=2)}),
+        asked_of(sizes),
+        "",
     )
     found = models.load_heads(tmp_path)
     assert (
         [head.width for head in found.heads.values()] == [4, 16]
-        and found.probe is None
-        and found.about == {}
+        and found.reference_output is None
+        and found.metadata == {}
     )
 
 
 def test_the_same_heads_are_the_same_files(folder: Path, tmp_path: Path) -> None:
-    models.save_head(
+    models.save_heads(
         tmp_path / "again",
         heads_of(SIZES),
         asked_of(SIZES),
@@ -259,20 +266,20 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        models.save_head(folder, heads_of({"a": 2}), asked_of({"a": 2}), "")
+        models.save_heads(folder, heads_of({"a": 2}), asked_of({"a": 2}), "")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_write_cut_off_between_the_two_files_is_seen(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store._write
+    real = store._write_file
     monkeypatch.setattr(
         store,
-        "_write",
+        "_write_file",
         lambda path, content: real(path, content) if path.suffix == ".safetensors" else None,
     )
-    models.save_head(folder, heads_of({"a": 2}), asked_of({"a": 2}), "")
+    models.save_heads(folder, heads_of({"a": 2}), asked_of({"a": 2}), "")
     with pytest.raises(RefusedError, match="not the file that was written"):
         models.load_heads(folder)
 
@@ -285,7 +292,7 @@ def test_heads_questions_and_probe_must_be_about_the_same(tmp_path: Path) -> Non
         ({}, {}, None),
     ]:
         with pytest.raises(UsageError, match="classes"):
-            models.save_head(tmp_path / "head", heads, asked, "", probe)
+            models.save_heads(tmp_path / "head", heads, asked, "", probe)
     assert not (tmp_path / "head").exists()
 
 
@@ -402,86 +409,92 @@ def test_numbers_that_are_no_safetensors_and_no_task_at_all_are_errors(folder: P
 
 def test_the_same_answers_in_the_same_place_pass_and_one_bit_is_refused() -> None:
     probe = probe_of({"a": 4, "b": 2})
-    models.check_probe(probe, dict(probe.logits), PLACE)
+    models.check_reference_output(probe, dict(probe.logits), PLACE)
     now = {name: logits.clone() for name, logits in probe.logits.items()}
     now["b"][1, 1] = torch.nextafter(now["b"][1, 1], torch.tensor(torch.inf))
     with pytest.raises(
         RefusedError, match=r"answers of b to the probe differ by .*in the same place"
     ):
-        models.check_probe(probe, now, PLACE)
-    models.check_probe(probe, now, dataclasses.replace(PLACE, threads=8))
+        models.check_reference_output(probe, now, PLACE)
+    models.check_reference_output(probe, now, dataclasses.replace(PLACE, threads=8))
 
 
 def test_elsewhere_a_thousandth_of_the_largest_logit_passes() -> None:
     probe, there = (
-        Probe(torch.zeros(1, 1, dtype=torch.int64), {"a": torch.tensor([[-10.0, 1.0]])}, PLACE),
+        ReferenceOutput(
+            torch.zeros(1, 1, dtype=torch.int64), {"a": torch.tensor([[-10.0, 1.0]])}, PLACE
+        ),
         dataclasses.replace(PLACE, device="cuda"),
     )
-    models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.0099]])}, there)
+    models.check_reference_output(probe, {"a": torch.tensor([[-10.0, 1.0099]])}, there)
     with pytest.raises(
         RefusedError, match=r"differ by 0\.0\d+ .*device cpu -> cuda.* 0\.01 would pass"
     ):
-        models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.0101]])}, there)
+        models.check_reference_output(probe, {"a": torch.tensor([[-10.0, 1.0101]])}, there)
     coarse = dataclasses.replace(PLACE, precision="bfloat16")
-    models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.25]])}, coarse)
+    models.check_reference_output(probe, {"a": torch.tensor([[-10.0, 1.25]])}, coarse)
     with pytest.raises(RefusedError, match="precision float32 -> bfloat16"):
-        models.check_probe(probe, {"a": torch.tensor([[-10.0, 1.35]])}, coarse)
+        models.check_reference_output(probe, {"a": torch.tensor([[-10.0, 1.35]])}, coarse)
 
 
 @pytest.mark.parametrize("location", [PLACE, dataclasses.replace(PLACE, device="cuda")])
-def test_an_answer_that_is_no_number_is_refused(location: Place) -> None:
+def test_an_answer_that_is_no_number_is_refused(location: ComputeEnvironment) -> None:
     probe = probe_of({"a": 4})
     with pytest.raises(RefusedError, match="differ by nan"):
-        models.check_probe(probe, {"a": torch.full((3, 4), torch.nan)}, location)
+        models.check_reference_output(probe, {"a": torch.full((3, 4), torch.nan)}, location)
 
 
 def test_other_tasks_or_shapes_are_an_error() -> None:
     for now in ({}, {"b": torch.zeros(3, 4)}, {"a": torch.zeros(3, 5)}):
         with pytest.raises(AdapterError, match="probe has answers"):
-            models.check_probe(probe_of({"a": 4}), now, PLACE)
+            models.check_reference_output(probe_of({"a": 4}), now, PLACE)
 
 
 def test_the_probe_finds_another_base_out(toy_llama: Callable[..., Path], tmp_path: Path) -> None:
     """Saved with one base and asked of it again, loaded anew: to the bit. Asked of another: refused."""
     one, again, other = (
-        models.load(PretrainedModelSpec(path=folder, max_tokens=16), CPU, "vectors")
+        models.load_base_model(PretrainedModelSpec(path=folder, max_tokens=16), CPU, "vectors")
         for folder in [toy_llama()] * 2 + [toy_llama(seed=1)]
     )
     head = Head(32, 3, seed=0)
 
-    def answers(base: models.Base, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def answers(base: models.FrozenBaseModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         mask = torch.ones_like(ids)
         with torch.no_grad():
-            vectors = models.pool(
+            vectors = models.pool_hidden_states(
                 base.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask, "last"
             )
             return {"a": head(vectors, torch.arange(len(ids)), len(ids), "mean")}
 
-    ids = models.probe_ids(one, seed=4)
+    ids = models.sample_reference_tokens(one, seed=4)
     assert (
-        models.place_now(one).precision == "float32"
-        and models.place_now(one).threads == torch.get_num_threads()
+        models.describe_environment(one).precision == "float32"
+        and models.describe_environment(one).threads == torch.get_num_threads()
     )
-    models.save_head(
+    models.save_heads(
         tmp_path,
         {"a": head},
         asked_of({"a": 3}),
         one.sha256,
-        Probe(ids, answers(one, ids), models.place_now(one)),
+        ReferenceOutput(ids, answers(one, ids), models.describe_environment(one)),
     )
-    probe = models.load_heads(tmp_path, again.sha256).probe
+    probe = models.load_heads(tmp_path, again.sha256).reference_output
     assert probe is not None
-    models.check_probe(probe, answers(again, probe.input_ids), models.place_now(again))
+    models.check_reference_output(
+        probe, answers(again, probe.input_ids), models.describe_environment(again)
+    )
     with pytest.raises(RefusedError, match="in the same place"):
-        models.check_probe(probe, answers(other, probe.input_ids), models.place_now(other))
+        models.check_reference_output(
+            probe, answers(other, probe.input_ids), models.describe_environment(other)
+        )
 
 
 def test_probe_tokens_are_ordinary_seeded_and_no_longer_than_the_base_reads(toy_bert: Path) -> None:
-    base = models.load(PretrainedModelSpec(path=toy_bert, max_tokens=16), CPU)
-    ids = models.probe_ids(base, seed=4, rows=50)
+    base = models.load_base_model(PretrainedModelSpec(path=toy_bert, max_tokens=16), CPU)
+    ids = models.sample_reference_tokens(base, seed=4, rows=50)
     assert ids.shape == (50, 16) and ids.dtype == torch.int64
     special = set(base.tokenizer.all_special_ids)
     assert set(ids.flatten().tolist()) == set(range(len(base.tokenizer))) - special
-    assert torch.equal(ids, models.probe_ids(base, seed=4, rows=50)) and not torch.equal(
-        ids, models.probe_ids(base, seed=5, rows=50)
-    )
+    assert torch.equal(
+        ids, models.sample_reference_tokens(base, seed=4, rows=50)
+    ) and not torch.equal(ids, models.sample_reference_tokens(base, seed=5, rows=50))

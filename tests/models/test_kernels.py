@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 from clinpeft import models
 from clinpeft.core.errors import BaseModelError, UsageError
-from clinpeft.models import FAMILIES
+from clinpeft.models import MODEL_FAMILIES
 from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import kernels
 from tests.models.test_families import SETTINGS, SHAPE
@@ -56,15 +56,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     inner.monkey_patch = patch  # type: ignore[attr-defined]
     for module in (package, inner, patch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(kernels, "PACKAGE", "torch")  # which is installed, and has a version
-    monkeypatch.setattr(kernels, "DISTRIBUTION", "torch")
+    monkeypatch.setattr(kernels, "LIGER_PACKAGE", "torch")  # which is installed, and has a version
+    monkeypatch.setattr(kernels, "LIGER_DISTRIBUTION", "torch")
     return calls
 
 
 def toy(family: str) -> Any:
     config = transformers.AutoConfig.for_model(family, **SHAPE, **SETTINGS.get(family, {}))
     torch.manual_seed(0)
-    return FAMILIES[family].auto.from_config(config).eval()
+    return MODEL_FAMILIES[family].auto_class.from_config(config).eval()
 
 
 def liger(folder: Path) -> PretrainedModelSpec:
@@ -92,7 +92,7 @@ def test_a_processor_is_refused_with_the_value_the_place_and_the_way_out(tmp_pat
 def test_a_package_that_is_not_installed_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "PACKAGE", "no_package_of_this_name")
+    monkeypatch.setattr(kernels, "LIGER_PACKAGE", "no_package_of_this_name")
     with pytest.raises(UsageError, match="liger-kernel is not installed") as caught:
         models.refuse_missing_kernels(liger(tmp_path / "nothing there"), CUDA)
     assert 'pip install "clinpeft[gpu]"' in caught.value.hint
@@ -100,8 +100,8 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
 @pytest.mark.usefixtures("asked")
 def test_a_family_without_kernels_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
-    models.refuse_missing_kernels(liger(models.write_tiny(tmp_path / "llama")), CUDA)
-    encoder = models.write_tiny(tmp_path / "bert")
+    models.refuse_missing_kernels(liger(models.write_toy_model(tmp_path / "llama")), CUDA)
+    encoder = models.write_toy_model(tmp_path / "bert")
     (encoder / "config.json").write_text(
         (encoder / "config.json").read_text().replace('"llama"', '"bert"')
     )
@@ -111,7 +111,7 @@ def test_a_family_without_kernels_is_refused_and_the_others_are_named(tmp_path: 
 
 
 def test_the_families_with_kernels_are_those_that_liger_knows() -> None:
-    assert tuple(name for name, family in FAMILIES.items() if family.kernels) == KNOWN
+    assert tuple(name for name, family in MODEL_FAMILIES.items() if family.liger_kernels) == KNOWN
 
 
 @pytest.mark.parametrize("family", KNOWN)
@@ -120,7 +120,7 @@ def test_liger_is_asked_for_norms_and_gates_and_for_no_rotation_and_no_loss(
 ) -> None:
     model = toy(family)
     assert (
-        kernels.install(model, FAMILIES[family], liger(Path("toy")), CUDA)
+        kernels.install_liger_kernels(model, MODEL_FAMILIES[family], liger(Path("toy")), CUDA)
         == f"torch {metadata.version('torch')}"
     )
     wanted = {
@@ -137,7 +137,7 @@ def test_the_given_model_alone_gets_them(asked: list[tuple[str, dict[str, Any]]]
     before = dict(vars(modeling_llama))
     model, other = toy("llama"), toy("llama")
     plain = answer(model)
-    kernels.install(model, FAMILIES["llama"], liger(Path("toy")), CUDA)
+    kernels.install_liger_kernels(model, MODEL_FAMILIES["llama"], liger(Path("toy")), CUDA)
     assert vars(modeling_llama) == before
     torch.testing.assert_close(answer(model), plain / 2)
     assert [name for name, _ in asked] == ["llama"]
@@ -151,9 +151,9 @@ def test_the_given_model_alone_gets_them(asked: list[tuple[str, dict[str, Any]]]
 def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewhere(
     spec: str, device: str, asked: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    found = kernels.install(
+    found = kernels.install_liger_kernels(
         toy("llama"),
-        FAMILIES["llama"],
+        MODEL_FAMILIES["llama"],
         PretrainedModelSpec(path=Path("toy"), kernels=spec),
         torch.device(device),
     )  # type: ignore[arg-type]
@@ -161,7 +161,9 @@ def test_a_model_stays_as_it_is_where_none_are_asked_for_or_a_run_is_read_elsewh
 
 
 def test_a_probe_of_an_older_version_was_answered_by_torch() -> None:
-    location = models.Place("2.13", "5.17", "cpu", "AVX2", 2, "float32")
+    location = models.ComputeEnvironment("2.13", "5.17", "cpu", "AVX2", 2, "float32")
     older = {name: value for name, value in location.as_json().items() if name != "kernels"}
-    assert models.Place.from_json(older) == location
-    assert models.Place.from_json({**older, "kernels": "liger-kernel 0.8.5"}) != location
+    assert models.ComputeEnvironment.from_json(older) == location
+    assert (
+        models.ComputeEnvironment.from_json({**older, "kernels": "liger-kernel 0.8.5"}) != location
+    )

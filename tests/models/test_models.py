@@ -32,8 +32,8 @@ def encoder(toy_bert: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy_bert, tmp_path / "bert"))
 
 
-def load(folder: Path, **options: Any) -> models.Base:
-    return models.load(
+def load(folder: Path, **options: Any) -> models.FrozenBaseModel:
+    return models.load_base_model(
         LanguageModelSpec.model_validate({"path": folder, "max_tokens": 32} | options), CPU
     )
 
@@ -92,22 +92,22 @@ def test_auto_precision_follows_the_processor(
     able: dict[str, bool], precision: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clinpeft.models.load._instructions", lambda: able)
-    assert models.precision_for("auto", CPU) == (precision, reason)
-    assert models.precision_for("bfloat16", CPU)[0] == torch.bfloat16
+    assert models.choose_precision("auto", CPU) == (precision, reason)
+    assert models.choose_precision("bfloat16", CPU)[0] == torch.bfloat16
 
 
 def test_the_fingerprint_is_of_names_and_contents_and_of_nothing_else(
     folder: Path, tmp_path: Path
 ) -> None:
-    before = models.fingerprint(folder)
+    before = models.fingerprint_base_model(folder)
     (folder / "README.md").write_text("read me")
-    assert models.fingerprint(folder) == before == load(folder).sha256
+    assert models.fingerprint_base_model(folder) == before == load(folder).sha256
     moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
-    assert models.fingerprint(moved) == before
+    assert models.fingerprint_base_model(moved) == before
     (moved / "model.safetensors").rename(moved / "other.safetensors")
-    assert models.fingerprint(moved) != before
+    assert models.fingerprint_base_model(moved) != before
     weights(folder, lambda tensors: tensors["model.norm.weight"].mul_(2))
-    assert models.fingerprint(folder) != before
+    assert models.fingerprint_base_model(folder) != before
 
 
 # ------------------------------------------------------------------------------------------------------------------ folders that are no base
@@ -118,7 +118,7 @@ def test_a_hub_name_where_a_folder_belongs_points_at_the_one_door() -> None:
     assert "meta-llama/Llama-2-7b-hf" in error.message and error.location == "base.path"
     assert "clinpeft models pull meta-llama/Llama-2-7b-hf --to DIR" in error.hint
     with pytest.raises(BaseModelError, match="there is no folder"):
-        models.fingerprint(Path("meta-llama/Llama-2-7b-hf"))
+        models.fingerprint_base_model(Path("meta-llama/Llama-2-7b-hf"))
 
 
 def test_a_folder_without_config_is_refused(folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_an_encoder_without_a_mask_token_is_refused(encoder: Path) -> None:
 
 
 def test_more_tokens_than_positions_are_refused(encoder: Path) -> None:
-    assert load(encoder, max_tokens=128).positions == 128
+    assert load(encoder, max_tokens=128).max_positions == 128
     error = refused(encoder, max_tokens=129)
     assert (
         "129" in error.message
@@ -300,13 +300,13 @@ def test_pull_is_the_one_door_and_closes_behind_itself(folder: Path, tmp_path: P
         (Path(request["local_dir"]) / ".cache").mkdir()
 
     assert constants.HF_HUB_OFFLINE
-    models.pull("someone/llama", tmp_path / "pulled", snapshot)
+    models.download_model("someone/llama", tmp_path / "pulled", snapshot)
     assert constants.HF_HUB_OFFLINE
     assert [(request["repo_id"], request["offline"]) for request in asked] == [
         ("someone/llama", False)
     ]
     assert not any(pattern.endswith((".bin", ".py")) for pattern in asked[0]["allow_patterns"])
-    assert load(tmp_path / "pulled").sha256 == models.fingerprint(folder)
+    assert load(tmp_path / "pulled").sha256 == models.fingerprint_base_model(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "pulled"]
     assert not (tmp_path / "pulled" / ".cache").exists()
 
@@ -318,7 +318,7 @@ def test_a_pull_that_fails_leaves_no_folder_and_no_open_door(tmp_path: Path) -> 
     with pytest.raises(
         BaseModelError, match="someone/llama cannot be fetched: ConnectionError: cable cut"
     ):
-        models.pull("someone/llama", tmp_path / "pulled", snapshot)
+        models.download_model("someone/llama", tmp_path / "pulled", snapshot)
     assert constants.HF_HUB_OFFLINE and not (tmp_path / "pulled").exists()
 
 
@@ -328,15 +328,15 @@ def test_a_pull_of_what_is_no_base_says_so(folder: Path, tmp_path: Path) -> None
         (Path(request["local_dir"]) / "model.safetensors").unlink()
 
     with pytest.raises(BaseModelError, match="no weights"):
-        models.pull("someone/llama", tmp_path / "pulled", snapshot)
+        models.download_model("someone/llama", tmp_path / "pulled", snapshot)
     assert not (tmp_path / "pulled").exists()
 
 
 def test_pull_takes_a_hub_name_and_a_new_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a hub name"):
-        models.pull("https://hub/x/y", tmp_path / "new")
+        models.download_model("https://hub/x/y", tmp_path / "new")
     with pytest.raises(RefusedError, match="exists"):
-        models.pull("someone/llama", tmp_path)
+        models.download_model("someone/llama", tmp_path)
 
 
 def test_the_real_fetcher_is_refused_while_the_door_is_closed(tmp_path: Path) -> None:

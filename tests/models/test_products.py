@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clinpeft.models import Spans
+from clinpeft.models import SequenceLengths
 from clinpeft.runtime import cpu_attention, packed_attention
-from clinpeft.runtime.dropout import DRAWS, staying
+from clinpeft.runtime.dropout import DROPOUT_LEVELS, sample_dropout_mask
 
 SHAPES = [  # documents, heads, heads of keys, length, width of a head
     (1, 4, 4, 700, 16),
@@ -48,7 +48,7 @@ def test_answers_and_gradients_are_those_of_pytorch(
 ) -> None:
     parts = drawn(shape, dtype)
     plain = [part.detach().double().requires_grad_() for part in parts]
-    found = cpu_attention.attention(*parts, None, causal, 0.0)
+    found = cpu_attention.compute_cpu_attention(*parts, None, causal, 0.0)
     query, key, value = plain
     expected = functional.scaled_dot_product_attention(
         query, key, value, is_causal=causal and shape[3] > 1, enable_gqa=True
@@ -69,23 +69,27 @@ def test_a_scale_that_is_given_is_used() -> None:
     expected = functional.scaled_dot_product_attention(
         *parts, scale=0.7, is_causal=True, enable_gqa=True
     )
-    near(cpu_attention.attention(*parts, 0.7, True, 0.0), expected)
+    near(cpu_attention.compute_cpu_attention(*parts, 0.7, True, 0.0), expected)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_with_dropout_gradients_are_those_of_what_was_drawn(causal: bool) -> None:
-    parts, dropped = drawn((2, 4, 2, 7, 8), torch.float64), round(0.3 * DRAWS)
+    parts, dropped = drawn((2, 4, 2, 7, 8), torch.float64), round(0.3 * DROPOUT_LEVELS)
     torch.manual_seed(5)
-    found = cpu_attention.attention(*parts, None, causal, 0.3)
+    found = cpu_attention.compute_cpu_attention(*parts, None, causal, 0.3)
     torch.manual_seed(5)
-    stays = staying((4, 14, 7), dropped, torch.device("cpu")).view(2, 2, 2, 7, 7).flatten(1, 2)
+    stays = (
+        sample_dropout_mask((4, 14, 7), dropped, torch.device("cpu"))
+        .view(2, 2, 2, 7, 7)
+        .flatten(1, 2)
+    )
     query, key, value = (part.detach().requires_grad_() for part in parts)
     scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 8**-0.5
     if causal:
         scores = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
-    expected = (scores.softmax(-1) * stays * DRAWS / (DRAWS - dropped)) @ value.repeat_interleave(
-        2, 1
-    )
+    expected = (
+        scores.softmax(-1) * stays * DROPOUT_LEVELS / (DROPOUT_LEVELS - dropped)
+    ) @ value.repeat_interleave(2, 1)
     near(found, expected)
     torch.autograd.backward([found.square().sum(), expected.square().sum()])
     for part, other in zip(parts, (query, key, value), strict=True):
@@ -98,7 +102,7 @@ def test_dropout_leaves_the_share_that_was_asked_and_keeps_the_mean() -> None:
     query, key, _ = drawn((1, 2, 2, 400, 4), torch.float32)
     one = torch.ones(1, 2, 400, 4)
     torch.manual_seed(0)
-    sums = cpu_attention.attention(
+    sums = cpu_attention.compute_cpu_attention(
         query, key, one, None, False, 0.25
     )  # of the weights that stay, scaled: 1 on average
     assert float(sums.detach().mean()) == pytest.approx(1.0, abs=0.01)
@@ -108,7 +112,9 @@ def test_dropout_leaves_the_share_that_was_asked_and_keeps_the_mean() -> None:
 def test_gradients_that_nobody_wants_are_not_made() -> None:
     query, key, value = (part.detach() for part in drawn(SHAPES[1], torch.float32))
     value.requires_grad_()
-    torch.autograd.backward(cpu_attention.attention(query, key, value, None, True, 0.0).sum())
+    torch.autograd.backward(
+        cpu_attention.compute_cpu_attention(query, key, value, None, True, 0.0).sum()
+    )
     assert value.grad is not None
     assert query.grad is None
     assert key.grad is None
@@ -120,15 +126,15 @@ def test_what_is_kept_is_bounded_by_the_blocks_that_hold_the_diagonal() -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
     ):  # type: ignore[func-returns-value]
-        cpu_attention.attention(*parts, None, True, 0.0)
+        cpu_attention.compute_cpu_attention(*parts, None, True, 0.0)
     weights = sum(kept) - 3 * 2 * 1024 * 4
     assert weights == 2 * 1024 * 1024 * 5 // 8
 
 
 CASES = [  # (precision, length, dropout, pays)
     (torch.bfloat16, 5, 0.0, True),
-    (torch.bfloat16, cpu_attention.LONGEST, 0.0, True),
-    (torch.bfloat16, cpu_attention.LONGEST + 1, 0.0, False),
+    (torch.bfloat16, cpu_attention.MAX_CPU_ATTENTION_TOKENS, 0.0, True),
+    (torch.bfloat16, cpu_attention.MAX_CPU_ATTENTION_TOKENS + 1, 0.0, False),
     (torch.float32, 5, 0.0, False),
     (torch.float32, 5, 0.1, True),
 ]
@@ -139,24 +145,27 @@ def test_it_is_taken_where_it_pays(
     dtype: torch.dtype, length: int, dropout: float, expected: bool
 ) -> None:
     query = torch.zeros(1, 1, length, 8, dtype=dtype)
-    assert cpu_attention.pays(query, dropout) is expected
+    assert cpu_attention.is_cpu_attention_faster(query, dropout) is expected
     with torch.no_grad():
-        assert cpu_attention.pays(query, dropout) is expected, (
+        assert cpu_attention.is_cpu_attention_faster(query, dropout) is expected, (
             "a text that is read twice is read alike"
         )
     with torch.inference_mode():
-        assert cpu_attention.pays(query, dropout) is (
-            dtype == torch.bfloat16 and cpu_attention.MANY <= length**2 <= cpu_attention.LONGEST**2
+        assert cpu_attention.is_cpu_attention_faster(query, dropout) is (
+            dtype == torch.bfloat16
+            and cpu_attention.MIN_INFERENCE_WEIGHTS
+            <= length**2
+            <= cpu_attention.MAX_CPU_ATTENTION_TOKENS**2
         )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not cpu_attention.pays(query, dropout)
+        assert not cpu_attention.is_cpu_attention_faster(query, dropout)
 
 
 MANY = [  # (documents, length, pays)
     (1, 1024, True),
     (8, 181, False),
     (8, 182, True),
-    (1, cpu_attention.LONGEST + 1, False),
+    (1, cpu_attention.MAX_CPU_ATTENTION_TOKENS + 1, False),
 ]
 
 
@@ -166,20 +175,20 @@ def test_without_a_graph_it_is_taken_for_many_weights(
 ) -> None:
     query = torch.zeros(documents, 2, length, 4, dtype=torch.bfloat16)
     with torch.inference_mode():
-        assert cpu_attention.pays(query, 0.0) is expected
-        assert not cpu_attention.pays(query.float(), 0.0)
+        assert cpu_attention.is_cpu_attention_faster(query, 0.0) is expected
+        assert not cpu_attention.is_cpu_attention_faster(query.float(), 0.0)
 
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
-    real = cpu_attention.attention
+    real = cpu_attention.compute_cpu_attention
 
     def look(query: torch.Tensor, *others: object) -> torch.Tensor:
         seen.append(query.shape[2])
         return real(query, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cpu_attention, "attention", look)
+    monkeypatch.setattr(cpu_attention, "compute_cpu_attention", look)
     return seen
 
 
@@ -190,18 +199,20 @@ def test_a_document_has_the_answer_that_it_has_alone(looked: list[int]) -> None:
         torch.randn(1, sum(lengths), 4, 8).bfloat16().transpose(1, 2) for _ in range(3)
     )
     module = torch.nn.Module()
-    found = packed_attention.attend(module, query, key, value, None, spans=Spans(lengths))[0]
+    found = packed_attention.attend_packed_documents(
+        module, query, key, value, None, spans=SequenceLengths(lengths)
+    )[0]
     assert looked == [300, 5, 1, 270]
     at = 0
     for length in lengths:
         alone = slice(at, at + length)
-        expected = packed_attention.attend(
+        expected = packed_attention.attend_packed_documents(
             module,
             query[:, :, alone],
             key[:, :, alone],
             value[:, :, alone],
             None,
-            spans=Spans((length,)),
+            spans=SequenceLengths((length,)),
         )[0]
         near(found[:, alone], expected)
         at += length
@@ -214,10 +225,11 @@ def test_a_document_has_the_answer_that_it_has_alone(looked: list[int]) -> None:
 def test_few_long_documents_or_many_short_ones_are_multiplied_at_once(
     heads: int, length: int, expected: int
 ) -> None:
-    assert cpu_attention.at_once(heads, length) == expected
+    assert cpu_attention.choose_chunk_size(heads, length) == expected
     assert (
         expected == 1
-        or heads * min(length, cpu_attention.BLOCK) * length * expected <= cpu_attention.NEAR
+        or heads * min(length, cpu_attention.QUERY_BLOCK_TOKENS) * length * expected
+        <= cpu_attention.MAX_WEIGHTS_PER_CALL
     )
 
 
@@ -229,19 +241,23 @@ def test_a_run_that_is_cut_into_pieces_has_the_answers_of_the_whole(
     query, key, value = (
         torch.randn(1, sum(lengths), 4, 8).bfloat16().transpose(1, 2) for _ in range(3)
     )
-    whole = packed_attention.attend(
-        torch.nn.Module(), query, key, value, None, spans=Spans(lengths)
+    whole = packed_attention.attend_packed_documents(
+        torch.nn.Module(), query, key, value, None, spans=SequenceLengths(lengths)
     )[0]
     assert looked == [7, 3]
-    monkeypatch.setattr(cpu_attention, "NEAR", 2 * 4 * 7 * 7)
-    assert [*Spans(lengths).pieces(lambda length: cpu_attention.at_once(4, length))] == [
+    monkeypatch.setattr(cpu_attention, "MAX_WEIGHTS_PER_CALL", 2 * 4 * 7 * 7)
+    assert [
+        *SequenceLengths(lengths).iterate_chunks(
+            lambda length: cpu_attention.choose_chunk_size(4, length)
+        )
+    ] == [
         (2, 7),
         (2, 7),
         (1, 7),
         (2, 3),
     ]
-    cut = packed_attention.attend(torch.nn.Module(), query, key, value, None, spans=Spans(lengths))[
-        0
-    ]
+    cut = packed_attention.attend_packed_documents(
+        torch.nn.Module(), query, key, value, None, spans=SequenceLengths(lengths)
+    )[0]
     assert looked == [7, 3, 7, 7, 7, 3]
     near(cut, whole)

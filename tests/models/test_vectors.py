@@ -21,8 +21,10 @@ CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
 
 
-def load(folder: Path, purpose: models.Purpose = "vectors", **options: Any) -> models.Base:
-    return models.load(
+def load(
+    folder: Path, purpose: models.LoadPurpose = "vectors", **options: Any
+) -> models.FrozenBaseModel:
+    return models.load_base_model(
         PretrainedModelSpec.model_validate({"path": folder, "max_tokens": 32} | options),
         CPU,
         purpose,
@@ -42,7 +44,7 @@ def bare_bert(toy_bert: Path, tmp_path: Path) -> Path:
     return bare(toy_bert, BertModel, tmp_path / "bare")
 
 
-def vectors(base: models.Base, ids: torch.Tensor) -> torch.Tensor:
+def vectors(base: models.FrozenBaseModel, ids: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor = base.backbone(
         input_ids=ids, attention_mask=torch.ones_like(ids)
     ).last_hidden_state
@@ -172,7 +174,7 @@ def test_vectors_need_no_mask_token(toy_bert: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_model_in_a_recipe_can_be_loaded(toy_bert: Path) -> None:
-    base = models.load(
+    base = models.load_base_model(
         EncoderModelSpec(path=toy_bert, max_tokens=16, trainable=True), CPU, "vectors"
     )
     assert base.max_tokens == 16 and not any(
@@ -204,32 +206,32 @@ def test_vectors_are_read_by_the_mask_on_either_side() -> None:
         [[[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]], [[3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]]
     )
     right, left = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[0, 1, 1], [0, 0, 1]])
-    assert models.pool(hidden, right, "last").tolist() == [[2, 20], [7, 70]]
-    assert models.pool(hidden, left, "last").tolist() == [[6, 60], [7, 70]]
-    assert models.pool(hidden, right, "cls").tolist() == [[1, 10], [3, 30]]
-    assert models.pool(hidden, left, "cls").tolist() == [[2, 20], [7, 70]]
-    assert models.pool(hidden, right, "mean").tolist() == [[1.5, 15], [5, 50]]
-    assert models.pool(hidden, left.bool(), "mean").tolist() == [[4, 40], [7, 70]]
+    assert models.pool_hidden_states(hidden, right, "last").tolist() == [[2, 20], [7, 70]]
+    assert models.pool_hidden_states(hidden, left, "last").tolist() == [[6, 60], [7, 70]]
+    assert models.pool_hidden_states(hidden, right, "cls").tolist() == [[1, 10], [3, 30]]
+    assert models.pool_hidden_states(hidden, left, "cls").tolist() == [[2, 20], [7, 70]]
+    assert models.pool_hidden_states(hidden, right, "mean").tolist() == [[1.5, 15], [5, 50]]
+    assert models.pool_hidden_states(hidden, left.bool(), "mean").tolist() == [[4, 40], [7, 70]]
 
 
 def test_the_mean_of_bfloat16_is_taken_in_float32() -> None:
     hidden = torch.tensor([256.0, 1.0, 1.0, 1.0]).bfloat16().reshape(1, 4, 1)
-    pooled = models.pool(hidden, torch.ones(1, 4), "mean")
+    pooled = models.pool_hidden_states(hidden, torch.ones(1, 4), "mean")
     assert (
         pooled.dtype == torch.float32 and pooled.item() == 64.75
     )  # nine bits: bfloat16 has 64.5 and 65
-    assert models.pool(hidden, torch.ones(1, 4), "last").dtype == torch.float32
+    assert models.pool_hidden_states(hidden, torch.ones(1, 4), "last").dtype == torch.float32
 
 
 def test_what_stands_on_padding_has_no_say() -> None:
     hidden = torch.tensor([[[1.0], [torch.nan], [3.0]]])
-    assert models.pool(hidden, torch.tensor([[1, 0, 1]]), "mean").tolist() == [[2.0]]
+    assert models.pool_hidden_states(hidden, torch.tensor([[1, 0, 1]]), "mean").tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize("how", ["last", "cls", "mean"])
-def test_a_row_without_tokens_is_an_error(how: models.Pooling) -> None:
+def test_a_row_without_tokens_is_an_error(how: models.PoolingMode) -> None:
     with pytest.raises(InputError, match="1 of 3 rows have no token") as error:
-        models.pool(torch.zeros(3, 2, 4), torch.tensor([[1, 0], [0, 0], [0, 1]]), how)
+        models.pool_hidden_states(torch.zeros(3, 2, 4), torch.tensor([[1, 0], [0, 0], [0, 1]]), how)
     assert error.value.location == "row 1 of the batch"
 
 
@@ -261,7 +263,7 @@ def says(folder: Path, described: object) -> Path:
 def test_a_sentence_transformers_folder_says_how_it_is_pooled(
     described: object, expected: str | None, tmp_path: Path
 ) -> None:
-    assert models.native_pooling(says(tmp_path, described)) == expected
+    assert models.read_pooling_mode(says(tmp_path, described)) == expected
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_a_pooling_that_is_not_known_here_is_refused(
     described: object, said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BaseModelError, match=said):
-        models.native_pooling(says(tmp_path, described))
+        models.read_pooling_mode(says(tmp_path, described))
 
 
 def test_pooling_is_what_was_asked_else_what_the_folder_says_else_the_familys_own(
@@ -288,16 +290,22 @@ def test_pooling_is_what_was_asked_else_what_the_folder_says_else_the_familys_ow
 ) -> None:
     folder = Path(shutil.copytree(toy_bert, tmp_path / "bert"))
     base = load(folder)
-    assert models.native_pooling(folder) is None and models.pooling_of(base, "auto") == "cls"
+    assert (
+        models.read_pooling_mode(folder) is None
+        and models.resolve_pooling_mode(base, "auto") == "cls"
+    )
     says(folder, {"pooling_mode_mean_tokens": True})
-    assert models.pooling_of(base, "auto") == "mean" and models.pooling_of(base, "last") == "last"
-    assert models.pooling_of(load(toy_llama()), "auto") == "last"
+    assert (
+        models.resolve_pooling_mode(base, "auto") == "mean"
+        and models.resolve_pooling_mode(base, "last") == "last"
+    )
+    assert models.resolve_pooling_mode(load(toy_llama()), "auto") == "last"
 
 
 def test_what_says_how_to_pool_is_pulled_too() -> None:
     from clinpeft.models import download
 
-    assert "1_Pooling/config.json" in download.PULLED
+    assert "1_Pooling/config.json" in download.DOWNLOADED_FILE_PATTERNS
 
 
 # ---------------------------------------------------------------------------------------------------------------------- a real encoder
@@ -305,7 +313,11 @@ def test_what_says_how_to_pool_is_pulled_too() -> None:
 
 def test_a_real_sentence_encoder_knows_a_paraphrase(minilm: Path) -> None:
     base = load(minilm, max_tokens=128)
-    assert (base.width, models.pooling_of(base, "auto"), base.positions) == (384, "mean", 512)
+    assert (base.width, models.resolve_pooling_mode(base, "auto"), base.max_positions) == (
+        384,
+        "mean",
+        512,
+    )
     texts = [
         "The patient was admitted with shortness of breath.",
         "A man came to the hospital because he could not breathe well.",
@@ -315,7 +327,7 @@ def test_a_real_sentence_encoder_knows_a_paraphrase(minilm: Path) -> None:
     with torch.no_grad():
         hidden = base.backbone(**batch).last_hidden_state
     pooled = torch.nn.functional.normalize(
-        models.pool(hidden, batch["attention_mask"], "mean"), dim=1
+        models.pool_hidden_states(hidden, batch["attention_mask"], "mean"), dim=1
     )
     likeness = pooled @ pooled.T
     assert likeness[0, 1] > 0.5 and likeness[0, 2].abs() < 0.2

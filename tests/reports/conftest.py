@@ -11,7 +11,7 @@ import pyarrow as pa
 from clinpeft import runs
 from clinpeft.core import schemas
 from clinpeft.recipe import Recipe
-from clinpeft.reports import Entry
+from clinpeft.reports import CellResult
 from tests.runs.conftest import NIGHT, make_recipe, opening, results_of
 
 PAIR_SCORES = schemas.PAIR_SCORE_SCHEMA.append(pa.field("task", pa.string())).append(
@@ -235,7 +235,7 @@ def embedded(
 
 def ten_backbones(
     home: Path, count: int = 10, task: str = "study", stratum: str = "different"
-) -> list[Entry]:
+) -> list[CellResult]:
     """As published, but 0.02 higher, and with intervals."""
     entries = []
     for at, (name, hub_name, before, after, similar, different, *costs) in enumerate(TEN[:count]):
@@ -250,7 +250,7 @@ def ten_backbones(
         scores = pair_scores(similar, different, at)
         run = embedded(home, f"{at:012x}", asked(hub_name), *rows, scores=scores)
         entries.append(
-            Entry(
+            CellResult(
                 name,
                 run,
                 published=dict(zip(KEYS, (before, after, similar, different, *costs), strict=True)),
@@ -259,7 +259,7 @@ def ten_backbones(
     return entries
 
 
-def ablation(home: Path) -> list[Entry]:
+def ablation(home: Path) -> list[CellResult]:
     """Shares of the pairs, both losses, three ranks; published: some cells of table 4."""
     entries = []
     for at, (share, objective, rank) in enumerate(
@@ -279,7 +279,7 @@ def ablation(home: Path) -> list[Entry]:
             pairs=round(40_000 * share),
         )
         entries.append(
-            Entry(
+            CellResult(
                 f"{share:.0%} · {objective} · r={rank}", run, published={"separation": value + 0.01}
             )
         )

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clinpeft import runs
 from clinpeft.core import schemas
-from clinpeft.reports import Entry
+from clinpeft.reports import CellResult
 from tests.reports.test_classification import TFIDF, against_tfidf, asked, id_of, score
 from tests.runs.conftest import NIGHT, opening, results_of
 
@@ -119,7 +119,7 @@ def answering(
         )
 
 
-def grid(home: Path) -> list[Entry]:
+def grid(home: Path) -> list[CellResult]:
     """Names as a grid gives them, with what a paper printed for one of them."""
     entries = []
     cells = [
@@ -131,5 +131,5 @@ def grid(home: Path) -> list[Entry]:
     for at, (name, task, seed) in enumerate(cells):
         run = answering(home, at + 1, task, seed, 0.6 + 0.1 * NAMES.index(name) + 0.02 * seed)
         published = {"mortality": 0.7489} if name == ODD else {}
-        entries.append(Entry(f"{name} · {task} · seed={seed}", run, published=published))
+        entries.append(CellResult(f"{name} · {task} · seed={seed}", run, published=published))
     return entries

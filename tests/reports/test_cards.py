@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from clinpeft.reports.cards import Card, model_card
-from clinpeft.reports.tables import Column, Estimate, Table
+from clinpeft.reports.cards import EncoderCard, render_encoder_card
+from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable
 
-CARD = Card(
+CARD = EncoderCard(
     name="heart: small",
     base_model="intfloat/e5-large-v2",
-    licence="MIT",
+    license="MIT",
     pooling="mean",
-    normalised=True,
+    is_normalized=True,
     dimension=1024,
     max_tokens=512,
     query_prompt="query: ",
@@ -25,15 +25,15 @@ CARD = Card(
     base_parameters=335_174_458,
     training_data="Two open textbooks (CC BY 4.0), split by chapter.",
     training=(("loss", "InfoNCE, temperature 0.05"), ("seed", "1")),
-    pairs=12_345,
+    training_pairs=12_345,
     results=(
-        Table(
+        ReportTable(
             "Separation",
-            (Column("model", is_text=True), Column("value", is_estimate=True)),
+            (ReportColumn("model", is_text=True), ReportColumn("value", is_estimate=True)),
             (("adapted", Estimate(0.41, 0.38, 0.44)),),
         ),
     ),
-    run="0123abcd",
+    run_id="0123abcd",
     version="0.2",
 )
 
@@ -46,7 +46,7 @@ def metadata(text: str) -> Any:
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
-    found = metadata(model_card(CARD))
+    found = metadata(render_encoder_card(CARD))
     assert (
         found["base_model"] == "intfloat/e5-large-v2"
         and found["license"] == "mit"
@@ -62,7 +62,7 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
 
 
 def test_an_adapter_alone_is_one_of_peft_and_says_what_it_needs() -> None:
-    text = model_card(replace(CARD, merged=False))
+    text = render_encoder_card(replace(CARD, is_merged=False))
     found = metadata(text)
     assert found["library_name"] == "peft" and found["base_model_relation"] == "adapter"
     assert "needs intfloat/e5-large-v2 at hand" in text
@@ -77,12 +77,12 @@ def test_an_adapter_alone_is_one_of_peft_and_says_what_it_needs() -> None:
     ],
 )
 def test_licences_carry_the_hub_s_names(licence: str, said: str, name: str | None) -> None:
-    found = metadata(model_card(replace(CARD, licence=licence)))
+    found = metadata(render_encoder_card(replace(CARD, license=licence)))
     assert (found["license"], found.get("license_name")) == (said, name)
 
 
 def test_the_text_says_how_it_was_trained_how_it_is_read_and_what_it_scores() -> None:
-    text = model_card(CARD)
+    text = render_encoder_card(CARD)
     assert "# heart: small\n" in text and 'SentenceTransformer("heart: small")' in text
     assert "adapted with LoRA, rank 16, alpha 32, on query and value" in text
     assert (
@@ -100,8 +100,8 @@ def test_the_text_says_how_it_was_trained_how_it_is_read_and_what_it_scores() ->
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    bare = Card("heart", "BAAI/bge-m3", "MIT", "cls", True, 1024, 8192)
-    text = model_card(bare)
+    bare = EncoderCard("heart", "BAAI/bge-m3", "MIT", "cls", True, 1024, 8192)
+    text = render_encoder_card(bare)
     metadata(text)
     assert "fine-tuned as a whole" in text
     for absent in ("None", "## Training", "## Results", "Prompts", "run `", "lora", "\n\n\n"):

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from clinpeft.reports import cards
-from clinpeft.reports.checklist import GAP, TRIPOD_AI, TRIPOD_LLM, checklist
+from clinpeft.reports.checklist import (
+    CHECKLIST_GAP_MARK,
+    TRIPOD_AI_ITEMS,
+    TRIPOD_LLM_ITEMS,
+    render_reporting_checklist,
+)
 from tests.reports.invented import answering
 from tests.reports.test_cards import metadata
 from tests.reports.test_classification import asked
@@ -36,18 +41,18 @@ def lines(text: str) -> dict[str, str]:
 
 def test_every_item_stands_once_in_the_order_of_the_statements() -> None:
     expected = [f"{number}{letter}" for number in range(1, 28) for letter in PARTS.get(number, " ")]
-    assert [item.number for item in TRIPOD_AI] == [number.strip() for number in expected] and len(
-        expected
-    ) == 52
-    assert [item.number for item in TRIPOD_LLM] == [str(number) for number in range(1, 20)]
+    assert [item.number for item in TRIPOD_AI_ITEMS] == [
+        number.strip() for number in expected
+    ] and len(expected) == 52
+    assert [item.number for item in TRIPOD_LLM_ITEMS] == [str(number) for number in range(1, 20)]
 
 
 def test_what_the_record_knows_is_filled_in(tmp_path: Path) -> None:
-    found = lines(checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
+    found = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
     assert (
         "synthetic, fingerprint s1" in found["5a"]
         and "by subject, 0.7 / 0.1 / 0.2" in found["12a"]
-        and GAP not in found["12a"]
+        and CHECKLIST_GAP_MARK not in found["12a"]
     )
     assert (
         "mortality: n 400, 300 people, 100 events, held out" in found["21"]
@@ -57,19 +62,21 @@ def test_what_the_record_knows_is_filled_in(tmp_path: Path) -> None:
 
 
 def test_what_only_a_person_knows_is_a_marked_gap(tmp_path: Path) -> None:
-    found = lines(checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
+    found = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
     for number in ("1", "2", "3a", "3b", "3c", "17", "18a", "25", "26", "27a", "27b", "27c"):
-        assert found[number].startswith(GAP), number
-    assert GAP in found["5a"] and "☑" in found["5a"]
+        assert found[number].startswith(CHECKLIST_GAP_MARK), number
+    assert CHECKLIST_GAP_MARK in found["5a"] and "☑" in found["5a"]
 
 
 def test_small_counts_are_not_told(tmp_path: Path) -> None:
     run = finished_run(tmp_path)  # 6 people
-    assert "<10 people" in checklist([run], "t") and "6 people" not in checklist([run], "t")
+    assert "<10 people" in render_reporting_checklist(
+        [run], "t"
+    ) and "6 people" not in render_reporting_checklist([run], "t")
 
 
 def test_the_card_of_an_adapter_is_what_the_hub_reads(tmp_path: Path) -> None:
-    text = cards.card_of(answering(tmp_path, 1, "mortality", 7, 0.8))
+    text = cards.render_model_card(answering(tmp_path, 1, "mortality", 7, 0.8))
     found = metadata(text)
     assert (found["base_model"], found["library_name"], found["pipeline_tag"]) == (
         "toy-llama",
@@ -89,7 +96,7 @@ def test_the_card_of_an_adapter_is_what_the_hub_reads(tmp_path: Path) -> None:
 def test_the_card_says_what_the_adapter_does_not_beat_and_what_is_to_be_written(
     tmp_path: Path,
 ) -> None:
-    text = cards.card_of(answering(tmp_path, 1, "mortality", 7, 0.8))
+    text = cards.render_model_card(answering(tmp_path, 1, "mortality", 7, 0.8))
     assert (
         "**Does not beat TF-IDF on mortality**: difference -0.100" in text
         and text.count("**To be written:**") == 4
@@ -98,7 +105,7 @@ def test_the_card_says_what_the_adapter_does_not_beat_and_what_is_to_be_written(
 
 
 def test_the_card_of_a_language_adapter_has_its_perplexity(tmp_path: Path) -> None:
-    found = metadata(cards.card_of(finished_run(tmp_path)))
+    found = metadata(cards.render_model_card(finished_run(tmp_path)))
     assert (
         found["pipeline_tag"] == "text-generation"
         and found["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
@@ -107,6 +114,6 @@ def test_the_card_of_a_language_adapter_has_its_perplexity(tmp_path: Path) -> No
 
 def test_a_head_alone_has_no_card(tmp_path: Path) -> None:
     run = finished_run(tmp_path, recipe=asked(adapters=[]), kind="classify")
-    assert not cards.has_card(run)
+    assert not cards.has_model_card(run)
     with pytest.raises(Exception, match="no adapter"):
-        cards.card_of(run)
+        cards.render_model_card(run)

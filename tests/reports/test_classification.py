@@ -15,7 +15,7 @@ from clinpeft import recipe as recipes
 from clinpeft import reports
 from clinpeft.core import schemas
 from clinpeft.recipe import Cell, Recipe
-from clinpeft.reports import Entry, Estimate, Table
+from clinpeft.reports import CellResult, Estimate, ReportTable
 from clinpeft.runs import Run, RunComparison, RunListing, compute_run_id
 from tests.runs.conftest import finished_run, make_recipe, results_of
 
@@ -89,12 +89,12 @@ def id_of(number: int) -> str:
     return f"{number:012x}"
 
 
-def shown(table: Table) -> dict[str, dict[str, str]]:
+def shown(table: ReportTable) -> dict[str, dict[str, str]]:
     titles = [column.title for column in table.columns]
-    return {row[0]: dict(zip(titles, row, strict=True)) for row in table.texts}
+    return {row[0]: dict(zip(titles, row, strict=True)) for row in table.cell_texts}
 
 
-def two_tasks(home: Path) -> list[Entry]:
+def two_tasks(home: Path) -> list[CellResult]:
     first = answered(
         home,
         id_of(1),
@@ -115,7 +115,7 @@ def two_tasks(home: Path) -> list[Entry]:
     )
     names = ("LLaMA · LoRA · mortality", "LLaMA · LoRA · procedures")
     return [
-        Entry(name, run, published=PUBLISHED)
+        CellResult(name, run, published=PUBLISHED)
         for name, run in zip(names, (first, second), strict=True)
     ]
 
@@ -123,7 +123,7 @@ def two_tasks(home: Path) -> list[Entry]:
 def test_cells_that_differ_by_task_are_one_row_with_the_plain_mean_over_tasks(
     tmp_path: Path,
 ) -> None:
-    row = shown(reports.classification_table(two_tasks(tmp_path), "Table 3"))["LLaMA · LoRA"]
+    row = shown(reports.build_classification_table(two_tasks(tmp_path), "Table 3"))["LLaMA · LoRA"]
     assert (row["mortality"], row["procedures"]) == ("0.800 (0.780–0.820)", "0.600 (0.580–0.620)")
     assert row["macro average"] == "0.700"
     assert (row["trained"], row["time"]) == ("1,000–9,000", "0:01:30")
@@ -133,7 +133,7 @@ def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
     tmp_path: Path,
 ) -> None:
     """(0.6680 + 0.6383) / 2 = 0.65315, and not what was printed."""
-    table = reports.classification_table(two_tasks(tmp_path), "t")
+    table = reports.build_classification_table(two_tasks(tmp_path), "t")
     row = shown(table)["LLaMA · LoRA"]
     assert (
         row["published mortality"],
@@ -147,8 +147,8 @@ def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
 
 
 def test_nothing_published_leaves_no_columns_and_no_note(tmp_path: Path) -> None:
-    table = reports.classification_table(
-        [Entry("LoRA", answered(tmp_path, id_of(1), asked(), score(0.8)))], "t"
+    table = reports.build_classification_table(
+        [CellResult("LoRA", answered(tmp_path, id_of(1), asked(), score(0.8)))], "t"
     )
     assert [column.title for column in table.columns] == [
         "model",
@@ -165,13 +165,18 @@ def test_nothing_published_leaves_no_columns_and_no_note(tmp_path: Path) -> None
 def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
     entries = [
         *two_tasks(tmp_path),
-        Entry(
+        CellResult(
             "head only · mortality",
             answered(tmp_path, id_of(3), asked(adapters=[]), score(0.75), score(0.7, group=TFIDF)),
         ),
     ]
-    table = reports.classification_table(entries, "t")
-    assert [row[0] for row in table.texts] == [TFIDF, "prevalence", "LLaMA · LoRA", "head only"]
+    table = reports.build_classification_table(entries, "t")
+    assert [row[0] for row in table.cell_texts] == [
+        TFIDF,
+        "prevalence",
+        "LLaMA · LoRA",
+        "head only",
+    ]
     rows = shown(table)
     assert (rows[TFIDF]["mortality"], rows[TFIDF]["procedures"], rows[TFIDF]["macro average"]) == (
         "0.700 (0.680–0.720)",
@@ -196,8 +201,8 @@ def test_several_seeds_show_their_mean_and_apart_from_the_interval_their_spread(
         )
         for seed, value in values.items()
     }
-    table = reports.classification_table(
-        [Entry(f"seed={seed} · LoRA", run) for seed, run in runs.items()], "t"
+    table = reports.build_classification_table(
+        [CellResult(f"seed={seed} · LoRA", run) for seed, run in runs.items()], "t"
     )
     row = shown(table)["LoRA"]
     assert (row["mortality"], row["mortality, SD and range over seeds"]) == (
@@ -222,12 +227,12 @@ def test_a_spread_over_seeds_of_the_macro_average_takes_only_seeds_with_all_task
         )
     ):
         entries.append(
-            Entry(
+            CellResult(
                 f"LoRA · {task} · seed={seed}",
                 answered(tmp_path, id_of(at), asked(task, seed), score(value, task)),
             )
         )
-    row = shown(reports.classification_table(entries, "t"))["LoRA"]
+    row = shown(reports.build_classification_table(entries, "t"))["LoRA"]
     assert row["macro average"] == "0.750"
     assert row["macro average, SD and range over seeds"] == "0.071 (0.700–0.800)"
     assert row["mortality"].startswith("0.600")
@@ -241,7 +246,9 @@ def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> No
         score(0.8),
         score(0.7, "ventilation"),
     )
-    row = shown(reports.classification_table([Entry("five heads", run)], "t"))["five heads"]
+    row = shown(reports.build_classification_table([CellResult("five heads", run)], "t"))[
+        "five heads"
+    ]
     assert (row["mortality"], row["ventilation"], row["macro average"], row["time"]) == (
         "0.800 (0.780–0.820)",
         "0.700 (0.680–0.720)",
@@ -262,7 +269,7 @@ def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> No
 def test_a_row_that_does_not_beat_tfidf_says_so(
     tmp_path: Path, difference: float, width: float, expected: str
 ) -> None:
-    failed = Entry("other", None, message="no such file", recipe=asked())
+    failed = CellResult("other", None, message="no such file", recipe=asked())
     run = answered(
         tmp_path,
         id_of(1),
@@ -272,7 +279,9 @@ def test_a_row_that_does_not_beat_tfidf_says_so(
         against_tfidf(difference, width),
     )
     assert (
-        shown(reports.classification_table([Entry("LoRA", run), failed], "t"))["LoRA"]["remark"]
+        shown(reports.build_classification_table([CellResult("LoRA", run), failed], "t"))["LoRA"][
+            "remark"
+        ]
         == expected
     )
 
@@ -285,40 +294,44 @@ def test_the_verdict_is_given_by_task(tmp_path: Path) -> None:
         against_tfidf(0.0, 0.01, "diagnoses", "auroc_macro_difference", "-"),
     ]
     run = answered(tmp_path, id_of(1), asked(more_tasks=[{"name": "diagnoses"}]), *rows)
-    remark = shown(reports.classification_table([Entry("LoRA", run)], "t"))["LoRA"]["remark"]
+    remark = shown(reports.build_classification_table([CellResult("LoRA", run)], "t"))["LoRA"][
+        "remark"
+    ]
     assert remark == "does not beat TF-IDF: no better on diagnoses, worse on mortality"
 
 
 def test_a_cell_that_failed_leaves_its_column_empty_and_says_which(tmp_path: Path) -> None:
     good, _ = two_tasks(tmp_path)
-    bad = Entry(
+    bad = CellResult(
         "LLaMA · LoRA · procedures", None, message="the loss is nan", recipe=asked("procedures")
     )
-    row = shown(reports.classification_table([good, bad], "t"))["LLaMA · LoRA"]
+    row = shown(reports.build_classification_table([good, bad], "t"))["LLaMA · LoRA"]
     assert (row["procedures"], row["macro average"], row["remark"]) == (
         "–",
         "–",
         "procedures: failed: the loss is nan",
     )
-    worse = Entry(
+    worse = CellResult(
         "LLaMA · LoRA · diagnoses", None, message="the loss is nan", recipe=asked("diagnoses")
     )
     assert (
-        shown(reports.classification_table([good, bad, worse], "t"))["LLaMA · LoRA"]["remark"]
+        shown(reports.build_classification_table([good, bad, worse], "t"))["LLaMA · LoRA"]["remark"]
         == "procedures, diagnoses: failed: the loss is nan"
     )
-    unknown = reports.classification_table([Entry("unknown", None, message="unknown key")], "t")
+    unknown = reports.build_classification_table(
+        [CellResult("unknown", None, message="unknown key")], "t"
+    )
     assert shown(unknown)["unknown"]["remark"] == "failed: unknown key"
 
 
 def test_a_failed_seed_is_named_with_its_seed(tmp_path: Path) -> None:
     run = answered(tmp_path, id_of(1), asked(), score(0.8))
     entries = [
-        Entry("seed=1 · LoRA", run),
-        Entry("seed=2 · LoRA", None, message="the loss is nan", recipe=asked(seed=2)),
+        CellResult("seed=1 · LoRA", run),
+        CellResult("seed=2 · LoRA", None, message="the loss is nan", recipe=asked(seed=2)),
     ]
     assert (
-        shown(reports.classification_table(entries, "t"))["LoRA"]["remark"]
+        shown(reports.build_classification_table(entries, "t"))["LoRA"]["remark"]
         == "mortality with seed 2: failed: the loss is nan"
     )
 
@@ -335,16 +348,16 @@ def test_the_papers_own_scoring_stands_beside_where_it_gives_another_number(tmp_
         score(0.7, **row),
         score(0.65, "diagnoses", "auroc_clinical_peft"),
     )
-    table = reports.classification_table(
-        [Entry("LoRA · mortality", first), Entry("LoRA · diagnoses", second)], "t"
+    table = reports.build_classification_table(
+        [CellResult("LoRA · mortality", first), CellResult("LoRA · diagnoses", second)], "t"
     )
     assert shown(table)["LoRA"]["diagnoses, as scored by the paper"] == "0.650 (0.630–0.670)"
     assert "mortality, as scored by the paper" not in [column.title for column in table.columns]
 
 
 def test_the_table_survives_its_renderings(tmp_path: Path) -> None:
-    table = reports.classification_table(two_tasks(tmp_path), "t")
-    (_, _, mine) = csv.DictReader(io.StringIO(reports.as_csv(table)))
+    table = reports.build_classification_table(two_tasks(tmp_path), "t")
+    (_, _, mine) = csv.DictReader(io.StringIO(reports.as_csv_table(table)))
     assert (
         mine["model"],
         mine["mortality"],
@@ -352,12 +365,12 @@ def test_the_table_survives_its_renderings(tmp_path: Path) -> None:
         mine["published mortality"],
     ) == ("LLaMA · LoRA", "0.8", "0.78", "0.668")
     console = rich.console.Console(file=io.StringIO(), width=150, record=True)
-    console.print(reports.as_terminal(table))
+    console.print(reports.as_rich_table(table))
     assert "[published 0.6680]" in console.export_text()
 
 
 def test_a_table_of_no_entries_is_a_table() -> None:
-    table = reports.classification_table([], "t", ["On nobody."])
+    table = reports.build_classification_table([], "t", ["On nobody."])
     assert (table.rows, table.notes) == ((), ("On nobody.",))
 
 
@@ -383,9 +396,9 @@ def grid(name: str) -> list[Cell]:
 def test_the_papers_tables_have_five_tasks_a_row_and_name_the_means_that_are_misprinted(
     name: str, rows: int, otherwise: list[str]
 ) -> None:
-    table = reports.classification_table(
+    table = reports.build_classification_table(
         [
-            Entry(cell.name, None, published=cell.published, recipe=cell.recipe)
+            CellResult(cell.name, None, published=cell.published, recipe=cell.recipe)
             for cell in grid(name)
         ],
         name,
@@ -456,9 +469,9 @@ def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: 
     proof = {"proofs": [frozen, trained, inert], "frozen_tensors": 60, "frozen_sha256": "f1"}
     rows = (score(0.8), score(0.7, group=TFIDF), against_tfidf(0.1))
     facts = dict(
-        reports.run_summary(
+        reports.build_run_summary(
             answered(tmp_path, id_of(1), asked(adapters=stack), *rows, liveness=proof)
-        ).texts
+        ).cell_texts
     )
     assert facts["adapters"] == "lora (frozen, from clinical-lora) + lora + ia3 (inactive)"
     assert facts["tasks"] == "mortality"
@@ -479,18 +492,19 @@ def test_a_run_without_adapters_trains_its_head_or_everything(tmp_path: Path) ->
         answered(tmp_path, id_of(at), recipe, score(0.8))
         for at, recipe in enumerate((asked(adapters=[]), whole, both))
     ]
-    table = reports.runs_list(RunListing(tuple(runs)))
+    table = reports.build_runs_table(RunListing(tuple(runs)))
     assert [
         row["adapters"]
         for row in map(
-            dict, (zip([c.title for c in table.columns], row, strict=True) for row in table.texts)
+            dict,
+            (zip([c.title for c in table.columns], row, strict=True) for row in table.cell_texts),
         )
     ] == [
         "head only",
         "all weights",
         "all weights + lora",
     ]
-    assert table.texts[0][8] == "auroc 0.800 (mortality)"
+    assert table.cell_texts[0][8] == "auroc 0.800 (mortality)"
 
 
 def test_subgroups_have_a_table_of_their_own(tmp_path: Path) -> None:
@@ -500,8 +514,8 @@ def test_subgroups_have_a_table_of_their_own(tmp_path: Path) -> None:
         score(None, group="model · sex M", n=12, n_subjects=7, n_events=3),
     )
     run = answered(tmp_path, id_of(1), asked(), *rows)
-    assert [row[3] for row in reports.run_results(run).texts] == ["model"]
-    assert reports.run_subgroups(run).texts == [
+    assert [row[3] for row in reports.build_run_results_table(run).cell_texts] == ["model"]
+    assert reports.build_run_subgroups_table(run).cell_texts == [
         [
             "auroc",
             "mortality",
@@ -526,8 +540,8 @@ def test_subgroups_have_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_number_that_no_data_defines_is_a_dash_and_not_a_small_cell() -> None:
-    table = reports.scores_table(results_of(score(None, definition="one class only")), "t")
-    assert table.texts[0][4] == "–"
+    table = reports.build_scores_table(results_of(score(None, definition="one class only")), "t")
+    assert table.cell_texts[0][4] == "–"
     assert table.notes == ("auroc: one class only.",)
 
 
@@ -539,9 +553,9 @@ def test_the_prevalence_stands_beside_the_auprc() -> None:
         score(0.02, "diagnoses", "auprc_macro", "prevalence"),
         score(0.8),
     ]
-    table = reports.scores_table(results_of(*rows), "t")
+    table = reports.build_scores_table(results_of(*rows), "t")
     assert [column.title for column in table.columns][5] == "prevalence"
-    assert [row[5] for row in table.texts] == ["0.250", "0.020", "0.020", "–"]
+    assert [row[5] for row in table.cell_texts] == ["0.250", "0.020", "0.020", "–"]
 
 
 def test_the_calibration_curve_is_a_table_of_bins() -> None:
@@ -553,7 +567,7 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
     curves = pa.Table.from_pylist(
         [*bins, {**bins[0], "name": "net_benefit"}], schema=schemas.CURVE_POINT_SCHEMA
     )
-    assert reports.calibration_table(curves, "t").texts == [
+    assert reports.build_calibration_table(curves, "t").cell_texts == [
         ["mortality", "held_out", "model", "0.100", "0.120 (0.100–0.200)", "200"],
         ["mortality", "held_out", "model", "0.900", "–", "0"],
     ]
@@ -562,10 +576,10 @@ def test_the_calibration_curve_is_a_table_of_bins() -> None:
 def test_predictions_are_shown_with_the_tables_that_have_rows() -> None:
     none = schemas.CURVE_POINT_SCHEMA.empty_table()
     assert [
-        table.title for table in reports.scores_tables(results_of(score(0.8)), none, "mine")
+        table.title for table in reports.build_scores_tables(results_of(score(0.8)), none, "mine")
     ] == ["mine"]
     some = results_of(score(0.8), score(0.7, group="model · sex F"))
-    assert [table.title for table in reports.scores_tables(some, none, "mine")] == [
+    assert [table.title for table in reports.build_scores_tables(some, none, "mine")] == [
         "mine",
         "mine: subgroups",
     ]
@@ -575,13 +589,13 @@ def test_the_cells_of_plain_axes_are_one_row_too(tmp_path: Path) -> None:
     """As a grid over ``task.name`` and ``seed`` names them."""
     cells = [("ventilation", 1), ("ventilation", 2), ("length_of_stay", 1), ("length_of_stay", 2)]
     entries = [
-        Entry(
+        CellResult(
             f"task.name={task} · seed={seed} · LoRA",
             answered(tmp_path, id_of(at), asked(task, seed), score(0.7, task)),
         )
         for at, (task, seed) in enumerate(cells)
     ]
-    assert list(shown(reports.classification_table(entries, "t"))) == ["LoRA"]
+    assert list(shown(reports.build_classification_table(entries, "t"))) == ["LoRA"]
 
 
 def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path) -> None:
@@ -600,18 +614,22 @@ def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path
         score(0.1, name="auroc_difference", group="1 − 2"),
         score(0.0001, name="delong_p", group="1 − 2"),
     )
-    _, results, differences = reports.comparison(RunComparison(first, second, (), ""), paired, "")
-    assert results.texts == [
+    _, results, differences = reports.build_comparison_tables(
+        RunComparison(first, second, (), ""), paired, ""
+    )
+    assert results.cell_texts == [
         ["auroc", "mortality", "held_out", "model", "0.800 (0.780–0.820)", "0.700 (0.680–0.720)"]
     ]
     assert results.notes == ("Not shown, since only one of the two has them: 1 number.",)
     assert differences.title == "Paired, on the same stays"
-    assert [row[4] for row in differences.texts] == ["0.100 (0.080–0.120)", "<0.001"]
+    assert [row[4] for row in differences.cell_texts] == ["0.100 (0.080–0.120)", "<0.001"]
 
 
 def test_two_runs_of_questions_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
     run = answered(tmp_path, id_of(1), asked(), score(0.8))
-    (_, results) = reports.comparison(RunComparison(run, run, (), ""), None, "they ask other stays")
+    (_, results) = reports.build_comparison_tables(
+        RunComparison(run, run, (), ""), None, "they ask other stays"
+    )
     assert results.notes == ("Not comparable: they ask other stays.",)
     assert results.rows == (
         (

@@ -10,9 +10,13 @@ import pytest
 import rich.console
 
 from clinpeft import models, recipe, reports, runs
-from clinpeft.reports import Entry, Estimate, Table
-from clinpeft.reports.embedding import ablated
-from clinpeft.reports.encoders import KNOWN, PUBLISHED, grid
+from clinpeft.reports import CellResult, Estimate, ReportTable
+from clinpeft.reports.embedding import find_ablation
+from clinpeft.reports.encoders import (
+    BACKBONE_INFO_BY_NAME,
+    PUBLISHED_ENCODER_KEYS,
+    build_encoder_grid,
+)
 from tests.conftest import ROOT
 from tests.reports.conftest import ablation, asked, embedded, row, separations, ten_backbones
 from tests.runs.conftest import opening
@@ -22,9 +26,9 @@ def id_of(number: int) -> str:
     return f"{number:012x}"
 
 
-def shown(table: Table) -> dict[tuple[str, str], dict[str, str]]:
+def shown(table: ReportTable) -> dict[tuple[str, str], dict[str, str]]:
     titles = [column.title for column in table.columns]
-    return {(line[0], line[1]): dict(zip(titles, line, strict=True)) for line in table.texts}
+    return {(line[0], line[1]): dict(zip(titles, line, strict=True)) for line in table.cell_texts}
 
 
 def scored(
@@ -54,8 +58,10 @@ def test_a_backbone_has_a_row_for_each_state_below_its_controls(tmp_path: Path) 
         *rows,
         scored(0.7),
     )
-    table = reports.embedding_table([Entry("LoRA", first), Entry("all weights", second)], "Grid")
-    assert [tuple(line[:2]) for line in table.texts] == [
+    table = reports.build_embedding_table(
+        [CellResult("LoRA", first), CellResult("all weights", second)], "Grid"
+    )
+    assert [tuple(line[:2]) for line in table.cell_texts] == [
         ("words alone", "BM25"),
         ("bge-small-en-v1.5", "random weights"),
         ("bge-small-en-v1.5", "shuffled pairs"),
@@ -79,7 +85,7 @@ def test_a_difference_keeps_its_paired_interval_and_one_that_was_not_measured_ha
     run = embedded(
         tmp_path, id_of(1), asked(), *separations(0.1, 0.4), scored(0.5, "zero-shot"), scored(0.6)
     )
-    (_, adapted) = shown(reports.embedding_table([Entry("BGE", run)], "t")).values()
+    (_, adapted) = shown(reports.build_embedding_table([CellResult("BGE", run)], "t")).values()
     assert adapted["separation, adapted less zero-shot"] == "0.300 (0.270–0.330)"
     assert adapted["nDCG@10, held-out chapters, adapted less zero-shot"] == "0.100"
 
@@ -95,7 +101,7 @@ def test_a_row_that_adapting_did_not_help_says_so(tmp_path: Path) -> None:
         for part in (scored(0.5 + change, task=task), difference(change, task))
     ]
     run = embedded(tmp_path, id_of(1), asked(), *rows)
-    ((_, line),) = shown(reports.embedding_table([Entry("BGE", run)], "t")).items()
+    ((_, line),) = shown(reports.build_embedding_table([CellResult("BGE", run)], "t")).items()
     assert (
         line["remark"]
         == "worse than zero-shot: nDCG@10, general; not told from zero-shot: nDCG@10, other books"
@@ -109,8 +115,8 @@ def test_several_seeds_are_one_row_with_what_they_change_apart(tmp_path: Path) -
         run = embedded(
             tmp_path, id_of(seed), asked(seed=seed), scored(value), scored(0.4, "zero-shot")
         )
-        entries.append(Entry(f"seed={seed} · BGE", run))
-    table = reports.embedding_table(entries, "t")
+        entries.append(CellResult(f"seed={seed} · BGE", run))
+    table = reports.build_embedding_table(entries, "t")
     zero_shot, adapted = shown(table).values()
     assert adapted["nDCG@10, held-out chapters"] == "0.600 (0.580–0.620)"
     assert adapted["nDCG@10, held-out chapters, SD and range over seeds"] == "0.100 (0.500–0.700)"
@@ -123,24 +129,24 @@ def test_a_cell_that_failed_or_has_not_ended_says_so(tmp_path: Path) -> None:
         tmp_path, asked("intfloat/e5-large-v2"), opening(id_of(2), kind="embed")
     ) as run:
         pass
-    failed = Entry(
+    failed = CellResult(
         "Jina-v2",
         None,
         "code from a model folder is never run",
         recipe=asked("jinaai/jina-embeddings-v2-base-en"),
     )
-    ended = Entry("BGE", embedded(tmp_path, id_of(1), asked(), scored(0.5)))
-    found = shown(reports.embedding_table([ended, failed, Entry("E5", run)], "t"))
+    ended = CellResult("BGE", embedded(tmp_path, id_of(1), asked(), scored(0.5)))
+    found = shown(reports.build_embedding_table([ended, failed, CellResult("E5", run)], "t"))
     assert found["Jina-v2", "lora"]["remark"] == "failed: code from a model folder is never run"
     assert found["E5", "lora"]["remark"] == "interrupted"
     assert found["BGE", "lora"]["remark"] == ""
-    assert shown(reports.study_tables([failed])[0])["Jina-v2", "lora"]["remark"].startswith(
-        "failed"
-    )
+    assert shown(reports.build_embedding_study_tables([failed])[0])["Jina-v2", "lora"][
+        "remark"
+    ].startswith("failed")
 
 
 def test_the_study_has_its_tables_with_published_values_beside(tmp_path: Path) -> None:
-    tables = reports.study_tables(ten_backbones(tmp_path))
+    tables = reports.build_embedding_study_tables(ten_backbones(tmp_path))
     assert [table.title.partition(":")[0] for table in tables] == [
         "Table 1",
         "Table 2",
@@ -170,7 +176,7 @@ def test_the_study_has_its_tables_with_published_values_beside(tmp_path: Path) -
         "-0.238 (-0.268 to -0.208)",
         "-0.238",
     )
-    assert not any("%" in text for texts in tables[2].texts for text in texts)
+    assert not any("%" in text for texts in tables[2].cell_texts for text in texts)
     assert fifth["Gemma-2-2B", "google/gemma-2-2b-it"]["licence"] == "Gemma Terms of Use"
 
 
@@ -178,7 +184,7 @@ def test_without_the_pairs_of_the_study_separation_is_that_of_random_pairs_and_t
     tmp_path: Path,
 ) -> None:
     entries = [
-        Entry(
+        CellResult(
             "BGE",
             embedded(
                 tmp_path,
@@ -188,12 +194,12 @@ def test_without_the_pairs_of_the_study_separation_is_that_of_random_pairs_and_t
                 *separations(0.2, 0.3, "study", "different"),
             ),
         ),
-        Entry(
+        CellResult(
             "E5",
             embedded(tmp_path, id_of(2), asked("intfloat/e5-large-v2"), *separations(0.1, 0.5)),
         ),
     ]
-    table = reports.study_tables(entries)[0]
+    table = reports.build_embedding_study_tables(entries)[0]
     assert [line["separation"][:5] for line in shown(table).values()] == ["0.400", "0.500"]
     assert any("compare orders, not numbers" in note for note in table.notes)
 
@@ -201,12 +207,14 @@ def test_without_the_pairs_of_the_study_separation_is_that_of_random_pairs_and_t
 def test_an_ablation_has_a_row_for_each_share_loss_and_rank(tmp_path: Path) -> None:
     entries = ablation(tmp_path)
     table = next(
-        table for table in reports.study_tables(entries) if table.title.startswith("Table 4")
+        table
+        for table in reports.build_embedding_study_tables(entries)
+        if table.title.startswith("Table 4")
     )
     assert len(table.rows) == 18
     titles = [column.title for column in table.columns]
     first, last = (
-        dict(zip(titles, line, strict=True)) for line in (table.texts[0], table.texts[-1])
+        dict(zip(titles, line, strict=True)) for line in (table.cell_texts[0], table.cell_texts[-1])
     )
     assert (first["pairs"], first["loss"], first["rank"]) == ("25%", "info-nce", "8")
     assert (last["pairs"], last["loss"], last["rank"], last["published separation"]) == (
@@ -218,7 +226,7 @@ def test_an_ablation_has_a_row_for_each_share_loss_and_rank(tmp_path: Path) -> N
 
 
 def test_backbones_alone_are_no_ablation(tmp_path: Path) -> None:
-    assert ablated(grid(ten_backbones(tmp_path, 3))) == ()
+    assert find_ablation(build_encoder_grid(ten_backbones(tmp_path, 3))) == ()
 
 
 def test_a_profile_that_lacks_numbers_leaves_them_open(tmp_path: Path) -> None:
@@ -229,21 +237,23 @@ def test_a_profile_that_lacks_numbers_leaves_them_open(tmp_path: Path) -> None:
         *separations(0.1, 0.4),
         row("embeddings_per_second", 50.0, "adapted", "profile", None),
     )
-    line = shown(reports.study_tables([Entry("BGE", run)])[1])["BGE", "lora"]
+    line = shown(reports.build_embedding_study_tables([CellResult("BGE", run)])[1])["BGE", "lora"]
     assert (line["embeddings/s"], line["parameters"]) == ("50.0", "100,000")
     assert "memory, GB" not in line
 
 
 def test_licences_are_those_of_the_backbones_and_can_be_given(tmp_path: Path) -> None:
-    assert {name: known.licence for name, known in KNOWN.items()} == {
-        name: known.licence for name, known in models.BACKBONES.items()
+    assert {name: known.license for name, known in BACKBONE_INFO_BY_NAME.items()} == {
+        name: known.license for name, known in models.BACKBONES.items()
     }
     last = {"last": "decoder", "mean": "encoder", "cls": "encoder"}
-    assert {name: known.architecture for name, known in KNOWN.items()} == {
+    assert {name: known.architecture for name, known in BACKBONE_INFO_BY_NAME.items()} == {
         name: last[row.embedding_config.pooling] for name, row in models.BACKBONES.items()
     }
-    entries = [Entry("BGE", embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4)))]
-    given = reports.study_tables(entries, {"BAAI/bge-small-en-v1.5": "read it yourself"})[-1]
+    entries = [CellResult("BGE", embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4)))]
+    given = reports.build_embedding_study_tables(
+        entries, {"BAAI/bge-small-en-v1.5": "read it yourself"}
+    )[-1]
     assert [line["licence"] for line in shown(given).values()] == ["read it yourself"]
 
 
@@ -256,15 +266,17 @@ def test_a_backbone_is_known_by_its_folder_where_the_recipe_does_not_name_it(
     other = embedded(
         tmp_path, id_of(2), asked(base={"path": "/models/mine"}), *separations(0.1, 0.4)
     )
-    first, second = grid([Entry("a", unnamed), Entry("b", other)]).rows
+    first, second = build_encoder_grid([CellResult("a", unnamed), CellResult("b", other)]).rows
     assert (first.hub_name, second.hub_name) == ("intfloat/e5-large-v2", "")
-    assert (first.known.licence, second.known.architecture) == ("MIT", "unknown")
+    assert (first.backbone_info.license, second.backbone_info.architecture) == ("MIT", "unknown")
 
 
 def test_rows_are_named_by_what_their_cells_share(tmp_path: Path) -> None:
     run = embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4))
-    made = grid([Entry("BGE · LoRA · seed=1", run), Entry("BGE · DoRA · seed=1", run)])
-    assert [(known.model, known.state, made.name(known)) for known in made.rows] == [
+    made = build_encoder_grid(
+        [CellResult("BGE · LoRA · seed=1", run), CellResult("BGE · DoRA · seed=1", run)]
+    )
+    assert [(known.model, known.state, made.format_row_name(known)) for known in made.rows] == [
         ("BGE", "LoRA", "BGE, LoRA"),
         ("BGE", "DoRA", "BGE, DoRA"),
     ]
@@ -272,9 +284,11 @@ def test_rows_are_named_by_what_their_cells_share(tmp_path: Path) -> None:
 
 def test_all_tables_render_in_every_format(tmp_path: Path) -> None:
     console = rich.console.Console(width=120, file=io.StringIO())
-    for at, table in enumerate(reports.study_tables(ten_backbones(tmp_path / "runs", 2))):
-        console.print(reports.as_terminal(table))
-        assert len(reports.write(tmp_path, f"table-{at}", table)) == 3
+    for at, table in enumerate(
+        reports.build_embedding_study_tables(ten_backbones(tmp_path / "runs", 2))
+    ):
+        console.print(reports.as_rich_table(table))
+        assert len(reports.write_table(tmp_path, f"table-{at}", table)) == 3
 
 
 def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path) -> None:
@@ -284,22 +298,22 @@ def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path)
     listing = runs.list_runs(tmp_path)
     lines = [
         dict(zip([c.title for c in table.columns], line, strict=True))
-        for table in [reports.runs_list(listing)]
-        for line in table.texts
+        for table in [reports.build_runs_table(listing)]
+        for line in table.cell_texts
     ]
     assert [(line["kind"], line["base"], line["adapters"]) for line in lines] == [
         ("embed", "bge-small-en-v1.5", "lora"),
         ("embed", "mine", "all weights"),
     ]
-    facts = {line[0]: line[1] for line in reports.run_summary(listing.runs[0]).texts}
+    facts = {line[0]: line[1] for line in reports.build_run_summary(listing.runs[0]).cell_texts}
     assert (facts["kind"], facts["base"], facts["adapters"]) == (
         "embed",
         "bge-small-en-v1.5",
         "lora",
     )
     assert (
-        len(reports.run_results(listing.runs[0]).rows)
-        + len(reports.run_subgroups(listing.runs[0]).rows)
+        len(reports.build_run_results_table(listing.runs[0]).rows)
+        + len(reports.build_run_subgroups_table(listing.runs[0]).rows)
         == 11
     )
 
@@ -315,7 +329,7 @@ def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> 
     assert {spec.base.path.name for spec in specs} == {
         name.partition("/")[2] for name in list(models.BACKBONES)[:10]
     }
-    assert all(set(cell.published) == set(PUBLISHED) for cell in cells)
+    assert all(set(cell.published) == set(PUBLISHED_ENCODER_KEYS) for cell in cells)
     for cell in cells:
         known = {key: float(cell.published[key]) for key in ("similar", "different", "separation")}
         assert known["similar"] - known["different"] == pytest.approx(
@@ -324,6 +338,8 @@ def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> 
 
 
 def test_a_mean_without_all_ends_has_no_interval() -> None:
-    from clinpeft.reports.tables import mean
+    from clinpeft.reports.tables import average_estimates
 
-    assert mean([Estimate(0.25, 0.1, 0.3), Estimate(0.75)]) == Estimate(0.5, None, None)
+    assert average_estimates([Estimate(0.25, 0.1, 0.3), Estimate(0.75)]) == Estimate(
+        0.5, None, None
+    )

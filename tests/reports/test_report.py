@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from clinpeft import cli, evaluation, runs
-from clinpeft.reports import Entry
+from clinpeft.reports import CellResult
 from clinpeft.reports import html as report
-from clinpeft.reports.adapters import adapter_card
-from clinpeft.reports.facts import Outgoing
-from clinpeft.reports.figures.classification import joined
+from clinpeft.reports.adapters import render_adapter_card
+from clinpeft.reports.facts import SuppressedRun
+from clinpeft.reports.figures.classification import merge_small_bins
 from clinpeft.runs.studies import (
     CellPairComparison,
     StudyCell,
@@ -39,16 +39,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     suppress = functools.partial(evaluation.suppress_small_cells, smallest=10)
     entries = [
         dataclasses.replace(
-            entry, run=Outgoing(entry.run.folder, entry.run.recipe, entry.run.record, suppress)
+            entry, run=SuppressedRun(entry.run.folder, entry.run.recipe, entry.run.record, suppress)
         )
         for entry in grid(home / "runs")
         if entry.run is not None
     ]
     out = home / "out"
     texts = {"cards/one.md": "a card"}
-    contents = report.contents(entries, "A study")
-    assert contents.rows == NAMES and contents.tasks == ("mortality", "diagnoses")
-    paths = report.write_report(out, "A study", ["Lead <i>text</i>"], contents, texts)
+    contents = report.build_report_contents(entries, "A study")
+    assert contents.row_names == NAMES and contents.tasks == ("mortality", "diagnoses")
+    paths = report.write_html_report(out, "A study", ["Lead <i>text</i>"], contents, texts)
     assert paths[0] == out / "report.html" and all(path.is_file() for path in paths)
     return out, paths[0].read_text(encoding="utf-8")
 
@@ -210,27 +210,35 @@ def test_bins_are_joined_until_each_has_ten_answers() -> None:
         {"x": x, "y": share, "n": 100}
         for x, share in ((0.125, 0.5), (0.375, 0.45), (0.625, 0.03), (0.875, 0.02))
     ]
-    assert [(left, right, round(share, 2)) for left, right, share, _ in joined(points)] == [
+    assert [
+        (left, right, round(share, 2)) for left, right, share, _ in merge_small_bins(points)
+    ] == [
         (0.0, 0.25, 0.5),
         (0.25, 1.0, 0.5),
     ]
     few = [{"x": x, "y": 0.25, "n": 12} for x in (0.125, 0.375, 0.625, 0.875)]
-    assert [(left, right, share) for left, right, share, _ in joined(few)] == [(0.0, 1.0, 1.0)]
-    assert joined([{**one, "n": 8} for one in few]) == []
+    assert [(left, right, share) for left, right, share, _ in merge_small_bins(few)] == [
+        (0.0, 1.0, 1.0)
+    ]
+    assert merge_small_bins([{**one, "n": 8} for one in few]) == []
 
 
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
-    entries = [Entry("head only", answering(tmp_path / "runs", 1, "mortality", 1, 0.7))]
+    entries = [CellResult("head only", answering(tmp_path / "runs", 1, "mortality", 1, 0.7))]
     first, second = (
-        report.write_report(tmp_path / name, "t", [], report.contents(entries, "t"))[0].read_bytes()
+        report.write_html_report(
+            tmp_path / name, "t", [], report.build_report_contents(entries, "t")
+        )[0].read_bytes()
         for name in ("a", "b")
     )
     assert first == second
 
 
 def test_a_grid_of_embeddings_has_its_five_tables_and_thirteen_figures(tmp_path: Path) -> None:
-    made = report.contents(ten_backbones(tmp_path / "runs", 2), "study")
-    page = report.page("study", [], made.sections, made.tasks, made.rows, "clinpeft")
+    made = report.build_report_contents(ten_backbones(tmp_path / "runs", 2), "study")
+    page = report.render_report_page(
+        "study", [], made.sections, made.tasks, made.row_names, "clinpeft"
+    )
     for number in (1, 2, 3, 5):
         assert f"<caption>Table {number}:" in page
     assert (
@@ -332,9 +340,9 @@ def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
 
 def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
     run = answering(tmp_path, 1, "mortality", 1, 0.8)
-    assert "differential privacy" not in adapter_card(run)
+    assert "differential privacy" not in render_adapter_card(run)
     noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
-    said = adapter_card(
+    said = render_adapter_card(
         dataclasses.replace(run, record=run.record.model_copy(update={"private": noise}))
     )
     assert (

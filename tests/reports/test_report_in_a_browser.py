@@ -56,8 +56,8 @@ CONTRAST = """
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     home = tmp_path_factory.mktemp("browser")
     entries = [entry for entry in grid(home / "runs") if entry.name.endswith("seed=1")]
-    path = report.write_report(
-        home / "out", "A study", ["Lead"], report.contents(entries, "A study")
+    path = report.write_html_report(
+        home / "out", "A study", ["Lead"], report.build_report_contents(entries, "A study")
     )[0]
     with opened(home / "profile") as one:
         one.open(path)

@@ -59,10 +59,12 @@ def encode(
     room: int = 6,
     splits: list[str] | None = None,
     **spec: object,
-) -> tokenization.Documents:
+) -> tokenization.EncodedDocuments:
     """Documents of ``texts`` in windows of ``room`` tokens beside the special ones."""
     masked = tokenizer.cls_token_id is not None
-    special = len(tokenization.document_layout(tokenizer, "masked-lm" if masked else "causal-lm"))
+    special = len(
+        tokenization.create_document_layout(tokenizer, "masked-lm" if masked else "causal-lm")
+    )
     reading = TruncationSpec.model_validate({"overlap_tokens": 2, **spec})
     cohort = write_cohort(folder, texts, splits)
     return tokenization.encode_documents(
@@ -75,7 +77,7 @@ def encode(
     )
 
 
-def words(documents: tokenization.Documents, tokenizer: tokenization.Tokenizer) -> list[str]:
+def words(documents: tokenization.EncodedDocuments, tokenizer: tokenization.Tokenizer) -> list[str]:
     """What each window says."""
     spans = zip(documents.starts, documents.lengths, strict=True)
     return [
@@ -108,7 +110,7 @@ def test_decoders_read_bos_and_what_is_kept(
     assert documents.tokens_total.tolist() == [12] and documents.tokens_read.tolist() == [
         12 if keep == "windows" else 6
     ]
-    assert documents.document.tolist() == [0] * len(expected)
+    assert documents.window_documents.tolist() == [0] * len(expected)
 
 
 def test_encoders_read_cls_and_sep_around_every_window(
@@ -120,7 +122,7 @@ def test_encoders_read_cls_and_sep_around_every_window(
         "[CLS] man woman with known heart failure [SEP]",
         "[CLS] no fever [SEP]",
     ]
-    assert documents.document.tolist() == [0, 0, 1]
+    assert documents.window_documents.tolist() == [0, 0, 1]
 
 
 def test_whole_sections_are_read_by_importance_in_the_order_of_the_note(
@@ -128,7 +130,7 @@ def test_whole_sections_are_read_by_importance_in_the_order_of_the_note(
 ) -> None:
     documents = encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["Plan"])
     assert words(documents, decoder) == ["<s> home stable <unk> <unk> follow up"]
-    assert documents.attrition.dropped_rows == {"in a section of lower priority": 6}
+    assert documents.token_attrition.dropped_rows == {"in a section of lower priority": 6}
     (exam,) = words(
         encode(tmp_path, [SECTIONS], decoder, keep="sections", sections=["exam", "plan"]), decoder
     )
@@ -150,13 +152,14 @@ def test_a_long_first_section_is_cut_and_a_note_without_headings_read_from_its_h
         "past the first 5 tokens of the most important section",
         "no heading, and past the first 5 tokens of the note",
     )
-    assert documents.attrition.dropped_rows == {
+    assert documents.token_attrition.dropped_rows == {
         past: 1,
         "in a section of lower priority": 6,
         no_heading: 7,
     }
     assert (
-        documents.whole.dropped_rows == {past: 1, no_heading: 1} and documents.whole.kept_rows == 1
+        documents.document_attrition.dropped_rows == {past: 1, no_heading: 1}
+        and documents.document_attrition.kept_rows == 1
     )  # a note counts once, under its chief reason
 
 
@@ -174,13 +177,13 @@ def test_counts_add_up_in_tokens_and_in_documents(
     tmp_path: Path, decoder: tokenization.Tokenizer
 ) -> None:
     documents = encode(tmp_path, [LONG, "no fever", "fever", LONG + " stable"], decoder)
-    assert documents.attrition.as_json() == {
+    assert documents.token_attrition.as_json() == {
         "step": "documents",
         "entered": 28,
         "dropped": {REMAINDER: 13},
         "kept": 15,
     }
-    assert documents.whole.as_json() == {
+    assert documents.document_attrition.as_json() == {
         "step": "documents read whole",
         "entered": 4,
         "dropped": {REMAINDER: 2},
@@ -192,7 +195,7 @@ def test_counts_add_up_in_tokens_and_in_documents(
         1,
         6,
     ]
-    assert documents.attrition.kept_rows == documents.tokens_read.sum()
+    assert documents.token_attrition.kept_rows == documents.tokens_read.sum()
 
 
 @pytest.mark.parametrize("keep", ["head", "tail", "head-and-tail", "sections", "windows"])
@@ -215,22 +218,23 @@ def test_notes_of_any_length_add_up_under_every_way_of_reading(
         max_windows=4,
     )
     lengths = [len(ids) for ids in decoder(texts, add_special_tokens=False)["input_ids"]]
-    assert documents.tokens_total.tolist() == lengths and documents.attrition.entered_rows == sum(
-        lengths
+    assert (
+        documents.tokens_total.tolist() == lengths
+        and documents.token_attrition.entered_rows == sum(lengths)
     )
     assert (
-        documents.attrition.kept_rows == documents.tokens_read.sum()
-        and documents.whole.entered_rows == len(texts)
+        documents.token_attrition.kept_rows == documents.tokens_read.sum()
+        and documents.document_attrition.entered_rows == len(texts)
     )
     assert (
         documents.lengths.max() <= room + 1
         and (documents.tokens[documents.starts] == decoder.bos_token_id).all()
     )
-    assert np.array_equal(np.unique(documents.document), np.arange(len(texts)))
-    assert documents.whole.kept_rows == sum(
+    assert np.array_equal(np.unique(documents.window_documents), np.arange(len(texts)))
+    assert documents.document_attrition.kept_rows == sum(
         documents.tokens_read[1:] == documents.tokens_total[1:]
     )  # the first has no text
-    assert np.bincount(documents.document).max() <= (4 if keep == "windows" else 1)
+    assert np.bincount(documents.window_documents).max() <= (4 if keep == "windows" else 1)
 
 
 def test_windows_without_overlap_hold_every_token_once(
@@ -245,7 +249,7 @@ def test_windows_without_overlap_hold_every_token_once(
             documents.tokens[
                 documents.starts[at] + 1 : documents.starts[at] + documents.lengths[at] - 1
             ]
-            for at in np.flatnonzero(documents.document == row)
+            for at in np.flatnonzero(documents.window_documents == row)
         ]
         assert np.concatenate(pieces).tolist() == ids
 
@@ -257,9 +261,9 @@ def test_a_note_longer_than_all_its_windows_is_cut_behind_the_last(
         tmp_path, [" ".join(["fever"] * 20_000)], decoder, keep="windows", max_windows=3
     )
     assert documents.lengths.tolist() == [7, 7, 7]
-    assert documents.tokens_read.tolist() == [6 + 4 + 4] and documents.attrition.dropped_rows == {
-        "behind the last window": 20_000 - 14
-    }
+    assert documents.tokens_read.tolist() == [
+        6 + 4 + 4
+    ] and documents.token_attrition.dropped_rows == {"behind the last window": 20_000 - 14}
 
 
 def test_a_note_without_text_is_its_special_tokens_and_counted(
@@ -267,7 +271,9 @@ def test_a_note_without_text_is_its_special_tokens_and_counted(
 ) -> None:
     documents = encode(tmp_path, ["no fever", " \n "], encoder)
     assert words(documents, encoder) == ["[CLS] no fever [SEP]", "[CLS] [SEP]"]
-    assert documents.whole.dropped_rows == {"no text": 1} and documents.of("train").tolist() == [
+    assert documents.document_attrition.dropped_rows == {"no text": 1} and documents.select_split(
+        "train"
+    ).tolist() == [
         0,
         1,
     ]
@@ -276,32 +282,38 @@ def test_a_note_without_text_is_its_special_tokens_and_counted(
 def test_without_special_tokens_a_note_without_text_is_left_out_and_counted(tmp_path: Path) -> None:
     plain = toy_tokenizer({"pad_token": "<pad>"})
     documents = encode(tmp_path, ["no fever", "", LONG, ""], plain, keep="windows")
-    assert documents.whole.dropped_rows == {
+    assert documents.document_attrition.dropped_rows == {
         "no text, and no special tokens to read instead: left out": 2
     }
-    assert documents.of("train").tolist() == [0, 2] and documents.document.tolist() == [0, 2, 2, 2]
-    assert documents.lengths_of(np.arange(4)).tolist() == [2, 0, 6 + 6 + 4, 0]
+    assert documents.select_split("train").tolist() == [
+        0,
+        2,
+    ] and documents.window_documents.tolist() == [0, 2, 2, 2]
+    assert documents.count_tokens(np.arange(4)).tolist() == [2, 0, 6 + 6 + 4, 0]
     assert sorted(
-        np.concatenate(tokenization.document_batches(documents, np.arange(4), 8)).tolist()
+        np.concatenate(tokenization.group_documents(documents, np.arange(4), 8)).tolist()
     ) == [0, 2]
     with pytest.raises(InputError, match="without any token") as refused:
-        documents.gather(np.array([0, 3]))
+        documents.gather_batch(np.array([0, 3]))
     assert refused.value.location.startswith("row 3 of ")
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_a_cohort_with_nothing_to_read_is_no_crash(tmp_path: Path, texts: list[str]) -> None:
     documents = encode(tmp_path, texts, toy_tokenizer({"pad_token": "<pad>"}))
-    assert documents.of("train").tolist() == [] and documents.attrition.entered_rows == 0
-    assert tokenization.document_batches(documents, documents.of("train"), 8) == []
+    assert (
+        documents.select_split("train").tolist() == []
+        and documents.token_attrition.entered_rows == 0
+    )
+    assert tokenization.group_documents(documents, documents.select_split("train"), 8) == []
 
 
 def test_a_batch_says_which_document_each_window_belongs_to(
     tmp_path: Path, decoder: tokenization.Tokenizer
 ) -> None:
     documents = encode(tmp_path, ["no fever", LONG, "cough", LONG], decoder, keep="windows")
-    batch = documents.gather(np.array([2, 1, 0])).to(torch.device("cpu"))
-    assert batch.documents == 3 and batch.document.tolist() == [0, 1, 1, 1, 2]
+    batch = documents.gather_batch(np.array([2, 1, 0])).to(torch.device("cpu"))
+    assert batch.num_documents == 3 and batch.document_index.tolist() == [0, 1, 1, 1, 2]
     assert batch.boundaries.tolist() == [0, 2, 9, 16, 21, 24]
     assert batch.attention_mask.tolist() == [
         [1] * 2 + [0] * 5,
@@ -323,9 +335,9 @@ def test_a_batch_says_which_document_each_window_belongs_to(
     ]
     assert (
         not batch.input_ids[batch.attention_mask == 0].any()
-        and batch.input_ids.dtype == batch.document.dtype == torch.int64
+        and batch.input_ids.dtype == batch.document_index.dtype == torch.int64
     )
-    assert documents.lengths_of(np.array([2, 1, 0])).tolist() == [2, 19, 3]
+    assert documents.count_tokens(np.array([2, 1, 0])).tolist() == [2, 19, 3]
 
 
 def test_documents_know_their_split_and_the_columns_of_their_cohort_but_no_text(
@@ -334,34 +346,42 @@ def test_documents_know_their_split_and_the_columns_of_their_cohort_but_no_text(
     documents = encode(
         tmp_path, ["no fever", "cough", "pain"], decoder, splits=["held_out", "train", "held_out"]
     )
-    assert [documents.of(split).tolist() for split in schemas.SPLIT_NAMES] == [[1], [], [0, 2]]
-    assert documents.table(["stay_id", "sex"]).to_pylist() == [
+    assert [documents.select_split(split).tolist() for split in schemas.SPLIT_NAMES] == [
+        [1],
+        [],
+        [0, 2],
+    ]
+    assert documents.read_table(["stay_id", "sex"]).to_pylist() == [
         {"stay_id": 200 + row, "sex": "F"} for row in range(3)
     ]
-    assert documents.table(["sex", "split", "stay_id"]).column_names == ["sex", "split", "stay_id"]
-    assert documents.table().column_names == [
+    assert documents.read_table(["sex", "split", "stay_id"]).column_names == [
+        "sex",
+        "split",
+        "stay_id",
+    ]
+    assert documents.read_table().column_names == [
         name for name in schemas.COHORT_SCHEMA.names if name != "text"
     ]
     assert not any(b"cough" in path.read_bytes() for path in documents.folder.iterdir())
     with pytest.raises(KeyError, match="text"):
-        documents.table(["text"])
+        documents.read_table(["text"])
 
 
 def test_documents_are_the_same_when_opened_again(
     tmp_path: Path, decoder: tokenization.Tokenizer
 ) -> None:
     first = encode(tmp_path, [LONG, "no fever"], decoder, keep="windows")
-    again = tokenization.open_documents(tmp_path / "documents")
+    again = tokenization.open_encoded_documents(tmp_path / "documents")
     assert isinstance(again.tokens, np.memmap) and again.tokens.dtype == np.uint16
-    assert again.tokens.tolist() == first.tokens.tolist() and again.document.tolist() == [
+    assert again.tokens.tolist() == first.tokens.tolist() and again.window_documents.tolist() == [
         0,
         0,
         0,
         1,
     ]
-    assert (again.attrition, again.whole, again.cohort) == (
-        first.attrition,
-        first.whole,
+    assert (again.token_attrition, again.document_attrition, again.cohort) == (
+        first.token_attrition,
+        first.document_attrition,
         tmp_path / "cohort.parquet",
     )
     assert (tmp_path / "documents").stat().st_mode & 0o777 == 0o700
@@ -391,7 +411,7 @@ def test_it_does_not_matter_how_many_notes_are_cut_at_a_time(
         SECTIONS
     ]
     together = words(encode(tmp_path, texts, decoder, keep="sections", sections=["plan"]), decoder)
-    monkeypatch.setattr(documents_file, "NOTES_A_TIME", 3)
+    monkeypatch.setattr(documents_file, "DOCUMENT_CHUNK_NOTES", 3)
     assert (
         words(encode(tmp_path, texts, decoder, keep="sections", sections=["plan"]), decoder)
         == together
@@ -406,11 +426,11 @@ def test_groups_hold_every_document_whole_and_stay_within_the_budget(
     texts = [" ".join(rng.choice(WORDS, size)) for size in rng.integers(1, 40, 60)]
     documents = encode(tmp_path, texts, decoder, keep="windows")
     chosen = rng.permutation(60)[:45]
-    groups = tokenization.document_batches(documents, chosen, budget)
+    groups = tokenization.group_documents(documents, chosen, budget)
     assert sorted(np.concatenate(groups).tolist()) == sorted(chosen.tolist())
-    assert all(documents.lengths_of(group).sum() <= budget or len(group) == 1 for group in groups)
+    assert all(documents.count_tokens(group).sum() <= budget or len(group) == 1 for group in groups)
     one_more = [np.append(group, following[0]) for group, following in pairwise(groups)]
-    assert all(documents.lengths_of(group).sum() > budget for group in one_more)
+    assert all(documents.count_tokens(group).sum() > budget for group in one_more)
 
 
 def test_documents_of_like_length_share_a_group(
@@ -421,13 +441,13 @@ def test_documents_of_like_length_share_a_group(
     )  # one window each, of 2 and 7 tokens
     assert [
         sorted(group.tolist())
-        for group in tokenization.document_batches(documents, np.arange(4), 14)
+        for group in tokenization.group_documents(documents, np.arange(4), 14)
     ] == [[1, 3], [0, 2]]
 
 
 def test_an_epoch_is_every_document_once_in_steps_of_so_many() -> None:
     chosen = np.arange(100, 123)
-    epoch = tokenization.document_steps(chosen, 5, np.random.default_rng(0))
+    epoch = tokenization.shuffle_document_steps(chosen, 5, np.random.default_rng(0))
     assert [len(step) for step in epoch] == [5, 5, 5, 5, 3] and sorted(
         np.concatenate(epoch).tolist()
     ) == chosen.tolist()
@@ -435,10 +455,10 @@ def test_an_epoch_is_every_document_once_in_steps_of_so_many() -> None:
     assert (
         np.concatenate(epoch).tolist()
         == np.concatenate(
-            tokenization.document_steps(chosen, 23, np.random.default_rng(0))
+            tokenization.shuffle_document_steps(chosen, 23, np.random.default_rng(0))
         ).tolist()
     )
-    assert tokenization.document_steps(chosen[:0], 5, np.random.default_rng(0)) == []
+    assert tokenization.shuffle_document_steps(chosen[:0], 5, np.random.default_rng(0)) == []
 
 
 def test_no_room_for_text_is_refused_before_anything_is_written(
@@ -480,6 +500,8 @@ def test_the_small_base_finds_sections_with_its_own_tokenizer(
     text = "Came by ambulance — 39 °C.\n\nEXAM: lungs clear, legs swollen on both sides.\n\nPLAN: follow up in clinic."
     documents = encode(tmp_path, [text], tokenizer, room=16, keep="sections", sections=["plan"])
     said = tokenizer.decode(
-        documents.tokens[len(tokenization.document_layout(tokenizer, "causal-lm").first) :].tolist()
+        documents.tokens[
+            len(tokenization.create_document_layout(tokenizer, "causal-lm").window_prefix) :
+        ].tolist()
     )
     assert "PLAN: follow up in clinic." in said and "EXAM" not in said.split("PLAN")[1]

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from clinpeft.tokenization.headings import key, sections
+from clinpeft.tokenization.headings import normalize_heading_name, split_headed_sections
 
 
 def names(text: str, *asked: str) -> list[str]:
     """Every section's name, after checking that the sections are the whole note."""
-    found = sections(text, {key(name) for name in asked})
+    found = split_headed_sections(text, {normalize_heading_name(name) for name in asked})
     assert not found or found[0].start == 0
     assert [section.start for section in found] == sorted({section.start for section in found})
     return [section.name for section in found]
@@ -27,7 +27,10 @@ def test_a_heading_ends_in_a_colon_or_is_a_line_of_capitals() -> None:
 
 def test_a_section_begins_with_its_heading() -> None:
     text = "came by ambulance\n\nPLAN: rest"
-    assert [text[section.start :] for section in sections(text, ())] == [text, "PLAN: rest"]
+    assert [text[section.start :] for section in split_headed_sections(text, ())] == [
+        text,
+        "PLAN: rest",
+    ]
 
 
 def test_what_stands_before_the_first_heading_is_a_section_without_a_name() -> None:
@@ -64,7 +67,7 @@ def test_blank_lines_may_hold_spaces_and_lines_may_end_as_on_windows() -> None:
 def test_headings_between_commas_are_found() -> None:
     text = "SUBJECTIVE:, This woman, aged 23, has a cough.,MEDICATIONS: , Zyrtec,PLAN:,1.  Rest at 10:30."
     assert names(text) == ["subjective", "medications", "plan"]
-    assert [text[section.start :][:5] for section in sections(text, ())] == [
+    assert [text[section.start :][:5] for section in split_headed_sections(text, ())] == [
         "SUBJE",
         "MEDIC",
         "PLAN:",
@@ -73,11 +76,15 @@ def test_headings_between_commas_are_found() -> None:
 
 def test_names_are_compared_without_case_and_punctuation() -> None:
     assert (
-        key("  History of Present-Illness: ")
-        == key("HISTORY OF PRESENT ILLNESS")
+        normalize_heading_name("  History of Present-Illness: ")
+        == normalize_heading_name("HISTORY OF PRESENT ILLNESS")
         == "history of present illness"
     )
-    assert key("Ärztlicher Befund") == key("ÄRZTLICHER BEFUND") != ""
+    assert (
+        normalize_heading_name("Ärztlicher Befund")
+        == normalize_heading_name("ÄRZTLICHER BEFUND")
+        != ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,5 +113,5 @@ def test_a_note_without_headings_has_no_sections(text: str) -> None:
 )
 def test_strange_notes_take_linear_time(piece: str) -> None:
     began = time.perf_counter()
-    sections(piece * (100_000 // len(piece)), ())
+    split_headed_sections(piece * (100_000 // len(piece)), ())
     assert time.perf_counter() - began < 5  # a second; quadratic time would be many minutes

@@ -43,10 +43,14 @@ def encode(
     tokenizer: tokenization.Tokenizer,
     base: LanguageModelSpec,
     objective: str = "causal-lm",
-) -> tokenization.Encodings:
+) -> tokenization.EncodedCorpus:
     corpus = write_corpus(folder, texts)
-    return tokenization.encode(
-        corpus, tokenizer, tokenization.layout(tokenizer, objective), base, folder / "encoded"
+    return tokenization.encode_corpus(
+        corpus,
+        tokenizer,
+        tokenization.create_special_token_layout(tokenizer, objective),
+        base,
+        folder / "encoded",
     )
 
 
@@ -95,9 +99,9 @@ def test_an_empty_note_is_only_its_special_tokens(
 
 
 def test_no_room_for_text_is_an_error_that_says_how_much_is_needed(tmp_path: Path) -> None:
-    shape = tokenization.Layout(first=(0,) * 4, end=(1,) * 4)
+    shape = tokenization.SpecialTokenLayout(window_prefix=(0,) * 4, note_suffix=(1,) * 4)
     with pytest.raises(InputError, match="max_tokens = 8 leaves no room for text"):
-        tokenization.encode(
+        tokenization.encode_corpus(
             tmp_path / "none",
             None,
             shape,
@@ -121,18 +125,22 @@ def test_encodings_are_the_same_when_opened_again(
     first = encode(
         tmp_path, ["no fever was found", "chest pain"], tokenizer, LanguageModelSpec(path=tmp_path)
     )
-    again = tokenization.open_encodings(tmp_path / "encoded")
-    assert first.tokens.tolist() == again.tokens.tolist() and first.table.equals(again.table)
-    assert again.counts()["train_tokens"] == 6 + 4  # bos and eos around 4 and 2 words: 6 + 4
+    again = tokenization.open_encoded_corpus(tmp_path / "encoded")
+    assert first.tokens.tolist() == again.tokens.tolist() and first.note_table.equals(
+        again.note_table
+    )
+    assert (
+        again.count_by_split()["train_tokens"] == 6 + 4
+    )  # bos and eos around 4 and 2 words: 6 + 4
 
 
 def test_steps_hold_every_window_once_and_do_not_depend_on_the_micro_batch() -> None:
     lengths = np.random.default_rng(0).integers(2, 100, 500)
-    cut = tokenization.steps(lengths, 1000, np.random.default_rng(1))
+    cut = tokenization.shuffle_window_steps(lengths, 1000, np.random.default_rng(1))
     assert sorted(np.concatenate(cut).tolist()) == list(range(500))
     assert all(900 <= lengths[part].sum() <= 1100 for part in cut[:-1])  # off by at most one window
     for micro in (100, 400, 100_000):
-        groups = tokenization.micro_batches(lengths, cut[0], micro)
+        groups = tokenization.group_windows(lengths, cut[0], micro)
         assert sorted(np.concatenate(groups).tolist()) == sorted(cut[0].tolist())
         assert all(lengths[group].sum() <= micro or len(group) == 1 for group in groups)
         assert all(len(group) * lengths[group].max() <= 4 * micro for group in groups)
@@ -140,7 +148,7 @@ def test_steps_hold_every_window_once_and_do_not_depend_on_the_micro_batch() -> 
 
 def test_a_long_window_does_not_stand_beside_thousands_of_short_ones() -> None:
     lengths = np.array([500, *([1] * 500)])
-    groups = tokenization.micro_batches(lengths, np.arange(501), 1000)
+    groups = tokenization.group_windows(lengths, np.arange(501), 1000)
     assert [len(group) for group in groups] == [8, 493]
 
 
@@ -151,7 +159,7 @@ def test_a_batch_knows_its_documents(tmp_path: Path, tokenizer: tokenization.Tok
         tokenizer,
         LanguageModelSpec(path=tmp_path),
     )
-    batch = tokenization.gather(encodings, np.array([1, 2]))
+    batch = tokenization.gather_windows(encodings, np.array([1, 2]))
     assert batch.boundaries.tolist() == [0, 6, 9]
     assert batch.attention_mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert batch.input_ids[1, 3:].tolist() == [0, 0, 0]

@@ -13,7 +13,7 @@ from clinpeft import training
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import COHORT_SCHEMA, LabelSpace, ProblemType
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training import ClassificationData, Trainable
 from clinpeft.training.classification import sum_classification_loss
 
@@ -42,7 +42,7 @@ def exam(
 ) -> ClassificationData:
     """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others to tune on."""
 
-    def answer(documents: Ints) -> torch.Tensor:
+    def answer(documents: IndexArray) -> torch.Tensor:
         return VECTORS[torch.from_numpy(documents)] @ weights
 
     return ClassificationData(

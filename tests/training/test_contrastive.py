@@ -15,10 +15,10 @@ import torch
 
 from clinpeft import adapters, models, tokenization, training
 from clinpeft.core.errors import InputError, RecipeError, TrainingError
-from clinpeft.models import Pooling
+from clinpeft.models import PoolingMode
 from clinpeft.recipe import LanguageModelSpec, LoraSpec
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.contrastive import (
     TUNING_ACCURACY,
     TUNING_LOSS,
@@ -53,15 +53,15 @@ class Toy:
 
     stack: adapters.Stack
     ids: list[torch.Tensor]
-    pooling: Pooling
+    pooling: PoolingMode
     micro_batch_tokens: int = 40
     readings: list[tuple[int, bool]] = field(default_factory=list)  # (texts, with a graph)
 
     @property
-    def lengths(self) -> Ints:
+    def lengths(self) -> IndexArray:
         return np.array([len(text) for text in self.ids])
 
-    def embed(self, texts: Ints) -> torch.Tensor:
+    def embed(self, texts: IndexArray) -> torch.Tensor:
         self.readings.append((len(texts), torch.is_grad_enabled()))
         padded = torch.nn.utils.rnn.pad_sequence(
             [self.ids[text] for text in texts], batch_first=True
@@ -69,22 +69,24 @@ class Toy:
         mask = (
             torch.arange(padded.shape[1])[None] < torch.from_numpy(self.lengths[texts])[:, None]
         ).long()
-        return models.pool(
+        return models.pool_hidden_states(
             adapters.compute_hidden_states(self.stack, padded, mask), mask, self.pooling
         )
 
     @property
     def embedder(self) -> Embedder:
-        grouped = lambda texts: tokenization.micro_batches(
+        grouped = lambda texts: tokenization.group_windows(
             self.lengths, texts, self.micro_batch_tokens
         )  # noqa: E731
         return Embedder(self.embed, grouped, self.stack.base.width)
 
 
-def toy(folder: Path, pooling: Pooling, dropout: float = 0.3, targets: tuple[str, ...] = ()) -> Toy:
+def toy(
+    folder: Path, pooling: PoolingMode, dropout: float = 0.3, targets: tuple[str, ...] = ()
+) -> Toy:
     torch.manual_seed(1)
     stack = adapters.attach_adapters(
-        models.load(LanguageModelSpec(path=folder, max_tokens=128), torch.device("cpu")),
+        models.load_base_model(LanguageModelSpec(path=folder, max_tokens=128), torch.device("cpu")),
         [LoraSpec(rank=4, dropout=dropout, targets=targets)],
     )
     with torch.no_grad():
@@ -106,7 +108,7 @@ def model(request: pytest.FixtureRequest, toy_llama: MakeFolder, toy_bert: Path)
     return makers[request.param]()
 
 
-def twelve(lengths: Ints, hard: bool = True) -> TextPairs:
+def twelve(lengths: IndexArray, hard: bool = True) -> TextPairs:
     """Pairs of a passage each, with two hard negatives each, one of them shared."""
     every = np.arange(len(lengths))
     texts = TextAttributes(lengths, every, every, every)
@@ -127,7 +129,7 @@ def gradients(stack: adapters.Stack, backward: Callable[[], object]) -> Gradient
 
 
 def uncached(
-    model: Toy, loss: Callable[[torch.Tensor], LossSum], texts: Ints, seed: int, step: int
+    model: Toy, loss: Callable[[torch.Tensor], LossSum], texts: IndexArray, seed: int, step: int
 ) -> LossSum:
     """The plain way: every micro-batch with its graph, all at once."""
     vectors: dict[int, torch.Tensor] = {}

@@ -42,11 +42,13 @@ def lesson(folder: Path, tmp_path: Path) -> LanguageModelingData:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(40)]
     corpus = write_corpus(tmp_path, texts, ["train"] * 30 + ["tuning"] * 10)
-    tokenizer = models.load(LanguageModelSpec(path=folder), torch.device("cpu")).tokenizer
-    encodings = tokenization.encode(
+    tokenizer = models.load_base_model(
+        LanguageModelSpec(path=folder), torch.device("cpu")
+    ).tokenizer
+    encodings = tokenization.encode_corpus(
         corpus,
         tokenizer,
-        tokenization.layout(tokenizer, "causal-lm"),
+        tokenization.create_special_token_layout(tokenizer, "causal-lm"),
         LanguageModelSpec(path=folder),
         tmp_path / "encoded",
     )
@@ -56,8 +58,8 @@ def lesson(folder: Path, tmp_path: Path) -> LanguageModelingData:
         tokenizer,
         asking,
         seed=5,
-        train_windows=encodings.windows("train"),
-        tuning_windows=encodings.windows("tuning"),
+        train_windows=encodings.select_windows("train"),
+        tuning_windows=encodings.select_windows("tuning"),
     )
 
 
@@ -69,7 +71,7 @@ def build(folder: Path) -> Build:
     def make(dropout: float = 0.0, targets: tuple[str, ...] = ()) -> adapters.Stack:
         torch.manual_seed(1)
         return adapters.attach_adapters(
-            models.load(LanguageModelSpec(path=folder), torch.device("cpu")),
+            models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu")),
             [LoraSpec(rank=4, dropout=dropout, targets=targets)],
         )
 
@@ -238,7 +240,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
 def test_an_adapter_outside_the_forward_pass_stops_the_run(
     lesson: LanguageModelingData, build: Build, folder: Path, tmp_path: Path
 ) -> None:
-    bare = models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
+    bare = models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
     outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
     with pytest.raises(TrainingError, match="none of the 8 trained tensors moved in 3 steps"):
@@ -295,16 +297,18 @@ def test_steps_follow_epochs_and_the_upper_bound(
 
 
 def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -> None:
-    tokenizer = models.load(LanguageModelSpec(path=folder), torch.device("cpu")).tokenizer
+    tokenizer = models.load_base_model(
+        LanguageModelSpec(path=folder), torch.device("cpu")
+    ).tokenizer
     corpus = write_corpus(tmp_path, ["cough cough fever", "cough"], ["train", "held_out"])
-    encodings = tokenization.encode(
+    encodings = tokenization.encode_corpus(
         corpus,
         tokenizer,
-        tokenization.layout(tokenizer, "causal-lm"),
+        tokenization.create_special_token_layout(tokenizer, "causal-lm"),
         LanguageModelSpec(path=folder),
         tmp_path / "encoded",
     )
-    train, held_out = encodings.windows("train"), encodings.windows("held_out")
+    train, held_out = encodings.select_windows("train"), encodings.select_windows("held_out")
     lesson = LanguageModelingData(
         encodings, tokenizer, training.LANGUAGE_OBJECTIVES["causal-lm"], 0, train, held_out
     )

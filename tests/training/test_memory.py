@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft.core.errors import TrainingError
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training import (
     LossSum,
     build_additive_backward,
@@ -19,7 +19,7 @@ from clinpeft.training import (
 from clinpeft.training.memory import build_backward_with_oom_retry
 
 
-def _everything(items: Ints) -> list[Ints]:
+def _everything(items: IndexArray) -> list[IndexArray]:
     return [items]
 
 
@@ -27,7 +27,7 @@ def _course(fits: int, tried: list[int]) -> tuple[torch.nn.Parameter, object]:
     """A weight and the backward of a loss whose micro-batches fit up to so many items; a larger one leaves half a gradient behind, then fails."""
     weight = torch.nn.Parameter(torch.ones(()))
 
-    def loss(items: Ints, step: int) -> LossSum:
+    def loss(items: IndexArray, step: int) -> LossSum:
         tried.append(len(items))
         if len(items) > fits:
             weight.grad = torch.tensor(99.0)
@@ -54,7 +54,7 @@ def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient
 def test_a_run_says_that_its_micro_batches_became_smaller() -> None:
     weight, size = torch.nn.Parameter(torch.ones(())), []
 
-    def loss(items: Ints, step: int) -> LossSum:
+    def loss(items: IndexArray, step: int) -> LossSum:
         size.append(len(items))
         if len(items) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -87,7 +87,7 @@ def test_the_last_resort_is_taken_where_one_item_does_not_fit_and_not_before() -
     weight, tried = torch.nn.Parameter(torch.ones(())), list[int]()
     taken: list[int] = []
 
-    def loss(items: Ints, step: int) -> LossSum:
+    def loss(items: IndexArray, step: int) -> LossSum:
         tried.append(len(items))
         if len(items) > 1 or not taken:
             raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clinpeft.tokenization import Batch
+from clinpeft.tokenization import WindowBatch
 from clinpeft.training.objectives import (
     IGNORE_INDEX,
     compute_batch_likelihoods,
@@ -20,11 +20,11 @@ from tests.conftest import WORDS, toy_tokenizer
 BOS, EOS = 0, 1
 
 
-def batch_of(rows: list[list[int]], windows: list[int] | None = None) -> Batch:
+def batch_of(rows: list[list[int]], windows: list[int] | None = None) -> WindowBatch:
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return Batch(
+    return WindowBatch(
         ids,
         mask,
         torch.tensor(np.cumsum([0, *map(len, rows)])),
@@ -44,11 +44,11 @@ def test_eos_is_asked_even_where_pad_is_the_same_id() -> None:
     tokenizer = toy_tokenizer({"bos_token": "<s>", "eos_token": "</s>"}, pad_is_eos=True)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
     batch = batch_of([[BOS, 5, EOS], [BOS, EOS]])
-    padded = Batch(
+    padded = WindowBatch(
         torch.tensor([[BOS, 5, EOS], [BOS, EOS, EOS]]),
         batch.attention_mask,
         batch.boundaries,
-        batch.windows,
+        batch.window_indices,
     )
     assert label_next_tokens(padded, tokenizer, (0,)).labels.tolist() == [
         [5, EOS, IGNORE_INDEX],

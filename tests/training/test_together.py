@@ -23,7 +23,7 @@ from clinpeft.recipe import (
     LossSpec,
     TrainingSpec,
 )
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training import (
     ClassificationData,
     LanguageModelHead,
@@ -66,7 +66,7 @@ SETTINGS = [  # of different length; the second measures itself to an early end,
     Setting(4, 16.0, 0.3, 3.0, seed=4, epochs=3.0, patience=1),
     Setting(8, 8.0, 0.1, 3e-2, seed=3, epochs=3.0, targets=EVERY, micro=40),
 ]
-Make = Callable[[models.Base, Stack, Setting], tuple[Trainable, Any]]
+Make = Callable[[models.FrozenBaseModel, Stack, Setting], tuple[Trainable, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageMo
     rng, at = np.random.default_rng(0), tmp_path_factory.mktemp("lesson")
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 16))) for _ in range(24)]
     corpus = write_corpus(at, texts, ["train"] * 18 + ["tuning"] * 6)
-    tokenizer = models.load(LanguageModelSpec(path=folder), CPU).tokenizer
-    encodings = tokenization.encode(
+    tokenizer = models.load_base_model(LanguageModelSpec(path=folder), CPU).tokenizer
+    encodings = tokenization.encode_corpus(
         corpus,
         tokenizer,
-        tokenization.layout(tokenizer, "causal-lm"),
+        tokenization.create_special_token_layout(tokenizer, "causal-lm"),
         LanguageModelSpec(path=folder),
         at / "encoded",
     )
@@ -93,8 +93,8 @@ def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageMo
         tokenizer,
         training.LANGUAGE_OBJECTIVES["causal-lm"],
         0,
-        encodings.windows("train"),
-        encodings.windows("tuning"),
+        encodings.select_windows("train"),
+        encodings.select_windows("tuning"),
     )
 
 
@@ -102,7 +102,7 @@ def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageMo
 def words(lesson: LanguageModelingData) -> Make:
     """The language objective, its scores made in blocks."""
 
-    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
+    def make(base: models.FrozenBaseModel, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
         own = replace(lesson, seed=setting.seed, language_model_head=LanguageModelHead(base.model))
         spec = TrainingSpec(
             learning_rate=setting.rate,
@@ -128,7 +128,7 @@ TEXTS = [
 TRUTH = torch.tensor([0, 1, 2] * 4)
 
 
-def read(documents: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+def read(documents: IndexArray) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, mask), padded."""
     some = [TEXTS[at] for at in documents]
     ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
@@ -141,25 +141,25 @@ def read(documents: Ints) -> tuple[torch.Tensor, torch.Tensor]:
 def answers() -> Make:
     """Twelve documents of three classes, with a head that drops numbers as well."""
 
-    def make(base: models.Base, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
+    def make(base: models.FrozenBaseModel, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
         head = models.Head(base.width, 3, setting.dropout, seed=setting.seed)
 
         def answered(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            pooled = models.pool_spans(
-                vectors, models.Spans(tuple(mask.sum(dim=1).tolist())), "mean"
+            pooled = models.pool_packed_hidden_states(
+                vectors, models.SequenceLengths(tuple(mask.sum(dim=1).tolist())), "mean"
             )
             logits: torch.Tensor = head(pooled, torch.arange(len(mask)), len(mask), "mean")
             return logits
 
-        def live(documents: Ints) -> torch.Tensor:
+        def live(documents: IndexArray) -> torch.Tensor:
             ids, mask = read(documents)
             return answered(adapters.compute_packed_hidden_states(stack, ids, mask), mask)
 
-        def reading(documents: Ints) -> PackedInput[torch.Tensor]:
+        def reading(documents: IndexArray) -> PackedInput[torch.Tensor]:
             ids, mask = read(documents)
             return PackedInput(ids, mask, lambda vectors: answered(vectors, mask))
 
-        def scores(documents: Ints) -> Any:
+        def scores(documents: IndexArray) -> Any:
             with torch.inference_mode():
                 return live(documents).numpy()
 
@@ -211,8 +211,8 @@ def answers() -> Make:
     return make
 
 
-def load(folder: Path) -> models.Base:
-    return models.load(LanguageModelSpec(path=folder), CPU)
+def load(folder: Path) -> models.FrozenBaseModel:
+    return models.load_base_model(LanguageModelSpec(path=folder), CPU)
 
 
 def alone(
@@ -333,7 +333,7 @@ def test_a_trial_that_fails_leaves_the_others_as_they_are(
     share = fits[1].trainable.joint_step
     assert share is not None
 
-    def broken(items: Ints, step: int) -> PackedInput[training.LossSum]:
+    def broken(items: IndexArray, step: int) -> PackedInput[training.LossSum]:
         found = share.prepare_input(items, step)
         return replace(
             found,

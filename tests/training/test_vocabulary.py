@@ -35,7 +35,7 @@ def model_of(family: str, **settings: Any) -> Any:
     config = transformers.AutoConfig.for_model(
         family, **SHAPE, **SETTINGS.get(family, {}), **settings
     )
-    return models.FAMILIES[family].auto.from_config(config).eval()
+    return models.MODEL_FAMILIES[family].auto_class.from_config(config).eval()
 
 
 def scored(model: Any, vocabulary: LanguageModelHead | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +61,7 @@ def scored(model: Any, vocabulary: LanguageModelHead | None) -> tuple[torch.Tens
     return scores.negative_log_likelihood.detach(), gradient
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", models.MODEL_FAMILIES)
 def test_in_blocks_losses_and_gradients_are_those_of_all_at_once(family: str) -> None:
     model = model_of(family).requires_grad_(False)
     assert LanguageModelHead(model).get_projection() is not None

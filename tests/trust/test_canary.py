@@ -227,14 +227,14 @@ def _no_base(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _stopped(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said = progress.said
+    said = progress.format_step
 
     def interrupt(event: training.StepEvent) -> str:
         if event.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return said(event)
 
-    monkeypatch.setattr(progress, "said", interrupt)
+    monkeypatch.setattr(progress, "format_step", interrupt)
     return []
 
 
@@ -242,7 +242,7 @@ def _at_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def interrupt(event: training.StepEvent) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress, "said", interrupt)
+    monkeypatch.setattr(progress, "format_step", interrupt)
     return []
 
 
@@ -265,7 +265,7 @@ def _library_quotes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _source_quotes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(sources, "read", _quoting)
+    monkeypatch.setattr(sources, "read_notes", _quoting)
     return []
 
 
@@ -393,19 +393,21 @@ def test_what_nobody_foresaw_says_where_and_not_what(tmp_path: Path) -> None:
     try:
         inner(toys.CANARY)
     except KeyError as error:
-        told = ending.told(error)
+        told = ending.to_clinpeft_error(error)
     assert type(told) is ClinpeftError and told.exit_code == 1
     assert (
         told.message == "an unforeseen KeyError"
         and "test_canary.py" in told.location
         and "inner" in told.location
     )
-    assert "Zebulon" not in str(told) and ending.SHOWN in told.hint
+    assert "Zebulon" not in str(told) and ending.TRACEBACK_VARIABLE in told.hint
 
 
 def test_a_file_that_the_system_does_not_open_says_its_name_and_the_reason(tmp_path: Path) -> None:
-    closed = ending.told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a")))
-    absent = ending.told(
+    closed = ending.to_clinpeft_error(
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))
+    )
+    absent = ending.to_clinpeft_error(
         FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "a"))
     )
     assert isinstance(closed, RefusedError) and isinstance(absent, InputError)
@@ -415,9 +417,9 @@ def test_a_file_that_the_system_does_not_open_says_its_name_and_the_reason(tmp_p
 def test_a_developer_may_see_the_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(ending.SHOWN, "1")
+    monkeypatch.setenv(ending.TRACEBACK_VARIABLE, "1")
     try:
         _quoting()
     except ValueError as error:
-        assert ending.end(error) == 1
+        assert ending.print_error(error) == 1
     assert "Zebulon" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from clinpeft.core.errors import AdapterError, BaseModelError, ClinpeftError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
 from clinpeft.data.notes import sources
-from clinpeft.models.folder import check
+from clinpeft.models.folder import check_model_folder
 from clinpeft.recipe import LanguageModelSpec, LoraSpec, SourceSpec
 from tests.conftest import ROOT, MakeFolder
 
@@ -202,7 +202,7 @@ def test_a_base_of_pickled_weights_is_refused_and_nothing_in_it_runs(
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(pickle.dumps({"w": Bomb(tmp_path / "ran")}))
     with pytest.raises(BaseModelError, match="weights") as raised:
-        check(folder)
+        check_model_folder(folder)
     assert "safetensors" in str(raised.value) and not (tmp_path / "ran").exists()
 
 
@@ -211,7 +211,7 @@ def test_safetensors_are_read_where_pickled_weights_lie_beside_them(
 ) -> None:
     folder = toy_llama()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Bomb(tmp_path / "ran")}))
-    models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
+    models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_base_that_brings_code_is_refused(toy_llama: MakeFolder, tmp_path: Pat
     )
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(BaseModelError, match="code from a model folder is never run"):
-        models.load(LanguageModelSpec(path=folder), torch.device("cpu"))
+        models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -237,7 +237,7 @@ def test_an_adapter_of_pickled_weights_is_refused(toy_llama: MakeFolder, tmp_pat
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"w": Bomb(tmp_path / "ran")}))
     with pytest.raises(AdapterError):
         adapters.attach_adapters(
-            models.load(LanguageModelSpec(path=toy_llama()), torch.device("cpu")),
+            models.load_base_model(LanguageModelSpec(path=toy_llama()), torch.device("cpu")),
             [LoraSpec(from_run="given")],
             0,
             {"given": folder},
@@ -263,7 +263,7 @@ def test_a_pickle_under_the_name_of_a_table_is_an_error(ending: str, tmp_path: P
         columns={"note_id": "note_id", "subject_id": "subject_id", "text": "text"},
     )
     with pytest.raises(ClinpeftError):
-        sources.read(spec, Attrition("read"), tmp_path).read_all()
+        sources.read_notes(spec, Attrition("read"), tmp_path).read_all()
     assert not (tmp_path / "ran").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_pickle_under_the_name_of_a_table_is_an_error(ending: str, tmp_path: P
 def refused(path: Path) -> ClinpeftError:
     attrition = Attrition("passages")
     with pytest.raises(ClinpeftError) as raised:
-        for _ in textbooks.read(path, attrition):
+        for _ in textbooks.read_textbooks(path, attrition):
             pass
     return raised.value
 
@@ -316,7 +316,7 @@ def test_xml_names_no_file_of_this_machine_and_grows_no_entities(tmp_path: Path)
         f'{head}<document xmlns="http://cnx.rice.edu/cnxml">{body}</document>', encoding="utf-8"
     )
     try:
-        table = textbooks.read(path, Attrition("passages")).read_all()
+        table = textbooks.read_textbooks(path, Attrition("passages")).read_all()
     except ClinpeftError:
         return
     said = " ".join(table["text"].to_pylist())

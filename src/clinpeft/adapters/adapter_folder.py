@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
 
 from clinpeft.core.errors import AdapterError, RefusedError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AnyAdapterSpec
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_METADATA_FILE = (
@@ -57,7 +57,7 @@ class SavedAdapter:
         return found
 
 
-def read_adapter_folder(base: Base, folder: Path) -> SavedAdapter:
+def read_adapter_folder(base: FrozenBaseModel, folder: Path) -> SavedAdapter:
     """A folder that belongs on ``base``.
 
     Raises:
@@ -84,7 +84,7 @@ def hash_adapter_files(files: dict[str, bytes]) -> str:
     return hashlib.sha256(files[ADAPTER_CONFIG_FILE] + files[ADAPTER_WEIGHTS_FILE]).hexdigest()
 
 
-def load_peft_config(saved_adapter: SavedAdapter, base: Base, trainable: bool) -> Any:
+def load_peft_config(saved_adapter: SavedAdapter, base: FrozenBaseModel, trainable: bool) -> Any:
     """The peft config of a folder, for this machine."""
     config = peft.PeftConfig.from_pretrained(str(saved_adapter.folder))
     config.inference_mode = not trainable

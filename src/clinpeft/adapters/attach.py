@@ -33,7 +33,7 @@ from clinpeft.adapters.stack import (
     describe_shape_differences,
 )
 from clinpeft.core.errors import AdapterError, RefusedError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdapterSpec, AnyAdapterSpec
 from clinpeft.runtime.adaption_prompt import use_single_projection
 from clinpeft.runtime.fused_lora import fuse_lora_layers
@@ -58,7 +58,7 @@ class AdapterRequest:
 class AttachState:
     """What has been put on a base so far. ``name_suffix`` tells peft's names of one of several stacks from those of the others."""
 
-    base: Base
+    base: FrozenBaseModel
     seed: int
     existing_parameters: set[torch.nn.Parameter]
     adapters: dict[int, AttachedAdapter] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class AttachState:
 
 
 def attach_adapters(
-    base: Base,
+    base: FrozenBaseModel,
     specs: Sequence[AnyAdapterSpec],
     seed: int = 0,
     folders: Mapping[str, Path] = NO_ADAPTER_FOLDERS,
@@ -98,7 +98,7 @@ def attach_adapters(
     return _unfreeze_base(stack) if base_trainable else stack
 
 
-def build_stack(base: Base, requests: Sequence[AdapterRequest], seed: int = 0) -> Stack:
+def build_stack(base: FrozenBaseModel, requests: Sequence[AdapterRequest], seed: int = 0) -> Stack:
     """``attach`` with the folders read already."""
     specs = [each.spec for each in requests]
     check_adapter_combination(specs)
@@ -125,7 +125,7 @@ def build_stack(base: Base, requests: Sequence[AdapterRequest], seed: int = 0) -
 
 
 def resolve_adapter_request(
-    spec: AnyAdapterSpec, base: Base, folders: Mapping[str, Path]
+    spec: AnyAdapterSpec, base: FrozenBaseModel, folders: Mapping[str, Path]
 ) -> AdapterRequest:
     """A spec with the folder it names read, as ``attach`` takes it."""
     if not spec.from_run:
@@ -280,7 +280,7 @@ def _derive_adapter_seed(seed: int, index: int) -> int:
     )
 
 
-def create_peft_model(base: Base, config: Any) -> Any:
+def create_peft_model(base: FrozenBaseModel, config: Any) -> Any:
     """The base inside a peft model of ``config``."""
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renamed; the value is right either way
@@ -456,9 +456,9 @@ def _format_hashes(hashes: Sequence[str]) -> str:
     )
 
 
-def check_method_support(spec: AnyAdapterSpec, base: Base) -> None:
+def check_method_support(spec: AnyAdapterSpec, base: FrozenBaseModel) -> None:
     """The method can be done on the base's family."""
-    possible = [name for name in ADAPTER_METHODS if name not in base.family.impossible]
+    possible = [name for name in ADAPTER_METHODS if name not in base.family.unsupported_methods]
     if spec.method in possible:
         return
     message = f"{spec.method} is not possible on a {base.model.config.model_type} model"
@@ -467,7 +467,7 @@ def check_method_support(spec: AnyAdapterSpec, base: Base) -> None:
     )
 
 
-def check_base_without_adapters(base: Base) -> None:
+def check_base_without_adapters(base: FrozenBaseModel) -> None:
     """The base carries nothing yet."""
     if hasattr(base.model, MERGED_ADAPTER_ATTRIBUTE) or any(
         isinstance(module, BaseTunerLayer | AdaptedAttention) for module in base.model.modules()
@@ -479,13 +479,13 @@ def check_base_without_adapters(base: Base) -> None:
         )
 
 
-def _check_positions(specs: Sequence[AnyAdapterSpec], base: Base) -> None:
+def _check_positions(specs: Sequence[AnyAdapterSpec], base: FrozenBaseModel) -> None:
     before = sum(count_virtual_tokens(spec) for spec in specs if spec.active)
     needed = base.max_tokens + before
-    if base.positions is not None and needed > base.positions:
-        message = f"{before} virtual tokens and max_tokens = {base.max_tokens} need {needed} positions of {base.positions}"
+    if base.max_positions is not None and needed > base.max_positions:
+        message = f"{before} virtual tokens and max_tokens = {base.max_tokens} need {needed} positions of {base.max_positions}"
         raise AdapterError(
             message,
             location="adapters.tokens",
-            hint=f"set base.max_tokens to at most {base.positions - before}",
+            hint=f"set base.max_tokens to at most {base.max_positions - before}",
         )

@@ -33,7 +33,7 @@ from clinpeft.adapters.adapter_folder import (
 from clinpeft.adapters.attach import AdapterRequest, build_stack
 from clinpeft.adapters.stack import AttachedAdapter, Stack, switch_adapted_attention, use_eval_mode
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AnyAdapterSpec
 
 __all__ = [
@@ -100,7 +100,7 @@ def save_adapter_stack(stack: Stack, folder: Path) -> tuple[str, ...]:
     return tuple(adapter.name for adapter in stack.adapters)
 
 
-def load_adapter(base: Base, folder: Path, trainable: bool = False) -> Stack:
+def load_adapter(base: FrozenBaseModel, folder: Path, trainable: bool = False) -> Stack:
     """Put a saved adapter on its base.
 
     Args:
@@ -118,7 +118,7 @@ def load_adapter(base: Base, folder: Path, trainable: bool = False) -> Stack:
     )
 
 
-def load_adapter_stack(base: Base, folder: Path) -> Stack:
+def load_adapter_stack(base: FrozenBaseModel, folder: Path) -> Stack:
     """Put a saved stack on its base, frozen, in order, merged where it was merged.
 
     Raises:

@@ -12,7 +12,7 @@ import peft
 import torch
 
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import (
     AdaptionPromptSpec,
     AnyAdapterSpec,
@@ -49,7 +49,7 @@ class AdapterMethod:
         mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
     """
 
-    configure: Callable[[Any, Base], ConfigWithNotices]
+    configure: Callable[[Any, FrozenBaseModel], ConfigWithNotices]
     starts_as_identity: bool = False
     is_mergeable: bool = False
     prepends: Literal["nothing", "keys", "inputs"] = "nothing"
@@ -58,7 +58,7 @@ class AdapterMethod:
     supports_fusion: bool = False
 
 
-def configure_lora(spec: LoraSpec, base: Base, **variant: bool) -> ConfigWithNotices:
+def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> ConfigWithNotices:
     """W + (alpha / rank) B A (Hu et al. 2021, equation 3); ``variant`` switches on peft's rsLoRA or DoRA."""
     config = peft.LoraConfig(
         task_type=_get_task_type(base),
@@ -74,7 +74,7 @@ def configure_lora(spec: LoraSpec, base: Base, **variant: bool) -> ConfigWithNot
     return config, ()
 
 
-def configure_ia3(spec: Ia3Spec, base: Base) -> ConfigWithNotices:  # noqa: ARG001 - every method has the same shape
+def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  # noqa: ARG001 - every method has the same shape
     """Learned rescaling of keys, values and the feed-forward activation (Liu et al. 2022, equation 1)."""
     family = base.family
     config = peft.IA3Config(
@@ -85,7 +85,7 @@ def configure_ia3(spec: Ia3Spec, base: Base) -> ConfigWithNotices:  # noqa: ARG0
     return config, ()
 
 
-def configure_adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> ConfigWithNotices:
+def configure_adaption_prompt(spec: AdaptionPromptSpec, base: FrozenBaseModel) -> ConfigWithNotices:
     """Prompts behind a zero-initialised gate in the topmost layers (Zhang et al. 2023, section 3)."""
     available = int(base.model.config.num_hidden_layers)
     layers = min(spec.layers, available)
@@ -101,7 +101,7 @@ def configure_adaption_prompt(spec: AdaptionPromptSpec, base: Base) -> ConfigWit
     ), notices
 
 
-def configure_prefix_tuning(spec: PrefixSpec, base: Base) -> ConfigWithNotices:
+def configure_prefix_tuning(spec: PrefixSpec, base: FrozenBaseModel) -> ConfigWithNotices:
     """Learned keys and values before every layer (Li and Liang 2021, section 4)."""
     return peft.PrefixTuningConfig(
         task_type=_get_task_type(base),
@@ -110,7 +110,7 @@ def configure_prefix_tuning(spec: PrefixSpec, base: Base) -> ConfigWithNotices:
     ), ()
 
 
-def configure_prompt_tuning(spec: PromptSpec, base: Base) -> ConfigWithNotices:
+def configure_prompt_tuning(spec: PromptSpec, base: FrozenBaseModel) -> ConfigWithNotices:
     """Learned input vectors (Lester et al. 2021, section 2), started at random or from a text, which is repeated or cut to length."""
     start = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
@@ -124,7 +124,7 @@ def configure_prompt_tuning(spec: PromptSpec, base: Base) -> ConfigWithNotices:
     ), ()
 
 
-def configure_p_tuning(spec: PTuningSpec, base: Base) -> ConfigWithNotices:
+def configure_p_tuning(spec: PTuningSpec, base: FrozenBaseModel) -> ConfigWithNotices:
     """Input vectors made by an encoder (Liu et al. 2021, section 3.2). The MLP of the reference has two layers and no dropout; an LSTM of one layer
     has nowhere to drop, because dropout sits between its layers."""
     recurrent = spec.encoder == "lstm"
@@ -176,11 +176,11 @@ ADAPTER_METHODS: dict[str, AdapterMethod] = {
 }
 
 
-def _get_task_type(base: Base) -> str:
+def _get_task_type(base: FrozenBaseModel) -> str:
     return PEFT_TASK_TYPES[base.family.objective]
 
 
-def _resolve_target_modules(spec: LoraSpec, base: Base) -> list[str]:
+def _resolve_target_modules(spec: LoraSpec, base: FrozenBaseModel) -> list[str]:
     """The suffixes to adapt, each of which names at least one linear layer inside the model. The output embedding is not one of them: where it is
     tied to the input embedding, merging would change both."""
     output = base.model.get_output_embeddings()

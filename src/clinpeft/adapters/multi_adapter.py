@@ -32,7 +32,12 @@ from clinpeft.adapters.compatibility import check_adapter_combination
 from clinpeft.adapters.methods import ADAPTER_METHODS
 from clinpeft.adapters.stack import AttachedAdapter, NamedParameters, ParameterCounts, Stack
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Base, Spans, flattens, one_row
+from clinpeft.models import (
+    FrozenBaseModel,
+    SequenceLengths,
+    has_packed_attention,
+    build_packed_inputs,
+)
 from clinpeft.recipe import AnyAdapterSpec
 from clinpeft.runtime.fused_lora import FusedLoraLinear, TokenRoute, TokenRouting, fuse_lora_layers
 
@@ -78,7 +83,7 @@ class MultiAdapterModel:
         notices: what is not as it would be alone.
     """
 
-    base: Base
+    base: FrozenBaseModel
     stacks: tuple[Stack, ...]
     notices: tuple[str, ...]
     routing: TokenRouting = field(repr=False)
@@ -138,7 +143,7 @@ class MultiAdapterModel:
         Raises:
             AdapterError: the base cannot read many texts in one row.
         """
-        if not flattens(self.base.model):
+        if not has_packed_attention(self.base.model):
             message = (
                 f"a {self.base.model.config.model_type} model does not read many texts in one row"
             )
@@ -162,9 +167,9 @@ class MultiAdapterModel:
             None if text is None else slice(end - len(text), end)
             for text, end in zip(texts, ends, strict=True)
         ]
-        asked = one_row(
+        asked = build_packed_inputs(
             torch.cat([text for text in texts if text is not None]),
-            Spans(tuple(lengths)),
+            SequenceLengths(tuple(lengths)),
             self.base.first_position,
         )
         with self.route_tokens(slices, generators):
@@ -192,7 +197,7 @@ class MultiAdapterModel:
             _set_active_adapters(layers, [])
 
 
-def attach_stacks(base: Base, trials: Sequence[TrialAdapters]) -> MultiAdapterModel:
+def attach_stacks(base: FrozenBaseModel, trials: Sequence[TrialAdapters]) -> MultiAdapterModel:
     """Put several stacks on one base.
 
     Raises:
@@ -274,7 +279,7 @@ def _rename_parameters(adapter: AttachedAdapter, index: int) -> AttachedAdapter:
 
 
 def _finalize_joint_model(
-    base: Base, stacks: tuple[Stack, ...], last_state: AttachState
+    base: FrozenBaseModel, stacks: tuple[Stack, ...], last_state: AttachState
 ) -> MultiAdapterModel:
     moving = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
     routing = fuse_lora_layers(
@@ -318,7 +323,7 @@ def _set_active_adapters(layers: Sequence[Any], adapter_names: list[str]) -> Non
             parameter.requires_grad_(required)
 
 
-def _describe_base_dropout(base: Base) -> tuple[str, ...]:
+def _describe_base_dropout(base: FrozenBaseModel) -> tuple[str, ...]:
     """Dropout of the base itself, which knows nothing of trials."""
     shares = {
         name: value
@@ -333,7 +338,7 @@ def _describe_base_dropout(base: Base) -> tuple[str, ...]:
     )
 
 
-def _check_fusible(specs: Sequence[AnyAdapterSpec], base: Base) -> None:
+def _check_fusible(specs: Sequence[AnyAdapterSpec], base: FrozenBaseModel) -> None:
     check_adapter_combination(specs)
     for spec in specs:
         check_method_support(spec, base)

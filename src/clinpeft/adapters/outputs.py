@@ -14,7 +14,7 @@ from clinpeft import models
 from clinpeft.adapters.methods import ADAPTER_METHODS
 from clinpeft.adapters.stack import AttachedAdapter, Stack
 from clinpeft.core.errors import InputError
-from clinpeft.models import Pooling, Spans
+from clinpeft.models import PoolingMode, SequenceLengths
 
 ModelFunction = Callable[..., torch.Tensor]
 """A transformers model, asked with keywords -> (rows, time, width)."""
@@ -23,7 +23,7 @@ MIN_GROUP_LENGTH_FRACTION = 0.8  # of the longest text of a group, where texts h
 
 
 def compute_pooled_embeddings(
-    stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling: Pooling
+    stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling: PoolingMode
 ) -> torch.Tensor:
     """One vector a text, without anything computed for padding, see ``flat``; and where one token is the text's, nothing in the last layer for
     others that it does not read (``models.ends``).
@@ -48,13 +48,19 @@ def compute_pooled_embeddings(
             location=f"row {lengths.index(0)} of the batch",
             hint="leave out what has no tokens, and count it",
         )
-    spans = Spans(lengths)
-    ends = models.ends(stack.base.backbone, spans, pooling) if _supports_packing(stack) else None
+    spans = SequenceLengths(lengths)
+    ends = (
+        models.select_pooled_tokens(stack.base.backbone, spans, pooling)
+        if _supports_packing(stack)
+        else None
+    )
     if ends is None:
-        return models.pool_spans(
+        return models.pool_packed_hidden_states(
             compute_packed_hidden_states(stack, input_ids, attention_mask), spans, pooling
         )
-    asked = models.one_row(input_ids[attention_mask != 0], spans, stack.base.first_position)
+    asked = models.build_packed_inputs(
+        input_ids[attention_mask != 0], spans, stack.base.first_position
+    )
     with _autocast_mixed_precision(stack, input_ids.device):
         vectors: torch.Tensor = stack.base.backbone(**asked, ends=ends).last_hidden_state[0]
     return vectors.float()
@@ -130,10 +136,12 @@ def _forward_packed(
     """(tokens, width) of what ``model_function`` answers."""
     lengths = _count_row_tokens(attention_mask)
     if _supports_packing(stack):
-        spans = Spans(tuple(length for length in lengths if length))
+        spans = SequenceLengths(tuple(length for length in lengths if length))
         with _autocast_mixed_precision(stack, input_ids.device):
             return model_function(
-                **models.one_row(input_ids[attention_mask != 0], spans, stack.base.first_position)
+                **models.build_packed_inputs(
+                    input_ids[attention_mask != 0], spans, stack.base.first_position
+                )
             )[0]
     return _forward_by_length(stack, model_function, input_ids, attention_mask, lengths)
 
@@ -148,7 +156,7 @@ def _list_active_adapters(stack: Stack) -> list[AttachedAdapter]:
 
 def _supports_packing(stack: Stack) -> bool:
     """Adapters inside the layers work on tokens one by one; those beside them on rows."""
-    return models.flattens(stack.base.model) and not any(
+    return models.has_packed_attention(stack.base.model) and not any(
         adapter.is_prompt for adapter in _list_active_adapters(stack)
     )
 

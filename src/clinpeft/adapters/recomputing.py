@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from clinpeft.adapters.methods import ADAPTER_METHODS
 from clinpeft.adapters.stack import Stack
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.runtime.fused_lora import FusedLoraLinear, TokenRoute, TokenRouting
 
 
@@ -93,7 +93,7 @@ def enable_checkpointing_on_oom(stack: Stack) -> bool:
     return True
 
 
-def _list_checkpointable_layers(base: Base) -> list[GradientCheckpointingLayer]:
+def _list_checkpointable_layers(base: FrozenBaseModel) -> list[GradientCheckpointingLayer]:
     return [
         module
         for module in base.backbone.modules()

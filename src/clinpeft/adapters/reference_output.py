@@ -14,7 +14,7 @@ from clinpeft import models
 from clinpeft.adapters.outputs import compute_hidden_states
 from clinpeft.adapters.stack import Stack, use_eval_mode
 from clinpeft.core.errors import AdapterError, StorageError
-from clinpeft.models import Place, Probe
+from clinpeft.models import ComputeEnvironment, ReferenceOutput
 
 STACK_REFERENCE_FILE = "probe.safetensors"
 STACK_REFERENCE_SEED = 0
@@ -27,12 +27,14 @@ def save_stack_reference_output(stack: Stack, folder: Path) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    ids = models.probe_ids(stack.base, STACK_REFERENCE_SEED)
+    ids = models.sample_reference_tokens(stack.base, STACK_REFERENCE_SEED)
     tensors = {"input_ids": ids, "vectors": _compute_reference_vectors(stack, ids)}
     writing = folder / f"{STACK_REFERENCE_FILE}.writing"
     try:
         save_file(
-            tensors, writing, metadata={"place": json.dumps(models.place_now(stack.base).as_json())}
+            tensors,
+            writing,
+            metadata={"place": json.dumps(models.describe_environment(stack.base).as_json())},
         )
         writing.replace(folder / STACK_REFERENCE_FILE)
     except (OSError, SafetensorError) as error:
@@ -55,7 +57,7 @@ def check_stack_reference_output(stack: Stack, folder: Path) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            location = Place.from_json(json.loads(file.metadata()["place"]))
+            location = ComputeEnvironment.from_json(json.loads(file.metadata()["place"]))
             ids, then = file.get_tensor("input_ids"), file.get_tensor("vectors")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
@@ -63,10 +65,10 @@ def check_stack_reference_output(stack: Stack, folder: Path) -> bool:
             location=str(path),
             hint="copy the run's folder again",
         ) from error
-    models.check_probe(
-        Probe(ids, {STACK_REFERENCE_NAME: then}, location),
+    models.check_reference_output(
+        ReferenceOutput(ids, {STACK_REFERENCE_NAME: then}, location),
         {STACK_REFERENCE_NAME: _compute_reference_vectors(stack, ids)},
-        models.place_now(stack.base),
+        models.describe_environment(stack.base),
     )
     return True
 

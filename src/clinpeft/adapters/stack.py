@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft.adapters.methods import ADAPTER_METHODS, count_virtual_tokens
 from clinpeft.core.errors import AdapterError, RefusedError
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AnyAdapterSpec
 
 NamedTensors = dict[str, torch.Tensor]
@@ -91,7 +91,7 @@ class Stack:
         compilation: whether its base's norms and gates run compiled (``models.compile_regions``), and why so, for the record.
     """
 
-    base: Base
+    base: FrozenBaseModel
     adapters: tuple[AttachedAdapter, ...]
     counts: ParameterCounts
     notices: tuple[str, ...]
@@ -318,7 +318,7 @@ def _set_adapted_attention(model: Any, adapted: bool) -> None:
         (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
 
 
-def check_not_quantized(base: Base, purpose: str) -> None:
+def check_not_quantized(base: FrozenBaseModel, purpose: str) -> None:
     """Whatever changes weights needs them as they are: an update of a few percent is lost between two numbers of float8.
 
     Raises:

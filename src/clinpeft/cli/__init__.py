@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clinpeft.cli import audit, bundle, cohort, runs, study, trust
-from clinpeft.cli.audit import noted
-from clinpeft.cli.console import near, shown, studied
-from clinpeft.cli.doctor import as_tuned, doctor
-from clinpeft.cli.grid import only, run_all
-from clinpeft.cli.options import HERE, Home, Overrides
+from clinpeft.cli.audit import record_audit_entry
+from clinpeft.cli.console import to_relative_path, print_table, write_embedding_study
+from clinpeft.cli.doctor import apply_tuned_threads, doctor
+from clinpeft.cli.grid import check_recipe_kind, run_recipe_cells
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption, OverridesOption
 from clinpeft.cli.plan import plan
 from clinpeft.cli.report import report
 from clinpeft.cli.search import search
 from clinpeft.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from clinpeft.reports import Table
+    from clinpeft.reports import ReportTable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,15 +47,15 @@ models_app = typer.Typer(
     no_args_is_help=True, help="Base models: the one door to the network, and what is in a folder."
 )
 app.command()(report)
-app.add_typer(runs.app, name="runs")
-app.add_typer(cohort.app, name="cohort")
+app.add_typer(runs.runs_app, name="runs")
+app.add_typer(cohort.cohort_app, name="cohort")
 app.add_typer(models_app, name="models")
-app.add_typer(study.app, name="study")
+app.add_typer(study.study_app, name="study")
 app.command()(search)
 app.command()(plan)
 app.command()(doctor)
-app.add_typer(audit.app, name="audit")
-app.add_typer(bundle.app, name="bundle")
+app.add_typer(audit.audit_app, name="audit")
+app.add_typer(bundle.bundle_app, name="bundle")
 for verb in (trust.verify, trust.privacy, trust.release, trust.purge):
     app.command()(verb)
 
@@ -63,56 +63,60 @@ for verb in (trust.verify, trust.privacy, trust.release, trust.purge):
 @app.command()
 def adapt(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind adapt.")],
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Adapt a language model to notes: domain-adaptive pretraining with a small adapter, one run a cell of the recipe's grid."""
-    as_tuned(home)
+    apply_tuned_threads(home)
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
     cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
-    only("adapt", cells, recipe)
-    run_all(cells, home, recipe.stem, workflows.adapt_language_model, reports.adaptation_table)
+    check_recipe_kind("adapt", cells, recipe)
+    run_recipe_cells(
+        cells, home, recipe.stem, workflows.adapt_language_model, reports.build_adaptation_table
+    )
 
 
 @app.command()
 def classify(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind classify.")],
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Answer a clinical question from notes: a base, a stack of adapters and a head, one run a cell of the recipe's grid."""
-    as_tuned(home)
+    apply_tuned_threads(home)
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
     cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
-    only("classify", cells, recipe)
-    run_all(cells, home, recipe.stem, workflows.train_classifier, reports.classification_table)
+    check_recipe_kind("classify", cells, recipe)
+    run_recipe_cells(
+        cells, home, recipe.stem, workflows.train_classifier, reports.build_classification_table
+    )
 
 
 @app.command()
 def embed(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind embed.")],
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Adapt an encoder to books: pairs of texts that belong together, contrastive training, vectors measured before and after."""
-    as_tuned(home)
+    apply_tuned_threads(home)
     from clinpeft import recipe as recipes
     from clinpeft import reports, workflows
 
     cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
-    only("embed", cells, recipe)
+    check_recipe_kind("embed", cells, recipe)
     folder = home.resolve() / f"embed-{recipe.stem}"
-    run_all(
+    run_recipe_cells(
         cells,
         home,
         recipe.stem,
         workflows.train_embedding_model,
-        reports.embedding_table,
-        lambda entries: studied(entries, folder),
+        reports.build_embedding_table,
+        lambda entries: write_embedding_study(entries, folder),
     )
 
 
@@ -127,17 +131,17 @@ def encode(
     out: Annotated[
         Path, typer.Option("--out", help="A .npy or .parquet file, which must not exist.")
     ],
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Texts to vectors with the encoder of a run."""
     from clinpeft import workflows
-    from clinpeft.cli.progress import counted
+    from clinpeft.cli.progress import show_encoding_progress
 
-    with counted("encode") as tell:
+    with show_encoding_progress("encode") as tell:
         done = workflows.encode_text_file(home.resolve(), run, texts, out, tell)
-    noted(home, "encode", made=out, counts={"texts": done.texts})
+    record_audit_entry(home, "encode", output_path=out, counts={"texts": done.texts})
     print(
-        f"{near(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}"
+        f"{to_relative_path(out)}: {done.texts:,} vectors of {done.width}, {done.seconds:.1f} s, {done.precision_reason}"
     )
 
 
@@ -161,25 +165,25 @@ def export(
     base: Annotated[
         str, typer.Option("--base", help="With --adapter: where its reader finds the base.")
     ] = "",
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """The encoder of a run as a folder that stock sentence-transformers opens, with its card; or as an ONNX graph, compared with the run."""
     from clinpeft import reports, workflows
 
     if format_ == "sentence-transformers":
         print(
-            near(
+            to_relative_path(
                 workflows.export_run_encoder(
                     home.resolve(),
                     run,
                     out,
-                    reports.card_of,
+                    reports.render_model_card,
                     merge_adapters=not adapter,
                     base_name=base,
                 )
             )
         )
-        noted(home, "export", made=out)
+        record_audit_entry(home, "export", output_path=out)
         return
     if adapter or base:
         raise UsageError(
@@ -188,9 +192,11 @@ def export(
             hint="leave both options away",
         )
     parity = workflows.export_run_to_onnx(home.resolve(), run, out)
-    noted(home, "export", made=out)
+    record_audit_entry(home, "export", output_path=out)
     furthest = f"largest difference {parity.largest_difference:.1e} (at most {parity.tolerance:.0e}), least cosine {parity.least_cosine:.6f}"
-    print(f"{near(out)}: the same vectors on {parity.texts} texts, {parity.engine}: {furthest}")
+    print(
+        f"{to_relative_path(out)}: the same vectors on {parity.texts} texts, {parity.engine}: {furthest}"
+    )
 
 
 @app.command()
@@ -206,7 +212,7 @@ def predict(
         list[str] | None,
         typer.Option("--column", metavar="OURS=THEIRS", help="Where a column has another name."),
     ] = None,
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Answer a run's question for new notes: a row a note with a probability for every class."""
     from clinpeft import workflows
@@ -218,8 +224,8 @@ def predict(
         )
     written = workflows.predict_new_notes(home.resolve(), run, notes, dict(pairs), out)
     for path in written:
-        noted(home, "predict", made=path)
-        print(near(path))
+        record_audit_entry(home, "predict", output_path=path)
+        print(to_relative_path(path))
 
 
 @app.command()
@@ -230,7 +236,7 @@ def evaluate(
             help="A finished run of classify, a Parquet file of predictions, or a run of embed with --search."
         ),
     ],
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of subjects.")] = 1000,
     to: Annotated[
         Path | None,
@@ -238,7 +244,7 @@ def evaluate(
             "--to", help="Also write the tables here, numbers of fewer than 10 subjects withheld."
         ),
     ] = None,
-    asked: Annotated[
+    retrieval_set: Annotated[
         Path | None,
         typer.Option(
             "--search",
@@ -250,23 +256,23 @@ def evaluate(
     from clinpeft import evaluation, reports, workflows
     from clinpeft.runs import RELEASE_SMALLEST_CELL
 
-    if asked is not None:
-        found = reports.scores_table(
-            workflows.evaluate_run_retrieval(home.resolve(), what, asked, resamples),
-            f"{what}: {asked.resolve().name}",
+    if retrieval_set is not None:
+        found = reports.build_scores_table(
+            workflows.evaluate_run_retrieval(home.resolve(), what, retrieval_set, resamples),
+            f"{what}: {retrieval_set.resolve().name}",
         )
-        shown(found)
+        print_table(found)
         if to is not None:
-            _written(home, to, [found])
+            _write_tables(home, to, [found])
         return
     results, curves = workflows.rescore_predictions(home.resolve(), what, resamples)
-    for table in reports.scores_tables(results, curves, what):
-        shown(table)
+    for table in reports.build_scores_tables(results, curves, what):
+        print_table(table)
     if to is not None:
-        _written(
+        _write_tables(
             home,
             to,
-            reports.scores_tables(
+            reports.build_scores_tables(
                 evaluation.suppress_small_cells(results, RELEASE_SMALLEST_CELL),
                 curves,
                 Path(what).stem,
@@ -274,13 +280,13 @@ def evaluate(
         )
 
 
-def _written(home: Path, to: Path, tables: Iterable[Table]) -> None:
+def _write_tables(home: Path, to: Path, tables: Iterable[ReportTable]) -> None:
     from clinpeft import reports
 
     for table in tables:
-        for path in reports.write(to, table.title, table):
-            noted(home, "evaluate", made=path)
-            print(near(path))
+        for path in reports.write_table(to, table.title, table):
+            record_audit_entry(home, "evaluate", output_path=path)
+            print(to_relative_path(path))
 
 
 @models_app.command()
@@ -291,8 +297,8 @@ def pull(
     """Fetch a base model: the only verb that opens a connection. Run it outside, and carry the folder in."""
     from clinpeft import models
 
-    models.pull(name, to)
-    print(f"{to}: {models.fingerprint(to)}")
+    models.download_model(name, to)
+    print(f"{to}: {models.fingerprint_base_model(to)}")
 
 
 @app.command()
@@ -321,8 +327,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Exception as error:
-        from clinpeft.cli.exit import end
+        from clinpeft.cli.exit import print_error
 
-        sys.exit(end(error))
+        sys.exit(print_error(error))
     finally:
         os.umask(mask)

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.console import shown
-from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.console import print_table
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 from clinpeft.core.errors import ClinpeftError, InterruptedRunError, RefusedError
 
 if TYPE_CHECKING:
     from clinpeft.recipe import Recipe
     from clinpeft.runs import Run
 
-app = typer.Typer(
+audit_app = typer.Typer(
     no_args_is_help=True, help="Who made or gave away what: the hash-chained log of a home."
 )
 
 
-def user() -> str:
+def get_user_name() -> str:
     """The name of the user in the operating system: by the number of the process's owner, since a variable of the shell can say anything."""
     try:
         import pwd
@@ -36,11 +36,11 @@ def user() -> str:
         return getpass.getuser() if os.name == "nt" else f"uid {os.getuid()}"
 
 
-def noted(
+def record_audit_entry(
     home: Path,
     verb: str,
     *,
-    made: Path | None = None,
+    output_path: Path | None = None,
     run: Run | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> None:
@@ -49,32 +49,32 @@ def noted(
     Args:
         home: the folder of all runs.
         verb: which.
-        made: the file or folder that was made.
+        output_path: the file or folder that was made.
         run: the run that was made, or that was asked.
         counts: what was counted.
     """
     from clinpeft.runs import compute_path_checksum
 
     result = (
-        compute_path_checksum(made)
-        if made is not None and made.exists()
-        else _record_of(run)
+        compute_path_checksum(output_path)
+        if output_path is not None and output_path.exists()
+        else _hash_run_record(run)
         if run is not None
         else ""
     )
-    _write(
+    _write_entry(
         home,
         verb,
         run,
         run.recipe if run is not None else None,
         result,
-        {**_counts(run), **(counts or {})},
+        {**_collect_counts(run), **(counts or {})},
         "finished",
     )
 
 
 @contextmanager
-def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
+def audit_run_attempt(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
     """A line for a run that is made inside the block, which appends it to the list; and one for an attempt that did not get to its end.
 
     A run that was there already, and is only given back, is none that was made.
@@ -89,16 +89,18 @@ def attempted(home: Path, recipe: Recipe) -> Iterator[list[Run]]:
     except BaseException as error:
         stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
         with suppress(ClinpeftError):  # a full disk has an error to show already
-            _write(home, recipe.kind, None, recipe, "", {}, "interrupted" if stopped else "failed")
+            _write_entry(
+                home, recipe.kind, None, recipe, "", {}, "interrupted" if stopped else "failed"
+            )
         raise
     for run in runs:
         if run.record.finished is not None and (
-            run.record.finished >= begun or not _is_known(home, run)
+            run.record.finished >= begun or not _is_recorded(home, run)
         ):
-            noted(home, recipe.kind, run=run)
+            record_audit_entry(home, recipe.kind, run=run)
 
 
-def _is_known(home: Path, run: Run) -> bool:
+def _is_recorded(home: Path, run: Run) -> bool:
     """Whether a line says that this run was made; a process killed right after its run was recorded wrote none."""
     from clinpeft.runs import audit_log
 
@@ -108,7 +110,7 @@ def _is_known(home: Path, run: Run) -> bool:
     )
 
 
-def _write(
+def _write_entry(
     home: Path,
     verb: str,
     run: Run | None,
@@ -131,7 +133,7 @@ def _write(
     )
     data = (run.record.hashes.source or "") if run is not None else ""
     line = audit_log.AuditEntry(
-        user(),
+        get_user_name(),
         datetime.now(UTC),
         verb,
         state,
@@ -144,13 +146,13 @@ def _write(
     audit_log.write_audit_entry(home.resolve(), line)
 
 
-def _record_of(run: Run) -> str:
+def _hash_run_record(run: Run) -> str:
     from clinpeft.runs import compute_path_checksum
 
     return compute_path_checksum(run.folder / "run.json")
 
 
-def _counts(run: Run | None) -> dict[str, int]:
+def _collect_counts(run: Run | None) -> dict[str, int]:
     """What the run counted, and what entered and was kept at each step on the way to it."""
     if run is None:
         return {}
@@ -162,9 +164,9 @@ def _counts(run: Run | None) -> dict[str, int]:
     return {**run.record.counts, **steps}
 
 
-@app.command()
+@audit_app.command()
 def verify(
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
     seen: Annotated[
         str,
         typer.Option(
@@ -187,14 +189,14 @@ def verify(
     print(f"head {found.head_hash}")
 
 
-@app.command()
+@audit_app.command()
 def show(
-    home: Home = HERE, last: Annotated[int, typer.Option(help="How many lines.")] = 20
+    home: HomeOption = DEFAULT_HOME, last: Annotated[int, typer.Option(help="How many lines.")] = 20
 ) -> None:
     """The last lines of the log."""
     import pyarrow as pa
 
-    from clinpeft.reports import plain
+    from clinpeft.reports import table_from_arrow
     from clinpeft.runs import audit_log
 
     lines = audit_log.read_audit_lines(home.resolve())[-last:] if last > 0 else []
@@ -213,4 +215,4 @@ def show(
         for line in lines
     ]
     if rows:
-        shown(plain("Audit log", pa.Table.from_pylist(rows)))
+        print_table(table_from_arrow("Audit log", pa.Table.from_pylist(rows)))

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.audit import noted
-from clinpeft.cli.console import near
-from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.audit import record_audit_entry
+from clinpeft.cli.console import to_relative_path
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 
 if TYPE_CHECKING:
-    from clinpeft.models import Bundle
+    from clinpeft.models import ModelBundle
 
-app = typer.Typer(
+bundle_app = typer.Typer(
     no_args_is_help=True, help="Carry a base, recipes and wheels to a place without a network."
 )
-Packed = Annotated[Path, typer.Argument(metavar="FILE", help="What bundle make wrote.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="FILE", help="What bundle make wrote.")]
 
 
-@app.command()
+@bundle_app.command()
 def make(
     base: Annotated[
         Path, typer.Option("--base", help="The folder of a base model, as models pull writes it.")
@@ -30,44 +30,48 @@ def make(
         list[Path] | None, typer.Option("--recipes", help="A recipe file; may be repeated.")
     ] = None,
     wheels: Annotated[Path | None, typer.Option("--wheels", help="A folder of wheels.")] = None,
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Pack a base, recipes and wheels into one file, with a SHA-256 of everything in it."""
     from clinpeft import models
 
     bundle = models.make_bundle(base, recipes or [], wheels, out)
-    noted(home, "bundle make", made=out)
-    _told(bundle, out)
+    record_audit_entry(home, "bundle make", output_path=out)
+    _print_bundle(bundle, out)
     print(
         "carry it in, and there: clinpeft bundle verify FILE; the SHA-256 goes another way, such as by telephone"
     )
 
 
-@app.command()
-def verify(file: Packed) -> None:
+@bundle_app.command()
+def verify(file: BundleArgument) -> None:
     """Whether a bundle is what was packed, and holds nothing that may not be opened; nothing is unpacked."""
     from clinpeft import models
 
-    _told(models.verify_bundle(file), file)
+    _print_bundle(models.verify_bundle(file), file)
 
 
-@app.command()
+@bundle_app.command()
 def unpack(
-    file: Packed, to: Annotated[Path, typer.Option("--to", help="A new folder.")], home: Home = HERE
+    file: BundleArgument,
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """The files of a bundle, each of them checked, into a new folder."""
     from clinpeft import models
 
     bundle = models.unpack_bundle(file, to)
-    noted(home, "bundle unpack", made=to)
-    _told(bundle, file)
-    print(f"base: {near(to / 'base' / bundle.base)}; give it to a recipe with --set base.path=...")
+    record_audit_entry(home, "bundle unpack", output_path=to)
+    _print_bundle(bundle, file)
+    print(
+        f"base: {to_relative_path(to / 'base' / bundle.base_name)}; give it to a recipe with --set base.path=..."
+    )
 
 
-def _told(bundle: Bundle, file: Path) -> None:
+def _print_bundle(bundle: ModelBundle, file: Path) -> None:
     from clinpeft import runs
 
     print(
-        f"{near(file)}: base {bundle.base} ({bundle.fingerprint[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
+        f"{to_relative_path(file)}: base {bundle.base_name} ({bundle.base_sha256[:12]}), {len(bundle.files)} files, {bundle.size_bytes:,} bytes"
     )
     print(f"sha256 {runs.compute_path_checksum(file)}")

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.audit import noted
-from clinpeft.cli.console import cohort_shown, shown
-from clinpeft.cli.grid import only
-from clinpeft.cli.options import HERE, Home, Overrides
+from clinpeft.cli.audit import record_audit_entry
+from clinpeft.cli.console import print_cohort, print_table
+from clinpeft.cli.grid import check_recipe_kind
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption, OverridesOption
 
 if TYPE_CHECKING:
     from clinpeft.core.schemas import HospitalDatabase
     from clinpeft.recipe import CohortRecipe
 
-app = typer.Typer(no_args_is_help=True, help="Who is asked what, when, with which answer.")
+cohort_app = typer.Typer(no_args_is_help=True, help="Who is asked what, when, with which answer.")
 
 
-@app.command()
+@cohort_app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")],
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
     corpus: Annotated[
         Path | None,
         typer.Option(
@@ -41,64 +41,66 @@ def build(
     from clinpeft.data import cohorts
     from clinpeft.data.notes import sources
 
-    for asking, folder in _asked(recipe, set_, home.resolve() / "cohorts"):
-        if cohorts.task_of(asking.task).asks == "notes":
+    for asking, folder in _load_cohort_recipes(recipe, set_, home.resolve() / "cohorts"):
+        if cohorts.get_clinical_task(asking.task).prediction_unit == "notes":
             read = Attrition("read")
-            cohorts.build_from_notes(
-                asking, sources.read(asking.source, read, folder.parent), read, folder, corpus
+            cohorts.build_note_cohort(
+                asking, sources.read_notes(asking.source, read, folder.parent), read, folder, corpus
             )
         else:
-            with _opened(asking, folder) as hospital:
-                cohorts.build(asking, hospital, folder, corpus)
-        noted(home, "cohort build", made=folder / "cohort.parquet")
-        cohort_shown(folder)
+            with _open_hospital(asking, folder) as hospital:
+                cohorts.build_cohort(asking, hospital, folder, corpus)
+        record_audit_entry(home, "cohort build", output_path=folder / "cohort.parquet")
+        print_cohort(folder)
 
 
-@app.command()
+@cohort_app.command()
 def show(folder: Annotated[Path, typer.Argument(help="The folder of a built cohort.")]) -> None:
     """Splits, classes, stays and subjects of a cohort, and who left for which reason."""
-    cohort_shown(folder)
+    print_cohort(folder)
 
 
-@app.command()
+@cohort_app.command()
 def verify(
     recipe: Annotated[Path, typer.Argument(help="A recipe of kind cohort.")],
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """The cohort as published and corrected, beside the published counts, with every difference explained."""
     from clinpeft.data import cohorts
-    from clinpeft.reports import plain
+    from clinpeft.reports import table_from_arrow
 
-    for asking, folder in _asked(recipe, set_, home.resolve() / "cohorts"):
-        with _opened(asking, folder) as hospital:
-            shown(
-                plain(
+    for asking, folder in _load_cohort_recipes(recipe, set_, home.resolve() / "cohorts"):
+        with _open_hospital(asking, folder) as hospital:
+            print_table(
+                table_from_arrow(
                     f"{asking.task.name}: published, as published, corrected",
-                    cohorts.verify(asking, hospital, folder / "verify"),
+                    cohorts.compare_with_published_counts(asking, hospital, folder / "verify"),
                 )
             )
 
 
-def _asked(path: Path, set_: list[str] | None, home: Path) -> Iterator[tuple[CohortRecipe, Path]]:
+def _load_cohort_recipes(
+    path: Path, overrides: list[str] | None, home: Path
+) -> Iterator[tuple[CohortRecipe, Path]]:
     """Each recipe of a file with its folder."""
     from clinpeft import recipe as recipes
 
-    cells = recipes.load_recipe_cells(path, set_ or [], os.environ)
-    only("cohort", cells, path)
+    cells = recipes.load_recipe_cells(path, overrides or [], os.environ)
+    check_recipe_kind("cohort", cells, path)
     for cell in cells:
         assert isinstance(cell.recipe, recipes.CohortRecipe)
         yield cell.recipe, home / re.sub(r"[^\w.-]+", "-", cell.recipe.name or path.stem)
 
 
 @contextlib.contextmanager
-def _opened(asking: CohortRecipe, folder: Path) -> Iterator[HospitalDatabase]:
+def _open_hospital(recipe: CohortRecipe, folder: Path) -> Iterator[HospitalDatabase]:
     """The open tables of a recipe; the working database goes when the caller is done with it."""
     from clinpeft.data import hospital
 
     working = folder / "working"  # clinical data, which goes when the cohort stands
     try:
-        tables = hospital.open_tables(asking.source, working)
+        tables = hospital.open_hospital_database(recipe.source, working)
         with contextlib.closing(tables.connection):
             yield tables
     finally:

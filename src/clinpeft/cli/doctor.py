@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 
-MARKS = {"good": "good   ", "warning": "WARNING", "failure": "FAILURE"}
+FINDING_STATE_MARKS = {"good": "good   ", "warning": "WARNING", "failure": "FAILURE"}
 
 
 def doctor(
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
     tune: Annotated[
         bool,
         typer.Option(
@@ -32,18 +32,21 @@ def doctor(
 ) -> None:
     """Look at versions, processor, memory, disk, GPU, network and file locks, and try a small run; exit code 1 where a run would not come through."""
     from clinpeft import workflows
-    from clinpeft.cli.grid import circumstances
+    from clinpeft.cli.grid import create_run_context
     from clinpeft.workflows import doctor as looks
 
     found = []
-    context = circumstances(lambda _: None, lambda: False)
+    context = create_run_context(lambda _: None, lambda: False)
     for finding in looks.run_diagnostics(
         home.resolve(), os.environ, context, workflows.adapt_language_model if test else None
     ):
         found.append(finding)
         if not as_json:
             hint = f"\n         {finding.hint}" if finding.hint else ""
-            print(f"{MARKS[finding.state]}  {finding.name}: {finding.message}{hint}", flush=True)
+            print(
+                f"{FINDING_STATE_MARKS[finding.state]}  {finding.name}: {finding.message}{hint}",
+                flush=True,
+            )
     if as_json:
         print(looks.findings_to_json(found))
     if tune:
@@ -54,7 +57,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def as_tuned(home: Path) -> None:
+def apply_tuned_threads(home: Path) -> None:
     """Let torch take the number of threads that ``doctor --tune`` found, unless the user named one. Before torch is imported."""
     try:
         threads = int(json.loads((home / "machine.json").read_text(encoding="utf-8"))["threads"])

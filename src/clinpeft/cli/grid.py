@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from clinpeft.cli.audit import attempted
-from clinpeft.cli.console import finished, near
-from clinpeft.cli.progress import progress, stoppable
+from clinpeft.cli.audit import audit_run_attempt
+from clinpeft.cli.console import print_and_write_table, to_relative_path
+from clinpeft.cli.progress import show_training_progress, handle_stop_signals
 from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from clinpeft.recipe import Cell
-    from clinpeft.reports import Entry, Table
+    from clinpeft.reports import CellResult, ReportTable
     from clinpeft.runs import Run
     from clinpeft.training import StepEvent
     from clinpeft.workflows import RunContext
 
 
-def only(kind: str, cells: list[Cell], path: Path) -> None:
+def check_recipe_kind(kind: str, cells: list[Cell], path: Path) -> None:
     """Refuse a recipe that is for another verb.
 
     Raises:
@@ -42,44 +42,47 @@ def only(kind: str, cells: list[Cell], path: Path) -> None:
             )
 
 
-def run_all(
+def run_recipe_cells(
     cells: list[Cell],
     home: Path,
     title: str,
-    verb: Callable[[Any, Path, RunContext], Run],
-    table: Callable[[Sequence[Entry], str], Table],
-    of_grid: Callable[[Sequence[Entry]], None] | None = None,
+    run_function: Callable[[Any, Path, RunContext], Run],
+    build_table: Callable[[Sequence[CellResult], str], ReportTable],
+    on_grid_finished: Callable[[Sequence[CellResult]], None] | None = None,
 ) -> None:
-    """Every cell through ``verb``, and the table of them all; of more than one cell also what ``of_grid`` shows; exit code 1 when one failed."""
-    with stoppable() as stopping:
-        entries = [_entry(cell, home.resolve(), stopping, verb) for cell in cells]
-    finished(table(entries, title), home, title)
-    if of_grid is not None and len(entries) > 1:
-        of_grid(entries)
+    """Every cell through ``run_function``, and the table of them all; of more than one cell also what ``on_grid_finished`` shows; exit code 1 when one failed."""
+    with handle_stop_signals() as stopping:
+        entries = [_run_cell(cell, home.resolve(), stopping, run_function) for cell in cells]
+    print_and_write_table(build_table(entries, title), home, title)
+    if on_grid_finished is not None and len(entries) > 1:
+        on_grid_finished(entries)
     for entry in entries:
         if entry.run is not None:
-            print(f"{entry.name or title}: {near(entry.run.folder)}")
+            print(f"{entry.name or title}: {to_relative_path(entry.run.folder)}")
     if any(entry.run is None for entry in entries):
         raise typer.Exit(1)
 
 
-def _entry(
+def _run_cell(
     cell: Cell,
     home: Path,
-    stopping: Callable[[], bool],
-    verb: Callable[[Any, Path, RunContext], Run],
-) -> Entry:
-    from clinpeft.reports import Entry
+    should_stop: Callable[[], bool],
+    run_function: Callable[[Any, Path, RunContext], Run],
+) -> CellResult:
+    from clinpeft.reports import CellResult
 
-    if stopping():  # asked while the cell before was at its last step, or between two cells
+    if should_stop():  # asked while the cell before was at its last step, or between two cells
         raise InterruptedRunError(
             "stopped between two runs",
             location=cell.name or cell.recipe.name,
             hint="give the same command to go on",
         )
     try:
-        with progress(cell.name or cell.recipe.name) as tell, attempted(home, cell.recipe) as made:
-            run = verb(cell.recipe, home, circumstances(tell, stopping))
+        with (
+            show_training_progress(cell.name or cell.recipe.name) as tell,
+            audit_run_attempt(home, cell.recipe) as made,
+        ):
+            run = run_function(cell.recipe, home, create_run_context(tell, should_stop))
             made.append(run)
     except InterruptedRunError:
         raise
@@ -93,13 +96,17 @@ def _entry(
         if not cell.name:
             raise
         print(f"{cell.name}: {error}", file=sys.stderr)
-        return Entry(
+        return CellResult(
             cell.name, None, message=error.message, published=cell.published, recipe=cell.recipe
         )
-    return Entry(cell.name or cell.recipe.name, run, published=cell.published, recipe=cell.recipe)
+    return CellResult(
+        cell.name or cell.recipe.name, run, published=cell.published, recipe=cell.recipe
+    )
 
 
-def circumstances(tell: Callable[[StepEvent], None], stopping: Callable[[], bool]) -> RunContext:
+def create_run_context(
+    on_step: Callable[[StepEvent], None], should_stop: Callable[[], bool]
+) -> RunContext:
     """The clock, the command, the versions: what only this room may look at."""
     from importlib.metadata import version
 
@@ -123,15 +130,15 @@ def circumstances(tell: Callable[[StepEvent], None], stopping: Callable[[], bool
     return RunContext(
         lambda: datetime.now(UTC),
         command,
-        _commit(),
+        _read_git_commit(),
         versions,
-        tell,
-        stopping,
-        energy_meter=models.meter(),
+        on_step,
+        should_stop,
+        energy_meter=models.create_energy_meter(),
     )
 
 
-def _commit() -> str | None:
+def _read_git_commit() -> str | None:
     """Of the checkout that this file is in, if it is one; ``+`` marks uncommitted changes."""
     asked = [
         "git",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clinpeft.cli.console import near
+from clinpeft.cli.console import to_relative_path
 from clinpeft.core.errors import ClinpeftError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from clinpeft.runs import Run
     from clinpeft.workflows import RunContext
 
-DEFAULT_WORKERS = 2
-POLL_SECONDS = 0.2
-SCRIPT = "workers.sbatch"
+DEFAULT_WORKER_COUNT = 2
+WORKER_POLL_SECONDS = 0.2
+SLURM_SCRIPT_FILE = "workers.sbatch"
 
 
-def verb_of(kind: str) -> Callable[[Any, Path, RunContext], Run]:
+def get_run_function(kind: str) -> Callable[[Any, Path, RunContext], Run]:
     """What makes a run of this kind of recipe.
 
     Raises:
@@ -47,19 +47,21 @@ def verb_of(kind: str) -> Callable[[Any, Path, RunContext], Run]:
     return verbs[kind]
 
 
-def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -> tuple[Run, bool]:
+def run_or_find_recipe(
+    recipe: Recipe, home: Path, title: str, should_stop: Callable[[], bool]
+) -> tuple[Run, bool]:
     """The run of a recipe, and whether it was trained now; False where it was there already.
 
     Raises:
         ClinpeftError: as the recipe's verb.
     """
-    from clinpeft.cli.audit import attempted
-    from clinpeft.cli.grid import circumstances
-    from clinpeft.cli.progress import progress
+    from clinpeft.cli.audit import audit_run_attempt
+    from clinpeft.cli.grid import create_run_context
+    from clinpeft.cli.progress import show_training_progress
 
-    verb = verb_of(recipe.kind)
-    with progress(title) as tell, attempted(home, recipe) as runs:
-        context = circumstances(tell, stopping)
+    verb = get_run_function(recipe.kind)
+    with show_training_progress(title) as tell, audit_run_attempt(home, recipe) as runs:
+        context = create_run_context(tell, should_stop)
         begun = context.now()
         try:
             run = verb(recipe, home, context)
@@ -71,8 +73,8 @@ def made(recipe: Recipe, home: Path, title: str, stopping: Callable[[], bool]) -
     return run, run.record.finished is None or run.record.finished >= begun
 
 
-def made_together(
-    recipes: Sequence[Recipe], home: Path, title: str, stopping: Callable[[], bool]
+def run_recipes_jointly(
+    recipes: Sequence[Recipe], home: Path, title: str, should_stop: Callable[[], bool]
 ) -> Sequence[tuple[Run, bool] | ClinpeftError] | None:
     """``made`` of several recipes, trained in one pass: of each, its run or its error. None where they cannot be.
 
@@ -80,17 +82,18 @@ def made_together(
         ClinpeftError: what concerns all of them; none is made.
     """
     from clinpeft import workflows
-    from clinpeft.cli.audit import attempted
-    from clinpeft.cli.grid import circumstances
-    from clinpeft.cli.progress import progress
+    from clinpeft.cli.audit import audit_run_attempt
+    from clinpeft.cli.grid import create_run_context
+    from clinpeft.cli.progress import show_training_progress
     from clinpeft.recipe import ClassifyRecipe
 
     asked = [recipe for recipe in recipes if isinstance(recipe, ClassifyRecipe)]
     if len(asked) < len(recipes) or not workflows.can_train_jointly(asked):
         return None
-    with progress(title) as tell:
+    with show_training_progress(title) as tell:
         arounds = [
-            circumstances(tell if at == 0 else _silent, stopping) for at in range(len(asked))
+            create_run_context(tell if at == 0 else _ignore_step, should_stop)
+            for at in range(len(asked))
         ]
         begun = arounds[0].now()
         try:
@@ -100,7 +103,7 @@ def made_together(
                 "stopped at once", location=title, hint="give the same command to go on"
             ) from error
     for recipe, each in zip(asked, found, strict=True):
-        with contextlib.suppress(ClinpeftError), attempted(home, recipe) as runs:
+        with contextlib.suppress(ClinpeftError), audit_run_attempt(home, recipe) as runs:
             if isinstance(each, ClinpeftError):
                 raise each
             runs.append(each)
@@ -112,26 +115,26 @@ def made_together(
     ]
 
 
-def _silent(_: object) -> None:
+def _ignore_step(_: object) -> None:
     """One bar is enough for trials that go step by step together."""
 
 
-def launched(
-    asked: RecipePlan,
+def launch_workers(
+    recipe_plan: RecipePlan,
     launch: str | None,
     folder: Path,
     command: Sequence[str],
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> str:
     """Let others work, where the recipe or ``--launch`` says so, and say who: ``here``: nobody else; ``local``: processes that have ended; ``slurm``:
     those that a scheduler will start.
 
     Args:
-        asked: the recipe file.
+        recipe_plan: the recipe file.
         launch: of the command line, before the recipe's.
         folder: of the search or study; the array job's script is written there.
         command: arguments of ``clinpeft`` for a worker.
-        stopping: whether this process is asked to end.
+        should_stop: whether this process is asked to end.
 
     Raises:
         UsageError: ``launch`` is none of the three.
@@ -140,21 +143,23 @@ def launched(
     from clinpeft.recipe import WorkersSpec
 
     try:
-        spec = WorkersSpec(launch=launch) if launch else asked.workers
+        spec = WorkersSpec(launch=launch) if launch else recipe_plan.workers
     except ValueError:
         raise UsageError(
             f"launch = {launch!r}", location="--launch", hint="write here, local:2 or slurm:8"
         ) from None
     how, _, count = spec.launch.partition(":")
-    workers = int(count or DEFAULT_WORKERS)
+    workers = int(count or DEFAULT_WORKER_COUNT)
     if how == "slurm":
-        _submit(asked, folder, command, workers)
+        _submit_slurm_job(recipe_plan, folder, command, workers)
     if how == "local":
-        _together(command, workers, stopping)
+        _run_local_workers(command, workers, should_stop)
     return how
 
 
-def _together(command: Sequence[str], workers: int, stopping: Callable[[], bool]) -> None:
+def _run_local_workers(
+    command: Sequence[str], workers: int, should_stop: Callable[[], bool]
+) -> None:
     """Processes of this machine, until all have ended; what one that died leaves undone, this process does afterwards."""
     running = [
         subprocess.Popen([sys.executable, "-m", "clinpeft", *command], stdout=subprocess.DEVNULL)
@@ -162,13 +167,13 @@ def _together(command: Sequence[str], workers: int, stopping: Callable[[], bool]
     ]
     try:
         while any(worker.poll() is None for worker in running):
-            if stopping():
+            if should_stop():
                 raise InterruptedRunError(
                     "stopped with its workers",
                     location="--launch",
                     hint="give the same command to go on",
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(WORKER_POLL_SECONDS)
     finally:
         for worker in running:
             if worker.poll() is None:
@@ -177,11 +182,13 @@ def _together(command: Sequence[str], workers: int, stopping: Callable[[], bool]
             worker.wait()
 
 
-def _submit(asked: RecipePlan, folder: Path, command: Sequence[str], workers: int) -> None:
-    path = folder / SCRIPT
+def _submit_slurm_job(
+    recipe_plan: RecipePlan, folder: Path, command: Sequence[str], workers: int
+) -> None:
+    path = folder / SLURM_SCRIPT_FILE
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(script(asked, folder, command, workers), encoding="utf-8")
-    print(near(path))
+    path.write_text(format_slurm_script(recipe_plan, folder, command, workers), encoding="utf-8")
+    print(to_relative_path(path))
     if shutil.which("sbatch") is None:
         print("there is no sbatch here: submit the script where there is one")
         return
@@ -195,10 +202,13 @@ def _submit(asked: RecipePlan, folder: Path, command: Sequence[str], workers: in
     print(done.stdout.strip())
 
 
-def script(asked: RecipePlan, folder: Path, command: Sequence[str], workers: int) -> str:
+def format_slurm_script(
+    recipe_plan: RecipePlan, folder: Path, command: Sequence[str], workers: int
+) -> str:
     """An array job, one worker a task, requeued by the scheduler and going on where it was."""
     name = "".join(
-        character if character.isalnum() or character in "-_." else "-" for character in asked.name
+        character if character.isalnum() or character in "-_." else "-"
+        for character in recipe_plan.name
     )
     options = [
         f"--job-name=clinpeft-{name}",
@@ -206,7 +216,7 @@ def script(asked: RecipePlan, folder: Path, command: Sequence[str], workers: int
         f"--output={folder / 'worker-%A-%a.log'}",
         f"--chdir={Path.cwd()}",
         "--requeue",
-        *asked.workers.sbatch,
+        *recipe_plan.workers.sbatch,
     ]
     lines = [
         "#!/bin/bash",

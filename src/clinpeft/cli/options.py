@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-Home = Annotated[
+HomeOption = Annotated[
     Path, typer.Option("--home", envvar="CLINPEFT_HOME", help="Folder of all runs and caches.")
 ]
-Overrides = Annotated[
+OverridesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override one key of the recipe; may be repeated."
     ),
 ]
-HERE = Path("runs")
+DEFAULT_HOME = Path("runs")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clinpeft.cli.options import HERE, Home, Overrides
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption, OverridesOption
 
 if TYPE_CHECKING:
     from clinpeft.workflows.plan import PlanTerm, RunPlan
 
-DONE = {"keep": "kept", "recompute": "recomputed"}
+ACTIVATION_POLICY_LABELS = {"keep": "kept", "recompute": "recomputed"}
 
 
 def plan(
@@ -25,8 +25,8 @@ def plan(
             help="By formula for this GPU, such as H100; without it the run's first steps are tried here.",
         ),
     ] = "",
-    set_: Overrides = None,
-    home: Home = HERE,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Say what memory and time a run will take, and which micro-batch fits: by its own first 20 steps here, or by formula for a named GPU."""
     from clinpeft import recipe as recipes
@@ -34,13 +34,13 @@ def plan(
     cells = recipes.load_recipe_cells(recipe, set_ or [], os.environ)
     if len(cells) > 1:
         print(f"the first of {len(cells)} runs: {cells[0].name}")
-    for line in _lines_of(cells[0].recipe, gpu, home.resolve()):
+    for line in _plan_recipe(cells[0].recipe, gpu, home.resolve()):
         print(line)
 
 
-def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
+def _plan_recipe(recipe: object, gpu: str, home: Path) -> list[str]:
     from clinpeft import models, workflows
-    from clinpeft.cli.grid import circumstances
+    from clinpeft.cli.grid import create_run_context
     from clinpeft.core.errors import UsageError
     from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
     from clinpeft.workflows import doctor
@@ -53,30 +53,30 @@ def _lines_of(recipe: object, gpu: str, home: Path) -> list[str]:
             hint="give a recipe of kind adapt, classify or embed",
         )
     if gpu:
-        return lines(plan_from_formula(recipe, gpu), recipe.training.micro_batch_tokens)
+        return format_run_plan(plan_from_formula(recipe, gpu), recipe.training.micro_batch_tokens)
     verbs: dict[str, Any] = {
         "adapt": workflows.adapt_language_model,
         "classify": workflows.train_classifier,
         "embed": workflows.train_embedding_model,
     }
-    here = models.gpu()
+    here = models.detect_gpu()
     memory = here.memory_bytes if here else doctor.read_memory_bytes()[0]
     made = plan_from_dry_run(
-        recipe, home, circumstances(lambda _: None, lambda: False), verbs[recipe.kind], memory
+        recipe, home, create_run_context(lambda _: None, lambda: False), verbs[recipe.kind], memory
     )
-    return lines(made, recipe.training.micro_batch_tokens)
+    return format_run_plan(made, recipe.training.micro_batch_tokens)
 
 
-def lines(plan: RunPlan, micro_batch_tokens: int) -> list[str]:
+def format_run_plan(plan: RunPlan, micro_batch_tokens: int) -> list[str]:
     """A plan as it is read: every term of both sums, then what follows from them."""
     said = [f"on {plan.device}", "", "memory at the peak, by formula"]
-    said += [_said(term, 2**20, "MB") for term in plan.memory_terms]
+    said += [_format_term(term, 2**20, "MB") for term in plan.memory_terms]
     with_tokens = f"with micro-batches of {micro_batch_tokens:,} tokens"
     said.append(
-        f"  {sum(term.value for term in plan.memory_terms) / 2**20:>12,.0f} MB  together, {with_tokens} and activations {DONE[plan.policy]}"
+        f"  {sum(term.value for term in plan.memory_terms) / 2**20:>12,.0f} MB  together, {with_tokens} and activations {ACTIVATION_POLICY_LABELS[plan.policy]}"
     )
     said.append(
-        f"  {sum(term.value for term in plan.alternative.memory_terms) / 2**20:>12,.0f} MB  the same, were they {DONE[plan.alternative.policy]}"
+        f"  {sum(term.value for term in plan.alternative.memory_terms) / 2**20:>12,.0f} MB  the same, were they {ACTIVATION_POLICY_LABELS[plan.alternative.policy]}"
     )
     if plan.dry_run and plan.dry_run.peak_bytes:
         said.append(
@@ -90,14 +90,14 @@ def lines(plan: RunPlan, micro_batch_tokens: int) -> list[str]:
         )
     if plan.alternative.max_micro_batch_tokens:
         said.append(
-            f"  and of up to {plan.alternative.max_micro_batch_tokens:,}, were activations {DONE[plan.alternative.policy]}"
+            f"  and of up to {plan.alternative.max_micro_batch_tokens:,}, were activations {ACTIVATION_POLICY_LABELS[plan.alternative.policy]}"
         )
     said += ["", "operations a trained token"]
-    said += [_said(term, 1e6, "MFLOP") for term in plan.operation_terms]
+    said += [_format_term(term, 1e6, "MFLOP") for term in plan.operation_terms]
     said += ["", "time"]
     said.append(f"  {plan.basis}")
     if plan.tokens is not None and plan.seconds is not None:
-        said.append(f"  {plan.tokens:,} tokens: {_time(plan.seconds)} of training")
+        said.append(f"  {plan.tokens:,} tokens: {_format_time_range(plan.seconds)} of training")
     else:
         said.append(
             "  how many tokens there are, only reading the source tells; training.max_steps bounds them"
@@ -105,16 +105,16 @@ def lines(plan: RunPlan, micro_batch_tokens: int) -> list[str]:
     return said
 
 
-def _said(term: PlanTerm, unit: float, name: str) -> str:
+def _format_term(term: PlanTerm, unit: float, name: str) -> str:
     return f"  {term.value / unit:>12,.0f} {name}  {term.name}: {term.formula}"
 
 
-def _time(seconds: tuple[float, float]) -> str:
-    least, most = (_short(value) for value in seconds)
+def _format_time_range(seconds: tuple[float, float]) -> str:
+    least, most = (_format_seconds(value) for value in seconds)
     return least if least == most else f"{least} to {most}"
 
 
-def _short(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

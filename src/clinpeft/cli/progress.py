@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clinpeft.inference import EncodingProgress
     from clinpeft.training import StepEvent
 
-TITLES = {
+PROGRESS_METRIC_TITLES = {
     "tuning_perplexity": "tuning perplexity",
     "tuning_loss": "tuning loss",
     "tuning_metric": "tuning metric",
@@ -21,7 +21,7 @@ TITLES = {
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
+def handle_stop_signals() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and a scheduler's SIGTERM stop between two steps, with a checkpoint; a second Ctrl-C stops at once."""
     asked: list[int] = []
 
@@ -40,10 +40,10 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[StepEvent], None]]:
+def show_training_progress(title: str) -> Iterator[Callable[[StepEvent], None]]:
     """A bar in a terminal, now and then a line elsewhere."""
     if sys.stderr.isatty():
-        with _bar(title) as tell:
+        with _show_progress_bar(title) as tell:
             yield tell
         return
 
@@ -54,13 +54,13 @@ def progress(title: str) -> Iterator[Callable[[StepEvent], None]]:
             or event.step == event.total_steps
             or event.metrics
         ):
-            print(f"{title} {said(event)}", file=sys.stderr, flush=True)
+            print(f"{title} {format_step(event)}", file=sys.stderr, flush=True)
 
     yield line
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[StepEvent], None]]:
+def _show_progress_bar(title: str) -> Iterator[Callable[[StepEvent], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -68,12 +68,12 @@ def _bar(title: str) -> Iterator[Callable[[StepEvent], None]]:
     with Progress(*columns, console=Console(stderr=True)) as shown:
         bar = shown.add_task(title, total=None, said="")
         yield lambda event: shown.update(
-            bar, completed=event.step, total=event.total_steps, said=said(event)
+            bar, completed=event.step, total=event.total_steps, said=format_step(event)
         )
 
 
 @contextmanager
-def counted(title: str) -> Iterator[Callable[[EncodingProgress], None]]:
+def show_encoding_progress(title: str) -> Iterator[Callable[[EncodingProgress], None]]:
     """Texts done and tokens a second, now and then."""
     last = [0.0]
 
@@ -89,12 +89,12 @@ def counted(title: str) -> Iterator[Callable[[EncodingProgress], None]]:
     yield line
 
 
-def said(event: StepEvent) -> str:
+def format_step(event: StepEvent) -> str:
     """One step in one line."""
     minutes, seconds = divmod(round(event.remaining_seconds), 60)
     measured = "".join(
         f" · {title} {event.metrics[name]:.3f}"
-        for name, title in TITLES.items()
+        for name, title in PROGRESS_METRIC_TITLES.items()
         if name in event.metrics
     )
     left = f"{minutes}:{seconds:02d} left"

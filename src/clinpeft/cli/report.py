@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.console import near
-from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.console import to_relative_path
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 from clinpeft.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from clinpeft.reports import Entry
+    from clinpeft.reports import CellResult
     from clinpeft.runs import Run
     from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
@@ -31,7 +31,7 @@ def report(
             help="A folder; report.html, tables/, figures/ and cards/ are written there and nowhere else.",
         ),
     ],
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
     title: Annotated[
         str, typer.Option("--title", help="Of the page; else the name of the study.")
     ] = "",
@@ -39,75 +39,79 @@ def report(
     """One self-contained page of a study or of some runs, with every table as Markdown, CSV and LaTeX and every figure as SVG and PNG."""
     from clinpeft import __version__
     from clinpeft.reports import html
-    from clinpeft.reports.figures.style import matplotlib
+    from clinpeft.reports.figures.style import import_matplotlib
 
-    matplotlib()
-    study = _study(home.resolve(), what)
-    entries = list(_of_study(study)) if study else list(_of_runs(home.resolve(), what))
-    name = title or (
-        study.name if study else _shared([entry.name for entry in entries]) or "Report"
+    import_matplotlib()
+    study = _find_study(home.resolve(), what)
+    entries = (
+        list(_list_study_results(study)) if study else list(_list_run_results(home.resolve(), what))
     )
-    made = html.contents(_shortened(entries), name, study.kind if study else "classify")
+    name = title or (
+        study.name if study else _find_shared_name([entry.name for entry in entries]) or "Report"
+    )
+    made = html.build_report_contents(
+        _shorten_names(entries), name, study.kind if study else "classify"
+    )
     if study:
-        made = html.with_study(made, _without_small(study))
-    written = html.write_report(
+        made = html.add_study_section(made, _suppress_study(study))
+    written = html.write_html_report(
         out,
         name,
-        [_summary(entries, study)],
+        [_summarize_states(entries, study)],
         made,
-        _texts(entries, name),
+        _render_texts(entries, name),
         f"Made with clinpeft {__version__}",
     )
-    print(f"{near(written[0].resolve())}, and {len(written) - 1} files beside it")
+    print(f"{to_relative_path(written[0].resolve())}, and {len(written) - 1} files beside it")
 
 
-def _study(home: Path, what: Sequence[str]) -> StudyRecord | None:
+def _find_study(home: Path, names: Sequence[str]) -> StudyRecord | None:
     """The study that is meant, if it is one; a run of the same name is taken where there is no study."""
     from clinpeft.runs.studies import find_study
 
-    if len(what) != 1:
+    if len(names) != 1:
         return None
     try:
-        return find_study(home, what[0])
+        return find_study(home, names[0])
     except UsageError:
         return None
 
 
-def _of_study(study: StudyRecord) -> Iterator[Entry]:
+def _list_study_results(study: StudyRecord) -> Iterator[CellResult]:
     """Cells that were begun; those that wait are counted elsewhere."""
-    from clinpeft.reports import Entry
+    from clinpeft.reports import CellResult
     from clinpeft.runs import read_run
 
     for cell in study.cells:
         folder = study.home / (cell.run_id or "")
         found = read_run(folder) if cell.run_id and (folder / "run.json").exists() else None
         if found is not None or cell.state == "failed":
-            yield Entry(
+            yield CellResult(
                 cell.label,
-                None if found is None else _outgoing(found),
+                None if found is None else _suppress_run(found),
                 message=cell.reason,
                 published=cell.published,
             )
 
 
-def _of_runs(home: Path, what: Sequence[str]) -> Iterator[Entry]:
-    from clinpeft.reports import Entry
+def _list_run_results(home: Path, names: Sequence[str]) -> Iterator[CellResult]:
+    from clinpeft.reports import CellResult
     from clinpeft.runs import find_run
 
-    for text in what:
+    for text in names:
         run = find_run(home, text)
-        yield Entry(run.record.name or run.id, _outgoing(run))
+        yield CellResult(run.record.name or run.id, _suppress_run(run))
 
 
-def _outgoing(run: Run) -> Run:
+def _suppress_run(run: Run) -> Run:
     """Without numbers about fewer than ten people; books have none."""
     from clinpeft import evaluation
-    from clinpeft.reports.facts import Outgoing
+    from clinpeft.reports.facts import SuppressedRun
     from clinpeft.runs import RELEASE_SMALLEST_CELL
 
     if run.recipe.kind == "embed":
         return run
-    return Outgoing(
+    return SuppressedRun(
         run.folder,
         run.recipe,
         run.record,
@@ -115,7 +119,7 @@ def _outgoing(run: Run) -> Run:
     )
 
 
-def _without_small(study: StudyRecord) -> StudyRecord:
+def _suppress_study(study: StudyRecord) -> StudyRecord:
     """The same with what it compared as it may leave."""
     import dataclasses
 
@@ -145,7 +149,7 @@ def _without_small(study: StudyRecord) -> StudyRecord:
     return dataclasses.replace(study, compare=compared)
 
 
-def _shared(names: Sequence[str]) -> str:
+def _find_shared_name(names: Sequence[str]) -> str:
     """What all names begin with, part by part."""
     parts = [name.split(" · ") for name in names]
     shared = []
@@ -156,11 +160,11 @@ def _shared(names: Sequence[str]) -> str:
     return " · ".join(shared)
 
 
-def _shortened(entries: Sequence[Entry]) -> list[Entry]:
+def _shorten_names(entries: Sequence[CellResult]) -> list[CellResult]:
     """Names without the part that they share, where something is left of each."""
     import dataclasses
 
-    shared = _shared([entry.name for entry in entries])
+    shared = _find_shared_name([entry.name for entry in entries])
     left = [entry.name.removeprefix(shared).removeprefix(" · ") for entry in entries]
     return (
         [dataclasses.replace(entry, name=name) for entry, name in zip(entries, left, strict=True)]
@@ -169,7 +173,7 @@ def _shortened(entries: Sequence[Entry]) -> list[Entry]:
     )
 
 
-def _summary(entries: Sequence[Entry], study: StudyRecord | None) -> str:
+def _summarize_states(entries: Sequence[CellResult], study: StudyRecord | None) -> str:
     """How many cells there are, and how many have ended how."""
     from clinpeft.runs import RELEASE_SMALLEST_CELL
 
@@ -184,7 +188,7 @@ def _summary(entries: Sequence[Entry], study: StudyRecord | None) -> str:
     return f"{runs} run{'s' * (runs > 1)}: {said}. {withheld}"
 
 
-def _texts(entries: Sequence[Entry], name: str) -> dict[str, str]:
+def _render_texts(entries: Sequence[CellResult], name: str) -> dict[str, str]:
     """A card for each adapter that can be given away, and the checklist."""
     from clinpeft.reports import cards, checklist
 
@@ -193,5 +197,11 @@ def _texts(entries: Sequence[Entry], name: str) -> dict[str, str]:
         for entry in entries
         if entry.run is not None and entry.run.record.state == "finished"
     ]
-    texts = {f"cards/{run.id}.md": cards.card_of(run) for run in runs if cards.has_card(run)}
-    return texts | ({"checklist.md": checklist.checklist(runs, name)} if runs else {})
+    texts = {
+        f"cards/{run.id}.md": cards.render_model_card(run)
+        for run in runs
+        if cards.has_model_card(run)
+    }
+    return texts | (
+        {"checklist.md": checklist.render_reporting_checklist(runs, name)} if runs else {}
+    )

@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinpeft.cli.console import finished, near
-from clinpeft.cli.launch import launched, made, made_together, verb_of
-from clinpeft.cli.options import HERE, Home, Overrides
-from clinpeft.cli.progress import stoppable
+from clinpeft.cli.console import print_and_write_table, to_relative_path
+from clinpeft.cli.launch import (
+    launch_workers,
+    run_or_find_recipe,
+    run_recipes_jointly,
+    get_run_function,
+)
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption, OverridesOption
+from clinpeft.cli.progress import handle_stop_signals
 from clinpeft.core.errors import InputError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from clinpeft.recipe import RecipePlan
     from clinpeft.runs.searches import SearchRecord
 
-Concurrent = Annotated[
+ConcurrentOption = Annotated[
     int,
     typer.Option(
         "--concurrent",
@@ -30,7 +35,7 @@ Concurrent = Annotated[
         help="How many trials a worker trains in one pass over one base, where they can be.",
     ),
 ]
-Launch = Annotated[
+LaunchOption = Annotated[
     str | None,
     typer.Option(
         "--launch",
@@ -46,10 +51,10 @@ def search(
         int | None,
         typer.Option(min=1, help="How many proposals in all; before search.trials of the recipe."),
     ] = None,
-    set_: Overrides = None,
-    home: Home = HERE,
-    launch: Launch = None,
-    concurrent: Concurrent = 1,
+    set_: OverridesOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    launch: LaunchOption = None,
+    concurrent: ConcurrentOption = 1,
 ) -> None:
     """Search the best values of some keys of a recipe: every trial is a run, judged on its tuning split. The same command again adds a worker."""
     from clinpeft import recipe as recipes
@@ -59,43 +64,47 @@ def search(
     asked = recipes.override_trial_count(
         recipes.load_recipe_plan(recipe, set_ or [], os.environ), trials
     )
-    _searchable(asked)
+    _check_searchable(asked)
     folder = get_record_folder(home.resolve(), asked.name, asked.search_id, SEARCHES_FOLDER)
     again = ["search", str(recipe.resolve()), "--home", str(home.resolve()), "--launch", "here"]
     again += [] if trials is None else ["--trials", str(trials)]
     again += [] if concurrent == 1 else ["--concurrent", str(concurrent)]
     again += [part for pair in set_ or [] for part in ("--set", pair)]
-    with stoppable() as stopping:
-        if launched(asked, launch, folder, again, stopping) == "slurm":
+    with handle_stop_signals() as stopping:
+        if launch_workers(asked, launch, folder, again, stopping) == "slurm":
             return
-        found, best = _worked(asked, home.resolve(), folder, stopping, concurrent)
-    _told(found, best, home)
+        found, best = _run_worker(asked, home.resolve(), folder, stopping, concurrent)
+    _print_search(found, best, home)
 
 
-def _searchable(asked: RecipePlan) -> None:
+def _check_searchable(recipe_plan: RecipePlan) -> None:
     """Refuse what has no search, or has several runs to search in.
 
     Raises:
         UsageError: with what to do.
     """
-    if asked.search is None:
+    if recipe_plan.search is None:
         raise UsageError(
             "this recipe asks for no search",
-            location=str(asked.path),
+            location=str(recipe_plan.path),
             hint="add [search] with space, metric and direction",
         )
-    if len(asked.cells) != 1:
+    if len(recipe_plan.cells) != 1:
         hint = "take [grid] out, or search in one cell: --set and a recipe of its own"
         raise UsageError(
-            f"a search is in one run, and this recipe has {len(asked.cells)}",
-            location=f"{asked.path}: [grid]",
+            f"a search is in one run, and this recipe has {len(recipe_plan.cells)}",
+            location=f"{recipe_plan.path}: [grid]",
             hint=hint,
         )
-    verb_of(asked.kind)
+    get_run_function(recipe_plan.kind)
 
 
-def _worked(
-    asked: RecipePlan, home: Path, folder: Path, stopping: Callable[[], bool], concurrent: int
+def _run_worker(
+    recipe_plan: RecipePlan,
+    home: Path,
+    folder: Path,
+    should_stop: Callable[[], bool],
+    concurrent: int,
 ) -> tuple[SearchRecord, Path | None]:
     """This process as a worker, and what is known when it has nothing more to do."""
     try:
@@ -108,11 +117,11 @@ def _worked(
     from clinpeft.core.locks import wait_for_folder_lock
     from clinpeft.runs.searches import write_search_record
 
-    assert asked.search is not None
-    base = asked.cells[0].recipe
-    space = room.build_search_space(asked.search, base)
-    name = f"{asked.name}-{asked.search_id}"
-    spec = asked.search
+    assert recipe_plan.search is not None
+    base = recipe_plan.cells[0].recipe
+    space = room.build_search_space(recipe_plan.search, base)
+    name = f"{recipe_plan.name}-{recipe_plan.search_id}"
+    spec = recipe_plan.search
     with room.open_search_storage(spec.storage, folder, name) as (storage, claims):
         with room.wrap_storage_errors(spec.storage), claims.lock_search():
             study = room.open_optuna_study(storage, name, spec)
@@ -122,14 +131,18 @@ def _worked(
             """The record beside the storage, after every trial."""
             with room.wrap_storage_errors(spec.storage), copied():
                 known = room.build_search_record(
-                    study, space, asked, folder, datetime.now(UTC).isoformat()
+                    study, space, recipe_plan, folder, datetime.now(UTC).isoformat()
                 )
                 write_search_record(known)
             return known
 
-        make = functools.partial(made, home=home, title=asked.name, stopping=stopping)
-        pass_ = functools.partial(made_together, home=home, title=asked.name, stopping=stopping)
-        told = lambda: _ignored(copy())  # noqa: E731
+        make = functools.partial(
+            run_or_find_recipe, home=home, title=recipe_plan.name, stopping=should_stop
+        )
+        pass_ = functools.partial(
+            run_recipes_jointly, home=home, title=recipe_plan.name, stopping=should_stop
+        )
+        told = lambda: _discard_record(copy())  # noqa: E731
         room.run_search_worker(
             room.WorkerConfig(
                 storage,
@@ -139,7 +152,7 @@ def _worked(
                 spec,
                 base,
                 make,
-                stopping,
+                should_stop,
                 platform.node(),
                 told,
                 concurrent,
@@ -148,55 +161,55 @@ def _worked(
         )
         known = copy()
         if known.is_complete:
-            known = _with_held_out(known, home)
+            known = _add_held_out(known, home)
             with copied():
                 write_search_record(known)
         return known, room.write_winner_recipe(known, base)
 
 
-def _ignored(_: object) -> None:
+def _discard_record(_: object) -> None:
     """A record that was only to be written."""
 
 
-def _with_held_out(known: SearchRecord, home: Path) -> SearchRecord:
+def _add_held_out(record: SearchRecord, home: Path) -> SearchRecord:
     """What the winner reached on the held-out split, where its run is in this home."""
     from clinpeft import runs
     from clinpeft import search as room
 
-    if known.best_trial is None or known.best_trial.run_id is None:
-        return known
+    if record.best_trial is None or record.best_trial.run_id is None:
+        return record
     try:
-        return room.add_held_out_results(known, runs.read_run(home / known.best_trial.run_id))
+        return room.add_held_out_results(record, runs.read_run(home / record.best_trial.run_id))
     except InputError:
-        return known  # another host made it: its home has the run
+        return record  # another host made it: its home has the run
 
 
-def _told(found: SearchRecord, best: Path | None, home: Path) -> None:
+def _print_search(record: SearchRecord, winner_recipe_path: Path | None, home: Path) -> None:
     """Tables and figures; exit code 1 where every trial failed."""
     from clinpeft.reports.figures.search import write_search_figures
-    from clinpeft.reports.searches import search_table
+    from clinpeft.reports.searches import build_search_table
 
-    finished(search_table(found), home, f"{found.name}-search")
-    ended = sum(trial.state != "open" for trial in found.trials)
-    if not found.is_complete:
-        print(f"{ended} of {found.wanted} trials have ended; others are working on the rest")
-    elif found.best_trial is None:
-        reasons = "; ".join(sorted({trial.reason for trial in found.trials}))
+    print_and_write_table(build_search_table(record), home, f"{record.name}-search")
+    ended = sum(trial.state != "open" for trial in record.trials)
+    if not record.is_complete:
+        print(f"{ended} of {record.wanted} trials have ended; others are working on the rest")
+    elif record.best_trial is None:
+        reasons = "; ".join(sorted({trial.reason for trial in record.trials}))
         raise TrainingError(
             f"no trial has a value: {reasons}",
-            location=str(found.folder),
+            location=str(record.folder),
             hint="make the space smaller, or change the recipe",
         )
-    for path in (best, *_drawn(found, write_search_figures)):
+    for path in (winner_recipe_path, *_draw_figures(record, write_search_figures)):
         if path is not None:
-            print(near(path))
+            print(to_relative_path(path))
 
 
-def _drawn(
-    found: SearchRecord, draw: Callable[[SearchRecord], tuple[Path, ...]]
+def _draw_figures(
+    record: SearchRecord, draw: Callable[[SearchRecord], tuple[Path, ...]]
 ) -> tuple[Path, ...]:
     try:
-        return draw(found)
+        return draw(record)
     except (UsageError, InputError) as error:
         print(f"no figures: {error.message}; {error.hint}")
         return ()

@@ -8,21 +8,23 @@ from typing import Annotated
 
 import typer
 
-from clinpeft.cli.audit import noted, user
-from clinpeft.cli.console import near, shown
-from clinpeft.cli.options import HERE, Home
+from clinpeft.cli.audit import record_audit_entry, get_user_name
+from clinpeft.cli.console import to_relative_path, print_table
+from clinpeft.cli.options import DEFAULT_HOME, HomeOption
 from clinpeft.core.errors import RefusedError, UsageError
 
-ARun = Annotated[str, typer.Argument(help="A finished run: id, the beginning of one, or name.")]
-PRIVACY_PAGE = "privacy.md"
+RunArgument = Annotated[
+    str, typer.Argument(help="A finished run: id, the beginning of one, or name.")
+]
+PRIVACY_REPORT_FILE = "privacy.md"
 
 
 def verify(
-    run: ARun,
+    run: RunArgument,
     probe: Annotated[
         bool, typer.Option(help="Load base and weights, and ask the stored probe.")
     ] = True,
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Whether a run is still what it was: files, base, tokenizer, source, recipe, code, and its answers to the stored probe."""
     import pyarrow as pa
@@ -33,14 +35,14 @@ def verify(
         home.resolve(), run, with_reference_output=probe
     )
     rows = [{"what": check.item, "state": check.state, "detail": check.detail} for check in checks]
-    shown(reports.plain(f"Run {found.id}", pa.Table.from_pylist(rows)))
+    print_table(reports.table_from_arrow(f"Run {found.id}", pa.Table.from_pylist(rows)))
     wrong = [check for check in checks if check.fails]
     if wrong:
         named = ", ".join(f"{check.item} ({check.state})" for check in wrong[:5])
         hint = "copy it again from where it was made; do not use what cannot be explained"
         raise RefusedError(
             f"{len(wrong)} of {len(checks)} are not what the run says: {named}",
-            location=str(near(found.folder)),
+            location=str(to_relative_path(found.folder)),
             hint=hint,
         )
     compared = sum(check.state == "same" for check in checks)
@@ -48,8 +50,8 @@ def verify(
 
 
 def privacy(
-    run: ARun,
-    home: Home = HERE,
+    run: RunArgument,
+    home: HomeOption = DEFAULT_HOME,
     resamples: Annotated[
         int, typer.Option(min=100, help="Bootstrap resamples of subjects.")
     ] = 1000,
@@ -90,34 +92,40 @@ def privacy(
     results, left_out = workflows.privacy_results(audited)
     notes = [f"Not measured: {name}: {reason}." for name, reason in left_out.items()]
     columns = ["task", "group", "split", "name", "value", "low", "high"]
-    table = reports.plain(
+    table = reports.table_from_arrow(
         f"Privacy audit of run {audited.id}",
         results.select(columns).append_column("n", results["n"].cast("string")),
         notes,
     )
-    shown(table)
-    runs.write_file_atomically(audited.folder / PRIVACY_PAGE, reports.as_markdown(table))
-    noted(home, "privacy", made=audited.folder / runs.PRIVACY_AUDIT_FILE, run=audited)
-    print(near(audited.folder / runs.PRIVACY_AUDIT_FILE))
+    print_table(table)
+    runs.write_file_atomically(
+        audited.folder / PRIVACY_REPORT_FILE, reports.as_markdown_table(table)
+    )
+    record_audit_entry(
+        home, "privacy", output_path=audited.folder / runs.PRIVACY_AUDIT_FILE, run=audited
+    )
+    print(to_relative_path(audited.folder / runs.PRIVACY_AUDIT_FILE))
 
 
 def release(
-    run: ARun,
+    run: RunArgument,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
-    data_licence: Annotated[
+    data_license: Annotated[
         str, typer.Option("--data-licence", help="Of the data that the run learned from.")
     ],
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """The folder that may leave: adapters, head, card, aggregates without small cells, the privacy audit, a manifest."""
     from clinpeft import runs, workflows
 
     here = home.resolve()
-    private = (user(), str(Path.home()), str(Path.cwd()))
-    workflows.release_run_folder(here, run, to, data_licence, private, datetime.now(UTC))
-    noted(home, "release", made=to, run=runs.find_run(here, run, finished_only=True))
+    private = (get_user_name(), str(Path.home()), str(Path.cwd()))
+    workflows.release_run_folder(here, run, to, data_license, private, datetime.now(UTC))
+    record_audit_entry(
+        home, "release", output_path=to, run=runs.find_run(here, run, finished_only=True)
+    )
     for path in sorted(path for path in to.rglob("*") if path.is_file()):
-        print(near(path))
+        print(to_relative_path(path))
 
 
 def purge(
@@ -135,7 +143,7 @@ def purge(
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    home: Home = HERE,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Remove text that was derived from notes, checkpoints, and on request answers of single stays; says what and how many bytes, and asks."""
     from clinpeft import runs
@@ -155,7 +163,7 @@ def purge(
     derived = purging.list_cache_removals(here) if caches else []
     for removal in (*own, *derived):
         print(
-            f"{near(removal.path)}  {removal.file_count:,} files  {removal.size_bytes:,} bytes  {removal.description}"
+            f"{to_relative_path(removal.path)}  {removal.file_count:,} files  {removal.size_bytes:,} bytes  {removal.description}"
         )
     if not own and not derived:
         print("there is nothing to remove")
@@ -166,7 +174,7 @@ def purge(
     removed = purging.execute_removals(own, of_run, day) + purging.execute_removals(
         derived, None, day
     )
-    noted(
+    record_audit_entry(
         home,
         "purge",
         run=of_run,

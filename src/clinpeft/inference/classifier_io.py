@@ -11,7 +11,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import Asked, Head, Pooling, Probe, WindowPooling
+from clinpeft.models import HeadConfig, Head, PoolingMode, ReferenceOutput, WindowPooling
 from clinpeft.recipe import EncoderModelSpec
 
 RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER = "adapters", "model"
@@ -32,7 +32,7 @@ class LoadedClassifier:
     stack: Stack
     heads: Mapping[str, Head]
     label_spaces: Mapping[str, LabelSpace]
-    pooling: Pooling
+    pooling: PoolingMode
 
 
 def save_classifier(
@@ -40,7 +40,7 @@ def save_classifier(
     stack: Stack,
     heads: Mapping[str, Head],
     label_spaces: Mapping[str, LabelSpace],
-    pooling: Pooling,
+    pooling: PoolingMode,
     window_pooling: WindowPooling,
 ) -> None:
     """Write ``adapters/``, ``head.safetensors`` and ``head.json``, the tokenizer, and where the base itself was trained, ``model/``.
@@ -54,18 +54,19 @@ def save_classifier(
     if any(name.startswith("base.") for name in stack.trained_parameters):
         stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
         stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
-        base_sha256 = models.fingerprint(folder / RUN_MODEL_FOLDER)
+        base_sha256 = models.fingerprint_base_model(folder / RUN_MODEL_FOLDER)
     stack.base.tokenizer.save_pretrained(folder / "tokenizer")
-    ids = models.probe_ids(stack.base, REFERENCE_INPUT_SEED)
-    probe = Probe(
+    ids = models.sample_reference_tokens(stack.base, REFERENCE_INPUT_SEED)
+    probe = ReferenceOutput(
         ids,
         _compute_reference_logits(stack, heads, pooling, window_pooling, ids),
-        models.place_now(stack.base),
+        models.describe_environment(stack.base),
     )
     asked = {
-        name: Asked(question, pooling, window_pooling) for name, question in label_spaces.items()
+        name: HeadConfig(question, pooling, window_pooling)
+        for name, question in label_spaces.items()
     }
-    models.save_head(folder, heads, asked, base_sha256, probe)
+    models.save_heads(folder, heads, asked, base_sha256, probe)
 
 
 def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) -> LoadedClassifier:
@@ -82,7 +83,7 @@ def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) 
         RefusedError: a hash differs, or the probe is answered otherwise.
     """
     own = folder / RUN_MODEL_FOLDER
-    base = models.load(
+    base = models.load_base_model(
         spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
         device,
         "vectors",
@@ -95,21 +96,26 @@ def load_classifier(folder: Path, spec: EncoderModelSpec, device: torch.device) 
     )
     stack.train(False)
     heads = {name: head.to(device) for name, head in saved.heads.items()}
-    first = next(iter(saved.asked.values()))
-    if saved.probe is not None:
+    first = next(iter(saved.head_configs.values()))
+    if saved.reference_output is not None:
         now = _compute_reference_logits(
-            stack, heads, first.pooling, first.window_pooling, saved.probe.input_ids
+            stack, heads, first.pooling, first.window_pooling, saved.reference_output.input_ids
         )
-        models.check_probe(saved.probe, now, models.place_now(base))
+        models.check_reference_output(
+            saved.reference_output, now, models.describe_environment(base)
+        )
     return LoadedClassifier(
-        stack, heads, {name: asked.question for name, asked in saved.asked.items()}, first.pooling
+        stack,
+        heads,
+        {name: asked.label_space for name, asked in saved.head_configs.items()},
+        first.pooling,
     )
 
 
 def _compute_reference_logits(
     stack: Stack,
     heads: Mapping[str, Head],
-    pooling: Pooling,
+    pooling: PoolingMode,
     window_pooling: WindowPooling,
     ids: torch.Tensor,
 ) -> dict[str, torch.Tensor]:

@@ -28,9 +28,9 @@ from clinpeft.inference.vector_files import (
     convert_vector_storage_errors,
     open_vector_file,
 )
-from clinpeft.models import Pooling
-from clinpeft.models.embedding_config import Manner
-from clinpeft.tokenization import Ints
+from clinpeft.models import PoolingMode
+from clinpeft.models.embedding_config import EmbeddingConfig
+from clinpeft.tokenization import IndexArray
 
 ENCODING_CHUNK_TEXTS = 16_384
 ENCODING_BATCH_TOKENS = 8_192
@@ -102,7 +102,7 @@ class EncodingSummary:
 
 def encode_texts_to_file(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     texts: Iterable[str | pa.RecordBatch],
     out: Path,
     prompt: str = "",
@@ -145,7 +145,7 @@ def encode_texts_to_file(
 
 def encode_texts(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     texts: Sequence[str],
     prompt: str = "",
     token_budget: int = ENCODING_BATCH_TOKENS,
@@ -171,7 +171,7 @@ class _EncodingStream:
     def __init__(
         self,
         stack: Stack,
-        embedding_config: Manner,
+        embedding_config: EmbeddingConfig,
         prompt: str,
         token_budget: int,
         precision: EncodingPrecision,
@@ -320,9 +320,9 @@ def _as_text(value: object) -> str:
 # --------------------------------------------------------------------------------------------------------------------------------- tokens
 
 
-def compute_max_text_tokens(stack: Stack, embedding_config: Manner) -> int:
+def compute_max_text_tokens(stack: Stack, embedding_config: EmbeddingConfig) -> int:
     """The longest text in tokens: the manner's, and what the position table of the base holds beside virtual tokens."""
-    positions = stack.base.positions
+    positions = stack.base.max_positions
     return (
         embedding_config.max_tokens
         if positions is None
@@ -346,17 +346,17 @@ def tokenize_with_truncation(
     return ids, len(long)
 
 
-def bucket_by_length(lengths: Ints, token_budget: int) -> list[Ints]:
+def bucket_by_length(lengths: IndexArray, token_budget: int) -> list[IndexArray]:
     """Groups of texts of at most ``token_budget`` tokens, or of one text; the longest first, so that too little memory shows at once, and texts of
     one length together.
 
     Args:
         lengths: (texts,) tokens of each.
     """
-    return tokenization.micro_batches(lengths, np.arange(len(lengths)), token_budget)
+    return tokenization.group_windows(lengths, np.arange(len(lengths)), token_budget)
 
 
-def sample_by_length(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
+def sample_by_length(ids: list[list[int]], lengths: IndexArray) -> list[list[int]]:
     """The sample: token ids of texts of all lengths."""
     order = np.argsort(lengths, kind="stable")
     chosen = np.unique(
@@ -369,7 +369,7 @@ def sample_by_length(ids: list[list[int]], lengths: Ints) -> list[list[int]]:
 
 
 def embed_token_ids(
-    inference_stack: InferenceStack, ids: Sequence[list[int]], embedding_config: Manner
+    inference_stack: InferenceStack, ids: Sequence[list[int]], embedding_config: EmbeddingConfig
 ) -> Float32Array:
     """Vectors (texts, width), float32."""
     input_ids, mask = pad_token_ids(ids)
@@ -397,7 +397,7 @@ def pad_token_ids(ids: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def prepare_inference_stack(
-    stack: Stack, pooling: Pooling, precision: EncodingPrecision, sample: Sequence[list[int]]
+    stack: Stack, pooling: PoolingMode, precision: EncodingPrecision, sample: Sequence[list[int]]
 ) -> InferenceStack:
     """A stack made ready to give vectors.
 
@@ -420,11 +420,11 @@ def prepare_inference_stack(
         return InferenceStack(
             stack, named, f"{named}: that of the base, whose adapters cannot be folded into it"
         )
-    wanted, reason = models.precision_for(precision, device)
+    wanted, reason = models.choose_precision(precision, device)
     exact = _get_float32_model(stack)
     if wanted == torch.float32:
         return InferenceStack(_wrap_bare_model(stack, exact), "float32", reason)
-    look = Manner(pooling)
+    look = EmbeddingConfig(pooling)
     expected = [
         embed_token_ids(InferenceStack(_wrap_bare_model(stack, exact), "", ""), [ids], look)[0]
         for ids in sample

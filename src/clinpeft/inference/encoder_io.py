@@ -13,14 +13,14 @@ from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.inference.classifier_io import RUN_ADAPTERS_FOLDER, RUN_MODEL_FOLDER
-from clinpeft.models import Base
-from clinpeft.models.embedding_config import Manner
+from clinpeft.models import FrozenBaseModel
+from clinpeft.models.embedding_config import EmbeddingConfig
 from clinpeft.recipe import EncoderModelSpec
 
 ENCODER_FILE = "encoder.json"
 
 
-def save_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
+def save_encoder(folder: Path, stack: Stack, embedding_config: EmbeddingConfig) -> None:
     """Write ``adapters/``, or ``model/`` where the base itself was trained, ``tokenizer/`` and ``encoder.json``.
 
     Raises:
@@ -32,7 +32,7 @@ def save_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
     if any(name.startswith("base.") for name in stack.trained_parameters):
         stack.base.backbone.save_pretrained(folder / RUN_MODEL_FOLDER)
         stack.base.tokenizer.save_pretrained(folder / RUN_MODEL_FOLDER)
-        sha256 = models.fingerprint(folder / RUN_MODEL_FOLDER)
+        sha256 = models.fingerprint_base_model(folder / RUN_MODEL_FOLDER)
     stack.base.tokenizer.save_pretrained(folder / "tokenizer")
     about = {"base_sha256": sha256, "manner": asdict(embedding_config)}
     try:
@@ -49,7 +49,7 @@ def save_encoder(folder: Path, stack: Stack, embedding_config: Manner) -> None:
 
 def load_encoder(
     folder: Path, spec: EncoderModelSpec, device: torch.device
-) -> tuple[Stack, Manner]:
+) -> tuple[Stack, EmbeddingConfig]:
     """What ``keep_encoder`` wrote, on its base.
 
     Raises:
@@ -59,7 +59,7 @@ def load_encoder(
     """
     about = _read_encoder_file(folder)
     own = folder / RUN_MODEL_FOLDER
-    base = models.load(
+    base = models.load_base_model(
         spec.model_copy(update={"path": own, "precision": "float32"}) if own.is_dir() else spec,
         device,
         "vectors",
@@ -77,7 +77,7 @@ def load_encoder(
         else adapters.attach_adapters(base, ())
     )
     stack.train(False)
-    return stack, Manner(**about["manner"])
+    return stack, EmbeddingConfig(**about["manner"])
 
 
 def _read_encoder_file(folder: Path) -> dict[str, Any]:
@@ -99,11 +99,11 @@ def _read_encoder_file(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def create_random_base(base: Base, seed: int) -> Base:
+def create_random_base(base: FrozenBaseModel, seed: int) -> FrozenBaseModel:
     """The same architecture with random weights: what is left of a score when nothing was learned."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = base.family.auto.from_config(base.model.config)
+        model = base.family.auto_class.from_config(base.model.config)
     model.requires_grad_(False)
     random = replace(
         base,
@@ -111,5 +111,5 @@ def create_random_base(base: Base, seed: int) -> Base:
         sha256="",
         quantization="none",
     )
-    models.flatten(random)
+    models.enable_packing(random)
     return random

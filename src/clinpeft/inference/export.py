@@ -23,11 +23,11 @@ from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.inference.encode import compute_max_text_tokens
 from clinpeft.models.embedding_config import (
-    LENGTH_FILE,
-    MODULES_FILE,
-    PROMPTS_FILE,
-    Manner,
-    backbone_of,
+    SENTENCE_TRANSFORMERS_LENGTH_FILE,
+    SENTENCE_TRANSFORMERS_MODULES_FILE,
+    SENTENCE_TRANSFORMERS_PROMPTS_FILE,
+    EmbeddingConfig,
+    find_backbone,
 )
 
 MIN_SENTENCE_TRANSFORMERS_VERSION = "3.0.0"  # of sentence-transformers; a folder that claims a newer version than the reader's makes it warn
@@ -45,7 +45,7 @@ PEFT_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def export_sentence_transformer(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     folder: Path,
     model_card: str = "",
     merge_adapters: bool = True,
@@ -140,11 +140,11 @@ def _write_adapter(stack: Stack, folder: Path, base_name: str) -> None:
 
 
 def _get_base_name(stack: Stack) -> str:
-    row = backbone_of(stack.base.folder)
+    row = find_backbone(stack.base.folder)
     return row.name if row else stack.base.folder.name
 
 
-def _write_tokenizer(stack: Stack, embedding_config: Manner, folder: Path) -> None:
+def _write_tokenizer(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
     """The tokenizer with the length at which texts are cut. A decoder without padding token pads with the end of text: the mask tells them apart."""
     tokenizer = copy.deepcopy(stack.base.tokenizer)
     if tokenizer.pad_token is None:
@@ -154,7 +154,7 @@ def _write_tokenizer(stack: Stack, embedding_config: Manner, folder: Path) -> No
     _remove_local_paths(folder / "tokenizer_config.json")
 
 
-def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None:
+def _write_modules(stack: Stack, embedding_config: EmbeddingConfig, folder: Path) -> None:
     names = (
         SENTENCE_TRANSFORMERS_MODULES
         if embedding_config.normalise
@@ -168,7 +168,7 @@ def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None
     switches = {
         switch: how == embedding_config.pooling for how, switch in POOLING_MODE_KEYS.items()
     } | dict.fromkeys(UNUSED_POOLING_MODE_KEYS, False)
-    _write_json(folder / MODULES_FILE, listed)
+    _write_json(folder / SENTENCE_TRANSFORMERS_MODULES_FILE, listed)
     _write_json(
         folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": stack.base.width} | switches | {"include_prompt": True},
@@ -182,7 +182,7 @@ def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None
     }
     prompts = {"query": embedding_config.query_prompt, "document": embedding_config.document_prompt}
     _write_json(
-        folder / PROMPTS_FILE,
+        folder / SENTENCE_TRANSFORMERS_PROMPTS_FILE,
         {
             "__version__": versions,
             "prompts": prompts,
@@ -193,7 +193,7 @@ def _write_modules(stack: Stack, embedding_config: Manner, folder: Path) -> None
     # a pooler that nothing reads is not in the folder, and would be drawn at random with a warning
     pooler = "add_pooling_layer" in inspect.signature(type(stack.base.backbone).__init__).parameters
     _write_json(
-        folder / LENGTH_FILE,
+        folder / SENTENCE_TRANSFORMERS_LENGTH_FILE,
         {"max_seq_length": compute_max_text_tokens(stack, embedding_config), "do_lower_case": False}
         | _get_model_arguments(pooler),
     )

@@ -19,7 +19,7 @@ from clinpeft import models
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import RefusedError, StorageError, UsageError
 from clinpeft.inference.encode import compute_max_text_tokens, encode_texts
-from clinpeft.models.embedding_config import Manner
+from clinpeft.models.embedding_config import EmbeddingConfig
 
 ONNX_GRAPH_FILE, ONNX_PARITY_FILE, ONNX_CONFIG_FILE = "model.onnx", "parity.json", "encoder.json"
 MAX_PARITY_DIFFERENCE = (
@@ -54,7 +54,7 @@ class OnnxParity:
 class _OnnxEncoder(torch.nn.Module):
     """Token ids and mask (rows, time) -> vectors (rows, width), pooled and normalised inside the graph."""
 
-    def __init__(self, backbone: Any, embedding_config: Manner) -> None:
+    def __init__(self, backbone: Any, embedding_config: EmbeddingConfig) -> None:
         super().__init__()
         self.backbone, self.embedding_config = backbone, embedding_config
 
@@ -69,7 +69,7 @@ class _OnnxEncoder(torch.nn.Module):
 
 
 def _pool_hidden_states(
-    hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: models.Pooling
+    hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: models.PoolingMode
 ) -> torch.Tensor:
     """``models.pool`` for texts that have tokens and padding on the right: an exported graph cannot look for rows without any."""
     mask = attention_mask.to(hidden.dtype)[:, :, None]
@@ -84,7 +84,7 @@ def _pool_hidden_states(
 
 
 def export_onnx(
-    stack: Stack, embedding_config: Manner, folder: Path, sample: Sequence[str]
+    stack: Stack, embedding_config: EmbeddingConfig, folder: Path, sample: Sequence[str]
 ) -> OnnxParity:
     """Write ``model.onnx``, the tokenizer, ``encoder.json`` (prompts and length) and ``parity.json``; the folder appears whole or not at all, and
     only if the vectors are the same.
@@ -163,7 +163,7 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _build_graph(stack: Stack, embedding_config: Manner) -> Any:
+def _build_graph(stack: Stack, embedding_config: EmbeddingConfig) -> Any:
     text = _OnnxEncoder(stack.create_merged_model().base_model.cpu(), embedding_config).eval()
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 5:] = 0  # some padding, or the exporter would take the mask for a constant
@@ -195,7 +195,11 @@ def _suppress_exporter_messages() -> Iterator[None]:
 
 
 def _measure_parity(
-    stack: Stack, embedding_config: Manner, runtime: Any, graph: Path, sample: Sequence[str]
+    stack: Stack,
+    embedding_config: EmbeddingConfig,
+    runtime: Any,
+    graph: Path,
+    sample: Sequence[str],
 ) -> OnnxParity:
     session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     ours, tokenizer = encode_texts(stack, embedding_config, sample), stack.base.tokenizer

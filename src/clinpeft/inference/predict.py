@@ -22,10 +22,16 @@ from clinpeft import adapters, tokenization
 from clinpeft.adapters import PackedInput, Stack
 from clinpeft.core.errors import TrainingError
 from clinpeft.core.schemas import PREDICTION_SCHEMA, LabelSpace
-from clinpeft.models import Head, Pooling, Spans, WindowPooling, pool_spans
-from clinpeft.tokenization import Documents, Ints
+from clinpeft.models import (
+    Head,
+    PoolingMode,
+    SequenceLengths,
+    WindowPooling,
+    pool_packed_hidden_states,
+)
+from clinpeft.tokenization import EncodedDocuments, IndexArray
 
-LogitFunction = Callable[[Ints], torch.Tensor]
+LogitFunction = Callable[[IndexArray], torch.Tensor]
 Float32Array = npt.NDArray[np.float32]
 _Accelerator = Any  # accelerate.Accelerator, which is not typed
 
@@ -38,41 +44,46 @@ PREDICTION_COHORT_COLUMNS = tuple(
 
 def build_logit_function(
     stack: Stack,
-    documents: Documents,
+    documents: EncodedDocuments,
     head: Head,
-    pooling: Pooling,
+    pooling: PoolingMode,
     window_pooling: WindowPooling,
     device: torch.device,
 ) -> LogitFunction:
     """Documents -> logits (documents, classes), float32, through base, adapters and head."""
 
-    def answer(chosen: Ints) -> torch.Tensor:
-        batch = documents.gather(chosen).to(device)
+    def answer(chosen: IndexArray) -> torch.Tensor:
+        batch = documents.gather_batch(chosen).to(device)
         vectors = adapters.compute_pooled_embeddings(
             stack, batch.input_ids, batch.attention_mask, pooling
         )  # (windows, width)
-        logits: torch.Tensor = head(vectors, batch.document, batch.documents, window_pooling)
+        logits: torch.Tensor = head(
+            vectors, batch.document_index, batch.num_documents, window_pooling
+        )
         return logits
 
     return answer
 
 
 def build_packed_input_function(
-    documents: Documents,
+    documents: EncodedDocuments,
     head: Head,
-    pooling: Pooling,
+    pooling: PoolingMode,
     window_pooling: WindowPooling,
     device: torch.device,
-) -> Callable[[Ints], PackedInput[torch.Tensor]]:
+) -> Callable[[IndexArray], PackedInput[torch.Tensor]]:
     """The same in two parts, so that several models can be asked in one pass: documents -> texts, and what answers from their vectors."""
 
-    def read(chosen: Ints) -> PackedInput[torch.Tensor]:
-        batch = documents.gather(chosen).to(device)
-        spans = Spans(tuple(batch.attention_mask.sum(dim=1).tolist()))
+    def read(chosen: IndexArray) -> PackedInput[torch.Tensor]:
+        batch = documents.gather_batch(chosen).to(device)
+        spans = SequenceLengths(tuple(batch.attention_mask.sum(dim=1).tolist()))
 
         def answer(vectors: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = head(
-                pool_spans(vectors, spans, pooling), batch.document, batch.documents, window_pooling
+                pool_packed_hidden_states(vectors, spans, pooling),
+                batch.document_index,
+                batch.num_documents,
+                window_pooling,
             )
             return logits
 
@@ -83,15 +94,15 @@ def build_packed_input_function(
 
 def build_cached_logit_function(
     features: Float32Array,
-    documents: Documents,
+    documents: EncodedDocuments,
     head: Head,
     window_pooling: WindowPooling,
     device: torch.device,
 ) -> LogitFunction:
     """The same from vectors that were read before: what stands below the head does not change, so it need not run again."""
 
-    def answer(chosen: Ints) -> torch.Tensor:
-        windows, document = documents.windows_of(chosen)
+    def answer(chosen: IndexArray) -> torch.Tensor:
+        windows, document = documents.find_windows(chosen)
         vectors = torch.from_numpy(np.asarray(features[windows])).to(device)
         logits: torch.Tensor = head(
             vectors, torch.from_numpy(document).to(device), len(chosen), window_pooling
@@ -103,8 +114,8 @@ def build_cached_logit_function(
 
 def cache_window_features(
     stack: Stack,
-    documents: Documents,
-    pooling: Pooling,
+    documents: EncodedDocuments,
+    pooling: PoolingMode,
     micro_batch_tokens: int,
     device: torch.device,
     path: Path,
@@ -134,9 +145,9 @@ def cache_window_features(
 
 def encode_document_windows(
     stack: Stack,
-    documents: Documents,
-    document_indices: Ints,
-    pooling: Pooling,
+    documents: EncodedDocuments,
+    document_indices: IndexArray,
+    pooling: PoolingMode,
     micro_batch_tokens: int,
     device: torch.device,
 ) -> Float32Array:
@@ -153,20 +164,20 @@ def encode_document_windows(
 
 def _encode_window_batches(
     stack: Stack,
-    documents: Documents,
-    document_indices: Ints,
-    pooling: Pooling,
+    documents: EncodedDocuments,
+    document_indices: IndexArray,
+    pooling: PoolingMode,
     micro_batch_tokens: int,
     device: torch.device,
-) -> Iterator[tuple[Ints, Float32Array]]:
+) -> Iterator[tuple[IndexArray, Float32Array]]:
     """(windows, their pooled vectors), micro-batch by micro-batch."""
-    for group in tokenization.document_batches(documents, document_indices, micro_batch_tokens):
-        batch = documents.gather(group).to(device)
+    for group in tokenization.group_documents(documents, document_indices, micro_batch_tokens):
+        batch = documents.gather_batch(group).to(device)
         with torch.inference_mode():
             pooled = adapters.compute_pooled_embeddings(
                 stack, batch.input_ids, batch.attention_mask, pooling
             )
-        yield documents.windows_of(group)[0], pooled.cpu().numpy()
+        yield documents.find_windows(group)[0], pooled.cpu().numpy()
 
 
 def _preallocate_file(path: Path) -> None:
@@ -179,9 +190,9 @@ def _preallocate_file(path: Path) -> None:
 def gather_logits(
     logit_function: LogitFunction,
     num_classes: int,
-    make_batches: Callable[[Ints], list[Ints]],
+    make_batches: Callable[[IndexArray], list[IndexArray]],
     accelerator: _Accelerator,
-    document_indices: Ints,
+    document_indices: IndexArray,
 ) -> Float32Array:
     """Logits (documents, classes) of ``document_indices``, in their order, without gradient, shared between the processes. The caller sets eval mode."""
     found = torch.zeros(
@@ -208,14 +219,17 @@ def compute_probabilities(logits: Float32Array, label_space: LabelSpace) -> Floa
 
 
 def build_prediction_table(
-    documents: Documents, document_indices: Ints, logits: Float32Array, label_space: LabelSpace
+    documents: EncodedDocuments,
+    document_indices: IndexArray,
+    logits: Float32Array,
+    label_space: LabelSpace,
 ) -> pa.Table:
     """The answers to a question (schema ``tables.PREDICTION``), a row a document, with the question in the metadata.
 
     Raises:
         TrainingError: a logit that is no number, by the stay it answers.
     """
-    known = documents.table(PREDICTION_COHORT_COLUMNS).take(pa.array(document_indices))
+    known = documents.read_table(PREDICTION_COHORT_COLUMNS).take(pa.array(document_indices))
     _check_finite_logits(logits, known["stay_id"])
     columns = {name: known[name] for name in PREDICTION_COHORT_COLUMNS} | {
         "logits": _to_list_array(logits),
@@ -250,8 +264,8 @@ def concatenate_logits(logits: list[torch.Tensor]) -> torch.Tensor:
 def build_gathered_logit_function(
     logit_function: LogitFunction,
     num_classes: int,
-    make_batches: Callable[[Ints], list[Ints]],
+    make_batches: Callable[[IndexArray], list[IndexArray]],
     accelerator: _Accelerator,
-) -> Callable[[Ints], Float32Array]:
+) -> Callable[[IndexArray], Float32Array]:
     """``scores`` of one answerer, to be called with documents."""
     return functools.partial(gather_logits, logit_function, num_classes, make_batches, accelerator)

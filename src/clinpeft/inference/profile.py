@@ -30,8 +30,8 @@ from clinpeft.inference.encode import (
     sample_by_length,
     tokenize_with_truncation,
 )
-from clinpeft.models.embedding_config import Manner
-from clinpeft.tokenization import Ints
+from clinpeft.models.embedding_config import EmbeddingConfig
+from clinpeft.tokenization import IndexArray
 
 LATENCY_WARMUP_ITERATIONS, LATENCY_ITERATIONS = (
     10,
@@ -92,7 +92,7 @@ class EncoderProfile:
 
 def profile_encoder(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     texts: Sequence[str],
     load_seconds: float | None = None,
     token_budget: int = ENCODING_BATCH_TOKENS,
@@ -158,7 +158,7 @@ def profile_encoder(
     )
 
 
-def build_token_histogram(lengths: Ints) -> tuple[tuple[int, int, int], ...]:
+def build_token_histogram(lengths: IndexArray) -> tuple[tuple[int, int, int], ...]:
     """How many texts have 1 to 8 tokens, 9 to 16, and so on doubling; what is longer than the last edge stands in one range up to the longest."""
     edges = (
         *TOKEN_HISTOGRAM_EDGES,
@@ -173,7 +173,7 @@ def build_token_histogram(lengths: Ints) -> tuple[tuple[int, int, int], ...]:
 
 def _measure_encoding_seconds(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     inference_stack: InferenceStack,
     texts: list[str],
     token_budget: int,
@@ -193,7 +193,10 @@ def _measure_encoding_seconds(
 
 
 def _measure_latencies_ms(
-    stack: Stack, embedding_config: Manner, inference_stack: InferenceStack, texts: list[str]
+    stack: Stack,
+    embedding_config: EmbeddingConfig,
+    inference_stack: InferenceStack,
+    texts: list[str],
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Milliseconds of every iteration."""
     taken = []

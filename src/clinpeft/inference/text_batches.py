@@ -16,8 +16,8 @@ from clinpeft.inference.encode import (
     tokenize_with_truncation,
 )
 from clinpeft.inference.predict import Float32Array
-from clinpeft.models.embedding_config import Manner
-from clinpeft.tokenization import Ints, micro_batches
+from clinpeft.models.embedding_config import EmbeddingConfig
+from clinpeft.tokenization import IndexArray, group_windows
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class TextBatchEncoder:
         truncated_texts: how many texts were cut at their end.
     """
 
-    lengths: Ints
-    embed: Callable[[Ints], torch.Tensor]
-    make_batches: Callable[[Ints], list[Ints]]
+    lengths: IndexArray
+    embed: Callable[[IndexArray], torch.Tensor]
+    make_batches: Callable[[IndexArray], list[IndexArray]]
     truncated_texts: int
 
 
 def build_text_batch_encoder(
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     texts: Sequence[str],
     micro_batch_tokens: int,
     device: torch.device,
@@ -60,13 +60,13 @@ def build_text_batch_encoder(
     )
     lengths = np.asarray([len(each) for each in ids], dtype=np.int64)
 
-    def embed(chosen: Ints) -> torch.Tensor:
+    def embed(chosen: IndexArray) -> torch.Tensor:
         input_ids, mask = pad_token_ids([ids[at] for at in chosen])
         input_ids, mask = input_ids.to(device), mask.to(device)
         return adapters.compute_pooled_embeddings(stack, input_ids, mask, embedding_config.pooling)
 
     return TextBatchEncoder(
-        lengths, embed, lambda chosen: micro_batches(lengths, chosen, micro_batch_tokens), truncated
+        lengths, embed, lambda chosen: group_windows(lengths, chosen, micro_batch_tokens), truncated
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from clinpeft.core.errors import StorageError, UsageError
 from clinpeft.inference.predict import Float32Array
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 
 VECTOR_ROW_GROUP_ROWS = 16_384
 
@@ -25,7 +25,7 @@ class VectorFile(Protocol):
     def append(self, rows: Float32Array, ids: pa.RecordBatch | None) -> None:
         """Write vectors (rows, width) behind the others, and their identifiers where the format has a place for them."""
 
-    def take(self, rows: Ints) -> Float32Array:
+    def take(self, rows: IndexArray) -> Float32Array:
         """Vectors that were written before, in the order asked for."""
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class _NpyFile:
         self.file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
         self.row_count += len(rows)
 
-    def take(self, rows: Ints) -> Float32Array:
+    def take(self, rows: IndexArray) -> Float32Array:
         self.file.flush()
         mapped = np.memmap(
             self.file, np.float32, "r", self.data_offset_bytes, (self.row_count, self.width)
@@ -131,7 +131,7 @@ class _ParquetFile:
             self.writer = pq.ParquetWriter(self.path, table.schema)
         self.writer.write_table(table, row_group_size=VECTOR_ROW_GROUP_ROWS)
 
-    def take(self, rows: Ints) -> Float32Array:
+    def take(self, rows: IndexArray) -> Float32Array:
         return self.npy_file.take(rows)
 
     def close(self) -> None:

@@ -19,31 +19,31 @@ from typing import IO, Any
 
 import clinpeft
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.models.download import SENTENCE_FILES
+from clinpeft.models.download import SENTENCE_TRANSFORMERS_FILES
 from clinpeft.models.folder import (
-    INDEX_FILE,
-    POOLING_FILE,
+    WEIGHT_INDEX_FILE,
+    POOLING_CONFIG_FILE,
     TOKENIZER_FILES,
-    check,
-    fingerprint,
-    sha256_of,
+    check_model_folder,
+    fingerprint_base_model,
+    hash_model_file,
 )
 
-MANIFEST = "manifest.json"
-BASE_FILES = frozenset(
+BUNDLE_MANIFEST_FILE = "manifest.json"
+BUNDLED_BASE_FILES = frozenset(
     {
         "config.json",
         "generation_config.json",
-        INDEX_FILE,
+        WEIGHT_INDEX_FILE,
         *TOKENIZER_FILES,
-        *SENTENCE_FILES,
+        *SENTENCE_TRANSFORMERS_FILES,
         "README.md",
     }
 )
-ALLOWED: dict[str, re.Pattern[str]] = {
+BUNDLE_NAME_PATTERNS: dict[str, re.Pattern[str]] = {
     "base": re.compile(
         r"base/[\w.+-]+/(?:[\w.+-]+\.safetensors|LICENSE[\w.-]*|"
-        + "|".join(re.escape(name) for name in sorted(BASE_FILES))
+        + "|".join(re.escape(name) for name in sorted(BUNDLED_BASE_FILES))
         + ")"
     ),
     "recipes": re.compile(r"recipes/[\w.+-]+\.toml"),
@@ -51,22 +51,22 @@ ALLOWED: dict[str, re.Pattern[str]] = {
 }
 """First folder -> the only names that may stand in it."""
 
-LARGEST_MANIFEST_BYTES = 16 * 2**20
-PIECE_BYTES = 4 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
+BUNDLE_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class Bundle:
+class ModelBundle:
     """What a bundle holds.
 
     Attributes:
-        base: the name of the base's folder.
-        fingerprint: of the base, as runs record it.
+        base_name: the name of the base's folder.
+        base_sha256: of the base, as runs record it.
         files: path -> (SHA-256, bytes).
     """
 
-    base: str
-    fingerprint: str
+    base_name: str
+    base_sha256: str
     files: Mapping[str, tuple[str, int]]
 
     @property
@@ -75,7 +75,7 @@ class Bundle:
         return sum(size for _, size in self.files.values())
 
 
-def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: Path) -> Bundle:
+def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: Path) -> ModelBundle:
     """Pack a checked base, recipes and a folder of wheels into ``out``, which is there whole or not at all. No name of a user goes along.
 
     Args:
@@ -95,18 +95,18 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
             location="bundle make --out",
             hint="name a new file, or remove this one yourself",
         )
-    check(base)
+    check_model_folder(base)
     base = base.resolve()
-    packed = dict(_chosen(base, recipes, wheels))
-    files = {name: (sha256_of(path), path.stat().st_size) for name, path in packed.items()}
-    bundle = Bundle(base.name, fingerprint(base), files)
+    packed = dict(_select_files(base, recipes, wheels))
+    files = {name: (hash_model_file(path), path.stat().st_size) for name, path in packed.items()}
+    bundle = ModelBundle(base.name, fingerprint_base_model(base), files)
     writing = out.with_name(f".{out.name}.writing")
     try:
         with tarfile.open(writing, "w", format=tarfile.PAX_FORMAT) as tar:
-            _add(tar, MANIFEST, _described(bundle))
+            _add_content(tar, BUNDLE_MANIFEST_FILE, _serialize_manifest(bundle))
             for name, path in packed.items():
                 with path.open("rb") as file:
-                    tar.addfile(_member(name, files[name][1]), file)
+                    tar.addfile(_create_member(name, files[name][1]), file)
         verify_bundle(writing)  # what was changed while it was packed is found here
         writing.replace(out)
     finally:
@@ -114,19 +114,21 @@ def make_bundle(base: Path, recipes: Sequence[Path], wheels: Path | None, out: P
     return bundle
 
 
-def _chosen(base: Path, recipes: Sequence[Path], wheels: Path | None) -> Iterator[tuple[str, Path]]:
+def _select_files(
+    base: Path, recipes: Sequence[Path], wheels: Path | None
+) -> Iterator[tuple[str, Path]]:
     """Name in the bundle -> file."""
     inside = [
         *(path for path in base.iterdir() if path.is_file()),
-        *(path for path in (base / POOLING_FILE,) if path.is_file()),
+        *(path for path in (base / POOLING_CONFIG_FILE,) if path.is_file()),
     ]
     yield from (
         (name, path)
         for path in sorted(inside)
-        if _allowed(name := f"base/{base.name}/{path.relative_to(base).as_posix()}")
+        if _is_allowed_name(name := f"base/{base.name}/{path.relative_to(base).as_posix()}")
     )
     for path in recipes:
-        if not path.is_file() or not _allowed(f"recipes/{path.name}"):
+        if not path.is_file() or not _is_allowed_name(f"recipes/{path.name}"):
             raise InputError(
                 f"{path.name!r} is no recipe file", location=str(path), hint="give TOML files"
             )
@@ -136,7 +138,7 @@ def _chosen(base: Path, recipes: Sequence[Path], wheels: Path | None) -> Iterato
             [
                 path
                 for path in sorted(wheels.glob("*"))
-                if path.is_file() and _allowed(f"wheels/{path.name}")
+                if path.is_file() and _is_allowed_name(f"wheels/{path.name}")
             ]
             if wheels.is_dir()
             else []
@@ -147,22 +149,22 @@ def _chosen(base: Path, recipes: Sequence[Path], wheels: Path | None) -> Iterato
         yield from ((f"wheels/{path.name}", path) for path in found)
 
 
-def _allowed(name: str) -> bool:
-    pattern = ALLOWED.get(name.partition("/")[0])
+def _is_allowed_name(name: str) -> bool:
+    pattern = BUNDLE_NAME_PATTERNS.get(name.partition("/")[0])
     return pattern is not None and pattern.fullmatch(name) is not None
 
 
-def verify_bundle(path: Path) -> Bundle:
+def verify_bundle(path: Path) -> ModelBundle:
     """That a bundle is what its manifest says, without unpacking it: names, kinds, sizes and hashes of all its files.
 
     Raises:
         InputError: it is no bundle, or it is cut short.
         RefusedError: it holds what must not be opened, or a file is not the one that was packed.
     """
-    return _read(path, None)
+    return _read_bundle(path, None)
 
 
-def unpack_bundle(path: Path, folder: Path) -> Bundle:
+def unpack_bundle(path: Path, folder: Path) -> ModelBundle:
     """The files of a bundle in a new folder, each of them checked as in ``verify_bundle`` and the base as before a run; whole or not at all.
 
     Raises:
@@ -179,18 +181,18 @@ def unpack_bundle(path: Path, folder: Path) -> Bundle:
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True, mode=0o700)
     try:
-        bundle = _read(path, writing)
-        base = writing / "base" / bundle.base
-        check(base)
-        if fingerprint(base) != bundle.fingerprint:
-            raise _refused("the base is not the one that the manifest names", path)
+        bundle = _read_bundle(path, writing)
+        base = writing / "base" / bundle.base_name
+        check_model_folder(base)
+        if fingerprint_base_model(base) != bundle.base_sha256:
+            raise _create_refused_error("the base is not the one that the manifest names", path)
         writing.rename(folder)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
     return bundle
 
 
-def _read(path: Path, folder: Path | None) -> Bundle:
+def _read_bundle(path: Path, folder: Path | None) -> ModelBundle:
     """Walk through the members once, in order; into ``folder``, where one is given, go only files that were right."""
     try:
         with tarfile.open(
@@ -202,17 +204,17 @@ def _read(path: Path, folder: Path | None) -> Bundle:
                 content = tar.extractfile(member)
                 assert content is not None  # it is a plain file
                 if bundle is None:
-                    bundle = _manifest(member, content, path)
+                    bundle = _parse_manifest(member, content, path)
                     missing = set(bundle.files)
                     continue
                 if member.name not in missing:
-                    raise _refused(
+                    raise _create_refused_error(
                         f"{member.name!r} is not in its manifest, or is there twice", path
                     )
                 missing.remove(member.name)
-                _copy(member, content, bundle.files[member.name], folder, path)
+                _copy_member(member, content, bundle.files[member.name], folder, path)
     except tarfile.TarError as error:
-        raise _no_bundle(path, type(error).__name__) from error
+        raise _create_format_error(path, type(error).__name__) from error
     except OSError as error:
         raise InputError(
             f"the bundle cannot be read: {error.strerror}",
@@ -220,9 +222,9 @@ def _read(path: Path, folder: Path | None) -> Bundle:
             hint="check the path, and copy it again",
         ) from error
     if bundle is None:
-        raise _no_bundle(path, "it is empty")
+        raise _create_format_error(path, "it is empty")
     if missing:
-        raise _refused(
+        raise _create_refused_error(
             f"{len(missing)} files of its manifest are not in it, such as {min(missing)!r}", path
         )
     return bundle
@@ -232,17 +234,19 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> None:
     name = member.name
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or ":" in name:
-        raise _refused(f"{name!r} leads out of the folder", path)
+        raise _create_refused_error(f"{name!r} leads out of the folder", path)
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise _refused(f"{name!r} is no plain file but {_kind(member)}", path)
-    if name != MANIFEST and not _allowed(name):
-        raise _refused(
+        raise _create_refused_error(
+            f"{name!r} is no plain file but {_describe_member_type(member)}", path
+        )
+    if name != BUNDLE_MANIFEST_FILE and not _is_allowed_name(name):
+        raise _create_refused_error(
             f"{name!r} has no place in a bundle: weights are .safetensors, recipes .toml, wheels .whl, and a base brings no code",
             path,
         )
 
 
-def _kind(member: tarfile.TarInfo) -> str:
+def _describe_member_type(member: tarfile.TarInfo) -> str:
     if member.issym() or member.islnk():
         return "a link"
     return (
@@ -254,56 +258,58 @@ def _kind(member: tarfile.TarInfo) -> str:
     )
 
 
-def _manifest(member: tarfile.TarInfo, content: IO[bytes], path: Path) -> Bundle:
-    if member.name != MANIFEST or member.size > LARGEST_MANIFEST_BYTES:
-        raise _no_bundle(path, f"it does not begin with {MANIFEST}")
+def _parse_manifest(member: tarfile.TarInfo, content: IO[bytes], path: Path) -> ModelBundle:
+    if member.name != BUNDLE_MANIFEST_FILE or member.size > MAX_MANIFEST_BYTES:
+        raise _create_format_error(path, f"it does not begin with {BUNDLE_MANIFEST_FILE}")
     try:
         found = json.loads(content.read())
         files = {
             str(name): (str(about["sha256"]), int(about["bytes"]))
             for name, about in found["files"].items()
         }
-        bundle = Bundle(str(found["base"]["name"]), str(found["base"]["sha256"]), files)
+        bundle = ModelBundle(str(found["base"]["name"]), str(found["base"]["sha256"]), files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _no_bundle(path, f"its manifest cannot be read: {type(error).__name__}") from error
-    if not _allowed(f"base/{bundle.base}/config.json") or ".." in bundle.base:
-        raise _refused(f"its base is called {bundle.base!r}", path)
+        raise _create_format_error(
+            path, f"its manifest cannot be read: {type(error).__name__}"
+        ) from error
+    if not _is_allowed_name(f"base/{bundle.base_name}/config.json") or ".." in bundle.base_name:
+        raise _create_refused_error(f"its base is called {bundle.base_name!r}", path)
     return bundle
 
 
-def _copy(
+def _copy_member(
     member: tarfile.TarInfo,
     content: IO[bytes],
-    promised: tuple[str, int],
+    expected: tuple[str, int],
     folder: Path | None,
     path: Path,
 ) -> None:
     """A file, hashed on its way, into the folder where there is one."""
-    if member.size != promised[1]:
-        raise _refused(
-            f"{member.name!r} has {member.size:,} bytes, and {promised[1]:,} were packed", path
+    if member.size != expected[1]:
+        raise _create_refused_error(
+            f"{member.name!r} has {member.size:,} bytes, and {expected[1]:,} were packed", path
         )
     digest = hashlib.sha256()
     target = folder / member.name if folder is not None else None
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with target.open("xb") if target is not None else io.BytesIO() as out:
-        while piece := content.read(PIECE_BYTES):
+        while piece := content.read(BUNDLE_CHUNK_BYTES):
             digest.update(piece)
             if target is not None:
                 out.write(piece)
-    if digest.hexdigest() != promised[0]:
-        raise _refused(
-            f"{member.name!r} is not the file that was packed: sha256 {digest.hexdigest()[:12]} for {promised[0][:12]}",
+    if digest.hexdigest() != expected[0]:
+        raise _create_refused_error(
+            f"{member.name!r} is not the file that was packed: sha256 {digest.hexdigest()[:12]} for {expected[0][:12]}",
             path,
         )
 
 
-def _described(bundle: Bundle) -> bytes:
+def _serialize_manifest(bundle: ModelBundle) -> bytes:
     files = {
         name: {"sha256": digest, "bytes": size} for name, (digest, size) in bundle.files.items()
     }
-    base = {"name": bundle.base, "sha256": bundle.fingerprint}
+    base = {"name": bundle.base_name, "sha256": bundle.base_sha256}
     about: dict[str, Any] = {
         "format": 1,
         "clinpeft": clinpeft.__version__,
@@ -313,18 +319,18 @@ def _described(bundle: Bundle) -> bytes:
     return (json.dumps(about, indent=1) + "\n").encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    tar.addfile(_member(name, len(content)), io.BytesIO(content))
+def _add_content(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    tar.addfile(_create_member(name, len(content)), io.BytesIO(content))
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
+def _create_member(name: str, size_bytes: int) -> tarfile.TarInfo:
     """Nobody's, of no time: the same files give the same bundle, to the byte."""
     member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o600
+    member.size, member.mode = size_bytes, 0o600
     return member
 
 
-def _refused(message: str, path: Path) -> RefusedError:
+def _create_refused_error(message: str, path: Path) -> RefusedError:
     return RefusedError(
         message,
         location=str(path),
@@ -332,7 +338,7 @@ def _refused(message: str, path: Path) -> RefusedError:
     )
 
 
-def _no_bundle(path: Path, reason: str) -> InputError:
+def _create_format_error(path: Path, reason: str) -> InputError:
     return InputError(
         f"this is no bundle: {reason}",
         location=str(path),

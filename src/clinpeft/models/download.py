@@ -12,48 +12,56 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from clinpeft.core.errors import BaseModelError, RefusedError, UsageError
-from clinpeft.models.folder import INDEX_FILE, POOLING_FILE, TOKENIZER_FILES, check, first_line
+from clinpeft.models.folder import (
+    WEIGHT_INDEX_FILE,
+    POOLING_CONFIG_FILE,
+    TOKENIZER_FILES,
+    check_model_folder,
+    extract_first_line,
+)
 
-SENTENCE_FILES = (
-    POOLING_FILE,
+SENTENCE_TRANSFORMERS_FILES = (
+    POOLING_CONFIG_FILE,
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 )
 """What a sentence-transformers folder says of pooling, prompts, length and normalisation."""
 
-PULLED = [
+DOWNLOADED_FILE_PATTERNS = [
     "config.json",
     "generation_config.json",
     "*.safetensors",
-    INDEX_FILE,
+    WEIGHT_INDEX_FILE,
     *TOKENIZER_FILES,
-    *SENTENCE_FILES,
+    *SENTENCE_TRANSFORMERS_FILES,
     "LICENSE*",
     "README.md",
 ]
 
 
-def pull(
-    name: str, folder: Path, snapshot: Callable[..., object] = huggingface_hub.snapshot_download
+def download_model(
+    model_id: str,
+    folder: Path,
+    download_snapshot: Callable[..., object] = huggingface_hub.snapshot_download,
 ) -> None:
     """Fetch a model from the hub into a folder that everything else can use without a network: the one door of this program.
 
     An interrupted pull is taken up where it stopped; the folder appears only when it is whole and has passed ``check``.
 
     Args:
-        name: ``owner/model``.
+        model_id: ``owner/model``.
         folder: where to put it; must not exist yet.
-        snapshot: what fetches; for tests.
+        download_snapshot: what fetches; for tests.
 
     Raises:
         UsageError: not a name of a hub.
         RefusedError: the folder exists.
         BaseModelError: it cannot be fetched, or what was fetched is not a usable base.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id):
         raise UsageError(
-            f"{name!r} is not a hub name",
+            f"{model_id!r} is not a hub name",
             location="models pull",
             hint="write OWNER/MODEL, as on the model's page",
         )
@@ -66,22 +74,24 @@ def pull(
     pulling = folder.with_name(folder.name + ".pulling")
     pulling.mkdir(parents=True, exist_ok=True)
     try:
-        with _online():
-            snapshot(repo_id=name, local_dir=str(pulling), allow_patterns=PULLED)
+        with _enable_network():
+            download_snapshot(
+                repo_id=model_id, local_dir=str(pulling), allow_patterns=DOWNLOADED_FILE_PATTERNS
+            )
     except Exception as error:
         hint = "check the name, the network, and for gated models your access token; the same command goes on where it stopped"
         raise BaseModelError(
-            f"{name} cannot be fetched: {type(error).__name__}: {first_line(error)}",
+            f"{model_id} cannot be fetched: {type(error).__name__}: {extract_first_line(error)}",
             location=str(pulling),
             hint=hint,
         ) from error
-    check(pulling)
+    check_model_folder(pulling)
     shutil.rmtree(pulling / ".cache", ignore_errors=True)
     pulling.rename(folder)
 
 
 @contextmanager
-def _online() -> Iterator[None]:
+def _enable_network() -> Iterator[None]:
     constants.HF_HUB_OFFLINE = False
     try:
         yield

@@ -17,22 +17,26 @@ from typing import Any, Literal
 import transformers
 
 from clinpeft.core.errors import BaseModelError, UsageError
-from clinpeft.models.families import FAMILIES, Pooling
-from clinpeft.models.folder import Json, read_json
-from clinpeft.models.pooling import native_pooling
+from clinpeft.models.families import MODEL_FAMILIES, PoolingMode
+from clinpeft.models.folder import JsonObject, read_model_json
+from clinpeft.models.pooling import read_pooling_mode
 
-MODULES_FILE, PROMPTS_FILE, LENGTH_FILE = (
+(
+    SENTENCE_TRANSFORMERS_MODULES_FILE,
+    SENTENCE_TRANSFORMERS_PROMPTS_FILE,
+    SENTENCE_TRANSFORMERS_LENGTH_FILE,
+) = (
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 )
-ADDRESS = re.compile(r"(?:^|[/\\])(?:models--)?([\w.-]+?)(?:--|[/\\_])([\w.-]+)$")
+HUB_NAME_PATTERN = re.compile(r"(?:^|[/\\])(?:models--)?([\w.-]+?)(?:--|[/\\_])([\w.-]+)$")
 
-Targets = Literal["study", "all-linear"]
+AdapterTargetSet = Literal["study", "all-linear"]
 
 
 @dataclass(frozen=True)
-class Manner:
+class EmbeddingConfig:
     """How a text becomes a vector.
 
     Attributes:
@@ -43,7 +47,7 @@ class Manner:
         max_tokens: what is longer is cut at its end, special tokens included.
     """
 
-    pooling: Pooling
+    pooling: PoolingMode
     normalise: bool = True
     query_prompt: str = ""
     document_prompt: str = ""
@@ -60,39 +64,39 @@ class Backbone:
         embedding_config: how its authors read it; of a model that was never trained for vectors, what is usual: the mean of an encoder, which is also what
             sentence-transformers takes for a folder without a word on it, and the last token of a decoder.
         trained_for_vectors: false for a language model.
-        licence: SPDX name, or what its page calls it.
+        license: SPDX name, or what its page calls it.
         shape: its ``config.json``, as far as it decides parameters and their names.
         padding_side: of its own tokenizer.
-        refused: why it cannot be loaded here; empty for those that can.
+        refusal_reason: why it cannot be loaded here; empty for those that can.
     """
 
     name: str
     family: str
-    embedding_config: Manner
+    embedding_config: EmbeddingConfig
     trained_for_vectors: bool
-    licence: str
+    license: str
     shape: Mapping[str, int]
     padding_side: Literal["left", "right"] = "right"
-    refused: str = ""
+    refusal_reason: str = ""
 
-    def targets(self, which: Targets) -> tuple[str, ...]:
+    def select_targets(self, target_set: AdapterTargetSet) -> tuple[str, ...]:
         """Suffixes of the layers to adapt: ``study`` (query and value; where the three are one projection, all of it) or ``all-linear``."""
-        family = FAMILIES[self.family]
-        return {"study": family.lora_targets, "all-linear": family.linear_targets}[which]
+        family = MODEL_FAMILIES[self.family]
+        return {"study": family.lora_targets, "all-linear": family.linear_targets}[target_set]
 
-    def config(self, **changed: int) -> Any:
+    def create_config(self, **overrides: int) -> Any:
         """The transformers config of its true architecture, with some numbers changed where a smaller one is wanted."""
-        return transformers.AutoConfig.for_model(self.family, **{**self.shape, **changed})
+        return transformers.AutoConfig.for_model(self.family, **{**self.shape, **overrides})
 
 
-def _shape(
+def _create_model_shape(
     layers: int,
     width: int,
     heads: int,
     intermediate: int,
     vocabulary: int,
     positions: int,
-    **more: int,
+    **extra: int,
 ) -> Mapping[str, int]:
     named = {
         "num_hidden_layers": layers,
@@ -102,42 +106,44 @@ def _shape(
         "vocab_size": vocabulary,
         "max_position_embeddings": positions,
     }
-    return MappingProxyType(named | more)
+    return MappingProxyType(named | extra)
 
 
-BERT_BASE, BERT_LARGE = (
-    _shape(12, 768, 12, 3072, 30522, 512),
-    _shape(24, 1024, 16, 4096, 30522, 512),
+BERT_BASE_SHAPE, BERT_LARGE_SHAPE = (
+    _create_model_shape(12, 768, 12, 3072, 30522, 512),
+    _create_model_shape(24, 1024, 16, 4096, 30522, 512),
 )
-BGE_QUERY = "Represent this sentence for searching relevant passages: "
-QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"  # no blank, as its own file has it
-JINA = "a JinaBERT, which calls itself bert, brings its own code, and read as a plain BERT has random feed-forward weights and positions it never had"
+BGE_QUERY_PROMPT = "Represent this sentence for searching relevant passages: "
+QWEN3_QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"  # no blank, as its own file has it
+JINA_REFUSAL_REASON = "a JinaBERT, which calls itself bert, brings its own code, and read as a plain BERT has random feed-forward weights and positions it never had"
 
-_ROWS = (
+_BACKBONE_ROWS = (
     Backbone(
         "michiyasunaga/BioLinkBERT-large",
         "bert",
-        Manner("mean"),
+        EmbeddingConfig("mean"),
         False,
         "Apache-2.0",
-        _shape(24, 1024, 16, 4096, 28895, 512),
+        _create_model_shape(24, 1024, 16, 4096, 28895, 512),
     ),
     Backbone(
         name="google/gemma-2-2b-it",
         family="gemma2",
-        embedding_config=Manner("last", max_tokens=8192),
+        embedding_config=EmbeddingConfig("last", max_tokens=8192),
         trained_for_vectors=False,
-        licence="Gemma Terms of Use",
-        shape=_shape(26, 2304, 8, 9216, 256000, 8192, num_key_value_heads=4, head_dim=256),
+        license="Gemma Terms of Use",
+        shape=_create_model_shape(
+            26, 2304, 8, 9216, 256000, 8192, num_key_value_heads=4, head_dim=256
+        ),
         padding_side="left",
     ),
     Backbone(
         name="Qwen/Qwen3-Embedding-4B",
         family="qwen3",
-        embedding_config=Manner("last", query_prompt=QWEN3_QUERY, max_tokens=32768),
+        embedding_config=EmbeddingConfig("last", query_prompt=QWEN3_QUERY_PROMPT, max_tokens=32768),
         trained_for_vectors=True,
-        licence="Apache-2.0",
-        shape=_shape(
+        license="Apache-2.0",
+        shape=_create_model_shape(
             36,
             2560,
             32,
@@ -153,109 +159,109 @@ _ROWS = (
     Backbone(
         name="sentence-transformers/all-mpnet-base-v2",
         family="mpnet",
-        embedding_config=Manner("mean", max_tokens=384),
+        embedding_config=EmbeddingConfig("mean", max_tokens=384),
         trained_for_vectors=True,
-        licence="Apache-2.0",
-        shape=_shape(12, 768, 12, 3072, 30527, 514),
+        license="Apache-2.0",
+        shape=_create_model_shape(12, 768, 12, 3072, 30527, 514),
     ),
     Backbone(
         name="Qwen/Qwen2.5-0.5B",
         family="qwen2",
-        embedding_config=Manner("last", max_tokens=32768),
+        embedding_config=EmbeddingConfig("last", max_tokens=32768),
         trained_for_vectors=False,
-        licence="Apache-2.0",
-        shape=_shape(
+        license="Apache-2.0",
+        shape=_create_model_shape(
             24, 896, 14, 4864, 151936, 32768, num_key_value_heads=2, tie_word_embeddings=True
         ),
     ),
     Backbone(
         "BAAI/bge-large-en-v1.5",
         "bert",
-        Manner("cls", query_prompt=BGE_QUERY),
+        EmbeddingConfig("cls", query_prompt=BGE_QUERY_PROMPT),
         True,
         "MIT",
-        BERT_LARGE,
+        BERT_LARGE_SHAPE,
     ),
     Backbone(
         "intfloat/e5-large-v2",
         "bert",
-        Manner("mean", True, "query: ", "passage: "),
+        EmbeddingConfig("mean", True, "query: ", "passage: "),
         True,
         "MIT",
-        BERT_LARGE,
+        BERT_LARGE_SHAPE,
     ),
     Backbone(
         "BAAI/bge-small-en-v1.5",
         "bert",
-        Manner("cls", query_prompt=BGE_QUERY),
+        EmbeddingConfig("cls", query_prompt=BGE_QUERY_PROMPT),
         True,
         "MIT",
-        _shape(12, 384, 12, 1536, 30522, 512),
+        _create_model_shape(12, 384, 12, 1536, 30522, 512),
     ),
     Backbone(
         name="BAAI/bge-m3",
         family="xlm-roberta",
-        embedding_config=Manner("cls", max_tokens=8192),
+        embedding_config=EmbeddingConfig("cls", max_tokens=8192),
         trained_for_vectors=True,
-        licence="MIT",
-        shape=_shape(24, 1024, 16, 4096, 250002, 8194, type_vocab_size=1),
+        license="MIT",
+        shape=_create_model_shape(24, 1024, 16, 4096, 250002, 8194, type_vocab_size=1),
     ),
     Backbone(
         name="jinaai/jina-embeddings-v2-base-en",
         family="bert",
-        embedding_config=Manner("mean", max_tokens=8192),
+        embedding_config=EmbeddingConfig("mean", max_tokens=8192),
         trained_for_vectors=True,
-        licence="Apache-2.0",
-        shape=_shape(12, 768, 12, 3072, 30528, 8192),
-        refused=JINA,
+        license="Apache-2.0",
+        shape=_create_model_shape(12, 768, 12, 3072, 30528, 8192),
+        refusal_reason=JINA_REFUSAL_REASON,
     ),
     Backbone(
         name="sentence-transformers/all-MiniLM-L6-v2",
         family="bert",
-        embedding_config=Manner("mean", max_tokens=256),
+        embedding_config=EmbeddingConfig("mean", max_tokens=256),
         trained_for_vectors=True,
-        licence="Apache-2.0",
-        shape=_shape(6, 384, 12, 1536, 30522, 512),
+        license="Apache-2.0",
+        shape=_create_model_shape(6, 384, 12, 1536, 30522, 512),
     ),
     Backbone(
         name="answerdotai/ModernBERT-base",
         family="modernbert",
-        embedding_config=Manner("mean", max_tokens=8192),
+        embedding_config=EmbeddingConfig("mean", max_tokens=8192),
         trained_for_vectors=False,
-        licence="Apache-2.0",
-        shape=_shape(22, 768, 12, 1152, 50368, 8192),
+        license="Apache-2.0",
+        shape=_create_model_shape(22, 768, 12, 1152, 50368, 8192),
     ),
     Backbone(
         "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
         "bert",
-        Manner("mean"),
+        EmbeddingConfig("mean"),
         False,
         "MIT",
-        BERT_BASE,
+        BERT_BASE_SHAPE,
     ),
     Backbone(
         "ncbi/MedCPT-Query-Encoder",
         "bert",
-        Manner("cls", normalise=False, max_tokens=64),
+        EmbeddingConfig("cls", normalise=False, max_tokens=64),
         True,
         "public domain",
-        BERT_BASE,
+        BERT_BASE_SHAPE,
     ),
     Backbone(
         "ncbi/MedCPT-Article-Encoder",
         "bert",
-        Manner("cls", normalise=False),
+        EmbeddingConfig("cls", normalise=False),
         True,
         "public domain",
-        BERT_BASE,
+        BERT_BASE_SHAPE,
     ),
 )
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in _ROWS}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in _BACKBONE_ROWS}
 """The ten of the study (its table 1, in order of its separation), then those to compare with; by their names on the hub."""
 
 
-def backbone_of(folder: Path, named: str = "") -> Backbone | None:
+def find_backbone(folder: Path, backbone_name: str = "") -> Backbone | None:
     """The row of a local folder: the one that is named; else the one whose hub name its path ends with (``OWNER/MODEL``, ``OWNER--MODEL``,
     ``OWNER_MODEL``, or ``MODEL`` alone); else the one that its config says it was made from. None where there is none.
 
@@ -263,42 +269,48 @@ def backbone_of(folder: Path, named: str = "") -> Backbone | None:
 
     Args:
         folder: of the model; its weights are not read.
-        named: a key of ``BACKBONES``, where the user says which; it must fit.
+        backbone_name: a key of ``BACKBONES``, where the user says which; it must fit.
 
     Raises:
         UsageError: no row has the name that was given.
         BaseModelError: the folder is another model than the one named, or one that cannot be loaded as it is (``check_plain``).
     """
-    config = read_json(folder / "config.json", "no config.json: this is not the folder of a model")
-    check_plain(folder, config)
-    if named:
-        row = _named(named)
-        if not _fits(row, config):
+    config = read_model_json(
+        folder / "config.json", "no config.json: this is not the folder of a model"
+    )
+    check_standard_architecture(folder, config)
+    if backbone_name:
+        row = _get_backbone(backbone_name)
+        if not _matches_config(row, config):
             found = f"{config.get('model_type')} of width {config.get('hidden_size')}"
-            message = f"the folder holds a {found}, and {named} is a {row.family} of width {row.shape['hidden_size']}"
+            message = f"the folder holds a {found}, and {backbone_name} is a {row.family} of width {row.shape['hidden_size']}"
             raise BaseModelError(
                 message,
                 location=str(folder),
                 hint="name the backbone that this folder holds, or none",
             )
         return row
-    guesses = (_by_path(folder), BACKBONES.get(str(config.get("_name_or_path", ""))))
-    return next((row for row in guesses if row is not None and _fits(row, config)), None)
+    guesses = (_find_backbone_by_path(folder), BACKBONES.get(str(config.get("_name_or_path", ""))))
+    return next((row for row in guesses if row is not None and _matches_config(row, config)), None)
 
 
-def manner_of(folder: Path, named: str = "", pooling: Pooling | None = None) -> Manner:
+def resolve_embedding_config(
+    folder: Path, backbone_name: str = "", pooling: PoolingMode | None = None
+) -> EmbeddingConfig:
     """How the vectors of a folder are read: by its own word, else by the row of its backbone.
 
     Args:
         folder: of the model.
-        named: a key of ``BACKBONES``; empty: by ``backbone_of``.
+        backbone_name: a key of ``BACKBONES``; empty: by ``backbone_of``.
         pooling: what the user says; neither folder nor row is asked then.
 
     Raises:
         BaseModelError: neither says how it is pooled, or it says so in a way that is not known here.
     """
-    row = backbone_of(folder, named)
-    pooling = pooling or native_pooling(folder) or (row.embedding_config.pooling if row else None)
+    row = find_backbone(folder, backbone_name)
+    pooling = (
+        pooling or read_pooling_mode(folder) or (row.embedding_config.pooling if row else None)
+    )
     if pooling is None:
         hint = 'say how: pooling = "mean", "cls", "last" or "max" in the recipe, or the name of the backbone it is; without either nobody knows'
         raise BaseModelError(
@@ -306,21 +318,25 @@ def manner_of(folder: Path, named: str = "", pooling: Pooling | None = None) -> 
             location=str(folder),
             hint=hint,
         )
-    usual = row.embedding_config if row else Manner(pooling, max_tokens=_positions(folder))
-    prompts = _prompts(folder)
-    return Manner(
+    usual = (
+        row.embedding_config
+        if row
+        else EmbeddingConfig(pooling, max_tokens=_count_positions(folder))
+    )
+    prompts = _read_prompts(folder)
+    return EmbeddingConfig(
         pooling=pooling,
-        normalise=_normalises(folder, usual.normalise),
+        normalise=_is_normalized(folder, usual.normalise),
         query_prompt=prompts.get("query", usual.query_prompt),
         document_prompt=next(
             (prompts[name] for name in ("document", "passage") if name in prompts),
             usual.document_prompt,
         ),
-        max_tokens=_max_tokens(folder) or usual.max_tokens,
+        max_tokens=_read_max_tokens(folder) or usual.max_tokens,
     )
 
 
-def check_plain(folder: Path, config: Json) -> None:
+def check_standard_architecture(folder: Path, config: JsonObject) -> None:
     """A folder whose config calls itself ``bert`` and is none.
 
     transformers loads such a folder without its code as a plain BERT: it has learned positions instead of ALiBi, and the feed-forward weights,
@@ -345,9 +361,11 @@ def check_plain(folder: Path, config: Json) -> None:
         return
     row = BACKBONES["jinaai/jina-embeddings-v2-base-en"]
     message = f"{', '.join(found)} in config.json: the code of this model comes with its folder, and code from a model folder is never run; "
-    message += f"{row.name} is such a model: {JINA}"
+    message += f"{row.name} is such a model: {JINA_REFUSAL_REASON}"
     plain = ", ".join(
-        name for name, each in BACKBONES.items() if not each.refused and each.family == "mpnet"
+        name
+        for name, each in BACKBONES.items()
+        if not each.refusal_reason and each.family == "mpnet"
     )
     hint = (
         f"take a backbone of a known family (of its size: {plain}); to have its numbers all the same, encode the texts with the model's own code "
@@ -356,7 +374,7 @@ def check_plain(folder: Path, config: Json) -> None:
     raise BaseModelError(message, location=str(folder / "config.json"), hint=hint)
 
 
-def _named(name: str) -> Backbone:
+def _get_backbone(name: str) -> Backbone:
     if name in BACKBONES:
         return BACKBONES[name]
     near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.4)
@@ -368,52 +386,52 @@ def _named(name: str) -> Backbone:
     )
 
 
-def _fits(row: Backbone, config: Json) -> bool:
+def _matches_config(backbone: Backbone, config: JsonObject) -> bool:
     return bool(
-        config.get("model_type") == row.family
-        and config.get("hidden_size") == row.shape["hidden_size"]
+        config.get("model_type") == backbone.family
+        and config.get("hidden_size") == backbone.shape["hidden_size"]
     )
 
 
-def _by_path(folder: Path) -> Backbone | None:
+def _find_backbone_by_path(folder: Path) -> Backbone | None:
     """Also inside a hub cache, where the folder is ``models--OWNER--MODEL/snapshots/REVISION``."""
     resolved = folder.resolve()
     location = resolved.parent.parent if resolved.parent.name == "snapshots" else resolved
-    match = ADDRESS.search("/".join(location.parts[-2:]))
+    match = HUB_NAME_PATTERN.search("/".join(location.parts[-2:]))
     owned = BACKBONES.get(f"{match[1]}/{match[2]}") if match else None
-    whole = ADDRESS.search(location.name)
+    whole = HUB_NAME_PATTERN.search(location.name)
     owned = owned or (BACKBONES.get(f"{whole[1]}/{whole[2]}") if whole else None)
     return owned or next(
         (row for name, row in BACKBONES.items() if name.partition("/")[2] == location.name), None
     )
 
 
-def _normalises(folder: Path, otherwise: bool) -> bool:
+def _is_normalized(folder: Path, default: bool) -> bool:
     """Whether the modules of a sentence-transformers folder end with a division by the length."""
     try:
-        text = (folder / MODULES_FILE).read_text(encoding="utf-8")
+        text = (folder / SENTENCE_TRANSFORMERS_MODULES_FILE).read_text(encoding="utf-8")
     except OSError:
-        return otherwise
+        return default
     return bool(re.search(r'"type"\s*:\s*"[\w.]*\.Normalize"', text))
 
 
-def _prompts(folder: Path) -> dict[str, str]:
-    path = folder / PROMPTS_FILE
-    found = read_json(path, "").get("prompts") if path.is_file() else None
+def _read_prompts(folder: Path) -> dict[str, str]:
+    path = folder / SENTENCE_TRANSFORMERS_PROMPTS_FILE
+    found = read_model_json(path, "").get("prompts") if path.is_file() else None
     return {str(name): str(text) for name, text in (found or {}).items() if text is not None}
 
 
-def _max_tokens(folder: Path) -> int:
-    path = folder / LENGTH_FILE
-    return int((read_json(path, "").get("max_seq_length") if path.is_file() else 0) or 0)
+def _read_max_tokens(folder: Path) -> int:
+    path = folder / SENTENCE_TRANSFORMERS_LENGTH_FILE
+    return int((read_model_json(path, "").get("max_seq_length") if path.is_file() else 0) or 0)
 
 
-def _positions(folder: Path) -> int:
+def _count_positions(folder: Path) -> int:
     """What a model of an unknown backbone can take; 512 where its config does not say."""
-    config = read_json(folder / "config.json", "")
+    config = read_model_json(folder / "config.json", "")
     reserved = (
-        FAMILIES[config["model_type"]].reserved_positions or 0
-        if config.get("model_type") in FAMILIES
+        MODEL_FAMILIES[config["model_type"]].reserved_positions or 0
+        if config.get("model_type") in MODEL_FAMILIES
         else 0
     )
     return int(config.get("max_position_embeddings", 512)) - reserved

@@ -11,9 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from clinpeft.core.errors import BaseModelError
-from clinpeft.models.families import known_type
+from clinpeft.models.families import check_model_type
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,49 +28,53 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 VOCABULARY_FILES = TOKENIZER_FILES[:6]
-INDEX_FILE = "model.safetensors.index.json"
-POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers, which keeps the rest of a model as a plain folder
+WEIGHT_INDEX_FILE = "model.safetensors.index.json"
+POOLING_CONFIG_FILE = "1_Pooling/config.json"  # of sentence-transformers, which keeps the rest of a model as a plain folder
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint_base_model(folder: Path) -> str:
     """sha256 (hex) over what decides the numbers: config, tokenizer files, weight index and weights, each under its name, in order of names.
 
     Raises:
         BaseModelError: there is no such folder.
     """
-    _check_there(folder)
-    names = {"config.json", INDEX_FILE, *TOKENIZER_FILES}
+    _check_folder_exists(folder)
+    names = {"config.json", WEIGHT_INDEX_FILE, *TOKENIZER_FILES}
     chosen = sorted(
         path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"
     )
     whole = hashlib.sha256()
     for path in chosen:
         about = path.stat()
-        whole.update(f"{path.name} {_sha256(path, about.st_size, about.st_mtime_ns)}\n".encode())
+        whole.update(
+            f"{path.name} {_hash_file_cached(path, about.st_size, about.st_mtime_ns)}\n".encode()
+        )
     return whole.hexdigest()
 
 
 @functools.lru_cache(maxsize=256)
-def _sha256(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - size and time are part of the key: 13 GB are read once a process
-    return sha256_of(path)
+def _hash_file_cached(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG001 - size and time are part of the key: 13 GB are read once a process
+    return hash_model_file(path)
 
 
-def sha256_of(path: Path) -> str:
+def hash_model_file(path: Path) -> str:
     """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check(folder: Path) -> Json:
+def check_model_folder(folder: Path) -> JsonObject:
     """The config of a folder that can be loaded, without reading its weights.
 
     Raises:
         BaseModelError: what is missing, where, and what to do.
     """
-    _check_there(folder)
-    config = read_json(folder / "config.json", "no config.json: this is not the folder of a model")
-    known_type(config.get("model_type"), str(folder / "config.json"))
-    _check_plain(folder, config)
+    _check_folder_exists(folder)
+    config = read_model_json(
+        folder / "config.json", "no config.json: this is not the folder of a model"
+    )
+    check_model_type(config.get("model_type"), str(folder / "config.json"))
+    _check_plain_weights(folder, config)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         hint = "put the tokenizer's files beside the weights; they are on the model's page"
         raise BaseModelError(
@@ -80,7 +84,7 @@ def check(folder: Path) -> Json:
     return config
 
 
-def _check_there(folder: Path) -> None:
+def _check_folder_exists(folder: Path) -> None:
     if folder.is_dir():
         return
     name = "/".join(folder.parts[-2:])
@@ -91,17 +95,19 @@ def _check_there(folder: Path) -> None:
     raise BaseModelError(f"there is no folder {str(folder)!r}", location="base.path", hint=hint)
 
 
-def read_json(path: Path, missing: str) -> Json:
+def read_model_json(path: Path, missing_message: str) -> JsonObject:
     """The object in a file of a model folder.
 
     Raises:
-        BaseModelError: there is no such file (``missing`` is what is said then), or it holds no object.
+        BaseModelError: there is no such file (``missing_message`` is what is said then), or it holds no object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BaseModelError(
-            missing, location=str(path.parent), hint="give the folder that holds config.json"
+            missing_message,
+            location=str(path.parent),
+            hint="give the folder that holds config.json",
         ) from None
     except (OSError, ValueError) as error:
         raise BaseModelError(
@@ -116,12 +122,12 @@ def read_json(path: Path, missing: str) -> Json:
     return found
 
 
-def _check_plain(folder: Path, config: Json) -> None:
+def _check_plain_weights(folder: Path, config: JsonObject) -> None:
     """Neither code that comes with the model nor weights that are not numbers."""
     tokenizer = folder / "tokenizer_config.json"
     described = {
         "config.json": config,
-        "tokenizer_config.json": read_json(tokenizer, "") if tokenizer.exists() else {},
+        "tokenizer_config.json": read_model_json(tokenizer, "") if tokenizer.exists() else {},
     }
     for name, found in described.items():
         if "auto_map" in found:
@@ -140,10 +146,10 @@ def _check_plain(folder: Path, config: Json) -> None:
 def _check_weights(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise _no_weights(folder)
-    index = folder / INDEX_FILE
+        raise _create_no_weights_error(folder)
+    index = folder / WEIGHT_INDEX_FILE
     if index.exists():
-        listed = set(read_json(index, "").get("weight_map", {}).values())
+        listed = set(read_model_json(index, "").get("weight_map", {}).values())
         missing = sorted(listed - {path.name for path in files})
         if missing:
             raise BaseModelError(
@@ -162,12 +168,12 @@ def _check_weights(folder: Path) -> None:
             ) from error
 
 
-def first_line(error: Exception) -> str:
+def extract_first_line(error: Exception) -> str:
     """What an error of a library says first; the rest is advice to its developers."""
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def _no_weights(folder: Path) -> BaseModelError:
+def _create_no_weights_error(folder: Path) -> BaseModelError:
     pickles = sorted(
         path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
     )

@@ -17,26 +17,26 @@ from safetensors.torch import load, save
 import clinpeft
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError, UsageError
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models.families import Pooling
-from clinpeft.models.heads import Head, Heads, WindowPooling
-from clinpeft.models.reference_output import Place, Probe
+from clinpeft.models.families import PoolingMode
+from clinpeft.models.heads import Head, TaskHeads, WindowPooling
+from clinpeft.models.reference_output import ComputeEnvironment, ReferenceOutput
 
-WEIGHTS, ABOUT = "head.safetensors", "head.json"
-Tensors = dict[str, torch.Tensor]
+HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
+HeadTensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Asked:
+class HeadConfig:
     """What a head answers, and from which vectors.
 
     Attributes:
-        question: its classes are the head's, in order.
+        label_space: its classes are the head's, in order.
         pooling: where a window's vector is read; never ``auto``.
         window_pooling: how the logits of a document's windows become its own.
     """
 
-    question: LabelSpace
-    pooling: Pooling
+    label_space: LabelSpace
+    pooling: PoolingMode
     window_pooling: WindowPooling
 
 
@@ -46,26 +46,26 @@ class SavedHeads:
 
     Attributes:
         heads: the module, in evaluation mode, task by task in the order in which they were saved.
-        asked: task -> what its head answers.
+        head_configs: task -> what its head answers.
         base_sha256: fingerprint of the base whose vectors they read.
-        probe: None where none was kept.
-        about: what else the writer said.
+        reference_output: None where none was kept.
+        metadata: what else the writer said.
     """
 
-    heads: Heads
-    asked: dict[str, Asked]
+    heads: TaskHeads
+    head_configs: dict[str, HeadConfig]
     base_sha256: str
-    probe: Probe | None
-    about: dict[str, Any]
+    reference_output: ReferenceOutput | None
+    metadata: dict[str, Any]
 
 
-def save_head(
+def save_heads(
     folder: Path,
     heads: Mapping[str, Head],
-    asked: Mapping[str, Asked],
+    head_configs: Mapping[str, HeadConfig],
     base_sha256: str,
-    probe: Probe | None = None,
-    about: Mapping[str, object] | None = None,
+    reference_output: ReferenceOutput | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Write the heads of a run beside its adapters, or in a folder of their own, which is made.
 
@@ -75,32 +75,35 @@ def save_head(
     Args:
         folder: for both files; other files in it are left alone.
         heads: task -> head.
-        asked: task -> what it answers.
+        head_configs: task -> what it answers.
         base_sha256: fingerprint of the base.
-        probe: with answers of the same tasks.
-        about: what else is to be known, as JSON takes it.
+        reference_output: with answers of the same tasks.
+        metadata: what else is to be known, as JSON takes it.
 
     Raises:
         UsageError: heads, questions and probe are not about the same tasks and classes.
         StorageError: it cannot be written.
     """
-    _check_same(heads, asked, probe)
-    weights = save(_tensors(heads, probe), metadata={"format": "pt"})
+    _check_same_tasks(heads, head_configs, reference_output)
+    weights = save(_collect_tensors(heads, reference_output), metadata={"format": "pt"})
     described = {
         "clinpeft": clinpeft.__version__,
         "base_sha256": base_sha256,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "tasks": {task: _described(head, asked[task]) for task, head in heads.items()},
-        "probe": {"input_ids": probe.input_ids.tolist(), "place": probe.location.as_json()}
-        if probe
+        "tasks": {task: _describe_head(head, head_configs[task]) for task, head in heads.items()},
+        "probe": {
+            "input_ids": reference_output.input_ids.tolist(),
+            "place": reference_output.environment.as_json(),
+        }
+        if reference_output
         else None,
-        "about": dict(about or {}),
+        "about": dict(metadata or {}),
     }
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, weights)
-        _write(folder / ABOUT, text.encode())
+        _write_file(folder / HEAD_WEIGHTS_FILE, weights)
+        _write_file(folder / HEAD_CONFIG_FILE, text.encode())
     except OSError as error:
         raise StorageError(
             f"the head cannot be written: {error}",
@@ -120,12 +123,12 @@ def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
         AdapterError: a file is missing or damaged, or numbers are missing, left over, or of another shape.
         RefusedError: the numbers are not those that were written, or the base is another one.
     """
-    described, weights = _read_about(folder), _read(folder / WEIGHTS)
+    described, weights = _read_head_description(folder), _read_file(folder / HEAD_WEIGHTS_FILE)
     try:
         tasks = dict(described["tasks"])
-        asked = {task: _asked(found) for task, found in tasks.items()}
+        asked = {task: _parse_head_config(found) for task, found in tasks.items()}
         shapes = {
-            task: (len(asked[task].question.classes), int(found["width"]))
+            task: (len(asked[task].label_space.classes), int(found["width"]))
             for task, found in tasks.items()
         }
         dropouts = {
@@ -137,34 +140,41 @@ def load_heads(folder: Path, base_sha256: str = "") -> SavedHeads:
             str(described["base_sha256"]),
         )
         rows = (
-            (torch.tensor(kept["input_ids"], dtype=torch.int64), Place.from_json(kept["place"]))
+            (
+                torch.tensor(kept["input_ids"], dtype=torch.int64),
+                ComputeEnvironment.from_json(kept["place"]),
+            )
             if kept
             else None
         )
         about = dict(described["about"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise _damaged(folder / ABOUT, error) from error
+        raise _create_damaged_error(folder / HEAD_CONFIG_FILE, error) from error
     _check_hashes(folder, weights, written, base, base_sha256)
-    tensors = _parsed(folder, weights)
+    tensors = _parse_tensors(folder, weights)
     _check_tensors(tensors, shapes, len(rows[0]) if rows else 0, folder)
-    heads = Heads(
-        {task: _filled(task, shape, dropouts[task], tensors) for task, shape in shapes.items()}
+    heads = TaskHeads(
+        {task: _create_head(task, shape, dropouts[task], tensors) for task, shape in shapes.items()}
     )
     probe = (
-        Probe(rows[0], {task: tensors[f"probe.{task}"] for task in shapes}, rows[1])
+        ReferenceOutput(rows[0], {task: tensors[f"probe.{task}"] for task in shapes}, rows[1])
         if rows
         else None
     )
     return SavedHeads(heads.eval(), asked, base, probe, about)
 
 
-def _check_same(heads: Mapping[str, Head], asked: Mapping[str, Asked], probe: Probe | None) -> None:
-    given = {task: head.classes for task, head in heads.items()}
-    wanted = {task: len(about.question.classes) for task, about in asked.items()}
+def _check_same_tasks(
+    heads: Mapping[str, Head],
+    head_configs: Mapping[str, HeadConfig],
+    reference_output: ReferenceOutput | None,
+) -> None:
+    given = {task: head.num_classes for task, head in heads.items()}
+    wanted = {task: len(about.label_space.classes) for task, about in head_configs.items()}
     answered = (
         wanted
-        if probe is None
-        else {task: logits.shape[1] for task, logits in probe.logits.items()}
+        if reference_output is None
+        else {task: logits.shape[1] for task, logits in reference_output.logits.items()}
     )
     if not given or given != wanted or answered != wanted:
         message = f"heads of {given}, questions of {wanted} and a probe of {answered} classes"
@@ -175,40 +185,55 @@ def _check_same(heads: Mapping[str, Head], asked: Mapping[str, Asked], probe: Pr
         )
 
 
-def _described(head: Head, asked: Asked) -> dict[str, object]:
-    question = asked.question.as_json()
+def _describe_head(head: Head, head_config: HeadConfig) -> dict[str, object]:
+    question = head_config.label_space.as_json()
     return {
         "question": question,
-        "pooling": asked.pooling,
-        "window_pooling": asked.window_pooling,
+        "pooling": head_config.pooling,
+        "window_pooling": head_config.window_pooling,
         "width": head.width,
         "dropout": head.dropout.p,
     }
 
 
-def _asked(found: Mapping[str, Any]) -> Asked:
+def _parse_head_config(description: Mapping[str, Any]) -> HeadConfig:
     """What ``_described`` says; a ValueError where a word is not known."""
-    for key, known in (("pooling", get_args(Pooling)), ("window_pooling", get_args(WindowPooling))):
-        if found[key] not in known:
-            raise ValueError(f"{key} is {found[key]!r}, and one of {', '.join(known)} is known")
-    return Asked(LabelSpace.from_json(found["question"]), found["pooling"], found["window_pooling"])
+    for key, known in (
+        ("pooling", get_args(PoolingMode)),
+        ("window_pooling", get_args(WindowPooling)),
+    ):
+        if description[key] not in known:
+            raise ValueError(
+                f"{key} is {description[key]!r}, and one of {', '.join(known)} is known"
+            )
+    return HeadConfig(
+        LabelSpace.from_json(description["question"]),
+        description["pooling"],
+        description["window_pooling"],
+    )
 
 
-def _tensors(heads: Mapping[str, Head], probe: Probe | None) -> Tensors:
+def _collect_tensors(
+    heads: Mapping[str, Head], reference_output: ReferenceOutput | None
+) -> HeadTensors:
     """The answers to the probe are among the numbers, where every bit of a float32 is kept."""
     found = {
         f"head.{task}.{name}": tensor
         for task, head in heads.items()
         for name, tensor in head.linear.named_parameters()
     }
-    answers = {f"probe.{task}": logits for task, logits in probe.logits.items()} if probe else {}
+    answers = (
+        {f"probe.{task}": logits for task, logits in reference_output.logits.items()}
+        if reference_output
+        else {}
+    )
     return {
         name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
         for name, tensor in (found | answers).items()
     }
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> None:
     """Under another name, to the disk, and only then in its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -221,7 +246,7 @@ def _write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -231,20 +256,22 @@ def _read(path: Path) -> bytes:
             hint="give the folder of a head, and copy both its files",
         ) from None
     except OSError as error:
-        raise _damaged(path, error) from error
+        raise _create_damaged_error(path, error) from error
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def _read_head_description(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_read(folder / ABOUT))
+        found = json.loads(_read_file(folder / HEAD_CONFIG_FILE))
     except ValueError as error:
-        raise _damaged(folder / ABOUT, error) from error
+        raise _create_damaged_error(folder / HEAD_CONFIG_FILE, error) from error
     if not isinstance(found, dict):
-        raise _damaged(folder / ABOUT, ValueError(f"it is a {type(found).__name__}, not an object"))
+        raise _create_damaged_error(
+            folder / HEAD_CONFIG_FILE, ValueError(f"it is a {type(found).__name__}, not an object")
+        )
     return found
 
 
-def _damaged(path: Path, error: Exception) -> AdapterError:
+def _create_damaged_error(path: Path, error: Exception) -> AdapterError:
     return AdapterError(
         f"{path.name} cannot be read: {type(error).__name__}: {error}",
         location=str(path),
@@ -252,15 +279,21 @@ def _damaged(path: Path, error: Exception) -> AdapterError:
     )
 
 
-def _check_hashes(folder: Path, weights: bytes, written: str, base: str, base_now: str) -> None:
+def _check_hashes(
+    folder: Path,
+    weights: bytes,
+    expected_sha256: str,
+    trained_base_sha256: str,
+    current_base_sha256: str,
+) -> None:
     found = hashlib.sha256(weights).hexdigest()
-    if found != written:
-        message = f"{WEIGHTS} is not the file that was written: sha256 {found[:12]} for {str(written)[:12]}"
+    if found != expected_sha256:
+        message = f"{HEAD_WEIGHTS_FILE} is not the file that was written: sha256 {found[:12]} for {str(expected_sha256)[:12]}"
         raise RefusedError(
             message, location=str(folder), hint="copy the folder again from where it was trained"
         )
-    if base_now and base_now != base:
-        message = f"this head was trained on a base of sha256 {base[:12]}, and the base is {base_now[:12]}"
+    if current_base_sha256 and current_base_sha256 != trained_base_sha256:
+        message = f"this head was trained on a base of sha256 {trained_base_sha256[:12]}, and the base is {current_base_sha256[:12]}"
         raise RefusedError(
             message,
             location=str(folder),
@@ -268,21 +301,21 @@ def _check_hashes(folder: Path, weights: bytes, written: str, base: str, base_no
         )
 
 
-def _parsed(folder: Path, weights: bytes) -> Tensors:
+def _parse_tensors(folder: Path, weights: bytes) -> HeadTensors:
     try:
-        tensors: Tensors = load(weights)
+        tensors: HeadTensors = load(weights)
     except (SafetensorError, ValueError) as error:
-        raise _damaged(folder / WEIGHTS, error) from error
+        raise _create_damaged_error(folder / HEAD_WEIGHTS_FILE, error) from error
     return tensors
 
 
 def _check_tensors(
-    tensors: Tensors, shapes: Mapping[str, tuple[int, int]], probe_rows: int, folder: Path
+    tensors: HeadTensors, shapes: Mapping[str, tuple[int, int]], reference_rows: int, folder: Path
 ) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for task, (classes, width) in shapes.items():
         wanted |= {f"head.{task}.weight": (classes, width), f"head.{task}.bias": (classes,)}
-        wanted |= {f"probe.{task}": (probe_rows, classes)} if probe_rows else {}
+        wanted |= {f"probe.{task}": (reference_rows, classes)} if reference_rows else {}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differing = sorted(
         name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)
@@ -303,11 +336,13 @@ def _check_tensors(
             else "no task"
         )
         raise AdapterError(
-            message, location=str(folder / WEIGHTS), hint=f"use {WEIGHTS} and {ABOUT} of one run"
+            message,
+            location=str(folder / HEAD_WEIGHTS_FILE),
+            hint=f"use {HEAD_WEIGHTS_FILE} and {HEAD_CONFIG_FILE} of one run",
         )
 
 
-def _filled(task: str, shape: tuple[int, int], dropout: float, tensors: Tensors) -> Head:
+def _create_head(task: str, shape: tuple[int, int], dropout: float, tensors: HeadTensors) -> Head:
     classes, width = shape
     head = Head(width, classes, dropout)
     head.linear.load_state_dict(

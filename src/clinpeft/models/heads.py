@@ -10,7 +10,7 @@ import torch
 from clinpeft.core.errors import InputError, UsageError
 
 WindowPooling = Literal["mean", "max"]
-DEVIATION = 0.02  # of the first weights, as in BERT (Devlin et al. 2019) and its descendants
+HEAD_INIT_STD = 0.02  # of the first weights, as in BERT (Devlin et al. 2019) and its descendants
 
 
 class Head(torch.nn.Module):
@@ -20,20 +20,20 @@ class Head(torch.nn.Module):
 
     Args:
         width: numbers in a vector.
-        classes: logits of a document.
+        num_classes: logits of a document.
         dropout: share of a vector's numbers that is left out while training.
         seed: of the first weights, N(0, 0.02); biases start at 0, and the global generators stay as they were.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, width: int, num_classes: int, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.dropout = torch.nn.Dropout(dropout)
         self.linear: torch.nn.Linear = torch.nn.utils.skip_init(
-            torch.nn.Linear, width, classes, dtype=torch.float32
+            torch.nn.Linear, width, num_classes, dtype=torch.float32
         )  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.linear.weight.normal_(
-                0.0, DEVIATION, generator=torch.Generator().manual_seed(seed)
+                0.0, HEAD_INIT_STD, generator=torch.Generator().manual_seed(seed)
             )
             self.linear.bias.zero_()
 
@@ -43,23 +43,23 @@ class Head(torch.nn.Module):
         return int(self.linear.in_features)
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """Logits of a document."""
         return int(self.linear.out_features)
 
     def forward(
         self,
         vectors: torch.Tensor,
-        document: torch.Tensor,
-        documents: int,
+        document_index: torch.Tensor,
+        num_documents: int,
         window_pooling: WindowPooling,
     ) -> torch.Tensor:
         """A document's logits are the mean, or class by class the maximum, of its windows' logits.
 
         Args:
             vectors: (windows, width).
-            document: (windows,) int64, the document of each window, from 0 to ``documents`` - 1, in any order.
-            documents: how many.
+            document_index: (windows,) int64, the document of each window, from 0 to ``num_documents`` - 1, in any order.
+            num_documents: how many.
             window_pooling: ``mean`` or ``max``.
 
         Returns:
@@ -69,19 +69,20 @@ class Head(torch.nn.Module):
             InputError: a document without windows, or a window without document.
         """
         belongs = (
-            document[None, :] == torch.arange(documents, device=document.device)[:, None]
+            document_index[None, :]
+            == torch.arange(num_documents, device=document_index.device)[:, None]
         )  # (documents, windows)
-        _check_windows(belongs)
+        _check_window_membership(belongs)
         with torch.autocast(vectors.device.type, enabled=False):
-            return _POOLED[window_pooling](
-                self.linear(self.dropout(vectors.float())), belongs, document
+            return _WINDOW_POOLING_FUNCTIONS[window_pooling](
+                self.linear(self.dropout(vectors.float())), belongs, document_index
             )
 
 
-def _check_windows(belongs: torch.Tensor) -> None:
-    if belongs.any(dim=1).all() & belongs.any(dim=0).all():
+def _check_window_membership(membership: torch.Tensor) -> None:
+    if membership.any(dim=1).all() & membership.any(dim=0).all():
         return
-    without, stray = (torch.nonzero(~belongs.any(dim=dim)).flatten().tolist() for dim in (1, 0))
+    without, stray = (torch.nonzero(~membership.any(dim=dim)).flatten().tolist() for dim in (1, 0))
     message = f"documents without windows: {without[:5]}; windows without document: {stray[:5]}"
     raise InputError(
         message,
@@ -90,26 +91,32 @@ def _check_windows(belongs: torch.Tensor) -> None:
     )
 
 
-def _mean(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - both ways have one shape
+def _pool_mean(
+    logits: torch.Tensor, membership: torch.Tensor, document_index: torch.Tensor
+) -> torch.Tensor:  # noqa: ARG001 - both ways have one shape
     """As one product, because sums that are scattered on a GPU come out in another order each time."""
-    shares = belongs.float() / belongs.sum(dim=1, keepdim=True)  # (documents, windows)
+    shares = membership.float() / membership.sum(dim=1, keepdim=True)  # (documents, windows)
     return shares @ logits
 
 
-def _max(logits: torch.Tensor, belongs: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
-    lowest = logits.new_full((len(belongs), logits.shape[1]), -torch.inf)
+def _pool_max(
+    logits: torch.Tensor, membership: torch.Tensor, document_index: torch.Tensor
+) -> torch.Tensor:
+    lowest = logits.new_full((len(membership), logits.shape[1]), -torch.inf)
     return lowest.scatter_reduce(
-        0, document[:, None].expand_as(logits), logits, "amax", include_self=False
+        0, document_index[:, None].expand_as(logits), logits, "amax", include_self=False
     )
 
 
-_POOLED: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mean": _mean,
-    "max": _max,
+_WINDOW_POOLING_FUNCTIONS: dict[
+    str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+] = {
+    "mean": _pool_mean,
+    "max": _pool_max,
 }
 
 
-class Heads(torch.nn.Module, Mapping[str, Head]):
+class TaskHeads(torch.nn.Module, Mapping[str, Head]):
     """A module of several heads, read like a dictionary: name of a task -> its head. Any name will do, also one with dots.
 
     Args:
@@ -123,20 +130,22 @@ class Heads(torch.nn.Module, Mapping[str, Head]):
         super().__init__()
         if not heads:
             raise UsageError("no head", location="heads", hint="ask at least one question")
-        self._names = tuple(heads)
-        self._heads = torch.nn.ModuleDict({_key(name): head for name, head in heads.items()})
+        self._task_names = tuple(heads)
+        self._heads = torch.nn.ModuleDict(
+            {_escape_task_name(name): head for name, head in heads.items()}
+        )
 
-    def __getitem__(self, name: str) -> Head:
-        head: Head = self._heads[_key(name)]  # type: ignore[assignment]  # torch says Module of whatever it holds
+    def __getitem__(self, task: str) -> Head:
+        head: Head = self._heads[_escape_task_name(task)]  # type: ignore[assignment]  # torch says Module of whatever it holds
         return head
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._task_names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._task_names)
 
 
-def _key(name: str) -> str:
+def _escape_task_name(name: str) -> str:
     """A name that torch takes: no dots, and never one of a module's own attributes."""
     return "@" + name.replace("%", "%25").replace(".", "%2E")

@@ -14,19 +14,24 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from clinpeft.core.errors import BaseModelError, RefusedError
-from clinpeft.models.families import FAMILIES, Family, known_type
-from clinpeft.models.folder import Json, check, fingerprint, first_line
+from clinpeft.models.families import MODEL_FAMILIES, ModelFamily, check_model_type
+from clinpeft.models.folder import (
+    JsonObject,
+    check_model_folder,
+    fingerprint_base_model,
+    extract_first_line,
+)
 from clinpeft.recipe import PretrainedModelSpec
 from clinpeft.runtime import float8, kernels, last_token_layer, packed_attention
 
-Purpose = Literal["language", "vectors"]
+LoadPurpose = Literal["language", "vectors"]
 """What a base is loaded for: to say what it thinks of words, by its language-modelling head, or to give vectors, without that head."""
 
 Quantization = Literal["none", "float8"]
 
 
 @dataclass
-class Base:
+class FrozenBaseModel:
     """A frozen model and what it takes to name it.
 
     Attributes:
@@ -47,16 +52,16 @@ class Base:
 
     model: Any
     tokenizer: Any
-    family: Family
+    family: ModelFamily
     folder: Path
     sha256: str
     precision: torch.dtype
     precision_reason: str
     max_tokens: int = 0
-    purpose: Purpose = "language"
+    purpose: LoadPurpose = "language"
     quantization: Quantization = "none"
     quantization_reason: str = ""
-    kernels: str = kernels.PLAIN
+    kernels: str = kernels.TORCH_KERNELS
 
     @property
     def backbone(self) -> Any:
@@ -74,7 +79,7 @@ class Base:
         return self.family.reserved_positions or 0
 
     @property
-    def positions(self) -> int | None:
+    def max_positions(self) -> int | None:
         """How many tokens its learned position table holds; None where there is no table."""
         reserved = self.family.reserved_positions
         return (
@@ -82,7 +87,9 @@ class Base:
         )
 
 
-def load(spec: PretrainedModelSpec, device: torch.device, purpose: Purpose = "language") -> Base:
+def load_base_model(
+    spec: PretrainedModelSpec, device: torch.device, purpose: LoadPurpose = "language"
+) -> FrozenBaseModel:
     """Load a folder as a frozen base.
 
     Args:
@@ -94,61 +101,63 @@ def load(spec: PretrainedModelSpec, device: torch.device, purpose: Purpose = "la
     Raises:
         BaseModelError: the folder is not a whole, plain, known model; the message says what is missing and what to do.
     """
-    config = check(spec.path)
-    family = FAMILIES[config["model_type"]]
-    precision, reason = precision_for(spec.precision, device)
+    config = check_model_folder(spec.path)
+    family = MODEL_FAMILIES[config["model_type"]]
+    precision, reason = choose_precision(spec.precision, device)
     with (
-        _quiet(),
+        silence_transformers(),
         torch.random.fork_rng(devices=[]),
     ):  # a head that is not in the folder is drawn at random before it is freed
-        tokenizer = _tokenizer(spec.path)
-        model = _model(spec.path, family, precision, purpose)
+        tokenizer = _load_tokenizer(spec.path)
+        model = _load_model(spec.path, family, precision, purpose)
     if purpose == "vectors":
-        _free_head(model)
-    installed = kernels.install(model, family, spec, device)
-    base = Base(
+        _remove_head(model)
+    installed = kernels.install_liger_kernels(model, family, spec, device)
+    base = FrozenBaseModel(
         model,
         tokenizer,
         family,
         spec.path,
-        fingerprint(spec.path),
+        fingerprint_base_model(spec.path),
         precision,
         reason,
         spec.max_tokens,
         purpose,
         kernels=installed,
     )
-    _check_tokens(base)
-    _freeze(model)
+    _check_tokenizer(base)
+    _freeze_model(model)
     if spec.quantization != "none":
-        quantize(base)
+        quantize_base_model(base)
     model.to(device)
-    flatten(base)
+    enable_packing(base)
     return base
 
 
-def quantize(base: Base) -> None:
+def quantize_base_model(base: FrozenBaseModel) -> None:
     """The linear layers inside the blocks in float8 from here on, in place (``float8``); embeddings and heads stay as they are."""
-    float8.install(base.backbone, base.family.linear_targets)
+    float8.quantize_linear_layers(base.backbone, base.family.linear_targets)
     base.quantization = "float8"
 
 
-def flatten(base: Base) -> None:
+def enable_packing(base: FrozenBaseModel) -> None:
     """Let many documents stand in one row of a base whose family can do that.
 
     Raises:
         BaseModelError: its documents are not the same in one row as alone.
     """
-    if base.family.flattens:
-        packed_attention.install(base.model)
-        last_token_layer.install(base.backbone)
-        packed_attention.check_exact(base.backbone, base.first_position, str(base.folder))
+    if base.family.supports_packing:
+        packed_attention.install_packed_attention(base.model)
+        last_token_layer.install_pooled_layer(base.backbone)
+        packed_attention.check_packed_attention(
+            base.backbone, base.first_position, str(base.folder)
+        )
 
 
-class _FreedHead(torch.nn.Module):
+class _RemovedHead(torch.nn.Module):
     """Where the language-modelling head was: a silent stand-in would let vectors pass for logits."""
 
-    def forward(self, *given: object) -> torch.Tensor:  # noqa: ARG002 - every head has its own arguments
+    def forward(self, *args: object) -> torch.Tensor:  # noqa: ARG002 - every head has its own arguments
         hint = "load it for language, or ask its backbone"
         raise RefusedError(
             "this base was loaded for vectors, and its language-modelling head is gone",
@@ -157,36 +166,38 @@ class _FreedHead(torch.nn.Module):
         )
 
 
-def _free_head(model: Any) -> None:
+def _remove_head(model: Any) -> None:
     """Everything but the backbone gives its memory back; an embedding that the head was tied to belongs to the backbone and stays."""
     for name, part in list(model.named_children()):
         if part is not model.base_model:
-            setattr(model, name, _FreedHead())
+            setattr(model, name, _RemovedHead())
     model.get_output_embeddings = (
-        _no_output_embeddings  # transformers' own looks for them inside the head
+        _get_no_output_embeddings  # transformers' own looks for them inside the head
     )
 
 
-def _no_output_embeddings() -> None:
+def _get_no_output_embeddings() -> None:
     return None
 
 
-def meta(config: Any) -> Base:
+def create_meta_model(config: Any) -> FrozenBaseModel:
     """A base of shapes without weights, on the meta device, from a transformers config: enough to count parameters of any size."""
-    family = FAMILIES[known_type(config.model_type, "the given config")]
+    family = MODEL_FAMILIES[check_model_type(config.model_type, "the given config")]
     with torch.device("meta"):
-        model = family.auto.from_config(config)
-    _freeze(model)
-    return Base(model, None, family, Path("meta"), "", torch.float32, "float32: shapes only")
+        model = family.auto_class.from_config(config)
+    _freeze_model(model)
+    return FrozenBaseModel(
+        model, None, family, Path("meta"), "", torch.float32, "float32: shapes only"
+    )
 
 
-def _freeze(model: Any) -> None:
+def _freeze_model(model: Any) -> None:
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False  # keys and values of a training batch are never read again
 
 
-def _check_tokens(base: Base) -> None:
+def _check_tokenizer(base: FrozenBaseModel) -> None:
     """The tokenizer speaks the model's language, and the sequences fit."""
     rows = base.model.get_input_embeddings().num_embeddings
     if len(base.tokenizer) > rows:
@@ -206,20 +217,20 @@ def _check_tokens(base: Base) -> None:
             location=str(base.folder),
             hint=hint,
         )
-    if base.positions is not None and base.max_tokens > base.positions:
-        message = f"max_tokens = {base.max_tokens}, and this model has positions for {base.positions} tokens"
+    if base.max_positions is not None and base.max_tokens > base.max_positions:
+        message = f"max_tokens = {base.max_tokens}, and this model has positions for {base.max_positions} tokens"
         raise BaseModelError(
-            message, location="base.max_tokens", hint=f"set at most {base.positions}"
+            message, location="base.max_tokens", hint=f"set at most {base.max_positions}"
         )
 
 
-def precision_for(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_precision(requested: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The precision on a device and the reason, for the record.
 
     bfloat16 on a processor without instructions for it is emulated: slower than float32 and less exact, so ``auto`` does not take it there.
     """
-    if wanted != "auto":
-        return getattr(torch, wanted), f"{wanted}: asked for in the recipe"
+    if requested != "auto":
+        return getattr(torch, requested), f"{requested}: asked for in the recipe"
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
         return (
@@ -229,14 +240,14 @@ def precision_for(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
         )
     if device.type != "cpu":
         return torch.float32, f"float32: bfloat16 is not measured on {device.type}"
-    capabilities = _instructions()
+    capabilities = read_cpu_capabilities()
     for flag, name in (("amx_tile", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         if capabilities.get(flag):
             return torch.bfloat16, f"bfloat16: this processor has {name}"
     return torch.float32, "float32: this processor has neither AMX nor AVX512-BF16"
 
 
-def _instructions() -> dict[str, bool]:
+def read_cpu_capabilities() -> dict[str, bool]:
     """What this processor can do, by torch's names; older releases have one private question for each."""
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())
@@ -247,22 +258,26 @@ def _instructions() -> dict[str, bool]:
     }
 
 
-def _tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        message = f"the tokenizer cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        message = (
+            f"the tokenizer cannot be loaded: {type(error).__name__}: {extract_first_line(error)}"
+        )
         hint = (
             "check that its files are whole; a folder with tokenizer.json needs no further package"
         )
         raise BaseModelError(message, location=str(folder), hint=hint) from error
 
 
-def _model(folder: Path, family: Family, precision: torch.dtype, purpose: Purpose) -> Any:
+def _load_model(
+    folder: Path, family: ModelFamily, precision: torch.dtype, purpose: LoadPurpose
+) -> Any:
     try:
-        model, report = family.auto.from_pretrained(
+        model, report = family.auto_class.from_pretrained(
             str(folder),
             dtype=precision,
             local_files_only=True,
@@ -274,32 +289,36 @@ def _model(folder: Path, family: Family, precision: torch.dtype, purpose: Purpos
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        message = f"the model cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        message = f"the model cannot be loaded: {type(error).__name__}: {extract_first_line(error)}"
         raise BaseModelError(
             message,
             location=str(folder),
             hint="check config.json against the model's page, and copy the folder again",
         ) from error
-    _check_report(report, folder, f"{model.base_model_prefix}." if purpose == "vectors" else "")
+    _check_loading_report(
+        report, folder, f"{model.base_model_prefix}." if purpose == "vectors" else ""
+    )
     return model
 
 
-def _check_report(report: Json, folder: Path, needed: str) -> None:
-    """Every weight whose name begins with ``needed`` came from the folder, all in their shape, and no layer of the folder was left out."""
+def _check_loading_report(report: JsonObject, folder: Path, required_prefix: str) -> None:
+    """Every weight whose name begins with ``required_prefix`` came from the folder, all in their shape, and no layer of the folder was left out."""
     mismatched = sorted(
         f"{name} is {tuple(found)} in the folder and {tuple(wanted)} by its config"
         for name, found, wanted in report["mismatched_keys"]
     )
     if mismatched:
         raise BaseModelError(
-            f"shapes differ: {_some(mismatched)}",
+            f"shapes differ: {_join_first_names(mismatched)}",
             location=str(folder),
             hint="use the config.json of these weights",
         )
-    missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(required_prefix))
     if missing:
-        message = f"these weights are not in the folder and would be random: {_some(missing)}"
-        hint = f"use a folder of the whole model{'' if needed else ', language-modelling head included'}"
+        message = (
+            f"these weights are not in the folder and would be random: {_join_first_names(missing)}"
+        )
+        hint = f"use a folder of the whole model{'' if required_prefix else ', language-modelling head included'}"
         raise BaseModelError(message, location=str(folder), hint=hint)
     left_out = sorted(
         name
@@ -307,18 +326,20 @@ def _check_report(report: Json, folder: Path, needed: str) -> None:
         if re.search(r"layers?\.\d+\.", name) and not name.endswith("inv_freq")
     )
     if left_out:
-        message = f"these layers are in the folder and not in its config: {_some(left_out)}"
+        message = (
+            f"these layers are in the folder and not in its config: {_join_first_names(left_out)}"
+        )
         raise BaseModelError(
             message, location=str(folder), hint="use the config.json of these weights"
         )
 
 
-def _some(names: list[str]) -> str:
+def _join_first_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Without the library's bars and reports: what they would say is either an error here or of no interest."""
     level, bars = (
         transformers_logging.get_verbosity(),

@@ -13,15 +13,15 @@ import torch
 import transformers
 
 from clinpeft.core.errors import AdapterError, RefusedError, UsageError
-from clinpeft.models.load import Base
-from clinpeft.runtime.kernels import PLAIN
+from clinpeft.models.load import FrozenBaseModel
+from clinpeft.runtime.kernels import TORCH_KERNELS
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
+REFERENCE_OUTPUT_TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
 """How far a logit may lie off in another place, as a share of the largest logit of its task: bfloat16 carries 8 bits, and the looser place counts."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ComputeEnvironment:
     """Where numbers were computed: in the same place they come out the same, to the bit.
 
     Attributes:
@@ -39,34 +39,41 @@ class Place:
     processor: str
     threads: int
     precision: str
-    kernels: str = PLAIN
+    kernels: str = TORCH_KERNELS
 
     def as_json(self) -> dict[str, object]:
         """As it stands in ``head.json``."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Place:
+    def from_json(cls, document: Mapping[str, Any]) -> ComputeEnvironment:
         """What ``as_json`` gave; a KeyError where something is missing."""
-        return cls(**{field.name: {"kernels": PLAIN, **found}[field.name] for field in fields(cls)})
+        return cls(
+            **{
+                field.name: {"kernels": TORCH_KERNELS, **document}[field.name]
+                for field in fields(cls)
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class ReferenceOutput:
     """A question about nobody, and its answer.
 
     Attributes:
         input_ids: (rows, time) int64, no padding; never from a note.
         logits: task -> (rows, classes), float32, on the CPU.
-        location: where they were computed.
+        environment: where they were computed.
     """
 
     input_ids: torch.Tensor
     logits: Mapping[str, torch.Tensor]
-    location: Place
+    environment: ComputeEnvironment
 
 
-def probe_ids(base: Base, seed: int, rows: int = 4, time: int = 32) -> torch.Tensor:
+def sample_reference_tokens(
+    base: FrozenBaseModel, seed: int, rows: int = 4, length_tokens: int = 32
+) -> torch.Tensor:
     """Token ids (rows, time), int64, drawn with a seed from the tokenizer's ordinary ones: no special token, and none beyond ``max_tokens``.
 
     Raises:
@@ -80,23 +87,23 @@ def probe_ids(base: Base, seed: int, rows: int = 4, time: int = 32) -> torch.Ten
             location=str(base.folder),
             hint="use the tokenizer of these weights",
         )
-    long = min(time, base.max_tokens) if base.max_tokens else time
+    long = min(length_tokens, base.max_tokens) if base.max_tokens else length_tokens
     drawn = torch.randint(
         len(ordinary), (rows, long), generator=torch.Generator().manual_seed(seed)
     )
     return ordinary[drawn]
 
 
-def place_now(base: Base) -> Place:
+def describe_environment(base: FrozenBaseModel) -> ComputeEnvironment:
     """Where a base would compute at this moment."""
     device = base.model.device
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{torch.backends.cpu.get_cpu_capability()} {_cpu_name()}".strip()
+        else f"{torch.backends.cpu.get_cpu_capability()} {_get_cpu_name()}".strip()
     )
     precision = str(base.precision).removeprefix("torch.")
-    return Place(
+    return ComputeEnvironment(
         torch.__version__,
         transformers.__version__,
         device.type,
@@ -107,41 +114,55 @@ def place_now(base: Base) -> Place:
     )
 
 
-def _cpu_name() -> str:
+def _get_cpu_name() -> str:
     """Its name, where this release of torch knows it: two makes with the same instructions take different paths through a library."""
     if not hasattr(torch.cpu, "get_capabilities"):
         return ""
     return str(torch.cpu.get_capabilities().get("cpu_name", ""))
 
 
-def check_probe(probe: Probe, logits_now: Mapping[str, torch.Tensor], where_now: Place) -> None:
+def check_reference_output(
+    reference_output: ReferenceOutput,
+    current_logits: Mapping[str, torch.Tensor],
+    current_environment: ComputeEnvironment,
+) -> None:
     """That a model answers the probe as it did: to the bit in the same place, within ``TOLERANCE`` of the largest logit elsewhere.
 
     Args:
-        probe: as it was kept.
-        logits_now: task -> (rows, classes) for ``probe.input_ids``, on any device.
-        where_now: from ``place_now``.
+        reference_output: as it was kept.
+        current_logits: task -> (rows, classes) for ``probe.input_ids``, on any device.
+        current_environment: from ``place_now``.
 
     Raises:
         AdapterError: other tasks, or answers of another shape.
         RefusedError: other answers; it says how large the largest difference is.
     """
-    now = {task: logits.detach().to("cpu", torch.float32) for task, logits in logits_now.items()}
-    _check_shapes(probe.logits, now)
-    same_place = probe.location == where_now
-    tolerance = max(TOLERANCE[location.precision] for location in (probe.location, where_now))
-    for task, then in probe.logits.items():
+    now = {
+        task: logits.detach().to("cpu", torch.float32) for task, logits in current_logits.items()
+    }
+    _check_logit_shapes(reference_output.logits, now)
+    same_place = reference_output.environment == current_environment
+    tolerance = max(
+        REFERENCE_OUTPUT_TOLERANCES[location.precision]
+        for location in (reference_output.environment, current_environment)
+    )
+    for task, then in reference_output.logits.items():
         difference, allowed = (
             float((now[task] - then).abs().max()),
             0.0 if same_place else tolerance * float(then.abs().max()),
         )
         if not difference <= allowed:  # so that NaN is refused
-            raise _refused(task, difference, allowed, probe.location, where_now)
+            raise _create_mismatch_error(
+                task, difference, allowed, reference_output.environment, current_environment
+            )
 
 
-def _check_shapes(then: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> None:
+def _check_logit_shapes(
+    reference_logits: Mapping[str, torch.Tensor], current_logits: Mapping[str, torch.Tensor]
+) -> None:
     shapes, wanted = (
-        {task: tuple(logits.shape) for task, logits in given.items()} for given in (now, then)
+        {task: tuple(logits.shape) for task, logits in given.items()}
+        for given in (current_logits, reference_logits)
     )
     if shapes != wanted:
         raise AdapterError(
@@ -151,14 +172,20 @@ def _check_shapes(then: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tens
         )
 
 
-def _refused(task: str, difference: float, allowed: float, then: Place, now: Place) -> RefusedError:
+def _create_mismatch_error(
+    task: str,
+    difference: float,
+    tolerance: float,
+    reference_environment: ComputeEnvironment,
+    current_environment: ComputeEnvironment,
+) -> RefusedError:
     changed = [
-        f"{name} {old} -> {now.as_json()[name]}"
-        for name, old in then.as_json().items()
-        if old != now.as_json()[name]
+        f"{name} {old} -> {current_environment.as_json()[name]}"
+        for name, old in reference_environment.as_json().items()
+        if old != current_environment.as_json()[name]
     ]
     where = (
-        f"elsewhere ({', '.join(changed)}), where {allowed:.3g} would pass"
+        f"elsewhere ({', '.join(changed)}), where {tolerance:.3g} would pass"
         if changed
         else "in the same place, where every bit is the same"
     )

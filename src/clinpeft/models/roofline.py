@@ -15,33 +15,33 @@ from typing import Any
 import torch
 import transformers
 
-from clinpeft.models.folder import check
-from clinpeft.models.load import _instructions, meta
+from clinpeft.models.folder import check_model_folder
+from clinpeft.models.load import read_cpu_capabilities, create_meta_model
 from clinpeft.runtime import float8
 
-PRODUCT_SIZE = 1024
+TIMED_MATRIX_SIZE = 1024
 """Rows, inputs and outputs of the products that are timed."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A base in numbers.
 
     Attributes:
-        parameters: all of them, each once.
-        multiplied: weights of its linear layers, the head over the vocabulary apart: what every token is multiplied with.
-        in_blocks: weights of the linear layers inside the blocks, which are those that can be quantized.
-        largest: weights of the largest of these.
-        vocabulary: entries of the head over the vocabulary.
+        parameter_count: all of them, each once.
+        linear_weights: weights of its linear layers, the head over the vocabulary apart: what every token is multiplied with.
+        block_linear_weights: weights of the linear layers inside the blocks, which are those that can be quantized.
+        largest_block_weights: weights of the largest of these.
+        vocabulary_size: entries of the head over the vocabulary.
         width, layers, key_width, inner_width: numbers in a vector of a token, layers, width of keys, width of the feed-forward part.
         causal: whether a token sees those before it only.
     """
 
-    parameters: int
-    multiplied: int
-    in_blocks: int
-    largest: int
-    vocabulary: int
+    parameter_count: int
+    linear_weights: int
+    block_linear_weights: int
+    largest_block_weights: int
+    vocabulary_size: int
     width: int
     layers: int
     key_width: int
@@ -49,36 +49,36 @@ class Shape:
     causal: bool
 
 
-def shape(folder: Path) -> Shape:
+def read_model_shape(folder: Path) -> ModelShape:
     """The numbers of a base, from its config alone: no weight is read.
 
     Raises:
         BaseModelError: the folder is no base.
     """
-    check(folder)
+    check_model_folder(folder)
     config = transformers.AutoConfig.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    return shape_of(config)
+    return compute_model_shape(config)
 
 
-def shape_of(config: Any) -> Shape:
+def compute_model_shape(config: Any) -> ModelShape:
     """The numbers of a transformers config."""
-    base = meta(config)
+    base = create_meta_model(config)
     inside = [module for module in base.backbone.modules() if isinstance(module, torch.nn.Linear)]
     in_blocks = [
         linear.weight.numel()
-        for linear in float8.linears(base.backbone, base.family.linear_targets)
+        for linear in float8.iterate_linear_layers(base.backbone, base.family.linear_targets)
     ]
     heads = int(getattr(config, "num_attention_heads", 1))
     keys = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return Shape(
-        parameters=sum(parameter.numel() for parameter in base.model.parameters()),
-        multiplied=sum(module.weight.numel() for module in inside),
-        in_blocks=sum(in_blocks),
-        largest=max(in_blocks),
-        vocabulary=int(config.vocab_size),
+    return ModelShape(
+        parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
+        linear_weights=sum(module.weight.numel() for module in inside),
+        block_linear_weights=sum(in_blocks),
+        largest_block_weights=max(in_blocks),
+        vocabulary_size=int(config.vocab_size),
         width=int(config.hidden_size),
         layers=int(config.num_hidden_layers),
         key_width=keys * head_width,
@@ -87,14 +87,14 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def instructions() -> dict[str, bool]:
+def detect_bfloat16_instructions() -> dict[str, bool]:
     """Which instructions for bfloat16 this processor has: ``amx_tile``, ``avx512_bf16``."""
-    known = _instructions()
+    known = read_cpu_capabilities()
     return {name: bool(known.get(name)) for name in ("amx_tile", "avx512_bf16")}
 
 
-def product_rate(
-    precision: str, device: str = "cpu", size: int = PRODUCT_SIZE, repeats: int = 5
+def measure_matmul_rate(
+    precision: str, device: str = "cpu", size: int = TIMED_MATRIX_SIZE, repeats: int = 5
 ) -> float:
     """Floating-point operations a second of square matrix products, the median of a few.
 
@@ -117,49 +117,49 @@ def product_rate(
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuProperties:
     """A GPU as torch sees it: its name, its memory, and whether it computes in bfloat16."""
 
     name: str
     memory_bytes: int
-    bfloat16: bool
+    supports_bfloat16: bool
 
 
-def gpu() -> Gpu | None:
+def detect_gpu() -> GpuProperties | None:
     """The first GPU; None where there is none."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return Gpu(
+    return GpuProperties(
         torch.cuda.get_device_name(0),
         int(properties.total_memory),
         bool(torch.cuda.is_bf16_supported(including_emulation=False)),
     )
 
 
-def threads() -> int:
+def get_thread_count() -> int:
     """How many torch computes with."""
     return torch.get_num_threads()
 
 
-def step_seconds(
-    counts: list[int], rows: int = 1024, width: int = 512, repeats: int = 5
+def measure_step_seconds(
+    thread_counts: list[int], num_tokens: int = 1024, width: int = 512, repeats: int = 5
 ) -> dict[int, float]:
     """Seconds of a small training step of one transformer layer with each number of threads; the number that was set is set again.
 
     Args:
-        counts: numbers of threads to try.
-        rows, width: tokens, and numbers in a vector.
+        thread_counts: numbers of threads to try.
+        num_tokens, width: tokens, and numbers in a vector.
         repeats: of each, after one that is not timed; the median counts.
     """
     before = torch.get_num_threads()
     layer = torch.nn.TransformerEncoderLayer(
         width, 8, 4 * width, dropout=0.0, batch_first=True
     ).requires_grad_(False)
-    tokens = torch.randn(rows // 128, 128, width, requires_grad=True)
+    tokens = torch.randn(num_tokens // 128, 128, width, requires_grad=True)
     found = {}
     try:
-        for count in counts:
+        for count in thread_counts:
             torch.set_num_threads(count)
             taken = []
             for _ in range(repeats + 1):
@@ -172,6 +172,6 @@ def step_seconds(
     return found
 
 
-def cpu() -> torch.device:
+def get_cpu_device() -> torch.device:
     """The processor as a device, for rooms that name none themselves."""
     return torch.device("cpu")

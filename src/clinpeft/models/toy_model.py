@@ -8,13 +8,13 @@ import tokenizers
 import torch
 import transformers
 
-from clinpeft.models.load import _quiet as quiet
+from clinpeft.models.load import silence_transformers as quiet
 
-SPECIAL = ("<s>", "</s>", "<pad>")
-WIDTH = 64
+TOY_SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
+TOY_MODEL_WIDTH = 64
 
 
-def write_tiny(folder: Path, seed: int = 0) -> Path:
+def write_toy_model(folder: Path, seed: int = 0) -> Path:
     """Write it; the same seed gives the same weights, and the global generators stay as they were.
 
     Args:
@@ -22,18 +22,18 @@ def write_tiny(folder: Path, seed: int = 0) -> Path:
         seed: of the weights.
     """
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: at for at, token in enumerate((*SPECIAL, *letters))}
+    vocabulary = {token: at for at, token in enumerate((*TOY_SPECIAL_TOKENS, *letters))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    names = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL, strict=True))
+    names = dict(zip(("bos_token", "eos_token", "pad_token"), TOY_SPECIAL_TOKENS, strict=True))
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(
         str(folder)
     )
     config = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=TOY_MODEL_WIDTH,
+        intermediate_size=2 * TOY_MODEL_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,

@@ -5,62 +5,67 @@ about runs, ``scores`` those of one set of results, ``adaptation``, ``classifica
 what a grid of embeddings measured, and ``figures`` draws it.
 """
 
-from clinpeft.reports.adaptation import adaptation_table
-from clinpeft.reports.cards import Card, card_of, model_card
-from clinpeft.reports.classification import classification_table
-from clinpeft.reports.embedding import embedding_table, study_tables
-from clinpeft.reports.facts import Entry
-from clinpeft.reports.figures import write_figures
+from clinpeft.reports.adaptation import build_adaptation_table
+from clinpeft.reports.cards import EncoderCard, render_model_card, render_encoder_card
+from clinpeft.reports.classification import build_classification_table
+from clinpeft.reports.embedding import build_embedding_table, build_embedding_study_tables
+from clinpeft.reports.facts import CellResult
+from clinpeft.reports.figures import write_embedding_figures
 from clinpeft.reports.runs import (
-    attrition_table,
-    comparison,
-    run_attrition,
-    run_results,
-    run_subgroups,
-    run_summary,
-    runs_list,
+    build_attrition_table,
+    build_comparison_tables,
+    build_run_attrition_table,
+    build_run_results_table,
+    build_run_subgroups_table,
+    build_run_summary,
+    build_runs_table,
 )
-from clinpeft.reports.scores import calibration_table, scores_table, scores_tables, subgroups_table
+from clinpeft.reports.scores import (
+    build_calibration_table,
+    build_scores_table,
+    build_scores_tables,
+    build_subgroups_table,
+)
 from clinpeft.reports.tables import (
-    Column,
+    ReportColumn,
     Estimate,
-    Table,
-    as_csv,
-    as_latex,
-    as_markdown,
-    as_terminal,
-    plain,
-    write,
+    ReportTable,
+    as_csv_table,
+    as_latex_table,
+    as_markdown_table,
+    as_rich_table,
+    table_from_arrow,
+    write_table,
 )
 
 __all__ = [
-    "Card",
-    "Column",
-    "Entry",
+    "EncoderCard",
+    "ReportColumn",
+    "CellResult",
     "Estimate",
-    "Table",
-    "adaptation_table",
-    "as_csv",
-    "as_latex",
-    "as_markdown",
-    "as_terminal",
-    "attrition_table",
-    "calibration_table",
-    "card_of",
-    "classification_table",
-    "comparison",
-    "embedding_table",
-    "model_card",
-    "plain",
-    "run_attrition",
-    "run_results",
-    "run_subgroups",
-    "run_summary",
-    "runs_list",
-    "scores_table",
-    "scores_tables",
-    "study_tables",
-    "subgroups_table",
-    "write",
-    "write_figures",
+    "ReportTable",
+    "build_adaptation_table",
+    "as_csv_table",
+    "as_latex_table",
+    "as_markdown_table",
+    "as_rich_table",
+    "build_attrition_table",
+    "build_calibration_table",
+    "render_model_card",
+    "build_classification_table",
+    "build_comparison_tables",
+    "build_embedding_table",
+    "render_encoder_card",
+    "table_from_arrow",
+    "build_run_attrition_table",
+    "build_run_results_table",
+    "build_run_subgroups_table",
+    "build_run_summary",
+    "build_runs_table",
+    "build_scores_table",
+    "build_scores_tables",
+    "build_embedding_study_tables",
+    "build_subgroups_table",
+    "write_table",
+    "write_embedding_figures",
 ]

@@ -6,29 +6,35 @@ import json
 from collections.abc import Iterator
 
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
-from clinpeft.reports.classification import rows_of
-from clinpeft.reports.classification_measures import against_table
+from clinpeft.reports.classification import group_classification_rows
+from clinpeft.reports.classification_measures import build_baseline_comparison_table
 from clinpeft.reports.facts import (
-    MODEL,
-    TEST,
-    TFIDF,
-    Entry,
-    Key,
-    adapters,
-    base_name,
-    estimates,
-    liveness,
-    main_metric,
-    tasks,
+    CLASSIFIER_GROUP,
+    HELD_OUT_SPLIT,
+    TFIDF_BASELINE_GROUP,
+    CellResult,
+    MetricKey,
+    describe_adapters,
+    get_base_model_name,
+    read_estimates,
+    describe_adapter_activity,
+    find_main_metric,
+    get_task_names,
 )
-from clinpeft.reports.formats import count, number, share
-from clinpeft.reports.tables import Column, Estimate, Table, as_markdown, printed
+from clinpeft.reports.formats import format_count, format_number, format_percent
+from clinpeft.reports.tables import (
+    ReportColumn,
+    Estimate,
+    ReportTable,
+    as_markdown_table,
+    format_cell,
+)
 from clinpeft.runs import Run
 
-GAP = "**To be written:**"
+CARD_GAP_MARK = "**To be written:**"
 """Stands before what no record knows."""
 
-GAPS = (
+ADAPTER_CARD_GAPS = (
     "intended use, and who decides with it",
     "for whom it must not be used",
     "licence of these weights, which the agreement on the notes may restrict",
@@ -36,40 +42,40 @@ GAPS = (
     "who looks after it, and until when",
 )
 
-LIMITS = (
+ADAPTER_LIMITATIONS = (
     "It was trained on notes and may have kept some of their text: treat the weights as the notes they were trained on.",
     "Not a medical device, and not validated for decisions about patients.",
     "Measured on held-out people of the same source; another hospital writes otherwise.",
 )
 
 
-def adapter_card(run: Run) -> str:
+def render_adapter_card(run: Run) -> str:
     """The card of a run of adapt or classify: Markdown with YAML metadata (``base_model``, ``library_name: peft``, ``tags``, ``license``,
     ``model-index``). What leaves should come from a run whose small counts are suppressed."""
     record, recipe = run.record, run.recipe
     name = record.name or run.id
     parts = [
-        "\n".join(_metadata(run, name)),
+        "\n".join(_list_metadata_lines(run, name)),
         f"# {name}",
-        f"{adapters(recipe) or 'An adapter'} on {base_name(recipe)}, which has to be at hand: here are the adapter's weights alone.",
+        f"{describe_adapters(recipe) or 'An adapter'} on {get_base_model_name(recipe)}, which has to be at hand: here are the adapter's weights alone.",
         "## What it was trained for",
-        _purpose(run),
-        f"{GAP} {GAPS[0]}; {GAPS[1]}.",
+        _describe_purpose(run),
+        f"{CARD_GAP_MARK} {ADAPTER_CARD_GAPS[0]}; {ADAPTER_CARD_GAPS[1]}.",
         "## Training",
-        "\n".join(f"- {line}" for line in _training(run)),
+        "\n".join(f"- {line}" for line in _describe_training(run)),
         "## Results",
-        _shown(_results(run)),
-        _against(run),
+        _render_results(_build_results_table(run)),
+        _describe_baseline_comparison(run),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in LIMITS),
+        "\n".join(f"- {limit}" for limit in ADAPTER_LIMITATIONS),
         "## Gaps",
-        "\n".join(f"- {GAP} {gap}." for gap in GAPS[2:]),
+        "\n".join(f"- {CARD_GAP_MARK} {gap}." for gap in ADAPTER_CARD_GAPS[2:]),
         f"Made with clinpeft {record.versions.get('clinpeft', '')}, run `{run.id}`, commit {record.git_commit or 'unknown'}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(run: Run, name: str) -> Iterator[str]:
+def _list_metadata_lines(run: Run, name: str) -> Iterator[str]:
     """YAML, whose strings are written as JSON, which is YAML too."""
     answers = isinstance(run.recipe, ClassifyRecipe)
     methods = dict.fromkeys(
@@ -81,7 +87,7 @@ def _metadata(run: Run, name: str) -> Iterator[str]:
         "license: other",
         "license_name: see-the-agreement-on-the-data",
     )
-    yield f"base_model: {json.dumps(base_name(run.recipe))}"
+    yield f"base_model: {json.dumps(get_base_model_name(run.recipe))}"
     yield from (
         "base_model_relation: adapter",
         "library_name: peft",
@@ -89,7 +95,7 @@ def _metadata(run: Run, name: str) -> Iterator[str]:
         "tags:",
     )
     yield from (f"- {json.dumps(tag)}" for tag in ("peft", *methods, "medical", "clinical-notes"))
-    found = list(_metrics(run))
+    found = list(_list_held_out_metrics(run))
     if found:
         yield from ("model-index:", f"- name: {json.dumps(name)}", "  results:")
     for task, rows in found:
@@ -97,7 +103,7 @@ def _metadata(run: Run, name: str) -> Iterator[str]:
             "type": "text-classification" if answers else "text-generation",
             "name": task or "language of notes",
         }
-        data = {"name": run.recipe.source.name, "type": "clinical-notes", "split": TEST}
+        data = {"name": run.recipe.source.name, "type": "clinical-notes", "split": HELD_OUT_SPLIT}
         yield from (
             f"  - task: {json.dumps(kind)}",
             f"    dataset: {json.dumps(data)}",
@@ -107,41 +113,44 @@ def _metadata(run: Run, name: str) -> Iterator[str]:
             ends = (
                 ""
                 if known.low is None or known.high is None
-                else f", 95 % interval {number(known.low)} to {number(known.high)}"
+                else f", 95 % interval {format_number(known.low)} to {format_number(known.high)}"
             )
             yield f"    - {json.dumps({'type': metric, 'value': known.value, 'name': metric + ends})}"
     yield "---"
 
 
-def _metrics(run: Run) -> Iterator[tuple[str, list[tuple[str, Estimate]]]]:
+def _list_held_out_metrics(run: Run) -> Iterator[tuple[str, list[tuple[str, Estimate]]]]:
     """Question (empty for language) -> its metrics on the held-out split."""
-    found = estimates(run)
+    found = read_estimates(run)
     if isinstance(run.recipe, AdaptRecipe):
         known = {
-            "perplexity": found.get(Key("perplexity", TEST, "adapted")),
-            "perplexity_ratio": found.get(Key("perplexity_ratio", TEST, "adapted / base")),
+            "perplexity": found.get(MetricKey("perplexity", HELD_OUT_SPLIT, "adapted")),
+            "perplexity_ratio": found.get(
+                MetricKey("perplexity_ratio", HELD_OUT_SPLIT, "adapted / base")
+            ),
         }
         if rows := [
             (name, one) for name, one in known.items() if one is not None and one.value is not None
         ]:
             yield "", rows
-    for task in tasks(run.recipe):
+    for task in get_task_names(run.recipe):
         names = [
             name
-            for name in (main_metric(found, task), "auprc", "brier", "calibration_slope")
+            for name in (find_main_metric(found, task), "auprc", "brier", "calibration_slope")
             if name
         ]
         rows = [
             (name, found[key])
             for name in names
-            if (key := Key(name, TEST, MODEL, task)) in found and found[key].value is not None
+            if (key := MetricKey(name, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)) in found
+            and found[key].value is not None
         ]
         if rows:
             yield task, rows
 
 
-def _purpose(run: Run) -> str:
-    asked = tasks(run.recipe)
+def _describe_purpose(run: Run) -> str:
+    asked = get_task_names(run.recipe)
     return (
         f"To answer from the notes of a stay: {', '.join(asked)}."
         if asked
@@ -149,43 +158,48 @@ def _purpose(run: Run) -> str:
     )
 
 
-def _training(run: Run) -> Iterator[str]:
+def _describe_training(run: Run) -> Iterator[str]:
     record, recipe = run.record, run.recipe
     yield f"data: {recipe.source.name}, SHA-256 {record.hashes.source or 'unknown'}"
-    yield f"base: {base_name(recipe)}, SHA-256 {record.hashes.base or 'unknown'}"
+    yield f"base: {get_base_model_name(recipe)}, SHA-256 {record.hashes.base or 'unknown'}"
     if record.trained_parameters is not None:
-        yield f"trained: {count(record.trained_parameters)} parameters" + (
-            f", {share(record.share)} of the base" if record.share is not None else ""
+        yield f"trained: {format_count(record.trained_parameters)} parameters" + (
+            f", {format_percent(record.share)} of the base" if record.share is not None else ""
         )
     if record.tokens_seen is not None:
-        yield f"tokens seen: {count(record.tokens_seen)}"
+        yield f"tokens seen: {format_count(record.tokens_seen)}"
     yield f"seed: {recipe.seed}"
     yield from (
-        f"{key.replace('.', ', ')}: {count(n)}" for key, n in record.counts.items() if n >= 10
+        f"{key.replace('.', ', ')}: {format_count(n)}"
+        for key, n in record.counts.items()
+        if n >= 10
     )
     if (noise := record.private) is not None:
         yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
-    if said := liveness(record.liveness):
+    if said := describe_adapter_activity(record.liveness):
         yield f"proof that every adapter takes part: {said}"
     yield from (f"notice: {notice}" for notice in record.notices)
 
 
-def _results(run: Run) -> Table:
+def _build_results_table(run: Run) -> ReportTable:
     rows = tuple(
-        (task or "language", metric, known) for task, of in _metrics(run) for metric, known in of
+        (task or "language", metric, known)
+        for task, of in _list_held_out_metrics(run)
+        for metric, known in of
     )
-    found = estimates(run)
+    found = read_estimates(run)
     beside = tuple(
-        (task, f"{metric}, {TFIDF}", found[key])
-        for task in tasks(run.recipe)
-        if (metric := main_metric(found, task)) and (key := Key(metric, TEST, TFIDF, task)) in found
+        (task, f"{metric}, {TFIDF_BASELINE_GROUP}", found[key])
+        for task in get_task_names(run.recipe)
+        if (metric := find_main_metric(found, task))
+        and (key := MetricKey(metric, HELD_OUT_SPLIT, TFIDF_BASELINE_GROUP, task)) in found
     )
     columns = (
-        Column("question", is_text=True),
-        Column("metric", is_text=True),
-        Column("value", is_estimate=True),
+        ReportColumn("question", is_text=True),
+        ReportColumn("metric", is_text=True),
+        ReportColumn("value", is_estimate=True),
     )
-    return Table(
+    return ReportTable(
         "Held-out people",
         columns,
         rows + beside,
@@ -193,19 +207,22 @@ def _results(run: Run) -> Table:
     )
 
 
-def _shown(table: Table) -> str:
+def _render_results(table: ReportTable) -> str:
     return (
-        as_markdown(table).replace("## ", "### ", 1).strip()
+        as_markdown_table(table).replace("## ", "### ", 1).strip()
         if table.rows
         else "No number can be told: fewer than ten people stand behind each."
     )
 
 
-def _against(run: Run) -> str:
+def _describe_baseline_comparison(run: Run) -> str:
     """A sentence for each question on which it does not beat TF-IDF."""
-    table = against_table(rows_of([Entry(run.record.name or run.id, run)]), tasks(run.recipe))
+    table = build_baseline_comparison_table(
+        group_classification_rows([CellResult(run.record.name or run.id, run)]),
+        get_task_names(run.recipe),
+    )
     lost = [row for row in table.rows if str(row[-1]).startswith("no")]
     return "\n".join(
-        f"- **Does not beat TF-IDF on {row[1]}**: difference {printed(row[3], number)}."
+        f"- **Does not beat TF-IDF on {row[1]}**: difference {format_cell(row[3], format_number)}."
         for row in lost
     )

@@ -11,46 +11,46 @@ from dataclasses import dataclass
 
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.reports.facts import (
-    MODEL,
-    SUBGROUP,
-    TEST,
-    Key,
-    adapters,
-    base_name,
-    estimates,
-    main_metric,
-    tasks,
+    CLASSIFIER_GROUP,
+    SUBGROUP_SEPARATOR,
+    HELD_OUT_SPLIT,
+    MetricKey,
+    describe_adapters,
+    get_base_model_name,
+    read_estimates,
+    find_main_metric,
+    get_task_names,
 )
-from clinpeft.reports.formats import count, counted, number
-from clinpeft.reports.tables import printed
+from clinpeft.reports.formats import format_count, format_suppressed_count, format_number
+from clinpeft.reports.tables import format_cell
 from clinpeft.runs import Run
 
-GAP = "☐ **To be written**"
-DONE = "☑"
+CHECKLIST_GAP_MARK = "☐ **To be written**"
+CHECKLIST_DONE_MARK = "☑"
 
-Runs = Sequence[Run]
+RunSequence = Sequence[Run]
 
 
 @dataclass(frozen=True)
-class Item:
+class ChecklistItem:
     """One item of a statement.
 
     Attributes:
         number: as printed there.
         topic: a word or two.
-        asks: what is to be told, in our words.
-        told: runs -> what the record says of it; empty where it says nothing. None: no record can.
-        left: what a person still has to add; empty for nothing.
+        requirement: what is to be told, in our words.
+        describe_runs: runs -> what the record says of it; empty where it says nothing. None: no record can.
+        remaining_gap: what a person still has to add; empty for nothing.
     """
 
     number: str
     topic: str
-    asks: str
-    told: Callable[[Runs], str] | None = None
-    left: str = ""
+    requirement: str
+    describe_runs: Callable[[RunSequence], str] | None = None
+    remaining_gap: str = ""
 
 
-def checklist(runs: Runs, title: str) -> str:
+def render_reporting_checklist(runs: RunSequence, title: str) -> str:
     """Both statements as Markdown, a line an item.
 
     Args:
@@ -58,22 +58,22 @@ def checklist(runs: Runs, title: str) -> str:
         title: of the study.
     """
     head = f"# Reporting checklist: {title}"
-    lead = f"Filled from the record of {len(runs)} runs. {GAP}: no record knows it. Check every line before it is handed in."
+    lead = f"Filled from the record of {len(runs)} runs. {CHECKLIST_GAP_MARK}: no record knows it. Check every line before it is handed in."
     return (
         "\n\n".join(
             [
                 head,
                 lead,
-                _statement("TRIPOD+AI", TRIPOD_AI, runs),
-                _statement("TRIPOD-LLM", TRIPOD_LLM, runs),
+                _render_statement("TRIPOD+AI", TRIPOD_AI_ITEMS, runs),
+                _render_statement("TRIPOD-LLM", TRIPOD_LLM_ITEMS, runs),
             ]
         )
         + "\n"
     )
 
 
-def _statement(name: str, items: Sequence[Item], runs: Runs) -> str:
-    told = [(item, item.told(runs) if item.told else "") for item in items]
+def _render_statement(name: str, items: Sequence[ChecklistItem], runs: RunSequence) -> str:
+    told = [(item, item.describe_runs(runs) if item.describe_runs else "") for item in items]
     filled = sum(bool(text) for _, text in told)
     lines = [
         f"## {name}",
@@ -81,33 +81,39 @@ def _statement(name: str, items: Sequence[Item], runs: Runs) -> str:
         "| item | topic | what is to be told | from the record |",
     ]
     rows = [
-        f"| {item.number} | {item.topic} | {item.asks} | {_entry(item, text)} |"
+        f"| {item.number} | {item.topic} | {item.requirement} | {_render_item(item, text)} |"
         for item, text in told
     ]
     return "\n\n".join([*lines[:2], "\n".join([lines[2], "|---|---|---|---|", *rows])])
 
 
-def _entry(item: Item, text: str) -> str:
+def _render_item(item: ChecklistItem, text: str) -> str:
     plain = text.replace("|", r"\|").replace("\n", " ")
-    gap = f"{GAP}: {item.left or item.asks}" if item.left or not text else ""
-    return " ".join(part for part in (f"{DONE} {plain}" if text else "", gap) if part)
+    gap = (
+        f"{CHECKLIST_GAP_MARK}: {item.remaining_gap or item.requirement}"
+        if item.remaining_gap or not text
+        else ""
+    )
+    return " ".join(
+        part for part in (f"{CHECKLIST_DONE_MARK} {plain}" if text else "", gap) if part
+    )
 
 
-def _each(runs: Runs, told: Callable[[Run], str]) -> str:
-    return "; ".join(dict.fromkeys(text for run in runs if (text := told(run))))
+def _describe_each_run(runs: RunSequence, describe_run: Callable[[Run], str]) -> str:
+    return "; ".join(dict.fromkeys(text for run in runs if (text := describe_run(run))))
 
 
-def _design(runs: Runs) -> str:
-    return _each(
+def _describe_design(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
-            f"{run.record.kind}, {adapters(run.recipe) or 'no adapter'} on {base_name(run.recipe)}"
+            f"{run.record.kind}, {describe_adapters(run.recipe) or 'no adapter'} on {get_base_model_name(run.recipe)}"
         ),
     )
 
 
-def _data(runs: Runs) -> str:
-    return _each(
+def _describe_data(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
             f"{run.recipe.source.name}, fingerprint {(run.record.hashes.source or 'unknown')[:12]}"
@@ -115,9 +121,9 @@ def _data(runs: Runs) -> str:
     )
 
 
-def _eligible(runs: Runs) -> str:
+def _describe_exclusions(runs: RunSequence) -> str:
     """Every step that left somebody out, of the first run of each question."""
-    first = {tasks(run.recipe): run for run in reversed(runs)}
+    first = {get_task_names(run.recipe): run for run in reversed(runs)}
     steps = [
         (step.step, reason)
         for run in first.values()
@@ -131,7 +137,7 @@ def _eligible(runs: Runs) -> str:
     )
 
 
-def _preparation(runs: Runs) -> str:
+def _describe_preparation(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         recipe = run.recipe
         if isinstance(recipe, ClassifyRecipe):
@@ -140,11 +146,11 @@ def _preparation(runs: Runs) -> str:
             return f"placeholders: {recipe.corpus.deidentification}; duplicates: {recipe.corpus.deduplicate}; windows of {recipe.base.max_tokens} tokens"
         return ""
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _outcome(runs: Runs) -> str:
-    asked = dict.fromkeys(task for run in runs for task in tasks(run.recipe))
+def _describe_outcome(runs: RunSequence) -> str:
+    asked = dict.fromkeys(task for run in runs for task in get_task_names(run.recipe))
     return (
         f"asked: {', '.join(asked)}; defined by the code of the program, see the documentation of cohorts"
         if asked
@@ -152,44 +158,49 @@ def _outcome(runs: Runs) -> str:
     )
 
 
-def _predictors(runs: Runs) -> str:
-    return "the text of notes that could be read at the prediction time" if _outcome(runs) else ""
+def _describe_predictors(runs: RunSequence) -> str:
+    return (
+        "the text of notes that could be read at the prediction time"
+        if _describe_outcome(runs)
+        else ""
+    )
 
 
-def _sizes(runs: Runs) -> str:
+def _describe_sample_sizes(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         found = {
             row["task"] or "": (row["n"], row["n_subjects"], row["n_events"])
             for row in run.results.to_pylist()
-            if _is_main(run, row)
+            if _is_main_metric(run, row)
         }
         return "; ".join(
-            f"{task or run.record.kind}: {_counted(*numbers)}" for task, numbers in found.items()
+            f"{task or run.record.kind}: {_format_sample_size(*numbers)}"
+            for task, numbers in found.items()
         )
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _counted(n: int, people: int | None, events: int | None) -> str:
+def _format_sample_size(n: int, people: int | None, events: int | None) -> str:
     known = (
-        f"n {counted(n)}",
-        None if people is None else f"{counted(people)} people",
-        None if events is None else f"{counted(events)} events",
+        f"n {format_suppressed_count(n)}",
+        None if people is None else f"{format_suppressed_count(people)} people",
+        None if events is None else f"{format_suppressed_count(events)} events",
     )
     return ", ".join(part for part in known if part) + ", held out"
 
 
-def _is_main(run: Run, row: dict[str, object]) -> bool:
-    group = MODEL if isinstance(run.recipe, ClassifyRecipe) else "adapted"
+def _is_main_metric(run: Run, row: dict[str, object]) -> bool:
+    group = CLASSIFIER_GROUP if isinstance(run.recipe, ClassifyRecipe) else "adapted"
     metric = (
-        main_metric(estimates(run), str(row["task"]))
+        find_main_metric(read_estimates(run), str(row["task"]))
         if isinstance(run.recipe, ClassifyRecipe)
         else "perplexity"
     )
-    return (row["name"], row["split"], row["group"]) == (metric, TEST, group)
+    return (row["name"], row["split"], row["group"]) == (metric, HELD_OUT_SPLIT, group)
 
 
-def _split(runs: Runs) -> str:
+def _describe_split(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         split = getattr(run.recipe, "split", None)
         return (
@@ -198,24 +209,24 @@ def _split(runs: Runs) -> str:
             else ""
         )
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _model(runs: Runs) -> str:
-    return _each(
+def _describe_model(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
-            f"{adapters(run.recipe) or 'head only'}, {count(run.record.trained_parameters or 0)} parameters trained; recipe.toml of run {run.id}"
+            f"{describe_adapters(run.recipe) or 'head only'}, {format_count(run.record.trained_parameters or 0)} parameters trained; recipe.toml of run {run.id}"
         ),
     )
 
 
-def _measures(runs: Runs) -> str:
+def _list_metrics(runs: RunSequence) -> str:
     names = dict.fromkeys(
         row["name"]
         for run in runs
         for row in run.results.to_pylist()
-        if SUBGROUP not in (row["group"] or "")
+        if SUBGROUP_SEPARATOR not in (row["group"] or "")
     )
     return (
         f"{', '.join(name.replace('_', ' ') for name in names)}; intervals by bootstrap over people"
@@ -224,9 +235,9 @@ def _measures(runs: Runs) -> str:
     )
 
 
-def _groups(runs: Runs) -> str:
+def _list_subgroups(runs: RunSequence) -> str:
     groups = (
-        row["group"].partition(SUBGROUP)[2].split(" ")[0]
+        row["group"].partition(SUBGROUP_SEPARATOR)[2].split(" ")[0]
         for run in runs
         for row in run.results.to_pylist()
         if _is_subgroup(row)
@@ -236,11 +247,11 @@ def _groups(runs: Runs) -> str:
 
 
 def _is_subgroup(row: dict[str, object]) -> bool:
-    return str(row["group"] or "").startswith(f"{MODEL}{SUBGROUP}")
+    return str(row["group"] or "").startswith(f"{CLASSIFIER_GROUP}{SUBGROUP_SEPARATOR}")
 
 
-def _imbalance(runs: Runs) -> str:
-    return _each(
+def _describe_class_weights(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
             f"class weights {run.recipe.loss.class_weights}"
@@ -250,7 +261,7 @@ def _imbalance(runs: Runs) -> str:
     )
 
 
-def _output(runs: Runs) -> str:
+def _describe_output(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         return (
             f"a probability for every class, recalibrated by {run.recipe.evaluation.recalibration}"
@@ -258,11 +269,11 @@ def _output(runs: Runs) -> str:
             else ""
         )
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _code(runs: Runs) -> str:
-    return _each(
+def _describe_code_version(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
             f"clinpeft {run.record.versions.get('clinpeft', 'unknown')}, commit {run.record.git_commit or 'unknown'}"
@@ -270,23 +281,28 @@ def _code(runs: Runs) -> str:
     )
 
 
-def _performance(runs: Runs) -> str:
+def _describe_performance(runs: RunSequence) -> str:
     def told(run: Run) -> str:
-        found = estimates(run)
+        found = read_estimates(run)
         keys = [
-            (task, Key(main_metric(found, task) or "", TEST, MODEL, task))
-            for task in tasks(run.recipe)
-        ] or [("", Key("perplexity", TEST, "adapted"))]
+            (
+                task,
+                MetricKey(
+                    find_main_metric(found, task) or "", HELD_OUT_SPLIT, CLASSIFIER_GROUP, task
+                ),
+            )
+            for task in get_task_names(run.recipe)
+        ] or [("", MetricKey("perplexity", HELD_OUT_SPLIT, "adapted"))]
         return "; ".join(
-            f"{run.record.name or run.id}: {key.name} {printed(found[key], number)}"
+            f"{run.record.name or run.id}: {key.name} {format_cell(found[key], format_number)}"
             for _, key in keys
             if key in found
         )
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _flow(runs: Runs) -> str:
+def _describe_flow(runs: RunSequence) -> str:
     return (
         "the flow and its table stand in the report, counts below 10 not told"
         if any(run.attrition for run in runs)
@@ -294,11 +310,11 @@ def _flow(runs: Runs) -> str:
     )
 
 
-def _seeds(runs: Runs) -> str:
+def _list_seeds(runs: RunSequence) -> str:
     return f"seeds {', '.join(str(seed) for seed in sorted({run.recipe.seed for run in runs}))}; spread over seeds stands apart from sampling error"
 
 
-def _updated(runs: Runs) -> str:
+def _describe_updates(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         recipe = run.recipe
         specs = (
@@ -308,10 +324,10 @@ def _updated(runs: Runs) -> str:
         )
         return ", ".join(f"goes on from run {spec.from_run}" for spec in specs if spec.from_run)
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _compute(runs: Runs) -> str:
+def _describe_compute(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         hardware, seconds = run.record.hardware, run.record.total_seconds
         energy = (
@@ -325,225 +341,273 @@ def _compute(runs: Runs) -> str:
             else ""
         )
 
-    return _each(runs, told)
+    return _describe_each_run(runs, told)
 
 
-def _base(runs: Runs) -> str:
-    return _each(
+def _describe_base_model(runs: RunSequence) -> str:
+    return _describe_each_run(
         runs,
         lambda run: (
-            f"{base_name(run.recipe)}, SHA-256 {(run.record.hashes.base or 'unknown')[:12]}, {run.record.precision or 'precision unknown'}"
+            f"{get_base_model_name(run.recipe)}, SHA-256 {(run.record.hashes.base or 'unknown')[:12]}, {run.record.precision or 'precision unknown'}"
         ),
     )
 
 
-TRIPOD_AI = (
-    Item(
+TRIPOD_AI_ITEMS = (
+    ChecklistItem(
         "1",
         "title",
         "say that a prediction model is developed or evaluated, for whom and for which outcome",
     ),
-    Item("2", "abstract", "a structured summary, by the checklist for abstracts"),
-    Item("3a", "background", "the medical question, why a model, which ones there are"),
-    Item("3b", "background", "who it is for, where in the care of a patient, who uses it"),
-    Item("3c", "background", "known inequalities in health between the groups concerned"),
-    Item(
+    ChecklistItem("2", "abstract", "a structured summary, by the checklist for abstracts"),
+    ChecklistItem("3a", "background", "the medical question, why a model, which ones there are"),
+    ChecklistItem("3b", "background", "who it is for, where in the care of a patient, who uses it"),
+    ChecklistItem("3c", "background", "known inequalities in health between the groups concerned"),
+    ChecklistItem(
         "4",
         "aims",
         "what the study wants to find out; development, evaluation or both",
-        _design,
+        _describe_design,
         "the aims themselves",
     ),
-    Item(
+    ChecklistItem(
         "5a",
         "data",
         "where the data are from, of training and of evaluation, and why these",
-        _data,
+        _describe_data,
         "why these, and whom they represent",
     ),
-    Item("5b", "data", "when the participants were recorded, from and to"),
-    Item("6a", "participants", "the setting: hospitals, number, places"),
-    Item(
+    ChecklistItem("5b", "data", "when the participants were recorded, from and to"),
+    ChecklistItem("6a", "participants", "the setting: hospitals, number, places"),
+    ChecklistItem(
         "6b",
         "participants",
         "who was eligible and who was not",
-        _eligible,
+        _describe_exclusions,
         "the criteria in clinical words",
     ),
-    Item("6c", "participants", "treatments that were given, and how they were dealt with"),
-    Item(
+    ChecklistItem("6c", "participants", "treatments that were given, and how they were dealt with"),
+    ChecklistItem(
         "7",
         "preparation",
         "how data were cleaned and checked, and whether alike in all groups",
-        _preparation,
+        _describe_preparation,
         "whether alike in all groups",
     ),
-    Item("8a", "outcome", "what is predicted, when, and how it is known", _outcome),
-    Item("8b", "outcome", "who assessed it, if that takes judgement"),
-    Item("8c", "outcome", "whether those who assessed it were blinded"),
-    Item(
+    ChecklistItem(
+        "8a", "outcome", "what is predicted, when, and how it is known", _describe_outcome
+    ),
+    ChecklistItem("8b", "outcome", "who assessed it, if that takes judgement"),
+    ChecklistItem("8c", "outcome", "whether those who assessed it were blinded"),
+    ChecklistItem(
         "9a",
         "predictors",
         "which were taken and why",
-        _predictors,
+        _describe_predictors,
         "why notes, and why these sections",
     ),
-    Item("9b", "predictors", "how and when each was measured"),
-    Item("9c", "predictors", "whether those who recorded them knew the outcome"),
-    Item(
+    ChecklistItem("9b", "predictors", "how and when each was measured"),
+    ChecklistItem("9c", "predictors", "whether those who recorded them knew the outcome"),
+    ChecklistItem(
         "10",
         "sample size",
         "how it was arrived at, and whether it suffices",
-        _sizes,
+        _describe_sample_sizes,
         "why it suffices",
     ),
-    Item(
+    ChecklistItem(
         "11",
         "missing data",
         "how much is missing and what was done",
-        _eligible,
+        _describe_exclusions,
         "what is missing inside the notes",
     ),
-    Item("12a", "analysis", "how data were used and split", _split),
-    Item("12b", "analysis", "how predictors were handled", _preparation),
-    Item(
+    ChecklistItem("12a", "analysis", "how data were used and split", _describe_split),
+    ChecklistItem("12b", "analysis", "how predictors were handled", _describe_preparation),
+    ChecklistItem(
         "12c",
         "analysis",
         "type of model, how it was built, tuned and validated inside",
-        _model,
+        _describe_model,
         "how the settings were chosen, where there was no search",
     ),
-    Item("12d", "analysis", "differences between clusters such as hospitals"),
-    Item("12e", "analysis", "measures of performance and why these", _measures, "why these"),
-    Item("12f", "analysis", "whether the model was updated after its evaluation", _updated),
-    Item("12g", "analysis", "how predictions were calculated in the evaluation", _code),
-    Item(
+    ChecklistItem("12d", "analysis", "differences between clusters such as hospitals"),
+    ChecklistItem(
+        "12e", "analysis", "measures of performance and why these", _list_metrics, "why these"
+    ),
+    ChecklistItem(
+        "12f", "analysis", "whether the model was updated after its evaluation", _describe_updates
+    ),
+    ChecklistItem(
+        "12g",
+        "analysis",
+        "how predictions were calculated in the evaluation",
+        _describe_code_version,
+    ),
+    ChecklistItem(
         "13",
         "class imbalance",
         "whether and why it was dealt with, and recalibration after it",
-        _imbalance,
+        _describe_class_weights,
     ),
-    Item(
+    ChecklistItem(
         "14",
         "fairness",
         "what was done to make it fair, and why",
-        _groups,
+        _list_subgroups,
         "what was done, and why",
     ),
-    Item(
+    ChecklistItem(
         "15",
         "output",
         "what the model gives out, and thresholds",
-        _output,
+        _describe_output,
         "thresholds, where one acts on them",
     ),
-    Item(
+    ChecklistItem(
         "16",
         "training and evaluation",
         "in what they differ: setting, people, outcome",
-        _split,
+        _describe_split,
         "differences beyond the split",
     ),
-    Item("17", "ethics", "approval and consent"),
-    Item("18a", "funding", "who paid, and their part"),
-    Item("18b", "interests", "conflicts of interest of the authors"),
-    Item("18c", "protocol", "where it can be read, or that there is none"),
-    Item("18d", "registration", "where the study is registered, or that it is not"),
-    Item("18e", "data sharing", "who can have the data, and how"),
-    Item("18f", "code sharing", "who can have the code, and how", _code, "where it is to be had"),
-    Item("19", "patients and public", "their part in the study, or that there was none"),
-    Item("20a", "participants", "their flow, with and without the outcome", _flow),
-    Item("20b", "participants", "their characteristics, of all and by source"),
-    Item("20c", "participants", "how those of training and evaluation compare"),
-    Item("21", "model development", "people and events in each analysis", _sizes),
-    Item("22", "specification", "all that is needed to get predictions for new people", _model),
-    Item("23a", "performance", "with intervals, of all and of groups", _performance),
-    Item("23b", "performance", "differences between clusters, where examined"),
-    Item("24", "updating", "what came of it, where the model was updated", _updated),
-    Item("25", "interpretation", "what the results mean, fairness included, beside other studies"),
-    Item("26", "limitations", "such as people not represented, size, overfitting, missing data"),
-    Item("27a", "usability", "how poor or missing input is dealt with in use"),
-    Item("27b", "usability", "whether people must work with it, and what they must know"),
-    Item("27c", "usability", "what comes next for its use and generality"),
+    ChecklistItem("17", "ethics", "approval and consent"),
+    ChecklistItem("18a", "funding", "who paid, and their part"),
+    ChecklistItem("18b", "interests", "conflicts of interest of the authors"),
+    ChecklistItem("18c", "protocol", "where it can be read, or that there is none"),
+    ChecklistItem("18d", "registration", "where the study is registered, or that it is not"),
+    ChecklistItem("18e", "data sharing", "who can have the data, and how"),
+    ChecklistItem(
+        "18f",
+        "code sharing",
+        "who can have the code, and how",
+        _describe_code_version,
+        "where it is to be had",
+    ),
+    ChecklistItem("19", "patients and public", "their part in the study, or that there was none"),
+    ChecklistItem(
+        "20a", "participants", "their flow, with and without the outcome", _describe_flow
+    ),
+    ChecklistItem("20b", "participants", "their characteristics, of all and by source"),
+    ChecklistItem("20c", "participants", "how those of training and evaluation compare"),
+    ChecklistItem(
+        "21", "model development", "people and events in each analysis", _describe_sample_sizes
+    ),
+    ChecklistItem(
+        "22",
+        "specification",
+        "all that is needed to get predictions for new people",
+        _describe_model,
+    ),
+    ChecklistItem(
+        "23a", "performance", "with intervals, of all and of groups", _describe_performance
+    ),
+    ChecklistItem("23b", "performance", "differences between clusters, where examined"),
+    ChecklistItem(
+        "24", "updating", "what came of it, where the model was updated", _describe_updates
+    ),
+    ChecklistItem(
+        "25", "interpretation", "what the results mean, fairness included, beside other studies"
+    ),
+    ChecklistItem(
+        "26", "limitations", "such as people not represented, size, overfitting, missing data"
+    ),
+    ChecklistItem("27a", "usability", "how poor or missing input is dealt with in use"),
+    ChecklistItem("27b", "usability", "whether people must work with it, and what they must know"),
+    ChecklistItem("27c", "usability", "what comes next for its use and generality"),
 )
 """Statement on prediction models, with or without machine learning."""
 
-TRIPOD_LLM = (
-    Item(
+TRIPOD_LLM_ITEMS = (
+    ChecklistItem(
         "1",
         "title",
         "say that a large language model is developed, tuned or evaluated, for which task and whom",
     ),
-    Item("2", "abstract", "a structured summary"),
-    Item("3", "background", "the medical setting, and why a language model"),
-    Item(
+    ChecklistItem("2", "abstract", "a structured summary"),
+    ChecklistItem("3", "background", "the medical setting, and why a language model"),
+    ChecklistItem(
         "4",
         "objectives",
         "which stages of the model's life the study is about",
-        _design,
+        _describe_design,
         "the objectives themselves",
     ),
-    Item(
+    ChecklistItem(
         "5",
         "data",
         "sources and dates of all texts, for pretraining, tuning and evaluation; overlap between them",
-        _data,
+        _describe_data,
         "dates, and texts the base was trained on",
     ),
-    Item(
+    ChecklistItem(
         "6",
         "analysis",
         "name and version of the model, how it was developed, how its performance is measured",
-        _base,
+        _describe_base_model,
         "who made the base, and its licence",
     ),
-    Item("7", "output", "what comes out of the model and how it is turned into an answer", _output),
-    Item(
+    ChecklistItem(
+        "7",
+        "output",
+        "what comes out of the model and how it is turned into an answer",
+        _describe_output,
+    ),
+    ChecklistItem(
         "8",
         "annotation",
         "how labels came about: by whom, with what agreement",
-        _outcome,
+        _describe_outcome,
         "how far codes and records can be trusted",
     ),
-    Item(
+    ChecklistItem(
         "9",
         "prompting",
         "how prompts were made, and on what data",
         lambda _: "no prompt in words is given: answers are read from a head",
     ),
-    Item("10", "summarising", "how texts were shortened before the model read them", _preparation),
-    Item(
+    ChecklistItem(
+        "10",
+        "summarising",
+        "how texts were shortened before the model read them",
+        _describe_preparation,
+    ),
+    ChecklistItem(
         "11",
         "tuning",
         "instructions and alignment: on what data, how",
-        _model,
+        _describe_model,
         "whether the base was aligned, and how",
     ),
-    Item(
+    ChecklistItem(
         "12",
         "compute",
         "what it took: devices, time, energy",
-        _compute,
+        _describe_compute,
         "energy, where it was not measured",
     ),
-    Item("13", "ethics", "approval and consent"),
-    Item(
+    ChecklistItem("13", "ethics", "approval and consent"),
+    ChecklistItem(
         "14",
         "open science",
         "funding, interests, protocol, registration, data and code",
-        _code,
+        _describe_code_version,
         "all but the code",
     ),
-    Item("15", "patients and public", "their part in the study"),
-    Item(
+    ChecklistItem("15", "patients and public", "their part in the study"),
+    ChecklistItem(
         "16",
         "participants",
         "people and texts, of all and by group; flow",
-        _sizes,
+        _describe_sample_sizes,
         "their characteristics",
     ),
-    Item("17", "performance", "with intervals, of all and of groups", _performance),
-    Item("18", "updating", "what came of it, where the model was updated", _updated),
-    Item("19", "discussion", "meaning, limitations, use in care, what comes next"),
+    ChecklistItem(
+        "17", "performance", "with intervals, of all and of groups", _describe_performance
+    ),
+    ChecklistItem(
+        "18", "updating", "what came of it, where the model was updated", _describe_updates
+    ),
+    ChecklistItem("19", "discussion", "meaning, limitations, use in care, what comes next"),
 )
 """Statement on large language models in medicine."""

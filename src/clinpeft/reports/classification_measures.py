@@ -7,23 +7,38 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clinpeft.reports.classification import Row
+from clinpeft.reports.classification import ClassificationRow
 from clinpeft.reports.facts import (
-    MINUS,
-    MODEL,
-    SUBGROUP,
-    TEST,
-    TFIDF,
-    Entry,
-    Key,
-    estimate,
-    tokens_a_second,
+    DIFFERENCE_SEPARATOR,
+    CLASSIFIER_GROUP,
+    SUBGROUP_SEPARATOR,
+    HELD_OUT_SPLIT,
+    TFIDF_BASELINE_GROUP,
+    CellResult,
+    MetricKey,
+    to_estimate,
+    compute_tokens_per_second,
 )
-from clinpeft.reports.formats import MISSING, count, counted, duration, number, probability, share
-from clinpeft.reports.tables import Column, Estimate, Table, Value, mean, printed
+from clinpeft.reports.formats import (
+    MISSING_VALUE_TEXT,
+    format_count,
+    format_suppressed_count,
+    format_duration,
+    format_number,
+    format_p_value,
+    format_percent,
+)
+from clinpeft.reports.tables import (
+    ReportColumn,
+    Estimate,
+    ReportTable,
+    CellValue,
+    average_estimates,
+    format_cell,
+)
 from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
 
-MEASURES = {
+CLASSIFICATION_METRIC_LABELS = {
     "auroc": "AUROC",
     "auroc_ovo": "AUROC, one against one",
     "auroc_ovr": "AUROC, one against the rest",
@@ -45,70 +60,80 @@ MEASURES = {
 }
 """Name of a metric -> its column, in this order."""
 
-_TESTED = re.compile(
+_COMPARED_METRIC_PATTERN = re.compile(
     r"(auroc|auroc_ovo|auroc_macro|separation|ndcg_at_10)_difference|perplexity_ratio|delong_p"
 )
 
 
-def measures_table(rows: Sequence[Row], task: str) -> Table:
+def build_metrics_table(rows: Sequence[ClassificationRow], task: str) -> ReportTable:
     """Every measure of one question on the held-out stays, of the baselines and of every row; of several seeds the mean."""
-    found = {row.name: _of_row(row, task) for row in rows if row.metric(task)}
+    found = {row.name: _average_row_metrics(row, task) for row in rows if row.find_metric(task)}
     groups: dict[str, dict[str, Estimate]] = {}
     for row in rows:
-        for group, name, known in _baselines(row, task):
+        for group, name, known in _list_baseline_estimates(row, task):
             groups.setdefault(group, {}).setdefault(name, known)
     shown = {**groups, **found}
-    names = [name for name in MEASURES if any(name in of for of in shown.values())]
+    names = [
+        name for name in CLASSIFICATION_METRIC_LABELS if any(name in of for of in shown.values())
+    ]
     columns = (
-        Column("model", is_text=True),
+        ReportColumn("model", is_text=True),
         *(
-            Column(
-                MEASURES[name], count if name == "labels_evaluable" else number, is_estimate=True
+            ReportColumn(
+                CLASSIFICATION_METRIC_LABELS[name],
+                format_count if name == "labels_evaluable" else format_number,
+                is_estimate=True,
             )
             for name in names
         ),
     )
     lines = tuple((model, *(of.get(name) for name in names)) for model, of in shown.items())
     notes = [
-        f"Split {TEST}. Ideal: 1 for slope and observed / expected, 0 for intercept, Brier and ECE. An AUPRC stands against the prevalence."
+        f"Split {HELD_OUT_SPLIT}. Ideal: 1 for slope and observed / expected, 0 for intercept, Brier and ECE. An AUPRC stands against the prevalence."
     ]
-    return Table(f"{task}: every measure", columns, lines, (*notes, *_seeds_said(rows)))
+    return ReportTable(f"{task}: every measure", columns, lines, (*notes, *_describe_seeds(rows)))
 
 
-def _of_row(row: Row, task: str) -> dict[str, Estimate]:
+def _average_row_metrics(row: ClassificationRow, task: str) -> dict[str, Estimate]:
     found = {
-        name: mean(
+        name: average_estimates(
             [
-                cell.found[key]
+                cell.estimates[key]
                 for cell in row.cells
-                if _known(cell.found, key := Key(name, TEST, MODEL, task))
+                if _has_value(
+                    cell.estimates, key := MetricKey(name, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
+                )
             ]
         )
-        for name in MEASURES
+        for name in CLASSIFICATION_METRIC_LABELS
     }
     return {name: known for name, known in found.items() if known is not None}
 
 
-def _known(found: Mapping[Key, Estimate], key: Key) -> bool:
-    return key in found and found[key].value is not None
+def _has_value(estimates: Mapping[MetricKey, Estimate], key: MetricKey) -> bool:
+    return key in estimates and estimates[key].value is not None
 
 
-def _baselines(row: Row, task: str) -> Iterator[tuple[str, str, Estimate]]:
+def _list_baseline_estimates(
+    row: ClassificationRow, task: str
+) -> Iterator[tuple[str, str, Estimate]]:
     for cell in row.cells:
-        for key, known in cell.found.items():
+        for key, known in cell.estimates.items():
             is_baseline = (
-                key.group != MODEL and SUBGROUP not in key.group and MINUS not in key.group
+                key.group != CLASSIFIER_GROUP
+                and SUBGROUP_SEPARATOR not in key.group
+                and DIFFERENCE_SEPARATOR not in key.group
             )
             if (
                 is_baseline
-                and (key.task, key.split) == (task, TEST)
-                and key.name in MEASURES
+                and (key.task, key.split) == (task, HELD_OUT_SPLIT)
+                and key.name in CLASSIFICATION_METRIC_LABELS
                 and known.value is not None
             ):
                 yield key.group, key.name, known
 
 
-def _seeds_said(rows: Sequence[Row]) -> list[str]:
+def _describe_seeds(rows: Sequence[ClassificationRow]) -> list[str]:
     several = max((len(row.seeds) for row in rows), default=0) > 1
     return (
         ["Of several seeds the mean, with the mean of their intervals, which is sampling error."]
@@ -117,40 +142,55 @@ def _seeds_said(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def against_table(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
+def build_baseline_comparison_table(
+    rows: Sequence[ClassificationRow], tasks: Sequence[str]
+) -> ReportTable:
     """Each row less TF-IDF with logistic regression on the same stays, seed by seed, and what it means."""
-    lines: list[tuple[Value, ...]] = []
+    lines: list[tuple[CellValue, ...]] = []
     for row in rows:
         for task in tasks:
-            for seed, known in row.by_seed(
-                lambda metric: f"{metric}_difference", task, f"{MODEL}{MINUS}{TFIDF}"
+            for seed, known in row.get_estimates_by_seed(
+                lambda metric: f"{metric}_difference",
+                task,
+                f"{CLASSIFIER_GROUP}{DIFFERENCE_SEPARATOR}{TFIDF_BASELINE_GROUP}",
             ).items():
                 lines.append(
-                    (row.name, task, "" if seed is None else str(seed), known, _beats(known))
+                    (
+                        row.name,
+                        task,
+                        "" if seed is None else str(seed),
+                        known,
+                        _judge_difference(known),
+                    )
                 )
-    columns = [Column(title, is_text=True) for title in ("model", "task", "seed")]
-    numbers = [Column("less TF-IDF", is_estimate=True), Column("beats TF-IDF", is_text=True)]
+    columns = [ReportColumn(title, is_text=True) for title in ("model", "task", "seed")]
+    numbers = [
+        ReportColumn("less TF-IDF", is_estimate=True),
+        ReportColumn("beats TF-IDF", is_text=True),
+    ]
     note = "Difference of the main metric, subjects resampled for both at once. Yes: the whole interval is above 0; no: it is not."
-    return Table(
+    return ReportTable(
         "Against TF-IDF with logistic regression", (*columns, *numbers), tuple(lines), (note,)
     )
 
 
-def _beats(known: Estimate) -> str:
-    low, high = (known.value if end is None else end for end in (known.low, known.high))
+def _judge_difference(difference: Estimate) -> str:
+    low, high = (
+        difference.value if end is None else end for end in (difference.low, difference.high)
+    )
     if low is None or high is None:
-        return MISSING
+        return MISSING_VALUE_TEXT
     return "yes" if low > 0 else "no: worse" if high < 0 else "no: cannot be told apart"
 
 
-def subgroups_table(
-    rows: Sequence[Row], task: str, smallest_cell: int = RELEASE_SMALLEST_CELL
-) -> Table:
+def build_subgroup_metrics_table(
+    rows: Sequence[ClassificationRow], task: str, smallest_cell: int = RELEASE_SMALLEST_CELL
+) -> ReportTable:
     """The main metric of every subgroup and row, by its run with the smallest seed; groups of fewer people than ``smallest_cell`` have no line."""
     found = {
-        row.name: _groups(run, task, row.metric(task), smallest_cell)
+        row.name: _collect_subgroup_estimates(run, task, row.find_metric(task), smallest_cell)
         for row in rows
-        if (run := row.first(task))
+        if (run := row.find_first_run(task))
     }
     names = list(dict.fromkeys(group for of in found.values() for group in of))
     people = {
@@ -160,55 +200,59 @@ def subgroups_table(
         for group in names
     }
     columns = (
-        Column("group", is_text=True),
-        Column("people", count),
-        *(Column(name, is_estimate=True) for name in found),
+        ReportColumn("group", is_text=True),
+        ReportColumn("people", format_count),
+        *(ReportColumn(name, is_estimate=True) for name in found),
     )
     lines = tuple(
         (group, people[group], *(of[group][0] if group in of else None for of in found.values()))
         for group in names
     )
-    note = f"Main metric on split {TEST}. A group of fewer than {smallest_cell} people is not shown, nor a number about fewer events."
-    return Table(f"{task}: subgroups", columns, lines, (note,) if lines else ())
+    note = f"Main metric on split {HELD_OUT_SPLIT}. A group of fewer than {smallest_cell} people is not shown, nor a number about fewer events."
+    return ReportTable(f"{task}: subgroups", columns, lines, (note,) if lines else ())
 
 
-def _groups(
+def _collect_subgroup_estimates(
     run: Run, task: str, metric: str | None, smallest_cell: int
 ) -> dict[str, tuple[Estimate, int]]:
     found = {}
     for row in run.results.to_pylist():
-        state, separator, group = (row["group"] or "").partition(SUBGROUP)
+        state, separator, group = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
         is_asked = (row["name"], row["split"], row["task"], state) == (
             metric,
-            TEST,
+            HELD_OUT_SPLIT,
             task,
-            MODEL,
+            CLASSIFIER_GROUP,
         ) and bool(separator)
         if is_asked and row["value"] is not None and (row["n_subjects"] or 0) >= smallest_cell:
-            found[group] = (estimate(row), row["n_subjects"])
+            found[group] = (to_estimate(row), row["n_subjects"])
     return found
 
 
-def cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> Table:
+def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
     """What each row took: parameters, tokens, times, energy; of several runs the mean, of trained parameters the range.
 
     Args:
         rows: name, and its finished runs.
     """
     numbers = (
-        ("trained", count),
-        ("share", share),
-        ("tokens seen", count),
-        ("training", duration),
-        ("tokens/s", count),
+        ("trained", format_count),
+        ("share", format_percent),
+        ("tokens seen", format_count),
+        ("training", format_duration),
+        ("tokens/s", format_count),
     )
-    rest = (("features", duration), ("baselines", duration), ("whole run", duration))
+    rest = (
+        ("features", format_duration),
+        ("baselines", format_duration),
+        ("whole run", format_duration),
+    )
     columns = (
-        *(Column("model", is_text=True), Column("runs", count)),
-        *(Column(title, show) for title, show in (*numbers, *rest)),
-        *(Column("energy", is_text=True), Column("hardware", is_text=True)),
+        *(ReportColumn("model", is_text=True), ReportColumn("runs", format_count)),
+        *(ReportColumn(title, show) for title, show in (*numbers, *rest)),
+        *(ReportColumn("energy", is_text=True), ReportColumn("hardware", is_text=True)),
     )
-    lines = tuple((name, len(runs), *_spent(runs)) for name, runs in rows if runs)
+    lines = tuple((name, len(runs), *_summarize_cost(runs)) for name, runs in rows if runs)
     notes = [
         "Times are means over the runs of a row, one run at a time on the machine named; other work on it makes them longer."
     ]
@@ -220,20 +264,20 @@ def cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> Table:
         notes.append(
             f"Energy is that of training, of {'; '.join(counted)}, with all that ran there."
         )
-    return Table("Cost", columns, lines, tuple(notes))
+    return ReportTable("Cost", columns, lines, tuple(notes))
 
 
-def _spent(runs: Sequence[Run]) -> Iterator[Value]:
+def _summarize_cost(runs: Sequence[Run]) -> Iterator[CellValue]:
     records = [run.record for run in runs]
-    yield _mean([record.trained_parameters for record in records])
-    yield _mean([record.share for record in records])
-    yield _mean([record.tokens_seen for record in records])
-    yield _mean([record.training_seconds for record in records])
-    yield _mean([tokens_a_second(run) for run in runs])
-    yield _mean([record.features_seconds for record in records])
-    yield _mean([record.baselines_seconds for record in records])
-    yield _mean([record.total_seconds for record in records])
-    joules = _mean([record.energy_joules for record in records])
+    yield _average_available([record.trained_parameters for record in records])
+    yield _average_available([record.share for record in records])
+    yield _average_available([record.tokens_seen for record in records])
+    yield _average_available([record.training_seconds for record in records])
+    yield _average_available([compute_tokens_per_second(run) for run in runs])
+    yield _average_available([record.features_seconds for record in records])
+    yield _average_available([record.baselines_seconds for record in records])
+    yield _average_available([record.total_seconds for record in records])
+    joules = _average_available([record.energy_joules for record in records])
     yield "unknown" if joules is None else f"{joules / 3600:.4g} Wh"
     yield (
         ", ".join(
@@ -245,30 +289,30 @@ def _spent(runs: Sequence[Run]) -> Iterator[Value]:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _average_available(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
-def compared_table(
+def build_paired_comparison_table(
     name: str, pairs: Sequence[tuple[str, str, str, Sequence[Mapping[str, Any]], str]]
-) -> Table:
+) -> ReportTable:
     """One ``[[compare]]`` of a study: the paired difference of every pair of cells, second less first.
 
     Args:
         name: of the comparison.
         pairs: what both have in common, first, second, rows of ``tables.RESULT``, and why there are none.
     """
-    lines: list[tuple[Value, ...]] = []
+    lines: list[tuple[CellValue, ...]] = []
     for shared, first, second, results, reason in pairs:
-        chosen = [row for row in results if _is_shown(row)]
+        chosen = [row for row in results if _is_main_difference(row)]
         lines += [
             (
                 shared,
                 row["task"] or "",
                 row["name"].replace("_", " "),
-                _tested(row),
-                count(row["n"]),
+                _format_difference(row),
+                format_count(row["n"]),
                 "",
             )
             for row in chosen
@@ -280,67 +324,72 @@ def compared_table(
                 else f"no difference of {second} and {first} was measured"
             )
             lines.append((shared, "", "", None, "", why))
-    words = [Column(title, is_text=True) for title in ("of", "task", "metric")]
+    words = [ReportColumn(title, is_text=True) for title in ("of", "task", "metric")]
     columns = [
         *words,
-        Column("difference", is_estimate=True),
-        Column("n", is_text=True),
-        Column("remark", is_text=True, under="of"),
+        ReportColumn("difference", is_estimate=True),
+        ReportColumn("n", is_text=True),
+        ReportColumn("remark", is_text=True, parent_title="of"),
     ]
     notes = (
         "Second less first on the same people, resampled for both at once; the interval is sampling error, and seeds are lines of their own.",
     )
-    return Table(f"Compared: {name}", tuple(columns), tuple(lines), notes)
+    return ReportTable(f"Compared: {name}", tuple(columns), tuple(lines), notes)
 
 
-def _is_shown(row: Mapping[str, Any]) -> bool:
+def _is_main_difference(row: Mapping[str, Any]) -> bool:
     """A known difference of a main metric on the held-out split."""
     is_known = (
-        row["value"] is not None and row["split"] == TEST and SUBGROUP not in (row["group"] or "")
+        row["value"] is not None
+        and row["split"] == HELD_OUT_SPLIT
+        and SUBGROUP_SEPARATOR not in (row["group"] or "")
     )
-    return is_known and bool(_TESTED.fullmatch(row["name"]))
+    return is_known and bool(_COMPARED_METRIC_PATTERN.fullmatch(row["name"]))
 
 
-def _tested(row: Mapping[str, Any]) -> Value:
+def _format_difference(row: Mapping[str, Any]) -> CellValue:
     is_p_value = row["name"].endswith("_p") and row["value"] is not None
-    return f"p {printed(row['value'], probability)}" if is_p_value else estimate(row)
+    return f"p {format_cell(row['value'], format_p_value)}" if is_p_value else to_estimate(row)
 
 
-def provenance(entries: Sequence[Entry]) -> tuple[str, ...]:
+def describe_provenance(entries: Sequence[CellResult]) -> tuple[str, ...]:
     """What every table must say: data, split, seeds, commit, command; from the runs that have finished."""
     runs = [entry.run for entry in entries if entry.run is not None]
     if not runs:
         return ("No cell has a run.",)
-    sources = _few(
+    sources = _join_first(
         f"{run.recipe.source.name}, fingerprint {(run.record.hashes.source or 'unknown')[:12]}"
         for run in runs
     )
     seeds = ", ".join(str(seed) for seed in sorted({run.recipe.seed for run in runs}))
-    commits = _few(
+    commits = _join_first(
         run.record.git_commit or f"unknown, code {run.record.versions.get('clinpeft', 'unknown')}"
         for run in runs
     )
-    commands = _few(run.record.command or "unknown" for run in runs)
-    asked = _few(dict.fromkeys(part for run in runs for part in _asked(run).split("; ")), most=8)
+    commands = _join_first(run.record.command or "unknown" for run in runs)
+    asked = _join_first(
+        dict.fromkeys(part for run in runs for part in _describe_sample_sizes(run).split("; ")),
+        max_texts=8,
+    )
     return (
-        f"Data: {sources}. Split {TEST}{f', {asked}' if asked else ''}. Seed {seeds}. {len(runs)} runs. Commit {commits}. Command: {commands}.",
+        f"Data: {sources}. Split {HELD_OUT_SPLIT}{f', {asked}' if asked else ''}. Seed {seeds}. {len(runs)} runs. Commit {commits}. Command: {commands}.",
     )
 
 
-def _asked(run: Run) -> str:
+def _describe_sample_sizes(run: Run) -> str:
     """``mortality: n = 1,165``, for each question or set that was measured on the held-out split."""
     found = {
         row["task"] or "": row["n"]
         for row in reversed(run.results.to_pylist())
-        if row["split"] == TEST and SUBGROUP not in (row["group"] or "")
+        if row["split"] == HELD_OUT_SPLIT and SUBGROUP_SEPARATOR not in (row["group"] or "")
     }
     return "; ".join(
-        f"{task}: n = {counted(n)}" if task else f"n = {counted(n)}"
+        f"{task}: n = {format_suppressed_count(n)}" if task else f"n = {format_suppressed_count(n)}"
         for task, n in reversed(found.items())
     )
 
 
-def _few(texts: Iterable[str], most: int = 3) -> str:
+def _join_first(texts: Iterable[str], max_texts: int = 3) -> str:
     known = list(dict.fromkeys(text for text in texts if text))
-    more = f" and {len(known) - most} more" if len(known) > most else ""
-    return "; ".join(known[:most]) + more
+    more = f" and {len(known) - max_texts} more" if len(known) > max_texts else ""
+    return "; ".join(known[:max_texts]) + more

@@ -6,30 +6,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clinpeft.reports.encoders import (
-    ADAPTED,
-    HELD_OUT,
-    LEXICAL,
-    RANDOM_WEIGHTS,
-    SHUFFLED,
-    STUDY,
-    THRESHOLD,
-    ZERO_SHOT,
-    Encoder,
-    Grid,
-    gain,
-    grid,
+    ADAPTED_ENCODER,
+    HELD_OUT_CHAPTERS_TASK,
+    LEXICAL_CONTROLS,
+    RANDOM_WEIGHTS_ENCODER,
+    SHUFFLED_PAIRS_ENCODER,
+    STUDY_TASK,
+    CLINICALLY_USEFUL_SEPARATION,
+    ZERO_SHOT_ENCODER,
+    EncoderRow,
+    EncoderGrid,
+    compute_adaptation_gain,
+    build_encoder_grid,
 )
-from clinpeft.reports.facts import SUBGROUP, Entry, remark, value
-from clinpeft.reports.formats import count, duration, number, share
-from clinpeft.reports.tables import Column, Estimate, Table, Value, mean
+from clinpeft.reports.facts import (
+    SUBGROUP_SEPARATOR,
+    CellResult,
+    explain_missing_result,
+    get_estimate_value,
+)
+from clinpeft.reports.formats import format_count, format_duration, format_number, format_percent
+from clinpeft.reports.tables import (
+    ReportColumn,
+    Estimate,
+    ReportTable,
+    CellValue,
+    average_estimates,
+)
 
-Cells = dict[str, Value]
+EmbeddingRowCells = dict[str, CellValue]
 
-DIFFERENCE, SEEDS = "{}, adapted less zero-shot", "{}, SD and range over seeds"
+DIFFERENCE_TITLE, SEED_SPREAD_TITLE = "{}, adapted less zero-shot", "{}, SD and range over seeds"
 
 
 @dataclass(frozen=True)
-class _Measure:
+class _MetricColumn:
     """A column: which metric of which task, against which unrelated pairs (empty where there are none)."""
 
     title: str
@@ -37,11 +48,13 @@ class _Measure:
     task: str
     stratum: str = ""
 
-    def group(self, state: str) -> str:
-        return f"{state}{SUBGROUP}{self.stratum}" if self.stratum else state
+    def format_group(self, state: str) -> str:
+        return f"{state}{SUBGROUP_SEPARATOR}{self.stratum}" if self.stratum else state
 
 
-def embedding_table(entries: Sequence[Entry], title: str, notes: Sequence[str] = ()) -> Table:
+def build_embedding_table(
+    entries: Sequence[CellResult], title: str, notes: Sequence[str] = ()
+) -> ReportTable:
     """A grid in one table: a row a backbone and a state of it, a column a measure on what was held out.
 
     Cells whose names differ only in their seed are one row: the mean is shown, with the mean of their intervals, which is sampling error; what the
@@ -49,64 +62,72 @@ def embedding_table(entries: Sequence[Entry], title: str, notes: Sequence[str] =
     makes any gain look large. Controls stand above: words alone (BM25, TF-IDF), the same backbone with random weights, and shuffled pairs, which
     have to be at chance. A row that is worse than zero-shot, or cannot be told from it, says so, as does a cell that failed or has not ended.
     """
-    made = grid(entries)
-    measures = _measures(made)
-    rows = list(_rows(made, measures))
+    made = build_encoder_grid(entries)
+    measures = _list_metric_columns(made)
+    rows = list(_build_rows(made, measures))
     notes = [
-        *(note for measure in measures if (note := _definition(made, measure))),
-        *_seed_note(made),
+        *(note for measure in measures if (note := _describe_metric(made, measure))),
+        *_list_seed_notes(made),
         *notes,
     ]
-    return _table(title, list(_columns(measures)), rows, notes)
+    return _build_table(title, list(_list_columns(measures)), rows, notes)
 
 
-def study_tables(
-    entries: Sequence[Entry], licences: Mapping[str, str] | None = None
-) -> tuple[Table, ...]:
+def build_embedding_study_tables(
+    entries: Sequence[CellResult], licenses: Mapping[str, str] | None = None
+) -> tuple[ReportTable, ...]:
     """Tables 1 to 5 of the study from the runs of a grid, the published values beside: separation, efficiency, zero-shot against adapted, the
     ablation where the grid has one, licences.
 
     Args:
         entries: cells with what was published for them (``encoders.PUBLISHED``).
-        licences: name on the hub -> licence, in place of ``encoders.KNOWN``.
+        licenses: name on the hub -> licence, in place of ``encoders.KNOWN``.
     """
-    made = grid(entries)
-    tables = [_separation(made), _efficiency(made), _gains(made)]
-    return (*tables, *([_ablation(made)] if ablated(made) else []), _licences(made, licences or {}))
+    made = build_encoder_grid(entries)
+    tables = [
+        _build_separation_table(made),
+        _build_efficiency_table(made),
+        _build_gains_table(made),
+    ]
+    return (
+        *tables,
+        *([_build_ablation_table(made)] if find_ablation(made) else []),
+        _build_licenses_table(made, licenses or {}),
+    )
 
 
 @dataclass(frozen=True)
-class Point:
+class AblationPoint:
     """A row of an ablation.
 
     Attributes:
-        pairs_share: of the pairs that any row on this backbone learned from; None where the runs do not say.
+        pairs_fraction: of the pairs that any row on this backbone learned from; None where the runs do not say.
         objective: of training.
         rank: of the low-rank update; None for other adapters.
         row: its numbers.
     """
 
-    pairs_share: float | None
+    pairs_fraction: float | None
     objective: str
     rank: int | None
-    row: Encoder
+    row: EncoderRow
 
 
-def ablated(made: Grid) -> tuple[Point, ...]:
+def find_ablation(grid: EncoderGrid) -> tuple[AblationPoint, ...]:
     """Rows on one backbone that differ in the share of pairs, the objective or the rank; empty where none do. The first such backbone counts."""
-    for model in dict.fromkeys(row.model for row in made.rows):
-        points = _points([row for row in made.rows if row.model == model])
-        if len({(point.pairs_share, point.objective, point.rank) for point in points}) > 1:
+    for model in dict.fromkeys(row.model for row in grid.rows):
+        points = _build_ablation_points([row for row in grid.rows if row.model == model])
+        if len({(point.pairs_fraction, point.objective, point.rank) for point in points}) > 1:
             return tuple(
                 sorted(
                     points,
-                    key=lambda point: (point.pairs_share or 0, point.objective, point.rank or 0),
+                    key=lambda point: (point.pairs_fraction or 0, point.objective, point.rank or 0),
                 )
             )
     return ()
 
 
-def _points(rows: Sequence[Encoder]) -> list[Point]:
+def _build_ablation_points(rows: Sequence[EncoderRow]) -> list[AblationPoint]:
     learned = {
         id(row): max((run.record.counts.get("pairs.train", 0) for run in row.runs), default=0)
         for row in rows
@@ -120,119 +141,138 @@ def _points(rows: Sequence[Encoder]) -> list[Point]:
                 (known for spec in recipe.adapters if (known := getattr(spec, "rank", None))), None
             )
             part = round(learned[id(row)] / most, 2) if most and learned[id(row)] else None
-            points.append(Point(part, recipe.training.objective, rank, row))
+            points.append(AblationPoint(part, recipe.training.objective, rank, row))
     return points
 
 
 # The main table.
 
 
-def _measures(made: Grid) -> list[_Measure]:
+def _list_metric_columns(grid: EncoderGrid) -> list[_MetricColumn]:
     """Pairs in the two hardest strata, separation, and every search, in the order of the results."""
     pairs = [
-        _Measure(f"AUROC, {stratum}", "auroc", HELD_OUT, stratum)
+        _MetricColumn(f"AUROC, {stratum}", "auroc", HELD_OUT_CHAPTERS_TASK, stratum)
         for stratum in ("mined", "same chapter")
     ]
-    pairs.append(_Measure("separation", "separation", made.task, made.stratum))
+    pairs.append(_MetricColumn("separation", "separation", grid.task, grid.stratum))
     searched = dict.fromkeys(
         task
-        for row in made.rows
-        for found in row.found
+        for row in grid.rows
+        for found in row.run_estimates
         for name, _, task in found
         if name == "ndcg_at_10"
     )
-    return [*pairs, *(_Measure(f"nDCG@10, {task}", "ndcg_at_10", task) for task in searched)]
+    return [*pairs, *(_MetricColumn(f"nDCG@10, {task}", "ndcg_at_10", task) for task in searched)]
 
 
-def _columns(measures: Sequence[_Measure]) -> Iterator[Column]:
-    yield from (Column("model", is_text=True), Column("state", is_text=True))
-    for measure in measures:
-        yield Column(measure.title, is_estimate=True)
-        yield Column(
-            DIFFERENCE.format(measure.title),
-            under=measure.title,
-            mark="difference ",
+def _list_columns(metrics: Sequence[_MetricColumn]) -> Iterator[ReportColumn]:
+    yield from (ReportColumn("model", is_text=True), ReportColumn("state", is_text=True))
+    for measure in metrics:
+        yield ReportColumn(measure.title, is_estimate=True)
+        yield ReportColumn(
+            DIFFERENCE_TITLE.format(measure.title),
+            parent_title=measure.title,
+            value_prefix="difference ",
             is_estimate=True,
         )
-        yield Column(
-            SEEDS.format(measure.title), under=measure.title, mark="seeds SD ", is_estimate=True
+        yield ReportColumn(
+            SEED_SPREAD_TITLE.format(measure.title),
+            parent_title=measure.title,
+            value_prefix="seeds SD ",
+            is_estimate=True,
         )
         if measure.metric == "separation":
-            yield Column("published separation", under=measure.title, mark="published ")
-    yield from (Column("trained", count), Column("share", share), Column("time", duration))
-    yield Column("remark", is_text=True, under="state")
+            yield ReportColumn(
+                "published separation", parent_title=measure.title, value_prefix="published "
+            )
+    yield from (
+        ReportColumn("trained", format_count),
+        ReportColumn("share", format_percent),
+        ReportColumn("time", format_duration),
+    )
+    yield ReportColumn("remark", is_text=True, parent_title="state")
 
 
-def _rows(made: Grid, measures: Sequence[_Measure]) -> Iterator[Cells]:
-    yield from (_control("words alone", state, made.rows, measures) for state in LEXICAL)
-    for model in dict.fromkeys(row.model for row in made.rows):
-        rows = [row for row in made.rows if row.model == model]
-        yield from (_control(model, state, rows, measures) for state in (RANDOM_WEIGHTS, SHUFFLED))
+def _build_rows(grid: EncoderGrid, metrics: Sequence[_MetricColumn]) -> Iterator[EmbeddingRowCells]:
+    yield from (
+        _build_control_row("words alone", state, grid.rows, metrics) for state in LEXICAL_CONTROLS
+    )
+    for model in dict.fromkeys(row.model for row in grid.rows):
+        rows = [row for row in grid.rows if row.model == model]
+        yield from (
+            _build_control_row(model, state, rows, metrics)
+            for state in (RANDOM_WEIGHTS_ENCODER, SHUFFLED_PAIRS_ENCODER)
+        )
         published = {
             "published separation": next(
                 (
                     known
                     for row in rows
-                    if (known := row.printed("zero_shot_separation")) is not None
+                    if (known := row.get_published_number("zero_shot_separation")) is not None
                 ),
                 None,
             )
         }
-        yield _control(model, ZERO_SHOT, rows, measures) | published
-        yield from (_adapted(row, measures) for row in rows)
+        yield _build_control_row(model, ZERO_SHOT_ENCODER, rows, metrics) | published
+        yield from (_build_adapted_row(row, metrics) for row in rows)
 
 
-def _control(
-    model: str, state: str, rows: Sequence[Encoder], measures: Sequence[_Measure]
-) -> Cells:
+def _build_control_row(
+    model: str, state: str, rows: Sequence[EncoderRow], metrics: Sequence[_MetricColumn]
+) -> EmbeddingRowCells:
     """What is the same in every run that measured it: of each number the first that there is."""
-    found: Cells = {"model": model, "state": state}
-    for measure in measures:
-        numbers = (row.number(measure.metric, measure.group(state), measure.task) for row in rows)
+    found: EmbeddingRowCells = {"model": model, "state": state}
+    for measure in metrics:
+        numbers = (
+            row.average_metric(measure.metric, measure.format_group(state), measure.task)
+            for row in rows
+        )
         found[measure.title] = next((known for known in numbers if known), None)
     return found
 
 
-def _adapted(row: Encoder, measures: Sequence[_Measure]) -> Cells:
-    found: Cells = {
+def _build_adapted_row(row: EncoderRow, metrics: Sequence[_MetricColumn]) -> EmbeddingRowCells:
+    found: EmbeddingRowCells = {
         "model": row.model,
         "state": row.state,
-        "remark": "; ".join(_remarks(row, measures)),
+        "remark": "; ".join(_list_remarks(row, metrics)),
     }
-    for measure in measures:
-        name = (measure.metric, measure.group(ADAPTED), measure.task)
-        found[measure.title], found[SEEDS.format(measure.title)] = (
-            row.number(*name),
-            row.spread(*name),
+    for measure in metrics:
+        name = (measure.metric, measure.format_group(ADAPTED_ENCODER), measure.task)
+        found[measure.title], found[SEED_SPREAD_TITLE.format(measure.title)] = (
+            row.average_metric(*name),
+            row.compute_metric_spread(*name),
         )
-        found[DIFFERENCE.format(measure.title)] = gain(
+        found[DIFFERENCE_TITLE.format(measure.title)] = compute_adaptation_gain(
             row, measure.metric, measure.task, measure.stratum
         )
-    found["published separation"] = row.printed("separation")
+    found["published separation"] = row.get_published_number("separation")
     found |= {
-        "trained": _recorded(row, "trained_parameters"),
-        "share": _recorded(row, "share"),
-        "time": _recorded(row, "training_seconds"),
+        "trained": _average_record_field(row, "trained_parameters"),
+        "share": _average_record_field(row, "share"),
+        "time": _average_record_field(row, "training_seconds"),
     }
     return found
 
 
-def _recorded(row: Encoder, field: str) -> float | None:
+def _average_record_field(row: EncoderRow, field_name: str) -> float | None:
     """A number of the record, the mean over seeds."""
     known = [
         Estimate(float(found))
         for run in row.runs
-        if (found := getattr(run.record, field)) is not None
+        if (found := getattr(run.record, field_name)) is not None
     ]
-    return value(mean(known))
+    return get_estimate_value(average_estimates(known))
 
 
-def _remarks(row: Encoder, measures: Sequence[_Measure]) -> Iterator[str]:
+def _list_remarks(row: EncoderRow, metrics: Sequence[_MetricColumn]) -> Iterator[str]:
     """What did not end well, and where adapting did harm or nothing that could be seen."""
-    yield from dict.fromkeys(text for entry in row.entries if (text := remark(entry)))
+    yield from dict.fromkeys(
+        text for entry in row.entries if (text := explain_missing_result(entry))
+    )
     gains = {
-        measure.title: gain(row, measure.metric, measure.task, measure.stratum)
-        for measure in measures
+        measure.title: compute_adaptation_gain(row, measure.metric, measure.task, measure.stratum)
+        for measure in metrics
     }
     ends = {title: (known.low, known.high) for title, known in gains.items() if known}
     worse = [title for title, (_, high) in ends.items() if high is not None and high < 0]
@@ -247,31 +287,34 @@ def _remarks(row: Encoder, measures: Sequence[_Measure]) -> Iterator[str]:
         yield f"not told from zero-shot: {', '.join(unclear)}"
 
 
-def _definition(made: Grid, measure: _Measure) -> str:
+def _describe_metric(grid: EncoderGrid, column: _MetricColumn) -> str:
     """``nDCG@10, other books: n = 812: <its definition>``, from the results themselves."""
     for row in (
-        row for encoder in made.rows for run in encoder.runs for row in run.results.to_pylist()
+        row for encoder in grid.rows for run in encoder.runs for row in run.results.to_pylist()
     ):
-        if (row["name"], row["task"]) == (measure.metric, measure.task) and row["group"] in (
-            measure.group(ADAPTED),
-            measure.group(ZERO_SHOT),
+        if (row["name"], row["task"]) == (column.metric, column.task) and row["group"] in (
+            column.format_group(ADAPTED_ENCODER),
+            column.format_group(ZERO_SHOT_ENCODER),
         ):
             level = f", {100 * row['level']:g} % interval in brackets" if row["level"] else ""
-            where = f" ({made.said})" if measure.metric == "separation" else ""
-            return f"{measure.title}{where}: n = {count(row['n'])}{level}; {row['definition'].rstrip('.')}."
+            where = f" ({grid.pairs_description})" if column.metric == "separation" else ""
+            return f"{column.title}{where}: n = {format_count(row['n'])}{level}; {row['definition'].rstrip('.')}."
     return ""
 
 
-def _seed_note(made: Grid) -> Iterator[str]:
-    seeds = max((len(row.runs) for row in made.rows), default=0)
+def _list_seed_notes(grid: EncoderGrid) -> Iterator[str]:
+    seeds = max((len(row.runs) for row in grid.rows), default=0)
     if seeds > 1:
         interval = "the interval is the mean of theirs (sampling error alone), and what the seeds change stands beside: standard deviation, range"
         yield f"A value is the mean over up to {seeds} seeds: {interval}."
 
 
-def _table(
-    title: str, columns: Sequence[Column], rows: Sequence[Cells], notes: Sequence[str]
-) -> Table:
+def _build_table(
+    title: str,
+    columns: Sequence[ReportColumn],
+    rows: Sequence[EmbeddingRowCells],
+    notes: Sequence[str],
+) -> ReportTable:
     """Without columns and rows that hold nothing."""
     held = [
         row
@@ -286,77 +329,94 @@ def _table(
         tuple(row.get(column.title, "" if column.is_text else None) for column in shown)
         for row in held
     )
-    return Table(title, tuple(shown), texts, tuple(dict.fromkeys(notes)))
+    return ReportTable(title, tuple(shown), texts, tuple(dict.fromkeys(notes)))
 
 
-def _is_adapted(row: Cells) -> bool:
+def _is_adapted(row: EmbeddingRowCells) -> bool:
     return "remark" in row
 
 
 # The tables of the study.
 
 
-def _beside(title: str, show: Callable[[float], str] = number) -> Column:
+def _build_published_column(
+    title: str, formatter: Callable[[float], str] = format_number
+) -> ReportColumn:
     """The published value of a column."""
-    return Column(f"published {title}", show, under=title, mark="published ")
+    return ReportColumn(
+        f"published {title}", formatter, parent_title=title, value_prefix="published "
+    )
 
 
-def _named(made: Grid) -> list[tuple[Encoder, Cells]]:
+def _list_named_rows(grid: EncoderGrid) -> list[tuple[EncoderRow, EmbeddingRowCells]]:
     return [
         (
             row,
             {
                 "model": row.model,
                 "state": row.state,
-                "remark": "; ".join(filter(None, map(remark, row.entries))),
+                "remark": "; ".join(filter(None, map(explain_missing_result, row.entries))),
             },
         )
-        for row in made.rows
+        for row in grid.rows
     ]
 
 
-_WORDS = (Column("model", is_text=True), Column("state", is_text=True))
-_REMARK = Column("remark", is_text=True, under="state")
+_TEXT_COLUMNS = (ReportColumn("model", is_text=True), ReportColumn("state", is_text=True))
+_REMARK_COLUMN = ReportColumn("remark", is_text=True, parent_title="state")
 
 
-def _separation(made: Grid) -> Table:
+def _build_separation_table(grid: EncoderGrid) -> ReportTable:
     """Table 1."""
     words = {"similar": "mean_related", "different": "mean_unrelated", "separation": "separation"}
     more = {"Cohen's d": "cohens_d", "AUROC": "auroc"}
-    columns = [*_WORDS]
+    columns = [*_TEXT_COLUMNS]
     for title in words:
-        columns += [Column(title, is_estimate=True), _beside(title)]
+        columns += [ReportColumn(title, is_estimate=True), _build_published_column(title)]
     columns += [
-        Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)
+        ReportColumn(
+            SEED_SPREAD_TITLE.format("separation"),
+            parent_title="separation",
+            value_prefix="seeds SD ",
+            is_estimate=True,
+        )
     ]
-    columns += [*(Column(title, is_estimate=True) for title in more), _REMARK]
+    columns += [*(ReportColumn(title, is_estimate=True) for title in more), _REMARK_COLUMN]
     rows = []
-    for row, cells in _named(made):
-        cells |= {title: made.pairs(row, metric) for title, metric in {**words, **more}.items()}
-        cells |= {f"published {title}": row.printed(title) for title in words}
-        cells[SEEDS.format("separation")] = row.spread(
-            "separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task
+    for row, cells in _list_named_rows(grid):
+        cells |= {
+            title: grid.get_pair_metric(row, metric) for title, metric in {**words, **more}.items()
+        }
+        cells |= {f"published {title}": row.get_published_number(title) for title in words}
+        cells[SEED_SPREAD_TITLE.format("separation")] = row.compute_metric_spread(
+            "separation", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}{grid.stratum}", grid.task
         )
         rows.append(cells)
     above = [
-        row.model for row in made.rows if (value(made.pairs(row, "separation")) or 0) > THRESHOLD
+        row.model
+        for row in grid.rows
+        if (get_estimate_value(grid.get_pair_metric(row, "separation")) or 0)
+        > CLINICALLY_USEFUL_SEPARATION
     ]
     notes = [
-        f"Measured on {made.said}; separation is the mean cosine of similar less that of different pairs, and depends on the spread of all cosines, "
+        f"Measured on {grid.pairs_description}; separation is the mean cosine of similar less that of different pairs, and depends on the spread of all cosines, "
         "which the AUROC does not.",
-        f"Above {THRESHOLD}, which the study calls clinically useful without data for it: {len(above)} of {len(made.rows)}.",
+        f"Above {CLINICALLY_USEFUL_SEPARATION}, which the study calls clinically useful without data for it: {len(above)} of {len(grid.rows)}.",
         "Published intervals were simulated from means and standard deviations; those here resample pairs or chapters.",
     ]
-    if made.task != STUDY:
+    if grid.task != STUDY_TASK:
         notes.append(
             "The published values stand on 50 pairs by hand, and these do not: compare orders, not numbers."
         )
-    return _table(
-        "Table 1: separation of the adapted backbones", columns, rows, [*notes, *_seed_note(made)]
+    return _build_table(
+        "Table 1: separation of the adapted backbones",
+        columns,
+        rows,
+        [*notes, *_list_seed_notes(grid)],
     )
 
 
-_PROFILED = {
+_PROFILE_KEYS = {
     "embeddings/s": ("embeddings_per_second", "embeddings_per_second"),
     "tokens/s": ("tokens_per_second", ""),
     "latency p50, ms": ("latency_ms_p50", "latency_ms"),
@@ -369,36 +429,42 @@ _PROFILED = {
 """Column -> name in the profile, key of what was published."""
 
 
-def _one_decimal(value: float) -> str:
+def _format_one_decimal(value: float) -> str:
     return f"{value:,.1f}"
 
 
-_SHOWN = {
-    "tokens/s": count,
-    "parameters": count,
-    "dimension": count,
-    "embeddings/s": _one_decimal,
-    "load, s": _one_decimal,
-    "memory, GB": number,
+_PROFILE_FORMATTERS = {
+    "tokens/s": format_count,
+    "parameters": format_count,
+    "dimension": format_count,
+    "embeddings/s": _format_one_decimal,
+    "load, s": _format_one_decimal,
+    "memory, GB": format_number,
 }
 
 
-def _efficiency(made: Grid) -> Table:
+def _build_efficiency_table(grid: EncoderGrid) -> ReportTable:
     """Table 2."""
-    columns = [*_WORDS]
-    for title in _PROFILED:
-        show = _SHOWN.get(title, _one_decimal)
-        columns += [Column(title, show), _beside(title, show)]
+    columns = [*_TEXT_COLUMNS]
+    for title in _PROFILE_KEYS:
+        show = _PROFILE_FORMATTERS.get(title, _format_one_decimal)
+        columns += [ReportColumn(title, show), _build_published_column(title, show)]
     rows = []
-    for row, cells in _named(made):
-        cells |= {title: row.profiled(name) for title, (name, _) in _PROFILED.items() if name}
+    for row, cells in _list_named_rows(grid):
+        cells |= {
+            title: row.get_profile_number(name)
+            for title, (name, _) in _PROFILE_KEYS.items()
+            if name
+        }
         cells |= {
             "memory, GB": row.memory_gb,
             "parameters": row.parameters,
             "dimension": row.dimension,
         }
         cells |= {
-            f"published {title}": row.printed(key) for title, (_, key) in _PROFILED.items() if key
+            f"published {title}": row.get_published_number(key)
+            for title, (_, key) in _PROFILE_KEYS.items()
+            if key
         }
         rows.append(cells)
     notes = [
@@ -406,86 +472,99 @@ def _efficiency(made: Grid) -> Table:
         "unknown length, and their memory fits float32 only.",
         "GB: 10⁹ bytes at the peak. Published latency is the mean.",
     ]
-    return _table("Table 2: speed and memory", [*columns, _REMARK], rows, notes)
+    return _build_table("Table 2: speed and memory", [*columns, _REMARK_COLUMN], rows, notes)
 
 
-def _gains(made: Grid) -> Table:
+def _build_gains_table(grid: EncoderGrid) -> ReportTable:
     """Table 3."""
-    columns = [*_WORDS]
-    for title in (ZERO_SHOT, ADAPTED, "difference"):
-        columns += [Column(title, is_estimate=True), _beside(title)]
+    columns = [*_TEXT_COLUMNS]
+    for title in (ZERO_SHOT_ENCODER, ADAPTED_ENCODER, "difference"):
+        columns += [ReportColumn(title, is_estimate=True), _build_published_column(title)]
     mined = "difference of AUROC, mined"
-    columns += [Column(mined, is_estimate=True), _REMARK]
+    columns += [ReportColumn(mined, is_estimate=True), _REMARK_COLUMN]
     rows = []
-    for row, cells in _named(made):
-        before, after = row.printed("zero_shot_separation"), row.printed("separation")
+    for row, cells in _list_named_rows(grid):
+        before, after = (
+            row.get_published_number("zero_shot_separation"),
+            row.get_published_number("separation"),
+        )
         cells |= {
-            ZERO_SHOT: made.pairs(row, "separation", ZERO_SHOT),
-            ADAPTED: made.pairs(row, "separation"),
-            "difference": made.gain(row),
+            ZERO_SHOT_ENCODER: grid.get_pair_metric(row, "separation", ZERO_SHOT_ENCODER),
+            ADAPTED_ENCODER: grid.get_pair_metric(row, "separation"),
+            "difference": grid.compute_gain(row),
         }
-        cells |= {f"published {ZERO_SHOT}": before, f"published {ADAPTED}": after}
+        cells |= {f"published {ZERO_SHOT_ENCODER}": before, f"published {ADAPTED_ENCODER}": after}
         cells |= {
             "published difference": None if before is None or after is None else after - before
         }
-        cells |= {mined: gain(row, "auroc", HELD_OUT, "mined")}
+        cells |= {mined: compute_adaptation_gain(row, "auroc", HELD_OUT_CHAPTERS_TASK, "mined")}
         rows.append(cells)
     notes = [
-        f"Separation on {made.said}; the difference is adapted less zero-shot on the same pairs.",
+        f"Separation on {grid.pairs_description}; the difference is adapted less zero-shot on the same pairs.",
         "No gain is given in percent: where a zero-shot separation is near 0, a ratio to it says how near.",
     ]
-    return _table("Table 3: zero-shot against adapted", columns, rows, notes)
+    return _build_table("Table 3: zero-shot against adapted", columns, rows, notes)
 
 
-def _ablation(made: Grid) -> Table:
+def _build_ablation_table(grid: EncoderGrid) -> ReportTable:
     """Table 4."""
-    points = ablated(made)
+    points = find_ablation(grid)
     columns = [
-        Column("pairs", lambda part: f"{part:.0%}"),
-        Column("loss", is_text=True),
-        Column("rank", count),
+        ReportColumn("pairs", lambda part: f"{part:.0%}"),
+        ReportColumn("loss", is_text=True),
+        ReportColumn("rank", format_count),
     ]
-    columns += [Column("separation", is_estimate=True), _beside("separation")]
+    columns += [ReportColumn("separation", is_estimate=True), _build_published_column("separation")]
     columns += [
-        Column(SEEDS.format("separation"), under="separation", mark="seeds SD ", is_estimate=True)
+        ReportColumn(
+            SEED_SPREAD_TITLE.format("separation"),
+            parent_title="separation",
+            value_prefix="seeds SD ",
+            is_estimate=True,
+        )
     ]
-    columns += [Column("AUROC, mined", is_estimate=True), Column("trained", count)]
-    rows: list[Cells] = [
+    columns += [
+        ReportColumn("AUROC, mined", is_estimate=True),
+        ReportColumn("trained", format_count),
+    ]
+    rows: list[EmbeddingRowCells] = [
         {
-            "pairs": point.pairs_share,
+            "pairs": point.pairs_fraction,
             "loss": point.objective,
             "rank": point.rank,
-            "separation": made.pairs(point.row, "separation"),
-            "published separation": point.row.printed("separation"),
-            SEEDS.format("separation"): point.row.spread(
-                "separation", f"{ADAPTED}{SUBGROUP}{made.stratum}", made.task
+            "separation": grid.get_pair_metric(point.row, "separation"),
+            "published separation": point.row.get_published_number("separation"),
+            SEED_SPREAD_TITLE.format("separation"): point.row.compute_metric_spread(
+                "separation", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}{grid.stratum}", grid.task
             ),
-            "AUROC, mined": point.row.number("auroc", f"{ADAPTED}{SUBGROUP}mined", HELD_OUT),
-            "trained": _recorded(point.row, "trained_parameters"),
+            "AUROC, mined": point.row.average_metric(
+                "auroc", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}mined", HELD_OUT_CHAPTERS_TASK
+            ),
+            "trained": _average_record_field(point.row, "trained_parameters"),
         }
         for point in points
     ]
-    said = f"{points[0].row.model}; separation on {made.said}. Pairs: of those that any of these runs learned from."
-    return _table("Table 4: ablation", columns, rows, [said, *_seed_note(made)])
+    said = f"{points[0].row.model}; separation on {grid.pairs_description}. Pairs: of those that any of these runs learned from."
+    return _build_table("Table 4: ablation", columns, rows, [said, *_list_seed_notes(grid)])
 
 
-def _licences(made: Grid, licences: Mapping[str, str]) -> Table:
+def _build_licenses_table(grid: EncoderGrid, licenses: Mapping[str, str]) -> ReportTable:
     """Table 5."""
     columns = [
-        Column(title, is_text=True)
+        ReportColumn(title, is_text=True)
         for title in ("model", "backbone", "architecture", "licence", "note")
     ]
-    rows: dict[str, Cells] = {}
-    for row in made.rows:
-        licence = licences.get(row.hub_name, row.known.licence) or "unknown"
+    rows: dict[str, EmbeddingRowCells] = {}
+    for row in grid.rows:
+        licence = licenses.get(row.hub_name, row.backbone_info.license) or "unknown"
         known = {
             "backbone": row.hub_name,
-            "architecture": row.known.architecture,
+            "architecture": row.backbone_info.architecture,
             "licence": licence,
-            "note": row.known.note,
+            "note": row.backbone_info.note,
         }
         rows.setdefault(row.model, {"model": row.model, **known})
     notes = [
         "Of the weights, as their pages give it; an adapter adds the terms of the books that it learned from."
     ]
-    return _table("Table 5: licences", columns, list(rows.values()), notes)
+    return _build_table("Table 5: licences", columns, list(rows.values()), notes)

@@ -6,35 +6,37 @@ import numpy as np
 
 from clinpeft.runs import RELEASE_SMALLEST_CELL
 
-MISSING = "–"
+MISSING_VALUE_TEXT = "–"
 
 
-def count(number: float) -> str:
+def format_count(number: float) -> str:
     """``8,388,608``."""
     return f"{number:,.0f}"
 
 
-def counted(number: int) -> str:
+def format_suppressed_count(number: int) -> str:
     """A count that may leave: ``<10`` for one that is not 0 and smaller."""
-    return f"<{RELEASE_SMALLEST_CELL}" if 0 < number < RELEASE_SMALLEST_CELL else count(number)
+    return (
+        f"<{RELEASE_SMALLEST_CELL}" if 0 < number < RELEASE_SMALLEST_CELL else format_count(number)
+    )
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """``2.244``; from 1,000 on without decimals: three of them would be noise."""
     return f"{value:.3f}" if abs(value) < 999.95 else f"{value:,.0f}"
 
 
-def score(value: float) -> str:
+def format_score(value: float) -> str:
     """``0.6680``: an AUROC as the papers print it, with a digit more than its interval bears."""
     return f"{value:.4f}"
 
 
-def probability(value: float) -> str:
+def format_p_value(value: float) -> str:
     """``0.012``, and ``<0.001`` below: a p-value is never 0."""
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def share(fraction: float) -> str:
+def format_percent(fraction: float) -> str:
     """A fraction as percent without the leading zero, as the paper prints it: ``.12%``; below 0.01 % with two significant digits: ``.00091%``."""
     percent = 100 * fraction
     if percent == 0:
@@ -47,7 +49,7 @@ def share(fraction: float) -> str:
     return text.removeprefix("0") + "%"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``21:37:42``: hours, minutes, seconds; hours go on past a day."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

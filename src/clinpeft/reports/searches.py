@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clinpeft.reports.tables import Column, Estimate, Table, Value
+from clinpeft.reports.tables import ReportColumn, Estimate, ReportTable, CellValue
 from clinpeft.runs.searches import SearchRecord, Trial
 from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
 
-def search_table(search: SearchRecord) -> Table:
+def build_search_table(search: SearchRecord) -> ReportTable:
     """A row a trial, in the order of the proposals."""
     keys = list(dict.fromkeys(key for trial in search.trials for key in trial.settings))
     columns = (
-        Column("trial", show=lambda value: f"{value:.0f}"),
-        *(Column(key, show=lambda value: f"{value:.4g}") for key in keys),
-        Column(f"{search.metric} (tuning)"),
-        Column("run", is_text=True, is_unbroken=True),
-        Column("what became of it", is_text=True),
+        ReportColumn("trial", formatter=lambda value: f"{value:.0f}"),
+        *(ReportColumn(key, formatter=lambda value: f"{value:.4g}") for key in keys),
+        ReportColumn(f"{search.metric} (tuning)"),
+        ReportColumn("run", is_text=True, is_unbroken=True),
+        ReportColumn("what became of it", is_text=True),
     )
     rows = tuple(
         (
             trial.number,
-            *(_plain(trial.settings.get(key)) for key in keys),
+            *(_to_cell_value(trial.settings.get(key)) for key in keys),
             trial.value,
             trial.run_id,
-            _became(trial),
+            _describe_trial_outcome(trial),
         )
         for trial in search.trials
     )
@@ -43,23 +43,23 @@ def search_table(search: SearchRecord) -> Table:
         row = next(
             (row for row in search.held_out if row["name"] == search.metric), search.held_out[0]
         )
-        notes.append(f"Its run on the held-out split, looked at once: {_said(row)}.")
+        notes.append(f"Its run on the held-out split, looked at once: {_describe_metric(row)}.")
     if search.importance:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in search.importance.items())
         notes.append(f"What the values vary by, {search.importance_by}: {shares}.")
     elif search.importance_by:
         notes.append(f"What the values vary by: {search.importance_by}.")
-    return Table(f"Search {search.name}", columns, rows, tuple(notes))
+    return ReportTable(f"Search {search.name}", columns, rows, tuple(notes))
 
 
-def study_table(study: StudyRecord) -> Table:
+def build_study_table(study: StudyRecord) -> ReportTable:
     """A row a cell, in the order of the grid."""
     axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
     columns = (
-        *(Column(axis, is_text=True) for axis in axes),
-        Column("state", is_text=True),
-        Column("run", is_text=True, is_unbroken=True),
-        Column("reason", is_text=True),
+        *(ReportColumn(axis, is_text=True) for axis in axes),
+        ReportColumn("state", is_text=True),
+        ReportColumn("run", is_text=True, is_unbroken=True),
+        ReportColumn("reason", is_text=True),
     )
     rows = tuple(
         (*(str(cell.settings.get(axis, "")) for axis in axes), cell.state, cell.run_id, cell.reason)
@@ -67,7 +67,7 @@ def study_table(study: StudyRecord) -> Table:
     )
     states = [cell.state for cell in study.cells]
     said = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return Table(
+    return ReportTable(
         f"Study {study.name}",
         columns,
         rows,
@@ -75,23 +75,23 @@ def study_table(study: StudyRecord) -> Table:
     )
 
 
-def comparisons_table(study: StudyRecord) -> Table:
+def build_comparisons_table(study: StudyRecord) -> ReportTable:
     """A row a pair and question, the main difference of each: second minus first, with its paired interval."""
     columns = (
-        Column("comparison", is_text=True),
-        Column("of", is_text=True),
-        Column("metric", is_text=True),
-        Column("difference", is_estimate=True),
-        Column("runs", is_text=True, is_unbroken=True),
-        Column("why none", is_text=True),
+        ReportColumn("comparison", is_text=True),
+        ReportColumn("of", is_text=True),
+        ReportColumn("metric", is_text=True),
+        ReportColumn("difference", is_estimate=True),
+        ReportColumn("runs", is_text=True, is_unbroken=True),
+        ReportColumn("why none", is_text=True),
     )
     rows = [
         row
         for comparison in study.compare
         for pair in comparison.pairs
-        for row in _pair_rows(comparison.name, pair)
+        for row in _build_pair_rows(comparison.name, pair)
     ]
-    return Table(
+    return ReportTable(
         f"Comparisons of study {study.name}",
         columns,
         tuple(rows),
@@ -99,7 +99,7 @@ def comparisons_table(study: StudyRecord) -> Table:
     )
 
 
-def _pair_rows(name: str, pair: CellPairComparison) -> list[tuple[Value, ...]]:
+def _build_pair_rows(name: str, pair: CellPairComparison) -> list[tuple[CellValue, ...]]:
     of = " · ".join(f"{axis}={choice}" for axis, choice in pair.settings.items())
     runs = f"{pair.second_run or '?'} − {pair.first_run or '?'}"
     if not pair.results:
@@ -114,11 +114,11 @@ def _pair_rows(name: str, pair: CellPairComparison) -> list[tuple[Value, ...]]:
     ]
 
 
-def _plain(value: str | int | float | bool | None) -> Value:
+def _to_cell_value(value: str | int | float | bool | None) -> CellValue:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _became(trial: Trial) -> str:
+def _describe_trial_outcome(trial: Trial) -> str:
     if trial.state == "open":
         return "open"
     same = f"as trial {trial.repeats}" if trial.repeats is not None else ""
@@ -126,7 +126,7 @@ def _became(trial: Trial) -> str:
     return " · ".join(part for part in (trial.state, same, there, trial.reason) if part)
 
 
-def _said(row: Mapping[str, Any]) -> str:
+def _describe_metric(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return f"{row['name']} is not known"
     interval = "" if row["low"] is None else f" ({row['low']:.4g}–{row['high']:.4g})"

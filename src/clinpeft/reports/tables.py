@@ -16,7 +16,7 @@ import rich.box
 import rich.table
 import rich.text
 
-from clinpeft.reports.formats import MISSING, number
+from clinpeft.reports.formats import MISSING_VALUE_TEXT, format_number
 from clinpeft.runs import write_file_atomically
 
 
@@ -29,51 +29,51 @@ class Estimate:
     high: float | None = None
 
 
-def mean(found: Sequence[Estimate]) -> Estimate | None:
+def average_estimates(estimates: Sequence[Estimate]) -> Estimate | None:
     """Over seeds, of the values and of each end of the intervals: all seeds are asked about the same people or pairs, so their sampling errors do not
     average out."""
-    if not found:
+    if not estimates:
         return None
     parts = [
-        [getattr(estimate, field.name) for estimate in found]
+        [getattr(estimate, field.name) for estimate in estimates]
         for field in dataclasses.fields(Estimate)
     ]
     return Estimate(*(None if None in part else statistics.fmean(part) for part in parts))
 
 
-def spread(values: Sequence[float]) -> Estimate | None:
+def compute_seed_spread(values: Sequence[float]) -> Estimate | None:
     """Standard deviation (n - 1) over seeds, smallest and largest; None of fewer than two."""
     return Estimate(statistics.stdev(values), min(values), max(values)) if len(values) > 1 else None
 
 
-Value = str | int | float | Estimate | None
+CellValue = str | int | float | Estimate | None
 
 
 @dataclass(frozen=True)
-class Column:
+class ReportColumn:
     """A column.
 
     Attributes:
         title: its heading.
-        show: a number to its text.
+        formatter: a number to its text.
         is_text: set to the left, and not to the right as numbers are.
         is_estimate: holds ``Estimate`` cells; three columns in CSV.
         is_unbroken: on a terminal, never goes on in the next line: for what is copied from it.
-        under: title of the column that it stands beside; a terminal, which has no room for that, shows its values under those, in brackets.
-        mark: what a terminal says before such a value, so that several can stand under one column.
+        parent_title: title of the column that it stands beside; a terminal, which has no room for that, shows its values under those, in brackets.
+        value_prefix: what a terminal says before such a value, so that several can stand under one column.
     """
 
     title: str
-    show: Callable[[float], str] = number
+    formatter: Callable[[float], str] = format_number
     is_text: bool = False
     is_estimate: bool = False
     is_unbroken: bool = False
-    under: str = ""
-    mark: str = ""
+    parent_title: str = ""
+    value_prefix: str = ""
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table.
 
     Attributes:
@@ -84,38 +84,41 @@ class Table:
     """
 
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Value, ...], ...]
+    columns: tuple[ReportColumn, ...]
+    rows: tuple[tuple[CellValue, ...], ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def texts(self) -> list[list[str]]:
+    def cell_texts(self) -> list[list[str]]:
         """Every cell as printed."""
         return [
-            [printed(value, column.show) for column, value in zip(self.columns, row, strict=True)]
+            [
+                format_cell(value, column.formatter)
+                for column, value in zip(self.columns, row, strict=True)
+            ]
             for row in self.rows
         ]
 
 
-def plain(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> Table:
+def table_from_arrow(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> ReportTable:
     """An Arrow table as it is: its columns under their names, texts to the left and numbers to the right."""
     columns = tuple(
-        Column(
+        ReportColumn(
             field.name.replace("_", " "),
             is_text=not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)),
         )
         for field in rows.schema
     )
-    return Table(
+    return ReportTable(
         title, columns, tuple(tuple(row.values()) for row in rows.to_pylist()), tuple(notes)
     )
 
 
-def as_terminal(table: Table) -> rich.table.Table:
+def as_rich_table(table: ReportTable) -> rich.table.Table:
     """For a terminal; no cell is read as markup, and where there is no room a cell goes on in the next line: no digit is lost."""
-    lower = [(at, column) for at, column in enumerate(table.columns) if column.under]
-    upper = [(at, column) for at, column in enumerate(table.columns) if not column.under]
-    unmarked = [column.title for _, column in lower if not column.mark]
+    lower = [(at, column) for at, column in enumerate(table.columns) if column.parent_title]
+    upper = [(at, column) for at, column in enumerate(table.columns) if not column.parent_title]
+    unmarked = [column.title for _, column in lower if not column.value_prefix]
     notes = [*table.notes, *([f"In square brackets: {', '.join(unmarked)}."] if unmarked else [])]
     shown = rich.table.Table(
         box=rich.box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", title_justify="left"
@@ -128,11 +131,11 @@ def as_terminal(table: Table) -> rich.table.Table:
             overflow="fold",
             no_wrap=column.is_unbroken,
         )
-    for row in table.texts:
+    for row in table.cell_texts:
         below = [
-            (column.under, f"\n[{column.mark}{row[at]}]")
+            (column.parent_title, f"\n[{column.value_prefix}{row[at]}]")
             for at, column in lower
-            if row[at] not in ("", MISSING)
+            if row[at] not in ("", MISSING_VALUE_TEXT)
         ]
         shown.add_row(
             *(
@@ -145,40 +148,45 @@ def as_terminal(table: Table) -> rich.table.Table:
     return shown
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown_table(table: ReportTable) -> str:
     """A GitHub table with its title as a heading."""
     lines = [
-        [_markdown(column.title) for column in table.columns],
+        [_escape_markdown(column.title) for column in table.columns],
         ["---" if c.is_text else "---:" for c in table.columns],
     ]
-    lines += [[_markdown(text) for text in row] for row in table.texts]
+    lines += [[_escape_markdown(text) for text in row] for row in table.cell_texts]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([f"## {_markdown(table.title)}", body, *map(_markdown, table.notes)]) + "\n"
+    return (
+        "\n\n".join(
+            [f"## {_escape_markdown(table.title)}", body, *map(_escape_markdown, table.notes)]
+        )
+        + "\n"
+    )
 
 
-def as_csv(table: Table) -> str:
+def as_csv_table(table: ReportTable) -> str:
     """Numbers in full, without the formatting; an estimate is three columns, what is missing is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([title for column in table.columns for title in _csv_titles(column)])
+    writer.writerow([title for column in table.columns for title in _list_csv_titles(column)])
     for row in table.rows:
         writer.writerow(
             [
                 entry
                 for column, value in zip(table.columns, row, strict=True)
-                for entry in _csv_entries(column, value)
+                for entry in _to_csv_cells(column, value)
             ]
         )
     return file.getvalue()
 
 
-def as_latex(table: Table) -> str:
+def as_latex_table(table: ReportTable) -> str:
     """A floating table for the packages ``booktabs`` and, for its marks, ``inputenc`` with UTF-8."""
     layout = "".join("l" if column.is_text else "r" for column in table.columns)
-    head = " & ".join(_latex(column.title) for column in table.columns) + r" \\"
-    body = [" & ".join(_latex(text) for text in row) + r" \\" for row in table.texts]
-    notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
-    caption = rf"\caption{{{_latex(table.title)}}}"
+    head = " & ".join(_escape_latex(column.title) for column in table.columns) + r" \\"
+    body = [" & ".join(_escape_latex(text) for text in row) + r" \\" for row in table.cell_texts]
+    notes = [rf"\par\footnotesize {_escape_latex(note)}" for note in table.notes]
+    caption = rf"\caption{{{_escape_latex(table.title)}}}"
     opening = [
         r"\begin{table}",
         r"\centering",
@@ -194,35 +202,39 @@ def as_latex(table: Table) -> str:
     )
 
 
-WRITTEN: dict[str, Callable[[Table], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
+TABLE_RENDERERS: dict[str, Callable[[ReportTable], str]] = {
+    "md": as_markdown_table,
+    "csv": as_csv_table,
+    "tex": as_latex_table,
+}
 
 
-def write(home: Path, name: str, table: Table) -> tuple[Path, ...]:
+def write_table(home: Path, name: str, table: ReportTable) -> tuple[Path, ...]:
     """The table as ``<home>/tables/<name>.md``, ``.csv`` and ``.tex``; what no file name should hold becomes a hyphen.
 
     Raises:
         StorageError: nothing could be written; what was there before is intact.
     """
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "table"
-    paths = tuple(home / "tables" / f"{stem}.{suffix}" for suffix in WRITTEN)
-    for path, render in zip(paths, WRITTEN.values(), strict=True):
+    paths = tuple(home / "tables" / f"{stem}.{suffix}" for suffix in TABLE_RENDERERS)
+    for path, render in zip(paths, TABLE_RENDERERS.values(), strict=True):
         write_file_atomically(path, render(table))
     return paths
 
 
-def printed(value: Value, show: Callable[[float], str]) -> str:
+def format_cell(value: CellValue, formatter: Callable[[float], str]) -> str:
     """A value as printed: a text as it is, an estimate with its interval in brackets, a dash for None."""
     if isinstance(value, str):
         return value
     if not isinstance(value, Estimate):
-        return MISSING if value is None else show(value)
+        return MISSING_VALUE_TEXT if value is None else formatter(value)
     if value.low is None or value.high is None:
-        return printed(value.value, show)
+        return format_cell(value.value, formatter)
     until = " to " if value.low < 0 else "–"  # a dash before a minus sign is not read
-    return f"{printed(value.value, show)} ({show(value.low)}{until}{show(value.high)})"
+    return f"{format_cell(value.value, formatter)} ({formatter(value.low)}{until}{formatter(value.high)})"
 
 
-def _csv_titles(column: Column) -> Sequence[str]:
+def _list_csv_titles(column: ReportColumn) -> Sequence[str]:
     return (
         (column.title, f"{column.title} low", f"{column.title} high")
         if column.is_estimate
@@ -230,7 +242,7 @@ def _csv_titles(column: Column) -> Sequence[str]:
     )
 
 
-def _csv_entries(column: Column, value: Value) -> Sequence[str | int | float | None]:
+def _to_csv_cells(column: ReportColumn, value: CellValue) -> Sequence[str | int | float | None]:
     if not column.is_estimate:
         return (value.value if isinstance(value, Estimate) else value,)
     return (
@@ -238,12 +250,12 @@ def _csv_entries(column: Column, value: Value) -> Sequence[str | int | float | N
     )
 
 
-def _markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*_`<\[\]])", r"\\\1", text).replace("\n", " ")
 
 
-_LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
-_LATEX |= {
+_LATEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"}
+_LATEX_ESCAPES |= {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -253,5 +265,5 @@ _LATEX |= {
 }
 
 
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX_ESCAPES.get(character, character) for character in text)

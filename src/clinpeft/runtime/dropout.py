@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-DRAWS = 1 << 16
+DROPOUT_LEVELS = 1 << 16
 """Dropout is drawn with 16 bits a number, so that its share is a multiple of 1 / 65,536; what stays is scaled by the share that it has."""
 
 
-def staying(
+def sample_dropout_mask(
     shape: Sequence[int],
-    dropped: int,
+    drop_threshold: int,
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
@@ -21,7 +21,7 @@ def staying(
 
     Args:
         shape: of the answer.
-        dropped: of ``DRAWS``, how many on average do not.
+        drop_threshold: of ``DRAWS``, how many on average do not.
         device: where.
         generator: what is drawn from; None: torch's own of the device.
 
@@ -32,4 +32,4 @@ def staying(
     whole = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(
         -(2**63), None, generator=generator
     )
-    return whole.view(torch.int16)[:count].view(*shape) >= dropped - DRAWS // 2
+    return whole.view(torch.int16)[:count].view(*shape) >= drop_threshold - DROPOUT_LEVELS // 2

@@ -15,27 +15,29 @@ from pathlib import Path
 
 import torch
 
-POWERCAP = Path("/sys/class/powercap")
-ZONES = {"package": "processor packages", "dram": "memory"}
+POWERCAP_FOLDER = Path("/sys/class/powercap")
+RAPL_ZONES = {"package": "processor packages", "dram": "memory"}
 """How a zone's name begins, and what it is of; cores and graphics of a processor are parts of its package."""
 
-Joules = Callable[[], float]
+JouleReader = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Meter:
+class EnergyMeter:
     """What counts.
 
     Attributes:
-        of: what is counted, for the reader.
-        read: joules since the meter was made, a number that only rises.
+        components: what is counted, for the reader.
+        read_joules: joules since the meter was made, a number that only rises.
     """
 
-    of: str
-    read: Joules
+    components: str
+    read_joules: JouleReader
 
 
-def meter(device: torch.device | None = None, powercap: Path = POWERCAP) -> Meter | None:
+def create_energy_meter(
+    device: torch.device | None = None, powercap: Path = POWERCAP_FOLDER
+) -> EnergyMeter | None:
     """A meter of all that can be read on this machine; None where nothing can.
 
     Args:
@@ -45,37 +47,40 @@ def meter(device: torch.device | None = None, powercap: Path = POWERCAP) -> Mete
     found = [
         (told, read)
         for zone in sorted(powercap.glob("*:*"))
-        if (told := _about(zone)) and (read := _counter(zone))
+        if (told := _describe_zone(zone)) and (read := _create_zone_reader(zone))
     ]
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and (card := _card(device)):
+    if device.type == "cuda" and (card := _create_gpu_reader(device)):
         found.append(("graphics card", card))
     if not found:
         return None
     reads = [read for _, read in found]
-    return Meter(
+    return EnergyMeter(
         ", ".join(dict.fromkeys(told for told, _ in found)), lambda: sum(read() for read in reads)
     )
 
 
-def _about(zone: Path) -> str | None:
+def _describe_zone(zone: Path) -> str | None:
     with contextlib.suppress(OSError):
         name = (zone / "name").read_text(encoding="ascii")
-        return next((told for begins, told in ZONES.items() if name.startswith(begins)), None)
+        return next((told for begins, told in RAPL_ZONES.items() if name.startswith(begins)), None)
     return None
 
 
-def _counter(zone: Path) -> Joules | None:
+def _create_zone_reader(zone: Path) -> JouleReader | None:
     """Of a zone whose counter begins again at 0 when it is full, which takes minutes at least."""
     try:
-        full, last = _microjoules(zone / "max_energy_range_uj"), _microjoules(zone / "energy_uj")
+        full, last = (
+            _read_microjoules(zone / "max_energy_range_uj"),
+            _read_microjoules(zone / "energy_uj"),
+        )
     except (OSError, ValueError):
         return None
     counted = 0
 
     def read() -> float:
         nonlocal last, counted
-        now = _microjoules(zone / "energy_uj")
+        now = _read_microjoules(zone / "energy_uj")
         counted += now - last if now >= last else now - last + full
         last = now
         return counted / 1e6
@@ -83,11 +88,11 @@ def _counter(zone: Path) -> Joules | None:
     return read
 
 
-def _microjoules(path: Path) -> int:
+def _read_microjoules(path: Path) -> int:
     return int(path.read_text(encoding="ascii"))
 
 
-def _card(device: torch.device) -> Joules | None:
+def _create_gpu_reader(device: torch.device) -> JouleReader | None:
     """Of a card whose driver tells its power, through a package that torch wants for that."""
     try:
         torch.cuda.power_draw(device)

@@ -15,12 +15,12 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 """448: what the largest weight of a row becomes."""
 
 
 @dataclass(frozen=True)
-class Float8:
+class Float8Weight:
     """A frozen weight: row r is ``numbers[r] * scale[r]``.
 
     Attributes:
@@ -36,18 +36,22 @@ class Float8:
     requires_grad: ClassVar[bool] = False
 
     @staticmethod
-    def of(weight: torch.Tensor) -> Float8:
+    def from_weight(weight: torch.Tensor) -> Float8Weight:
         """The nearest to a weight (out, in), rounded to the nearest number; a row without any weight but 0 stays so."""
         exact = weight.detach().float()
-        scale = (exact.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(
+        scale = (exact.abs().amax(dim=1, keepdim=True) / FLOAT8_MAX).clamp_min(
             torch.finfo(torch.float32).tiny
         )
-        return Float8(
-            (exact / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale, weight.dtype
+        return Float8Weight(
+            (exact / scale).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn),
+            scale,
+            weight.dtype,
         )
 
 
-def dequantized(numbers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dequantize_float8(
+    numbers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """(out, in) in ``dtype``: the numbers fit into it, and their product with the float32 scale is rounded once."""
     return numbers.to(dtype).mul_(scale)
 
@@ -62,7 +66,7 @@ class Float8Linear(torch.nn.Linear):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """(out, in) in the base's precision: what peft looks at for its type and shape."""
-        return dequantized(self.numbers, self.scale, self.precision)
+        return dequantize_float8(self.numbers, self.scale, self.precision)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out), in the base's precision or that of autocast."""
@@ -74,10 +78,10 @@ class Float8Linear(torch.nn.Linear):
         )
         with torch.autocast(device, enabled=False):
             bias = None if self.bias is None else self.bias.to(dtype)
-            return _Product.apply(x.to(dtype), bias, self.numbers, self.scale)  # type: ignore[no-any-return, no-untyped-call]
+            return _Float8LinearFunction.apply(x.to(dtype), bias, self.numbers, self.scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Product(torch.autograd.Function):
+class _Float8LinearFunction(torch.autograd.Function):
     """out = x W^T + bias, and dx = G W for the gradient G of out; weight and bias get none."""
 
     @staticmethod
@@ -89,14 +93,14 @@ class _Product(torch.autograd.Function):
         scale: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(numbers, scale)
-        return functional.linear(x, dequantized(numbers, scale, x.dtype), bias)
+        return functional.linear(x, dequantize_float8(numbers, scale, x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         numbers, scale = ctx.saved_tensors
         return (
-            gradient @ dequantized(numbers, scale, gradient.dtype)
+            gradient @ dequantize_float8(numbers, scale, gradient.dtype)
             if ctx.needs_input_grad[0]
             else None,
             None,
@@ -105,16 +109,18 @@ class _Product(torch.autograd.Function):
         )
 
 
-def weight_of(linear: Any) -> torch.Tensor | Float8:
+def get_stored_weight(linear: Any) -> torch.Tensor | Float8Weight:
     """What a linear layer multiplies with, as it is kept."""
     return (
-        Float8(linear.numbers, linear.scale, linear.precision)
+        Float8Weight(linear.numbers, linear.scale, linear.precision)
         if isinstance(linear, Float8Linear)
         else linear.weight
     )
 
 
-def linears(model: torch.nn.Module, targets: Sequence[str]) -> Iterator[torch.nn.Linear]:
+def iterate_linear_layers(
+    model: torch.nn.Module, targets: Sequence[str]
+) -> Iterator[torch.nn.Linear]:
     """The plain linear layers of a model whose names end with one of ``targets``."""
     suffixes = tuple(f".{target}" for target in targets)
     for name, module in model.named_modules():
@@ -122,15 +128,15 @@ def linears(model: torch.nn.Module, targets: Sequence[str]) -> Iterator[torch.nn
             yield module
 
 
-def install(model: torch.nn.Module, targets: Sequence[str]) -> None:
+def quantize_linear_layers(model: torch.nn.Module, targets: Sequence[str]) -> None:
     """Every plain linear layer whose name ends with one of ``targets`` becomes ``Float8Linear`` in its place; one after another, so that no second
     copy of the model is there at any time."""
-    for linear in linears(model, targets):
-        _become(linear)
+    for linear in iterate_linear_layers(model, targets):
+        _quantize_layer(linear)
 
 
-def _become(linear: Any) -> None:
-    weight = Float8.of(linear.weight)
+def _quantize_layer(linear: Any) -> None:
+    weight = Float8Weight.from_weight(linear.weight)
     del linear.weight
     linear.__class__ = Float8Linear
     linear.numbers = torch.nn.Parameter(

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from clinpeft.core.errors import AdapterError
-from clinpeft.models import Float8, Float8Linear, dequantized, weight_of
-from clinpeft.runtime.dropout import DRAWS, staying
+from clinpeft.models import Float8Weight, Float8Linear, dequantize_float8, get_stored_weight
+from clinpeft.runtime.dropout import DROPOUT_LEVELS, sample_dropout_mask
 
 ALL_ROWS = slice(None)
 INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -56,7 +56,7 @@ class LowRankUpdate:
 
 def compute_fused_linear(
     x: torch.Tensor,
-    weight: torch.Tensor | Float8,
+    weight: torch.Tensor | Float8Weight,
     bias: torch.Tensor | None,
     updates: Sequence[LowRankUpdate],
 ) -> torch.Tensor:
@@ -99,10 +99,10 @@ class _UpdatePlan:
 
     @staticmethod
     def from_update(update: LowRankUpdate) -> _UpdatePlan:
-        dropped = min(round(update.dropout * DRAWS), DRAWS - 1)
+        dropped = min(round(update.dropout * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
         return _UpdatePlan(
             update.rows or ALL_ROWS,
-            update.scaling * DRAWS / (DRAWS - dropped),
+            update.scaling * DROPOUT_LEVELS / (DROPOUT_LEVELS - dropped),
             dropped,
             update.generator,
         )
@@ -185,7 +185,7 @@ class _FusedLinearFunction(torch.autograd.Function):
 def _dequantize_weight(
     weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    return weight if scale is None else dequantized(weight, scale, dtype)
+    return weight if scale is None else dequantize_float8(weight, scale, dtype)
 
 
 def _sample_keep_mask(x: torch.Tensor, plan: _UpdatePlan) -> torch.Tensor | None:
@@ -193,7 +193,7 @@ def _sample_keep_mask(x: torch.Tensor, plan: _UpdatePlan) -> torch.Tensor | None
     if not plan.drop_threshold:
         return None
     return (
-        staying(x.shape, plan.drop_threshold, x.device, plan.generator)
+        sample_dropout_mask(x.shape, plan.drop_threshold, x.device, plan.generator)
         .to(INTEGER_DTYPES[x.element_size()])
         .neg_()
     )
@@ -258,7 +258,7 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """peft's own where it is switched off, merged, asked for several adapters in one batch, or where the base is trained too."""
         base = self.base_layer
-        weight, bias = weight_of(base), base.bias
+        weight, bias = get_stored_weight(base), base.bias
         elsewhere = self.disable_adapters or self.merged or args or kwargs
         if elsewhere or weight.requires_grad or (bias is not None and bias.requires_grad):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
-from clinpeft.runtime.packed_attention import Spans
+from clinpeft.runtime.packed_attention import SequenceLengths
 
 if TYPE_CHECKING:
     Layer = torch.nn.Module
@@ -29,116 +29,144 @@ else:
 
 
 @dataclass(frozen=True)
-class Ends:
+class PooledTokens:
     """One token of each document.
 
     Attributes:
-        spans: where the documents of a row lie.
-        places: (documents,) where in the row the token of each is.
+        sequence_lengths: where the documents of a row lie.
+        positions: (documents,) where in the row the token of each is.
     """
 
-    spans: Spans
-    places: torch.Tensor
+    sequence_lengths: SequenceLengths
+    positions: torch.Tensor
 
 
-class _Ending(Layer):
+class _PooledTokenLayer(Layer):
     """A layer that answers for all tokens, unless it is asked for ``ends``: (1, tokens, width) -> (1, documents, width)."""
 
-    reads_all = True
+    is_bidirectional = True
     """Whether a token sees those after it."""
 
     def forward(
-        self, hidden_states: torch.Tensor, *others: Any, ends: Ends | None = None, **asked: Any
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        ends: PooledTokens | None = None,
+        **kwargs: Any,
     ) -> Any:
         if ends is None:
-            return super().forward(hidden_states, *others, **asked)
-        return self._ended(hidden_states, ends, **asked)
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._forward_pooled_tokens(hidden_states, ends, **kwargs)
 
-    def _ended(self, hidden: torch.Tensor, ends: Ends, **asked: Any) -> torch.Tensor:
+    def _forward_pooled_tokens(
+        self, hidden: torch.Tensor, pooled_tokens: PooledTokens, **kwargs: Any
+    ) -> torch.Tensor:
         raise NotImplementedError
 
 
-class _Decoding(_Ending):
+class _PooledDecoderLayer(_PooledTokenLayer):
     """Of LLaMA, and of those that are built like it."""
 
-    reads_all = False
+    is_bidirectional = False
 
-    def _ended(self, hidden: torch.Tensor, ends: Ends, **asked: Any) -> torch.Tensor:
+    def _forward_pooled_tokens(
+        self, hidden: torch.Tensor, pooled_tokens: PooledTokens, **kwargs: Any
+    ) -> torch.Tensor:
         layer: Any = self
-        attention, (cos, sin) = layer.self_attn, asked["position_embeddings"]
+        attention, (cos, sin) = layer.self_attn, kwargs["position_embeddings"]
         read = layer.input_layernorm(hidden)
-        query = _heads(
-            attention.q_proj(read[:, ends.places]),
+        query = _split_heads(
+            attention.q_proj(read[:, pooled_tokens.positions]),
             attention.head_dim,
             getattr(attention, "q_norm", None),
         )
-        key = _heads(attention.k_proj(read), attention.head_dim, getattr(attention, "k_norm", None))
-        value = _heads(attention.v_proj(read), attention.head_dim)
+        key = _split_heads(
+            attention.k_proj(read), attention.head_dim, getattr(attention, "k_norm", None)
+        )
+        value = _split_heads(attention.v_proj(read), attention.head_dim)
         query, key = (
-            _rotated(query, cos[:, ends.places], sin[:, ends.places]),
-            _rotated(key, cos, sin),
+            _apply_rotary_positions(
+                query, cos[:, pooled_tokens.positions], sin[:, pooled_tokens.positions]
+            ),
+            _apply_rotary_positions(key, cos, sin),
         )
         window = getattr(
             attention, "sliding_window", getattr(attention.config, "sliding_window", None)
         )
-        found = hidden[:, ends.places] + attention.o_proj(
-            _attended(query, key, value, ends.spans, attention.scaling, window)
+        found = hidden[:, pooled_tokens.positions] + attention.o_proj(
+            _attend_pooled_tokens(
+                query, key, value, pooled_tokens.sequence_lengths, attention.scaling, window
+            )
         )
         answer: torch.Tensor = found + layer.mlp(layer.post_attention_layernorm(found))
         return answer
 
 
-class _Encoding(_Ending):
+class _PooledEncoderLayer(_PooledTokenLayer):
     """Of BERT, and of those that are built like it."""
 
-    def _ended(self, hidden: torch.Tensor, ends: Ends, **asked: Any) -> torch.Tensor:  # noqa: ARG002
+    def _forward_pooled_tokens(
+        self, hidden: torch.Tensor, pooled_tokens: PooledTokens, **kwargs: Any
+    ) -> torch.Tensor:  # noqa: ARG002
         layer: Any = self
         inside, width = layer.attention.self, layer.attention.self.attention_head_size
-        query = _heads(inside.query(hidden[:, ends.places]), width)
-        key, value = _heads(inside.key(hidden), width), _heads(inside.value(hidden), width)
-        found = _attended(query, key, value, ends.spans, inside.scaling, None)
+        query = _split_heads(inside.query(hidden[:, pooled_tokens.positions]), width)
+        key, value = (
+            _split_heads(inside.key(hidden), width),
+            _split_heads(inside.value(hidden), width),
+        )
+        found = _attend_pooled_tokens(
+            query, key, value, pooled_tokens.sequence_lengths, inside.scaling, None
+        )
         answer: torch.Tensor = layer.feed_forward_chunk(
-            layer.attention.output(found, hidden[:, ends.places])
+            layer.attention.output(found, hidden[:, pooled_tokens.positions])
         )
         return answer
 
 
-def _ending(layer: type[Any], way: type[_Ending]) -> type[Any]:
-    return type(f"Ending{layer.__name__}", (way, layer), {})
+def _create_pooled_layer_class(layer: type[Any], mixin: type[_PooledTokenLayer]) -> type[Any]:
+    return type(f"Ending{layer.__name__}", (mixin, layer), {})
 
 
-ENDINGS: dict[type[Any], type[Any]] = {
+POOLED_LAYER_CLASSES: dict[type[Any], type[Any]] = {
     **{
-        layer: _ending(layer, _Decoding)
+        layer: _create_pooled_layer_class(layer, _PooledDecoderLayer)
         for layer in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
     },
-    **{layer: _ending(layer, _Encoding) for layer in (BertLayer, RobertaLayer, XLMRobertaLayer)},
+    **{
+        layer: _create_pooled_layer_class(layer, _PooledEncoderLayer)
+        for layer in (BertLayer, RobertaLayer, XLMRobertaLayer)
+    },
 }
 """Layer as transformers has it -> the same, which can be asked for ends."""
 
 
-def install(backbone: Any) -> None:
+def install_pooled_layer(backbone: Any) -> None:
     """Let the last layer of a model be asked for ends, where it is of a kind that can."""
-    last = _last(backbone)
-    if type(last) in ENDINGS:
-        last.__class__ = ENDINGS[type(last)]
+    last = _get_last_layer(backbone)
+    if type(last) in POOLED_LAYER_CLASSES:
+        last.__class__ = POOLED_LAYER_CLASSES[type(last)]
 
 
-def ends(backbone: Any, spans: Spans, how: str) -> Ends | None:
+def select_pooled_tokens(
+    backbone: Any, sequence_lengths: SequenceLengths, pooling: str
+) -> PooledTokens | None:
     """What to ask ``backbone`` for, so that it answers for the ``last`` or first (``cls``) token of each document alone; None where it cannot.
 
     Not with dropout: fewer numbers would be drawn than where all tokens are computed, and a trial among others would not learn what it learns alone.
     """
-    last = _last(backbone)
-    able = isinstance(last, _Ending) and (how == "last" or (how == "cls" and last.reads_all))
-    if not able or last is None or (last.training and _drops(last)):
+    last = _get_last_layer(backbone)
+    able = isinstance(last, _PooledTokenLayer) and (
+        pooling == "last" or (pooling == "cls" and last.is_bidirectional)
+    )
+    if not able or last is None or (last.training and _has_dropout(last)):
         return None
-    after = torch.tensor(spans.lengths).cumsum(0)
-    places = after - 1 if how == "last" else after - torch.tensor(spans.lengths)
-    return Ends(spans, places.to(next(last.parameters()).device))
+    after = torch.tensor(sequence_lengths.lengths).cumsum(0)
+    places = after - 1 if pooling == "last" else after - torch.tensor(sequence_lengths.lengths)
+    return PooledTokens(sequence_lengths, places.to(next(last.parameters()).device))
 
 
-def _last(backbone: Any) -> torch.nn.Module | None:
+def _get_last_layer(backbone: Any) -> torch.nn.Module | None:
     """The last of the layers, under either of the names that the families have for them."""
     layers: Sequence[torch.nn.Module] = (
         getattr(backbone, "layers", None)
@@ -148,30 +176,32 @@ def _last(backbone: Any) -> torch.nn.Module | None:
     return layers[-1]
 
 
-def _drops(layer: torch.nn.Module) -> bool:
+def _has_dropout(layer: torch.nn.Module) -> bool:
     shares = [module.p for module in layer.modules() if isinstance(module, torch.nn.Dropout)]
     return any(shares) or any(
         getattr(module, "attention_dropout", 0.0) for module in layer.modules()
     )
 
 
-def _heads(flat: torch.Tensor, width: int, norm: Any = None) -> torch.Tensor:
+def _split_heads(projection: torch.Tensor, head_width: int, norm: Any = None) -> torch.Tensor:
     """(1, tokens, heads * width) -> (1, heads, tokens, width)."""
-    split = flat.view(1, flat.shape[1], -1, width)
+    split = projection.view(1, projection.shape[1], -1, head_width)
     return (split if norm is None else norm(split)).transpose(1, 2)
 
 
-def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _apply_rotary_positions(
+    states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864), in halves as in transformers."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    first, second = states.chunk(2, dim=-1)
+    return states * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
-def _attended(
+def _attend_pooled_tokens(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    spans: Spans,
+    sequence_lengths: SequenceLengths,
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
@@ -185,11 +215,14 @@ def _attended(
     ):  # as in ``attention``: its backward is slow
         query, key, value = query.float(), key.float(), value.float()
     queries = torch.split(
-        query[0].transpose(0, 1)[:, :, None], [count for count, _ in spans.runs]
+        query[0].transpose(0, 1)[:, :, None],
+        [count for count, _ in sequence_lengths.equal_length_runs],
     )  # (documents, heads, 1, width)
-    sides = [torch.split(part, list(spans.tokens), dim=2) for part in (key, value)]
+    sides = [torch.split(part, list(sequence_lengths.run_tokens), dim=2) for part in (key, value)]
     found = []
-    for (count, length), asked, *both in zip(spans.runs, queries, *sides, strict=True):
+    for (count, length), asked, *both in zip(
+        sequence_lengths.equal_length_runs, queries, *sides, strict=True
+    ):
         keys, values = (
             part[0]
             .view(part.shape[1], count, length, -1)
@@ -202,4 +235,4 @@ def _attended(
                 asked, keys, values, scale=scaling, enable_gqa=shared
             )
         )
-    return torch.cat(found)[:, :, 0].reshape(1, len(spans.lengths), -1).to(dtype)
+    return torch.cat(found)[:, :, 0].reshape(1, len(sequence_lengths.lengths), -1).to(dtype)

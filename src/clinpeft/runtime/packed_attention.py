@@ -25,11 +25,11 @@ from transformers.masking_utils import sdpa_mask
 from clinpeft.core.errors import BaseModelError
 from clinpeft.runtime import cpu_attention
 
-NAME = "clinpeft_documents"
-BLOCK_TOKENS = 512  # of queries at a time where attention is local: keys are read for a block and its neighbourhood
-EXACT = 1e-4  # of the largest number, in float32; what attends to a neighbour is off by a hundred times as much and more
-ROUGH = 0.1  # the same in bfloat16
-TRIED = (
+PACKED_ATTENTION_NAME = "clinpeft_documents"
+LOCAL_ATTENTION_BLOCK_TOKENS = 512  # of queries at a time where attention is local: keys are read for a block and its neighbourhood
+FLOAT32_PACKING_TOLERANCE = 1e-4  # of the largest number, in float32; what attends to a neighbour is off by a hundred times as much and more
+BFLOAT16_PACKING_TOLERANCE = 0.1  # the same in bfloat16
+PACKING_CHECK_LENGTHS = (
     5,
     3,
     1,
@@ -37,7 +37,7 @@ TRIED = (
 
 
 @dataclass(frozen=True)
-class Spans:
+class SequenceLengths:
     """Where the documents of a row lie.
 
     Attributes:
@@ -47,28 +47,28 @@ class Spans:
     lengths: tuple[int, ...]
 
     @cached_property
-    def runs(self) -> tuple[tuple[int, int], ...]:
+    def equal_length_runs(self) -> tuple[tuple[int, int], ...]:
         """(documents, length) for each run of neighbours of one length."""
         return tuple((len(list(same)), length) for length, same in groupby(self.lengths))
 
     @cached_property
-    def tokens(self) -> tuple[int, ...]:
+    def run_tokens(self) -> tuple[int, ...]:
         """Tokens of each run."""
-        return tuple(count * length for count, length in self.runs)
+        return tuple(count * length for count, length in self.equal_length_runs)
 
-    def pieces(self, at_once: Callable[[int], int]) -> Iterator[tuple[int, int]]:
+    def iterate_chunks(self, get_chunk_size: Callable[[int], int]) -> Iterator[tuple[int, int]]:
         """The runs, cut into pieces of at most ``at_once(length)`` documents."""
-        for count, length in self.runs:
-            most = at_once(length)
+        for count, length in self.equal_length_runs:
+            most = get_chunk_size(length)
             yield from ((min(most, count - first), length) for first in range(0, count, most))
 
-    def positions(self, first: int, device: torch.device) -> torch.Tensor:
-        """(1, tokens) the position of every token in its document, counted from ``first``."""
+    def compute_positions(self, first_position: int, device: torch.device) -> torch.Tensor:
+        """(1, tokens) the position of every token in its document, counted from ``first_position``."""
         lengths = torch.tensor(self.lengths)
         starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        return (torch.arange(len(starts)) - starts + first)[None].to(device)
+        return (torch.arange(len(starts)) - starts + first_position)[None].to(device)
 
-    def boundaries(self, device: torch.device) -> torch.Tensor:
+    def compute_boundaries(self, device: torch.device) -> torch.Tensor:
         """(documents + 1,) int32, cumulative lengths; made once a device."""
         if device not in self._boundaries:
             self._boundaries[device] = (
@@ -82,7 +82,7 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class _Manner:
+class _AttentionConfig:
     """What a layer asks of its attention.
 
     Attributes:
@@ -99,7 +99,7 @@ class _Manner:
     window: int | None
     softcap: float | None
 
-    def allowed(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def compute_mask(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """(queries, keys) which of the positions ``keys`` each of the positions ``queries`` sees."""
         distance = queries[:, None] - keys[None, :]
         seen = torch.ones_like(distance, dtype=torch.bool)
@@ -108,37 +108,39 @@ class _Manner:
         return seen if self.window is None else seen & (distance.abs() < self.window)
 
 
-def install(model: Any) -> None:
+def install_packed_attention(model: Any) -> None:
     """Let a transformers model answer what ``one_row`` asks; what it answers to rows with a mask stays the same."""
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(PACKED_ATTENTION_NAME)
 
 
-def flattens(model: Any) -> bool:
+def has_packed_attention(model: Any) -> bool:
     """Whether ``install`` was called on a model, or on the one that it is a copy of."""
-    return bool(model.config._attn_implementation == NAME)
+    return bool(model.config._attn_implementation == PACKED_ATTENTION_NAME)
 
 
-def one_row(input_ids: torch.Tensor, spans: Spans, first_position: int) -> dict[str, Any]:
+def build_packed_inputs(
+    input_ids: torch.Tensor, sequence_lengths: SequenceLengths, first_position: int
+) -> dict[str, Any]:
     """Many documents in one row, as a transformers model with the seam installed is asked: its answers are of one row, of all tokens.
 
     Args:
         input_ids: (tokens,) of all documents, one after the other.
-        spans: where each of them lies.
+        sequence_lengths: where each of them lies.
         first_position: of the first token of a document.
     """
     ready = torch.zeros(
         1, 1, 1, 1, dtype=torch.bool, device=input_ids.device
     )  # four dimensions: transformers makes no mask of its own
-    positions = spans.positions(first_position, input_ids.device)
+    positions = sequence_lengths.compute_positions(first_position, input_ids.device)
     return {
         "input_ids": input_ids[None],
         "attention_mask": ready,
         "position_ids": positions,
-        "spans": spans,
+        "spans": sequence_lengths,
     }
 
 
-def check_exact(backbone: Any, first_position: int, location: str) -> None:
+def check_packed_attention(backbone: Any, first_position: int, location: str) -> None:
     """Try the seam on three short documents: in one row they have the vectors that each has alone.
 
     Raises:
@@ -147,27 +149,39 @@ def check_exact(backbone: Any, first_position: int, location: str) -> None:
     config, device = backbone.config, backbone.get_input_embeddings().weight.device
     reserved = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
     usable = [each for each in range(min(config.vocab_size, 64)) if each not in reserved]
-    ids = torch.tensor((usable * sum(TRIED))[: 2 * sum(TRIED)], device=device).view(
-        2, -1
-    )  # two rows of other documents
-    first, middle = TRIED[0], TRIED[1]
+    ids = torch.tensor(
+        (usable * sum(PACKING_CHECK_LENGTHS))[: 2 * sum(PACKING_CHECK_LENGTHS)], device=device
+    ).view(2, -1)  # two rows of other documents
+    first, middle = PACKING_CHECK_LENGTHS[0], PACKING_CHECK_LENGTHS[1]
     ids[1, first : first + middle] = ids[0, first : first + middle]  # and of one that is the same
     with torch.inference_mode():
         together, among = (
-            backbone(**one_row(row, Spans(TRIED), first_position)).last_hidden_state[0].float()
+            backbone(
+                **build_packed_inputs(row, SequenceLengths(PACKING_CHECK_LENGTHS), first_position)
+            )
+            .last_hidden_state[0]
+            .float()
             for row in ids
         )
         alone = [
             backbone(
                 input_ids=part[None], attention_mask=torch.ones_like(part[None])
             ).last_hidden_state[0]
-            for part in torch.split(ids[0], list(TRIED))
+            for part in torch.split(ids[0], list(PACKING_CHECK_LENGTHS))
         ]
     expected = torch.cat(alone).float()
     scale = expected.abs().max()
     worst = float((together - expected).abs().max() / scale)
     moved = float((together - among)[first : first + middle].abs().max() / scale)
-    if not (worst <= (EXACT if backbone.dtype == torch.float32 else ROUGH) and moved <= EXACT):
+    if not (
+        worst
+        <= (
+            FLOAT32_PACKING_TOLERANCE
+            if backbone.dtype == torch.float32
+            else BFLOAT16_PACKING_TOLERANCE
+        )
+        and moved <= FLOAT32_PACKING_TOLERANCE
+    ):
         message = f"vectors of documents in one row differ from those of each alone by {max(worst, moved):.1g} of the largest number"
         raise BaseModelError(
             message,
@@ -179,7 +193,7 @@ def check_exact(backbone: Any, first_position: int, location: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------------- what a layer calls
 
 
-def attend(
+def attend_packed_documents(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -190,16 +204,18 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
-    spans: Spans | None = None,
-    **others: Any,
+    spans: SequenceLengths | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: (rows, heads, time, width of a head) three times -> (rows, time, heads, width of a head)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    embedding_config = _Manner(causal, scaling, dropout, sliding_window, softcap)
+    embedding_config = _AttentionConfig(causal, scaling, dropout, sliding_window, softcap)
     if spans is not None:
-        return _documents(query, key, value, spans, embedding_config), None
+        return _attend_documents(query, key, value, spans, embedding_config), None
     if softcap is not None:
-        return _capped(query, key, value, embedding_config, attention_mask).transpose(1, 2), None
+        return _attend_with_softcap(query, key, value, embedding_config, attention_mask).transpose(
+            1, 2
+        ), None
     found: torch.Tensor = sdpa_attention_forward(
         module,
         query,
@@ -209,107 +225,118 @@ def attend(
         dropout=dropout,
         scaling=scaling,
         is_causal=is_causal,
-        **others,
+        **kwargs,
     )[0]
     return found, None
 
 
-def _documents(
+def _attend_documents(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    spans: Spans,
-    embedding_config: _Manner,
+    sequence_lengths: SequenceLengths,
+    attention_config: _AttentionConfig,
 ) -> torch.Tensor:
     """(1, tokens, heads, width of a head), piece of a run by piece of a run."""
-    if _has_kernel(query, embedding_config):
-        return _varlen(query, key, value, spans, embedding_config)
+    if _supports_varlen(query, attention_config):
+        return _attend_varlen(query, key, value, sequence_lengths, attention_config)
     # split and cat, whose gradients are cat and split: slices would each give a gradient as large as the row
-    pieces = list(spans.pieces(partial(cpu_attention.at_once, query.shape[1])))
+    pieces = list(
+        sequence_lengths.iterate_chunks(partial(cpu_attention.choose_chunk_size, query.shape[1]))
+    )
     parts = [
         torch.split(part, [count * length for count, length in pieces], dim=2)
         for part in (query, key, value)
     ]
     found = []
     for piece, *some in zip(pieces, *parts, strict=True):
-        queries, keys, values = (_side_by_side(part, *piece) for part in some)
+        queries, keys, values = (_split_documents(part, *piece) for part in some)
         found.append(
-            _run(queries, keys, values, embedding_config)
+            _attend_equal_lengths(queries, keys, values, attention_config)
             .transpose(1, 2)
             .reshape(1, -1, query.shape[1], query.shape[3])
         )
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-def _side_by_side(part: torch.Tensor, documents: int, length: int) -> torch.Tensor:
+def _split_documents(states: torch.Tensor, num_documents: int, length_tokens: int) -> torch.Tensor:
     """(1, heads, documents * length, width of a head) -> (documents, heads, length, width of a head)."""
-    return part[0].view(part.shape[1], documents, length, part.shape[3]).transpose(0, 1)
+    return (
+        states[0]
+        .view(states.shape[1], num_documents, length_tokens, states.shape[3])
+        .transpose(0, 1)
+    )
 
 
-def _run(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, embedding_config: _Manner
+def _attend_equal_lengths(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_config: _AttentionConfig
 ) -> torch.Tensor:
     """Documents of one length: (documents, heads, length, width of a head)."""
-    everywhere = embedding_config.window is None or embedding_config.window >= query.shape[2]
+    everywhere = attention_config.window is None or attention_config.window >= query.shape[2]
     if (
         everywhere
-        and embedding_config.softcap is None
-        and cpu_attention.pays(query, embedding_config.dropout)
+        and attention_config.softcap is None
+        and cpu_attention.is_cpu_attention_faster(query, attention_config.dropout)
     ):
-        return cpu_attention.attention(
+        return cpu_attention.compute_cpu_attention(
             query,
             key,
             value,
-            embedding_config.scaling,
-            embedding_config.causal,
-            embedding_config.dropout,
+            attention_config.scaling,
+            attention_config.causal,
+            attention_config.dropout,
         )
-    return _fused(query, key, value, embedding_config, everywhere)
+    return _attend_fused(query, key, value, attention_config, everywhere)
 
 
-def _fused(
+def _attend_fused(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    embedding_config: _Manner,
-    everywhere: bool,
+    attention_config: _AttentionConfig,
+    is_global: bool,
 ) -> torch.Tensor:
     """By PyTorch's fused product, where scores are not capped."""
     length = query.shape[2]
-    if embedding_config.softcap is not None:
-        return _capped(query, key, value, embedding_config, None)
-    if everywhere:
-        return _product(
-            query, key, value, embedding_config, None, embedding_config.causal and length > 1
+    if attention_config.softcap is not None:
+        return _attend_with_softcap(query, key, value, attention_config, None)
+    if is_global:
+        return _compute_scaled_dot_product(
+            query, key, value, attention_config, None, attention_config.causal and length > 1
         )
-    if length <= 2 * BLOCK_TOKENS:
+    if length <= 2 * LOCAL_ATTENTION_BLOCK_TOKENS:
         places = torch.arange(length, device=query.device)
-        return _product(
-            query, key, value, embedding_config, embedding_config.allowed(places, places), False
+        return _compute_scaled_dot_product(
+            query,
+            key,
+            value,
+            attention_config,
+            attention_config.compute_mask(places, places),
+            False,
         )
-    return _local(query, key, value, embedding_config)
+    return _attend_local_window(query, key, value, attention_config)
 
 
-def _local(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, embedding_config: _Manner
+def _attend_local_window(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_config: _AttentionConfig
 ) -> torch.Tensor:
     """A block of queries at a time, with the keys that any of them sees."""
-    length, reach = query.shape[2], (embedding_config.window or 1) - 1
+    length, reach = query.shape[2], (attention_config.window or 1) - 1
     found = []
-    for start in range(0, length, BLOCK_TOKENS):
-        end = min(start + BLOCK_TOKENS, length)
+    for start in range(0, length, LOCAL_ATTENTION_BLOCK_TOKENS):
+        end = min(start + LOCAL_ATTENTION_BLOCK_TOKENS, length)
         first, last = (
             max(0, start - reach),
-            end if embedding_config.causal else min(length, end + reach),
+            end if attention_config.causal else min(length, end + reach),
         )
         places = torch.arange(length, device=query.device)
-        allowed = embedding_config.allowed(places[start:end], places[first:last])
+        allowed = attention_config.compute_mask(places[start:end], places[first:last])
         found.append(
-            _product(
+            _compute_scaled_dot_product(
                 query[:, :, start:end],
                 key[:, :, first:last],
                 value[:, :, first:last],
-                embedding_config,
+                attention_config,
                 allowed,
                 False,
             )
@@ -317,32 +344,32 @@ def _local(
     return torch.cat(found, dim=2)
 
 
-def _product(
+def _compute_scaled_dot_product(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    embedding_config: _Manner,
-    allowed: torch.Tensor | None,
-    causal: bool,
+    attention_config: _AttentionConfig,
+    mask: torch.Tensor | None,
+    is_causal: bool,
 ) -> torch.Tensor:
     shared = query.shape[1] != key.shape[1]  # several heads of queries read the same keys
     return functional.scaled_dot_product_attention(
         query,
         key,
         value,
-        allowed,
-        embedding_config.dropout,
-        is_causal=causal,
-        scale=embedding_config.scaling,
+        mask,
+        attention_config.dropout,
+        is_causal=is_causal,
+        scale=attention_config.scaling,
         enable_gqa=shared,
     )
 
 
-def _capped(
+def _attend_with_softcap(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    embedding_config: _Manner,
+    attention_config: _AttentionConfig,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """With capped scores (Gemma 2, arXiv 2408.00118, section 2), which no fused product has; softmax in float32, as in transformers' own."""
@@ -351,49 +378,52 @@ def _capped(
         part.repeat_interleave(shared, dim=1) if shared > 1 else part for part in (key, value)
     )
     scaling = (
-        query.shape[-1] ** -0.5 if embedding_config.scaling is None else embedding_config.scaling
+        query.shape[-1] ** -0.5 if attention_config.scaling is None else attention_config.scaling
     )
     scores = query @ key.transpose(2, 3) * scaling
-    if embedding_config.softcap is not None:
-        scores = torch.tanh(scores / embedding_config.softcap) * embedding_config.softcap
+    if attention_config.softcap is not None:
+        scores = torch.tanh(scores / attention_config.softcap) * attention_config.softcap
     if mask is None:
         places = torch.arange(key.shape[2], device=key.device)
-        mask = embedding_config.allowed(places[key.shape[2] - query.shape[2] :], places)
+        mask = attention_config.compute_mask(places[key.shape[2] - query.shape[2] :], places)
     scores = scores.masked_fill(
         ~mask, torch.finfo(scores.dtype).min
     )  # a number and not infinity: a row of padding sees nothing
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return functional.dropout(weights, embedding_config.dropout) @ value
+    return functional.dropout(weights, attention_config.dropout) @ value
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- CUDA
 
 
-def _has_kernel(query: torch.Tensor, embedding_config: _Manner) -> bool:
+def _supports_varlen(query: torch.Tensor, attention_config: _AttentionConfig) -> bool:
     """What the kernel of variable length takes; the rest goes document by document."""
     plain = (
-        embedding_config.softcap is None
-        and embedding_config.dropout == 0.0
+        attention_config.softcap is None
+        and attention_config.dropout == 0.0
         and query.shape[-1] <= 256
     )
     return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and plain
 
 
-def _varlen(
+def _attend_varlen(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    spans: Spans,
-    embedding_config: _Manner,
+    sequence_lengths: SequenceLengths,
+    attention_config: _AttentionConfig,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # here, because it registers CUDA's operators
 
-    boundaries, longest = spans.boundaries(query.device), max(spans.lengths)
-    reach = -1 if embedding_config.window is None else embedding_config.window - 1
+    boundaries, longest = (
+        sequence_lengths.compute_boundaries(query.device),
+        max(sequence_lengths.lengths),
+    )
+    reach = -1 if attention_config.window is None else attention_config.window - 1
     queries, keys, values = (
         part[0].transpose(0, 1) for part in (query, key, value)
     )  # (tokens, heads, width of a head)
-    window = (reach, 0 if embedding_config.causal else reach)
+    window = (reach, 0 if attention_config.causal else reach)
     shared = query.shape[1] != key.shape[1]
     found = varlen_attn(
         queries,
@@ -403,7 +433,7 @@ def _varlen(
         boundaries,
         longest,
         longest,
-        scale=embedding_config.scaling,
+        scale=attention_config.scaling,
         window_size=window,
         enable_gqa=shared,
     )
@@ -411,5 +441,5 @@ def _varlen(
     return found[None]
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(PACKED_ATTENTION_NAME, attend_packed_documents)
+AttentionMaskInterface.register(PACKED_ATTENTION_NAME, sdpa_mask)

@@ -9,44 +9,49 @@ batches.py    windows -> padded batches          reading.py     what of a long n
 """
 
 from clinpeft.tokenization.batches import (
-    Batch,
+    WindowBatch,
     DocumentBatch,
-    document_steps,
-    gather,
-    micro_batches,
-    share_of,
-    steps,
+    shuffle_document_steps,
+    gather_windows,
+    group_windows,
+    select_process_groups,
+    shuffle_window_steps,
 )
 from clinpeft.tokenization.documents import (
-    Documents,
-    document_batches,
-    document_layout,
+    EncodedDocuments,
+    group_documents,
+    create_document_layout,
     encode_documents,
-    open_documents,
+    open_encoded_documents,
 )
-from clinpeft.tokenization.special_tokens import Ints, Layout, Tokenizer, layout
+from clinpeft.tokenization.special_tokens import (
+    IndexArray,
+    SpecialTokenLayout,
+    Tokenizer,
+    create_special_token_layout,
+)
 from clinpeft.tokenization.storage import is_encoded
-from clinpeft.tokenization.windows import Encodings, encode, open_encodings
+from clinpeft.tokenization.windows import EncodedCorpus, encode_corpus, open_encoded_corpus
 
 __all__ = [
-    "Batch",
+    "WindowBatch",
     "DocumentBatch",
-    "Documents",
-    "Encodings",
-    "Ints",
-    "Layout",
+    "EncodedDocuments",
+    "EncodedCorpus",
+    "IndexArray",
+    "SpecialTokenLayout",
     "Tokenizer",
-    "document_batches",
-    "document_layout",
-    "document_steps",
-    "encode",
+    "group_documents",
+    "create_document_layout",
+    "shuffle_document_steps",
+    "encode_corpus",
     "encode_documents",
-    "gather",
+    "gather_windows",
     "is_encoded",
-    "layout",
-    "micro_batches",
-    "open_documents",
-    "open_encodings",
-    "share_of",
-    "steps",
+    "create_special_token_layout",
+    "group_windows",
+    "open_encoded_documents",
+    "open_encoded_corpus",
+    "select_process_groups",
+    "shuffle_window_steps",
 ]

@@ -8,33 +8,36 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clinpeft.tokenization.special_tokens import Ints
+from clinpeft.tokenization.special_tokens import IndexArray
 from clinpeft.tokenization.storage import MappedTokens
-from clinpeft.tokenization.windows import Encodings
+from clinpeft.tokenization.windows import EncodedCorpus
 
-WIDEST = 4  # cells a token, of a group of windows that stand in rows
+MAX_CELLS_PER_TOKEN = 4  # cells a token, of a group of windows that stand in rows
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Windows side by side, padded on the right.
 
     Attributes:
         input_ids: (rows, time) token ids, 0 where padded.
         attention_mask: (rows, time) 1 on real tokens. What is padding is told by this mask alone, never by an id: pad may equal eos.
         boundaries: (rows + 1,) cumulative lengths of the documents, which is all that a layout without padding needs.
-        windows: (rows,) which windows these are, for whatever must depend on the window and not on its neighbours.
+        window_indices: (rows,) which windows these are, for whatever must depend on the window and not on its neighbours.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     boundaries: torch.Tensor
-    windows: Ints
+    window_indices: IndexArray
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> WindowBatch:
         """The same batch on a device."""
-        return Batch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.boundaries, self.windows
+        return WindowBatch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.boundaries,
+            self.window_indices,
         )
 
 
@@ -46,26 +49,28 @@ class DocumentBatch:
         input_ids: (windows, time) token ids, 0 where padded.
         attention_mask: (windows, time) 1 on real tokens; it alone tells what is padding.
         boundaries: (windows + 1,) cumulative lengths of the windows.
-        document: (windows,) which of the batch's documents a window belongs to: its position among those asked for.
-        documents: how many there are.
+        document_index: (windows,) which of the batch's documents a window belongs to: its position among those asked for.
+        num_documents: how many there are.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     boundaries: torch.Tensor
-    document: torch.Tensor
-    documents: int
+    document_index: torch.Tensor
+    num_documents: int
 
     def to(self, device: torch.device) -> DocumentBatch:
         """The same batch on a device."""
         input_ids, attention_mask, document = (
-            part.to(device) for part in (self.input_ids, self.attention_mask, self.document)
+            part.to(device) for part in (self.input_ids, self.attention_mask, self.document_index)
         )
-        return DocumentBatch(input_ids, attention_mask, self.boundaries, document, self.documents)
+        return DocumentBatch(
+            input_ids, attention_mask, self.boundaries, document, self.num_documents
+        )
 
 
-def padded(
-    tokens: MappedTokens, starts: Ints, lengths: Ints
+def pad_token_slices(
+    tokens: MappedTokens, starts: IndexArray, lengths: IndexArray
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Slices of ``tokens`` side by side: ids (rows, time), mask (rows, time) and boundaries (rows + 1,)."""
     input_ids = np.zeros((len(starts), int(lengths.max(initial=0))), dtype=np.int64)
@@ -76,15 +81,19 @@ def padded(
     return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)), boundaries
 
 
-def gather(encodings: Encodings, windows: Ints) -> Batch:
+def gather_windows(encodings: EncodedCorpus, window_indices: IndexArray) -> WindowBatch:
     """A padded batch of the given windows, in their order."""
-    return Batch(
-        *padded(encodings.tokens, encodings.starts[windows], encodings.lengths[windows]),
-        np.asarray(windows),
+    return WindowBatch(
+        *pad_token_slices(
+            encodings.tokens, encodings.starts[window_indices], encodings.lengths[window_indices]
+        ),
+        np.asarray(window_indices),
     )
 
 
-def steps(lengths: Ints, batch_tokens: int, rng: np.random.Generator) -> list[Ints]:
+def shuffle_window_steps(
+    lengths: IndexArray, batch_tokens: int, rng: np.random.Generator
+) -> list[IndexArray]:
     """One epoch as optimiser steps: shuffled windows, cut where ``batch_tokens`` real tokens are reached.
 
     Which windows make a step depends on neither the micro-batch size nor the number of processes, so neither changes what is learned; and a step
@@ -103,19 +112,23 @@ def steps(lengths: Ints, batch_tokens: int, rng: np.random.Generator) -> list[In
     return [np.asarray(part) for part in np.split(order, cuts)]
 
 
-def document_steps(documents: Ints, batch_notes: int, rng: np.random.Generator) -> list[Ints]:
+def shuffle_document_steps(
+    document_indices: IndexArray, batch_notes: int, rng: np.random.Generator
+) -> list[IndexArray]:
     """One epoch as optimiser steps: every document once, shuffled, ``batch_notes`` a step; the last step is as small as what is left."""
-    order = documents[rng.permutation(len(documents))]
+    order = document_indices[rng.permutation(len(document_indices))]
     return [order[start : start + batch_notes] for start in range(0, len(order), batch_notes)]
 
 
-def micro_batches(lengths: Ints, chosen: Ints, micro_batch_tokens: int) -> list[Ints]:
-    """``chosen`` windows in groups of like length, longest first, each of at most ``micro_batch_tokens`` real tokens, or of one window.
+def group_windows(
+    lengths: IndexArray, window_indices: IndexArray, micro_batch_tokens: int
+) -> list[IndexArray]:
+    """``window_indices`` windows in groups of like length, longest first, each of at most ``micro_batch_tokens`` real tokens, or of one window.
 
     Padding costs nothing but the ids themselves, see ``filled``.
     """
-    ordered = chosen[np.argsort(-lengths[chosen], kind="stable")]
-    return filled(
+    ordered = window_indices[np.argsort(-lengths[window_indices], kind="stable")]
+    return group_by_token_budget(
         ordered,
         lengths[ordered],
         lengths[ordered],
@@ -124,9 +137,13 @@ def micro_batches(lengths: Ints, chosen: Ints, micro_batch_tokens: int) -> list[
     )
 
 
-def filled(
-    items: Ints, tokens_of: Ints, longest: Ints, rows: Ints, micro_batch_tokens: int
-) -> list[Ints]:
+def group_by_token_budget(
+    items: IndexArray,
+    token_counts: IndexArray,
+    longest_row_tokens: IndexArray,
+    row_counts: IndexArray,
+    micro_batch_tokens: int,
+) -> list[IndexArray]:
     """Items in groups, in their order, each of at most ``micro_batch_tokens`` tokens, or of one item.
 
     No model computes anything for padding, but ids stand in rows of the longest of their group until then: a group has at most ``WIDEST`` cells a
@@ -134,20 +151,24 @@ def filled(
 
     Args:
         items: what is grouped.
-        tokens_of: (items,) real tokens of each.
-        longest: (items,) tokens of the longest row of each, falling.
-        rows: (items,) of each.
+        token_counts: (items,) real tokens of each.
+        longest_row_tokens: (items,) tokens of the longest row of each, falling.
+        row_counts: (items,) of each.
         micro_batch_tokens: the budget.
     """
     groups: list[list[int]] = []
     tokens = cells = width = 0
     for item, count, long, some in zip(
-        items.tolist(), tokens_of.tolist(), longest.tolist(), rows.tolist(), strict=True
+        items.tolist(),
+        token_counts.tolist(),
+        longest_row_tokens.tolist(),
+        row_counts.tolist(),
+        strict=True,
     ):
         if (
             not groups
             or tokens + count > micro_batch_tokens
-            or cells + some * width > WIDEST * micro_batch_tokens
+            or cells + some * width > MAX_CELLS_PER_TOKEN * micro_batch_tokens
         ):
             groups.append([])
             tokens, cells, width = 0, 0, long
@@ -156,6 +177,8 @@ def filled(
     return [np.asarray(group, dtype=np.int64) for group in groups]
 
 
-def share_of(groups: Sequence[Ints], rank: int, ranks: int) -> list[Ints]:
+def select_process_groups(
+    groups: Sequence[IndexArray], process_index: int, process_count: int
+) -> list[IndexArray]:
     """The micro-batches of one process of several."""
-    return list(groups[rank::ranks])
+    return list(groups[process_index::process_count])

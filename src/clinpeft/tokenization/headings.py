@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-LONGEST_CHARACTERS = 60
-MOST_WORDS = 6
+MAX_HEADING_CHARACTERS = 60
+MAX_HEADING_WORDS = 6
 
 # A colon before a digit is a time or a ratio.
 _BEFORE_COLON = re.compile(r"\s*+(?P<name>[^\W\d_][^:]{0,59}):(?!\d)")
@@ -18,7 +18,7 @@ _AFTER_COMMA = re.compile(r",(?P<heading>[ \t]*+(?P<name>[^\s,:][^,:]{1,59}):(?!
 
 
 @dataclass(frozen=True)
-class Section:
+class HeadedSection:
     """A piece of a note: its first character, which is that of its heading, and the ``key`` of it; ``""`` before the first heading."""
 
     start: int
@@ -27,19 +27,19 @@ class Section:
 
 @dataclass(frozen=True)
 class _Heading:
-    """A possible heading; ``apart`` when it opens the note or stands below a blank line."""
+    """A possible heading; ``stands_apart`` when it opens the note or stands below a blank line."""
 
     start: int
     name: str
-    apart: bool
+    stands_apart: bool
 
 
-def key(name: str) -> str:
+def normalize_heading_name(name: str) -> str:
     """A heading's name as it is compared: lower case, without punctuation."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold()))
 
 
-def sections(text: str, names: Collection[str]) -> list[Section]:
+def split_headed_sections(text: str, names: Collection[str]) -> list[HeadedSection]:
     """The sections of a note in their order, from its first character to its last; empty when it has no heading.
 
     A heading is a line of capitals, or up to six words and a colon at the start of a line, or capitals and a colon behind a comma, as where line
@@ -50,35 +50,37 @@ def sections(text: str, names: Collection[str]) -> list[Section]:
         text: the note.
         names: the ``key`` of headings that begin a section wherever they stand.
     """
-    found = list(_headings(text))
+    found = list(_iterate_headings(text))
     opening = len(text) - len(text.lstrip())
-    tells_apart = any(heading.apart and heading.start > opening for heading in found)
+    tells_apart = any(heading.stands_apart and heading.start > opening for heading in found)
     begun = [
-        Section(heading.start, heading.name)
+        HeadedSection(heading.start, heading.name)
         for heading in found
-        if heading.apart or not tells_apart or heading.name in names
+        if heading.stands_apart or not tells_apart or heading.name in names
     ]
-    return [Section(0, ""), *begun] if begun and begun[0].start > 0 else begun
+    return [HeadedSection(0, ""), *begun] if begun and begun[0].start > 0 else begun
 
 
-def _headings(text: str) -> Iterator[_Heading]:
+def _iterate_headings(text: str) -> Iterator[_Heading]:
     """All possible headings in their order."""
     start, apart = 0, True
     for line in text.splitlines(keepends=True):
         blank = line.isspace()
         if not blank:
-            first = _at_start(line)
+            first = _match_line_heading(line)
             if first:
-                yield _Heading(start, key(first), apart)
+                yield _Heading(start, normalize_heading_name(first), apart)
             behind = line.index(first) + len(first)
             yield from (
-                _Heading(start + at, key(name), False) for at, name in _inside(line) if at >= behind
+                _Heading(start + at, normalize_heading_name(name), False)
+                for at, name in _iterate_comma_headings(line)
+                if at >= behind
             )
         apart = blank
         start += len(line)
 
 
-def _at_start(line: str) -> str:
+def _match_line_heading(line: str) -> str:
     """The heading that a line begins with, or is; empty when there is none."""
     before = _BEFORE_COLON.match(line)
     name = before["name"] if before else line.strip()
@@ -87,14 +89,14 @@ def _at_start(line: str) -> str:
     return (
         name
         if (capitals or plain)
-        and len(name) <= LONGEST_CHARACTERS
-        and len(name.split()) <= MOST_WORDS
+        and len(name) <= MAX_HEADING_CHARACTERS
+        and len(name.split()) <= MAX_HEADING_WORDS
         else ""
     )
 
 
-def _inside(line: str) -> Iterator[tuple[int, str]]:
+def _iterate_comma_headings(line: str) -> Iterator[tuple[int, str]]:
     """(first character, name) of the headings behind a comma."""
     for found in _AFTER_COMMA.finditer(line):
-        if found["name"].isupper() and len(found["name"].split()) <= MOST_WORDS:
+        if found["name"].isupper() and len(found["name"].split()) <= MAX_HEADING_WORDS:
             yield found.start("heading"), found["name"]

@@ -8,18 +8,18 @@ from itertools import pairwise
 
 from clinpeft.core.errors import RecipeError
 from clinpeft.recipe import TruncationSpec
-from clinpeft.tokenization.headings import key
+from clinpeft.tokenization.headings import normalize_heading_name
 
-Span = tuple[int, int]
+TokenSpan = tuple[int, int]
 """First token of a note, and the one behind the last."""
 
-LOWER_PRIORITY = "in a section of lower priority"
-BEHIND = "behind the last window"
-MIDDLE = "in the middle of the note"
+LOWER_PRIORITY_REASON = "in a section of lower priority"
+AFTER_LAST_WINDOW_REASON = "behind the last window"
+MIDDLE_OF_NOTE_REASON = "in the middle of the note"
 
 
 @dataclass(frozen=True)
-class Mark:
+class SectionStart:
     """A section of a note that begins at a token; ``name`` is the ``headings.key`` of its heading."""
 
     start: int
@@ -27,52 +27,52 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Note:
+class TokenizedNote:
     """A note as its number of tokens and, where they are asked for, its sections; without any heading there are none."""
 
-    tokens: int
-    marks: tuple[Mark, ...] = ()
+    token_count: int
+    section_starts: tuple[SectionStart, ...] = ()
 
 
 @dataclass(frozen=True)
-class Limits:
+class WindowLimits:
     """What fits.
 
     Attributes:
-        room: tokens of text in a window.
-        overlap: tokens that two neighbouring windows share.
+        text_tokens: tokens of text in a window.
+        overlap_tokens: tokens that two neighbouring windows share.
         max_windows: of one note.
-        rank: ``headings.key`` of a section -> its place in the order of importance.
+        section_ranks: ``headings.key`` of a section -> its place in the order of importance.
     """
 
-    room: int
-    overlap: int
+    text_tokens: int
+    overlap_tokens: int
     max_windows: int
-    rank: dict[str, int]
+    section_ranks: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Read:
+class TruncatedNote:
     """What is read of a note: for each window its spans, in the order of the note; and reason -> tokens that are not read, the chief reason first."""
 
-    windows: tuple[tuple[Span, ...], ...]
-    dropped: dict[str, int]
+    windows: tuple[tuple[TokenSpan, ...], ...]
+    dropped_tokens: dict[str, int]
 
 
-def limits(spec: TruncationSpec, room: int) -> Limits:
-    """What a recipe allows for windows of ``room`` tokens of text.
+def create_window_limits(spec: TruncationSpec, text_tokens: int) -> WindowLimits:
+    """What a recipe allows for windows of ``text_tokens`` tokens of text.
 
     Raises:
         RecipeError: windows that overlap wholly, or sections without names.
     """
-    if spec.keep == "windows" and spec.overlap_tokens >= room:
-        message = f"windows of {room} tokens of text cannot overlap by {spec.overlap_tokens}"
+    if spec.keep == "windows" and spec.overlap_tokens >= text_tokens:
+        message = f"windows of {text_tokens} tokens of text cannot overlap by {spec.overlap_tokens}"
         raise RecipeError(
             message,
             location="reading.overlap_tokens",
-            hint=f"at most {room - 1}, or a larger base.max_tokens",
+            hint=f"at most {text_tokens - 1}, or a larger base.max_tokens",
         )
-    names = [key(name) for name in spec.sections]
+    names = [normalize_heading_name(name) for name in spec.sections]
     if spec.keep == "sections" and not (names and all(names)):
         message = (
             f"sections are to be kept, and sections = {list(spec.sections)} does not name them"
@@ -85,91 +85,100 @@ def limits(spec: TruncationSpec, room: int) -> Limits:
     rank = {
         name: at for at, name in reversed(list(enumerate(names)))
     }  # of a name that comes twice, the first counts
-    return Limits(room, spec.overlap_tokens, spec.max_windows, rank)
+    return WindowLimits(text_tokens, spec.overlap_tokens, spec.max_windows, rank)
 
 
-def read(note: Note, keep: str, allowed: Limits) -> Read:
-    """What is read of a note; a note that fits is read whole, whatever ``keep`` says, and one without tokens in one empty window."""
-    if note.tokens <= allowed.room:
-        return Read((((0, note.tokens),),), {})
-    return KEEP[keep](note, allowed)
+def truncate_note(note: TokenizedNote, strategy: str, limits: WindowLimits) -> TruncatedNote:
+    """What is read of a note; a note that fits is read whole, whatever ``strategy`` says, and one without tokens in one empty window."""
+    if note.token_count <= limits.text_tokens:
+        return TruncatedNote((((0, note.token_count),),), {})
+    return TRUNCATION_STRATEGIES[strategy](note, limits)
 
 
-def _head(note: Note, allowed: Limits) -> Read:
-    return Read(
-        (((0, allowed.room),),),
-        {f"past the first {allowed.room} tokens of the note": note.tokens - allowed.room},
+def _keep_head(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
+    return TruncatedNote(
+        (((0, limits.text_tokens),),),
+        {
+            f"past the first {limits.text_tokens} tokens of the note": note.token_count
+            - limits.text_tokens
+        },
     )
 
 
-def _tail(note: Note, allowed: Limits) -> Read:
-    cut = note.tokens - allowed.room
-    return Read(
-        (((cut, note.tokens),),), {f"before the last {allowed.room} tokens of the note": cut}
+def _keep_tail(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
+    cut = note.token_count - limits.text_tokens
+    return TruncatedNote(
+        (((cut, note.token_count),),),
+        {f"before the last {limits.text_tokens} tokens of the note": cut},
     )
 
 
-def _head_and_tail(note: Note, allowed: Limits) -> Read:
+def _keep_head_and_tail(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
     """Half of the room each; of an odd room the head has one more."""
-    last = allowed.room // 2
-    return Read(
-        (((0, allowed.room - last), (note.tokens - last, note.tokens)),),
-        {MIDDLE: note.tokens - allowed.room},
+    last = limits.text_tokens // 2
+    return TruncatedNote(
+        (((0, limits.text_tokens - last), (note.token_count - last, note.token_count)),),
+        {MIDDLE_OF_NOTE_REASON: note.token_count - limits.text_tokens},
     )
 
 
-def _windows(note: Note, allowed: Limits) -> Read:
+def _keep_windows(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
     """Every window but the last is full; none holds only what the one before it has shown already."""
-    starts = range(0, note.tokens - allowed.overlap, allowed.room - allowed.overlap)[
-        : allowed.max_windows
-    ]
-    spans = [(start, min(start + allowed.room, note.tokens)) for start in starts]
-    behind = note.tokens - spans[-1][1]
-    return Read(tuple((span,) for span in spans), {BEHIND: behind} if behind else {})
+    starts = range(
+        0, note.token_count - limits.overlap_tokens, limits.text_tokens - limits.overlap_tokens
+    )[: limits.max_windows]
+    spans = [(start, min(start + limits.text_tokens, note.token_count)) for start in starts]
+    behind = note.token_count - spans[-1][1]
+    return TruncatedNote(
+        tuple((span,) for span in spans), {AFTER_LAST_WINDOW_REASON: behind} if behind else {}
+    )
 
 
-def _sections(note: Note, allowed: Limits) -> Read:
+def _keep_sections(note: TokenizedNote, limits: WindowLimits) -> TruncatedNote:
     """Whole sections down the order of importance, each that still fits, in the order of the note; the first is cut at its end if it must be."""
-    if not note.marks:
-        return Read(
-            _head(note, allowed).windows,
+    if not note.section_starts:
+        return TruncatedNote(
+            _keep_head(note, limits).windows,
             {
-                f"no heading, and past the first {allowed.room} tokens of the note": note.tokens
-                - allowed.room
+                f"no heading, and past the first {limits.text_tokens} tokens of the note": note.token_count
+                - limits.text_tokens
             },
         )
-    starts = [mark.start for mark in note.marks]
-    spans = list(pairwise([*starts, note.tokens]))
+    starts = [mark.start for mark in note.section_starts]
+    spans = list(pairwise([*starts, note.token_count]))
     first, *others = sorted(
         range(len(spans)),
-        key=lambda at: (allowed.rank.get(note.marks[at].name, len(allowed.rank)), at),
+        key=lambda at: (
+            limits.section_ranks.get(note.section_starts[at].name, len(limits.section_ranks)),
+            at,
+        ),
     )
     start, stop = spans[first]
     taken, left = (
-        {first: (start, min(stop, start + allowed.room))},
-        max(0, allowed.room - (stop - start)),
+        {first: (start, min(stop, start + limits.text_tokens))},
+        max(0, limits.text_tokens - (stop - start)),
     )
     for at in others:
         start, stop = spans[at]
         if stop - start <= left:
             taken[at], left = (start, stop), left - (stop - start)
     past = spans[first][1] - taken[first][1]
-    lower = note.tokens - past - sum(stop - start for start, stop in taken.values())
+    lower = note.token_count - past - sum(stop - start for start, stop in taken.values())
     dropped = {
-        f"past the first {allowed.room} tokens of the most important section": past,
-        LOWER_PRIORITY: lower,
+        f"past the first {limits.text_tokens} tokens of the most important section": past,
+        LOWER_PRIORITY_REASON: lower,
     }
-    return Read(
+    return TruncatedNote(
         (tuple(taken[at] for at in sorted(taken)),),
         {reason: count for reason, count in dropped.items() if count},
     )
 
 
-KEEP: dict[str, Callable[[Note, Limits], Read]] = {
-    "head": _head,
-    "tail": _tail,
-    "head-and-tail": _head_and_tail,
-    "sections": _sections,
-    "windows": _windows,
+TRUNCATION_STRATEGIES: dict[str, Callable[[TokenizedNote, WindowLimits], TruncatedNote]] = {
+    "head": _keep_head,
+    "tail": _keep_tail,
+    "head-and-tail": _keep_head_and_tail,
+    "sections": _keep_sections,
+    "windows": _keep_windows,
 }
 """``ReadingSpec.keep`` -> what is read of a note that does not fit."""

@@ -18,11 +18,11 @@ from clinpeft.adapters import PackedInput
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import LabelSpace
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.memory import build_backward_with_oom_retry
 from clinpeft.training.trainer import JointStep, LossSum, Trainable, TrainableParameters
 
-DocumentLogitFunction = Callable[[Ints], torch.Tensor]
+DocumentLogitFunction = Callable[[IndexArray], torch.Tensor]
 """Documents -> logits (documents, classes), float32, through whatever is trained."""
 
 DocumentLogits = npt.NDArray[np.float32]
@@ -48,13 +48,13 @@ class ClassificationData:
     label_space: LabelSpace
     compute_logits: DocumentLogitFunction
     labels: torch.Tensor
-    token_counts: Ints
-    train_documents: Ints
-    tuning_documents: Ints
-    make_micro_batches: Callable[[Ints], list[Ints]]
-    gather_logits: Callable[[Ints], DocumentLogits]
-    compute_metric: Callable[[DocumentLogits, Ints], float]
-    prepare_input: Callable[[Ints], PackedInput[torch.Tensor]] | None = None
+    token_counts: IndexArray
+    train_documents: IndexArray
+    tuning_documents: IndexArray
+    make_micro_batches: Callable[[IndexArray], list[IndexArray]]
+    gather_logits: Callable[[IndexArray], DocumentLogits]
+    compute_metric: Callable[[DocumentLogits, IndexArray], float]
+    prepare_input: Callable[[IndexArray], PackedInput[torch.Tensor]] | None = None
 
 
 def encode_labels(cohort: pa.Table, label_space: LabelSpace) -> torch.Tensor:
@@ -76,7 +76,7 @@ def encode_labels(cohort: pa.Table, label_space: LabelSpace) -> torch.Tensor:
     return dense
 
 
-def shuffle_labels(labels: torch.Tensor, documents: Ints, seed: int) -> torch.Tensor:
+def shuffle_labels(labels: torch.Tensor, documents: IndexArray, seed: int) -> torch.Tensor:
     """The answers of these documents dealt out anew among them: the control in which nothing can be learned."""
     dealt = labels.clone()
     dealt[torch.from_numpy(documents)] = labels[
@@ -128,15 +128,15 @@ def build_classification_trainable(
     numbered = _DocumentNumbering(tasks)
     weights = [_compute_class_weights(exam, loss_spec, accelerator) for exam in tasks]
 
-    def worth(logits: torch.Tensor, at: int, documents: Ints) -> LossSum:
+    def worth(logits: torch.Tensor, at: int, documents: IndexArray) -> LossSum:
         wanted = tasks[at].labels[torch.from_numpy(documents)].to(accelerator.device)
         return sum_classification_loss(logits, wanted, tasks[at].label_space, weights[at])
 
-    def loss(items: Ints, step: int) -> LossSum:  # noqa: ARG001 - what is asked does not change from step to step
+    def loss(items: IndexArray, step: int) -> LossSum:  # noqa: ARG001 - what is asked does not change from step to step
         at, documents = numbered.get_single_task(items)
         return worth(tasks[at].compute_logits(documents), at, documents)
 
-    def reading(items: Ints, step: int) -> PackedInput[LossSum]:  # noqa: ARG001
+    def reading(items: IndexArray, step: int) -> PackedInput[LossSum]:  # noqa: ARG001
         at, documents = numbered.get_single_task(items)
         read = tasks[at].prepare_input
         assert read is not None  # else nothing is shared, see below
@@ -256,12 +256,12 @@ class _DocumentNumbering:
             ]
         )
 
-    def make_epoch_batches(self, batch_notes: int, rng: np.random.Generator) -> list[Ints]:
+    def make_epoch_batches(self, batch_notes: int, rng: np.random.Generator) -> list[IndexArray]:
         """Every training document once, in steps of ``batch_notes``; the last step is as small as what is left."""
         order = self.train_documents[rng.permutation(len(self.train_documents))]
         return [order[start : start + batch_notes] for start in range(0, len(order), batch_notes)]
 
-    def split_by_task(self, items: Ints) -> list[tuple[int, Ints]]:
+    def split_by_task(self, items: IndexArray) -> list[tuple[int, IndexArray]]:
         """(question, its documents) for each question with documents among the items."""
         spans = enumerate(pairwise(self.task_offsets))
         found = [
@@ -269,12 +269,12 @@ class _DocumentNumbering:
         ]
         return [(at, documents) for at, documents in found if len(documents)]
 
-    def get_single_task(self, items: Ints) -> tuple[int, Ints]:
+    def get_single_task(self, items: IndexArray) -> tuple[int, IndexArray]:
         """The question that all items belong to, and its documents."""
         ((at, documents),) = self.split_by_task(items)
         return at, documents
 
-    def make_micro_batches(self, items: Ints) -> list[Ints]:
+    def make_micro_batches(self, items: IndexArray) -> list[IndexArray]:
         """Micro-batches, each of one question."""
         return [
             self.task_offsets[at] + group
@@ -282,7 +282,7 @@ class _DocumentNumbering:
             for group in self.tasks[at].make_micro_batches(documents)
         ]
 
-    def count_tokens(self, items: Ints) -> int:
+    def count_tokens(self, items: IndexArray) -> int:
         """Tokens of all windows of the items."""
         return sum(
             int(self.tasks[at].token_counts[documents].sum())

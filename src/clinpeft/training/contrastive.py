@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from clinpeft.core.errors import InputError, RecipeError, TrainingError
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training import contrastive_losses
 from clinpeft.training.contrastive_batches import (
     ConflictMask,
@@ -41,8 +41,8 @@ class Embedder:
         width: numbers in a vector.
     """
 
-    embed: Callable[[Ints], torch.Tensor]
-    make_micro_batches: Callable[[Ints], list[Ints]]
+    embed: Callable[[IndexArray], torch.Tensor]
+    make_micro_batches: Callable[[IndexArray], list[IndexArray]]
     width: int
 
 
@@ -59,7 +59,7 @@ class ContrastiveBatch:
         named_negative_mask: (anchors, anchors + negatives) True where a candidate is named as a negative of this anchor.
     """
 
-    text_ids: Ints
+    text_ids: IndexArray
     anchor_rows: torch.Tensor
     positive_rows: torch.Tensor
     negative_rows: torch.Tensor
@@ -103,7 +103,7 @@ def build_contrastive_trainable(
     _check_contrastive_inputs(pairs, embedder, spec, seed)
     counts: Counter[str] = Counter() if mask_counts is None else mask_counts
 
-    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
         question = build_contrastive_batch(pairs, chosen, spec.apart_by)
         loss = partial(
             compute_step_loss,
@@ -157,7 +157,9 @@ def _check_contrastive_inputs(
         )
 
 
-def build_contrastive_batch(pairs: TextPairs, pair_ids: Ints, apart_by: str) -> ContrastiveBatch:
+def build_contrastive_batch(
+    pairs: TextPairs, pair_ids: IndexArray, apart_by: str
+) -> ContrastiveBatch:
     """What the pairs of a step ask of their texts."""
     anchors, positives, negatives = _collect_sides(pairs, pair_ids)
     texts = np.unique(np.concatenate([anchors, positives, negatives]))
@@ -179,7 +181,9 @@ def build_contrastive_batch(pairs: TextPairs, pair_ids: Ints, apart_by: str) -> 
     )
 
 
-def _collect_sides(pairs: TextPairs, pair_ids: Ints) -> tuple[Ints, Ints, Ints]:
+def _collect_sides(
+    pairs: TextPairs, pair_ids: IndexArray
+) -> tuple[IndexArray, IndexArray, IndexArray]:
     """Anchors, positives, and the hard negatives of all of them: each text once, and none that is a positive as well."""
     positives, named, same = (
         pairs.positives[pair_ids],
@@ -192,7 +196,7 @@ def _collect_sides(pairs: TextPairs, pair_ids: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def _match_named_negatives(
-    text_codes: Ints, named_negatives: Ints, candidates: Ints
+    text_codes: IndexArray, named_negatives: IndexArray, candidates: IndexArray
 ) -> ConflictMask:
     """(anchors, candidates) whether a candidate is the text of one of the negatives named for the anchor."""
     found = np.zeros((len(named_negatives), len(candidates)), dtype=np.bool_)
@@ -332,7 +336,7 @@ CONTRASTIVE_OBJECTIVES: Mapping[
 def run_cached_backward(
     loss: Callable[[torch.Tensor], LossSum],
     embedder: Embedder,
-    text_ids: Ints,
+    text_ids: IndexArray,
     seed: int,
     step: int,
     accelerator: Accelerator,
@@ -390,8 +394,8 @@ def run_cached_backward(
 def _backward_without_cache(
     loss: Callable[[torch.Tensor], LossSum],
     embedder: Embedder,
-    text_ids: Ints,
-    vector_rows: Ints,
+    text_ids: IndexArray,
+    vector_rows: IndexArray,
     seed: int,
 ) -> tuple[float, float]:
     torch.manual_seed(seed)
@@ -478,7 +482,9 @@ def _count_nearest_positives(
     )
 
 
-def embed_text_ids(embedder: Embedder, text_ids: Ints, accelerator: Accelerator) -> torch.Tensor:
+def embed_text_ids(
+    embedder: Embedder, text_ids: IndexArray, accelerator: Accelerator
+) -> torch.Tensor:
     """Vectors (texts, width) of ``text_ids``, sorted and each once, without gradient, the work shared between the processes."""
     vectors = torch.zeros(len(text_ids), embedder.width, device=accelerator.device)
     with torch.no_grad():

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clinpeft.core.errors import InputError
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 
 ConflictMask = npt.NDArray[np.bool_]
 
@@ -38,10 +38,10 @@ class TextAttributes:
         section_codes: (texts,) likewise, the section.
     """
 
-    token_counts: Ints
-    text_codes: Ints
-    passage_codes: Ints
-    section_codes: Ints
+    token_counts: IndexArray
+    text_codes: IndexArray
+    passage_codes: IndexArray
+    section_codes: IndexArray
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class TextPairs:
     """
 
     texts: TextAttributes
-    anchors: Ints
-    positives: Ints
-    negatives: Ints | None = None
+    anchors: IndexArray
+    positives: IndexArray
+    negatives: IndexArray | None = None
 
     def __post_init__(self) -> None:
         named = [
@@ -81,7 +81,7 @@ class TextPairs:
             message = f"a pair names text {outside[0] if outside else -1}, and there are {len(self.texts.token_counts)}"
             raise InputError(message, location="pairs", hint="build the pairs again")
 
-    def get_named_negatives(self, pair_ids: Ints) -> Ints:
+    def get_named_negatives(self, pair_ids: IndexArray) -> IndexArray:
         """(chosen, negatives) the negatives of these pairs; of no columns where none were looked for."""
         return (
             np.zeros((len(pair_ids), 0), dtype=np.int64)
@@ -100,8 +100,8 @@ class ContrastiveEpoch:
         small_step_pair_count: how many pairs are in steps that could not be filled.
     """
 
-    steps: list[Ints]
-    skipped_pairs: Ints
+    steps: list[IndexArray]
+    skipped_pairs: IndexArray
     small_step_pair_count: int
 
 
@@ -192,7 +192,7 @@ def _fill_single_pair_steps(
 
 
 def find_text_conflicts(
-    texts: TextAttributes, rows: Sequence[Ints], columns: Sequence[Ints], apart_by: str
+    texts: TextAttributes, rows: Sequence[IndexArray], columns: Sequence[IndexArray], apart_by: str
 ) -> ConflictMask:
     """Which rows share something with which columns.
 

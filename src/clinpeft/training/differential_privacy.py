@@ -21,7 +21,7 @@ import torch
 
 from clinpeft.core.errors import InputError, TrainingError, UsageError
 from clinpeft.recipe import DifferentialPrivacySpec, OptimizationSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.trainer import WEIGHT_CHANGE_CHECK_STEPS, Trainable, count_total_steps
 
 SAMPLING_STREAM, NOISE_STREAM = 1, 2
@@ -201,7 +201,7 @@ def calibrate_privacy_mechanism(
             hint=hint,
         )
     rate = spec.subjects_per_step / people
-    empty: list[Ints] = [np.zeros(0, np.int64)] * math.ceil(1 / rate)
+    empty: list[IndexArray] = [np.zeros(0, np.int64)] * math.ceil(1 / rate)
     steps = count_total_steps(replace(trainable, make_epoch_batches=lambda _: empty), optimisation)
     multiplier = compute_noise_multiplier(spec.epsilon, spec.delta, rate, steps)
     return PrivacyMechanism(
@@ -242,14 +242,14 @@ def make_trainable_private(
     owner = {int(item): at for at, some in enumerate(items) for item in some}
     nobody = np.zeros(0, np.int64)
 
-    def epoch(number: int) -> list[Ints]:
+    def epoch(number: int) -> list[IndexArray]:
         draws = (
             _sample_subjects(mechanism, noise_seed, number, at)
             for at in range(math.ceil(1 / mechanism.sampling_rate))
         )
         return [np.concatenate([nobody, *(items[at] for at in drawn)]) for drawn in draws]
 
-    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
         drawn = [items[at] for at in sorted({owner[int(item)] for item in chosen})]
         summed, targets = _sum_clipped_gradients(
             trainable, drawn, mechanism.clip_norm, step, clipping_stats
@@ -261,7 +261,7 @@ def make_trainable_private(
     return replace(trainable, make_epoch_batches=epoch, backward=backward, joint_step=None)
 
 
-def _group_items_by_subject(trainable: Trainable, subjects: SubjectArray) -> list[Ints]:
+def _group_items_by_subject(trainable: Trainable, subjects: SubjectArray) -> list[IndexArray]:
     """The training items of each subject."""
     steps = trainable.make_epoch_batches(0)
     train = np.sort(np.concatenate(steps)) if steps else np.zeros(0, np.int64)
@@ -272,7 +272,7 @@ def _group_items_by_subject(trainable: Trainable, subjects: SubjectArray) -> lis
 
 def _sample_subjects(
     mechanism: PrivacyMechanism, noise_seed: int, epoch: int, step_index: int
-) -> Ints:
+) -> IndexArray:
     """The subjects of a step: each on its own with the same probability."""
     chances = np.random.default_rng([noise_seed, SAMPLING_STREAM, epoch, step_index]).random(
         mechanism.subjects
@@ -282,7 +282,7 @@ def _sample_subjects(
 
 def _sum_clipped_gradients(
     trainable: Trainable,
-    subject_items: Sequence[Ints],
+    subject_items: Sequence[IndexArray],
     clip_norm: float,
     step: int,
     clipping_stats: ClippingStats,

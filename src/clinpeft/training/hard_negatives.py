@@ -10,7 +10,7 @@ import torch
 
 from clinpeft.core.errors import InputError, TrainingError
 from clinpeft.recipe.contrastive import MiningSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.contrastive_batches import TextPairs, find_text_conflicts
 
 _Float32Array = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ class MinedNegatives:
         missing_count: how many are -1.
     """
 
-    negatives: Ints
+    negatives: IndexArray
     random_count: int
     missing_count: int
 
@@ -37,7 +37,7 @@ def mine_hard_negatives(
     pairs: TextPairs,
     anchors: _Float32Array,
     positives: _Float32Array,
-    corpus_ids: Ints,
+    corpus_ids: IndexArray,
     corpus_vectors: _Float32Array,
     spec: MiningSpec,
     rng: np.random.Generator,
@@ -95,7 +95,7 @@ def _sample_ranked_negatives(
     eligible: npt.NDArray[np.bool_],
     spec: MiningSpec,
     rng: np.random.Generator,
-) -> Ints:
+) -> IndexArray:
     """(rows, negatives) positions in the corpus drawn from the ranks among what qualifies, -1 where that is too few."""
     asking, answers = (
         torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32)).to(corpus_vectors.device)
@@ -129,7 +129,7 @@ def _sample_ranked_negatives(
 
 
 def _fill_with_random_texts(
-    negatives: Ints, eligible: npt.NDArray[np.bool_], rng: np.random.Generator
+    negatives: IndexArray, eligible: npt.NDArray[np.bool_], rng: np.random.Generator
 ) -> int:
     """Random texts where a row has too few, none of them twice; says how many."""
     filled = 0

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from clinpeft.adapters import MultiAdapterModel, PackedInput
 from clinpeft.core.errors import ClinpeftError, TrainingError
 from clinpeft.recipe import OptimizationSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.trainer import (
     JointStep,
     LossSum,
@@ -33,7 +33,7 @@ from clinpeft.training.trainer import (
 JointTrainingOutcome = TrainingResult | ClinpeftError
 """How it went, or why it did not."""
 
-StepBatches = Mapping[int, tuple[int, Ints]]
+StepBatches = Mapping[int, tuple[int, IndexArray]]
 """Trial -> its next step and the items of that."""
 
 
@@ -70,7 +70,7 @@ def train_jointly(
     """
     shares = _collect_joint_steps(joint_model, trial_trainings, accelerator)
     outcomes: dict[int, JointTrainingOutcome] = {}
-    going: dict[int, tuple[Trainer, Iterator[tuple[int, Ints]]]] = {}
+    going: dict[int, tuple[Trainer, Iterator[tuple[int, IndexArray]]]] = {}
     for at, each in enumerate(trial_trainings):
         with _capture_error(outcomes, at):
             running = Trainer(
@@ -83,7 +83,7 @@ def train_jointly(
             running.resume()
             going[at] = running, running.iterate_remaining_steps()
     while going := {at: each for at, each in going.items() if at not in outcomes}:
-        chosen: dict[int, tuple[int, Ints]] = {}
+        chosen: dict[int, tuple[int, IndexArray]] = {}
         for at, (running, remaining) in going.items():
             if (following := next(remaining, None)) is not None:
                 chosen[at] = following

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from clinpeft import tokenization
 from clinpeft.adapters import PackedInput, Stack, enable_checkpointing_on_oom
 from clinpeft.recipe import TrainingSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.likelihood import compute_window_perplexity
 from clinpeft.training.memory import build_backward_with_oom_retry
 from clinpeft.training.objectives import (
@@ -43,8 +43,8 @@ def build_language_modeling_trainable(
     """
     lengths = data.encodings.lengths
 
-    def loss(windows: Ints, step: int) -> LossSum:
-        batch = tokenization.gather(data.encodings, windows).to(accelerator.device)
+    def loss(windows: IndexArray, step: int) -> LossSum:
+        batch = tokenization.gather_windows(data.encodings, windows).to(accelerator.device)
         scores = compute_batch_likelihoods(
             forward,
             data.label_batch(batch, data.tokenizer, (data.seed, step)),
@@ -53,8 +53,8 @@ def build_language_modeling_trainable(
         )
         return LossSum(scores.negative_log_likelihood.sum(), float(scores.target_counts.sum()))
 
-    def reading(windows: Ints, step: int) -> PackedInput[LossSum]:
-        batch = tokenization.gather(data.encodings, windows).to(accelerator.device)
+    def reading(windows: IndexArray, step: int) -> PackedInput[LossSum]:
+        batch = tokenization.gather_windows(data.encodings, windows).to(accelerator.device)
         question = data.label_batch(batch, data.tokenizer, (data.seed, step))
 
         def answer(found: torch.Tensor) -> LossSum:
@@ -65,15 +65,15 @@ def build_language_modeling_trainable(
 
         return PackedInput(question.input_ids, batch.attention_mask, answer)
 
-    def grouped(windows: Ints) -> list[Ints]:
-        return tokenization.micro_batches(lengths, windows, spec.micro_batch_tokens)
+    def grouped(windows: IndexArray) -> list[IndexArray]:
+        return tokenization.group_windows(lengths, windows, spec.micro_batch_tokens)
 
-    def epoch(number: int) -> list[Ints]:
+    def epoch(number: int) -> list[IndexArray]:
         order = np.random.default_rng([data.seed, number])
         return (
             [
                 data.train_windows[part]
-                for part in tokenization.steps(
+                for part in tokenization.shuffle_window_steps(
                     lengths[data.train_windows], spec.batch_tokens, order
                 )
             ]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from clinpeft import tokenization
 from clinpeft.core.schemas import LIKELIHOOD_SCHEMA
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.objectives import (
     IGNORE_INDEX,
     LanguageModelingData,
@@ -28,7 +28,7 @@ _Float64Array = npt.NDArray[np.float64]
 def compute_note_likelihoods(
     forward: TokenLogitFunction,
     data: LanguageModelingData,
-    windows: Ints,
+    windows: IndexArray,
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> pa.Table:
@@ -40,7 +40,7 @@ def compute_note_likelihoods(
 def compute_window_perplexity(
     forward: TokenLogitFunction,
     data: LanguageModelingData,
-    windows: Ints,
+    windows: IndexArray,
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> float:
@@ -50,7 +50,7 @@ def compute_window_perplexity(
 
 
 def compute_unigram_likelihoods(
-    data: LanguageModelingData, train_windows: Ints, windows: Ints
+    data: LanguageModelingData, train_windows: IndexArray, windows: IndexArray
 ) -> pa.Table:
     """The trivial baseline on the same tokens: how often each token was asked in ``train_windows``, plus one, and nothing else."""
     counts = np.ones(len(data.tokenizer), dtype=np.float64)
@@ -64,27 +64,33 @@ def compute_unigram_likelihoods(
     return _aggregate_by_note(data, windows, targets, summed)
 
 
-def _iterate_labels(data: LanguageModelingData, windows: Ints) -> Iterator[npt.NDArray[np.int64]]:
+def _iterate_labels(
+    data: LanguageModelingData, windows: IndexArray
+) -> Iterator[npt.NDArray[np.int64]]:
     """The labels of each window, in order."""
     for start in range(0, len(windows), UNIGRAM_BATCH_WINDOWS):
-        batch = tokenization.gather(data.encodings, windows[start : start + UNIGRAM_BATCH_WINDOWS])
+        batch = tokenization.gather_windows(
+            data.encodings, windows[start : start + UNIGRAM_BATCH_WINDOWS]
+        )
         yield from data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY).labels.numpy()
 
 
 def _score_windows(
     forward: TokenLogitFunction,
     data: LanguageModelingData,
-    windows: Ints,
+    windows: IndexArray,
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> tuple[_Float64Array, _Float64Array]:
     """(targets, negative log-likelihood) of each window, in the order of ``windows``, summed over the processes that scored them."""
     found = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
     lengths = data.encodings.lengths[windows]
-    groups = tokenization.micro_batches(lengths, np.arange(len(windows)), micro_batch_tokens)
+    groups = tokenization.group_windows(lengths, np.arange(len(windows)), micro_batch_tokens)
     with torch.inference_mode():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
-            batch = tokenization.gather(data.encodings, windows[group]).to(accelerator.device)
+            batch = tokenization.gather_windows(data.encodings, windows[group]).to(
+                accelerator.device
+            )
             scores = compute_batch_likelihoods(
                 forward,
                 data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY),
@@ -101,12 +107,12 @@ def _score_windows(
 
 def _aggregate_by_note(
     data: LanguageModelingData,
-    windows: Ints,
+    windows: IndexArray,
     target_counts: _Float64Array,
     negative_log_likelihoods: _Float64Array,
 ) -> pa.Table:
-    notes, at = np.unique(data.encodings.notes[windows], return_inverse=True)
-    table = data.encodings.table.take(pa.array(notes))
+    notes, at = np.unique(data.encodings.window_notes[windows], return_inverse=True)
+    table = data.encodings.note_table.take(pa.array(notes))
     counted = pa.array(np.bincount(at, target_counts).astype(np.int64))
     losses = pa.array(np.bincount(at, negative_log_likelihoods, minlength=len(notes)))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from clinpeft.core.errors import TrainingError
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training.trainer import LossSum, build_additive_backward
 
-MicroBatchFunction = Callable[[Ints], list[Ints]]
-BackwardFunction = Callable[[Ints, int], tuple[float, float]]
+MicroBatchFunction = Callable[[IndexArray], list[IndexArray]]
+BackwardFunction = Callable[[IndexArray, int], tuple[float, float]]
 PROCESS_STATUS_FILE = Path("/proc/self/status")
 
 
@@ -32,7 +32,7 @@ def measure_peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def build_backward_with_oom_retry(
-    loss: Callable[[Ints, int], LossSum],
+    loss: Callable[[IndexArray, int], LossSum],
     make_micro_batches: MicroBatchFunction,
     parameters: Iterable[torch.nn.Parameter],
     seed: int,
@@ -85,7 +85,7 @@ def retry_backward_on_oom(
     trained = list(parameters)
     pieces = 1
 
-    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
         nonlocal pieces
         while True:
             try:
@@ -114,8 +114,8 @@ def retry_backward_on_oom(
 
 
 def _split_micro_batches(
-    make_micro_batches: MicroBatchFunction, pieces: int, items: Ints
-) -> list[Ints]:
+    make_micro_batches: MicroBatchFunction, pieces: int, items: IndexArray
+) -> list[IndexArray]:
     return [
         part
         for group in make_micro_batches(items)

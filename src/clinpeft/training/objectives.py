@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from clinpeft.tokenization import Batch, Encodings, Ints, Tokenizer
+from clinpeft.tokenization import WindowBatch, EncodedCorpus, IndexArray, Tokenizer
 from clinpeft.training.chunked_loss import LanguageModelHead, compute_chunked_cross_entropy
 
 TokenLogitFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -44,10 +44,12 @@ class LabeledBatch:
     labels: torch.Tensor
 
 
-LabelFunction = Callable[[Batch, Tokenizer, tuple[int, ...]], LabeledBatch]
+LabelFunction = Callable[[WindowBatch, Tokenizer, tuple[int, ...]], LabeledBatch]
 
 
-def label_next_tokens(batch: Batch, tokenizer: Tokenizer, key: tuple[int, ...]) -> LabeledBatch:  # noqa: ARG001
+def label_next_tokens(
+    batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]
+) -> LabeledBatch:  # noqa: ARG001
     """Next-token prediction. Padding is told by the attention mask and never by an id, so that ``eos`` is learned even where it serves as pad."""
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
     labels[:, :-1] = batch.input_ids[:, 1:].masked_fill(
@@ -61,25 +63,25 @@ class LanguageModelingData:
     """What is learned: the windows to learn from, those to choose the best weights by, and how a window becomes a question; and the vocabulary of
     the model that learns it, where its scores need not be made all at once."""
 
-    encodings: Encodings
+    encodings: EncodedCorpus
     tokenizer: Tokenizer
     label_batch: LabelFunction
     seed: int
-    train_windows: Ints
-    tuning_windows: Ints
+    train_windows: IndexArray
+    tuning_windows: IndexArray
     language_model_head: LanguageModelHead | None = None
 
 
 MASKED_TOKEN_FRACTION, MASK_TOKEN_FRACTION, RANDOM_TOKEN_FRACTION = 0.15, 0.8, 0.1
 
 
-def mask_tokens(batch: Batch, tokenizer: Tokenizer, key: tuple[int, ...]) -> LabeledBatch:
+def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) -> LabeledBatch:
     """Masked-token prediction (Devlin et al. 2019): 15 % of a window's text tokens, at least one, of which 80 % become the mask token, 10 % a
     random one, 10 % stay. The draw depends on ``key`` and the window alone, so neighbours, order and processes do not change it."""
     inputs, labels = batch.input_ids.clone(), torch.full_like(batch.input_ids, IGNORE_INDEX)
     specials = torch.tensor(sorted(tokenizer.all_special_ids))
     text = (batch.attention_mask.cpu() == 1) & ~torch.isin(batch.input_ids.cpu(), specials)
-    for row, window in enumerate(batch.windows):
+    for row, window in enumerate(batch.window_indices):
         places = np.flatnonzero(text[row].numpy())
         if not len(places):
             continue

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from clinpeft.adapters import PackedInput
 from clinpeft.core.errors import InputError, InterruptedRunError, TrainingError
 from clinpeft.recipe import OptimizationSpec
-from clinpeft.tokenization import Ints
+from clinpeft.tokenization import IndexArray
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import TrainingProgress
 from clinpeft.training.chunked_loss import LanguageModelHead
@@ -56,8 +56,8 @@ class JointStep:
         language_model_head: of words, where their scores need not be made all at once.
     """
 
-    make_micro_batches: Callable[[Ints], list[Ints]]
-    prepare_input: Callable[[Ints, int], PackedInput[LossSum]]
+    make_micro_batches: Callable[[IndexArray], list[IndexArray]]
+    prepare_input: Callable[[IndexArray, int], PackedInput[LossSum]]
     seed: int
     needs_logits: bool = False
     language_model_head: LanguageModelHead | None = None
@@ -81,9 +81,9 @@ class Trainable:
     """
 
     parameters: TrainableParameters
-    make_epoch_batches: Callable[[int], list[Ints]]
-    count_tokens: Callable[[Ints], int]
-    backward: Callable[[Ints, int], tuple[float, float]]
+    make_epoch_batches: Callable[[int], list[IndexArray]]
+    count_tokens: Callable[[IndexArray], int]
+    backward: Callable[[IndexArray, int], tuple[float, float]]
     set_training_mode: Callable[[bool], object]
     evaluate: Callable[[], dict[str, float]] | None = None
     best_metric: str = ""
@@ -158,11 +158,11 @@ def describe_hardware(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def build_additive_backward(
-    loss: Callable[[Ints, int], LossSum],
-    make_micro_batches: Callable[[Ints], list[Ints]],
+    loss: Callable[[IndexArray, int], LossSum],
+    make_micro_batches: Callable[[IndexArray], list[IndexArray]],
     seed: int,
     accelerator: Accelerator,
-) -> Callable[[Ints, int], tuple[float, float]]:
+) -> Callable[[IndexArray, int], tuple[float, float]]:
     """``Course.backward`` of a loss that is a sum over items: micro-batch by micro-batch, each process its share of them.
 
     Args:
@@ -172,7 +172,7 @@ def build_additive_backward(
         accelerator: the processes.
     """
 
-    def backward(chosen: Ints, step: int) -> tuple[float, float]:
+    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
         summed, targets = 0.0, 0.0
         with torch.random.fork_rng():
             for at, items in list(enumerate(make_micro_batches(chosen)))[
@@ -312,7 +312,7 @@ class Trainer:
             checkpoint.remove_later_checkpoints(self.folder, self.progress.step)
             self.callbacks.on_resume(self.progress.step)
 
-    def iterate_remaining_steps(self) -> Iterator[tuple[int, Ints]]:
+    def iterate_remaining_steps(self) -> Iterator[tuple[int, IndexArray]]:
         """(step from 1, items) for the steps not yet taken."""
         step, number = 0, 0
         while True:
@@ -324,7 +324,7 @@ class Trainer:
                     yield step, chosen
             number += 1
 
-    def take_step(self, step: int, items: Ints, summed: float, targets: float) -> None:
+    def take_step(self, step: int, items: IndexArray, summed: float, targets: float) -> None:
         """Take a step along the gradients that are in the parameters; the loss summed over this process's share, and how much that was."""
         rate = compute_learning_rate(self.spec, step, self.total_steps)
         for group in self.optimizer.param_groups:

@@ -92,14 +92,16 @@ def adapt_language_model(recipe: AdaptRecipe, home: Path, context: RunContext) -
     differential_privacy.check_differential_privacy(recipe, accelerator)
     quantization.check_base_options(recipe, accelerator)
     hashes = compute_run_hashes(
-        sources.fingerprint(recipe.source),
+        sources.fingerprint_notes(recipe.source),
         recipe,
-        corpus.policy_version(recipe.corpus.deidentification),
+        corpus.format_policy_version(recipe.corpus.deidentification),
     )
     with open_training_run(recipe, hashes, home, context, accelerator) as run:
         if run.record.state == "finished":
             return differential_privacy.discard_noise_seed(run)
-        base = models.load(quantization.disable_quantization(recipe.base), accelerator.device)
+        base = models.load_base_model(
+            quantization.disable_quantization(recipe.base), accelerator.device
+        )
         encodings, attrition = language_model.prepare_corpus_encodings(
             recipe, base, home, accelerator, hashes
         )
@@ -170,7 +172,7 @@ def train_classifier(recipe: ClassifyRecipe, home: Path, context: RunContext) ->
         if run.record.state == "finished":
             return differential_privacy.discard_noise_seed(run)
         asked = task_cohorts.prepare_cohorts(recipe, home, accelerator, hashes)
-        base = models.load(
+        base = models.load_base_model(
             quantization.disable_quantization(classifier.set_trainable_precision(recipe.base)),
             accelerator.device,
             "vectors",

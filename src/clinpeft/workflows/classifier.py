@@ -27,7 +27,7 @@ from clinpeft import (
 from clinpeft.adapters import AdapterActivity, Stack
 from clinpeft.core.errors import RecipeError, UsageError
 from clinpeft.core.schemas import LabelSpace
-from clinpeft.models import Head, Pooling
+from clinpeft.models import Head, PoolingMode
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, EncoderModelSpec
 from clinpeft.runs import Run
 from clinpeft.training import (
@@ -86,7 +86,7 @@ class ClassifierSetup:
     trainable: Trainable
     task_data: tuple[ClassificationData, ...]
     heads: Mapping[str, Head]
-    pooling: Pooling
+    pooling: PoolingMode
     stack: Stack
     compute_probe_logits: Callable[[], Any]
     features_seconds: float | None
@@ -189,7 +189,7 @@ def build_classifier_setup(
     accelerator: Accelerator,
 ) -> ClassifierSetup:
     """Heads on the stack, and every question as an exam. Where nothing below the heads is trained, the model reads each note once for all."""
-    pooling = models.pooling_of(stack.base, recipe.head.pooling)
+    pooling = models.resolve_pooling_mode(stack.base, recipe.head.pooling)
     heads = {
         one.cohort.label_space.name: _create_head(
             recipe, stack, one.cohort.label_space, accelerator
@@ -312,7 +312,7 @@ def _cache_features(
     recipe: ClassifyRecipe,
     stack: Stack,
     encoded_cohort: EncodedCohort,
-    pooling: Pooling,
+    pooling: PoolingMode,
     home: Path,
     accelerator: Accelerator,
 ) -> inference.Float32Array:
@@ -346,7 +346,7 @@ def _build_classification_data(
     stack: Stack,
     encoded_cohort: EncodedCohort,
     heads: Mapping[str, Head],
-    pooling: Pooling,
+    pooling: PoolingMode,
     vectors: inference.Float32Array | None,
     accelerator: Accelerator,
 ) -> ClassificationData:
@@ -356,12 +356,12 @@ def _build_classification_data(
         heads[encoded_cohort.cohort.label_space.name],
         recipe.truncation.pool,
     )
-    grouped: Callable[[tokenization.Ints], list[tokenization.Ints]]
+    grouped: Callable[[tokenization.IndexArray], list[tokenization.IndexArray]]
     asks = (documents, head, pooling, pool, accelerator.device)
     if vectors is None:
         answer = inference.build_logit_function(stack, *asks)
         grouped = functools.partial(
-            tokenization.document_batches,
+            tokenization.group_documents,
             documents,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
         )
@@ -372,17 +372,17 @@ def _build_classification_data(
             ),
             _batch_by_count,
         )
-    known = training.encode_labels(documents.table(["stay_id", "label", "labels"]), question)
+    known = training.encode_labels(documents.read_table(["stay_id", "label", "labels"]), question)
     if recipe.loss.shuffled_labels:
         for split in ("train", "tuning"):
-            known = training.shuffle_labels(known, documents.of(split), recipe.seed)
+            known = training.shuffle_labels(known, documents.select_split(split), recipe.seed)
     return ClassificationData(
         label_space=question,
         compute_logits=answer,
         labels=known,
-        token_counts=documents.lengths_of(np.arange(len(documents.tokens_total))),
-        train_documents=documents.of("train"),
-        tuning_documents=documents.of("tuning"),
+        token_counts=documents.count_tokens(np.arange(len(documents.tokens_total))),
+        train_documents=documents.select_split("train"),
+        tuning_documents=documents.select_split("tuning"),
         make_micro_batches=grouped,
         gather_logits=inference.build_gathered_logit_function(
             answer, len(question.classes), grouped, accelerator
@@ -401,7 +401,7 @@ def _get_true_classes(labels: Any, label_space: LabelSpace) -> Any:
     return [np.flatnonzero(row) for row in labels] if label_space.kind == "multilabel" else labels
 
 
-def _batch_by_count(document_indices: tokenization.Ints) -> list[tokenization.Ints]:
+def _batch_by_count(document_indices: tokenization.IndexArray) -> list[tokenization.IndexArray]:
     return [
         document_indices[start : start + CACHED_BATCH_DOCUMENTS]
         for start in range(0, len(document_indices), CACHED_BATCH_DOCUMENTS)
@@ -413,7 +413,7 @@ def _build_probe_function(
     stack: Stack,
     encoded_cohorts: Sequence[EncodedCohort],
     heads: Mapping[str, Head],
-    pooling: Pooling,
+    pooling: PoolingMode,
     accelerator: Accelerator,
 ) -> Callable[[], Any]:
     """The shortest training documents of every question, through everything, whatever is remembered of them."""
@@ -422,8 +422,8 @@ def _build_probe_function(
         logits = []
         for one in encoded_cohorts:
             documents = one.documents
-            train = documents.of("train")
-            chosen = train[np.argsort(documents.lengths_of(train), kind="stable")[:4]]
+            train = documents.select_split("train")
+            chosen = train[np.argsort(documents.count_tokens(train), kind="stable")[:4]]
             answer = inference.build_logit_function(
                 stack,
                 documents,
@@ -450,7 +450,9 @@ def score_classifier(
     tables: dict[str, pa.Table] = {}
     seconds = 0.0
     for at, (exam, one) in enumerate(zip(setup.task_data, encoded_cohorts, strict=True)):
-        chosen = np.concatenate([one.documents.of("tuning"), one.documents.of("held_out")])
+        chosen = np.concatenate(
+            [one.documents.select_split("tuning"), one.documents.select_split("held_out")]
+        )
         logits = exam.gather_logits(chosen)
         if not accelerator.is_main_process:
             continue
@@ -626,7 +628,11 @@ def record_classifier_run(
         attrition=tuple(
             step
             for one in encoded_cohorts
-            for step in (*one.cohort.attrition, one.documents.attrition, one.documents.whole)
+            for step in (
+                *one.cohort.attrition,
+                one.documents.token_attrition,
+                one.documents.document_attrition,
+            )
         ),
         tables=classification_results.tables,
         liveness=adapter_activity.as_json(),

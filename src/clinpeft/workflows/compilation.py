@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clinpeft import models, runs, training
 from clinpeft.adapters import Stack
-from clinpeft.models import Tried
+from clinpeft.models import CompileTiming
 from clinpeft.training import Accelerator, Trainable
 from clinpeft.workflows.context import TrainingRecipe, compute_cache_key
 
@@ -56,7 +56,7 @@ def choose_compilation(
         recipes[0], stacks[0], trainable, home
     )
     obstacle = (
-        models.compile_regions(stacks[0].base.backbone, home / COMPILER_CACHE_PATH)
+        models.compile_norms_and_gates(stacks[0].base.backbone, home / COMPILER_CACHE_PATH)
         if decision.compiled
         else ""
     )
@@ -74,7 +74,7 @@ def _decide_without_trial(
     """What is decided without a trial."""
     if any(recipe.training.compilation == "never" for recipe in recipes):
         return CompileDecision(False, "asked for in the recipe")
-    if not models.regions(stack.base.backbone):
+    if not models.find_compile_targets(stack.base.backbone):
         return CompileDecision(False, "no layer has a norm or gate to compile")
     if stack.base.kernels != "torch":
         return CompileDecision(False, f"they are those of {stack.base.kernels}")
@@ -96,7 +96,7 @@ def _decide_with_cache(
         training.count_total_steps(trainable, recipe.training) * sum(steps) // len(steps)
     )  # of the whole training
     question = compute_cache_key(
-        stack.base.sha256, rows, tokens, *models.conditions(stack.base.backbone)
+        stack.base.sha256, rows, tokens, *models.describe_timing_conditions(stack.base.backbone)
     )
     path = home / "cache" / f"compiled-{question}.json"
     if not path.exists():
@@ -110,23 +110,23 @@ def _decide_with_cache(
 def _decide_by_trial(stack: Stack, rows: int, tokens: int, folder: Path) -> CompileDecision:
     """By what all micro-batches together spend in norms and gates, and by what compiling leaves of that."""
     passes = tokens / rows
-    spent = passes * models.present(stack.base.backbone, rows)
+    spent = passes * models.measure_eager_seconds(stack.base.backbone, rows)
     if spent < COMPILE_TRIAL_MIN_SECONDS:
         return CompileDecision(
             False, f"norms and gates take less than {COMPILE_TRIAL_MIN_SECONDS:.0f} s of the run"
         )
-    return decide_from_timing(models.tried(stack.base.backbone, rows, folder), passes)
+    return decide_from_timing(models.measure_compilation(stack.base.backbone, rows, folder), passes)
 
 
-def decide_from_timing(timing: Tried, micro_batch_count: float) -> CompileDecision:
+def decide_from_timing(timing: CompileTiming, micro_batch_count: float) -> CompileDecision:
     """From what was tried to what is done.
 
     Args:
         timing: what compiling brings to one micro-batch, and what it takes.
         micro_batch_count: micro-batches of the run.
     """
-    if timing.obstacle:
-        return CompileDecision(False, timing.obstacle)
-    saved = micro_batch_count * (timing.before - timing.after)
-    said = f"saves some {saved:.0f} s of the run, and took {timing.compiling:.0f} s"
-    return CompileDecision(saved > COMPILE_SAVING_MARGIN * timing.compiling, said)
+    if timing.failure_reason:
+        return CompileDecision(False, timing.failure_reason)
+    saved = micro_batch_count * (timing.eager_seconds - timing.compiled_seconds)
+    said = f"saves some {saved:.0f} s of the run, and took {timing.compilation_seconds:.0f} s"
+    return CompileDecision(saved > COMPILE_SAVING_MARGIN * timing.compilation_seconds, said)

@@ -16,7 +16,7 @@ from typing import Any
 import clinpeft
 from clinpeft import models, runs, training
 from clinpeft.adapters import Stack
-from clinpeft.models import Meter
+from clinpeft.models import EnergyMeter
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe
 from clinpeft.runs import Hardware, InputHashes, Run, RunRecord
 from clinpeft.training import Accelerator, StepEvent, TrainingCallbacks, TrainingResult
@@ -45,7 +45,7 @@ class RunContext:
     on_step: Callable[[StepEvent], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
     draw_noise_seed: Callable[[], bytes] = lambda: secrets.token_bytes(32)
-    energy_meter: Meter | None = None
+    energy_meter: EnergyMeter | None = None
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def compute_run_hashes(
     """What a run stands on."""
     return InputHashes(
         source=source_fingerprint,
-        base=models.fingerprint(recipe.base.path),
+        base=models.fingerprint_base_model(recipe.base.path),
         corpus_policy=corpus_policy,
         adapters=adapter_hashes or {},
     )
@@ -157,7 +157,7 @@ def create_training_callbacks(run: Run, context: RunContext) -> TrainingCallback
         should_stop=context.should_stop,
         on_resume=functools.partial(runs.rewind_log, run),
         on_save=functools.partial(runs.flush_log, run),
-        read_joules=context.energy_meter.read if context.energy_meter is not None else None,
+        read_joules=context.energy_meter.read_joules if context.energy_meter is not None else None,
     )
 
 
@@ -202,7 +202,7 @@ def summarize_training(
         "tokens_seen": progress.tokens,
         "training_seconds": progress.seconds,
         "energy_joules": progress.joules,
-        "energy_of": context.energy_meter.of
+        "energy_of": context.energy_meter.components
         if context.energy_meter is not None and progress.joules is not None
         else "",
         "peak_memory_bytes": training.measure_peak_memory_bytes(accelerator.device),

@@ -19,7 +19,7 @@ from clinpeft.recipe import (
     Recipe,
 )
 from clinpeft.runs import Run
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import (
     Accelerator,
     ClippingStats,
@@ -143,13 +143,16 @@ def _list_recipe_requirements(recipe: AdaptRecipe | ClassifyRecipe) -> list[Priv
 def get_document_subjects(encoded_cohorts: Sequence[EncodedCohort]) -> SubjectArray:
     """Who each item of a course of questions is about: the documents of the first question, then those of the next."""
     return np.concatenate(
-        [one.documents.table(["subject_id"])["subject_id"].to_numpy() for one in encoded_cohorts]
+        [
+            one.documents.read_table(["subject_id"])["subject_id"].to_numpy()
+            for one in encoded_cohorts
+        ]
     )
 
 
-def get_window_subjects(encodings: Encodings) -> SubjectArray:
+def get_window_subjects(encodings: EncodedCorpus) -> SubjectArray:
     """Who each window of a corpus is about."""
-    found: SubjectArray = encodings.table["subject_id"].to_numpy()[encodings.notes]
+    found: SubjectArray = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes]
     return found
 
 

@@ -169,7 +169,7 @@ def _parse_version(version: str) -> tuple[int, ...]:
 
 def check_bfloat16_speed() -> DiagnosticFinding:
     """Whether bfloat16 is faster here than float32, measured, and whether ``precision = "auto"`` would choose as the measurement does."""
-    has = models.instructions()
+    has = models.detect_bfloat16_instructions()
     named = (
         ", ".join(
             title
@@ -178,7 +178,9 @@ def check_bfloat16_speed() -> DiagnosticFinding:
         )
         or "no instructions for bfloat16"
     )
-    rates = {precision: models.product_rate(precision) for precision in ("float32", "bfloat16")}
+    rates = {
+        precision: models.measure_matmul_rate(precision) for precision in ("float32", "bfloat16")
+    }
     return check_precision_choice(
         named, any(has.values()), rates["bfloat16"] / rates["float32"], rates["float32"]
     )
@@ -215,7 +217,7 @@ def check_precision_choice(
 def check_threads(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Threads and allocator."""
     threads, cores = (
-        models.threads(),
+        models.get_thread_count(),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
     preloaded = environment.get("LD_PRELOAD", "")
@@ -269,11 +271,11 @@ def read_memory_bytes(meminfo_path: Path = Path("/proc/meminfo")) -> tuple[int |
 
 def check_gpu_support() -> DiagnosticFinding:
     """The GPU, where there is one."""
-    gpu = models.gpu()
+    gpu = models.detect_gpu()
     if gpu is None:
         return DiagnosticFinding("GPU", "good", "none: everything runs on the processor")
-    said = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GB, {'with' if gpu.bfloat16 else 'without'} bfloat16"
-    if not gpu.bfloat16:
+    said = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GB, {'with' if gpu.supports_bfloat16 else 'without'} bfloat16"
+    if not gpu.supports_bfloat16:
         return DiagnosticFinding(
             "GPU",
             "warning",
@@ -285,7 +287,9 @@ def check_gpu_support() -> DiagnosticFinding:
 
 def check_offline_variables(environment: Mapping[str, str]) -> DiagnosticFinding:
     """Whether the libraries are told to stay offline."""
-    open_doors = [name for name, value in models.OFFLINE.items() if environment.get(name) != value]
+    open_doors = [
+        name for name, value in models.OFFLINE_ENVIRONMENT.items() if environment.get(name) != value
+    ]
     if open_doors:
         hint = "start through the command clinpeft, which sets them"
         return DiagnosticFinding(
@@ -395,7 +399,7 @@ def run_self_test(context: RunContext, adapt_function: AdaptFunction) -> Diagnos
 
 def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunction) -> str:
     """What is wrong, or nothing."""
-    base = models.write_tiny(folder / "base")
+    base = models.write_toy_model(folder / "base")
     document = {
         "kind": "adapt",
         "source": {"name": "synthetic", "subjects": 24},
@@ -435,10 +439,11 @@ def _train_twice(folder: Path, context: RunContext, adapt_function: AdaptFunctio
 
 def _compute_logits(folder: Path, adapter: Path) -> tuple[Any, Any]:
     """Logits of a few made-up rows, without and with the adapter."""
-    base = models.load(
-        PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"), models.cpu()
+    base = models.load_base_model(
+        PretrainedModelSpec(path=folder, max_tokens=64, precision="float32"),
+        models.get_cpu_device(),
     )
-    ids = models.probe_ids(base, seed=0)
+    ids = models.sample_reference_tokens(base, seed=0)
     stack = adapters.load_adapter(base, adapter)
     with_it = adapters.compute_token_logits(stack, ids, ids * 0 + 1).detach()
     with stack.disable_adapters():
@@ -459,14 +464,14 @@ def tune_threads(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     counts = sorted({1, max(1, cores // 2), cores})
-    seconds = models.step_seconds(counts)
+    seconds = models.measure_step_seconds(counts)
     best = min(counts, key=lambda count: seconds[count])
     found = {
         "threads": best,
         "cores": cores,
         "step_seconds": {str(count): round(value, 5) for count, value in seconds.items()},
         "allocator": environment.get("LD_PRELOAD", "") or "the system's",
-        "instructions": models.instructions(),
+        "instructions": models.detect_bfloat16_instructions(),
     }
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file_atomically(home / MACHINE_FILE, json.dumps(found, indent=1) + "\n")

@@ -20,7 +20,7 @@ from clinpeft.core.schemas import (
 )
 from clinpeft.data.retrieval import beir
 from clinpeft.evaluation import embedding
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import EmbeddingEvaluationSpec
 from clinpeft.workflows.textbooks import STUDY_PAIR_KINDS, EmbeddingData, PairData
 
@@ -218,7 +218,10 @@ def _rank_with_bm25(
 
 
 def evaluate_embeddings(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner, state: str
+    benchmark: EmbeddingBenchmark,
+    encode: EncodeFunction,
+    embedding_config: EmbeddingConfig,
+    state: str,
 ) -> EmbeddingResults:
     """Everything that is asked, of one state of a model."""
     scores, queries, results = {}, {}, []
@@ -318,7 +321,7 @@ def evaluate_retrieval_set(
     set_name: str,
     retrieval_set: RetrievalSet,
     encoders_by_state: Mapping[str, EncodeFunction],
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     spec: EmbeddingEvaluationSpec,
     seed: int,
 ) -> pa.Table:
@@ -367,14 +370,14 @@ def evaluate_retrieval_set(
 
 
 def _retrieve_by_vectors(
-    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: Manner
+    retrieval_set: RetrievalSet, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """The best passages of a set for each of its queries."""
     queries, passages = retrieval_set.queries, retrieval_set.passages
     ids, names = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
     rows, scores = embedding.rank_passages(
         encode(queries["text"].to_pylist(), embedding_config.query_prompt),
-        encode(beir.joined(passages), embedding_config.document_prompt),
+        encode(beir.join_titles_and_texts(passages), embedding_config.document_prompt),
         RETRIEVED_PASSAGES,
         query_ids=ids,
         passage_ids=names,
@@ -391,7 +394,7 @@ def _retrieve_by_words(
         retrieval_set.passages["passage_id"].to_pylist(),
     )
     rows, found = embedding.select_top_k(
-        build_index(beir.joined(retrieval_set.passages)).scores(
+        build_index(beir.join_titles_and_texts(retrieval_set.passages)).scores(
             retrieval_set.queries["text"].to_pylist()
         ),
         names,
@@ -403,7 +406,7 @@ def _retrieve_by_words(
 
 
 def _score_study_pairs(
-    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: Manner
+    benchmark: EmbeddingBenchmark, encode: EncodeFunction, embedding_config: EmbeddingConfig
 ) -> pa.Table:
     """The pairs of the protocol of arXiv 2511.19739 with their cosines; the similar ones are the related."""
     parts = []

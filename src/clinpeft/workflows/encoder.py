@@ -21,7 +21,7 @@ from clinpeft.adapters import AdapterActivity, Stack
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA, PAIR_SCORE_SCHEMA, Attrition
 from clinpeft.evaluation import embedding
-from clinpeft.models import Base, Manner
+from clinpeft.models import FrozenBaseModel, EmbeddingConfig
 from clinpeft.recipe import EmbedRecipe, EncoderModelSpec
 from clinpeft.runs import Run
 from clinpeft.training import Accelerator, Trainable, TrainingResult
@@ -51,17 +51,21 @@ class ContrastiveSetup:
     attrition: Attrition
 
 
-def load_base_timed(spec: EncoderModelSpec, accelerator: Accelerator) -> tuple[Base, float]:
+def load_base_timed(
+    spec: EncoderModelSpec, accelerator: Accelerator
+) -> tuple[FrozenBaseModel, float]:
     """The base as it comes, and the seconds from its folder to it."""
     began = time.perf_counter()
-    base = models.load(quantization.disable_quantization(spec), accelerator.device, "vectors")
+    base = models.load_base_model(
+        quantization.disable_quantization(spec), accelerator.device, "vectors"
+    )
     return base, time.perf_counter() - began
 
 
-def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> Manner:
+def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> EmbeddingConfig:
     """How a text becomes a vector: the backbone's own way, but for what the recipe says otherwise."""
     spec = recipe.base
-    own = models.manner_of(
+    own = models.resolve_embedding_config(
         spec.path, spec.backbone, None if spec.pooling == "auto" else spec.pooling
     )
     return replace(
@@ -75,7 +79,7 @@ def resolve_recipe_embedding_config(recipe: EmbedRecipe) -> Manner:
 
 
 def evaluate_encoder(
-    stack: Stack, embedding_config: Manner, benchmark: EmbeddingBenchmark, state: str
+    stack: Stack, embedding_config: EmbeddingConfig, benchmark: EmbeddingBenchmark, state: str
 ) -> EmbeddingResults:
     """Everything that is asked, of a stack as it is now."""
     return embedding_evaluation.evaluate_embeddings(
@@ -84,7 +88,7 @@ def evaluate_encoder(
 
 
 def create_encode_function(
-    stack: Stack, embedding_config: Manner
+    stack: Stack, embedding_config: EmbeddingConfig
 ) -> embedding_evaluation.EncodeFunction:
     """Texts to vectors, by a stack as it is now."""
     return lambda texts, prompt: inference.encode_texts(
@@ -109,8 +113,8 @@ def _cache_encode_function(
 
 def evaluate_zero_shot(
     recipe: EmbedRecipe,
-    base: Base,
-    embedding_config: Manner,
+    base: FrozenBaseModel,
+    embedding_config: EmbeddingConfig,
     benchmark: EmbeddingBenchmark,
     home: Path,
 ) -> EmbeddingResults:
@@ -146,8 +150,8 @@ def evaluate_zero_shot(
 
 
 def _evaluate_controls(
-    base: Base,
-    embedding_config: Manner,
+    base: FrozenBaseModel,
+    embedding_config: EmbeddingConfig,
     benchmark: EmbeddingBenchmark,
     encode: embedding_evaluation.EncodeFunction,
 ) -> list[pa.Table]:
@@ -166,7 +170,7 @@ def _evaluate_controls(
 
 
 def _evaluate_shuffled_pairs(
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     benchmark: EmbeddingBenchmark,
     encode: embedding_evaluation.EncodeFunction,
 ) -> pa.Table:
@@ -234,7 +238,7 @@ def _read_embedding_results(folder: Path) -> EmbeddingResults:
 def build_contrastive_setup(
     recipe: EmbedRecipe,
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     embedding_data: EmbeddingData,
     accelerator: Accelerator,
 ) -> ContrastiveSetup:
@@ -330,7 +334,7 @@ class _PairTexts:
 
 
 def _number_texts(
-    train: pa.Table, tuning: pa.Table, embedding_config: Manner
+    train: pa.Table, tuning: pa.Table, embedding_config: EmbeddingConfig
 ) -> tuple[_PairTexts, tuple[Any, Any], tuple[Any, Any]]:
     """Every text once for each side it stands on, and both splits as ids of texts."""
     numbered: dict[tuple[str, str], int] = {}
@@ -372,7 +376,7 @@ def _factorize_values(values: Sequence[Any]) -> Any:
 def _add_hard_negatives(
     recipe: EmbedRecipe,
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     texts: _PairTexts,
     pairs: training.TextPairs,
     accelerator: Accelerator,
@@ -404,7 +408,7 @@ def record_encoder_run(
     context: RunContext,
     accelerator: Accelerator,
     stack: Stack,
-    embedding_config: Manner,
+    embedding_config: EmbeddingConfig,
     training_result: TrainingResult,
     adapter_activity: AdapterActivity,
     results_by_state: tuple[EmbeddingResults, EmbeddingResults],
@@ -474,7 +478,7 @@ def _concatenate_pair_scores(before: EmbeddingResults, after: EmbeddingResults) 
 
 
 def _profile_adapted_encoder(
-    stack: Stack, embedding_config: Manner, texts: list[str], load_seconds: float
+    stack: Stack, embedding_config: EmbeddingConfig, texts: list[str], load_seconds: float
 ) -> pa.Table:
     """Speed and memory of the adapted model, as results without an interval; what they were measured on stands in their definition."""
     found = inference.profile_encoder(

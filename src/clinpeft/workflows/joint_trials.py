@@ -174,7 +174,7 @@ def _train_open_trials(
     """From open runs to recorded ones."""
     first = open_trials[0]
     asked = task_cohorts.prepare_cohorts(first.recipe, home, accelerator, first.hashes)
-    base = models.load(
+    base = models.load_base_model(
         quantization.disable_quantization(classifier.set_trainable_precision(first.recipe.base)),
         accelerator.device,
         "vectors",

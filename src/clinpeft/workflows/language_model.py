@@ -18,11 +18,11 @@ from clinpeft.adapters import Stack
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import SPLIT_NAMES, Attrition
 from clinpeft.data.notes import sources
-from clinpeft.data.notes.corpus import MARK, build, with_canaries
-from clinpeft.models import Base
+from clinpeft.data.notes.corpus import CANARY_ID_PREFIX, build_note_corpus, insert_canaries
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe, CorpusSpec, SourceSpec, SplitSpec
 from clinpeft.runs import InputHashes, Run
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import Accelerator, LanguageModelingData, TokenLogitFunction, TrainingResult
 from clinpeft.workflows.context import (
     RunContext,
@@ -33,8 +33,12 @@ from clinpeft.workflows.context import (
 
 
 def prepare_corpus_encodings(
-    recipe: AdaptRecipe, base: Base, home: Path, accelerator: Accelerator, hashes: InputHashes
-) -> tuple[Encodings, tuple[Attrition, ...]]:
+    recipe: AdaptRecipe,
+    base: FrozenBaseModel,
+    home: Path,
+    accelerator: Accelerator,
+    hashes: InputHashes,
+) -> tuple[EncodedCorpus, tuple[Attrition, ...]]:
     """Windows of tokens, made once for all runs that ask for the same ones; the first process makes them, the others wait."""
     corpus_key = compute_cache_key(
         hashes.source, recipe.corpus.model_dump(), recipe.split.model_dump(), get_code_version()
@@ -49,9 +53,9 @@ def prepare_corpus_encodings(
         attrition = _build_corpus(recipe.source, recipe.corpus, recipe.split, corpus)
         text, planted = prepare_canary_corpus(recipe, corpus / "corpus.parquet")
         if not tokenization.is_encoded(folder):
-            shape = tokenization.layout(base.tokenizer, objective)
-            tokenization.encode(text, base.tokenizer, shape, recipe.base, folder)
-    return tokenization.open_encodings(folder), (*attrition, *planted)
+            shape = tokenization.create_special_token_layout(base.tokenizer, objective)
+            tokenization.encode_corpus(text, base.tokenizer, shape, recipe.base, folder)
+    return tokenization.open_encoded_corpus(folder), (*attrition, *planted)
 
 
 def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tuple[Attrition, ...]]:
@@ -61,7 +65,7 @@ def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tupl
     target = corpus.with_name(
         f"canaries-{compute_cache_key(recipe.privacy.model_dump(), recipe.seed)}.parquet"
     )
-    return target, (with_canaries(corpus, recipe.privacy, recipe.seed, target),)
+    return target, (insert_canaries(corpus, recipe.privacy, recipe.seed, target),)
 
 
 def _build_corpus(
@@ -72,7 +76,9 @@ def _build_corpus(
     if not counted.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read = Attrition("read")
-        corpus = build(sources.read(source, read, folder.parent), spec, split, split.seed, folder)
+        corpus = build_note_corpus(
+            sources.read_notes(source, read, folder.parent), spec, split, split.seed, folder
+        )
         runs.write_file_atomically(
             counted, json.dumps([step.as_json() for step in (read, *corpus.attrition)])
         )
@@ -81,7 +87,7 @@ def _build_corpus(
     )
 
 
-def _resolve_objective(recipe: AdaptRecipe, base: Base) -> str:
+def _resolve_objective(recipe: AdaptRecipe, base: FrozenBaseModel) -> str:
     asked = recipe.training.objective
     name = base.family.objective if asked == "auto" else asked
     if name != base.family.objective:
@@ -95,13 +101,13 @@ def _resolve_objective(recipe: AdaptRecipe, base: Base) -> str:
 
 
 def build_language_data(
-    recipe: AdaptRecipe, base: Base, encodings: Encodings
+    recipe: AdaptRecipe, base: FrozenBaseModel, encodings: EncodedCorpus
 ) -> LanguageModelingData:
     """What is learned from the windows."""
     asking = training.LANGUAGE_OBJECTIVES[_resolve_objective(recipe, base)]
     train, tuning = (
-        encodings.windows("train"),
-        encodings.windows("tuning", recipe.evaluation.max_notes),
+        encodings.select_windows("train"),
+        encodings.select_windows("tuning", recipe.evaluation.max_notes),
     )
     return LanguageModelingData(
         encodings,
@@ -114,7 +120,7 @@ def build_language_data(
     )
 
 
-def build_base_forward(base: Base) -> TokenLogitFunction:
+def build_base_forward(base: FrozenBaseModel) -> TokenLogitFunction:
     """The base as it comes."""
     nothing = adapters.attach_adapters(base, ())
     return lambda input_ids, attention_mask: adapters.compute_token_logits(
@@ -122,23 +128,25 @@ def build_base_forward(base: Base) -> TokenLogitFunction:
     )
 
 
-def select_evaluation_windows(recipe: AdaptRecipe, encodings: Encodings) -> tokenization.Ints:
+def select_evaluation_windows(
+    recipe: AdaptRecipe, encodings: EncodedCorpus
+) -> tokenization.IndexArray:
     """The windows that perplexities are measured on: every split, each within ``evaluation.max_notes``."""
     windows = np.concatenate(
-        [encodings.windows(split, recipe.evaluation.max_notes) for split in SPLIT_NAMES]
+        [encodings.select_windows(split, recipe.evaluation.max_notes) for split in SPLIT_NAMES]
     )
     return (
-        windows[~find_canary_notes(encodings)[encodings.notes[windows]]]
+        windows[~find_canary_notes(encodings)[encodings.window_notes[windows]]]
         if recipe.privacy.canaries
         else windows
     )
 
 
-def find_canary_notes(encodings: Encodings) -> NDArray[np.bool_]:
+def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
     """Which notes are about invented people, a truth value for each row of ``encodings.table``: they are learned, and are in no other number."""
-    found: NDArray[np.bool_] = pc.starts_with(encodings.table["note_id"], MARK).to_numpy(
-        zero_copy_only=False
-    )
+    found: NDArray[np.bool_] = pc.starts_with(
+        encodings.note_table["note_id"], CANARY_ID_PREFIX
+    ).to_numpy(zero_copy_only=False)
     return found
 
 
@@ -161,8 +169,8 @@ def score_note_likelihoods(
 def cache_base_likelihoods(
     home: Path,
     run: Run,
-    encodings: Encodings,
-    base: Base,
+    encodings: EncodedCorpus,
+    base: FrozenBaseModel,
     accelerator: Accelerator,
     score_base: Callable[[], pa.Table],
 ) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Literal
 from clinpeft import adapters, models, runs, training
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InterruptedRunError, UsageError
-from clinpeft.models import Shape
+from clinpeft.models import ModelShape
 from clinpeft.recipe import AdaptRecipe, AnyAdapterSpec, LoraSpec
 from clinpeft.runs import Run
 from clinpeft.training import Accelerator, StepEvent
@@ -144,7 +144,7 @@ class DryRun:
 # -------------------------------------------------------------------------------------------------------------------------------- formula
 
 
-def count_trained_parameters(shape: Shape, specs: tuple[AnyAdapterSpec, ...]) -> int:
+def count_trained_parameters(shape: ModelShape, specs: tuple[AnyAdapterSpec, ...]) -> int:
     """Weights of the adapters, as near as a plan needs them: of LoRA with the family's query and value, or as many modules as are named."""
     total = 0
     for spec in specs:
@@ -173,7 +173,7 @@ class TrainingWorkload:
         device_type: which decides how many tokens are scored at a time.
     """
 
-    shape: Shape
+    shape: ModelShape
     trained_parameters: int
     precision: str
     has_language_head: bool
@@ -185,9 +185,9 @@ class TrainingWorkload:
         recipe: TrainingRecipe, auto_precision: str, device_type: str
     ) -> TrainingWorkload:
         """That of a recipe, with the precision that ``auto`` usually is on such a device."""
-        shape = models.shape(recipe.base.path)
+        shape = models.read_model_shape(recipe.base.path)
         trained = (
-            shape.parameters
+            shape.parameter_count
             if getattr(recipe.base, "trainable", False)
             else count_trained_parameters(shape, recipe.adapters)
         )
@@ -242,34 +242,34 @@ def estimate_memory(
     if workload.has_language_head:
         rows = min(
             micro_batch_tokens,
-            training.compute_loss_block_rows(shape.vocabulary, workload.device_type),
+            training.compute_loss_block_rows(shape.vocabulary_size, workload.device_type),
         )
-        value = float(rows * shape.vocabulary * (size + 4))
+        value = float(rows * shape.vocabulary_size * (size + 4))
         terms.append(
             PlanTerm(
                 "logits over the vocabulary",
-                f"{rows:,} tokens at a time × {shape.vocabulary:,} × ({size} + 4) bytes",
+                f"{rows:,} tokens at a time × {shape.vocabulary_size:,} × ({size} + 4) bytes",
                 value,
             )
         )
     return tuple(terms)
 
 
-def _estimate_base_memory(shape: Shape, bytes_per_weight: int, quantization: str) -> PlanTerm:
+def _estimate_base_memory(shape: ModelShape, bytes_per_weight: int, quantization: str) -> PlanTerm:
     """Quantized linear layers take a byte a weight (and four a row, which is nothing beside it), and one at a time is there in full."""
     if quantization == "none":
         return PlanTerm(
             "base",
-            f"{shape.parameters:,} weights × {bytes_per_weight} bytes",
-            float(bytes_per_weight * shape.parameters),
+            f"{shape.parameter_count:,} weights × {bytes_per_weight} bytes",
+            float(bytes_per_weight * shape.parameter_count),
         )
-    rest = shape.parameters - shape.in_blocks + shape.largest
-    formula = f"{shape.in_blocks:,} weights × 1 byte + {rest:,} × {bytes_per_weight} bytes, the largest linear layer among them"
-    return PlanTerm("base", formula, float(shape.in_blocks + bytes_per_weight * rest))
+    rest = shape.parameter_count - shape.block_linear_weights + shape.largest_block_weights
+    formula = f"{shape.block_linear_weights:,} weights × 1 byte + {rest:,} × {bytes_per_weight} bytes, the largest linear layer among them"
+    return PlanTerm("base", formula, float(shape.block_linear_weights + bytes_per_weight * rest))
 
 
 def estimate_operations(
-    shape: Shape,
+    shape: ModelShape,
     trained_parameters: int,
     document_tokens: int,
     has_language_head: bool,
@@ -282,14 +282,16 @@ def estimate_operations(
     the vector, 6 times the tokens of a document where each sees those before it, and 12 times where all see all. Where activations are recomputed,
     the forward pass of the layers comes on top once more.
     """
-    multiplied = shape.multiplied + (shape.vocabulary * shape.width if has_language_head else 0)
+    multiplied = shape.linear_weights + (
+        shape.vocabulary_size * shape.width if has_language_head else 0
+    )
     each, sees = (4 if base_is_frozen else 6), (6 if shape.causal else 12)
     attention = float(sees * document_tokens * shape.width * shape.layers)
-    again = 2.0 * (shape.multiplied + trained_parameters) + attention / 3
+    again = 2.0 * (shape.linear_weights + trained_parameters) + attention / 3
     recomputed = (
         PlanTerm(
             "layers computed again",
-            f"2 × {shape.multiplied + trained_parameters:,} weights + attention / 3",
+            f"2 × {shape.linear_weights + trained_parameters:,} weights + attention / 3",
             again,
         ),
     )
@@ -311,7 +313,7 @@ def estimate_max_micro_batch_tokens(
     """The largest micro-batch in tokens whose terms stay within the usable share of a memory, beside a whole block of logits; 0 where not even the
     base fits, as it comes."""
     if (
-        PRECISION_BYTES[workload.precision] * workload.shape.parameters
+        PRECISION_BYTES[workload.precision] * workload.shape.parameter_count
         > USABLE_MEMORY_FRACTION * memory_bytes
     ):  # before it is quantized it is asked once, whole
         return 0
@@ -504,7 +506,7 @@ def plan_from_dry_run(
     """
     accelerator = training.create_accelerator()
     where = training.describe_hardware(accelerator)
-    precision, _ = models.precision_for("auto", accelerator.device)
+    precision, _ = models.choose_precision("auto", accelerator.device)
     plan = _apply_formulas(
         recipe,
         str(where["device"]),

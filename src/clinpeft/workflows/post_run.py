@@ -22,7 +22,7 @@ from clinpeft.data.retrieval import beir
 from clinpeft.data.synthetic import handbook
 from clinpeft.evaluation import embedding
 from clinpeft.inference import EncodingProgress, EncodingSummary, OnnxParity
-from clinpeft.models import Manner
+from clinpeft.models import EmbeddingConfig
 from clinpeft.recipe import (
     AdaptRecipe,
     ClassificationEvaluationSpec,
@@ -302,7 +302,7 @@ def _name_output_files(recipe: ClassifyRecipe, out: Path) -> list[Path]:
 def _predict_task(
     classifier: inference.LoadedClassifier,
     task_name: str,
-    documents: tokenization.Documents,
+    documents: tokenization.EncodedDocuments,
     note_ids: pa.Array,
     run: Run,
     accelerator: training.Accelerator,
@@ -311,7 +311,7 @@ def _predict_task(
     """The answers to one question into its file."""
     recipe = run.recipe
     assert isinstance(recipe, ClassifyRecipe)
-    chosen = documents.of("held_out")
+    chosen = documents.select_split("held_out")
     answer = inference.build_logit_function(
         classifier.stack,
         documents,
@@ -322,7 +322,7 @@ def _predict_task(
     )
     classes = len(classifier.label_spaces[task_name].classes)
     grouped = functools.partial(
-        tokenization.document_batches,
+        tokenization.group_documents,
         documents,
         micro_batch_tokens=recipe.training.micro_batch_tokens,
     )
@@ -374,7 +374,7 @@ def _write_cohort(notes_path: Path, columns: Mapping[str, str], target: Path) ->
     ids: list[str] = []
     read = Attrition("read")
     with pq.ParquetWriter(target, COHORT_SCHEMA, compression="zstd") as writer:
-        for batch in sources.read(spec, read, target.parent):
+        for batch in sources.read_notes(spec, read, target.parent):
             writer.write_batch(_build_cohort_rows(batch, len(ids)))
             ids += batch["note_id"].to_pylist()
     _check_no_dropped_rows(
@@ -385,7 +385,7 @@ def _write_cohort(notes_path: Path, columns: Mapping[str, str], target: Path) ->
 
 def _map_columns(notes_path: Path, user_columns: Mapping[str, str]) -> dict[str, str]:
     """Our names where the file has them, and what the user says of the others."""
-    present = sources.column_names(notes_path)
+    present = sources.read_column_names(notes_path)
     return {name: name for name in NEW_NOTE_COLUMNS if name in present} | dict(user_columns)
 
 
@@ -425,9 +425,9 @@ def evaluate_run_retrieval(home: Path, run_name: str, folder: Path, resamples: i
     """
     run, recipe = _find_encoder_run(home, run_name, "evaluate")
     runs.check_model_files(run)
-    asked, device = beir.read(folder), training.create_accelerator().device
+    asked, device = beir.read_beir(folder), training.create_accelerator().device
     stack, embedding_config = inference.load_encoder(run.folder, recipe.base, device)
-    base = adapters.attach_adapters(models.load(recipe.base, device, "vectors"), ())
+    base = adapters.attach_adapters(models.load_base_model(recipe.base, device, "vectors"), ())
     states = {
         encoder.ZERO_SHOT_STATE: encoder.create_encode_function(base, embedding_config),
         encoder.ADAPTED_STATE: encoder.create_encode_function(stack, embedding_config),
@@ -483,7 +483,7 @@ def encode_text_file(
 def _read_texts(texts_path: Path, cache: Path) -> Iterator[pa.RecordBatch]:
     """The texts of a file; a row that is none is an error before there is a file of vectors, since all after it would stand in a wrong row."""
     read = Attrition("read")
-    yield from sources.read(
+    yield from sources.read_notes(
         SourceSpec(
             name="files",
             path=texts_path,
@@ -552,7 +552,9 @@ def export_run_to_onnx(home: Path, run_name: str, folder: Path) -> OnnxParity:
     )
 
 
-def _load_run_encoder(home: Path, run_name: str, folder: Path) -> tuple[Run, tuple[Stack, Manner]]:
+def _load_run_encoder(
+    home: Path, run_name: str, folder: Path
+) -> tuple[Run, tuple[Stack, EmbeddingConfig]]:
     """A run of embed and its encoder, to be written to a folder that is not there."""
     run, recipe = _find_encoder_run(home, run_name, "export")
     if folder.exists():

@@ -23,7 +23,7 @@ from clinpeft.core.errors import InputError, UsageError
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
 from clinpeft.data.notes import corpus
 from clinpeft.evaluation import AttackScoring
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
 from clinpeft.runs import (
     PRIVACY_AUDIT_FILE,
@@ -35,7 +35,7 @@ from clinpeft.runs import (
     read_run_likelihoods,
     write_file_atomically,
 )
-from clinpeft.tokenization import Encodings
+from clinpeft.tokenization import EncodedCorpus
 from clinpeft.training import Accelerator
 from clinpeft.workflows import language_model, task_cohorts
 
@@ -130,7 +130,7 @@ def _audit_language_model(run: Run, home: Path, config: PrivacyAuditConfig) -> P
     assert isinstance(recipe, AdaptRecipe)
     results, left_out = [_attack_membership(run, config)], {}
     accelerator = training.create_accelerator()
-    base = models.load(recipe.base, accelerator.device)
+    base = models.load_base_model(recipe.base, accelerator.device)
     stack = adapters.load_adapter(base, run.folder / "adapter")
     if base.family.objective == "causal-lm":
         encodings, _ = language_model.prepare_corpus_encodings(
@@ -214,13 +214,13 @@ def _activate_state(stack: Stack, state: str) -> AbstractContextManager[None]:
 
 
 def _measure_verbatim_overlap(
-    stack: Stack, encodings: Encodings, config: PrivacyAuditConfig
+    stack: Stack, encodings: EncodedCorpus, config: PrivacyAuditConfig
 ) -> pa.Table:
     """The beginning of a note is shown; what the model goes on with is held against how the note goes on."""
-    shape = tokenization.layout(stack.base.tokenizer, "causal-lm")
+    shape = tokenization.create_special_token_layout(stack.base.tokenizer, "causal-lm")
     found = []
     for split in ("train", "held_out"):
-        prompts, true = _sample_prompts(encodings, split, len(shape.first), config)
+        prompts, true = _sample_prompts(encodings, split, len(shape.window_prefix), config)
         for state in PRIVACY_AUDIT_STATES:
             with _activate_state(stack, state):
                 said = adapters.generate_greedily(stack, prompts, config.continuation_tokens)
@@ -237,17 +237,17 @@ def _measure_verbatim_overlap(
 
 
 def _sample_prompts(
-    encodings: Encodings, split: str, special_tokens: int, config: PrivacyAuditConfig
+    encodings: EncodedCorpus, split: str, special_tokens: int, config: PrivacyAuditConfig
 ) -> tuple[NDArray[np.int64], list[list[int]]]:
     """(rows, time) prompts and what truly follows, of the first note of each subject that is long enough; subjects drawn by the seed."""
     shown = special_tokens + config.prompt_tokens
-    windows = encodings.windows(split)
+    windows = encodings.select_windows(split)
     first = windows[
-        np.unique(encodings.notes[windows], return_index=True)[1]
+        np.unique(encodings.window_notes[windows], return_index=True)[1]
     ]  # the first window of every note
-    invented = language_model.find_canary_notes(encodings)[encodings.notes[first]]
+    invented = language_model.find_canary_notes(encodings)[encodings.window_notes[first]]
     first = first[(encodings.lengths[first] >= shown + config.overlap_tokens) & ~invented]
-    ids = encodings.table["subject_id"].to_numpy()[encodings.notes[first]]
+    ids = encodings.note_table["subject_id"].to_numpy()[encodings.window_notes[first]]
     first = first[np.unique(ids, return_index=True)[1]]
     chosen = np.random.default_rng([config.seed, 3]).permutation(first)[: config.subjects]
     pieces = [
@@ -270,13 +270,13 @@ def _measure_canary_exposure(
     config: PrivacyAuditConfig,
 ) -> pa.Table:
     """The rank of each invented secret among random ones, by likelihood, before and after."""
-    planted = corpus.canaries(recipe.privacy, recipe.seed)
+    planted = corpus.generate_canaries(recipe.privacy, recipe.seed)
     if not planted:
         return METRIC_RESULT_SCHEMA.empty_table()
     rng = np.random.default_rng([config.seed, 4])
-    others = [corpus.secrets(rng, config.candidates - 1) for _ in planted]
+    others = [corpus.draw_canary_secrets(rng, config.candidates - 1) for _ in planted]
     notes = [
-        (f"{number:06d}-{at:06d}", number, canary.note(secret))
+        (f"{number:06d}-{at:06d}", number, canary.format_note(secret))
         for number, (canary, more) in enumerate(zip(planted, others, strict=True))
         for at, secret in enumerate(
             (canary.secret, *(secret for secret in more if secret != canary.secret))
@@ -311,12 +311,12 @@ def _score_canary_notes(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     try:
-        pq.write_table(corpus.corpus_of(notes, "held_out"), folder / "corpus.parquet")
-        base: Base = stack.base
-        encodings = tokenization.encode(
+        pq.write_table(corpus.build_corpus_table(notes, "held_out"), folder / "corpus.parquet")
+        base: FrozenBaseModel = stack.base
+        encodings = tokenization.encode_corpus(
             folder / "corpus.parquet",
             base.tokenizer,
-            tokenization.layout(base.tokenizer, "causal-lm"),
+            tokenization.create_special_token_layout(base.tokenizer, "causal-lm"),
             recipe.base,
             folder / "tokens",
         )
@@ -329,7 +329,7 @@ def _score_canary_notes(
                     training.compute_note_likelihoods(
                         forward,
                         lesson,
-                        encodings.windows("held_out"),
+                        encodings.select_windows("held_out"),
                         recipe.training.micro_batch_tokens,
                         accelerator,
                     ),
@@ -397,9 +397,11 @@ def _predict_cohorts(
             recipe.truncation.pool,
             accelerator.device,
         )
-        chosen = np.concatenate([documents.of("train"), documents.of("held_out")])
+        chosen = np.concatenate(
+            [documents.select_split("train"), documents.select_split("held_out")]
+        )
         grouped = functools.partial(
-            tokenization.document_batches,
+            tokenization.group_documents,
             documents,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
         )

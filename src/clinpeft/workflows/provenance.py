@@ -100,7 +100,9 @@ def _check_base(run: Run) -> ProvenanceCheck:
     recipe = run.recipe
     assert isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe)
     return _check_hash(
-        "base and tokenizer", run.record.hashes.base, lambda: models.fingerprint(recipe.base.path)
+        "base and tokenizer",
+        run.record.hashes.base,
+        lambda: models.fingerprint_base_model(recipe.base.path),
     )
 
 
@@ -115,7 +117,7 @@ def _fingerprint_source(run: Run) -> str:
     return (
         textbooks.fingerprint_embedding_data(recipe)
         if isinstance(recipe, EmbedRecipe)
-        else sources.fingerprint(recipe.source)
+        else sources.fingerprint_notes(recipe.source)
     )
 
 
@@ -159,7 +161,7 @@ def _check_reference_output(run: Run) -> ProvenanceCheck:
 
 def _check_language_model_output(run: Run, device: Any) -> bool:
     assert isinstance(run.recipe, AdaptRecipe)
-    base = models.load(run.recipe.base, device)
+    base = models.load_base_model(run.recipe.base, device)
     return adapters.check_stack_reference_output(
         adapters.load_adapter(base, run.folder / "adapter"), run.folder
     )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from clinpeft import adapters, inference, models, training
 from clinpeft.core.errors import RecipeError, RefusedError
-from clinpeft.models import Base, Manner
+from clinpeft.models import FrozenBaseModel, EmbeddingConfig
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe, EmbedRecipe, PretrainedModelSpec
 from clinpeft.training import Accelerator, LanguageModelingData
 from clinpeft.workflows import language_model
@@ -65,7 +65,10 @@ def disable_quantization(spec: AnyModelSpec) -> AnyModelSpec:
 
 
 def quantize_checking_perplexity(
-    recipe: AdaptRecipe, base: Base, language_data: LanguageModelingData, accelerator: Accelerator
+    recipe: AdaptRecipe,
+    base: FrozenBaseModel,
+    language_data: LanguageModelingData,
+    accelerator: Accelerator,
 ) -> None:
     """Quantize a base, if the recipe asks for it and the perplexity of tuning windows allows it.
 
@@ -91,7 +94,10 @@ def quantize_checking_perplexity(
 
 
 def quantize_checking_documents(
-    recipe: ClassifyRecipe, base: Base, encoded_cohort: EncodedCohort, accelerator: Accelerator
+    recipe: ClassifyRecipe,
+    base: FrozenBaseModel,
+    encoded_cohort: EncodedCohort,
+    accelerator: Accelerator,
 ) -> None:
     """Quantize a base, if the recipe asks for it and the vectors of tuning documents allow it; of the first question, where there are several.
 
@@ -101,11 +107,11 @@ def quantize_checking_documents(
     if recipe.base.quantization == "none":
         return
     chosen, bare = (
-        _select_check_texts(encoded_cohort.documents.of("tuning")),
+        _select_check_texts(encoded_cohort.documents.select_split("tuning")),
         adapters.attach_adapters(base, ()),
     )
     pooling, budget = (
-        models.pooling_of(base, recipe.head.pooling),
+        models.resolve_pooling_mode(base, recipe.head.pooling),
         recipe.training.micro_batch_tokens,
     )
     _quantize_and_compare(
@@ -121,8 +127,8 @@ def quantize_checking_documents(
 
 def quantize_checking_texts(
     recipe: EmbedRecipe,
-    base: Base,
-    embedding_config: Manner,
+    base: FrozenBaseModel,
+    embedding_config: EmbeddingConfig,
     embedding_data: EmbeddingData,
     accelerator: Accelerator,
 ) -> None:
@@ -164,14 +170,14 @@ def _select_check_texts(candidates: Any) -> Any:
 
 def _quantize_and_compare(
     spec: PretrainedModelSpec,
-    base: Base,
+    base: FrozenBaseModel,
     text_count: int,
     measure: Callable[[], QuantizationMeasurement],
     compare: Callable[[QuantizationMeasurement, QuantizationMeasurement, float], tuple[bool, str]],
 ) -> None:
     """Quantize, and let the base through or not; what was found is kept with it, for the record."""
     before = measure()
-    models.quantize(base)
+    models.quantize_base_model(base)
     holds, said = compare(before, measure(), spec.quantization_limit)
     said = f"{said}, on {text_count} tuning texts"
     if not holds:

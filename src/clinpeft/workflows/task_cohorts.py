@@ -15,10 +15,10 @@ from clinpeft.core.locks import wait_for_folder_lock
 from clinpeft.core.schemas import Attrition, LabelSpace
 from clinpeft.data import cohorts, hospital
 from clinpeft.data.notes import sources
-from clinpeft.models import Base
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.runs import InputHashes
-from clinpeft.tokenization import Documents
+from clinpeft.tokenization import EncodedDocuments
 from clinpeft.training import Accelerator
 from clinpeft.workflows.context import compute_cache_key, get_code_version
 
@@ -45,16 +45,19 @@ class EncodedCohort:
     """A question with its notes as the model reads them."""
 
     cohort: TaskCohort
-    documents: Documents
+    documents: EncodedDocuments
 
 
 def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
     """SHA-256 over the files that the cohorts are made of: notes and tables, label files, lists of subjects."""
-    kinds = {cohorts.task_of(task).asks for task in (recipe.task, *recipe.more_tasks)}
+    kinds = {
+        cohorts.get_clinical_task(task).prediction_unit
+        for task in (recipe.task, *recipe.more_tasks)
+    }
     digest = hashlib.sha256()
     for kind in sorted(kinds):
         digest.update(
-            {"notes": sources.fingerprint, "stays": hospital.fingerprint}[kind](
+            {"notes": sources.fingerprint_notes, "stays": hospital.fingerprint_hospital}[kind](
                 recipe.source
             ).encode()
         )
@@ -125,26 +128,26 @@ def _prepare_cohort(
             building.mkdir(parents=True, mode=0o700)
             _build_cohort(asking, building)
             building.rename(folder)
-    cohorts.refuse_unanswerable(folder)
+    cohorts.check_cohort_classes(folder)
     steps = json.loads((folder / "attrition.json").read_text(encoding="utf-8"))
     return TaskCohort(
         folder,
-        cohorts.question(folder),
+        cohorts.read_label_space(folder),
         tuple(Attrition.from_json(step) for step in steps),
-        cohorts.notices(folder),
+        cohorts.find_class_notices(folder),
     )
 
 
 def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
     {"notes": _build_from_notes, "stays": _build_from_stays}[
-        cohorts.task_of(cohort_recipe.task).asks
+        cohorts.get_clinical_task(cohort_recipe.task).prediction_unit
     ](cohort_recipe, folder)
 
 
 def _build_from_notes(cohort_recipe: CohortRecipe, folder: Path) -> None:
     read = Attrition("read")
-    cohorts.build_from_notes(
-        cohort_recipe, sources.read(cohort_recipe.source, read, folder.parent), read, folder
+    cohorts.build_note_cohort(
+        cohort_recipe, sources.read_notes(cohort_recipe.source, read, folder.parent), read, folder
     )
 
 
@@ -153,16 +156,16 @@ def _build_from_stays(cohort_recipe: CohortRecipe, folder: Path) -> None:
         folder.name + ".working"
     )  # clinical data, which goes when the cohort stands
     try:
-        tables = hospital.open_tables(cohort_recipe.source, working)
+        tables = hospital.open_hospital_database(cohort_recipe.source, working)
         with contextlib.closing(tables.connection):
-            cohorts.build(cohort_recipe, tables, folder)
+            cohorts.build_cohort(cohort_recipe, tables, folder)
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
 
 def prepare_cohort_documents(
     recipe: ClassifyRecipe,
-    base: Base,
+    base: FrozenBaseModel,
     task_cohorts: list[TaskCohort],
     home: Path,
     accelerator: Accelerator,
@@ -189,5 +192,5 @@ def prepare_cohort_documents(
                         base.family.objective,
                         folder,
                     )
-            read.append(EncodedCohort(question, tokenization.open_documents(folder)))
+            read.append(EncodedCohort(question, tokenization.open_encoded_documents(folder)))
     return read

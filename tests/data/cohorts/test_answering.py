@@ -48,17 +48,17 @@ def cohort(folder: Path, kind: str, splits: list[str], answers: list[object], cl
 
 def test_the_question_stands_in_the_folder(tmp_path: Path) -> None:
     folder = cohort(tmp_path, "multiclass", ["train"], [0], 2)
-    assert cohorts.question(folder) == LabelSpace(
+    assert cohorts.read_label_space(folder) == LabelSpace(
         "asked", "multiclass", ("A", "B"), ("icd9", "icd9"), (0, 1), "auroc_ovo"
     )
     with pytest.raises(InputError, match=r"labels\.json of this cohort cannot be read"):
-        cohorts.question(tmp_path / "nothing")
+        cohorts.read_label_space(tmp_path / "nothing")
 
 
 def test_every_question_has_one_of_three_main_metrics() -> None:
     expected = {"binary": "auroc", "multiclass": "auroc_ovo", "multilabel": "auroc_macro"}
-    assert {name: task.metric for name, task in cohorts.TASKS.items()} == {
-        name: expected[task.kind] for name, task in cohorts.TASKS.items()
+    assert {name: task.metric for name, task in cohorts.CLINICAL_TASKS.items()} == {
+        name: expected[task.kind] for name, task in cohorts.CLINICAL_TASKS.items()
     }
 
 
@@ -67,12 +67,12 @@ def test_a_training_split_of_one_class_is_refused_by_the_name_of_the_class(tmp_p
     with pytest.raises(
         InputError, match=r"all 2 training stays of asked have one class, 'B'(.|\n)*hint"
     ):
-        cohorts.refuse_unanswerable(folder)
-    cohorts.refuse_unanswerable(
+        cohorts.check_cohort_classes(folder)
+    cohorts.check_cohort_classes(
         cohort(tmp_path, "multilabel", ["train", "train", "held_out"], [[1], [1], [0]], 2)
     )  # one label is a question
     with pytest.raises(InputError, match="no class of asked stands in the training split"):
-        cohorts.refuse_unanswerable(
+        cohorts.check_cohort_classes(
             cohort(tmp_path, "multilabel", ["train", "held_out"], [[], [0]], 2)
         )
 
@@ -81,7 +81,7 @@ def test_a_training_split_of_one_class_is_refused_by_the_name_of_the_class(tmp_p
 def test_a_split_without_anybody_is_refused(tmp_path: Path, missing: str) -> None:
     other = "train" if missing == "held_out" else "held_out"
     with pytest.raises(InputError, match=f"nobody is in the split {missing}"):
-        cohorts.refuse_unanswerable(cohort(tmp_path, "binary", [other, other], [0, 1], 2))
+        cohorts.check_cohort_classes(cohort(tmp_path, "binary", [other, other], [0, 1], 2))
 
 
 def test_classes_never_seen_and_classes_of_nobody_held_out_are_told(tmp_path: Path) -> None:
@@ -92,13 +92,13 @@ def test_classes_never_seen_and_classes_of_nobody_held_out_are_told(tmp_path: Pa
         [0, 1, 3, 1, 2],
         4,
     )
-    cohorts.refuse_unanswerable(folder)
-    assert cohorts.notices(folder) == (
+    cohorts.check_cohort_classes(folder)
+    assert cohorts.find_class_notices(folder) == (
         "asked: the class 'C' stands in held_out and in no training stay: it cannot be learned",
         "asked: 2 classes ('A', 'D') are those of no held-out stay: nothing says how well they are told",
     )
     assert (
-        cohorts.notices(
+        cohorts.find_class_notices(
             cohort(tmp_path, "binary", ["train", "train", "held_out", "held_out"], [0, 1, 0, 1], 2)
         )
         == ()
@@ -106,7 +106,7 @@ def test_classes_never_seen_and_classes_of_nobody_held_out_are_told(tmp_path: Pa
 
 
 def test_of_many_classes_the_first_five_are_named(tmp_path: Path) -> None:
-    (told,) = cohorts.notices(
+    (told,) = cohorts.find_class_notices(
         cohort(tmp_path, "multilabel", ["train", "held_out"], [[0, 1, 2, 3, 4, 5, 6], [0]], 7)
     )
     assert told.startswith("asked: 6 classes ('B', 'C', 'D', 'E', 'F' and 1 more)")

@@ -79,7 +79,7 @@ def corpus(
     return path / "corpus.parquet"
 
 
-def found(path: Path, **options: Any) -> leakage.Audit:
+def found(path: Path, **options: Any) -> leakage.LeakageAudit:
     arguments: dict[str, Any] = {
         "classes": ("survived", "died"),
         "kind": "binary",
@@ -87,7 +87,7 @@ def found(path: Path, **options: Any) -> leakage.Audit:
         "seed": 1,
         "task": "mortality",
     }
-    return leakage.run(path / "cohort.parquet", **(arguments | options))
+    return leakage.audit_leakage(path / "cohort.parquet", **(arguments | options))
 
 
 def test_a_clean_cohort_passes_every_item_and_is_written_down(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_person_in_two_splits_stops(tmp_path: Path) -> None:
         [note(prose()) for _ in range(20)],
         subject_id=[3 if location in (0, 9) else location + 100 for location in range(20)],
     )
-    finding = found(tmp_path).finding("subjects_in_several_splits")
+    finding = found(tmp_path).get_finding("subjects_in_several_splits")
     assert (finding.value, finding.verdict, finding.detail["subjects"]) == (1, "stop", 19)
 
 
@@ -139,22 +139,22 @@ def test_equal_notes_across_splits_are_found_whatever_the_marks(tmp_path: Path) 
     texts[7] = texts[9]  # of tuning and held_out
     texts[1] = texts[2]  # both of train: nobody is asked
     cohort(tmp_path, texts)
-    finding = found(tmp_path).finding("equal_notes_across_splits")
+    finding = found(tmp_path).get_finding("equal_notes_across_splits")
     assert (finding.value, finding.verdict, finding.detail["stays_asked"]) == (2, "stop", 6)
 
 
 def test_empty_notes_are_no_copies_of_each_other(tmp_path: Path) -> None:
     cohort(tmp_path, ["___" for _ in range(20)])
     result = found(tmp_path)
-    assert result.finding("equal_notes_across_splits").value == 0
-    assert result.finding("near_notes_across_splits").verdict == "not measured"
+    assert result.get_finding("equal_notes_across_splits").value == 0
+    assert result.get_finding("near_notes_across_splits").verdict == "not measured"
 
 
 def test_a_held_out_note_that_stands_inside_a_longer_training_note_is_found(tmp_path: Path) -> None:
     texts = [prose() for _ in range(20)]
     texts[3] = f"{prose(600)} {texts[8]} {prose(600)}"
     cohort(tmp_path, texts)
-    finding = found(tmp_path).finding("near_notes_across_splits")
+    finding = found(tmp_path).get_finding("near_notes_across_splits")
     assert (finding.value, finding.verdict, finding.detail["long_enough"]) == (1, "stop", 6)
 
 
@@ -171,10 +171,10 @@ def test_held_out_people_and_notes_in_the_adaptation_corpus_are_found_in_its_tra
         ["train", "tuning", "train"],
     )
     result = found(tmp_path, adaptation_corpus=adapted)
-    assert result.finding("held_out_subjects_in_adaptation").value == 1
-    assert result.finding("held_out_notes_in_adaptation").value == 1
+    assert result.get_finding("held_out_subjects_in_adaptation").value == 1
+    assert result.get_finding("held_out_notes_in_adaptation").value == 1
     assert result.verdict == "stop"
-    assert found(tmp_path).finding("held_out_notes_in_adaptation").verdict == "not measured"
+    assert found(tmp_path).get_finding("held_out_notes_in_adaptation").verdict == "not measured"
 
 
 def test_outcome_words_are_counted_by_section_and_class(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_outcome_words_are_counted_by_section_and_class(tmp_path: Path) -> None:
     texts[3] = note("Family says he died", "Pronounced. Died.")
     texts[1] = note("mother DECEASED")
     cohort(tmp_path, texts)
-    finding = found(tmp_path).finding("outcome_words")
+    finding = found(tmp_path).get_finding("outcome_words")
     assert finding.value == 3
     assert finding.detail["stays_by_section"] == {
         "CHIEF COMPLAINT": {"died": 1, "survived": 1},
@@ -203,12 +203,12 @@ def test_a_word_that_only_the_dead_have_stops_and_tops_the_probe(tmp_path: Path)
     ]
     cohort(tmp_path, texts)
     result = found(tmp_path)
-    assert result.finding("outcome_words").verdict == "stop"
-    probe = result.finding("bag_of_words")
+    assert result.get_finding("outcome_words").verdict == "stop"
+    probe = result.get_finding("bag_of_words")
     assert probe.value == 1.0
     assert probe.verdict == "stop"
     assert probe.detail["words_that_tell"] == ["expired"]
-    assert result.finding("shuffled_answers").verdict == "ok"
+    assert result.get_finding("shuffled_answers").verdict == "ok"
 
 
 def test_a_word_of_few_people_is_never_printed(tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_no_sentence_of_a_note_is_written(tmp_path: Path) -> None:
 def test_the_probe_takes_a_sample_of_many_stays_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leakage, "PROBED_STAYS", 100)
+    monkeypatch.setattr(leakage, "MAX_PROBED_STAYS", 100)
     cohort(tmp_path, [note(prose()) for _ in range(300)])
     for name in ("bag_of_words", "shuffled_answers"):
-        assert found(tmp_path).finding(name).detail["stays_probed_of"] == {
+        assert found(tmp_path).get_finding(name).detail["stays_probed_of"] == {
             "train": [100, 210],
             "held_out": [60, 60],
         }
@@ -264,11 +264,11 @@ def test_a_probe_without_both_answers_is_not_measured(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose()) for _ in range(30)], label=[0] * 30)
     result = found(tmp_path)
     assert (
-        result.finding("bag_of_words").verdict
-        == result.finding("shuffled_answers").verdict
+        result.get_finding("bag_of_words").verdict
+        == result.get_finding("shuffled_answers").verdict
         == "not measured"
     )
-    assert result.finding("bag_of_words").value is None
+    assert result.get_finding("bag_of_words").value is None
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,10 @@ def test_a_probe_without_both_answers_is_not_measured(tmp_path: Path) -> None:
 def test_an_evaluation_that_knows_shuffled_answers_stops(
     aurocs: tuple[float, ...], verdict: str
 ) -> None:
-    assert leakage._chance("shuffled_answers", np.array(aurocs), 0.02, {}).verdict == verdict
+    assert (
+        leakage._report_shuffled_labels("shuffled_answers", np.array(aurocs), 0.02, {}).verdict
+        == verdict
+    )
 
 
 def test_class_names_in_the_text_are_counted(tmp_path: Path) -> None:
@@ -305,11 +308,11 @@ def test_class_names_in_the_text_are_counted(tmp_path: Path) -> None:
         "493": ["Asthma"],
         "000": ["unused"],
     }
-    finding = found(tmp_path, **options, titles=titles).finding("class_names_in_text")
+    finding = found(tmp_path, **options, titles=titles).get_finding("class_names_in_text")
     assert finding.value == 0.75  # 428 in two of two, 493 in one of two, 486 has no title
     assert finding.detail["named_of_answered"] == {"428": [2, 2], "493": [1, 2]}
     assert finding.verdict == "stop"
-    assert found(tmp_path, **options).finding("class_names_in_text").verdict == "not measured"
+    assert found(tmp_path, **options).get_finding("class_names_in_text").verdict == "not measured"
 
 
 def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
     cohort(tmp_path, texts, label=[location % 3 for location in range(200)])
     detail = (
         found(tmp_path, classes=stems, kind="multiclass", task="length_of_stay")
-        .finding("bag_of_words")
+        .get_finding("bag_of_words")
         .detail
     )
     classes = detail["classes"]
@@ -331,7 +334,7 @@ def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
 
 def test_an_unknown_task_has_no_words_to_look_for(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose(20)) for _ in range(12)])
-    finding = found(tmp_path, task="frailty").finding("outcome_words")
+    finding = found(tmp_path, task="frailty").get_finding("outcome_words")
     assert finding.verdict == "not measured"
     assert "'frailty'" in finding.meaning
 
@@ -339,8 +342,8 @@ def test_an_unknown_task_has_no_words_to_look_for(tmp_path: Path) -> None:
 def test_an_empty_cohort_is_audited_without_an_answer(tmp_path: Path) -> None:
     cohort(tmp_path, [])
     result = found(tmp_path)
-    assert result.finding("near_notes_across_splits").verdict == "not measured"
-    assert result.finding("subjects_in_several_splits").value == 0
+    assert result.get_finding("near_notes_across_splits").verdict == "not measured"
+    assert result.get_finding("subjects_in_several_splits").value == 0
 
 
 def test_the_same_seed_finds_the_same(tmp_path: Path) -> None:
@@ -384,29 +387,34 @@ def test_words_are_compared_without_marks_case_and_signs() -> None:
     texts = pa.array(
         ["Mr. [**Last Name (un) 3**], 70 y/o\n", "mr [NAME] 70 Y O ____", ""], pa.large_string()
     )
-    assert overlap.words(texts).to_pylist() == ["mr 70 y o", "mr 70 y o", ""]
+    assert overlap.normalize_note_words(texts).to_pylist() == ["mr 70 y o", "mr 70 y o", ""]
 
 
 def test_five_word_pieces_do_not_cross_from_one_note_to_the_next() -> None:
     texts = [" ".join(f"{name}{location}" for location in range(400)) for name in "ab"]
-    both_notes, both = overlap.shingles(pa.array([texts[0], "", "one two", texts[1]]))
-    alone = [overlap.shingles(pa.array([text]))[1] for text in texts]
+    both_notes, both = overlap.sample_shingles(pa.array([texts[0], "", "one two", texts[1]]))
+    alone = [overlap.sample_shingles(pa.array([text]))[1] for text in texts]
     assert both.tolist() == [*alone[0].tolist(), *alone[1].tolist()]
     assert set(both_notes.tolist()) == {0, 3}
-    assert 2 * 396 / overlap.SAMPLED * 0.7 < len(both) < 2 * 396 / overlap.SAMPLED * 1.3
+    assert (
+        2 * 396 / overlap.SHINGLE_SAMPLING_DIVISOR * 0.7
+        < len(both)
+        < 2 * 396 / overlap.SHINGLE_SAMPLING_DIVISOR * 1.3
+    )
 
 
 def test_phrases_that_every_note_has_make_no_copies() -> None:
     template = prose(150)
     texts = pa.array(
-        [f"{template} {prose(150)}" for _ in range(overlap.COMMON_NOTES + 5)], pa.large_string()
+        [f"{template} {prose(150)}" for _ in range(overlap.MIN_COMMON_SHINGLE_NOTES + 5)],
+        pa.large_string(),
     )
     everything = [(np.arange(len(texts)), texts)]
     others = pa.array([f"{template} {prose(150)}" for _ in range(10)], pa.large_string())
-    sketches = overlap.sketched(everything)
-    assert sketches.comparable.all()
-    assert not overlap.contained(sketches, [(np.arange(10), others)]).any()
-    assert overlap.contained(sketches, everything).all()
+    sketches = overlap.sketch_notes(everything)
+    assert sketches.comparable_mask.all()
+    assert not overlap.find_contained_notes(sketches, [(np.arange(10), others)]).any()
+    assert overlap.find_contained_notes(sketches, everything).all()
 
 
 def test_texts_are_read_by_row(tmp_path: Path) -> None:
@@ -415,14 +423,14 @@ def test_texts_are_read_by_row(tmp_path: Path) -> None:
     chosen[[0, 2047, 2048, 4999]] = True
     read = [
         (row, text)
-        for rows, texts in cohort_files.texts(path, chosen)
+        for rows, texts in cohort_files.iterate_text_batches(path, chosen)
         for row, text in zip(rows.tolist(), texts.to_pylist(), strict=True)
     ]
     assert read == [(0, "0"), (2047, "2047"), (2048, "2048"), (4999, "4999")]
 
 
 def test_ties_of_two_classes_are_one_question() -> None:
-    side = words.Sample(
+    side = words.ProbeSample(
         ["a"] * 4, np.arange(4), sp.csr_array(np.array([[1, 0], [0, 1], [1, 0], [0, 1]]))
     )
-    assert words.answerable(side, side) == [1]
+    assert words.select_probe_classes(side, side) == [1]

@@ -36,7 +36,7 @@ def group(expression: str, system: str, code: str) -> str | None:
     ],
 )
 def test_a_diagnosis_rolls_up_to_its_category(system: str, code: str, category: str) -> None:
-    assert group(codes.DIAGNOSIS_GROUP, system, code) == category
+    assert group(codes.DIAGNOSIS_GROUP_SQL, system, code) == category
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_a_diagnosis_rolls_up_to_its_category(system: str, code: str, category: 
 def test_a_procedure_keeps_its_zeros_and_the_published_one_loses_them(
     code: str, true: str, published: str
 ) -> None:
-    assert group(codes.PROCEDURE_GROUP, "icd9", code) == true
-    assert group(codes.PROCEDURE_GROUP_CORE_2021, "icd9", code) == published
+    assert group(codes.PROCEDURE_GROUP_SQL, "icd9", code) == true
+    assert group(codes.PROCEDURE_GROUP_CORE_2021_SQL, "icd9", code) == published
 
 
 @pytest.fixture(scope="module", params=["mimic3_demo_1.4", "mimic4_demo_2.2"])
@@ -64,7 +64,7 @@ def demo(
     if not folder.is_dir():
         pytest.skip(f"{request.param} is not among the open data")
     spec = SourceSpec(name="mimic-iii" if "mimic3" in request.param else "mimic-iv", path=folder)
-    found = hospital.open_tables(spec, tmp_path_factory.mktemp("work"))
+    found = hospital.open_hospital_database(spec, tmp_path_factory.mktemp("work"))
     yield found
     found.connection.close()
 
@@ -72,8 +72,8 @@ def demo(
 def answered(demo: HospitalDatabase, name: str) -> dict[int, set[object]]:
     """Stay -> its answers, of the stays that the rules leave (the demos have no notes)."""
     spec = TaskSpec(name=name)
-    task = cohorts.task_of(spec)
-    steps = cohorts.select(demo, task, spec)
+    task = cohorts.get_clinical_task(spec)
+    steps = cohorts.select_stays(demo, task, spec)
     assert all(
         step.entered_rows == step.kept_rows + sum(step.dropped_rows.values()) for step in steps
     )

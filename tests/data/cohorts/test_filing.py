@@ -18,7 +18,7 @@ from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import COHORT_SCHEMA, NOTE_SCHEMA, Attrition
 from clinpeft.data import cohorts
 from clinpeft.data.cohorts import note_categories
-from clinpeft.data.cohorts.split import by_hash
+from clinpeft.data.cohorts.split import split_subjects_by_hash
 from clinpeft.data.notes import sources
 from clinpeft.recipe import CohortRecipe, SourceSpec
 
@@ -70,7 +70,9 @@ def built(
     folder: Path, task: str, **keys: Any
 ) -> tuple[cohorts.Cohort, dict[str, object], dict[str, int]]:
     """The cohort, the answer of each text, and what left by reason."""
-    cohort = note_categories.write(recipe(task, **keys), notes(), Attrition("read"), folder)
+    cohort = note_categories.write_note_cohort(
+        recipe(task, **keys), notes(), Attrition("read"), folder
+    )
     rows = pq.read_table(cohort.path).to_pylist()
     answers = {
         row["text"]: cohort.classes[row["label"]]
@@ -92,7 +94,11 @@ def built(
     )
 
 
-BEFORE = {note_categories.REPEATED: 3, note_categories.NO_TEXT: 1, note_categories.NO_CATEGORY: 2}
+BEFORE = {
+    note_categories.REPEATED_TEXT_REASON: 3,
+    note_categories.MISSING_TEXT_REASON: 1,
+    note_categories.MISSING_CATEGORY_REASON: 2,
+}
 
 
 def test_a_text_is_asked_once_and_its_rarest_category_is_the_answer(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_a_text_is_asked_once_and_its_rarest_category_is_the_answer(tmp_path: Pa
 def test_a_text_filed_under_several_categories_can_be_left_out(tmp_path: Path) -> None:
     _, answers, left = built(tmp_path, "note_category", several="drop")
     assert answers == {"a knee was opened": "Surgery", "dear colleague": "Letters"}
-    assert left == BEFORE | {note_categories.SEVERAL: 3}
+    assert left == BEFORE | {note_categories.SEVERAL_CATEGORIES_REASON: 3}
 
 
 def test_all_categories_of_a_text_are_the_answer_where_all_are_asked(tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ def test_rare_categories_leave_and_their_texts_are_counted(tmp_path: Path) -> No
         cohort.classes == ("Cardiology", "Surgery", "Urology") and "dear colleague" not in answers
     )
     assert left == BEFORE | {"no category with 2 training notes or more": 1}
-    assert cohorts.question(tmp_path).train_counts == (2, 3, 2)
+    assert cohorts.read_label_space(tmp_path).train_counts == (2, 3, 2)
 
 
 def test_a_row_has_the_subject_and_time_of_its_first_note_and_null_where_only_stays_know(
@@ -166,7 +172,7 @@ def test_a_row_has_the_subject_and_time_of_its_first_note_and_null_where_only_st
 
 def test_the_number_of_a_text_does_not_depend_on_its_company(tmp_path: Path) -> None:
     whole, _, _ = built(tmp_path / "whole", "note_categories")
-    alone = note_categories.write(
+    alone = note_categories.write_note_cohort(
         recipe("note_categories"),
         notes([(7, "Surgery", None, "A KNEE\nwas opened")]),
         Attrition("read"),
@@ -188,13 +194,16 @@ def test_the_split_has_a_seed_of_its_own(tmp_path: Path) -> None:
     def drawn(seed: int, split_seed: int) -> list[str]:
         asked = recipe("note_category", {"seed": split_seed}).model_copy(update={"seed": seed})
         names: list[str] = pq.read_table(
-            note_categories.write(asked, notes(many), Attrition("read"), tmp_path).path
+            note_categories.write_note_cohort(asked, notes(many), Attrition("read"), tmp_path).path
         )["split"].to_pylist()
         return names
 
     first = drawn(1, 1234)
     assert first == drawn(2, 1234) != drawn(1, 1235)
-    assert first == by_hash(pa.array(range(200)).to_numpy(), (0.7, 0.1, 0.2), 1234).tolist()
+    assert (
+        first
+        == split_subjects_by_hash(pa.array(range(200)).to_numpy(), (0.7, 0.1, 0.2), 1234).tolist()
+    )
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
@@ -202,20 +211,22 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         RecipeError,
         match=r"mortality is asked of stays, and notes are given(.|\n)*note_category, note_categories",
     ):
-        note_categories.write(recipe("mortality"), notes(), Attrition("read"), tmp_path)
+        note_categories.write_note_cohort(recipe("mortality"), notes(), Attrition("read"), tmp_path)
     with pytest.raises(RecipeError, match="notes without stays have no site"):
-        note_categories.write(
+        note_categories.write_note_cohort(
             recipe("note_category", {"by": "site"}), notes(), Attrition("read"), tmp_path
         )
     with pytest.raises(SourceError, match="gave 0 notes"):
-        note_categories.write(recipe("note_category"), notes([]), Attrition("read"), tmp_path)
+        note_categories.write_note_cohort(
+            recipe("note_category"), notes([]), Attrition("read"), tmp_path
+        )
     with pytest.raises(SourceError, match=r"not one note is left(.|\n)*2 × no category") as refused:
-        note_categories.write(
+        note_categories.write_note_cohort(
             recipe("note_category"), notes(FILED[-2:]), Attrition("read"), tmp_path
         )
     assert SECRET not in str(refused.value)
     with pytest.raises(SourceError, match=r"not one note is left(.|\n)*fewer than 9"):
-        note_categories.write(
+        note_categories.write_note_cohort(
             recipe("note_category", min_label_count=9), notes(), Attrition("read"), tmp_path
         )
     assert not (tmp_path / "cohort.partial").exists()
@@ -230,14 +241,17 @@ def test_mtsamples_has_2376_texts_in_40_categories_and_is_audited_and_written_as
     )
     asked = recipe("note_category", {"train": 0.7}).model_copy(update={"source": source})
     read = Attrition("read")
-    cohort = cohorts.build_from_notes(
-        asked, sources.read(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
+    cohort = cohorts.build_note_cohort(
+        asked, sources.read_notes(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
     )
     assert [(step.entered_rows, step.kept_rows) for step in cohort.attrition[:2]] == [
         (4999, 4999),
         (4999, 2376),
     ]
-    assert len(cohort.classes) == 40 and sum(cohorts.question(cohort.folder).train_counts) == 1652
+    assert (
+        len(cohort.classes) == 40
+        and sum(cohorts.read_label_space(cohort.folder).train_counts) == 1652
+    )
     assert (cohort.folder / "leakage.json").is_file() and (
         cohort.folder / "meds" / "labels" / "note_category.parquet"
     ).is_file()

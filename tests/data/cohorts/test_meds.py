@@ -44,7 +44,9 @@ def written(
     classes: tuple[str, ...] = ("survived", "died"),
     **options: Any,
 ) -> Path:
-    meds.write(path / "cohort.parquet", kind, classes, path / "meds", "mimic-iv", "2.2", **options)
+    meds.write_meds_dataset(
+        path / "cohort.parquet", kind, classes, path / "meds", "mimic-iv", "2.2", **options
+    )
     return path / "meds"
 
 
@@ -52,7 +54,7 @@ def test_the_notes_stand_by_person_and_time_in_the_file_of_their_split(tmp_path:
     cohort(tmp_path)
     folder = written(tmp_path)
     train = pq.read_table(folder / "data/train/0.parquet")
-    assert train.schema == meds.DATA
+    assert train.schema == meds.MEDS_DATA_SCHEMA
     assert train.to_pylist() == [
         {
             "subject_id": 7,
@@ -222,8 +224,8 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 
 def test_labels_are_read_back_as_written(tmp_path: Path) -> None:
     cohort(tmp_path)
-    labels = meds.read_labels(written(tmp_path) / "labels")
-    assert labels.schema == meds.LABEL
+    labels = meds.read_meds_labels(written(tmp_path) / "labels")
+    assert labels.schema == meds.MEDS_LABEL_SCHEMA
     assert labels.select(["subject_id", "boolean_value", "integer_value"]).to_pydict() == {
         "subject_id": [5, 7, 7, 9],
         "boolean_value": [True, False, True, False],
@@ -243,7 +245,7 @@ def test_narrower_types_of_other_writers_are_widened(tmp_path: Path) -> None:
         pa.table(GOOD | {"float_value": pa.array([0.5, 1.5], pa.float64())}), tmp_path / "a.parquet"
     )
     pq.write_table(pa.table(GOOD), tmp_path / "b.parquet")
-    labels = meds.read_labels(tmp_path)
+    labels = meds.read_meds_labels(tmp_path)
     assert labels["prediction_time"].to_pylist() == [at(1), at(2)] * 2
     assert labels["float_value"].to_pylist() == [0.5, 1.5, None, None]
 
@@ -274,14 +276,14 @@ def test_a_label_file_that_is_not_by_the_schema_is_refused_by_its_column(
 ) -> None:
     pq.write_table(pa.table(GOOD | columns), tmp_path / "labels.parquet")
     with pytest.raises(InputError, match=message):
-        meds.read_labels(tmp_path / "labels.parquet")
+        meds.read_meds_labels(tmp_path / "labels.parquet")
 
 
 def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Parquet file"):
-        meds.read_labels(tmp_path)
+        meds.read_meds_labels(tmp_path)
     pq.write_table(pa.table({"subject_id": pa.array([1])}), tmp_path / "labels.parquet")
     with pytest.raises(InputError, match="'prediction_time' is missing"):
-        meds.read_labels(tmp_path / "labels.parquet")
+        meds.read_meds_labels(tmp_path / "labels.parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
-        meds.read_labels(tmp_path / "other.parquet")
+        meds.read_meds_labels(tmp_path / "other.parquet")

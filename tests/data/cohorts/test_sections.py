@@ -114,7 +114,7 @@ Home
 
 
 def cut(text: str) -> str:
-    kept = sections.admission_note(text, "admission").text
+    kept = sections.extract_note_text(text, "admission").text
     assert kept is not None
     return kept
 
@@ -221,36 +221,47 @@ def test_a_wrapped_sentence_is_no_heading() -> None:
 
 
 @pytest.mark.parametrize("style", ["admission", "core-2021", "all"])
-def test_an_empty_text_is_dropped_under_its_own_reason(style: sections.Style) -> None:
+def test_an_empty_text_is_dropped_under_its_own_reason(style: sections.SectionStyle) -> None:
     for text in ("", " \r\n\t"):
-        assert sections.admission_note(text, style) == sections.Cut(None, sections.EMPTY)
+        assert sections.extract_note_text(text, style) == sections.NoteExtract(
+            None, sections.EMPTY_TEXT_REASON
+        )
 
 
 @pytest.mark.parametrize("style", ["admission", "core-2021"])
-def test_a_note_without_history_is_dropped_and_the_reason_named(style: sections.Style) -> None:
+def test_a_note_without_history_is_dropped_and_the_reason_named(
+    style: sections.SectionStyle,
+) -> None:
     for text in (
         "Physical Exam:\nwell\n\nLabs:\n1",
         "no heading at all",
         "Chief Complaint:\n\n\nLabs:\n",
     ):
-        assert sections.admission_note(text, style) == sections.Cut(None, sections.NO_HISTORY)
+        assert sections.extract_note_text(text, style) == sections.NoteExtract(
+            None, sections.NO_HISTORY_REASON
+        )
 
 
 def test_all_keeps_the_whole_note() -> None:
-    assert sections.admission_note(f"\n{OLDER}\n", "all").text == OLDER.strip()
+    assert sections.extract_note_text(f"\n{OLDER}\n", "all").text == OLDER.strip()
 
 
 def test_many_notes_are_cut_in_order_with_a_null_where_one_was_dropped() -> None:
-    cuts = sections.admission_notes(
+    cuts = sections.extract_note_texts(
         pa.chunked_array([pa.array([OLDER, None]), pa.array(["none", "CC: x"])]), "admission"
     )
     assert cuts.text.to_pylist() == [cut(OLDER), None, None, "CHIEF COMPLAINT: x"]
-    assert cuts.reason.to_pylist() == [None, sections.EMPTY, sections.NO_HISTORY, None]
+    assert cuts.reason.to_pylist() == [
+        None,
+        sections.EMPTY_TEXT_REASON,
+        sections.NO_HISTORY_REASON,
+        None,
+    ]
     assert cuts.text.type == pa.large_string()
 
 
 def test_the_published_cutter_prints_all_eight_headings_and_joins_lines() -> None:
-    assert sections.admission_note(OLDER, "core-2021").text == (
+    assert sections.extract_note_text(OLDER, "core-2021").text == (
         "CHIEF COMPLAINT: Dyspnea\n\n"
         "PRESENT ILLNESS: 70 year old man with heart failure, three days of dyspnea.\n\n"
         "MEDICAL HISTORY: 1. CHF 2. COPD\n\n"
@@ -263,7 +274,7 @@ def test_the_published_cutter_prints_all_eight_headings_and_joins_lines() -> Non
 
 
 def section(note: str, title: str) -> str:
-    text = core2021.cut(note)
+    text = core2021.extract_core_2021_sections(note)
     assert text is not None
     return dict(part.split(": ", 1) for part in text.split("\n\n"))[title]
 
@@ -326,23 +337,23 @@ def test_the_published_cutter_equals_the_published_rule_on_any_text() -> None:
             state = (state * 1103515245 + 12345) % 2**31
             picked.append(pieces[(state >> 16) % len(pieces)])
         text = "Chief Complaint: q\n\nSex:" + "".join(picked)
-        got = core2021.cut(text)
+        got = core2021.extract_core_2021_sections(text)
         assert got == "\n\n".join(
-            f"{title}: {published(text, heading)}" for title, heading in core2021.HEADINGS
+            f"{title}: {published(text, heading)}" for title, heading in core2021.CORE_2021_HEADINGS
         )
 
 
 def test_the_death_filter_clears_the_exam_once_and_finds_what_is_left() -> None:
     note = "PRESENT ILLNESS: fell\n\nPHYSICAL EXAM: cold. patient has expired. pt died\n\nFAMILY HISTORY: father died"
-    cleared = sections.without_death_phrase(note)
+    cleared = sections.remove_death_phrases(note)
     assert (
         cleared
         == "PRESENT ILLNESS: fell\n\nPHYSICAL EXAM: cold. . pt died\n\nFAMILY HISTORY: father died"
     )
-    assert sections.death_mention(cleared)
-    assert not sections.death_mention(cleared.replace("pt died", ""))
+    assert sections.mentions_death(cleared)
+    assert not sections.mentions_death(cleared.replace("pt died", ""))
     assert (
-        sections.without_death_phrase("MEDICATION ON ADMISSION: father died")
+        sections.remove_death_phrases("MEDICATION ON ADMISSION: father died")
         == "MEDICATION ON ADMISSION: father"
     )
 
@@ -383,11 +394,11 @@ def test_looking_for_the_words_first_changes_no_answer(monkeypatch: pytest.Monke
             state = (state * 1103515245 + 12345) % 2**31
             picked.append(pieces[(state >> 16) % len(pieces)])
         text = "".join(picked) if number % 2 else "".join(picked).encode("ascii", "ignore").decode()
-        found = sections.without_death_phrase(text), sections.death_mention(text)
+        found = sections.remove_death_phrases(text), sections.mentions_death(text)
         with monkeypatch.context() as slowly:
-            slowly.setattr(core2021, "_told", lambda _: True)
-            assert found == (sections.without_death_phrase(text), sections.death_mention(text))
-        told += core2021._told(text)
+            slowly.setattr(core2021, "_has_death_word", lambda _: True)
+            assert found == (sections.remove_death_phrases(text), sections.mentions_death(text))
+        told += core2021._has_death_word(text)
     assert 300 < told < 2700  # both ways were taken
 
 
@@ -402,21 +413,23 @@ def test_looking_for_the_words_first_changes_no_answer(monkeypatch: pytest.Monke
     ],
 )
 def test_death_mentions_are_found_in_any_case(phrase: str) -> None:
-    assert sections.death_mention(f"PRESENT ILLNESS: {phrase}.")
+    assert sections.mentions_death(f"PRESENT ILLNESS: {phrase}.")
 
 
 @pytest.mark.parametrize(
     "phrase", ["her mother died", "expired air", "death in the family", "the patient's father died"]
 )
 def test_deaths_of_others_are_none(phrase: str) -> None:
-    assert not sections.death_mention(phrase)
+    assert not sections.mentions_death(phrase)
 
 
 def test_every_heading_of_the_tables_is_written_as_it_is_looked_up_and_only_once() -> None:
-    listed = [h for s in headings.SECTIONS for h in s.early | s.headings] + [
-        h for hs in headings.ENDINGS.values() for h in hs
-    ]
-    assert [heading for heading in listed if headings.key(heading) != heading] == []
+    listed = [
+        h for s in headings.ADMISSION_SECTIONS for h in s.headings_before_course | s.headings
+    ] + [h for hs in headings.NON_ADMISSION_HEADINGS.values() for h in hs]
+    assert [
+        heading for heading in listed if headings.normalize_section_heading(heading) != heading
+    ] == []
     assert sorted(listed) == sorted(set(listed))
 
 
@@ -444,8 +457,8 @@ def test_hostile_text_takes_linear_time(piece: str) -> None:
         text = "CC: x\n" + piece * (size // len(piece))
         began = time.process_time()
         for style in ("admission", "core-2021"):
-            sections.admission_note(text, style)
-        sections.death_mention(sections.without_death_phrase(text))
+            sections.extract_note_text(text, style)
+        sections.mentions_death(sections.remove_death_phrases(text))
         spent.append(time.process_time() - began)
     assert (
         spent[1] < 100 * spent[0] + 0.5
@@ -459,9 +472,9 @@ def test_ten_megabytes_are_cut_in_seconds() -> None:
         * 130_000
     )
     began = time.process_time()
-    assert sections.admission_note(text, "admission").text == cut(OLDER)
+    assert sections.extract_note_text(text, "admission").text == cut(OLDER)
     assert (
-        sections.admission_note(text, "core-2021").text
-        == sections.admission_note(OLDER, "core-2021").text
+        sections.extract_note_text(text, "core-2021").text
+        == sections.extract_note_text(OLDER, "core-2021").text
     )
     assert time.process_time() - began < 10

@@ -174,7 +174,7 @@ def write_mimic_iii(folder: Path) -> Path:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[HospitalDatabase]:
-    found = hospital.open_tables(
+    found = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=write_mimic_iii(tmp_path / "mimic")), tmp_path / "work"
     )
     yield found
@@ -202,7 +202,7 @@ def build(opened: HospitalDatabase, tmp_path: Path) -> Build:
     def built(
         name: str, **task: object
     ) -> tuple[cohorts.Cohort, dict[int, object], dict[str, int]]:
-        cohort = cohorts.write(recipe(name, **task), opened, tmp_path / "cohort")
+        cohort = cohorts.write_cohort(recipe(name, **task), opened, tmp_path / "cohort")
         rows = pq.read_table(cohort.path).to_pylist()
         answers = {
             row["stay_id"]: cohort.classes[row["label"]]
@@ -283,9 +283,9 @@ def test_the_seed_of_the_recipe_moves_nobody_and_that_of_the_split_does(
                 "split": CohortSplitSpec(train=0.5, tuning=0.0, held_out=0.5, seed=split_seed),
             }
         )
-        names: list[str] = pq.read_table(cohorts.write(asked, opened, tmp_path / "cohort").path)[
-            "split"
-        ].to_pylist()
+        names: list[str] = pq.read_table(
+            cohorts.write_cohort(asked, opened, tmp_path / "cohort").path
+        )["split"].to_pylist()
         return names
 
     first = drawn(1, 1)
@@ -420,7 +420,7 @@ def test_a_stay_coded_in_two_systems_is_not_asked_for_its_codes(
         "UPDATE code SET system = 'icd10', code = 'I10' WHERE stay_id = 101 AND code = '4019'"
     )
     opened.connection.execute("UPDATE code SET system = 'icd10' WHERE stay_id = 108")
-    left = who_left(cohorts.write(recipe("icd_coding"), opened, tmp_path / "cohort"))
+    left = who_left(cohorts.write_cohort(recipe("icd_coding"), opened, tmp_path / "cohort"))
     assert (left["coded in two systems"], left["coded in another system"]) == (1, 1)
 
 
@@ -461,7 +461,7 @@ def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
 
 def test_a_question_of_a_file_needs_the_file(opened: HospitalDatabase, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no label file is named"):
-        cohorts.write(recipe("given"), opened, tmp_path / "cohort")
+        cohorts.write_cohort(recipe("given"), opened, tmp_path / "cohort")
 
 
 def test_the_notes_that_are_not_read_are_counted_too(build: Build) -> None:
@@ -524,7 +524,7 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
         "ROW_ID,SUBJECT_ID,HADM_ID,ICUSTAY_ID,STARTTIME,ENDTIME,ITEMID,STATUSDESCRIPTION",
         [],
     )
-    cohort = cohorts.write(recipe("ventilation"), opened, tmp_path / "cohort")
+    cohort = cohorts.write_cohort(recipe("ventilation"), opened, tmp_path / "cohort")
     answers = {
         row["stay_id"]: cohort.classes[row["label"]]
         for row in pq.read_table(cohort.path).to_pylist()
@@ -535,7 +535,7 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
     assert (
         left["died within 7 days of the first ventilation, before it could be prolonged"] == 1
     )  # 114
-    published = cohorts.write(
+    published = cohorts.write_cohort(
         recipe("ventilation", compat="core-2021"), opened, tmp_path / "published"
     )
     answers = {
@@ -559,27 +559,29 @@ def test_the_whole_summary_cannot_be_read_at_admission(
     opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="tells what happened later"):
-        cohorts.write(recipe("mortality", sections="all"), opened, tmp_path / "cohort")
+        cohorts.write_cohort(recipe("mortality", sections="all"), opened, tmp_path / "cohort")
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:
     with pytest.raises(RecipeError, match="did you mean 'mortality'"):
-        cohorts.task_of(TaskSpec(name="mortalty"))
+        cohorts.get_clinical_task(TaskSpec(name="mortalty"))
 
 
 def test_a_task_that_was_never_published_has_no_published_form() -> None:
     with pytest.raises(RecipeError, match="was not published"):
-        cohorts.task_of(TaskSpec(name="readmission_30d", compat="core-2021"))
+        cohorts.get_clinical_task(TaskSpec(name="readmission_30d", compat="core-2021"))
 
 
 def test_a_missing_table_is_named_with_what_it_is_needed_for(tmp_path: Path) -> None:
     folder = write_mimic_iii(tmp_path / "mimic")
     (folder / "PROCEDURES_ICD.csv").unlink()
-    found = hospital.open_tables(SourceSpec(name="mimic-iii", path=folder), tmp_path / "work")
+    found = hospital.open_hospital_database(
+        SourceSpec(name="mimic-iii", path=folder), tmp_path / "work"
+    )
     with pytest.raises(
         SourceError, match=r"PROCEDURES_ICD.csv.*needed for the answers of procedures"
     ):
-        cohorts.write(recipe("procedures"), found, tmp_path / "cohort")
+        cohorts.write_cohort(recipe("procedures"), found, tmp_path / "cohort")
     found.connection.close()
 
 
@@ -591,12 +593,12 @@ def test_a_cohort_that_nobody_is_left_in_says_where_they_went(
         SourceError,
         match=r"after the step 'survival known': 13 × whether the patient died in hospital is unknown",
     ):
-        cohorts.write(recipe("mortality"), opened, tmp_path / "cohort")
+        cohorts.write_cohort(recipe("mortality"), opened, tmp_path / "cohort")
 
 
 def test_show_counts_stays_and_subjects_of_each_class(build: Build) -> None:
     cohort, _, _ = build("mortality")
-    rows = cohorts.show(cohort.folder).to_pylist()
+    rows = cohorts.summarize_cohort(cohort.folder).to_pylist()
     assert [(row["split"], row["class"], row["stays"], row["subjects"]) for row in rows] == [
         ("train", "survived", 8, 6),
         ("train", "died in hospital", 1, 1),
@@ -608,7 +610,9 @@ def test_verify_counts_what_the_published_builder_does_otherwise(
 ) -> None:
     rows = {
         row["quantity"]: row
-        for row in cohorts.verify(recipe("procedures"), opened, tmp_path / "verify").to_pylist()
+        for row in cohorts.compare_with_published_counts(
+            recipe("procedures"), opened, tmp_path / "verify"
+        ).to_pylist()
     }
     assert rows["stays in train"]["published"] == 30_030
     assert rows["classes"]["published"] == 711
@@ -619,7 +623,8 @@ def test_verify_counts_what_the_published_builder_does_otherwise(
 
 def test_two_builds_are_equal_byte_for_byte(opened: HospitalDatabase, tmp_path: Path) -> None:
     first, second = (
-        cohorts.write(recipe("diagnoses"), opened, tmp_path / name) for name in ("first", "second")
+        cohorts.write_cohort(recipe("diagnoses"), opened, tmp_path / name)
+        for name in ("first", "second")
     )
     for name in ("cohort.parquet", "attrition.json", "labels.json"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
@@ -631,7 +636,9 @@ def test_a_build_writes_the_audit_and_the_meds_form(
     document = recipe("mortality").model_dump() | {
         "split": {"train": 0.4, "tuning": 0.3, "held_out": 0.3}
     }
-    cohort = cohorts.build(CohortRecipe.model_validate(document), opened, tmp_path / "cohort")
+    cohort = cohorts.build_cohort(
+        CohortRecipe.model_validate(document), opened, tmp_path / "cohort"
+    )
     assert (cohort.folder / "leakage.json").is_file()
     assert (cohort.folder / "meds" / "metadata" / "subject_splits.parquet").is_file()
 
@@ -648,15 +655,19 @@ def test_the_names_of_classes_are_looked_for_where_the_hospital_has_titles(tmp_p
         "ROW_ID,ICD9_CODE,SHORT_TITLE,LONG_TITLE",
         [*titles, [4, "", "", "no code"], [5, "585", "", ""]],
     )
-    found = hospital.open_tables(SourceSpec(name="mimic-iii", path=folder), tmp_path / "work")
+    found = hospital.open_hospital_database(
+        SourceSpec(name="mimic-iii", path=folder), tmp_path / "work"
+    )
     steps = {step.step: step for step in found.attrition}
     assert steps["title: D_ICD_DIAGNOSES.csv"].dropped_rows == {"no code": 1, "no title": 1}
     assert "title" not in found.missing_tables  # nothing needs them
-    assert codes.titles(found.connection, codes.DIAGNOSIS_GROUP)["diagnosis:icd9:250"] == (
+    assert codes.read_code_titles(found.connection, codes.DIAGNOSIS_GROUP_SQL)[
+        "diagnosis:icd9:250"
+    ] == (
         "Cough",
         "Cough, unspecified",
     )
-    cohort = cohorts.build(recipe("diagnoses"), found, tmp_path / "cohort")
+    cohort = cohorts.build_cohort(recipe("diagnoses"), found, tmp_path / "cohort")
     findings = {
         entry["name"]: entry
         for entry in json.loads((cohort.folder / "leakage.json").read_text())["findings"]

@@ -121,7 +121,7 @@ def episodes(connection: duckdb.DuckDBPyConnection) -> Episodes:
     ]
 
 
-def dropped(derived: ventilation.Derived) -> dict[str, dict[str, int]]:
+def dropped(derived: ventilation.EpisodeDerivation) -> dict[str, dict[str, int]]:
     return {
         attrition.step: dict(attrition.dropped_rows)
         for attrition in derived.attrition
@@ -250,7 +250,7 @@ EXPECTED_III = [
 def test_charted_settings_of_mimic_iii_become_the_episodes_counted_by_hand(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
-    derived = ventilation.episodes_mimic_iii(
+    derived = ventilation.derive_mimic_iii_episodes(
         connection, charted_iii(tmp_path, SETTINGS_III, EXTUBATIONS_III)
     )
     assert episodes(connection) == EXPECTED_III
@@ -270,7 +270,7 @@ def test_every_row_and_every_candidate_of_mimic_iii_is_kept_or_counted(
         file.write(
             "1,,,101,445,yesterday,,,8,8,,,,,\n2,,,101,445,,,,8,8,,,,,\n3,,,,445,2150-01-01 00:00:00,,,8,8,,,,,\n"
         )
-    derived = ventilation.episodes_mimic_iii(connection, folder)
+    derived = ventilation.derive_mimic_iii_episodes(connection, folder)
     assert dropped(derived) == {
         "charted ventilation rows": {
             "marked as an error": 2,
@@ -299,7 +299,7 @@ def test_every_row_and_every_candidate_of_mimic_iii_is_kept_or_counted(
 def test_the_episode_table_carries_the_names_of_the_stay(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
-    ventilation.episodes_mimic_iii(
+    ventilation.derive_mimic_iii_episodes(
         connection, charted_iii(tmp_path, "101 | 1 00:00 | 445 | 8\n101 | 1 01:00 | 445 | 8")
     )
     assert connection.execute(
@@ -311,11 +311,13 @@ def test_the_episode_table_carries_the_names_of_the_stay(
 
 
 def test_an_item_of_mimic_iii_with_a_value_says_one_thing_only() -> None:
-    listed = [(sign.item, sign.value) for sign in rules.SIGNS]
+    listed = [(sign.item, sign.value) for sign in rules.CHARTED_SIGNS]
     assert len(listed) == len(set(listed))
-    unconditional = {sign.item for sign in rules.SIGNS if sign.value is None}
-    assert unconditional.isdisjoint(sign.item for sign in rules.SIGNS if sign.value is not None)
-    assert unconditional.isdisjoint(map(str, rules.NEVER_READ)), (
+    unconditional = {sign.item for sign in rules.CHARTED_SIGNS if sign.value is None}
+    assert unconditional.isdisjoint(
+        sign.item for sign in rules.CHARTED_SIGNS if sign.value is not None
+    )
+    assert unconditional.isdisjoint(map(str, rules.UNUSED_SETTING_ITEMS)), (
         "item 459 is in mimic-code's rule and not among the items that it reads"
     )
 
@@ -417,7 +419,7 @@ def test_charted_settings_of_mimic_iv_become_the_episodes_counted_by_hand(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     # 210 begins with one moment of ventilation and one of oxygen; by mimic-code's rule min(time) = max(time) is no episode
-    derived = ventilation.episodes_mimic_iv(connection, charted_iv(tmp_path, SETTINGS_IV))
+    derived = ventilation.derive_mimic_iv_episodes(connection, charted_iv(tmp_path, SETTINGS_IV))
     assert episodes(connection) == EXPECTED_IV
     assert derived.source == "charted"
     assert dropped(derived) == {"ventilation episodes": {"charted at one moment only": 2}}
@@ -444,12 +446,12 @@ def test_the_published_table_keeps_a_device_only_beside_an_oxygen_flow(
     203 | 1 01:00 | 223849 | CMV
     """,
     )
-    ventilation.episodes_mimic_iv(connection, folder, devices="with-oxygen-flow")
+    ventilation.derive_mimic_iv_episodes(connection, folder, device_rows="with-oxygen-flow")
     assert [row[:2] for row in episodes(connection)] == [
         (202, "SupplementalOxygen"),
         (203, "InvasiveVent"),
     ]
-    ventilation.episodes_mimic_iv(connection, folder)
+    ventilation.derive_mimic_iv_episodes(connection, folder)
     assert [row[:2] for row in episodes(connection)] == [
         (201, "InvasiveVent"),
         (202, "SupplementalOxygen"),
@@ -459,19 +461,19 @@ def test_the_published_table_keeps_a_device_only_beside_an_oxygen_flow(
 
 def test_the_lists_of_mimic_iv_are_complete_and_keep_their_blanks() -> None:
     by_item = {
-        item: [reading for reading in rules.READINGS if reading.item == item]
-        for item in (rules.DEVICE, rules.MODE, rules.HAMILTON_MODE)
+        item: [reading for reading in rules.STATUS_VALUES if reading.item == item]
+        for item in (rules.OXYGEN_DEVICE_ITEM, rules.VENTILATOR_MODE_ITEM, rules.HAMILTON_MODE_ITEM)
     }
     assert [len(readings) for readings in by_item.values()] == [17, 37, 13]
-    assert len({(reading.item, reading.value) for reading in rules.READINGS}) == 67
-    assert {reading.value for reading in rules.READINGS if reading.value.endswith(" ")} == {
+    assert len({(reading.item, reading.value) for reading in rules.STATUS_VALUES}) == 67
+    assert {reading.value for reading in rules.STATUS_VALUES if reading.value.endswith(" ")} == {
         "Trach mask ",
         "Bipap mask ",
         "CPAP mask ",
         "Venti mask ",
         "Medium conc mask ",
     }
-    assert "CPAP/PSV" in {reading.value for reading in by_item[rules.MODE]}
+    assert "CPAP/PSV" in {reading.value for reading in by_item[rules.VENTILATOR_MODE_ITEM]}
 
 
 # ---- procedures, where charted rows are missing
@@ -502,7 +504,7 @@ def test_procedures_stand_in_for_charted_rows_and_the_source_says_so(
         for stay, began, ended, *rest in performed
     ]
     write(tmp_path / "icu" / "procedureevents.csv", PROCEDUREEVENTS_IV, rows)
-    derived = ventilation.episodes_mimic_iv(connection, tmp_path)
+    derived = ventilation.derive_mimic_iv_episodes(connection, tmp_path)
     assert episodes(connection) == [
         (201, "InvasiveVent", "1 00:00", "1 12:00", 12.0),
         (202, "NonInvasiveVent", "1 00:00", "1 04:00", 4.0),
@@ -530,8 +532,8 @@ def test_a_mask_of_mimic_iii_procedures_is_not_mechanical_ventilation(
         for stay, item in (("101", "225792"), ("102", "225794"))
     ]
     write(tmp_path / "PROCEDUREEVENTS_MV.csv", PROCEDUREEVENTS_III, rows)
-    assert ventilation.episodes_mimic_iii(connection, tmp_path).source == "procedures"
-    assert ventilation.prolonged(connection, "summed").to_pydict() == {
+    assert ventilation.derive_mimic_iii_episodes(connection, tmp_path).source == "procedures"
+    assert ventilation.label_prolonged_ventilation(connection, "summed").to_pydict() == {
         "subject_id": [11],
         "stay_id": [1101],
         "icu_stay_id": [101],
@@ -572,7 +574,9 @@ def ventilated(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnecti
 def answers(
     connection: duckdb.DuckDBPyConnection, definition: str
 ) -> dict[int, tuple[float, bool]]:
-    table: list[dict[str, Any]] = ventilation.prolonged(connection, definition).to_pylist()
+    table: list[dict[str, Any]] = ventilation.label_prolonged_ventilation(
+        connection, definition
+    ).to_pylist()
     return {row["icu_stay_id"]: (round(row["hours"], 2), row["prolonged"]) for row in table}
 
 
@@ -615,7 +619,7 @@ def test_without_tracheostomy_a_prolonged_case_would_be_cut_short(
 
 def test_an_unknown_definition_names_the_known_ones(ventilated: duckdb.DuckDBPyConnection) -> None:
     with pytest.raises(RecipeError, match="clinical-xlnet, summed"):
-        ventilation.prolonged(ventilated, "longest")
+        ventilation.label_prolonged_ventilation(ventilated, "longest")
 
 
 def test_who_leaves_leaves_for_the_first_reason_that_holds(
@@ -665,7 +669,8 @@ def test_who_leaves_leaves_for_the_first_reason_that_holds(
             [stay, icu_stay, start, start + timedelta(hours=hours)],
         )
     left = {
-        row["icu_stay_id"]: row["reason"] for row in ventilation.exclusions(connection).to_pylist()
+        row["icu_stay_id"]: row["reason"]
+        for row in ventilation.find_ventilation_exclusions(connection).to_pylist()
     }
     assert left == {
         10: "under 18 years",
@@ -680,7 +685,7 @@ def test_who_leaves_leaves_for_the_first_reason_that_holds(
         112: "ventilated for less than 2 days",
         113: "not the first ICU stay of the admission",
     }
-    assert ventilation.exclusions(connection, "summed").num_rows == 0
+    assert ventilation.find_ventilation_exclusions(connection, "summed").num_rows == 0
 
 
 # ---- files as they come
@@ -698,7 +703,7 @@ def test_gzipped_or_not_and_in_either_case_the_episodes_are_the_same(
         path.unlink()
         target = path.with_suffix("." + ending)
         target.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
-    ventilation.episodes_mimic_iii(connection, tmp_path)
+    ventilation.derive_mimic_iii_episodes(connection, tmp_path)
     assert episodes(connection) == EXPECTED_III
 
 
@@ -706,9 +711,9 @@ def test_a_missing_table_is_named_with_what_it_is_needed_for(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     with pytest.raises(SourceError, match=r"PROCEDUREEVENTS_MV.*which extubation"):
-        ventilation.episodes_mimic_iii(connection, tmp_path)
+        ventilation.derive_mimic_iii_episodes(connection, tmp_path)
     with pytest.raises(SourceError, match=r"chartevents.*which ventilation from charted settings"):
-        ventilation.episodes_mimic_iv(connection, tmp_path)
+        ventilation.derive_mimic_iv_episodes(connection, tmp_path)
 
 
 def test_a_missing_column_is_named_with_what_it_is_needed_for(
@@ -719,7 +724,7 @@ def test_a_missing_column_is_named_with_what_it_is_needed_for(
     with pytest.raises(
         SourceError, match="no column ERROR, which ventilation from charted settings needs"
     ):
-        ventilation.episodes_mimic_iii(connection, tmp_path)
+        ventilation.derive_mimic_iii_episodes(connection, tmp_path)
 
 
 HEAD_IV = b"stay_id,charttime,itemid,value\n"
@@ -750,7 +755,7 @@ def test_a_damaged_file_stops_with_its_place_and_none_of_its_contents(
     name, contents = DAMAGED[damage]
     (tmp_path / name).write_bytes(contents)
     with pytest.raises(SourceError, match=damage) as caught:
-        ventilation.episodes_mimic_iv(connection, tmp_path)
+        ventilation.derive_mimic_iv_episodes(connection, tmp_path)
     assert name in caught.value.location
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -773,14 +778,14 @@ DEMOS = {
         "ICUSTAYS.csv",
         "PROCEDUREEVENTS_MV.csv",
         "icustay_id",
-        ventilation.episodes_mimic_iii,
+        ventilation.derive_mimic_iii_episodes,
     ),
     "mimic-iv": (
         "mimic4_demo_2.2",
         "icu/icustays.csv.gz",
         "icu/procedureevents.csv.gz",
         "stay_id",
-        ventilation.episodes_mimic_iv,
+        ventilation.derive_mimic_iv_episodes,
     ),
 }
 

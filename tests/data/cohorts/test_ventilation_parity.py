@@ -210,7 +210,9 @@ def found(connection: duckdb.DuckDBPyConnection) -> list[Episode]:
     return [(stay, status, began, ended) for stay, status, began, ended in rows]
 
 
-def hold_what_always_holds(episodes: Sequence[Episode], derived: ventilation.Derived) -> None:
+def hold_what_always_holds(
+    episodes: Sequence[Episode], derived: ventilation.EpisodeDerivation
+) -> None:
     assert all(began < ended for _, _, began, ended in episodes)
     for (stay, _, _, ended), (next_stay, _, began, _) in pairwise(episodes):
         assert stay != next_stay or ended <= began, "episodes of a stay never overlap"
@@ -238,7 +240,7 @@ def test_mimic_iii_episodes_agree_with_a_slow_walk_through_random_charts(
         if generator.random() < 0.1
     ]
     write_iii(tmp_path, rows, extubations)
-    derived = ventilation.episodes_mimic_iii(connection, tmp_path)
+    derived = ventilation.derive_mimic_iii_episodes(connection, tmp_path)
     episodes = found(connection)
     assert episodes == list(slow_iii(rows, extubations))
     assert len(episodes) > 50
@@ -251,7 +253,7 @@ def test_mimic_iv_episodes_agree_with_a_slow_walk_through_random_charts(
 ) -> None:
     rows = charts(np.random.default_rng(seed), list(SHOWN_IV))
     write_iv(tmp_path, rows)
-    derived = ventilation.episodes_mimic_iv(connection, tmp_path)
+    derived = ventilation.derive_mimic_iv_episodes(connection, tmp_path)
     episodes = found(connection)
     assert episodes == list(slow_iv(rows))
     assert len({status for _, status, _, _ in episodes}) >= 5
@@ -281,7 +283,7 @@ def test_procedures_in_any_tangle_become_stretches_that_never_overlap(
             [stay, item, START + began * HOUR, START + ended * HOUR, "Stopped"]
             for stay, began, ended, item in intervals
         )
-    derived = ventilation.episodes_mimic_iv(connection, tmp_path)
+    derived = ventilation.derive_mimic_iv_episodes(connection, tmp_path)
     episodes = found(connection)
     hold_what_always_holds(episodes, derived)
     hours: dict[tuple[int, str], set[int]] = defaultdict(

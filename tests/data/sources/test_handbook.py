@@ -20,7 +20,7 @@ from clinpeft.recipe import PairSplitSpec, PairsSpec
 @pytest.fixture(scope="module")
 def passages_read(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, Attrition]:
     attrition = Attrition("passages")
-    return textbooks.read(
+    return textbooks.read_textbooks(
         handbook.write_handbook(tmp_path_factory.mktemp("handbook")), attrition
     ).read_all(), attrition
 
@@ -83,8 +83,8 @@ def test_every_passage_is_read_as_what_it_is(passages_read: tuple[pa.Table, Attr
 def test_it_gives_pairs_of_every_kind_to_learn_from_and_to_ask(
     passages_read: tuple[pa.Table, Attrition], tmp_path: Path
 ) -> None:
-    pair_table = pairs.build(passages_read[0], PairsSpec(), PairSplitSpec(), tmp_path)
-    assert {kind for kind, _ in pair_table.counts} == set(pairs.KINDS)
+    pair_table = pairs.build_pair_corpus(passages_read[0], PairsSpec(), PairSplitSpec(), tmp_path)
+    assert {kind for kind, _ in pair_table.counts} == set(pairs.PAIR_BUILDERS)
     total = Counter[str]()
     for (_, split), count in pair_table.counts.items():
         total[split] += count

@@ -43,7 +43,7 @@ def opened(tmp_path: Path) -> Iterator[Open]:
             (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         settings = {"name": "files", "path": folder} | spec
         hospitals.append(
-            hospital.open_tables(SourceSpec.model_validate(settings), tmp_path / "work")
+            hospital.open_hospital_database(SourceSpec.model_validate(settings), tmp_path / "work")
         )
         return hospitals[-1]
 
@@ -119,7 +119,7 @@ def test_a_missing_table_is_named_with_what_it_is_needed_for(tmp_path: Path) -> 
     with pytest.raises(
         SourceError, match="no table ADMISSIONS, needed for the stays of every cohort"
     ):
-        hospital.open_tables(
+        hospital.open_hospital_database(
             SourceSpec(name="mimic-iii", path=tmp_path / "mimic"), tmp_path / "work"
         )
 
@@ -301,7 +301,7 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
     }
     for name, content in files.items():
         (folder / f"{name}.csv").write_text(content)
-    found = hospital.open_tables(
+    found = hospital.open_hospital_database(
         SourceSpec(name="omop", path=folder, parts=("777",)), tmp_path / "work"
     )
     assert rows(
@@ -337,7 +337,7 @@ def demo_iii(
     folder = shared_data / "mimic3_demo_1.4"
     if not folder.is_dir():
         pytest.skip("the MIMIC-III demo is not among the open data")
-    found = hospital.open_tables(
+    found = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=folder), tmp_path_factory.mktemp("work")
     )
     yield found
@@ -351,7 +351,7 @@ def demo_iv(
     folder = shared_data / "mimic4_demo_2.2"
     if not folder.is_dir():
         pytest.skip("the MIMIC-IV demo is not among the open data")
-    found = hospital.open_tables(
+    found = hospital.open_hospital_database(
         SourceSpec(name="mimic-iv", path=folder), tmp_path_factory.mktemp("work")
     )
     yield found
@@ -435,7 +435,9 @@ def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(
 
 
 def fingerprinted(folder: Path, **spec: object) -> str:
-    return hospital.fingerprint(SourceSpec.model_validate({"name": "files", "path": folder} | spec))
+    return hospital.fingerprint_hospital(
+        SourceSpec.model_validate({"name": "files", "path": folder} | spec)
+    )
 
 
 def test_the_fingerprint_follows_every_table_and_not_the_folder(tmp_path: Path) -> None:
@@ -472,8 +474,8 @@ def test_the_fingerprint_covers_the_charted_events_that_are_read_in_place(tmp_pa
 def test_of_a_large_file_size_beginning_and_end_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hospital, "WHOLE_BYTES", 10)
-    monkeypatch.setattr(hospital, "END_BYTES", 3)
+    monkeypatch.setattr(hospital, "MAX_WHOLE_HASH_BYTES", 10)
+    monkeypatch.setattr(hospital, "HASHED_END_BYTES", 3)
     found = []
     for content in (
         "abc-------xyz",
@@ -489,9 +491,9 @@ def test_of_a_large_file_size_beginning_and_end_are_taken(
 
 def test_an_invented_hospital_is_known_by_its_parameters() -> None:
     spec = SourceSpec(name="synthetic", subjects=10)
-    assert hospital.fingerprint(spec) == hospital.fingerprint(
+    assert hospital.fingerprint_hospital(spec) == hospital.fingerprint_hospital(
         SourceSpec(name="synthetic", subjects=10)
     )
-    assert hospital.fingerprint(spec) != hospital.fingerprint(
+    assert hospital.fingerprint_hospital(spec) != hospital.fingerprint_hospital(
         SourceSpec(name="synthetic", subjects=10, seed=5)
     )

@@ -19,30 +19,34 @@ import pyarrow as pa
 
 from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, leakage, meds, note_categories
-from clinpeft.data.cohorts.cohort import Cohort, show, write
-from clinpeft.data.cohorts.conformance import verify
-from clinpeft.data.cohorts.label_space import notices, question, refuse_unanswerable
-from clinpeft.data.cohorts.outcomes import TASKS
-from clinpeft.data.cohorts.selection import select, task_of
+from clinpeft.data.cohorts.cohort import Cohort, summarize_cohort, write_cohort
+from clinpeft.data.cohorts.conformance import compare_with_published_counts
+from clinpeft.data.cohorts.label_space import (
+    find_class_notices,
+    read_label_space,
+    check_cohort_classes,
+)
+from clinpeft.data.cohorts.outcomes import CLINICAL_TASKS
+from clinpeft.data.cohorts.selection import select_stays, get_clinical_task
 from clinpeft.recipe import CohortRecipe
 
 __all__ = [
-    "TASKS",
+    "CLINICAL_TASKS",
     "Cohort",
-    "build",
-    "build_from_notes",
-    "notices",
-    "question",
-    "refuse_unanswerable",
-    "select",
-    "show",
-    "task_of",
-    "verify",
-    "write",
+    "build_cohort",
+    "build_note_cohort",
+    "find_class_notices",
+    "read_label_space",
+    "check_cohort_classes",
+    "select_stays",
+    "summarize_cohort",
+    "get_clinical_task",
+    "compare_with_published_counts",
+    "write_cohort",
 ]
 
 
-def build(
+def build_cohort(
     recipe: CohortRecipe,
     hospital: HospitalDatabase,
     folder: Path,
@@ -62,28 +66,32 @@ def build(
         RefusedError: a subject would be in two splits.
         StorageError: ``folder`` cannot be written.
     """
-    cohort = write(recipe, hospital, folder)
+    cohort = write_cohort(recipe, hospital, folder)
     kind, name = cohort.task.kind, cohort.task.name
-    titles = codes.titles(hospital.connection, cohort.task.group) if cohort.task.group else {}
-    leakage.run(
+    titles = (
+        codes.read_code_titles(hospital.connection, cohort.task.code_grouping)
+        if cohort.task.code_grouping
+        else {}
+    )
+    leakage.audit_leakage(
         cohort.path,
         cohort.classes,
         kind,
         folder,
         recipe.seed,
         adaptation_corpus,
-        task=name,
+        task_name=name,
         titles=titles,
     )
-    reading = cohort.task.reading
+    reading = cohort.task.note_selection
     category = (
         "Admission note"
-        if reading.simulated
+        if reading.is_simulated
         else "Discharge summary"
         if reading.categories
         else "Notes"
     )
-    meds.write(
+    meds.write_meds_dataset(
         cohort.path,
         kind,
         cohort.classes,
@@ -91,15 +99,15 @@ def build(
         hospital.layout,
         "as shipped",
         category=category,
-        question=name,
+        task_name=name,
     )
     return cohort
 
 
-def build_from_notes(
+def build_note_cohort(
     recipe: CohortRecipe,
     notes: pa.RecordBatchReader,
-    read: Attrition,
+    source_attrition: Attrition,
     folder: Path,
     adaptation_corpus: Path | None = None,
 ) -> Cohort:
@@ -111,7 +119,7 @@ def build_from_notes(
     Args:
         recipe: the question, the split, the seed.
         notes: of schema ``tables.NOTE``; read once.
-        read: what reading counts; it becomes the first entry of the attrition.
+        source_attrition: what reading counts; it becomes the first entry of the attrition.
         folder: where the cohort is written; what an earlier build left there is replaced.
         adaptation_corpus: a corpus a language model learned from, searched for copies of what is held out.
 
@@ -120,20 +128,20 @@ def build_from_notes(
         SourceError: notes are damaged, or not one is left.
         StorageError: ``folder`` cannot be written.
     """
-    cohort = note_categories.write(recipe, notes, read, folder)
+    cohort = note_categories.write_note_cohort(recipe, notes, source_attrition, folder)
     kind, name = cohort.task.kind, cohort.task.name
     titles = {category: (category,) for category in cohort.classes}
-    leakage.run(
+    leakage.audit_leakage(
         cohort.path,
         cohort.classes,
         kind,
         folder,
         recipe.seed,
         adaptation_corpus,
-        task=name,
+        task_name=name,
         titles=titles,
     )
-    meds.write(
+    meds.write_meds_dataset(
         cohort.path,
         kind,
         cohort.classes,
@@ -141,6 +149,6 @@ def build_from_notes(
         recipe.source.name,
         "as shipped",
         category="Note",
-        question=name,
+        task_name=name,
     )
     return cohort

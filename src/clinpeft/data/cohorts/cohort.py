@@ -14,15 +14,24 @@ import pyarrow.parquet as pq
 from clinpeft.core.errors import InputError, StorageError
 from clinpeft.core.schemas import COHORT_SCHEMA, SPLIT_NAMES, Attrition, HospitalDatabase
 from clinpeft.data.cohorts import codes, split, texts
-from clinpeft.data.cohorts.sections import Style
-from clinpeft.data.cohorts.selection import apply, refuse_nobody, select, task_of
-from clinpeft.data.cohorts.task import Rule, Task
+from clinpeft.data.cohorts.sections import SectionStyle
+from clinpeft.data.cohorts.selection import (
+    apply_exclusion,
+    check_rows_remain,
+    select_stays,
+    get_clinical_task,
+)
+from clinpeft.data.cohorts.task import ExclusionCriterion, ClinicalTask
 from clinpeft.recipe import CohortRecipe
 
-COHORT_FILE, ATTRITION_FILE, LABELS_FILE = "cohort.parquet", "attrition.json", "labels.json"
-BATCH_STAYS = 2048
+COHORT_FILE, COHORT_ATTRITION_FILE, COHORT_LABELS_FILE = (
+    "cohort.parquet",
+    "attrition.json",
+    "labels.json",
+)
+COHORT_BATCH_STAYS = 2048
 
-ASKED_ONCE = Rule(
+ONE_STAY_PER_PREDICTION_TIME = ExclusionCriterion(
     "one question at a time",
     """SELECT stay_id, 'another stay of the patient is asked at the same time' AS reason FROM asked
        QUALIFY row_number() OVER (PARTITION BY subject_id, prediction_time ORDER BY stay_id) > 1""",
@@ -43,7 +52,7 @@ class Cohort:
     """
 
     folder: Path
-    task: Task
+    task: ClinicalTask
     classes: tuple[str, ...]
     attrition: tuple[Attrition, ...]
 
@@ -53,31 +62,35 @@ class Cohort:
         return self.folder / COHORT_FILE
 
 
-def write(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path) -> Cohort:
+def write_cohort(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path) -> Cohort:
     """The cohort alone: ``cohort.parquet``, ``attrition.json`` and ``labels.json``."""
-    task = task_of(recipe.task)
-    made(folder)
-    steps = [*hospital.attrition, *select(hospital, task, recipe.task)]
-    refuse_nobody(steps, str(hospital.folder))
+    task = get_clinical_task(recipe.task)
+    create_cohort_folder(folder)
+    steps = [*hospital.attrition, *select_stays(hospital, task, recipe.task)]
+    check_rows_remain(steps, str(hospital.folder))
     target = folder / "texts.parquet"
     try:
-        steps += texts.read(hospital, task.reading, _style(task, recipe), target)
-        steps.append(apply(hospital.connection, ASKED_ONCE))
-        refuse_nobody(steps, str(hospital.folder))
-        steps.append(_assign(recipe, hospital))
-        classes, left_out, last = _label(task, recipe, hospital)
+        steps += texts.write_stay_texts(
+            hospital, task.note_selection, _choose_section_style(task, recipe), target
+        )
+        steps.append(apply_exclusion(hospital.connection, ONE_STAY_PER_PREDICTION_TIME))
+        check_rows_remain(steps, str(hospital.folder))
+        steps.append(_assign_splits(recipe, hospital))
+        classes, left_out, last = _create_label_table(task, recipe, hospital)
         steps += last
-        refuse_nobody(steps, str(hospital.folder))
+        check_rows_remain(steps, str(hospital.folder))
         _write_rows(hospital, target, folder / COHORT_FILE)
     finally:
         target.unlink(missing_ok=True)
     names = task.classes or tuple(c.name for c in classes)
-    write_json(folder / LABELS_FILE, _labels(task, hospital, classes, left_out))
-    write_json(folder / ATTRITION_FILE, [step.as_json() for step in steps])
+    write_cohort_json(
+        folder / COHORT_LABELS_FILE, _describe_labels(task, hospital, classes, left_out)
+    )
+    write_cohort_json(folder / COHORT_ATTRITION_FILE, [step.as_json() for step in steps])
     return Cohort(folder, task, names, tuple(steps))
 
 
-def show(folder: Path) -> pa.Table:
+def summarize_cohort(folder: Path) -> pa.Table:
     """What a built cohort holds: split, class, stays, subjects, and the share of the split's stays; a multilabel stay counts in each of its classes.
 
     Raises:
@@ -91,7 +104,9 @@ def show(folder: Path) -> pa.Table:
         )
     names = [
         entry["name"]
-        for entry in json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))["classes"]
+        for entry in json.loads((folder / COHORT_LABELS_FILE).read_text(encoding="utf-8"))[
+            "classes"
+        ]
     ]
     rows = pq.read_table(
         folder / COHORT_FILE, columns=["subject_id", "split", "label", "labels"]
@@ -114,7 +129,7 @@ def show(folder: Path) -> pa.Table:
     )
 
 
-def made(folder: Path) -> None:
+def create_cohort_folder(folder: Path) -> None:
     """Make the folder of a cohort.
 
     Raises:
@@ -130,16 +145,16 @@ def made(folder: Path) -> None:
         ) from error
 
 
-def _style(task: Task, recipe: CohortRecipe) -> Style:
+def _choose_section_style(task: ClinicalTask, recipe: CohortRecipe) -> SectionStyle:
     """A question at discharge reads the whole note; one at admission what the recipe says, unless it is to be as published."""
     return (
         recipe.task.sections
-        if task.reading.simulated and task.reading.style == "admission"
-        else task.reading.style
+        if task.note_selection.is_simulated and task.note_selection.section_style == "admission"
+        else task.note_selection.section_style
     )
 
 
-def _assign(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attrition:
+def _assign_splits(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attrition:
     """The table ``assigned`` (``stay_id``, ``split``)."""
     connection, spec = hospital.connection, recipe.split
     column = "NULL" if spec.by == "subject" else spec.by
@@ -149,16 +164,20 @@ def _assign(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attrition:
     subjects = rows["subject_id"].to_numpy()
     attrition = Attrition("split", len(subjects))
     if recipe.task.subject_lists is not None:
-        names = split.by_lists(subjects, recipe.task.subject_lists)
+        names = split.split_subjects_by_lists(subjects, recipe.task.subject_lists)
         reasons = ["" if name else "subject on no list" for name in names.tolist()]
     elif spec.by == "subject":
         names, reasons = (
-            split.by_hash(subjects, (spec.train, spec.tuning, spec.held_out), spec.seed),
+            split.split_subjects_by_hash(
+                subjects, (spec.train, spec.tuning, spec.held_out), spec.seed
+            ),
             [""] * len(subjects),
         )
     else:
-        names, reasons = split.by_group(subjects, rows["part"].to_pylist(), spec, spec.seed)
-    split.refuse_straddling(subjects, names)
+        names, reasons = split.split_stays_by_group(
+            subjects, rows["part"].to_pylist(), spec, spec.seed
+        )
+    split.check_subjects_in_one_split(subjects, names)
     for reason in reasons:
         if reason:
             attrition.drop_rows(reason)
@@ -173,25 +192,25 @@ def _assign(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attrition:
     return attrition
 
 
-def _label(
-    task: Task, recipe: CohortRecipe, hospital: HospitalDatabase
-) -> tuple[tuple[codes.Class, ...], tuple[codes.Class, ...], list[Attrition]]:
+def _create_label_table(
+    task: ClinicalTask, recipe: CohortRecipe, hospital: HospitalDatabase
+) -> tuple[tuple[codes.CodeClass, ...], tuple[codes.CodeClass, ...], list[Attrition]]:
     """The table ``labelled`` (``stay_id``, ``label``, ``labels``), and the classes that the data made."""
     if task.kind == "multilabel":
-        kept, left_out = codes.label_space(
-            hospital.connection, task.label_space, recipe.task.min_label_count
+        kept, left_out = codes.select_code_classes(
+            hospital.connection, task.label_space_query, recipe.task.min_label_count
         )
-        return kept, left_out, [codes.index(hospital.connection, kept)]
+        return kept, left_out, [codes.create_code_label_table(hospital.connection, kept)]
     hospital.connection.execute("""CREATE OR REPLACE TABLE labelled AS
         SELECT stay_id, label::INTEGER AS label, NULL::INTEGER[] AS labels FROM answered JOIN assigned USING (stay_id)""")
     return (), (), []
 
 
-def _labels(
-    task: Task,
+def _describe_labels(
+    task: ClinicalTask,
     hospital: HospitalDatabase,
-    classes: Sequence[codes.Class],
-    left_out: Sequence[codes.Class],
+    classes: Sequence[codes.CodeClass],
+    left_out: Sequence[codes.CodeClass],
 ) -> Mapping[str, object]:
     """As it stands in ``labels.json``: the label space in the order of the indices."""
     entries: list[dict[str, object]]
@@ -236,12 +255,12 @@ def _write_rows(hospital: HospitalDatabase, source: Path, target: Path) -> None:
     stays = hospital.connection.sql(query).to_arrow_table()
     places = {stay_id: at for at, stay_id in enumerate(stays["stay_id"].to_pylist())}
     with pq.ParquetWriter(target, COHORT_SCHEMA, compression="zstd") as writer:
-        for batch in pq.ParquetFile(source).iter_batches(BATCH_STAYS):
-            writer.write_table(_joined(batch, stays, places))
+        for batch in pq.ParquetFile(source).iter_batches(COHORT_BATCH_STAYS):
+            writer.write_table(_join_texts(batch, stays, places))
 
 
-def _joined(batch: pa.RecordBatch, stays: pa.Table, places: dict[int, int]) -> pa.Table:
-    at = [places.get(stay_id, -1) for stay_id in batch["stay_id"].to_pylist()]
+def _join_texts(batch: pa.RecordBatch, stays: pa.Table, row_numbers: dict[int, int]) -> pa.Table:
+    at = [row_numbers.get(stay_id, -1) for stay_id in batch["stay_id"].to_pylist()]
     kept = np.flatnonzero(np.array(at, dtype=np.int64) >= 0)
     chosen = stays.take(pa.array([at[row] for row in kept], pa.int64())).append_column(
         "text", batch["text"].take(pa.array(kept))
@@ -249,6 +268,6 @@ def _joined(batch: pa.RecordBatch, stays: pa.Table, places: dict[int, int]) -> p
     return chosen.select(COHORT_SCHEMA.names).cast(COHORT_SCHEMA)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_cohort_json(path: Path, value: object) -> None:
     """One of the two JSON files of a cohort."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import COHORT_SCHEMA, SPLIT_NAMES, ProblemType
 
-_ROWS = 2048
+_BATCH_ROWS = 2048
 
 
-def checked(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+def open_checked_parquet(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     """A Parquet file that has the columns of ``schema`` with their types; more columns are no harm.
 
     Raises:
@@ -43,25 +43,27 @@ def checked(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     return file
 
 
-def without_text(path: Path) -> pa.Table:
+def read_cohort_without_text(path: Path) -> pa.Table:
     """All columns of a cohort but its text."""
-    return checked(path, COHORT_SCHEMA).read(
+    return open_checked_parquet(path, COHORT_SCHEMA).read(
         columns=[name for name in COHORT_SCHEMA.names if name != "text"]
     )
 
 
-def texts(path: Path, chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+def iterate_text_batches(
+    path: Path, row_mask: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
     """(row numbers, texts) of the chosen rows of a file with a text column, batch by batch."""
     start = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=["text"]):
-            rows = np.flatnonzero(chosen[start : start + batch.num_rows])
+        for batch in file.iter_batches(_BATCH_ROWS, columns=["text"]):
+            rows = np.flatnonzero(row_mask[start : start + batch.num_rows])
             if len(rows):
                 yield rows + start, batch.column(0).take(pa.array(rows))
             start += batch.num_rows
 
 
-def answers(
+def build_cohort_label_matrix(
     stays: pa.Table, kind: ProblemType, classes: Sequence[str], location: Path
 ) -> sp.csr_array:
     """Which classes apply to which stay: (stays, classes), 1 where one does.
@@ -100,7 +102,7 @@ def answers(
     )
 
 
-def split_numbers(stays: pa.Table, location: Path) -> NDArray[np.int64]:
+def encode_cohort_splits(stays: pa.Table, location: Path) -> NDArray[np.int64]:
     """The split of every row as its number in ``tables.SPLITS``.
 
     Raises:

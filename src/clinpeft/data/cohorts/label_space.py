@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import SPLIT_NAMES, LabelSpace
 from clinpeft.data.cohorts import cohort_files
-from clinpeft.data.cohorts.cohort import COHORT_FILE, LABELS_FILE
+from clinpeft.data.cohorts.cohort import COHORT_FILE, COHORT_LABELS_FILE
 
-NAMED = 5  # classes that a notice names; of 1,266 most may be meant
+MAX_NAMED_CLASSES = 5  # classes that a notice names; of 1,266 most may be meant
 
 
-def question(folder: Path) -> LabelSpace:
+def read_label_space(folder: Path) -> LabelSpace:
     """The question of the cohort in ``folder``, as it travels with the answers.
 
     Raises:
         InputError: there is no cohort, or its ``labels.json`` cannot be read.
     """
-    told = _labels(folder)
+    told = _read_labels_file(folder)
     classes = told["classes"]
     return LabelSpace(
         name=told["task"],
@@ -35,14 +35,14 @@ def question(folder: Path) -> LabelSpace:
     )
 
 
-def refuse_unanswerable(folder: Path) -> None:
+def check_cohort_classes(folder: Path) -> None:
     """Stop where nothing could be learned or nothing scored.
 
     Raises:
         InputError: nobody is in ``train`` or in ``held_out``; or one class of a binary or multiclass question is that of all training stays, or no
             class of a multilabel question is that of any.
     """
-    asked, (train, _, _), sizes = _counted(folder)
+    asked, (train, _, _), sizes = _count_stays_by_class(folder)
     for name in ("train", "held_out"):
         if not sizes[SPLIT_NAMES.index(name)]:
             hint = f"raise split.{name}, name other groups, or give more subjects"
@@ -66,13 +66,13 @@ def refuse_unanswerable(folder: Path) -> None:
         )
 
 
-def notices(folder: Path) -> tuple[str, ...]:
+def find_class_notices(folder: Path) -> tuple[str, ...]:
     """What a reader of the results must know of the classes: those never seen in training, and those of nobody held out, which no metric can rank.
 
     Raises:
         InputError: there is no cohort, or it does not fit its label space.
     """
-    asked, (train, _, held_out), _ = _counted(folder)
+    asked, (train, _, held_out), _ = _count_stays_by_class(folder)
     unseen = np.flatnonzero((train == 0) & (held_out > 0))
     absent = np.flatnonzero(held_out == 0)
     found = [
@@ -87,26 +87,37 @@ def notices(folder: Path) -> tuple[str, ...]:
             "are those of no held-out stay: nothing says how well they are told",
         ),
     ]
-    return tuple(_notice(asked, places, one, many) for places, one, many in found if len(places))
-
-
-def _notice(asked: LabelSpace, places: NDArray[np.int64], one: str, many: str) -> str:
-    names = ", ".join(repr(asked.classes[location]) for location in places[:NAMED].tolist())
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-    return (
-        f"{asked.name}: the class {names} {one}"
-        if len(places) == 1
-        else f"{asked.name}: {len(places)} classes ({names}{more}) {many}"
+    return tuple(
+        _format_notice(asked, places, one, many) for places, one, many in found if len(places)
     )
 
 
-def _counted(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.int64]]:
+def _format_notice(
+    label_space: LabelSpace, class_indices: NDArray[np.int64], singular: str, plural: str
+) -> str:
+    names = ", ".join(
+        repr(label_space.classes[location])
+        for location in class_indices[:MAX_NAMED_CLASSES].tolist()
+    )
+    more = (
+        f" and {len(class_indices) - MAX_NAMED_CLASSES} more"
+        if len(class_indices) > MAX_NAMED_CLASSES
+        else ""
+    )
+    return (
+        f"{label_space.name}: the class {names} {singular}"
+        if len(class_indices) == 1
+        else f"{label_space.name}: {len(class_indices)} classes ({names}{more}) {plural}"
+    )
+
+
+def _count_stays_by_class(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.int64]]:
     """The question, the stays of each class (splits, classes), and those of each split (splits,)."""
-    asked, path = question(folder), folder / COHORT_FILE
-    stays = cohort_files.without_text(path)
+    asked, path = read_label_space(folder), folder / COHORT_FILE
+    stays = cohort_files.read_cohort_without_text(path)
     splits, answers = (
-        cohort_files.split_numbers(stays, path),
-        cohort_files.answers(stays, asked.kind, asked.classes, path),
+        cohort_files.encode_cohort_splits(stays, path),
+        cohort_files.build_cohort_label_matrix(stays, asked.kind, asked.classes, path),
     )
     counts = np.stack(
         [
@@ -117,11 +128,11 @@ def _counted(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.in
     return asked, counts, np.bincount(splits, minlength=len(SPLIT_NAMES))
 
 
-def _labels(folder: Path) -> Any:
+def _read_labels_file(folder: Path) -> Any:
     try:
-        return json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))
+        return json.loads((folder / COHORT_LABELS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"{LABELS_FILE} of this cohort cannot be read"
+        message = f"{COHORT_LABELS_FILE} of this cohort cannot be read"
         raise InputError(
             message, location=str(folder), hint="build the cohort: clinpeft cohort build RECIPE"
         ) from error

@@ -9,32 +9,32 @@ import duckdb
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import Attrition, HospitalDatabase
-from clinpeft.data.cohorts.outcomes import COMPAT, TASKS
-from clinpeft.data.cohorts.task import Rule, Task
+from clinpeft.data.cohorts.outcomes import TASKS_BY_COMPAT, CLINICAL_TASKS
+from clinpeft.data.cohorts.task import ExclusionCriterion, ClinicalTask
 from clinpeft.recipe import TaskSpec
 
 
-def task_of(spec: TaskSpec) -> Task:
+def get_clinical_task(spec: TaskSpec) -> ClinicalTask:
     """The question that a recipe names, with the variants it asks for.
 
     Raises:
         RecipeError: there is no such question, it has no published form, or it would read what is not known yet.
     """
-    if spec.name not in TASKS:
-        near = difflib.get_close_matches(spec.name, TASKS, n=1, cutoff=0.4)
+    if spec.name not in CLINICAL_TASKS:
+        near = difflib.get_close_matches(spec.name, CLINICAL_TASKS, n=1, cutoff=0.4)
         hint = (
             f"did you mean {near[0]!r}? " if near else ""
-        ) + f"the tasks are: {', '.join(TASKS)}"
+        ) + f"the tasks are: {', '.join(CLINICAL_TASKS)}"
         raise RecipeError(f"there is no task {spec.name!r}", location="task.name", hint=hint)
-    if spec.name not in COMPAT[spec.compat]:
+    if spec.name not in TASKS_BY_COMPAT[spec.compat]:
         message = f"{spec.name} was not published in {spec.compat}"
         raise RecipeError(
             message,
             location="task.compat",
-            hint=f"leave it out, or ask for: {', '.join(COMPAT[spec.compat])}",
+            hint=f"leave it out, or ask for: {', '.join(TASKS_BY_COMPAT[spec.compat])}",
         )
-    task = COMPAT[spec.compat][spec.name]
-    if task.reading.simulated and spec.sections == "all":
+    task = TASKS_BY_COMPAT[spec.compat][spec.name]
+    if task.note_selection.is_simulated and spec.sections == "all":
         message = f"{spec.name} is asked at admission, and the whole discharge summary tells what happened later"
         raise RecipeError(
             message,
@@ -44,41 +44,47 @@ def task_of(spec: TaskSpec) -> Task:
     return task
 
 
-def refuse_other_rows(task: Task, rows: str) -> None:
+def check_prediction_unit(task: ClinicalTask, prediction_unit: str) -> None:
     """Stop when a question is put to stays that is asked of notes, or the other way round.
 
     Raises:
         RecipeError: with the questions that can be put.
     """
-    if task.asks != rows:
-        fitting = ", ".join(name for name, other in TASKS.items() if other.asks == rows)
-        message = f"{task.name} is asked of {task.asks}, and {rows} are given"
-        raise RecipeError(message, location="task.name", hint=f"of {rows} can be asked: {fitting}")
+    if task.prediction_unit != prediction_unit:
+        fitting = ", ".join(
+            name
+            for name, other in CLINICAL_TASKS.items()
+            if other.prediction_unit == prediction_unit
+        )
+        message = f"{task.name} is asked of {task.prediction_unit}, and {prediction_unit} are given"
+        raise RecipeError(
+            message, location="task.name", hint=f"of {prediction_unit} can be asked: {fitting}"
+        )
 
 
-def select(hospital: HospitalDatabase, task: Task, spec: TaskSpec) -> list[Attrition]:
+def select_stays(hospital: HospitalDatabase, task: ClinicalTask, spec: TaskSpec) -> list[Attrition]:
     """Fill ``asked`` (the columns of ``stay`` and ``prediction_time``) and ``answered`` (the answers of those), and say who left by which rule.
 
     Raises:
         SourceError: a table is missing that the question needs.
         RecipeError: the question is not asked of stays, or cannot be put to this kind of hospital.
     """
-    refuse_other_rows(task, "stays")
-    _refuse_absent(hospital, task)
-    prepared = task.prepare(hospital, spec) if task.prepare else ()
+    check_prediction_unit(task, "stays")
+    _check_required_tables(hospital, task)
+    prepared = task.prepare_tables(hospital, spec) if task.prepare_tables else ()
     connection = hospital.connection
     connection.execute(
         f"CREATE OR REPLACE TABLE asked AS SELECT *, {task.prediction_time} AS prediction_time FROM stay"
     )
-    steps = [apply(connection, rule) for rule in task.rules]
+    steps = [apply_exclusion(connection, rule) for rule in task.exclusion_criteria]
     connection.execute(
-        f"CREATE OR REPLACE TABLE answered AS SELECT * FROM ({task.answer}) WHERE stay_id IN (SELECT stay_id FROM asked)"
+        f"CREATE OR REPLACE TABLE answered AS SELECT * FROM ({task.label_query}) WHERE stay_id IN (SELECT stay_id FROM asked)"
     )
     return [*prepared, *steps]
 
 
-def _refuse_absent(hospital: HospitalDatabase, task: Task) -> None:
-    for part in task.needs:
+def _check_required_tables(hospital: HospitalDatabase, task: ClinicalTask) -> None:
+    for part in task.required_tables:
         if part in hospital.missing_tables:
             message = f"there is no table of {part} rows ({hospital.missing_tables[part]}), needed for the answers of {task.name}"
             raise SourceError(
@@ -86,11 +92,13 @@ def _refuse_absent(hospital: HospitalDatabase, task: Task) -> None:
             )
 
 
-def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
+def apply_exclusion(
+    connection: duckdb.DuckDBPyConnection, criterion: ExclusionCriterion
+) -> Attrition:
     """Let the stays that a rule names leave ``asked``, each counted once."""
     connection.execute(f"""CREATE OR REPLACE TABLE leaving AS
-        SELECT stay_id, min(reason) AS reason FROM ({rule.leaves}) WHERE stay_id IN (SELECT stay_id FROM asked) GROUP BY stay_id""")
-    attrition = Attrition(rule.name, count(connection, "asked"))
+        SELECT stay_id, min(reason) AS reason FROM ({criterion.excluded_query}) WHERE stay_id IN (SELECT stay_id FROM asked) GROUP BY stay_id""")
+    attrition = Attrition(criterion.name, count_selected_rows(connection, "asked"))
     for reason, left in connection.execute(
         "SELECT reason, count(*) FROM leaving GROUP BY reason ORDER BY reason"
     ).fetchall():
@@ -100,8 +108,8 @@ def apply(connection: duckdb.DuckDBPyConnection, rule: Rule) -> Attrition:
     return attrition
 
 
-def refuse_nobody(steps: Sequence[Attrition], location: str, row: str = "stay") -> None:
-    """Stop when no stay is left, or no ``row`` of another kind.
+def check_rows_remain(steps: Sequence[Attrition], location: str, row_name: str = "stay") -> None:
+    """Stop when no stay is left, or no ``row_name`` of another kind.
 
     Raises:
         SourceError: with what left in the step that took the last ones.
@@ -111,13 +119,13 @@ def refuse_nobody(steps: Sequence[Attrition], location: str, row: str = "stay") 
         return
     reasons = ", ".join(f"{left:,} × {reason}" for reason, left in last.dropped_rows.items())
     raise SourceError(
-        f"not one {row} is left after the step {last.step!r}: {reasons}",
+        f"not one {row_name} is left after the step {last.step!r}: {reasons}",
         location=location,
         hint="check the tables and the task",
     )
 
 
-def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+def count_selected_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     """The number of rows of a table."""
     ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(rows)

@@ -16,20 +16,22 @@ from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.core.schemas import SPLIT_NAMES
 from clinpeft.recipe import CohortSplitSpec
 
-Subjects = NDArray[np.int64]
-Names = NDArray[np.str_]
+SubjectIds = NDArray[np.int64]
+SplitNameArray = NDArray[np.str_]
 
-NOWHERE = ""  # of a stay that no split takes
+NO_SPLIT = ""  # of a stay that no split takes
 
-LIST_NAMES = {
+SUBJECT_LIST_NAMES = {
     "train": ("train",),
     "tuning": ("tuning", "val", "validation", "dev"),
     "held_out": ("held_out", "test"),
 }
-_SALT = 0x636F72706F7261  # that of corpora.split
+_SPLIT_HASH_SALT = 0x636F72706F7261  # that of corpora.split
 
 
-def by_hash(subjects: Subjects, fractions: Sequence[float], seed: int) -> Names:
+def split_subjects_by_hash(
+    subjects: SubjectIds, fractions: Sequence[float], seed: int
+) -> SplitNameArray:
     """The split of each subject from a hash of (seed, subject): neither order nor company plays a part.
 
     Args:
@@ -37,21 +39,21 @@ def by_hash(subjects: Subjects, fractions: Sequence[float], seed: int) -> Names:
         fractions: of train, tuning and held_out; a split of fraction 0 gets nobody.
         seed: another seed, another draw.
     """
-    salt = _mixed(np.array([(seed ^ _SALT) & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
-    uniform = (_mixed(subjects.astype(np.int64).view(np.uint64) ^ salt) >> np.uint64(11)).astype(
+    salt = _mix_keys(np.array([(seed ^ _SPLIT_HASH_SALT) & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
+    uniform = (_mix_keys(subjects.astype(np.int64).view(np.uint64) ^ salt) >> np.uint64(11)).astype(
         np.float64
     ) * 2.0**-53  # in [0, 1)
     last = int(
         np.flatnonzero(fractions).max()
     )  # a sum that is a hair below 1 must not fill a split of fraction 0
     chosen = np.minimum(np.searchsorted(np.cumsum(fractions), uniform, side="right"), last)
-    names: Names = np.array(SPLIT_NAMES)[chosen]
+    names: SplitNameArray = np.array(SPLIT_NAMES)[chosen]
     return names
 
 
-def by_group(
-    subjects: Subjects, groups: Sequence[str | None], spec: CohortSplitSpec, seed: int
-) -> tuple[Names, list[str]]:
+def split_stays_by_group(
+    subjects: SubjectIds, groups: Sequence[str | None], spec: CohortSplitSpec, seed: int
+) -> tuple[SplitNameArray, list[str]]:
     """The split of each stay from its group, and why it is in none.
 
     A subject with stays in several splits keeps those of the last one (train, tuning, held_out) only, so that what is held out was never seen.
@@ -61,17 +63,17 @@ def by_group(
     """
     known = sorted({group for group in groups if group is not None})
     held_out = spec.held_out_groups or tuple(known[-1:])
-    _refuse_unknown(known, (*spec.tuning_groups, *held_out), spec.by)
+    _check_groups(known, (*spec.tuning_groups, *held_out), spec.by)
     rest = (
         (spec.train, spec.tuning, 0.0)
         if not spec.tuning_groups and spec.train + spec.tuning > 0
         else (1.0, 0.0, 0.0)
     )
-    drawn = by_hash(subjects, [share / sum(rest) for share in rest], seed)
+    drawn = split_subjects_by_hash(subjects, [share / sum(rest) for share in rest], seed)
     named = dict.fromkeys(spec.tuning_groups, "tuning") | dict.fromkeys(held_out, "held_out")
     names = np.array(
         [
-            NOWHERE if group is None else named.get(group, draw)
+            NO_SPLIT if group is None else named.get(group, draw)
             for group, draw in zip(groups, drawn, strict=True)
         ]
     )
@@ -80,37 +82,37 @@ def by_group(
         latest[subject] = max(latest.get(subject, -1), SPLIT_NAMES.index(name) if name else -1)
     late = np.array(
         [
-            name != NOWHERE and SPLIT_NAMES.index(name) < latest[s]
+            name != NO_SPLIT and SPLIT_NAMES.index(name) < latest[s]
             for s, name in zip(subjects.tolist(), names.tolist(), strict=True)
         ],
         dtype=bool,
     )
     reasons = [
-        _why_not(name, is_late, spec.by)
+        _explain_exclusion(name, is_late, spec.by)
         for name, is_late in zip(names.tolist(), late.tolist(), strict=True)
     ]
-    return np.where(late, NOWHERE, names), reasons
+    return np.where(late, NO_SPLIT, names), reasons
 
 
-def _why_not(name: str, is_late: bool, by: str) -> str:
-    if not name:
+def _explain_exclusion(split_name: str, is_late: bool, by: str) -> str:
+    if not split_name:
         return f"{by} unknown"
     return "subject is asked in a later split" if is_late else ""
 
 
-def _refuse_unknown(known: Sequence[str], named: Sequence[str], by: str) -> None:
-    if not known:
+def _check_groups(data_groups: Sequence[str], recipe_groups: Sequence[str], by: str) -> None:
+    if not data_groups:
         raise InputError(f"no stay has a {by}", location="split.by", hint='split by "subject"')
-    for group in named:
-        if group not in known:
+    for group in recipe_groups:
+        if group not in data_groups:
             raise InputError(
                 f"no stay has {by} {group!r}",
                 location=f"split: by {by}",
-                hint=f"the data has: {', '.join(known)}",
+                hint=f"the data has: {', '.join(data_groups)}",
             )
 
 
-def by_lists(subjects: Subjects, folder: Path) -> Names:
+def split_subjects_by_lists(subjects: SubjectIds, folder: Path) -> SplitNameArray:
     """The split of each subject as listed in ``folder``; ``NOWHERE`` for one on no list.
 
     Raises:
@@ -119,18 +121,18 @@ def by_lists(subjects: Subjects, folder: Path) -> Names:
     """
     listed: dict[int, str] = {}
     for split in SPLIT_NAMES:
-        for subject in _listed(folder, split):
+        for subject in _read_subject_list(folder, split):
             if listed.setdefault(subject, split) != split:
                 message = f"subject {subject} is in two splits, {listed[subject]} and {split}"
                 raise RefusedError(
                     message, location=str(folder), hint="leave each subject on one list only"
                 )
-    return np.array([listed.get(subject, NOWHERE) for subject in subjects.tolist()])
+    return np.array([listed.get(subject, NO_SPLIT) for subject in subjects.tolist()])
 
 
-def _listed(folder: Path, split: str) -> set[int]:
+def _read_subject_list(folder: Path, split: str) -> set[int]:
     """The ids in the file of one split: one a line, or the column ``subject_id`` of a CSV (the first column where none has that name)."""
-    path = _list_file(folder, split)
+    path = _find_subject_list(folder, split)
     rows = [
         line.strip().split(",")
         for line in path.read_text(encoding="utf-8-sig").splitlines()
@@ -152,33 +154,36 @@ def _listed(folder: Path, split: str) -> set[int]:
     return found
 
 
-def _list_file(folder: Path, split: str) -> Path:
+def _find_subject_list(folder: Path, split: str) -> Path:
     """``train.csv``, ``mimic_train.csv``, ``train.txt``: the name of the split or its last part."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [
         path
         for path in files
         if path.is_file()
-        and any(path.stem == name or path.stem.endswith(f"_{name}") for name in LIST_NAMES[split])
+        and any(
+            path.stem == name or path.stem.endswith(f"_{name}")
+            for name in SUBJECT_LIST_NAMES[split]
+        )
     ]
     if len(found) != 1:
         message = f"there are {len(found)} lists for {split}"
         raise InputError(
             message,
             location=f"task.subject_lists = {folder}",
-            hint=f"put one file there: {' or '.join(LIST_NAMES[split])}.csv",
+            hint=f"put one file there: {' or '.join(SUBJECT_LIST_NAMES[split])}.csv",
         )
     return found[0]
 
 
-def refuse_straddling(subjects: Subjects, names: Names) -> None:
+def check_subjects_in_one_split(subjects: SubjectIds, split_names: SplitNameArray) -> None:
     """Stop when a subject is in two splits: what is measured there would be memory.
 
     Raises:
         RefusedError: with one such subject.
     """
     seen: dict[int, str] = {}
-    for subject, name in zip(subjects.tolist(), names.tolist(), strict=True):
+    for subject, name in zip(subjects.tolist(), split_names.tolist(), strict=True):
         if name and seen.setdefault(subject, name) != name:
             raise RefusedError(
                 f"subject {subject} is in two splits, {seen[subject]} and {name}",
@@ -187,7 +192,7 @@ def refuse_straddling(subjects: Subjects, names: Names) -> None:
             )
 
 
-def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the key moves every bit of the draw."""
     mixed = keys + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -20,29 +20,29 @@ import duckdb
 from clinpeft.core.errors import RecipeError, SourceError, StorageError
 from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.hospital import mimic_iii, mimic_iv, omop, own_files, raw_tables, standard_tables
-from clinpeft.data.hospital.raw_tables import Shipped
-from clinpeft.data.hospital.standard_tables import Layout, Part
+from clinpeft.data.hospital.raw_tables import RawTable
+from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
-__all__ = ["LAYOUTS", "fingerprint", "open_tables"]
+__all__ = ["HOSPITAL_LAYOUTS", "fingerprint_hospital", "open_hospital_database"]
 
-LAYOUTS: dict[str, Callable[[SourceSpec], Layout]] = {
-    "mimic-iii": mimic_iii.layout,
-    "mimic-iv": mimic_iv.layout,
-    "omop": omop.layout,
-    "files": own_files.layout,
+HOSPITAL_LAYOUTS: dict[str, Callable[[SourceSpec], HospitalLayout]] = {
+    "mimic-iii": mimic_iii.build_mimic_iii_layout,
+    "mimic-iv": mimic_iv.build_mimic_iv_layout,
+    "omop": omop.build_omop_layout,
+    "files": own_files.build_own_files_layout,
 }
 
-CHARTED: dict[str, tuple[str, ...]] = {
+CHARTED_TABLES: dict[str, tuple[str, ...]] = {
     "mimic-iii": ("CHARTEVENTS", "PROCEDUREEVENTS_MV"),
     "mimic-iv": ("chartevents", "procedureevents"),
 }
 """Tables that a question reads in place from ``Hospital.folder``."""
 
-WHOLE_BYTES, END_BYTES = 256 * 2**20, 64 * 2**20
+MAX_WHOLE_HASH_BYTES, HASHED_END_BYTES = 256 * 2**20, 64 * 2**20
 
 
-def open_tables(
+def open_hospital_database(
     spec: SourceSpec, folder: Path, memory_gigabytes: float = 2.0, threads: int = 2
 ) -> HospitalDatabase:
     """Read stays, intensive care stays and codes at once, and get ready to read the notes.
@@ -62,28 +62,28 @@ def open_tables(
         StorageError: ``folder`` cannot be written.
     """
     if spec.name == "synthetic":
-        spec = _invented(spec, folder)
-    layout, path = _layout(spec), _path(spec)
-    absent = _absent(path, layout)
-    connection = _database(folder, memory_gigabytes, threads)
-    reader = _Reader(connection, path, spec.max_bad_fraction)
+        spec = _write_synthetic_source(spec, folder)
+    layout, path = _get_layout(spec), _get_source_folder(spec)
+    absent = _find_missing_parts(path, layout)
+    connection = _create_database(folder, memory_gigabytes, threads)
+    reader = _PartReader(connection, path, spec.max_bad_fraction)
     try:
         first, *others = [part for part in layout.parts if part.name != "note"]
-        attrition = [*reader.read(first, required=True)]
+        attrition = [*reader.read_part(first, required=True)]
         for part in others:
-            attrition += reader.read(part)
+            attrition += reader.read_part(part)
     except BaseException:
         connection.close()
         raise
     notes = [part for part in layout.parts if part.name == "note"]
 
     def read_notes(categories: Sequence[str]) -> Attrition:
-        return _notes(reader, notes, tuple(categories))
+        return _read_note_parts(reader, notes, tuple(categories))
 
     return HospitalDatabase(spec.name, path, connection, tuple(attrition), absent, read_notes)
 
 
-def fingerprint(spec: SourceSpec) -> str:
+def fingerprint_hospital(spec: SourceSpec) -> str:
     """SHA-256 in hexadecimal over names and bytes of the table files of a hospital: those that ``open_tables`` reads, those that ``read_notes``
     would, and the charted ones that ventilation is derived from. For ``synthetic`` over its parameters and generator.
 
@@ -98,29 +98,33 @@ def fingerprint(spec: SourceSpec) -> str:
         from clinpeft.data import synthetic  # only here: a real hospital needs none of it
 
         return synthetic.fingerprint_synthetic_source(spec)
-    layout, path = _layout(spec), _path(spec)
-    tables = [table for part in layout.parts for table in (*part.tables, *part.extra)]
-    for table in layout.parts[0].tables:
-        if raw_tables.find(path, table.name) is None:
-            raise _missing(table, path)
+    layout, path = _get_layout(spec), _get_source_folder(spec)
+    tables = [
+        table for part in layout.parts for table in (*part.required_tables, *part.optional_tables)
+    ]
+    for table in layout.parts[0].required_tables:
+        if raw_tables.find_table_file(path, table.name) is None:
+            raise _create_missing_table_error(table, path)
     digest = hashlib.sha256()
-    for name in dict.fromkeys([*(table.name for table in tables), *CHARTED.get(spec.name, ())]):
-        file = raw_tables.find(path, name)
+    for name in dict.fromkeys(
+        [*(table.name for table in tables), *CHARTED_TABLES.get(spec.name, ())]
+    ):
+        file = raw_tables.find_table_file(path, name)
         if file is not None:
-            digest.update(f"{file.name}\0{_digest(file)}\n".encode())
+            digest.update(f"{file.name}\0{_hash_table_file(file)}\n".encode())
     return digest.hexdigest()
 
 
-def _digest(file: Path) -> str:
+def _hash_table_file(file: Path) -> str:
     digest = hashlib.sha256()
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
-            if size <= WHOLE_BYTES:
+            if size <= MAX_WHOLE_HASH_BYTES:
                 return hashlib.file_digest(opened, "sha256").hexdigest()
-            digest.update(f"{size}\0".encode() + opened.read(END_BYTES))
-            opened.seek(size - END_BYTES)
-            digest.update(opened.read(END_BYTES))
+            digest.update(f"{size}\0".encode() + opened.read(HASHED_END_BYTES))
+            opened.seek(size - HASHED_END_BYTES)
+            digest.update(opened.read(HASHED_END_BYTES))
     except OSError as error:
         raise SourceError(
             f"this file cannot be read: {error.strerror}",
@@ -130,7 +134,7 @@ def _digest(file: Path) -> str:
     return f"ends:{digest.hexdigest()}"
 
 
-def _invented(spec: SourceSpec, folder: Path) -> SourceSpec:
+def _write_synthetic_source(spec: SourceSpec, folder: Path) -> SourceSpec:
     from clinpeft.data import synthetic  # only here: a real hospital needs none of it
 
     path = folder / f"synthetic-{spec.shape}-{spec.subjects}-{spec.seed}"
@@ -138,17 +142,17 @@ def _invented(spec: SourceSpec, folder: Path) -> SourceSpec:
     return spec.model_copy(update={"name": spec.shape, "path": path})
 
 
-def _layout(spec: SourceSpec) -> Layout:
-    if spec.name not in LAYOUTS:
-        near = difflib.get_close_matches(spec.name, LAYOUTS, n=1, cutoff=0.4)
+def _get_layout(spec: SourceSpec) -> HospitalLayout:
+    if spec.name not in HOSPITAL_LAYOUTS:
+        near = difflib.get_close_matches(spec.name, HOSPITAL_LAYOUTS, n=1, cutoff=0.4)
         hint = (
             f"did you mean {near[0]!r}? " if near else ""
-        ) + f"the hospitals are: {', '.join(LAYOUTS)}, synthetic"
+        ) + f"the hospitals are: {', '.join(HOSPITAL_LAYOUTS)}, synthetic"
         raise RecipeError(f"there is no hospital {spec.name!r}", location="source.name", hint=hint)
-    return LAYOUTS[spec.name](spec)
+    return HOSPITAL_LAYOUTS[spec.name](spec)
 
 
-def _path(spec: SourceSpec) -> Path:
+def _get_source_folder(spec: SourceSpec) -> Path:
     if spec.path is None:
         raise RecipeError(
             "source.path is missing",
@@ -158,7 +162,9 @@ def _path(spec: SourceSpec) -> Path:
     return spec.path
 
 
-def _database(folder: Path, memory_gigabytes: float, threads: int) -> duckdb.DuckDBPyConnection:
+def _create_database(
+    folder: Path, memory_gigabytes: float, threads: int
+) -> duckdb.DuckDBPyConnection:
     settings = {
         "memory_limit": f"{memory_gigabytes:g}GB",
         "temp_directory": str(folder / "spill"),
@@ -176,86 +182,101 @@ def _database(folder: Path, memory_gigabytes: float, threads: int) -> duckdb.Duc
             location=str(folder),
             hint="check rights and space of this folder",
         ) from error
-    connection.execute(standard_tables.MACROS + standard_tables.TABLES)
+    connection.execute(standard_tables.CREATE_MACROS_SQL + standard_tables.CREATE_TABLES_SQL)
     return connection
 
 
-class _Reader:
+class _PartReader:
     """Reads parts of one data set; a file that several parts share is read once."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, path: Path, max_bad_fraction: float
+        self, connection: duckdb.DuckDBPyConnection, folder: Path, max_bad_fraction: float
     ) -> None:
-        self.connection, self.path, self.max_bad_fraction = connection, path, max_bad_fraction
-        self.files: dict[str, str] = {}
+        self.connection, self.folder, self.max_bad_fraction = connection, folder, max_bad_fraction
+        self.file_names: dict[str, str] = {}
 
-    def read(self, part: Part, required: bool = False) -> Iterator[Attrition]:
+    def read_part(self, part: TablePart, required: bool = False) -> Iterator[Attrition]:
         """Counts of its files, then of its rows; nothing when a file is missing and not required."""
         if not required and any(
-            raw_tables.find(self.path, table.name) is None for table in part.tables
+            raw_tables.find_table_file(self.folder, table.name) is None
+            for table in part.required_tables
         ):
             return
-        yield from self.raw(part)
-        yield standard_tables.fill(self.connection, part, self.files[part.tables[0].raw])
+        yield from self.read_raw_tables(part)
+        yield standard_tables.fill_standard_table(
+            self.connection, part, self.file_names[part.required_tables[0].raw_name]
+        )
 
-    def raw(self, part: Part) -> Iterator[Attrition]:
+    def read_raw_tables(self, part: TablePart) -> Iterator[Attrition]:
         """Counts of the files of a part that were not read before."""
-        for table in part.tables:
-            yield from self._file(table, required=True)
-        for table in part.extra:
-            yield from self._file(table, required=False)
+        for table in part.required_tables:
+            yield from self._read_table_file(table, required=True)
+        for table in part.optional_tables:
+            yield from self._read_table_file(table, required=False)
 
-    def notes(self, part: Part, categories: tuple[str, ...]) -> Attrition:
+    def read_notes(self, part: TablePart, categories: tuple[str, ...]) -> Attrition:
         """One file of notes, straight into ``note``."""
-        table = part.tables[0]
-        path = self._found(table)
-        source = raw_tables.query(path, table)
-        with raw_tables.guarded(path):
-            rows = standard_tables.fill_notes(self.connection, part, source, path.name, categories)
-        total = raw_tables.counted(self.connection, path, rows.entered_rows, self.max_bad_fraction)
+        table = part.required_tables[0]
+        path = self._require_table_file(table)
+        source = raw_tables.build_raw_table_query(path, table)
+        with raw_tables.translate_duckdb_errors(path):
+            rows = standard_tables.fill_note_table(
+                self.connection, part, source, path.name, categories
+            )
+        total = raw_tables.count_rejected_rows(
+            self.connection, path, rows.entered_rows, self.max_bad_fraction
+        )
         total.dropped_rows.update(rows.dropped_rows)
         total.locations.update(rows.locations)
         return total
 
-    def _found(self, table: Shipped) -> Path:
-        path = raw_tables.find(self.path, table.name)
+    def _require_table_file(self, table: RawTable) -> Path:
+        path = raw_tables.find_table_file(self.folder, table.name)
         if path is None:
-            raise _missing(table, self.path)
+            raise _create_missing_table_error(table, self.folder)
         return path
 
-    def _file(self, table: Shipped, required: bool) -> Iterator[Attrition]:
-        if table.raw in self.files:
+    def _read_table_file(self, table: RawTable, required: bool) -> Iterator[Attrition]:
+        if table.raw_name in self.file_names:
             return
-        path = self._found(table) if required else raw_tables.find(self.path, table.name)
-        self.files[table.raw] = path.name if path else ""
+        path = (
+            self._require_table_file(table)
+            if required
+            else raw_tables.find_table_file(self.folder, table.name)
+        )
+        self.file_names[table.raw_name] = path.name if path else ""
         if path is None:
             columns = ", ".join(
-                f'NULL::VARCHAR AS "{name}"' for name in (*table.columns, *table.optional)
+                f'NULL::VARCHAR AS "{name}"' for name in (*table.columns, *table.optional_columns)
             )
             self.connection.execute(
-                f'CREATE TABLE {table.raw} AS SELECT 1::BIGINT AS "row", {columns} LIMIT 0'
+                f'CREATE TABLE {table.raw_name} AS SELECT 1::BIGINT AS "row", {columns} LIMIT 0'
             )
             return
-        yield raw_tables.read(self.connection, path, table, self.max_bad_fraction)
+        yield raw_tables.read_raw_table(self.connection, path, table, self.max_bad_fraction)
 
 
-def _missing(table: Shipped, path: Path) -> SourceError:
+def _create_missing_table_error(table: RawTable, folder: Path) -> SourceError:
     purpose = next(iter(table.columns.values()))
     return SourceError(
         f"there is no table {table.name}, needed for {purpose}",
-        location=str(path),
+        location=str(folder),
         hint=f"put {table.name}.csv or .csv.gz there",
     )
 
 
-def _absent(path: Path, layout: Layout) -> dict[str, str]:
+def _find_missing_parts(folder: Path, layout: HospitalLayout) -> dict[str, str]:
     """Of the parts that may be missing, those without their files, each with the first file it would need."""
     missing: dict[str, str] = dict.fromkeys(
         ("icu_stay", "diagnosis", "procedure", "note"), "a table that this layout does not have"
     )
     complete = set()
     for part in reversed(layout.parts):
-        lacking = [table.name for table in part.tables if raw_tables.find(path, table.name) is None]
+        lacking = [
+            table.name
+            for table in part.required_tables
+            if raw_tables.find_table_file(folder, table.name) is None
+        ]
         if lacking and part.name in missing:  # the rest, the titles of codes, is only looked at
             missing[part.name] = f"{lacking[0]}.csv or {lacking[0]}.csv.gz"
         else:
@@ -263,14 +284,16 @@ def _absent(path: Path, layout: Layout) -> dict[str, str]:
     return {name: file for name, file in missing.items() if name not in complete}
 
 
-def _notes(reader: _Reader, parts: Sequence[Part], categories: tuple[str, ...]) -> Attrition:
+def _read_note_parts(
+    reader: _PartReader, parts: Sequence[TablePart], categories: tuple[str, ...]
+) -> Attrition:
     """Read the note files that hold one of ``categories`` (all of them when empty) into ``note``."""
-    reader.connection.execute(standard_tables.NOTE_TABLE)
+    reader.connection.execute(standard_tables.CREATE_NOTE_TABLE_SQL)
     total = Attrition("notes read")
     for part in parts:
         if part.categories and categories and not set(part.categories) & set(categories):
             continue
-        read = reader.notes(part, categories)
+        read = reader.read_notes(part, categories)
         total.entered_rows += read.entered_rows
         total.dropped_rows.update(read.dropped_rows)
         total.locations.update(read.locations)

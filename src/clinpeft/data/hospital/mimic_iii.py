@@ -6,13 +6,13 @@ A stay's ``year_group`` is DBSOURCE of its first intensive care stay, the only a
 
 from __future__ import annotations
 
-from clinpeft.data.hospital.raw_tables import Shipped, needed
-from clinpeft.data.hospital.standard_tables import Layout, Part
+from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
+from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
-ADMISSIONS = Shipped(
+MIMIC_III_ADMISSIONS = RawTable(
     "ADMISSIONS",
-    needed(
+    build_column_purposes(
         "the stays of every cohort",
         "subject_id",
         "hadm_id",
@@ -22,14 +22,15 @@ ADMISSIONS = Shipped(
         "admission_type",
         "hospital_expire_flag",
     ),
-    optional=("ethnicity", "language", "insurance"),
+    optional_columns=("ethnicity", "language", "insurance"),
 )
-PATIENTS = Shipped(
-    "PATIENTS", needed("age and sex of the stays", "subject_id", "gender", "dob", "dod")
+MIMIC_III_PATIENTS = RawTable(
+    "PATIENTS",
+    build_column_purposes("age and sex of the stays", "subject_id", "gender", "dob", "dod"),
 )
-ICUSTAYS = Shipped(
+MIMIC_III_ICUSTAYS = RawTable(
     "ICUSTAYS",
-    needed(
+    build_column_purposes(
         "intensive care",
         "subject_id",
         "hadm_id",
@@ -40,22 +41,25 @@ ICUSTAYS = Shipped(
         "outtime",
     ),
 )
-DIAGNOSES = Shipped(
+MIMIC_III_DIAGNOSES = RawTable(
     "DIAGNOSES_ICD",
-    needed("diagnosis labels and exclusions", "subject_id", "hadm_id", "seq_num", "icd9_code"),
+    build_column_purposes(
+        "diagnosis labels and exclusions", "subject_id", "hadm_id", "seq_num", "icd9_code"
+    ),
 )
-PROCEDURES = Shipped(
-    "PROCEDURES_ICD", needed("procedure labels", "subject_id", "hadm_id", "seq_num", "icd9_code")
+MIMIC_III_PROCEDURES = RawTable(
+    "PROCEDURES_ICD",
+    build_column_purposes("procedure labels", "subject_id", "hadm_id", "seq_num", "icd9_code"),
 )
-DIAGNOSIS_TITLES = Shipped(
-    "D_ICD_DIAGNOSES", needed("names of diagnoses", "icd9_code", "long_title")
+MIMIC_III_DIAGNOSIS_TITLES = RawTable(
+    "D_ICD_DIAGNOSES", build_column_purposes("names of diagnoses", "icd9_code", "long_title")
 )
-PROCEDURE_TITLES = Shipped(
-    "D_ICD_PROCEDURES", needed("names of procedures", "icd9_code", "long_title")
+MIMIC_III_PROCEDURE_TITLES = RawTable(
+    "D_ICD_PROCEDURES", build_column_purposes("names of procedures", "icd9_code", "long_title")
 )
-NOTEEVENTS = Shipped(
+MIMIC_III_NOTEEVENTS = RawTable(
     "NOTEEVENTS",
-    needed(
+    build_column_purposes(
         "what is read",
         "row_id",
         "subject_id",
@@ -70,7 +74,7 @@ NOTEEVENTS = Shipped(
     ),
 )
 
-_STAY = """
+_STAY_QUERY = """
 SELECT a."row", NULL::VARCHAR AS lost, a.subject_id, a.hadm_id AS stay_id, a.admittime AS admitted_at, a.dischtime AS discharged_at,
     coalesce(given(a.deathtime), p.dod) AS died_at, a.hospital_expire_flag AS died_in_hospital,
     date_diff('day', moment(p.dob), moment(a.admittime)) / 365.2425 AS years,
@@ -84,20 +88,20 @@ LEFT JOIN (SELECT DISTINCT ON (whole(hadm_id)) whole(hadm_id) AS stay, first_car
     ON i.stay = whole(a.hadm_id)
 """
 
-_ICU_STAY = """
+_ICU_STAY_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, icustay_id AS icu_stay_id, first_careunit AS care_unit,
     intime AS began_at, outtime AS ended_at FROM raw_icustays
 """
 
-_CODE = """
+_CODE_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, 'icd9' AS system, icd9_code AS code, seq_num AS "sequence" FROM {raw}
 """
 
-_TITLE = """
+_TITLE_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, '{kind}' AS kind, 'icd9' AS system, icd9_code AS code, long_title AS title FROM {raw}
 """
 
-_NOTE = """
+_NOTE_QUERY = """
 SELECT "row", row_id AS note_id, subject_id, hadm_id AS stay_id, category, description, text,
     coalesce(greatest(moment(storetime), moment(charttime)), end_of_day(moment(chartdate))) AS available_at,
     CASE WHEN trim(iserror) = '1' THEN 'marked as an error (ISERROR = 1)'
@@ -106,25 +110,38 @@ FROM raw_noteevents
 """
 
 
-def layout(spec: SourceSpec) -> Layout:
+def build_mimic_iii_layout(spec: SourceSpec) -> HospitalLayout:
     """The layout of MIMIC-III; nothing in ``spec`` changes it."""
     del spec
-    return Layout(
+    return HospitalLayout(
         (
-            Part("stay", (ADMISSIONS, PATIENTS), _STAY, extra=(ICUSTAYS,)),
-            Part("icu_stay", (ICUSTAYS,), _ICU_STAY),
-            Part("diagnosis", (DIAGNOSES,), _CODE.format(raw=DIAGNOSES.raw)),
-            Part("procedure", (PROCEDURES,), _CODE.format(raw=PROCEDURES.raw)),
-            Part(
-                "title",
-                (DIAGNOSIS_TITLES,),
-                _TITLE.format(kind="diagnosis", raw=DIAGNOSIS_TITLES.raw),
+            TablePart(
+                "stay",
+                (MIMIC_III_ADMISSIONS, MIMIC_III_PATIENTS),
+                _STAY_QUERY,
+                optional_tables=(MIMIC_III_ICUSTAYS,),
             ),
-            Part(
-                "title",
-                (PROCEDURE_TITLES,),
-                _TITLE.format(kind="procedure", raw=PROCEDURE_TITLES.raw),
+            TablePart("icu_stay", (MIMIC_III_ICUSTAYS,), _ICU_STAY_QUERY),
+            TablePart(
+                "diagnosis",
+                (MIMIC_III_DIAGNOSES,),
+                _CODE_QUERY.format(raw=MIMIC_III_DIAGNOSES.raw_name),
             ),
-            Part("note", (NOTEEVENTS,), _NOTE),
+            TablePart(
+                "procedure",
+                (MIMIC_III_PROCEDURES,),
+                _CODE_QUERY.format(raw=MIMIC_III_PROCEDURES.raw_name),
+            ),
+            TablePart(
+                "title",
+                (MIMIC_III_DIAGNOSIS_TITLES,),
+                _TITLE_QUERY.format(kind="diagnosis", raw=MIMIC_III_DIAGNOSIS_TITLES.raw_name),
+            ),
+            TablePart(
+                "title",
+                (MIMIC_III_PROCEDURE_TITLES,),
+                _TITLE_QUERY.format(kind="procedure", raw=MIMIC_III_PROCEDURE_TITLES.raw_name),
+            ),
+            TablePart("note", (MIMIC_III_NOTEEVENTS,), _NOTE_QUERY),
         )
     )

@@ -6,13 +6,13 @@ ICD-9 and ICD-10 both occur, so a code is keyed on its version. ``year_group`` i
 
 from __future__ import annotations
 
-from clinpeft.data.hospital.raw_tables import Shipped, needed
-from clinpeft.data.hospital.standard_tables import Layout, Part
+from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
+from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
-ADMISSIONS = Shipped(
+MIMIC_IV_ADMISSIONS = RawTable(
     "admissions",
-    needed(
+    build_column_purposes(
         "the stays of every cohort",
         "subject_id",
         "hadm_id",
@@ -22,11 +22,11 @@ ADMISSIONS = Shipped(
         "admission_type",
         "hospital_expire_flag",
     ),
-    optional=("race", "language", "insurance"),
+    optional_columns=("race", "language", "insurance"),
 )
-PATIENTS = Shipped(
+MIMIC_IV_PATIENTS = RawTable(
     "patients",
-    needed(
+    build_column_purposes(
         "age, sex, year group",
         "subject_id",
         "gender",
@@ -36,15 +36,15 @@ PATIENTS = Shipped(
         "dod",
     ),
 )
-ICUSTAYS = Shipped(
+MIMIC_IV_ICUSTAYS = RawTable(
     "icustays",
-    needed(
+    build_column_purposes(
         "intensive care", "subject_id", "hadm_id", "stay_id", "first_careunit", "intime", "outtime"
     ),
 )
-DIAGNOSES = Shipped(
+MIMIC_IV_DIAGNOSES = RawTable(
     "diagnoses_icd",
-    needed(
+    build_column_purposes(
         "diagnosis labels and exclusions",
         "subject_id",
         "hadm_id",
@@ -53,17 +53,21 @@ DIAGNOSES = Shipped(
         "icd_version",
     ),
 )
-PROCEDURES = Shipped(
+MIMIC_IV_PROCEDURES = RawTable(
     "procedures_icd",
-    needed("procedure labels", "subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"),
+    build_column_purposes(
+        "procedure labels", "subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"
+    ),
 )
-DIAGNOSIS_TITLES = Shipped(
-    "d_icd_diagnoses", needed("names of diagnoses", "icd_code", "icd_version", "long_title")
+MIMIC_IV_DIAGNOSIS_TITLES = RawTable(
+    "d_icd_diagnoses",
+    build_column_purposes("names of diagnoses", "icd_code", "icd_version", "long_title"),
 )
-PROCEDURE_TITLES = Shipped(
-    "d_icd_procedures", needed("names of procedures", "icd_code", "icd_version", "long_title")
+MIMIC_IV_PROCEDURE_TITLES = RawTable(
+    "d_icd_procedures",
+    build_column_purposes("names of procedures", "icd_code", "icd_version", "long_title"),
 )
-_NOTE_COLUMNS = needed(
+_NOTE_COLUMNS = build_column_purposes(
     "what is read",
     "note_id",
     "subject_id",
@@ -73,10 +77,10 @@ _NOTE_COLUMNS = needed(
     "storetime",
     "text",
 )
-DISCHARGE = Shipped("discharge", _NOTE_COLUMNS)
-RADIOLOGY = Shipped("radiology", _NOTE_COLUMNS)
+MIMIC_IV_DISCHARGE = RawTable("discharge", _NOTE_COLUMNS)
+MIMIC_IV_RADIOLOGY = RawTable("radiology", _NOTE_COLUMNS)
 
-_STAY = """
+_STAY_QUERY = """
 SELECT a."row", NULL::VARCHAR AS lost, a.subject_id, a.hadm_id AS stay_id, a.admittime AS admitted_at, a.dischtime AS discharged_at,
     coalesce(given(a.deathtime), p.dod) AS died_at, a.hospital_expire_flag AS died_in_hospital,
     whole(p.anchor_age) + year(moment(a.admittime)) - whole(p.anchor_year) AS age_years,
@@ -88,22 +92,22 @@ LEFT JOIN (SELECT DISTINCT ON (whole(hadm_id)) whole(hadm_id) AS stay, first_car
     ON i.stay = whole(a.hadm_id)
 """
 
-_ICU_STAY = """
+_ICU_STAY_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, stay_id AS icu_stay_id, first_careunit AS care_unit,
     intime AS began_at, outtime AS ended_at FROM raw_icustays
 """
 
-_CODE = """
+_CODE_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, subject_id, hadm_id AS stay_id, icd_code AS code, seq_num AS "sequence",
     CASE whole(icd_version) WHEN 9 THEN 'icd9' WHEN 10 THEN 'icd10' END AS system FROM {raw}
 """
 
-_TITLE = """
+_TITLE_QUERY = """
 SELECT "row", NULL::VARCHAR AS lost, '{kind}' AS kind, icd_code AS code, long_title AS title,
     CASE whole(icd_version) WHEN 9 THEN 'icd9' WHEN 10 THEN 'icd10' END AS system FROM {raw}
 """
 
-_NOTE = """
+_NOTE_QUERY = """
 SELECT "row", note_id, subject_id, hadm_id AS stay_id, text,
     CASE note_type WHEN 'DS' THEN 'Discharge summary' WHEN 'AD' THEN 'Discharge addendum'
                    WHEN 'RR' THEN 'Radiology report' WHEN 'AR' THEN 'Radiology addendum' ELSE note_type END AS category,
@@ -113,38 +117,51 @@ FROM {raw}
 """
 
 
-def layout(spec: SourceSpec) -> Layout:
+def build_mimic_iv_layout(spec: SourceSpec) -> HospitalLayout:
     """The layout of MIMIC-IV; nothing in ``spec`` changes it."""
     del spec
-    discharge = _NOTE.format(
-        raw=DISCHARGE.raw, charted="end_of_day(moment(charttime))"
+    discharge = _NOTE_QUERY.format(
+        raw=MIMIC_IV_DISCHARGE.raw_name, charted="end_of_day(moment(charttime))"
     )  # the charttime of a discharge summary is a date
-    radiology = _NOTE.format(raw=RADIOLOGY.raw, charted="moment(charttime)")
-    return Layout(
+    radiology = _NOTE_QUERY.format(raw=MIMIC_IV_RADIOLOGY.raw_name, charted="moment(charttime)")
+    return HospitalLayout(
         (
-            Part("stay", (ADMISSIONS, PATIENTS), _STAY, extra=(ICUSTAYS,)),
-            Part("icu_stay", (ICUSTAYS,), _ICU_STAY),
-            Part("diagnosis", (DIAGNOSES,), _CODE.format(raw=DIAGNOSES.raw)),
-            Part("procedure", (PROCEDURES,), _CODE.format(raw=PROCEDURES.raw)),
-            Part(
-                "title",
-                (DIAGNOSIS_TITLES,),
-                _TITLE.format(kind="diagnosis", raw=DIAGNOSIS_TITLES.raw),
+            TablePart(
+                "stay",
+                (MIMIC_IV_ADMISSIONS, MIMIC_IV_PATIENTS),
+                _STAY_QUERY,
+                optional_tables=(MIMIC_IV_ICUSTAYS,),
             ),
-            Part(
-                "title",
-                (PROCEDURE_TITLES,),
-                _TITLE.format(kind="procedure", raw=PROCEDURE_TITLES.raw),
+            TablePart("icu_stay", (MIMIC_IV_ICUSTAYS,), _ICU_STAY_QUERY),
+            TablePart(
+                "diagnosis",
+                (MIMIC_IV_DIAGNOSES,),
+                _CODE_QUERY.format(raw=MIMIC_IV_DIAGNOSES.raw_name),
             ),
-            Part(
+            TablePart(
+                "procedure",
+                (MIMIC_IV_PROCEDURES,),
+                _CODE_QUERY.format(raw=MIMIC_IV_PROCEDURES.raw_name),
+            ),
+            TablePart(
+                "title",
+                (MIMIC_IV_DIAGNOSIS_TITLES,),
+                _TITLE_QUERY.format(kind="diagnosis", raw=MIMIC_IV_DIAGNOSIS_TITLES.raw_name),
+            ),
+            TablePart(
+                "title",
+                (MIMIC_IV_PROCEDURE_TITLES,),
+                _TITLE_QUERY.format(kind="procedure", raw=MIMIC_IV_PROCEDURE_TITLES.raw_name),
+            ),
+            TablePart(
                 "note",
-                (DISCHARGE,),
+                (MIMIC_IV_DISCHARGE,),
                 discharge,
                 categories=("discharge summary", "discharge addendum"),
             ),
-            Part(
+            TablePart(
                 "note",
-                (RADIOLOGY,),
+                (MIMIC_IV_RADIOLOGY,),
                 radiology,
                 categories=("radiology report", "radiology addendum"),
             ),

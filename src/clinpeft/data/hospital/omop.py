@@ -15,13 +15,13 @@ Concepts: 9201 inpatient visit and 262 emergency room and inpatient visit (OHDSI
 from __future__ import annotations
 
 from clinpeft.core.errors import RecipeError
-from clinpeft.data.hospital.raw_tables import Shipped, literal, needed
-from clinpeft.data.hospital.standard_tables import Layout, Part
+from clinpeft.data.hospital.raw_tables import RawTable, quote_sql_literal, build_column_purposes
+from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
-VISIT = Shipped(
+OMOP_VISIT_OCCURRENCE = RawTable(
     "VISIT_OCCURRENCE",
-    needed(
+    build_column_purposes(
         "the stays of every cohort",
         "visit_occurrence_id",
         "person_id",
@@ -29,7 +29,7 @@ VISIT = Shipped(
         "visit_start_date",
         "visit_end_date",
     ),
-    optional=(
+    optional_columns=(
         "visit_start_datetime",
         "visit_end_datetime",
         "discharged_to_concept_id",
@@ -37,30 +37,49 @@ VISIT = Shipped(
         "care_site_id",
     ),
 )
-PERSON = Shipped(
+OMOP_PERSON = RawTable(
     "PERSON",
-    needed("age and sex of the stays", "person_id", "gender_concept_id", "year_of_birth"),
-    optional=("month_of_birth", "day_of_birth", "race_source_value"),
+    build_column_purposes(
+        "age and sex of the stays", "person_id", "gender_concept_id", "year_of_birth"
+    ),
+    optional_columns=("month_of_birth", "day_of_birth", "race_source_value"),
 )
-DEATH = Shipped("DEATH", needed("deaths", "person_id", "death_date"), optional=("death_datetime",))
-CONCEPT = Shipped("CONCEPT", needed("the system of source codes", "concept_id", "vocabulary_id"))
-CONDITION = Shipped(
+OMOP_DEATH = RawTable(
+    "DEATH",
+    build_column_purposes("deaths", "person_id", "death_date"),
+    optional_columns=("death_datetime",),
+)
+OMOP_CONCEPT = RawTable(
+    "CONCEPT", build_column_purposes("the system of source codes", "concept_id", "vocabulary_id")
+)
+OMOP_CONDITION_OCCURRENCE = RawTable(
     "CONDITION_OCCURRENCE",
-    needed("diagnosis labels", "person_id", "visit_occurrence_id", "condition_source_value"),
-    optional=("condition_source_concept_id",),
+    build_column_purposes(
+        "diagnosis labels", "person_id", "visit_occurrence_id", "condition_source_value"
+    ),
+    optional_columns=("condition_source_concept_id",),
 )
-PROCEDURE = Shipped(
+OMOP_PROCEDURE_OCCURRENCE = RawTable(
     "PROCEDURE_OCCURRENCE",
-    needed("procedure labels", "person_id", "visit_occurrence_id", "procedure_source_value"),
-    optional=("procedure_source_concept_id",),
+    build_column_purposes(
+        "procedure labels", "person_id", "visit_occurrence_id", "procedure_source_value"
+    ),
+    optional_columns=("procedure_source_concept_id",),
 )
-NOTE = Shipped(
+OMOP_NOTE = RawTable(
     "NOTE",
-    needed("what is read", "note_id", "person_id", "visit_occurrence_id", "note_date", "note_text"),
-    optional=("note_datetime", "note_title", "note_class_concept_id", "note_type_concept_id"),
+    build_column_purposes(
+        "what is read", "note_id", "person_id", "visit_occurrence_id", "note_date", "note_text"
+    ),
+    optional_columns=(
+        "note_datetime",
+        "note_title",
+        "note_class_concept_id",
+        "note_type_concept_id",
+    ),
 )
 
-_STAY = """
+_STAY_QUERY = """
 SELECT v."row", v.person_id AS subject_id, v.visit_occurrence_id AS stay_id, v.began AS admitted_at, v.ended AS discharged_at, d.died AS died_at,
     CASE WHEN whole(v.discharged_to_concept_id) = 4216643 THEN '1'
          WHEN (SELECT count(*) FROM raw_death) = 0 THEN NULL
@@ -80,7 +99,7 @@ LEFT JOIN (SELECT DISTINCT ON (whole(person_id)) whole(person_id) AS person, coa
            FROM raw_death ORDER BY "row") d ON d.person = whole(v.person_id)
 """
 
-_CODE = """
+_CODE_QUERY = """
 SELECT c."row", NULL::VARCHAR AS lost, c.person_id AS subject_id, c.visit_occurrence_id AS stay_id, NULL::VARCHAR AS "sequence",
     c.{kind}_source_value AS code,
     CASE WHEN k.vocabulary_id ILIKE 'ICD9%' THEN 'icd9' WHEN k.vocabulary_id ILIKE 'ICD10%' THEN 'icd10'
@@ -90,7 +109,7 @@ LEFT JOIN (SELECT DISTINCT ON (whole(concept_id)) whole(concept_id) AS concept, 
     ON k.concept = whole(c.{kind}_source_concept_id)
 """
 
-_NOTE = """
+_NOTE_QUERY = """
 SELECT "row", note_id, person_id AS subject_id, visit_occurrence_id AS stay_id, note_text AS text, NULL::VARCHAR AS description,
     CASE WHEN note_title ILIKE '%discharge summary%' OR list_has_any([{parts}], [note_class_concept_id, note_type_concept_id, note_title])
          THEN 'Discharge summary' ELSE coalesce(given(note_title), 'unnamed') END AS category,
@@ -100,7 +119,7 @@ FROM (SELECT *, coalesce(moment(note_datetime), moment(note_date)) AS at_time FR
 """
 
 
-def layout(spec: SourceSpec) -> Layout:
+def build_omop_layout(spec: SourceSpec) -> HospitalLayout:
     """The layout of OMOP CDM 5.4.
 
     Args:
@@ -122,22 +141,27 @@ def layout(spec: SourceSpec) -> Layout:
         )
     system = spec.columns.get("code_system")
     otherwise = f"'{system}'" if system else "NULL"
-    parts = ", ".join(literal(part) for part in spec.parts) or "''"
-    return Layout(
+    parts = ", ".join(quote_sql_literal(part) for part in spec.parts) or "''"
+    return HospitalLayout(
         (
-            Part("stay", (VISIT, PERSON), _STAY, extra=(DEATH,)),
-            Part(
+            TablePart(
+                "stay",
+                (OMOP_VISIT_OCCURRENCE, OMOP_PERSON),
+                _STAY_QUERY,
+                optional_tables=(OMOP_DEATH,),
+            ),
+            TablePart(
                 "diagnosis",
-                (CONDITION,),
-                _CODE.format(kind="condition", otherwise=otherwise),
-                extra=(CONCEPT,),
+                (OMOP_CONDITION_OCCURRENCE,),
+                _CODE_QUERY.format(kind="condition", otherwise=otherwise),
+                optional_tables=(OMOP_CONCEPT,),
             ),
-            Part(
+            TablePart(
                 "procedure",
-                (PROCEDURE,),
-                _CODE.format(kind="procedure", otherwise=otherwise),
-                extra=(CONCEPT,),
+                (OMOP_PROCEDURE_OCCURRENCE,),
+                _CODE_QUERY.format(kind="procedure", otherwise=otherwise),
+                optional_tables=(OMOP_CONCEPT,),
             ),
-            Part("note", (NOTE,), _NOTE.format(parts=parts)),
+            TablePart("note", (OMOP_NOTE,), _NOTE_QUERY.format(parts=parts)),
         )
     )

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import BILLED_CODE_SCHEMA, ICU_STAY_SCHEMA, NOTE_SCHEMA, STAY_SCHEMA
-from clinpeft.data.hospital.raw_tables import Shipped, needed
-from clinpeft.data.hospital.standard_tables import Layout, Part
+from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
+from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
-_NEEDED = {
+_REQUIRED_COLUMNS = {
     "stays": (
         "the stays of every cohort",
         ("subject_id", "stay_id", "admitted_at", "discharged_at"),
@@ -37,26 +37,32 @@ _SCHEMAS = {
 }
 
 
-def layout(spec: SourceSpec) -> Layout:
+def build_own_files_layout(spec: SourceSpec) -> HospitalLayout:
     """The layout that ``spec.columns`` describes.
 
     Raises:
         RecipeError: the map names a column that we do not have.
     """
-    _refuse_unknown(spec)
-    files = {name: _shipped(name, spec) for name in _NEEDED}
-    return Layout(
+    _check_column_map(spec)
+    files = {name: _build_raw_table(name, spec) for name in _REQUIRED_COLUMNS}
+    return HospitalLayout(
         (
-            Part("stay", (files["stays"],), _rows("stays", spec)),
-            Part("icu_stay", (files["icu_stays"],), _rows("icu_stays", spec)),
-            Part("diagnosis", (files["codes"],), _codes(spec, "coalesce(kind, '') <> 'procedure'")),
-            Part("procedure", (files["codes"],), _codes(spec, "kind = 'procedure'")),
-            Part("note", (files["notes"],), _notes(spec)),
+            TablePart("stay", (files["stays"],), _build_row_query("stays", spec)),
+            TablePart("icu_stay", (files["icu_stays"],), _build_row_query("icu_stays", spec)),
+            TablePart(
+                "diagnosis",
+                (files["codes"],),
+                _build_code_query(spec, "coalesce(kind, '') <> 'procedure'"),
+            ),
+            TablePart(
+                "procedure", (files["codes"],), _build_code_query(spec, "kind = 'procedure'")
+            ),
+            TablePart("note", (files["notes"],), _build_note_query(spec)),
         )
     )
 
 
-def _refuse_unknown(spec: SourceSpec) -> None:
+def _check_column_map(spec: SourceSpec) -> None:
     known = sorted({name for schema in _SCHEMAS.values() for name in schema.names})
     for name in spec.columns:
         if name not in known:
@@ -69,51 +75,55 @@ def _refuse_unknown(spec: SourceSpec) -> None:
             )
 
 
-def _theirs(ours: str, spec: SourceSpec) -> str:
-    return spec.columns.get(ours, ours).lower()
+def _get_source_column(column: str, spec: SourceSpec) -> str:
+    return spec.columns.get(column, column).lower()
 
 
-def _shipped(name: str, spec: SourceSpec) -> Shipped:
-    purpose, wanted = _NEEDED[name]
-    columns = needed(purpose, *(_theirs(ours, spec) for ours in wanted))
-    return Shipped(
+def _build_raw_table(name: str, spec: SourceSpec) -> RawTable:
+    purpose, wanted = _REQUIRED_COLUMNS[name]
+    columns = build_column_purposes(purpose, *(_get_source_column(ours, spec) for ours in wanted))
+    return RawTable(
         name,
         columns,
         tuple(
             dict.fromkeys(
-                theirs for ours in _others(name) if (theirs := _theirs(ours, spec)) not in columns
+                theirs
+                for ours in _list_optional_columns(name)
+                if (theirs := _get_source_column(ours, spec)) not in columns
             )
         ),
     )
 
 
-def _others(name: str) -> Sequence[str]:
-    return [column for column in _SCHEMAS[name].names if column not in _NEEDED[name][1]]
+def _list_optional_columns(name: str) -> Sequence[str]:
+    return [column for column in _SCHEMAS[name].names if column not in _REQUIRED_COLUMNS[name][1]]
 
 
-def _raw(name: str, spec: SourceSpec) -> str:
+def _build_column_query(name: str, spec: SourceSpec) -> str:
     """The columns of a file under our names."""
-    columns = ", ".join(f'"{_theirs(ours, spec)}" AS "{ours}"' for ours in _SCHEMAS[name].names)
+    columns = ", ".join(
+        f'"{_get_source_column(ours, spec)}" AS "{ours}"' for ours in _SCHEMAS[name].names
+    )
     return f'SELECT "row", {columns} FROM raw_{name}'
 
 
-def _rows(name: str, spec: SourceSpec) -> str:
-    return f"SELECT *, NULL::VARCHAR AS lost FROM ({_raw(name, spec)})"
+def _build_row_query(name: str, spec: SourceSpec) -> str:
+    return f"SELECT *, NULL::VARCHAR AS lost FROM ({_build_column_query(name, spec)})"
 
 
-def _codes(spec: SourceSpec, chosen: str) -> str:
+def _build_code_query(spec: SourceSpec, condition: str) -> str:
     """``ICD-9`` and ``icd9`` are one system; a kind that is neither of ours is left out among the diagnoses, so that it is counted once."""
     return f"""SELECT * REPLACE (CASE WHEN system IN ('icd9', 'icd10') THEN system END AS system),
             CASE WHEN coalesce(kind, '') NOT IN ('diagnosis', 'procedure') THEN 'neither a diagnosis nor a procedure' END AS lost
         FROM (SELECT * REPLACE (lower(trim(kind)) AS kind, lower(regexp_replace(system, '[^A-Za-z0-9]', '', 'g')) AS system)
-              FROM ({_raw("codes", spec)}))
-        WHERE {chosen}"""
+              FROM ({_build_column_query("codes", spec)}))
+        WHERE {condition}"""
 
 
-def _notes(spec: SourceSpec) -> str:
+def _build_note_query(spec: SourceSpec) -> str:
     """Notes without an id are numbered by their row; an ``available_at`` at midnight is a date and counts as the end of the day."""
     at_time = "moment(available_at)"
     return f"""SELECT * REPLACE (coalesce(given(note_id), 'row ' || "row") AS note_id,
             CASE WHEN {at_time} = date_trunc('day', {at_time}) THEN end_of_day({at_time}) ELSE {at_time} END AS available_at),
         CASE WHEN unparsed(available_at) THEN 'a time does not parse' END AS lost
-        FROM ({_raw("notes", spec)})"""
+        FROM ({_build_column_query("notes", spec)})"""

@@ -19,14 +19,14 @@ import duckdb
 from clinpeft.core.errors import SourceError, StorageError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.formats import delimited
-from clinpeft.data.formats.delimited import damage_named
+from clinpeft.data.formats.delimited import translate_gzip_errors
 
-LONGEST_ROW_BYTES = 8 * 1024 * 1024  # the longest MIMIC note has under 100,000
-CHUNK_BYTES = 1 << 20
-FOLDERS = ("", "hosp", "icu", "note")
-ENDINGS = (".csv", ".csv.gz")
+MAX_TABLE_ROW_BYTES = 8 * 1024 * 1024  # the longest MIMIC note has under 100,000
+TABLE_CHUNK_BYTES = 1 << 20
+TABLE_FOLDERS = ("", "hosp", "icu", "note")
+TABLE_FILE_SUFFIXES = (".csv", ".csv.gz")
 
-_REASONS = {
+_REJECTION_REASONS = {
     "UNQUOTED VALUE": "unreadable: a quote is not closed or not doubled",
     "TOO MANY COLUMNS": "unreadable: wrong number of columns",
     "MISSING COLUMNS": "unreadable: wrong number of columns",
@@ -36,31 +36,31 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Shipped:
+class RawTable:
     """One table as it is shipped.
 
     Attributes:
         name: the file without its ending; compared without regard to case.
         columns: each needed column (lower case) -> what it is needed for.
-        optional: columns that are null where the file has none of that name.
+        optional_columns: columns that are null where the file has none of that name.
     """
 
     name: str
     columns: Mapping[str, str]
-    optional: tuple[str, ...] = field(default=())
+    optional_columns: tuple[str, ...] = field(default=())
 
     @property
-    def raw(self) -> str:
+    def raw_name(self) -> str:
         """The DuckDB table it is read into."""
         return f"raw_{self.name.lower()}"
 
 
-def needed(purpose: str, *columns: str) -> dict[str, str]:
+def build_column_purposes(purpose: str, *columns: str) -> dict[str, str]:
     """Columns that are needed for one purpose."""
     return dict.fromkeys(columns, purpose)
 
 
-def find(folder: Path, name: str) -> Path | None:
+def find_table_file(folder: Path, name: str) -> Path | None:
     """The file of a table in the folder of a data set or its ``hosp``, ``icu`` and ``note`` folders; None when there is none.
 
     Raises:
@@ -68,8 +68,8 @@ def find(folder: Path, name: str) -> Path | None:
     """
     if not folder.is_dir():
         raise SourceError("there is no such folder", location=str(folder), hint="check source.path")
-    names = {f"{name}{ending}".lower() for ending in ENDINGS}
-    folders = [folder / part for part in FOLDERS if (folder / part).is_dir()]
+    names = {f"{name}{ending}".lower() for ending in TABLE_FILE_SUFFIXES}
+    folders = [folder / part for part in TABLE_FOLDERS if (folder / part).is_dir()]
     found = sorted(
         path for location in folders for path in location.iterdir() if path.name.lower() in names
     )
@@ -82,8 +82,8 @@ def find(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def read(
-    connection: duckdb.DuckDBPyConnection, path: Path, table: Shipped, max_bad_fraction: float
+def read_raw_table(
+    connection: duckdb.DuckDBPyConnection, path: Path, table: RawTable, max_bad_fraction: float
 ) -> Attrition:
     """``path`` -> the DuckDB table ``table.raw``: the wanted columns as text, null where empty, and ``row``, the number of the row from 1.
 
@@ -91,35 +91,39 @@ def read(
         SourceError: a column is missing; the file is cut off, damaged, or has a quote that is never closed; more than ``max_bad_fraction``
             of its rows cannot be read.
     """
-    with guarded(path):
-        connection.execute(f"CREATE OR REPLACE TABLE {table.raw} AS {query(path, table)}")
-    return counted(connection, path, count(connection, table.raw), max_bad_fraction)
+    with translate_duckdb_errors(path):
+        connection.execute(
+            f"CREATE OR REPLACE TABLE {table.raw_name} AS {build_raw_table_query(path, table)}"
+        )
+    return count_rejected_rows(
+        connection, path, count_table_rows(connection, table.raw_name), max_bad_fraction
+    )
 
 
-def query(path: Path, table: Shipped) -> str:
+def build_raw_table_query(path: Path, table: RawTable) -> str:
     """A SELECT that reads ``path`` as ``read`` does, once; to be followed by ``counted``.
 
     Raises:
         SourceError: as ``read``.
     """
-    header, delimiter = _header(path)
-    delimited.positions(header, table.columns, str(path), delimiter)
-    _refuse_damage(path, quoted=delimiter == ",")
+    header, delimiter = _read_header(path)
+    delimited.find_column_positions(header, table.columns, str(path), delimiter)
+    _check_quotes(path, has_quotes=delimiter == ",")
     wanted = [
         f'"{name}"' if name in header else f'NULL::VARCHAR AS "{name}"'
-        for name in (*table.columns, *table.optional)
+        for name in (*table.columns, *table.optional_columns)
     ]
-    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
-    quote = literal('"' if delimiter == "," else "")
+    names = ", ".join(f"{quote_sql_literal(name)}: 'VARCHAR'" for name in header)
+    quote = quote_sql_literal('"' if delimiter == "," else "")
     return f"""SELECT row_number() OVER () AS "row", {", ".join(wanted)}
-        FROM read_csv({literal(str(path))}, header = true, auto_detect = false, columns = {{{names}}}, delim = {literal(delimiter)},
+        FROM read_csv({quote_sql_literal(str(path))}, header = true, auto_detect = false, columns = {{{names}}}, delim = {quote_sql_literal(delimiter)},
             quote = {quote}, escape = {quote}, strict_mode = true, null_padding = false, parallel = false,
-            max_line_size = {LONGEST_ROW_BYTES}, buffer_size = {4 * LONGEST_ROW_BYTES},
+            max_line_size = {MAX_TABLE_ROW_BYTES}, buffer_size = {4 * MAX_TABLE_ROW_BYTES},
             store_rejects = true, rejects_table = 'rejected', rejects_scan = 'rejected_scan', rejects_limit = 0)"""
 
 
 @contextmanager
-def guarded(path: Path) -> Iterator[None]:
+def translate_duckdb_errors(path: Path) -> Iterator[None]:
     """What DuckDB complains about while it reads ``path``, without its message, which shows rows.
 
     Raises:
@@ -142,21 +146,23 @@ def guarded(path: Path) -> Iterator[None]:
         ) from None
 
 
-def literal(text: str) -> str:
+def quote_sql_literal(text: str) -> str:
     """A text constant of SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _header(path: Path) -> tuple[list[str], str]:
+def _read_header(path: Path) -> tuple[list[str], str]:
     """The names of the columns in lower case, and what separates them: a comma, or a tab (the vocabularies of OMOP)."""
-    first = next(delimited.lines(path))
+    first = next(delimited.read_text_lines(path))
     delimiter = "\t" if "\t" in first and "," not in first else ","
-    return [name.lower() for name in delimited.sheet(path, delimiter).header], delimiter
+    return [
+        name.lower() for name in delimited.open_delimited_table(path, delimiter).header
+    ], delimiter
 
 
-def _refuse_damage(path: Path, quoted: bool) -> None:
-    quotes = sum(chunk.count(b'"') for chunk in _chunks(path))
-    if quoted and quotes % 2:
+def _check_quotes(path: Path, has_quotes: bool) -> None:
+    quotes = sum(chunk.count(b'"') for chunk in _iterate_chunks(path))
+    if has_quotes and quotes % 2:
         message = f"a quoted field is never closed: {quotes:,} quotes, an odd number"
         raise SourceError(
             message,
@@ -165,14 +171,14 @@ def _refuse_damage(path: Path, quoted: bool) -> None:
         )
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _iterate_chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unzipped where its first two say so."""
     try:
-        with damage_named(path), path.open("rb") as file:
+        with translate_gzip_errors(path), path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             source = gzip.GzipFile(fileobj=file) if gzipped else file
-            while chunk := source.read(CHUNK_BYTES):
+            while chunk := source.read(TABLE_CHUNK_BYTES):
                 yield chunk
     except OSError as error:
         raise SourceError(
@@ -182,7 +188,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         ) from error
 
 
-def counted(
+def count_rejected_rows(
     connection: duckdb.DuckDBPyConnection, path: Path, read_rows: int, max_bad_fraction: float
 ) -> Attrition:
     """What was read and what was not; the rows themselves are forgotten at once.
@@ -197,7 +203,7 @@ def counted(
     attrition = Attrition(f"read {path.name}", read_rows + len(rejected))
     for line, kind in rejected:
         attrition.drop_rows(
-            _REASONS.get(kind, f"unreadable: {kind.lower()}"),
+            _REJECTION_REASONS.get(kind, f"unreadable: {kind.lower()}"),
             location=f"{path.name}: row {line - 1}",
         )
     if len(rejected) > max_bad_fraction * attrition.entered_rows:
@@ -214,7 +220,7 @@ def counted(
     return attrition
 
 
-def count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+def count_table_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     """The number of rows of a table."""
     ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(rows)

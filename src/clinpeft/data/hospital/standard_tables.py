@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import duckdb
 
 from clinpeft.core.schemas import Attrition
-from clinpeft.data.hospital.raw_tables import Shipped, literal
+from clinpeft.data.hospital.raw_tables import RawTable, quote_sql_literal
 
-MACROS = """
+CREATE_MACROS_SQL = """
 CREATE OR REPLACE MACRO whole(x) AS CASE WHEN regexp_full_match(trim(x), '-?[0-9]+([.]0*)?') THEN TRY_CAST(trim(x) AS BIGINT) END;
 CREATE OR REPLACE MACRO moment(x) AS TRY_CAST(nullif(trim(x), '') AS TIMESTAMP);
 CREATE OR REPLACE MACRO unparsed(x) AS nullif(trim(x), '') IS NOT NULL AND moment(x) IS NULL;
@@ -26,32 +26,32 @@ CREATE OR REPLACE MACRO truth(x) AS CASE WHEN lower(trim(x)) IN ('1', '1.0', 'tr
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of our tables, or a part of it: made from ``tables`` (the first holds its rows) by ``select``.
+class TablePart:
+    """One of our tables, or a part of it: made from ``required_tables`` (the first holds its rows) by ``select_query``.
 
     Attributes:
         name: ``stay``, ``icu_stay``, ``diagnosis``, ``procedure``, ``title`` or ``note``.
-        tables: files that must be there for this part.
-        select: names our columns over the raw tables, with ``row`` and ``lost``.
-        extra: files that ``select`` also joins; an empty table takes the place of one that is missing.
+        required_tables: files that must be there for this part.
+        select_query: names our columns over the raw tables, with ``row`` and ``lost``.
+        optional_tables: files that ``select_query`` also joins; an empty table takes the place of one that is missing.
         categories: for notes, the categories (lower case) that this file holds; empty when it says so in its rows.
     """
 
     name: str
-    tables: tuple[Shipped, ...]
-    select: str
-    extra: tuple[Shipped, ...] = ()
+    required_tables: tuple[RawTable, ...]
+    select_query: str
+    optional_tables: tuple[RawTable, ...] = ()
     categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Layout:
+class HospitalLayout:
     """How a data set is shipped; ``parts`` begins with the stays, the only part that must be there."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[TablePart, ...]
 
 
-_STAYS = """
+_STAY_ROWS_SQL = """
 CREATE OR REPLACE TABLE stay_row AS
 WITH parsed AS (
     SELECT "row", whole(subject_id) AS subject_id, whole(stay_id) AS stay_id, moment(admitted_at) AS admitted_at,
@@ -73,7 +73,7 @@ SELECT * REPLACE (CASE
 FROM parsed WINDOW same AS (PARTITION BY stay_id, lost)
 """
 
-_ICU_STAYS = """
+_ICU_STAY_ROWS_SQL = """
 CREATE OR REPLACE TABLE icu_stay_row AS
 WITH parsed AS (
     SELECT "row", whole(subject_id) AS subject_id, whole(stay_id) AS stay_id, whole(icu_stay_id) AS icu_stay_id, given(care_unit) AS care_unit,
@@ -89,7 +89,7 @@ SELECT * REPLACE (CASE WHEN lost IS NOT NULL THEN lost
     WHEN row_number() OVER (PARTITION BY icu_stay_id, lost ORDER BY "row") > 1 THEN 'stay id repeated' END AS lost) FROM parsed
 """
 
-_CODES = """
+_CODE_ROWS_SQL = """
 CREATE OR REPLACE TABLE {kind}_row AS
 WITH tidied AS (
     SELECT * REPLACE (whole(subject_id) AS subject_id, whole(stay_id) AS stay_id, whole("sequence") AS "sequence",
@@ -103,7 +103,7 @@ SELECT "row", subject_id, stay_id, '{kind}' AS kind, system, code, "sequence",
 FROM tidied t LEFT JOIN (SELECT subject_id, stay_id FROM stay) s USING (subject_id, stay_id)
 """
 
-_TITLES = """
+_TITLE_ROWS_SQL = """
 CREATE OR REPLACE TABLE title_row AS
 SELECT "row", kind, system, upper(regexp_replace(code, '[.\\s]', '', 'g')) AS code, title,
     CASE WHEN coalesce(regexp_replace(code, '[.\\s]', '', 'g'), '') = '' THEN 'no code'
@@ -112,7 +112,7 @@ SELECT "row", kind, system, upper(regexp_replace(code, '[.\\s]', '', 'g')) AS co
 FROM ({select})
 """
 
-_NOTES = """
+_INSERT_NOTE_ROWS_SQL = """
 INSERT INTO note_row
 SELECT {file} AS file, "row", given(note_id) AS note_id, whole(subject_id) AS subject_id, whole(stay_id) AS stay_id, given(category) AS category,
     given(description) AS description, available_at, CASE WHEN lost IS NULL THEN text END AS text, lost
@@ -127,36 +127,51 @@ FROM (SELECT * REPLACE (CASE
 """
 
 
-def fill(connection: duckdb.DuckDBPyConnection, part: Part, file: str) -> Attrition:
+def fill_standard_table(
+    connection: duckdb.DuckDBPyConnection, part: TablePart, file_name: str
+) -> Attrition:
     """One part other than notes -> its rows in ``stay``, ``icu_stay``, ``code`` or ``code_title``."""
-    statement, kept = _FILLED[part.name]
-    connection.execute(statement.format(select=part.select, kind=part.name))
+    statement, kept = _FILL_STATEMENTS[part.name]
+    connection.execute(statement.format(select=part.select_query, kind=part.name))
     connection.execute(kept)
-    attrition = _counted(connection, f"{part.name}_row", f"{part.name}: {file}", file)
+    attrition = _count_lost_rows(
+        connection, f"{part.name}_row", f"{part.name}: {file_name}", file_name
+    )
     connection.execute(f"DROP TABLE {part.name}_row")
     return attrition
 
 
-def fill_notes(
+def fill_note_table(
     connection: duckdb.DuckDBPyConnection,
-    part: Part,
-    source: str,
-    file: str,
+    part: TablePart,
+    source_query: str,
+    file_name: str,
     categories: tuple[str, ...],
 ) -> Attrition:
-    """One file of notes, read by the SELECT ``source`` -> its rows in ``note``, in one pass that keeps only the text of those.
+    """One file of notes, read by the SELECT ``source_query`` -> its rows in ``note``, in one pass that keeps only the text of those.
 
     Notes of other ``categories`` (lower case) are left out; those of none are kept.
     """
-    listed = ", ".join(literal(category) for category in categories)
+    listed = ", ".join(quote_sql_literal(category) for category in categories)
     wanted = f"coalesce(lower(trim(category)), '') IN ('', {listed})" if categories else "true"
-    raw = part.tables[0].raw
-    select = f"WITH {raw} AS ({source}) {part.select}"
-    connection.execute(_NOTES.format(file=literal(file), select=select, wanted=wanted))
-    return _counted(connection, f"note_row WHERE file = {literal(file)}", f"note: {file}", file)
+    raw = part.required_tables[0].raw_name
+    select = f"WITH {raw} AS ({source_query}) {part.select_query}"
+    connection.execute(
+        _INSERT_NOTE_ROWS_SQL.format(
+            file=quote_sql_literal(file_name), select=select, wanted=wanted
+        )
+    )
+    return _count_lost_rows(
+        connection,
+        f"note_row WHERE file = {quote_sql_literal(file_name)}",
+        f"note: {file_name}",
+        file_name,
+    )
 
 
-def _counted(connection: duckdb.DuckDBPyConnection, table: str, step: str, file: str) -> Attrition:
+def _count_lost_rows(
+    connection: duckdb.DuckDBPyConnection, table: str, step: str, file_name: str
+) -> Attrition:
     """Counts, and the first places a reason."""
     attrition = Attrition(step)
     query = f'SELECT lost, count(*), min("row", 5) FROM {table} GROUP BY lost ORDER BY lost'
@@ -164,33 +179,33 @@ def _counted(connection: duckdb.DuckDBPyConnection, table: str, step: str, file:
         attrition.entered_rows += count
         if reason:
             attrition.drop_rows(reason, count)
-            attrition.locations[reason] = [f"{file}: row {row}" for row in rows]
+            attrition.locations[reason] = [f"{file_name}: row {row}" for row in rows]
     return attrition
 
 
 _STAY_COLUMNS = """subject_id, stay_id, admitted_at, discharged_at, died_at, died_in_hospital, age_years, sex, race, language, insurance,
     admission_type, care_unit, year_group, site"""
-_INSERTED_CODES = """INSERT INTO code SELECT subject_id, stay_id, kind, system, code, "sequence" FROM {kind}_row WHERE lost IS NULL ORDER BY "row" """
+_INSERT_CODES_SQL = """INSERT INTO code SELECT subject_id, stay_id, kind, system, code, "sequence" FROM {kind}_row WHERE lost IS NULL ORDER BY "row" """
 
-_FILLED: Mapping[str, tuple[str, str]] = {
+_FILL_STATEMENTS: Mapping[str, tuple[str, str]] = {
     "stay": (
-        _STAYS,
+        _STAY_ROWS_SQL,
         f'INSERT INTO stay SELECT {_STAY_COLUMNS} FROM stay_row WHERE lost IS NULL ORDER BY "row"',
     ),
     "icu_stay": (
-        _ICU_STAYS,
+        _ICU_STAY_ROWS_SQL,
         """INSERT INTO icu_stay SELECT subject_id, stay_id, icu_stay_id, care_unit, began_at, ended_at
            FROM icu_stay_row WHERE lost IS NULL ORDER BY "row" """,
     ),
-    "diagnosis": (_CODES, _INSERTED_CODES.format(kind="diagnosis")),
-    "procedure": (_CODES, _INSERTED_CODES.format(kind="procedure")),
+    "diagnosis": (_CODE_ROWS_SQL, _INSERT_CODES_SQL.format(kind="diagnosis")),
+    "procedure": (_CODE_ROWS_SQL, _INSERT_CODES_SQL.format(kind="procedure")),
     "title": (
-        _TITLES,
+        _TITLE_ROWS_SQL,
         "INSERT INTO code_title SELECT kind, system, code, title FROM title_row WHERE lost IS NULL",
     ),
 }
 
-TABLES = """
+CREATE_TABLES_SQL = """
 CREATE TABLE stay (subject_id BIGINT NOT NULL, stay_id BIGINT NOT NULL, admitted_at TIMESTAMP, discharged_at TIMESTAMP, died_at TIMESTAMP,
     died_in_hospital BOOLEAN, age_years DOUBLE, sex VARCHAR, race VARCHAR, language VARCHAR, insurance VARCHAR, admission_type VARCHAR,
     care_unit VARCHAR, year_group VARCHAR, site VARCHAR);
@@ -201,7 +216,7 @@ CREATE TABLE code (subject_id BIGINT NOT NULL, stay_id BIGINT NOT NULL, kind VAR
 CREATE TABLE code_title (kind VARCHAR NOT NULL, system VARCHAR NOT NULL, code VARCHAR NOT NULL, title VARCHAR NOT NULL);
 """
 
-NOTE_TABLE = """
+CREATE_NOTE_TABLE_SQL = """
 CREATE OR REPLACE TABLE note_row (file VARCHAR NOT NULL, "row" BIGINT NOT NULL, note_id VARCHAR, subject_id BIGINT, stay_id BIGINT,
     category VARCHAR, description VARCHAR, available_at TIMESTAMP, text VARCHAR, lost VARCHAR);
 CREATE OR REPLACE VIEW note AS

@@ -13,64 +13,83 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinpeft.core.errors import InputError
-from clinpeft.reports.encoders import Grid, grid
-from clinpeft.reports.facts import Entry
+from clinpeft.reports.encoders import EncoderGrid, build_encoder_grid
+from clinpeft.reports.facts import CellResult
 from clinpeft.reports.figures import costs, scores
-from clinpeft.reports.figures.style import styled, write
+from clinpeft.reports.figures.style import apply_plot_style, write_figure
 from clinpeft.runs import write_file_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "FORMATS", "drawn", "write_figures"]
+__all__ = [
+    "EMBEDDING_FIGURES",
+    "FIGURE_FORMATS",
+    "draw_embedding_figures",
+    "write_embedding_figures",
+]
 
-FORMATS = ("svg", "png")
+FIGURE_FORMATS = ("svg", "png")
 
-_HOLLOW = "Hollow diamonds: as published, on other pairs and another machine."
+_PUBLISHED_MARKS_NOTE = "Hollow diamonds: as published, on other pairs and another machine."
 
-FIGURES: dict[str, tuple[str, Callable[[Grid], Figure]]] = {
+EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
     "figure-1": (
-        f"Separation of the adapted backbones with intervals, best first. Dashed: what the study calls clinically useful. {_HOLLOW}",
-        scores.figure_1,
+        f"Separation of the adapted backbones with intervals, best first. Dashed: what the study calls clinically useful. {_PUBLISHED_MARKS_NOTE}",
+        scores.draw_separation_ranking,
     ),
-    "figure-2": ("Separation against speed. The larger the mark, the less memory.", costs.figure_2),
+    "figure-2": (
+        "Separation against speed. The larger the mark, the less memory.",
+        costs.draw_separation_against_speed,
+    ),
     "figure-3": (
-        f"Peak memory against parameters; lines: the weights alone at 2 and 4 bytes a parameter. Marks: tiers of separation. {_HOLLOW}",
-        costs.figure_3,
+        f"Peak memory against parameters; lines: the weights alone at 2 and 4 bytes a parameter. Marks: tiers of separation. {_PUBLISHED_MARKS_NOTE}",
+        costs.draw_memory_against_parameters,
     ),
-    "figure-4": ("Dimension against speed (left) and against peak memory (right).", costs.figure_4),
-    "figure-5": (f"Separation before and after adapting. {_HOLLOW}", scores.figure_5),
+    "figure-4": (
+        "Dimension against speed (left) and against peak memory (right).",
+        costs.draw_dimension_against_cost,
+    ),
+    "figure-5": (
+        f"Separation before and after adapting. {_PUBLISHED_MARKS_NOTE}",
+        scores.draw_separation_before_after,
+    ),
     "figure-6": (
         "From the zero-shot separation to the adapted one: grey what was there, coloured what adapting added or took away.",
-        scores.figure_6,
+        scores.draw_separation_waterfall,
     ),
     "figure-7": (
-        f"Gains in separation in order, with intervals and their median. The study shows them in percent of zero-shot separations near 0. {_HOLLOW}",
-        scores.figure_7,
+        f"Gains in separation in order, with intervals and their median. The study shows them in percent of zero-shot separations near 0. {_PUBLISHED_MARKS_NOTE}",
+        scores.draw_separation_gains,
     ),
     "figure-8": (
-        f"Separation before (dot) and after (bar with its interval) adapting, with the medians of both. {_HOLLOW}",
-        scores.figure_8,
+        f"Separation before (dot) and after (bar with its interval) adapting, with the medians of both. {_PUBLISHED_MARKS_NOTE}",
+        scores.draw_separation_arrows,
     ),
     "figure-9": (
         "Cosines of pairs after adapting. Box: quartiles; notch: 95 % interval of the median; whiskers: 5th and 95th percentile.",
-        scores.figure_9,
+        scores.draw_cosine_distributions,
     ),
     "figure-10": (
         "Separation, embeddings per second, 1 / memory and 1 / parameters, each as a share of the best in the grid; the ring is 0.5.",
-        costs.figure_10,
+        costs.draw_radar_charts,
     ),
-    "figure-11": ("The Pareto frontier of separation and speed.", costs.figure_11),
-    "figure-12": (f"Embeddings per second for each GB of peak memory. {_HOLLOW}", costs.figure_12),
+    "figure-11": ("The Pareto frontier of separation and speed.", costs.draw_pareto_frontier),
+    "figure-12": (
+        f"Embeddings per second for each GB of peak memory. {_PUBLISHED_MARKS_NOTE}",
+        costs.draw_speed_per_gigabyte,
+    ),
     "figure-13": (
-        f"Ablation: separation against the share of the pairs that were learned from. {_HOLLOW}",
-        scores.figure_13,
+        f"Ablation: separation against the share of the pairs that were learned from. {_PUBLISHED_MARKS_NOTE}",
+        scores.draw_ablation,
     ),
 }
 """File name without ending -> caption, and grid -> figure; numbered as in the study."""
 
 
-def drawn(entries: Sequence[Entry]) -> tuple[dict[str, Figure], dict[str, str]]:
+def draw_embedding_figures(
+    entries: Sequence[CellResult],
+) -> tuple[dict[str, Figure], dict[str, str]]:
     """Every figure that the runs have data for, and for each other why it has none.
 
     Args:
@@ -79,17 +98,17 @@ def drawn(entries: Sequence[Entry]) -> tuple[dict[str, Figure], dict[str, str]]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    made, figures, skipped = grid(entries), {}, {}
-    for name, (_, draw) in FIGURES.items():
+    made, figures, skipped = build_encoder_grid(entries), {}, {}
+    for name, (_, draw) in EMBEDDING_FIGURES.items():
         try:
-            with styled():
+            with apply_plot_style():
                 figures[name] = draw(made)
         except InputError as error:
             skipped[name] = error.message
     return figures, skipped
 
 
-def write_figures(entries: Sequence[Entry], folder: Path) -> tuple[Path, ...]:
+def write_embedding_figures(entries: Sequence[CellResult], folder: Path) -> tuple[Path, ...]:
     """Every figure in every format of ``FORMATS``, and ``figures.md`` with their captions and with those that are missing, and why.
 
     Args:
@@ -103,12 +122,14 @@ def write_figures(entries: Sequence[Entry], folder: Path) -> tuple[Path, ...]:
         UsageError: matplotlib is not installed.
         StorageError: nothing could be written; what was there before is intact.
     """
-    figures, skipped = drawn(entries)
-    paths = [folder / f"{name}.{form}" for name in figures for form in FORMATS]
+    figures, skipped = draw_embedding_figures(entries)
+    paths = [folder / f"{name}.{form}" for name in figures for form in FIGURE_FORMATS]
     for path in paths:
-        write(figures[path.stem], path)
-    measured = f"Separation: {grid(entries).said}. Whiskers: intervals of the runs."
-    blocks = [f"![{name}]({name}.svg)\n\n**{name}.** {FIGURES[name][0]}" for name in figures]
+        write_figure(figures[path.stem], path)
+    measured = f"Separation: {build_encoder_grid(entries).pairs_description}. Whiskers: intervals of the runs."
+    blocks = [
+        f"![{name}]({name}.svg)\n\n**{name}.** {EMBEDDING_FIGURES[name][0]}" for name in figures
+    ]
     blocks += [f"**{name}** was not drawn: {reason}." for name, reason in skipped.items()]
     captions = folder / "figures.md"
     write_file_atomically(captions, "\n\n".join(["# Figures", measured, *blocks]) + "\n")

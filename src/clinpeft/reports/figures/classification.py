@@ -5,23 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from clinpeft.reports.facts import MODEL, SUBGROUP, TEST, Key, estimates, main_metric
-from clinpeft.reports.figures.panels import LINES, ROW, Panel, Points, classes, grid_of, named, told
+from clinpeft.reports.facts import (
+    CLASSIFIER_GROUP,
+    SUBGROUP_SEPARATOR,
+    HELD_OUT_SPLIT,
+    MetricKey,
+    read_estimates,
+    find_main_metric,
+)
+from clinpeft.reports.figures.panels import (
+    LINE_STYLES,
+    ROW_ID_PREFIX,
+    ClassificationPanel,
+    CurvePoints,
+    choose_curve_classes,
+    create_panel_axes,
+    format_class_group,
+    set_tooltip,
+)
 from clinpeft.reports.figures.style import (
     BLACK,
     BLUE,
-    GREY,
-    PUBLISHED,
-    PUBLISHED_NAME,
+    GRAY,
+    PUBLISHED_MARKER,
+    PUBLISHED_LABEL,
     VERMILION,
-    bars_height,
-    legend,
-    logarithmic,
-    names_on_y,
-    needed,
-    sheet,
+    compute_bars_height,
+    add_legend,
+    set_log_axis,
+    set_y_names,
+    check_plot_data,
+    create_figure,
 )
-from clinpeft.reports.formats import count
+from clinpeft.reports.formats import format_count
 from clinpeft.reports.tables import Estimate
 from clinpeft.runs import RELEASE_SMALLEST_CELL
 
@@ -30,196 +46,213 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def forest(
+def draw_forest_plot(
     names: Sequence[str],
-    found: Sequence[Estimate],
-    published: Sequence[float | None],
-    beat: Estimate | None,
+    estimates: Sequence[Estimate],
+    published_values: Sequence[float | None],
+    baseline: Estimate | None,
     metric: str,
 ) -> Figure:
     """The main metric of every row with its interval, the published value below, and the baseline to beat as a line with its band.
 
     Args:
-        names, found, published: of the rows, from top to bottom.
-        beat: of TF-IDF with logistic regression.
+        names, estimates, published_values: of the rows, from top to bottom.
+        baseline: of TF-IDF with logistic regression.
         metric: its name, for the axis.
     """
-    needed(found, "a main metric")
-    figure, (axes,) = sheet(bars_height(len(names)))
-    places = names_on_y(axes, list(names))
-    if beat is not None and beat.value is not None:
-        told(
+    check_plot_data(estimates, "a main metric")
+    figure, (axes,) = create_figure(compute_bars_height(len(names)))
+    places = set_y_names(axes, list(names))
+    if baseline is not None and baseline.value is not None:
+        set_tooltip(
             axes.axvline(
-                beat.value, color=VERMILION, linestyle="--", linewidth=1.2, label="TF-IDF"
+                baseline.value, color=VERMILION, linestyle="--", linewidth=1.2, label="TF-IDF"
             ),
-            f"TF-IDF: {_said(beat)}",
+            f"TF-IDF: {_format_estimate(baseline)}",
         )
-        if beat.low is not None and beat.high is not None:
-            axes.axvspan(beat.low, beat.high, color=VERMILION, alpha=0.1, linewidth=0)
-    for location, name, known, printed in zip(places, names, found, published, strict=True):
-        _mark(axes, location, name, known)
+        if baseline.low is not None and baseline.high is not None:
+            axes.axvspan(baseline.low, baseline.high, color=VERMILION, alpha=0.1, linewidth=0)
+    for location, name, known, printed in zip(
+        places, names, estimates, published_values, strict=True
+    ):
+        _draw_interval_point(axes, location, name, known)
         if printed is not None:
-            (diamond,) = axes.plot([printed], [location + 0.3], label=PUBLISHED_NAME, **PUBLISHED)
-            told(diamond, f"{name}, published: {printed:.4f}")
+            (diamond,) = axes.plot(
+                [printed], [location + 0.3], label=PUBLISHED_LABEL, **PUBLISHED_MARKER
+            )
+            set_tooltip(diamond, f"{name}, published: {printed:.4f}")
     axes.set_xlabel(f"{metric}, held out")
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def _mark(axes: Axes, location: float, name: str, known: Estimate, colour: str = BLUE) -> None:
+def _draw_interval_point(
+    axes: Axes, location: float, name: str, estimate: Estimate, color: str = BLUE
+) -> None:
     """A point with its interval."""
-    if known.value is None:
+    if estimate.value is None:
         return
-    if known.low is not None and known.high is not None:
-        axes.plot([known.low, known.high], [location, location], color=colour, linewidth=1.6)
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [location, location], color=color, linewidth=1.6)
     (point,) = axes.plot(
-        [known.value], [location], marker="o", markersize=6, color=colour, linestyle="none"
+        [estimate.value], [location], marker="o", markersize=6, color=color, linestyle="none"
     )
-    told(point, f"{name}: {_said(known)}")
+    set_tooltip(point, f"{name}: {_format_estimate(estimate)}")
 
 
-def _said(known: Estimate) -> str:
+def _format_estimate(estimate: Estimate) -> str:
     interval = (
-        "" if known.low is None or known.high is None else f" ({known.low:.3f} to {known.high:.3f})"
+        ""
+        if estimate.low is None or estimate.high is None
+        else f" ({estimate.low:.3f} to {estimate.high:.3f})"
     )
-    return "unknown" if known.value is None else f"{known.value:.3f}{interval}"
+    return "unknown" if estimate.value is None else f"{estimate.value:.3f}{interval}"
 
 
-def calibration(panels: Sequence[Panel]) -> Figure:
+def draw_calibration(panels: Sequence[ClassificationPanel]) -> Figure:
     """Share observed against probability predicted, in bins of equal count with intervals, and the smooth curve through them."""
-    panels = [panel for panel in panels if panel.curve("calibration")]
-    needed(panels, "a calibration curve")
-    figure, axes = grid_of(panels, 2.3, "predicted", "observed")
+    panels = [panel for panel in panels if panel.read_curves("calibration")]
+    check_plot_data(panels, "a calibration curve")
+    figure, axes = create_panel_axes(panels, 2.3, "predicted", "observed")
     ends = [
         row[name]
         for panel in panels
-        for rows in panel.curve("calibration").values()
+        for rows in panel.read_curves("calibration").values()
         for row in rows
         for name in ("x", "y", "high")
     ]
     most = min(1.0, 1.05 * max(end for end in ends if end is not None))
     for axis, panel in zip(axes, panels, strict=True):
         axis.plot(
-            [0, most], [0, most], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), label="perfect"
+            [0, most], [0, most], color=GRAY, linewidth=0.9, linestyle=(0, (1, 2)), label="perfect"
         )
-        bins, smooth = panel.curve("calibration"), panel.curve("calibration_smooth")
-        for at, one in enumerate(classes(bins)):
-            _calibrated(
+        bins, smooth = panel.read_curves("calibration"), panel.read_curves("calibration_smooth")
+        for at, one in enumerate(choose_curve_classes(bins)):
+            _draw_calibration_curve(
                 axis,
                 panel.name,
                 one,
-                bins.get(named(MODEL, one), []),
-                smooth.get(named(MODEL, one), []),
-                LINES[at][0],
+                bins.get(format_class_group(CLASSIFIER_GROUP, one), []),
+                smooth.get(format_class_group(CLASSIFIER_GROUP, one), []),
+                LINE_STYLES[at][0],
             )
         axis.set_xlim(0, most)
         axis.set_ylim(0, most)
-    legend(figure, axes[0], columns=2 if len(axes) == 1 else 4)
+    add_legend(figure, axes[0], columns=2 if len(axes) == 1 else 4)
     return figure
 
 
-def _calibrated(axis: Axes, row: str, one: str, bins: Points, smooth: Points, colour: str) -> None:
-    if smooth:
-        x = [point["x"] for point in smooth]
-        axis.plot(x, [point["y"] for point in smooth], color=colour, linewidth=1.2)
-        if all(point["low"] is not None and point["high"] is not None for point in smooth):
+def _draw_calibration_curve(
+    axis: Axes,
+    row_name: str,
+    class_name: str,
+    bin_points: CurvePoints,
+    smooth_points: CurvePoints,
+    color: str,
+) -> None:
+    if smooth_points:
+        x = [point["x"] for point in smooth_points]
+        axis.plot(x, [point["y"] for point in smooth_points], color=color, linewidth=1.2)
+        if all(point["low"] is not None and point["high"] is not None for point in smooth_points):
             axis.fill_between(
                 x,
-                [point["low"] for point in smooth],
-                [point["high"] for point in smooth],
-                color=colour,
+                [point["low"] for point in smooth_points],
+                [point["high"] for point in smooth_points],
+                color=color,
                 alpha=0.14,
                 linewidth=0,
             )
-    for at, point in enumerate(bins):
+    for at, point in enumerate(bin_points):
         if point["low"] is not None and point["high"] is not None:
-            axis.plot([point["x"]] * 2, [point["low"], point["high"]], color=colour, linewidth=0.9)
-        word: dict[str, Any] = {"label": one or "bins of equal count"} if at == 0 else {}
+            axis.plot([point["x"]] * 2, [point["low"], point["high"]], color=color, linewidth=0.9)
+        word: dict[str, Any] = {"label": class_name or "bins of equal count"} if at == 0 else {}
         (dot,) = axis.plot(
             [point["x"]],
             [point["y"]],
             marker="o",
             markersize=4,
-            color=colour,
+            color=color,
             linestyle="none",
             **word,
         )
-        told(
+        set_tooltip(
             dot,
-            f"{row}{f', {one}' if one else ''}: predicted {point['x']:.3f}, observed {point['y']:.3f}, {count(point['n'])} answers",
+            f"{row_name}{f', {class_name}' if class_name else ''}: predicted {point['x']:.3f}, observed {point['y']:.3f}, {format_count(point['n'])} answers",
         )
 
 
-def decisions(panels: Sequence[Panel]) -> Figure:
+def draw_decision_curves(panels: Sequence[ClassificationPanel]) -> Figure:
     """Net benefit against the probability from which one acts: a line a row, acting on everybody, and on nobody; a panel a class."""
-    panels = [panel for panel in panels if panel.curve("net_benefit")]
-    needed(panels, "a decision curve")
-    first = panels[0].curve("net_benefit")
+    panels = [panel for panel in panels if panel.read_curves("net_benefit")]
+    check_plot_data(panels, "a decision curve")
+    first = panels[0].read_curves("net_benefit")
     shown = (
-        classes(panels[0].curve("calibration"))
+        choose_curve_classes(panels[0].read_curves("calibration"))
         or [
-            group.removeprefix(MODEL).removeprefix(SUBGROUP)
+            group.removeprefix(CLASSIFIER_GROUP).removeprefix(SUBGROUP_SEPARATOR)
             for group in first
-            if group[:5] == MODEL
+            if group[:5] == CLASSIFIER_GROUP
         ][:1]
     )
-    figure, axes = sheet(3.2, len(shown))
+    figure, axes = create_figure(3.2, len(shown))
     for axis, one in zip(axes, shown, strict=True):
         for group, style in (("treat all", "--"), ("treat none", ":")):
-            points = first.get(named(group, one), [])
+            points = first.get(format_class_group(group, one), [])
             axis.plot(
                 [point["x"] for point in points],
                 [point["y"] for point in points],
-                color=GREY,
+                color=GRAY,
                 linestyle=style,
                 linewidth=1,
                 label=group,
             )
         for at, panel in enumerate(panels):
-            _acted(
+            _draw_decision_curve(
                 axis,
                 panel,
-                panel.curve("net_benefit").get(named(MODEL, one), []),
-                *LINES[at % len(LINES)],
+                panel.read_curves("net_benefit").get(format_class_group(CLASSIFIER_GROUP, one), []),
+                *LINE_STYLES[at % len(LINE_STYLES)],
             )
         tops = [
             point["y"]
             for panel in panels
-            for group, rows in panel.curve("net_benefit").items()
-            if group[:5] == MODEL
+            for group, rows in panel.read_curves("net_benefit").items()
+            if group[:5] == CLASSIFIER_GROUP
             for point in rows
         ]
         axis.set_ylim(-0.25 * max([*tops, 0.01]), 1.1 * max([*tops, 0.01]))
         axis.set_title(one, loc="left", fontsize=8.5)
         axis.set_xlabel("probability from which one acts")
     axes[0].set_ylabel("net benefit")
-    legend(figure, axes[0], columns=3)
+    add_legend(figure, axes[0], columns=3)
     return figure
 
 
-def _acted(axis: Axes, panel: Panel, points: Points, colour: str, style: str) -> None:
+def _draw_decision_curve(
+    axis: Axes, panel: ClassificationPanel, points: CurvePoints, color: str, style: str
+) -> None:
     x, y = [point["x"] for point in points], [point["y"] for point in points]
-    (line,) = axis.plot(x, y, color=colour, linestyle=style, linewidth=1.4, label=panel.name)
-    line.set_gid(f"{ROW}{panel.name}")
+    (line,) = axis.plot(x, y, color=color, linestyle=style, linewidth=1.4, label=panel.name)
+    line.set_gid(f"{ROW_ID_PREFIX}{panel.name}")
     for point in points[9::10]:
         (dot,) = axis.plot(
-            [point["x"]], [point["y"]], marker="o", markersize=3, color=colour, linestyle="none"
+            [point["x"]], [point["y"]], marker="o", markersize=3, color=color, linestyle="none"
         )
-        interval = _said(Estimate(point["y"], point["low"], point["high"]))
-        told(dot, f"{panel.name}: from {point['x']:.2f} on, net benefit {interval}")
+        interval = _format_estimate(Estimate(point["y"], point["low"], point["high"]))
+        set_tooltip(dot, f"{panel.name}: from {point['x']:.2f} on, net benefit {interval}")
 
 
-def distributions(panels: Sequence[Panel]) -> Figure:
+def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure:
     """How the probabilities of those with and without the event are spread: density in bins that at least ten answers share."""
-    panels = [panel for panel in panels if panel.curve("probabilities")]
-    needed(panels, "distributions of probabilities")
-    figure, axes = grid_of(panels, 1.9, "predicted probability", "density")
+    panels = [panel for panel in panels if panel.read_curves("probabilities")]
+    check_plot_data(panels, "distributions of probabilities")
+    figure, axes = create_panel_axes(panels, 1.9, "predicted probability", "density")
     for axis, panel in zip(axes, panels, strict=True):
-        chosen = list(panel.curve("probabilities").items())[
+        chosen = list(panel.read_curves("probabilities").items())[
             :2
         ]  # of several classes the first, with and without
-        for (group, points), colour in zip(chosen, (GREY, BLUE), strict=False):
-            for at, (left, right, share, answers) in enumerate(joined(points)):
+        for (group, points), colour in zip(chosen, (GRAY, BLUE), strict=False):
+            for at, (left, right, share, answers) in enumerate(merge_small_bins(points)):
                 word = {"label": f"{group}"} if at == 0 else {}
                 bar = axis.bar(
                     left,
@@ -231,16 +264,16 @@ def distributions(panels: Sequence[Panel]) -> Figure:
                     edgecolor=colour,
                     **word,
                 )
-                told(
+                set_tooltip(
                     bar.patches[0],
-                    f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {share:.1%} of {count(answers)}",
+                    f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {share:.1%} of {format_count(answers)}",
                 )
         axis.set_xlim(0, 1)
-    legend(figure, axes[0], columns=2)
+    add_legend(figure, axes[0], columns=2)
     return figure
 
 
-def joined(points: Points) -> list[tuple[float, float, float, int]]:
+def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int]]:
     """Neighbouring bins of a histogram put together until each holds no answer or at least ten: left, right, share, answers of all bins.
 
     Empty bins stay as they are where they stand between large ones.
@@ -275,48 +308,55 @@ def joined(points: Points) -> list[tuple[float, float, float, int]]:
     return bins
 
 
-def subgroups(panels: Sequence[Panel]) -> Figure:
+def draw_subgroups(panels: Sequence[ClassificationPanel]) -> Figure:
     """The main metric of every subgroup with its interval, beside the whole as a line; groups of fewer than ten people are not there."""
-    known = [(panel, found) for panel in panels if (found := _groups(panel))]
-    needed(known, "subgroups")
+    known = [(panel, found) for panel in panels if (found := _collect_subgroup_estimates(panel))]
+    check_plot_data(known, "subgroups")
     names = list(dict.fromkeys(group for _, found in known for group in found))
-    figure, axes = grid_of(
+    figure, axes = create_panel_axes(
         [panel for panel, _ in known],
         0.5 + 0.2 * len(names),
-        f"{_metric(known[0][0]).replace('_', ' ').upper()}, held out",
+        f"{_find_panel_metric(known[0][0]).replace('_', ' ').upper()}, held out",
     )
     for axis, (panel, found) in zip(axes, known, strict=True):
-        places = dict(zip(names, names_on_y(axis, names), strict=True))
-        whole = _whole(panel)
+        places = dict(zip(names, set_y_names(axis, names), strict=True))
+        whole = _find_overall_estimate(panel)
         if whole is not None and whole.value is not None:
-            told(
+            set_tooltip(
                 axis.axvline(whole.value, color=BLACK, linewidth=0.9, linestyle="--"),
-                f"{panel.name}, all: {_said(whole)}",
+                f"{panel.name}, all: {_format_estimate(whole)}",
             )
         for group, (estimate, people) in found.items():
-            _mark(axis, places[group], f"{panel.name}, {group}, {count(people)} people", estimate)
+            _draw_interval_point(
+                axis,
+                places[group],
+                f"{panel.name}, {group}, {format_count(people)} people",
+                estimate,
+            )
         axis.tick_params(axis="y", labelsize=7.5)
     return figure
 
 
-def _metric(panel: Panel) -> str:
-    return main_metric(estimates(panel.run), panel.task) or ""
+def _find_panel_metric(panel: ClassificationPanel) -> str:
+    return find_main_metric(read_estimates(panel.run), panel.task) or ""
 
 
-def _whole(panel: Panel) -> Estimate | None:
-    return estimates(panel.run).get(Key(_metric(panel), TEST, MODEL, panel.task))
+def _find_overall_estimate(panel: ClassificationPanel) -> Estimate | None:
+    return read_estimates(panel.run).get(
+        MetricKey(_find_panel_metric(panel), HELD_OUT_SPLIT, CLASSIFIER_GROUP, panel.task)
+    )
 
 
-def _groups(panel: Panel) -> dict[str, tuple[Estimate, int]]:
+def _collect_subgroup_estimates(panel: ClassificationPanel) -> dict[str, tuple[Estimate, int]]:
     """Subgroup -> main metric, people; those that are too small for either are left out."""
-    metric, found = _metric(panel), {}
+    metric, found = _find_panel_metric(panel), {}
     for row in panel.run.results.to_pylist():
-        state, separator, group = (row["group"] or "").partition(SUBGROUP)
+        state, separator, group = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
         is_asked = (row["name"], row["split"], row["task"], state) == (
             metric,
-            TEST,
+            HELD_OUT_SPLIT,
             panel.task,
-            MODEL,
+            CLASSIFIER_GROUP,
         ) and bool(separator)
         if (
             is_asked
@@ -327,15 +367,15 @@ def _groups(panel: Panel) -> dict[str, tuple[Estimate, int]]:
     return found
 
 
-def labels(panels: Sequence[Panel]) -> Figure:
+def draw_label_auroc(panels: Sequence[ClassificationPanel]) -> Figure:
     """AUROC of every label against how often it stands in the training split: what becomes of the rare ones."""
-    known = [(panel, found) for panel in panels if (found := _labels(panel))]
-    needed(known, "labels")
-    figure, axes = grid_of(
+    known = [(panel, found) for panel in panels if (found := _list_reportable_labels(panel))]
+    check_plot_data(known, "labels")
+    figure, axes = create_panel_axes(
         [panel for panel, _ in known], 2.2, "stays with the label in training", "AUROC, held out"
     )
     for axis, (panel, found) in zip(axes, known, strict=True):
-        axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        axis.axhline(0.5, color=GRAY, linewidth=0.8, linestyle=":")
         for row in found:
             (dot,) = axis.plot(
                 [row["train_count"]],
@@ -346,18 +386,18 @@ def labels(panels: Sequence[Panel]) -> Figure:
                 alpha=0.6,
                 linestyle="none",
             )
-            interval = _said(Estimate(row["auroc"], row["low"], row["high"]))
-            told(
+            interval = _format_estimate(Estimate(row["auroc"], row["low"], row["high"]))
+            set_tooltip(
                 dot,
-                f"{panel.name}, {row['class']}: {interval}, {count(row['train_count'])} in training",
+                f"{panel.name}, {row['class']}: {interval}, {format_count(row['train_count'])} in training",
             )
-    logarithmic(axes[0], "x")  # of all: they share it
+    set_log_axis(axes[0], "x")  # of all: they share it
     return figure
 
 
-def _labels(panel: Panel) -> list[dict[str, Any]]:
+def _list_reportable_labels(panel: ClassificationPanel) -> list[dict[str, Any]]:
     """Labels that at least ten stays have, in training and held out, and ten have not."""
-    table = panel.kept("labels")
+    table = panel.read_table("labels")
     rows: list[dict[str, Any]] = [] if table is None else table.to_pylist()
     return [
         row

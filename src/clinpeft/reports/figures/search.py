@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 from clinpeft.reports.figures.style import (
     BLACK,
     BLUE,
-    GREY,
-    bars_height,
-    legend,
-    names_on_y,
-    needed,
-    sheet,
-    styled,
-    write,
+    GRAY,
+    compute_bars_height,
+    add_legend,
+    set_y_names,
+    check_plot_data,
+    create_figure,
+    apply_plot_style,
+    write_figure,
 )
 from clinpeft.runs.searches import SearchRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png")
+SEARCH_FIGURE_FORMATS = ("svg", "png")
 
 
-def history(search: SearchRecord) -> Figure:
+def draw_search_history(search: SearchRecord) -> Figure:
     """Every trial's value on the tuning split, and the best so far; failed trials are crosses on the lower edge.
 
     Raises:
@@ -34,8 +34,8 @@ def history(search: SearchRecord) -> Figure:
         UsageError: matplotlib is not installed.
     """
     known = [(trial.number, trial.value) for trial in search.trials if trial.value is not None]
-    needed(known, "a value on its tuning split")
-    figure, (axes,) = sheet(3.2)
+    check_plot_data(known, "a value on its tuning split")
+    figure, (axes,) = create_figure(3.2)
     from matplotlib.ticker import MaxNLocator
 
     numbers, values = [number for number, _ in known], [value for _, value in known]
@@ -77,18 +77,18 @@ def history(search: SearchRecord) -> Figure:
             [bottom] * len(failed),
             linestyle="none",
             marker="x",
-            color=GREY,
+            color=GRAY,
             label="failed",
             clip_on=False,
         )
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{search.metric} on the tuning split")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(figure, axes)
+    add_legend(figure, axes)
     return figure
 
 
-def importance(search: SearchRecord) -> Figure:
+def draw_hyperparameter_importance(search: SearchRecord) -> Figure:
     """Shares of what the trials' values vary by, a bar a key, the largest first.
 
     Raises:
@@ -96,9 +96,9 @@ def importance(search: SearchRecord) -> Figure:
         UsageError: matplotlib is not installed.
     """
     shares = sorted(search.importance.items(), key=lambda share: -share[1])
-    needed(shares, "shares of importance: " + search.importance_by)
-    figure, (axes,) = sheet(bars_height(len(shares)))
-    places = names_on_y(axes, [key for key, _ in shares])
+    check_plot_data(shares, "shares of importance: " + search.importance_by)
+    figure, (axes,) = create_figure(compute_bars_height(len(shares)))
+    places = set_y_names(axes, [key for key, _ in shares])
     axes.barh(places, [share for _, share in shares], color=BLUE, height=0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"share of the variance of {search.metric}; {search.importance_by}")
@@ -106,8 +106,8 @@ def importance(search: SearchRecord) -> Figure:
 
 
 SEARCH_FIGURES: dict[str, Callable[[SearchRecord], Figure]] = {
-    "history": history,
-    "importance": importance,
+    "history": draw_search_history,
+    "importance": draw_hyperparameter_importance,
 }
 
 
@@ -122,9 +122,9 @@ def write_search_figures(search: SearchRecord) -> tuple[Path, ...]:
     names = [name for name in SEARCH_FIGURES if name != "importance" or search.importance]
     paths = []
     for name in names:
-        with styled():
+        with apply_plot_style():
             figure = SEARCH_FIGURES[name](search)
-        for form in FORMATS:
+        for form in SEARCH_FIGURE_FORMATS:
             paths.append(search.folder / f"{name}.{form}")
-            write(figure, paths[-1])
+            write_figure(figure, paths[-1])
     return tuple(paths)

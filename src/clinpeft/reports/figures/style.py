@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.core.errors import InputError, UsageError
-from clinpeft.reports.encoders import Encoder
+from clinpeft.reports.encoders import EncoderRow
 from clinpeft.reports.tables import Estimate
 from clinpeft.runs import replace_file_atomically
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, GREY = (
+BLACK, ORANGE, SKY_BLUE, GREEN, BLUE, VERMILION, GRAY = (
     "#000000",
     "#E69F00",
     "#56B4E9",
@@ -33,10 +33,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, GREY = (
     "#767676",
 )
 
-WIDTH = 7.2  # inches: two columns of a journal
-ROW = 0.34  # inches for one backbone
+FIGURE_WIDTH_INCHES = 7.2  # inches: two columns of a journal
+BAR_ROW_INCHES = 0.34  # inches for one backbone
 
-RC = {
+MATPLOTLIB_RC = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -52,23 +52,26 @@ RC = {
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """How one kind of thing is drawn, the same in every figure."""
 
     name: str
-    colour: str
+    color: str
     hatch: str
     marker: str
 
 
-LOOKS = {
-    "encoder": Look("encoder", BLUE, "", "o"),
-    "decoder": Look("decoder", ORANGE, "///", "s"),
-    "unknown": Look("architecture not known", GREY, "...", "^"),
+ARCHITECTURE_STYLES = {
+    "encoder": PlotStyle("encoder", BLUE, "", "o"),
+    "decoder": PlotStyle("decoder", ORANGE, "///", "s"),
+    "unknown": PlotStyle("architecture not known", GRAY, "...", "^"),
 }
-BEFORE, AFTER = Look("zero-shot", "#D9D9D9", "", "o"), Look("adapted", BLUE, "///", "s")
+ZERO_SHOT_STYLE, ADAPTED_STYLE = (
+    PlotStyle("zero-shot", "#D9D9D9", "", "o"),
+    PlotStyle("adapted", BLUE, "///", "s"),
+)
 
-PUBLISHED: dict[str, Any] = {
+PUBLISHED_MARKER: dict[str, Any] = {
     "marker": "D",
     "markersize": 4.5,
     "markerfacecolor": "white",
@@ -76,10 +79,12 @@ PUBLISHED: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 5,
 }
-PUBLISHED_NAME = "published"
-BELOW = 0.3  # of what was measured stands what was published, so that neither covers the other
+PUBLISHED_LABEL = "published"
+PUBLISHED_OFFSET = (
+    0.3  # of what was measured stands what was published, so that neither covers the other
+)
 
-WHISKER: dict[str, Any] = {
+ERROR_BAR_STYLE: dict[str, Any] = {
     "ecolor": BLACK,
     "elinewidth": 1.0,
     "capsize": 2.5,
@@ -88,7 +93,7 @@ WHISKER: dict[str, Any] = {
 }
 
 
-def matplotlib() -> ModuleType:
+def import_matplotlib() -> ModuleType:
     """The library, which comes with the extra ``figures``.
 
     Raises:
@@ -106,13 +111,13 @@ def matplotlib() -> ModuleType:
 
 
 @contextlib.contextmanager
-def styled() -> Iterator[None]:
+def apply_plot_style() -> Iterator[None]:
     """Draw and write in the style of ``RC``; afterwards matplotlib is as it was."""
-    with matplotlib().rc_context(RC):
+    with import_matplotlib().rc_context(MATPLOTLIB_RC):
         yield
 
 
-def sheet(
+def create_figure(
     height: float, columns: int = 1, rows: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure of the usual width and its axes, row by row.
@@ -122,24 +127,24 @@ def sheet(
         columns, rows: of axes.
         options: of ``Figure.subplots``.
     """
-    matplotlib()
+    import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(FIGURE_WIDTH_INCHES, height), layout="constrained")
     FigureCanvasAgg(figure)  # names beside points have to know how large they are
     made = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(made.ravel())
 
 
-def write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """One file in the format of its ending, without a date in it.
 
     Raises:
         StorageError: it could not be written; what was there before is intact.
     """
     form = path.suffix.removeprefix(".")
-    with styled(), replace_file_atomically(path) as target:
+    with apply_plot_style(), replace_file_atomically(path) as target:
         figure.savefig(
             target,
             format=form,
@@ -148,7 +153,7 @@ def write(figure: Figure, path: Path) -> None:
         )
 
 
-def needed(rows: Sequence[Any], what: str) -> None:
+def check_plot_data(rows: Sequence[Any], required_data: str) -> None:
     """Stop a figure that has nothing to show.
 
     Raises:
@@ -156,32 +161,32 @@ def needed(rows: Sequence[Any], what: str) -> None:
     """
     if not rows:
         raise InputError(
-            f"no run has {what}", location="figures", hint="run the cells that measure it"
+            f"no run has {required_data}", location="figures", hint="run the cells that measure it"
         )
 
 
-def look(row: Encoder) -> Look:
+def get_plot_style(row: EncoderRow) -> PlotStyle:
     """By the architecture."""
-    return LOOKS[row.known.architecture]
+    return ARCHITECTURE_STYLES[row.backbone_info.architecture]
 
 
-def whiskers(estimates: Sequence[Estimate]) -> Any:
+def compute_error_bars(estimates: Sequence[Estimate]) -> Any:
     """Distances from the values to both ends of their intervals, shape (2, n); 0 where there is no interval."""
-    low = [_apart(known.value, known.low) for known in estimates]
-    high = [_apart(known.high, known.value) for known in estimates]
+    low = [_compute_distance(known.value, known.low) for known in estimates]
+    high = [_compute_distance(known.high, known.value) for known in estimates]
     return [low, high]
 
 
-def _apart(more: float | None, less: float | None) -> float:
-    return 0.0 if more is None or less is None else max(0.0, more - less)
+def _compute_distance(upper: float | None, lower: float | None) -> float:
+    return 0.0 if upper is None or lower is None else max(0.0, upper - lower)
 
 
-def values(estimates: Sequence[Estimate]) -> list[float]:
+def to_plot_values(estimates: Sequence[Estimate]) -> list[float]:
     """Without their intervals; NaN for what is not known, which is drawn as nothing."""
     return [math.nan if known.value is None else known.value for known in estimates]
 
 
-def names_on_y(axes: Axes, names: Sequence[str], gap: float = 0.6) -> list[int]:
+def set_y_names(axes: Axes, names: Sequence[str], gap: float = 0.6) -> list[int]:
     """The names from top to bottom, and where each stands."""
     places = list(range(len(names)))
     axes.set_yticks(places, labels=list(names))
@@ -190,17 +195,17 @@ def names_on_y(axes: Axes, names: Sequence[str], gap: float = 0.6) -> list[int]:
     return places
 
 
-def bars_height(count: int, extra: float = 1.3) -> float:
+def compute_bars_height(count: int, margin_inches: float = 1.3) -> float:
     """Inches for so many horizontal bars, their axis and legend."""
-    return extra + ROW * count
+    return margin_inches + BAR_ROW_INCHES * count
 
 
-def logarithmic(axes: Axes, which: str) -> None:
+def set_log_axis(axes: Axes, axis_name: str) -> None:
     """A logarithmic axis with plain numbers on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    getattr(axes, f"set_{which}scale")("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    getattr(axes, f"set_{axis_name}scale")("log")
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     is_short = high / low < 100
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=12))
@@ -208,17 +213,25 @@ def logarithmic(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def widened(axes: Axes, which: str, known: Sequence[float], factor: float = 1.6) -> None:
+def set_log_limits(
+    axes: Axes, axis_name: str, plot_values: Sequence[float], factor: float = 1.6
+) -> None:
     """Limits of a logarithmic axis around values that are above 0."""
-    getattr(axes, f"set_{which}lim")(min(known) / factor, max(known) * factor)
+    getattr(axes, f"set_{axis_name}lim")(min(plot_values) / factor, max(plot_values) * factor)
 
 
-def legend(
-    figure: Figure, axes: Axes, columns: int = 4, extra: Sequence[Any] = (), title: str = ""
+def add_legend(
+    figure: Figure, axes: Axes, columns: int = 4, extra_handles: Sequence[Any] = (), title: str = ""
 ) -> None:
     """Below the axes, one entry a name, and above them what else is to be said."""
     drawn, names = axes.get_legend_handles_labels()
-    known = dict(zip([*names, *(one.get_label() for one in extra)], [*drawn, *extra], strict=True))
+    known = dict(
+        zip(
+            [*names, *(one.get_label() for one in extra_handles)],
+            [*drawn, *extra_handles],
+            strict=True,
+        )
+    )
     if known:
         figure.legend(
             list(known.values()),
@@ -230,7 +243,7 @@ def legend(
         )
 
 
-def beside(
+def label_points(
     axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], radius: float = 6.0
 ) -> None:
     """Each name beside its point, where it covers no other point and no other name as far as there is such a place; farther ones have a line.
@@ -271,13 +284,18 @@ def beside(
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer)
         width, height = extent.width, extent.height
-        away = [(radius * step * scale, side) for step in (1.4, 2.6, 4.0, 6.0) for side in _SIDES]
+        away = [
+            (radius * step * scale, side)
+            for step in (1.4, 2.6, 4.0, 6.0)
+            for side in _LABEL_DIRECTIONS
+        ]
         boxes = [
-            _box(x + dx * (width / 2 + far), y + dy * (height / 2 + far), width, height)
+            _center_box(x + dx * (width / 2 + far), y + dy * (height / 2 + far), width, height)
             for far, (dx, dy) in away
         ]
         costs = [
-            _cost(box, taken, edges) + far / 200 for box, (far, _) in zip(boxes, away, strict=True)
+            _compute_overlap_cost(box, taken, edges) + far / 200
+            for box, (far, _) in zip(boxes, away, strict=True)
         ]
         chosen = costs.index(min(costs))
         best = boxes[chosen]
@@ -293,7 +311,7 @@ def beside(
         if is_crowded or away[chosen][0] > 2 * radius * scale:
             line = {
                 "arrowstyle": "-",
-                "color": GREY,
+                "color": GRAY,
                 "linewidth": 0.6,
                 "shrinkA": 0,
                 "shrinkB": radius / 2,
@@ -308,25 +326,36 @@ def beside(
             ).set_in_layout(False)
 
 
-_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.9, 0.8), (-0.9, 0.8), (0.9, -0.8), (-0.9, -0.8))
+_LABEL_DIRECTIONS = (
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (0.9, 0.8),
+    (-0.9, 0.8),
+    (0.9, -0.8),
+    (-0.9, -0.8),
+)
 
-Box = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 
 
-def _box(x: float, y: float, width: float, height: float) -> Box:
+def _center_box(x: float, y: float, width: float, height: float) -> PixelBox:
     return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
-def _cost(box: Box, taken: Sequence[Box], edges: Box) -> float:
+def _compute_overlap_cost(
+    box: PixelBox, occupied_boxes: Sequence[PixelBox], edges: PixelBox
+) -> float:
     """What it covers, in pixels, and far more for what would be outside."""
-    covered = sum(_overlap(box, other) for other in taken)
+    covered = sum(_compute_overlap(box, other) for other in occupied_boxes)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    return covered + 10 * (area - _overlap(box, edges))
+    return covered + 10 * (area - _compute_overlap(box, edges))
 
 
-def _overlap(one: Box, other: Box) -> float:
+def _compute_overlap(box: PixelBox, other: PixelBox) -> float:
     wide, high = (
-        min(one[2], other[2]) - max(one[0], other[0]),
-        min(one[3], other[3]) - max(one[1], other[1]),
+        min(box[2], other[2]) - max(box[0], other[0]),
+        min(box[3], other[3]) - max(box[1], other[1]),
     )
     return max(0.0, wide) * max(0.0, high)

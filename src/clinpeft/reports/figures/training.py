@@ -8,66 +8,66 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clinpeft.core.schemas import Attrition
-from clinpeft.reports.facts import tokens_a_second
-from clinpeft.reports.figures.panels import LINES, ROW, told
+from clinpeft.reports.facts import compute_tokens_per_second
+from clinpeft.reports.figures.panels import LINE_STYLES, ROW_ID_PREFIX, set_tooltip
 from clinpeft.reports.figures.style import (
     BLUE,
-    GREY,
-    WIDTH,
-    bars_height,
-    legend,
-    names_on_y,
-    needed,
-    sheet,
+    GRAY,
+    FIGURE_WIDTH_INCHES,
+    compute_bars_height,
+    add_legend,
+    set_y_names,
+    check_plot_data,
+    create_figure,
 )
-from clinpeft.reports.formats import count, counted, duration
+from clinpeft.reports.formats import format_count, format_suppressed_count, format_duration
 from clinpeft.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 60
-SMOOTHED = 0.1  # share of the newest loss in its running mean
-_NOT_MEASURED = {"event", "step", "loss", "learning_rate", "tokens", "seconds"}
+MAX_CURVE_POINTS = 60
+LOSS_SMOOTHING = 0.1  # share of the newest loss in its running mean
+_TRAINING_LOG_FIELDS = {"event", "step", "loss", "learning_rate", "tokens", "seconds"}
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurve:
     """What the log of a run says, by the tokens that were seen.
 
     Attributes:
         name: of the row.
-        steps: (tokens, running mean of the loss), thinned.
-        measured: what was measured on the way -> (tokens, value).
+        smoothed_loss: (tokens, running mean of the loss), thinned.
+        tuning_metrics: what was measured on the way -> (tokens, value).
     """
 
     name: str
-    steps: tuple[tuple[float, float], ...]
-    measured: Mapping[str, tuple[tuple[float, float], ...]]
+    smoothed_loss: tuple[tuple[float, float], ...]
+    tuning_metrics: Mapping[str, tuple[tuple[float, float], ...]]
 
 
-def course(name: str, run: Run) -> Course:
+def read_training_curve(name: str, run: Run) -> TrainingCurve:
     """The log of a run; a line that is torn is passed over, and of a step that was done again the last counts."""
-    events = {event["step"]: event for event in _events(run)}
+    events = {event["step"]: event for event in _read_step_events(run)}
     steps, mean = [], None
     for event in events.values():
         loss = event.get("loss")
         if isinstance(loss, int | float):
-            mean = loss if mean is None else (1 - SMOOTHED) * mean + SMOOTHED * loss
+            mean = loss if mean is None else (1 - LOSS_SMOOTHING) * mean + LOSS_SMOOTHING * loss
             steps.append((float(event.get("tokens") or 0), float(mean)))
     measured: dict[str, list[tuple[float, float]]] = {}
     for event in events.values():
         for key, value in event.items():
-            if key not in _NOT_MEASURED and isinstance(value, int | float):
+            if key not in _TRAINING_LOG_FIELDS and isinstance(value, int | float):
                 measured.setdefault(key, []).append((float(event.get("tokens") or 0), float(value)))
-    thin = max(1, len(steps) // MOST_POINTS)
-    return Course(
+    thin = max(1, len(steps) // MAX_CURVE_POINTS)
+    return TrainingCurve(
         name, tuple(steps[::thin]), {key: tuple(points) for key, points in measured.items()}
     )
 
 
-def _events(run: Run) -> Iterator[dict[str, Any]]:
+def _read_step_events(run: Run) -> Iterator[dict[str, Any]]:
     path = run.folder / "log.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -82,30 +82,32 @@ def _events(run: Run) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def learning(courses: Sequence[Course]) -> Figure:
+def draw_learning_curves(curves: Sequence[TrainingCurve]) -> Figure:
     """Left the running mean of the training loss, right what was measured on the tuning split, both against the tokens that were seen."""
-    courses = [one for one in courses if one.steps]
-    needed(courses, "a log of its steps")
-    keys = dict.fromkeys(key for one in courses for key in one.measured)
+    curves = [one for one in curves if one.smoothed_loss]
+    check_plot_data(curves, "a log of its steps")
+    keys = dict.fromkeys(key for one in curves for key in one.tuning_metrics)
     measured = next((key for key in keys if "metric" in key), next(iter(keys), ""))
-    figure, axes = sheet(3.0 + 0.12 * len(courses), 2 if measured else 1)
-    for at, one in enumerate(courses):
-        colour, style = LINES[at % len(LINES)]
-        _line(axes[0], one.name, one.steps, colour, style)
-        if measured and measured in one.measured:
-            _line(axes[1], one.name, one.measured[measured], colour, style, every=1)
+    figure, axes = create_figure(3.0 + 0.12 * len(curves), 2 if measured else 1)
+    for at, one in enumerate(curves):
+        colour, style = LINE_STYLES[at % len(LINE_STYLES)]
+        _draw_curve(axes[0], one.name, one.smoothed_loss, colour, style)
+        if measured and measured in one.tuning_metrics:
+            _draw_curve(
+                axes[1], one.name, one.tuning_metrics[measured], colour, style, marker_interval=1
+            )
     for axis, title in zip(
         axes, ("training loss, running mean", f"{measured.replace('_', ' ')}"), strict=False
     ):
         axis.set_title(title, loc="left")
         axis.set_xlabel("tokens seen")
         axis.ticklabel_format(axis="x", style="plain")
-        axis.xaxis.set_major_formatter(_thousands)
-    legend(figure, axes[0], columns=2)
+        axis.xaxis.set_major_formatter(_format_thousands)
+    add_legend(figure, axes[0], columns=2)
     return figure
 
 
-def _thousands(value: float, _: float) -> str:
+def _format_thousands(value: float, _: float) -> str:
     return (
         f"{value / 1e6:g}M"
         if value >= 1e6
@@ -115,77 +117,80 @@ def _thousands(value: float, _: float) -> str:
     )
 
 
-def _line(
+def _draw_curve(
     axis: Axes,
     name: str,
     points: Sequence[tuple[float, float]],
-    colour: str,
+    color: str,
     style: str,
-    every: int = 10,
+    marker_interval: int = 10,
 ) -> None:
     (line,) = axis.plot(
-        *zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=name
+        *zip(*points, strict=True), color=color, linestyle=style, linewidth=1.4, label=name
     )
-    line.set_gid(f"{ROW}{name}")
-    for x, y in points[::every]:
-        (dot,) = axis.plot([x], [y], marker="o", markersize=3, color=colour, linestyle="none")
-        told(dot, f"{name}: {count(x)} tokens, {y:.4g}")
+    line.set_gid(f"{ROW_ID_PREFIX}{name}")
+    for x, y in points[::marker_interval]:
+        (dot,) = axis.plot([x], [y], marker="o", markersize=3, color=color, linestyle="none")
+        set_tooltip(dot, f"{name}: {format_count(x)} tokens, {y:.4g}")
 
 
-def cost(names: Sequence[str], runs: Sequence[Run]) -> Figure:
+def draw_training_cost(names: Sequence[str], runs: Sequence[Run]) -> Figure:
     """Seconds in the training loop, and tokens a second."""
-    needed([run for run in runs if run.record.training_seconds], "a time of training")
-    figure, axes = sheet(bars_height(len(names), 1.0), 2, sharey=True)
-    places = names_on_y(axes[0], list(names))
+    check_plot_data([run for run in runs if run.record.training_seconds], "a time of training")
+    figure, axes = create_figure(compute_bars_height(len(names), 1.0), 2, sharey=True)
+    places = set_y_names(axes[0], list(names))
     for location, name, run in zip(places, names, runs, strict=True):
         for axis, value, word in (
             (axes[0], run.record.training_seconds, "in training"),
-            (axes[1], tokens_a_second(run), "tokens a second"),
+            (axes[1], compute_tokens_per_second(run), "tokens a second"),
         ):
             if value:
                 (bar,) = axis.barh(location, value, color=BLUE, height=0.6)
-                told(bar, f"{name}: {duration(value) if axis is axes[0] else count(value)} {word}")
+                set_tooltip(
+                    bar,
+                    f"{name}: {format_duration(value) if axis is axes[0] else format_count(value)} {word}",
+                )
     axes[0].set_xlabel("seconds of training")
     axes[1].set_xlabel("tokens a second")
     for axis in axes:
-        axis.xaxis.set_major_formatter(_thousands)
+        axis.xaxis.set_major_formatter(_format_thousands)
     return figure
 
 
-def attrition(steps: Sequence[Attrition]) -> Figure:
+def draw_attrition_flow(steps: Sequence[Attrition]) -> Figure:
     """A flow: what entered each step, to the right what left it for which reason, below what was kept. Counts under ten are not told, and steps
     that nothing left are passed over."""
     steps = [step for step in steps if step.entered_rows != step.kept_rows]
-    needed(steps, "a step that anything left")
+    check_plot_data(steps, "a step that anything left")
     lines = [
         [
-            f"{counted(n)} {reason}"
+            f"{format_suppressed_count(n)} {reason}"
             for reason, n in sorted(step.dropped_rows.items(), key=lambda one: -one[1])
             if n
         ]
         for step in steps
     ]
     heights = [max(2, len(texts)) + 1.0 for texts in lines]
-    figure, (axes,) = sheet(0.19 * sum(heights) + 0.3)
+    figure, (axes,) = create_figure(0.19 * sum(heights) + 0.3)
     axes.set_axis_off()
-    axes.set_xlim(0, WIDTH)
+    axes.set_xlim(0, FIGURE_WIDTH_INCHES)
     axes.set_ylim(sum(heights), -0.3)
     top = 0.0
     for at, (step, texts, height) in enumerate(zip(steps, lines, heights, strict=True)):
         middle = top + (height - 1) / 2 + 0.2
-        _box(
+        _draw_text_box(
             axes,
             1.5,
             middle,
-            f"{step.step}\n{counted(step.entered_rows)} entered, {counted(step.kept_rows)} kept",
-            GREY,
+            f"{step.step}\n{format_suppressed_count(step.entered_rows)} entered, {format_suppressed_count(step.kept_rows)} kept",
+            GRAY,
         )
-        _box(axes, 3.5, middle, "\n".join(texts), GREY, "left", "--")
+        _draw_text_box(axes, 3.5, middle, "\n".join(texts), GRAY, "left", "--")
         axes.annotate(
             "",
             (3.38, middle),
             (2.85, middle),
-            arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 0.9},
+            arrowprops={"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.9},
         )
         if at + 1 < len(steps):
             below = top + height + (heights[at + 1] - 1) / 2 + 0.2
@@ -193,19 +198,19 @@ def attrition(steps: Sequence[Attrition]) -> Figure:
                 "",
                 (1.5, below - 1.1),
                 (1.5, middle + 1.1),
-                arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 0.9},
+                arrowprops={"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.9},
             )
         top += height
     return figure
 
 
-def _box(
-    axes: Axes, x: float, y: float, text: str, colour: str, align: str = "center", style: str = "-"
+def _draw_text_box(
+    axes: Axes, x: float, y: float, text: str, color: str, align: str = "center", style: str = "-"
 ) -> None:
     frame = {
         "boxstyle": "round,pad=0.35",
         "facecolor": "none",
-        "edgecolor": colour,
+        "edgecolor": color,
         "linewidth": 0.9,
         "linestyle": style,
     }

@@ -7,9 +7,17 @@ written.py  the page, the tables, the figures, the cards, the checklist as files
 ```
 """
 
-from clinpeft.reports.html.elements import Drawing
-from clinpeft.reports.html.page import Section, page
-from clinpeft.reports.html.report_files import write_report
-from clinpeft.reports.html.sections import Contents, contents, with_study
+from clinpeft.reports.html.elements import ReportFigure
+from clinpeft.reports.html.page import ReportSection, render_report_page
+from clinpeft.reports.html.report_files import write_html_report
+from clinpeft.reports.html.sections import ReportContents, build_report_contents, add_study_section
 
-__all__ = ["Contents", "Drawing", "Section", "contents", "page", "with_study", "write_report"]
+__all__ = [
+    "ReportContents",
+    "ReportFigure",
+    "ReportSection",
+    "build_report_contents",
+    "render_report_page",
+    "add_study_section",
+    "write_html_report",
+]

@@ -6,20 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clinpeft.reports.html.elements import Drawing
-from clinpeft.reports.html.page import page
-from clinpeft.reports.html.sections import Contents
-from clinpeft.reports.tables import write
+from clinpeft.reports.html.elements import ReportFigure
+from clinpeft.reports.html.page import render_report_page
+from clinpeft.reports.html.sections import ReportContents
+from clinpeft.reports.tables import write_table
 from clinpeft.runs import write_file_atomically
 
-PAGE = "report.html"
+REPORT_PAGE_FILE = "report.html"
 
 
-def write_report(
+def write_html_report(
     out: Path,
     title: str,
     lead: Sequence[str],
-    made: Contents,
+    report: ReportContents,
     texts: Mapping[str, str] | None = None,
     made_with: str = "clinpeft",
 ) -> tuple[Path, ...]:
@@ -29,7 +29,7 @@ def write_report(
         out: a folder; made where it is not there.
         title: of the page.
         lead: paragraphs under it.
-        made: sections, tasks and rows.
+        report: sections, tasks and rows.
         texts: path below ``out`` -> text: cards, a checklist.
         made_with: the program and its version.
 
@@ -39,16 +39,17 @@ def write_report(
     Raises:
         StorageError: nothing could be written; what was there before is intact.
     """
-    paths = [out / PAGE]
+    paths = [out / REPORT_PAGE_FILE]
     write_file_atomically(
-        paths[0], page(title, lead, made.sections, made.tasks, made.rows, made_with)
+        paths[0],
+        render_report_page(title, lead, report.sections, report.tasks, report.row_names, made_with),
     )
-    for section in made.sections:
+    for section in report.sections:
         for block in section.blocks:
             paths += (
-                _drawn(out, block)
-                if isinstance(block, Drawing)
-                else write(out, _stem(title, block[1].title), block[1])
+                _write_figure_files(out, block)
+                if isinstance(block, ReportFigure)
+                else write_table(out, _build_table_stem(title, block[1].title), block[1])
             )
     for name, text in (texts or {}).items():
         write_file_atomically(out / name, text)
@@ -56,16 +57,16 @@ def write_report(
     return tuple(paths)
 
 
-def _stem(title: str, table: str) -> str:
+def _build_table_stem(title: str, table_title: str) -> str:
     """A table's file is named after the table, without the title of the report."""
-    return re.sub(r"[^\w.-]+", "-", table.removeprefix(f"{title}: ")).strip("-").lower()
+    return re.sub(r"[^\w.-]+", "-", table_title.removeprefix(f"{title}: ")).strip("-").lower()
 
 
-def _drawn(out: Path, drawing: Drawing) -> list[Path]:
-    if not drawing.svg:
+def _write_figure_files(out: Path, figure: ReportFigure) -> list[Path]:
+    if not figure.svg:
         return []
-    paths = [out / "figures" / f"{drawing.name}.{form}" for form in ("svg", "png")]
-    contents: tuple[str | bytes, ...] = (drawing.svg, drawing.png)
+    paths = [out / "figures" / f"{figure.name}.{form}" for form in ("svg", "png")]
+    contents: tuple[str | bytes, ...] = (figure.svg, figure.png)
     for path, content in zip(paths, contents, strict=True):
         write_file_atomically(path, content)
     return paths

@@ -7,15 +7,15 @@ import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
-from clinpeft.reports.figures.panels import ROW, TIP
-from clinpeft.reports.figures.style import styled
+from clinpeft.reports.figures.panels import ROW_ID_PREFIX, TOOLTIP_ID_PREFIX
+from clinpeft.reports.figures.style import apply_plot_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_FONT = re.compile(r"(?:(\w+) )??(?:(\d+) )?([\d.]+)px (.*)")
-_PLAIN = frozenset(
+_SVG_NAMESPACE, _XLINK_NAMESPACE = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_FONT_PATTERN = re.compile(r"(?:(\w+) )??(?:(\d+) )?([\d.]+)px (.*)")
+_SVG_STYLE_ATTRIBUTES = frozenset(
     (
         *(
             "fill",
@@ -42,31 +42,31 @@ _PLAIN = frozenset(
 """Properties that SVG also has as attributes, which a page without inline styles may hold."""
 
 
-def svg(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """The figure as an SVG file; the marks of ``panels.told`` have their words as ``<title>``."""
-    _register()
+    _register_namespaces()
     buffer = io.BytesIO()
-    with styled():
+    with apply_plot_style():
         figure.savefig(
             buffer,
             format="svg",
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     root = ET.fromstring(buffer.getvalue())
-    for group in list(root.iter(f"{{{_SVG}}}g")):
+    for group in list(root.iter(f"{{{_SVG_NAMESPACE}}}g")):
         mark = group.get("id", "")
-        if mark.startswith(TIP):
+        if mark.startswith(TOOLTIP_ID_PREFIX):
             del group.attrib["id"]
-            title = ET.Element(f"{{{_SVG}}}title")
-            title.text = mark.removeprefix(TIP)
+            title = ET.Element(f"{{{_SVG_NAMESPACE}}}title")
+            title.text = mark.removeprefix(TOOLTIP_ID_PREFIX)
             group.insert(0, title)
-        elif mark.startswith(ROW):
+        elif mark.startswith(ROW_ID_PREFIX):
             del group.attrib["id"]
-            group.set("data-row", mark.removeprefix(ROW))
+            group.set("data-row", mark.removeprefix(ROW_ID_PREFIX))
     return ET.tostring(root, encoding="unicode")
 
 
-def inlined(text: str, name: str, label: str) -> str:
+def inline_svg(text: str, name: str, label: str) -> str:
     """An SVG file as an element of a page: named for those who do not see it, sized by the page, its ids made unlike all others.
 
     Args:
@@ -74,15 +74,15 @@ def inlined(text: str, name: str, label: str) -> str:
         name: of the figure, which begins every id that is kept.
         label: what it shows.
     """
-    _register()
+    _register_namespaces()
     root = ET.fromstring(text)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+            if child.tag in (f"{{{_SVG_NAMESPACE}}}metadata", f"{{{_SVG_NAMESPACE}}}style"):
                 parent.remove(child)
     for node in root.iter():
-        _cleaned(node, name, used)
+        _inline_styles(node, name, used)
     width = root.get("width", "").removesuffix("pt")
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
@@ -92,30 +92,30 @@ def inlined(text: str, name: str, label: str) -> str:
     return re.sub(r'\sxmlns(?::\w+)?="[^"]*"', "", body)
 
 
-def _register() -> None:
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", _LINK)
+def _register_namespaces() -> None:
+    ET.register_namespace("", _SVG_NAMESPACE)
+    ET.register_namespace("xlink", _XLINK_NAMESPACE)
 
 
-def _cleaned(node: ET.Element, name: str, used: set[str]) -> None:
+def _inline_styles(node: ET.Element, name: str, referenced_ids: set[str]) -> None:
     """Styles as attributes; ids and what refers to them with the name of the figure."""
-    for key, value in _properties(node.attrib.pop("style", "")):
-        if key == "font" and (font := _FONT.fullmatch(value)):
+    for key, value in _parse_style(node.attrib.pop("style", "")):
+        if key == "font" and (font := _FONT_PATTERN.fullmatch(value)):
             node.set("font-size", font.group(3))
             if font.group(2) == "700" or font.group(1) == "bold":
                 node.set("font-weight", "bold")
-        elif key in _PLAIN:
+        elif key in _SVG_STYLE_ATTRIBUTES:
             node.set(key, value.removesuffix("px") if key == "font-size" else value)
     mark = node.attrib.pop("id", None)
-    if mark in used:
+    if mark in referenced_ids:
         node.set("id", f"{name}-{mark}")
     for key, value in list(node.attrib.items()):
         if value.startswith("url(#"):
             node.set(key, value.replace("url(#", f"url(#{name}-"))
-        elif key == f"{{{_LINK}}}href" and value.startswith("#"):
+        elif key == f"{{{_XLINK_NAMESPACE}}}href" and value.startswith("#"):
             node.set(key, f"#{name}-{value[1:]}")
 
 
-def _properties(style: str) -> list[tuple[str, str]]:
+def _parse_style(style: str) -> list[tuple[str, str]]:
     pairs = (part.partition(":") for part in style.split(";") if ":" in part)
     return [(key.strip(), value.strip()) for key, _, value in pairs]

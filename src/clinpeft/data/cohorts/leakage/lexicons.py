@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_CODING = ("icd", "billing code", "coded as", "discharge diagnos", "final diagnos")
+_CODING_WORDS = ("icd", "billing code", "coded as", "discharge diagnos", "final diagnos")
 
-LEXICONS: dict[str, tuple[str, ...]] = {
+OUTCOME_LEXICONS: dict[str, tuple[str, ...]] = {
     "mortality": (
         *(
             "expired",
@@ -72,21 +72,21 @@ LEXICONS: dict[str, tuple[str, ...]] = {
         "returned to the hospital",
         "subsequent admission",
     ),
-    "diagnoses": _CODING,
+    "diagnoses": _CODING_WORDS,
     "procedures": (
-        *_CODING,
+        *_CODING_WORDS,
         "status post procedure",
         "underwent",
         "operative note",
         "postoperative",
         "post-operative",
     ),
-    "icd_coding": _CODING[:3],
+    "icd_coding": _CODING_WORDS[:3],
 }
 """By task; a task that is not here has no words to look for, and the audit says so."""
 
 
-def pattern(task: str) -> re.Pattern[str] | None:
+def compile_outcome_pattern(task_name: str) -> re.Pattern[str] | None:
     """What finds the words of a task in lower-case text; None for a task without."""
-    stems = LEXICONS.get(task)
+    stems = OUTCOME_LEXICONS.get(task_name)
     return re.compile(r"\b(?:" + "|".join(map(re.escape, stems)) + ")") if stems else None

@@ -14,42 +14,42 @@ from typing import Literal
 import pyarrow as pa
 
 from clinpeft.data.cohorts.sections import core2021
-from clinpeft.data.cohorts.sections.core2021 import death_mention, without_death_phrase
+from clinpeft.data.cohorts.sections.core2021 import mentions_death, remove_death_phrases
 from clinpeft.data.cohorts.sections.headings import (
-    COURSE,
-    HOLDS,
-    HOLDS_WORDS,
-    LATE,
-    NAMES,
-    OTHER,
-    SECTION,
-    SECTIONS,
-    key,
+    HOSPITAL_COURSE_SECTION,
+    SECTION_PHRASES,
+    MAX_SECTION_HEADING_WORDS,
+    HEADINGS_AFTER_COURSE,
+    SECTION_NAMES_BY_HEADING,
+    OTHER_SECTION,
+    ADMISSION_SECTIONS_BY_TITLE,
+    ADMISSION_SECTIONS,
+    normalize_section_heading,
 )
 
 __all__ = [
-    "EMPTY",
-    "NO_HISTORY",
-    "STYLES",
-    "Block",
-    "Cut",
-    "Cuts",
-    "Style",
-    "admission_note",
-    "admission_notes",
-    "blocks",
-    "death_mention",
-    "without_death_phrase",
+    "EMPTY_TEXT_REASON",
+    "NO_HISTORY_REASON",
+    "SECTION_STYLES",
+    "NoteSection",
+    "NoteExtract",
+    "NoteExtracts",
+    "SectionStyle",
+    "extract_note_text",
+    "extract_note_texts",
+    "split_note_sections",
+    "mentions_death",
+    "remove_death_phrases",
 ]
 
-Style = Literal["admission", "core-2021", "all"]
+SectionStyle = Literal["admission", "core-2021", "all"]
 
-EMPTY = "empty text"
-NO_HISTORY = "no chief complaint, present illness or medical history"
+EMPTY_TEXT_REASON = "empty text"
+NO_HISTORY_REASON = "no chief complaint, present illness or medical history"
 
 
 @dataclass(frozen=True)
-class Cut:
+class NoteExtract:
     """What is left of a note, or the reason why nothing is; ``reason`` is empty when ``text`` is there."""
 
     text: str | None
@@ -57,7 +57,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Cuts:
+class NoteExtracts:
     """``Cut`` of many notes: ``text`` is ``large_string`` with null for what was dropped, ``reason`` is ``string`` with null for what was kept."""
 
     text: pa.Array
@@ -65,50 +65,52 @@ class Cuts:
 
 
 @dataclass(frozen=True)
-class Block:
+class NoteSection:
     """A piece of a note under one heading: the name of its section, ``""`` before the first heading."""
 
     name: str
     text: str
 
 
-def admission_note(text: str, style: Style) -> Cut:
+def extract_note_text(text: str, section_style: SectionStyle) -> NoteExtract:
     """What of a discharge summary is read.
 
     Args:
         text: the note.
-        style: ``admission``, the sections known at admission; ``core-2021``, the same by the published cutter; ``all``, the whole note.
+        section_style: ``admission``, the sections known at admission; ``core-2021``, the same by the published cutter; ``all``, the whole note.
     """
     if not text or text.isspace():
-        return Cut(None, EMPTY)
-    kept = STYLES[style](text)
-    return Cut(kept) if kept is not None else Cut(None, NO_HISTORY)
+        return NoteExtract(None, EMPTY_TEXT_REASON)
+    kept = SECTION_STYLES[section_style](text)
+    return NoteExtract(kept) if kept is not None else NoteExtract(None, NO_HISTORY_REASON)
 
 
-def admission_notes(texts: pa.Array | pa.ChunkedArray, style: Style) -> Cuts:
+def extract_note_texts(
+    texts: pa.Array | pa.ChunkedArray, section_style: SectionStyle
+) -> NoteExtracts:
     """``admission_note`` of every text, in order; a null text is an empty one."""
-    cuts = [admission_note(text or "", style) for text in texts.to_pylist()]
-    return Cuts(
+    cuts = [extract_note_text(text or "", section_style) for text in texts.to_pylist()]
+    return NoteExtracts(
         pa.array([cut.text for cut in cuts], pa.large_string()),
         pa.array([cut.reason or None for cut in cuts], pa.string()),
     )
 
 
-_RULE = re.compile(r"^[ \t]*(?:={3,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
+_RULED_LINE = re.compile(r"^[ \t]*(?:={3,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n\s*\n")
 # An exam "on discharge" that goes on in the middle of a line; the rest of the section is given up.
-_AT_DISCHARGE = re.compile(
+_DISCHARGE_EXAM = re.compile(
     r"\b(?:on|at|upon|before|prior to|day of|time of)\s{1,4}(?:(?:the\s)?(?:day|time)\sof\s)?discharge\b"
     r"|\bdischarge\s{1,4}(?:physical|exam|pe\b|vital|vs\b)",
     re.IGNORECASE,
 )
 
 
-def _known_at_admission(text: str) -> str | None:
+def _extract_admission_sections(text: str) -> str | None:
     """The sections of ``SECTIONS``, each under its title, those without text left out; None without any history."""
-    found: dict[str, list[str]] = {section.title: [] for section in SECTIONS}
-    for block in blocks(text):
-        if block.name in found and (body := _tidy(block)):
+    found: dict[str, list[str]] = {section.title: [] for section in ADMISSION_SECTIONS}
+    for block in split_note_sections(text):
+        if block.name in found and (body := _clean_section(block)):
             found[block.name].append(body)
     if not (found["CHIEF COMPLAINT"] or found["PRESENT ILLNESS"] or found["MEDICAL HISTORY"]):
         return None
@@ -117,39 +119,41 @@ def _known_at_admission(text: str) -> str | None:
     )
 
 
-def _tidy(block: Block) -> str:
+def _clean_section(section: NoteSection) -> str:
     """Without ruled lines and runs of empty ones; an exam ends where the exam at discharge begins."""
-    text = block.text
-    if block.name == "PHYSICAL EXAM" and (end := _AT_DISCHARGE.search(text)):
+    text = section.text
+    if section.name == "PHYSICAL EXAM" and (end := _DISCHARGE_EXAM.search(text)):
         text = text[: end.start()]
-    return _BLANK_LINES.sub("\n", _RULE.sub("", text).strip())
+    return _BLANK_LINES.sub("\n", _RULED_LINE.sub("", text).strip())
 
 
-STYLES: dict[str, Callable[[str], str | None]] = {
-    "admission": _known_at_admission,
-    "core-2021": core2021.cut,
+SECTION_STYLES: dict[str, Callable[[str], str | None]] = {
+    "admission": _extract_admission_sections,
+    "core-2021": core2021.extract_core_2021_sections,
     "all": str.strip,
 }
 
 
 # At the start of a line: up to 90 characters before a colon, or the whole of a short line.
-_LINE = re.compile(r"^[^\S\n]*+(?P<heading>[^\s:][^\n:]{0,89}+)(?P<colon>:|$)", re.MULTILINE)
+_HEADING_LINE = re.compile(
+    r"^[^\S\n]*+(?P<heading>[^\s:][^\n:]{0,89}+)(?P<colon>:|$)", re.MULTILINE
+)
 _COLON = re.compile(r":")
-_WIDEST = 60  # characters of a heading in the middle of a line
+_MAX_INLINE_HEADING_CHARACTERS = 60  # characters of a heading in the middle of a line
 
 
 @dataclass(frozen=True)
-class _Heading:
+class _HeadingCandidate:
     """A possible heading, from ``start`` to ``end`` with its colon."""
 
     start: int
     end: int
     text: str
-    colon: bool
-    line: bool
+    has_colon: bool
+    starts_line: bool
 
 
-def blocks(text: str) -> Iterator[Block]:
+def split_note_sections(text: str) -> Iterator[NoteSection]:
     """The note cut at its headings, in order and in linear time.
 
     A heading of the tables counts at the start of a line (with a colon, or alone on it), with or without a blank line before, and in the middle of a
@@ -158,84 +162,114 @@ def blocks(text: str) -> Iterator[Block]:
     """
     note = text.replace("\r\n", "\n").replace("\r", "\n")
     name, start, after_course = "", 0, False
-    for heading in _possible(note):
-        found = _named(note, heading, name, after_course)
+    for heading in _find_heading_candidates(note):
+        found = _find_section_name(note, heading, name, after_course)
         if found is None:
             continue
         if start < heading.start:
-            yield Block(name, note[start : heading.start])
-        name, start, after_course = found, heading.end, after_course or found == COURSE
-    yield Block(name, note[start:])
+            yield NoteSection(name, note[start : heading.start])
+        name, start, after_course = (
+            found,
+            heading.end,
+            after_course or found == HOSPITAL_COURSE_SECTION,
+        )
+    yield NoteSection(name, note[start:])
 
 
-def _possible(note: str) -> Iterator[_Heading]:
+def _find_heading_candidates(note: str) -> Iterator[_HeadingCandidate]:
     """Everything that may be a heading, in order."""
     past, colons = 0, _COLON.finditer(note)
     colon = next(colons, None)
-    for line in _LINE.finditer(note):
+    for line in _HEADING_LINE.finditer(note):
         while colon and colon.start() < line.start("heading"):
-            yield from _inline(note, past, colon.start())
+            yield from _find_inline_heading(note, past, colon.start())
             past, colon = colon.end(), next(colons, None)
-        yield _Heading(
-            line.start("heading"), line.end(), line["heading"], bool(line["colon"]), line=True
+        yield _HeadingCandidate(
+            line.start("heading"),
+            line.end(),
+            line["heading"],
+            bool(line["colon"]),
+            starts_line=True,
         )
         if line["colon"]:
             past, colon = line.end(), next(colons, None)
     while colon:
-        yield from _inline(note, past, colon.start())
+        yield from _find_inline_heading(note, past, colon.start())
         past, colon = colon.end(), next(colons, None)
 
 
-def _inline(note: str, past: int, colon: int) -> Iterator[_Heading]:
+def _find_inline_heading(
+    note: str, search_start: int, colon_start: int
+) -> Iterator[_HeadingCandidate]:
     """The longest heading of the tables that ends at a colon in the middle of a line."""
-    begin = max(past, colon - _WIDEST, note.rfind("\n", past, colon) + 1)
+    begin = max(
+        search_start,
+        colon_start - _MAX_INLINE_HEADING_CHARACTERS,
+        note.rfind("\n", search_start, colon_start) + 1,
+    )
     words = [
-        (match.start() + begin, match.group()) for match in re.finditer(r"\S+", note[begin:colon])
+        (match.start() + begin, match.group())
+        for match in re.finditer(r"\S+", note[begin:colon_start])
     ]
     for start, word in words[-6:]:
-        heading = note[start:colon]
-        if key(heading) in NAMES and (start != words[-1][0] or (word.isupper() and len(word) >= 3)):
-            yield _Heading(start, colon + 1, heading, colon=True, line=False)
+        heading = note[start:colon_start]
+        if normalize_section_heading(heading) in SECTION_NAMES_BY_HEADING and (
+            start != words[-1][0] or (word.isupper() and len(word) >= 3)
+        ):
+            yield _HeadingCandidate(
+                start, colon_start + 1, heading, has_colon=True, starts_line=False
+            )
             return
 
 
-def _named(note: str, heading: _Heading, current: str, after_course: bool) -> str | None:
+def _find_section_name(
+    note: str, heading: _HeadingCandidate, current_section: str, after_course: bool
+) -> str | None:
     """The name of the section that a heading opens; None when it opens none."""
-    entry, section = key(heading.text), SECTION.get(current)
-    if section and entry in section.inside:
+    entry, section = (
+        normalize_section_heading(heading.text),
+        ADMISSION_SECTIONS_BY_TITLE.get(current_section),
+    )
+    if section and entry in section.inner_headings:
         return None
-    if not heading.colon and not _titled(heading.text):
+    if not heading.has_colon and not _is_title_case(heading.text):
         return None
-    name = NAMES.get(entry) or (_held(entry) if heading.colon else None)
-    if name in SECTION and after_course and entry not in LATE:
-        return OTHER
-    if name or not section or not heading.colon:
+    name = SECTION_NAMES_BY_HEADING.get(entry) or (
+        _match_heading_phrase(entry) if heading.has_colon else None
+    )
+    if name in ADMISSION_SECTIONS_BY_TITLE and after_course and entry not in HEADINGS_AFTER_COURSE:
+        return OTHER_SECTION
+    if name or not section or not heading.has_colon:
         return name
     return (
-        OTHER
-        if _stands_alone(note, heading, entry) and not section.inside.intersection(entry.split())
+        OTHER_SECTION
+        if _is_standalone_heading(note, heading, entry)
+        and not section.inner_headings.intersection(entry.split())
         else None
     )
 
 
-def _titled(heading: str) -> bool:
+def _is_title_case(heading: str) -> bool:
     """Without a colon, only capitals make a heading of a line: a wrapped sentence may end in "medical history"."""
     return all(
         word[:1].isupper() or len(word) <= 3 or not word[:1].isalpha() for word in heading.split()
     )
 
 
-def _held(entry: str) -> str | None:
-    if entry.count(" ") >= HOLDS_WORDS:
+def _match_heading_phrase(normalized_heading: str) -> str | None:
+    if normalized_heading.count(" ") >= MAX_SECTION_HEADING_WORDS:
         return None
-    return next((name for phrase, name in HOLDS if phrase in entry), None)
+    return next((name for phrase, name in SECTION_PHRASES if phrase in normalized_heading), None)
 
 
-def _stands_alone(note: str, heading: _Heading, entry: str) -> bool:
+def _is_standalone_heading(note: str, heading: _HeadingCandidate, normalized_heading: str) -> bool:
     """A few words and a colon between a blank line and a line end."""
     before, after = (
         note[max(0, heading.start - 40) : heading.start].rstrip(" \t"),
         note[heading.end : heading.end + 40].lstrip(" \t"),
     )
-    worded = entry.replace(" ", "").isalpha() and entry.count(" ") < HOLDS_WORDS
-    return heading.line and worded and before.endswith("\n\n") and after[:1] in ("", "\n")
+    worded = (
+        normalized_heading.replace(" ", "").isalpha()
+        and normalized_heading.count(" ") < MAX_SECTION_HEADING_WORDS
+    )
+    return heading.starts_line and worded and before.endswith("\n\n") and after[:1] in ("", "\n")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-HEADINGS: tuple[tuple[str, str], ...] = (
+CORE_2021_HEADINGS: tuple[tuple[str, str], ...] = (
     ("CHIEF COMPLAINT", "chief complaint:"),
     ("PRESENT ILLNESS", "present illness:"),
     ("MEDICAL HISTORY", "medical history:"),
@@ -23,23 +23,25 @@ HEADINGS: tuple[tuple[str, str], ...] = (
     ("SOCIAL HISTORY", "social history:"),
 )
 
-_PATTERNS = {heading: re.compile(heading, re.IGNORECASE) for _, heading in HEADINGS}
-_END = re.compile(r"\n\n[^(\\|\d.)\n]+?:")
+_HEADING_PATTERNS = {
+    heading: re.compile(heading, re.IGNORECASE) for _, heading in CORE_2021_HEADINGS
+}
+_SECTION_END = re.compile(r"\n\n[^(\\|\d.)\n]+?:")
 
-_WORDS = r"(?:had\s|has\s)?(?:expired|died|passed away|deceased)"
-_DIED = re.compile(rf"(?:patient|pt)\s+{_WORDS}", re.IGNORECASE)
-_OBVIOUS = re.compile(
+_DEATH_VERBS = r"(?:had\s|has\s)?(?:expired|died|passed away|deceased)"
+_PATIENT_DIED = re.compile(rf"(?:patient|pt)\s+{_DEATH_VERBS}", re.IGNORECASE)
+_EXPLICIT_DEATH = re.compile(
     r"he expired|pronounced expired|time of death", re.IGNORECASE
 )  # "she expired" too
 # The look-behind lets a run of blanks be entered at its first only, where the published pattern would end up as well: linear time.
-_PHRASE = re.compile(rf"(?:patient|pt)?(?<!\s)\s+{_WORDS}", re.IGNORECASE)
-_CLEARED = re.compile("(?:PHYSICAL EXAM|MEDICATION ON ADMISSION):", re.IGNORECASE)
+_DEATH_PHRASE = re.compile(rf"(?:patient|pt)?(?<!\s)\s+{_DEATH_VERBS}", re.IGNORECASE)
+_FILTERED_HEADING = re.compile("(?:PHYSICAL EXAM|MEDICATION ON ADMISSION):", re.IGNORECASE)
 # Every pattern above needs one of these. Most notes have none, and a search for plain words takes a hundredth of theirs.
-_NEEDED = ("expired", "died", "passed away", "deceased", "time of death")
-_NEEDED_ANYWHERE = re.compile("|".join(_NEEDED), re.IGNORECASE)
+_DEATH_WORDS = ("expired", "died", "passed away", "deceased", "time of death")
+_DEATH_WORD = re.compile("|".join(_DEATH_WORDS), re.IGNORECASE)
 
 
-def cut(text: str) -> str | None:
+def extract_core_2021_sections(text: str) -> str | None:
     """The eight sections under their headings, empty ones too; None when chief complaint, present illness and medical history are all empty.
 
     Source: arXiv 2102.04110, section 3.1, and its code.
@@ -47,50 +49,54 @@ def cut(text: str) -> str | None:
     # the published code writes line ends as backslash and n, so that a backslash and an n in the note are a line end as well
     note = text.strip().replace("\\n", "\n")
     lowered = note.lower() if note.isascii() else ""
-    found = {title: _section(note, lowered, heading) for title, heading in HEADINGS}
+    found = {
+        title: _extract_section(note, lowered, heading) for title, heading in CORE_2021_HEADINGS
+    }
     if not (found["CHIEF COMPLAINT"] or found["PRESENT ILLNESS"] or found["MEDICAL HISTORY"]):
         return None
     return "\n\n".join(f"{title}: {body}" for title, body in found.items())
 
 
-def _section(note: str, lowered: str, heading: str) -> str:
-    start = _start(note, lowered, heading)
+def _extract_section(note: str, lowered: str, heading: str) -> str:
+    start = _find_section_start(note, lowered, heading)
     # an end anywhere after the first heading is what the published pattern finds; without one no later heading can have one
-    end = _END.search(note, start + 1) if start >= 0 else None
+    end = _SECTION_END.search(note, start + 1) if start >= 0 else None
     return note[start : end.start()].replace("\n", " ").strip() if end else ""
 
 
-def _start(note: str, lowered: str, heading: str) -> int:
+def _find_section_start(note: str, lowered: str, heading: str) -> int:
     """Where the text after the first such heading begins, -1 without one; ``lowered`` is the note in lower case where that is as long."""
     if lowered:
         at = lowered.find(heading)
         return at + len(heading) if at >= 0 else -1
-    match = _PATTERNS[heading].search(note)
+    match = _HEADING_PATTERNS[heading].search(note)
     return match.end() if match else -1
 
 
-def without_death_phrase(text: str) -> str:
+def remove_death_phrases(text: str) -> str:
     """The note without the first "(patient/pt) (had/has) expired/died/passed away/deceased" after every physical exam and medication heading."""
-    if not _told(text):
+    if not _has_death_word(text):
         return text
     kept, done, scanned = [], 0, 0
-    for phrase in _PHRASE.finditer(text):
+    for phrase in _DEATH_PHRASE.finditer(text):
         line = text.rfind("\n", scanned, phrase.start()) + 1 or scanned
         scanned = phrase.start()
-        if _CLEARED.search(text, line, phrase.start()):
+        if _FILTERED_HEADING.search(text, line, phrase.start()):
             kept.append(text[done : phrase.start()])
             done = scanned = phrase.end()
     return "".join([*kept, text[done:]])
 
 
-def death_mention(text: str) -> bool:
+def mentions_death(text: str) -> bool:
     """Whether the note says that the patient died: such a note asks for what it tells, and leaves the cohort of the mortality task."""
-    return _told(text) and bool(_DIED.search(text) or _OBVIOUS.search(text))
+    return _has_death_word(text) and bool(
+        _PATIENT_DIED.search(text) or _EXPLICIT_DEATH.search(text)
+    )
 
 
-def _told(text: str) -> bool:
+def _has_death_word(text: str) -> bool:
     """Whether a word is there that the patterns need; beyond ASCII the pattern decides, for which a long s is an s."""
     if not text.isascii():
-        return _NEEDED_ANYWHERE.search(text) is not None
+        return _DEATH_WORD.search(text) is not None
     lowered = text.lower()
-    return any(word in lowered for word in _NEEDED)
+    return any(word in lowered for word in _DEATH_WORDS)

@@ -10,7 +10,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-COURSE, DISCHARGE, RESULTS, TESTS, OTHER = (
+HOSPITAL_COURSE_SECTION, DISCHARGE_SECTION, RESULTS_SECTION, TESTS_SECTION, OTHER_SECTION = (
     "HOSPITAL COURSE",
     "DISCHARGE",
     "RESULTS",
@@ -20,40 +20,40 @@ COURSE, DISCHARGE, RESULTS, TESTS, OTHER = (
 
 
 @dataclass(frozen=True)
-class Section:
+class AdmissionSection:
     """A section known at admission.
 
     Attributes:
         title: as printed.
         headings: that open it wherever they stand.
-        early: that open it only before the hospital course; after it, ``Physical Exam`` is the exam at discharge and ``Medications`` are the
+        headings_before_course: that open it only before the hospital course; after it, ``Physical Exam`` is the exam at discharge and ``Medications`` are the
             medications at discharge.
-        inside: headings, or words of headings, that are part of it and do not end it.
+        inner_headings: headings, or words of headings, that are part of it and do not end it.
     """
 
     title: str
-    early: frozenset[str]
+    headings_before_course: frozenset[str]
     headings: frozenset[str] = frozenset()
-    inside: frozenset[str] = frozenset()
+    inner_headings: frozenset[str] = frozenset()
 
 
-def _listed(text: str) -> frozenset[str]:
+def _split_headings(text: str) -> frozenset[str]:
     return frozenset(" ".join(part.split()) for part in text.split(","))
 
 
-SECTIONS: tuple[Section, ...] = (
-    Section(
+ADMISSION_SECTIONS: tuple[AdmissionSection, ...] = (
+    AdmissionSection(
         "CHIEF COMPLAINT",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             chief complaint, chief complaints, cc, presenting complaint, primary complaint, admitting complaint, reason for admission,
             reason for hospitalization, reason for this admission, cheif complaint, complaint
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "PRESENT ILLNESS",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             history of present illness, history of the present illness, present illness, history of presenting illness, hpi, history of
             present ilness, history present illness, brief history of present illness, brief hpi, history of current illness, cc hpi,
@@ -61,7 +61,7 @@ SECTIONS: tuple[Section, ...] = (
             admission, brief history, interval history, source hpi
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             arrival, clinic, consults, ct, currently, cxr, ecg, echo, ed, ekg, emergency, er, exam, floor, given, imaging,
             interventions, lab, labs, meds, micro, mri, notable, onc, oncologic, osh, outside, patient, pe, received, review of system,
@@ -69,9 +69,9 @@ SECTIONS: tuple[Section, ...] = (
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "MEDICAL HISTORY",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             past medical history, medical history, pmh, pmhx, past medical hx, past history, previous medical history, pmhx pshx, prior
             medical history, past medical and surgical history, past medical history past surgical history, pmh psh, pmh pshx, past
@@ -80,16 +80,16 @@ SECTIONS: tuple[Section, ...] = (
             history, past gyn history, past cardiac history, cardiac history, oncologic history, oncology history, problem list
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             cabg, cardiac, gyn, history, medical, ob, oncologic, oncology, other, pacing, past, percutaneous, pmh, psh, psychiatric,
             risk, surgical
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "MEDICATION ON ADMISSION",
-        headings=_listed(
+        headings=_split_headings(
             """
             medications on admission, medication on admission, admission medications, medications prior to admission, home medications,
             preadmission medications, pre admission medications, preadmission medication list, the preadmission medication list, home
@@ -98,29 +98,29 @@ SECTIONS: tuple[Section, ...] = (
             medications at admission, medications on transfer to hospital, prior to admission medications, current medications at home
             """
         ),
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             medications, current medications, meds, medication, current meds, outpatient meds
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             active, home, inhaled, outpatient, preadmission, previously, prn
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "ALLERGIES",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             allergies, allergy, drug allergies, medication allergies, allergies and adverse reactions, allergies to medications, known
             allergies, allergies adverse drug reactions, adverse drug reactions
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "PHYSICAL EXAM",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             physical exam, physical examination, pe, exam, examination, physical exam on admission, physical examination on admission,
             admission physical exam, admission physical examination, admission exam, admission pe, pe on admission, exam on admission,
@@ -129,7 +129,7 @@ SECTIONS: tuple[Section, ...] = (
             physical, physical exam on arrival, physical exam on transfer to icu, exam upon admission, physical exam vs, physical
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             abd, abdomen, abdominal, access, admission, appearance, back, breasts, card, cardiac, cardio, cardiovascular, chest,
             constitutional, coordination, cor, cranial, cv, derm, ears, exam, ext, extremities, extremity, eyes, gait, gen, general, gi,
@@ -140,27 +140,27 @@ SECTIONS: tuple[Section, ...] = (
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "FAMILY HISTORY",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             family history, fh, fhx, family hx, family medical history, fam hx, family history of
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             brother, children, father, maternal, mother, paternal, siblings, sister
             """
         ),
     ),
-    Section(
+    AdmissionSection(
         "SOCIAL HISTORY",
-        early=_listed(
+        headings_before_course=_split_headings(
             """
             social history, sh, shx, social hx, soc hx, personal and social history, social history and habits, habits, social
             """
         ),
-        inside=_listed(
+        inner_headings=_split_headings(
             """
             alcohol, drugs, employment, etoh, illicits, lives, living, occupation, smoking, substance, tobacco
             """
@@ -168,8 +168,8 @@ SECTIONS: tuple[Section, ...] = (
     ),
 )
 
-ENDINGS: dict[str, frozenset[str]] = {
-    COURSE: _listed(
+NON_ADMISSION_HEADINGS: dict[str, frozenset[str]] = {
+    HOSPITAL_COURSE_SECTION: _split_headings(
         """
         hospital course, brief hospital course, summary of hospital course, hospital course by systems, hospital course by problem,
         concise summary of hospital course by issue system, brief summary of hospital course, hospital course by system, icu course,
@@ -179,7 +179,7 @@ ENDINGS: dict[str, frozenset[str]] = {
         course, events, addendum, interim summary, hospital summary, inpatient course, course and treatment
         """
     ),
-    DISCHARGE: _listed(
+    DISCHARGE_SECTION: _split_headings(
         """
         discharge, discharge date, discharge medications, medications on discharge, discharge meds, discharge disposition, discharge
         diagnosis, discharge diagnoses, final diagnosis, final diagnoses, discharge condition, condition on discharge, condition at
@@ -192,7 +192,7 @@ ENDINGS: dict[str, frozenset[str]] = {
         discharge plan, discharge followup, transfer medications
         """
     ),
-    RESULTS: _listed(
+    RESULTS_SECTION: _split_headings(
         """
         pertinent results, results, pertinent laboratory data, laboratory data, laboratory values, laboratory results, lab data,
         pertinent labs, pertinent laboratories, laboratories, laboratory studies, radiology, labs on admission, admission labs,
@@ -202,13 +202,13 @@ ENDINGS: dict[str, frozenset[str]] = {
         laboratory data, pertinent results on admission, preliminary laboratory data, operative findings, findings
         """
     ),
-    TESTS: _listed(
+    TESTS_SECTION: _split_headings(
         """
         labs, lab, imaging, studies, ekg, ecg, cxr, chest x ray, electrocardiogram, echo, echocardiogram, ct, mri, micro, ua,
         urinalysis, cath, cardiac catheterization, chest xray, tte, tee, eeg, ct head, head ct, ultrasound
         """
     ),
-    OTHER: _listed(
+    OTHER_SECTION: _split_headings(
         """
         admission date, date of birth, sex, service, attending, name, unit no, medical record number, dictated, admitted, major surgical
         or invasive procedure, major surgical and invasive procedures, procedures, procedure, operations, operation, principal
@@ -220,40 +220,42 @@ ENDINGS: dict[str, frozenset[str]] = {
 }
 
 # A heading that the table does not have is known by what it holds; the first that fits counts.
-HOLDS: tuple[tuple[str, str], ...] = (
-    ("hospital course", COURSE),
-    ("icu course", COURSE),
-    ("course by", COURSE),
-    ("discharge", DISCHARGE),
-    ("follow up", DISCHARGE),
-    ("followup", DISCHARGE),
-    ("pertinent", RESULTS),
-    ("laborator", RESULTS),
+SECTION_PHRASES: tuple[tuple[str, str], ...] = (
+    ("hospital course", HOSPITAL_COURSE_SECTION),
+    ("icu course", HOSPITAL_COURSE_SECTION),
+    ("course by", HOSPITAL_COURSE_SECTION),
+    ("discharge", DISCHARGE_SECTION),
+    ("follow up", DISCHARGE_SECTION),
+    ("followup", DISCHARGE_SECTION),
+    ("pertinent", RESULTS_SECTION),
+    ("laborator", RESULTS_SECTION),
 )
-HOLDS_WORDS = 7  # a longer line is a sentence
+MAX_SECTION_HEADING_WORDS = 7  # a longer line is a sentence
 
-SECTION: dict[str, Section] = {section.title: section for section in SECTIONS}
-LATE: dict[str, str] = {
-    heading: section.title for section in SECTIONS for heading in section.headings
+ADMISSION_SECTIONS_BY_TITLE: dict[str, AdmissionSection] = {
+    section.title: section for section in ADMISSION_SECTIONS
 }
-NAMES: dict[str, str] = {
-    **{heading: name for name, headings in ENDINGS.items() for heading in headings},
+HEADINGS_AFTER_COURSE: dict[str, str] = {
+    heading: section.title for section in ADMISSION_SECTIONS for heading in section.headings
+}
+SECTION_NAMES_BY_HEADING: dict[str, str] = {
+    **{heading: name for name, headings in NON_ADMISSION_HEADINGS.items() for heading in headings},
     **{
         heading: section.title
-        for section in SECTIONS
-        for heading in (*section.early, *section.headings)
+        for section in ADMISSION_SECTIONS
+        for heading in (*section.headings_before_course, *section.headings)
     },
 }
 
-_ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|[(\[{].*$")
-_NUMBER = re.compile(r"^\s*\(?\d{1,2}[.)]\s*")
-_EDGE = " \t*#=_-•>·.,+|\"'`~"
+_PARENTHESES = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|[(\[{].*$")
+_NUMBERING = re.compile(r"^\s*\(?\d{1,2}[.)]\s*")
+_EDGE_CHARACTERS = " \t*#=_-•>·.,+|\"'`~"
 
 
 @functools.lru_cache(maxsize=16384)  # the same few hundred headings come again and again
-def key(heading: str) -> str:
+def normalize_section_heading(heading: str) -> str:
     """A heading as the tables above have it: ``2. PAST MEDICAL HISTORY (per OMR)`` -> ``past medical history``."""
-    plain = _ASIDE.sub(" ", _NUMBER.sub("", heading.casefold()))
+    plain = _PARENTHESES.sub(" ", _NUMBERING.sub("", heading.casefold()))
     for sign, spelled in (("&", " and "), ("/", " "), ("-", " ")):
         plain = plain.replace(sign, spelled)
-    return " ".join(plain.strip(_EDGE).split())
+    return " ".join(plain.strip(_EDGE_CHARACTERS).split())

@@ -19,9 +19,15 @@ import pyarrow as pa
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.cohorts.ventilation import rules
-from clinpeft.data.cohorts.ventilation.scan import Raw, find, run, statement, view
+from clinpeft.data.cohorts.ventilation.scan import (
+    ChartTable,
+    find_chart_file,
+    execute_sql_file,
+    read_sql_file,
+    create_chart_view,
+)
 
-PROLONGED = pa.schema(
+PROLONGED_VENTILATION_SCHEMA = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
         pa.field("stay_id", pa.int64(), nullable=False),
@@ -32,12 +38,14 @@ PROLONGED = pa.schema(
 )
 """One ventilated ICU stay: the hours of this ICU stay, and the answer of its admission."""
 
-EXCLUSION = pa.schema([*list(PROLONGED)[:3], pa.field("reason", pa.string(), nullable=False)])
+VENTILATION_EXCLUSION_SCHEMA = pa.schema(
+    [*list(PROLONGED_VENTILATION_SCHEMA)[:3], pa.field("reason", pa.string(), nullable=False)]
+)
 """One ventilated ICU stay that leaves, with the first reason that holds."""
 
 
 @dataclass(frozen=True)
-class Derived:
+class EpisodeDerivation:
     """Where the table ``episode`` came from.
 
     Attributes:
@@ -50,54 +58,63 @@ class Derived:
     attrition: tuple[Attrition, ...]
 
 
-class Definition(NamedTuple):
+class ProlongedVentilationDefinition(NamedTuple):
     """What "prolonged" measures: ``measure`` of each ICU stay, taken ``over_admission``, plus ``grace_hours``, reaches seven days."""
 
     measure: Literal["span", "summed"]
     over_admission: Literal["max", "sum"]
     grace_hours: float
-    least_hours: float | None
+    min_hours: float | None
 
 
-PROLONGED_HOURS = 7 * 24.0
-ADULT_YEARS = 18.0
-DEFINITIONS: dict[str, Definition] = {
-    "clinical-xlnet": Definition("span", "max", grace_hours=6.0, least_hours=2 * 24.0),
-    "summed": Definition("summed", "sum", grace_hours=0.0, least_hours=None),
+PROLONGED_VENTILATION_HOURS = 7 * 24.0
+ADULT_AGE_YEARS = 18.0
+PROLONGED_VENTILATION_DEFINITIONS: dict[str, ProlongedVentilationDefinition] = {
+    "clinical-xlnet": ProlongedVentilationDefinition(
+        "span", "max", grace_hours=6.0, min_hours=2 * 24.0
+    ),
+    "summed": ProlongedVentilationDefinition("summed", "sum", grace_hours=0.0, min_hours=None),
 }
 """``clinical-xlnet``: from the first start to the last end of one ICU stay, pauses included. ``summed``: all hours on the ventilator over the whole
 admission, pauses left out. ``least_hours``: who is ventilated for less is not in the published cohort; None: this definition excludes nobody."""
 
-_CHARTED = {"icu_stay_id": "STAY_ID", "charted_at": "CHARTTIME", "item": "ITEMID", "value": "VALUE"}
-_PERFORMED = {
+_CHARTED_COLUMNS = {
+    "icu_stay_id": "STAY_ID",
+    "charted_at": "CHARTTIME",
+    "item": "ITEMID",
+    "value": "VALUE",
+}
+_PROCEDURE_COLUMNS = {
     "icu_stay_id": "STAY_ID",
     "began_at": "STARTTIME",
     "ended_at": "ENDTIME",
     "item": "ITEMID",
     "state": "STATUSDESCRIPTION",
 }
-_III = {"icu_stay_id": "ICUSTAY_ID"}
-CHARTEVENTS_III = Raw(
+_MIMIC_III_COLUMNS = {"icu_stay_id": "ICUSTAY_ID"}
+MIMIC_III_CHARTEVENTS = ChartTable(
     "CHARTEVENTS",
     "ventilation_charted",
-    {**_CHARTED, **_III, "error": "ERROR"},
+    {**_CHARTED_COLUMNS, **_MIMIC_III_COLUMNS, "error": "ERROR"},
     "ventilation from charted settings",
 )
-PROCEDUREEVENTS_III = Raw(
+MIMIC_III_PROCEDUREEVENTS = ChartTable(
     "PROCEDUREEVENTS_MV",
     "ventilation_procedure",
-    {**_PERFORMED, **_III},
+    {**_PROCEDURE_COLUMNS, **_MIMIC_III_COLUMNS},
     "extubation and ventilation as procedures",
 )
-CHARTEVENTS_IV = Raw(
-    "chartevents", "ventilation_charted", _CHARTED, "ventilation from charted settings"
+MIMIC_IV_CHARTEVENTS = ChartTable(
+    "chartevents", "ventilation_charted", _CHARTED_COLUMNS, "ventilation from charted settings"
 )
-PROCEDUREEVENTS_IV = Raw(
-    "procedureevents", "ventilation_procedure", _PERFORMED, "ventilation as procedures"
+MIMIC_IV_PROCEDUREEVENTS = ChartTable(
+    "procedureevents", "ventilation_procedure", _PROCEDURE_COLUMNS, "ventilation as procedures"
 )
 
 
-def episodes_mimic_iii(connection: duckdb.DuckDBPyConnection, folder: Path) -> Derived:
+def derive_mimic_iii_episodes(
+    connection: duckdb.DuckDBPyConnection, folder: Path
+) -> EpisodeDerivation:
     """Create the table ``episode`` (``tables.EPISODE``) from a MIMIC-III folder and the relation ``icu_stay`` (``tables.ICU_STAY``).
 
     A ventilator setting begins or continues an episode; it ends with an extubation, with oxygen while no ventilator is charted, or after more
@@ -107,34 +124,42 @@ def episodes_mimic_iii(connection: duckdb.DuckDBPyConnection, folder: Path) -> D
     Raises:
         SourceError: no table to derive from, a missing column, a damaged file.
     """
-    charted, performed = find(folder, CHARTEVENTS_III.stem), find(folder, PROCEDUREEVENTS_III.stem)
+    charted, performed = (
+        find_chart_file(folder, MIMIC_III_CHARTEVENTS.stem),
+        find_chart_file(folder, MIMIC_III_PROCEDUREEVENTS.stem),
+    )
     if performed is None:
-        raise _missing(folder, PROCEDUREEVENTS_III)
+        raise _create_missing_table_error(folder, MIMIC_III_PROCEDUREEVENTS)
     if charted is None:
-        return _from_procedures(
-            connection, performed, PROCEDUREEVENTS_III, rules.PROCEDURES["mimic-iii"]
+        return _derive_from_procedures(
+            connection,
+            performed,
+            MIMIC_III_PROCEDUREEVENTS,
+            rules.VENTILATION_PROCEDURES["mimic-iii"],
         )
-    signs = _table(rules.Sign._fields, rules.SIGNS)
-    items = _table(("item", "signal"), tuple(rules.EXTUBATIONS.items()))
-    with _work(connection, ventilation_sign=signs, ventilation_extubation_item=items):
-        with view(connection, performed, PROCEDUREEVENTS_III):
-            run(connection, "extubations_mimic_iii")
-        with view(connection, charted, CHARTEVENTS_III):
-            run(connection, "moments_mimic_iii")
-        run(connection, "candidates_mimic_iii")
-        run(connection, "episodes")
+    signs = _build_rule_table(rules.ChartedSign._fields, rules.CHARTED_SIGNS)
+    items = _build_rule_table(("item", "signal"), tuple(rules.EXTUBATION_PROCEDURES.items()))
+    with _register_rule_tables(
+        connection, ventilation_sign=signs, ventilation_extubation_item=items
+    ):
+        with create_chart_view(connection, performed, MIMIC_III_PROCEDUREEVENTS):
+            execute_sql_file(connection, "extubations_mimic_iii")
+        with create_chart_view(connection, charted, MIMIC_III_CHARTEVENTS):
+            execute_sql_file(connection, "moments_mimic_iii")
+        execute_sql_file(connection, "candidates_mimic_iii")
+        execute_sql_file(connection, "episodes")
         steps = {
             "charted ventilation rows": "ventilation_moment",
             "extubation procedures": "ventilation_extubation",
         }
-        return Derived("charted", tuple(_counted(connection, steps)))
+        return EpisodeDerivation("charted", tuple(_count_episode_rows(connection, steps)))
 
 
-def episodes_mimic_iv(
+def derive_mimic_iv_episodes(
     connection: duckdb.DuckDBPyConnection,
     folder: Path,
-    devices: Literal["charted", "with-oxygen-flow"] = "charted",
-) -> Derived:
+    device_rows: Literal["charted", "with-oxygen-flow"] = "charted",
+) -> EpisodeDerivation:
     """Create the table ``episode`` (``tables.EPISODE``) from a MIMIC-IV folder and the relation ``icu_stay`` (``tables.ICU_STAY``).
 
     Each charted minute takes the strongest status of its first device, its ventilator modes, and a mask among any of its devices. A change of
@@ -144,50 +169,58 @@ def episodes_mimic_iv(
     Args:
         connection: with the relation ``icu_stay``.
         folder: the one that holds ``icu``, or ``icu`` itself.
-        devices: ``charted`` uses every charted device. ``with-oxygen-flow`` gives the published derived table: it keeps a device only where an
+        device_rows: ``charted`` uses every charted device. ``with-oxygen-flow`` gives the published derived table: it keeps a device only where an
             oxygen flow is charted in the same minute, since its outer join of the two is filtered like an inner one.
 
     Raises:
         SourceError: no table to derive from, a missing column, a damaged file.
     """
-    charted, performed = find(folder, CHARTEVENTS_IV.stem), find(folder, PROCEDUREEVENTS_IV.stem)
+    charted, performed = (
+        find_chart_file(folder, MIMIC_IV_CHARTEVENTS.stem),
+        find_chart_file(folder, MIMIC_IV_PROCEDUREEVENTS.stem),
+    )
     if charted is None and performed is None:
-        raise _missing(folder, CHARTEVENTS_IV)
+        raise _create_missing_table_error(folder, MIMIC_IV_CHARTEVENTS)
     if charted is None:
         assert performed is not None
-        return _from_procedures(
-            connection, performed, PROCEDUREEVENTS_IV, rules.PROCEDURES["mimic-iv"]
+        return _derive_from_procedures(
+            connection,
+            performed,
+            MIMIC_IV_PROCEDUREEVENTS,
+            rules.VENTILATION_PROCEDURES["mimic-iv"],
         )
-    with_flow = devices == "with-oxygen-flow"
+    with_flow = device_rows == "with-oxygen-flow"
     read = (
-        rules.DEVICE,
-        rules.MODE,
-        rules.HAMILTON_MODE,
-        *(rules.OXYGEN_FLOWS if with_flow else ()),
+        rules.OXYGEN_DEVICE_ITEM,
+        rules.VENTILATOR_MODE_ITEM,
+        rules.HAMILTON_MODE_ITEM,
+        *(rules.OXYGEN_FLOW_ITEMS if with_flow else ()),
     )
     items, readings = (
-        _table(("item",), [(item,) for item in read]),
-        _table(rules.Reading._fields, rules.READINGS),
+        _build_rule_table(("item",), [(item,) for item in read]),
+        _build_rule_table(rules.StatusValue._fields, rules.STATUS_VALUES),
     )
     named = {
-        "device": rules.DEVICE,
-        "mode": rules.MODE,
-        "hamilton_mode": rules.HAMILTON_MODE,
+        "device": rules.OXYGEN_DEVICE_ITEM,
+        "mode": rules.VENTILATOR_MODE_ITEM,
+        "hamilton_mode": rules.HAMILTON_MODE_ITEM,
         "with_flow": with_flow,
     }
-    named["mask_rank"] = rules.STATUSES.index(rules.NON_INVASIVE)
-    with _work(connection, ventilation_item=items, ventilation_reading=readings):
-        with view(connection, charted, CHARTEVENTS_IV):
-            run(connection, "moments_mimic_iv", **named)
-        run(connection, "candidates_mimic_iv", **named)
-        run(connection, "episodes")
-        return Derived(
+    named["mask_rank"] = rules.VENTILATION_STATUSES.index(rules.NON_INVASIVE_STATUS)
+    with _register_rule_tables(connection, ventilation_item=items, ventilation_reading=readings):
+        with create_chart_view(connection, charted, MIMIC_IV_CHARTEVENTS):
+            execute_sql_file(connection, "moments_mimic_iv", **named)
+        execute_sql_file(connection, "candidates_mimic_iv", **named)
+        execute_sql_file(connection, "episodes")
+        return EpisodeDerivation(
             "charted",
-            tuple(_counted(connection, {"charted ventilation rows": "ventilation_moment"})),
+            tuple(
+                _count_episode_rows(connection, {"charted ventilation rows": "ventilation_moment"})
+            ),
         )
 
 
-def prolonged(connection: duckdb.DuckDBPyConnection, definition: str) -> pa.Table:
+def label_prolonged_ventilation(connection: duckdb.DuckDBPyConnection, definition: str) -> pa.Table:
     """The ventilated ICU stays of the table ``episode`` (schema ``PROLONGED``), ordered by subject, stay and ICU stay.
 
     On MIMIC-IV invasive ventilation and tracheostomy count together, else exactly the prolonged cases would be cut short. ``hours`` are those of
@@ -201,19 +234,19 @@ def prolonged(connection: duckdb.DuckDBPyConnection, definition: str) -> pa.Tabl
     Raises:
         RecipeError: there is no such definition.
     """
-    chosen = _definition(definition)
-    text = statement("prolonged").format(
+    chosen = _get_definition(definition)
+    text = read_sql_file("prolonged").format(
         measure=chosen.measure, over_admission=chosen.over_admission
     )
     values = {
-        "counted": list(rules.COUNTED),
+        "counted": list(rules.MECHANICAL_VENTILATION_STATUSES),
         "grace_hours": chosen.grace_hours,
-        "prolonged_hours": PROLONGED_HOURS,
+        "prolonged_hours": PROLONGED_VENTILATION_HOURS,
     }
-    return connection.sql(text, params=values).to_arrow_table().cast(PROLONGED)
+    return connection.sql(text, params=values).to_arrow_table().cast(PROLONGED_VENTILATION_SCHEMA)
 
 
-def exclusions(
+def find_ventilation_exclusions(
     connection: duckdb.DuckDBPyConnection, definition: str = "clinical-xlnet"
 ) -> pa.Table:
     """The ventilated ICU stays that ``definition`` does not ask about (schema ``EXCLUSION``), each with the first reason that holds.
@@ -229,74 +262,84 @@ def exclusions(
     Raises:
         RecipeError: there is no such definition.
     """
-    chosen = _definition(definition)
-    if chosen.least_hours is None:
-        return EXCLUSION.empty_table()
-    excluded = _table(
-        (*rules.Excluded._fields, "rank"), [(*row, rank) for rank, row in enumerate(rules.EXCLUDED)]
+    chosen = _get_definition(definition)
+    if chosen.min_hours is None:
+        return VENTILATION_EXCLUSION_SCHEMA.empty_table()
+    excluded = _build_rule_table(
+        (*rules.DiagnosisExclusion._fields, "rank"),
+        [(*row, rank) for rank, row in enumerate(rules.DIAGNOSIS_EXCLUSIONS)],
     )
     values = {
-        "counted": list(rules.COUNTED),
+        "counted": list(rules.MECHANICAL_VENTILATION_STATUSES),
         "grace_hours": chosen.grace_hours,
-        "least_hours": chosen.least_hours,
-        "adult_years": ADULT_YEARS,
+        "least_hours": chosen.min_hours,
+        "adult_years": ADULT_AGE_YEARS,
     }
-    with _work(connection, ventilation_excluded=excluded):
+    with _register_rule_tables(connection, ventilation_excluded=excluded):
         return (
-            connection.sql(statement("exclusions"), params=values).to_arrow_table().cast(EXCLUSION)
+            connection.sql(read_sql_file("exclusions"), params=values)
+            .to_arrow_table()
+            .cast(VENTILATION_EXCLUSION_SCHEMA)
         )
 
 
-def _from_procedures(
-    connection: duckdb.DuckDBPyConnection, path: Path, raw: Raw, kinds: dict[str, str]
-) -> Derived:
-    known = _table(
+def _derive_from_procedures(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    table: ChartTable,
+    status_by_item: dict[str, str],
+) -> EpisodeDerivation:
+    known = _build_rule_table(
         ("item", "status", "rank"),
-        [(item, status, rank) for rank, (item, status) in enumerate(kinds.items())],
+        [(item, status, rank) for rank, (item, status) in enumerate(status_by_item.items())],
     )
-    with _work(connection, ventilation_kind=known):
-        with view(connection, path, raw):
-            run(connection, "procedures")
-        run(connection, "candidates_procedures")
-        run(connection, "episodes")
-        rows = _tally(
+    with _register_rule_tables(connection, ventilation_kind=known):
+        with create_chart_view(connection, path, table):
+            execute_sql_file(connection, "procedures")
+        execute_sql_file(connection, "candidates_procedures")
+        execute_sql_file(connection, "episodes")
+        rows = _count_by_reason(
             connection,
             "ventilation procedures",
             "SELECT reason, count(*) FROM ventilation_interval GROUP BY reason",
         )
-        return Derived("procedures", (rows,))
+        return EpisodeDerivation("procedures", (rows,))
 
 
-def _definition(name: str) -> Definition:
-    if name not in DEFINITIONS:
+def _get_definition(name: str) -> ProlongedVentilationDefinition:
+    if name not in PROLONGED_VENTILATION_DEFINITIONS:
         raise RecipeError(
             f"there is no ventilation definition {name!r}",
             location="task.ventilation",
-            hint=f"one of: {', '.join(DEFINITIONS)}",
+            hint=f"one of: {', '.join(PROLONGED_VENTILATION_DEFINITIONS)}",
         )
-    return DEFINITIONS[name]
+    return PROLONGED_VENTILATION_DEFINITIONS[name]
 
 
-def _missing(folder: Path, raw: Raw) -> SourceError:
-    message = f"there is no {raw.stem}.csv and no {raw.stem}.csv.gz, which {raw.purpose} needs"
+def _create_missing_table_error(folder: Path, table: ChartTable) -> SourceError:
+    message = (
+        f"there is no {table.stem}.csv and no {table.stem}.csv.gz, which {table.purpose} needs"
+    )
     return SourceError(
         message, location=str(folder), hint="point source.path at the folder as PhysioNet ships it"
     )
 
 
-def _counted(connection: duckdb.DuckDBPyConnection, steps: dict[str, str]) -> Iterator[Attrition]:
+def _count_episode_rows(
+    connection: duckdb.DuckDBPyConnection, steps: dict[str, str]
+) -> Iterator[Attrition]:
     for step, table in steps.items():
-        yield _tally(
+        yield _count_by_reason(
             connection, step, f"SELECT reason, sum(n_rows)::BIGINT FROM {table} GROUP BY reason"
         )
-    yield _tally(
+    yield _count_by_reason(
         connection,
         "ventilation episodes",
         "SELECT reason, count(*) FROM ventilation_candidate GROUP BY reason",
     )
 
 
-def _tally(connection: duckdb.DuckDBPyConnection, step: str, query: str) -> Attrition:
+def _count_by_reason(connection: duckdb.DuckDBPyConnection, step: str, query: str) -> Attrition:
     counts: dict[str | None, int] = dict(connection.execute(query).fetchall())
     attrition = Attrition(step, entered_rows=sum(counts.values()))
     for reason, count in counts.items():
@@ -305,19 +348,21 @@ def _tally(connection: duckdb.DuckDBPyConnection, step: str, query: str) -> Attr
     return attrition
 
 
-def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    return pa.table({name: [row[at] for row in rows] for at, name in enumerate(names)})
+def _build_rule_table(column_names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    return pa.table({name: [row[at] for row in rows] for at, name in enumerate(column_names)})
 
 
 @contextmanager
-def _work(connection: duckdb.DuckDBPyConnection, **lists: pa.Table) -> Iterator[None]:
+def _register_rule_tables(
+    connection: duckdb.DuckDBPyConnection, **rule_tables: pa.Table
+) -> Iterator[None]:
     """The rules as tables to join with; they and what is built on the way are gone at the end, however it ends."""
-    for name, rows in lists.items():
+    for name, rows in rule_tables.items():
         connection.register(name, rows)
     try:
         yield
     finally:
-        for name in lists:
+        for name in rule_tables:
             connection.unregister(name)
         for name in (
             "ventilation_moment",

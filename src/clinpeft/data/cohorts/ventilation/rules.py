@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 # ---- MIMIC-III: what one charted row says
 
-VENTILATED, OXYGEN, EXTUBATED, SELF_EXTUBATED = (
+VENTILATED_STATUS, OXYGEN_STATUS, EXTUBATED_STATUS, SELF_EXTUBATED_STATUS = (
     "ventilated",
     "oxygen",
     "extubated",
@@ -21,7 +21,7 @@ VENTILATED, OXYGEN, EXTUBATED, SELF_EXTUBATED = (
 )
 
 
-class Sign(NamedTuple):
+class ChartedSign(NamedTuple):
     """A charted item that says something: with this ``value``, or with any value but ``excepted``; an empty one sets no condition."""
 
     item: str
@@ -30,7 +30,7 @@ class Sign(NamedTuple):
     excepted: str | None = None
 
 
-_SETTINGS = {
+_VENTILATOR_SETTING_ITEMS = {
     "minute volume": (445, 448, 449, 450, 1340, 1486, 1600, 224687),
     "tidal volume": (639, 654, 681, 682, 683, 684, 224684, 224685, 224686),
     # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its rows never reach the rule. They are not read
@@ -57,10 +57,10 @@ _SETTINGS = {
     "pressure support": (224701,),
     "ventilator mode": (223849,),
 }
-NEVER_READ = (459,)
+UNUSED_SETTING_ITEMS = (459,)
 """Named by mimic-code's rule for ventilated rows, and missing from the list of items that it reads."""
 
-_OXYGEN_DEVICES = {
+_OXYGEN_DEVICE_VALUES = {
     226732: (
         "Nasal cannula",
         "Face tent",
@@ -96,42 +96,63 @@ _OXYGEN_DEVICES = {
 }
 
 
-def _signs() -> Iterator[Sign]:
-    yield from (Sign(str(item), VENTILATED) for items in _SETTINGS.values() for item in items)
-    yield Sign("720", VENTILATED, excepted="Other/Remarks")  # ventilator mode, CareVue
-    yield Sign("223848", VENTILATED, excepted="Other")  # ventilator type
-    yield Sign("467", VENTILATED, value="Ventilator")
+def _build_charted_signs() -> Iterator[ChartedSign]:
     yield from (
-        Sign(str(item), OXYGEN, value=device)
-        for item, devices in _OXYGEN_DEVICES.items()
+        ChartedSign(str(item), VENTILATED_STATUS)
+        for items in _VENTILATOR_SETTING_ITEMS.values()
+        for item in items
+    )
+    yield ChartedSign(
+        "720", VENTILATED_STATUS, excepted="Other/Remarks"
+    )  # ventilator mode, CareVue
+    yield ChartedSign("223848", VENTILATED_STATUS, excepted="Other")  # ventilator type
+    yield ChartedSign("467", VENTILATED_STATUS, value="Ventilator")
+    yield from (
+        ChartedSign(str(item), OXYGEN_STATUS, value=device)
+        for item, devices in _OXYGEN_DEVICE_VALUES.items()
         for device in devices
     )
-    yield Sign("640", EXTUBATED, value="Extubated")
-    yield Sign("640", SELF_EXTUBATED, value="Self Extubation")
+    yield ChartedSign("640", EXTUBATED_STATUS, value="Extubated")
+    yield ChartedSign("640", SELF_EXTUBATED_STATUS, value="Self Extubation")
 
 
-SIGNS: tuple[Sign, ...] = tuple(_signs())
+CHARTED_SIGNS: tuple[ChartedSign, ...] = tuple(_build_charted_signs())
 """What MIMIC-III's charted rows say; mimic-code reads the oxygen flows (468-471, 223834, 227287) too, but no rule of it uses them."""
 
-EXTUBATIONS = {"227194": EXTUBATED, "225468": SELF_EXTUBATED, "225477": EXTUBATED}
+EXTUBATION_PROCEDURES = {
+    "227194": EXTUBATED_STATUS,
+    "225468": SELF_EXTUBATED_STATUS,
+    "225477": EXTUBATED_STATUS,
+}
 """Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by others. Rewritten ones count, as in mimic-code."""
 
 # ---- MIMIC-IV: the status of one moment
 
-TRACHEOSTOMY, INVASIVE, NON_INVASIVE = "Tracheostomy", "InvasiveVent", "NonInvasiveVent"
-STATUSES = (TRACHEOSTOMY, INVASIVE, NON_INVASIVE, "HFNC", "SupplementalOxygen", "None")
+TRACHEOSTOMY_STATUS, INVASIVE_STATUS, NON_INVASIVE_STATUS = (
+    "Tracheostomy",
+    "InvasiveVent",
+    "NonInvasiveVent",
+)
+VENTILATION_STATUSES = (
+    TRACHEOSTOMY_STATUS,
+    INVASIVE_STATUS,
+    NON_INVASIVE_STATUS,
+    "HFNC",
+    "SupplementalOxygen",
+    "None",
+)
 """The states of MIMIC-IV; where a moment shows several, the first in this order holds."""
 
-DEVICE, MODE, HAMILTON_MODE = "226732", "223849", "229314"
-OXYGEN_FLOWS = ("223834", "227582", "227287")
+OXYGEN_DEVICE_ITEM, VENTILATOR_MODE_ITEM, HAMILTON_MODE_ITEM = "226732", "223849", "229314"
+OXYGEN_FLOW_ITEMS = ("223834", "227582", "227287")
 
-_DEVICES = {
-    TRACHEOSTOMY: (
+_DEVICE_VALUES = {
+    TRACHEOSTOMY_STATUS: (
         "Tracheostomy tube",
         "Trach mask ",
     ),  # not 'T-piece': it sits on either kind of tube
-    INVASIVE: ("Endotracheal tube",),
-    NON_INVASIVE: ("Bipap mask ", "CPAP mask "),
+    INVASIVE_STATUS: ("Endotracheal tube",),
+    NON_INVASIVE_STATUS: ("Bipap mask ", "CPAP mask "),
     "HFNC": ("High flow nasal cannula",),
     "SupplementalOxygen": (
         "Non-rebreather",
@@ -147,8 +168,8 @@ _DEVICES = {
     ),
     "None": ("None",),
 }
-_MODES = {
-    INVASIVE: (
+_MODE_VALUES = {
+    INVASIVE_STATUS: (
         "(S) CMV",
         "APRV",
         "APRV/Biphasic+ApnPress",
@@ -188,8 +209,8 @@ _MODES = {
         "VOL/AC",
     ),
 }
-_HAMILTON_MODES = {
-    INVASIVE: (
+_HAMILTON_MODE_VALUES = {
+    INVASIVE_STATUS: (
         "APRV",
         "APV (cmv)",
         "Ambient",
@@ -201,11 +222,11 @@ _HAMILTON_MODES = {
         "VS",
         "ASV",
     ),
-    NON_INVASIVE: ("DuoPaP", "NIV", "NIV-ST"),
+    NON_INVASIVE_STATUS: ("DuoPaP", "NIV", "NIV-ST"),
 }
 
 
-class Reading(NamedTuple):
+class StatusValue(NamedTuple):
     """The status that one value of one item shows; ``rank`` 0 is the strongest."""
 
     item: str
@@ -214,28 +235,32 @@ class Reading(NamedTuple):
     rank: int
 
 
-READINGS: tuple[Reading, ...] = tuple(
-    Reading(item, value, status, STATUSES.index(status))
-    for item, by_status in ((DEVICE, _DEVICES), (MODE, _MODES), (HAMILTON_MODE, _HAMILTON_MODES))
+STATUS_VALUES: tuple[StatusValue, ...] = tuple(
+    StatusValue(item, value, status, VENTILATION_STATUSES.index(status))
+    for item, by_status in (
+        (OXYGEN_DEVICE_ITEM, _DEVICE_VALUES),
+        (VENTILATOR_MODE_ITEM, _MODE_VALUES),
+        (HAMILTON_MODE_ITEM, _HAMILTON_MODE_VALUES),
+    )
     for status, values in by_status.items()
     for value in values
 )
 
 # ---- procedures with a start and an end, for data that comes without charted rows
 
-PROCEDURES = {
-    "mimic-iii": {"225792": VENTILATED, "225794": NON_INVASIVE},
-    "mimic-iv": {"225792": INVASIVE, "225794": NON_INVASIVE},
+VENTILATION_PROCEDURES = {
+    "mimic-iii": {"225792": VENTILATED_STATUS, "225794": NON_INVASIVE_STATUS},
+    "mimic-iv": {"225792": INVASIVE_STATUS, "225794": NON_INVASIVE_STATUS},
 }
 
 # ---- the prolonged label
 
-COUNTED = (VENTILATED, INVASIVE, TRACHEOSTOMY)
+MECHANICAL_VENTILATION_STATUSES = (VENTILATED_STATUS, INVASIVE_STATUS, TRACHEOSTOMY_STATUS)
 """The statuses that are mechanical ventilation. Tracheostomy is among them because MIMIC-IV moves a ventilated patient to that status when the
 tube is changed, which is what happens to those who are ventilated for long: without it exactly the prolonged cases would be cut short."""
 
 
-class Excluded(NamedTuple):
+class DiagnosisExclusion(NamedTuple):
     """Admissions with a diagnosis code that starts like this are not asked, for this reason."""
 
     reason: str
@@ -243,7 +268,7 @@ class Excluded(NamedTuple):
     prefix: str
 
 
-_EXCLUDED: dict[str, dict[str, tuple[str, ...]]] = {
+_EXCLUDED_CODE_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
     "head, face or neck cancer": {
         "icd9": tuple(f"14{digit}" for digit in range(10)),
         "icd10": tuple(f"C{number:02d}" for number in range(15)),
@@ -261,9 +286,9 @@ _EXCLUDED: dict[str, dict[str, tuple[str, ...]]] = {
     # every title of the ICD-9 dictionary that contains "donor" is in V59
     "organ or tissue donor": {"icd9": ("V59",), "icd10": ("Z52",)},
 }
-EXCLUDED: tuple[Excluded, ...] = tuple(
-    Excluded(reason, system, prefix)
-    for reason, systems in _EXCLUDED.items()
+DIAGNOSIS_EXCLUSIONS: tuple[DiagnosisExclusion, ...] = tuple(
+    DiagnosisExclusion(reason, system, prefix)
+    for reason, systems in _EXCLUDED_CODE_PREFIXES.items()
     for system, prefixes in systems.items()
     for prefix in prefixes
 )
