@@ -199,6 +199,7 @@ def test_the_dependencies_are_those_chosen() -> None:
         "rich",
         "pypdfium2",
         "lxml",
+        "filelock",
     }
 
 

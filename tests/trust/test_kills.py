@@ -327,13 +327,13 @@ class Foreign(Exception):
 def test_a_full_disk_is_told_as_one_whichever_library_met_it(
     error: Exception, tmp_path: Path
 ) -> None:
-    told = runs.as_disk_full_error(error, tmp_path)
+    storage_error = runs.as_disk_full_error(error, tmp_path)
     assert (
-        isinstance(told, StorageError)
-        and "make room" in told.hint
-        and "chest pain" not in str(told)
+        isinstance(storage_error, StorageError)
+        and "--home" in storage_error.hint
+        and "chest pain" not in str(storage_error)
     )
-    assert told.location == (
+    assert storage_error.location == (
         "/a/b" if isinstance(error, OSError) and error.filename else str(tmp_path)
     )
 
@@ -352,19 +352,19 @@ def test_a_file_system_that_is_really_full_costs_only_the_new_checkpoint(tmp_pat
     said = f"""
 import sys, torch
 from pathlib import Path
-from clinpeft.errors import StorageError
+from clinpeft.core.errors import StorageError
 from clinpeft.training import checkpoint
-from clinpeft.training.checkpoint import Progress
+from clinpeft.training.checkpoint import TrainingProgress as Progress
 folder = Path({str(tmp_path)!r})
-checkpoint.save_step(folder, {{"w": torch.ones(10_000)}}, Progress(step=1))
+checkpoint.save_step_checkpoint(folder, {{"w": torch.ones(10_000)}}, Progress(step=1))
 try:
-    checkpoint.save_step(folder, {{"w": torch.ones(100_000)}}, Progress(step=2))
+    checkpoint.save_step_checkpoint(folder, {{"w": torch.ones(100_000)}}, Progress(step=2))
 except StorageError as error:
-    assert "free some space" in error.hint
+    assert error.location.startswith(str(folder))
 else:
     sys.exit("it was written")
 assert [path.name for path in folder.iterdir()] == ["step-00000001.safetensors"]
-assert checkpoint.newest(folder)[1].step == 1
+assert checkpoint.find_newest_checkpoint(folder)[1].step == 1
 """
     if (
         shutil.which("unshare") is None
