@@ -387,9 +387,9 @@ def _load(
         # The columns of a note that are there keep their names.
         changes["source"] = {"name": "files", "path": str(path), "columns": same_names}
     if isinstance(recipe, Mapping):
-        recipe = load_recipe({"kind": kind, **recipe, **changes})
+        recipe = load_recipe({"kind": kind, **recipe, **changes}, environment=os.environ)
     elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(Path(recipe))
+        recipe = load_recipe(Path(recipe), environment=os.environ)
     if recipe.kind != kind:
         raise UsageError(
             f"this is a recipe of kind {recipe.kind!r}",
