@@ -171,7 +171,7 @@ def test_what_cannot_stand_together_says_what_can(
             folders={"clinical": clinical(first, llama)},
         )
     assert f"{first} and then {second}" in error.value.message
-    assert error.value.hint.startswith(f"beside an unmerged {first} can stand: ")
+    assert error.value.location == "adapters" and f"unmerged {first}" in error.value.hint
     assert ("merged = true" in error.value.hint) == ADAPTER_METHODS[first].is_mergeable
 
 
@@ -197,26 +197,28 @@ def test_only_a_finished_frozen_adapter_is_merged(
     options: dict[str, Any], missing: str, llama: Path, clinical: Clinical
 ) -> None:
     asked = spec("lora", **({"from_run": "clinical", "trainable": False, "merged": True} | options))
-    with pytest.raises(
-        AdapterError, match=missing if options.get("from_run", "x") else "new adapter"
-    ):
+    is_new = not options.get("from_run", "x")
+    with pytest.raises(AdapterError, match="trainable = false" if is_new else missing) as error:
         adapters.attach_adapters(
             load(llama), [asked], folders={"clinical": clinical("lora", llama)}
         )
+    assert error.value.location == ("adapters.trainable" if is_new else "adapters.0.merged")
 
 
 def test_only_the_first_is_merged_and_only_what_has_weights(
     llama: Path, clinical: Clinical
 ) -> None:
     folders = {"clinical": clinical("lora", llama), "prompted": clinical("prompt", llama)}
-    with pytest.raises(AdapterError, match="the first place"):
+    with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(
             load(llama), [earlier("lora"), earlier("lora", merged=True)], folders=folders
         )
-    with pytest.raises(AdapterError, match="prompt cannot be merged"):
+    assert error.value.location == "adapters.1.merged"
+    with pytest.raises(AdapterError, match="prompt") as error:
         adapters.attach_adapters(
             load(llama), [earlier("prompt", "prompted", merged=True)], folders=folders
         )
+    assert error.value.location == "adapters.0.merged"
 
 
 def test_merging_into_bfloat16_rounds_once_and_says_how_far(
@@ -227,9 +229,7 @@ def test_merging_into_bfloat16_rounds_once_and_says_how_far(
         load(llama, "bfloat16"), [earlier("lora", merged=True)], folders={"clinical": folder}
     )
     (notice,) = stack.notices
-    assert notice.startswith(
-        "1-lora: folded into bfloat16 weights; rounding changed a weight by up to "
-    )
+    assert notice.startswith("1-lora: ") and "bfloat16" in notice
     exact = (
         adapters.load_adapter(load(llama, "bfloat16"), folder).create_merged_model().state_dict()
     )
@@ -245,8 +245,9 @@ def test_merging_into_bfloat16_rounds_once_and_says_how_far(
     )
     assert f"{worst:.1e}" in notice
     assert type(stack.base.model) is transformers.LlamaForCausalLM
-    with pytest.raises(AdapterError, match="carries adapters already"):
+    with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(stack.base, [spec("lora")])
+    assert error.value.location == stack.base.folder.name
 
 
 def test_the_order_of_additive_adapters_does_not_matter(llama: Path, tmp_path: Path) -> None:

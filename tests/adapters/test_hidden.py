@@ -12,7 +12,17 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.recipe import LanguageModelSpec
-from tests.adapters.toys import IDS, MASK, earlier, finished, load, shake, spec
+from tests.adapters.toys import (
+    IDS,
+    MASK,
+    copy_trained_state,
+    earlier,
+    finished,
+    load,
+    load_trained_state,
+    shake,
+    spec,
+)
 
 MakeFolder = Callable[..., Path]
 HEADS = {"llama": "lm_head", "bert": "cls"}
@@ -102,7 +112,7 @@ def test_in_bfloat16_the_vectors_are_near_those_in_float32(
     methods: tuple[str, ...], llama: Path
 ) -> None:
     exact, rough = made(llama, methods), made(llama, methods, "bfloat16")
-    rough.load_trained_state(exact.copy_trained_state())
+    load_trained_state(rough, copy_trained_state(exact))
     with torch.no_grad():
         found, wanted = (
             adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].float()

@@ -13,9 +13,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from clinpeft import adapters
 from clinpeft.adapters import ADAPTER_METHODS, AdapterMonitor, Stack
-from clinpeft.adapters.activity import _combine_hashes, _hash_tensor
+from clinpeft.adapters.activity import combine_tensor_hashes, hash_tensor
 from clinpeft.core.errors import TrainingError
-from tests.adapters.toys import IDS, MASK, earlier, finished, load, spec
+from tests.adapters.toys import (
+    IDS,
+    MASK,
+    copy_trained_state,
+    earlier,
+    finished,
+    load,
+    load_trained_state,
+    spec,
+)
 
 MakeFolder = Callable[..., Path]
 Change = Callable[[], object]
@@ -240,7 +249,7 @@ def test_a_run_that_goes_on_is_compared_with_the_first_weights(llama: Path) -> N
     after = Run(
         adapters.attach_adapters(load(llama), [spec("lora")], seed=5)
     )  # watched before the checkpoint is put in
-    after.stack.load_trained_state(before.stack.copy_trained_state())
+    load_trained_state(after.stack, copy_trained_state(before.stack))
     after.heads[0].load_state_dict(before.heads[0].state_dict())
     assert after.testify() == before.testify()
 
@@ -256,18 +265,17 @@ def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(
         ("2-lora", "inert", True),
     ]
     activate(run.stack, "default", "adapter2")
-    assert run.fails().startswith("2-lora is inert by the recipe, and a logit changes by")
+    assert run.fails().startswith("2-lora is inert by the recipe")
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ what is dead
 
 
 def test_the_published_bug_is_caught(composed: Run) -> None:
-    """``add_adapter`` without ``set_adapter``: the second adapter is never in the forward pass; the head learns, and the loss falls."""
+    """``add_adapter`` without ``set_adapter``: the second adapter is never in the forward pass."""
     activate(composed.stack, "default")
     message = composed.learn().fails()
-    assert "2-lora changes no logit when it is switched off" in message
-    assert "2-lora is to be trained, and gets no gradient" in message
+    assert "2-lora changes no logit" in message and "2-lora is trained" in message
     assert "1-lora" not in message and "head" not in message
 
 
@@ -276,9 +284,8 @@ def test_an_adapter_that_is_trained_by_mistake_is_caught(composed: Run) -> None:
     composed.learn()
     composed.stack.model.base_model.set_adapter(["default", "adapter2"])
     message = composed.fails()
-    assert message.startswith(
-        "1-lora is to stay as it is, and 8 of its tensors take gradients, such as 1-lora: base_model.model.model.layers.0."
-    )
+    assert message.startswith("1-lora is frozen, and 8 of its tensors")
+    assert "1-lora: base_model.model.model.layers.0." in message
 
 
 @pytest.mark.parametrize("whose", ["base", "1-lora"])
@@ -291,10 +298,8 @@ def test_a_frozen_tensor_that_was_touched_is_caught(whose: str, composed: Run) -
     )
     with torch.no_grad():
         frozen[0] += 1e-3
-    assert (
-        f"{whose} was to stay as it was, and 1 frozen tensors changed, such as {whose}: "
-        in composed.fails()
-    )
+    message = composed.fails()
+    assert f"{whose} is frozen, and 1 tensors changed" in message and f"{whose}: " in message
 
 
 def test_a_head_that_did_not_move_is_caught(llama: Path, clinical: Path) -> None:
@@ -304,7 +309,8 @@ def test_a_head_that_did_not_move_is_caught(llama: Path, clinical: Path) -> None
     with torch.no_grad():
         for name in ("task1.weight", "task1.bias"):
             run.extra[name].copy_(start[name])
-    assert run.fails() == "task1 was to be trained, and did not move (largest change 0)"
+    message = run.fails()
+    assert message.startswith("task1 was trained") and "(largest change 0)" in message
 
 
 def test_a_lora_that_is_zero_is_caught(composed: Run) -> None:
@@ -313,10 +319,8 @@ def test_a_lora_that_is_zero_is_caught(composed: Run) -> None:
         for name, parameter in composed.stack.trained_parameters.items():
             if "lora_B" in name:
                 parameter.zero_()
-    assert (
-        composed.fails()
-        == "2-lora changes no logit when it is switched off (0): it is not part of the forward pass, or zero"
-    )
+    message = composed.fails()
+    assert message.startswith("2-lora changes no logit") and "(0)" in message
 
 
 def test_a_frozen_adapter_of_zeros_is_caught(llama: Path, tmp_path: Path) -> None:
@@ -326,14 +330,14 @@ def test_a_frozen_adapter_of_zeros_is_caught(llama: Path, tmp_path: Path) -> Non
             load(llama), [earlier("lora")], folders={"clinical": tmp_path / "fresh"}
         )
     ).learn()
-    assert run.fails().startswith("1-lora changes no logit when it is switched off")
+    assert run.fails().startswith("1-lora changes no logit")
 
 
 def test_logits_that_are_not_numbers_are_caught(composed: Run) -> None:
     composed.learn()
     with torch.no_grad():
         composed.extra["bias"][0] = float("nan")
-    assert composed.fails() == "the probe gave logits that are not all numbers"
+    assert "NaN" in composed.fails()
 
 
 def test_what_is_no_more_than_the_noise_of_the_device_is_no_change(composed: Run) -> None:
@@ -343,7 +347,7 @@ def test_what_is_no_more_than_the_noise_of_the_device_is_no_change(composed: Run
             if "lora_B" in name:
                 parameter.zero_()
     times = iter(range(100))
-    with pytest.raises(TrainingError, match="2-lora changes no logit when it is switched off"):
+    with pytest.raises(TrainingError, match="2-lora changes no logit"):
         composed.witness.verify(lambda: composed.answer() + 1e-3 * (next(times) % 2))
     assert composed.learn(1).testify().noise == 0
 
@@ -355,12 +359,12 @@ def test_a_hash_depends_on_every_byte_the_shape_and_the_type(
     expected = hashlib.sha256(
         b"(torch.bfloat16, (10,))" + tensor.view(torch.uint8).numpy().tobytes()
     ).hexdigest()
-    monkeypatch.setattr("clinpeft.adapters.activity.CHUNK_BYTES", 3)
-    assert _hash_tensor(tensor) == expected
-    assert _hash_tensor(tensor.view(2, 5)) != expected != _hash_tensor(tensor.float())
-    assert _hash_tensor(torch.tensor(1.0)) != _hash_tensor(torch.tensor(-1.0))
+    monkeypatch.setattr("clinpeft.adapters.activity.HASHING_CHUNK_BYTES", 3)
+    assert hash_tensor(tensor) == expected
+    assert hash_tensor(tensor.view(2, 5)) != expected != hash_tensor(tensor.float())
+    assert hash_tensor(torch.tensor(1.0)) != hash_tensor(torch.tensor(-1.0))
     assert (
-        _combine_hashes({"a": "1", "b": "2"})
-        == _combine_hashes({"b": "2", "a": "1"})
-        != _combine_hashes({"a": "2", "b": "1"})
+        combine_tensor_hashes({"a": "1", "b": "2"})
+        == combine_tensor_hashes({"b": "2", "a": "1"})
+        != combine_tensor_hashes({"a": "2", "b": "1"})
     )

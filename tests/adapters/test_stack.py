@@ -10,9 +10,20 @@ import transformers
 
 from clinpeft import adapters, models
 from clinpeft.adapters import ADAPTER_METHODS
-from clinpeft.core.errors import AdapterError, RefusedError
+from clinpeft.core.errors import AdapterError, InputError, RefusedError
 from clinpeft.recipe import LanguageModelSpec
-from tests.adapters.toys import IDS, MASK, answers, earlier, finished, load, shake, spec
+from tests.adapters.toys import (
+    IDS,
+    MASK,
+    answers,
+    copy_trained_state,
+    earlier,
+    finished,
+    load,
+    load_trained_state,
+    shake,
+    spec,
+)
 
 CPU = torch.device("cpu")
 MakeFolder = Callable[..., Path]
@@ -83,7 +94,7 @@ def test_an_optimiser_step_moves_the_adapter_and_no_weight_of_the_base(
         if name not in stack.trained_parameters
     }
     before, optimiser = (
-        stack.copy_trained_state(),
+        copy_trained_state(stack),
         torch.optim.AdamW(stack.trained_parameters.values(), lr=0.1),
     )
     adapters.compute_token_logits(stack, IDS, MASK)[MASK == 1].logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
@@ -91,7 +102,7 @@ def test_an_optimiser_step_moves_the_adapter_and_no_weight_of_the_base(
     now = dict(stack.model.named_parameters())
     assert frozen and all(torch.equal(now[name], weight) for name, weight in frozen.items())
     assert all(
-        not torch.equal(before[name], tensor) for name, tensor in stack.copy_trained_state().items()
+        not torch.equal(before[name], tensor) for name, tensor in copy_trained_state(stack).items()
     )
 
 
@@ -107,7 +118,7 @@ def test_merged_answers_like_unmerged(method: str, precision: str, llama: Path) 
     assert type(merged) is transformers.LlamaForCausalLM
     assert next(stack.base.model.parameters()).dtype == stack.base.precision
     exact = adapters.attach_adapters(load(llama), [spec(method)])
-    exact.load_trained_state(stack.copy_trained_state())
+    load_trained_state(exact, copy_trained_state(stack))
     exact.base.model.load_state_dict(
         {name: tensor.float() for name, tensor in stack.base.model.state_dict().items()}
     )
@@ -152,7 +163,7 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alon
     expected = torch.rand(3)
     torch.manual_seed(7)
     states = [
-        adapters.attach_adapters(load(llama), [spec("lora")], seed=seed).copy_trained_state()
+        copy_trained_state(adapters.attach_adapters(load(llama), [spec("lora")], seed=seed))
         for seed in (1, 1, 2)
     ]
     assert torch.equal(torch.rand(3), expected)
@@ -164,10 +175,10 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alon
 
 def test_a_state_is_a_copy_and_comes_back_whole(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(base, [spec("lora")])
-    start, before = stack.copy_trained_state(), answers(stack)
+    start, before = copy_trained_state(stack), answers(stack)
     shake(stack)
     assert not torch.equal(answers(stack), before)
-    stack.load_trained_state(start)
+    load_trained_state(stack, start)
     assert torch.equal(answers(stack), before)
     name = next(iter(start))
     for wrong in (
@@ -175,8 +186,9 @@ def test_a_state_is_a_copy_and_comes_back_whole(base: models.FrozenBaseModel) ->
         {k: v for k, v in start.items() if k != name},
         {**start, name: torch.zeros(1, 1)},
     ):
-        with pytest.raises(AdapterError, match=r"unexpected: more|missing|of another shape"):
-            stack.load_trained_state(wrong)
+        with pytest.raises(InputError) as error:
+            load_trained_state(stack, wrong)
+        assert error.value.location == "checkpoint"
 
 
 # --------------------------------------------------------------------------------------------------------------------------------- methods
@@ -219,7 +231,8 @@ def test_dropout_without_a_place_is_said(base: models.FrozenBaseModel) -> None:
     stack = adapters.attach_adapters(
         base, [spec("p-tuning", encoder="lstm", layers=1, dropout=0.2)]
     )
-    assert stack.notices == ("p-tuning: dropout = 0.2 has no place in a lstm of 1 layers",)
+    (notice,) = stack.notices
+    assert "dropout = 0.2" in notice and "1 layers" in notice and "lstm" in notice
 
 
 def test_counts_and_virtual_tokens(base: models.FrozenBaseModel) -> None:
@@ -253,8 +266,9 @@ def test_chosen_targets_are_the_ones_adapted(base: models.FrozenBaseModel) -> No
 
 def test_a_base_carries_one_stack(base: models.FrozenBaseModel) -> None:
     adapters.attach_adapters(base, [spec("lora")])
-    with pytest.raises(AdapterError, match="carries adapters already"):
+    with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(base, [spec("ia3")])
+    assert error.value.location == base.folder.name
 
 
 def test_virtual_tokens_must_find_a_position(toy_bert: Path) -> None:
@@ -281,7 +295,6 @@ def test_no_adapter_is_the_bare_base_below_a_head(base: models.FrozenBaseModel) 
         stack.adapters == ()
         and stack.trained_parameters == {}
         and stack.counts.trained_parameters == 0
-        and not stack.has_active_adapters
     )
     assert torch.equal(answers(stack), before)
     stack.train()
@@ -315,10 +328,13 @@ def test_the_whole_base_is_trained_without_its_language_head(llama: Path) -> Non
     )
     stack.train()
     assert model.training
-    with pytest.raises(AdapterError, match="1 adapters"):
-        adapters.attach_adapters(load(llama), [spec("lora")], base_trainable=True)
-    with pytest.raises(AdapterError, match="bfloat16"):
-        adapters.attach_adapters(load(llama, "bfloat16"), [], base_trainable=True)
+    for specs, precision, value in (
+        ([spec("lora")], "float32", "1 adapters"),
+        ([], "bfloat16", "bfloat16"),
+    ):
+        with pytest.raises(AdapterError) as error:
+            adapters.attach_adapters(load(llama, precision), specs, base_trainable=True)
+        assert error.value.location == "base.trainable" and value in error.value.message
 
 
 def test_an_earlier_adapter_keeps_its_own_options_and_a_frozen_one_rests(
@@ -344,7 +360,8 @@ def test_options_that_an_earlier_adapter_overrules_are_said(llama: Path, clinica
     stack = adapters.attach_adapters(
         load(llama), [earlier("lora", rank=2, dropout=0.3)], folders={"clinical": clinical}
     )
-    assert stack.notices == ("1-lora: rank = 2, and it was trained with 4, which stays",)
+    (notice,) = stack.notices
+    assert notice.startswith("1-lora: rank = 2") and "4" in notice
 
 
 def test_training_moves_the_new_adapter_and_leaves_the_frozen_one(
@@ -385,9 +402,8 @@ def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clin
         and len(stack.adapters[1].parameters) == 8
         and stack.disabled_adapters == {"2-lora"}
     )
-    assert stack.notices == (
-        "2-lora: attached and left out of the forward pass, as asked (active = false); it is not trained",
-    )
+    (notice,) = stack.notices
+    assert notice.startswith("2-lora: ") and "active = false" in notice
     assert torch.equal(answers(stack), answers(alone))
     with torch.no_grad():
         for parameter in stack.adapters[1].parameters.values():
@@ -425,23 +441,28 @@ def test_two_new_adapters_start_from_different_weights(base: models.FrozenBaseMo
 def test_what_was_not_given_or_does_not_fit_is_said(
     llama: Path, clinical: Path, toy_llama: MakeFolder, tmp_path: Path
 ) -> None:
-    with pytest.raises(AdapterError, match="no adapter folder is known"):
-        adapters.attach_adapters(load(llama), [earlier("lora")])
-    with pytest.raises(AdapterError, match="the adapter of clinical is lora"):
-        adapters.attach_adapters(load(llama), [earlier("prefix")], folders={"clinical": clinical})
-    with pytest.raises(AdapterError, match="trains nothing"):
-        adapters.attach_adapters(load(llama), [spec("lora", trainable=False)])
-    with pytest.raises(RefusedError, match="was trained on"):
+    folders = {"clinical": clinical}
+    for specs, location in (
+        ([earlier("lora", "unknown")], "adapters.from_run"),
+        ([earlier("prefix")], "adapters.method"),
+        ([spec("lora", trainable=False)], "adapters.trainable"),
+    ):
+        with pytest.raises(AdapterError) as error:
+            adapters.attach_adapters(load(llama), specs, folders=folders)
+        assert error.value.location == location
+    with pytest.raises(RefusedError) as refused:
         adapters.attach_adapters(
-            load(toy_llama(seed=1)), [earlier("lora"), spec("lora")], folders={"clinical": clinical}
+            load(toy_llama(seed=1)), [earlier("lora"), spec("lora")], folders=folders
         )
-    with pytest.raises(AdapterError, match="no adapter '3-lora'"):
+    assert refused.value.location == str(clinical)
+    with pytest.raises(AdapterError, match="'3-lora'"):
         adapters.attach_adapters(load(llama), [spec("lora")]).disable_adapter("3-lora").__enter__()
     encoded = finished(llama, "p-tuning", tmp_path / "encoded")
-    with pytest.raises(AdapterError, match="not the encoder"):
+    with pytest.raises(AdapterError) as error:
         adapters.attach_adapters(
             load(llama), [earlier("p-tuning", trainable=True)], folders={"clinical": encoded}
         )
+    assert error.value.location == str(encoded) and "p-tuning" in error.value.message
 
 
 def test_an_adapter_stands_on_those_it_was_trained_on(
@@ -459,13 +480,16 @@ def test_an_adapter_stands_on_those_it_was_trained_on(
     )
     assert torch.equal(answers(again), answers(stack)) and again.notices == ()
     for below in ([], [earlier("lora", "other")], [spec("lora")]):
-        with pytest.raises(RefusedError, match="was trained above sha256"):
+        with pytest.raises(RefusedError) as error:
             adapters.attach_adapters(
                 load(llama), [*below, earlier("lora", "task")], folders=folders
             )
-    with pytest.raises(RefusedError, match="stands here above the bare base"):
+        assert error.value.location == str(folders["task"]) and "sha256" in error.value.message
+    with pytest.raises(RefusedError) as error:
         adapters.load_adapter(load(llama), folders["task"])
+    assert error.value.location == str(folders["task"]) and "bare base" in error.value.message
     more = adapters.attach_adapters(
         load(llama), [earlier("lora"), earlier("lora", "other")], folders=folders
     )
-    assert more.notices == ("2-lora: trained on the bare base, and stands here above 1 more",)
+    (notice,) = more.notices
+    assert notice.startswith("2-lora: trained on the bare base") and "above 1" in notice

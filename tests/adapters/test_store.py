@@ -15,6 +15,7 @@ from clinpeft.adapters import ADAPTER_METHODS, Stack
 from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError, RefusedError, StorageError
 from clinpeft.recipe import LanguageModelSpec
+from tests.adapters.toys import copy_trained_state
 
 MakeFolder = Callable[..., Path]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
@@ -116,11 +117,12 @@ def test_a_saved_adapter_can_be_trained_on_where_all_of_it_was_saved(
     adapters.save_adapter(stack, tmp_path / "adapter")
     base = load(llama)
     if variant["method"] == "p-tuning" or variant.get("projection"):
-        with pytest.raises(AdapterError, match="not the encoder"):
+        with pytest.raises(AdapterError, match=variant["method"]) as error:
             adapters.load_adapter(base, tmp_path / "adapter", trainable=True)
+        assert error.value.location == str(tmp_path / "adapter")
         return
     again = adapters.load_adapter(base, tmp_path / "adapter", trainable=True)
-    state, expected = again.copy_trained_state(), stack.copy_trained_state()
+    state, expected = copy_trained_state(again), copy_trained_state(stack)
     assert state.keys() == expected.keys() and all(
         torch.equal(state[name], expected[name]) for name in expected
     )
@@ -180,8 +182,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 def test_another_base_is_refused(saved: Path, toy_llama: MakeFolder) -> None:
-    with pytest.raises(RefusedError, match="was trained on"):
+    with pytest.raises(RefusedError) as error:
         adapters.load_adapter(load(toy_llama(seed=1)), saved)
+    assert error.value.location == str(saved)
 
 
 def test_a_missing_weight_is_an_error_and_not_a_start_value(saved: Path, llama: Path) -> None:
@@ -213,9 +216,7 @@ def test_a_renamed_layer_is_an_error(saved: Path, llama: Path) -> None:
 def test_a_changed_file_is_refused(saved: Path, llama: Path) -> None:
     config = json.loads((saved / "adapter_config.json").read_text())
     (saved / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 64}))
-    with pytest.raises(
-        RefusedError, match=r"adapter_config\.json is not the file that was written"
-    ):
+    with pytest.raises(RefusedError, match=r"adapter_config\.json"):
         adapters.load_adapter(load(llama), saved)
 
 
@@ -230,13 +231,14 @@ def test_a_missing_file_is_named(saved: Path, name: str, llama: Path) -> None:
 
 def test_a_description_that_cannot_be_read_is_an_error(saved: Path, llama: Path) -> None:
     about = json.loads((saved / "clinpeft.json").read_text())
-    for broken, message in (
-        ("{", "cannot be read"),
-        (json.dumps(about | {"adapter": {"method": "lore"}}), "not one this version knows"),
+    for broken, value in (
+        ("{", "clinpeft.json"),
+        (json.dumps(about | {"adapter": {"method": "lore"}}), "lore"),
     ):
         (saved / "clinpeft.json").write_text(broken)
-        with pytest.raises(AdapterError, match=message):
+        with pytest.raises(AdapterError, match=value) as error:
             adapters.load_adapter(load(llama), saved)
+        assert error.value.location == str(saved / "clinpeft.json")
 
 
 def test_a_save_that_fails_leaves_the_old_folder_whole(
@@ -249,8 +251,9 @@ def test_a_save_that_fails_leaves_the_old_folder_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(StorageError, match="No space left"):
+    with pytest.raises(StorageError) as error:
         adapters.save_adapter(stack, saved)
+    assert error.value.location == str(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 

@@ -185,7 +185,7 @@ def test_an_empty_stack_is_an_empty_folder(llama: Path, tmp_path: Path) -> None:
 
 
 def test_several_adapters_are_not_one_folder(stack: Stack, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="2 adapters for one folder"):
+    with pytest.raises(AdapterError, match="2 adapters"):
         adapters.save_adapter(stack, tmp_path / "adapter")
 
 
@@ -197,10 +197,9 @@ def test_another_adapter_below_is_refused(saved: Path, llama: Path, tmp_path: Pa
     adapters.save_adapter_stack(stack, tmp_path / "theirs")
     shutil.rmtree(saved / "1-lora")
     shutil.copytree(tmp_path / "theirs" / "1-lora", saved / "1-lora")
-    with pytest.raises(
-        RefusedError, match="adapter 1 below 2-lora is not the one it was trained on"
-    ):
+    with pytest.raises(RefusedError, match="adapter 1 below 2-lora") as error:
         adapters.load_adapter_stack(load(llama), saved)
+    assert error.value.location == str(saved / "2-lora")
 
 
 def test_a_missing_adapter_and_a_missing_weight_are_errors(saved: Path, llama: Path) -> None:
@@ -219,13 +218,15 @@ def test_a_missing_adapter_and_a_missing_weight_are_errors(saved: Path, llama: P
     shutil.rmtree(saved / "1-lora")
     with pytest.raises(AdapterError, match=r"adapters \[2\] of a stack of 2"):
         adapters.load_adapter_stack(load(llama), saved)
-    with pytest.raises(AdapterError, match="no such folder"):
+    with pytest.raises(AdapterError) as error:
         adapters.load_adapter_stack(load(llama), saved / "nowhere")
+    assert error.value.location == str(saved / "nowhere")
 
 
 def test_another_base_is_refused(saved: Path, toy_llama: MakeFolder) -> None:
-    with pytest.raises(RefusedError, match="was trained on"):
+    with pytest.raises(RefusedError) as error:
         adapters.load_adapter_stack(load(toy_llama(seed=1)), saved)
+    assert error.value.location == str(saved / "1-lora")
 
 
 def test_a_stack_is_written_whole_or_not_at_all(

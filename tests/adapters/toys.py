@@ -1,4 +1,4 @@
-"""Toy bases, adapters that have learned something, and the questions that the tests of this room ask them."""
+"""Toy bases, trained adapters, and the inputs of the tests of this package."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from clinpeft import adapters, models
 from clinpeft.adapters import Stack
 from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.recipe import LanguageModelSpec
+from clinpeft.training.checkpoint import copy_into_parameters
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -48,6 +49,18 @@ def shake(stack: Stack, seed: int = 1) -> None:
     with torch.no_grad():
         for parameter in stack.trained_parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def copy_trained_state(stack: Stack) -> dict[str, torch.Tensor]:
+    """A copy of every trained tensor, in float32."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in stack.trained_parameters.items()
+    }
+
+
+def load_trained_state(stack: Stack, tensors: dict[str, torch.Tensor]) -> None:
+    copy_into_parameters(stack.trained_parameters, tensors)
 
 
 def answers(stack: Stack) -> torch.Tensor:

@@ -18,6 +18,7 @@ from clinpeft.adapters import ADAPTER_METHODS
 from clinpeft.adapters.checkpoint import ADAPTER_SPEC_TYPE
 from clinpeft.core.errors import AdapterError
 from clinpeft.recipe import LanguageModelSpec
+from tests.adapters.toys import copy_trained_state, load_trained_state
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -151,7 +152,7 @@ def test_an_adapter_gives_the_same_vectors_with_and_without_the_language_modelli
     bare = adapters.attach_adapters(
         copy.deepcopy(loaded_for_vectors(folders[family])), [spec_of(method)]
     )
-    bare.load_trained_state(whole.copy_trained_state())
+    load_trained_state(bare, copy_trained_state(whole))
     ids, mask = padded(ROWS, "left")
     with torch.no_grad():
         assert torch.equal(
@@ -206,7 +207,7 @@ def test_masters_are_float32_on_a_bfloat16_base(
 ) -> None:
     exact = shaken(adapters.attach_adapters(base_of(folders[family]), [spec_of(method)]))
     stack = adapters.attach_adapters(base_of(folders[family], "bfloat16"), [spec_of(method)])
-    stack.load_trained_state(exact.copy_trained_state())
+    load_trained_state(stack, copy_trained_state(exact))
     assert {parameter.dtype for parameter in stack.trained_parameters.values()} == {torch.float32}
     assert next(stack.base.model.parameters()).dtype == torch.bfloat16
     ids, mask = padded(ROWS, "left")

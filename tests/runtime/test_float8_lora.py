@@ -14,7 +14,16 @@ from clinpeft.adapters import Stack, TrialAdapters
 from clinpeft.core.errors import RefusedError
 from clinpeft.models import Float8Linear, Float8Weight, dequantize_float8
 from clinpeft.runtime.fused_lora import FusedLoraLinear, LowRankUpdate, compute_fused_linear
-from tests.adapters.toys import answers, earlier, finished, load, shake, spec
+from tests.adapters.toys import (
+    answers,
+    copy_trained_state,
+    earlier,
+    finished,
+    load,
+    load_trained_state,
+    shake,
+    spec,
+)
 from tests.runtime.test_fused_lora import EVERY_LINEAR, distance, keeping, layers_of, learned, stock
 
 
@@ -118,7 +127,7 @@ def test_an_adapted_layer_keeps_the_float8_numbers_and_no_weight_beside_them(lla
 
 def test_first_weights_are_those_on_any_base_and_not_rounded_to_eight_bits(llama: Path) -> None:
     first, second = (
-        adapters.attach_adapters(base, [spec("lora")], seed=5).copy_trained_state()
+        copy_trained_state(adapters.attach_adapters(base, [spec("lora")], seed=5))
         for base in (quantized(llama), load(llama))
     )
     assert (
@@ -173,7 +182,7 @@ def test_trials_share_it(llama: Path) -> None:
     with joint.isolate_stack(1) as stack:
         shake(stack)
         alone = adapters.attach_adapters(quantized(llama), [spec("lora", rank=4)], seed=2)
-        alone.load_trained_state(stack.copy_trained_state())
+        load_trained_state(alone, copy_trained_state(stack))
         assert torch.equal(answers(stack), answers(alone))
 
 

@@ -213,10 +213,10 @@ def test_a_prompt_that_is_switched_off_leaves_one_row() -> None:
 
 
 def test_groups_are_of_one_length_or_of_about_one() -> None:
-    from clinpeft.adapters.outputs import _group_by_length
+    from clinpeft.adapters.outputs import group_rows_by_length
 
-    assert _group_by_length([3, 9, 3, 0, 1], 1.0) == [[1], [0, 2], [4]]
-    assert _group_by_length([10, 7, 8, 2], 0.8) == [[0, 2], [1], [3]]
+    assert group_rows_by_length([3, 9, 3, 0, 1], 1.0) == [[1], [0, 2], [4]]
+    assert group_rows_by_length([10, 7, 8, 2], 0.8) == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize("how", ["last", "cls", "mean", "max"])

@@ -32,6 +32,7 @@ from clinpeft.training.contrastive import (
 )
 from clinpeft.training.contrastive_batches import TextAttributes, TextPairs
 from clinpeft.training.trainer import LossSum, derive_dropout_seed
+from tests.adapters.toys import copy_trained_state, load_trained_state
 from tests.conftest import MakeFolder
 
 CREW = training.create_accelerator()
@@ -75,10 +76,10 @@ class Toy:
 
     @property
     def embedder(self) -> Embedder:
-        grouped = lambda texts: tokenization.group_windows(
-            self.lengths, texts, self.micro_batch_tokens
-        )  # noqa: E731
-        return Embedder(self.embed, grouped, self.stack.base.width)
+        def make_micro_batches(texts: IndexArray) -> list[IndexArray]:
+            return tokenization.group_windows(self.lengths, texts, self.micro_batch_tokens)
+
+        return Embedder(self.embed, make_micro_batches, self.stack.base.width)
 
 
 def toy(
@@ -165,7 +166,11 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout_on(model: Toy, named
     pairs = twelve(model.lengths)
     question = build_contrastive_batch(pairs, np.arange(COUNT), "section")
     loss = partial(
-        compute_step_loss, question=question, spec=SPECS[named], location="step 3", tally=Counter()
+        compute_step_loss,
+        batch=question,
+        spec=SPECS[named],
+        location="step 3",
+        mask_counts=Counter(),
     )
     assert len(model.embedder.make_micro_batches(question.text_ids)) > 5
     plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 3))
@@ -196,7 +201,7 @@ def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) ->
     )
     (chosen, *_) = course.make_epoch_batches(0)
     question = build_contrastive_batch(pairs, chosen, "section")
-    loss = partial(compute_step_loss, question=question, spec=SPEC, location="", tally=Counter())
+    loss = partial(compute_step_loss, batch=question, spec=SPEC, location="", mask_counts=Counter())
     plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 1))
     results: list[tuple[float, float]] = []
     given = gradients(model.stack, lambda: results.append(course.backward(chosen, 1)))
@@ -209,7 +214,7 @@ def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) ->
 def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(model: Toy) -> None:
     pairs = twelve(model.lengths)
     question = build_contrastive_batch(pairs, np.arange(COUNT), "section")
-    loss = partial(compute_step_loss, question=question, spec=SPEC, location="", tally=Counter())
+    loss = partial(compute_step_loss, batch=question, spec=SPEC, location="", mask_counts=Counter())
     model.readings.clear()
     gradients(
         model.stack,
@@ -293,20 +298,20 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
 
 def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
     rng = np.random.default_rng(0)
-    own_dice = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
+    rescale = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
     pairs = twelve(model.lengths)
     course = build_contrastive_trainable(
         pairs,
-        replace(model.embedder, embed=own_dice),
+        replace(model.embedder, embed=rescale),
         model.stack.trained_parameters,
         model.stack.train,
         SPEC,
         5,
         CREW,
     )
-    with pytest.raises(TrainingError, match="vectors of the same texts differ") as raised:
+    with pytest.raises(TrainingError, match="differ by") as raised:
         course.backward(np.arange(6), 4)
-    assert "step 4, second reading" in str(raised.value)
+    assert raised.value.location.startswith("step 4")
 
 
 def test_a_candidate_that_shares_a_section_is_no_negative_unless_it_is_named() -> None:
@@ -391,7 +396,7 @@ def angles(*degrees: float) -> torch.Tensor:
 def test_what_is_much_more_similar_than_the_positive_is_masked_and_counted() -> None:
     still, tally = Still(angles(0, 60, 170, 10, 90, 0)), Counter[str]()
     spec = SPEC.model_copy(update={"mask_margin": 0.1, "temperature": 1.0, "symmetric": False})
-    loss, targets = still.course(two(hard=1), spec, tally=tally).backward(np.arange(2), 1)
+    loss, targets = still.course(two(hard=1), spec, mask_counts=tally).backward(np.arange(2), 1)
     # the first anchor has cosine 0.5 with its positive, 0.985 with the other's, 0 with the hard negative; the second -0.940, -0.342 and 0.174
     assert tally == {
         "anchors": 2,
@@ -406,10 +411,10 @@ def test_a_step_in_which_everything_is_masked_stops_the_run() -> None:
     still = Still(angles(0, 180, 180, 0, 0, 0))  # each anchor stands on the other's positive
     with pytest.raises(
         TrainingError,
-        match=r"all negatives of all 2 anchors are masked, training\.mask_margin = 0\.5",
+        match=r"2 anchors .*training\.mask_margin = 0\.5",
     ) as raised:
         still.course(two(), SPEC.model_copy(update={"mask_margin": 0.5})).backward(np.arange(2), 7)
-    assert "step 7" in str(raised.value) and "raise training.mask_margin" in str(raised.value)
+    assert raised.value.location == "step 7" and "training.mask_margin" in raised.value.hint
     assert (
         still.course(two(), SPEC.model_copy(update={"mask_margin": 2.5})).backward(np.arange(2), 7)[
             1
@@ -422,9 +427,9 @@ def test_a_vector_that_is_no_number_stops_the_run() -> None:
     still = Still(angles(0, 60, 170, 10, 90, 0))
     with torch.no_grad():
         still.vectors[3, 1] = float("nan")
-    with pytest.raises(TrainingError, match="vectors of 1 of 4 texts hold NaN") as raised:
+    with pytest.raises(TrainingError, match="1 of 4 texts") as raised:
         still.course(two(), SPEC).backward(np.arange(2), 2)
-    assert "step 2" in str(raised.value)
+    assert raised.value.location == "step 2"
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_anchors() -> None:
@@ -455,16 +460,17 @@ def test_the_triplet_loss_asks_the_named_negatives_alone_and_without_them_those_
 def test_pairs_that_cannot_stand_side_by_side_are_refused() -> None:
     alone = two()
     alone = TextPairs(alone.texts, alone.anchors[:1], alone.positives[:1])
-    with pytest.raises(InputError, match="none of 1 pairs has a negative") as raised:
+    with pytest.raises(InputError, match="1 pairs") as raised:
         Still(angles(0, 60, 170, 10, 90, 0)).course(alone, SPEC)
-    assert "training.apart_by" in str(raised.value)
+    assert "training.apart_by" in raised.value.hint
 
 
 def test_a_dimension_that_is_not_below_the_width_is_refused() -> None:
-    with pytest.raises(RecipeError, match="2 is not below the 2 numbers of a vector"):
+    with pytest.raises(RecipeError) as raised:
         Still(angles(0, 60, 170, 10, 90, 0)).course(
             two(), SPEC.model_copy(update={"matryoshka_dims": (1, 2)})
         )
+    assert raised.value.location == "training.matryoshka_dims"
     with pytest.raises(ValueError, match="1 matryoshka_weights for 2 matryoshka_dims"):
         ContrastiveTrainingSpec(matryoshka_dims=(1, 2), matryoshka_weights=(1.0,))
 
@@ -522,9 +528,9 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
 
 
 def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> None:
-    fresh, ends = model.stack.copy_trained_state(), []
+    fresh, ends = copy_trained_state(model.stack), []
     for run in ("first", "again", "other"):
-        model.stack.load_trained_state(fresh)
+        load_trained_state(model.stack, fresh)
         pairs, seed = twelve(model.lengths), 1 if run == "other" else 0
         course = build_contrastive_trainable(
             pairs,
@@ -537,7 +543,7 @@ def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> Non
         )
         training.run_training(course, SPEC.model_copy(update={"epochs": 1.0}), CREW, tmp_path / run)
         ends.append(
-            torch.cat([tensor.reshape(-1) for tensor in model.stack.copy_trained_state().values()])
+            torch.cat([tensor.reshape(-1) for tensor in copy_trained_state(model.stack).values()])
         )
-    model.stack.load_trained_state(fresh)
+    load_trained_state(model.stack, fresh)
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])

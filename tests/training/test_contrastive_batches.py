@@ -49,9 +49,9 @@ def owned(pairs: TextPairs, pair: int, kinds: tuple[str, ...]) -> set[tuple[str,
 
 
 WHAT = {
-    "text": ("same",),
-    "passage": ("same", "passages"),
-    "section": ("same", "passages", "sections"),
+    "text": ("text_codes",),
+    "passage": ("text_codes", "passage_codes"),
+    "section": ("text_codes", "passage_codes", "section_codes"),
 }
 
 
@@ -145,7 +145,8 @@ def test_the_same_text_on_the_other_side_is_shared() -> None:
 
 def test_pairs_that_do_not_fit_their_texts_are_refused() -> None:
     texts = chapters(2).texts
-    with pytest.raises(InputError, match="names text 4, and there are 4"):
+    with pytest.raises(InputError, match="text 4, and there are 4"):
         TextPairs(texts, numbers(0), numbers(4))
-    with pytest.raises(InputError, match="rows"):
+    with pytest.raises(InputError, match=r"\[2, 1\]") as error:
         TextPairs(texts, numbers(0, 1), numbers(2))
+    assert error.value.location == "pairs"

@@ -126,7 +126,7 @@ PARITY = [
     ),
     (
         "TripletLoss(COSINE, 1)",
-        build_matryoshka_loss(partial(triplet_loss, margin=1.0, allowed=EXACT)),
+        build_matryoshka_loss(partial(triplet_loss, margin=1.0, candidate_mask=EXACT)),
         True,
         0.0329663,
     ),

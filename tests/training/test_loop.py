@@ -229,9 +229,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
     lesson: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     stack = build()
-    broken = lambda ids, mask: (
+    broken = lambda ids, mask: (  # noqa: E731
         partial(adapters.compute_token_logits, stack)(ids, mask) * float("nan")
-    )  # noqa: E731
+    )
     with pytest.raises(TrainingError, match="loss nan") as raised:
         fit(stack, lesson, SPEC, tmp_path, forward=broken)
     assert "step 1 of" in str(raised.value) and "learning_rate" in str(raised.value)
@@ -243,7 +243,7 @@ def test_an_adapter_outside_the_forward_pass_stops_the_run(
     bare = models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
     outside = lambda ids, mask: bare.model(input_ids=ids, attention_mask=mask).logits + anchor  # noqa: E731
-    with pytest.raises(TrainingError, match="none of the 8 trained tensors moved in 3 steps"):
+    with pytest.raises(TrainingError, match=r"8 trained tensors .* in 3 steps"):
         fit(
             build(),
             lesson,
@@ -264,8 +264,9 @@ def test_an_empty_training_split_is_an_error(
         lesson.train_windows[:0],
         lesson.tuning_windows,
     )
-    with pytest.raises(InputError, match="nothing to learn from"):
+    with pytest.raises(InputError) as raised:
         fit(build(), nothing, SPEC, tmp_path)
+    assert raised.value.location == "split.train"
 
 
 def test_the_warm_up_is_a_share_of_the_steps_and_the_schedule_ends_near_nothing() -> None:

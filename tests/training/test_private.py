@@ -33,7 +33,7 @@ from clinpeft.recipe import (
     DifferentialPrivacySpec,
     LossSpec,
 )
-from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable, differential_privacy
+from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable
 from clinpeft.training.differential_privacy import compute_epsilon, compute_noise_multiplier
 from clinpeft.workflows import RunContext
 from clinpeft.workflows import differential_privacy as context
@@ -105,9 +105,9 @@ def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped
 ) -> None:
     weights, tally = parameter(), ClippingStats()
     silent = replace(SILENT, clip_norm=clip_norm)
-    summed, targets = differential_privacy(course(weights), WHO, silent, 5, tally).backward(
-        np.arange(9), 1
-    )
+    summed, targets = training.make_trainable_private(
+        course(weights), WHO, silent, 5, tally
+    ).backward(np.arange(9), 1)
     wanted = sum(by_hand(weights, some, clip_norm) for some in ([3, 4], [0, 1, 2], [5, 6, 7, 8]))
     assert torch.allclose(gradient(weights), torch.as_tensor(wanted), atol=1e-6)
     assert targets == 3  # people, and not documents, however many there are
@@ -131,7 +131,7 @@ def test_without_one_subject_the_sum_differs_by_no_more_than_the_norm(
 ) -> None:
     weights = torch.nn.Parameter(parameter().detach() * scale)
     people = np.array([*who, 6, 6, 6])
-    one = differential_privacy(
+    one = training.make_trainable_private(
         course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, ClippingStats()
     )
     one.backward(np.arange(9), 1)
@@ -147,15 +147,16 @@ def test_a_subject_whose_gradient_is_no_number_stops_the_run(tmp_path: Path) -> 
         broken.parameters["w"].grad = torch.full((1,), math.nan)
         return 1.0, 1.0
 
-    confined = differential_privacy(
+    confined = training.make_trainable_private(
         replace(broken, backward=backward),
         np.arange(4),
         replace(SILENT, subjects=4, subjects_per_step=4),
         5,
         ClippingStats(),
     )
-    with pytest.raises(TrainingError, match="not both numbers"):
+    with pytest.raises(TrainingError, match="nan") as error:
         training.run_training(confined, SPEC, CREW, tmp_path)
+    assert error.value.location.startswith("step 1 of")
 
 
 def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
@@ -165,15 +166,16 @@ def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
         dead.parameters["w"].grad = torch.zeros(1)
         return 1.0, 1.0
 
-    confined = differential_privacy(
+    confined = training.make_trainable_private(
         replace(dead, backward=backward),
         np.arange(4),
         replace(SILENT, noise_multiplier=1.0),
         5,
         ClippingStats(),
     )
-    with pytest.raises(TrainingError, match="no gradient from any of 4 subjects"):
+    with pytest.raises(TrainingError, match="4 subjects") as error:
         confined.backward(np.arange(4), 1)
+    assert error.value.location == "step 1"
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ draws
@@ -184,7 +186,7 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
     bare, loud = wide(4, size), replace(SILENT, clip_norm=0.5, noise_multiplier=3.0)
     weights, confined = (
         bare.parameters["w"],
-        differential_privacy(bare, np.arange(4), loud, 5, ClippingStats()),
+        training.make_trainable_private(bare, np.arange(4), loud, 5, ClippingStats()),
     )
     drawn = []
     for step in (1, 2, 1):
@@ -197,7 +199,7 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
         assert float(noise.std()) == pytest.approx(1.5, rel=0.02)  # four standard errors are 1.4 %
         assert abs(float(noise.mean())) < 4 * 1.5 / math.sqrt(size)
     assert abs(float((drawn[0] * drawn[1]).mean())) < 4 * 1.5**2 / math.sqrt(size)
-    differential_privacy(bare, np.arange(4), loud, 6, ClippingStats()).backward(
+    training.make_trainable_private(bare, np.arange(4), loud, 6, ClippingStats()).backward(
         np.zeros(0, np.int64), 1
     )
     assert not torch.equal(
@@ -208,14 +210,14 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
 def test_a_step_draws_every_subject_on_its_own_with_all_that_it_has() -> None:
     people, items = 300, 3
     who = np.repeat(np.arange(people), items)[np.random.default_rng(1).permutation(people * items)]
-    confined = differential_privacy(
+    confined = training.make_trainable_private(
         wide(people, items=items),
         who,
         replace(SILENT, subjects=people, subjects_per_step=30, sampling_rate=0.1),
         5,
         ClippingStats(),
     )
-    steps = [step for number in range(60) for step in confined.epoch(number)]
+    steps = [step for number in range(60) for step in confined.make_epoch_batches(number)]
     assert len(steps) == 60 * 10
     assert all((np.bincount(who[step], minlength=people) % items == 0).all() for step in steps)
     times = np.array([np.bincount(who[step], minlength=people) // items for step in steps])
@@ -228,12 +230,14 @@ def test_a_step_draws_every_subject_on_its_own_with_all_that_it_has() -> None:
     assert each.var() == pytest.approx(
         54, rel=0.35
     )  # 600 draws of 0.1; epochs that draw everybody once have none
-    again = confined.epoch(3)
+    again = confined.make_epoch_batches(3)
     assert all(
-        np.array_equal(one, other) for one, other in zip(confined.epoch(3), again, strict=True)
+        np.array_equal(one, other)
+        for one, other in zip(confined.make_epoch_batches(3), again, strict=True)
     )
     assert not all(
-        np.array_equal(one, other) for one, other in zip(confined.epoch(4), again, strict=True)
+        np.array_equal(one, other)
+        for one, other in zip(confined.make_epoch_batches(4), again, strict=True)
     )
 
 
@@ -251,7 +255,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
             should_stop=lambda: bool(stop_after) and seen[-1] >= stop_after,
         )
         training.run_training(
-            differential_privacy(course(weights), WHO, noise, secret, ClippingStats()),
+            training.make_trainable_private(course(weights), WHO, noise, secret, ClippingStats()),
             SPEC,
             CREW,
             folder,
@@ -363,7 +367,7 @@ def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
         (20, noise),
         (40, replace(noise, noise_multiplier=noise.noise_multiplier / 2)),
     ):
-        with pytest.raises(TrainingError, match="and 3 was asked for"):
+        with pytest.raises(TrainingError, match="target is 3"):
             training.summarize_privacy_spending(wrong, steps, ClippingStats())
 
 
@@ -377,8 +381,9 @@ def test_too_few_subjects_and_a_delta_that_promises_nothing_are_refused(opacus: 
     ):
         with pytest.raises(InputError, match=said):
             training.calibrate_privacy_mechanism(wide(50), np.arange(50), spec, SPEC)
-    with pytest.raises(UsageError, match="no noise is enough"):
+    with pytest.raises(UsageError) as error:
         compute_noise_multiplier(1e-9, 1e-9, 1.0, 10**6)
+    assert error.value.location == "training.differential_privacy.epsilon"
 
 
 def test_without_opacus_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +505,7 @@ def test_several_processes_are_refused() -> None:
 
 
 def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
-    with pytest.raises(RecipeError, match=r"training\.private"):
+    with pytest.raises(RecipeError, match=r"training\.differential_privacy"):
         recipe.validate_recipe(
             {"kind": "embed", "training": {"differential_privacy": {"epsilon": 1}}}, "test"
         )
@@ -512,7 +517,12 @@ def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
     assert workflows.can_train_jointly(
         [asked.model_copy(update={"training": ClassifierTrainingSpec()})]
     )
-    assert differential_privacy(course(parameter()), WHO, SILENT, 5, ClippingStats()).share is None
+    assert (
+        training.make_trainable_private(
+            course(parameter()), WHO, SILENT, 5, ClippingStats()
+        ).joint_step
+        is None
+    )
 
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:

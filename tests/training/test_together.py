@@ -356,14 +356,14 @@ def test_what_cannot_be_learned_in_one_pass_is_refused(
     folder: Path, words: Make, answers: Make, tmp_path: Path
 ) -> None:
     joint, fits = joined(folder, words, SETTINGS[:2], tmp_path)
-    with pytest.raises(TrainingError, match="1 courses for 2 stacks"):
+    with pytest.raises(TrainingError, match="1 trainings for 2 stacks"):
         training.train_jointly(joint, fits[:1], CREW)
-    with pytest.raises(TrainingError, match="does not say how"):
+    with pytest.raises(TrainingError, match="without a joint step"):
         training.train_jointly(
             joint,
             [fits[0], replace(fits[1], trainable=replace(fits[1].trainable, joint_step=None))],
             CREW,
         )
     other, _ = answers(joint.base, joint.stacks[1], SETTINGS[1])
-    with pytest.raises(TrainingError, match="for words and trials that ask for vectors"):
+    with pytest.raises(TrainingError, match="on logits and trials on hidden states"):
         training.train_jointly(joint, [fits[0], replace(fits[1], trainable=other)], CREW)

@@ -1,8 +1,10 @@
-"""What is trained: small adapters on a frozen base, one or a stack of them.
+"""Adapters on a frozen base, one or a stack of them: attach, run, check, save, load.
 
-``attach`` puts new and earlier ones on a base, ``save`` and ``load`` write and read their folders, ``pooled``, ``flat`` and ``logits`` ask base and
-adapters together, ``watch`` proves afterwards that what was meant to learn has learned and nothing else. ``together`` puts several stacks on one
-base, to be trained in one pass.
+``attach_adapters`` attaches new and saved adapters to a base; ``save_adapter_stack`` and
+``load_adapter_stack`` write and read their folders; ``compute_pooled_embeddings``,
+``compute_hidden_states`` and ``compute_token_logits`` run base and adapters; ``monitor_adapters``
+checks after a run that every adapter took part in it and nothing frozen moved. ``attach_stacks``
+puts several stacks on one base, to be trained in one pass.
 """
 
 from clinpeft.adapters.activity import (
@@ -51,33 +53,33 @@ from clinpeft.runtime.checkpointing import (
 __all__ = [
     "ADAPTER_COMBINATIONS",
     "ADAPTER_METHODS",
-    "AttachedAdapter",
-    "AdapterCombination",
-    "ParameterCounts",
-    "MultiAdapterModel",
     "AdapterActivity",
-    "AdapterMethod",
+    "AdapterCombination",
     "AdapterEvidence",
+    "AdapterMethod",
+    "AdapterMonitor",
+    "AttachedAdapter",
+    "MultiAdapterModel",
     "PackedInput",
+    "ParameterCounts",
     "Stack",
     "TrialAdapters",
-    "AdapterMonitor",
     "attach_adapters",
+    "attach_stacks",
     "check_stack_reference_output",
-    "list_adapter_combinations",
-    "generate_greedily",
-    "compute_packed_hidden_states",
     "compute_hidden_states",
-    "save_stack_reference_output",
-    "load_adapter",
-    "load_adapter_stack",
-    "compute_token_logits",
-    "find_checkpointing_unsupported_reason",
+    "compute_packed_hidden_states",
     "compute_pooled_embeddings",
+    "compute_token_logits",
     "enable_activation_checkpointing",
     "enable_checkpointing_on_oom",
+    "find_checkpointing_unsupported_reason",
+    "generate_greedily",
+    "list_adapter_combinations",
+    "load_adapter",
+    "load_adapter_stack",
+    "monitor_adapters",
     "save_adapter",
     "save_adapter_stack",
-    "attach_stacks",
-    "monitor_adapters",
+    "save_stack_reference_output",
 ]

@@ -1,4 +1,4 @@
-"""What a stack says next, greedily: for the audit of what it has learned by heart, and for nothing else."""
+"""Greedy generation with a stack, for the audit of memorized training text."""
 
 from __future__ import annotations
 
@@ -14,32 +14,27 @@ GENERATION_BATCH_ROWS = 16
 
 
 def generate_greedily(stack: Stack, prompts: _TokenIdArray, new_tokens: int) -> _TokenIdArray:
-    """The most likely next token, ``new_tokens`` times, for prompts of one length.
+    """Append the most likely next token to prompts of one length, ``new_tokens`` times.
 
-    Every step reads the whole row again: slower than with kept keys and values, and the same for every method of adapter.
+    Every step runs the model over the whole row again: slower than with a cache of keys and values,
+    and the same for every adapter method.
 
     Args:
         stack: a causal language model with its adapters.
         prompts: (rows, time) token ids, special tokens included.
-        new_tokens: tokens to add.
+        new_tokens: tokens to append.
 
     Returns:
-        (rows, steps).
+        (rows, new_tokens) token ids.
     """
     rows = torch.from_numpy(np.ascontiguousarray(prompts)).to(stack.base.model.device)
-    found = []
+    generated = [np.zeros((0, new_tokens), dtype=np.int64)]
     with use_eval_mode(stack.model), torch.inference_mode():
         for start in range(0, len(rows), GENERATION_BATCH_ROWS):
-            said = rows[start : start + GENERATION_BATCH_ROWS]
+            ids = rows[start : start + GENERATION_BATCH_ROWS]  # (batch, time), then longer
             for _ in range(new_tokens):
-                said = torch.cat(
-                    [
-                        said,
-                        compute_token_logits(stack, said, torch.ones_like(said))[:, -1].argmax(
-                            dim=1, keepdim=True
-                        ),
-                    ],
-                    dim=1,
-                )
-            found.append(said[:, prompts.shape[1] :].cpu().numpy())
-    return np.concatenate(found) if found else np.zeros((0, new_tokens), dtype=np.int64)
+                logits = compute_token_logits(stack, ids, torch.ones_like(ids))
+                next_ids = logits[:, -1].argmax(dim=1, keepdim=True)  # (batch, 1)
+                ids = torch.cat([ids, next_ids], dim=1)
+            generated.append(ids[:, prompts.shape[1] :].cpu().numpy())
+    return np.concatenate(generated)

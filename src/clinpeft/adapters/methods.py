@@ -1,4 +1,7 @@
-"""The methods: spec and base in, peft config out. A new method is one function and one line in ``METHODS``."""
+"""Adapter methods: spec and base in, peft config out.
+
+A new method is one function and one line in ``ADAPTER_METHODS``.
+"""
 
 from __future__ import annotations
 
@@ -25,28 +28,33 @@ from clinpeft.recipe import (
 
 PeftConfig = Any  # peft.PeftConfig, which is not typed
 ConfigWithNotices = tuple[PeftConfig, tuple[str, ...]]
-"""A peft config, and what had to be decided against the letter of the spec, for the record."""
+"""A peft config, and where it could not follow the spec to the letter, for the run's record."""
 
 PEFT_TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": "FEATURE_EXTRACTION"}
-"""peft has no class for masked language models; the one for features passes everything through and knows virtual tokens."""
+"""peft has no class for masked language models; the one for feature extraction passes everything
+through and supports virtual tokens."""
 
 CompositionKind = Literal["added", "alone", "beside"]
-"""How a method lives with others: its update is ``added`` to theirs on the same input; it stands ``alone`` on the weights; it stands ``beside`` the
-weights, before the text or inside the attention."""
+"""How a method is combined with others: its update is ``added`` to theirs on the same input; it
+needs plain weights below it, ``alone``; or it changes no weight and works ``beside`` them, before
+the text or inside the attention."""
 
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """What is true of an adapter method.
+    """Properties of an adapter method.
 
     Attributes:
         configure: spec and base to peft config.
         starts_as_identity: a new adapter leaves the base's logits as they are.
-        is_mergeable: it can be folded into the base's weights.
-        prepends: what stands before the text: ``inputs`` (vectors, which get logits too), ``keys`` (and values, in every layer), or nothing.
-        composition: how it lives with other adapters, see ``combine.COMBINATIONS``.
-        supports_fusion: it adds one low-rank product to a linear layer and nothing else, so that ``fused.fused_linear`` may compute it.
-        mixes_precisions: its masters meet the base's weights in one product, which needs autocast where the base is not float32.
+        is_mergeable: it can be merged into the base's weights.
+        prepends: what it puts before the text: ``inputs`` (vectors, which get logits too), ``keys``
+            (and values, in every layer), or nothing.
+        composition: how it is combined with others, see ``ADAPTER_COMBINATIONS``.
+        mixes_precisions: its float32 weights meet the base's weights in one product, which needs
+            autocast where the base is not float32.
+        supports_fusion: it adds one low-rank product to a linear layer and nothing else, so that
+            ``compute_fused_linear`` can compute it.
     """
 
     configure: Callable[[Any, FrozenBaseModel], ConfigWithNotices]
@@ -59,90 +67,141 @@ class AdapterMethod:
 
 
 def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> ConfigWithNotices:
-    """W + (alpha / rank) B A (Hu et al. 2021, equation 3); ``variant`` switches on peft's rsLoRA or DoRA."""
+    """Configure low-rank updates, W + (alpha / rank) B A.
+
+    Hu et al. 2021, arXiv 2106.09685, equation 3. With ``use_rslora=True`` the factor is
+    alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732); with ``use_dora=True`` magnitude and
+    direction of W are trained apart (Liu et al. 2024, arXiv 2402.09353, equation 5).
+
+    Raises:
+        AdapterError: a target matches no linear layer of the base.
+    """
+    # the output embedding is no target: where it is tied to the input embedding, merging would
+    # change both
+    output_embedding = base.model.get_output_embeddings()
+    linear_names = [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output_embedding
+    ]
+    targets = spec.targets or base.family.lora_targets
+    absent = [
+        target
+        for target in targets
+        if not any(f".{name}".endswith(f".{target}") for name in linear_names)
+    ]
+    if absent:
+        suffixes = sorted({name.rpartition(".")[2] for name in linear_names})
+        close = difflib.get_close_matches(absent[0], suffixes, n=1)
+        suggestion = f"did you mean {close[0]!r}? " if close else ""
+        raise AdapterError(
+            f"targets {absent} match no linear layer of this {base.model.config.model_type} model",
+            location="adapters.targets",
+            hint=f"{suggestion}there are {', '.join(suffixes)}",
+        )
+    # peft types alpha as an integer, and writes it so into the adapter's config
+    alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
     config = peft.LoraConfig(
         task_type=_get_task_type(base),
         r=spec.rank,
-        lora_alpha=int(spec.alpha)
-        if spec.alpha == int(spec.alpha)
-        else spec.alpha,  # peft types it int
+        lora_alpha=alpha,
         lora_dropout=spec.dropout,
-        target_modules=_resolve_target_modules(spec, base),
+        target_modules=sorted(set(targets)),
         bias="none",
         **variant,
     )
     return config, ()
 
 
-def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  # noqa: ARG001 - every method has the same shape
-    """Learned rescaling of keys, values and the feed-forward activation (Liu et al. 2022, equation 1)."""
-    family = base.family
+def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  # noqa: ARG001
+    """Configure trained factors on keys, values and the feed-forward activation.
+
+    IA3, Liu et al. 2022, arXiv 2205.05638, section 3.3.
+    """
     config = peft.IA3Config(
         task_type=_get_task_type(base),
-        target_modules=family.ia3_targets,
-        feedforward_modules=family.ia3_feedforward,
+        target_modules=base.family.ia3_targets,
+        feedforward_modules=base.family.ia3_feedforward,
     )
     return config, ()
 
 
 def configure_adaption_prompt(spec: AdaptionPromptSpec, base: FrozenBaseModel) -> ConfigWithNotices:
-    """Prompts behind a zero-initialised gate in the topmost layers (Zhang et al. 2023, section 3)."""
-    available = int(base.model.config.num_hidden_layers)
-    layers = min(spec.layers, available)
-    notices = (
-        (
-            f"adaption-prompt: layers = {spec.layers}, and the base has {available}; all of them are used",
-        )
-        if layers < spec.layers
-        else ()
+    """Configure prompts behind a zero-initialized gate in the topmost layers.
+
+    LLaMA-Adapter, Zhang et al. 2023, arXiv 2303.16199, section 3.
+    """
+    base_layers = int(base.model.config.num_hidden_layers)
+    layers = min(spec.layers, base_layers)
+    notice = (
+        f"adaption-prompt: layers = {spec.layers}, and the base has {base_layers}; all of them are"
+        " used"
     )
-    return peft.AdaptionPromptConfig(
+    config = peft.AdaptionPromptConfig(
         task_type=_get_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
-    ), notices
+    )
+    return config, (notice,) if layers < spec.layers else ()
 
 
 def configure_prefix_tuning(spec: PrefixSpec, base: FrozenBaseModel) -> ConfigWithNotices:
-    """Learned keys and values before every layer (Li and Liang 2021, section 4)."""
-    return peft.PrefixTuningConfig(
+    """Configure trained keys and values before every layer.
+
+    Prefix tuning, Li and Liang 2021, arXiv 2101.00190, section 4.
+    """
+    config = peft.PrefixTuningConfig(
         task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
         prefix_projection=spec.projection,
-    ), ()
+    )
+    return config, ()
 
 
 def configure_prompt_tuning(spec: PromptSpec, base: FrozenBaseModel) -> ConfigWithNotices:
-    """Learned input vectors (Lester et al. 2021, section 2), started at random or from a text, which is repeated or cut to length."""
-    start = {"prompt_tuning_init": "RANDOM"}
+    """Configure trained input vectors, started at random or from a text.
+
+    Prompt tuning, Lester et al. 2021, arXiv 2104.08691, section 2. The text is repeated or cut to
+    ``spec.tokens`` tokens.
+    """
+    initialization = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
-        start = {
+        initialization = {
             "prompt_tuning_init": "TEXT",
             "prompt_tuning_init_text": spec.init_text,
             "tokenizer_name_or_path": str(base.folder),
         }
-    return peft.PromptTuningConfig(
-        task_type=_get_task_type(base), num_virtual_tokens=spec.tokens, **start
-    ), ()
+    config = peft.PromptTuningConfig(
+        task_type=_get_task_type(base), num_virtual_tokens=spec.tokens, **initialization
+    )
+    return config, ()
 
 
 def configure_p_tuning(spec: PTuningSpec, base: FrozenBaseModel) -> ConfigWithNotices:
-    """Input vectors made by an encoder (Liu et al. 2021, section 3.2). The MLP of the reference has two layers and no dropout; an LSTM of one layer
-    has nowhere to drop, because dropout sits between its layers."""
-    recurrent = spec.encoder == "lstm"
-    between = recurrent and spec.layers > 1
-    unused = [f"dropout = {spec.dropout:g}"] if spec.dropout and not between else []
-    notices = tuple(
-        f"p-tuning: {what} has no place in a {spec.encoder} of {spec.layers if recurrent else 2} layers"
-        for what in unused
+    """Configure input vectors that an encoder computes.
+
+    P-tuning, Liu et al. 2021, arXiv 2103.10385, section 3.2.
+    """
+    # the reference's MLP has two layers and no dropout; dropout of an LSTM sits between its layers,
+    # so that one of a single layer has none
+    is_lstm = spec.encoder == "lstm"
+    layers = spec.layers if is_lstm else 2
+    has_dropout = is_lstm and layers > 1
+    notice = (
+        f"p-tuning: dropout = {spec.dropout:g} is not used by an encoder of {layers} layers"
+        f" ({spec.encoder})"
     )
     config = peft.PromptEncoderConfig(
         task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
         encoder_reparameterization_type=spec.encoder.upper(),
         encoder_hidden_size=spec.hidden,
-        encoder_num_layers=spec.layers if recurrent else 2,
-        encoder_dropout=spec.dropout if between else 0.0,
+        encoder_num_layers=layers,
+        encoder_dropout=spec.dropout if has_dropout else 0.0,
     )
-    return config, notices
+    return config, (notice,) if spec.dropout and not has_dropout else ()
+
+
+def _get_task_type(base: FrozenBaseModel) -> str:
+    return PEFT_TASK_TYPES[base.family.objective]
 
 
 ADAPTER_METHODS: dict[str, AdapterMethod] = {
@@ -176,36 +235,9 @@ ADAPTER_METHODS: dict[str, AdapterMethod] = {
 }
 
 
-def _get_task_type(base: FrozenBaseModel) -> str:
-    return PEFT_TASK_TYPES[base.family.objective]
-
-
-def _resolve_target_modules(spec: LoraSpec, base: FrozenBaseModel) -> list[str]:
-    """The suffixes to adapt, each of which names at least one linear layer inside the model. The output embedding is not one of them: where it is
-    tied to the input embedding, merging would change both."""
-    output = base.model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in base.model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
-    ]
-    wanted = spec.targets or base.family.lora_targets
-    absent = [
-        target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)
-    ]
-    if absent:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        near = difflib.get_close_matches(absent[0], known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        message = (
-            f"targets {absent} match no linear layer of this {base.model.config.model_type} model"
-        )
-        raise AdapterError(
-            message, location="adapters.targets", hint=f"{hint}there are {', '.join(known)}"
-        )
-    return sorted(set(wanted))
-
-
 def count_virtual_tokens(spec: AnyAdapterSpec) -> int:
-    """Positions that an adapter takes before the text; 0 for methods that prepend nothing."""
-    return 0 if ADAPTER_METHODS[spec.method].prepends == "nothing" else int(getattr(spec, "tokens"))  # noqa: B009 - specs that prepend have it
+    """Count the positions that an adapter takes before the text, 0 where it prepends nothing."""
+    if ADAPTER_METHODS[spec.method].prepends == "nothing":
+        return 0
+    # specs of methods that prepend have this field
+    return int(getattr(spec, "tokens"))  # noqa: B009

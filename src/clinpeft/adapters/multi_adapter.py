@@ -1,8 +1,10 @@
-"""Several LoRA stacks on one base, trained in one pass: the tokens of each are rows of one flattened batch, and see their own stack only.
+"""Several LoRA stacks on one base, trained in one pass over a packed batch.
 
-What a search tries differs in rank, scale, dropout, targets and first weights, and not in the base, which is most of the work and of the memory
-(mLoRA, arXiv 2312.02515). Nothing is averaged or shared between trials: their updates are added to their own rows, so the outputs and gradients of
-each are those that it would have alone.
+The trials of a search differ in rank, scale, dropout, targets and initial weights, and not in the
+base, which is most of the work and of the memory (mLoRA, arXiv 2312.02515). The tokens of each
+trial are rows of one packed batch and see their own stack only. Nothing is averaged or shared:
+updates are added to the rows of their trial, so that its outputs and gradients are those that it
+would have alone.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from clinpeft.adapters.attach import (
 )
 from clinpeft.adapters.compatibility import check_adapter_combination
 from clinpeft.adapters.methods import ADAPTER_METHODS
-from clinpeft.adapters.stack import AttachedAdapter, NamedParameters, ParameterCounts, Stack
+from clinpeft.adapters.stack import ParameterCounts, Stack
 from clinpeft.core.errors import AdapterError
 from clinpeft.models import (
     FrozenBaseModel,
@@ -46,11 +48,11 @@ PackedOutputT = TypeVar("PackedOutputT")
 
 @dataclass(frozen=True)
 class PackedInput(Generic[PackedOutputT]):
-    """Texts, and what becomes of them.
+    """Texts for a packed forward pass, and what is computed from its output.
 
     Attributes:
-        input_ids, attention_mask: (rows, time), as for ``flat``.
-        process_output: (tokens, width) what the model says at every token, row by row -> what is made of it.
+        input_ids, attention_mask: (rows, time), as for ``compute_packed_hidden_states``.
+        process_output: called with the model's output at every token, (tokens, width), row by row.
     """
 
     input_ids: torch.Tensor
@@ -60,11 +62,12 @@ class PackedInput(Generic[PackedOutputT]):
 
 @dataclass(frozen=True)
 class TrialAdapters:
-    """One stack of several.
+    """The adapters of one of several trials.
 
     Attributes:
-        specs: first to last, as for ``attach``; each of a method that ``METHODS`` says is fused, active and not merged.
-        seed: of the first weights, as for ``attach``.
+        specs: first to last, as for ``attach_adapters``; each of a method that supports fusion,
+            active and not merged.
+        seed: of the initial weights, as for ``attach_adapters``.
         folders: ``spec.from_run`` -> the adapter folder of that run.
     """
 
@@ -75,12 +78,16 @@ class TrialAdapters:
 
 @dataclass
 class MultiAdapterModel:
-    """A base with several stacks on it. Outside of ``route_tokens`` and ``isolate_stack`` it answers as the bare base.
+    """A base with several stacks on it.
+
+    Outside of ``route_tokens`` and ``isolate_stack`` it computes what the bare base computes.
 
     Attributes:
-        base: what all share, frozen.
-        stacks: one a trial, whose ``trained`` has the names that it would have alone; to ask, save or merge one, use ``isolate_stack``.
-        notices: what is not as it would be alone.
+        base: the frozen model that all share.
+        stacks: one for each trial, whose ``trained_parameters`` have the names that they would have
+            alone; evaluate, save or merge one inside ``isolate_stack``.
+        notices: what differs from training each trial alone.
+        routing: which tokens each adapter is applied to.
     """
 
     base: FrozenBaseModel
@@ -89,7 +96,7 @@ class MultiAdapterModel:
     routing: TokenRouting = field(repr=False)
 
     def train(self, mode: bool = True) -> None:
-        """Dropout on or off, in all trials."""
+        """Turn dropout on or off, in all trials."""
         self.stacks[0].model.train(mode)
 
     @contextmanager
@@ -99,29 +106,43 @@ class MultiAdapterModel:
         generators: Sequence[torch.Generator | None] | None = None,
         token_count: int | None = None,
     ) -> Iterator[None]:
-        """For as long as the block lasts, the base's model reads the flattened tokens of a batch, such as T in (1, T), each trial's with its stack.
+        """Apply each trial's stack to its own tokens of a packed batch (1, tokens), in the block.
 
-        ``joint.base.model`` or ``joint.base.backbone`` is what to ask inside it. Its backward pass may come after it.
+        Call ``base.model`` or ``base.backbone`` inside the block. The backward pass may come after
+        it.
 
         Args:
-            slices: of each trial, ``slice(start, stop)``; None: it is not asked. They do not overlap; tokens of none see the bare base.
-            generators: of each trial's dropout, on the base's device; one seeded like torch's own draws what the trial alone would draw. None:
-                torch's own, one trial after another in each layer.
-            token_count: how many there are in all; None: the last slice ends with the batch.
+            slices: of each trial, ``slice(start, stop)`` of its tokens, without overlaps; None for
+                a trial without tokens. Tokens of no trial see the bare base.
+            generators: of each trial's dropout, on the base's device; one seeded like torch's own
+                generator gives the masks that the trial alone would have. None: torch's own
+                generator, one trial after another in each layer.
+            token_count: of the batch; None: the last slice ends with the batch.
 
         Raises:
             AdapterError: the slices are not those of the trials, or overlap.
         """
-        _check_slices(slices, len(self.stacks))
-        drawn = generators or [None] * len(self.stacks)
-        ending = max((rows.stop for rows in slices if rows), default=0)
-        asked = [
-            (stack, TokenRoute(rows, generator))
-            for stack, rows, generator in zip(self.stacks, slices, drawn, strict=True)
-            if rows
-        ]
-        routes = {adapter.peft_name: route for stack, route in asked for adapter in stack.adapters}
-        with self.routing.route_tokens(routes, ending if token_count is None else token_count):
+        bounds = sorted((tokens.start, tokens.stop) for tokens in slices if tokens)
+        if (
+            len(slices) != len(self.stacks)
+            or any(left[1] > right[0] for left, right in pairwise(bounds))
+            or not all(0 <= start <= stop for start, stop in bounds)
+        ):
+            raise AdapterError(
+                f"{len(slices)} slices {bounds} for {len(self.stacks)} trials",
+                location="slices",
+                hint="give each trial slice(start, stop) of its tokens, or None, without overlaps",
+            )
+        if token_count is None:
+            token_count = max((stop for _, stop in bounds), default=0)
+        trials = zip(self.stacks, slices, generators or [None] * len(self.stacks), strict=True)
+        routes = {
+            adapter.peft_name: TokenRoute(tokens, generator)
+            for stack, tokens, generator in trials
+            if tokens
+            for adapter in stack.adapters
+        }
+        with self.routing.route_tokens(routes, token_count):
             yield
 
     def encode_packed(
@@ -130,245 +151,203 @@ class MultiAdapterModel:
         generators: Sequence[torch.Generator | None] | None = None,
         return_logits: bool = False,
     ) -> list[torch.Tensor | None]:
-        """``flat`` of every trial's own texts, in one pass.
+        """Compute ``compute_packed_hidden_states`` of every trial's own texts, in one pass.
 
         Args:
-            packed_inputs: of each trial; None: it is not asked.
-            generators: as for ``routed``.
-            return_logits: whether the model answers with its last layer's scores and not with the vectors below.
+            packed_inputs: of each trial; None for a trial without texts.
+            generators: as for ``route_tokens``.
+            return_logits: whether to return the output of the model's head, (tokens, vocabulary),
+                and not the hidden states below it.
 
         Returns:
-            (tokens, width) of each trial that was asked.
+            (tokens, width) of each trial with texts.
 
         Raises:
-            AdapterError: the base cannot read many texts in one row.
+            AdapterError: the base does not support packed texts.
         """
         if not has_packed_attention(self.base.model):
-            message = (
-                f"a {self.base.model.config.model_type} model does not read many texts in one row"
-            )
             raise AdapterError(
-                message, location="base", hint="train these trials one after another"
+                f"a {self.base.model.config.model_type} model does not support packed texts",
+                location="base",
+                hint="train these trials one after another",
             )
-        texts = [
-            None if each is None else each.input_ids[each.attention_mask != 0]
-            for each in packed_inputs
-        ]
+        token_ids = [
+            None if packed is None else packed.input_ids[packed.attention_mask != 0]
+            for packed in packed_inputs
+        ]  # (tokens,) of each trial
         lengths = [
             length
-            for each in packed_inputs
-            if each is not None
-            for length in (each.attention_mask != 0).sum(dim=1).tolist()
+            for packed in packed_inputs
+            if packed is not None
+            for length in (packed.attention_mask != 0).sum(dim=1).tolist()
             if length
         ]
-        sizes = [0 if text is None else len(text) for text in texts]
-        ends = list(accumulate(sizes))
+        sizes = [0 if ids is None else len(ids) for ids in token_ids]
         slices = [
-            None if text is None else slice(end - len(text), end)
-            for text, end in zip(texts, ends, strict=True)
+            None if ids is None else slice(stop - len(ids), stop)
+            for ids, stop in zip(token_ids, accumulate(sizes), strict=True)
         ]
-        asked = build_packed_inputs(
-            torch.cat([text for text in texts if text is not None]),
+        inputs = build_packed_inputs(
+            torch.cat([ids for ids in token_ids if ids is not None]),
             SequenceLengths(tuple(lengths)),
             self.base.first_position,
         )
         with self.route_tokens(slices, generators):
-            found = (
-                self.base.model(**asked).logits[0]
+            output = (
+                self.base.model(**inputs).logits[0]
                 if return_logits
-                else self.base.backbone(**asked).last_hidden_state[0]
-            )
+                else self.base.backbone(**inputs).last_hidden_state[0]
+            )  # (tokens of all trials, width)
         return [
-            None if text is None else part
-            for text, part in zip(texts, torch.split(found, sizes), strict=True)
+            None if ids is None else part
+            for ids, part in zip(token_ids, torch.split(output, sizes), strict=True)
         ]
 
     @contextmanager
     def isolate_stack(self, trial_index: int) -> Iterator[Stack]:
-        """One trial's stack in the forward pass and nothing else, for as long as the block lasts: to score, save or merge it."""
+        """Activate one trial's stack alone in the block, to evaluate, save or merge it."""
         stack = self.stacks[trial_index]
         layers = [module for module in stack.model.modules() if isinstance(module, BaseTunerLayer)]
-        silent, stack.disabled_adapters = stack.disabled_adapters, frozenset()
+        disabled, stack.disabled_adapters = stack.disabled_adapters, frozenset()
         _set_active_adapters(layers, [adapter.peft_name for adapter in stack.adapters])
         try:
             yield stack
         finally:
-            stack.disabled_adapters = silent
+            stack.disabled_adapters = disabled
             _set_active_adapters(layers, [])
 
 
 def attach_stacks(base: FrozenBaseModel, trials: Sequence[TrialAdapters]) -> MultiAdapterModel:
-    """Put several stacks on one base.
+    """Attach several stacks to one base.
 
     Raises:
-        AdapterError: a method is not one that can be trained with others, does not fit the base or the others of its stack, or the base carries
-            adapters already.
-        RefusedError: an adapter was trained on another base or above other adapters, or its files were changed.
+        AdapterError: a method cannot be trained with other trials, does not fit the base or the
+            others of its stack, or the base has adapters already.
+        RefusedError: an adapter was trained on another base or above other adapters, or its files
+            were changed.
     """
     check_base_without_adapters(base)
-    wanted = [
+    requests = [
         [resolve_adapter_request(spec, base, trial.folders) for spec in trial.specs]
         for trial in trials
     ]
-    for each in wanted:
-        _check_fusible([one.spec for one in each], base)
-    sites = [
-        AttachState(base, trial.seed, set(base.model.parameters()), name_suffix=f"-trial{at:04d}")
-        for at, trial in enumerate(trials)
+    for trial_requests in requests:
+        _check_fusible([request.spec for request in trial_requests], base)
+    existing_parameters = set(base.model.parameters())
+    base_parameters = sum(parameter.numel() for parameter in existing_parameters)
+    states = [
+        AttachState(base, trial.seed, existing_parameters, name_suffix=f"-trial{index:04d}")
+        for index, trial in enumerate(trials)
     ]
-    size = sum(parameter.numel() for parameter in base.model.parameters())
+    # all configs first: they name layers, which have other names once an adapter is attached
     configs = [
-        [create_peft_config(site, one) for one in each]
-        for site, each in zip(sites, wanted, strict=True)
-    ]  # all of them while the layers are plain
+        [create_peft_config(state, request) for request in trial_requests]
+        for state, trial_requests in zip(states, requests, strict=True)
+    ]
     stacks: list[Stack] = []
-    for before, site, each, theirs in zip([None, *sites], sites, wanted, configs, strict=False):
-        if before is not None:
-            site.layer_model, site.existing_parameters = (
-                before.layer_model,
-                before.existing_parameters,
-            )
-        stacks.append(_build_trial_stack(site, each, theirs, size))
-    return _finalize_joint_model(base, tuple(stacks), sites[-1])
+    layer_model: Any = None
+    for state, trial_requests, trial_configs in zip(states, requests, configs, strict=True):
+        state.layer_model = layer_model
+        stacks.append(_build_trial_stack(state, trial_requests, trial_configs, base_parameters))
+        layer_model = state.layer_model
+    return _finalize_joint_model(base, tuple(stacks), states[-1])
 
 
 def _build_trial_stack(
     state: AttachState,
     requests: Sequence[AdapterRequest],
     configs: Sequence[Any],
-    base_parameter_count: int,
+    base_parameters: int,
 ) -> Stack:
     check_lower_adapters(state, requests)
-    adapters = tuple(
-        _rename_parameters(add_adapter(state, at, each, config), at)
-        for at, (each, config) in enumerate(zip(requests, configs, strict=True))
-    )
+    adapters = []
+    for index, (request, config) in enumerate(zip(requests, configs, strict=True)):
+        adapter = add_adapter(state, index, request, config)
+        # the names that the weights would have in a stack alone, under which they are saved
+        name_alone = "default" if index == 0 else f"adapter{index + 1}"
+        renamed, renamed_trained = (
+            {
+                name.replace(f".{adapter.peft_name}.", f".{name_alone}."): parameter
+                for name, parameter in parameters.items()
+            }
+            for parameters in (adapter.parameters, adapter.trained_parameters)
+        )
+        adapters.append(replace(adapter, parameters=renamed, trained_parameters=renamed_trained))
     trained = {
         name: parameter
         for adapter in adapters
         for name, parameter in adapter.trained_parameters.items()
     }
     counts = ParameterCounts(
-        sum(parameter.numel() for parameter in trained.values()), base_parameter_count
+        sum(parameter.numel() for parameter in trained.values()), base_parameters
     )
-    return Stack(
-        state.base,
-        adapters,
-        counts,
-        tuple(state.notices),
-        trained,
-        frozenset(adapter.name for adapter in adapters),
-    )
-
-
-def _rename_parameters(adapter: AttachedAdapter, index: int) -> AttachedAdapter:
-    """Its weights under the names that they would have if the stack were alone."""
-    own = "default" if index == 0 else f"adapter{index + 1}"
-
-    def named(parameters: NamedParameters) -> NamedParameters:
-        return {
-            name.replace(f".{adapter.peft_name}.", f".{own}."): parameter
-            for name, parameter in parameters.items()
-        }
-
-    return replace(
-        adapter,
-        parameters=named(adapter.parameters),
-        trained_parameters=named(adapter.trained_parameters),
-    )
+    names = frozenset(adapter.name for adapter in adapters)
+    return Stack(state.base, tuple(adapters), counts, tuple(state.notices), trained, names)
 
 
 def _finalize_joint_model(
     base: FrozenBaseModel, stacks: tuple[Stack, ...], last_state: AttachState
 ) -> MultiAdapterModel:
-    moving = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
-    routing = fuse_lora_layers(
-        last_state.layer_model,
-        [adapter.peft_name for stack in stacks for adapter in stack.adapters],
-    )
+    layer_model = last_state.layer_model
+    peft_names = [adapter.peft_name for stack in stacks for adapter in stack.adapters]
+    routing = fuse_lora_layers(layer_model, peft_names)
     layers = [
         module
-        for module in last_state.layer_model.modules()
-        if isinstance(module, BaseTunerLayer) and module is not last_state.layer_model.base_model
+        for module in layer_model.modules()
+        if isinstance(module, BaseTunerLayer) and module is not layer_model.base_model
     ]
     if not all(isinstance(layer, FusedLoraLinear) for layer in layers):
-        message = "a layer that is to be adapted is no plain linear layer"
         raise AdapterError(
-            message, location="adapters.targets", hint="train these trials one after another"
+            "a layer that is to be adapted is no plain linear layer",
+            location="adapters.targets",
+            hint="train these trials one after another",
         )
     _set_active_adapters(layers, [])
-    for stack in stacks:
-        stack.other_parameters = frozenset(
-            parameter
-            for other in stacks
-            if other is not stack
-            for parameter in _list_adapter_parameters(other)
-        )
+    adapter_parameters = [
+        {parameter for adapter in stack.adapters for parameter in adapter.parameters.values()}
+        for stack in stacks
+    ]
+    for stack, parameters in zip(stacks, adapter_parameters, strict=True):
+        stack.other_parameters = frozenset(set().union(*adapter_parameters) - parameters)
+    trained = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
     for parameter in (*base.model.parameters(), *last_state.existing_parameters):
-        parameter.requires_grad_(parameter in moving)
-    last_state.layer_model.eval()
-    return MultiAdapterModel(base, stacks, _describe_base_dropout(base), routing)
-
-
-def _list_adapter_parameters(stack: Stack) -> list[torch.nn.Parameter]:
-    return [parameter for adapter in stack.adapters for parameter in adapter.parameters.values()]
+        parameter.requires_grad_(parameter in trained)
+    layer_model.eval()
+    # dropout of the base itself draws one mask for all rows, whatever trial they belong to
+    dropout = {
+        name: value
+        for name, value in sorted(base.model.config.to_dict().items())
+        if "drop" in name and isinstance(value, float) and value > 0
+    }
+    settings = ", ".join(f"{name} = {value:g}" for name, value in dropout.items())
+    notice = f"the base has dropout of its own ({settings}), drawn for all trials together"
+    return MultiAdapterModel(base, stacks, (notice,) if dropout else (), routing)
 
 
 def _set_active_adapters(layers: Sequence[Any], adapter_names: list[str]) -> None:
-    """What is active, without a change to what requires a gradient, which peft makes."""
+    """Set the active adapters without changing what requires a gradient, as peft does."""
     for layer in layers:
-        wanted = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+        requires_grad = {parameter: parameter.requires_grad for parameter in layer.parameters()}
         layer.set_adapter(adapter_names)
-        for parameter, required in wanted.items():
+        for parameter, required in requires_grad.items():
             parameter.requires_grad_(required)
-
-
-def _describe_base_dropout(base: FrozenBaseModel) -> tuple[str, ...]:
-    """Dropout of the base itself, which knows nothing of trials."""
-    shares = {
-        name: value
-        for name, value in base.model.config.to_dict().items()
-        if "drop" in name and isinstance(value, float) and value > 0
-    }
-    said = ", ".join(f"{name} = {value:g}" for name, value in sorted(shares.items()))
-    return (
-        (f"the base drops numbers while training ({said}), drawn for all trials together",)
-        if said
-        else ()
-    )
 
 
 def _check_fusible(specs: Sequence[AnyAdapterSpec], base: FrozenBaseModel) -> None:
     check_adapter_combination(specs)
+    fusible = [name for name, method in ADAPTER_METHODS.items() if method.supports_fusion]
     for spec in specs:
         check_method_support(spec, base)
-        if not ADAPTER_METHODS[spec.method].supports_fusion or spec.merged or not spec.active:
-            able = ", ".join(
-                name for name, method in ADAPTER_METHODS.items() if method.supports_fusion
-            )
-            message = f"{spec.method}{' merged' * spec.merged}{' inactive' * (not spec.active)} cannot be trained together with other trials"
+        if spec.method not in fusible or spec.merged or not spec.active:
+            state = " merged" * spec.merged + " inactive" * (not spec.active)
             raise AdapterError(
-                message,
+                f"{spec.method}{state} cannot be trained together with other trials",
                 location="adapters.method",
-                hint=f"active and unmerged {able} can; train others one after another",
+                hint=f"unmerged, active {', '.join(fusible)} can; train others one after another",
             )
     if not specs:
         raise AdapterError(
-            "a trial without adapters", location="adapters", hint="give each trial one at least"
-        )
-
-
-def _check_slices(slices: Sequence[slice | None], trial_count: int) -> None:
-    given = sorted((rows.start, rows.stop) for rows in slices if rows)
-    apart = all(before[1] <= after[0] for before, after in pairwise(given))
-    if (
-        len(slices) != trial_count
-        or not apart
-        or not all(0 <= start <= stop for start, stop in given)
-    ):
-        message = f"{len(slices)} slices {given} for {trial_count} trials"
-        raise AdapterError(
-            message,
-            location="routed",
-            hint="give each trial slice(start, stop) of its tokens, or None, without overlaps",
+            "a trial without adapters",
+            location="adapters",
+            hint="give each trial at least one adapter",
         )

@@ -1,4 +1,9 @@
-"""The ways to ask a stack: the vectors of texts or of their tokens, and logits over the vocabulary, for every position of the text."""
+"""Forward passes of a stack: pooled vectors, hidden states and logits, at every text position.
+
+Where family and methods allow it, all tokens of a batch go through the model in one packed row,
+each text attending to itself alone, and nothing is computed for padding. Elsewhere texts are
+grouped by length. The result depends neither on padding nor on the other texts of the batch.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +22,26 @@ from clinpeft.core.errors import InputError
 from clinpeft.models import PoolingMode, SequenceLengths
 
 ModelFunction = Callable[..., torch.Tensor]
-"""A transformers model, asked with keywords -> (rows, time, width)."""
+"""A transformers model, called with keywords -> (rows, time, width)."""
 
-MIN_GROUP_LENGTH_FRACTION = 0.8  # of the longest text of a group, where texts have to be padded: at most a fifth of what is computed is padding
+MIN_GROUP_LENGTH_FRACTION = 0.8
+"""Of the longest text of a group, where texts are padded: at most a fifth is padding."""
 
 
 def compute_pooled_embeddings(
     stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling: PoolingMode
 ) -> torch.Tensor:
-    """One vector a text, without anything computed for padding, see ``flat``; and where one token is the text's, nothing in the last layer for
-    others that it does not read (``models.ends``).
+    """Compute one vector for each text.
+
+    Where the vector is that of a single token, the last layer computes nothing for tokens that it
+    does not depend on (``models.select_pooled_tokens``).
 
     Args:
-        stack: what is asked.
+        stack: base and adapters.
         input_ids: (rows, time) token ids.
-        attention_mask: (rows, time) 1 on text, 0 on padding, which is one block on the left or on the right of a row.
-        pooling: where a text's vector is read.
+        attention_mask: (rows, time) 1 on text, 0 on padding, which is one block on the left or on
+            the right of a row.
+        pooling: which tokens a text's vector is made of.
 
     Returns:
         (rows, width), float32.
@@ -42,51 +51,46 @@ def compute_pooled_embeddings(
     """
     lengths = _count_row_tokens(attention_mask)
     if 0 in lengths:
-        message = f"{lengths.count(0)} of {len(lengths)} rows have no token to pool"
         raise InputError(
-            message,
+            f"{lengths.count(0)} of {len(lengths)} rows have no token to pool",
             location=f"row {lengths.index(0)} of the batch",
             hint="leave out what has no tokens, and count it",
         )
-    spans = SequenceLengths(lengths)
-    ends = (
-        models.select_pooled_tokens(stack.base.backbone, spans, pooling)
+    sequence_lengths = SequenceLengths(lengths)
+    pooled_tokens = (
+        models.select_pooled_tokens(stack.base.backbone, sequence_lengths, pooling)
         if _supports_packing(stack)
         else None
     )
-    if ends is None:
-        return models.pool_packed_hidden_states(
-            compute_packed_hidden_states(stack, input_ids, attention_mask), spans, pooling
-        )
-    asked = models.build_packed_inputs(
-        input_ids[attention_mask != 0], spans, stack.base.first_position
-    )
+    if pooled_tokens is None:
+        hidden = compute_packed_hidden_states(stack, input_ids, attention_mask)  # (tokens, width)
+        return models.pool_packed_hidden_states(hidden, sequence_lengths, pooling)
+    text_ids = input_ids[attention_mask != 0]  # (tokens,)
+    inputs = models.build_packed_inputs(text_ids, sequence_lengths, stack.base.first_position)
     with _autocast_mixed_precision(stack, input_ids.device):
-        vectors: torch.Tensor = stack.base.backbone(**asked, ends=ends).last_hidden_state[0]
+        output = stack.base.backbone(**inputs, ends=pooled_tokens)
+    vectors: torch.Tensor = output.last_hidden_state[0]  # (rows, width)
     return vectors.float()
 
 
 def compute_packed_hidden_states(
     stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """The last layer's vector of every token of every text, after the final norm and before any language-modelling head.
-
-    The rows only say which tokens belong together. Where family and methods allow it, all tokens go through the model in one row, each text seeing
-    itself alone (``models.attention``). Where an attention cannot do that, texts go through side by side with those of their own length; and where
-    peft puts virtual tokens before them or around their attention, with those of about their length, padded. A text's vectors depend on neither
-    padding nor neighbours in any of these ways.
+    """Compute the last layer's vector of every text token, after the final norm.
 
     Args:
-        stack: what is asked.
+        stack: base and adapters.
         input_ids: (rows, time) token ids.
-        attention_mask: (rows, time) 1 on text, 0 on padding, which is one block on the left or on the right of a row.
+        attention_mask: (rows, time) 1 on text, 0 on padding, which is one block on the left or on
+            the right of a row.
 
     Returns:
-        (tokens, width), row by row, in the precision of the base: ``hidden(...)[attention_mask == 1]``.
+        (tokens, width), row by row, in the precision of the base; equal to
+        ``compute_hidden_states(...)[attention_mask == 1]``.
     """
     return _forward_packed(
         stack,
-        lambda **asked: stack.base.backbone(**asked).last_hidden_state,
+        lambda **inputs: stack.base.backbone(**inputs).last_hidden_state,
         input_ids,
         attention_mask,
     )
@@ -95,55 +99,35 @@ def compute_packed_hidden_states(
 def compute_hidden_states(
     stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """``flat``, laid out like the rows.
+    """Compute ``compute_packed_hidden_states`` in the layout of the rows.
 
     Returns:
-        (rows, time, width), aligned with ``input_ids``, in the precision of the base; 0 on padding, and nothing of virtual tokens.
+        (rows, time, width), aligned with ``input_ids``, in the precision of the base; 0 on padding,
+        without virtual tokens.
     """
-    return _unpack_rows(
-        compute_packed_hidden_states(stack, input_ids, attention_mask), attention_mask
-    )
+    hidden = compute_packed_hidden_states(stack, input_ids, attention_mask)  # (tokens, width)
+    return _unpack_rows(hidden, attention_mask)
 
 
 def compute_token_logits(
     stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """What the model answers at every position of the text; padding as for ``flat``.
+    """Compute the logits over the vocabulary at every position of the text.
 
     Returns:
-        (rows, time, vocabulary), aligned with ``input_ids``; 0 on padding, and nothing of virtual tokens.
+        (rows, time, vocabulary), aligned with ``input_ids``; 0 on padding, without virtual tokens.
     """
-    return _unpack_rows(
-        _forward_packed(
-            stack, lambda **asked: stack.base.model(**asked).logits, input_ids, attention_mask
-        ),
-        attention_mask,
-    )
+    logits = _forward_packed(
+        stack, lambda **inputs: stack.base.model(**inputs).logits, input_ids, attention_mask
+    )  # (tokens, vocabulary)
+    return _unpack_rows(logits, attention_mask)
 
 
-def _unpack_rows(packed_tokens: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    laid = packed_tokens.new_zeros(*attention_mask.shape, packed_tokens.shape[1])
-    laid[attention_mask != 0] = packed_tokens
-    return laid
-
-
-def _forward_packed(
-    stack: Stack,
-    model_function: ModelFunction,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> torch.Tensor:
-    """(tokens, width) of what ``model_function`` answers."""
-    lengths = _count_row_tokens(attention_mask)
-    if _supports_packing(stack):
-        spans = SequenceLengths(tuple(length for length in lengths if length))
-        with _autocast_mixed_precision(stack, input_ids.device):
-            return model_function(
-                **models.build_packed_inputs(
-                    input_ids[attention_mask != 0], spans, stack.base.first_position
-                )
-            )[0]
-    return _forward_by_length(stack, model_function, input_ids, attention_mask, lengths)
+def _unpack_rows(packed: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(tokens, width) -> (rows, time, width), 0 on padding."""
+    rows = packed.new_zeros(*attention_mask.shape, packed.shape[1])
+    rows[attention_mask != 0] = packed
+    return rows
 
 
 def _count_row_tokens(attention_mask: torch.Tensor) -> tuple[int, ...]:
@@ -155,14 +139,14 @@ def _list_active_adapters(stack: Stack) -> list[AttachedAdapter]:
 
 
 def _supports_packing(stack: Stack) -> bool:
-    """Adapters inside the layers work on tokens one by one; those beside them on rows."""
+    # adapters inside the layers see single tokens; prompts are put before whole rows
     return models.has_packed_attention(stack.base.model) and not any(
         adapter.is_prompt for adapter in _list_active_adapters(stack)
     )
 
 
 def _autocast_mixed_precision(stack: Stack, device: torch.device) -> AbstractContextManager[Any]:
-    """What computes in float32 beside a base in bfloat16 is brought together by autocast, where the method does not do so itself."""
+    """Autocast where a method computes in float32 on a base in bfloat16, and casts nothing."""
     mixes = stack.base.precision != torch.float32 and any(
         ADAPTER_METHODS[adapter.spec.method].mixes_precisions
         for adapter in _list_active_adapters(stack)
@@ -170,139 +154,119 @@ def _autocast_mixed_precision(stack: Stack, device: torch.device) -> AbstractCon
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixes)
 
 
-def _forward_by_length(
+def _forward_packed(
     stack: Stack,
     model_function: ModelFunction,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    lengths: Sequence[int],
 ) -> torch.Tensor:
-    """Group by group of texts of like length, and then in the order of the rows again."""
-    present = attention_mask != 0
-    text = torch.zeros_like(input_ids)
-    mask = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :] < present.sum(
-        dim=1, keepdim=True
-    )
-    text[mask] = input_ids[present]  # moved to the left
-    alike = (
-        MIN_GROUP_LENGTH_FRACTION
-        if any(adapter.is_prompt for adapter in _list_active_adapters(stack))
-        else 1.0
-    )
-    prompt = _compute_virtual_tokens(stack, input_ids.device)
-    found, rows = [], []
-    for group in _group_by_length(lengths, alike):
-        time = lengths[group[0]]
-        some = mask[group, :time]
-        found.append(
-            _forward_padded(stack, model_function, prompt, text[group, :time], some.long())[some]
+    """(tokens, width) of ``model_function``, row by row, without padding."""
+    lengths = _count_row_tokens(attention_mask)
+    is_text = attention_mask != 0  # (rows, time)
+    if _supports_packing(stack):
+        sequence_lengths = SequenceLengths(tuple(length for length in lengths if length))
+        inputs = models.build_packed_inputs(
+            input_ids[is_text], sequence_lengths, stack.base.first_position
         )
-        rows += group
-    if rows == sorted(rows):
-        return torch.cat(found)
-    pieces = dict(
-        zip(rows, torch.split(torch.cat(found), [lengths[row] for row in rows]), strict=True)
+        with _autocast_mixed_precision(stack, input_ids.device):
+            return model_function(**inputs)[0]  # (1, tokens, width) -> (tokens, width)
+    # every text to the left of its row, so that a group is cut to its longest text
+    left_ids = torch.zeros_like(input_ids)  # (rows, time)
+    times = torch.arange(input_ids.shape[1], device=input_ids.device)
+    left_mask = times[None, :] < is_text.sum(dim=1, keepdim=True)  # (rows, time)
+    left_ids[left_mask] = input_ids[is_text]
+    # without prompts, only texts of one length share a group, and nothing is padded; prompts make
+    # the attention mask necessary anyway
+    has_prompt = any(adapter.is_prompt for adapter in _list_active_adapters(stack))
+    groups = group_rows_by_length(lengths, MIN_GROUP_LENGTH_FRACTION if has_prompt else 1.0)
+    virtual_tokens = _compute_virtual_tokens(stack, input_ids.device)
+    outputs = []
+    for group in groups:
+        longest = lengths[group[0]]
+        ids, mask = left_ids[group, :longest], left_mask[group, :longest]  # (group, longest)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        with _autocast_mixed_precision(stack, input_ids.device):
+            if virtual_tokens is not None:
+                inputs = virtual_tokens.prepend(stack, ids, mask.long())
+            output = model_function(**inputs)  # (group, virtual + longest, width)
+        outputs.append(output[:, -longest:][mask])  # (tokens of the group, width)
+    packed = torch.cat(outputs)
+    order = [row for group in groups for row in group]
+    if order == sorted(order):
+        return packed
+    row_outputs = dict(
+        zip(order, torch.split(packed, [lengths[row] for row in order]), strict=True)
     )
-    return torch.cat([pieces[row] for row in sorted(rows)])
+    return torch.cat([row_outputs[row] for row in sorted(order)])
 
 
-def _group_by_length(lengths: Sequence[int], min_length_fraction: float) -> list[list[int]]:
-    """Rows with tokens, longest first, none shorter than a share of the longest of its group."""
+def group_rows_by_length(lengths: Sequence[int], min_length_fraction: float) -> list[list[int]]:
+    """Group rows with tokens, longest first.
+
+    Args:
+        lengths: (rows,) tokens of each.
+        min_length_fraction: of the longest row of a group; a shorter row starts another group.
+
+    Returns:
+        Indices of the rows of each group.
+    """
     groups: list[list[int]] = []
-    for row in sorted(
-        (row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row]
-    ):
+    rows = [row for row, length in enumerate(lengths) if length]
+    for row in sorted(rows, key=lambda row: -lengths[row]):
         if not groups or lengths[row] < min_length_fraction * lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(row)
     return groups
 
 
-def _forward_padded(
-    stack: Stack,
-    model_function: ModelFunction,
-    virtual_tokens: _VirtualTokens | None,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> torch.Tensor:
-    """Rows side by side, padded on the right, virtual tokens before them."""
-    asked = {"input_ids": input_ids, "attention_mask": attention_mask}
-    with _autocast_mixed_precision(stack, input_ids.device):
-        answers = model_function(
-            **(
-                asked
-                if virtual_tokens is None
-                else _prepend_virtual_tokens(stack, virtual_tokens, input_ids, attention_mask)
-            )
-        )
-    return answers[:, -input_ids.shape[1] :]
-
-
 @dataclass(frozen=True)
 class _VirtualTokens:
-    """What stands before every text, for one row: vectors (1, tokens, width), or a transformers cache of keys and values, of so many tokens."""
+    """What is put before every text, for a single row.
+
+    Attributes:
+        embeddings_or_cache: input vectors (1, virtual, width), or a transformers cache of keys and
+            values.
+        token_count: number of virtual tokens.
+        are_keys: whether it is a cache.
+    """
 
     embeddings_or_cache: Any
     token_count: int
     are_keys: bool
 
+    def prepend(
+        self, stack: Stack, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> dict[str, Any]:
+        """Build the model's inputs (rows, virtual + time), as ``peft.PeftModel.forward`` does."""
+        rows = len(input_ids)
+        virtual_mask = attention_mask.new_ones(rows, self.token_count)
+        mask = torch.cat([virtual_mask, attention_mask], dim=1)  # (rows, virtual + time)
+        if self.are_keys:
+            # one cache object for each call, since the model appends the text's keys to it
+            cache = copy.copy(self.embeddings_or_cache)
+            cache.layers = [copy.copy(layer) for layer in cache.layers]
+            for layer in cache.layers:
+                layer.keys, layer.values = (
+                    part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)
+                )  # (rows, heads, virtual, head width)
+            return {"input_ids": input_ids, "attention_mask": mask, "past_key_values": cache}
+        text = stack.base.model.get_input_embeddings()(input_ids)  # (rows, time, width)
+        virtual = self.embeddings_or_cache.to(text.dtype).expand(rows, -1, -1)
+        return {"inputs_embeds": torch.cat([virtual, text], dim=1), "attention_mask": mask}
+
 
 def _compute_virtual_tokens(stack: Stack, device: torch.device) -> _VirtualTokens | None:
-    """Computed once for all texts that are asked together, however many rows and groups they make: where an encoder makes the virtual tokens, peft
-    would ask it again for every group, and for a prefix in every row."""
-    adapter = next(
-        (
-            adapter
-            for adapter in _list_active_adapters(stack)
-            if ADAPTER_METHODS[adapter.spec.method].prepends != "nothing"
-        ),
-        None,
-    )
-    if adapter is None:
-        return None
-    model = adapter.model
-    assert model is not None  # prompts are never merged
-    with _autocast_mixed_precision(stack, device):
-        before = model.get_prompt(batch_size=1)
-    return _VirtualTokens(
-        before,
-        int(model.active_peft_config.num_virtual_tokens),
-        ADAPTER_METHODS[adapter.spec.method].prepends == "keys",
-    )
+    """Compute the virtual tokens of the active prompt once for all rows and groups.
 
-
-def _prepend_virtual_tokens(
-    stack: Stack,
-    virtual_tokens: _VirtualTokens,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-) -> dict[str, Any]:
-    """The question with virtual tokens before it, as ``peft.PeftModel.forward`` asks it: keys and values of a past, or vectors before the text's."""
-    rows = len(input_ids)
-    seen = torch.cat(
-        [attention_mask.new_ones(rows, virtual_tokens.token_count), attention_mask], dim=1
-    )
-    if virtual_tokens.are_keys:
-        return {
-            "input_ids": input_ids,
-            "attention_mask": seen,
-            "past_key_values": _expand_cache(virtual_tokens.embeddings_or_cache, rows),
-        }
-    text = stack.base.model.get_input_embeddings()(input_ids)  # (rows, time, width)
-    return {
-        "inputs_embeds": torch.cat(
-            [virtual_tokens.embeddings_or_cache.to(text.dtype).expand(rows, -1, -1), text], dim=1
-        ),
-        "attention_mask": seen,
-    }
-
-
-def _expand_cache(cache: Any, rows: int) -> Any:
-    """A cache of one row as one of many, whose own the model may lengthen."""
-    many = copy.copy(cache)
-    many.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in many.layers:
-        layer.keys, layer.values = (
-            part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)
-        )
-    return many
+    peft would run their encoder again for every group, and that of a prefix for every row.
+    """
+    for adapter in _list_active_adapters(stack):
+        prepends = ADAPTER_METHODS[adapter.spec.method].prepends
+        if prepends != "nothing":
+            model = adapter.model
+            assert model is not None  # prompts are never merged
+            with _autocast_mixed_precision(stack, device):
+                prompt = model.get_prompt(batch_size=1)
+            token_count = int(model.active_peft_config.num_virtual_tokens)
+            return _VirtualTokens(prompt, token_count, prepends == "keys")
+    return None

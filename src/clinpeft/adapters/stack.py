@@ -1,4 +1,4 @@
-"""A frozen base with adapters on it, first to last: what is trained, what can be switched off, what is one function again when merged."""
+"""A frozen base with adapters on it: what is trained, what is active, and the merged model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from clinpeft.core.errors import AdapterError, RefusedError
 from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AnyAdapterSpec
 
-NamedTensors = dict[str, torch.Tensor]
 NamedParameters = dict[str, torch.nn.Parameter]
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How much is trained: parameters of the adapters (and of the base, where it is trained too), and of the base without them."""
+    """Numbers of trained and of base parameters.
+
+    Attributes:
+        trained_parameters: of the adapters, or of the base where it is trained itself.
+        base_parameters: of the base without adapters.
+    """
 
     trained_parameters: int
     base_parameters: int
 
     @property
     def trained_fraction(self) -> float:
-        """Trained parameters as a fraction of the base's, as in the paper's tables."""
+        """Trained parameters over those of the base, as the tables of arXiv 2307.03042 give it."""
         return self.trained_parameters / self.base_parameters
 
 
@@ -40,15 +44,17 @@ class AttachedAdapter:
 
     Attributes:
         name: position and method, ``1-lora``.
-        spec: what it is; of a loaded adapter, as it was trained.
-        model: the peft model it lives in; None where it is merged into the base.
-        peft_name: its name in there.
+        spec: its options; of a loaded adapter, those it was trained with.
+        model: the peft model that holds it; None where it is merged into the base.
+        peft_name: its name in that model.
         parameters: all of its own, under peft's names; none where it is merged.
         trained_parameters: those that are trained: all or none.
         source_run: the run it was loaded from, as the recipe names it; empty for a new one.
         sha256: of the folder it was loaded from (config and weights); empty for a new one.
-        saved_files: of a loaded adapter that stays as it is: the files of its folder, to be written again byte for byte.
-        merged_weights: of a merged adapter: the weights it changed, and what they were before, on the CPU.
+        saved_files: of a loaded adapter that is not trained: the files of its folder, which are
+            saved again byte for byte.
+        merged_weights: of a merged adapter: the weights it changed, and their values before, on the
+            CPU.
     """
 
     name: str
@@ -66,12 +72,12 @@ class AttachedAdapter:
 
     @property
     def is_prompt(self) -> bool:
-        """It changes no weight and stands beside those that do."""
+        """It changes no weight: virtual tokens, or prompts inside the attention."""
         return ADAPTER_METHODS[self.spec.method].composition == "beside"
 
     @property
     def swaps_attention(self) -> bool:
-        """It puts modules of its own around the attention's, so that it is switched by taking them out."""
+        """It wraps the attention modules, so that it is disabled by unwrapping them."""
         return self.is_prompt and ADAPTER_METHODS[self.spec.method].prepends == "nothing"
 
 
@@ -80,15 +86,20 @@ class Stack:
     """A base with adapters on it.
 
     Attributes:
-        base: what is frozen. Methods that work inside the layers change its modules in place, so a base carries one stack.
+        base: the frozen model. Methods that work inside the layers change its modules in place, so
+            a base carries one stack.
         adapters: first to last.
         counts: trained and base parameters.
-        notices: what was decided against the letter of the specs, or should be known beside them.
+        notices: where the specs could not be followed to the letter, for the run's record.
         trained_parameters: name -> parameter of everything that is trained, all float32.
-        disabled_adapters: names of the adapters that are out of the forward pass: those attached so, and others inside ``disable_adapters`` and ``disable_adapter``.
-        other_parameters: parameters of other stacks on the same base (``together``), which this one neither trains nor keeps as they are.
-        activations: what its layers' backward passes read, and why so, for the record: ``kept``, or ``recomputed`` (``adapters.recompute``).
-        compilation: whether its base's norms and gates run compiled (``models.compile_regions``), and why so, for the record.
+        disabled_adapters: names of the adapters that are out of the forward pass: those attached
+            with ``active = false``, and others inside ``disable_adapters`` and ``disable_adapter``.
+        other_parameters: parameters of other stacks on the same base (``attach_stacks``), which
+            change while this one is trained.
+        activations: whether activations are kept or recomputed in the backward pass, and why, for
+            the run's record.
+        compilation: whether norms and gates of the base are compiled, and why, for the run's
+            record.
     """
 
     base: FrozenBaseModel
@@ -103,22 +114,20 @@ class Stack:
 
     @property
     def specs(self) -> tuple[AnyAdapterSpec, ...]:
-        """What was attached, first to last."""
+        """Specs of the adapters, first to last."""
         return tuple(adapter.spec for adapter in self.adapters)
 
     @property
     def model(self) -> Any:
-        """The outermost model: of the prompt, else of the layers' adapters, else the base; ``logits`` and ``hidden`` are the ways to ask it."""
-        live = sorted(
-            (adapter for adapter in self.adapters if adapter.model is not None),
-            key=lambda adapter: adapter.is_prompt,
-        )
-        return live[-1].model if live else self.base.model
+        """The outermost module: that of the prompt, else of adapters in the layers, else the base.
 
-    @property
-    def has_active_adapters(self) -> bool:
-        """Whether any adapter is in the forward pass."""
-        return any(adapter.name not in self.disabled_adapters for adapter in self.adapters)
+        Call ``compute_token_logits`` or ``compute_hidden_states`` and not this module, which knows
+        nothing of packing and of disabled prompts.
+        """
+        # sorted() is stable: the last prompt if there is one, else the last adapter in the layers
+        attached = [adapter for adapter in self.adapters if adapter.model is not None]
+        outermost = sorted(attached, key=lambda adapter: adapter.is_prompt)[-1:]
+        return outermost[0].model if outermost else self.base.model
 
     @property
     def virtual_tokens(self) -> int:
@@ -128,49 +137,23 @@ class Stack:
         )
 
     def train(self, mode: bool = True) -> None:
-        """Dropout on or off. Where nothing of base and adapters is trained it stays off: noise would only blur what a head learns from."""
-        self.model.train(mode and bool(self.trained_parameters))
+        """Turn dropout on or off; it stays off where neither base nor adapters are trained.
 
-    def copy_trained_state(self) -> NamedTensors:
-        """A copy of every trained tensor, on the CPU: for checkpoints, and for going back to the best weights."""
-        return {
-            name: parameter.detach().to("cpu", torch.float32, copy=True)
-            for name, parameter in self.trained_parameters.items()
-        }
-
-    def load_trained_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what ``state`` gave.
-
-        Raises:
-            AdapterError: the tensors are not exactly this stack's.
+        With a frozen stack, dropout would only add noise to the inputs of a head.
         """
-        wanted = {
-            name: tuple(parameter.shape) for name, parameter in self.trained_parameters.items()
-        }
-        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if given != wanted:
-            raise AdapterError(
-                describe_shape_differences(given, wanted),
-                location="trained tensors",
-                hint="use a checkpoint of the same recipe",
-            )
-        with torch.no_grad():
-            for name, parameter in self.trained_parameters.items():
-                parameter.copy_(tensors[name])
+        self.model.train(mode and bool(self.trained_parameters))
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """The bare base, for as long as the block lasts."""
-        with contextlib.ExitStack() as every:
+        """Run the block with the bare base."""
+        with contextlib.ExitStack() as contexts:
             for adapter in reversed(self.adapters):
-                every.enter_context(self.disable_adapter(adapter.name))
+                contexts.enter_context(self.disable_adapter(adapter.name))
             yield
 
     @contextmanager
     def disable_adapter(self, adapter_name: str) -> Iterator[None]:
-        """One adapter out of the forward pass, for as long as the block lasts; afterwards everything is as it was, whatever that was.
-
-        peft makes every adapter that it switches trainable; what required a gradient before is put back.
+        """Run the block without one adapter; afterwards everything is as it was before.
 
         Raises:
             AdapterError: there is no adapter of this name.
@@ -179,16 +162,27 @@ class Stack:
         if adapter_name in self.disabled_adapters:
             yield
             return
-        before = self.disabled_adapters
-        self.disabled_adapters = before | {adapter_name}
+        disabled = self.disabled_adapters
+        # peft makes every adapter that it switches trainable
+        requires_grad = {
+            parameter: parameter.requires_grad
+            for parameters in (
+                self.base.model.parameters(),
+                *(attached.parameters.values() for attached in self.adapters),
+            )
+            for parameter in parameters
+        }
+        self.disabled_adapters = disabled | {adapter_name}
         try:
-            with self._preserve_requires_grad(), _disable_in_forward(adapter):
+            with _disable_in_forward(adapter):
                 yield
         finally:
-            self.disabled_adapters = before
+            self.disabled_adapters = disabled
+            for parameter, required in requires_grad.items():
+                parameter.requires_grad_(required)
 
     def get_adapter(self, adapter_name: str) -> AttachedAdapter:
-        """The adapter of this name.
+        """Get an adapter by its name.
 
         Raises:
             AdapterError: there is none.
@@ -196,159 +190,134 @@ class Stack:
         for adapter in self.adapters:
             if adapter.name == adapter_name:
                 return adapter
-        there = ", ".join(adapter.name for adapter in self.adapters) or "none"
+        names = ", ".join(adapter.name for adapter in self.adapters) or "none"
         raise AdapterError(
             f"no adapter {adapter_name!r} in this stack",
             location="adapters",
-            hint=f"there are: {there}",
+            hint=f"there are: {names}",
         )
 
     def create_merged_model(self) -> Any:
-        """A plain transformers model with the adapters folded in, in float32 on its own copy: folding in bfloat16 rounds small updates away.
+        """Copy the base in float32 and merge the adapters into the copy.
+
+        Returns:
+            A plain transformers model, frozen, in evaluation mode.
 
         Raises:
-            AdapterError: a method has nothing to fold.
+            AdapterError: a method cannot be merged.
             RefusedError: the base is quantized.
         """
-        check_not_quantized(self.base, "its adapters are to be folded into it")
+        check_not_quantized(self.base, "its adapters are to be merged into it")
+        mergeable = [name for name, method in ADAPTER_METHODS.items() if method.is_mergeable]
         for adapter in self.adapters:
-            if not ADAPTER_METHODS[adapter.spec.method].is_mergeable:
-                able = ", ".join(
-                    name for name, method in ADAPTER_METHODS.items() if method.is_mergeable
-                )
+            if adapter.spec.method not in mergeable:
                 raise AdapterError(
                     f"{adapter.spec.method} cannot be merged",
                     location="adapters.method",
-                    hint=f"these can: {able}",
+                    hint=f"these can: {', '.join(mergeable)}",
                 )
+        # in bfloat16, an update below 1/256 of a weight is rounded away
         merged = copy.deepcopy(self.model).float()
         if any(adapter.model is not None for adapter in self.adapters):
             merged = merged.merge_and_unload(safe_merge=True)
         return merged.requires_grad_(False).eval()
 
-    @contextmanager
-    def _preserve_requires_grad(self) -> Iterator[None]:
-        """Everything requires a gradient afterwards that did before, and nothing else."""
-        wanted = {
-            parameter: parameter.requires_grad
-            for adapter in self.adapters
-            for parameter in adapter.parameters.values()
-        }
-        wanted |= {parameter: parameter.requires_grad for parameter in self.base.model.parameters()}
-        try:
-            yield
-        finally:
-            for parameter, required in wanted.items():
-                parameter.requires_grad_(required)
-
 
 @contextmanager
 def _disable_in_forward(adapter: AttachedAdapter) -> Iterator[None]:
-    """Out of the forward pass by the means of its method; what is prepended is simply left away, see ``hidden``."""
+    """Take an adapter out of the forward pass, by the means of its method."""
     if adapter.merged_weights:
-        with _restore_unmerged_weights(adapter):
+        # subtracting the update would round; both sets of weights are kept instead
+        merged = [parameter.data for parameter, _ in adapter.merged_weights]
+        for parameter, original in adapter.merged_weights:
+            parameter.data = original.to(parameter.device)
+        try:
             yield
+        finally:
+            for (parameter, _), weight in zip(adapter.merged_weights, merged, strict=True):
+                parameter.data = weight
     elif adapter.swaps_attention:
         with switch_adapted_attention(adapter, adapted=False):
             yield
-    elif adapter.is_prompt:
-        yield
+    elif adapter.is_prompt or adapter.model is None:
+        yield  # virtual tokens are prepended by outputs.py, for active adapters only
     else:
-        with _disable_in_layers(adapter):
+        layers = [
+            module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)
+        ]
+        active_names = [list(layer.active_adapters) for layer in layers]
+        for layer, names in zip(layers, active_names, strict=True):
+            layer.set_adapter([name for name in names if name != adapter.peft_name])
+        try:
             yield
-
-
-@contextmanager
-def _restore_unmerged_weights(adapter: AttachedAdapter) -> Iterator[None]:
-    """The weights as they were before the adapter was folded in; no rounding, because both are kept."""
-    changed = [parameter.data for parameter, _ in adapter.merged_weights]
-    for parameter, original in adapter.merged_weights:
-        parameter.data = original.to(parameter.device)
-    try:
-        yield
-    finally:
-        for (parameter, _), weight in zip(adapter.merged_weights, changed, strict=True):
-            parameter.data = weight
-
-
-@contextmanager
-def _disable_in_layers(adapter: AttachedAdapter) -> Iterator[None]:
-    layers = (
-        [module for module in adapter.model.modules() if isinstance(module, BaseTunerLayer)]
-        if adapter.model
-        else []
-    )
-    before = [list(layer.active_adapters) for layer in layers]
-    for layer, names in zip(layers, before, strict=True):
-        layer.set_adapter([name for name in names if name != adapter.peft_name])
-    try:
-        yield
-    finally:
-        for layer, names in zip(layers, before, strict=True):
-            layer.set_adapter(names)
+        finally:
+            for layer, names in zip(layers, active_names, strict=True):
+                layer.set_adapter(names)
 
 
 @contextmanager
 def use_eval_mode(model: Any) -> Iterator[None]:
-    """Dropout off, for as long as the block lasts; afterwards every module is in the mode it was in, also where they differ."""
+    """Run the block without dropout; afterwards every module is in its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
 def switch_adapted_attention(adapter: AttachedAdapter, adapted: bool) -> Iterator[None]:
-    """The attention with an adaption prompt's modules around it, or without: the names of all weights inside it depend on that."""
+    """Run the block with or without an adaption prompt's modules around the attention.
+
+    The names of all weights inside the attention depend on that.
+    """
     peft_model: Any = adapter.model
     model = peft_model.base_model
-    was = bool(model._enabled)
-    _set_adapted_attention(model, adapted)
+    switches = {True: model.enable_adapter_layers, False: model.disable_adapter_layers}
+    before = bool(model._enabled)
+    # peft moves the modules at every call, also when nothing changes
+    if before != adapted:
+        switches[adapted]()
     try:
         yield
     finally:
-        _set_adapted_attention(model, was)
-
-
-def _set_adapted_attention(model: Any, adapted: bool) -> None:
-    if model._enabled != adapted:
-        (model.enable_adapter_layers if adapted else model.disable_adapter_layers)()
+        if bool(model._enabled) != before:
+            switches[before]()
 
 
 def check_not_quantized(base: FrozenBaseModel, purpose: str) -> None:
-    """Whatever changes weights needs them as they are: an update of a few percent is lost between two numbers of float8.
+    """Check that the weights of a base may be changed.
+
+    An update of a few percent is lost between two neighboring numbers of float8.
 
     Raises:
-        RefusedError: the base is quantized; ``purpose`` says what for.
+        RefusedError: the base is quantized; ``purpose`` says what its weights are needed for.
     """
     if base.quantization != "none":
-        hint = 'leave them unmerged and the base frozen, or set base.quantization = "none"'
         raise RefusedError(
             f"the base is in {base.quantization}, and {purpose}",
             location="base.quantization",
-            hint=hint,
+            hint='leave them unmerged and the base frozen, or set base.quantization = "none"',
         )
 
 
 def describe_shape_differences(
     actual_shapes: Mapping[str, tuple[int, ...]], expected_shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """One line on how two sets of named shapes differ."""
-    missing, unexpected = (
-        sorted(set(expected_shapes) - set(actual_shapes)),
-        sorted(set(actual_shapes) - set(expected_shapes)),
-    )
-    shapes = sorted(
-        f"{name} {actual_shapes[name]} for {expected_shapes[name]}"
-        for name in set(actual_shapes) & set(expected_shapes)
-        if actual_shapes[name] != expected_shapes[name]
-    )
-    parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    """Describe in one line how two sets of named shapes differ."""
+    names_by_difference = {
+        "missing": sorted(set(expected_shapes) - set(actual_shapes)),
+        "unexpected": sorted(set(actual_shapes) - set(expected_shapes)),
+        "of another shape": sorted(
+            f"{name} {actual_shapes[name]} for {expected_shapes[name]}"
+            for name in set(actual_shapes) & set(expected_shapes)
+            if actual_shapes[name] != expected_shapes[name]
+        ),
+    }
     return "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for what, names in parts.items()
+        f"{len(names)} {difference}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for difference, names in names_by_difference.items()
         if names
     )

@@ -1,15 +1,21 @@
-"""One loop for everything: ``loop`` trains whatever a ``Course`` describes, with the loss divided once, and goes on where it was stopped.
+"""Training: one loop for every objective, which divides the loss once and resumes where it stopped.
+
+``run_training`` trains the parameters of a ``Trainable``; the other modules build one.
 
 ```
-loop.py            the loop                         checkpoint.py   what survives a kill
-language.py        the course of an adapter         objectives.py   windows -> questions and their loss
-classification.py  the course of answers            likelihood.py   what a model thinks of every note
-contrastive.py     the course of vectors            losses.py       of vectors that belong together
-batches.py         which pairs may share a step     mining.py       negatives that are hard
-vocabulary.py      the loss of words, in blocks
-memory.py          its peak, and a step in smaller pieces
-together.py        several courses in one pass over one base
-private.py         differential privacy by subject
+trainer.py               the loop
+checkpoint.py            checkpoints and best weights on disk
+language_modeling.py     training of adapters on language-model windows
+objectives.py            labels and loss of windows
+chunked_loss.py          cross-entropy over a vocabulary, in blocks
+likelihood.py            likelihoods of notes, perplexity
+classification.py        training of classifiers, one task or several
+contrastive.py           training of encoders on pairs of texts
+contrastive_batches.py   which pairs may share a step
+contrastive_losses.py    InfoNCE, triplet and Matryoshka losses
+hard_negatives.py        mining of hard negatives
+joint.py                 several trials in one pass over one base
+differential_privacy.py  differential privacy by subject
 ```
 """
 
@@ -71,48 +77,48 @@ from clinpeft.training.trainer import (
 __all__ = [
     "LANGUAGE_OBJECTIVES",
     "TUNING_LOSS",
-    "DocumentLogitFunction",
-    "Trainable",
     "Accelerator",
-    "Embedder",
-    "StepEvent",
     "ClassificationData",
-    "TrialTraining",
-    "TrainingResult",
-    "TokenLogitFunction",
-    "LanguageModelingData",
-    "PrivacyMechanism",
-    "MinedNegatives",
-    "JointTrainingOutcome",
-    "SubjectArray",
-    "LossSum",
     "ClippingStats",
-    "TextPairs",
-    "TextAttributes",
+    "DocumentLogitFunction",
+    "Embedder",
+    "JointTrainingOutcome",
     "LanguageModelHead",
+    "LanguageModelingData",
+    "LossSum",
+    "MinedNegatives",
+    "PrivacyMechanism",
+    "StepEvent",
+    "SubjectArray",
+    "TextAttributes",
+    "TextPairs",
+    "TokenLogitFunction",
+    "Trainable",
     "TrainingCallbacks",
-    "summarize_privacy_spending",
+    "TrainingResult",
+    "TrialTraining",
     "build_additive_backward",
-    "collect_module_parameters",
-    "create_accelerator",
-    "compute_loss_block_rows",
     "build_classification_trainable",
     "build_contrastive_trainable",
-    "run_training",
-    "train_jointly",
-    "describe_hardware",
     "build_language_modeling_trainable",
-    "compute_note_likelihoods",
-    "calibrate_privacy_mechanism",
-    "mine_hard_negatives",
-    "check_opacus_installed",
-    "measure_peak_memory_bytes",
-    "compute_window_perplexity",
-    "make_trainable_private",
-    "shuffle_labels",
-    "retry_backward_on_oom",
-    "count_total_steps",
-    "encode_labels",
     "build_tuning_evaluation",
+    "calibrate_privacy_mechanism",
+    "check_opacus_installed",
+    "collect_module_parameters",
+    "compute_loss_block_rows",
+    "compute_note_likelihoods",
     "compute_unigram_likelihoods",
+    "compute_window_perplexity",
+    "count_total_steps",
+    "create_accelerator",
+    "describe_hardware",
+    "encode_labels",
+    "make_trainable_private",
+    "measure_peak_memory_bytes",
+    "mine_hard_negatives",
+    "retry_backward_on_oom",
+    "run_training",
+    "shuffle_labels",
+    "summarize_privacy_spending",
+    "train_jointly",
 ]

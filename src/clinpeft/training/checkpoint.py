@@ -1,7 +1,8 @@
-"""Checkpoints: one safetensors file each, which is there whole or not at all. No pickle.
+"""Checkpoints: one safetensors file each, which is complete or not there. No pickle.
 
-A file is written under another name, synced and renamed, and carries a SHA-256 of all that is in it; the two newest are kept, each with the best
-weights it knows of. So a full disk, a cut cable or a damaged file costs the steps since the last sound one and nothing else.
+A file is written under another name, flushed and renamed, and has a SHA-256 of its content. The two
+newest are kept, each with the best weights that it refers to. So a full disk, a crash or a damaged
+file costs the steps since the last sound checkpoint and nothing else.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,14 +21,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from clinpeft.core.errors import InputError, StorageError
+from clinpeft.core.files import flush_path_to_disk
 
 CHECKPOINTS_TO_KEEP = 2
+OPTIMIZER_PREFIX = "optimiser."
+"""Of the names of AdamW's moments in a checkpoint, which earlier versions wrote so."""
+
 CheckpointTensors = Mapping[str, torch.Tensor]
 
 
 @dataclass
 class TrainingProgress:
-    """Where a training run stands. Nothing random is in it: order, masks and dropout are functions of seed, epoch and step."""
+    """How far a training run is.
+
+    It holds no random state: order, masks and dropout are functions of seed, epoch and step.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens, seconds, joules: spent so far; joules is None where no counter was read.
+        best, best_step: best value of the metric that selects the weights, and its step.
+        evaluations_since_best: for early stopping.
+        history: step, loss and metrics of every step.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -47,90 +60,91 @@ def save_checkpoint_file(
     """Write tensors (and progress) to ``path`` in one atomic move.
 
     Raises:
-        StorageError: nothing could be written; whatever was at ``path`` before is untouched.
+        StorageError: nothing could be written; an earlier file at ``path`` is untouched.
     """
-    writing = path.with_suffix(".writing")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = json.dumps(asdict(progress)) if progress else ""
+    temporary = path.with_suffix(".writing")
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    progress_json = json.dumps(asdict(progress)) if progress else ""
+    metadata = {"progress": progress_json, "sha256": _hash_checkpoint(on_cpu, progress_json)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            plain, writing, metadata={"progress": told, "sha256": _hash_checkpoint(plain, told)}
-        )
-        _flush_to_disk(writing)
-        writing.replace(path)
-        _flush_to_disk(path.parent)  # the new name, too, has to reach the disk
+        save_file(on_cpu, temporary, metadata=metadata)
+        flush_path_to_disk(temporary)
+        temporary.replace(path)
+        flush_path_to_disk(path.parent)  # the new name has to reach the disk, too
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
-            writing.unlink(missing_ok=True)
-        hint = "free some space and give the same command again: the run goes on from the checkpoint before this one"
+            temporary.unlink(missing_ok=True)
         raise StorageError(
             f"this checkpoint could not be written: {type(error).__name__}: {error}",
             location=str(path),
-            hint=hint,
+            hint="free some space and give the same command again: the run resumes from the"
+            " checkpoint before this one",
         ) from error
 
 
 def save_step_checkpoint(
     folder: Path, tensors: CheckpointTensors, progress: TrainingProgress
 ) -> None:
-    """A checkpoint of this step; older ones than the ``KEPT`` newest go, after the new one is safe, and best weights that none of those knows."""
+    """Save a checkpoint of this step; remove older ones and the best weights of those alone."""
     save_checkpoint_file(_get_step_path(folder, progress.step), tensors, progress)
-    for old in _list_newest_first(folder)[CHECKPOINTS_TO_KEEP:]:
-        old.unlink()
-    known = {
-        _get_best_path(folder, _read_progress(path).best_step)
-        for path in _list_newest_first(folder)
-    }
-    for old in set(folder.glob("best-*.safetensors")) - known:
-        old.unlink()
+    # removed only after the new one is on the disk
+    for path in _list_newest_first(folder)[CHECKPOINTS_TO_KEEP:]:
+        path.unlink()
+    referenced = set()
+    for path in _list_newest_first(folder):
+        with safe_open(path, framework="pt") as file:
+            best_step = json.loads(file.metadata()["progress"])["best_step"]
+        referenced.add(_get_best_path(folder, best_step))
+    for path in set(folder.glob("best-*.safetensors")) - referenced:
+        path.unlink()
 
 
 def save_best_weights(folder: Path, tensors: CheckpointTensors, step: int) -> None:
-    """The best weights so far, under the step that they are of: those that an older checkpoint knows stay beside them."""
+    """Save the best weights so far, beside those that an older checkpoint refers to."""
     save_checkpoint_file(_get_best_path(folder, step), tensors)
 
 
 def load_best_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """The best weights, of this step.
+    """Load the best weights, of this step.
 
     Raises:
-        InputError: they are not there, or damaged.
+        InputError: they are missing or damaged.
     """
     return load_checkpoint_tensors(_get_best_path(folder, step))
 
 
 def load_checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, as they were written.
+    """Load the tensors of a file.
 
     Raises:
-        InputError: it is not there, cut off, or not what was written.
+        InputError: it is missing, cut off, or not what was written.
     """
     return _read_verified_checkpoint(path)[0]
 
 
 def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """Tensors and progress of a file whose hash is right."""
-    hint = "give the same command again: the run goes on from the checkpoint before this one"
+    """Tensors and progress (JSON, empty for weights alone) of a file whose hash is right."""
+    hint = "give the same command again: the run resumes from the checkpoint before this one"
     try:
         with safe_open(path, framework="pt") as file:
-            told: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"this checkpoint cannot be read: {type(error).__name__}", location=str(path), hint=hint
         ) from error
-    if told.get("sha256") != _hash_checkpoint(tensors, told.get("progress", "")):
+    if metadata.get("sha256") != _hash_checkpoint(tensors, metadata.get("progress", "")):
         raise InputError(
             "this checkpoint is not what was written: its SHA-256 differs",
             location=str(path),
             hint=hint,
         )
-    return tensors, told["progress"]
+    return tensors, metadata["progress"]
 
 
 def _hash_checkpoint(tensors: CheckpointTensors, progress_json: str) -> str:
-    """Over names, types, shapes and bytes of the tensors, in the order of their names, and over the progress."""
+    """SHA-256 of the progress, then of name, type, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256(progress_json.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -139,50 +153,48 @@ def _hash_checkpoint(tensors: CheckpointTensors, progress_json: str) -> str:
     return digest.hexdigest()
 
 
-def _flush_to_disk(path: Path) -> None:
-    """A file, or the names in a folder, as they survive a power cut."""
-    if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def copy_into_parameters(
     parameters: Mapping[str, torch.nn.Parameter], tensors: CheckpointTensors
 ) -> None:
-    """Put tensors into the parameters of the same names.
+    """Copy tensors into the parameters of the same names.
 
     Raises:
-        InputError: they are not exactly these parameters'.
+        InputError: names or shapes differ.
     """
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if given != wanted:
-        differing = sorted(
-            name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names = sorted(expected.keys() | actual.keys())
+    differing = [name for name in names if expected.get(name) != actual.get(name)]
+    if differing:
+        raise InputError(
+            f"{len(differing)} tensors are missing, left over or of another shape, such as"
+            f" {differing[0]}",
+            location="checkpoint",
+            hint="use a checkpoint of the same recipe",
         )
-        message = f"{len(differing)} tensors are missing, left over or of another shape, such as {differing[0]}"
-        raise InputError(message, location="checkpoint", hint="use a checkpoint of the same recipe")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
 def find_newest_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], TrainingProgress] | None:
-    """The newest checkpoint that is sound, its best weights included, or None; a damaged one is passed over with a warning that names it."""
+    """Find the newest sound checkpoint whose best weights are sound, too.
+
+    A damaged one is skipped with a warning that names the damaged file.
+
+    Returns:
+        Its tensors and progress; None where there is none.
+    """
     for path in _list_newest_first(folder):
         try:
-            tensors, told = _read_verified_checkpoint(path)
-            progress = TrainingProgress(**json.loads(told))
+            tensors, progress_json = _read_verified_checkpoint(path)
+            progress = TrainingProgress(**json.loads(progress_json))
             if progress.best_step and progress.best_step != progress.step:
                 load_best_weights(folder, progress.best_step)
         except (InputError, TypeError, ValueError) as error:
             damaged = Path(error.location).name if isinstance(error, InputError) else path.name
             warnings.warn(
-                f"{damaged} cannot be read; going on from the checkpoint before {path.name}",
+                f"{damaged} cannot be read; resuming from the checkpoint before {path.name}",
                 stacklevel=2,
             )
         else:
@@ -191,9 +203,14 @@ def find_newest_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], Train
 
 
 def remove_later_checkpoints(folder: Path, step: int) -> None:
-    """Remove what was found damaged, and what was being written, so that it is not counted among the newest: all that is later than this step."""
-    for path in [*_list_newest_first(folder), *folder.glob("*.writing")]:
-        if path.suffix == ".writing" or path > _get_step_path(folder, step):
+    """Remove what is later than this step, which was damaged, and what was not fully written.
+
+    Otherwise it would be counted among the newest, which are kept.
+    """
+    for path in folder.glob("*.writing"):
+        path.unlink()
+    for path in _list_newest_first(folder):
+        if path > _get_step_path(folder, step):
             path.unlink()
 
 
@@ -209,19 +226,15 @@ def _list_newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
-def _read_progress(path: Path) -> TrainingProgress:
-    with safe_open(path, framework="pt") as file:
-        return TrainingProgress(**json.loads(file.metadata()["progress"]))
-
-
 def collect_optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameter_names: list[str]
 ) -> dict[str, torch.Tensor]:
-    """AdamW's moments and step counts under the names of the parameters they belong to."""
+    """Collect AdamW's moments and step counts under the names of their parameters."""
+    # torch numbers the parameters in the order of its groups
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
-        f"optimiser.{key}.{parameter_names[at]}": value
-        for at, values in state.items()
+        f"{OPTIMIZER_PREFIX}{key}.{parameter_names[index]}": value
+        for index, values in state.items()
         for key, value in values.items()
     }
 
@@ -229,12 +242,12 @@ def collect_optimizer_tensors(
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, parameter_names: list[str], tensors: CheckpointTensors
 ) -> None:
-    """The reverse of ``optimiser_tensors``."""
+    """Load what ``collect_optimizer_tensors`` returned."""
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for full, tensor in tensors.items():
-        if full.startswith("optimiser."):
-            _, key, name = full.split(".", 2)
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(OPTIMIZER_PREFIX):
+            # key: exp_avg, exp_avg_sq or step; a parameter's name has dots of its own
+            key, name = full_name.removeprefix(OPTIMIZER_PREFIX).split(".", 1)
             state.setdefault(parameter_names.index(name), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,7 +1,9 @@
-"""The surprise of every asked token without the table of (tokens, vocabulary): a block of tokens at a time, its gradient made on the spot.
+"""Cross-entropy over a vocabulary without the table (tokens, vocabulary), block by block.
 
-The loss of a token depends on that token's vector alone, so the gradient can be taken while the token's scores are at hand, and be scaled by whatever
-comes down later. Nothing as wide as the vocabulary outlives its block, no token is scored that is not asked, and the frozen head gets no gradient.
+The loss of a token depends on that token's vector alone, so that its gradient can be computed while
+the logits are in memory, and scaled later by the gradient that arrives in the backward pass.
+Nothing as wide as the vocabulary outlives its block, logits are computed for target tokens only,
+and the frozen output layer gets no gradient.
 """
 
 from __future__ import annotations
@@ -15,18 +17,26 @@ import torch
 from torch.autograd.function import once_differentiable
 
 LOSS_BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
-"""Of a block's float32 scores. On a CPU they are to stay in its cache: of 8,192 words 1,024 rows at a time take 1.3 times as long as 512."""
+"""Of a block's float32 logits. On a CPU they should stay in its cache: with a vocabulary of
+8,192, blocks of 1,024 rows take 1.3 times as long as blocks of 512."""
 
 MIN_LOSS_BLOCK_ROWS = 64
-"""Of a block: with fewer, the products take longer than what stays in the cache saves (128,256 words: 32 rows take 1.3 times as long as 64)."""
+"""Of a block. With fewer rows, the products take longer than the cache saves (vocabulary of
+128,256: 32 rows take 1.3 times as long as 64)."""
 
 SOFTCAP_CONFIG_KEY = "final_logit_softcapping"
-"""In a config: scores are c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)."""
+"""Key of a model's config: logits are c tanh(logit / c) (Gemma 2, arXiv 2408.00118, section 2)."""
 
 
 @dataclass(frozen=True)
 class VocabularyProjection:
-    """From vectors to scores of every word: ``softcap * tanh((x W^T + bias) / softcap)``, without the cap where it is None; all of it frozen."""
+    """A frozen output layer: ``softcap * tanh((x W^T + bias) / softcap)``.
+
+    Attributes:
+        weight: (vocabulary, width).
+        bias: (vocabulary,); None: 0.
+        softcap: None: no cap.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -35,16 +45,20 @@ class VocabularyProjection:
 
 @dataclass(frozen=True, eq=False)
 class LanguageModelHead:
-    """The last layer of a language model, looked at anew whenever it is asked, because adapters may have come to it since.
+    """The output layer of a language model, inspected at every call: adapters may come later.
 
     Attributes:
-        model: a transformers model with its language-modelling head.
+        model: a transformers model with its language-modeling head.
     """
 
     model: Any
 
     def get_projection(self) -> VocabularyProjection | None:
-        """What turns vectors into scores; None where it is not one frozen linear layer: adapted, trained (tied embeddings), spread over devices."""
+        """Get the output layer; None where it is not one frozen linear layer.
+
+        That is where it is adapted, trained (tied embeddings), or spread over devices (accelerate
+        replaces ``forward``).
+        """
         head = self.model.get_output_embeddings()
         if (
             type(head) is not torch.nn.Linear
@@ -52,36 +66,30 @@ class LanguageModelHead:
             or any(parameter.requires_grad for parameter in head.parameters())
         ):
             return None
-        return VocabularyProjection(
-            head.weight, head.bias, getattr(self.model.config, SOFTCAP_CONFIG_KEY, None)
-        )
+        softcap = getattr(self.model.config, SOFTCAP_CONFIG_KEY, None)
+        return VocabularyProjection(head.weight, head.bias, softcap)
 
     @contextmanager
     def skip_projection(self) -> Iterator[None]:
-        """For as long as the block lasts the model answers with the vectors that would have been scored, in place of the scores."""
+        """Let the model return hidden states in place of logits, in the block."""
         head, config = self.model.get_output_embeddings(), self.model.config
-        cap = getattr(config, SOFTCAP_CONFIG_KEY, None)
-        if cap is not None:
+        softcap = getattr(config, SOFTCAP_CONFIG_KEY, None)
+        # the model applies the cap after its head, and would apply it to the hidden states
+        if softcap is not None:
             setattr(config, SOFTCAP_CONFIG_KEY, None)
-        head.forward = _return_input
+        head.forward = lambda hidden: hidden
         try:
             yield
         finally:
             del head.forward
-            if cap is not None:
-                setattr(config, SOFTCAP_CONFIG_KEY, cap)
-
-
-def _return_input(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors
+            if softcap is not None:
+                setattr(config, SOFTCAP_CONFIG_KEY, softcap)
 
 
 def compute_loss_block_rows(vocabulary_size: int, device_type: str) -> int:
-    """Tokens that are scored at a time, of a vocabulary of so many entries."""
-    return max(
-        MIN_LOSS_BLOCK_ROWS,
-        LOSS_BLOCK_BYTES.get(device_type, LOSS_BLOCK_BYTES["cuda"]) // (4 * vocabulary_size),
-    )
+    """Compute how many tokens a block has."""
+    block_bytes = LOSS_BLOCK_BYTES.get(device_type, LOSS_BLOCK_BYTES["cuda"])
+    return max(MIN_LOSS_BLOCK_ROWS, block_bytes // (4 * vocabulary_size))
 
 
 def compute_chunked_cross_entropy(
@@ -90,31 +98,32 @@ def compute_chunked_cross_entropy(
     targets: torch.Tensor,
     block_bytes: int | None = None,
 ) -> torch.Tensor:
-    """-log of the probability of the right word, of every token.
+    """Compute the negative log-likelihood of the target token at every position.
 
     The products are in the precision of the projection, the softmax in float32.
 
     Args:
-        vectors: (tokens, width), of the tokens that are asked.
+        vectors: (tokens, width), of the positions that have a target.
         projection: to the vocabulary.
-        targets: (tokens,) the right words.
-        block_bytes: of the scores of one block; None: by the device.
+        targets: (tokens,) token ids.
+        block_bytes: of the logits of one block; None: by the device.
 
     Returns:
-        (tokens,) nats, float32; their gradient goes to ``vectors`` and nowhere else.
+        (tokens,) nats, float32; their gradient reaches ``vectors`` and nothing else.
     """
-    entries = len(projection.weight)
-    at_once = (
-        compute_loss_block_rows(entries, vectors.device.type)
+    vocabulary_size = len(projection.weight)
+    block_rows = (
+        compute_loss_block_rows(vocabulary_size, vectors.device.type)
         if block_bytes is None
-        else max(1, block_bytes // (4 * entries))
+        else max(1, block_bytes // (4 * vocabulary_size))
     )
-    logits_dtype = projection.weight.dtype
-    return _ChunkedCrossEntropy.apply(vectors.to(logits_dtype), projection, targets, at_once)  # type: ignore[no-any-return, no-untyped-call]
+    vectors = vectors.to(projection.weight.dtype)
+    losses: torch.Tensor = _ChunkedCrossEntropy.apply(vectors, projection, targets, block_rows)  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients of a token's surprise by its vector are made in the forward pass, and multiplied by what comes down in the backward pass."""
+    """The gradient of each loss is computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(
@@ -124,70 +133,73 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         block_rows: int,
     ) -> torch.Tensor:
-        losses = torch.empty(len(vectors), dtype=torch.float32, device=vectors.device)
-        slopes = torch.empty_like(vectors) if ctx.needs_input_grad[0] else None
-        room = _BlockBuffers.allocate(vectors, projection, min(block_rows, len(vectors)))
+        losses = torch.empty(len(vectors), dtype=torch.float32, device=vectors.device)  # (tokens,)
+        gradients = torch.empty_like(vectors) if ctx.needs_input_grad[0] else None
+        # the same two buffers for every block: new memory for each costs more than the softmax
+        logits = vectors.new_empty(min(block_rows, len(vectors)), len(projection.weight))
+        buffers = _BlockBuffers(projection, logits, torch.empty_like(logits, dtype=torch.float32))
         for start in range(0, len(vectors), block_rows):
             block = slice(start, start + block_rows)
-            odds = room.fill_losses(vectors[block], targets[block], losses[block])
-            if slopes is not None:
-                torch.mm(room.cast_to_vector_precision(odds), projection.weight, out=slopes[block])
-        ctx.save_for_backward(slopes)
+            logit_gradients = buffers.fill_losses(vectors[block], targets[block], losses[block])
+            if gradients is not None:
+                # dl/dx = dl/dz W, (block, vocabulary) @ (vocabulary, width)
+                logit_gradients = buffers.cast_to_vector_precision(logit_gradients)
+                torch.mm(logit_gradients, projection.weight, out=gradients[block])
+        ctx.save_for_backward(gradients)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * gradient.to(slopes.dtype)[:, None], None, None, None)
+        (gradients,) = ctx.saved_tensors  # (tokens, width)
+        return (gradients * gradient.to(gradients.dtype)[:, None], None, None, None)
 
 
 @dataclass(frozen=True)
 class _BlockBuffers:
-    """What one block is worked out in, used for every block: fresh memory for each would cost more than the softmax.
+    """Memory for the logits of one block, used for every block.
 
     Attributes:
         projection: to the vocabulary.
-        scores: (tokens, vocabulary) in the precision of the vectors.
-        probabilities: (tokens, vocabulary) float32.
+        logits: (block, vocabulary) in the precision of the vectors.
+        probabilities: (block, vocabulary) float32.
     """
 
     projection: VocabularyProjection
-    scores: torch.Tensor
+    logits: torch.Tensor
     probabilities: torch.Tensor
-
-    @staticmethod
-    def allocate(
-        vectors: torch.Tensor, projection: VocabularyProjection, tokens: int
-    ) -> _BlockBuffers:
-        scores = vectors.new_empty(tokens, len(projection.weight))
-        return _BlockBuffers(projection, scores, torch.empty_like(scores, dtype=torch.float32))
 
     def fill_losses(
         self, vectors: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
     ) -> torch.Tensor:
-        """Fill in ``losses``, and give the slope of each by the scores before the cap: probabilities, with 1 taken from the right word's."""
-        scores, odds = self.scores[: len(vectors)], self.probabilities[: len(vectors)]
-        weight, bias, cap = self.projection.weight, self.projection.bias, self.projection.softcap
-        torch.mm(vectors, weight.T, out=scores)
-        if bias is not None:
-            scores.add_(bias)
-        if cap is not None:
-            scores.div_(cap).tanh_().mul_(cap)
-        torch.softmax(scores, dim=-1, dtype=torch.float32, out=odds)
-        right = targets[:, None]
-        # -log odds[right] would be infinite where the odds are below 1e-38; those of the likeliest word never are
-        behind = scores.amax(dim=-1).float() - scores.gather(1, right)[:, 0].float()
-        losses.copy_(behind - odds.amax(dim=-1).log())
-        odds.scatter_add_(1, right, odds.new_full((), -1.0).expand(right.shape))
-        if cap is not None:
-            odds.mul_(1.0 - (scores.float() / cap).square())
-        return odds
+        """Fill in ``losses`` (block,) and return their gradient by the logits before the cap.
 
-    def cast_to_vector_precision(self, score_gradients: torch.Tensor) -> torch.Tensor:
-        """In the precision of the vectors; the scores are done with, and their place is taken."""
-        return (
-            score_gradients
-            if score_gradients.dtype == self.scores.dtype
-            else self.scores[: len(score_gradients)].copy_(score_gradients)
-        )
+        Returns:
+            (block, vocabulary) float32: softmax(z) - onehot(target), times dz/da = 1 - (z / c)^2
+            where z = c tanh(a / c).
+        """
+        # the last block is shorter than the buffers
+        logits, probabilities = self.logits[: len(vectors)], self.probabilities[: len(vectors)]
+        weight, bias, cap = self.projection.weight, self.projection.bias, self.projection.softcap
+        torch.mm(vectors, weight.T, out=logits)
+        if bias is not None:
+            logits.add_(bias)
+        if cap is not None:
+            logits.div_(cap).tanh_().mul_(cap)
+        torch.softmax(logits, dim=-1, dtype=torch.float32, out=probabilities)
+        columns = targets[:, None]  # (block, 1)
+        # -log p(target) = (z_max - z_target) - log p_max: p(target) itself underflows to 0 below
+        # 1e-38, and p_max never does
+        behind = logits.amax(dim=-1).float() - logits.gather(1, columns)[:, 0].float()
+        losses.copy_(behind - probabilities.amax(dim=-1).log())
+        minus_one = probabilities.new_full((), -1.0).expand(columns.shape)
+        probabilities.scatter_add_(1, columns, minus_one)
+        if cap is not None:
+            probabilities.mul_(1.0 - (logits.float() / cap).square())
+        return probabilities
+
+    def cast_to_vector_precision(self, logit_gradients: torch.Tensor) -> torch.Tensor:
+        """Cast to the precision of the vectors, in the memory of the logits, which are used up."""
+        if logit_gradients.dtype == self.logits.dtype:
+            return logit_gradients
+        return self.logits[: len(logit_gradients)].copy_(logit_gradients)

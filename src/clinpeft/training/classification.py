@@ -1,4 +1,4 @@
-"""Questions, as a course: documents, answered by heads, with the loss an answer."""
+"""Classification training: documents, one or several tasks with a head each, and their loss."""
 
 from __future__ import annotations
 
@@ -30,26 +30,33 @@ from clinpeft.training.trainer import (
 )
 
 DocumentLogitFunction = Callable[[IndexArray], torch.Tensor]
-"""Documents -> logits (documents, classes), float32, through whatever is trained."""
+"""Documents -> logits (documents, classes), float32, through everything that is trained."""
 
 DocumentLogits = npt.NDArray[np.float32]
+"""(documents, classes)."""
+
 CLASSIFICATION_TUNING_LOSS = "tuning_loss"
+CLASSIFICATION_TUNING_METRIC = "tuning_metric"
 
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """One question as it is trained and measured.
+    """Data of one classification task, for training and evaluation.
 
     Attributes:
-        label_space: what is asked.
+        label_space: name, kind and classes of the task.
         compute_logits: documents to logits.
-        labels: (documents,) index of the class, int64; where all that apply are asked (documents, classes), bool.
-        token_counts: (documents,) tokens of all windows of each.
-        train_documents, tuning_documents: documents to learn from, and to choose the best weights by.
+        labels: (documents,) index of the class, int64; of a multilabel task (documents, classes),
+            bool.
+        token_counts: (documents,) tokens in all windows of each.
+        train_documents: trained on.
+        tuning_documents: select the best weights.
         make_micro_batches: documents -> micro-batches of them.
-        gather_logits: documents -> logits of all of them, without gradient, the work shared between processes.
-        compute_metric: (logits, documents) -> the question's main metric; NaN where it is not defined.
-        prepare_input: documents -> the texts that ``compute_logits`` asks the model, and its logits; None where it asks what is remembered of them.
+        gather_logits: documents -> logits of all of them, without gradient, the work shared between
+            processes.
+        compute_metric: (logits, documents) -> the task's main metric; NaN where it is undefined.
+        prepare_input: documents -> the texts that ``compute_logits`` runs the model on, and how
+            their output becomes logits; None where it reads cached vectors.
     """
 
     label_space: LabelSpace
@@ -65,44 +72,59 @@ class ClassificationData:
 
 
 def encode_labels(cohort: pa.Table, label_space: LabelSpace) -> torch.Tensor:
-    """The known answers of a cohort's rows (schema ``tables.COHORT``), as ``Exam.truth`` holds them.
+    """Encode the labels of a cohort's rows as ``ClassificationData.labels`` holds them.
+
+    Args:
+        cohort: (stays,) rows of schema ``COHORT_SCHEMA``.
+        label_space: of the task.
+
+    Returns:
+        (stays,) int64, or (stays, classes) bool of a multilabel task.
 
     Raises:
-        InputError: an answer that is none of the classes, by its stay.
+        InputError: a label is none of the classes; the location names its stay.
     """
-    if label_space.kind != "multilabel":
-        found = torch.from_numpy(cohort["label"].to_numpy().astype(np.int64))
-        _check_label_range(found, torch.arange(len(found)), cohort, label_space)
-        return found
-    lists = cohort["labels"].combine_chunks()
-    rows = np.repeat(np.arange(len(cohort)), np.diff(lists.offsets.to_numpy()))
-    indices = torch.from_numpy(lists.flatten().to_numpy().astype(np.int64))
-    _check_label_range(indices, torch.from_numpy(rows), cohort, label_space)
-    dense = torch.zeros(len(cohort), len(label_space.classes), dtype=torch.bool)
-    dense[torch.from_numpy(rows), indices] = True
-    return dense
+    is_multilabel = label_space.kind == "multilabel"
+    if is_multilabel:
+        # a list column: the labels of all stays one after another, and where each stay's begin
+        lists = cohort["labels"].combine_chunks()
+        rows = np.repeat(np.arange(len(cohort)), np.diff(lists.offsets.to_numpy()))
+        class_indices = lists.flatten().to_numpy().astype(np.int64)
+    else:
+        rows = np.arange(len(cohort))
+        class_indices = cohort["label"].to_numpy().astype(np.int64)
+    class_count = len(label_space.classes)
+    outside = np.flatnonzero((class_indices < 0) | (class_indices >= class_count))
+    if len(outside):
+        stay = cohort["stay_id"][int(rows[outside[0]])].as_py()
+        raise InputError(
+            f"label {int(class_indices[outside[0]])} is none of the {class_count} classes of"
+            f" {label_space.name}",
+            location=f"stay_id {stay}",
+            hint="build the cohort again",
+        )
+    if not is_multilabel:
+        return torch.from_numpy(class_indices)
+    labels = torch.zeros(len(cohort), class_count, dtype=torch.bool)
+    labels[torch.from_numpy(rows), torch.from_numpy(class_indices)] = True
+    return labels
 
 
 def shuffle_labels(labels: torch.Tensor, documents: IndexArray, seed: int) -> torch.Tensor:
-    """The answers of these documents dealt out anew among them: the control in which nothing can be learned."""
-    dealt = labels.clone()
-    dealt[torch.from_numpy(documents)] = labels[
-        torch.from_numpy(np.random.default_rng([seed, 2]).permutation(documents))
-    ]
-    return dealt
+    """Permute the labels of these documents among them: a control without any signal.
 
+    Args:
+        labels: (documents,) or (documents, classes).
+        documents: whose labels are permuted.
+        seed: of the permutation.
 
-def _check_label_range(
-    class_indices: torch.Tensor, rows: torch.Tensor, cohort: pa.Table, label_space: LabelSpace
-) -> None:
-    outside = torch.nonzero(
-        (class_indices < 0) | (class_indices >= len(label_space.classes))
-    ).flatten()
-    if len(outside):
-        at = outside[0]
-        stay = cohort["stay_id"][int(rows[at])].as_py()
-        message = f"label {int(class_indices[at])} is none of the {len(label_space.classes)} classes of {label_space.name}"
-        raise InputError(message, location=f"stay_id {stay}", hint="build the cohort again")
+    Returns:
+        A copy of ``labels``.
+    """
+    permutation = np.random.default_rng([seed, 2]).permutation(documents)
+    shuffled = labels.clone()
+    shuffled[torch.from_numpy(documents)] = labels[torch.from_numpy(permutation)]
+    return shuffled
 
 
 def build_classification_trainable(
@@ -116,70 +138,74 @@ def build_classification_trainable(
     head_names: Sequence[str] = (),
     reduce_memory: Callable[[], bool] | None = None,
 ) -> Trainable:
-    """How head and adapters learn to answer one question, or several at once: steps of documents drawn from all of them alike.
+    """Build the training of heads and adapters on one task or several.
 
-    The loss of a step is summed over its documents and divided by their number, or by the sum of their weights where classes are weighed, which is
-    what cross-entropy with weights means; over labels, binary cross-entropy is a mean.
+    Steps are drawn from the documents of all tasks alike. The loss of a step is summed over its
+    documents and divided by their number, or by the sum of their weights where classes are
+    weighted, as torch's weighted cross-entropy does.
 
     Args:
-        tasks: the questions.
-        parameters: name -> what is trained.
-        set_training_mode: dropout on and off.
-        loss_spec: how classes are weighed.
-        spec: sizes of steps; how the best weights are chosen.
+        tasks: data of each task.
+        parameters: name -> trained parameter.
+        set_training_mode: turns dropout on and off.
+        loss_spec: class weights.
+        spec: sizes of steps; how the best weights are selected.
         seed: of order and dropout.
         accelerator: the processes.
-        head_names: names among ``parameters`` that learn at ``head_learning_rate``.
-        reduce_memory: of a device whose memory does not do for one document, see ``memory.sparing``.
+        head_names: names among ``parameters`` that are trained at ``head_learning_rate``.
+        reduce_memory: as for ``retry_backward_on_oom``.
     """
-    numbered = _DocumentNumbering(tasks)
-    weights = [_compute_class_weights(exam, loss_spec, accelerator) for exam in tasks]
+    numbering = _DocumentNumbering(tasks)
+    class_weights = [_compute_class_weights(task, loss_spec, accelerator) for task in tasks]
 
-    def worth(logits: torch.Tensor, at: int, documents: IndexArray) -> LossSum:
-        wanted = tasks[at].labels[torch.from_numpy(documents)].to(accelerator.device)
-        return sum_classification_loss(logits, wanted, tasks[at].label_space, weights[at])
+    def sum_task_loss(logits: torch.Tensor, index: int, documents: IndexArray) -> LossSum:
+        task = tasks[index]
+        labels = task.labels[torch.from_numpy(documents)].to(accelerator.device)
+        return sum_classification_loss(logits, labels, task.label_space, class_weights[index])
 
-    def loss(items: IndexArray, step: int) -> LossSum:  # noqa: ARG001 - what is asked does not change from step to step
-        at, documents = numbered.get_single_task(items)
-        return worth(tasks[at].compute_logits(documents), at, documents)
+    # a step's number matters to objectives that draw masks, and not here
+    def loss(items: IndexArray, step: int) -> LossSum:  # noqa: ARG001
+        index, documents = numbering.get_single_task(items)
+        return sum_task_loss(tasks[index].compute_logits(documents), index, documents)
 
-    def reading(items: IndexArray, step: int) -> PackedInput[LossSum]:  # noqa: ARG001
-        at, documents = numbered.get_single_task(items)
-        read = tasks[at].prepare_input
-        assert read is not None  # else nothing is shared, see below
-        found = read(documents)
+    def prepare_input(items: IndexArray, step: int) -> PackedInput[LossSum]:  # noqa: ARG001
+        index, documents = numbering.get_single_task(items)
+        prepare = tasks[index].prepare_input
+        assert prepare is not None  # else there is no joint step, see below
+        texts = prepare(documents)
         return PackedInput(
-            found.input_ids,
-            found.attention_mask,
-            lambda vectors: worth(found.process_output(vectors), at, documents),
+            texts.input_ids,
+            texts.attention_mask,
+            lambda hidden: sum_task_loss(texts.process_output(hidden), index, documents),
         )
 
     scale = spec.head_learning_rate / spec.learning_rate if spec.head_learning_rate else 1.0
+    has_tuning = any(len(task.tuning_documents) for task in tasks)
+    joint_step = JointStep(numbering.make_micro_batches, prepare_input, seed)
+    best_metric = {
+        "loss": CLASSIFICATION_TUNING_LOSS,
+        "metric": CLASSIFICATION_TUNING_METRIC,
+        "last": "",
+    }
     return Trainable(
         parameters=parameters,
-        make_epoch_batches=lambda number: numbered.make_epoch_batches(
+        make_epoch_batches=lambda number: numbering.make_epoch_batches(
             spec.batch_notes, np.random.default_rng([seed, number])
         ),
-        count_tokens=numbered.count_tokens,
+        count_tokens=numbering.count_tokens,
         backward=build_backward_with_oom_retry(
             partial(build_additive_backward, loss, seed=seed, accelerator=accelerator),
-            numbered.make_micro_batches,
+            numbering.make_micro_batches,
             parameters.values(),
             accelerator.num_processes,
             reduce_memory,
         ),
         set_training_mode=set_training_mode,
-        evaluate=(lambda: _evaluate_tuning_split(tasks))
-        if any(len(exam.tuning_documents) for exam in tasks)
-        else None,
-        best_metric={"loss": CLASSIFICATION_TUNING_LOSS, "metric": "tuning_metric", "last": ""}[
-            spec.select_by
-        ],
+        evaluate=(lambda: _evaluate_tuning_split(tasks)) if has_tuning else None,
+        best_metric=best_metric[spec.select_by],
         higher_is_better=spec.select_by == "metric",
         learning_rate_factors={name: scale for name in head_names if scale != 1.0},
-        joint_step=JointStep(numbered.make_micro_batches, reading, seed)
-        if all(exam.prepare_input for exam in tasks)
-        else None,
+        joint_step=joint_step if all(task.prepare_input for task in tasks) else None,
     )
 
 
@@ -189,122 +215,122 @@ def sum_classification_loss(
     label_space: LabelSpace,
     class_weights: torch.Tensor | None = None,
 ) -> LossSum:
-    """The loss summed over documents, and what to divide it by.
+    """Sum the loss over documents.
+
+    Cross-entropy of one class, or, of a multilabel task, binary cross-entropy averaged over labels.
 
     Args:
         logits: (documents, classes).
-        labels: (documents,) classes, or (documents, classes) bool where all that apply are asked.
+        labels: (documents,) classes, or (documents, classes) bool of a multilabel task.
         label_space: its kind decides which loss.
         class_weights: (classes,) of cross-entropy.
+
+    Returns:
+        The sum, and what to divide it by: the number of documents or the sum of their weights.
     """
     if label_space.kind == "multilabel":
-        whole = (
-            functional.binary_cross_entropy_with_logits(
-                logits, labels.to(logits.dtype), reduction="sum"
-            )
-            / logits.shape[1]
+        label_losses = functional.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), reduction="sum"
         )
-        return LossSum(whole, float(len(logits)))
-    whole = functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
-    return LossSum(
-        whole, float(len(logits)) if class_weights is None else float(class_weights[labels].sum())
-    )
+        return LossSum(label_losses / logits.shape[1], float(len(logits)))
+    # torch's weighted mean divides by the weights of the targets, and so does the loop
+    total = functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
+    divisor = len(logits) if class_weights is None else class_weights[labels].sum()
+    return LossSum(total, float(divisor))
 
 
 def _compute_class_weights(
     task: ClassificationData, spec: LossSpec, accelerator: Accelerator
 ) -> torch.Tensor | None:
-    """n / (K n_k) over the training split, as in the paper's code; a class that is not there weighs nothing."""
+    """(classes,) n / (K n_k) over the training split; 0 for a class without documents.
+
+    The weights of the released code of arXiv 2307.03042, which are scikit-learn's "balanced" ones.
+    """
     if spec.class_weights == "none" or task.label_space.kind == "multilabel":
         return None
-    counts = torch.bincount(
-        task.labels[torch.from_numpy(task.train_documents)], minlength=len(task.label_space.classes)
-    ).float()
-    weights = torch.where(
-        counts > 0, len(task.train_documents) / (len(counts) * counts.clamp(min=1)), 0.0
-    )
-    return weights.to(accelerator.device)
+    class_count = len(task.label_space.classes)
+    train_labels = task.labels[torch.from_numpy(task.train_documents)]
+    counts = torch.bincount(train_labels, minlength=class_count).float()  # (classes,)
+    balanced = len(task.train_documents) / (len(counts) * counts.clamp(min=1))
+    return torch.where(counts > 0, balanced, 0.0).to(accelerator.device)
 
 
 def _evaluate_tuning_split(tasks: Sequence[ClassificationData]) -> dict[str, float]:
-    """Loss and main metric on the tuning split: means over the questions, and each of several."""
+    """Loss and main metric on the tuning split: macro-averaged over tasks, and each of several."""
     losses, metrics = {}, {}
-    for exam in (exam for exam in tasks if len(exam.tuning_documents)):
-        scores = exam.gather_logits(exam.tuning_documents)
-        sums = sum_classification_loss(
-            torch.from_numpy(scores),
-            exam.labels[torch.from_numpy(exam.tuning_documents)],
-            exam.label_space,
-        )
-        losses[exam.label_space.name], metrics[exam.label_space.name] = (
-            float(sums.loss) / sums.targets,
-            exam.compute_metric(scores, exam.tuning_documents),
-        )
+    for task in tasks:
+        documents, name = task.tuning_documents, task.label_space.name
+        if not len(documents):
+            continue
+        logits = task.gather_logits(documents)  # (documents, classes)
+        labels = task.labels[torch.from_numpy(documents)]
+        # without class weights: the tuning loss estimates that of the evaluation set
+        loss_sum = sum_classification_loss(torch.from_numpy(logits), labels, task.label_space)
+        losses[name] = float(loss_sum.loss) / loss_sum.targets
+        metrics[name] = task.compute_metric(logits, documents)
     means = {
         CLASSIFICATION_TUNING_LOSS: float(np.mean(list(losses.values()))),
-        "tuning_metric": float(np.mean(list(metrics.values()))),
+        CLASSIFICATION_TUNING_METRIC: float(np.mean(list(metrics.values()))),
     }
-    several = (
-        {f"tuning_metric.{name}": value for name, value in metrics.items()}
-        if len(tasks) > 1
-        else {}
-    )
-    return means | several
+    if len(tasks) == 1:
+        return means
+    return means | {
+        f"{CLASSIFICATION_TUNING_METRIC}.{name}": value for name, value in metrics.items()
+    }
 
 
 class _DocumentNumbering:
-    """The documents of several questions under one numbering: those of the second begin where those of the first end."""
+    """Items of several tasks: the documents of each task are numbered after those before it."""
 
     def __init__(self, tasks: Sequence[ClassificationData]) -> None:
         self.tasks = tasks
-        self.task_offsets = np.concatenate(
-            [[0], np.cumsum([len(exam.token_counts) for exam in tasks])]
-        )
-        self.train_documents = np.concatenate(
+        sizes = [len(task.token_counts) for task in tasks]
+        self.task_offsets = np.concatenate([[0], np.cumsum(sizes)])  # (tasks + 1,)
+        self.train_items = np.concatenate(
             [
-                start + exam.train_documents
-                for start, exam in zip(self.task_offsets[:-1], tasks, strict=True)
+                start + task.train_documents
+                for start, task in zip(self.task_offsets[:-1], tasks, strict=True)
             ]
         )
 
     def make_epoch_batches(self, batch_notes: int, rng: np.random.Generator) -> list[IndexArray]:
-        """Every training document once, in steps of ``batch_notes``; the last step is as small as what is left."""
-        order = self.train_documents[rng.permutation(len(self.train_documents))]
+        """Every training document once, ``batch_notes`` a step; the last step may be smaller."""
+        order = self.train_items[rng.permutation(len(self.train_items))]
         return [order[start : start + batch_notes] for start in range(0, len(order), batch_notes)]
 
     def split_by_task(self, items: IndexArray) -> list[tuple[int, IndexArray]]:
-        """(question, its documents) for each question with documents among the items."""
-        spans = enumerate(pairwise(self.task_offsets))
-        found = [
-            (at, items[(items >= start) & (items < end)] - start) for at, (start, end) in spans
+        """(task, its documents) for each task with documents among the items."""
+        parts = [
+            (index, items[(items >= start) & (items < stop)] - start)
+            for index, (start, stop) in enumerate(pairwise(self.task_offsets))
         ]
-        return [(at, documents) for at, documents in found if len(documents)]
+        return [(index, documents) for index, documents in parts if len(documents)]
 
     def get_single_task(self, items: IndexArray) -> tuple[int, IndexArray]:
-        """The question that all items belong to, and its documents."""
-        ((at, documents),) = self.split_by_task(items)
-        return at, documents
+        """The task that all items belong to, and its documents."""
+        ((index, documents),) = self.split_by_task(items)
+        return index, documents
 
     def make_micro_batches(self, items: IndexArray) -> list[IndexArray]:
-        """Micro-batches, each of one question."""
+        """Micro-batches of items, each of one task."""
         return [
-            self.task_offsets[at] + group
-            for at, documents in self.split_by_task(items)
-            for group in self.tasks[at].make_micro_batches(documents)
+            self.task_offsets[index] + micro_batch
+            for index, documents in self.split_by_task(items)
+            for micro_batch in self.tasks[index].make_micro_batches(documents)
         ]
 
     def count_tokens(self, items: IndexArray) -> int:
-        """Tokens of all windows of the items."""
+        """Tokens in all windows of the items."""
         return sum(
-            int(self.tasks[at].token_counts[documents].sum())
-            for at, documents in self.split_by_task(items)
+            int(self.tasks[index].token_counts[documents].sum())
+            for index, documents in self.split_by_task(items)
         )
 
 
 def collect_module_parameters(modules: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
-    """Name -> parameter over several modules, each name led by that of its module."""
+    """Collect the parameters of several modules, named ``<module>.<parameter>``."""
     return {
-        f"{name}.{inner}": parameter
-        for name, module in modules.items()
-        for inner, parameter in module.named_parameters()
+        f"{module_name}.{name}": parameter
+        for module_name, module in modules.items()
+        for name, parameter in module.named_parameters()
     }

@@ -1,4 +1,8 @@
-"""Texts that belong together, as a course: steps of pairs in which each is a negative for all others, by gradient caching in flat memory."""
+"""Contrastive training: each pair of a step is a negative of all others, in constant memory.
+
+The loss of a step depends on the vectors of all its texts at once; gradient caching computes it in
+the memory of one micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,6 @@ from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
 from clinpeft.tokenization import IndexArray
 from clinpeft.training import contrastive_losses
 from clinpeft.training.contrastive_batches import (
-    ConflictMask,
     TextPairs,
     find_text_conflicts,
     sample_contrastive_epoch,
@@ -27,7 +30,8 @@ from clinpeft.training.trainer import LossSum, Trainable, TrainableParameters, d
 TUNING_LOSS = "tuning_loss"
 TUNING_ACCURACY = "tuning_accuracy"
 MAX_REPEAT_DIFFERENCE = 0.01
-"""How far, relative to their length, the vectors of a micro-batch may be from those of its first reading: a gradient is as wrong as they are."""
+"""Largest relative difference of a micro-batch's vectors in the second forward pass from those of
+the first; the relative error of the gradient is about the same."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Embedder:
     """How texts become vectors.
 
     Attributes:
-        embed: ids of texts -> (texts, width) pooled vectors, float32, through whatever is trained; not normalised. What is random in it is drawn
-            from torch's global generators alone.
+        embed: ids of texts -> (texts, width) pooled vectors, float32, through everything that is
+            trained; not normalized. All randomness comes from torch's global generators.
         make_micro_batches: ids of texts -> micro-batches of them.
         width: numbers in a vector.
     """
@@ -48,15 +52,18 @@ class Embedder:
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """What is asked of the texts of a step.
+    """Texts and masks of a step. Candidates are the positives, then the negatives.
 
     Attributes:
-        text_ids: (texts,) ids, sorted, each once: a text on several sides is read once.
+        text_ids: (texts,) ids, sorted, each once: a text on several sides is encoded once.
         anchor_rows, positive_rows: (anchors,) their rows among ``text_ids``.
-        negative_rows: (negatives,) likewise, of the hard negatives of all anchors, each text once, and none that is a positive as well.
-        candidate_mask: (anchors, anchors + negatives) False where a candidate shares a text, passage or section with anchor or positive, unless it is
-            named as a negative of this very anchor; the diagonal is True.
-        named_negative_mask: (anchors, anchors + negatives) True where a candidate is named as a negative of this anchor.
+        negative_rows: (negatives,) likewise, of the hard negatives of all anchors, each text once,
+            and none that is a positive as well.
+        candidate_mask: (anchors, candidates) False where a candidate shares a text, passage or
+            section with anchor or positive, unless it is named as a negative of this very anchor;
+            the diagonal is True.
+        named_negative_mask: (anchors, candidates) True where a candidate is named as a negative of
+            this anchor.
     """
 
     text_ids: IndexArray
@@ -65,6 +72,16 @@ class ContrastiveBatch:
     negative_rows: torch.Tensor
     candidate_mask: torch.Tensor
     named_negative_mask: torch.Tensor
+
+    def select_sides(
+        self, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Select anchors, positives and negatives from the vectors (texts, width) of all texts."""
+        anchors, positives, negatives = (
+            vectors[rows.to(vectors.device)]
+            for rows in (self.anchor_rows, self.positive_rows, self.negative_rows)
+        )
+        return anchors, positives, negatives
 
 
 def build_contrastive_trainable(
@@ -80,50 +97,64 @@ def build_contrastive_trainable(
     higher_is_better: bool = False,
     mask_counts: Counter[str] | None = None,
 ) -> Trainable:
-    """How a model learns which texts belong together; the loss of a step is the mean over its anchors that have a negative.
+    """Build the training of an encoder; a step's loss is the mean over anchors with a negative.
 
     Args:
-        pairs: to learn from.
+        pairs: of the training split.
         embedder: how texts become vectors.
-        parameters: name -> what is trained.
-        set_training_mode: dropout on and off.
+        parameters: name -> trained parameter.
+        set_training_mode: turns dropout on and off.
         spec: loss and batches.
         seed: of order and dropout.
-        accelerator: the processes. Each reads its share of the texts, and all of them see the vectors of all.
-        evaluate: the tuning split, name -> number, such as ``tuning`` gives.
-        best_metric: the measurement by which the best weights are kept; empty keeps the last.
-        higher_is_better: of that measurement.
-        mask_counts: counts what the losses were asked of: ``anchors``, ``negatives masked by id``, ``negatives masked by margin``, ``anchors without
-            negatives``.
+        accelerator: the processes. Each encodes its share of the texts, and each computes the loss
+            from the vectors of all.
+        evaluate: computes the metrics of the tuning split, such as ``build_tuning_evaluation``
+            returns.
+        best_metric: the metric by which the best weights are selected; empty keeps the last ones.
+        higher_is_better: of that metric.
+        mask_counts: counts ``anchors``, ``negatives masked by id``, ``negatives masked by margin``
+            and ``anchors without negatives`` over all steps.
 
     Raises:
-        InputError: no two pairs can stand in one step, and none has negatives of its own.
+        InputError: no two pairs can share a step, and none has negatives of its own.
         RecipeError: a dimension of the Matryoshka loss is not below the width of the vectors.
     """
-    _check_contrastive_inputs(pairs, embedder, spec, seed)
+    too_wide = [dim for dim in spec.matryoshka_dims if dim >= embedder.width]
+    if too_wide:
+        raise RecipeError(
+            f"{too_wide[0]} is not below the {embedder.width} numbers of a vector",
+            location="training.matryoshka_dims",
+            hint="name smaller ones; the whole vector is always trained",
+        )
+
+    def make_epoch_batches(number: int) -> list[IndexArray]:
+        rng = np.random.default_rng([seed, number])
+        return sample_contrastive_epoch(pairs, spec.batch_pairs, spec.apart_by, rng).steps
+
+    if len(pairs.anchors) and not make_epoch_batches(0):
+        raise InputError(
+            f"none of {len(pairs.anchors)} pairs has a negative: no two of them are of different"
+            f" {spec.apart_by}s",
+            location="pairs, training split",
+            hint="give more pairs, set training.apart_by lower, or mine hard negatives",
+        )
     counts: Counter[str] = Counter() if mask_counts is None else mask_counts
 
-    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
-        question = build_contrastive_batch(pairs, chosen, spec.apart_by)
+    def backward(pair_ids: IndexArray, step: int) -> tuple[float, float]:
+        batch = build_contrastive_batch(pairs, pair_ids, spec.apart_by)
         loss = partial(
-            compute_step_loss,
-            batch=question,
-            spec=spec,
-            location=f"step {step}",
-            mask_counts=counts,
+            compute_step_loss, batch=batch, spec=spec, location=f"step {step}", mask_counts=counts
         )
-        return run_cached_backward(loss, embedder, question.text_ids, seed, step, accelerator)
+        return run_cached_backward(loss, embedder, batch.text_ids, seed, step, accelerator)
+
+    def count_tokens(pair_ids: IndexArray) -> int:
+        text_ids = np.unique(np.concatenate(_collect_sides(pairs, pair_ids)))
+        return int(pairs.texts.token_counts[text_ids].sum())
 
     return Trainable(
         parameters=parameters,
-        make_epoch_batches=lambda number: (
-            sample_contrastive_epoch(
-                pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, number])
-            ).steps
-        ),
-        count_tokens=lambda chosen: int(
-            pairs.texts.token_counts[np.unique(np.concatenate(_collect_sides(pairs, chosen)))].sum()
-        ),
+        make_epoch_batches=make_epoch_batches,
+        count_tokens=count_tokens,
         backward=backward,
         set_training_mode=set_training_mode,
         evaluate=evaluate,
@@ -132,80 +163,56 @@ def build_contrastive_trainable(
     )
 
 
-def _check_contrastive_inputs(
-    pairs: TextPairs, embedder: Embedder, spec: ContrastiveTrainingSpec, seed: int
-) -> None:
-    too_long = [dim for dim in spec.matryoshka_dims if dim >= embedder.width]
-    if too_long:
-        message = f"{too_long[0]} is not below the {embedder.width} numbers of a vector"
-        raise RecipeError(
-            message,
-            location="training.matryoshka_dims",
-            hint="name smaller ones; the whole vector is always trained",
-        )
-    if (
-        len(pairs.anchors)
-        and not sample_contrastive_epoch(
-            pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, 0])
-        ).steps
-    ):
-        message = f"none of {len(pairs.anchors)} pairs has a negative: no two of them are of different {spec.apart_by}s"
-        raise InputError(
-            message,
-            location="pairs, training split",
-            hint="give more pairs, set training.apart_by lower, or mine hard negatives",
-        )
-
-
 def build_contrastive_batch(
     pairs: TextPairs, pair_ids: IndexArray, apart_by: str
 ) -> ContrastiveBatch:
-    """What the pairs of a step ask of their texts."""
+    """Build texts and masks of the pairs of a step.
+
+    Args:
+        pairs: all pairs.
+        pair_ids: (anchors,) the pairs of the step.
+        apart_by: key of ``APART_BY_COLUMNS``.
+    """
     anchors, positives, negatives = _collect_sides(pairs, pair_ids)
-    texts = np.unique(np.concatenate([anchors, positives, negatives]))
+    text_ids = np.unique(np.concatenate([anchors, positives, negatives]))
     candidates = np.concatenate([positives, negatives])
-    own = _match_named_negatives(
-        pairs.texts.text_codes, pairs.get_named_negatives(pair_ids), candidates
-    ) & ~find_text_conflicts(pairs.texts, [anchors, positives], [candidates], "text")
-    clashes = [
+    codes = pairs.texts.text_codes
+    is_named = np.zeros((len(anchors), len(candidates)), dtype=np.bool_)
+    for named in pairs.get_named_negatives(pair_ids).T:  # (anchors,)
+        same_text = codes[named][:, None] == codes[candidates][None, :]
+        is_named |= same_text & (named >= 0)[:, None]
+    # a negative with the text of its anchor or positive would contradict the pair
+    is_named &= ~find_text_conflicts(pairs.texts, [anchors, positives], [candidates], "text")
+    # another pair conflicts with both of its sides, a hard negative only with itself
+    conflicts = [
         find_text_conflicts(pairs.texts, [anchors, positives], columns, apart_by)
         for columns in ([anchors, positives], [negatives])
     ]
-    allowed = ~np.concatenate(clashes, axis=1) | own
-    np.fill_diagonal(allowed, True)
-    rows = [
-        torch.from_numpy(np.searchsorted(texts, ids)) for ids in (anchors, positives, negatives)
-    ]
+    candidate_mask = ~np.concatenate(conflicts, axis=1) | is_named
+    np.fill_diagonal(candidate_mask, True)
+    anchor_rows, positive_rows, negative_rows = (
+        torch.from_numpy(np.searchsorted(text_ids, ids)) for ids in (anchors, positives, negatives)
+    )
     return ContrastiveBatch(
-        texts, rows[0], rows[1], rows[2], torch.from_numpy(allowed), torch.from_numpy(own)
+        text_ids,
+        anchor_rows,
+        positive_rows,
+        negative_rows,
+        torch.from_numpy(candidate_mask),
+        torch.from_numpy(is_named),
     )
 
 
 def _collect_sides(
     pairs: TextPairs, pair_ids: IndexArray
 ) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """Anchors, positives, and the hard negatives of all of them: each text once, and none that is a positive as well."""
-    positives, named, same = (
-        pairs.positives[pair_ids],
-        pairs.get_named_negatives(pair_ids),
-        pairs.texts.text_codes,
-    )
-    there = named[named >= 0]
-    negatives = there[np.unique(same[there], return_index=True)[1]]
-    return pairs.anchors[pair_ids], positives, negatives[~np.isin(same[negatives], same[positives])]
-
-
-def _match_named_negatives(
-    text_codes: IndexArray, named_negatives: IndexArray, candidates: IndexArray
-) -> ConflictMask:
-    """(anchors, candidates) whether a candidate is the text of one of the negatives named for the anchor."""
-    found = np.zeros((len(named_negatives), len(candidates)), dtype=np.bool_)
-    for column in named_negatives.T:
-        found |= (
-            np.where(column >= 0, text_codes[column], -1)[:, None]
-            == text_codes[candidates][None, :]
-        ) & (column >= 0)[:, None]
-    return found
+    """Anchors, positives, and the hard negatives of all: each text once, without positives."""
+    positives, named = pairs.positives[pair_ids], pairs.get_named_negatives(pair_ids)
+    codes = pairs.texts.text_codes
+    named = named[named >= 0]
+    negatives = named[np.unique(codes[named], return_index=True)[1]]
+    negatives = negatives[~np.isin(codes[negatives], codes[positives])]
+    return pairs.anchors[pair_ids], positives, negatives
 
 
 def compute_step_loss(
@@ -215,90 +222,93 @@ def compute_step_loss(
     location: str,
     mask_counts: Counter[str],
 ) -> LossSum:
-    """The loss of a step, from the vectors (texts, width) of its texts.
+    """Compute the loss of a step from the vectors of its texts.
+
+    Args:
+        vectors: (texts, width), in the order of ``batch.text_ids``.
+        batch: texts and masks.
+        spec: loss.
+        location: of errors.
+        mask_counts: see ``build_contrastive_trainable``.
 
     Raises:
-        TrainingError: a vector is not made of numbers, or no anchor has a negative left.
+        TrainingError: a vector is not finite, or no anchor has a negative left.
     """
-    _check_finite_vectors(vectors, location)
-    anchors, positives = (
-        vectors[batch.anchor_rows.to(vectors.device)],
-        vectors[batch.positive_rows.to(vectors.device)],
-    )
-    negatives = vectors[batch.negative_rows.to(vectors.device)]
-    allowed, back = _mask_candidates(anchors, positives, negatives, batch, spec, mask_counts)
-    _check_negatives(allowed, spec, location)
-    loss = CONTRASTIVE_OBJECTIVES[spec.objective](
-        spec, allowed, back, batch.named_negative_mask.to(vectors.device)
-    )
-    return contrastive_losses.build_matryoshka_loss(
+    is_finite = torch.isfinite(vectors).all(dim=1)  # (texts,)
+    if not is_finite.all():
+        raise TrainingError(
+            f"the vectors of {int((~is_finite).sum())} of {len(vectors)} texts hold NaN or"
+            " infinity, and so do their similarities",
+            location=location,
+            hint='lower training.learning_rate, or set base.precision = "float32"; the weights of'
+            " the last checkpoint are sound",
+        )
+    anchors, positives, negatives = batch.select_sides(vectors)
+    mask, reverse_mask = _mask_candidates((anchors, positives, negatives), batch, spec, mask_counts)
+    if not contrastive_losses.has_negatives(mask).any():
+        raise TrainingError(
+            f"all negatives of all {len(mask)} anchors are masked, training.mask_margin ="
+            f" {spec.mask_margin}",
+            location=location,
+            hint="raise training.mask_margin or training.batch_pairs; every negative is more"
+            " similar to its anchor than the positive",
+        )
+    named_mask = batch.named_negative_mask.to(vectors.device)
+    loss = CONTRASTIVE_OBJECTIVES[spec.objective](spec, mask, reverse_mask, named_mask)
+    matryoshka_loss = contrastive_losses.build_matryoshka_loss(
         loss, spec.matryoshka_dims, spec.matryoshka_weights, spec.normalise
-    )(anchors, positives, negatives)
-
-
-def _check_finite_vectors(vectors: torch.Tensor, location: str) -> None:
-    sound = torch.isfinite(vectors).all(dim=1)
-    if not sound.all():
-        message = f"the vectors of {int((~sound).sum())} of {len(vectors)} texts hold NaN or infinity, and so do their similarities"
-        hint = 'lower training.learning_rate, or set base.precision = "float32"; the weights of the last checkpoint are sound'
-        raise TrainingError(message, location=location, hint=hint)
+    )
+    return matryoshka_loss(anchors, positives, negatives)
 
 
 @torch.no_grad()
 def _mask_candidates(
-    anchors: torch.Tensor,
-    positives: torch.Tensor,
-    negatives: torch.Tensor,
+    sides: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     batch: ContrastiveBatch,
     spec: ContrastiveTrainingSpec,
     mask_counts: Counter[str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(anchors, candidates) and, for the way back, (anchors, anchors): by id, and by what the whole vectors say."""
-    known = batch.candidate_mask.to(anchors.device)
-    back = known[:, : len(anchors)]  # whether two pairs share something is the same both ways
-    back = (back & back.T).contiguous()
-    kept, kept_back = known, back
+    """Mask candidates by id, and by the similarity of whole vectors.
+
+    Returns:
+        (anchors, candidates), and (anchors, anchors) of positives to anchors.
+    """
+    anchor_count = len(sides[0])
+    id_mask = batch.candidate_mask.to(sides[0].device)
+    # a conflict of two pairs is one in both directions; a named negative is not
+    reverse_mask = id_mask[:, :anchor_count]
+    reverse_mask = (reverse_mask & reverse_mask.T).contiguous()
+    mask = id_mask
     if spec.mask_margin is not None:
-        scores: list[torch.Tensor] = []
-        contrastive_losses.build_matryoshka_loss(
-            _record_similarities(scores), normalize=spec.normalise
-        )(anchors, positives, negatives)
-        kept = known & contrastive_losses.find_likely_negatives(scores[0], spec.mask_margin)
-        kept_back = back & contrastive_losses.find_likely_negatives(
-            scores[0][:, : len(anchors)].T, spec.mask_margin
+        scores = _compute_spec_similarities(sides, spec)
+        reverse_scores = scores[:, :anchor_count].T
+        mask = id_mask & contrastive_losses.find_likely_negatives(scores, spec.mask_margin)
+        reverse_mask = reverse_mask & contrastive_losses.find_likely_negatives(
+            reverse_scores, spec.mask_margin
         )
-    mask_counts["anchors"] += len(anchors)
-    mask_counts["negatives masked by id"] += int((~known).sum())
-    mask_counts["negatives masked by margin"] += int((known & ~kept).sum())
-    mask_counts["anchors without negatives"] += int((~contrastive_losses.has_negatives(kept)).sum())
-    return kept, kept_back
+    has_negatives = contrastive_losses.has_negatives(mask)  # (anchors,)
+    mask_counts["anchors"] += anchor_count
+    mask_counts["negatives masked by id"] += int((~id_mask).sum())
+    mask_counts["negatives masked by margin"] += int((id_mask & ~mask).sum())
+    mask_counts["anchors without negatives"] += int((~has_negatives).sum())
+    return mask, reverse_mask
 
 
-def _record_similarities(scores: list[torch.Tensor]) -> ContrastiveLoss:
-    def note(
-        anchors: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor | None
-    ) -> LossSum:
-        scores.append(contrastive_losses.compute_similarities(anchors, positives, negatives))
-        return LossSum(scores[0].new_zeros(()), 0.0)
-
-    return note
-
-
-def _check_negatives(
-    candidate_mask: torch.Tensor, spec: ContrastiveTrainingSpec, location: str
-) -> None:
-    if not contrastive_losses.has_negatives(candidate_mask).any():
-        message = f"all negatives of all {len(candidate_mask)} anchors are masked, training.mask_margin = {spec.mask_margin}"
-        hint = "raise training.mask_margin or training.batch_pairs; the model takes every negative for a better answer than the positive"
-        raise TrainingError(message, location=location, hint=hint)
+def _compute_spec_similarities(
+    sides: tuple[torch.Tensor, torch.Tensor, torch.Tensor], spec: ContrastiveTrainingSpec
+) -> torch.Tensor:
+    """(anchors, candidates) similarities of whole vectors, normalized where the spec says so."""
+    return contrastive_losses.compute_similarities(
+        *(contrastive_losses.truncate_vectors(side, None, spec.normalise) for side in sides)
+    )
 
 
 def _build_info_nce_loss(
     spec: ContrastiveTrainingSpec,
     candidate_mask: torch.Tensor,
     reverse_mask: torch.Tensor,
-    named_negative_mask: torch.Tensor,
-) -> ContrastiveLoss:  # noqa: ARG001
+    named_negative_mask: torch.Tensor,  # noqa: ARG001
+) -> ContrastiveLoss:
     return partial(
         contrastive_losses.info_nce_loss,
         temperature=spec.temperature,
@@ -311,16 +321,13 @@ def _build_info_nce_loss(
 def _build_triplet_loss(
     spec: ContrastiveTrainingSpec,
     candidate_mask: torch.Tensor,
-    reverse_mask: torch.Tensor,
+    reverse_mask: torch.Tensor,  # noqa: ARG001
     named_negative_mask: torch.Tensor,
-) -> ContrastiveLoss:  # noqa: ARG001
-    """Against the negatives named for an anchor; where there are none, against those of its step."""
-    used = torch.where(
-        (named_negative_mask & candidate_mask).any(dim=1, keepdim=True),
-        named_negative_mask & candidate_mask,
-        candidate_mask,
-    )
-    return partial(contrastive_losses.triplet_loss, margin=spec.triplet_margin, candidate_mask=used)
+) -> ContrastiveLoss:
+    # the negatives named for an anchor, which are hard; where it has none, those of the step
+    named = named_negative_mask & candidate_mask  # (anchors, candidates)
+    mask = torch.where(named.any(dim=1, keepdim=True), named, candidate_mask)
+    return partial(contrastive_losses.triplet_loss, margin=spec.triplet_margin, candidate_mask=mask)
 
 
 CONTRASTIVE_OBJECTIVES: Mapping[
@@ -330,7 +337,7 @@ CONTRASTIVE_OBJECTIVES: Mapping[
     "info-nce": _build_info_nce_loss,
     "triplet": _build_triplet_loss,
 }
-"""(spec, allowed, allowed on the way back, named) -> loss."""
+"""Name -> (spec, candidate mask, reverse mask, named negative mask) -> loss."""
 
 
 def run_cached_backward(
@@ -341,82 +348,71 @@ def run_cached_backward(
     step: int,
     accelerator: Accelerator,
 ) -> tuple[float, float]:
-    """``Course.backward`` of a loss in which every text meets every other, in the memory of one micro-batch.
+    """Compute the gradient of a loss over all texts in the memory of one micro-batch.
 
-    Gradient caching (Gao et al. 2021, arXiv 2101.06983, section 3.2): the texts are read without a graph, micro-batch by micro-batch; the loss gives
-    the gradient of each vector; then each micro-batch is read again, with the dropout of its first reading, and the gradients of its vectors go on
-    into the model. By the chain rule that is the gradient of the whole, and not an approximation. One micro-batch is read once, with its graph.
+    Gradient caching (Gao et al. 2021, arXiv 2101.06983, section 3.2). The texts are encoded without
+    a graph, micro-batch by micro-batch; the loss gives the gradient of each vector; then each
+    micro-batch is encoded again, with the dropout of the first time, and the gradients of its
+    vectors are propagated into the model. By the chain rule that is the exact gradient. A step of
+    one micro-batch is encoded once, with its graph.
 
-    Several processes read each their share of the micro-batches, both times, and all see the vectors of all: the sum of their gradients is that of
-    one process, which is also why only the first of them gives a loss.
+    Several processes encode each its share of the micro-batches, both times, and all compute the
+    loss from all vectors: the sum of their gradients is that of one process, and only the first of
+    them returns the loss.
 
     Args:
-        loss: vectors (texts, width) -> sums.
+        loss: (texts, width) vectors -> summed loss.
         embedder: how texts become vectors.
         text_ids: (texts,) ids, sorted, each once.
         seed: of dropout, together with step and micro-batch.
-        step: which.
+        step: number of the step.
         accelerator: the processes.
 
+    Returns:
+        Summed loss and number of targets.
+
     Raises:
-        TrainingError: a text has other vectors at the second reading, so that the gradients would be of something else.
+        TrainingError: the vectors of the second pass differ from those of the first, so that the
+            gradients would be wrong.
     """
-    groups = embedder.make_micro_batches(text_ids)
-    rows = [np.searchsorted(text_ids, group) for group in groups]
+    micro_batches = embedder.make_micro_batches(text_ids)
+    rows = [np.searchsorted(text_ids, micro_batch) for micro_batch in micro_batches]
+    seeds = [derive_dropout_seed(seed, step, index) for index in range(len(micro_batches))]
+    is_first = accelerator.process_index == 0
     with torch.random.fork_rng():
-        if len(groups) == 1:
-            return (
-                _backward_without_cache(
-                    loss, embedder, groups[0], rows[0], derive_dropout_seed(seed, step, 0)
-                )
-                if accelerator.process_index == 0
-                else (0.0, 0.0)
-            )
-        mine = [
-            (derive_dropout_seed(seed, step, at), groups[at], rows[at]) for at in range(len(groups))
-        ][accelerator.process_index :: accelerator.num_processes]
+        if len(micro_batches) == 1:
+            if not is_first:
+                return 0.0, 0.0
+            torch.manual_seed(seeds[0])
+            order = torch.from_numpy(np.argsort(rows[0]))
+            loss_sum = loss(embedder.embed(micro_batches[0]).float()[order])
+            torch.autograd.backward(loss_sum.loss)
+            return loss_sum.loss.item(), loss_sum.targets
+        share = list(zip(seeds, micro_batches, rows, strict=True))
+        share = share[accelerator.process_index :: accelerator.num_processes]
         vectors = torch.zeros(len(text_ids), embedder.width, device=accelerator.device)
         with torch.no_grad():
-            for drawn, group, where in mine:
-                torch.manual_seed(drawn)
-                vectors[where] = embedder.embed(group).float()
-        leaf = accelerator.reduce(vectors, "sum").requires_grad_()
-        sums = loss(leaf)
-        (wanted,) = torch.autograd.grad(sums.loss, leaf)
-        for drawn, group, where in mine:
-            torch.manual_seed(drawn)
-            again = embedder.embed(group).float()
-            _check_repeat_vectors(again.detach(), leaf.detach()[where], step)
-            torch.autograd.backward(again, wanted[where])
-    return (sums.loss.item(), sums.targets) if accelerator.process_index == 0 else (0.0, 0.0)
-
-
-def _backward_without_cache(
-    loss: Callable[[torch.Tensor], LossSum],
-    embedder: Embedder,
-    text_ids: IndexArray,
-    vector_rows: IndexArray,
-    seed: int,
-) -> tuple[float, float]:
-    torch.manual_seed(seed)
-    sums = loss(embedder.embed(text_ids).float()[torch.from_numpy(np.argsort(vector_rows))])
-    torch.autograd.backward(sums.loss)
-    return sums.loss.item(), sums.targets
-
-
-def _check_repeat_vectors(
-    repeat_vectors: torch.Tensor, first_vectors: torch.Tensor, step: int
-) -> None:
-    difference = float(
-        (repeat_vectors - first_vectors).norm() / first_vectors.norm().clamp(min=1e-12)
-    )
-    if difference > MAX_REPEAT_DIFFERENCE:
-        hint = "draw whatever is random from torch's global generators, and move nothing between the two readings of a step"
-        raise TrainingError(
-            f"the vectors of the same texts differ by {difference:.2g} of their length",
-            location=f"step {step}, second reading",
-            hint=hint,
-        )
+            for dropout_seed, micro_batch, positions in share:
+                torch.manual_seed(dropout_seed)
+                vectors[positions] = embedder.embed(micro_batch).float()
+        # rows of other processes are 0, so that the sum over processes fills them in
+        cached = accelerator.reduce(vectors, "sum").requires_grad_()  # (texts, width)
+        loss_sum = loss(cached)
+        (gradients,) = torch.autograd.grad(loss_sum.loss, cached)  # dl/dv, (texts, width)
+        for dropout_seed, micro_batch, positions in share:
+            torch.manual_seed(dropout_seed)
+            repeated = embedder.embed(micro_batch).float()
+            first = cached.detach()[positions]
+            difference = float((repeated.detach() - first).norm() / first.norm().clamp(min=1e-12))
+            if difference > MAX_REPEAT_DIFFERENCE:
+                raise TrainingError(
+                    f"the vectors of the same texts differ by {difference:.2g} of their length",
+                    location=f"step {step}, second forward pass",
+                    hint="draw everything random from torch's global generators, and change no"
+                    " weight between the two passes of a step",
+                )
+            torch.autograd.backward(repeated, gradients[positions])
+    return (loss_sum.loss.item(), loss_sum.targets) if is_first else (0.0, 0.0)
 
 
 def build_tuning_evaluation(
@@ -426,71 +422,65 @@ def build_tuning_evaluation(
     seed: int,
     accelerator: Accelerator,
 ) -> Callable[[], dict[str, float]] | None:
-    """The tuning split as ``Course.measure``, in the same steps every time; None where its pairs make none.
+    """Build ``Trainable.evaluate`` on the tuning split, with the same steps every time.
 
-    It gives ``tuning_loss``, the loss of the training a step's anchor without the mask by margin, so that it is of the same negatives every time; and
-    ``tuning_accuracy``, the share of anchors more similar to their positive than to every negative of their step, a tie being none.
+    ``tuning_loss`` is the training loss without the mask by margin, so that its negatives are the
+    same every time. ``tuning_accuracy`` is the fraction of anchors that are more similar to their
+    positive than to every negative of their step; a tie counts as an error.
 
     Args:
         pairs: of the tuning split.
-        embedder: how texts become vectors; the caller sees to it that dropout is off.
+        embedder: how texts become vectors; the caller sets evaluation mode.
         spec: loss and batches.
         seed: of the steps.
-        accelerator: the processes, which share the reading.
+        accelerator: the processes, which share the encoding.
+
+    Returns:
+        The function; None where the pairs make no step.
     """
-    steps = sample_contrastive_epoch(
-        pairs, spec.batch_pairs, spec.apart_by, np.random.default_rng([seed, 0])
-    ).steps
-    unmasked = spec.model_copy(update={"mask_margin": None})
+    rng = np.random.default_rng([seed, 0])
+    steps = sample_contrastive_epoch(pairs, spec.batch_pairs, spec.apart_by, rng).steps
     if not steps:
         return None
+    unmasked_spec = spec.model_copy(update={"mask_margin": None})
 
-    def measure() -> dict[str, float]:
-        summed, targets, right = 0.0, 0.0, 0.0
-        for chosen in steps:
-            question = build_contrastive_batch(pairs, chosen, spec.apart_by)
-            vectors = embed_text_ids(embedder, question.text_ids, accelerator)
-            sums = compute_step_loss(vectors, question, unmasked, "tuning split", Counter())
-            summed, targets, right = (
-                summed + sums.loss.item(),
-                targets + sums.targets,
-                right + _count_nearest_positives(vectors, question, spec),
-            )
+    def evaluate() -> dict[str, float]:
+        summed, targets, correct = 0.0, 0.0, 0.0
+        for pair_ids in steps:
+            batch = build_contrastive_batch(pairs, pair_ids, spec.apart_by)
+            vectors = embed_text_ids(embedder, batch.text_ids, accelerator)
+            loss_sum = compute_step_loss(vectors, batch, unmasked_spec, "tuning split", Counter())
+            summed += loss_sum.loss.item()
+            targets += loss_sum.targets
+            scores = _compute_spec_similarities(batch.select_sides(vectors), spec)
+            is_negative = batch.candidate_mask.to(vectors.device).clone().fill_diagonal_(False)
+            hardest = scores.masked_fill(~is_negative, -torch.inf).amax(dim=1)  # (anchors,)
+            correct += float((scores.diagonal() > hardest).sum())
         return {
             TUNING_LOSS: summed / targets,
-            TUNING_ACCURACY: right / sum(len(chosen) for chosen in steps),
+            TUNING_ACCURACY: correct / sum(len(pair_ids) for pair_ids in steps),
         }
 
-    return measure
-
-
-def _count_nearest_positives(
-    vectors: torch.Tensor, batch: ContrastiveBatch, spec: ContrastiveTrainingSpec
-) -> float:
-    """How many anchors are more similar to their positive than to every candidate that is allowed."""
-    scores: list[torch.Tensor] = []
-    places = [
-        rows.to(vectors.device)
-        for rows in (batch.anchor_rows, batch.positive_rows, batch.negative_rows)
-    ]
-    contrastive_losses.build_matryoshka_loss(
-        _record_similarities(scores), normalize=spec.normalise
-    )(*(vectors[rows] for rows in places))
-    allowed = batch.candidate_mask.to(vectors.device).clone().fill_diagonal_(False)
-    return float(
-        (scores[0].diagonal() > scores[0].masked_fill(~allowed, -torch.inf).amax(dim=1)).sum()
-    )
+    return evaluate
 
 
 def embed_text_ids(
     embedder: Embedder, text_ids: IndexArray, accelerator: Accelerator
 ) -> torch.Tensor:
-    """Vectors (texts, width) of ``text_ids``, sorted and each once, without gradient, the work shared between the processes."""
+    """Encode texts without gradient, the work shared between the processes.
+
+    Args:
+        embedder: how texts become vectors.
+        text_ids: (texts,) ids, sorted, each once.
+        accelerator: the processes.
+
+    Returns:
+        (texts, width), the same in every process.
+    """
     vectors = torch.zeros(len(text_ids), embedder.width, device=accelerator.device)
+    micro_batches = embedder.make_micro_batches(text_ids)
     with torch.no_grad():
-        for group in embedder.make_micro_batches(text_ids)[
-            accelerator.process_index :: accelerator.num_processes
-        ]:
-            vectors[np.searchsorted(text_ids, group)] = embedder.embed(group).float()
-    everyone: torch.Tensor = accelerator.reduce(vectors, "sum")
-    return everyone
+        for micro_batch in micro_batches[accelerator.process_index :: accelerator.num_processes]:
+            vectors[np.searchsorted(text_ids, micro_batch)] = embedder.embed(micro_batch).float()
+    gathered: torch.Tensor = accelerator.reduce(vectors, "sum")
+    return gathered

@@ -1,6 +1,7 @@
-"""Pairs of texts, and which of them may stand in one step: each is a negative for all others, so none may be their answer.
+"""Pairs of texts, and which of them may share a step.
 
-What may be an answer is told by ids and never by vectors: with dropout on, the same text has another vector each time.
+Each pair is a negative of all others in its step, so that none may be their answer. What may be an
+answer is known from ids and never from vectors: with dropout, a text has another vector each time.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ APART_BY_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "passage": ("text_codes", "passage_codes"),
     "section": ("text_codes", "passage_codes", "section_codes"),
 }
-"""``apart_by`` -> what is compared."""
+"""``apart_by`` -> attributes of which no two pairs of a step share a value."""
 
 
 @dataclass(frozen=True)
 class TextAttributes:
-    """What is known of each text, by its id, which is its position. Twins that dropout alone tells apart are two ids with one ``text_codes``.
+    """Attributes of each text, by its id, which is its position.
+
+    Copies of a text that differ by their dropout only are two ids with the same ``text_codes``.
 
     Attributes:
         token_counts: (texts,) tokens.
         text_codes: (texts,) equal where the texts are equal.
-        passage_codes: (texts,) the passage it is from; -1 where that is unknown, which nothing shares.
+        passage_codes: (texts,) the passage it is from; -1 where that is unknown, which conflicts
+            with nothing.
         section_codes: (texts,) likewise, the section.
     """
 
@@ -46,13 +50,14 @@ class TextAttributes:
 
 @dataclass(frozen=True)
 class TextPairs:
-    """Texts that belong together.
+    """Pairs of texts that belong together.
 
     Attributes:
-        texts: what is known of them.
+        texts: attributes of all texts.
         anchors: (pairs,) ids of texts.
-        positives: (pairs,) ids of the texts that answer them.
-        negatives: (pairs, negatives) ids of texts that do not, -1 where there is none; None where none were looked for.
+        positives: (pairs,) ids of the texts that belong to them.
+        negatives: (pairs, negatives) ids of texts that do not, -1 where there is none; None where
+            none were mined.
     """
 
     texts: TextAttributes
@@ -61,33 +66,35 @@ class TextPairs:
     negatives: IndexArray | None = None
 
     def __post_init__(self) -> None:
-        named = [
-            self.anchors,
-            self.positives,
-            *([] if self.negatives is None else [self.negatives]),
-        ]
-        if len({len(ids) for ids in named}) > 1:
+        columns = [self.anchors, self.positives]
+        if self.negatives is not None:
+            columns.append(self.negatives)
+        if len({len(ids) for ids in columns}) > 1:
             raise InputError(
-                f"columns of {[len(ids) for ids in named]} rows",
+                f"columns of {[len(ids) for ids in columns]} rows",
                 location="pairs",
                 hint="give every anchor one positive",
             )
-        outside = [
-            int(ids.max(initial=-1))
-            for ids in named
-            if ids.max(initial=-1) >= len(self.texts.token_counts)
-        ]
-        if outside or min(self.anchors.min(initial=0), self.positives.min(initial=0)) < 0:
-            message = f"a pair names text {outside[0] if outside else -1}, and there are {len(self.texts.token_counts)}"
-            raise InputError(message, location="pairs", hint="build the pairs again")
+        text_count = len(self.texts.token_counts)
+        largest_ids = [int(ids.max(initial=-1)) for ids in columns]
+        too_large = [text_id for text_id in largest_ids if text_id >= text_count]
+        # -1 stands for no negative, and is no id of an anchor or a positive
+        if too_large or min(self.anchors.min(initial=0), self.positives.min(initial=0)) < 0:
+            raise InputError(
+                f"a pair names text {(too_large or [-1])[0]}, and there are {text_count}",
+                location="pairs",
+                hint="build the pairs again",
+            )
 
     def get_named_negatives(self, pair_ids: IndexArray) -> IndexArray:
-        """(chosen, negatives) the negatives of these pairs; of no columns where none were looked for."""
-        return (
-            np.zeros((len(pair_ids), 0), dtype=np.int64)
-            if self.negatives is None
-            else self.negatives[pair_ids]
-        )
+        """Get the negatives of these pairs.
+
+        Returns:
+            (selected pairs, negatives); of 0 columns where none were mined.
+        """
+        if self.negatives is None:
+            return np.zeros((len(pair_ids), 0), dtype=np.int64)
+        return self.negatives[pair_ids]
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,10 @@ class ContrastiveEpoch:
     """One epoch.
 
     Attributes:
-        steps: for each step its pairs; each pair is in one of them, or left out.
-        skipped_pairs: pairs that no other can stand beside and that have no negatives of their own, so that nothing can be learned from them.
-        small_step_pair_count: how many pairs are in steps that could not be filled.
+        steps: ids of the pairs of each step; each pair is in one of them, or skipped.
+        skipped_pairs: pairs that can share a step with no other and have no negatives of their own,
+            so that their loss would be 0.
+        small_step_pair_count: number of pairs in steps that could not be filled.
     """
 
     steps: list[IndexArray]
@@ -108,85 +116,89 @@ class ContrastiveEpoch:
 def sample_contrastive_epoch(
     pairs: TextPairs, batch_pairs: int, apart_by: str, rng: np.random.Generator
 ) -> ContrastiveEpoch:
-    """Every pair once, ``batch_pairs`` a step, no two of a step sharing a text, passage or section of either side.
+    """Distribute all pairs over steps in which no two share a text, passage or section.
 
-    Pairs come in random order, and each goes into the first step that has room and nothing in common with it, of the ``LOOK_AHEAD_STEPS`` oldest and
-    as many newest that are not full. A section with many pairs is in as many steps, some of them small; a pair that would be alone gets company from
-    a fuller step.
+    Pairs come in random order. Each goes into the first step with space and without a conflict,
+    among the ``LOOK_AHEAD_STEPS`` oldest and as many newest that are not full (first fit). A
+    section with many pairs is in as many steps, some of them small; a pair that would be alone is
+    joined by one of a fuller step.
+
+    Args:
+        pairs: to distribute.
+        batch_pairs: pairs of a full step.
+        apart_by: key of ``APART_BY_COLUMNS``.
+        rng: order of pairs and of steps.
     """
     keys = _collect_conflict_keys(pairs, APART_BY_COLUMNS[apart_by])
     steps = _pack_first_fit(keys, batch_pairs, rng.permutation(len(keys)).tolist())
     _fill_single_pair_steps(steps, keys)
-    has_negatives = np.asarray((pairs.get_named_negatives(np.arange(len(keys))) >= 0).any(axis=1))
-    whole = [np.asarray(step) for step in steps if len(step) > 1 or has_negatives[step[0]]]
-    alone = np.asarray(
-        sorted(step[0] for step in steps if len(step) == 1 and not has_negatives[step[0]]),
-        dtype=np.int64,
-    )
-    small = sum(len(step) for step in whole if len(step) < batch_pairs)
-    return ContrastiveEpoch([whole[at] for at in rng.permutation(len(whole))], alone, small)
+    is_named = pairs.get_named_negatives(np.arange(len(keys))) >= 0  # (pairs, negatives)
+    has_named = np.asarray(is_named.any(axis=1))
+    trained = [np.asarray(step) for step in steps if len(step) > 1 or has_named[step[0]]]
+    skipped = sorted(step[0] for step in steps if len(step) == 1 and not has_named[step[0]])
+    small = sum(len(step) for step in trained if len(step) < batch_pairs)
+    # first fit fills the oldest steps, so that the last ones would be small in every epoch
+    shuffled = [trained[index] for index in rng.permutation(len(trained))]
+    return ContrastiveEpoch(shuffled, np.asarray(skipped, dtype=np.int64), small)
 
 
 def _collect_conflict_keys(pairs: TextPairs, columns: Sequence[str]) -> list[frozenset[int]]:
-    """For each pair all that it has: texts, passages, sections of both sides as numbers that do not meet."""
-    sides = [
-        getattr(pairs.texts, kind)[side]
-        for kind in columns
-        for side in (pairs.anchors, pairs.positives)
-    ]
-    numbered = [
-        np.where(side >= 0, side * len(columns) + at // 2, -1) for at, side in enumerate(sides)
-    ]
-    return [
-        frozenset(key for key in row if key >= 0) for row in np.stack(numbered, axis=1).tolist()
-    ]
+    """For each pair the texts, passages and sections of both sides, as distinct numbers."""
+    keys = []
+    for offset, column in enumerate(columns):
+        for side in (pairs.anchors, pairs.positives):
+            codes = getattr(pairs.texts, column)[side]  # (pairs,)
+            keys.append(np.where(codes >= 0, codes * len(columns) + offset, -1))
+    rows = np.stack(keys, axis=1).tolist()  # (pairs, 2 * columns)
+    return [frozenset(key for key in row if key >= 0) for row in rows]
 
 
 def _pack_first_fit(
     conflict_keys: Sequence[frozenset[int]], batch_pairs: int, order: Sequence[int]
 ) -> list[list[int]]:
     steps: list[list[int]] = []
-    unfilled: dict[int, None] = {}  # ordered: the oldest first
-    holding: defaultdict[int, set[int]] = defaultdict(set)  # key -> unfilled steps that have it
+    unfilled: dict[int, None] = {}  # an ordered set, the oldest step first
+    steps_by_key: defaultdict[int, set[int]] = defaultdict(set)  # of unfilled steps
     for pair in order:
-        # the oldest, so that steps are filled; the newest, so that two sections that are in all of the oldest still meet each other
-        near = chain(
+        # the oldest, so that steps are filled; the newest, so that pairs of two sections that are
+        # in all of the oldest steps still meet
+        candidates = chain(
             islice(unfilled, LOOK_AHEAD_STEPS), islice(reversed(unfilled), LOOK_AHEAD_STEPS)
         )
-        at = next(
-            (at for at in near if not any(at in holding[key] for key in conflict_keys[pair])),
+        keys = conflict_keys[pair]
+        step = next(
+            (step for step in candidates if not any(step in steps_by_key[key] for key in keys)),
             len(steps),
         )
-        if at == len(steps):
+        if step == len(steps):
             steps.append([])
-            unfilled[at] = None
-        steps[at].append(pair)
-        for key in conflict_keys[pair]:
-            holding[key].add(at)
-        if len(steps[at]) == batch_pairs:
-            del unfilled[at]
-            for key in frozenset().union(*(conflict_keys[member] for member in steps[at])):
-                holding[key].discard(at)
+            unfilled[step] = None
+        steps[step].append(pair)
+        for key in keys:
+            steps_by_key[key].add(step)
+        if len(steps[step]) == batch_pairs:
+            # full steps are forgotten, or the search would take time quadratic in the pairs
+            del unfilled[step]
+            for key in frozenset().union(*(conflict_keys[member] for member in steps[step])):
+                steps_by_key[key].discard(step)
     return steps
 
 
 def _fill_single_pair_steps(
     steps: list[list[int]], conflict_keys: Sequence[frozenset[int]]
 ) -> None:
-    """Move a pair of a fuller step to each that would be alone, the givers taking turns."""
+    """Move a pair of a fuller step to each single pair, the givers taking turns."""
     givers = deque(sorted((step for step in steps if len(step) > 2), key=len, reverse=True))
     for step in (step for step in steps if len(step) == 1):
+        keys = conflict_keys[step[0]]
         for giver in list(islice(givers, LOOK_AHEAD_STEPS)):
-            fitting = next(
-                (pair for pair in giver if conflict_keys[pair].isdisjoint(conflict_keys[step[0]])),
-                None,
-            )
+            moved = next((pair for pair in giver if conflict_keys[pair].isdisjoint(keys)), None)
             givers.rotate(-1)
-            if fitting is None:
+            if moved is None:
                 continue
-            giver.remove(fitting)
-            step.append(fitting)
-            if len(giver) == 2:
+            giver.remove(moved)
+            step.append(moved)
+            if len(giver) == 2:  # with one pair less, another would be single
                 givers.remove(giver)
             break
 
@@ -194,23 +206,23 @@ def _fill_single_pair_steps(
 def find_text_conflicts(
     texts: TextAttributes, rows: Sequence[IndexArray], columns: Sequence[IndexArray], apart_by: str
 ) -> ConflictMask:
-    """Which rows share something with which columns.
+    """Find which rows share an attribute with which columns.
 
     Args:
-        texts: what is known of the texts.
-        rows: for each side of what is in the rows, (rows,) ids of texts.
-        columns: likewise.
-        apart_by: a key of ``KINDS``.
+        texts: attributes of all texts.
+        rows: (rows,) ids of texts, for each side (anchor, positive) of what is in the rows.
+        columns: (columns,) likewise.
+        apart_by: key of ``APART_BY_COLUMNS``.
 
     Returns:
-        (rows, columns).
+        (rows, columns) bool.
     """
-    found = np.zeros((len(rows[0]), len(columns[0])), dtype=np.bool_)
-    for kind in APART_BY_COLUMNS[apart_by]:
-        known = getattr(texts, kind)
-        for row in rows:
-            for column in columns:
-                found |= (known[row][:, None] == known[column][None, :]) & (
-                    known[row][:, None] >= 0
-                )
-    return found
+    conflicts = np.zeros((len(rows[0]), len(columns[0])), dtype=np.bool_)
+    for attribute in APART_BY_COLUMNS[apart_by]:
+        codes = getattr(texts, attribute)
+        for row_ids in rows:
+            for column_ids in columns:
+                row_codes = codes[row_ids][:, None]  # (rows, 1)
+                # -1 is unknown, and equal to nothing
+                conflicts |= (row_codes == codes[column_ids][None, :]) & (row_codes >= 0)
+    return conflicts

@@ -1,17 +1,20 @@
-"""Differential privacy by subject: any course, with the gradients of subjects drawn at random clipped, added up and drowned in noise.
+"""Differential privacy by subject, for any trainable.
 
-DP-SGD (Abadi et al. 2016, arXiv 1607.00133) with whole subjects in the place of single examples (McMahan et al. 2018, arXiv 1710.06963): all that a
-subject has in a step counts as one gradient, so that nobody is better protected by writing less. Every subject has a backward pass of its own, since
-the functions of ``adapters.fused`` have no place for the hooks that take single gradients out of one pass; that is exact, and slower.
+DP-SGD (Abadi et al. 2016, arXiv 1607.00133, algorithm 1) with whole subjects in the place of single
+examples (McMahan et al. 2018, arXiv 1710.06963, algorithm 1): the gradients of all items of a
+subject in a step are one gradient, which is clipped, so that a subject with fewer notes is not
+better protected. Every subject has a backward pass of its own, because the fused functions of
+``runtime.fused_lora`` have no hooks for per-sample gradients; that is exact, and slower.
 
-Neighbours are data sets that differ by one training subject. The number of training subjects, and all that was fixed before training, count as known.
+Neighboring data sets differ by one training subject. The number of training subjects, and all that
+is fixed before training, count as public.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,13 +25,18 @@ import torch
 from clinpeft.core.errors import InputError, TrainingError, UsageError
 from clinpeft.recipe import DifferentialPrivacySpec, OptimizationSpec
 from clinpeft.tokenization import IndexArray
-from clinpeft.training.trainer import WEIGHT_CHANGE_CHECK_STEPS, Trainable, count_total_steps
+from clinpeft.training.trainer import (
+    WEIGHT_CHANGE_CHECK_STEPS,
+    Trainable,
+    count_total_steps,
+    flatten_gradients,
+)
 
 SAMPLING_STREAM, NOISE_STREAM = 1, 2
-"""What a draw is for, so that no two draws of a run share their numbers."""
+"""Entropy of subject sampling and of noise, so that no two draws of a run share their numbers."""
 
 EPSILON_TOLERANCE = 0.01
-"""The noise is chosen so that the privacy that is spent is at most this share below what was asked."""
+"""The noise is chosen so that the spent epsilon is at most this fraction below the target."""
 
 RENYI_ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -41,25 +49,25 @@ RENYI_ORDERS = (
     384,
     512,
 )
-"""Of the Rényi divergence; the large ones are those of a small epsilon."""
+"""Orders of the Rényi divergence; the large ones give the bound at a small epsilon."""
 
 SubjectArray = npt.NDArray[Any]
-"""(items,) who each item of a course is about."""
+"""(items,) subject of each item of a trainable."""
 
 
 @dataclass(frozen=True)
 class PrivacyMechanism:
-    """What happens in every step, which decides what is spent.
+    """The mechanism of every step, which determines the spent epsilon.
 
     Attributes:
-        epsilon, delta: as asked.
-        clip_norm: the largest gradient of one subject.
+        epsilon, delta: target.
+        clip_norm: largest norm of one subject's gradient.
         noise_multiplier: standard deviation of the noise on the sum, over ``clip_norm``.
-        sampling_rate: probability with which a step draws a subject.
-        subjects: of the training split.
+        sampling_rate: probability with which a step samples a subject.
+        subjects: in the training split.
         subjects_per_step: expected; what the noised sum is divided by.
         steps: of the whole run.
-        most_items: the largest number of documents or windows that one subject has; nothing is cut off.
+        most_items: largest number of documents or windows of one subject; none is left out.
     """
 
     epsilon: float
@@ -75,10 +83,10 @@ class PrivacyMechanism:
 
 @dataclass
 class ClippingStats:
-    """What was seen since this process began; not private, and no part of what may leave.
+    """Counts since this process started; not private, so not to be published.
 
     Attributes:
-        sampled_subjects: subjects, each counted in every step that drew it.
+        sampled_subjects: subjects, counted in every step that sampled them.
         clipped_subjects: those of them whose gradient was scaled down.
     """
 
@@ -86,83 +94,82 @@ class ClippingStats:
     clipped_subjects: int = 0
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ accounting
-
-
 def compute_noise_multiplier(
     epsilon: float, delta: float, sampling_rate: float, steps: int
 ) -> float:
-    """The least noise with which so many steps spend at most epsilon, and at least 0.995 of it, by Rényi divergence (Mironov et al. 2019, arXiv
-    1908.10530).
+    """Compute the least noise with which so many steps spend at most epsilon.
+
+    They spend at least 0.995 of it, by the Rényi divergence of the sampled Gaussian mechanism
+    (Mironov et al. 2019, arXiv 1908.10530, section 3).
+
+    Returns:
+        Standard deviation of the noise over the clipping norm.
 
     Raises:
         UsageError: opacus is not installed, or no noise is enough.
     """
-    _, search = _import_opacus()
-    asked = {
-        "target_epsilon": epsilon,
-        "target_delta": delta,
-        "sample_rate": sampling_rate,
-        "steps": steps,
-        "alphas": RENYI_ORDERS,
-    }
+    _, get_noise_multiplier = _import_opacus()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that the best order is the first or the last, which is tight enough here
+        # opacus warns where the best order is the first or the last; the bound holds all the same
+        warnings.simplefilter("ignore")
         try:
-            return float(
-                search(**asked, accountant="rdp", epsilon_tolerance=EPSILON_TOLERANCE / 2 * epsilon)
+            multiplier = get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=sampling_rate,
+                steps=steps,
+                accountant="rdp",
+                epsilon_tolerance=EPSILON_TOLERANCE / 2 * epsilon,
+                alphas=RENYI_ORDERS,
             )
         except ValueError as error:
-            hint = "ask for a larger epsilon, or take fewer steps"
-            message = f"no noise is enough for epsilon {epsilon:g} after {steps} steps"
             raise UsageError(
-                message, location="training.differential_privacy.epsilon", hint=hint
+                f"no noise is enough for epsilon {epsilon:g} after {steps} steps",
+                location="training.differential_privacy.epsilon",
+                hint="set a larger epsilon, or take fewer steps",
             ) from error
+    return float(multiplier)
 
 
 def compute_epsilon(
     noise_multiplier: float, sampling_rate: float, steps: int, delta: float
 ) -> float:
-    """What so many steps give away at most, at this delta.
+    """Compute the epsilon that so many steps spend at most, at this delta.
 
     Raises:
         UsageError: opacus is not installed.
     """
-    accountant, _ = _import_opacus()
-    counted = accountant()
-    counted.history = [(noise_multiplier, sampling_rate, steps)]
+    accountant_class, _ = _import_opacus()
+    if not steps:
+        return 0.0
+    accountant = accountant_class()
+    accountant.history = [(noise_multiplier, sampling_rate, steps)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(counted.get_epsilon(delta, alphas=RENYI_ORDERS)) if steps else 0.0
+        warnings.simplefilter("ignore")  # as above
+        return float(accountant.get_epsilon(delta, alphas=RENYI_ORDERS))
 
 
 def _import_opacus() -> tuple[Any, Any]:
-    """Its accountant and its search for the noise; nothing else of it is used."""
+    """Import opacus' accountant and its search for the noise; nothing else of it is used."""
     try:
         from opacus.accountants import RDPAccountant
         from opacus.accountants.utils import get_noise_multiplier
     except ImportError as error:
-        hint = 'install it: pip install "clinpeft[private]"'
         raise UsageError(
-            "opacus, which counts what is spent, is not installed",
+            "opacus, which computes the spent epsilon, is not installed",
             location="training.differential_privacy",
-            hint=hint,
+            hint='install it: pip install "clinpeft[private]"',
         ) from error
     return RDPAccountant, get_noise_multiplier
 
 
 def check_opacus_installed() -> None:
-    """Stop before anything is read when nobody could count what is spent.
+    """Check, before any data is read, that the spent epsilon can be computed.
 
     Raises:
         UsageError: opacus is not installed.
     """
     _import_opacus()
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ the course
 
 
 def calibrate_privacy_mechanism(
@@ -171,49 +178,53 @@ def calibrate_privacy_mechanism(
     spec: DifferentialPrivacySpec,
     optimisation: OptimizationSpec,
 ) -> PrivacyMechanism:
-    """The noise that a run needs, from its subjects and steps.
+    """Compute the noise that a run needs from its subjects and steps.
 
     Args:
-        trainable: as it would be learned without privacy; its first epoch names every training item.
-        subjects: who each of its items is about.
-        spec: what is asked.
-        optimisation: epochs, each of so many steps that every subject is expected once, and the largest number of steps.
+        trainable: without differential privacy; its first epoch names every training item.
+        subjects: (items,) subject of each of its items.
+        spec: target and clipping norm.
+        optimisation: epochs, in each of which every subject is expected once, and the largest
+            number of steps.
 
     Raises:
-        InputError: fewer training subjects than a step should have, or so many that delta is no small probability any more.
+        InputError: fewer training subjects than a step should have, or so many that delta is not
+            below 1 / subjects.
         UsageError: opacus is not installed, or no noise is enough.
     """
-    counts = [len(items) for items in _group_items_by_subject(trainable, subjects)]
-    people = len(counts)
-    if people < spec.subjects_per_step:
-        hint = f"set it to {max(1, people // 10)}, say, or give more subjects"
-        location = f"training.differential_privacy.subjects_per_step = {spec.subjects_per_step}"
+    item_counts = [len(items) for items in _group_items_by_subject(trainable, subjects)]
+    subject_count = len(item_counts)
+    location = "training.differential_privacy"
+    if subject_count < spec.subjects_per_step:
         raise InputError(
-            f"{people} training subjects are fewer than a step is to have",
-            location=location,
-            hint=hint,
+            f"{subject_count} training subjects are fewer than a step should have",
+            location=f"{location}.subjects_per_step = {spec.subjects_per_step}",
+            hint=f"set it to {max(1, subject_count // 10)}, say, or give more subjects",
         )
-    if spec.delta * people >= 1:
-        hint = f"set it well below 1 / {people}: a mechanism that publishes one subject at random would keep this promise"
+    # publishing the data of one random subject of n is (0, 1/n)-private (Dwork and Roth 2014,
+    # section 2.3)
+    if spec.delta * subject_count >= 1:
         raise InputError(
-            f"{people} training subjects",
-            location=f"training.differential_privacy.delta = {spec.delta:g}",
-            hint=hint,
+            f"{subject_count} training subjects",
+            location=f"{location}.delta = {spec.delta:g}",
+            hint=f"set it well below 1 / {subject_count}: publishing one random subject would"
+            " satisfy this delta",
         )
-    rate = spec.subjects_per_step / people
-    empty: list[IndexArray] = [np.zeros(0, np.int64)] * math.ceil(1 / rate)
-    steps = count_total_steps(replace(trainable, make_epoch_batches=lambda _: empty), optimisation)
-    multiplier = compute_noise_multiplier(spec.epsilon, spec.delta, rate, steps)
+    sampling_rate = spec.subjects_per_step / subject_count
+    epoch: list[IndexArray] = [np.zeros(0, np.int64)] * math.ceil(1 / sampling_rate)
+    sampled = replace(trainable, make_epoch_batches=lambda _: epoch)
+    steps = count_total_steps(sampled, optimisation)
+    noise_multiplier = compute_noise_multiplier(spec.epsilon, spec.delta, sampling_rate, steps)
     return PrivacyMechanism(
-        spec.epsilon,
-        spec.delta,
-        spec.clip_norm,
-        multiplier,
-        rate,
-        people,
-        spec.subjects_per_step,
-        steps,
-        max(counts),
+        epsilon=spec.epsilon,
+        delta=spec.delta,
+        clip_norm=spec.clip_norm,
+        noise_multiplier=noise_multiplier,
+        sampling_rate=sampling_rate,
+        subjects=subject_count,
+        subjects_per_step=spec.subjects_per_step,
+        steps=steps,
+        most_items=max(item_counts),
     )
 
 
@@ -224,60 +235,72 @@ def make_trainable_private(
     noise_seed: int,
     clipping_stats: ClippingStats,
 ) -> Trainable:
-    """The same course with differential privacy: its parameters, measurements and the way it keeps the best weights stay what they are.
+    """Train with differential privacy; parameters, metrics and selection of weights are the same.
 
-    A step is a draw of subjects (Poisson sampling; it may be empty, and is taken all the same), and its gradient the noised sum divided by the
-    expected number of subjects, which no subject can change. The loss that is told of a step is the mean over what was drawn, 0 where nobody was, and
-    not private.
+    A step samples subjects (Poisson sampling; a step without subjects is taken all the same). Its
+    gradient is the noised sum divided by the expected number of subjects, which no subject can
+    change. The logged loss of a step is the mean over the sampled subjects, 0 where there are none,
+    and not private.
 
     Args:
-        trainable: as it would be learned without privacy, by one process.
-        subjects: who each of its items is about.
-        mechanism: from ``mechanism``.
-        noise_seed: of draws and noise, which are a function of it and the step, so that a resumed run draws the same. Who knows it can take the noise
-            away.
-        clipping_stats: is told what was clipped.
+        trainable: without differential privacy, for one process.
+        subjects: (items,) subject of each of its items.
+        mechanism: from ``calibrate_privacy_mechanism``.
+        noise_seed: of sampling and noise, which are functions of it and the step, so that a resumed
+            run draws the same. Whoever knows it can subtract the noise.
+        clipping_stats: counts clipped gradients.
     """
-    items = _group_items_by_subject(trainable, subjects)
-    owner = {int(item): at for at, some in enumerate(items) for item in some}
-    nobody = np.zeros(0, np.int64)
+    items_by_subject = _group_items_by_subject(trainable, subjects)
+    subject_of_item = {
+        int(item): subject for subject, items in enumerate(items_by_subject) for item in items
+    }
+    steps_per_epoch = math.ceil(1 / mechanism.sampling_rate)
 
-    def epoch(number: int) -> list[IndexArray]:
-        draws = (
-            _sample_subjects(mechanism, noise_seed, number, at)
-            for at in range(math.ceil(1 / mechanism.sampling_rate))
-        )
-        return [np.concatenate([nobody, *(items[at] for at in drawn)]) for drawn in draws]
+    def make_epoch_batches(epoch: int) -> list[IndexArray]:
+        batches = []
+        for step_index in range(steps_per_epoch):
+            rng = np.random.default_rng([noise_seed, SAMPLING_STREAM, epoch, step_index])
+            # each subject independently of the others
+            sampled = np.flatnonzero(rng.random(mechanism.subjects) < mechanism.sampling_rate)
+            parts = [items_by_subject[subject] for subject in sampled]
+            batches.append(np.concatenate([np.zeros(0, np.int64), *parts]))
+        return batches
 
-    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
-        drawn = [items[at] for at in sorted({owner[int(item)] for item in chosen})]
+    def backward(items: IndexArray, step: int) -> tuple[float, float]:
+        sampled = sorted({subject_of_item[int(item)] for item in items})
         summed, targets = _sum_clipped_gradients(
-            trainable, drawn, mechanism.clip_norm, step, clipping_stats
+            trainable,
+            [items_by_subject[subject] for subject in sampled],
+            mechanism.clip_norm,
+            step,
+            clipping_stats,
         )
-        _add_noise(trainable, mechanism, noise_seed, step)
+        parameters = list(trainable.parameters.values())
+        gradient = flatten_gradients(parameters)  # (numbers,)
+        # in float64 on the CPU, so that every device gets the same noise
+        scale = mechanism.noise_multiplier * mechanism.clip_norm
+        rng = np.random.default_rng([noise_seed, NOISE_STREAM, step])
+        noise = torch.from_numpy(rng.normal(0.0, scale, len(gradient)))
+        _set_gradients(parameters, gradient + noise.to(gradient.dtype).to(gradient.device))
+        # the loop divides the gradient by the number of targets, and the loss with it
         expected = float(mechanism.subjects_per_step)
         return (summed / targets * expected if targets else 0.0), expected
 
-    return replace(trainable, make_epoch_batches=epoch, backward=backward, joint_step=None)
+    # no joint step: it would not clip
+    return replace(
+        trainable, make_epoch_batches=make_epoch_batches, backward=backward, joint_step=None
+    )
 
 
 def _group_items_by_subject(trainable: Trainable, subjects: SubjectArray) -> list[IndexArray]:
     """The training items of each subject."""
-    steps = trainable.make_epoch_batches(0)
-    train = np.sort(np.concatenate(steps)) if steps else np.zeros(0, np.int64)
-    _, numbers = np.unique(subjects[train], return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    return np.split(train[order], np.flatnonzero(np.diff(numbers[order])) + 1) if len(train) else []
-
-
-def _sample_subjects(
-    mechanism: PrivacyMechanism, noise_seed: int, epoch: int, step_index: int
-) -> IndexArray:
-    """The subjects of a step: each on its own with the same probability."""
-    chances = np.random.default_rng([noise_seed, SAMPLING_STREAM, epoch, step_index]).random(
-        mechanism.subjects
-    )
-    return np.flatnonzero(chances < mechanism.sampling_rate)
+    batches = trainable.make_epoch_batches(0)
+    if not batches:
+        return []
+    items = np.sort(np.concatenate(batches))
+    _, codes = np.unique(subjects[items], return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    return np.split(items[order], np.flatnonzero(np.diff(codes[order])) + 1) if len(items) else []
 
 
 def _sum_clipped_gradients(
@@ -287,110 +310,77 @@ def _sum_clipped_gradients(
     step: int,
     clipping_stats: ClippingStats,
 ) -> tuple[float, float]:
-    """The sum of the subjects' clipped gradients, into the parameters; their summed loss, and of how many targets.
+    """Set the gradients to the sum of the subjects' clipped gradients.
+
+    g_s min(1, C / ||g_s||) of each subject s, Abadi et al. 2016, algorithm 1.
+
+    Returns:
+        Summed loss and number of targets of the subjects.
 
     Raises:
-        TrainingError: none of the subjects of an early step has a gradient, which the noise would hide from every other check.
+        TrainingError: no subject of an early step has a gradient, which the noise would hide from
+            every other check.
     """
     parameters = list(trainable.parameters.values())
-    whole = _flatten_gradients(parameters, as_zeros=True)
+    total = torch.zeros_like(flatten_gradients(parameters))  # (numbers,)
     summed, targets, norms = 0.0, 0.0, []
     for items in subject_items:
-        _clear_gradients(parameters)
+        for parameter in parameters:
+            parameter.grad = None
         loss, count = trainable.backward(items, step)
-        own = _flatten_gradients(parameters)
-        norms.append(float(torch.linalg.vector_norm(own, dtype=torch.float64)))
-        whole += (
-            own if norms[-1] <= clip_norm else own * (clip_norm / norms[-1])
-        )  # what is not a number stays so, and stops the run
+        gradient = flatten_gradients(parameters)
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        # "not (norm <= C)", so that a norm of NaN stays NaN and stops the run in the loop
+        total += gradient if norm <= clip_norm else gradient * (clip_norm / norm)
         summed, targets = summed + loss, targets + count
+        norms.append(norm)
     if norms and not any(norms) and step <= WEIGHT_CHANGE_CHECK_STEPS:
-        hint = "the adapter is not part of the forward pass"
         raise TrainingError(
-            f"no gradient from any of {len(norms)} subjects", location=f"step {step}", hint=hint
+            f"no gradient from any of {len(norms)} subjects",
+            location=f"step {step}",
+            hint="the adapter is not part of the forward pass",
         )
-    clipping_stats.sampled_subjects, clipping_stats.clipped_subjects = (
-        clipping_stats.sampled_subjects + len(norms),
-        clipping_stats.clipped_subjects + sum(norm > clip_norm for norm in norms),
-    )
-    _set_gradients(parameters, whole)
+    clipping_stats.sampled_subjects += len(norms)
+    clipping_stats.clipped_subjects += sum(norm > clip_norm for norm in norms)
+    _set_gradients(parameters, total)
     return summed, targets
 
 
-def _add_noise(
-    trainable: Trainable, mechanism: PrivacyMechanism, noise_seed: int, step: int
-) -> None:
-    """Gaussian noise on the gradient of every trained number, drawn in float64 and alike on every device."""
-    parameters = list(trainable.parameters.values())
-    flat = _flatten_gradients(parameters)
-    drawn = np.random.default_rng([noise_seed, NOISE_STREAM, step]).normal(
-        0.0, mechanism.noise_multiplier * mechanism.clip_norm, len(flat)
-    )
-    _set_gradients(parameters, flat + torch.from_numpy(drawn).to(flat.dtype).to(flat.device))
-
-
-def _flatten_gradients(
-    parameters: Iterable[torch.nn.Parameter], as_zeros: bool = False
-) -> torch.Tensor:
-    """The gradients of all parameters, one after another; zeros where there are none, or where none are wanted."""
-    return torch.cat(
-        [
-            (torch.zeros_like(one) if as_zeros or one.grad is None else one.grad)
-            .detach()
-            .reshape(-1)
-            for one in parameters
-        ]
-    )
-
-
 def _set_gradients(parameters: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
-    for parameter, piece in zip(
-        parameters, torch.split(gradient, [one.numel() for one in parameters]), strict=True
-    ):
+    """Distribute a flat gradient (numbers,) over the parameters."""
+    pieces = torch.split(gradient, [parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter).clone()
-
-
-def _clear_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ the record
 
 
 def summarize_privacy_spending(
     mechanism: PrivacyMechanism, steps: int, clipping_stats: ClippingStats
 ) -> dict[str, Any]:
-    """What was promised and what was spent, counted again from the steps that were taken, for ``run.json``.
+    """Summarize target and spent epsilon, by the steps that were taken, for ``run.json``.
 
     Raises:
-        TrainingError: more was spent than was asked, or so much less that the noise was not what it should have been.
+        TrainingError: the spent epsilon is above the target, or so far below it that the noise
+            cannot have been the computed one.
     """
     spent = compute_epsilon(
         mechanism.noise_multiplier, mechanism.sampling_rate, steps, mechanism.delta
     )
-    if not (
-        mechanism.noise_multiplier > 0
-        and (1 - EPSILON_TOLERANCE) * mechanism.epsilon <= spent <= mechanism.epsilon
-    ):
-        message = f"epsilon {spent:.6g} was spent by {steps} steps with noise {mechanism.noise_multiplier:g}, and {mechanism.epsilon:g} was asked for"
+    lowest = (1 - EPSILON_TOLERANCE) * mechanism.epsilon
+    if not (mechanism.noise_multiplier > 0 and lowest <= spent <= mechanism.epsilon):
         raise TrainingError(
-            message,
+            f"epsilon {spent:.6g} was spent by {steps} steps with noise"
+            f" {mechanism.noise_multiplier:g}, and the target is {mechanism.epsilon:g}",
             location="training.differential_privacy",
-            hint="do not let these weights leave; report this as a bug of clinpeft",
+            hint="do not publish these weights; report this as a bug of clinpeft",
         )
-    about = asdict(mechanism) | {
+    sampled = clipping_stats.sampled_subjects
+    return asdict(mechanism) | {
         "epsilon_asked": mechanism.epsilon,
         "epsilon": spent,
         "steps": steps,
-    }
-    share = (
-        clipping_stats.clipped_subjects / clipping_stats.sampled_subjects
-        if clipping_stats.sampled_subjects
-        else None
-    )
-    return about | {
         "adjacency": "one training subject more or less",
         "accountant": "opacus, RDP",
-        "clipped_share_not_private": share,
+        "clipped_share_not_private": (
+            clipping_stats.clipped_subjects / sampled if sampled else None
+        ),
     }

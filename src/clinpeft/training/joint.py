@@ -1,8 +1,10 @@
-"""Several courses in one pass over one base: each keeps its own steps, gradients, optimiser, schedule, dropout, best weights and checkpoints.
+"""Several trials trained in one pass over one base.
 
-What a search tries differs in adapters and training, and the base is most of the work: its products are made once for the texts of all trials
-(mLoRA, arXiv 2312.02515). The gradient of the sum of the losses gives each trial its own, because no parameter is in two of them; so each learns what
-it would learn alone, but for the order in which float32 adds up.
+Each keeps its own steps, gradients, optimizer, schedule, dropout, best weights and checkpoints. The
+trials of a search differ in adapters and training options, and most of the work is the base, whose
+products are computed once for the texts of all trials (mLoRA, arXiv 2312.02515). No parameter
+belongs to two trials, so that the gradient of the sum of their losses is the gradient of each:
+every trial is trained as it would be alone, but for the order in which float32 sums are computed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,15 +32,18 @@ from clinpeft.training.trainer import (
 )
 
 JointTrainingOutcome = TrainingResult | ClinpeftError
-"""How it went, or why it did not."""
+"""Result of a trial, or the error that ended it."""
 
 StepBatches = Mapping[int, tuple[int, IndexArray]]
-"""Trial -> its next step and the items of that."""
+"""Trial -> number of its step, and items."""
 
 
 @dataclass(frozen=True)
 class TrialTraining:
-    """One of several trials: what ``fit`` is given for it. Its course is of the stack at the same place in ``Joint.stacks``."""
+    """The arguments of ``run_training`` for one of several trials.
+
+    Its trainable is of the stack at the same position in ``MultiAdapterModel.stacks``.
+    """
 
     trainable: Trainable
     spec: OptimizationSpec
@@ -52,60 +56,74 @@ def train_jointly(
     trial_trainings: Sequence[TrialTraining],
     accelerator: Accelerator,
 ) -> list[JointTrainingOutcome]:
-    """``fit`` of every trial, a step of each at a time in one pass. Trials that have ended leave it; so does one that fails, and the others go on.
+    """Run ``run_training`` of every trial, one step of each in a pass.
 
-    The loss of every step, the measurements and the weights are those of ``fit`` alone. Seconds, tokens a second and memory are those of the pass.
-    Memory is that of one base, and of the micro-batches of all trials at once.
+    A trial that ends or fails leaves, and the others continue. Losses, metrics and weights are
+    those of ``run_training`` alone; seconds, tokens a second and memory are those of the shared
+    pass: one base, and the micro-batches of all trials at once.
 
     Args:
-        joint_model: the base with the trials' stacks.
-        trial_trainings: a trial each, in the order of the stacks.
+        joint_model: the base with the stacks of all trials.
+        trial_trainings: one for each trial, in the order of the stacks.
         accelerator: of one process.
 
     Returns:
-        In the order of the trials, the result, or the error that ``fit`` would have raised: ``InterruptedRun`` where ``watch.stopping`` said so.
+        For each trial, in order, the result, or the error that ``run_training`` would have raised:
+        ``InterruptedRunError`` where ``callbacks.should_stop`` returned True.
 
     Raises:
-        TrainingError: these cannot be learned in one pass.
+        TrainingError: these trials cannot be trained in one pass.
     """
-    shares = _collect_joint_steps(joint_model, trial_trainings, accelerator)
+    joint_steps = _collect_joint_steps(joint_model, trial_trainings, accelerator)
     outcomes: dict[int, JointTrainingOutcome] = {}
-    going: dict[int, tuple[Trainer, Iterator[tuple[int, IndexArray]]]] = {}
-    for at, each in enumerate(trial_trainings):
-        with _capture_error(outcomes, at):
-            running = Trainer(
-                _evaluate_on_own_stack(joint_model, at, each.trainable),
-                each.spec,
-                accelerator,
-                each.folder,
-                each.callbacks,
+    running: dict[int, tuple[Trainer, Iterator[tuple[int, IndexArray]]]] = {}
+    for trial, training in enumerate(trial_trainings):
+        with _capture_error(outcomes, trial):
+            trainable = training.trainable
+            if trainable.evaluate is not None:
+                evaluate = _isolate_evaluation(joint_model, trial, trainable.evaluate)
+                trainable = replace(trainable, evaluate=evaluate)
+            trainer = Trainer(
+                trainable, training.spec, accelerator, training.folder, training.callbacks
             )
-            running.resume()
-            going[at] = running, running.iterate_remaining_steps()
-    while going := {at: each for at, each in going.items() if at not in outcomes}:
-        chosen: dict[int, tuple[int, IndexArray]] = {}
-        for at, (running, remaining) in going.items():
-            if (following := next(remaining, None)) is not None:
-                chosen[at] = following
+            trainer.resume()
+            running[trial] = trainer, trainer.iterate_remaining_steps()
+    while running := {trial: run for trial, run in running.items() if trial not in outcomes}:
+        batches: dict[int, tuple[int, IndexArray]] = {}
+        for trial, (trainer, remaining_steps) in running.items():
+            if (batch := next(remaining_steps, None)) is not None:
+                batches[trial] = batch
                 continue
-            with _capture_error(outcomes, at):
-                outcomes[at] = running.finish()
-        sums = _compute_joint_gradients(
-            joint_model, trial_trainings, shares, chosen, accelerator.device
-        )
-        for at, (step, items) in chosen.items():
-            with _capture_error(outcomes, at):
-                going[at][0].take_step(step, items, *sums[at])
-    return [outcomes[at] for at in range(len(trial_trainings))]
+            with _capture_error(outcomes, trial):
+                outcomes[trial] = trainer.finish()
+        for trial in batches:
+            trial_trainings[trial].trainable.set_training_mode(True)
+        sums = _compute_joint_gradients(joint_model, joint_steps, batches, accelerator.device)
+        for trial, (step, items) in batches.items():
+            with _capture_error(outcomes, trial):
+                running[trial][0].take_step(step, items, *sums[trial])
+    return [outcomes[trial] for trial in range(len(trial_trainings))]
 
 
 @contextlib.contextmanager
-def _capture_error(outcomes: dict[int, JointTrainingOutcome], trial_index: int) -> Iterator[None]:
-    """An error of one trial ends that trial."""
+def _capture_error(outcomes: dict[int, JointTrainingOutcome], trial: int) -> Iterator[None]:
+    """Let an error of one trial end that trial only."""
     try:
         yield
     except ClinpeftError as error:
-        outcomes[trial_index] = error
+        outcomes[trial] = error
+
+
+def _isolate_evaluation(
+    joint_model: MultiAdapterModel, trial: int, evaluate: Callable[[], dict[str, float]]
+) -> Callable[[], dict[str, float]]:
+    """Evaluate the tuning split with the trial's own stack."""
+
+    def evaluate_isolated() -> dict[str, float]:
+        with joint_model.isolate_stack(trial):
+            return evaluate()
+
+    return evaluate_isolated
 
 
 def _collect_joint_steps(
@@ -113,86 +131,66 @@ def _collect_joint_steps(
     trial_trainings: Sequence[TrialTraining],
     accelerator: Accelerator,
 ) -> list[JointStep]:
-    shares = [
-        each.trainable.joint_step
-        for each in trial_trainings
-        if each.trainable.joint_step is not None
-    ]
-    reasons = {
-        f"{len(trial_trainings)} courses for {len(joint_model.stacks)} stacks": len(trial_trainings)
-        != len(joint_model.stacks),
+    """Collect the joint step of each trial.
+
+    Raises:
+        TrainingError: the trials cannot be trained in one pass.
+    """
+    steps = [training.trainable.joint_step for training in trial_trainings]
+    joint_steps = [step for step in steps if step is not None]
+    stacks = joint_model.stacks
+    obstacles = {
+        f"{len(steps)} trainings for {len(stacks)} stacks": len(steps) != len(stacks),
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
-        "a course that does not say how it can be shared": len(shares) < len(trial_trainings),
+        "a training without a joint step": len(joint_steps) < len(steps),
         "a trial in which no adapter is trained": not all(
-            stack.trained_parameters for stack in joint_model.stacks
+            stack.trained_parameters for stack in stacks
         ),
-        "trials that ask for words and trials that ask for vectors": len(
-            {share.needs_logits for share in shares}
+        "trials on logits and trials on hidden states": len(
+            {step.needs_logits for step in joint_steps}
         )
         > 1,
     }
-    for message in (reason for reason, holds in reasons.items() if holds):
-        raise TrainingError(
-            f"{message} cannot be trained together",
-            location="trials",
-            hint="train them one after another",
-        )
-    return shares
-
-
-def _evaluate_on_own_stack(
-    joint_model: MultiAdapterModel, trial_index: int, trainable: Trainable
-) -> Trainable:
-    """The tuning split is asked of the trial's own stack."""
-    measure = trainable.evaluate
-    return (
-        trainable
-        if measure is None
-        else replace(
-            trainable, evaluate=partial(_evaluate_isolated, joint_model, trial_index, measure)
-        )
-    )
-
-
-def _evaluate_isolated(
-    joint_model: MultiAdapterModel, trial_index: int, evaluate: Callable[[], dict[str, float]]
-) -> dict[str, float]:
-    with joint_model.isolate_stack(trial_index):
-        return evaluate()
-
-
-# ------------------------------------------------------------------------------------------------------------------------------- one step
+    for obstacle, is_present in obstacles.items():
+        if is_present:
+            raise TrainingError(
+                f"{obstacle} cannot be trained together",
+                location="trials",
+                hint="train them one after another",
+            )
+    return joint_steps
 
 
 def _compute_joint_gradients(
     joint_model: MultiAdapterModel,
-    trial_trainings: Sequence[TrialTraining],
     joint_steps: Sequence[JointStep],
     step_batches: StepBatches,
     device: torch.device,
 ) -> dict[int, tuple[float, float]]:
-    """Gradients of a step of each of these trials, into their parameters; trial -> summed loss and targets.
+    """Add the gradients of a step of each trial to its parameters.
 
-    The first micro-batches of all go together, then the second ones, as far as each has some."""
-    for at in step_batches:
-        trial_trainings[at].trainable.set_training_mode(True)
-    groups = {
-        at: joint_steps[at].make_micro_batches(items) for at, (_, items) in step_batches.items()
+    Returns:
+        Trial -> summed loss and number of targets.
+    """
+    micro_batches = {
+        trial: joint_steps[trial].make_micro_batches(items)
+        for trial, (_, items) in step_batches.items()
     }
-    found = dict.fromkeys(step_batches, (0.0, 0.0))
+    sums = dict.fromkeys(step_batches, (0.0, 0.0))
     with torch.random.fork_rng():
-        for number in range(max(map(len, groups.values()), default=0)):
-            asked = {
-                at: (step_batches[at][0], group[number])
-                for at, group in groups.items()
-                if number < len(group)
+        # the first micro-batches of all trials in one pass, then the second ones of those with two
+        for index in range(max(map(len, micro_batches.values()), default=0)):
+            batches = {
+                trial: (step_batches[trial][0], parts[index])
+                for trial, parts in micro_batches.items()
+                if index < len(parts)
             }
-            sums = _compute_joint_losses(joint_model, joint_steps, asked, number, device)
-            torch.autograd.backward([each.loss for each in sums.values()])
-            for at, each in sums.items():
-                summed, targets = found[at]
-                found[at] = summed + each.loss.item(), targets + each.targets
-    return found
+            losses = _compute_joint_losses(joint_model, joint_steps, batches, index, device)
+            torch.autograd.backward([loss_sum.loss for loss_sum in losses.values()])
+            for trial, loss_sum in losses.items():
+                summed, targets = sums[trial]
+                sums[trial] = summed + loss_sum.loss.item(), targets + loss_sum.targets
+    return sums
 
 
 def _compute_joint_losses(
@@ -202,46 +200,34 @@ def _compute_joint_losses(
     micro_batch_index: int,
     device: torch.device,
 ) -> dict[int, LossSum]:
-    """One pass over one micro-batch of each."""
-    readings: list[PackedInput[LossSum] | None] = [None] * len(joint_steps)
-    drawn: list[torch.Generator | None] = [None] * len(joint_steps)
-    for at, (step, items) in micro_batches.items():
-        readings[at] = joint_steps[at].prepare_input(items, step)
-        drawn[at] = torch.Generator(device).manual_seed(
-            derive_dropout_seed(joint_steps[at].seed, step, micro_batch_index)
+    """Compute the losses of one micro-batch of each trial in one pass."""
+    inputs: list[PackedInput[LossSum] | None] = [None] * len(joint_steps)
+    generators: list[torch.Generator | None] = [None] * len(joint_steps)
+    for trial, (step, items) in micro_batches.items():
+        inputs[trial] = joint_steps[trial].prepare_input(items, step)
+        seed = derive_dropout_seed(joint_steps[trial].seed, step, micro_batch_index)
+        generators[trial] = torch.Generator(device).manual_seed(seed)
+    # without logits of the whole vocabulary where every trial computes its own in blocks; the
+    # output layer is the base's, and so the same in all trials
+    heads = [step.language_model_head for step in joint_steps]
+    context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if heads[0] is not None and heads[0].get_projection() is not None and None not in heads:
+        context = heads[0].skip_projection()
+    with context:
+        outputs = joint_model.encode_packed(
+            inputs, generators, return_logits=joint_steps[0].needs_logits
         )
-    with _skip_language_model_head(joint_steps):
-        answers = joint_model.encode_packed(
-            readings, drawn, return_logits=joint_steps[0].needs_logits
-        )
-    found = {}
-    for at, (reading, answer, generator) in enumerate(zip(readings, answers, drawn, strict=True)):
-        if reading is not None and answer is not None and generator is not None:
-            _continue_random_state(
-                generator
-            )  # what stands above the base, such as a head, goes on where this trial's layers ended
-            found[at] = reading.process_output(answer)
-    return found
-
-
-def _skip_language_model_head(
-    joint_steps: Sequence[JointStep],
-) -> contextlib.AbstractContextManager[None]:
-    """Without the scores of every word, where each trial makes its own of those that it asks; all have the same last layer."""
-    vocabulary = joint_steps[0].language_model_head
-    if (
-        vocabulary is None
-        or vocabulary.get_projection() is None
-        or any(share.language_model_head is None for share in joint_steps)
+    losses = {}
+    for trial, (packed, output, generator) in enumerate(
+        zip(inputs, outputs, generators, strict=True)
     ):
-        return contextlib.nullcontext()
-    return vocabulary.skip_projection()
-
-
-def _continue_random_state(generator: torch.Generator) -> None:
-    """torch's own generator goes on where this one is, as if all had been drawn from it."""
-    torch.manual_seed(generator.initial_seed())
-    if generator.device.type == "cuda":
-        torch.cuda.set_rng_state(generator.get_state(), generator.device)
-    else:
-        torch.set_rng_state(generator.get_state())
+        if packed is not None and output is not None and generator is not None:
+            # what is above the base, such as the dropout of a head, draws from torch's own
+            # generator; it continues where the dropout of this trial's layers ended, as alone
+            torch.manual_seed(generator.initial_seed())
+            if generator.device.type == "cuda":
+                torch.cuda.set_rng_state(generator.get_state(), generator.device)
+            else:
+                torch.set_rng_state(generator.get_state())
+            losses[trial] = packed.process_output(output)
+    return losses

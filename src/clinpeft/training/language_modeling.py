@@ -1,4 +1,4 @@
-"""Language, as a course: windows of tokens, asked by an objective, with the loss a token."""
+"""Language-model training: windows of tokens, an objective, and the loss of a target token."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
 from clinpeft.training.likelihood import compute_window_perplexity
 from clinpeft.training.objectives import (
+    LabeledBatch,
     LanguageModelingData,
     TokenLogitFunction,
     compute_batch_likelihoods,
@@ -32,81 +33,72 @@ def build_language_modeling_trainable(
     spec: TrainingSpec,
     accelerator: Accelerator,
 ) -> Trainable:
-    """How the adapters of a stack learn what ``data`` teaches; the best weights are those of the lowest perplexity on its tuning windows.
+    """Build the training of a stack's adapters on ``data``.
+
+    The loss of a step is the mean negative log-likelihood of its targets. The best weights are
+    those of the lowest perplexity on the tuning windows.
 
     Args:
-        stack: what is trained.
+        stack: base and adapters.
         forward: ids and mask to logits, through the stack.
         data: windows and objective.
         spec: sizes of steps and micro-batches.
         accelerator: the processes.
     """
-    lengths = data.encodings.lengths
+    lengths, head = data.encodings.lengths, data.language_model_head
+
+    def label_windows(windows: IndexArray, step: int) -> tuple[LabeledBatch, torch.Tensor]:
+        batch = tokenization.gather_windows(data.encodings, windows).to(accelerator.device)
+        # other masks in every step, the same in a resumed one
+        labeled = data.label_batch(batch, data.tokenizer, (data.seed, step))
+        return labeled, batch.attention_mask
 
     def loss(windows: IndexArray, step: int) -> LossSum:
-        batch = tokenization.gather_windows(data.encodings, windows).to(accelerator.device)
-        scores = compute_batch_likelihoods(
-            forward,
-            data.label_batch(batch, data.tokenizer, (data.seed, step)),
-            batch.attention_mask,
-            data.language_model_head,
-        )
+        labeled, mask = label_windows(windows, step)
+        scores = compute_batch_likelihoods(forward, labeled, mask, head)
         return LossSum(scores.negative_log_likelihood.sum(), float(scores.target_counts.sum()))
 
-    def reading(windows: IndexArray, step: int) -> PackedInput[LossSum]:
-        batch = tokenization.gather_windows(data.encodings, windows).to(accelerator.device)
-        question = data.label_batch(batch, data.tokenizer, (data.seed, step))
+    def prepare_input(windows: IndexArray, step: int) -> PackedInput[LossSum]:
+        labeled, mask = label_windows(windows, step)
 
-        def answer(found: torch.Tensor) -> LossSum:
-            total, targets = sum_packed_loss(
-                found, question, batch.attention_mask, data.language_model_head
-            )
+        def process_output(outputs: torch.Tensor) -> LossSum:  # (tokens, vocabulary or width)
+            total, targets = sum_packed_loss(outputs, labeled, mask, head)
             return LossSum(total, float(targets))
 
-        return PackedInput(question.input_ids, batch.attention_mask, answer)
+        return PackedInput(labeled.input_ids, mask, process_output)
 
-    def grouped(windows: IndexArray) -> list[IndexArray]:
+    def make_micro_batches(windows: IndexArray) -> list[IndexArray]:
         return tokenization.group_windows(lengths, windows, spec.micro_batch_tokens)
 
-    def epoch(number: int) -> list[IndexArray]:
-        order = np.random.default_rng([data.seed, number])
-        return (
-            [
-                data.train_windows[part]
-                for part in tokenization.shuffle_window_steps(
-                    lengths[data.train_windows], spec.batch_tokens, order
-                )
-            ]
-            if len(data.train_windows)
-            else []
+    def make_epoch_batches(number: int) -> list[IndexArray]:
+        if not len(data.train_windows):
+            return []
+        rng = np.random.default_rng([data.seed, number])
+        steps = tokenization.shuffle_window_steps(
+            lengths[data.train_windows], spec.batch_tokens, rng
         )
+        return [data.train_windows[positions] for positions in steps]
 
-    def measure() -> dict[str, float]:
-        return {
-            TUNING_PERPLEXITY: compute_window_perplexity(
-                forward, data, data.tuning_windows, spec.micro_batch_tokens, accelerator
-            )
-        }
+    def evaluate() -> dict[str, float]:
+        perplexity = compute_window_perplexity(
+            forward, data, data.tuning_windows, spec.micro_batch_tokens, accelerator
+        )
+        return {TUNING_PERPLEXITY: perplexity}
 
+    reduce_memory = partial(enable_checkpointing_on_oom, stack)
     return Trainable(
         parameters=stack.trained_parameters,
-        make_epoch_batches=epoch,
+        make_epoch_batches=make_epoch_batches,
         count_tokens=lambda windows: int(lengths[windows].sum()),
         backward=build_backward_with_oom_retry(
             partial(build_additive_backward, loss, seed=data.seed, accelerator=accelerator),
-            grouped,
+            make_micro_batches,
             stack.trained_parameters.values(),
             accelerator.num_processes,
-            partial(enable_checkpointing_on_oom, stack) if spec.activations == "auto" else None,
+            reduce_memory if spec.activations == "auto" else None,
         ),
         set_training_mode=stack.train,
-        evaluate=measure if len(data.tuning_windows) else None,
+        evaluate=evaluate if len(data.tuning_windows) else None,
         best_metric=TUNING_PERPLEXITY,
-        joint_step=JointStep(
-            grouped,
-            reading,
-            data.seed,
-            needs_logits=True,
-            language_model_head=data.language_model_head,
-        ),
+        joint_step=JointStep(make_micro_batches, prepare_input, data.seed, True, head),
     )

@@ -1,4 +1,4 @@
-"""What a model thinks of every note: the table that perplexities are computed from."""
+"""Likelihoods of notes under a model: the table that perplexities are computed from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from clinpeft.training.objectives import (
 )
 
 UNIGRAM_BATCH_WINDOWS = 256
-SCORING_MASK_KEY = (0,)  # the same masks are asked in every row of a table
+SCORING_MASK_KEY = (0,)
+"""Entropy of the masks of masked language models: every table scores the same tokens."""
+
 _Float64Array = npt.NDArray[np.float64]
 
 
@@ -32,9 +34,22 @@ def compute_note_likelihoods(
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> pa.Table:
-    """One row a note with its scored tokens and their negative log-likelihood (schema ``tables.LIKELIHOOD``). The caller sets eval mode."""
-    targets, summed = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
-    return _aggregate_by_note(data, windows, targets, summed)
+    """Compute targets and negative log-likelihood of each note.
+
+    The caller sets evaluation mode.
+
+    Args:
+        forward: ids and mask to logits.
+        data: windows and objective.
+        windows: (windows,) of the notes.
+        micro_batch_tokens: tokens of one forward pass.
+        accelerator: the processes that share the work.
+
+    Returns:
+        One row for each note (schema ``LIKELIHOOD_SCHEMA``).
+    """
+    counts, losses = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
+    return _aggregate_by_note(data, windows, counts, losses)
 
 
 def compute_window_perplexity(
@@ -44,35 +59,43 @@ def compute_window_perplexity(
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> float:
-    """exp of the mean negative log-likelihood a token, over all given windows. The caller sets eval mode."""
-    targets, summed = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
-    return float(np.exp(summed.sum() / max(targets.sum(), 1.0)))
+    """Compute exp of the mean negative log-likelihood of a target, over all given windows.
+
+    Targets of all windows weigh the same, whatever the length of their window. The caller sets
+    evaluation mode.
+    """
+    counts, losses = _score_windows(forward, data, windows, micro_batch_tokens, accelerator)
+    return float(np.exp(losses.sum() / max(counts.sum(), 1.0)))
 
 
 def compute_unigram_likelihoods(
     data: LanguageModelingData, train_windows: IndexArray, windows: IndexArray
 ) -> pa.Table:
-    """The trivial baseline on the same tokens: how often each token was asked in ``train_windows``, plus one, and nothing else."""
-    counts = np.ones(len(data.tokenizer), dtype=np.float64)
-    for labels in _iterate_labels(data, train_windows):
-        counts += np.bincount(labels[labels != IGNORE_INDEX], minlength=len(counts))
-    surprise = -np.log(counts / counts.sum())
-    targets, summed = np.zeros(len(windows)), np.zeros(len(windows))
-    for at, labels in enumerate(_iterate_labels(data, windows)):
-        asked = labels[labels != IGNORE_INDEX]
-        targets[at], summed[at] = len(asked), surprise[asked].sum()
-    return _aggregate_by_note(data, windows, targets, summed)
+    """Compute the unigram baseline on the same targets, with add-one smoothing.
+
+    p(token) = (targets of it in ``train_windows`` + 1) / (all targets + vocabulary).
+
+    Returns:
+        One row for each note (schema ``LIKELIHOOD_SCHEMA``).
+    """
+    token_counts = np.ones(len(data.tokenizer), dtype=np.float64)  # (vocabulary,)
+    for targets in _iterate_targets(data, train_windows):
+        token_counts += np.bincount(targets, minlength=len(token_counts))
+    token_losses = -np.log(token_counts / token_counts.sum())  # (vocabulary,) nats
+    counts, losses = np.zeros(len(windows)), np.zeros(len(windows))
+    for index, targets in enumerate(_iterate_targets(data, windows)):
+        counts[index], losses[index] = len(targets), token_losses[targets].sum()
+    return _aggregate_by_note(data, windows, counts, losses)
 
 
-def _iterate_labels(
-    data: LanguageModelingData, windows: IndexArray
-) -> Iterator[npt.NDArray[np.int64]]:
-    """The labels of each window, in order."""
+def _iterate_targets(data: LanguageModelingData, windows: IndexArray) -> Iterator[IndexArray]:
+    """(targets,) of each window, in order."""
     for start in range(0, len(windows), UNIGRAM_BATCH_WINDOWS):
-        batch = tokenization.gather_windows(
-            data.encodings, windows[start : start + UNIGRAM_BATCH_WINDOWS]
-        )
-        yield from data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY).labels.numpy()
+        batch_windows = windows[start : start + UNIGRAM_BATCH_WINDOWS]
+        batch = tokenization.gather_windows(data.encodings, batch_windows)
+        # (rows, time)
+        for labels in data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY).labels.numpy():
+            yield labels[labels != IGNORE_INDEX]
 
 
 def _score_windows(
@@ -82,27 +105,25 @@ def _score_windows(
     micro_batch_tokens: int,
     accelerator: Accelerator,
 ) -> tuple[_Float64Array, _Float64Array]:
-    """(targets, negative log-likelihood) of each window, in the order of ``windows``, summed over the processes that scored them."""
-    found = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
+    """(windows,) targets, and (windows,) negative log-likelihood, of each window in order."""
+    scores = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
     lengths = data.encodings.lengths[windows]
     groups = tokenization.group_windows(lengths, np.arange(len(windows)), micro_batch_tokens)
     with torch.inference_mode():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
-            batch = tokenization.gather_windows(data.encodings, windows[group]).to(
-                accelerator.device
-            )
-            scores = compute_batch_likelihoods(
+            batch = tokenization.gather_windows(data.encodings, windows[group])
+            batch = batch.to(accelerator.device)
+            likelihoods = compute_batch_likelihoods(
                 forward,
                 data.label_batch(batch, data.tokenizer, SCORING_MASK_KEY),
                 batch.attention_mask,
                 data.language_model_head,
             )
-            found[0, group], found[1, group] = (
-                scores.target_counts.double(),
-                scores.negative_log_likelihood.double(),
-            )
-    found = accelerator.reduce(found, "sum").cpu().numpy()
-    return found[0], found[1]
+            scores[0, group] = likelihoods.target_counts.double()
+            scores[1, group] = likelihoods.negative_log_likelihood.double()
+    # windows of other processes are 0 here, so that the sum over processes fills them in
+    counts, losses = accelerator.reduce(scores, "sum").cpu().numpy()
+    return counts, losses
 
 
 def _aggregate_by_note(
@@ -111,11 +132,12 @@ def _aggregate_by_note(
     target_counts: _Float64Array,
     negative_log_likelihoods: _Float64Array,
 ) -> pa.Table:
-    notes, at = np.unique(data.encodings.window_notes[windows], return_inverse=True)
+    """Sum over the windows of each note."""
+    notes, rows = np.unique(data.encodings.window_notes[windows], return_inverse=True)
     table = data.encodings.note_table.take(pa.array(notes))
-    counted = pa.array(np.bincount(at, target_counts).astype(np.int64))
-    losses = pa.array(np.bincount(at, negative_log_likelihoods, minlength=len(notes)))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}
-    return pa.table(
-        columns | {"tokens": counted, "negative_log_likelihood": losses}, schema=LIKELIHOOD_SCHEMA
+    columns["tokens"] = pa.array(np.bincount(rows, target_counts).astype(np.int64))
+    columns["negative_log_likelihood"] = pa.array(
+        np.bincount(rows, negative_log_likelihoods, minlength=len(notes))
     )
+    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)

@@ -1,7 +1,8 @@
-"""Objectives: batch -> loss, per row and per token, so that the caller alone decides what it is divided by.
+"""Language-modeling objectives: batch -> loss for each row and token.
 
-A mean over a micro-batch cannot be accumulated: micro-batches hold different numbers of targets. So an objective gives sums and counts, and
-the loop divides once, by the targets of the whole optimiser step over all micro-batches and processes.
+A mean over a micro-batch cannot be accumulated, since micro-batches hold different numbers of
+targets. So an objective returns sums and counts, and the training loop divides once, by the targets
+of the whole optimizer step over all micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ TokenLogitFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, time) ids and attention mask -> (rows, time, vocabulary) logits, aligned with the ids."""
 
 IGNORE_INDEX = -100
+"""Label of positions without a target, as in torch and transformers."""
 
 
 @dataclass(frozen=True)
 class BatchLikelihoods:
-    """Per row of a batch.
+    """Likelihoods of the rows of a batch.
 
     Attributes:
         negative_log_likelihood: (rows,) summed over the row's targets, nats, float32.
-        target_counts: (rows,) how many tokens were scored.
+        target_counts: (rows,) number of targets.
     """
 
     negative_log_likelihood: torch.Tensor
@@ -37,31 +39,49 @@ class BatchLikelihoods:
 
 @dataclass(frozen=True)
 class LabeledBatch:
-    """What a model is shown and asked: ids (rows, time), and labels (rows, time) with ``IGNORED`` where nothing is asked. The label at a position is
-    answered by the logits of that same position."""
+    """Inputs and labels of a batch.
+
+    Attributes:
+        input_ids: (rows, time).
+        labels: (rows, time), ``IGNORE_INDEX`` where there is no target. A label is predicted by the
+            logits of the same position; they are not shifted again.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
 
 
 LabelFunction = Callable[[WindowBatch, Tokenizer, tuple[int, ...]], LabeledBatch]
+"""(batch, tokenizer, entropy of a random draw) -> labeled batch."""
 
 
 def label_next_tokens(
-    batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]
-) -> LabeledBatch:  # noqa: ARG001
-    """Next-token prediction. Padding is told by the attention mask and never by an id, so that ``eos`` is learned even where it serves as pad."""
-    labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
-    labels[:, :-1] = batch.input_ids[:, 1:].masked_fill(
-        batch.attention_mask[:, 1:] == 0, IGNORE_INDEX
-    )
+    batch: WindowBatch,
+    tokenizer: Tokenizer,  # noqa: ARG001
+    key: tuple[int, ...],  # noqa: ARG001
+) -> LabeledBatch:
+    """Label every position with the token after it (causal language modeling)."""
+    labels = torch.full_like(batch.input_ids, IGNORE_INDEX)  # (rows, time)
+    # padding is known from the mask and not from an id, so that ``eos`` is a target also where the
+    # tokenizer pads with it
+    is_padding = batch.attention_mask[:, 1:] == 0  # (rows, time - 1)
+    labels[:, :-1] = batch.input_ids[:, 1:].masked_fill(is_padding, IGNORE_INDEX)
     return LabeledBatch(batch.input_ids, labels)
 
 
 @dataclass(frozen=True)
 class LanguageModelingData:
-    """What is learned: the windows to learn from, those to choose the best weights by, and how a window becomes a question; and the vocabulary of
-    the model that learns it, where its scores need not be made all at once."""
+    """Data of language-model training.
+
+    Attributes:
+        encodings: windows of tokens.
+        tokenizer: of the base.
+        label_batch: the objective's inputs and labels.
+        seed: of order, masks and dropout.
+        train_windows: (windows,) trained on.
+        tuning_windows: (windows,) that select the best weights.
+        language_model_head: of the trained model, where its logits can be computed in blocks.
+    """
 
     encodings: EncodedCorpus
     tokenizer: Tokenizer
@@ -76,27 +96,38 @@ MASKED_TOKEN_FRACTION, MASK_TOKEN_FRACTION, RANDOM_TOKEN_FRACTION = 0.15, 0.8, 0
 
 
 def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) -> LabeledBatch:
-    """Masked-token prediction (Devlin et al. 2019): 15 % of a window's text tokens, at least one, of which 80 % become the mask token, 10 % a
-    random one, 10 % stay. The draw depends on ``key`` and the window alone, so neighbours, order and processes do not change it."""
-    inputs, labels = batch.input_ids.clone(), torch.full_like(batch.input_ids, IGNORE_INDEX)
-    specials = torch.tensor(sorted(tokenizer.all_special_ids))
-    text = (batch.attention_mask.cpu() == 1) & ~torch.isin(batch.input_ids.cpu(), specials)
+    """Mask tokens to be predicted (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+
+    15 % of a window's text tokens, at least one, are targets; of those, 80 % become the mask token,
+    10 % a random token, and 10 % stay.
+
+    Args:
+        batch: windows.
+        tokenizer: with a mask token.
+        key: entropy of the draw, together with each window; neither neighbors nor order nor the
+            number of processes change it.
+    """
+    input_ids = batch.input_ids.clone()  # (rows, time)
+    labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
+    special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
+    is_text = (batch.attention_mask.cpu() == 1) & ~torch.isin(batch.input_ids.cpu(), special_ids)
     for row, window in enumerate(batch.window_indices):
-        places = np.flatnonzero(text[row].numpy())
-        if not len(places):
+        text_positions = np.flatnonzero(is_text[row].numpy())
+        if not len(text_positions):
             continue
         rng = np.random.default_rng([*key, int(window)])
-        chosen = rng.choice(
-            places, max(1, round(MASKED_TOKEN_FRACTION * len(places))), replace=False
+        target_count = max(1, round(MASKED_TOKEN_FRACTION * len(text_positions)))
+        positions = rng.choice(text_positions, target_count, replace=False)
+        action = rng.random(target_count)
+        random_ids = rng.integers(0, len(tokenizer), target_count)
+        labels[row, positions] = batch.input_ids[row, positions]
+        input_ids[row, positions[action < MASK_TOKEN_FRACTION]] = tokenizer.mask_token_id
+        is_random = (action >= MASK_TOKEN_FRACTION) & (
+            action < MASK_TOKEN_FRACTION + RANDOM_TOKEN_FRACTION
         )
-        fate, other = rng.random(len(chosen)), rng.integers(0, len(tokenizer), len(chosen))
-        labels[row, chosen] = batch.input_ids[row, chosen]
-        inputs[row, chosen[fate < MASK_TOKEN_FRACTION]] = tokenizer.mask_token_id
-        swapped = (fate >= MASK_TOKEN_FRACTION) & (
-            fate < MASK_TOKEN_FRACTION + RANDOM_TOKEN_FRACTION
-        )
-        inputs[row, chosen[swapped]] = torch.from_numpy(other[swapped]).to(inputs.device)
-    return LabeledBatch(inputs, labels)
+        replacements = torch.from_numpy(random_ids[is_random]).to(input_ids.device)
+        input_ids[row, positions[is_random]] = replacements
+    return LabeledBatch(input_ids, labels)
 
 
 LANGUAGE_OBJECTIVES: dict[str, LabelFunction] = {
@@ -111,15 +142,43 @@ def compute_batch_likelihoods(
     attention_mask: torch.Tensor,
     language_model_head: LanguageModelHead | None = None,
 ) -> BatchLikelihoods:
-    """What the model thinks of the right answers. Softmax and logarithm in float32, and only where something is asked: (targets, vocabulary), of
-    which no more than a block is made at a time where ``language_model_head`` is given, is that of the model in ``forward``, and is frozen."""
-    asked = labeled_batch.labels != IGNORE_INDEX
-    losses = _compute_token_losses(
-        forward, labeled_batch, attention_mask, asked, language_model_head
-    )
-    rows = torch.nonzero(asked)[:, 0]
-    summed = losses.new_zeros(len(asked)).index_add(0, rows, losses)
-    return BatchLikelihoods(summed, asked.sum(dim=1))
+    """Compute the negative log-likelihood of the targets of each row.
+
+    Softmax and logarithm are in float32, and computed at targets only.
+
+    Args:
+        forward: ids and mask to logits.
+        labeled_batch: inputs and labels.
+        attention_mask: (rows, time).
+        language_model_head: of the model in ``forward``; where it is frozen, logits are computed
+            block by block.
+    """
+    has_target = labeled_batch.labels != IGNORE_INDEX  # (rows, time)
+    targets = labeled_batch.labels[has_target]  # (targets,)
+    projection = language_model_head.get_projection() if language_model_head else None
+    if language_model_head is None or projection is None:
+        logits = forward(labeled_batch.input_ids, attention_mask)  # (rows, time, vocabulary)
+        losses = compute_target_losses(logits[has_target], targets)
+    else:
+        with language_model_head.skip_projection():
+            hidden = forward(labeled_batch.input_ids, attention_mask)  # (rows, time, width)
+        losses = compute_chunked_cross_entropy(hidden[has_target], projection, targets)
+    rows = torch.nonzero(has_target)[:, 0]  # (targets,)
+    row_losses = losses.new_zeros(len(has_target)).index_add(0, rows, losses)
+    return BatchLikelihoods(row_losses, has_target.sum(dim=1))
+
+
+def compute_target_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Compute the negative log-likelihood of each target, in float32.
+
+    Args:
+        logits: (targets, vocabulary).
+        targets: (targets,) token ids.
+
+    Returns:
+        (targets,) nats.
+    """
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def sum_packed_loss(
@@ -128,37 +187,24 @@ def sum_packed_loss(
     attention_mask: torch.Tensor,
     language_model_head: LanguageModelHead | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """The surprise of everything that is asked, and how much that is, from what the model said at every token.
+    """Sum the negative log-likelihood of all targets of a packed batch.
 
     Args:
-        packed_outputs: (tokens, vocabulary) logits, row by row, without padding; or (tokens, width) where ``language_model_head`` makes scores of that.
-        labeled_batch, attention_mask, language_model_head: as for ``score``.
+        packed_outputs: (tokens, vocabulary) logits, row by row, without padding; or (tokens, width)
+            hidden states where ``language_model_head`` is given and frozen.
+        labeled_batch, attention_mask, language_model_head: as for ``compute_batch_likelihoods``.
+
+    Returns:
+        The sum, and the number of targets.
     """
-    asked = labeled_batch.labels != IGNORE_INDEX
-    chosen, right = packed_outputs[asked[attention_mask != 0]], labeled_batch.labels[asked]
+    has_target = labeled_batch.labels != IGNORE_INDEX  # (rows, time)
+    # boolean indexing walks row by row, as the packed tokens do
+    outputs = packed_outputs[has_target[attention_mask != 0]]  # (targets, vocabulary or width)
+    targets = labeled_batch.labels[has_target]  # (targets,)
     projection = language_model_head.get_projection() if language_model_head else None
     losses = (
-        functional.cross_entropy(chosen.float(), right, reduction="none")
+        compute_target_losses(outputs, targets)
         if projection is None
-        else compute_chunked_cross_entropy(chosen, projection, right)
+        else compute_chunked_cross_entropy(outputs, projection, targets)
     )
-    return losses.sum(), len(right)
-
-
-def _compute_token_losses(
-    forward: TokenLogitFunction,
-    labeled_batch: LabeledBatch,
-    attention_mask: torch.Tensor,
-    label_mask: torch.Tensor,
-    language_model_head: LanguageModelHead | None,
-) -> torch.Tensor:
-    """(targets,) in the order of the rows."""
-    projection = language_model_head.get_projection() if language_model_head else None
-    if language_model_head is None or projection is None:
-        logits = forward(labeled_batch.input_ids, attention_mask)[label_mask].float()
-        return functional.cross_entropy(logits, labeled_batch.labels[label_mask], reduction="none")
-    with language_model_head.skip_projection():
-        vectors = forward(labeled_batch.input_ids, attention_mask)
-    return compute_chunked_cross_entropy(
-        vectors[label_mask], projection, labeled_batch.labels[label_mask]
-    )
+    return losses.sum(), len(targets)

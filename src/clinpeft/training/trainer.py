@@ -1,8 +1,10 @@
-"""The one training loop: steps of items, over micro-batches and processes, with the loss divided once.
+"""The training loop: steps of items, over micro-batches and processes, with the loss divided once.
 
-What is learned is a ``Course``: parameters, the items of every step, and how a step becomes gradients; the loop knows nothing else of it. Gradients
-are sums, so 8 micro-batches of 1 item give the gradient of 1 micro-batch of 8, and two processes that of one. What is trained is small, so that
-processes add their gradients up in one reduction a step instead of behind a wrapper's hooks.
+What is trained is a ``Trainable``: parameters, the items of every step, and how a step becomes
+gradients; the loop knows nothing else of it. Gradients are sums, so that 8 micro-batches of 1 item
+give the gradient of 1 micro-batch of 8, and two processes that of one. Few parameters are trained,
+so that processes add their gradients in one reduction for each step, without the hooks of a wrapper
+such as DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -10,35 +12,39 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from clinpeft.adapters import PackedInput
+from clinpeft.adapters.attach import derive_torch_seed
 from clinpeft.core.errors import InputError, InterruptedRunError, TrainingError
 from clinpeft.recipe import OptimizationSpec
 from clinpeft.tokenization import IndexArray
 from clinpeft.training import checkpoint
-from clinpeft.training.checkpoint import TrainingProgress
+from clinpeft.training.checkpoint import OPTIMIZER_PREFIX, TrainingProgress
 from clinpeft.training.chunked_loss import LanguageModelHead
-
-"""The processes that share a run."""
 
 TrainableParameters = Mapping[str, torch.nn.Parameter]
 
 WEIGHT_CHANGE_CHECK_STEPS = 3
+"""After so many steps, at least one trained weight must have changed."""
 
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss that can be added up: summed over what it was asked of (a scalar with its gradient), and how much that was."""
+    """A loss that can be added up.
+
+    Attributes:
+        loss: scalar with its gradient, summed over the targets.
+        targets: number of targets, or the sum of their weights: what the sum is divided by.
+    """
 
     loss: torch.Tensor
     targets: float
@@ -46,14 +52,15 @@ class LossSum:
 
 @dataclass(frozen=True)
 class JointStep:
-    """How a course is learned in one pass with others, see ``together``.
+    """How a trainable takes a step in one pass with others, see ``train_jointly``.
 
     Attributes:
-        make_micro_batches: the items of a step -> its micro-batches.
-        prepare_input: (items of a micro-batch, step) -> the texts that the model is asked, and its answer's loss.
-        seed: of dropout, as for ``additive``.
-        needs_logits: whether the model is asked for words and not for vectors.
-        language_model_head: of words, where their scores need not be made all at once.
+        make_micro_batches: items of a step -> its micro-batches.
+        prepare_input: (items of a micro-batch, step) -> texts, and how their output becomes a loss.
+        seed: of dropout, as for ``build_additive_backward``.
+        needs_logits: whether the loss is computed from logits over the vocabulary, and not from
+            hidden states.
+        language_model_head: the output layer, where its logits are computed in blocks.
     """
 
     make_micro_batches: Callable[[IndexArray], list[IndexArray]]
@@ -65,19 +72,22 @@ class JointStep:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What is learned, as the loop sees it.
+    """What is trained, as the loop sees it.
 
     Attributes:
-        parameters: name -> what is trained, in float32.
-        make_epoch_batches: number from 0 -> the items of each of its steps; the same number gives the same steps.
-        count_tokens: items -> how many tokens they are.
-        backward: (items, step) -> adds this process's share of the gradient of the summed loss to the parameters; gives summed loss and targets.
-        set_training_mode: True: dropout on; False: off.
-        evaluate: the tuning split, name -> number; None where there is none.
-        best_metric: the measurement by which the best weights are kept; empty keeps the last.
-        higher_is_better: of that measurement.
+        parameters: name -> trained parameter, in float32.
+        make_epoch_batches: number of an epoch (from 0) -> the items of each of its steps; the same
+            number gives the same steps.
+        count_tokens: items -> their number of tokens.
+        backward: (items, step) -> adds this process's share of the gradient of the summed loss to
+            the parameters; returns summed loss and number of targets.
+        set_training_mode: turns dropout on (True) or off (False).
+        evaluate: computes the metrics of the tuning split by name; None where there is none.
+        best_metric: the metric by which the best weights are selected; empty keeps the last ones.
+        higher_is_better: of that metric.
         learning_rate_factors: name -> factor on the learning rate, where it is not 1.
-        joint_step: the same as ``backward``, in a way that several courses can be learned in one pass; None where that is not possible.
+        joint_step: ``backward`` in a form that several trainables can take in one pass; None where
+            that is not possible.
     """
 
     parameters: TrainableParameters
@@ -94,7 +104,17 @@ class Trainable:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One step as the log and the progress bar see it, with what was measured on the tuning split after it, if anything."""
+    """One optimizer step, for the log and the progress bar.
+
+    Attributes:
+        step, total_steps: from 1.
+        loss: mean over the targets of the step.
+        learning_rate: of this step, before the factors of single parameters.
+        tokens, seconds: since the start of the run.
+        tokens_per_second: over the whole run.
+        remaining_seconds: by the mean duration of the steps so far.
+        metrics: of the tuning split after this step, if it was evaluated.
+    """
 
     step: int
     total_steps: int
@@ -109,14 +129,16 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """Who is told of each event, and who may ask the loop to stop between two steps.
+    """Functions that the loop calls.
 
     Attributes:
-        on_step: is told of every step, before a checkpoint of it is written.
-        should_stop: whether to stop after this step.
-        on_resume: is told once, before the first event, after which step the run goes on: 0 at the beginning.
-        on_save: is told before a checkpoint is written, so that what was told of earlier steps is as safe as the checkpoint.
-        read_joules: what the machine's meters have counted so far; None where it has none.
+        on_step: after every step, before a checkpoint of it is written.
+        should_stop: after every step; True stops the run after a checkpoint.
+        on_resume: once, before the first step, with the step that the run resumes after (0 at the
+            start).
+        on_save: before a checkpoint is written, so that the log of earlier steps reaches the disk
+            before it.
+        read_joules: energy counter of the machine; None where it has none.
     """
 
     on_step: Callable[[StepEvent], None] = lambda _: None
@@ -128,31 +150,39 @@ class TrainingCallbacks:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How it went; the parameters hold the best weights by the tuning split, or the last where nothing was measured."""
+    """Progress at the end of a run.
+
+    The parameters then hold the best weights by the tuning split, or the last where none were
+    selected.
+    """
 
     progress: TrainingProgress
     total_steps: int
 
 
 def create_accelerator() -> Accelerator:
-    """The processes that share a run: one, unless ``torchrun`` or ``accelerate launch`` started several. They wait for each other for a day, since
-    the first of them may be reading a large corpus."""
+    """Create the processes of a run: one, unless ``torchrun`` or ``accelerate`` started more.
+
+    They wait for each other for a day, since the first of them may be reading a large corpus.
+    """
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 
 
 def describe_hardware(accelerator: Accelerator) -> dict[str, Any]:
-    """What the processes run on: ``device``, ``devices``, ``memory_bytes`` (None where it is not told), ``system``."""
-    cuda = accelerator.device.type == "cuda"
-    name = (
-        torch.cuda.get_device_name(accelerator.device)
-        if cuda
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
-    memory = torch.cuda.get_device_properties(accelerator.device).total_memory if cuda else None
+    """Describe the hardware of a run, for its record.
+
+    Returns:
+        ``device``, ``devices``, ``memory_bytes`` (None on a CPU) and ``system``.
+    """
+    device = f"cpu, {torch.get_num_threads()} threads"
+    memory_bytes = None
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+        memory_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
     return {
-        "device": name,
+        "device": device,
         "devices": accelerator.num_processes,
-        "memory_bytes": memory,
+        "memory_bytes": memory_bytes,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -163,25 +193,29 @@ def build_additive_backward(
     seed: int,
     accelerator: Accelerator,
 ) -> Callable[[IndexArray, int], tuple[float, float]]:
-    """``Course.backward`` of a loss that is a sum over items: micro-batch by micro-batch, each process its share of them.
+    """Build ``Trainable.backward`` of a loss that is a sum over items.
 
     Args:
-        loss: (items of a micro-batch, step) -> sums.
-        make_micro_batches: the items of a step -> its micro-batches.
+        loss: (items of a micro-batch, step) -> summed loss.
+        make_micro_batches: items of a step -> its micro-batches.
         seed: of dropout, together with step and micro-batch.
-        accelerator: the processes.
+        accelerator: the processes, each of which takes its share of the micro-batches.
     """
 
-    def backward(chosen: IndexArray, step: int) -> tuple[float, float]:
+    def backward(items: IndexArray, step: int) -> tuple[float, float]:
         summed, targets = 0.0, 0.0
+        micro_batches = list(enumerate(make_micro_batches(items)))
         with torch.random.fork_rng():
-            for at, items in list(enumerate(make_micro_batches(chosen)))[
+            for index, micro_batch in micro_batches[
                 accelerator.process_index :: accelerator.num_processes
             ]:
-                torch.manual_seed(derive_dropout_seed(seed, step, at))
-                sums = loss(items, step)
-                torch.autograd.backward(sums.loss)
-                summed, targets = summed + sums.loss.item(), targets + sums.targets
+                # the index within the step, and not within the process: dropout does not depend on
+                # the number of processes
+                torch.manual_seed(derive_dropout_seed(seed, step, index))
+                loss_sum = loss(micro_batch, step)
+                torch.autograd.backward(loss_sum.loss)
+                summed += loss_sum.loss.item()
+                targets += loss_sum.targets
         return summed, targets
 
     return backward
@@ -194,51 +228,63 @@ def run_training(
     folder: Path,
     callbacks: TrainingCallbacks = TrainingCallbacks(),
 ) -> TrainingResult:
-    """Train the parameters of a course. A call that finds checkpoints in ``folder`` goes on from the newest.
+    """Train the parameters of a trainable; resumes from the newest checkpoint in ``folder``.
 
     Args:
-        trainable: what is learned.
-        spec: how.
-        accelerator: the processes that share the work; every one of them calls this.
+        trainable: what is trained.
+        spec: optimizer, schedule, and number of evaluations and checkpoints.
+        accelerator: the processes that share the work; every one of them calls this function.
         folder: of the checkpoints.
-        callbacks: who is told, and who may stop it.
+        callbacks: functions that the loop calls.
 
     Raises:
-        InputError: there is nothing to train on.
-        TrainingError: the loss is not a number, or nothing moved.
-        InterruptedRun: ``watch.stopping`` said so; a checkpoint was written.
+        InputError: the training split is empty.
+        TrainingError: the loss is not finite, or no weight changed.
+        InterruptedRunError: ``callbacks.should_stop`` returned True; a checkpoint was written.
     """
-    running = Trainer(trainable, spec, accelerator, folder, callbacks)
-    running.resume()
-    for step, chosen in running.iterate_remaining_steps():
+    trainer = Trainer(trainable, spec, accelerator, folder, callbacks)
+    trainer.resume()
+    for step, items in trainer.iterate_remaining_steps():
         trainable.set_training_mode(True)
-        running.take_step(step, chosen, *trainable.backward(chosen, step))
-    return running.finish()
+        trainer.take_step(step, items, *trainable.backward(items, step))
+    return trainer.finish()
 
 
 def compute_learning_rate(spec: OptimizationSpec, step: int, total_steps: int) -> float:
-    """The rate of step ``step`` (from 1): a linear rise over ``warmup_fraction`` of the steps, then the schedule, reaching 0 after the last."""
-    warm = math.ceil(spec.warmup_fraction * total_steps)
-    if step <= warm:
-        return spec.learning_rate * step / warm
-    left = (total_steps - step + 1) / (
-        total_steps - warm + 1
-    )  # 1 just after the warm-up, near 0 at the end
-    shapes = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
-    return spec.learning_rate * shapes[spec.schedule]
+    """Compute the learning rate of a step (from 1).
+
+    It rises linearly over the first ``warmup_fraction`` of the steps and then follows
+    ``spec.schedule``: constant, linear to 0 after the last step, or half a cosine (Loshchilov and
+    Hutter 2017, arXiv 1608.03983, equation 5, without restarts).
+    """
+    warmup_steps = math.ceil(spec.warmup_fraction * total_steps)
+    if step <= warmup_steps:
+        return spec.learning_rate * step / warmup_steps
+    # 1 right after the warm-up, 1 / (total_steps - warmup_steps + 1) at the last step
+    remaining = (total_steps - step + 1) / (total_steps - warmup_steps + 1)
+    factors = {
+        "constant": 1.0,
+        "linear": remaining,
+        "cosine": 0.5 * (1 - math.cos(math.pi * remaining)),
+    }
+    return spec.learning_rate * factors[spec.schedule]
 
 
 def count_total_steps(trainable: Trainable, spec: OptimizationSpec) -> int:
-    """Optimiser steps of the whole run."""
-    counted = sum(
-        len(trainable.make_epoch_batches(number)) for number in range(math.ceil(spec.epochs))
-    )
-    wanted = math.ceil(counted * spec.epochs / math.ceil(spec.epochs))
-    return min(wanted, spec.max_steps) if spec.max_steps else wanted
+    """Count the optimizer steps of the whole run."""
+    epochs = math.ceil(spec.epochs)
+    # epochs may differ in their number of steps, so each is counted
+    epoch_steps = sum(len(trainable.make_epoch_batches(number)) for number in range(epochs))
+    total_steps = math.ceil(epoch_steps * spec.epochs / epochs)
+    return min(total_steps, spec.max_steps) if spec.max_steps else total_steps
 
 
 class Trainer:
-    """The state of one course that is learned: ``resume``, then ``take_step`` for each of ``iterate_remaining_steps`` with its gradients made, then ``finish``."""
+    """State of one training run.
+
+    Call ``resume``; then, for each of ``iterate_remaining_steps``, compute the gradients and call
+    ``take_step``; then ``finish``.
+    """
 
     def __init__(
         self,
@@ -250,34 +296,23 @@ class Trainer:
     ) -> None:
         if not trainable.make_epoch_batches(0):
             raise InputError(
-                "the training split has nothing to learn from",
+                "the training split is empty",
                 location="split.train",
                 hint="give more notes or a larger split.train",
             )
         self.trainable, self.spec = trainable, spec
         self.accelerator, self.folder, self.callbacks = accelerator, folder, callbacks
-        self.parameter_names = sorted(
-            trainable.parameters, key=lambda name: trainable.learning_rate_factors.get(name, 1.0)
-        )  # in the order of the optimiser's groups
-        self.parameters = [trainable.parameters[name] for name in self.parameter_names]
-        self.optimizer = torch.optim.AdamW(
-            self._build_parameter_groups(), lr=spec.learning_rate, weight_decay=spec.weight_decay
-        )
-        self.total_steps = count_total_steps(trainable, spec)
-        self.progress = TrainingProgress()
-        self.initial_values = [parameter.detach().clone() for parameter in self.parameters]
-        self.start_seconds = time.perf_counter()
-        self.start_joules = callbacks.read_joules() if callbacks.read_joules is not None else None
-
-    def _build_parameter_groups(self) -> list[dict[str, Any]]:
         factors = {
-            name: self.trainable.learning_rate_factors.get(name, 1.0)
-            for name in self.parameter_names
+            name: trainable.learning_rate_factors.get(name, 1.0) for name in trainable.parameters
         }
-        return [
+        # one optimizer group for each learning-rate factor; the optimizer numbers its parameters
+        # group by group, and checkpoints name its state in this order
+        self.parameter_names = sorted(trainable.parameters, key=lambda name: factors[name])
+        self.parameters = [trainable.parameters[name] for name in self.parameter_names]
+        groups = [
             {
                 "params": [
-                    self.trainable.parameters[name]
+                    trainable.parameters[name]
                     for name in self.parameter_names
                     if factors[name] == factor
                 ],
@@ -285,129 +320,170 @@ class Trainer:
             }
             for factor in sorted(set(factors.values()))
         ]
+        # decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=spec.learning_rate, weight_decay=spec.weight_decay
+        )
+        self.total_steps = count_total_steps(trainable, spec)
+        self.progress = TrainingProgress()
+        self.initial_values = [parameter.detach().clone() for parameter in self.parameters]
+        self.start_seconds = time.perf_counter()
+        self.start_joules = callbacks.read_joules() if callbacks.read_joules is not None else None
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        found = checkpoint.find_newest_checkpoint(self.folder)
-        if found is not None:
-            tensors, self.progress = found
-            checkpoint.copy_into_parameters(
-                self.trainable.parameters,
-                {
-                    name: tensor
-                    for name, tensor in tensors.items()
-                    if not name.startswith("optimiser.")
-                },
-            )
+        """Resume from the newest checkpoint, if there is one."""
+        newest = checkpoint.find_newest_checkpoint(self.folder)
+        if newest is not None:
+            tensors, self.progress = newest
+            weights = {
+                name: tensor
+                for name, tensor in tensors.items()
+                if not name.startswith(OPTIMIZER_PREFIX)
+            }
+            checkpoint.copy_into_parameters(self.trainable.parameters, weights)
             checkpoint.load_optimizer_state(self.optimizer, self.parameter_names, tensors)
             self.start_seconds = time.perf_counter() - self.progress.seconds
-            before = (
-                self.progress.joules
-            )  # None: of the steps so far it is not known, so that the sum is not
-            self.start_joules = (
-                None if self.start_joules is None or before is None else self.start_joules - before
-            )
-        self.accelerator.wait_for_everyone()  # all have read what may now be removed
+            # the energy of earlier steps is unknown where they ran on a machine without a counter,
+            # and then so is the sum
+            if self.start_joules is not None and self.progress.joules is not None:
+                self.start_joules -= self.progress.joules
+            else:
+                self.start_joules = None
+        # every process has read the checkpoints before the main process removes some
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             checkpoint.remove_later_checkpoints(self.folder, self.progress.step)
             self.callbacks.on_resume(self.progress.step)
 
     def iterate_remaining_steps(self) -> Iterator[tuple[int, IndexArray]]:
-        """(step from 1, items) for the steps not yet taken."""
-        step, number = 0, 0
+        """Iterate over the steps that were not taken yet.
+
+        Yields:
+            Step (from 1) and its items.
+        """
+        step, epoch = 0, 0
         while True:
-            for chosen in self.trainable.make_epoch_batches(number):
+            for items in self.trainable.make_epoch_batches(epoch):
                 step += 1
-                if step > self.total_steps or self._is_patience_exhausted():
+                patience_exhausted = (
+                    bool(self.spec.patience)
+                    and self.progress.evaluations_since_best >= self.spec.patience
+                )
+                if step > self.total_steps or patience_exhausted:
                     return
                 if step > self.progress.step:
-                    yield step, chosen
-            number += 1
+                    yield step, items
+            epoch += 1
 
     def take_step(self, step: int, items: IndexArray, summed: float, targets: float) -> None:
-        """Take a step along the gradients that are in the parameters; the loss summed over this process's share, and how much that was."""
-        rate = compute_learning_rate(self.spec, step, self.total_steps)
+        """Take an optimizer step along the gradients that are in the parameters.
+
+        Args:
+            step: from 1.
+            items: of the step.
+            summed: this process's share of the summed loss.
+            targets: this process's share of the number of targets.
+
+        Raises:
+            TrainingError: loss or gradient is not finite, or no weight changed.
+            InterruptedRunError: ``callbacks.should_stop`` returned True.
+        """
+        learning_rate = compute_learning_rate(self.spec, step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = learning_rate * group["factor"]
         loss = self._reduce_gradients(summed, targets)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
-        self._check_finite(step, loss, float(norm))
+        # global norm (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"loss {loss} and gradient norm {norm} are not both finite numbers",
+                location=f"step {step} of {self.total_steps}",
+                hint='lower training.learning_rate, or set base.precision = "float32"; the weights'
+                " of the last checkpoint are sound",
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step
         self.progress.tokens += self.trainable.count_tokens(items)
         self._check_weights_changed(step)
-        self._finish_step(step, loss, rate)
+        self._finish_step(step, loss, learning_rate)
 
     def _reduce_gradients(self, summed: float, targets: float) -> float:
-        """Add sums up over the processes, then divide once by the targets of the whole step."""
-        whole = self.accelerator.reduce(
-            torch.tensor([summed, targets], dtype=torch.float64, device=self.accelerator.device),
-            "sum",
+        """Sum over the processes, then divide once by the targets of the whole step."""
+        # float64: the loss of a large step is a sum of millions of terms
+        totals = torch.tensor(
+            [summed, targets], dtype=torch.float64, device=self.accelerator.device
         )
-        loss, count = whole.tolist()
-        flat = torch.cat([_get_gradient(parameter).reshape(-1) for parameter in self.parameters])
-        flat = self.accelerator.reduce(flat, "sum") / (count or 1.0)
+        loss, count = self.accelerator.reduce(totals, "sum").tolist()
+        # one flat tensor, and so one reduction, whatever the number of parameters
+        flat = self.accelerator.reduce(flatten_gradients(self.parameters), "sum") / (count or 1.0)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
         return float(loss / (count or 1.0))
 
     def _finish_step(self, step: int, loss: float, learning_rate: float) -> None:
-        measured = (
-            self._evaluate(step)
-            if step in _space_evenly(self.total_steps, self.spec.evaluations)
-            else {}
-        )
-        self.progress.seconds = time.perf_counter() - self.start_seconds
+        """Evaluate, log and save, where this step is one of those that do."""
+        progress, is_main = self.progress, self.accelerator.is_main_process
+        evaluates = step in _space_evenly(self.total_steps, self.spec.evaluations)
+        metrics = self._evaluate(step) if evaluates else {}
+        progress.seconds = time.perf_counter() - self.start_seconds
         if self.start_joules is not None and self.callbacks.read_joules is not None:
-            self.progress.joules = self.callbacks.read_joules() - self.start_joules
-        self.progress.history.append({"step": step, "loss": loss, **measured})
-        if self.accelerator.is_main_process:
-            self.callbacks.on_step(self._create_event(step, loss, learning_rate, measured))
-        stopping = self._is_stop_requested()
-        if self.accelerator.is_main_process and (
-            stopping or step in _space_evenly(self.total_steps, self.spec.checkpoints)
-        ):
-            self.callbacks.on_save()
-            checkpoint.save_step_checkpoint(
-                self.folder, self._collect_checkpoint_tensors(), self.progress
+            progress.joules = self.callbacks.read_joules() - self.start_joules
+        progress.history.append({"step": step, "loss": loss, **metrics})
+        if is_main:
+            event = StepEvent(
+                step,
+                self.total_steps,
+                loss,
+                learning_rate,
+                progress.tokens,
+                progress.seconds,
+                progress.tokens / progress.seconds,
+                progress.seconds / step * (self.total_steps - step),
+                metrics,
             )
-        if stopping and step < self.total_steps:
+            self.callbacks.on_step(event)
+        # all processes stop if one of them is asked to
+        flag = torch.tensor([float(self.callbacks.should_stop())], device=self.accelerator.device)
+        stops = bool(self.accelerator.reduce(flag, "sum").item() > 0)
+        if is_main and (stops or step in _space_evenly(self.total_steps, self.spec.checkpoints)):
+            self.callbacks.on_save()
+            tensors = dict(self.trainable.parameters) | checkpoint.collect_optimizer_tensors(
+                self.optimizer, self.parameter_names
+            )
+            checkpoint.save_step_checkpoint(self.folder, tensors, progress)
+        if stops and step < self.total_steps:
             raise InterruptedRunError(
                 f"stopped after step {step} of {self.total_steps}",
                 location=str(self.folder),
-                hint="give the same command to go on",
+                hint="give the same command to resume",
             )
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """What the tuning split says; the weights are kept when they are the best so far."""
+        """Evaluate on the tuning split, and save the weights when they are the best so far."""
         if self.trainable.evaluate is None:
             return {}
         self.trainable.set_training_mode(False)
-        measured = self.trainable.evaluate()
-        if self.trainable.best_metric:
-            self._update_best(step, measured[self.trainable.best_metric])
-        return measured
-
-    def _update_best(self, step: int, metric: float) -> None:
-        best = self.progress.best
-        if math.isnan(metric) or (
-            best is not None
-            and (metric <= best if self.trainable.higher_is_better else metric >= best)
-        ):
-            self.progress.evaluations_since_best += 1
-            return
-        self.progress.best, self.progress.best_step, self.progress.evaluations_since_best = (
-            metric,
-            step,
-            0,
+        metrics = self.trainable.evaluate()
+        if not self.trainable.best_metric:
+            return metrics
+        value, best = metrics[self.trainable.best_metric], self.progress.best
+        improves = best is None or (
+            value > best if self.trainable.higher_is_better else value < best
         )
+        # a metric that is not defined (NaN) never selects weights
+        if math.isnan(value) or not improves:
+            self.progress.evaluations_since_best += 1
+            return metrics
+        self.progress.best, self.progress.best_step = value, step
+        self.progress.evaluations_since_best = 0
         if self.accelerator.is_main_process:
             checkpoint.save_best_weights(self.folder, self.trainable.parameters, step)
+        return metrics
 
     def finish(self) -> TrainingResult:
-        """Put the best weights back; without a tuning split the last ones stay."""
+        """Load the best weights; without a tuning split, the last ones stay."""
         self.accelerator.wait_for_everyone()
         if self.progress.best_step and self.progress.best_step != self.progress.step:
             checkpoint.copy_into_parameters(
@@ -417,75 +493,45 @@ class Trainer:
         self.trainable.set_training_mode(False)
         return TrainingResult(self.progress, self.total_steps)
 
-    def _collect_checkpoint_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.trainable.parameters) | checkpoint.collect_optimizer_tensors(
-            self.optimizer, self.parameter_names
-        )
-
-    def _create_event(
-        self, step: int, loss: float, learning_rate: float, metrics: Mapping[str, float]
-    ) -> StepEvent:
-        seconds = self.progress.seconds
-        left = seconds / step * (self.total_steps - step)
-        return StepEvent(
-            step,
-            self.total_steps,
-            loss,
-            learning_rate,
-            self.progress.tokens,
-            seconds,
-            self.progress.tokens / seconds,
-            left,
-            metrics,
-        )
-
-    def _is_stop_requested(self) -> bool:
-        flag = torch.tensor([float(self.callbacks.should_stop())], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
-
-    def _is_patience_exhausted(self) -> bool:
-        return (
-            bool(self.spec.patience) and self.progress.evaluations_since_best >= self.spec.patience
-        )
-
-    def _check_finite(self, step: int, loss: float, gradient_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            hint = 'lower training.learning_rate, or set base.precision = "float32"; the weights of the last checkpoint are sound'
-            raise TrainingError(
-                f"loss {loss} and gradient norm {gradient_norm} are not both numbers",
-                location=f"step {step} of {self.total_steps}",
-                hint=hint,
-            )
-
     def _check_weights_changed(self, step: int) -> None:
-        """peft fails silently when an adapter is not in the forward pass; weights that stay where they were tell."""
+        """Check early that a weight changed; an adapter outside the pass raises no other error."""
         if step != min(WEIGHT_CHANGE_CHECK_STEPS, self.total_steps):
             return
-        if all(
-            torch.equal(old, new)
-            for old, new in zip(self.initial_values, self.parameters, strict=True)
-        ):
-            hint = "the adapter is not part of the forward pass, or the learning rate is too small to matter"
+        pairs = zip(self.initial_values, self.parameters, strict=True)
+        if all(torch.equal(initial, parameter) for initial, parameter in pairs):
             raise TrainingError(
                 f"none of the {len(self.initial_values)} trained tensors moved in {step} steps",
                 location="adapters",
-                hint=hint,
+                hint="the adapter is not part of the forward pass, or the learning rate is too"
+                " small to matter",
             )
-        self.initial_values = []
+        self.initial_values = []  # frees a copy of everything that is trained
 
 
-def _get_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def flatten_gradients(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """Concatenate the gradients of parameters, zeros where a parameter has none.
+
+    Returns:
+        (numbers,) of all parameters, one after another.
+    """
+    return torch.cat(
+        [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            .detach()
+            .reshape(-1)
+            for parameter in parameters
+        ]
+    )
 
 
 def _space_evenly(total_steps: int, count: int) -> set[int]:
     """``count`` steps evenly spaced over ``total_steps``, the last one always among them."""
-    return {max(1, math.ceil(total_steps * at / count)) for at in range(1, count + 1)}
+    return {max(1, math.ceil(total_steps * index / count)) for index in range(1, count + 1)}
 
 
 def derive_dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
-    """Dropout is a function of seed, step and micro-batch, so that a resumed run and a run on two processes draw what one run would have drawn."""
-    return int(
-        np.random.SeedSequence([seed, step, micro_batch_index]).generate_state(1, np.uint64)[0]
-        >> np.uint64(1)
-    )
+    """Derive the seed of a micro-batch's dropout from seed, step and micro-batch alone.
+
+    So a resumed run, and a run on two processes, draw what one uninterrupted run would have drawn.
+    """
+    return derive_torch_seed(seed, step, micro_batch_index)
