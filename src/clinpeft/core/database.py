@@ -1,4 +1,5 @@
-"""DuckDB as every package of tables uses it: offline, with Arrow tables passed in and rows counted."""
+"""DuckDB as every package of tables uses it: offline, with Arrow tables passed in and rows
+counted."""
 
 from __future__ import annotations
 

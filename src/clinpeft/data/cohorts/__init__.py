@@ -96,8 +96,8 @@ def build_note_cohort(
 ) -> Cohort:
     """Build the cohort of a task of notes without stays, with its audit and its MEDS form.
 
-    A row is a distinct text, white space and case aside: ``stay_id`` is its hash, ``subject_id`` the
-    subject of its first note, ``prediction_time`` the first time at which it was available, or
+    A row is a distinct text, white space and case aside: ``stay_id`` is its hash, ``subject_id``
+    the subject of its first note, ``prediction_time`` the first time at which it was available, or
     1970-01-01 where no note has a time. Columns that only a stay has are null.
 
     Args:

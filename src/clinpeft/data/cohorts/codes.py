@@ -21,8 +21,8 @@ DIAGNOSIS_GROUP_SQL = """CASE WHEN system = 'icd9' AND left(code, 1) IN ('V', 'E
 
 PROCEDURE_GROUP_SQL = "left(code, 3)"
 """The first 3 characters of the code as shipped, with leading zeros: ICD-9 ``0331`` is in group
-``033``, ``966`` (96.6) in ``966``. Codes are not padded: without its zero, ``331`` (03.31) cannot be
-told from 33.1."""
+``033``, ``966`` (96.6) in ``966``. Codes are not padded: without its zero, ``331`` (03.31) cannot
+be told from 33.1."""
 
 PROCEDURE_GROUP_CORE_2021_SQL = "left(TRY_CAST(code AS BIGINT)::VARCHAR, 3)"
 """The group of the published builder (``tasks/pro/pro.py`` of the code of arXiv 2102.04110), which

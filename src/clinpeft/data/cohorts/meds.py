@@ -10,8 +10,8 @@ labels.json                      the class and column of every file; not part of
 labels_long.parquet              (subject_id, prediction_time, class) in place of label files, where
                                  there are more than MAX_LABEL_FILES classes; not part of MEDS
 ```
-A model may read what happened up to and including the prediction time, so the note has that time. It
-is cut from a discharge summary and was written later: the time in MEDS is that at which the task
+A model may read what happened up to and including the prediction time, so the note has that time.
+It is cut from a discharge summary and was written later: the time in MEDS is that at which the task
 assumes the note to be available.
 
 Source: github.com/Medical-Event-Data-Standard/meds, version 0.4 (schemas of data, codes, subject
@@ -83,8 +83,8 @@ MEDS_LABEL_SCHEMA = pa.schema(
         pa.field("categorical_value", pa.string()),
     ]
 )
-"""``LabelSchema`` of MEDS: no other column is allowed, and of the last four columns a file has those
-that its task uses."""
+"""``LabelSchema`` of MEDS: no other column is allowed, and of the last four columns a file has
+those that its task uses."""
 
 MEDS_LONG_LABEL_SCHEMA = pa.schema(
     [*list(MEDS_LABEL_SCHEMA)[:2], pa.field("class", pa.string(), nullable=False)]

@@ -182,7 +182,8 @@ def _open_working_database(folder: Path) -> Iterator[tuple[duckdb.DuckDBPyConnec
 def _store_distinct_texts(
     connection: duckdb.DuckDBPyConnection, notes: pa.RecordBatchReader, target: Path
 ) -> Attrition:
-    """Store the notes with text and category in ``categorized_note``, each text once in ``target``."""
+    """Store the notes with text and category in ``categorized_note``, each text once in
+    ``target``."""
     attrition, keys = Attrition("distinct texts"), set[int]()
     connection.execute("""CREATE SEQUENCE positions;
         CREATE TABLE categorized_note (

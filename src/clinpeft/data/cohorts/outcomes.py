@@ -12,8 +12,8 @@ Sources of the rules:
 - ventilation: Huang et al. 2020, Clinical XLNet, arXiv 1912.11975, and its code
   (github.com/lindvalllab/clinicalXLNet: ``cohort_curation``), with the episodes of mimic-code (see
   ``cohorts.ventilation``).
-- readmission: 30 days after discharge as in the Hospital Readmissions Reduction Program of CMS, here
-  of any cause and to the same hospital.
+- readmission: 30 days after discharge as in the Hospital Readmissions Reduction Program of CMS,
+  here of any cause and to the same hospital.
 - ICD coding: all full codes of a stay, as in Mullenbach et al. 2018, CAML, arXiv 1802.05695.
 """
 
@@ -88,7 +88,8 @@ MORTALITY_TASK = ClinicalTask(
 )
 
 # tasks/los/los.py of the published builder: four classes, deaths excluded. It rounds days to one
-# decimal, half to even, so that 3.05, 7.05 and 14.05 days are the last of their class; whole seconds
+# decimal, half to even, so that 3.05, 7.05 and 14.05 days are the last of their class; whole
+# seconds
 # say this exactly: 3.05 * 86400 = 263520.
 _STAY_SECONDS_SQL = "(epoch_us(discharged_at) - epoch_us(admitted_at)) // 1000000"
 LENGTH_OF_STAY_TASK = ClinicalTask(
@@ -435,9 +436,9 @@ CORE_2021_TASKS: dict[str, ClinicalTask] = {
         ),
     ),
 }
-"""The tasks as the builder of arXiv 2102.04110 makes them (script of September 2021): its extraction
-of sections, its removal of repeated texts over all stays, its procedure codes read as integers, and
-its label space of all codes in the table, used or not."""
+"""The tasks as the builder of arXiv 2102.04110 makes them (script of September 2021): its
+extraction of sections, its removal of repeated texts over all stays, its procedure codes read as
+integers, and its label space of all codes in the table, used or not."""
 
 TASKS_BY_COMPAT: Mapping[str, Mapping[str, ClinicalTask]] = {
     "": CLINICAL_TASKS,

@@ -1,8 +1,8 @@
 """Train, tuning and held-out subjects: by hash, by group of stays, or as listed in files.
 
 The hash is that of ``clinpeft.data.notes.split``: with one seed, a subject whose notes a language
-model may be adapted on is never in the held-out split of a task (``tests/data/cohorts/test_split.py``
-compares the two).
+model may be adapted on is never in the held-out split of a task
+(``tests/data/cohorts/test_split.py`` compares the two).
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def check_subjects_in_one_split(subjects: SubjectIds, split_names: SplitNameArra
 def _mix_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of SplitMix64, in which every bit of a key affects every bit of its hash.
 
-    Source: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators (OOPSLA), with
-    the constants of Stafford's Mix13.
+    Source: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators (OOPSLA),
+    with the constants of Stafford's Mix13.
     """
     mixed = keys + np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, odd
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

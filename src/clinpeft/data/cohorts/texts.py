@@ -38,7 +38,8 @@ _IS_ADDENDUM_SQL = """lower(coalesce(n.category, '')) = 'discharge addendum'
     OR starts_with(lower(coalesce(n.description, '')), 'addendum')"""
 _IS_AVAILABLE_SQL = "coalesce(n.available_at <= a.prediction_time, false)"
 
-# Notes are dropped before stays are, so that what is dropped here is counted in notes and nothing is
+# Notes are dropped before stays are, so that what is dropped here is counted in notes and nothing
+# is
 # counted twice. The last of several equal texts remains; equal dates are ordered by file and row,
 # which the published builder leaves to an unstable sort.
 _SELECT_NOTES_SQL = """

@@ -90,12 +90,13 @@ def open_hospital_database(
 
 
 def fingerprint_hospital(spec: SourceSpec) -> str:
-    """SHA-256 over names and bytes of the files of a hospital, or the parameters of a synthetic one.
+    """SHA-256 over names and bytes of the files of a hospital, or the parameters of a synthetic
+    one.
 
-    The files are those that ``open_hospital_database`` and ``read_notes`` read, and the charted ones
-    that ventilation is derived from. The fingerprint does not change when the folder moves. Of a
-    file larger than ``MAX_WHOLE_HASH_BYTES`` (the charted events of MIMIC-III have 33 GB) only size,
-    beginning and end are hashed: a change in its middle that keeps its size is not detected.
+    The files are those that ``open_hospital_database`` and ``read_notes`` read, and the charted
+    ones that ventilation is derived from. The fingerprint does not change when the folder moves. Of
+    a file larger than ``MAX_WHOLE_HASH_BYTES`` (the charted events of MIMIC-III have 33 GB) only
+    size, beginning and end are hashed: a change in its middle that keeps its size is not detected.
 
     Returns:
         64 hexadecimal digits.

@@ -1,7 +1,7 @@
 """MIMIC-IV 2.2 to 3.1 with MIMIC-IV-Note 2.2 as PhysioNet ships them.
 
-``hosp``, ``icu`` and ``note`` are in one folder. ICD-9 and ICD-10 both occur, so that a code has its
-version as its system. ``year_group`` is ``anchor_year_group``, three real years, one for each
+``hosp``, ``icu`` and ``note`` are in one folder. ICD-9 and ICD-10 both occur, so that a code has
+its version as its system. ``year_group`` is ``anchor_year_group``, three real years, one for each
 subject. ``died_at`` is ``deathtime``, or ``dod`` (a date up to one year after the last discharge)
 where the patient did not die in this stay.
 

@@ -1,14 +1,14 @@
 """OMOP CDM 5.4 as delimited files.
 
-PERSON and VISIT_OCCURRENCE are required; DEATH, CONDITION_OCCURRENCE, PROCEDURE_OCCURRENCE, NOTE and
-CONCEPT are read where they are there.
+PERSON and VISIT_OCCURRENCE are required; DEATH, CONDITION_OCCURRENCE, PROCEDURE_OCCURRENCE, NOTE
+and CONCEPT are read where they are there.
 
 - A stay is an inpatient visit (concepts 9201 and 262); other visits are dropped and counted.
 - The patient died in hospital if discharged to concept 4216643 (patient died) or if the death is
   dated within the visit; this is unknown for all stays when DEATH has no rows.
-- The system of a source code comes from CONCEPT (ICD9CM, ICD9Proc, ICD10CM, ICD10PCS ...), else from
-  ``columns = { code_system = "icd10" }``; it is never guessed from the code, since ``E879`` is one
-  thing in ICD-9 and another in ICD-10.
+- The system of a source code comes from CONCEPT (ICD9CM, ICD9Proc, ICD10CM, ICD10PCS ...), else
+  from ``columns = { code_system = "icd10" }``; it is never guessed from the code, since ``E879`` is
+  one thing in ICD-9 and another in ICD-10.
 - A note is a discharge summary when its title says so, or when its class, type or title is in
   ``source.parts``.
 - A time at midnight is a date, and a note of that date is available from the end of the day.

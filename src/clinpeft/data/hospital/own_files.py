@@ -1,7 +1,7 @@
 """A hospital's own delimited files, read by a map of column names.
 
-``stays.csv`` and ``notes.csv`` are required; ``icu_stays.csv`` and ``codes.csv`` are read where they
-are there. Columns have the standard names (those of ``clinpeft.core.schemas``) unless
+``stays.csv`` and ``notes.csv`` are required; ``icu_stays.csv`` and ``codes.csv`` are read where
+they are there. Columns have the standard names (those of ``clinpeft.core.schemas``) unless
 ``source.columns`` maps a standard name to the name in the files; one map serves all files.
 """
 
@@ -41,7 +41,8 @@ _SCHEMAS = {
 
 _ROW_QUERY = "SELECT *, NULL::VARCHAR AS drop_reason FROM ({columns})"
 
-# ``ICD-9`` and ``icd9`` are one system. Rows that are neither diagnoses nor procedures are read with
+# ``ICD-9`` and ``icd9`` are one system. Rows that are neither diagnoses nor procedures are read
+# with
 # the diagnoses, so that they are counted once.
 _CODE_QUERY = """
 SELECT * REPLACE (CASE WHEN system IN ('icd9', 'icd10') THEN system END AS system),

@@ -1,10 +1,10 @@
 """Delimited tables as a data set ships them -> DuckDB tables of text, every row accounted for.
 
-DuckDB reads fast and in bounded memory, but passes over two kinds of damage (seen in DuckDB 2.0 with
-``strict_mode`` on): a quoted field that is never closed swallows the rest of the file without an
-error, and a gzip is not checked against its checksum. So every file is first read once as bytes: the
-gzip must be complete and the number of quotes even. A row that DuckDB cannot read is counted by its
-number. Messages of DuckDB are never repeated, since they quote the row.
+DuckDB reads fast and in bounded memory, but passes over two kinds of damage (seen in DuckDB 2.0
+with ``strict_mode`` on): a quoted field that is never closed swallows the rest of the file without
+an error, and a gzip is not checked against its checksum. So every file is first read once as bytes:
+the gzip must be complete and the number of quotes even. A row that DuckDB cannot read is counted by
+its number. Messages of DuckDB are never repeated, since they quote the row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The leakage audit: whether labels or evaluated notes can be read off the training data or the text.
+"""The leakage audit: whether labels or evaluated notes can be read off the training data or the
+text.
 
 It runs with every build and is written beside the cohort. Findings are numbers, names of sections
 and single words that the notes of many subjects have; never a sentence of a note.
@@ -94,7 +95,8 @@ def audit_leakage(
         titles: class -> its names in words, which are searched in the text.
 
     Raises:
-        InputError: a file does not have the columns of its schema, or has an unknown split or class.
+        InputError: a file does not have the columns of its schema, or has an unknown split or
+            class.
         StorageError: ``folder`` cannot be written.
     """
     table = cohort_files.read_cohort_without_text(cohort)
@@ -190,7 +192,8 @@ def _measure_adaptation_overlap(
     meanings = (
         "held-out subjects on whose notes the base model was adapted; two data sets have different "
         "ids, so that 0 says little across data sets",
-        "held-out stays whose text, without de-identification marks, is by half or more in one note "
+        "held-out stays whose text, without de-identification marks, is by half or more in "
+        "one note "
         "on which the base model was adapted",
     )
     if corpus is None:
@@ -248,7 +251,8 @@ def _measure_outcome_words(stays: _AuditedCohort, task_name: str) -> LeakageFind
         name,
         total,
         verdict,
-        "stays whose text has a word that states the outcome, by section and class; ratio: how many "
+        "stays whose text has a word that states the outcome, by section and class; ratio: "
+        "how many "
         "times as often in one class as in the others",
         {
             "stays_by_section": counts.by_section,
@@ -286,7 +290,8 @@ def _probe_bag_of_words(
     probes = words.probe_classes(features, train, held_out, stays.classes)
     aurocs = words.probe_shuffled_labels(features, train, held_out, class_indices[0], rng)
     n, n_events = probes[0].n, probes[0].n_events
-    # AUROC is U / (m n), and without a relation Var(U) = m n (m + n + 1) / 12 (Mann and Whitney 1947,
+    # AUROC is U / (m n), and without a relation Var(U) = m n (m + n + 1) / 12 (Mann and Whitney
+    # 1947,
     # On a test of whether one of two random variables is stochastically larger than the other).
     chance_error = float(np.sqrt((n + 1) / (12 * n_events * (n - n_events))))
     return (
@@ -358,7 +363,8 @@ def _report_shuffled_labels(
         name,
         round(mean, 4),
         "ok" if abs(mean - 0.5) <= tolerance else "stop",
-        "AUROC on held_out after training on shuffled labels, which must be near 0.5: otherwise the "
+        "AUROC on held_out after training on shuffled labels, which must be near 0.5: "
+        "otherwise the "
         "evaluation itself has access to the labels",
         {
             "shuffles": len(aurocs),
@@ -374,7 +380,8 @@ def _measure_class_names(
     """Stays whose text has a title of one of their classes."""
     name, meaning = (
         "class_names_in_text",
-        "share of (stay, class) pairs whose text has a name of the class, word for word; a diagnosis "
+        "share of (stay, class) pairs whose text has a name of the class, word for word; a "
+        "diagnosis "
         "from before the stay is no leak",
     )
     without_titles = LeakageFinding(

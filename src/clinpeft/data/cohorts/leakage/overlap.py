@@ -4,8 +4,8 @@ The measure is *containment*, the fraction of a note's word 5-grams that are in 
 not resemblance (Broder 1997, On the resemblance and containment of documents, section 2): an
 admission note is a third of the discharge summary it was cut from, so that their Jaccard similarity
 is small although all of it is there. It is estimated on the 5-grams whose hash is in a fixed eighth
-of all hashes (FracMinHash: Irber et al. 2022, bioRxiv 2022.01.11.475838). De-identification marks are
-removed first, since MIMIC-III and MIMIC-IV mark the same note differently.
+of all hashes (FracMinHash: Irber et al. 2022, bioRxiv 2022.01.11.475838). De-identification marks
+are removed first, since MIMIC-III and MIMIC-IV mark the same note differently.
 """
 
 from __future__ import annotations

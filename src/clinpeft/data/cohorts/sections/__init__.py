@@ -72,8 +72,8 @@ def extract_note_text(text: str, section_style: SectionStyle) -> NoteExtract:
 
     Args:
         text: the note.
-        section_style: ``admission``, the sections known at admission; ``core-2021``, the same as the
-            published builder cuts them; ``all``, the whole note.
+        section_style: ``admission``, the sections known at admission; ``core-2021``, the same as
+            the published builder cuts them; ``all``, the whole note.
     """
     if not text or text.isspace():
         return NoteExtract(None, EMPTY_TEXT_REASON)
@@ -94,8 +94,8 @@ _DISCHARGE_EXAM = re.compile(
 def _extract_admission_sections(text: str) -> str | None:
     """The sections of ``ADMISSION_SECTIONS`` that have text, each under its title.
 
-    Ruled lines and runs of blank lines are removed; a physical exam ends where the exam at discharge
-    begins. None without chief complaint, present illness and medical history.
+    Ruled lines and runs of blank lines are removed; a physical exam ends where the exam at
+    discharge begins. None without chief complaint, present illness and medical history.
     """
     bodies: dict[str, list[str]] = {section.title: [] for section in ADMISSION_SECTIONS}
     for section in split_note_sections(text):
@@ -164,8 +164,8 @@ def split_note_sections(text: str) -> Iterator[NoteSection]:
 def _find_heading_candidates(note: str) -> Iterator[_HeadingCandidate]:
     """Everything that may be a heading, in order.
 
-    Starts of lines and colons are both walked once, in parallel: a colon that does not belong to the
-    start of a line may end a heading in the middle of one.
+    Starts of lines and colons are both walked once, in parallel: a colon that does not belong to
+    the start of a line may end a heading in the middle of one.
     """
     previous_end, colons = 0, _COLON.finditer(note)
     colon = next(colons, None)
@@ -216,7 +216,8 @@ def _find_section_name(
     section = ADMISSION_SECTIONS_BY_TITLE.get(current_section)
     if section and entry in section.inner_headings:
         return None
-    # Without a colon, only capitals make a heading of a line: a wrapped sentence may end in "medical
+    # Without a colon, only capitals make a heading of a line: a wrapped sentence may end in
+    # "medical
     # history".
     if not heading.has_colon and not all(
         word[:1].isupper() or len(word) <= 3 or not word[:1].isalpha()
@@ -231,7 +232,8 @@ def _find_section_name(
         return OTHER_SECTION
     if name or not section or not heading.has_colon:
         return name
-    # A few words and a colon, alone between a blank line and a line end, and no part of the section.
+    # A few words and a colon, alone between a blank line and a line end, and no part of the
+    # section.
     before = note[max(0, heading.start - 40) : heading.start].rstrip(" \t")
     after = note[heading.end : heading.end + 40].lstrip(" \t")
     is_alone = heading.starts_line and before.endswith("\n\n") and after[:1] in ("", "\n")

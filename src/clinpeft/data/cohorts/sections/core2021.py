@@ -4,10 +4,10 @@ Source: van Aken et al. 2021, arXiv 2102.04110, and its code (github.com/bvanake
 clinical-outcome-prediction, ``tasks/mimic_utils.py`` and ``tasks/mp/mp.py``, version of September
 2021).
 
-* A section runs from the *first* occurrence of its heading anywhere, also inside another section, to
-  the first blank line that is followed by a line in which a colon comes before any digit or any of
-  ``( ) . | \\``. At least one character is taken whatever it is, so that an empty section takes the
-  next one.
+* A section runs from the *first* occurrence of its heading anywhere, also inside another section,
+  to the first blank line that is followed by a line in which a colon comes before any digit or any
+  of ``( ) . | \\``. At least one character is taken whatever it is, so that an empty section takes
+  the next one.
 * A section without such an end is empty: the last section of a note is lost.
 * ``physical exam:`` takes the whole first section with an exam at discharge in it, a leak that
   remains.

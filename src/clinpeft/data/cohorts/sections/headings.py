@@ -1,10 +1,10 @@
 """The headings of a discharge summary, as data: which open a section known at admission.
 
-Spellings are those of MIMIC-III (dictated, upper case, abbreviated) and MIMIC-IV (one template, with
-the exams at admission and at discharge under one heading). A heading is written as
+Spellings are those of MIMIC-III (dictated, upper case, abbreviated) and MIMIC-IV (one template,
+with the exams at admission and at discharge under one heading). A heading is written as
 ``normalize_section_heading`` makes it: lower case, single blanks, no numbering, brackets or rules
-around it. The eight sections are those of van Aken et al. 2021, arXiv 2102.04110, section 3.1; their
-spellings were collected for this package.
+around it. The eight sections are those of van Aken et al. 2021, arXiv 2102.04110, section 3.1;
+their spellings were collected for this package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Mechanical ventilation from charted rows: episodes, and which of them are prolonged.
 
 Episodes are those of mimic-code for MIMIC-III and MIMIC-IV (``rules.py`` has the item ids and
-values, the ``.sql`` files the rules), in SQL of our own for DuckDB. Charted tables are read once, as
-a stream: of 330 million rows one row per ICU stay and charted minute is stored.
+values, the ``.sql`` files the rules), in SQL of our own for DuckDB. Charted tables are read once,
+as a stream: of 330 million rows one row per ICU stay and charted minute is stored.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def derive_mimic_iii_episodes(
 
     A ventilator setting begins or continues an episode. It ends with an extubation, with oxygen
     while no ventilator is charted, or after more than eight hours without a setting; one moment is
-    no episode (mimic-code, ``ventilation_durations``). The status is ``ventilated``: CareVue does not
-    tell a mask from a tube. Without CHARTEVENTS, procedures 225792 (``ventilated``) and 225794
+    no episode (mimic-code, ``ventilation_durations``). The status is ``ventilated``: CareVue does
+    not tell a mask from a tube. Without CHARTEVENTS, procedures 225792 (``ventilated``) and 225794
     (``NonInvasiveVent``) are taken as recorded.
 
     Args:
@@ -197,8 +197,8 @@ def derive_mimic_iv_episodes(
         connection: with ``icu_stay``.
         folder: the one that holds ``icu``, or ``icu`` itself.
         device_rows: ``charted`` uses every charted device. ``with-oxygen-flow`` gives the published
-            derived table: it keeps a device only where an oxygen flow is charted in the same minute,
-            since its outer join of the two is filtered like an inner one.
+            derived table: it keeps a device only where an oxygen flow is charted in the same
+                minute, since its outer join of the two is filtered like an inner one.
 
     Raises:
         SourceError: there is no table to derive from, a column is missing, or a file is damaged.

@@ -44,7 +44,8 @@ class ChartedSign(NamedTuple):
 _VENTILATOR_SETTING_ITEMS = {
     "minute volume": (445, 448, 449, 450, 1340, 1486, 1600, 224687),
     "tidal volume": (639, 654, 681, 682, 683, 684, 224684, 224685, 224686),
-    # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its rows
+    # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its
+    # rows
     # never reach the rule. They are not read here either, so that the episodes are the published
     # ones; see UNUSED_SETTING_ITEMS.
     "respiratory pressure": (218, 436, 444, 535, 224695, 224696, 224697, 224746, 224747),
@@ -137,8 +138,8 @@ EXTUBATION_PROCEDURES = {
     "225468": SELF_EXTUBATED_STATUS,
     "225477": EXTUBATED_STATUS,
 }
-"""Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by others.
-Procedures of status ``Rewritten`` count, as in mimic-code."""
+"""Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by
+others. Procedures of status ``Rewritten`` count, as in mimic-code."""
 
 # ---- MIMIC-IV: the status of one moment (ventilation.sql)
 
@@ -292,8 +293,10 @@ _EXCLUDED_CODE_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
         "icd9": ("3589", "3590", "3591", "35801"),
         "icd10": ("G709", "G712", "G710", "G7001"),
     },
-    # The published code selects burns by their position in a list printed from the data. The rule it
-    # states, head, face and neck or more than 30 % of the body surface, is in codes: eye and adnexa,
+    # The published code selects burns by their position in a list printed from the data. The rule
+    # it
+    # states, head, face and neck or more than 30 % of the body surface, is in codes: eye and
+    # adnexa,
     # face and head and neck, 30-39 % and more.
     "burns of head, face or neck, or of 30 % of the body or more": {
         "icd9": ("940", "941", *(f"948{digit}" for digit in range(3, 10))),
@@ -308,6 +311,6 @@ DIAGNOSIS_EXCLUSIONS: tuple[DiagnosisExclusion, ...] = tuple(
     for system, prefixes in systems.items()
     for prefix in prefixes
 )
-"""Diagnoses that Clinical XLNet excludes, by the prefix of the code without dots. It has ICD-9 only;
-the ICD-10 codes are those that the general equivalence mappings of CMS give, so that a stay of
-MIMIC-IV does not remain because it was coded later."""
+"""Diagnoses that Clinical XLNet excludes, by the prefix of the code without dots. It has ICD-9
+only; the ICD-10 codes are those that the general equivalence mappings of CMS give, so that a stay
+of MIMIC-IV does not remain because it was coded later."""

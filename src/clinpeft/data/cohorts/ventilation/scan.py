@@ -27,7 +27,8 @@ _DAMAGE_REASONS = {
     "not a GZIP": "it is not gzipped",
     "BadGzipFile": "it is not gzipped",
 }
-"""Words of a reader's message -> the damage. The message itself is never repeated: it quotes the row."""
+"""Words of a reader's message -> the damage. The message itself is never repeated: it quotes the
+row."""
 
 
 class ChartTable(NamedTuple):
