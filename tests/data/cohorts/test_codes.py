@@ -156,7 +156,9 @@ def test_three_digit_procedure_codes_of_the_mimic_iii_demo_have_not_lost_a_zero(
         pytest.skip("the MIMIC-III demo is not among the open data")
     query = f"""WITH used AS (FROM read_csv('{folder}/PROCEDURES_ICD.csv', all_varchar = true)),
         short AS (SELECT DISTINCT icd9_code FROM used WHERE length(icd9_code) = 3),
-        known AS (SELECT icd9_code FROM read_csv('{folder}/D_ICD_PROCEDURES.csv', all_varchar = true))
-        SELECT count(*), count(*) FILTER (icd9_code IN (FROM known)), count(*) FILTER ('0' || icd9_code IN (FROM known)) FROM short"""
+        dictionary AS (
+            SELECT icd9_code FROM read_csv('{folder}/D_ICD_PROCEDURES.csv', all_varchar = true))
+        SELECT count(*), count(*) FILTER (icd9_code IN (FROM dictionary)),
+            count(*) FILTER ('0' || icd9_code IN (FROM dictionary)) FROM short"""
     with duckdb.connect() as connection:
         assert connection.execute(query).fetchall() == [(7, 6, 2)]

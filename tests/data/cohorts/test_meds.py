@@ -218,7 +218,7 @@ def test_an_empty_cohort_is_an_empty_data_set(tmp_path: Path) -> None:
 
 def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     cohort(tmp_path, subject_id=[7, 9, 7, 7])
-    with pytest.raises(InputError, match="^1 subjects "):
+    with pytest.raises(InputError, match=r"^1 subjects "):
         written(tmp_path)
 
 

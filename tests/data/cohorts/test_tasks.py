@@ -23,22 +23,22 @@ from clinpeft.recipe import CohortRecipe, CohortSplitSpec, SourceSpec, TaskSpec
 # Stays of twelve people. Diagnoses and procedures are ICD-9 as shipped; a dash is nothing. All born
 # 2040-01-01 but the newborn.
 STAYS = """
-person stay admitted         discharged       died             type      dead diagnoses        procedures
-1      101  2100-01-01T00:00 2100-01-04T01:12 -                EMERGENCY 0    4019,4280,V4581  0331,3893
-2      102  2100-02-01T00:00 2100-02-04T01:13 -                EMERGENCY 0    4019,E8791       3310
-3      103  2100-03-01T00:00 2100-03-06T00:00 2100-03-06T00:00 EMERGENCY 1    0389,51881       966
-4      104  2100-04-01T08:00 2100-04-09T08:00 -                ELECTIVE  0    41401            3615,8856
-4      105  2100-04-20T00:00 2100-05-20T00:00 -                EMERGENCY 0    99859            -
-5      106  2100-05-01T00:00 2100-05-03T00:00 -                NEWBORN   0    V3000            640
-6      107  2100-06-01T00:00 2100-06-10T00:00 -                URGENT    -    5849             3995
-7      108  2100-07-01T00:00 2100-07-02T00:00 2100-07-20T00:00 EMERGENCY 0    1970             -
-8      109  2100-08-01T00:00 2100-08-03T10:00 -                EMERGENCY 0    -                -
-8      110  2100-08-03T20:00 2100-08-09T00:00 -                EMERGENCY 0    4280             3893
-9      111  2100-09-01T00:00 -                -                EMERGENCY 0    4280             -
-10     112  2100-10-01T00:00 2100-10-09T00:00 -                EMERGENCY 0    5770             5110
-11     113  2100-11-01T00:00 2100-11-16T00:00 -                EMERGENCY 0    25000            -
-12     114  2100-12-01T00:00 2100-12-05T00:00 2100-12-05T00:00 EMERGENCY 1    42731            9960
-"""
+person stay admitted         discharged       died             type      dead diagnoses       procedures
+1      101  2100-01-01T00:00 2100-01-04T01:12 -                EMERGENCY 0    4019,4280,V4581 0331,3893
+2      102  2100-02-01T00:00 2100-02-04T01:13 -                EMERGENCY 0    4019,E8791      3310
+3      103  2100-03-01T00:00 2100-03-06T00:00 2100-03-06T00:00 EMERGENCY 1    0389,51881      966
+4      104  2100-04-01T08:00 2100-04-09T08:00 -                ELECTIVE  0    41401           3615,8856
+4      105  2100-04-20T00:00 2100-05-20T00:00 -                EMERGENCY 0    99859           -
+5      106  2100-05-01T00:00 2100-05-03T00:00 -                NEWBORN   0    V3000           640
+6      107  2100-06-01T00:00 2100-06-10T00:00 -                URGENT    -    5849            3995
+7      108  2100-07-01T00:00 2100-07-02T00:00 2100-07-20T00:00 EMERGENCY 0    1970            -
+8      109  2100-08-01T00:00 2100-08-03T10:00 -                EMERGENCY 0    -               -
+8      110  2100-08-03T20:00 2100-08-09T00:00 -                EMERGENCY 0    4280            3893
+9      111  2100-09-01T00:00 -                -                EMERGENCY 0    4280            -
+10     112  2100-10-01T00:00 2100-10-09T00:00 -                EMERGENCY 0    5770            5110
+11     113  2100-11-01T00:00 2100-11-16T00:00 -                EMERGENCY 0    25000           -
+12     114  2100-12-01T00:00 2100-12-05T00:00 2100-12-05T00:00 EMERGENCY 1    42731           9960
+"""  # noqa: E501
 
 NOTE = (
     "Chief Complaint: breath\n\nHistory of Present Illness: came with {complaint}\n\nPast "
@@ -171,7 +171,10 @@ def write_mimic_iii(folder: Path) -> Path:
         ]
         for at, (stay, day, category, description, error, says) in enumerate(NOTES, start=1)
     ]
-    header = "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,CATEGORY,DESCRIPTION,CGID,ISERROR,TEXT"
+    header = (
+        "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,"
+        "CATEGORY,DESCRIPTION,CGID,ISERROR,TEXT"
+    )
     write_csv(folder / "NOTEEVENTS.csv", header, notes)
     return folder
 
@@ -522,7 +525,10 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
             rows.append(
                 [0, 1, stay, f"9{stay}", 224687, at, "", 1, "8.1", "8.1", "L/min", "", "", "", ""]
             )
-    header = "ROW_ID,SUBJECT_ID,HADM_ID,ICUSTAY_ID,ITEMID,CHARTTIME,STORETIME,CGID,VALUE,VALUENUM,VALUEUOM,WARNING,ERROR,RESULTSTATUS,STOPPED"
+    header = (
+        "ROW_ID,SUBJECT_ID,HADM_ID,ICUSTAY_ID,ITEMID,CHARTTIME,STORETIME,CGID,"
+        "VALUE,VALUENUM,VALUEUOM,WARNING,ERROR,RESULTSTATUS,STOPPED"
+    )
     write_csv(opened.folder / "CHARTEVENTS.csv", header, rows)
     write_csv(
         opened.folder / "PROCEDUREEVENTS_MV.csv",

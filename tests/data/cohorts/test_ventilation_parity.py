@@ -202,10 +202,8 @@ def write_iv(folder: Path, rows: Sequence[Row]) -> None:
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as opened:
         opened.execute(
-
-                "CREATE TABLE icu_stay AS SELECT id AS subject_id, id AS stay_id, id AS "
-                f"icu_stay_id FROM range({len(STAYS) + 1}) AS stay(id)"
-
+            "CREATE TABLE icu_stay AS SELECT id AS subject_id, id AS stay_id, id AS "
+            f"icu_stay_id FROM range({len(STAYS) + 1}) AS stay(id)"
         )
         yield opened
 

@@ -162,8 +162,9 @@ def test_duckdb_alone_would_lose_the_rest_of_that_file_in_silence(tmp_path: Path
     """Why the quotes are counted first; when this fails, DuckDB has learned to complain, and one
     reading can be saved."""
     (tmp_path / "open.csv").write_text('n,text\n1,ok\n2,"never closed\n')
-    query = f"""SELECT count(*) FROM read_csv('{tmp_path / "open.csv"}', header = true, auto_detect = false, strict_mode = true,
-        columns = {{'n': 'VARCHAR', 'text': 'VARCHAR'}}, delim = ',', quote = '"', escape = '"', parallel = false)"""
+    query = f"""SELECT count(*) FROM read_csv('{tmp_path / "open.csv"}', header = true,
+        auto_detect = false, strict_mode = true, columns = {{'n': 'VARCHAR', 'text': 'VARCHAR'}},
+        delim = ',', quote = '"', escape = '"', parallel = false)"""
     with duckdb.connect() as connection:
         assert connection.execute(query).fetchall() == [(1,)]
 

@@ -14,19 +14,19 @@ import duckdb
 from clinpeft.core.database import quote_sql_literal
 from clinpeft.core.schemas import Attrition
 
+# The ICD category: 3 characters, 4 for the V and E codes of ICD-9 (van Aken et al. 2021, arXiv
+# 2102.04110, ``tasks/dia/dia.py`` of its code). In ICD-10, V and E are ordinary chapters.
 DIAGNOSIS_GROUP_SQL = """CASE WHEN system = 'icd9' AND left(code, 1) IN ('V', 'E')
     THEN left(code, 4) ELSE left(code, 3) END"""
-"""The ICD category: 3 characters, 4 for the V and E codes of ICD-9 (van Aken et al. 2021, arXiv
-2102.04110, ``tasks/dia/dia.py`` of its code). In ICD-10, V and E are ordinary chapters."""
 
+# The first 3 characters of the code as shipped, with leading zeros: ICD-9 ``0331`` is in group
+# ``033``, ``966`` (96.6) in ``966``. Codes are not padded: without its zero, ``331`` (03.31) cannot
+# be told from 33.1.
 PROCEDURE_GROUP_SQL = "left(code, 3)"
-"""The first 3 characters of the code as shipped, with leading zeros: ICD-9 ``0331`` is in group
-``033``, ``966`` (96.6) in ``966``. Codes are not padded: without its zero, ``331`` (03.31) cannot
-be told from 33.1."""
 
+# The group of the published builder (``tasks/pro/pro.py`` of the code of arXiv 2102.04110), which
+# reads a code as an integer first: ``0331`` and ``3310`` both become ``331``.
 PROCEDURE_GROUP_CORE_2021_SQL = "left(TRY_CAST(code AS BIGINT)::VARCHAR, 3)"
-"""The group of the published builder (``tasks/pro/pro.py`` of the code of arXiv 2102.04110), which
-reads a code as an integer first: ``0331`` and ``3310`` both become ``331``."""
 
 FULL_CODE_SQL = "code"
 

@@ -79,12 +79,14 @@ def write_cohort(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path)
     # Only a note simulated by the corrected rules has a choice of sections.
     has_choice = selection.is_simulated and selection.section_style == "admission"
     section_style = recipe.task.sections if has_choice else selection.section_style
+    # Only after the recipe is checked: a wrong recipe leaves no folder behind.
     create_cohort_folder(folder)
     steps = [*hospital.attrition, *select_stays(hospital, task, recipe.task)]
     check_rows_remain(steps, str(hospital.folder))
     text_path = folder / "texts.parquet"
     try:
         steps += texts.write_stay_texts(hospital, selection, section_style, text_path)
+        # After the texts, since waiting for the last note changes prediction times.
         steps.append(apply_exclusion(hospital.connection, ONE_STAY_PER_PREDICTION_TIME))
         check_rows_remain(steps, str(hospital.folder))
         steps.append(_assign_splits(recipe, hospital))
@@ -93,6 +95,7 @@ def write_cohort(recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path)
         check_rows_remain(steps, str(hospital.folder))
         _write_rows(hospital, text_path, folder / COHORT_FILE)
     finally:
+        # The texts are clinical data: they are removed however the build ends.
         text_path.unlink(missing_ok=True)
     write_cohort_documents(folder, labels, steps)
     return Cohort(folder, task, tuple(entry.name for entry in labels.classes), tuple(steps))
@@ -121,6 +124,7 @@ def summarize_cohort(folder: Path) -> pa.Table:
     for row in rows:
         for label in [row["label"]] if row["label"] is not None else row["labels"]:
             subjects.setdefault((row["split"], label), []).append(row["subject_id"])
+    # Of a multilabel task the fractions of a split may sum to more than 1.
     sizes = {name: sum(row["split"] == name for row in rows) for name in SPLIT_NAMES}
     order = sorted(subjects, key=lambda key: (SPLIT_NAMES.index(key[0]), key[1]))
     return pa.table(
@@ -154,6 +158,7 @@ def _assign_splits(recipe: CohortRecipe, hospital: HospitalDatabase) -> Attritio
     """Create the table ``stay_split`` (``stay_id``, ``split``)."""
     connection, spec = hospital.connection, recipe.split
     group = "NULL" if spec.by == "subject" else spec.by
+    # Ordered by id, so that the splits do not depend on the order of the files.
     rows = connection.sql(
         f"""SELECT subject_id, stay_id, {group}::VARCHAR AS part FROM selected_stay
             ORDER BY subject_id, stay_id"""

@@ -57,6 +57,7 @@ class LabelsDocument:
     left_out: tuple[LabelsEntry, ...] = ()
 
 
+# JSON of dataclasses, in the order of their fields.
 _LABELS_ADAPTER = TypeAdapter(LabelsDocument)
 _ATTRITION_ADAPTER = TypeAdapter(list[dict[str, Any]])
 
@@ -109,6 +110,7 @@ def open_checked_parquet(path: Path, schema: pa.Schema) -> pq.ParquetFile:
             location=str(path),
             hint="give the Parquet file as it was built",
         ) from error
+    # Types must be equal: an integer label read as text would be a class of its own.
     file_schema = file.schema_arrow
     for field in schema:
         column_type = (
@@ -174,6 +176,7 @@ def build_cohort_label_matrix(
     """
     column = stays["labels" if kind == "multilabel" else "label"].combine_chunks()
     if kind == "multilabel":
+        # The lists of all stays in one array, and the number of labels of each stay.
         lengths, indices = np.diff(column.offsets.to_numpy()), column.flatten()
     else:
         lengths, indices = np.ones(len(column), np.int64), column.drop_null()
@@ -191,6 +194,7 @@ def build_cohort_label_matrix(
             location=str(location),
             hint="give the classes that the cohort was built with",
         )
+    # CSR: the labels of stay i are labels[row_starts[i] : row_starts[i + 1]].
     row_starts = np.concatenate([[0], np.cumsum(lengths)])
     return sp.csr_array(
         (np.ones(len(labels), np.int64), labels, row_starts), shape=(stays.num_rows, len(classes))
@@ -212,6 +216,7 @@ def encode_cohort_splits(stays: pa.Table, location: Path) -> NDArray[np.int64]:
             location=str(location),
             hint="name the splits as MEDS does",
         )
+    # The dictionary has the names in order of appearance, not in that of SPLIT_NAMES.
     indices = np.array([SPLIT_NAMES.index(name) for name in names], np.int64)
     return indices[encoded.indices.to_numpy()] if len(stays) else np.zeros(0, np.int64)
 

@@ -24,6 +24,8 @@ from clinpeft.recipe import CohortRecipe
 
 PUBLISHED_COMPAT = "core-2021"
 
+# One count a row: by the published rules here, as published, and by the corrected rules;
+# ``explanation`` says why they differ, or what is counted.
 CONFORMANCE_SCHEMA = pa.schema(
     [
         pa.field("quantity", pa.string(), nullable=False),
@@ -33,8 +35,6 @@ CONFORMANCE_SCHEMA = pa.schema(
         pa.field("explanation", pa.string(), nullable=False),
     ]
 )
-"""One count a row: by the published rules here, as published, and by the corrected rules;
-``explanation`` says why they differ, or what is counted."""
 
 
 def _build_split_counts(train: int, tuning: int, held_out: int) -> dict[str, int]:
@@ -46,6 +46,9 @@ def _build_split_counts(train: int, tuning: int, held_out: int) -> dict[str, int
     }
 
 
+# Task -> quantity -> count, for MIMIC-III v1.4.
+#
+# Those of ``ventilation`` come from labels split by admission and cannot be reproduced by subject.
 PUBLISHED_COUNTS: dict[str, dict[str, int]] = {
     "mortality": _build_split_counts(33_954, 4_908, 9_822),
     "length_of_stay": _build_split_counts(30_421, 4_391, 8_797),
@@ -53,9 +56,6 @@ PUBLISHED_COUNTS: dict[str, dict[str, int]] = {
     "procedures": _build_split_counts(30_030, 4_357, 8_681) | {"classes": 711},
     "ventilation": _build_split_counts(5_666, 707, 706),
 }
-"""Task -> quantity -> count, for MIMIC-III v1.4.
-
-Those of ``ventilation`` come from labels split by admission and cannot be reproduced by subject."""
 
 
 class _CountRow(NamedTuple):
@@ -121,21 +121,22 @@ def _count_sizes(compat: Cohort, corrected: Cohort) -> Iterator[_CountRow]:
     first, second = _read_cohort_rows(compat), _read_cohort_rows(corrected)
     yield _CountRow("stays", len(first), len(second), "differ by the reasons below")
     for split in SPLIT_NAMES:
-        stays = (sum(row["split"] == split for row in rows) for rows in (first, second))
-        yield _CountRow(f"stays in {split}", *stays)
-    subjects = (len({row["subject_id"] for row in rows}) for rows in (first, second))
-    yield _CountRow("subjects", *subjects)
+        stays = [sum(row["split"] == split for row in rows) for rows in (first, second)]
+        yield _CountRow(f"stays in {split}", stays[0], stays[1])
+    subjects = [len({row["subject_id"] for row in rows}) for rows in (first, second)]
+    yield _CountRow("subjects", subjects[0], subjects[1])
     explanation = (
         "compat lists every code of the table, used or not" if compat.task.label_space_query else ""
     )
     yield _CountRow("classes", len(compat.classes), len(corrected.classes), explanation)
     for index, name in enumerate(compat.task.classes):
-        stays = (sum(row["label"] == index for row in rows) for rows in (first, second))
-        yield _CountRow(f"stays of class {name}", *stays)
+        stays = [sum(row["label"] == index for row in rows) for rows in (first, second)]
+        yield _CountRow(f"stays of class {name}", stays[0], stays[1])
 
 
 def _count_dropped_stays(compat: Cohort, corrected: Cohort) -> Iterator[_CountRow]:
     """Dropped rows of every step by reason: together they explain every difference in size."""
+    # A dictionary as an ordered set: reasons of compat first, then those only of corrected.
     reasons = dict.fromkeys(
         (step.step, reason)
         for cohort in (compat, corrected)
@@ -156,6 +157,7 @@ def _count_changed_stays(compat: Cohort, corrected: Cohort) -> Iterator[_CountRo
     first, second = (
         {row["stay_id"]: row for row in _read_cohort_rows(cohort)} for cohort in (compat, corrected)
     )
+    # Labels and splits can be compared only for stays that both rules select.
     common = first.keys() & second.keys()
     yield _CountRow(
         "stays only in one of them",
@@ -197,7 +199,9 @@ def _count_class_differences(task_name: str, hospital: HospitalDatabase) -> Iter
     kinds = ", ".join(f"'{kind}'" for kind in corrected.required_tables)
     pairs = f"""SELECT stay_id, {compat.code_grouping} AS published,
         {corrected.code_grouping} AS truth FROM code WHERE kind IN ({kinds})"""
+    # A class merges others when codes of several corrected groups have one published group.
     merged = f"SELECT published FROM ({pairs}) GROUP BY published HAVING count(DISTINCT truth) > 1"
+    # It is divided when codes of one corrected group have several published groups.
     divided = f"SELECT truth FROM ({pairs}) GROUP BY truth HAVING count(DISTINCT published) > 1"
     stays = f"SELECT DISTINCT stay_id FROM ({pairs}) WHERE published IN ({merged})"
     for quantity, query, explanation in (

@@ -41,6 +41,7 @@ def check_cohort_classes(folder: Path) -> None:
     """
     label_space, (train_counts, _, _), sizes = _count_stays_by_class(folder)
     location = str(folder / COHORT_FILE)
+    # ``tuning`` may be empty.
     for name in ("train", "held_out"):
         if not sizes[SPLIT_NAMES.index(name)]:
             raise InputError(
@@ -48,6 +49,7 @@ def check_cohort_classes(folder: Path) -> None:
                 location=location,
                 hint=f"raise split.{name}, name other groups, or give more subjects",
             )
+    # Each label of a multilabel task is a binary task, so that one class is enough.
     present = np.flatnonzero(train_counts)
     if not len(present) or (label_space.kind != "multilabel" and len(present) == 1):
         raise InputError(

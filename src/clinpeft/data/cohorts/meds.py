@@ -46,6 +46,7 @@ MAX_LABEL_FILES = 200  # of a multilabel task; with more classes, one table in l
 _BATCH_ROWS = 2048
 _TIME_TYPE = pa.timestamp("us")
 
+# ``DataSchema`` of MEDS and two columns of ours, declared in ``dataset.json`` as source ids.
 MEDS_DATA_SCHEMA = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
@@ -57,7 +58,6 @@ MEDS_DATA_SCHEMA = pa.schema(
         pa.field("hadm_id", pa.int64()),
     ]
 )
-"""``DataSchema`` of MEDS and two columns of ours, declared in ``dataset.json`` as source ids."""
 
 MEDS_CODE_SCHEMA = pa.schema(
     [
@@ -73,6 +73,8 @@ MEDS_SUBJECT_SPLIT_SCHEMA = pa.schema(
     ]
 )
 
+# ``LabelSchema`` of MEDS: no other column is allowed, and of the last four columns a file has those
+# that its task uses.
 MEDS_LABEL_SCHEMA = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
@@ -83,8 +85,6 @@ MEDS_LABEL_SCHEMA = pa.schema(
         pa.field("categorical_value", pa.string()),
     ]
 )
-"""``LabelSchema`` of MEDS: no other column is allowed, and of the last four columns a file has
-those that its task uses."""
 
 MEDS_LONG_LABEL_SCHEMA = pa.schema(
     [*list(MEDS_LABEL_SCHEMA)[:2], pa.field("class", pa.string(), nullable=False)]
@@ -151,6 +151,7 @@ def write_meds_dataset(
             location=str(cohort),
             hint="build the cohort with a split by subject",
         )
+    # MEDS codes are paths separated by two slashes, from the general to the specific.
     code = f"NOTE//{dataset_name}//{category}"
     description = f"{category} of {dataset_name}: the text that may be read at the prediction time"
     try:
@@ -191,6 +192,7 @@ def _write_events(cohort: Path, split: str, code: str, path: Path) -> None:
         duckdb.connect(config=settings) as connection,
         pq.ParquetWriter(path, MEDS_DATA_SCHEMA) as writer,
     ):
+        # DuckDB spills the sort to disk, so that memory does not grow with the texts.
         rows = connection.sql(query, params={"code": code, "cohort": str(cohort), "split": split})
         for batch in rows.to_arrow_reader(_BATCH_ROWS):
             writer.write_table(pa.Table.from_batches([batch]).cast(MEDS_DATA_SCHEMA))
@@ -231,6 +233,7 @@ def _write_labels(
     files, note = [], ""
     order = [("subject_id", "ascending"), ("prediction_time", "ascending")]
     if kind == "multilabel" and len(classes) > MAX_LABEL_FILES:
+        # One row for every (stay, class) pair that applies.
         rows = np.repeat(np.arange(label_matrix.shape[0]), np.diff(label_matrix.indptr))
         indices = pa.array(label_matrix.indices.astype(np.int64))
         table = stays.select(["subject_id", "prediction_time"]).take(pa.array(rows))
@@ -250,6 +253,7 @@ def _write_labels(
                 [
                     MEDS_LABEL_SCHEMA.field("subject_id"),
                     MEDS_LABEL_SCHEMA.field("prediction_time"),
+                    # A label file of ours has no null label: such stays are not in the cohort.
                     MEDS_LABEL_SCHEMA.field(entry.column).with_nullable(False),
                 ]
             )
@@ -265,6 +269,7 @@ def _iterate_label_files(
 ) -> Iterator[_LabelFile]:
     """The label files of a task; of a multilabel task one a class."""
     if kind == "binary":
+        # One label a stay, so that ``indices`` is the label column, ``(stays,)``.
         values = pa.array(label_matrix.indices == 1)
         yield _LabelFile(_sanitize_file_name(task_name), classes[1], "boolean_value", values)
     elif kind == "multiclass":
@@ -276,6 +281,7 @@ def _iterate_label_files(
         for index, (name, class_name) in enumerate(zip(names, classes, strict=True)):
             applies = np.zeros(label_matrix.shape[0], np.bool_)  # (stays,)
             applies[by_class.indices[by_class.indptr[index] : by_class.indptr[index + 1]]] = True
+            # Two classes may differ only in characters that file systems refuse.
             unique_name = name if names.count(name) == 1 else f"{name}_{index}"
             yield _LabelFile(unique_name, class_name, "boolean_value", pa.array(applies))
 
@@ -315,6 +321,7 @@ def _read_label_file(path: Path) -> pa.Table:
             location=str(path),
             hint=f"drop it; the schema has {', '.join(names)}",
         )
+    # The first two columns, subject and time, are required by the schema.
     missing = [name for name in names[:2] if name not in table.column_names]
     if missing:
         raise InputError(
@@ -351,6 +358,7 @@ def _convert_column(label_table: pa.Table, field: pa.Field, path: Path) -> pa.Ch
             hint=hint,
         )
     try:
+        # Other writers use narrower or wider types: int32 ids, float64 values, milliseconds.
         return column.cast(field.type, safe=not pa.types.is_floating(field.type))
     except pa.ArrowInvalid:
         raise InputError(
@@ -371,8 +379,5 @@ def _is_same_kind(column_type: pa.DataType, schema_type: pa.DataType) -> bool:
 def _is_text(column_type: pa.DataType) -> bool:
     if pa.types.is_dictionary(column_type):
         return _is_text(column_type.value_type)
-    return (
-        pa.types.is_string(column_type)
-        or pa.types.is_large_string(column_type)
-        or pa.types.is_string_view(column_type)
-    )
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(kind(column_type) for kind in kinds)

@@ -86,16 +86,16 @@ QUALIFY row_number() OVER (PARTITION BY key ORDER BY texts, category) = 1
 _SINGLE_CATEGORY_SQL = """
 SELECT key, min(category) AS category FROM text_category GROUP BY key HAVING count(*) = 1
 """
+# (kind of the task, ``task.several``) -> SELECT of the categories that label each text.
+#
+# The rarest category of a text is the one with the fewest distinct texts, of equals the first in
+# alphabetical order: of a text filed under "Surgery" and "Urology" the latter says more.
 CATEGORY_LABEL_QUERIES: Mapping[tuple[str, str], str] = {
     ("multiclass", "rarest"): _RAREST_CATEGORY_SQL,
     ("multiclass", "drop"): _SINGLE_CATEGORY_SQL,
     ("multilabel", "rarest"): "SELECT key, category FROM text_category",
     ("multilabel", "drop"): "SELECT key, category FROM text_category",
 }
-"""(kind of the task, ``task.several``) -> SELECT of the categories that label each text.
-
-The rarest category of a text is the one with the fewest distinct texts, of equals the first in
-alphabetical order: of a text filed under "Surgery" and "Urology" the latter says more."""
 
 # Categories with ``train_texts`` and ``class_index``, null where the category is rare.
 _CATEGORY_COUNT_SQL = """
@@ -184,6 +184,7 @@ def _store_distinct_texts(
 ) -> Attrition:
     """Store the notes with text and category in ``categorized_note``, each text once in
     ``target``."""
+    # 63-bit keys instead of texts in memory; a collision among a million texts has odds of 5e-8.
     attrition, keys = Attrition("distinct texts"), set[int]()
     connection.execute("""CREATE SEQUENCE positions;
         CREATE TABLE categorized_note (
@@ -212,6 +213,7 @@ def _select_categorized_notes(batch: pa.RecordBatch, attrition: Attrition) -> pa
     The key, which becomes ``stay_id``, is 63 bits of the SHA-256 of the normalized text.
     """
     attrition.entered_rows += batch.num_rows
+    # The normalization that makes two texts equal: white space and case.
     texts = [" ".join(text.split()).casefold() for text in batch["text"].to_pylist()]
     categories = pc.utf8_trim_whitespace(batch["category"]).to_pylist()
     reasons = [
@@ -220,6 +222,7 @@ def _select_categorized_notes(batch: pa.RecordBatch, attrition: Attrition) -> pa
     ]
     for reason in (MISSING_TEXT_REASON, MISSING_CATEGORY_REASON):
         attrition.drop_rows(reason, reasons.count(reason))
+    # ``surrogatepass``: a lone surrogate of a damaged file must not stop the reading.
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts)
     keys = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
     table = pa.Table.from_batches([batch]).select(["subject_id", "available_at", "text"])
@@ -233,6 +236,7 @@ def _assign_text_splits(recipe: CohortRecipe, connection: duckdb.DuckDBPyConnect
     rows = connection.sql(
         "SELECT key, subject_id FROM distinct_text ORDER BY subject_id, key"
     ).to_arrow_table()
+    # Notes without stays have no site and no year: by subject or by lists only.
     subjects, spec, lists = rows["subject_id"].to_numpy(), recipe.split, recipe.task.subject_lists
     names = (
         split_subjects_by_lists(subjects, lists)
@@ -268,6 +272,7 @@ def _create_text_labels(
         """SELECT (SELECT count(*) FROM text_split),
             (SELECT count(DISTINCT key) FROM raw_text_label), (SELECT count(*) FROM text_label)"""
     ).fetchall()
+    # Two steps: texts of several categories, where these are dropped, and rare categories.
     several, rare = Attrition("one category", in_split), Attrition("classes", with_category)
     several.drop_rows(SEVERAL_CATEGORIES_REASON, in_split - with_category)
     rare_reasons = {

@@ -36,10 +36,12 @@ ADMISSION_TIME_SQL = "admitted_at"
 # A discharge summary carries a date, so it may have been written until the end of that day.
 END_OF_DISCHARGE_DAY_SQL = "date_trunc('day', discharged_at) + INTERVAL 86399 SECOND"
 
+# The three kinds of text: at admission, at discharge, and of a label file's own time.
 SIMULATED_ADMISSION_NOTE = NoteSelection("admission", is_simulated=True)
 FULL_DISCHARGE_SUMMARY = NoteSelection("all", is_simulated=False)
 ALL_NOTES = replace(FULL_DISCHARGE_SUMMARY, categories=())
 
+# Criteria that several tasks share.
 ADMISSION_TIME_REQUIRED = ExclusionCriterion(
     "admission time known",
     """SELECT stay_id, 'admission time unknown' AS reason
@@ -89,8 +91,7 @@ MORTALITY_TASK = ClinicalTask(
 
 # tasks/los/los.py of the published builder: four classes, deaths excluded. It rounds days to one
 # decimal, half to even, so that 3.05, 7.05 and 14.05 days are the last of their class; whole
-# seconds
-# say this exactly: 3.05 * 86400 = 263520.
+# seconds say this exactly: 3.05 * 86400 = 263520.
 _STAY_SECONDS_SQL = "(epoch_us(discharged_at) - epoch_us(admitted_at)) // 1000000"
 LENGTH_OF_STAY_TASK = ClinicalTask(
     name="length_of_stay",
@@ -128,6 +129,7 @@ DIAGNOSES_TASK = ClinicalTask(
     code_grouping=codes.DIAGNOSIS_GROUP_SQL,
 )
 
+# Stays without any procedure code are excluded: no code may mean not coded.
 PROCEDURES_TASK = ClinicalTask(
     name="procedures",
     question="Which procedures will be coded for this stay?",
@@ -142,11 +144,11 @@ PROCEDURES_TASK = ClinicalTask(
 )
 
 EpisodeDeriver = Callable[[duckdb.DuckDBPyConnection, Path], ventilation.EpisodeDerivation]
+# Layout -> the function that derives its ventilation episodes.
 EPISODE_DERIVERS: dict[str, EpisodeDeriver] = {
     "mimic-iii": ventilation.derive_mimic_iii_episodes,
     "mimic-iv": ventilation.derive_mimic_iv_episodes,
 }
-"""Layout -> the function that derives its ventilation episodes."""
 
 
 def create_ventilation_tables(hospital: HospitalDatabase, spec: TaskSpec) -> tuple[Attrition, ...]:
@@ -246,7 +248,8 @@ READMISSION_TASK = ClinicalTask(
             "no other stay at discharge",
             """SELECT a.stay_id, 'another stay of the patient overlaps the discharge' AS reason
                FROM selected_stay a
-               WHERE EXISTS (FROM stay n WHERE n.subject_id = a.subject_id AND n.stay_id <> a.stay_id
+               WHERE EXISTS (FROM stay n
+                   WHERE n.subject_id = a.subject_id AND n.stay_id <> a.stay_id
                    AND n.admitted_at < a.discharged_at AND n.discharged_at > a.discharged_at)""",
         ),
         ExclusionCriterion(
@@ -355,6 +358,7 @@ def create_label_file_table(hospital: HospitalDatabase, spec: TaskSpec) -> tuple
     return (count_drop_reasons(connection, "labels given", reasons),)
 
 
+# Any binary label with a time, such as the output of ACES.
 LABEL_FILE_TASK = ClinicalTask(
     name="given",
     question="What the label file asks.",
@@ -383,6 +387,7 @@ NOTE_CATEGORY_TASK = ClinicalTask(
     note_selection=ALL_NOTES,
     prediction_unit="notes",
 )
+# The same with all categories of a text as labels.
 NOTE_CATEGORIES_TASK = ClinicalTask(
     name="note_categories",
     question="Under which categories is this note filed?",
@@ -406,11 +411,15 @@ CLINICAL_TASKS: dict[str, ClinicalTask] = {
     task.name: task for task in (*_STAY_TASKS, NOTE_CATEGORY_TASK, NOTE_CATEGORIES_TASK)
 }
 
+# The published builder reads a text that several stays share only once.
 _CORE_2021_NOTE = NoteSelection("core-2021", is_simulated=True, deduplication_scope="everywhere")
 _DIAGNOSIS_CLASSES_SQL = codes.build_code_group_query(("diagnosis",), codes.DIAGNOSIS_GROUP_SQL)
 _CORE_2021_PROCEDURE_CLASSES_SQL = codes.build_code_group_query(
     ("procedure",), codes.PROCEDURE_GROUP_CORE_2021_SQL
 )
+# The tasks as the builder of arXiv 2102.04110 makes them (script of September 2021): its extraction
+# of sections, its removal of repeated texts over all stays, its procedure codes read as integers,
+# and its label space of all codes in the table, used or not.
 CORE_2021_TASKS: dict[str, ClinicalTask] = {
     "mortality": replace(
         MORTALITY_TASK, note_selection=replace(_CORE_2021_NOTE, excludes_death_mentions=True)
@@ -436,9 +445,6 @@ CORE_2021_TASKS: dict[str, ClinicalTask] = {
         ),
     ),
 }
-"""The tasks as the builder of arXiv 2102.04110 makes them (script of September 2021): its
-extraction of sections, its removal of repeated texts over all stays, its procedure codes read as
-integers, and its label space of all codes in the table, used or not."""
 
 TASKS_BY_COMPAT: Mapping[str, Mapping[str, ClinicalTask]] = {
     "": CLINICAL_TASKS,

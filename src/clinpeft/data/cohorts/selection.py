@@ -89,12 +89,14 @@ def select_stays(hospital: HospitalDatabase, task: ClinicalTask, spec: TaskSpec)
                 location=str(hospital.folder),
                 hint="put it there, or choose another task",
             )
+    # Criteria and labels may use these tables, so that they come first.
     prepared = task.prepare_tables(hospital, spec) if task.prepare_tables else ()
     connection = hospital.connection
     connection.execute(
         f"""CREATE OR REPLACE TABLE selected_stay AS
             SELECT *, {task.prediction_time} AS prediction_time FROM stay"""
     )
+    # In order: each criterion sees only the stays that the earlier ones left.
     steps = [apply_exclusion(connection, criterion) for criterion in task.exclusion_criteria]
     connection.execute(
         f"""CREATE OR REPLACE TABLE raw_label AS SELECT * FROM ({task.label_query})

@@ -85,6 +85,7 @@ def split_stays_by_group(
         if not spec.tuning_groups and spec.train + spec.tuning > 0
         else (1.0, 0.0, 0.0)
     )
+    # Of stays that belong to no named group, the remaining fractions divide train and tuning.
     by_hash = split_subjects_by_hash(subjects, [part / sum(fractions) for part in fractions], seed)
     by_group = dict.fromkeys(spec.tuning_groups, "tuning") | dict.fromkeys(held_out, "held_out")
     names: list[str] = [
@@ -92,6 +93,7 @@ def split_stays_by_group(
         for group, hashed in zip(groups, by_hash.tolist(), strict=True)
     ]
     ranks = [SPLIT_NAMES.index(name) if name else -1 for name in names]
+    # A subject may have stays in several groups; the last split keeps it.
     last_ranks: dict[int, int] = {}
     for subject, rank in zip(subjects.tolist(), ranks, strict=True):
         last_ranks[subject] = max(last_ranks.get(subject, -1), rank)
@@ -158,6 +160,7 @@ def _read_subject_list(folder: Path, split: str) -> set[int]:
             location=f"task.subject_lists = {folder}",
             hint=f"put one file there: {' or '.join(SUBJECT_LIST_NAMES[split])}.csv",
         )
+    # ``utf-8-sig``: Excel writes a byte order mark.
     text = paths[0].read_text(encoding="utf-8-sig")
     rows = [line.strip().split(",") for line in text.splitlines() if line.strip()]
     header = [name.strip().strip('"').lower() for name in rows[0]] if rows else []

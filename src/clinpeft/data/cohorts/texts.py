@@ -33,15 +33,15 @@ TEXT_BATCH_NOTES = 256
 # large.
 MAX_PASS_CHARACTERS = 64_000_000
 
+# A note of no stay is compared only with others of no stay, since neither is read.
 _DEDUPLICATION_KEYS = {"stay": "n.stay_id, md5(n.text)", "everywhere": "md5(n.text)"}
 _IS_ADDENDUM_SQL = """lower(coalesce(n.category, '')) = 'discharge addendum'
     OR starts_with(lower(coalesce(n.description, '')), 'addendum')"""
 _IS_AVAILABLE_SQL = "coalesce(n.available_at <= a.prediction_time, false)"
 
 # Notes are dropped before stays are, so that what is dropped here is counted in notes and nothing
-# is
-# counted twice. The last of several equal texts remains; equal dates are ordered by file and row,
-# which the published builder leaves to an unstable sort.
+# is counted twice. The last of several equal texts remains; equal dates are ordered by file and
+# row, which the published builder leaves to an unstable sort.
 _SELECT_NOTES_SQL = """
 CREATE OR REPLACE TABLE candidate_note AS
 SELECT n.file, n."row", n.stay_id, n.available_at, length(n.text) AS characters,
@@ -127,6 +127,7 @@ def write_stay_texts(
         )
     connection = hospital.connection
     steps = [hospital.read_notes(note_selection.categories)]
+    # A simulated note is cut from a summary of later date; a waiting task sets its time by it.
     any_time = note_selection.is_simulated or note_selection.waits_for_last_note
     connection.execute(
         _SELECT_NOTES_SQL.format(
@@ -156,11 +157,13 @@ def _write_note_extracts(
     attrition = Attrition("text", count_table_rows(connection, "selected_stay"))
     stay_texts = _iterate_stay_texts(hospital)
     with pq.ParquetWriter(target, STAY_TEXT_SCHEMA, compression="zstd") as writer:
+        # Parquet row groups of a few hundred texts keep the memory of the writer small.
         while batch := list(itertools.islice(stay_texts, TEXT_BATCH_STAYS)):
             rows = []
             for stay_id, text in batch:
                 extract = sections.extract_note_text(text, section_style)
                 if extract.text is not None and note_selection.excludes_death_mentions:
+                    # As in the published builder: first remove the phrase, then look for others.
                     cleared = sections.remove_death_phrases(extract.text)
                     extract = (
                         NoteExtract(None, "the note mentions the patient's death")

@@ -35,12 +35,13 @@ HOSPITAL_LAYOUTS: dict[str, Callable[[SourceSpec], HospitalLayout]] = {
     "files": own_files.build_own_files_layout,
 }
 
+# Tables that a task reads directly from ``HospitalDatabase.folder``.
 CHARTED_TABLES: dict[str, tuple[str, ...]] = {
     "mimic-iii": ("CHARTEVENTS", "PROCEDUREEVENTS_MV"),
     "mimic-iv": ("chartevents", "procedureevents"),
 }
-"""Tables that a task reads directly from ``HospitalDatabase.folder``."""
 
+# A file of up to 256 MiB is hashed whole; of a larger one 64 MiB at each end.
 MAX_WHOLE_HASH_BYTES, HASHED_END_BYTES = 256 * 2**20, 64 * 2**20
 
 
@@ -68,10 +69,12 @@ def open_hospital_database(
     if spec.name == "synthetic":
         spec = _write_synthetic_source(spec, folder)
     layout, path = _get_layout(spec), _get_source_folder(spec)
+    # Before the database is created, so that a wrong folder leaves no file behind.
     missing_tables = _find_missing_parts(path, layout)
     connection = _create_database(folder, memory_gigabytes, threads)
     reader = _PartReader(connection, path, spec.max_bad_fraction)
     try:
+        # Notes are large and their categories depend on the task, so that they are read later.
         stay, *others = [part for part in layout.parts if part.name != "note"]
         attrition = [*reader.read_part(stay, required=True)]
         for part in others:
@@ -118,6 +121,7 @@ def fingerprint_hospital(spec: SourceSpec) -> str:
         for table in (*part.required_tables, *part.optional_tables)
     ]
     digest = hashlib.sha256()
+    # In a fixed order, each table once: several parts read the same raw table.
     for name in dict.fromkeys([*names, *CHARTED_TABLES.get(spec.name, ())]):
         file = raw_tables.find_table_file(path, name)
         if file is not None:
@@ -142,6 +146,7 @@ def _hash_table_file(file: Path) -> str:
             location=str(file),
             hint="check source.path and its permissions",
         ) from error
+    # The prefix keeps a partial hash apart from a hash of the whole file.
     return f"ends:{digest.hexdigest()}"
 
 
@@ -187,6 +192,7 @@ def _create_database(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A database of an earlier run may have the tables of another hospital.
         (folder / "hospital.duckdb").unlink(missing_ok=True)
         connection = duckdb.connect(str(folder / "hospital.duckdb"), config=settings)
     except (OSError, duckdb.IOException) as error:

@@ -15,6 +15,7 @@ from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
 from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart, build_coded_layout
 from clinpeft.recipe import SourceSpec
 
+# Names of tables and columns are those of the schema pages; columns in lower case.
 MIMIC_III_ADMISSIONS = RawTable(
     "ADMISSIONS",
     build_column_purposes(
@@ -62,6 +63,7 @@ MIMIC_III_DIAGNOSIS_TITLES = RawTable(
 MIMIC_III_PROCEDURE_TITLES = RawTable(
     "D_ICD_PROCEDURES", build_column_purposes("names of procedures", "icd9_code", "long_title")
 )
+# Loaded only when notes are read: 2 million rows, 4 GB.
 MIMIC_III_NOTEEVENTS = RawTable(
     "NOTEEVENTS",
     build_column_purposes(
@@ -98,12 +100,14 @@ LEFT JOIN (
     FROM raw_icustays ORDER BY to_time(intime), "row") i ON i.stay = to_integer(a.hadm_id)
 """
 
+# ICUSTAY_ID is already unique, and a stay may have several.
 _ICU_STAY_QUERY = """
 SELECT "row", NULL::VARCHAR AS drop_reason, subject_id, hadm_id AS stay_id,
     icustay_id AS icu_stay_id, first_careunit AS care_unit, intime AS began_at, outtime AS ended_at
 FROM raw_icustays
 """
 
+# SEQ_NUM is the priority of a code; 1 is the main diagnosis.
 _CODE_QUERY = """
 SELECT "row", NULL::VARCHAR AS drop_reason, subject_id, hadm_id AS stay_id, 'icd9' AS system,
     icd9_code AS code, seq_num AS "sequence"
@@ -116,6 +120,8 @@ SELECT "row", NULL::VARCHAR AS drop_reason, '{kind}' AS kind, 'icd9' AS system, 
 FROM {raw}
 """
 
+# STORETIME is when a note was saved and CHARTTIME the time it is about; discharge summaries have
+# neither, only the date CHARTDATE. ISERROR marks notes that a physician identified as an error.
 _NOTE_QUERY = """
 SELECT "row", row_id AS note_id, subject_id, hadm_id AS stay_id, category, description, text,
     coalesce(greatest(to_time(storetime), to_time(charttime)), end_of_day(to_time(chartdate)))

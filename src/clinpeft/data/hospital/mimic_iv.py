@@ -15,6 +15,7 @@ from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
 from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart, build_coded_layout
 from clinpeft.recipe import SourceSpec
 
+# Names of tables and columns are those of the documentation.
 MIMIC_IV_ADMISSIONS = RawTable(
     "admissions",
     build_column_purposes(
@@ -72,6 +73,7 @@ MIMIC_IV_PROCEDURE_TITLES = RawTable(
     "d_icd_procedures",
     build_column_purposes("names of procedures", "icd_code", "icd_version", "long_title"),
 )
+# discharge and radiology, the two note tables of MIMIC-IV-Note, have the same columns.
 _NOTE_COLUMNS = build_column_purposes(
     "the text of the notes",
     "note_id",
@@ -102,12 +104,14 @@ LEFT JOIN (
     FROM raw_icustays ORDER BY to_time(intime), "row") i ON i.stay = to_integer(a.hadm_id)
 """
 
+# ``stay_id`` of MIMIC-IV is an intensive care stay, ``hadm_id`` the hospital stay.
 _ICU_STAY_QUERY = """
 SELECT "row", NULL::VARCHAR AS drop_reason, subject_id, hadm_id AS stay_id, stay_id AS icu_stay_id,
     first_careunit AS care_unit, intime AS began_at, outtime AS ended_at
 FROM raw_icustays
 """
 
+# A version other than 9 and 10 gives no system, and the row is dropped.
 _CODE_QUERY = """
 SELECT "row", NULL::VARCHAR AS drop_reason, subject_id, hadm_id AS stay_id, icd_code AS code,
     seq_num AS "sequence",
@@ -122,6 +126,7 @@ SELECT "row", NULL::VARCHAR AS drop_reason, '{kind}' AS kind, icd_code AS code,
 FROM {raw}
 """
 
+# Note types: discharge summary, its addendum, radiology report, its addendum.
 _NOTE_QUERY = """
 SELECT "row", note_id, subject_id, hadm_id AS stay_id, text,
     CASE note_type WHEN 'DS' THEN 'Discharge summary' WHEN 'AD' THEN 'Discharge addendum'

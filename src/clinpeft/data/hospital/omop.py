@@ -125,6 +125,8 @@ LEFT JOIN (
     FROM raw_death ORDER BY "row") d ON d.person = to_integer(v.person_id)
 """
 
+# A source code with a concept of another vocabulary (SNOMED) has no system and is dropped; one
+# without a concept has the system of the recipe. There is no order of codes in OMOP.
 _CODE_QUERY = """
 SELECT c."row", NULL::VARCHAR AS drop_reason, c.person_id AS subject_id,
     c.visit_occurrence_id AS stay_id, NULL::VARCHAR AS "sequence", c.{kind}_source_value AS code,
@@ -137,6 +139,7 @@ LEFT JOIN (
     FROM raw_concept) k ON k.concept = to_integer(c.{kind}_source_concept_id)
 """
 
+# NOTE has no category of its own: its title is the category.
 _NOTE_QUERY = """
 SELECT "row", note_id, person_id AS subject_id, visit_occurrence_id AS stay_id, note_text AS text,
     NULL::VARCHAR AS description,
@@ -173,6 +176,7 @@ def build_omop_layout(spec: SourceSpec) -> HospitalLayout:
             hint='leave it out, or write code_system = "icd9" or "icd10"',
         )
     system = spec.columns.get("code_system")
+    # NULL, not a guess: rows without a known system are dropped and counted.
     default_system = f"'{system}'" if system else "NULL"
     parts = ", ".join(quote_sql_literal(part) for part in spec.parts) or "''"
     return HospitalLayout(

@@ -15,6 +15,7 @@ from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
 from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
+# File -> the purpose that an error names, and the columns without which it cannot be read.
 _REQUIRED_COLUMNS = {
     "stays": (
         "the stays of every cohort",
@@ -30,7 +31,6 @@ _REQUIRED_COLUMNS = {
     ),
     "notes": ("the text of the notes", ("subject_id", "stay_id", "available_at", "text")),
 }
-"""File -> the purpose that an error names, and the columns without which it cannot be read."""
 
 _SCHEMAS = {
     "stays": STAY_SCHEMA,
@@ -39,11 +39,11 @@ _SCHEMAS = {
     "notes": NOTE_SCHEMA,
 }
 
+# Files with the standard columns need no rule of their own.
 _ROW_QUERY = "SELECT *, NULL::VARCHAR AS drop_reason FROM ({columns})"
 
 # ``ICD-9`` and ``icd9`` are one system. Rows that are neither diagnoses nor procedures are read
-# with
-# the diagnoses, so that they are counted once.
+# with the diagnoses, so that they are counted once.
 _CODE_QUERY = """
 SELECT * REPLACE (CASE WHEN system IN ('icd9', 'icd10') THEN system END AS system),
     CASE WHEN coalesce(kind, '') NOT IN ('diagnosis', 'procedure')
@@ -108,6 +108,7 @@ def _build_raw_table(name: str, spec: SourceSpec) -> RawTable:
         column: spec.columns.get(column, column).lower() for column in _SCHEMAS[name].names
     }
     required = build_column_purposes(purpose, *(file_names[column] for column in required_names))
+    # One column of the files may stand for several standard columns.
     optional = dict.fromkeys(
         file_name
         for column, file_name in file_names.items()

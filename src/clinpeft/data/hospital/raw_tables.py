@@ -25,9 +25,11 @@ from clinpeft.data.formats.delimited import damage_named
 
 MAX_TABLE_ROW_BYTES = 8 * 1024 * 1024  # the longest note of MIMIC has under 100,000
 TABLE_CHUNK_BYTES = 1 << 20
+# MIMIC-IV has its tables in three folders, every other layout in one.
 TABLE_FOLDERS = ("", "hosp", "icu", "note")
 TABLE_FILE_SUFFIXES = (".csv", ".csv.gz")
 
+# Error types of DuckDB's rejects table -> reasons of the attrition; other types keep their name.
 _REJECTION_REASONS = {
     "UNQUOTED VALUE": "unreadable: a quote is not closed or not doubled",
     "TOO MANY COLUMNS": "unreadable: wrong number of columns",
@@ -73,6 +75,7 @@ def find_table_file(folder: Path, name: str) -> Path | None:
     """
     if not folder.is_dir():
         raise SourceError("there is no such folder", location=str(folder), hint="check source.path")
+    # PhysioNet ships the same tables in upper case and, in the demo, in lower case.
     names = {f"{name}{suffix}".lower() for suffix in TABLE_FILE_SUFFIXES}
     folders = [folder / part for part in TABLE_FOLDERS if (folder / part).is_dir()]
     paths = sorted(
@@ -116,6 +119,7 @@ def build_raw_table_query(path: Path, table: RawTable) -> str:
     first_line = next(delimited.lines(path))
     # The vocabularies of OMOP are separated by tabs.
     delimiter = "\t" if "\t" in first_line and "," not in first_line else ","
+    # Column names are compared in lower case, as DuckDB does.
     header = [name.lower() for name in delimited.sheet(path, delimiter).header]
     delimited.positions(header, table.columns, str(path), delimiter)
     _check_integrity(path, has_quotes=delimiter == ",")
@@ -170,6 +174,7 @@ def translate_duckdb_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    # ``from None``, since the chained message of DuckDB quotes the row.
     except duckdb.OutOfMemoryException:
         raise StorageError(
             "memory or disk do not suffice for this table",

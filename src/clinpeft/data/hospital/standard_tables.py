@@ -119,6 +119,7 @@ SELECT * REPLACE (CASE
 FROM parsed WINDOW same_stay AS (PARTITION BY stay_id, drop_reason)
 """
 
+# An intensive care stay counts only with its hospital stay: labels and splits are by hospital stay.
 _ICU_STAY_ROWS_SQL = """
 CREATE OR REPLACE TABLE icu_stay_row AS
 WITH parsed AS (
@@ -140,6 +141,9 @@ SELECT * REPLACE (CASE WHEN drop_reason IS NOT NULL THEN drop_reason
     THEN 'stay id repeated' END AS drop_reason) FROM parsed
 """
 
+# Dots and blanks are removed, since MIMIC has 4019 where other sources have 401.9. A code without a
+# system has no meaning (E879 is one thing in ICD-9 and another in ICD-10), so that its row is
+# dropped.
 _CODE_ROWS_SQL = """
 CREATE OR REPLACE TABLE {kind}_row AS
 WITH tidied AS (
@@ -155,6 +159,7 @@ SELECT "row", subject_id, stay_id, '{kind}' AS kind, system, code, "sequence",
 FROM tidied t LEFT JOIN (SELECT subject_id, stay_id FROM stay) s USING (subject_id, stay_id)
 """
 
+# Titles are only searched in texts by the leakage audit; they are normalized like the codes.
 _TITLE_ROWS_SQL = """
 CREATE OR REPLACE TABLE title_row AS
 SELECT "row", kind, system, upper(regexp_replace(code, '[.\\s]', '', 'g')) AS code, title,
@@ -192,6 +197,7 @@ def fill_standard_table(
     connection.execute(parse_rows.format(select=part.select_query, kind=part.name))
     connection.execute(insert_rows)
     table = f"{part.name}_row"
+    # The parsed rows are dropped as soon as they are counted: diagnoses alone have 650,000.
     attrition = _count_dropped_rows(connection, table, f"{part.name}: {file_name}", file_name)
     connection.execute(f"DROP TABLE {table}")
     return attrition
@@ -217,6 +223,7 @@ def fill_note_table(
     literals = ", ".join(quote_sql_literal(category) for category in ("", *categories))
     is_selected = f"coalesce(lower(trim(category)), '') IN ({literals})" if categories else "true"
     file = quote_sql_literal(file_name)
+    # The query of the part reads the file through a common table expression of its raw name.
     select = f"WITH {part.required_tables[0].raw_name} AS ({source_query}) {part.select_query}"
     connection.execute(
         _INSERT_NOTE_ROWS_SQL.format(file=file, select=select, is_selected=is_selected)
@@ -229,6 +236,7 @@ def _count_dropped_rows(
     connection: duckdb.DuckDBPyConnection, table: str, step: str, file_name: str
 ) -> Attrition:
     """Rows by reason, and the first five rows of each."""
+    # ``min(x, 5)`` of DuckDB is the list of the five smallest values.
     group = f"FROM {table} GROUP BY drop_reason ORDER BY drop_reason"
     attrition = count_drop_reasons(connection, step, f"SELECT drop_reason, count(*) {group}")
     for reason, rows in connection.execute(f'SELECT drop_reason, min("row", 5) {group}').fetchall():
@@ -242,6 +250,7 @@ _STAY_COLUMNS = """subject_id, stay_id, admitted_at, discharged_at, died_at, die
 _INSERT_CODES_SQL = """INSERT INTO code SELECT subject_id, stay_id, kind, system, code, "sequence"
     FROM {kind}_row WHERE drop_reason IS NULL ORDER BY "row" """
 
+# Part -> the statement that parses its rows and the statement that inserts the remaining ones.
 _FILL_STATEMENTS: Mapping[str, tuple[str, str]] = {
     "stay": (
         _STAY_ROWS_SQL,
@@ -262,8 +271,8 @@ _FILL_STATEMENTS: Mapping[str, tuple[str, str]] = {
            SELECT kind, system, code, title FROM title_row WHERE drop_reason IS NULL""",
     ),
 }
-"""Part -> the statement that parses its rows and the statement that inserts the remaining ones."""
 
+# The columns of the schemas in ``clinpeft.core.schemas``, in their order.
 CREATE_TABLES_SQL = """
 CREATE TABLE stay (
     subject_id BIGINT NOT NULL, stay_id BIGINT NOT NULL, admitted_at TIMESTAMP,
@@ -280,6 +289,7 @@ CREATE TABLE code_title (
     kind VARCHAR NOT NULL, system VARCHAR NOT NULL, code VARCHAR NOT NULL, title VARCHAR NOT NULL);
 """
 
+# Dropped notes stay in ``note_row`` without their text, so that they can be counted.
 CREATE_NOTE_TABLE_SQL = """
 CREATE OR REPLACE TABLE note_row (
     file VARCHAR NOT NULL, "row" BIGINT NOT NULL, note_id VARCHAR, subject_id BIGINT,

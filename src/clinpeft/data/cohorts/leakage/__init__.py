@@ -111,6 +111,7 @@ def audit_leakage(
         if kind == "multilabel"
         else [classes[index] for index in label_matrix.indices.tolist()],
     )
+    # Without a fixed seed two builds of one cohort would differ in the probe.
     audit = LeakageAudit(
         (
             _measure_subject_overlap(stays),
@@ -146,6 +147,7 @@ def _measure_copies(stays: _AuditedCohort) -> tuple[LeakageFinding, LeakageFindi
     for rows, batch in stays.iterate_texts():
         digests += overlap.hash_notes(overlap.normalize_note_words(batch))
         splits += stays.splits[rows].tolist()
+    # Splits are in the order train, tuning, held_out: a copy counts for the later one.
     earliest: dict[bytes, int] = {}
     for digest, split in zip(digests, splits, strict=True):
         earliest[digest] = min(split, earliest.get(digest, split))
@@ -156,6 +158,7 @@ def _measure_copies(stays: _AuditedCohort) -> tuple[LeakageFinding, LeakageFindi
     contained, comparable = 0, 0
     for split in (TUNING_INDEX, HELD_OUT_INDEX):
         sketches = overlap.sketch_notes(stays.iterate_texts(stays.splits == split))
+        # Tuning is compared with train, held_out with both.
         earlier = stays.iterate_texts(stays.splits < split)
         contained += int(overlap.find_contained_notes(sketches, earlier).sum())
         comparable += int(sketches.comparable_mask.sum())
@@ -204,6 +207,7 @@ def _measure_adaptation_overlap(
         return subject_finding, note_finding
     with cohort_files.open_checked_parquet(corpus, CORPUS_SCHEMA) as file:
         table = file.read(columns=["subject_id", "split"])
+    # Only the training split of the corpus was read by the base model.
     in_train = pc.equal(table["split"], SPLIT_NAMES[TRAIN_INDEX]).to_numpy()
     is_held_out = stays.splits == HELD_OUT_INDEX
     subjects = np.unique(stays.subjects[is_held_out])
@@ -287,12 +291,13 @@ def _probe_bag_of_words(
         SPLIT_NAMES[split]: [len(sample.texts), int((stays.splits == split).sum())]
         for split, sample in ((TRAIN_INDEX, train), (HELD_OUT_INDEX, held_out))
     }
+    # The same features for all classes and shuffles; only the labels differ.
     probes = words.probe_classes(features, train, held_out, stays.classes)
     aurocs = words.probe_shuffled_labels(features, train, held_out, class_indices[0], rng)
     n, n_events = probes[0].n, probes[0].n_events
     # AUROC is U / (m n), and without a relation Var(U) = m n (m + n + 1) / 12 (Mann and Whitney
-    # 1947,
-    # On a test of whether one of two random variables is stochastically larger than the other).
+    # 1947, On a test of whether one of two random variables is stochastically larger than the
+    # other).
     chance_error = float(np.sqrt((n + 1) / (12 * n_events * (n - n_events))))
     return (
         _report_probes(probes, task_name, sizes),
@@ -302,6 +307,7 @@ def _probe_bag_of_words(
 
 def _sample_stays(stays: _AuditedCohort, split: int, rng: np.random.Generator) -> words.ProbeSample:
     rows = np.flatnonzero(stays.splits == split)
+    # Sorted, since texts are read in the order of the file.
     rows = np.sort(rng.choice(rows, min(MAX_PROBED_STAYS, len(rows)), replace=False))
     mask = np.zeros(len(stays.splits), np.bool_)
     mask[rows] = True
@@ -314,6 +320,7 @@ def _report_probes(
 ) -> LeakageFinding:
     """Mean AUROC over classes; outcome words among those of largest weight stop."""
     pattern = lexicons.compile_outcome_pattern(task_name)
+    # An outcome word among the largest weights says more than the AUROC itself.
     top_words = {word for probe in probes for word, _ in probe.top_words}
     outcome_words = sorted(word for word in top_words if pattern and pattern.search(word))
     value = float(np.mean([probe.auroc for probe in probes]))
@@ -397,6 +404,7 @@ def _measure_class_names(
     pairs = int(counts.labeled_stays.sum())
     if not pairs:
         return without_titles
+    # Over all pairs, so that frequent classes weigh more.
     share = float(counts.named_stays.sum() / counts.labeled_stays.sum())
     verdict: LeakageVerdict = "look" if share >= LOOK_NAMED_FRACTION else "ok"
     order = np.argsort(-counts.named_stays, kind="stable")[: words.TOP_PROBE_WORDS]

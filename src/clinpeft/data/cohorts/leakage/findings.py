@@ -8,8 +8,8 @@ from typing import Literal
 
 LeakageVerdict = Literal["not measured", "ok", "look", "stop"]
 
+# From the mildest to the gravest.
 LEAKAGE_VERDICTS: tuple[LeakageVerdict, ...] = ("not measured", "ok", "look", "stop")
-"""From the mildest to the gravest."""
 
 STOP_COPY_FRACTION = 0.01  # of the evaluated notes: more copies than that move a metric
 STOP_WORD_RATIO = 10.0  # times as often in one class as elsewhere: the words are the label

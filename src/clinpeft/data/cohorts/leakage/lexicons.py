@@ -6,6 +6,8 @@ import re
 
 _CODING_WORDS = ("icd", "billing code", "coded as", "discharge diagnos", "final diagnos")
 
+# Task -> stems, matched from the start of a word. A task without an entry has no lexicon; its audit
+# reports ``outcome_words`` as not measured.
 OUTCOME_LEXICONS: dict[str, tuple[str, ...]] = {
     "mortality": (
         *(
@@ -83,8 +85,6 @@ OUTCOME_LEXICONS: dict[str, tuple[str, ...]] = {
     ),
     "icd_coding": _CODING_WORDS[:3],
 }
-"""Task -> stems, matched from the start of a word. A task without an entry has no lexicon; its
-audit reports ``outcome_words`` as not measured."""
 
 
 def compile_outcome_pattern(task_name: str) -> re.Pattern[str] | None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 _UInt64Array = NDArray[np.uint64]
 _Int64Array = NDArray[np.int64]
+# Row numbers ``(batch,)`` and their texts.
 TextBatches = Iterable[tuple[_Int64Array, pa.Array]]
-"""Row numbers ``(batch,)`` and their texts."""
 
 LEAKAGE_SHINGLE_WORDS = 5
 SHINGLE_SAMPLING_DIVISOR = 8  # one 5-gram in 8 is sampled
@@ -77,6 +77,7 @@ def sample_shingles(normalized_texts: pa.Array) -> tuple[_Int64Array, _UInt64Arr
         Positions of notes in the array, and hashes, both of shape ``(shingles,)``, sorted by note
         and hash.
     """
+    # One flat array of words, and the end of every note in it.
     split = pc.split_pattern(normalized_texts.cast(pa.large_string()), " ")
     ends = split.offsets.to_numpy().astype(np.int64)
     hashes = _hash_words(split.flatten())  # (words,)
@@ -108,6 +109,7 @@ def _hash_words(words: pa.Array) -> _UInt64Array:
         hashlib.blake2b(word.encode(), digest_size=8).digest()
         for word in encoded.dictionary.to_pylist()
     )
+    # Little endian on every machine, so that the sampled 5-grams are the same everywhere.
     hashes: _UInt64Array = np.frombuffer(digests, "<u8").astype(np.uint64)
     return hashes[encoded.indices.to_numpy()] if len(words) else np.zeros(0, np.uint64)
 

@@ -202,6 +202,7 @@ def build_word_features(train: ProbeSample, held_out: ProbeSample) -> WordFeatur
         counts = counter.fit_transform(_normalize_texts(train.texts))  # (stays, words)
     except ValueError:  # no word in any note
         return None
+    # Subjects, not stays, so that one patient's stays cannot reach the threshold.
     people, person = np.unique(train.subjects, return_inverse=True)
     notes_of_people = sp.csr_array(
         (np.ones(len(person), np.int64), (person, np.arange(len(person)))),
@@ -211,6 +212,7 @@ def build_word_features(train: ProbeSample, held_out: ProbeSample) -> WordFeatur
     columns = np.flatnonzero(np.asarray(uses.sum(axis=0)).ravel() >= MIN_WORD_SUBJECTS)
     if not len(columns):
         return None
+    # Fitted on train alone: document frequencies of held_out would leak.
     weighting = TfidfTransformer(sublinear_tf=True).fit(counts[:, columns])
     held_out_counts = counter.transform(_normalize_texts(held_out.texts))[:, columns]
     return WordFeatures(
@@ -254,10 +256,12 @@ def select_probe_classes(train: ProbeSample, held_out: ProbeSample) -> list[int]
     """
     counts = [np.asarray(side.label_matrix.sum(axis=0)).ravel() for side in (train, held_out)]
     sizes = [side.label_matrix.shape[0] for side in (train, held_out)]
+    # AUROC is undefined without both labels.
     usable = np.logical_and.reduce(
         [(count > 0) & (count < size) for count, size in zip(counts, sizes, strict=True)]
     )
     ranked = [index for index in np.argsort(-counts[0], kind="stable").tolist() if usable[index]]
+    # The two classes of a binary task are complements: one probe is enough.
     return [1] if len(usable) == 2 and 1 in ranked else ranked[:MAX_PROBED_CLASSES]
 
 

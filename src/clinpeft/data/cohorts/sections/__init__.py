@@ -85,7 +85,8 @@ _RULED_LINE = re.compile(r"^[ \t]*(?:={3,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n\s*\n")
 # An exam "on discharge" that begins in the middle of a line; the rest of the section is dropped.
 _DISCHARGE_EXAM = re.compile(
-    r"\b(?:on|at|upon|before|prior to|day of|time of)\s{1,4}(?:(?:the\s)?(?:day|time)\sof\s)?discharge\b"
+    r"\b(?:on|at|upon|before|prior to|day of|time of)\s{1,4}"
+    r"(?:(?:the\s)?(?:day|time)\sof\s)?discharge\b"
     r"|\bdischarge\s{1,4}(?:physical|exam|pe\b|vital|vs\b)",
     re.IGNORECASE,
 )
@@ -148,12 +149,14 @@ def split_note_sections(text: str) -> Iterator[NoteSection]:
     after a blank line ends a section known at admission, unless it names a part of that section
     (``HEENT:`` in an exam).
     """
+    # MIMIC-III has line feeds; hospitals ship all three line ends.
     note = text.replace("\r\n", "\n").replace("\r", "\n")
     name, start, after_course = "", 0, False
     for heading in _find_heading_candidates(note):
         next_name = _find_section_name(note, heading, name, after_course)
         if next_name is None:
             continue
+        # Two headings in a row leave no text between them.
         if start < heading.start:
             yield NoteSection(name, note[start : heading.start])
         name, start = next_name, heading.end
@@ -213,12 +216,12 @@ def _find_section_name(
 ) -> str | None:
     """The name of the section that a heading opens; None when it opens none."""
     entry = normalize_section_heading(heading.text)
+    # Only sections known at admission have inner headings; others end at any heading.
     section = ADMISSION_SECTIONS_BY_TITLE.get(current_section)
     if section and entry in section.inner_headings:
         return None
     # Without a colon, only capitals make a heading of a line: a wrapped sentence may end in
-    # "medical
-    # history".
+    # "medical history".
     if not heading.has_colon and not all(
         word[:1].isupper() or len(word) <= 3 or not word[:1].isalpha()
         for word in heading.text.split()

@@ -34,6 +34,7 @@ CORE_2021_HEADINGS: tuple[tuple[str, str], ...] = (
 _HEADING_PATTERNS = {
     heading: re.compile(heading, re.IGNORECASE) for _, heading in CORE_2021_HEADINGS
 }
+# Blank line, then a line with a colon before any digit, bracket, bar, dot or backslash.
 _SECTION_END = re.compile(r"\n\n[^(\\|\d.)\n]+?:")
 
 _DEATH_VERBS = r"(?:had\s|has\s)?(?:expired|died|passed away|deceased)"
@@ -107,6 +108,7 @@ def _has_death_word(text: str) -> bool:
 
     Outside ASCII a pattern decides, in which case folding makes a long s an s.
     """
+    # İ and ı change length or identity in lower case, so that only patterns are safe.
     if not text.isascii():
         return _DEATH_WORD.search(text) is not None
     lowered = text.lower()

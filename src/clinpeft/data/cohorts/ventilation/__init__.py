@@ -28,6 +28,7 @@ from clinpeft.data.cohorts.ventilation.scan import (
     read_sql_file,
 )
 
+# One ventilated ICU stay: its hours, and the label of its admission.
 PROLONGED_VENTILATION_SCHEMA = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
@@ -37,12 +38,11 @@ PROLONGED_VENTILATION_SCHEMA = pa.schema(
         pa.field("prolonged", pa.bool_(), nullable=False),
     ]
 )
-"""One ventilated ICU stay: its hours, and the label of its admission."""
 
+# One excluded ventilated ICU stay, with the first reason that holds.
 VENTILATION_EXCLUSION_SCHEMA = pa.schema(
     [*list(PROLONGED_VENTILATION_SCHEMA)[:3], pa.field("reason", pa.string(), nullable=False)]
 )
-"""One excluded ventilated ICU stay, with the first reason that holds."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def derive_mimic_iii_episodes(
     """
     chart_path = find_chart_file(folder, MIMIC_III_CHARTEVENTS.stem)
     procedure_path = find_chart_file(folder, MIMIC_III_PROCEDUREEVENTS.stem)
+    # Extubations are procedures, so that this table is needed with charted rows as well.
     if procedure_path is None:
         raise _create_missing_table_error(folder, MIMIC_III_PROCEDUREEVENTS)
     if chart_path is None:
@@ -226,6 +227,7 @@ def derive_mimic_iv_episodes(
         "mode": rules.VENTILATOR_MODE_ITEM,
         "hamilton_mode": rules.HAMILTON_MODE_ITEM,
         "with_flow": with_flow,
+        # A second device cannot be the first in alphabetical order; a mask counts all the same.
         "mask_rank": rules.VENTILATION_STATUSES.index(rules.NON_INVASIVE_STATUS),
     }
     with _register_rule_tables(connection, rule_tables):
@@ -255,6 +257,7 @@ def label_prolonged_ventilation(connection: duckdb.DuckDBPyConnection, definitio
         RecipeError: there is no such definition.
     """
     rule = _get_definition(definition)
+    # Column and aggregate come from the definitions above, never from a recipe.
     query = read_sql_file("prolonged").format(
         measure=rule.measure, over_admission=rule.over_admission
     )
@@ -293,6 +296,7 @@ def find_ventilation_exclusions(
         return VENTILATION_EXCLUSION_SCHEMA.empty_table()
     exclusions = _build_rule_table(
         (*rules.DiagnosisExclusion._fields, "rank"),
+        # Of several diagnoses of a stay the first in the order of the rules is the reason.
         [(*row, rank) for rank, row in enumerate(rules.DIAGNOSIS_EXCLUSIONS)],
     )
     parameters = {

@@ -45,9 +45,8 @@ _VENTILATOR_SETTING_ITEMS = {
     "minute volume": (445, 448, 449, 450, 1340, 1486, 1600, 224687),
     "tidal volume": (639, 654, 681, 682, 683, 684, 224684, 224685, 224686),
     # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its
-    # rows
-    # never reach the rule. They are not read here either, so that the episodes are the published
-    # ones; see UNUSED_SETTING_ITEMS.
+    # rows never reach the rule. They are not read here either, so that the episodes are the
+    # published ones; see UNUSED_SETTING_ITEMS.
     "respiratory pressure": (218, 436, 444, 535, 224695, 224696, 224697, 224746, 224747),
     "inspiratory pressure and time": (
         1,
@@ -70,8 +69,8 @@ _VENTILATOR_SETTING_ITEMS = {
     "pressure support": (224701,),
     "ventilator mode": (223849,),
 }
+# Items in mimic-code's rule for ventilated rows that are not in its list of items to read.
 UNUSED_SETTING_ITEMS = (459,)
-"""Items in mimic-code's rule for ventilated rows that are not in its list of items to read."""
 
 _OXYGEN_DEVICE_VALUES = {
     226732: (
@@ -129,17 +128,17 @@ def _build_charted_signs() -> Iterator[ChartedSign]:
     yield ChartedSign("640", SELF_EXTUBATED_STATUS, value="Self Extubation")
 
 
+# The signs in charted rows of MIMIC-III. mimic-code also reads the oxygen flows (468-471, 223834,
+# 227287), which none of its rules uses.
 CHARTED_SIGNS: tuple[ChartedSign, ...] = tuple(_build_charted_signs())
-"""The signs in charted rows of MIMIC-III. mimic-code also reads the oxygen flows (468-471, 223834,
-227287), which none of its rules uses."""
 
+# Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by
+# others. Procedures of status ``Rewritten`` count, as in mimic-code.
 EXTUBATION_PROCEDURES = {
     "227194": EXTUBATED_STATUS,
     "225468": SELF_EXTUBATED_STATUS,
     "225477": EXTUBATED_STATUS,
 }
-"""Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by
-others. Procedures of status ``Rewritten`` count, as in mimic-code."""
 
 # ---- MIMIC-IV: the status of one moment (ventilation.sql)
 
@@ -148,6 +147,7 @@ TRACHEOSTOMY_STATUS, INVASIVE_STATUS, NON_INVASIVE_STATUS = (
     "InvasiveVent",
     "NonInvasiveVent",
 )
+# The statuses of MIMIC-IV; of several at one moment the first in this order holds.
 VENTILATION_STATUSES = (
     TRACHEOSTOMY_STATUS,
     INVASIVE_STATUS,
@@ -156,7 +156,6 @@ VENTILATION_STATUSES = (
     "SupplementalOxygen",
     "None",
 )
-"""The statuses of MIMIC-IV; of several at one moment the first in this order holds."""
 
 OXYGEN_DEVICE_ITEM, VENTILATOR_MODE_ITEM, HAMILTON_MODE_ITEM = "226732", "223849", "229314"
 OXYGEN_FLOW_ITEMS = ("223834", "227582", "227287")
@@ -270,10 +269,10 @@ VENTILATION_PROCEDURES = {
 
 # ---- the prolonged label
 
+# The statuses of mechanical ventilation. Tracheostomy is one of them because MIMIC-IV gives a
+# ventilated patient that status when the tube is changed, which happens after long ventilation:
+# without it the prolonged cases would be cut short.
 MECHANICAL_VENTILATION_STATUSES = (VENTILATED_STATUS, INVASIVE_STATUS, TRACHEOSTOMY_STATUS)
-"""The statuses of mechanical ventilation. Tracheostomy is one of them because MIMIC-IV gives a
-ventilated patient that status when the tube is changed, which happens after long ventilation:
-without it the prolonged cases would be cut short."""
 
 
 class DiagnosisExclusion(NamedTuple):
@@ -294,10 +293,8 @@ _EXCLUDED_CODE_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
         "icd10": ("G709", "G712", "G710", "G7001"),
     },
     # The published code selects burns by their position in a list printed from the data. The rule
-    # it
-    # states, head, face and neck or more than 30 % of the body surface, is in codes: eye and
-    # adnexa,
-    # face and head and neck, 30-39 % and more.
+    # it states, head, face and neck or more than 30 % of the body surface, is in codes: eye and
+    # adnexa, face and head and neck, 30-39 % and more.
     "burns of head, face or neck, or of 30 % of the body or more": {
         "icd9": ("940", "941", *(f"948{digit}" for digit in range(3, 10))),
         "icd10": ("T20", "T26", *(f"T3{kind}{digit}" for kind in (1, 2) for digit in range(3, 10))),
@@ -305,12 +302,12 @@ _EXCLUDED_CODE_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
     # Every title of the ICD-9 dictionary that contains "donor" is in V59.
     "organ or tissue donor": {"icd9": ("V59",), "icd10": ("Z52",)},
 }
+# Diagnoses that Clinical XLNet excludes, by the prefix of the code without dots. It has ICD-9 only;
+# the ICD-10 codes are those that the general equivalence mappings of CMS give, so that a stay of
+# MIMIC-IV does not remain because it was coded later.
 DIAGNOSIS_EXCLUSIONS: tuple[DiagnosisExclusion, ...] = tuple(
     DiagnosisExclusion(reason, system, prefix)
     for reason, systems in _EXCLUDED_CODE_PREFIXES.items()
     for system, prefixes in systems.items()
     for prefix in prefixes
 )
-"""Diagnoses that Clinical XLNet excludes, by the prefix of the code without dots. It has ICD-9
-only; the ICD-10 codes are those that the general equivalence mappings of CMS give, so that a stay
-of MIMIC-IV does not remain because it was coded later."""

@@ -17,6 +17,8 @@ import duckdb
 from clinpeft.core.database import quote_sql_identifier, quote_sql_literal
 from clinpeft.core.errors import SourceError
 
+# Words of a reader's message -> the damage. The message itself is never repeated: it quotes the
+# row.
 _DAMAGE_REASONS = {
     "Unexpected end of GZIP": "it is cut off",
     "EOFError": "it is cut off",
@@ -27,8 +29,6 @@ _DAMAGE_REASONS = {
     "not a GZIP": "it is not gzipped",
     "BadGzipFile": "it is not gzipped",
 }
-"""Words of a reader's message -> the damage. The message itself is never repeated: it quotes the
-row."""
 
 
 class ChartTable(NamedTuple):
@@ -93,6 +93,7 @@ def create_chart_view(
     """
     header = _read_header(path, table)
     columns = []
+    # MIMIC-III has upper-case headers, its demo lower-case ones.
     for column, name in table.columns.items():
         file_name = next((other for other in header if other.lower() == name.lower()), None)
         if file_name is None:
@@ -115,6 +116,7 @@ def create_chart_view(
     try:
         yield
     except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        # An error of another file or of the query itself is not damage of this one.
         if str(path) not in str(error):
             raise
         # The message of DuckDB quotes the row.
