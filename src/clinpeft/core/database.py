@@ -1,5 +1,4 @@
-"""DuckDB as every package of tables uses it: offline, with Arrow tables passed in and rows
-counted."""
+"""DuckDB for packages that read tables: offline settings, SQL literals, Arrow tables, counts."""
 
 from __future__ import annotations
 

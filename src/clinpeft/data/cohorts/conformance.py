@@ -1,5 +1,4 @@
-"""Published counts beside ours, with every difference between published and corrected rules
-counted.
+"""Published counts beside ours, and every difference between published and corrected rules.
 
 Published are the split lists and class counts of the builder of arXiv 2102.04110 (MIMIC-III v1.4,
 script of September 2021) and, for ventilation, the labels that arXiv 2307.03042 used. They can be

@@ -98,8 +98,7 @@ def find_class_notices(folder: Path) -> tuple[str, ...]:
 
 
 def _count_stays_by_class(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.int64]]:
-    """The label space, stays by split and class ``(splits, classes)``, and by split
-    ``(splits,)``."""
+    """The label space, stays ``(splits, classes)`` and stays ``(splits,)``."""
     label_space, path = read_label_space(folder), folder / COHORT_FILE
     stays = cohort_files.read_cohort_without_text(path)
     splits = cohort_files.encode_cohort_splits(stays, path)

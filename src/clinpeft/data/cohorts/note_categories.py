@@ -182,8 +182,10 @@ def _open_working_database(folder: Path) -> Iterator[tuple[duckdb.DuckDBPyConnec
 def _store_distinct_texts(
     connection: duckdb.DuckDBPyConnection, notes: pa.RecordBatchReader, target: Path
 ) -> Attrition:
-    """Store the notes with text and category in ``categorized_note``, each text once in
-    ``target``."""
+    """Fill ``categorized_note`` with the notes that have text and category, ``target`` with texts.
+
+    ``target`` is Parquet of ``_DISTINCT_TEXT_SCHEMA`` with each text once.
+    """
     # 63-bit keys instead of texts in memory; a collision among a million texts has odds of 5e-8.
     attrition, keys = Attrition("distinct texts"), set[int]()
     connection.execute("""CREATE SEQUENCE positions;

@@ -1,5 +1,4 @@
-"""The leakage audit: whether labels or evaluated notes can be read off the training data or the
-text.
+"""The leakage audit: whether labels or evaluated notes can be read off training data or text.
 
 It runs with every build and is written beside the cohort. Findings are numbers, names of sections
 and single words that the notes of many subjects have; never a sentence of a note.
@@ -30,7 +29,7 @@ from clinpeft.data.cohorts.leakage.findings import (
     LeakageAudit,
     LeakageFinding,
     LeakageVerdict,
-    report_copies,
+    build_copy_finding,
 )
 
 __all__ = ["LeakageAudit", "LeakageFinding", "audit_leakage"]
@@ -163,7 +162,7 @@ def _measure_copies(stays: _AuditedCohort) -> tuple[LeakageFinding, LeakageFindi
         contained += int(overlap.find_contained_notes(sketches, earlier).sum())
         comparable += int(sketches.comparable_mask.sum())
     meaning = "stays of tuning and held_out whose text, without de-identification marks, "
-    near = report_copies(
+    near = build_copy_finding(
         "near_notes_across_splits",
         contained,
         comparable,
@@ -176,7 +175,7 @@ def _measure_copies(stays: _AuditedCohort) -> tuple[LeakageFinding, LeakageFindi
         },
     )
     return (
-        report_copies(
+        build_copy_finding(
             "equal_notes_across_splits",
             equal,
             evaluated,
@@ -195,9 +194,8 @@ def _measure_adaptation_overlap(
     meanings = (
         "held-out subjects on whose notes the base model was adapted; two data sets have different "
         "ids, so that 0 says little across data sets",
-        "held-out stays whose text, without de-identification marks, is by half or more in "
-        "one note "
-        "on which the base model was adapted",
+        "held-out stays whose text, without de-identification marks, is by half or more in one "
+        "note on which the base model was adapted",
     )
     if corpus is None:
         subject_finding, note_finding = (
@@ -216,7 +214,7 @@ def _measure_adaptation_overlap(
     corpus_texts = cohort_files.iterate_text_batches(corpus, in_train)
     contained = int(overlap.find_contained_notes(sketches, corpus_texts).sum())
     comparable = int(sketches.comparable_mask.sum())
-    note_finding = report_copies(
+    note_finding = build_copy_finding(
         names[1],
         contained,
         comparable,
@@ -228,7 +226,7 @@ def _measure_adaptation_overlap(
         },
     )
     return (
-        report_copies(
+        build_copy_finding(
             names[0], overlapping, len(subjects), meanings[0], {"subjects": len(subjects)}
         ),
         note_finding if comparable else replace(note_finding, value=None),
@@ -255,9 +253,8 @@ def _measure_outcome_words(stays: _AuditedCohort, task_name: str) -> LeakageFind
         name,
         total,
         verdict,
-        "stays whose text has a word that states the outcome, by section and class; ratio: "
-        "how many "
-        "times as often in one class as in the others",
+        "stays whose text has a word that states the outcome, by section and class; ratio: how "
+        "many times as often in one class as in the others",
         {
             "stays_by_section": counts.by_section,
             "stays": counts.matching_stays,
@@ -370,9 +367,8 @@ def _report_shuffled_labels(
         name,
         round(mean, 4),
         "ok" if abs(mean - 0.5) <= tolerance else "stop",
-        "AUROC on held_out after training on shuffled labels, which must be near 0.5: "
-        "otherwise the "
-        "evaluation itself has access to the labels",
+        "AUROC on held_out after training on shuffled labels, which must be near 0.5: otherwise "
+        "the evaluation itself has access to the labels",
         {
             "shuffles": len(aurocs),
             "standard_error": round(mean_error, 4),
@@ -388,8 +384,7 @@ def _measure_class_names(
     name, meaning = (
         "class_names_in_text",
         "share of (stay, class) pairs whose text has a name of the class, word for word; a "
-        "diagnosis "
-        "from before the stay is no leak",
+        "diagnosis from before the stay is no leak",
     )
     without_titles = LeakageFinding(
         name, None, "not measured", f"no class that applies has a title: {meaning}"

@@ -72,7 +72,7 @@ class LeakageAudit:
         }
 
 
-def report_copies(
+def build_copy_finding(
     name: str, copies: int, evaluated: int, meaning: str, detail: Mapping[str, object]
 ) -> LeakageFinding:
     """A number of copies among evaluated notes or subjects.
