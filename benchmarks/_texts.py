@@ -69,7 +69,7 @@ def texts() -> Iterator[str]:
     from clinpeft.data.notes import sources
 
     with tempfile.TemporaryDirectory() as folder:
-        for batch in sources.read(
+        for batch in sources.read_notes(
             recipe.SourceSpec(name="synthetic", subjects=SUBJECTS), Attrition("read"), Path(folder)
         ):
             yield from batch.column("text").to_pylist()

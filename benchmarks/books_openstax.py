@@ -52,7 +52,7 @@ def main() -> None:
     for folder in parser.parse_args().folders:
         began = time.perf_counter()
         attrition = Attrition("books")
-        passages = textbooks.read(folder, attrition).read_all().to_pylist()
+        passages = textbooks.read_textbooks(folder, attrition).read_all().to_pylist()
         print(
             f"{folder.name}: {len(passages):,} passages in "
             f"{time.perf_counter() - began:.1f} s; {attrition.as_json()}"

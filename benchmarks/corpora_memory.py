@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from clinpeft.core import schemas
 from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
-from clinpeft.data.notes.corpus import build
+from clinpeft.data.notes.corpus import build_note_corpus
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 Words = NDArray[np.int64]
@@ -97,7 +97,7 @@ def measure(notes: int) -> None:
     before = peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         started, began = time.process_time(), time.perf_counter()
-        corpus = build(
+        corpus = build_note_corpus(
             schemas.stream(schemas.NOTE_SCHEMA, hospital.batches()),
             CorpusSpec(),
             SplitSpec(),
@@ -118,27 +118,29 @@ def measure(notes: int) -> None:
 
 def decide(notes: int) -> None:
     rng, dropped = np.random.default_rng(0), np.zeros(notes, np.bool_)
-    first = rng.integers(0, 2**32, (BATCH, deduplicate.PERMUTATIONS), np.uint32)
+    first = rng.integers(0, 2**32, (BATCH, deduplicate.MINHASH_PERMUTATIONS), np.uint32)
 
     def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-        drawn = rng.integers(0, 2**32, (len(texts), deduplicate.PERMUTATIONS), np.uint32)
+        drawn = rng.integers(0, 2**32, (len(texts), deduplicate.MINHASH_PERMUTATIONS), np.uint32)
         alike = (rng.random((len(texts), 1)) < 0.1) & (rng.random(drawn.shape) < 0.9)
         return np.where(alike, first[rng.integers(BATCH, size=len(texts))], drawn)
 
     with (
         tempfile.TemporaryDirectory() as name,
-        mock.patch.object(deduplicate, "signatures", signatures),
+        mock.patch.object(deduplicate, "compute_minhash_signatures", signatures),
     ):
         folder = Path(name)
-        for step in deduplicate.STEPS["near"]:
-            with step.remembering(folder, 0.8) as remember:
+        for step in deduplicate.DEDUPLICATION_STEPS["near"]:
+            with step.open_writer(folder, 0.8) as remember:
                 for start in range(0, notes, BATCH):
                     remember([str(row) for row in range(start, min(start + BATCH, notes))])
         began = peak_megabytes()
-        for step in deduplicate.STEPS["near"]:
+        for step in deduplicate.DEDUPLICATION_STEPS["near"]:
             started = time.process_time()
-            with contextlib.closing(working_folder.database(folder, 512)) as connection:
-                dropped |= step.find(connection, folder, dropped, 0.8)
+            with contextlib.closing(
+                working_folder.create_working_database(folder, 512)
+            ) as connection:
+                dropped |= step.find_duplicates(connection, folder, dropped, 0.8)
             print(
                 f"{notes:,} notes, {step.name}: {time.process_time() - started:.0f} "
                 f"processor seconds, {dropped.sum():,} dropped"

@@ -94,8 +94,10 @@ def main() -> None:
         CANDIDATE_PASSAGE_SCHEMA,
         {"passage_id": [f"n{one[0]}" for one in searched], "text": [one[3] for one in searched]},
     )
-    judged: pa.Table = beir.judgements({(f"q{number}", f"n{number}"): 1 for number, _ in drawn})
-    beir.write(RetrievalSet(queries, passages, judged), given.out)
+    judged: pa.Table = beir.build_relevance_judgments(
+        {(f"q{number}", f"n{number}"): 1 for number, _ in drawn}
+    )
+    beir.write_beir(RetrievalSet(queries, passages, judged), given.out)
     print(
         f"{len(drawn)} of {len(asked):,} questions, {len(searched):,} of {len(kept):,} "
         f"glosses: {given.out}"

@@ -116,7 +116,7 @@ def resident_bytes() -> int:
 
 def read_source(folder: Path) -> Iterable[tuple[int, int]]:
     attrition = Attrition("sources")
-    for batch in sources.read(SourceSpec(name="mimic-iv", path=folder), attrition, folder):
+    for batch in sources.read_notes(SourceSpec(name="mimic-iv", path=folder), attrition, folder):
         yield batch.num_rows, batch.column("text").nbytes
     assert attrition.entered_rows == attrition.kept_rows
 

@@ -138,9 +138,7 @@ def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
         split_by_hand(tmp_path, rows, in_turn),
     )
     assert (
-        said.code == 3
-        and "training stays of note_category have one class, 'Surgery'"
-        in said.err
+        said.code == 3 and "training stays of note_category have one class, 'Surgery'" in said.err
     )
     (run,) = runs.list_runs(tmp_path / "runs").runs
     assert run.record.state == "failed" and not (run.folder / "head.json").exists()

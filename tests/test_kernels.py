@@ -41,7 +41,7 @@ def test_a_processor_is_refused_before_anything_is_read(
     def never(*_: object) -> str:
         raise AssertionError("something was read")
 
-    monkeypatch.setattr(sources, "fingerprint", never)
+    monkeypatch.setattr(sources, "fingerprint_notes", never)
     monkeypatch.setattr(task_cohorts, "fingerprint_cohort_sources", never)
     monkeypatch.setattr(models, "fingerprint_base_model", never)
     with pytest.raises(UsageError, match='kernels = "liger" on cpu') as caught:

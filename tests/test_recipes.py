@@ -9,7 +9,7 @@ import pytest
 from clinpeft import recipe as recipes
 from clinpeft.adapters import ADAPTER_METHODS
 from clinpeft.core.errors import RecipeError
-from clinpeft.data.notes.sources import SOURCES
+from clinpeft.data.notes.sources import NOTE_SOURCES
 from clinpeft.workflows.textbooks import BOOK_SOURCES
 from tests.conftest import ROOT
 
@@ -38,7 +38,9 @@ SMALLEST = 'kind = "adapt"\n[source]\nname = "synthetic"\n[base]\npath = "models
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_names_what_exists(path: Path) -> None:
     for cell in recipes.load_recipe_cells(path, environment=ENVIRONMENT):
-        assert cell.recipe.source.name in (BOOK_SOURCES if cell.recipe.kind == "embed" else SOURCES)
+        assert cell.recipe.source.name in (
+            BOOK_SOURCES if cell.recipe.kind == "embed" else NOTE_SOURCES
+        )
         if isinstance(cell.recipe, recipes.AdaptRecipe):
             assert {spec.method for spec in cell.recipe.adapters} <= ADAPTER_METHODS.keys()
 

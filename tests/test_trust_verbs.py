@@ -231,7 +231,9 @@ def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
     """Base and adapted model are replaced by one that is surprised by every number but the planted ones, and one that is surprised alike."""
     recipe = attacked.run("language").recipe
     assert isinstance(recipe, AdaptRecipe)
-    planted = {canary.note() for canary in corpus.canaries(recipe.privacy, recipe.seed)}
+    planted = {
+        canary.format_note() for canary in corpus.generate_canaries(recipe.privacy, recipe.seed)
+    }
 
     def surprises(
         _: object, __: object, notes: list[tuple[str, int, str]], *___: object

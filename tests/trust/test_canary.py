@@ -265,7 +265,7 @@ def _library_quotes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _source_quotes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(sources, "read", _quoting)
+    monkeypatch.setattr(sources, "read_notes", _quoting)
     return []
 
 

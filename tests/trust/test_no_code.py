@@ -263,7 +263,7 @@ def test_a_pickle_under_the_name_of_a_table_is_an_error(ending: str, tmp_path: P
         columns={"note_id": "note_id", "subject_id": "subject_id", "text": "text"},
     )
     with pytest.raises(ClinpeftError):
-        sources.read(spec, Attrition("read"), tmp_path).read_all()
+        sources.read_notes(spec, Attrition("read"), tmp_path).read_all()
     assert not (tmp_path / "ran").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_pickle_under_the_name_of_a_table_is_an_error(ending: str, tmp_path: P
 def refused(path: Path) -> ClinpeftError:
     attrition = Attrition("passages")
     with pytest.raises(ClinpeftError) as raised:
-        for _ in textbooks.read(path, attrition):
+        for _ in textbooks.read_textbooks(path, attrition):
             pass
     return raised.value
 
@@ -316,7 +316,7 @@ def test_xml_names_no_file_of_this_machine_and_grows_no_entities(tmp_path: Path)
         f'{head}<document xmlns="http://cnx.rice.edu/cnxml">{body}</document>', encoding="utf-8"
     )
     try:
-        table = textbooks.read(path, Attrition("passages")).read_all()
+        table = textbooks.read_textbooks(path, Attrition("passages")).read_all()
     except ClinpeftError:
         return
     said = " ".join(table["text"].to_pylist())

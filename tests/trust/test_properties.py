@@ -239,7 +239,7 @@ def notes_of(path: Path) -> tuple[Attrition, int]:
     read = Attrition("read")
     kept = 0
     try:
-        for batch in sources.read(spec, read, path.parent / "cache"):
+        for batch in sources.read_notes(spec, read, path.parent / "cache"):
             kept += len(batch)
     except ClinpeftError as error:
         whole(error)
@@ -448,7 +448,7 @@ def passages(path: Path) -> int:
     """How many passages came out; -1 where the book was refused."""
     attrition, kept = Attrition("passages"), 0
     try:
-        for batch in textbooks.read(path, attrition):
+        for batch in textbooks.read_textbooks(path, attrition):
             kept += len(batch)
     except ClinpeftError as error:
         whole(error)

@@ -45,7 +45,7 @@ def build(
         if cohorts.get_clinical_task(asking.task).prediction_unit == "notes":
             read = Attrition("read")
             cohorts.build_note_cohort(
-                asking, sources.read(asking.source, read, folder.parent), read, folder, corpus
+                asking, sources.read_notes(asking.source, read, folder.parent), read, folder, corpus
             )
         else:
             with _open_hospital(asking, folder) as hospital:

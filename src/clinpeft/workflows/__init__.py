@@ -92,9 +92,9 @@ def adapt_language_model(recipe: AdaptRecipe, home: Path, context: RunContext) -
     differential_privacy.check_differential_privacy(recipe, accelerator)
     quantization.check_base_options(recipe, accelerator)
     hashes = compute_run_hashes(
-        sources.fingerprint(recipe.source),
+        sources.fingerprint_notes(recipe.source),
         recipe,
-        corpus.policy_version(recipe.corpus.deidentification),
+        corpus.format_policy_version(recipe.corpus.deidentification),
     )
     with open_training_run(recipe, hashes, home, context, accelerator) as run:
         if run.record.state == "finished":

@@ -377,7 +377,7 @@ def _retrieve_by_vectors(
     ids, names = queries["query_id"].to_pylist(), passages["passage_id"].to_pylist()
     rows, scores = embedding.rank_passages(
         encode(queries["text"].to_pylist(), embedding_config.query_prompt),
-        encode(beir.joined(passages), embedding_config.document_prompt),
+        encode(beir.join_titles_and_texts(passages), embedding_config.document_prompt),
         RETRIEVED_PASSAGES,
         query_ids=ids,
         passage_ids=names,
@@ -394,7 +394,7 @@ def _retrieve_by_words(
         retrieval_set.passages["passage_id"].to_pylist(),
     )
     rows, found = embedding.select_top_k(
-        build_index(beir.joined(retrieval_set.passages)).scores(
+        build_index(beir.join_titles_and_texts(retrieval_set.passages)).scores(
             retrieval_set.queries["text"].to_pylist()
         ),
         names,

@@ -18,7 +18,7 @@ from clinpeft.adapters import Stack
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import SPLIT_NAMES, Attrition
 from clinpeft.data.notes import sources
-from clinpeft.data.notes.corpus import MARK, build, with_canaries
+from clinpeft.data.notes.corpus import CANARY_ID_PREFIX, build_note_corpus, insert_canaries
 from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe, CorpusSpec, SourceSpec, SplitSpec
 from clinpeft.runs import InputHashes, Run
@@ -65,7 +65,7 @@ def prepare_canary_corpus(recipe: AdaptRecipe, corpus: Path) -> tuple[Path, tupl
     target = corpus.with_name(
         f"canaries-{compute_cache_key(recipe.privacy.model_dump(), recipe.seed)}.parquet"
     )
-    return target, (with_canaries(corpus, recipe.privacy, recipe.seed, target),)
+    return target, (insert_canaries(corpus, recipe.privacy, recipe.seed, target),)
 
 
 def _build_corpus(
@@ -76,7 +76,9 @@ def _build_corpus(
     if not counted.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read = Attrition("read")
-        corpus = build(sources.read(source, read, folder.parent), spec, split, split.seed, folder)
+        corpus = build_note_corpus(
+            sources.read_notes(source, read, folder.parent), spec, split, split.seed, folder
+        )
         runs.write_file_atomically(
             counted, json.dumps([step.as_json() for step in (read, *corpus.attrition)])
         )
@@ -142,9 +144,9 @@ def select_evaluation_windows(
 
 def find_canary_notes(encodings: EncodedCorpus) -> NDArray[np.bool_]:
     """Which notes are about invented people, a truth value for each row of ``encodings.table``: they are learned, and are in no other number."""
-    found: NDArray[np.bool_] = pc.starts_with(encodings.note_table["note_id"], MARK).to_numpy(
-        zero_copy_only=False
-    )
+    found: NDArray[np.bool_] = pc.starts_with(
+        encodings.note_table["note_id"], CANARY_ID_PREFIX
+    ).to_numpy(zero_copy_only=False)
     return found
 
 

@@ -374,7 +374,7 @@ def _write_cohort(notes_path: Path, columns: Mapping[str, str], target: Path) ->
     ids: list[str] = []
     read = Attrition("read")
     with pq.ParquetWriter(target, COHORT_SCHEMA, compression="zstd") as writer:
-        for batch in sources.read(spec, read, target.parent):
+        for batch in sources.read_notes(spec, read, target.parent):
             writer.write_batch(_build_cohort_rows(batch, len(ids)))
             ids += batch["note_id"].to_pylist()
     _check_no_dropped_rows(
@@ -385,7 +385,7 @@ def _write_cohort(notes_path: Path, columns: Mapping[str, str], target: Path) ->
 
 def _map_columns(notes_path: Path, user_columns: Mapping[str, str]) -> dict[str, str]:
     """Our names where the file has them, and what the user says of the others."""
-    present = sources.column_names(notes_path)
+    present = sources.read_column_names(notes_path)
     return {name: name for name in NEW_NOTE_COLUMNS if name in present} | dict(user_columns)
 
 
@@ -425,7 +425,7 @@ def evaluate_run_retrieval(home: Path, run_name: str, folder: Path, resamples: i
     """
     run, recipe = _find_encoder_run(home, run_name, "evaluate")
     runs.check_model_files(run)
-    asked, device = beir.read(folder), training.create_accelerator().device
+    asked, device = beir.read_beir(folder), training.create_accelerator().device
     stack, embedding_config = inference.load_encoder(run.folder, recipe.base, device)
     base = adapters.attach_adapters(models.load_base_model(recipe.base, device, "vectors"), ())
     states = {
@@ -483,7 +483,7 @@ def encode_text_file(
 def _read_texts(texts_path: Path, cache: Path) -> Iterator[pa.RecordBatch]:
     """The texts of a file; a row that is none is an error before there is a file of vectors, since all after it would stand in a wrong row."""
     read = Attrition("read")
-    yield from sources.read(
+    yield from sources.read_notes(
         SourceSpec(
             name="files",
             path=texts_path,

@@ -270,13 +270,13 @@ def _measure_canary_exposure(
     config: PrivacyAuditConfig,
 ) -> pa.Table:
     """The rank of each invented secret among random ones, by likelihood, before and after."""
-    planted = corpus.canaries(recipe.privacy, recipe.seed)
+    planted = corpus.generate_canaries(recipe.privacy, recipe.seed)
     if not planted:
         return METRIC_RESULT_SCHEMA.empty_table()
     rng = np.random.default_rng([config.seed, 4])
-    others = [corpus.secrets(rng, config.candidates - 1) for _ in planted]
+    others = [corpus.draw_canary_secrets(rng, config.candidates - 1) for _ in planted]
     notes = [
-        (f"{number:06d}-{at:06d}", number, canary.note(secret))
+        (f"{number:06d}-{at:06d}", number, canary.format_note(secret))
         for number, (canary, more) in enumerate(zip(planted, others, strict=True))
         for at, secret in enumerate(
             (canary.secret, *(secret for secret in more if secret != canary.secret))
@@ -311,7 +311,7 @@ def _score_canary_notes(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     try:
-        pq.write_table(corpus.corpus_of(notes, "held_out"), folder / "corpus.parquet")
+        pq.write_table(corpus.build_corpus_table(notes, "held_out"), folder / "corpus.parquet")
         base: FrozenBaseModel = stack.base
         encodings = tokenization.encode_corpus(
             folder / "corpus.parquet",

@@ -117,7 +117,7 @@ def _fingerprint_source(run: Run) -> str:
     return (
         textbooks.fingerprint_embedding_data(recipe)
         if isinstance(recipe, EmbedRecipe)
-        else sources.fingerprint(recipe.source)
+        else sources.fingerprint_notes(recipe.source)
     )
 
 

@@ -57,7 +57,7 @@ def fingerprint_cohort_sources(recipe: ClassifyRecipe) -> str:
     digest = hashlib.sha256()
     for kind in sorted(kinds):
         digest.update(
-            {"notes": sources.fingerprint, "stays": hospital.fingerprint_hospital}[kind](
+            {"notes": sources.fingerprint_notes, "stays": hospital.fingerprint_hospital}[kind](
                 recipe.source
             ).encode()
         )
@@ -147,7 +147,7 @@ def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
 def _build_from_notes(cohort_recipe: CohortRecipe, folder: Path) -> None:
     read = Attrition("read")
     cohorts.build_note_cohort(
-        cohort_recipe, sources.read(cohort_recipe.source, read, folder.parent), read, folder
+        cohort_recipe, sources.read_notes(cohort_recipe.source, read, folder.parent), read, folder
     )
 
 

@@ -89,7 +89,7 @@ def _get_source_path(spec: SourceSpec) -> Path:
 BOOK_SOURCES: dict[str, BookSource] = {
     "books": BookSource(
         lambda spec, _: _get_source_path(spec),
-        lambda spec: textbooks.fingerprint(_get_source_path(spec)),
+        lambda spec: textbooks.fingerprint_textbooks(_get_source_path(spec)),
     ),
     "handbook": BookSource(
         lambda _, cache: handbook.write_handbook(
@@ -101,9 +101,9 @@ BOOK_SOURCES: dict[str, BookSource] = {
 """What ``source.name`` can be in a recipe of kind embed: books of one's own, or the handbook of the invented hospital."""
 
 RETRIEVAL_SET_READERS: dict[str, Callable[[RetrievalSetSpec], RetrievalSet]] = {
-    "beir": lambda spec: beir.read(spec.path),
-    "medquad": lambda spec: medquad.own_answers(spec.path, spec.queries),
-    "liveqa": lambda spec: medquad.graded(spec.path, _get_query_path(spec)),
+    "beir": lambda spec: beir.read_beir(spec.path),
+    "medquad": lambda spec: medquad.read_medquad(spec.path, spec.queries),
+    "liveqa": lambda spec: medquad.read_medquad_liveqa(spec.path, _get_query_path(spec)),
 }
 
 
@@ -129,7 +129,7 @@ def fingerprint_embedding_data(recipe: EmbedRecipe) -> str:
     )
     scoring = recipe.evaluation
     if scoring.other_books:
-        digest.update(textbooks.fingerprint(scoring.other_books).encode())
+        digest.update(textbooks.fingerprint_textbooks(scoring.other_books).encode())
     sets = [
         path
         for spec in (*scoring.retrieval, *scoring.general)
@@ -166,7 +166,10 @@ def prepare_embedding_data(
     search = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.retrieval}
     general = {spec.name: RETRIEVAL_SET_READERS[spec.layout](spec) for spec in scoring.general}
     study = (
-        {kind: pair_sets.read(scoring.study / f"{kind}.jsonl", kind) for kind in STUDY_PAIR_KINDS}
+        {
+            kind: pair_sets.read_pair_set(scoring.study / f"{kind}.jsonl", kind)
+            for kind in STUDY_PAIR_KINDS
+        }
         if scoring.study
         else {}
     )
@@ -218,16 +221,16 @@ def _prepare_pair_data(
     if not counted.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         read, chosen = Attrition("passages"), Attrition("passages chosen")
-        passages = textbooks.read(path, read).read_all()
+        passages = textbooks.read_textbooks(path, read).read_all()
         only = recipe.passages if split is recipe.split else type(recipe.passages)()
-        passages = pairs.selected(passages, only, chosen)
+        passages = pairs.select_passages(passages, only, chosen)
         pq.write_table(passages, folder / "passages.parquet", compression="zstd")
         spec: PairsSpec = (
             recipe.pairs
             if split is recipe.split
             else recipe.pairs.model_copy(update={"imported": ()})
         )
-        made = pairs.build(passages, spec, split, folder, evaluation_texts)
+        made = pairs.build_pair_corpus(passages, spec, split, folder, evaluation_texts)
         runs.write_file_atomically(
             counted, json.dumps([step.as_json() for step in (read, chosen, *made.attrition)])
         )

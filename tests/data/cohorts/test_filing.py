@@ -248,7 +248,7 @@ def test_mtsamples_has_2376_texts_in_40_categories_and_is_audited_and_written_as
     attrition = Attrition("read")
     cohort = cohorts.build_note_cohort(
         cohort_recipe,
-        sources.read(cohort_recipe.source, attrition, tmp_path / "cache"),
+        sources.read_notes(cohort_recipe.source, attrition, tmp_path / "cache"),
         attrition,
         tmp_path / "cohort",
     )

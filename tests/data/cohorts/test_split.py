@@ -10,7 +10,7 @@ import pytest
 
 from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.data.cohorts import split
-from clinpeft.data.notes.split import split_of
+from clinpeft.data.notes.split import assign_note_splits
 from clinpeft.recipe import CohortSplitSpec, SplitSpec
 
 SHARES = (0.7, 0.1, 0.2)
@@ -18,7 +18,7 @@ SHARES = (0.7, 0.1, 0.2)
 
 def test_the_draw_is_that_of_the_corpora_so_that_nobody_held_out_was_read_before() -> None:
     subjects = np.arange(10_000_000, 10_002_000)
-    corpus = split_of(
+    corpus = assign_note_splits(
         pa.array(subjects), pa.array([str(s) for s in subjects]), SplitSpec(), seed=1234
     )
     assert split.split_subjects_by_hash(subjects, SHARES, 1234).tolist() == corpus.to_pylist()

@@ -9,17 +9,17 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.data.notes import clean
 from clinpeft.data.notes.clean import (
-    CLEANED,
-    EMPTY,
-    NO_WORDS,
-    NOT_ASKED_FOR,
-    POLICIES,
-    TOO_SHORT,
-    cleaned,
-    keep,
-    policy_version,
-    strip_brackets,
-    typed_tokens,
+    CLEANED_NOTE_SCHEMA,
+    EMPTY_AFTER_CLEANING,
+    NO_WORDS_OUTSIDE_MARKS,
+    CATEGORY_NOT_SELECTED,
+    DEIDENTIFICATION_POLICIES,
+    BELOW_MIN_CHARACTERS,
+    clean_notes,
+    normalize_line_ends,
+    format_policy_version,
+    strip_mark_brackets,
+    replace_marks_with_tokens,
 )
 from clinpeft.recipe import CorpusSpec
 
@@ -68,62 +68,74 @@ MARKED = {
 
 @pytest.mark.parametrize(("mark", "token"), MARKED.items())
 def test_a_mark_becomes_the_token_of_its_type(mark: str, token: str) -> None:
-    assert typed_tokens(f"seen by {mark}, who agrees") == f"seen by {token}, who agrees"
+    assert (
+        replace_marks_with_tokens(f"seen by {mark}, who agrees") == f"seen by {token}, who agrees"
+    )
 
 
 def test_a_mark_broken_over_two_lines_is_one_mark() -> None:
-    assert typed_tokens("at [**Hospital1\n 18**] today") == "at [HOSPITAL] today"
+    assert replace_marks_with_tokens("at [**Hospital1\n 18**] today") == "at [HOSPITAL] today"
 
 
 @pytest.mark.parametrize(
     "text", ["[**Name", "Name**]", "a [b] (c) [1]", "[**" + "x" * 201 + "**]", "______", "____"]
 )
 def test_what_is_no_mark_is_left_as_it_is(text: str) -> None:
-    assert typed_tokens(text) == text
+    assert replace_marks_with_tokens(text) == text
 
 
 def test_two_marks_side_by_side_are_two() -> None:
     assert (
-        typed_tokens("Dr. [**First Name8 (NamePattern2) **] [**Last Name (un) 3**]: ___ ___")
+        replace_marks_with_tokens(
+            "Dr. [**First Name8 (NamePattern2) **] [**Last Name (un) 3**]: ___ ___"
+        )
         == "Dr. [NAME] [NAME]: [REDACTED] [REDACTED]"
     )
 
 
 def test_typed_tokens_keeps_lines_and_paragraphs_and_drops_the_columns() -> None:
     raw = "Admission Date:  [**2151-7-16**]      Sex:\tF \r\n \r\n\r\n\r\nHistory:\n  short of breath  \n"
-    assert typed_tokens(raw) == "Admission Date: [DATE] Sex: F\n\nHistory:\nshort of breath"
+    assert (
+        replace_marks_with_tokens(raw)
+        == "Admission Date: [DATE] Sex: F\n\nHistory:\nshort of breath"
+    )
 
 
 def test_strip_brackets_does_what_the_papers_code_does() -> None:
     # "[**" and "**]" -> " ", "\n" -> " ", " +" -> " "; nothing is cut at the ends, tabs stay
     raw = "Dr. [**Last Name (un) 12**] saw\n\nhim.\tThen  ___ \n"
-    assert strip_brackets(raw) == "Dr. Last Name (un) 12 saw him.\tThen ___ "
+    assert strip_mark_brackets(raw) == "Dr. Last Name (un) 12 saw him.\tThen ___ "
 
 
 def test_keep_changes_line_ends_and_nothing_else() -> None:
-    assert keep("Name:  ___  \r\n[**2151**]\r\t x \n") == "Name:  ___  \n[**2151**]\n\t x \n"
+    assert (
+        normalize_line_ends("Name:  ___  \r\n[**2151**]\r\t x \n")
+        == "Name:  ___  \n[**2151**]\n\t x \n"
+    )
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", DEIDENTIFICATION_POLICIES)
 def test_a_clean_note_stays_as_it_is_when_cleaned_again(name: str) -> None:
     raw = "\r\n A  [**7-16**]\r\n\r\n \n\n___ [**Name (NI) **]  b\tc \r"
-    once = POLICIES[name].clean(raw)
-    assert POLICIES[name].clean(once) == once
+    once = DEIDENTIFICATION_POLICIES[name].clean_text(raw)
+    assert DEIDENTIFICATION_POLICIES[name].clean_text(once) == once
 
 
 def test_every_policy_a_recipe_may_name_is_there_and_has_a_version() -> None:
-    assert set(get_args(CorpusSpec.model_fields["deidentification"].annotation)) == set(POLICIES)
-    assert policy_version("typed-tokens") == "typed-tokens/1"
+    assert set(get_args(CorpusSpec.model_fields["deidentification"].annotation)) == set(
+        DEIDENTIFICATION_POLICIES
+    )
+    assert format_policy_version("typed-tokens") == "typed-tokens/1"
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", DEIDENTIFICATION_POLICIES)
 def test_a_megabyte_of_open_brackets_is_cleaned_in_linear_time(name: str) -> None:
-    assert len(POLICIES[name].clean("[**" * 350_000)) > 0
+    assert len(DEIDENTIFICATION_POLICIES[name].clean_text("[**" * 350_000)) > 0
 
 
 def test_unusual_letters_come_through_every_policy() -> None:
     text = "Cafe\u0301 \u05e9\u05dc\u05d5\u05dd \u202e\u0645\u0631\u062d\u0628\u0627\u202c \U0001f489 \u0e01\u0e33"
-    assert all(policy.clean(text) == text for policy in POLICIES.values())
+    assert all(policy.clean_text(text) == text for policy in DEIDENTIFICATION_POLICIES.values())
 
 
 def batch(texts: list[str], categories: list[str | None] | None = None) -> pa.RecordBatch:
@@ -148,14 +160,18 @@ def test_every_dropped_note_is_counted_under_its_reason() -> None:
         "\u0301",
     ]
     attrition = schemas.Attrition("clean")
-    kept = cleaned(batch(texts), CorpusSpec(min_characters=6), attrition, Counter())
+    kept = clean_notes(batch(texts), CorpusSpec(min_characters=6), attrition, Counter())
     assert kept["text"].to_pylist() == ["long enough to stay"]
     assert attrition.entered_rows == 7
-    assert attrition.dropped_rows == {EMPTY: 2, NO_WORDS: 3, TOO_SHORT: 1}
+    assert attrition.dropped_rows == {
+        EMPTY_AFTER_CLEANING: 2,
+        NO_WORDS_OUTSIDE_MARKS: 3,
+        BELOW_MIN_CHARACTERS: 1,
+    }
 
 
 def test_a_note_as_long_as_the_shortest_allowed_stays() -> None:
-    kept = cleaned(
+    kept = clean_notes(
         batch(["fever", "fine"]),
         CorpusSpec(min_characters=5),
         schemas.Attrition("clean"),
@@ -165,7 +181,7 @@ def test_a_note_as_long_as_the_shortest_allowed_stays() -> None:
 
 
 def test_a_mark_that_strip_brackets_opens_is_text() -> None:
-    kept = cleaned(
+    kept = clean_notes(
         batch(["[**Name (NI) 3**]"]),
         CorpusSpec(deidentification="strip-brackets"),
         schemas.Attrition("clean"),
@@ -177,18 +193,18 @@ def test_a_mark_that_strip_brackets_opens_is_text() -> None:
 def test_only_the_categories_asked_for_stay_whatever_their_outer_blanks() -> None:
     attrition, seen = schemas.Attrition("clean"), Counter[str]()
     notes = batch(["one", "two", "three", "four"], ["Physician ", "Nursing", None, "Physician"])
-    kept = cleaned(notes, CorpusSpec(categories=("Physician",)), attrition, seen)
+    kept = clean_notes(notes, CorpusSpec(categories=("Physician",)), attrition, seen)
     assert kept["note_id"].to_pylist() == ["n0", "n3"]
-    assert attrition.dropped_rows == {NOT_ASKED_FOR: 2}
+    assert attrition.dropped_rows == {CATEGORY_NOT_SELECTED: 2}
     assert seen == {"Physician": 2, "Nursing": 1}
 
 
 def test_a_column_of_free_text_named_as_category_is_not_gathered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clean, "_CATEGORIES_COUNTED", 2)
+    monkeypatch.setattr(clean, "_MAX_COUNTED_CATEGORIES", 2)
     seen = Counter({"asked for": 0})
-    cleaned(
+    clean_notes(
         batch(["x"] * 5, ["a", "b", "c", "a", "asked for"]),
         CorpusSpec(),
         schemas.Attrition("clean"),
@@ -198,6 +214,6 @@ def test_a_column_of_free_text_named_as_category_is_not_gathered(
 
 
 def test_cleaning_gives_the_schema_it_says_even_of_nothing() -> None:
-    kept = cleaned(batch(["", " "]), CorpusSpec(), schemas.Attrition("clean"), Counter())
-    assert kept.schema.equals(CLEANED)
+    kept = clean_notes(batch(["", " "]), CorpusSpec(), schemas.Attrition("clean"), Counter())
+    assert kept.schema.equals(CLEANED_NOTE_SCHEMA)
     assert kept.num_rows == 0

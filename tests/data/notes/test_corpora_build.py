@@ -13,7 +13,7 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RecipeError, SourceError, StorageError
 from clinpeft.data.formats import working_folder
-from clinpeft.data.notes.corpus import Corpus, _pieces, build
+from clinpeft.data.notes.corpus import NoteCorpus, _slice_batch, build_note_corpus
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 ALL_TRAIN = SplitSpec(train=1.0, tuning=0.0, held_out=0.0)
@@ -47,12 +47,12 @@ def hospital(subjects: int = 40) -> list[str]:
     return [" ".join(said) for said in notes]
 
 
-def built(corpus: Corpus) -> pa.Table:
+def built(corpus: NoteCorpus) -> pa.Table:
     return pq.read_table(corpus.path)
 
 
 def test_a_corpus_is_one_file_of_the_published_schema_in_reading_order(tmp_path: Path) -> None:
-    corpus = build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+    corpus = build_note_corpus(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     table = built(corpus)
     assert corpus.path == tmp_path / "corpus.parquet"
     assert pq.read_schema(corpus.path).equals(schemas.CORPUS_SCHEMA)
@@ -69,7 +69,7 @@ def test_what_enters_a_step_is_what_the_one_before_kept(
     tmp_path: Path, kind: str, steps: list[str]
 ) -> None:
     texts = [*hospital(), "", "[**Name (NI) 3**]"]
-    corpus = build(
+    corpus = build_note_corpus(
         stream(texts), CorpusSpec.model_validate({"deduplicate": kind}), SplitSpec(), 1234, tmp_path
     )
     assert [step.step for step in corpus.attrition] == ["clean", *steps, "split"]
@@ -83,7 +83,7 @@ def test_what_enters_a_step_is_what_the_one_before_kept(
 
 def test_every_drop_is_counted_under_its_reason(tmp_path: Path) -> None:
     texts = [*hospital(), "", "[**Name (NI) 3**]"]
-    corpus = build(stream(texts), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+    corpus = build_note_corpus(stream(texts), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     assert [dict(step.dropped_rows) for step in corpus.attrition] == [
         {"empty after cleaning": 1, "no letter or digit outside de-identification marks": 1},
         {"same words as an earlier note": 16},
@@ -94,7 +94,7 @@ def test_every_drop_is_counted_under_its_reason(tmp_path: Path) -> None:
 
 def test_the_kept_text_is_the_clean_text_whole(tmp_path: Path) -> None:
     texts = ["Dr. [**Last Name (un) 3**] came.\r\n\r\n\r\nPlan:  rest", "second " * 20_000]
-    corpus = build(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
+    corpus = build_note_corpus(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
     assert built(corpus)["text"].to_pylist() == [
         "Dr. [NAME] came.\n\nPlan: rest",
         ("second " * 20_000).strip(),
@@ -103,7 +103,9 @@ def test_the_kept_text_is_the_clean_text_whole(tmp_path: Path) -> None:
 
 def test_however_the_stream_is_cut_the_corpus_is_the_same(tmp_path: Path) -> None:
     corpora_built = [
-        build(stream(hospital(), rows), CorpusSpec(), SplitSpec(), 1234, tmp_path / str(rows))
+        build_note_corpus(
+            stream(hospital(), rows), CorpusSpec(), SplitSpec(), 1234, tmp_path / str(rows)
+        )
         for rows in (1, 7, 1000)
     ]
     first, *others = [built(corpus) for corpus in corpora_built]
@@ -112,7 +114,8 @@ def test_however_the_stream_is_cut_the_corpus_is_the_same(tmp_path: Path) -> Non
 
 def test_the_same_notes_give_the_same_bytes(tmp_path: Path) -> None:
     once, again = (
-        build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path / name) for name in "ab"
+        build_note_corpus(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path / name)
+        for name in "ab"
     )
     assert once.path.read_bytes() == again.path.read_bytes()
 
@@ -121,7 +124,7 @@ def test_a_subject_is_in_one_split_and_by_note_in_several(tmp_path: Path) -> Non
     texts = [f"note number {at} of somebody" for at in range(400)]
     subjects: list[object] = [at % 20 for at in range(400)]
     by_subject = built(
-        build(
+        build_note_corpus(
             stream(texts, subject_id=subjects),
             CorpusSpec(deduplicate="exact"),
             SplitSpec(),
@@ -130,7 +133,7 @@ def test_a_subject_is_in_one_split_and_by_note_in_several(tmp_path: Path) -> Non
         )
     )
     by_note = built(
-        build(
+        build_note_corpus(
             stream(texts, subject_id=subjects),
             CorpusSpec(deduplicate="exact"),
             SplitSpec(by="note"),
@@ -148,7 +151,7 @@ def test_a_subject_is_in_one_split_and_by_note_in_several(tmp_path: Path) -> Non
 
 def test_a_large_batch_is_worked_on_in_pieces_and_no_note_is_cut() -> None:
     notes = next(iter(stream(["x" * 3_000_000] * 4 + ["y"] * 1200 + ["z" * 20_000_000], 5000)))
-    pieces = list(_pieces(notes))
+    pieces = list(_slice_batch(notes))
     assert all(
         piece.num_rows == 1 or (piece.num_rows <= 512 and piece.nbytes <= 8 * 2**20)
         for piece in pieces
@@ -158,13 +161,13 @@ def test_a_large_batch_is_worked_on_in_pieces_and_no_note_is_cut() -> None:
 
 def test_no_note_at_all_is_a_source_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="gave 0 notes"):
-        build(stream([]), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+        build_note_corpus(stream([]), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_when_cleaning_leaves_nothing_the_reasons_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as told:
-        build(
+        build_note_corpus(
             stream(["", " ", "[**7-16**]", SECRET]),
             CorpusSpec(min_characters=1000),
             SplitSpec(),
@@ -179,19 +182,21 @@ def test_when_cleaning_leaves_nothing_the_reasons_are_told(tmp_path: Path) -> No
 
 
 def test_of_notes_that_are_all_alike_the_first_stays(tmp_path: Path) -> None:
-    corpus = build(stream(["The same note."] * 50), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
+    corpus = build_note_corpus(
+        stream(["The same note."] * 50), CorpusSpec(), ALL_TRAIN, 1234, tmp_path
+    )
     assert built(corpus)["note_id"].to_pylist() == ["n0"]
 
 
 def test_a_split_left_empty_by_deduplication_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got none of the 1 notes"):
-        build(stream([SECRET] * 50), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+        build_note_corpus(stream([SECRET] * 50), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_enormous_word_is_a_note_like_any_other(tmp_path: Path) -> None:
     texts = ["x" * 10_000_000, "y z", "x" * 10_000_000]
-    corpus = build(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
+    corpus = build_note_corpus(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
     assert built(corpus)["text"].to_pylist() == texts[:2]
 
 
@@ -202,14 +207,14 @@ def test_unusual_letters_come_out_as_they_went_in(tmp_path: Path) -> None:
         "\U0001f489 2 doses",
         "\u0e01\u0e33 \u0e02",
     ]
-    corpus = build(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
+    corpus = build_note_corpus(stream(texts), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
     assert built(corpus)["text"].to_pylist() == texts
 
 
 def test_a_category_that_no_note_has_is_named_with_those_there_are(tmp_path: Path) -> None:
     categories: list[object] = ["Radiology", "Discharge summary", "Radiology", None]
     with pytest.raises(RecipeError) as told:
-        build(
+        build_note_corpus(
             stream(["a b"] * 4, category=categories),
             CorpusSpec(categories=("Radiolgy",)),
             ALL_TRAIN,
@@ -226,7 +231,7 @@ def test_a_category_that_no_note_has_is_named_with_those_there_are(tmp_path: Pat
 def test_a_column_of_text_named_as_the_category_is_not_printed_whole(tmp_path: Path) -> None:
     categories: list[object] = [f"{at:02d} " + "long text " * 50 for at in range(30)]
     with pytest.raises(RecipeError) as told:
-        build(
+        build_note_corpus(
             stream(["a b"] * 30, category=categories),
             CorpusSpec(categories=("Echo",)),
             ALL_TRAIN,
@@ -238,20 +243,24 @@ def test_a_column_of_text_named_as_the_category_is_not_printed_whole(tmp_path: P
 
 def test_without_any_category_the_way_out_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="every category is null"):
-        build(stream(["a b"]), CorpusSpec(categories=("Echo",)), ALL_TRAIN, 1234, tmp_path)
+        build_note_corpus(
+            stream(["a b"]), CorpusSpec(categories=("Echo",)), ALL_TRAIN, 1234, tmp_path
+        )
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_old_corpus_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path).path.read_bytes()
+    old = build_note_corpus(
+        stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path
+    ).path.read_bytes()
 
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", SECRET)
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(StorageError, match="cannot be written: No space left on device") as told:
-        build(stream(hospital()), CorpusSpec(), SplitSpec(), 99, tmp_path)
+        build_note_corpus(stream(hospital()), CorpusSpec(), SplitSpec(), 99, tmp_path)
     assert "Jansen" not in str(told.value)
     assert told.value.__cause__ is None
     assert (tmp_path / "corpus.parquet").read_bytes() == old
@@ -263,7 +272,9 @@ def test_a_device_that_is_full_is_told_the_same_way(tmp_path: Path) -> None:
     (tmp_path / "full.parquet").symlink_to("/dev/full")
     with (
         pytest.raises(StorageError),
-        working_folder.writing(tmp_path / "full.parquet", schemas.CORPUS_SCHEMA) as write,
+        working_folder.open_parquet_writer(
+            tmp_path / "full.parquet", schemas.CORPUS_SCHEMA
+        ) as write,
     ):
         write(
             schemas.build_arrow_table(
@@ -281,7 +292,7 @@ def test_whatever_refuses_to_write_is_a_storage_error_that_quotes_nothing(
 ) -> None:
     with (
         pytest.raises(StorageError, match=type(error).__name__) as told,
-        working_folder.stored(tmp_path),
+        working_folder.translate_storage_errors(tmp_path),
     ):
         raise error
     assert "Jansen" not in str(told.value)
@@ -293,7 +304,7 @@ def test_an_error_of_the_source_is_not_called_a_full_disk(tmp_path: Path) -> Non
         raise SourceError("line 812 cannot be read", location="notes.csv.gz", hint="repair it")
 
     with pytest.raises(SourceError, match="line 812"):
-        build(
+        build_note_corpus(
             pa.RecordBatchReader.from_batches(schemas.NOTE_SCHEMA, broken()),
             CorpusSpec(),
             SplitSpec(),
@@ -306,25 +317,27 @@ def test_an_error_of_the_source_is_not_called_a_full_disk(tmp_path: Path) -> Non
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "corpus.partial").mkdir()
     (tmp_path / "corpus.partial" / "cleaned.parquet").write_text("half a file")
-    build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
+    build_note_corpus(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.parquet"]
 
 
 def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(StorageError):
-        build(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path / "taken")
+        build_note_corpus(stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path / "taken")
 
 
 def test_a_folder_with_a_quote_and_blanks_in_its_name_will_do(tmp_path: Path) -> None:
-    corpus = build(
+    corpus = build_note_corpus(
         stream(hospital()), CorpusSpec(), SplitSpec(), 1234, tmp_path / "St. Mary's notes"
     )
     assert built(corpus).num_rows > 0
 
 
 def test_the_footer_of_the_file_carries_no_word_of_a_note(tmp_path: Path) -> None:
-    corpus = build(stream([SECRET, "another note"]), CorpusSpec(), ALL_TRAIN, 1234, tmp_path)
+    corpus = build_note_corpus(
+        stream([SECRET, "another note"]), CorpusSpec(), ALL_TRAIN, 1234, tmp_path
+    )
     statistics = (
         pq.ParquetFile(corpus.path)
         .metadata.row_group(0)

@@ -5,7 +5,7 @@ import gzip
 from pathlib import Path
 
 from clinpeft.core import schemas
-from clinpeft.data.notes.corpus import build
+from clinpeft.data.notes.corpus import build_note_corpus
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 
@@ -23,7 +23,7 @@ def test_in_real_transcriptions_every_repetition_is_found(
         "subject_id": list(range(len(texts))),
         "text": texts,
     }
-    corpus = build(
+    corpus = build_note_corpus(
         schemas.build_arrow_table(schemas.NOTE_SCHEMA, rows).to_reader(512),
         CorpusSpec(),
         SplitSpec(),

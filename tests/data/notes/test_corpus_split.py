@@ -10,14 +10,19 @@ import pytest
 
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RefusedError
-from clinpeft.data.notes.split import BY, refuse_empty, refuse_straddling_subjects, split_of
+from clinpeft.data.notes.split import (
+    NOTE_SPLIT_UNITS,
+    check_note_split_counts,
+    check_corpus_subjects,
+    assign_note_splits,
+)
 from clinpeft.recipe import SplitSpec
 
 
 def drawn(
     subjects: list[int], spec: SplitSpec, seed: int = 1234, notes: list[str] | None = None
 ) -> list[str]:
-    names: list[str] = split_of(
+    names: list[str] = assign_note_splits(
         pa.array(subjects, pa.int64()),
         pa.array(notes or [str(at) for at in range(len(subjects))]),
         spec,
@@ -114,21 +119,23 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
         duckdb.connect() as connection,
         pytest.raises(RefusedError, match="subject 1 is in two splits, held_out and train"),
     ):
-        refuse_straddling_subjects(path, connection)
+        check_corpus_subjects(path, connection)
     with duckdb.connect() as connection:
-        BY["note"].check(path, connection)
+        NOTE_SPLIT_UNITS["note"].check_corpus(path, connection)
 
 
 def test_subjects_in_one_split_each_pass(tmp_path: Path) -> None:
     with duckdb.connect() as connection:
-        refuse_straddling_subjects(
+        check_corpus_subjects(
             corpus(tmp_path, [1, 2, 1, 3], ["train", "tuning", "train", "train"]), connection
         )
 
 
 def test_a_split_that_is_asked_for_and_empty_is_named() -> None:
     with pytest.raises(InputError, match=r"split\.tuning = 0\.1 got none of the 12 notes") as told:
-        refuse_empty({"train": 9, "held_out": 3}, SplitSpec())
+        check_note_split_counts({"train": 9, "held_out": 3}, SplitSpec())
     assert told.value.location == "split.tuning"
     assert "set split.tuning = 0" in told.value.hint
-    refuse_empty({"train": 9, "held_out": 3}, SplitSpec(train=0.8, tuning=0.0, held_out=0.2))
+    check_note_split_counts(
+        {"train": 9, "held_out": 3}, SplitSpec(train=0.8, tuning=0.0, held_out=0.2)
+    )

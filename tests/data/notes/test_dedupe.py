@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clinpeft.data.formats.working_folder import database
+from clinpeft.data.formats.working_folder import create_working_database
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.notes.deduplicate import (
-    Bands,
-    band_keys,
-    bands,
-    signatures,
-    similarity,
-    sketches,
-    words,
+    MinHashBands,
+    compute_band_keys,
+    choose_minhash_bands,
+    compute_minhash_signatures,
+    estimate_jaccard_similarity,
+    truncate_signatures,
+    normalize_words,
 )
 from clinpeft.recipe import CorpusSpec
 
@@ -33,7 +33,10 @@ def jaccard(left: str, right: str) -> float:
 
 
 def estimated(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
-    return similarity(sketches(signatures(left)), sketches(signatures(right)))
+    return estimate_jaccard_similarity(
+        truncate_signatures(compute_minhash_signatures(left)),
+        truncate_signatures(compute_minhash_signatures(right)),
+    )
 
 
 def note(rng: np.random.Generator, length: int = 300) -> list[str]:
@@ -58,11 +61,11 @@ def dropped(
 ) -> dict[str, list[int]]:
     """The rows each step drops."""
     out, gone = {}, np.zeros(len(texts), np.bool_)
-    for step in deduplicate.STEPS[kind]:
-        with step.remembering(folder, threshold) as remember:
-            remember([words(text) for text in texts])
-        connection = database(folder, 256)
-        found = step.find(connection, folder, gone, threshold)
+    for step in deduplicate.DEDUPLICATION_STEPS[kind]:
+        with step.open_writer(folder, threshold) as remember:
+            remember([normalize_words(text) for text in texts])
+        connection = create_working_database(folder, 256)
+        found = step.find_duplicates(connection, folder, gone, threshold)
         connection.close()
         gone |= found
         out[step.name] = np.flatnonzero(found).tolist()
@@ -78,7 +81,7 @@ def test_jaccard_by_hand() -> None:
         [" ".join(said[:6]) for said in named],
         [" ".join([*said[:5], said[6]]) for said in named],
     )
-    standard_error = np.sqrt(1 / 3 * 2 / 3 / deduplicate.PERMUTATIONS / 500)
+    standard_error = np.sqrt(1 / 3 * 2 / 3 / deduplicate.MINHASH_PERMUTATIONS / 500)
     assert estimated(left, right).mean() == pytest.approx(1 / 3, abs=4 * standard_error)
 
 
@@ -86,7 +89,9 @@ def test_jaccard_by_hand() -> None:
 def test_the_estimate_is_unbiased_and_scatters_as_the_theory_says(words_changed: int) -> None:
     left, right = pairs(np.random.default_rng(words_changed), 300, words_changed)
     exact = np.array([jaccard(*pair) for pair in zip(left, right, strict=True)])
-    z = (estimated(left, right) - exact) / np.sqrt(exact * (1 - exact) / deduplicate.PERMUTATIONS)
+    z = (estimated(left, right) - exact) / np.sqrt(
+        exact * (1 - exact) / deduplicate.MINHASH_PERMUTATIONS
+    )
     assert abs(z.mean()) < 4 / np.sqrt(300)
     assert 0.75 < z.std() < 1.25
     assert np.abs(z).max() < 4.5
@@ -102,12 +107,12 @@ def test_notes_with_nothing_in_common_are_not_similar() -> None:
 def test_the_same_note_has_the_same_signature_whatever_stands_beside_it() -> None:
     rng = np.random.default_rng(2)
     texts = [" ".join(note(rng, length)) for length in (300, 1, 4, 5, 6, 40)]
-    alone = np.concatenate([signatures([text]) for text in texts])
-    assert np.array_equal(signatures(texts), alone)
+    alone = np.concatenate([compute_minhash_signatures([text]) for text in texts])
+    assert np.array_equal(compute_minhash_signatures(texts), alone)
 
 
 def test_a_signature_never_changes_between_versions() -> None:
-    assert signatures(["chest pain and short of breath"])[0, :3].tolist() == [
+    assert compute_minhash_signatures(["chest pain and short of breath"])[0, :3].tolist() == [
         2483868157,
         3233173427,
         1715261911,
@@ -131,25 +136,29 @@ def test_repeating_a_passage_does_not_change_the_set_of_its_shingles() -> None:
 
 
 def test_the_s_curve_by_hand() -> None:
-    assert Bands(2, 2).probability(0.5) == 1 - (1 - 0.25) ** 2 == 0.4375
-    assert Bands(1, 128).probability(1.0) == 1
+    assert MinHashBands(2, 2).candidate_probability(0.5) == 1 - (1 - 0.25) ** 2 == 0.4375
+    assert MinHashBands(1, 128).candidate_probability(1.0) == 1
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
 def test_the_bands_fit_the_threshold(threshold: float) -> None:
-    cut = bands(threshold)
-    assert cut.count * cut.rows <= deduplicate.PERMUTATIONS
-    assert cut.probability(threshold) >= 0.95
+    cut = choose_minhash_bands(threshold)
+    assert cut.band_count * cut.rows_per_band <= deduplicate.MINHASH_PERMUTATIONS
+    assert cut.candidate_probability(threshold) >= 0.95
     assert (
-        cut.rows == deduplicate.PERMUTATIONS
-        or Bands(deduplicate.PERMUTATIONS // (cut.rows + 1), cut.rows + 1).probability(threshold)
+        cut.rows_per_band == deduplicate.MINHASH_PERMUTATIONS
+        or MinHashBands(
+            deduplicate.MINHASH_PERMUTATIONS // (cut.rows_per_band + 1), cut.rows_per_band + 1
+        ).candidate_probability(threshold)
         < 0.95
     )
 
 
 def test_the_cut_at_the_default_threshold_is_the_documented_one() -> None:
-    assert bands(0.8) == Bands(count=18, rows=7)
-    assert [round(bands(0.8).probability(at), 4) for at in (0.8, 0.5, 0.2)] == [
+    assert choose_minhash_bands(0.8) == MinHashBands(band_count=18, rows_per_band=7)
+    assert [
+        round(choose_minhash_bands(0.8).candidate_probability(at), 4) for at in (0.8, 0.5, 0.2)
+    ] == [
         0.9855,
         0.1317,
         0.0002,
@@ -158,11 +167,18 @@ def test_the_cut_at_the_default_threshold_is_the_documented_one() -> None:
 
 @pytest.mark.parametrize("words_changed", [20, 45, 80])
 def test_pairs_become_candidates_as_often_as_the_s_curve_says(words_changed: int) -> None:
-    cut, many = bands(0.8), 600
+    cut, many = choose_minhash_bands(0.8), 600
     left, right = pairs(np.random.default_rng(words_changed), many, words_changed)
-    expected = np.mean([cut.probability(jaccard(*pair)) for pair in zip(left, right, strict=True)])
+    expected = np.mean(
+        [cut.candidate_probability(jaccard(*pair)) for pair in zip(left, right, strict=True)]
+    )
     share = (
-        (band_keys(signatures(left), cut) == band_keys(signatures(right), cut)).any(axis=1).mean()
+        (
+            compute_band_keys(compute_minhash_signatures(left), cut)
+            == compute_band_keys(compute_minhash_signatures(right), cut)
+        )
+        .any(axis=1)
+        .mean()
     )
     assert share == pytest.approx(
         expected, abs=4 * np.sqrt(expected * (1 - expected) / many) + 0.002
@@ -170,7 +186,9 @@ def test_pairs_become_candidates_as_often_as_the_s_curve_says(words_changed: int
 
 
 def test_no_two_bands_share_a_key() -> None:
-    keys = band_keys(np.full((1, deduplicate.PERMUTATIONS), 7, np.uint32), bands(0.8))
+    keys = compute_band_keys(
+        np.full((1, deduplicate.MINHASH_PERMUTATIONS), 7, np.uint32), choose_minhash_bands(0.8)
+    )
     assert len(set(keys[0].tolist())) == 18
 
 
@@ -216,17 +234,19 @@ def test_no_kept_note_is_near_another_and_each_dropped_one_is_near_a_kept_one(
             said = changed(said, int(rng.integers(0, 280)), 8, f"f{family}s{step}_")
             texts.append(" ".join(said))
     gone = set(dropped(texts, tmp_path)["near"])
-    sketch = sketches(signatures(texts))
+    sketch = truncate_signatures(compute_minhash_signatures(texts))
     stays = [at for at in range(len(texts)) if at not in gone]
     assert 20 < len(stays) < 150
     for at in gone:
         earlier = [other for other in stays if other < at]
-        assert similarity(sketch[earlier], sketch[[at] * len(earlier)]).max() >= 0.8
+        assert (
+            estimate_jaccard_similarity(sketch[earlier], sketch[[at] * len(earlier)]).max() >= 0.8
+        )
     missed = [
         at
         for at in stays[1:]
         if (
-            similarity(
+            estimate_jaccard_similarity(
                 sketch[[s for s in stays if s < at]], sketch[[at] * sum(s < at for s in stays)]
             )
             >= 0.8
@@ -253,11 +273,13 @@ def test_a_bucket_of_thousands_costs_a_few_comparisons_a_note(
     texts = [" ".join(changed(template, 290, 1, f"copy{at}_")) for at in range(3000)]
     compared = []
 
-    def counting(left: deduplicate.UInt8, right: deduplicate.UInt8) -> NDArray[np.float64]:
+    def counting(
+        left: deduplicate.SketchArray, right: deduplicate.SketchArray
+    ) -> NDArray[np.float64]:
         compared.append(len(left))
-        return similarity(left, right)
+        return estimate_jaccard_similarity(left, right)
 
-    monkeypatch.setattr(deduplicate, "similarity", counting)
+    monkeypatch.setattr(deduplicate, "estimate_jaccard_similarity", counting)
     assert dropped(texts, tmp_path)["near"] == list(range(1, 3000))
     assert sum(compared) < 2 * 3000
 
@@ -269,12 +291,12 @@ def test_at_threshold_one_only_equal_sets_of_shingles_are_near(tmp_path: Path) -
 
 
 def test_one_enormous_word_is_one_shingle() -> None:
-    signature = signatures(["x" * 10_000_000, "y"])
-    assert signature.shape == (2, deduplicate.PERMUTATIONS)
+    signature = compute_minhash_signatures(["x" * 10_000_000, "y"])
+    assert signature.shape == (2, deduplicate.MINHASH_PERMUTATIONS)
     assert (signature[0] != signature[1]).all()
 
 
 def test_every_kind_a_recipe_may_name_is_there() -> None:
     assert set(get_args(CorpusSpec.model_fields["deduplicate"].annotation)) == set(
-        deduplicate.STEPS
+        deduplicate.DEDUPLICATION_STEPS
     )

@@ -14,10 +14,10 @@ import pytest
 from clinpeft.core.errors import InputError, RecipeError, SourceError
 from clinpeft.core.schemas import PAIR_SCHEMA, PASSAGE_SCHEMA, Attrition, build_arrow_table
 from clinpeft.data.textbooks import pairs
-from clinpeft.data.textbooks.pairs.filters import cardio_study
-from clinpeft.data.textbooks.pairs.kinds import KINDS, Pair, opened
-from clinpeft.data.textbooks.pairs.overlap import Grams
-from clinpeft.data.textbooks.pairs.split import splits
+from clinpeft.data.textbooks.pairs.filters import filter_pairs_as_cardio_study
+from clinpeft.data.textbooks.pairs.kinds import PAIR_BUILDERS, TextPair, index_book
+from clinpeft.data.textbooks.pairs.overlap import NgramIndex
+from clinpeft.data.textbooks.pairs.split import assign_pair_splits
 from clinpeft.recipe.textbooks import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
 
 Row = dict[str, Any]
@@ -104,24 +104,26 @@ EXPECTED: dict[str, tuple[list[tuple[str, str, str, str]], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PAIR_BUILDERS)
 def test_a_book_gives_exactly_these_pairs(kind: str) -> None:
-    found = list(KINDS[kind](opened(HEART), PairsSpec(section_words=7)))
+    found = list(PAIR_BUILDERS[kind](index_book(HEART), PairsSpec(section_words=7)))
     expected, reasons = EXPECTED[kind]
     assert [
         (pair.anchor, pair.positive, pair.anchor_id, pair.positive_id)
         for pair in found
-        if isinstance(pair, Pair)
+        if isinstance(pair, TextPair)
     ] == expected
     assert {reason: found.count(reason) for reason in found if isinstance(reason, str)} == reasons
-    assert {(pair.kind, pair.book, pair.chapter) for pair in found if isinstance(pair, Pair)} == {
-        (kind, "B", "The Heart")
-    }
+    assert {
+        (pair.kind, pair.book, pair.chapter) for pair in found if isinstance(pair, TextPair)
+    } == {(kind, "B", "The Heart")}
 
 
 def test_an_objective_of_an_empty_section_gives_no_pair() -> None:
     assert list(
-        KINDS["objective-section"](opened([passage("objective", "Name it", "B/2")]), PairsSpec())
+        PAIR_BUILDERS["objective-section"](
+            index_book([passage("objective", "Name it", "B/2")]), PairsSpec()
+        )
     ) == ["no paragraph in the section it is about"]
 
 
@@ -130,7 +132,7 @@ def test_a_caption_is_looked_for_in_its_own_chapter_only() -> None:
         passage("caption", "One.", names=["figure 1"]),
         passage("paragraph", "As figure 1 shows here.", chapter="The Lung", refers_to=["figure 1"]),
     ]
-    assert list(KINDS["caption-paragraph"](opened(rows), PairsSpec())) == [
+    assert list(PAIR_BUILDERS["caption-paragraph"](index_book(rows), PairsSpec())) == [
         "no paragraph refers to it"
     ]
 
@@ -141,8 +143,8 @@ def build(
     split: PairSplitSpec = ALL_TRAIN,
     evaluation: Sequence[str] = (),
     **spec: Any,
-) -> tuple[list[Row], pairs.Pairs]:
-    found = pairs.build(passages(rows), PairsSpec(**spec), split, folder, evaluation)
+) -> tuple[list[Row], pairs.PairCorpus]:
+    found = pairs.build_pair_corpus(passages(rows), PairsSpec(**spec), split, folder, evaluation)
     written = pq.read_table(found.path)
     assert written.schema.equals(PAIR_SCHEMA)
     kept = written.num_rows
@@ -179,7 +181,7 @@ def test_all_that_a_book_gives_is_written_and_counted(tmp_path: Path) -> None:
 
 def test_a_stream_of_passages_gives_the_same_pairs(tmp_path: Path) -> None:
     rows, _ = build(HEART, tmp_path / "a")
-    streamed = pairs.build(
+    streamed = pairs.build_pair_corpus(
         passages(HEART).to_reader(max_chunksize=3), PairsSpec(), ALL_TRAIN, tmp_path / "b"
     )
     assert pq.read_table(streamed.path).to_pylist() == rows
@@ -264,13 +266,13 @@ def test_pairs_that_share_a_run_of_words_with_an_evaluation_text_are_dropped(
     ],
 )
 def test_the_share_of_known_ngrams_is_counted_over_distinct_ones(text: str, share: float) -> None:
-    grams = Grams(3)
-    grams.add(["a b c", "B, C; D", "y"])
-    assert grams.share(text) == share
+    grams = NgramIndex(3)
+    grams.add_texts(["a b c", "B, C; D", "y"])
+    assert grams.compute_overlap(text) == share
 
 
 def test_nothing_is_known_before_anything_was_added() -> None:
-    assert Grams(3).share("a b c") == 0.0
+    assert NgramIndex(3).compute_overlap("a b c") == 0.0
 
 
 def test_evaluation_texts_are_all_strings_of_a_file(tmp_path: Path) -> None:
@@ -278,10 +280,10 @@ def test_evaluation_texts_are_all_strings_of_a_file(tmp_path: Path) -> None:
     path.write_text(
         '{"a": "one", "b": ["two", {"c": "three"}], "n": 4}\n\n"four"\n', encoding="utf-8"
     )
-    assert list(pairs.evaluation_texts([path])) == ["one", "two", "three", "four"]
+    assert list(pairs.read_evaluation_texts([path])) == ["one", "two", "three", "four"]
     path.write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="evaluation texts"):
-        list(pairs.evaluation_texts([path]))
+        list(pairs.read_evaluation_texts([path]))
 
 
 def of_chapters(rows: Sequence[Row]) -> dict[str, set[str]]:
@@ -366,10 +368,10 @@ def test_training_pairs_that_say_what_is_held_out_are_dropped(tmp_path: Path) ->
 
 def test_pairs_without_a_book_go_with_those_of_the_same_anchor() -> None:
     given = [
-        Pair("imported", f"anchor {at // 2}", f"text {at}", None, None, None, None, None)
+        TextPair("imported", f"anchor {at // 2}", f"text {at}", None, None, None, None, None)
         for at in range(40)
     ]
-    found = splits(given, PairSplitSpec(train=0.5, tuning=0.25, held_out=0.25))
+    found = assign_pair_splits(given, PairSplitSpec(train=0.5, tuning=0.25, held_out=0.25))
     assert all(found[at] == found[at + 1] for at in range(0, 40, 2))
     assert {name: found.count(name) for name in set(found)} == {
         "train": 20,
@@ -481,8 +483,8 @@ def test_the_filters_of_the_study_are_applied_as_its_code_does() -> None:
     ]
     attrition = Attrition("filter")
     kept = list(
-        cardio_study(
-            [Pair("imported", *sides, None, None, None, None, None) for sides in given],
+        filter_pairs_as_cardio_study(
+            [TextPair("imported", *sides, None, None, None, None, None) for sides in given],
             PairsSpec(),
             attrition,
         )
@@ -520,14 +522,16 @@ def test_books_and_chapters_are_chosen_by_name() -> None:
         passage("paragraph", "y", book="C", id="c"),
     ]
     attrition = Attrition("passages")
-    found = pairs.selected(
+    found = pairs.select_passages(
         passages(rows), PassagesSpec(books=("B",), chapters=("The Lung",)), attrition
     )
     assert found["passage_id"].to_pylist() == ["l0", "l1"]
     assert attrition.dropped_rows == {"book not asked for": 1, "chapter not asked for": len(HEART)}
     assert attrition.kept_rows == 2
     with pytest.raises(RecipeError, match="did you mean 'The Lung'"):
-        pairs.selected(passages(rows), PassagesSpec(chapters=("The Lungs",)), Attrition("passages"))
+        pairs.select_passages(
+            passages(rows), PassagesSpec(chapters=("The Lungs",)), Attrition("passages")
+        )
 
 
 def test_no_pair_of_the_same_chapter_is_on_both_sides_whatever_the_seed(tmp_path: Path) -> None:

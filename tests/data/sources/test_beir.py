@@ -40,13 +40,13 @@ def laid_out(folder: Path, qrels: str = QRELS) -> Path:
 
 
 def test_a_set_is_read_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    found = beir.read(laid_out(tmp_path))
+    found = beir.read_beir(laid_out(tmp_path))
     assert found.queries.to_pylist() == [
         {"query_id": "q1", "cluster": "heart", "text": "What pumps?"},
         {"query_id": "q2", "cluster": None, "text": "What breathes?"},
     ]
     assert found.passages["passage_id"].to_pylist() == ["p1", "p2"]
-    assert beir.joined(found.passages) == ["Heart It pumps.", "It breathes."]
+    assert beir.join_titles_and_texts(found.passages) == ["Heart It pumps.", "It breathes."]
     assert [tuple(row.values()) for row in found.relevance_judgments.to_pylist()] == [
         ("q1", "p1", 2),
         ("q1", "p2", 0),
@@ -66,9 +66,9 @@ def test_a_set_is_read_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    first = beir.read(laid_out(tmp_path))
-    beir.write(first, tmp_path / "again", "dev")
-    second = beir.read(tmp_path / "again", "dev")
+    first = beir.read_beir(laid_out(tmp_path))
+    beir.write_beir(first, tmp_path / "again", "dev")
+    second = beir.read_beir(tmp_path / "again", "dev")
     assert (second.queries, second.passages, second.relevance_judgments) == (
         first.queries,
         first.passages,
@@ -102,14 +102,14 @@ def test_a_broken_file_is_refused_and_its_text_not_told(
 ) -> None:
     (laid_out(tmp_path) / file).write_text(written, encoding="utf-8")
     with pytest.raises(SourceError, match=said) as refused:
-        beir.read(tmp_path)
+        beir.read_beir(tmp_path)
     assert "secret" not in str(refused.value)
 
 
 def test_a_byte_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (laid_out(tmp_path) / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "caf\xe9"}\n')
     with pytest.raises(SourceError, match="not UTF-8"):
-        beir.read(tmp_path)
+        beir.read_beir(tmp_path)
 
 
 def answer(
@@ -126,7 +126,7 @@ def test_questions_find_their_own_answers_and_equal_texts_are_one(tmp_path: Path
         answer("4", "How ?", "C", "Lung"),
     ]
     everything = lines(tmp_path / "all.jsonl", rows)
-    found = medquad.own_answers(
+    found = medquad.read_medquad(
         everything,
         lines(tmp_path / "some.jsonl", [rows[0], rows[1], rows[3], answer("9", "New ?", "Z")]),
     )
@@ -149,23 +149,23 @@ def test_questions_find_their_own_answers_and_equal_texts_are_one(tmp_path: Path
         "the text of another question": 1,
         "a question that is not in the collection": 1,
     }
-    assert medquad.own_answers(everything).queries["query_id"].to_pylist() == ["X/1", "X/2", "X/4"]
+    assert medquad.read_medquad(everything).queries["query_id"].to_pylist() == ["X/1", "X/2", "X/4"]
     with pytest.raises(SourceError, match="no question of the collection"):
-        medquad.own_answers(
+        medquad.read_medquad(
             everything, lines(tmp_path / "other.jsonl", [answer("9", "New ?", "Z")])
         )
 
 
 def liveqa(folder: Path) -> Path:
     lines(
-        folder / medquad.ANSWERS,
+        folder / medquad.LIVEQA_ANSWERS_FILE,
         [
             {"AnswerID": "a", "Answer": "Question: Is it ?\nURL: http://x\nAnswer: It is."},
             {"AnswerID": "b", "Answer": "Plain."},
         ],
     )
     judged = "1\t4-Excellent\ta\n1\t1-Incorrect\tb\n1\t3-Incomplete\ta\n2\t2-Related\tb\n3\t2-Related\ta\n"
-    (folder / medquad.JUDGEMENTS).write_text(
+    (folder / medquad.LIVEQA_JUDGMENTS_FILE).write_text(
         "question_id\tjudgment\tanswer_id\n" + judged, encoding="utf-8"
     )
     return folder
@@ -178,7 +178,7 @@ def test_graded_answers_get_their_grades_from_0_to_3(tmp_path: Path) -> None:
     questions.write_text(
         f"<?xml version='1.0' encoding='UTF-8'?>\n<All>{paraphrases}</All>", encoding="utf-8"
     )
-    found = medquad.graded(liveqa(tmp_path), questions)
+    found = medquad.read_medquad_liveqa(liveqa(tmp_path), questions)
     assert {row["query_id"]: row["text"] for row in found.queries.to_pylist()} == {
         "1": "Is it?",
         "2": "Why?",
@@ -196,7 +196,7 @@ def test_graded_answers_get_their_grades_from_0_to_3(tmp_path: Path) -> None:
         "graded twice: the higher grade is kept": 1,
         "a question without a text": 1,
     }
-    same = medquad.graded(
+    same = medquad.read_medquad_liveqa(
         tmp_path,
         lines(
             tmp_path / "q.jsonl",
@@ -212,25 +212,25 @@ def test_questions_in_xml_with_entities_or_broken_are_refused(tmp_path: Path) ->
         '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>', encoding="utf-8"
     )
     with pytest.raises(SourceError, match="declares entities"):
-        medquad.graded(liveqa(tmp_path), questions)
+        medquad.read_medquad_liveqa(liveqa(tmp_path), questions)
     questions.write_text("<a>\n<b></a>", encoding="utf-8")
     with pytest.raises(SourceError, match="not XML from line 2"):
-        medquad.graded(tmp_path, questions)
+        medquad.read_medquad_liveqa(tmp_path, questions)
 
 
 def test_a_judgement_that_is_none_of_the_four_is_refused(tmp_path: Path) -> None:
-    (liveqa(tmp_path) / medquad.JUDGEMENTS).write_text(
+    (liveqa(tmp_path) / medquad.LIVEQA_JUDGMENTS_FILE).write_text(
         "question_id\tjudgment\tanswer_id\n1\t5-Perfect\ta\n", encoding="utf-8"
     )
     with pytest.raises(SourceError, match="no judgement"):
-        medquad.graded(
+        medquad.read_medquad_liveqa(
             tmp_path, lines(tmp_path / "q.jsonl", [{"question_id": "1", "text": "Is it?"}])
         )
 
 
 def test_the_real_collection_is_read(shared_data: Path) -> None:
     folder = shared_data / "medquad"
-    found = medquad.own_answers(
+    found = medquad.read_medquad(
         folder / "medquad_qa_with_answers.jsonl", folder / "medquad_cardiology.jsonl"
     )
     assert (len(found.queries), len(found.passages), len(found.relevance_judgments)) == (
@@ -245,13 +245,13 @@ def test_the_real_collection_is_read(shared_data: Path) -> None:
     assert found.attrition[0].entered_rows == 16407
 
 
-@pytest.mark.parametrize("keys", pair_sets.KEYS)
+@pytest.mark.parametrize("keys", pair_sets.PAIR_SET_KEYS)
 def test_pairs_are_read_under_any_of_their_names(tmp_path: Path, keys: tuple[str, str]) -> None:
     path = lines(
         tmp_path / "similar.jsonl",
         [dict(zip(keys, ("mitral stenosis", "aortic stenosis"), strict=True))],
     )
-    row = pair_sets.read(path, "similar").to_pylist()[0]
+    row = pair_sets.read_pair_set(path, "similar").to_pylist()[0]
     assert (row["pair_id"], row["kind"], row["anchor"], row["positive"], row["split"]) == (
         *("similar 1", "similar", "mitral stenosis", "aortic stenosis"),
         "held_out",
@@ -269,5 +269,5 @@ def test_a_pair_with_one_text_is_refused_and_its_text_not_told(
     tmp_path: Path, row: dict[str, object], said: str
 ) -> None:
     with pytest.raises(SourceError, match=said) as refused:
-        pair_sets.read(lines(tmp_path / "similar.jsonl", [row]), "similar")
+        pair_sets.read_pair_set(lines(tmp_path / "similar.jsonl", [row]), "similar")
     assert "secret" not in str(refused.value)

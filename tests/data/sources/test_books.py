@@ -14,15 +14,15 @@ from clinpeft.core.errors import RefusedError, SourceError
 from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 from clinpeft.data import textbooks
 from clinpeft.data.textbooks import archive
-from clinpeft.data.textbooks.outline import role_of
-from clinpeft.data.textbooks.passages import tidy
+from clinpeft.data.textbooks.outline import find_heading_role
+from clinpeft.data.textbooks.passages import normalize_passage_text
 
 Rows = list[dict[str, Any]]
 
 
 def read(path: Path) -> tuple[Rows, Attrition]:
     attrition = Attrition("books")
-    found = textbooks.read(path, attrition).read_all()
+    found = textbooks.read_textbooks(path, attrition).read_all()
     assert found.schema == PASSAGE_SCHEMA
     assert attrition.entered_rows == attrition.kept_rows + attrition.dropped_rows.total()
     assert attrition.kept_rows == found.num_rows
@@ -480,7 +480,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(RefusedError, match="unpack to"):
         read(bomb)
-    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    monkeypatch.setattr(archive, "MAX_ARCHIVE_BYTES", 1000)
     with pytest.raises(RefusedError, match="more than 1,000"):
         read(zipped(tmp_path / "large.epub", files_of_an_epub()))
 
@@ -488,7 +488,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_more_bytes_than_a_page_can_have_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST_BYTES_A_FILE", 10)
+    monkeypatch.setattr(archive, "MAX_ARCHIVE_FILE_BYTES", 10)
     with pytest.raises(RefusedError, match="more than 10 bytes"):
         read(zipped(tmp_path / "book.epub", files_of_an_epub()))
 
@@ -543,13 +543,14 @@ def test_ids_stay_when_the_rest_of_the_book_changes_and_the_fingerprint_does_not
 ) -> None:
     first = write(tmp_path / "a" / "book.md", "# One\n\nSame.\n\nSame.\n\nOther.\n")
     ids = [row["passage_id"] for row in read(first)[0]]
-    print_before = textbooks.fingerprint(first)
+    print_before = textbooks.fingerprint_textbooks(first)
     assert len(set(ids)) == 3
     second = write(tmp_path / "b" / "book.md", "# One\n\nSame.\n\nSame.\n\nOther.\n\nNew.\n")
     assert [row["passage_id"] for row in read(second)[0]][:3] == ids
-    assert textbooks.fingerprint(second) != print_before
+    assert textbooks.fingerprint_textbooks(second) != print_before
     assert (
-        textbooks.fingerprint(write(tmp_path / "c" / "book.md", first.read_text())) == print_before
+        textbooks.fingerprint_textbooks(write(tmp_path / "c" / "book.md", first.read_text()))
+        == print_before
     )
 
 
@@ -566,11 +567,14 @@ def test_ids_stay_when_the_rest_of_the_book_changes_and_the_fingerprint_does_not
     ],
 )
 def test_a_heading_says_what_its_part_is_for(title: str, expected: str) -> None:
-    assert role_of(title).dropped == expected
+    assert find_heading_role(title).drop_reason == expected
 
 
 def test_ligatures_are_spelled_out_and_raised_numbers_stay() -> None:
-    assert tidy("signi\ufb01cant\u00ad \u00a0 10⁹/l\u200b µg ½") == "significant 10⁹/l µg ½"
+    assert (
+        normalize_passage_text("signi\ufb01cant\u00ad \u00a0 10⁹/l\u200b µg ½")
+        == "significant 10⁹/l µg ½"
+    )
 
 
 @pytest.mark.parametrize("folder", ["openstax_anatomy_physiology_2e", "openstax_nursing"])

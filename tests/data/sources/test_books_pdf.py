@@ -13,7 +13,7 @@ import pytest
 from clinpeft.core.errors import SourceError, UsageError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data import textbooks
-from clinpeft.data.textbooks.lines import joined, vocabulary
+from clinpeft.data.textbooks.lines import join_hyphenated_lines, count_unbroken_words
 
 
 class Set(NamedTuple):
@@ -126,7 +126,7 @@ def small_book(path: Path) -> Path:
 
 def read(path: Path, **options: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("books")
-    rows = textbooks.read(path, attrition, **options).read_all().to_pylist()
+    rows = textbooks.read_textbooks(path, attrition, **options).read_all().to_pylist()
     assert attrition.kept_rows == len(rows)
     return rows, attrition
 
@@ -333,4 +333,7 @@ def test_a_scan_is_read_by_docling_where_it_is_installed(
     ],
 )
 def test_words_cut_at_line_ends_are_made_whole(lines: list[str], expected: str) -> None:
-    assert joined(lines, vocabulary(["The follow-up was short.", *lines])) == expected
+    assert (
+        join_hyphenated_lines(lines, count_unbroken_words(["The follow-up was short.", *lines]))
+        == expected
+    )

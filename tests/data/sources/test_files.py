@@ -31,7 +31,7 @@ def spec(path: Path, **changes: Any) -> SourceSpec:
 
 def read(path: Path, **changes: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("sources")
-    found = sources.read(spec(path, **changes), attrition, path.parent).read_all()
+    found = sources.read_notes(spec(path, **changes), attrition, path.parent).read_all()
     assert found.schema == NOTE_SCHEMA
     assert attrition.entered_rows == attrition.kept_rows + sum(attrition.dropped_rows.values())
     assert attrition.kept_rows == found.num_rows
@@ -319,7 +319,7 @@ def test_a_damaged_byte_costs_at_most_two_notes(tmp_path: Path) -> None:
 def test_an_endless_quoted_field_is_given_up_after_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delimited, "LONGEST_FIELD", 2000)
+    monkeypatch.setattr(delimited, "MAX_FIELD_CHARACTERS", 2000)
     rows = [f"{n},{n},plain note {n}" for n in range(1, 2001)]
     rows[999] = '1000,1000,"open and never closed'
     notes, attrition = read(written(tmp_path / "n.csv", "id,who,note\n" + "\n".join(rows) + "\n"))
@@ -345,7 +345,7 @@ def test_a_stream_with_too_many_bad_rows_stops_long_before_its_end(tmp_path: Pat
     path = written(tmp_path / "n.csv", "id,who,note\n" + "1,2\n" * 50_000)
     attrition = Attrition("sources")
     with pytest.raises(SourceError, match="1,000 of the first 1,000 rows"):
-        sources.read(spec(path), attrition, tmp_path).read_all()
+        sources.read_notes(spec(path), attrition, tmp_path).read_all()
     assert attrition.entered_rows == 1000
 
 
@@ -456,7 +456,9 @@ def test_a_missing_path_and_an_unknown_format_are_refused(tmp_path: Path) -> Non
     with pytest.raises(SourceError, match=r"no file whose name ends in \.csv"):
         read(tmp_path)
     with pytest.raises(RecipeError, match=r"source\.path is missing"):
-        sources.read(SourceSpec(name="files", columns=COLUMNS), Attrition("sources"), tmp_path)
+        sources.read_notes(
+            SourceSpec(name="files", columns=COLUMNS), Attrition("sources"), tmp_path
+        )
 
 
 def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
@@ -473,7 +475,7 @@ def test_a_line_end_across_two_blocks_is_one_line_end(
     path.write_bytes('id,who,note\r\n1,7,"ä\r\nb"\r\n2,8,ü\r\n'.encode())
     expected, _ = read(path)
     for size in range(1, 12):
-        monkeypatch.setattr(delimited, "BLOCK_BYTES", size)
+        monkeypatch.setattr(delimited, "READ_BLOCK_BYTES", size)
         assert read(path)[0] == expected, size
 
 
@@ -481,16 +483,16 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_folder(tmp_path: Path) ->
     (tmp_path / "elsewhere").mkdir()
     first = written(tmp_path / "n.csv", "note\nx\n")
     second = written(tmp_path / "elsewhere" / "n.csv", "note\nx\n")
-    assert sources.fingerprint(spec(first)) == sources.fingerprint(spec(second))
-    before = sources.fingerprint(spec(first))
+    assert sources.fingerprint_notes(spec(first)) == sources.fingerprint_notes(spec(second))
+    before = sources.fingerprint_notes(spec(first))
     written(first, "note\ny\n")
-    assert sources.fingerprint(spec(first)) != before
+    assert sources.fingerprint_notes(spec(first)) != before
     with pytest.raises(SourceError, match="this file cannot be read"):
-        sources.fingerprint(spec(tmp_path / "nowhere.csv"))
+        sources.fingerprint_notes(spec(tmp_path / "nowhere.csv"))
 
 
 def test_an_unknown_source_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"there is no source 'mimic-4'[\s\S]*did you mean 'mimic-iv'\?"
     ):
-        sources.read(SourceSpec(name="mimic-4"), Attrition("sources"), tmp_path)
+        sources.read_notes(SourceSpec(name="mimic-4"), Attrition("sources"), tmp_path)

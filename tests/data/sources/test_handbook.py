@@ -20,7 +20,7 @@ from clinpeft.recipe import PairSplitSpec, PairsSpec
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, Attrition]:
     attrition = Attrition("passages")
-    return textbooks.read(
+    return textbooks.read_textbooks(
         handbook.write_handbook(tmp_path_factory.mktemp("handbook")), attrition
     ).read_all(), attrition
 
@@ -83,8 +83,8 @@ def test_every_passage_is_read_as_what_it_is(read: tuple[pa.Table, Attrition]) -
 def test_it_gives_pairs_of_every_kind_to_learn_from_and_to_ask(
     read: tuple[pa.Table, Attrition], tmp_path: Path
 ) -> None:
-    made = pairs.build(read[0], PairsSpec(), PairSplitSpec(), tmp_path)
-    assert {kind for kind, _ in made.counts} == set(pairs.KINDS)
+    made = pairs.build_pair_corpus(read[0], PairsSpec(), PairSplitSpec(), tmp_path)
+    assert {kind for kind, _ in made.counts} == set(pairs.PAIR_BUILDERS)
     total = Counter[str]()
     for (_, split), count in made.counts.items():
         total[split] += count

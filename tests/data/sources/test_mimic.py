@@ -140,7 +140,9 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> P
 
 def read(name: str, path: Path, **changes: Any) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("sources")
-    found = sources.read(SourceSpec(name=name, path=path, **changes), attrition, path).read_all()
+    found = sources.read_notes(
+        SourceSpec(name=name, path=path, **changes), attrition, path
+    ).read_all()
     assert found.schema == NOTE_SCHEMA
     assert attrition.kept_rows == found.num_rows
     return found.to_pylist(), attrition
@@ -282,7 +284,9 @@ def test_a_missing_column_is_refused_before_any_row_is_read(tmp_path: Path) -> N
         SourceError,
         match=r"there is no column 'charttime'[\s\S]*radiology.csv: header[\s\S]*did you mean 'chart_time'\?",
     ):
-        sources.read(SourceSpec(name="mimic-iv", path=tmp_path), Attrition("sources"), tmp_path)
+        sources.read_notes(
+            SourceSpec(name="mimic-iv", path=tmp_path), Attrition("sources"), tmp_path
+        )
 
 
 def test_an_id_or_a_time_that_is_none_is_counted_with_its_place(tmp_path: Path) -> None:
@@ -304,4 +308,4 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="there is no such file or folder"):
             read(name, tmp_path / "nowhere")
         with pytest.raises(RecipeError, match=r"source\.path is missing"):
-            sources.read(SourceSpec(name=name), Attrition("sources"), tmp_path)
+            sources.read_notes(SourceSpec(name=name), Attrition("sources"), tmp_path)

@@ -39,7 +39,7 @@ def notes(
 ) -> tuple[list[dict[str, Any]], Attrition]:
     attrition = Attrition("sources")
     spec = SourceSpec(name="synthetic", subjects=subjects, seed=seed, shape=shape)
-    return sources.read(spec, attrition, cache).read_all().to_pylist(), attrition
+    return sources.read_notes(spec, attrition, cache).read_all().to_pylist(), attrition
 
 
 def raw(folder: Path, name: str) -> list[dict[str, str]]:
@@ -284,18 +284,22 @@ def test_a_given_path_is_where_they_are_written_and_never_over_something_else(
     tmp_path: Path,
 ) -> None:
     spec = SourceSpec(name="synthetic", path=tmp_path / "here", subjects=2, shape="mimic-iii")
-    assert sources.read(spec, Attrition("sources"), tmp_path / "cache").read_all().num_rows > 0
+    assert (
+        sources.read_notes(spec, Attrition("sources"), tmp_path / "cache").read_all().num_rows > 0
+    )
     assert (tmp_path / "here" / "NOTEEVENTS.csv.gz").is_file()
     with pytest.raises(SourceError, match="this folder holds something else"):
-        sources.read(
+        sources.read_notes(
             spec.model_copy(update={"subjects": 3}), Attrition("sources"), tmp_path / "cache"
         )
 
 
 def test_the_fingerprint_follows_the_parameters_and_not_the_path(tmp_path: Path) -> None:
     spec = SourceSpec(name="synthetic", subjects=2)
-    assert sources.fingerprint(spec) == sources.fingerprint(
+    assert sources.fingerprint_notes(spec) == sources.fingerprint_notes(
         spec.model_copy(update={"path": tmp_path})
     )
     for change in ({"subjects": 3}, {"seed": 5}, {"shape": "mimic-iii"}):
-        assert sources.fingerprint(spec.model_copy(update=change)) != sources.fingerprint(spec)
+        assert sources.fingerprint_notes(
+            spec.model_copy(update=change)
+        ) != sources.fingerprint_notes(spec)

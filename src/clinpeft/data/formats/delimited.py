@@ -27,31 +27,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clinpeft.core.errors import SourceError
-from clinpeft.data.formats.rows import Lost
+from clinpeft.data.formats.rows import RejectedRow
 
-LONGEST_FIELD = 16 * 1024 * 1024  # characters; the longest MIMIC note has under 100,000
-BLOCK_BYTES = 1 << 18
-LEARNED_ROWS = 200  # enough to know which columns hold whole numbers
-OTHER_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MAX_FIELD_CHARACTERS = 16 * 1024 * 1024  # characters; the longest MIMIC note has under 100,000
+READ_BLOCK_BYTES = 1 << 18
+TYPE_INFERENCE_ROWS = 200  # enough to know which columns hold whole numbers
+DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-class Cells(NamedTuple):
+class RawRow(NamedTuple):
     """One readable row: its place (file and row), its number from 1, its values."""
 
     location: str
-    number: int
+    row_number: int
     values: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class DelimitedTable:
     """An open table: its column names, and its rows, read once."""
 
     header: list[str]
-    rows: Iterator[Cells | Lost]
+    rows: Iterator[RawRow | RejectedRow]
 
 
-def lines(path: Path) -> Iterator[str]:
+def read_text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, line ends kept, gzipped or not (told by its first bytes, not by its name), without a byte order mark.
 
     A byte that is not UTF-8 comes out as a lone surrogate, for ``stream`` to count.
@@ -59,7 +59,7 @@ def lines(path: Path) -> Iterator[str]:
     Raises:
         SourceError: the file is missing, empty, UTF-16, cut off, damaged, or has a line longer than 16 MiB.
     """
-    head = _first_bytes(path)
+    head = _read_first_bytes(path)
     if not head:
         raise SourceError(
             "this file is empty", location=str(path), hint="give a file that has notes in it"
@@ -70,11 +70,13 @@ def lines(path: Path) -> Iterator[str]:
             location=str(path),
             hint="convert it first, such as: iconv -f UTF-16 -t UTF-8 old.csv > new.csv",
         )
-    return itertools.chain.from_iterable(_blocks(path, gzipped=head[:2] == b"\x1f\x8b"))
+    return itertools.chain.from_iterable(
+        _read_line_blocks(path, is_gzipped=head[:2] == b"\x1f\x8b")
+    )
 
 
 @contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def translate_gzip_errors(path: Path) -> Iterator[None]:
     """What goes wrong with a gzip file while it is read, as a ``SourceError`` that names the file."""
     try:
         yield
@@ -92,7 +94,7 @@ def damage_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _first_bytes(path: Path) -> bytes:
+def _read_first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(2)
@@ -104,16 +106,16 @@ def _first_bytes(path: Path) -> bytes:
         ) from error
 
 
-def _blocks(path: Path, gzipped: bool) -> Iterator[Iterable[str]]:
+def _read_line_blocks(path: Path, is_gzipped: bool) -> Iterator[Iterable[str]]:
     """Whole lines, a block of the file at a time: asking a text file for each line costs three times as much."""
     decoder, rest, first = codecs.getincrementaldecoder("utf-8")("surrogateescape"), "", True
     try:
         with (
-            damage_named(path),
+            translate_gzip_errors(path),
             path.open("rb") as file,
-            gzip.GzipFile(fileobj=file) if gzipped else file as source,
+            gzip.GzipFile(fileobj=file) if is_gzipped else file as source,
         ):
-            while block := source.read(BLOCK_BYTES):
+            while block := source.read(READ_BLOCK_BYTES):
                 text = rest + decoder.decode(block)
                 text, first = text.removeprefix("\ufeff") if first else text, False
                 end = (
@@ -121,7 +123,7 @@ def _blocks(path: Path, gzipped: bool) -> Iterator[Iterable[str]]:
                 )  # a last "\r" may be half of a "\r\n"
                 yield io.StringIO(text[:end], newline="")
                 rest = text[end:]
-                if len(rest) > LONGEST_FIELD:
+                if len(rest) > MAX_FIELD_CHARACTERS:
                     raise SourceError(
                         "a line is longer than 16 MiB",
                         location=str(path),
@@ -136,15 +138,15 @@ def _blocks(path: Path, gzipped: bool) -> Iterator[Iterable[str]]:
         ) from error
 
 
-def sheet(path: Path, delimiter: str) -> Sheet:
+def open_delimited_table(path: Path, delimiter: str) -> DelimitedTable:
     """A delimited file with a header line, quoted fields of several lines included.
 
     Raises:
         SourceError: what ``lines`` raises, or a header that cannot be parsed or names a column twice.
     """
-    feed = _Feed(lines(path))
+    feed = _LineBuffer(read_text_lines(path))
     try:
-        header = [name.strip() for name in next(_reader(feed, delimiter), [])]
+        header = [name.strip() for name in next(_create_csv_reader(feed, delimiter), [])]
     except csv.Error as error:
         raise SourceError(
             "the header has a quote that is not closed",
@@ -158,30 +160,30 @@ def sheet(path: Path, delimiter: str) -> Sheet:
             location=f"{path}: line 1",
             hint="give every column its own name",
         )
-    return Sheet(header, _rows(feed, path.name, delimiter, len(header)))
+    return DelimitedTable(header, _read_rows(feed, path.name, delimiter, len(header)))
 
 
-def positions(
-    header: Sequence[str], needed: Mapping[str, str], location: str, delimiter: str = ""
+def find_column_positions(
+    header: Sequence[str], purposes: Mapping[str, str], location: str, delimiter: str = ""
 ) -> dict[str, int]:
-    """Where each needed column stands in ``header``; ``needed`` is column -> what it is needed for.
+    """Where each needed column stands in ``header``; ``purposes`` is column -> what it is needed for.
 
     Raises:
         SourceError: one is missing; says what for, the nearest name, and the columns there are (unless they look like a row of notes).
     """
     at = {name: i for i, name in enumerate(header)}
-    for name, purpose in needed.items():
+    for name, purpose in purposes.items():
         if name not in at:
             raise SourceError(
                 f"there is no column {name!r}, needed for {purpose}",
                 location=f"{location}: header",
-                hint=_hint(name, header, delimiter),
+                hint=_format_missing_column_hint(name, header, delimiter),
             )
-    return {name: at[name] for name in needed}
+    return {name: at[name] for name in purposes}
 
 
-def _hint(name: str, header: Sequence[str], delimiter: str) -> str:
-    for other, word in OTHER_DELIMITERS.items():
+def _format_missing_column_hint(name: str, header: Sequence[str], delimiter: str) -> str:
+    for other, word in DELIMITER_NAMES.items():
         if (
             delimiter
             and other != delimiter
@@ -189,7 +191,7 @@ def _hint(name: str, header: Sequence[str], delimiter: str) -> str:
             and header[0].count(other)
             and _is_header(header[0].split(other))
         ):
-            return f"its header is separated by {word} ({other!r}): save the file again with {OTHER_DELIMITERS[delimiter]}"
+            return f"its header is separated by {word} ({other!r}): save the file again with {DELIMITER_NAMES[delimiter]}"
     if not _is_header(header):
         return "the first row does not look like a header: add one"
     near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
@@ -204,112 +206,127 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 
 @dataclass
-class _Feed:
+class _LineBuffer:
     """Lines for ``csv.reader`` that can be given back: those of the row being read are held until it proves whole."""
 
     source: Iterator[str]
-    returned: deque[str] = field(default_factory=deque)
-    held: list[str] = field(default_factory=list)
-    passed: int = 0
+    returned_lines: deque[str] = field(default_factory=deque)
+    row_lines: list[str] = field(default_factory=list)
+    consumed_line_count: int = 0
 
     def __iter__(self) -> Iterator[str]:
-        while self.returned:
-            self.held.append(self.returned.popleft())
-            yield self.held[-1]
+        while self.returned_lines:
+            self.row_lines.append(self.returned_lines.popleft())
+            yield self.row_lines[-1]
         for line in self.source:
-            self.held.append(line)
+            self.row_lines.append(line)
             yield line
 
-    def release(self) -> None:
+    def release_row(self) -> None:
         """The row is done with."""
-        self.passed += len(self.held)
-        self.held.clear()
+        self.consumed_line_count += len(self.row_lines)
+        self.row_lines.clear()
 
 
-def _reader(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    return csv.reader(iter(feed), delimiter=delimiter, strict=True)
+def _create_csv_reader(buffer: _LineBuffer, delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    return csv.reader(iter(buffer), delimiter=delimiter, strict=True)
 
 
-def _rows(feed: _Feed, name: str, delimiter: str, width: int) -> Iterator[Cells | Lost]:
-    feed.release()
-    reader, number, look = _reader(feed, delimiter), 0, _Look(delimiter)
+def _read_rows(
+    buffer: _LineBuffer, name: str, delimiter: str, width: int
+) -> Iterator[RawRow | RejectedRow]:
+    buffer.release_row()
+    reader, number, look = _create_csv_reader(buffer, delimiter), 0, _RowStartDetector(delimiter)
     while True:
         try:
             values = next(reader, None)
         except csv.Error as error:
             number += 1
-            yield Lost(_broken(error), _place(name, number, feed))
-            _skip(feed, look)
-            reader = _reader(feed, delimiter)
+            yield RejectedRow(
+                _describe_quote_error(error), _format_row_location(name, number, buffer)
+            )
+            _skip_broken_row(buffer, look)
+            reader = _create_csv_reader(buffer, delimiter)
             continue
         if values is None:
             return
         if values:  # a blank line is no row
             number += 1
             if len(values) == width:
-                look.learn(values)
-                yield Cells(f"{name}: row {number}", number, values)
+                look.observe_row(values)
+                yield RawRow(f"{name}: row {number}", number, values)
             else:
-                yield Lost("unreadable: wrong number of columns", _place(name, number, feed))
-        feed.release()
+                yield RejectedRow(
+                    "unreadable: wrong number of columns",
+                    _format_row_location(name, number, buffer),
+                )
+        buffer.release_row()
 
 
-def _place(name: str, number: int, feed: _Feed) -> str:
-    return f"{name}: row {number} (line {feed.passed + 1})"
+def _format_row_location(name: str, number: int, buffer: _LineBuffer) -> str:
+    return f"{name}: row {number} (line {buffer.consumed_line_count + 1})"
 
 
-def _broken(error: csv.Error) -> str:
+def _describe_quote_error(error: csv.Error) -> str:
     if "unexpected end" in str(error) or "larger than field limit" in str(error):
         return "unreadable: a quoted field is never closed"
     return "unreadable: a quote is not closed or not doubled"
 
 
-def _skip(feed: _Feed, look: _Look) -> None:
+def _skip_broken_row(buffer: _LineBuffer, detector: _RowStartDetector) -> None:
     """Give back the lines after the broken row's first, and pass over those that do not start like a row.
 
     Where nothing tells a row from a line of a note, all are given back: too many bad rows are counted then, never too few.
     """
-    feed.returned.extendleft(reversed(feed.held[1:]))
-    feed.passed += 1
-    feed.held.clear()
-    if not look.numbers:
+    buffer.returned_lines.extendleft(reversed(buffer.row_lines[1:]))
+    buffer.consumed_line_count += 1
+    buffer.row_lines.clear()
+    if not detector.integer_columns:
         return
-    for line in feed:
-        if look.starts(line):
-            feed.returned.appendleft(feed.held.pop())
+    for line in buffer:
+        if detector.is_row_start(line):
+            buffer.returned_lines.appendleft(buffer.row_lines.pop())
             break
-        feed.passed += 1
-        feed.held.clear()
+        buffer.consumed_line_count += 1
+        buffer.row_lines.clear()
 
 
-class _Look:
+class _RowStartDetector:
     """What the start of a row looks like, learned from the first good rows: the columns before the first free text that are whole numbers."""
 
     def __init__(self, delimiter: str) -> None:
-        self.delimiter, self.rows, self.free = delimiter, 0, 1 << 30
-        self.candidates: set[int] | None = None
+        self.delimiter, self.row_count, self.first_text_column = delimiter, 0, 1 << 30
+        self.integer_column_candidates: set[int] | None = None
 
     @property
-    def numbers(self) -> list[int]:
-        return sorted(column for column in self.candidates or () if column < self.free)
+    def integer_columns(self) -> list[int]:
+        return sorted(
+            column
+            for column in self.integer_column_candidates or ()
+            if column < self.first_text_column
+        )
 
-    def learn(self, values: Sequence[str]) -> None:
-        if self.rows >= LEARNED_ROWS:
+    def observe_row(self, values: Sequence[str]) -> None:
+        if self.row_count >= TYPE_INFERENCE_ROWS:
             return
-        self.rows += 1
+        self.row_count += 1
         whole = {i for i, value in enumerate(values) if value.isdigit()}
-        self.candidates = whole if self.candidates is None else self.candidates & whole
+        self.integer_column_candidates = (
+            whole
+            if self.integer_column_candidates is None
+            else self.integer_column_candidates & whole
+        )
         marks = (self.delimiter, "\n", '"')
-        self.free = min(
+        self.first_text_column = min(
             [
-                self.free,
+                self.first_text_column,
                 *(i for i, value in enumerate(values) if any(mark in value for mark in marks)),
             ]
         )
 
-    def starts(self, line: str) -> bool:
-        cells = line.split(self.delimiter, max(self.numbers) + 1)
-        return len(cells) > max(self.numbers) and all(
-            cells[i].strip('"\r\n').isdigit() for i in self.numbers
+    def is_row_start(self, line: str) -> bool:
+        cells = line.split(self.delimiter, max(self.integer_columns) + 1)
+        return len(cells) > max(self.integer_columns) and all(
+            cells[i].strip('"\r\n').isdigit() for i in self.integer_columns
         )

@@ -11,32 +11,32 @@ from clinpeft.core.errors import SourceError
 from clinpeft.data.formats import delimited
 
 
-def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file, gzipped or not, each with its file and row; empty lines are passed over.
 
     Raises:
         SourceError: the file is missing, empty or damaged, or a line is no JSON object or not UTF-8, with its row and without its text.
     """
-    for number, line in enumerate(delimited.lines(path), start=1):
+    for number, line in enumerate(delimited.read_text_lines(path), start=1):
         if line.strip():
-            yield f"{path.name}: row {number}", _object(line, f"{path}: row {number}")
+            yield f"{path.name}: row {number}", _parse_json_object(line, f"{path}: row {number}")
 
 
-def text(found: Mapping[str, Any], key: str, location: str) -> str:
+def get_text_value(record: Mapping[str, Any], key: str, location: str) -> str:
     """The text under a key, without white space around it.
 
     Raises:
         SourceError: there is none, or it is no text.
     """
-    if not isinstance(found.get(key), str):
-        kind = "missing" if key not in found else f"not a text but {type(found[key]).__name__}"
+    if not isinstance(record.get(key), str):
+        kind = "missing" if key not in record else f"not a text but {type(record[key]).__name__}"
         raise SourceError(
             f"{key!r} is {kind}", location=location, hint=f'write {{"{key}": "..."}} on every line'
         )
-    return str(found[key]).strip()
+    return str(record[key]).strip()
 
 
-def _object(line: str, location: str) -> dict[str, Any]:
+def _parse_json_object(line: str, location: str) -> dict[str, Any]:
     try:
         line.encode()
         found = json.loads(line)

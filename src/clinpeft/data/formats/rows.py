@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 
-BATCH_NOTES = 1024
-BATCH_CHARACTERS = 16_000_000
-CHECKED_ROWS = 1_000  # a share of bad rows means nothing before so many
+NOTE_BATCH_SIZE = 1024
+NOTE_BATCH_CHARACTERS = 16_000_000
+DAMAGE_CHECK_INTERVAL_ROWS = 1_000  # a share of bad rows means nothing before so many
 
 
-class Row(NamedTuple):
+class NoteRow(NamedTuple):
     """One note as it was read; ``location`` is its file and row."""
 
     note_id: str
@@ -36,16 +36,19 @@ class Row(NamedTuple):
     location: str
 
 
-class Lost(NamedTuple):
+class RejectedRow(NamedTuple):
     """A row that is no note: unreadable (damage, limited by ``max_bad_fraction``) or left out on purpose."""
 
     reason: str
     location: str
-    unreadable: bool = True
+    is_unreadable: bool = True
 
 
-def batches(
-    rows: Iterable[Row | Lost], attrition: Attrition, max_bad_fraction: float, source: str
+def batch_notes(
+    rows: Iterable[NoteRow | RejectedRow],
+    attrition: Attrition,
+    max_bad_fraction: float,
+    source: str,
 ) -> Iterator[pa.RecordBatch]:
     """The notes among ``rows`` in batches of ``tables.NOTE``, counted into ``attrition`` as they pass.
 
@@ -54,43 +57,43 @@ def batches(
     Raises:
         SourceError: more than ``max_bad_fraction`` of the rows are unreadable (looked at every 1,000 rows, and at the end), or no note is left.
     """
-    kept: list[Row] = []
+    kept: list[NoteRow] = []
     characters = unreadable = 0
-    seen = _Seen()
+    seen = _NoteIdIndex()
     for row in rows:
         attrition.entered_rows += 1
-        lost = row if isinstance(row, Lost) else _lost(row)
+        lost = row if isinstance(row, RejectedRow) else _check_note_row(row)
         if lost is not None:
-            unreadable += lost.unreadable
-            attrition.drop_rows(lost.reason, location=lost.location if lost.unreadable else "")
-        elif isinstance(row, Row):
+            unreadable += lost.is_unreadable
+            attrition.drop_rows(lost.reason, location=lost.location if lost.is_unreadable else "")
+        elif isinstance(row, NoteRow):
             kept.append(row)
             characters += len(row.text)
-        if attrition.entered_rows % CHECKED_ROWS == 0:
-            _refuse_damage(attrition, unreadable, max_bad_fraction, source)
-        if len(kept) == BATCH_NOTES or characters >= BATCH_CHARACTERS:
-            yield _batch(kept, seen)
+        if attrition.entered_rows % DAMAGE_CHECK_INTERVAL_ROWS == 0:
+            _check_damage(attrition, unreadable, max_bad_fraction, source)
+        if len(kept) == NOTE_BATCH_SIZE or characters >= NOTE_BATCH_CHARACTERS:
+            yield _build_note_batch(kept, seen)
             kept, characters = [], 0
-    _refuse_damage(attrition, unreadable, max_bad_fraction, source)
-    _refuse_nothing(attrition, source)
+    _check_damage(attrition, unreadable, max_bad_fraction, source)
+    _check_not_empty(attrition, source)
     if kept:
-        yield _batch(kept, seen)
+        yield _build_note_batch(kept, seen)
 
 
-def _lost(row: Row) -> Lost | None:
+def _check_note_row(row: NoteRow) -> RejectedRow | None:
     """Why a row that was read is no note all the same.
 
     A NUL or a byte that is not UTF-8 is no character of a note but the mark of damage or of another encoding, so the row is not repaired.
     """
     for value in (row.text, row.note_id, row.category or "", row.description or ""):
         if "\0" in value:
-            return Lost("unreadable: NUL character", row.location)
+            return RejectedRow("unreadable: NUL character", row.location)
         if not value.isascii() and not _is_unicode(value):
-            return Lost("unreadable: not UTF-8", row.location)
+            return RejectedRow("unreadable: not UTF-8", row.location)
     return (
         None
         if row.text and not row.text.isspace()
-        else Lost("empty note", row.location, unreadable=False)
+        else RejectedRow("empty note", row.location, is_unreadable=False)
     )
 
 
@@ -103,7 +106,7 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
-def _refuse_damage(
+def _check_damage(
     attrition: Attrition, unreadable: int, max_bad_fraction: float, source: str
 ) -> None:
     if unreadable <= max_bad_fraction * attrition.entered_rows:
@@ -125,7 +128,7 @@ def _refuse_damage(
     )
 
 
-def _refuse_nothing(attrition: Attrition, source: str) -> None:
+def _check_not_empty(attrition: Attrition, source: str) -> None:
     if attrition.kept_rows:
         return
     if not attrition.entered_rows:
@@ -142,9 +145,9 @@ def _refuse_nothing(attrition: Attrition, source: str) -> None:
     )
 
 
-def _batch(rows: list[Row], seen: _Seen) -> pa.RecordBatch:
-    used = seen.among([row.note_id for row in rows])
-    columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True))
+def _build_note_batch(rows: list[NoteRow], id_index: _NoteIdIndex) -> pa.RecordBatch:
+    used = id_index.check_and_add([row.note_id for row in rows])
+    columns = dict(zip(NoteRow._fields, zip(*rows, strict=True), strict=True))
     columns["note_id"] = tuple(
         f"{row.note_id}#{row.location}" if old else row.note_id
         for row, old in zip(rows, used, strict=True)
@@ -154,29 +157,29 @@ def _batch(rows: list[Row], seen: _Seen) -> pa.RecordBatch:
     )
 
 
-class _Seen:
+class _NoteIdIndex:
     """Which note ids were used, at 8 bytes each: sorted runs of 64-bit hashes, merged as they grow, since a set of strings would take over
     100 bytes a note. A chance collision (once in 5 million corpora of 2.7 million notes) only makes one id longer."""
 
     def __init__(self) -> None:
-        self.runs: list[NDArray[np.uint64]] = []
+        self.sorted_runs: list[NDArray[np.uint64]] = []
 
-    def among(self, note_ids: list[str]) -> list[bool]:
+    def check_and_add(self, note_ids: list[str]) -> list[bool]:
         """For each id whether it was there before; all are remembered."""
-        keys = np.array([_key(note_id) for note_id in note_ids], dtype=np.uint64)
+        keys = np.array([_hash_note_id(note_id) for note_id in note_ids], dtype=np.uint64)
         run, first = np.unique(keys, return_index=True)
         used = np.ones(len(keys), dtype=bool)
         used[first] = False
-        for old in self.runs:
+        for old in self.sorted_runs:
             used |= old[np.minimum(np.searchsorted(old, keys), len(old) - 1)] == keys
-        self._remember(run)
+        self._merge_run(run)
         return [bool(value) for value in used]
 
-    def _remember(self, run: NDArray[np.uint64]) -> None:
-        while self.runs and len(self.runs[-1]) < 2 * len(run):
-            run = np.union1d(self.runs.pop(), run)
-        self.runs.append(run)
+    def _merge_run(self, run: NDArray[np.uint64]) -> None:
+        while self.sorted_runs and len(self.sorted_runs[-1]) < 2 * len(run):
+            run = np.union1d(self.sorted_runs.pop(), run)
+        self.sorted_runs.append(run)
 
 
-def _key(note_id: str) -> int:
+def _hash_note_id(note_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(note_id.encode(), digest_size=8).digest(), "little")

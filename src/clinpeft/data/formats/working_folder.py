@@ -18,10 +18,10 @@ _WORKING_FOLDER = "corpus.partial"
 
 
 @contextlib.contextmanager
-def working(folder: Path) -> Iterator[Path]:
+def create_working_folder(folder: Path) -> Iterator[Path]:
     """A folder inside ``folder`` for everything temporary, gone afterwards whatever happens; what a killed process left is removed first."""
     partial = folder / _WORKING_FOLDER
-    with stored(folder):
+    with translate_storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -32,7 +32,7 @@ def working(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def stored(location: Path) -> Iterator[None]:
+def translate_storage_errors(location: Path) -> Iterator[None]:
     """Only around what writes: whatever the disk refuses there becomes a ``StorageError``."""
     try:
         yield
@@ -50,7 +50,9 @@ def stored(location: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+def open_parquet_writer(
+    path: Path, schema: pa.Schema
+) -> Iterator[Callable[[pa.RecordBatch], None]]:
     """A Parquet file to which batches are given; row groups hold about 16 MB, however small the batches.
 
     Columns of text or bytes get no statistics: a footer is read and printed by many tools, and must not carry the first words of a note.
@@ -58,8 +60,8 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch]
     Raises:
         StorageError: the disk is full or not writable.
     """
-    plain = [field.name for field in schema if not _is_opaque(field.type)]
-    with stored(path):
+    plain = [field.name for field in schema if not _is_text_or_bytes(field.type)]
+    with translate_storage_errors(path):
         writer = pq.ParquetWriter(
             path, schema, compression="zstd", use_dictionary=False, write_statistics=plain
         )
@@ -68,7 +70,7 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch]
 
     def flush() -> None:
         nonlocal held_bytes
-        with stored(path):
+        with translate_storage_errors(path):
             writer.write_table(pa.Table.from_batches(held, schema))
         held.clear()
         held_bytes = 0
@@ -80,13 +82,13 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch]
         if held_bytes >= _ROW_GROUP_BYTES:
             flush()
 
-    with finishing(writer.close, path):
+    with close_file_on_exit(writer.close, path):
         yield write
         flush()
 
 
 @contextlib.contextmanager
-def finishing(close: Callable[[], None], path: Path) -> Iterator[None]:
+def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
     """Close a file at the end; after an error too, which is then the one to be told, whatever the closing says."""
     try:
         yield
@@ -94,15 +96,15 @@ def finishing(close: Callable[[], None], path: Path) -> Iterator[None]:
         with contextlib.suppress(Exception):
             close()
         raise
-    with stored(path):
+    with translate_storage_errors(path):
         close()
 
 
-def _is_opaque(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_string(kind) or pa.types.is_fixed_size_binary(kind))
+def _is_text_or_bytes(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_large_string(data_type) or pa.types.is_fixed_size_binary(data_type))
 
 
-def database(folder: Path, memory_megabytes: int) -> duckdb.DuckDBPyConnection:
+def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckDBPyConnection:
     """A DuckDB database in ``folder`` that spills there beyond its memory, and loads nothing from anywhere."""
     settings = {
         "memory_limit": f"{memory_megabytes}MB",
@@ -114,8 +116,8 @@ def database(folder: Path, memory_megabytes: int) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(str(folder / "dedupe.duckdb"), config=settings)
 
 
-def batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+def read_parquet_batches(path: Path, batch_size: int) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file in its order, one row group in memory at a time."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         if file.num_row_groups:  # PyArrow 18 fails on a file without any
-            yield from file.iter_batches(batch_size=rows)
+            yield from file.iter_batches(batch_size=batch_size)

@@ -21,7 +21,7 @@ from clinpeft.core.database import count_table_rows, quote_sql_literal
 from clinpeft.core.errors import SourceError, StorageError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.formats import delimited
-from clinpeft.data.formats.delimited import damage_named
+from clinpeft.data.formats.delimited import translate_gzip_errors
 
 MAX_TABLE_ROW_BYTES = 8 * 1024 * 1024  # the longest note of MIMIC has under 100,000
 TABLE_CHUNK_BYTES = 1 << 20
@@ -116,12 +116,12 @@ def build_raw_table_query(path: Path, table: RawTable) -> str:
         SourceError: a column is missing; the file is cut off, damaged, or has a quote that is never
             closed.
     """
-    first_line = next(delimited.lines(path))
+    first_line = next(delimited.read_text_lines(path))
     # The vocabularies of OMOP are separated by tabs.
     delimiter = "\t" if "\t" in first_line and "," not in first_line else ","
     # Column names are compared in lower case, as DuckDB does.
-    header = [name.lower() for name in delimited.sheet(path, delimiter).header]
-    delimited.positions(header, table.columns, str(path), delimiter)
+    header = [name.lower() for name in delimited.open_delimited_table(path, delimiter).header]
+    delimited.find_column_positions(header, table.columns, str(path), delimiter)
     _check_integrity(path, has_quotes=delimiter == ",")
     columns = ", ".join(
         f'"{name}"' if name in header else f'NULL::VARCHAR AS "{name}"'
@@ -144,7 +144,7 @@ def _check_integrity(path: Path, has_quotes: bool) -> None:
     """Read all bytes of a file: its gzip must be complete and its number of quotes even."""
     quotes = 0
     try:
-        with damage_named(path), path.open("rb") as file:
+        with translate_gzip_errors(path), path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"  # RFC 1952, 2.3.1
             file.seek(0)
             source = gzip.GzipFile(fileobj=file) if gzipped else file

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from clinpeft.core.schemas import CORPUS_SCHEMA, Attrition
 from clinpeft.recipe import PrivacySpec
 
-MARK, CATEGORY = "canary/", "canary"
-DIGITS = 8
-NAMES = (
+CANARY_ID_PREFIX, CANARY_CATEGORY = "canary/", "canary"
+CANARY_SECRET_DIGITS = 8
+CANARY_FIRST_NAMES = (
     "Zebulon",
     "Quillon",
     "Ottoline",
@@ -31,7 +31,7 @@ NAMES = (
     "Wilhelmina",
     "Ignatius",
 )
-SURNAMES = (
+CANARY_SURNAMES = (
     "Quokka",
     "Thistlewood",
     "Ravenscar",
@@ -43,7 +43,7 @@ SURNAMES = (
     "Umber",
     "Yarrow",
 )
-ROWS_AT_ONCE = 512
+CANARY_COPY_BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -60,52 +60,55 @@ class Canary:
     secret: str
     repeats: int
 
-    def note(self, secret: str = "") -> str:
+    def format_note(self, secret: str = "") -> str:
         """The note with the person's secret, or with another one in its place."""
         return f"{self.name}, record {' '.join(secret or self.secret)}."
 
 
-def canaries(spec: PrivacySpec, seed: int) -> list[Canary]:
+def generate_canaries(spec: PrivacySpec, seed: int) -> list[Canary]:
     """The invented people that a recipe asks for; the same seed gives the same."""
     rng = np.random.default_rng([seed, 71])
     wanted = [repeats for repeats in spec.repeats for _ in range(spec.canaries)]
     return [
         Canary(
-            f"{NAMES[at % len(NAMES)]} {SURNAMES[at // len(NAMES) % len(SURNAMES)]} {at + 1}",
-            secrets(rng, 1)[0],
+            f"{CANARY_FIRST_NAMES[at % len(CANARY_FIRST_NAMES)]} {CANARY_SURNAMES[at // len(CANARY_FIRST_NAMES) % len(CANARY_SURNAMES)]} {at + 1}",
+            draw_canary_secrets(rng, 1)[0],
             repeats,
         )
         for at, repeats in enumerate(wanted)
     ]
 
 
-def secrets(rng: np.random.Generator, count: int) -> list[str]:
+def draw_canary_secrets(rng: np.random.Generator, count: int) -> list[str]:
     """Random digits, ``DIGITS`` of them each."""
-    return ["".join(str(digit) for digit in row) for row in rng.integers(0, 10, (count, DIGITS))]
+    return [
+        "".join(str(digit) for digit in row)
+        for row in rng.integers(0, 10, (count, CANARY_SECRET_DIGITS))
+    ]
 
 
-def with_canaries(corpus: Path, spec: PrivacySpec, seed: int, target: Path) -> Attrition:
+def insert_canaries(corpus: Path, spec: PrivacySpec, seed: int, output_path: Path) -> Attrition:
     """The corpus and, behind its notes, the notes of the canaries, in the training split, as another file.
 
     Their ``note_id`` begins with ``MARK``; their subjects are numbered -1, -2 ... as no real one is. What is counted: how many notes were put in.
     """
-    planted = list(_notes(canaries(spec, seed)))
-    writing = target.with_suffix(".writing")
+    planted = list(_generate_canary_notes(generate_canaries(spec, seed)))
+    writing = output_path.with_suffix(".writing")
     with pq.ParquetWriter(writing, CORPUS_SCHEMA, compression="zstd") as writer:
-        for batch in pq.ParquetFile(corpus).iter_batches(ROWS_AT_ONCE):
+        for batch in pq.ParquetFile(corpus).iter_batches(CANARY_COPY_BATCH_ROWS):
             writer.write_batch(batch.cast(CORPUS_SCHEMA))
-        writer.write_table(corpus_of(planted, "train"))
-    writing.replace(target)
+        writer.write_table(build_corpus_table(planted, "train"))
+    writing.replace(output_path)
     return Attrition("canaries put in", entered_rows=len(planted))
 
 
-def corpus_of(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
+def build_corpus_table(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
     """(note_id, subject_id, text) as a table of schema ``tables.CORPUS``."""
     ids, subjects, texts = zip(*notes, strict=True) if notes else ((), (), ())
     columns = {
         "note_id": ids,
         "subject_id": subjects,
-        "category": [CATEGORY] * len(ids),
+        "category": [CANARY_CATEGORY] * len(ids),
         "split": [split] * len(ids),
         "text": texts,
     }
@@ -114,7 +117,7 @@ def corpus_of(notes: Sequence[tuple[str, int, str]], split: str) -> pa.Table:
     )
 
 
-def _notes(planted: Sequence[Canary]) -> Iterator[tuple[str, int, str]]:
-    for number, canary in enumerate(planted, 1):
+def _generate_canary_notes(canaries: Sequence[Canary]) -> Iterator[tuple[str, int, str]]:
+    for number, canary in enumerate(canaries, 1):
         for repeat in range(canary.repeats):
-            yield f"{MARK}{number}-{repeat + 1}", -number, canary.note()
+            yield f"{CANARY_ID_PREFIX}{number}-{repeat + 1}", -number, canary.format_note()

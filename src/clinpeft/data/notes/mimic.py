@@ -20,11 +20,11 @@ from pathlib import Path
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.data.formats import delimited
-from clinpeft.data.formats.delimited import Cells
-from clinpeft.data.formats.rows import Lost, Row
+from clinpeft.data.formats.delimited import RawRow
+from clinpeft.data.formats.rows import RejectedRow, NoteRow
 from clinpeft.recipe import SourceSpec
 
-IV_COLUMNS = (
+MIMIC_IV_NOTE_COLUMNS = (
     "note_id",
     "subject_id",
     "hadm_id",
@@ -34,7 +34,7 @@ IV_COLUMNS = (
     "storetime",
     "text",
 )
-III_COLUMNS = (
+MIMIC_III_NOTE_COLUMNS = (
     "row_id",
     "subject_id",
     "hadm_id",
@@ -47,14 +47,14 @@ III_COLUMNS = (
     "iserror",
     "text",
 )
-IV_CATEGORIES = {
+MIMIC_IV_NOTE_CATEGORIES = {
     "DS": "Discharge summary",
     "AD": "Discharge addendum",
     "RR": "Radiology report",
     "AR": "Radiology addendum",
 }
-IV_PARTS = ("discharge", "radiology")
-III_CATEGORIES = (
+MIMIC_IV_NOTE_PARTS = ("discharge", "radiology")
+NOTEEVENTS_CATEGORIES = (
     "Case Management",
     "Consult",
     "Discharge summary",
@@ -73,14 +73,14 @@ III_CATEGORIES = (
 )
 END_OF_DAY = time(23, 59, 59)
 
-Reader = Callable[[str, Sequence[str]], Row | Lost]
+NoteRowParser = Callable[[str, Sequence[str]], NoteRow | RejectedRow]
 
 
-class _NotANumber(ValueError):
+class _NotWholeNumberError(ValueError):
     """A column that holds whole numbers holds something else here."""
 
 
-def rows_iii(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
+def read_mimic_iii_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
     """The rows of ``NOTEEVENTS.csv`` or ``.csv.gz``; ``spec.parts`` are categories. Rows marked ISERROR = 1 are left out and counted.
 
     Raises:
@@ -88,15 +88,15 @@ def rows_iii(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
         SourceError: the file is missing, lacks a column, or is damaged.
     """
     del cache
-    parts = frozenset(_parts(spec, III_CATEGORIES))
+    parts = frozenset(_check_parts(spec, NOTEEVENTS_CATEGORIES))
 
-    def read(location: str, values: Sequence[str]) -> Row | Lost:
-        return _note_iii(location, values, parts)
+    def read(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
+        return _parse_mimic_iii_row(location, values, parts)
 
-    return _rows(files_iii(spec)[0], III_COLUMNS, read)
+    return _read_rows(list_mimic_iii_note_files(spec)[0], MIMIC_III_NOTE_COLUMNS, read)
 
 
-def rows_iv(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
+def read_mimic_iv_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
     """The rows of ``discharge`` and ``radiology`` of MIMIC-IV-Note; ``spec.parts`` takes one of them.
 
     Raises:
@@ -104,22 +104,28 @@ def rows_iv(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
         SourceError: a file is missing, lacks a column, or is damaged.
     """
     del cache
-    opened = [_rows(path, IV_COLUMNS, _READERS_IV[part]) for part, path in _files_iv(spec).items()]
+    opened = [
+        _read_rows(path, MIMIC_IV_NOTE_COLUMNS, _MIMIC_IV_ROW_PARSERS[part])
+        for part, path in _find_mimic_iv_files(spec).items()
+    ]
     return itertools.chain.from_iterable(opened)
 
 
-def files_iii(spec: SourceSpec) -> list[Path]:
+def list_mimic_iii_note_files(spec: SourceSpec) -> list[Path]:
     """``NOTEEVENTS.csv`` or ``.csv.gz``: the path itself or a file in that folder."""
-    return [_found(_path(spec), "NOTEEVENTS")]
+    return [_find_file(_get_source_path(spec), "NOTEEVENTS")]
 
 
-def files_iv(spec: SourceSpec) -> list[Path]:
+def list_mimic_iv_note_files(spec: SourceSpec) -> list[Path]:
     """The files of MIMIC-IV-Note that are read: the path itself, files in that folder, or in its ``note`` folder."""
-    return list(_files_iv(spec).values())
+    return list(_find_mimic_iv_files(spec).values())
 
 
-def _files_iv(spec: SourceSpec) -> dict[str, Path]:
-    parts, path = _parts(spec, IV_PARTS) or IV_PARTS, _path(spec)
+def _find_mimic_iv_files(spec: SourceSpec) -> dict[str, Path]:
+    parts, path = (
+        _check_parts(spec, MIMIC_IV_NOTE_PARTS) or MIMIC_IV_NOTE_PARTS,
+        _get_source_path(spec),
+    )
     if path.is_file():
         part = next((part for part in parts if path.name.lower().startswith(part)), "")
         if not part:
@@ -130,10 +136,10 @@ def _files_iv(spec: SourceSpec) -> dict[str, Path]:
             )
         return {part: path}
     folder = path / "note" if (path / "note").is_dir() else path
-    return {part: _found(folder, part) for part in parts}
+    return {part: _find_file(folder, part) for part in parts}
 
 
-def _path(spec: SourceSpec) -> Path:
+def _get_source_path(spec: SourceSpec) -> Path:
     if spec.path is None:
         raise RecipeError(
             "source.path is missing",
@@ -143,7 +149,7 @@ def _path(spec: SourceSpec) -> Path:
     return spec.path
 
 
-def _found(path: Path, stem: str) -> Path:
+def _find_file(path: Path, stem: str) -> Path:
     if path.is_file():
         return path
     if not path.exists():
@@ -154,50 +160,56 @@ def _found(path: Path, stem: str) -> Path:
         if (path / f"{stem}{ending}").is_file():
             return path / f"{stem}{ending}"
     hint = "give the folder that holds it" + (
-        ", or name in source.parts what there is" if stem in IV_PARTS else ""
+        ", or name in source.parts what there is" if stem in MIMIC_IV_NOTE_PARTS else ""
     )
     raise SourceError(f"there is no {stem}.csv.gz and no {stem}.csv", location=str(path), hint=hint)
 
 
-def _parts(spec: SourceSpec, known: Sequence[str]) -> tuple[str, ...]:
+def _check_parts(spec: SourceSpec, part_names: Sequence[str]) -> tuple[str, ...]:
     for part in spec.parts:
-        if part not in known:
-            near = difflib.get_close_matches(part, known, n=1, cutoff=0.4)
+        if part not in part_names:
+            near = difflib.get_close_matches(part, part_names, n=1, cutoff=0.4)
             hint = (
                 f"did you mean {near[0]!r}? " if near else ""
-            ) + f"there are: {', '.join(known)}"
+            ) + f"there are: {', '.join(part_names)}"
             raise RecipeError(
                 f"{spec.name} has no part {part!r}", location="source.parts", hint=hint
             )
     return spec.parts
 
 
-def _rows(path: Path, columns: Sequence[str], read: Reader) -> Iterator[Row | Lost]:
-    """``read`` on every row, its values in the order of ``columns``; the header is checked at once."""
-    sheet = delimited.sheet(path, ",")
+def _read_rows(
+    path: Path, columns: Sequence[str], parse_row: NoteRowParser
+) -> Iterator[NoteRow | RejectedRow]:
+    """``parse_row`` on every row, its values in the order of ``columns``; the header is checked at once."""
+    sheet = delimited.open_delimited_table(path, ",")
     header = [name.lower() for name in sheet.header]
-    at = delimited.positions(
+    at = delimited.find_column_positions(
         header, dict.fromkeys(columns, "the layout of this data set"), str(path), ","
     )
-    return _noted(sheet.rows, itemgetter(*(at[name] for name in columns)), read)
+    return _parse_rows(sheet.rows, itemgetter(*(at[name] for name in columns)), parse_row)
 
 
-def _noted(
-    rows: Iterator[Cells | Lost], ordered: Callable[[Sequence[str]], tuple[str, ...]], read: Reader
-) -> Iterator[Row | Lost]:
+def _parse_rows(
+    rows: Iterator[RawRow | RejectedRow],
+    order_values: Callable[[Sequence[str]], tuple[str, ...]],
+    parse_row: NoteRowParser,
+) -> Iterator[NoteRow | RejectedRow]:
     for row in rows:
-        if isinstance(row, Lost):
+        if isinstance(row, RejectedRow):
             yield row
             continue
         try:
-            yield read(row.location, ordered(row.values))
-        except _NotANumber:
-            yield Lost("unreadable: an id is not a whole number", row.location)
+            yield parse_row(row.location, order_values(row.values))
+        except _NotWholeNumberError:
+            yield RejectedRow("unreadable: an id is not a whole number", row.location)
         except ValueError:
-            yield Lost("unreadable: a time is not a time", row.location)
+            yield RejectedRow("unreadable: a time is not a time", row.location)
 
 
-def _note_iii(location: str, values: Sequence[str], parts: frozenset[str]) -> Row | Lost:
+def _parse_mimic_iii_row(
+    location: str, values: Sequence[str], parts: frozenset[str]
+) -> NoteRow | RejectedRow:
     (
         row_id,
         subject_id,
@@ -213,14 +225,16 @@ def _note_iii(location: str, values: Sequence[str], parts: frozenset[str]) -> Ro
     ) = values
     category = category.strip()
     if iserror.strip() == "1":
-        return Lost("marked as an error (ISERROR = 1)", location, unreadable=False)
+        return RejectedRow("marked as an error (ISERROR = 1)", location, is_unreadable=False)
     if parts and category not in parts:
-        return Lost("category not asked for", location, unreadable=False)
-    moment = _latest(_time(storetime), _time(charttime)) or _end_of_day(_time(chartdate))
-    stay = _number(stay_id) if stay_id else None
-    return Row(
-        str(_number(row_id)),
-        _number(subject_id),
+        return RejectedRow("category not asked for", location, is_unreadable=False)
+    moment = _choose_latest(_parse_time(storetime), _parse_time(charttime)) or _move_to_end_of_day(
+        _parse_time(chartdate)
+    )
+    stay = _parse_whole_number(stay_id) if stay_id else None
+    return NoteRow(
+        str(_parse_whole_number(row_id)),
+        _parse_whole_number(subject_id),
         stay,
         category or None,
         description.strip() or None,
@@ -230,19 +244,21 @@ def _note_iii(location: str, values: Sequence[str], parts: frozenset[str]) -> Ro
     )
 
 
-def _note_iv(
-    location: str, values: Sequence[str], charted: Callable[[datetime | None], datetime | None]
-) -> Row | Lost:
+def _parse_mimic_iv_row(
+    location: str,
+    values: Sequence[str],
+    adjust_charttime: Callable[[datetime | None], datetime | None],
+) -> NoteRow | RejectedRow:
     note_id, subject_id, stay_id, note_type, _, charttime, storetime, text = values
     if not note_id:
-        return Lost("unreadable: no note_id", location)
-    moment = _latest(_time(storetime), charted(_time(charttime)))
-    stay = _number(stay_id) if stay_id else None
-    return Row(
+        return RejectedRow("unreadable: no note_id", location)
+    moment = _choose_latest(_parse_time(storetime), adjust_charttime(_parse_time(charttime)))
+    stay = _parse_whole_number(stay_id) if stay_id else None
+    return NoteRow(
         note_id,
-        _number(subject_id),
+        _parse_whole_number(subject_id),
         stay,
-        IV_CATEGORIES.get(note_type, note_type or None),
+        MIMIC_IV_NOTE_CATEGORIES.get(note_type, note_type or None),
         None,
         moment,
         text,
@@ -250,36 +266,39 @@ def _note_iv(
     )
 
 
-def _discharge(location: str, values: Sequence[str]) -> Row | Lost:
-    return _note_iv(location, values, _end_of_day)
+def _parse_discharge_row(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
+    return _parse_mimic_iv_row(location, values, _move_to_end_of_day)
 
 
-def _radiology(location: str, values: Sequence[str]) -> Row | Lost:
-    return _note_iv(location, values, _as_charted)
+def _parse_radiology_row(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
+    return _parse_mimic_iv_row(location, values, _keep_charttime)
 
 
-def _number(value: str) -> int:
+def _parse_whole_number(value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
-        raise _NotANumber
+        raise _NotWholeNumberError
     return int(value)
 
 
-def _time(value: str) -> datetime | None:
+def _parse_time(value: str) -> datetime | None:
     return datetime.fromisoformat(value).replace(tzinfo=None) if value else None
 
 
-def _end_of_day(moment: datetime | None) -> datetime | None:
+def _move_to_end_of_day(moment: datetime | None) -> datetime | None:
     return datetime.combine(moment.date(), END_OF_DAY) if moment else None
 
 
-def _as_charted(moment: datetime | None) -> datetime | None:
+def _keep_charttime(moment: datetime | None) -> datetime | None:
     return moment
 
 
-def _latest(first: datetime | None, second: datetime | None) -> datetime | None:
+def _choose_latest(first: datetime | None, second: datetime | None) -> datetime | None:
     if first is None or second is None:
         return first or second
     return max(first, second)
 
 
-_READERS_IV: Mapping[str, Reader] = {"discharge": _discharge, "radiology": _radiology}
+_MIMIC_IV_ROW_PARSERS: Mapping[str, NoteRowParser] = {
+    "discharge": _parse_discharge_row,
+    "radiology": _parse_radiology_row,
+}

@@ -23,28 +23,28 @@ import pyarrow as pa
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
 from clinpeft.data import synthetic
-from clinpeft.data.formats.rows import Lost, Row, batches
+from clinpeft.data.formats.rows import RejectedRow, NoteRow, batch_notes
 from clinpeft.data.notes import files, mimic
-from clinpeft.data.notes.files import column_names
+from clinpeft.data.notes.files import read_column_names
 from clinpeft.recipe import SourceSpec
 
-__all__ = ["SOURCES", "Source", "column_names", "fingerprint", "read"]
+__all__ = ["NOTE_SOURCES", "NoteSource", "read_column_names", "fingerprint_notes", "read_notes"]
 
 
 @dataclass(frozen=True)
-class Source:
+class NoteSource:
     """How one source is read.
 
     Attributes:
-        rows: spec and cache folder -> its rows; what can be checked without reading all is checked at the call.
-        fingerprint: SHA-256 in hexadecimal over what ``rows`` would read.
+        read_rows: spec and cache folder -> its rows; what can be checked without reading all is checked at the call.
+        compute_fingerprint: SHA-256 in hexadecimal over what ``read_rows`` would read.
     """
 
-    rows: Callable[[SourceSpec, Path], Iterator[Row | Lost]]
-    fingerprint: Callable[[SourceSpec], str]
+    read_rows: Callable[[SourceSpec, Path], Iterator[NoteRow | RejectedRow]]
+    compute_fingerprint: Callable[[SourceSpec], str]
 
 
-def read(spec: SourceSpec, attrition: Attrition, cache: Path) -> pa.RecordBatchReader:
+def read_notes(spec: SourceSpec, attrition: Attrition, cache_folder: Path) -> pa.RecordBatchReader:
     """The notes of a source, a stream of ``tables.NOTE`` batches that is read once, in bounded memory.
 
     ``attrition`` is counted up while the stream is consumed and is whole at its end. Missing files and columns are refused at the call;
@@ -53,52 +53,54 @@ def read(spec: SourceSpec, attrition: Attrition, cache: Path) -> pa.RecordBatchR
     Args:
         spec: the ``[source]`` of a recipe.
         attrition: a fresh count for this step.
-        cache: a folder of this program, for what a source has to write (only ``synthetic`` does).
+        cache_folder: a folder of this program, for what a source has to write (only ``synthetic`` does).
 
     Raises:
         RecipeError: no source has this name, or its keys do not fit.
         SourceError: the files cannot be read, or more than ``spec.max_bad_fraction`` of their rows.
     """
-    rows = _source(spec).rows(spec, cache)
+    rows = _get_source(spec).read_rows(spec, cache_folder)
     location = str(spec.path) if spec.path else spec.name
     return pa.RecordBatchReader.from_batches(
-        NOTE_SCHEMA, batches(rows, attrition, spec.max_bad_fraction, location)
+        NOTE_SCHEMA, batch_notes(rows, attrition, spec.max_bad_fraction, location)
     )
 
 
-def fingerprint(spec: SourceSpec) -> str:
+def fingerprint_notes(spec: SourceSpec) -> str:
     """SHA-256 in hexadecimal over names and bytes of the files that ``read`` would read; for ``synthetic`` over its parameters and version.
 
     Raises:
         RecipeError: no source has this name, or its keys do not fit.
         SourceError: a file is missing.
     """
-    return _source(spec).fingerprint(spec)
+    return _get_source(spec).compute_fingerprint(spec)
 
 
-def _source(spec: SourceSpec) -> Source:
-    if spec.name not in SOURCES:
-        near = difflib.get_close_matches(spec.name, SOURCES, n=1, cutoff=0.4)
+def _get_source(spec: SourceSpec) -> NoteSource:
+    if spec.name not in NOTE_SOURCES:
+        near = difflib.get_close_matches(spec.name, NOTE_SOURCES, n=1, cutoff=0.4)
         hint = (
             f"did you mean {near[0]!r}? " if near else ""
-        ) + f"the sources are: {', '.join(SOURCES)}"
+        ) + f"the sources are: {', '.join(NOTE_SOURCES)}"
         raise RecipeError(f"there is no source {spec.name!r}", location="source.name", hint=hint)
-    return SOURCES[spec.name]
+    return NOTE_SOURCES[spec.name]
 
 
-def _over(listed: Callable[[SourceSpec], Sequence[Path]]) -> Callable[[SourceSpec], str]:
-    """The fingerprint over the files that ``listed`` names: it does not change when their folder moves."""
+def _create_file_fingerprint(
+    list_files: Callable[[SourceSpec], Sequence[Path]],
+) -> Callable[[SourceSpec], str]:
+    """The fingerprint over the files that ``list_files`` names: it does not change when their folder moves."""
 
     def fingerprinted(spec: SourceSpec) -> str:
         digest = hashlib.sha256()
-        for path in listed(spec):
-            digest.update(f"{path.name}\0{_sha256(path)}\n".encode())
+        for path in list_files(spec):
+            digest.update(f"{path.name}\0{_hash_file(path)}\n".encode())
         return digest.hexdigest()
 
     return fingerprinted
 
 
-def _sha256(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,9 +112,13 @@ def _sha256(path: Path) -> str:
         ) from error
 
 
-SOURCES: dict[str, Source] = {
-    "files": Source(files.rows, _over(files.files)),
-    "mimic-iii": Source(mimic.rows_iii, _over(mimic.files_iii)),
-    "mimic-iv": Source(mimic.rows_iv, _over(mimic.files_iv)),
-    "synthetic": Source(synthetic.read_synthetic_notes, synthetic.fingerprint_synthetic_source),
+NOTE_SOURCES: dict[str, NoteSource] = {
+    "files": NoteSource(files.read_note_file_rows, _create_file_fingerprint(files.list_note_files)),
+    "mimic-iii": NoteSource(
+        mimic.read_mimic_iii_rows, _create_file_fingerprint(mimic.list_mimic_iii_note_files)
+    ),
+    "mimic-iv": NoteSource(
+        mimic.read_mimic_iv_rows, _create_file_fingerprint(mimic.list_mimic_iv_note_files)
+    ),
+    "synthetic": NoteSource(synthetic.read_synthetic_notes, synthetic.fingerprint_synthetic_source),
 }

@@ -16,12 +16,14 @@ from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.core.schemas import SPLIT_NAMES
 from clinpeft.recipe import SplitSpec
 
-UInt64 = NDArray[np.uint64]
+SplitKeyArray = NDArray[np.uint64]
 
 _SALT = 0x636F72706F7261  # that of cohorts.split too: with one seed nobody who is held out there is learned from here
 
 
-def split_of(subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: int) -> pa.Array:
+def assign_note_splits(
+    subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: int
+) -> pa.Array:
     """The split of every note, from a hash of (seed, subject) alone.
 
     Neither the order of the notes nor who else is in the corpus plays a part: a subject added later moves nobody.
@@ -35,9 +37,9 @@ def split_of(subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: i
     Returns:
         Names out of ``tables.SPLITS``, one a note.
     """
-    keys = BY[spec.by].keys(subject_ids, note_ids)
+    keys = NOTE_SPLIT_UNITS[spec.by].compute_keys(subject_ids, note_ids)
     salted = np.uint64((seed ^ _SALT) & 0xFFFF_FFFF_FFFF_FFFF)
-    draws = _mixed(keys ^ _mixed(np.array([salted])))
+    draws = _mix_hash_bits(keys ^ _mix_hash_bits(np.array([salted])))
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53  # in [0, 1)
     fractions = np.array([getattr(spec, name) for name in SPLIT_NAMES])
     last = int(
@@ -47,7 +49,7 @@ def split_of(subject_ids: pa.Array, note_ids: pa.Array, spec: SplitSpec, seed: i
     return pa.array(SPLIT_NAMES, pa.string()).take(pa.array(chosen))
 
 
-def refuse_empty(counts: Mapping[str, int], spec: SplitSpec) -> None:
+def check_note_split_counts(counts: Mapping[str, int], spec: SplitSpec) -> None:
     """Stop when a split that the recipe asks for got no note.
 
     Raises:
@@ -64,7 +66,7 @@ def refuse_empty(counts: Mapping[str, int], spec: SplitSpec) -> None:
             )
 
 
-def refuse_straddling_subjects(corpus: Path, connection: duckdb.DuckDBPyConnection) -> None:
+def check_corpus_subjects(corpus: Path, connection: duckdb.DuckDBPyConnection) -> None:
     """Stop when a subject is in two splits of a written corpus: what is measured there would be memory.
 
     Raises:
@@ -83,12 +85,12 @@ def refuse_straddling_subjects(corpus: Path, connection: duckdb.DuckDBPyConnecti
         )
 
 
-def _subject_keys(subject_ids: pa.Array, note_ids: pa.Array) -> UInt64:  # noqa: ARG001
-    ids: UInt64 = subject_ids.to_numpy(zero_copy_only=False).view(np.uint64)
+def _get_subject_keys(subject_ids: pa.Array, note_ids: pa.Array) -> SplitKeyArray:  # noqa: ARG001
+    ids: SplitKeyArray = subject_ids.to_numpy(zero_copy_only=False).view(np.uint64)
     return ids
 
 
-def _note_keys(subject_ids: pa.Array, note_ids: pa.Array) -> UInt64:  # noqa: ARG001
+def _hash_note_ids(subject_ids: pa.Array, note_ids: pa.Array) -> SplitKeyArray:  # noqa: ARG001
     digests = b"".join(
         hashlib.blake2b(note_id.encode(), digest_size=8).digest()
         for note_id in note_ids.to_pylist()
@@ -96,25 +98,25 @@ def _note_keys(subject_ids: pa.Array, note_ids: pa.Array) -> UInt64:  # noqa: AR
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def _accept(corpus: Path, connection: duckdb.DuckDBPyConnection) -> None:
+def _accept_any_corpus(corpus: Path, connection: duckdb.DuckDBPyConnection) -> None:
     """By note, subjects straddle: that is what is reproduced."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class NoteSplitUnit:
     """What is drawn as a whole: its key a note, and what must hold of the written corpus."""
 
-    keys: Callable[[pa.Array, pa.Array], UInt64]
-    check: Callable[[Path, duckdb.DuckDBPyConnection], None]
+    compute_keys: Callable[[pa.Array, pa.Array], SplitKeyArray]
+    check_corpus: Callable[[Path, duckdb.DuckDBPyConnection], None]
 
 
-BY: dict[str, Unit] = {
-    "subject": Unit(_subject_keys, refuse_straddling_subjects),
-    "note": Unit(_note_keys, _accept),
+NOTE_SPLIT_UNITS: dict[str, NoteSplitUnit] = {
+    "subject": NoteSplitUnit(_get_subject_keys, check_corpus_subjects),
+    "note": NoteSplitUnit(_hash_note_ids, _accept_any_corpus),
 }
 
 
-def _mixed(keys: UInt64) -> UInt64:
+def _mix_hash_bits(keys: SplitKeyArray) -> SplitKeyArray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the key moves every bit of the draw."""
     mixed = keys + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -26,12 +26,12 @@ from clinpeft.core.schemas import (
     build_arrow_table,
 )
 from clinpeft.data.formats import delimited, json_lines
-from clinpeft.data.formats.rows import Lost
+from clinpeft.data.formats.rows import RejectedRow
 
-_QRELS = ("query-id", "corpus-id", "score")
+_QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 
 
-def read(folder: Path, split: str = "test") -> RetrievalSet:
+def read_beir(folder: Path, split: str = "test") -> RetrievalSet:
     """The queries that are judged in a split, all passages, and the judgements.
 
     Left out and counted: passages and queries without text, queries that this split does not judge, judgements of what is not there, and the same
@@ -46,10 +46,10 @@ def read(folder: Path, split: str = "test") -> RetrievalSet:
     """
     passages, queries, judged = Attrition("passages"), Attrition("queries"), Attrition("judgements")
     corpus, asked = (
-        _corpus(folder / "corpus.jsonl", passages),
-        _queries(folder / "queries.jsonl", queries),
+        _read_corpus(folder / "corpus.jsonl", passages),
+        _read_queries(folder / "queries.jsonl", queries),
     )
-    grades = _grades(folder / "qrels" / f"{split}.tsv", asked, corpus, judged)
+    grades = _read_grades(folder / "qrels" / f"{split}.tsv", asked, corpus, judged)
     kept = {query for query, _ in grades}
     queries.drop_rows(f"not judged in {split}", len(asked) - len(kept))
     if not kept:
@@ -61,17 +61,18 @@ def read(folder: Path, split: str = "test") -> RetrievalSet:
     return RetrievalSet(
         build_arrow_table(
             QUERY_SCHEMA,
-            _columns(QUERY_SCHEMA, [row for name, row in asked.items() if name in kept]),
+            _collect_columns(QUERY_SCHEMA, [row for name, row in asked.items() if name in kept]),
         ),
         build_arrow_table(
-            CANDIDATE_PASSAGE_SCHEMA, _columns(CANDIDATE_PASSAGE_SCHEMA, list(corpus.values()))
+            CANDIDATE_PASSAGE_SCHEMA,
+            _collect_columns(CANDIDATE_PASSAGE_SCHEMA, list(corpus.values())),
         ),
-        judgements(grades),
+        build_relevance_judgments(grades),
         (passages, queries, judged),
     )
 
 
-def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
+def write_beir(retrieval_set: RetrievalSet, folder: Path, split: str = "test") -> None:
     """A retrieval set in the layout above, which other programs read too.
 
     Raises:
@@ -79,15 +80,15 @@ def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
     """
     corpus = (
         {"_id": row["passage_id"], "title": row["title"] or "", "text": row["text"]}
-        for row in found.passages.to_pylist()
+        for row in retrieval_set.passages.to_pylist()
     )
     queries = (
-        {"_id": row["query_id"], "text": row["text"], "metadata": _metadata(row["cluster"])}
-        for row in found.queries.to_pylist()
+        {"_id": row["query_id"], "text": row["text"], "metadata": _build_metadata(row["cluster"])}
+        for row in retrieval_set.queries.to_pylist()
     )
     judged = "".join(
         f"{row['query_id']}\t{row['passage_id']}\t{row['grade']}\n"
-        for row in found.relevance_judgments.to_pylist()
+        for row in retrieval_set.relevance_judgments.to_pylist()
     )
     try:
         (folder / "qrels").mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "qrels" / f"{split}.tsv").write_text(
-            "\t".join(_QRELS) + "\n" + judged, encoding="utf-8"
+            "\t".join(_QRELS_COLUMNS) + "\n" + judged, encoding="utf-8"
         )
     except OSError as error:
         raise StorageError(
@@ -105,13 +106,13 @@ def write(found: RetrievalSet, folder: Path, split: str = "test") -> None:
         ) from None
 
 
-def joined(passages: pa.Table) -> list[str]:
+def join_titles_and_texts(passages: pa.Table) -> list[str]:
     """Title and text of each passage in one, as BEIR gives them to a model."""
     rows = zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True)
     return [f"{title or ''} {text}".strip() for title, text in rows]
 
 
-def judgements(grades: dict[tuple[str, str], int]) -> pa.Table:
+def build_relevance_judgments(grades: dict[tuple[str, str], int]) -> pa.Table:
     """(query, passage) -> grade, as a table of schema ``tables.JUDGEMENT``."""
     columns = [
         list(column)
@@ -125,11 +126,14 @@ def judgements(grades: dict[tuple[str, str], int]) -> pa.Table:
     )
 
 
-def _corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
+def _read_corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for location, row in json_lines.objects(path):
-        name = _name(row, found, path, location)
-        title, body = str(row.get("title") or "").strip(), json_lines.text(row, "text", location)
+    for location, row in json_lines.read_json_objects(path):
+        name = _read_unique_id(row, found, path, location)
+        title, body = (
+            str(row.get("title") or "").strip(),
+            json_lines.get_text_value(row, "text", location),
+        )
         attrition.entered_rows += 1
         if title or body:
             found[name] = {"passage_id": name, "title": title or None, "text": body}
@@ -138,14 +142,14 @@ def _corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
+def _read_queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for location, row in json_lines.objects(path):
-        name = _name(row, found, path, location)
+    for location, row in json_lines.read_json_objects(path):
+        name = _read_unique_id(row, found, path, location)
         attrition.entered_rows += 1
         metadata = row.get("metadata")
         cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
-        body = json_lines.text(row, "text", location)
+        body = json_lines.get_text_value(row, "text", location)
         if body:
             found[name] = {
                 "query_id": name,
@@ -157,9 +161,11 @@ def _queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _name(row: dict[str, Any], found: dict[str, dict[str, Any]], path: Path, location: str) -> str:
-    name = json_lines.text(row, "_id", location)
-    if name in found:
+def _read_unique_id(
+    row: dict[str, Any], rows_by_id: dict[str, dict[str, Any]], path: Path, location: str
+) -> str:
+    name = json_lines.get_text_value(row, "_id", location)
+    if name in rows_by_id:
         raise SourceError(
             f"the id {name!r} is used twice",
             location=f"{path.parent}: {location}",
@@ -168,11 +174,11 @@ def _name(row: dict[str, Any], found: dict[str, dict[str, Any]], path: Path, loc
     return name
 
 
-def _grades(
+def _read_grades(
     path: Path, queries: dict[str, Any], passages: dict[str, Any], attrition: Attrition
 ) -> dict[tuple[str, str], int]:
     grades: dict[tuple[str, str], int] = {}
-    for location, query, passage, grade in _judged(path):
+    for location, query, passage, grade in _read_judgments(path):
         attrition.entered_rows += 1
         if query not in queries or passage not in passages:
             attrition.drop_rows(
@@ -191,12 +197,18 @@ def _grades(
     return grades
 
 
-def _judged(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    sheet = delimited.sheet(path, "\t")
-    at = delimited.positions(sheet.header, dict.fromkeys(_QRELS, "judgements"), str(path), "\t")
+def _read_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    sheet = delimited.open_delimited_table(path, "\t")
+    at = delimited.find_column_positions(
+        sheet.header, dict.fromkeys(_QRELS_COLUMNS, "judgements"), str(path), "\t"
+    )
     for row in sheet.rows:
-        values = [] if isinstance(row, Lost) else [row.values[at[name]].strip() for name in _QRELS]
-        if not values or not _is_whole(values[2]):
+        values = (
+            []
+            if isinstance(row, RejectedRow)
+            else [row.values[at[name]].strip() for name in _QRELS_COLUMNS]
+        )
+        if not values or not _is_whole_number(values[2]):
             message = (
                 f"the score {values[2]!r} is not a whole number"
                 if values
@@ -210,13 +222,13 @@ def _judged(path: Path) -> Iterator[tuple[str, str, str, int]]:
         yield row.location, values[0], values[1], int(values[2])
 
 
-def _is_whole(value: str) -> bool:
+def _is_whole_number(value: str) -> bool:
     return value.removeprefix("-").isdecimal()
 
 
-def _metadata(cluster: str | None) -> dict[str, str]:
+def _build_metadata(cluster: str | None) -> dict[str, str]:
     return {} if cluster is None else {"cluster": cluster}
 
 
-def _columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, object]:
+def _collect_columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, object]:
     return {name: [row[name] for row in rows] for name in schema.names}

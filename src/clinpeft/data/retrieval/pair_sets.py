@@ -10,11 +10,11 @@ from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import PAIR_SCHEMA, build_arrow_table
 from clinpeft.data.formats import json_lines
 
-KEYS = (("anchor", "positive"), ("sentence1", "sentence2"), ("text_a", "text_b"))
+PAIR_SET_KEYS = (("anchor", "positive"), ("sentence1", "sentence2"), ("text_a", "text_b"))
 """What the two texts of a pair may be called."""
 
 
-def read(path: Path, kind: str) -> pa.Table:
+def read_pair_set(path: Path, kind: str) -> pa.Table:
     """The pairs of a file, in its order, of schema ``tables.PAIR``: ``kind`` as given, split ``held_out``, id ``kind`` and number.
 
     Args:
@@ -25,17 +25,20 @@ def read(path: Path, kind: str) -> pa.Table:
         SourceError: the file is missing, empty or damaged, or a line does not hold two texts, with its row and without its text.
     """
     pairs: list[tuple[str, str]] = []
-    for location, row in json_lines.objects(path):
-        keys = next((keys for keys in KEYS if set(keys) <= set(row)), None)
+    for location, row in json_lines.read_json_objects(path):
+        keys = next((keys for keys in PAIR_SET_KEYS if set(keys) <= set(row)), None)
         if keys is None:
-            names = " or ".join(f"{one!r} and {other!r}" for one, other in KEYS)
+            names = " or ".join(f"{one!r} and {other!r}" for one, other in PAIR_SET_KEYS)
             raise SourceError(
                 "this line does not hold two texts",
                 location=f"{path.parent}: {location}",
                 hint=f"write {names} on every line",
             )
         pairs.append(
-            (json_lines.text(row, keys[0], location), json_lines.text(row, keys[1], location))
+            (
+                json_lines.get_text_value(row, keys[0], location),
+                json_lines.get_text_value(row, keys[1], location),
+            )
         )
         if not all(pairs[-1]):
             raise SourceError(

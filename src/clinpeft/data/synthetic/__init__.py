@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinpeft.core.errors import SourceError, StorageError
-from clinpeft.data.formats.rows import Lost, Row
+from clinpeft.data.formats.rows import RejectedRow, NoteRow
 from clinpeft.data.notes import mimic
 from clinpeft.data.synthetic import best_auroc, hospital, mimic_iii, mimic_iv, notes
 from clinpeft.data.synthetic.best_auroc import compute_best_auroc
@@ -116,7 +116,7 @@ def read_defect_counts(folder: Path) -> dict[str, int]:
     return counts
 
 
-def read_synthetic_notes(spec: SourceSpec, cache: Path) -> Iterator[Row | Lost]:
+def read_synthetic_notes(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
     """The notes of the invented hospital, written once to ``spec.path`` (or into the cache) and read as ``spec.shape`` is read."""
     made_of = _describe_generation(spec.subjects, spec.seed, spec.shape, DEFAULT_SYNTHETIC_RATES)
     folder = (
@@ -202,7 +202,7 @@ SYNTHETIC_WRITERS: dict[str, SyntheticWriter] = {
     "mimic-iii": mimic_iii.write_mimic_iii,
 }
 SHAPE_HAS_NEWBORNS = {"mimic-iv": False, "mimic-iii": True}
-SYNTHETIC_NOTE_READERS: dict[str, Callable[[SourceSpec, Path], Iterator[Row | Lost]]] = {
-    "mimic-iv": mimic.rows_iv,
-    "mimic-iii": mimic.rows_iii,
+SYNTHETIC_NOTE_READERS: dict[str, Callable[[SourceSpec, Path], Iterator[NoteRow | RejectedRow]]] = {
+    "mimic-iv": mimic.read_mimic_iv_rows,
+    "mimic-iii": mimic.read_mimic_iii_rows,
 }

@@ -21,60 +21,70 @@ import pyarrow as pa
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 from clinpeft.data.textbooks import cnxml, epub, html, markdown, pdf, plain_text
-from clinpeft.data.textbooks.passages import Lost, Passage, batches, refusing_nothing
+from clinpeft.data.textbooks.passages import (
+    RejectedPassage,
+    Passage,
+    batch_passages,
+    check_book_has_passages,
+)
 
-__all__ = ["FORMATS", "Format", "fingerprint", "read"]
+__all__ = ["BOOK_FORMATS", "BookFormat", "fingerprint_textbooks", "read_textbooks"]
 
-Found = Iterator[Passage | Lost]
+BookPieces = Iterator[Passage | RejectedPassage]
 
 
 @dataclass(frozen=True)
-class Format:
+class BookFormat:
     """How one kind of book is read.
 
     Attributes:
-        passages: (file, count, folder of models for scans or None) -> its passages.
-        endings: of file names.
-        begins: how the bytes of a file without such an ending begin, blanks aside; empty: it is never guessed.
+        read_passages: (file, count, folder of models for scans or None) -> its passages.
+        file_name_endings: of file names.
+        first_bytes: how the bytes of a file without such an ending begin, blanks aside; empty: it is never guessed.
     """
 
-    passages: Callable[[Path, Attrition, Path | None], Found]
-    endings: tuple[str, ...]
-    begins: tuple[bytes, ...] = ()
+    read_passages: Callable[[Path, Attrition, Path | None], BookPieces]
+    file_name_endings: tuple[str, ...]
+    first_bytes: tuple[bytes, ...] = ()
 
 
-FORMATS: dict[str, Format] = {
-    "pdf": Format(pdf.read, (".pdf",), (b"%PDF-",)),
-    "epub": Format(
-        lambda path, attrition, _: epub.read(path, attrition), (".epub",), (b"PK\x03\x04",)
+BOOK_FORMATS: dict[str, BookFormat] = {
+    "pdf": BookFormat(pdf.read_pdf, (".pdf",), (b"%PDF-",)),
+    "epub": BookFormat(
+        lambda path, attrition, _: epub.read_epub(path, attrition), (".epub",), (b"PK\x03\x04",)
     ),
-    "openstax": Format(
-        lambda path, attrition, _: cnxml.collection_passages(path, attrition), ("collection.xml",)
+    "openstax": BookFormat(
+        lambda path, attrition, _: cnxml.read_openstax_collection(path, attrition),
+        ("collection.xml",),
     ),
-    "cnxml": Format(
-        lambda path, attrition, _: cnxml.module_passages(path, attrition),
+    "cnxml": BookFormat(
+        lambda path, attrition, _: cnxml.read_cnxml_module(path, attrition),
         (".cnxml",),
         (b'<document xmlns="http://cnx.rice.edu',),
     ),
-    "html": Format(
-        lambda path, attrition, _: html.read(path, attrition),
+    "html": BookFormat(
+        lambda path, attrition, _: html.read_html(path, attrition),
         (".html", ".htm", ".xhtml"),
         (b"<!doctype html", b"<html"),
     ),
-    "markdown": Format(
-        lambda path, attrition, _: markdown.read(path, attrition), (".md", ".markdown")
+    "markdown": BookFormat(
+        lambda path, attrition, _: markdown.read_markdown(path, attrition), (".md", ".markdown")
     ),
-    "text": Format(lambda path, attrition, _: plain_text.read(path, attrition), (".txt", ".text")),
+    "text": BookFormat(
+        lambda path, attrition, _: plain_text.read_plain_text(path, attrition), (".txt", ".text")
+    ),
 }
 """What can be read; in a folder, files of no such ending are no books."""
 
-NO_BOOKS = frozenset(
+NON_BOOK_FILE_STEMS = frozenset(
     {"readme", "license", "licence", "attribution", "copying", "notice", "changelog"}
 )
 """Files that lie beside books, by their names without endings."""
 
 
-def read(path: Path, attrition: Attrition, scan_models: Path | None = None) -> pa.RecordBatchReader:
+def read_textbooks(
+    path: Path, attrition: Attrition, scan_models: Path | None = None
+) -> pa.RecordBatchReader:
     """The passages of a book, or of all books in a folder, in reading order: a stream of ``tables.PASSAGE`` batches that is read once.
 
     ``attrition`` is counted up while the stream is consumed. A folder with an OpenStax collection is the books of its collections; in any other
@@ -89,28 +99,28 @@ def read(path: Path, attrition: Attrition, scan_models: Path | None = None) -> p
         SourceError: nothing is there, a book cannot be read, or holds not one passage.
         RefusedError: an archive that was made to do harm.
     """
-    found = books(path)
+    found = find_textbooks(path)
     return pa.RecordBatchReader.from_batches(
-        PASSAGE_SCHEMA, batches(_all(found, attrition, scan_models), attrition)
+        PASSAGE_SCHEMA, batch_passages(_read_books(found, attrition, scan_models), attrition)
     )
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint_textbooks(path: Path) -> str:
     """SHA-256 in hexadecimal over the names and bytes of all that ``read`` would read; a folder may move and keep it.
 
     Raises:
         SourceError: nothing is there.
     """
     digest = hashlib.sha256()
-    for book, name in books(path):
-        for file in cnxml.files(book) if name == "openstax" else [book]:
+    for book, name in find_textbooks(path):
+        for file in cnxml.list_openstax_files(book) if name == "openstax" else [book]:
             digest.update(
                 f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
             )
     return digest.hexdigest()
 
 
-def books(path: Path) -> list[tuple[Path, str]]:
+def find_textbooks(path: Path) -> list[tuple[Path, str]]:
     """(file, format) of every book at ``path``, in order.
 
     Raises:
@@ -120,58 +130,62 @@ def books(path: Path) -> list[tuple[Path, str]]:
         raise SourceError(
             "there is no such file or folder", location=str(path), hint="check source.path"
         )
-    found = list(_in_folder(path)) if path.is_dir() else [(path, _format(path))]
+    found = list(_find_books_in_folder(path)) if path.is_dir() else [(path, _detect_format(path))]
     if not found or not all(name for _, name in found):
         message = "no book is in this folder" if not found else "this is a book in no known format"
-        endings = ", ".join(ending for known in FORMATS.values() for ending in known.endings)
+        endings = ", ".join(
+            ending for known in BOOK_FORMATS.values() for ending in known.file_name_endings
+        )
         raise SourceError(message, location=str(path), hint=f"give files that end in {endings}")
     return found
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    listed = cnxml.collections(folder)
+def _find_books_in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
+    listed = cnxml.list_openstax_collections(folder)
     if listed:
         yield from ((path, "openstax") for path in listed)
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            yield from _in_folder(path)
-        elif path.stem.lower() not in NO_BOOKS and _by_ending(path):
-            yield path, _by_ending(path)
+            yield from _find_books_in_folder(path)
+        elif path.stem.lower() not in NON_BOOK_FILE_STEMS and _get_format_by_ending(path):
+            yield path, _get_format_by_ending(path)
 
 
-def _by_ending(path: Path) -> str:
+def _get_format_by_ending(path: Path) -> str:
     return next(
         (
             name
-            for name, known in FORMATS.items()
-            if path.name.lower().endswith(known.endings) and not path.name.startswith(".")
+            for name, known in BOOK_FORMATS.items()
+            if path.name.lower().endswith(known.file_name_endings) and not path.name.startswith(".")
         ),
         "",
     )
 
 
-def _format(path: Path) -> str:
+def _detect_format(path: Path) -> str:
     """By the ending of its name; else by its first bytes; empty where neither says."""
-    if _by_ending(path):
-        return _by_ending(path)
+    if _get_format_by_ending(path):
+        return _get_format_by_ending(path)
     with path.open("rb") as file:
         begins = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next(
         (
             name
-            for name, known in FORMATS.items()
-            if begins.startswith(tuple(begin.lower() for begin in known.begins))
+            for name, known in BOOK_FORMATS.items()
+            if begins.startswith(tuple(begin.lower() for begin in known.first_bytes))
         ),
         "",
     )
 
 
-def _all(found: list[tuple[Path, str]], attrition: Attrition, scan_models: Path | None) -> Found:
-    for path, name in found:
+def _read_books(
+    books: list[tuple[Path, str]], attrition: Attrition, scan_models: Path | None
+) -> BookPieces:
+    for path, name in books:
         try:
-            yield from refusing_nothing(
-                FORMATS[name].passages(path, attrition, scan_models), str(path)
+            yield from check_book_has_passages(
+                BOOK_FORMATS[name].read_passages(path, attrition, scan_models), str(path)
             )
         except OSError as error:
             raise SourceError(

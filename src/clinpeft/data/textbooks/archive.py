@@ -9,22 +9,22 @@ from pathlib import Path, PurePosixPath
 
 from clinpeft.core.errors import RefusedError, SourceError
 
-MOST_FILES = 50_000
-MOST_BYTES = 2**30  # of all files together; text of a thousand books
-MOST_BYTES_A_FILE = 2**26
-MOST_RATIO = 200  # text shrinks five to ten times, a bomb a thousand times
-_RATIO_COUNTS_FROM = 2**20
+MAX_ARCHIVE_FILES = 50_000
+MAX_ARCHIVE_BYTES = 2**30  # of all files together; text of a thousand books
+MAX_ARCHIVE_FILE_BYTES = 2**26
+MAX_COMPRESSION_RATIO = 200  # text shrinks five to ten times, a bomb a thousand times
+_RATIO_CHECK_MIN_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Archive:
+class BookArchive:
     """An opened ZIP file."""
 
     path: Path
-    file: zipfile.ZipFile
-    names: frozenset[str]
+    zip_file: zipfile.ZipFile
+    file_names: frozenset[str]
 
-    def read(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
         """The bytes of a file in it.
 
         Raises:
@@ -32,15 +32,15 @@ class Archive:
             RefusedError: it is larger than the archive says, or than any text.
         """
         location = f"{self.path}: {name}"
-        if name not in self.names:
+        if name not in self.file_names:
             raise SourceError(
                 "the book names this file, and it is not in the archive",
                 location=location,
                 hint="give another copy of the book",
             )
         try:
-            with self.file.open(name) as opened:
-                found = opened.read(MOST_BYTES_A_FILE + 1)
+            with self.zip_file.open(name) as opened:
+                found = opened.read(MAX_ARCHIVE_FILE_BYTES + 1)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -53,12 +53,14 @@ class Archive:
             raise SourceError(
                 message, location=location, hint="give another copy of the book"
             ) from None
-        if len(found) > MOST_BYTES_A_FILE:
-            _refuse(f"more than {MOST_BYTES_A_FILE:,} bytes come out of one file", location)
+        if len(found) > MAX_ARCHIVE_FILE_BYTES:
+            _raise_refused_error(
+                f"more than {MAX_ARCHIVE_FILE_BYTES:,} bytes come out of one file", location
+            )
         return found
 
 
-def opened(path: Path) -> Archive:
+def open_archive(path: Path) -> BookArchive:
     """A ZIP file whose directory was checked.
 
     Raises:
@@ -74,30 +76,34 @@ def opened(path: Path) -> Archive:
             hint="give another copy of the book",
         ) from None
     entries = file.infolist()
-    if len(entries) > MOST_FILES:
-        _refuse(f"it holds {len(entries):,} files, more than {MOST_FILES:,}", str(path))
+    if len(entries) > MAX_ARCHIVE_FILES:
+        _raise_refused_error(
+            f"it holds {len(entries):,} files, more than {MAX_ARCHIVE_FILES:,}", str(path)
+        )
     for entry in entries:
-        _check(entry, path)
+        _check_entry(entry, path)
     total = sum(entry.file_size for entry in entries)
-    if total > MOST_BYTES:
-        _refuse(f"it unpacks to {total:,} bytes, more than {MOST_BYTES:,}", str(path))
-    return Archive(path, file, frozenset(entry.filename for entry in entries))
+    if total > MAX_ARCHIVE_BYTES:
+        _raise_refused_error(
+            f"it unpacks to {total:,} bytes, more than {MAX_ARCHIVE_BYTES:,}", str(path)
+        )
+    return BookArchive(path, file, frozenset(entry.filename for entry in entries))
 
 
-def _check(entry: zipfile.ZipInfo, path: Path) -> None:
+def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
     parts = PurePosixPath(entry.filename.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
-        _refuse(f"the name {entry.filename[:100]!r} leads out of it", str(path))
-    if entry.file_size > _RATIO_COUNTS_FROM and entry.file_size > MOST_RATIO * max(
+        _raise_refused_error(f"the name {entry.filename[:100]!r} leads out of it", str(path))
+    if entry.file_size > _RATIO_CHECK_MIN_BYTES and entry.file_size > MAX_COMPRESSION_RATIO * max(
         entry.compress_size, 1
     ):
-        _refuse(
+        _raise_refused_error(
             f"{entry.compress_size:,} bytes in it unpack to {entry.file_size:,}",
             f"{path}: {entry.filename[:100]}",
         )
 
 
-def _refuse(message: str, location: str) -> None:
+def _raise_refused_error(message: str, location: str) -> None:
     raise RefusedError(
         f"this archive was not made as books are: {message}",
         location=location,

@@ -8,18 +8,18 @@ import re
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_DECLARED = re.compile(
+_DECLARED_ENCODING_PATTERN = re.compile(
     rb"""^\s*<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._-]+)["']|<meta[^>]{0,200}charset\s*=\s*["']?([A-Za-z0-9._-]+)""",
     re.IGNORECASE,
 )
-_SAFE = frozenset(
+_SAFE_ENCODINGS = frozenset(
     {
         "ascii",
         "utf-8",
@@ -34,7 +34,7 @@ _SAFE = frozenset(
 )
 
 
-def decoded(raw: bytes, attrition: Attrition, location: str) -> str:
+def decode_text_bytes(raw: bytes, attrition: Attrition, location: str) -> str:
     """The text of a file, with line ends as ``\\n``.
 
     A declared encoding is believed where it is a usual one and decodes. What was read in another encoding than UTF-8 is noted in
@@ -43,14 +43,14 @@ def decoded(raw: bytes, attrition: Attrition, location: str) -> str:
     Raises:
         SourceError: no encoding fits; the file is no text.
     """
-    for encoding in _candidates(raw):
+    for encoding in _list_candidate_encodings(raw):
         try:
             text = raw.decode(encoding)
         except (UnicodeDecodeError, LookupError):
             continue
         if "\0" in text:
             break
-        _note(attrition, encoding, location)
+        _record_encoding(attrition, encoding, location)
         return text.replace("\r\n", "\n").replace("\r", "\n")
     raise SourceError(
         "this file is no text in UTF-8, UTF-16 or Windows-1252",
@@ -59,26 +59,26 @@ def decoded(raw: bytes, attrition: Attrition, location: str) -> str:
     )
 
 
-def _candidates(raw: bytes) -> list[str]:
-    marked = [encoding for mark, encoding in _MARKS if raw.startswith(mark)]
+def _list_candidate_encodings(raw: bytes) -> list[str]:
+    marked = [encoding for mark, encoding in _BYTE_ORDER_MARKS if raw.startswith(mark)]
     if marked:
         return marked[:1]
     if raw[:2] == b"<\0" or raw[:2] == b"\0<":
         return ["utf-16-le" if raw[:2] == b"<\0" else "utf-16-be"]
-    match = _DECLARED.search(raw[:2048])
-    declared = _known((match[1] or match[2]).decode("ascii")) if match else []
+    match = _DECLARED_ENCODING_PATTERN.search(raw[:2048])
+    declared = _find_safe_encoding((match[1] or match[2]).decode("ascii")) if match else []
     return ["utf-8", *declared, "cp1252"]
 
 
-def _known(name: str) -> list[str]:
+def _find_safe_encoding(name: str) -> list[str]:
     try:
         found = codecs.lookup(name).name
     except LookupError:
         return []
-    return [found] if found in _SAFE else []
+    return [found] if found in _SAFE_ENCODINGS else []
 
 
-def _note(attrition: Attrition, encoding: str, location: str) -> None:
+def _record_encoding(attrition: Attrition, encoding: str, location: str) -> None:
     if not encoding.startswith("utf-8"):
         places = attrition.locations.setdefault(f"read as {encoding}", [])
         if len(places) < 5:

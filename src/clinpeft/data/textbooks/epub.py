@@ -10,39 +10,53 @@ from urllib.parse import unquote
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks import archive, html, markup
-from clinpeft.data.textbooks.archive import Archive
-from clinpeft.data.textbooks.encodings import decoded
-from clinpeft.data.textbooks.markup import Element, local
-from clinpeft.data.textbooks.outline import Event, passages
-from clinpeft.data.textbooks.passages import CONTENTS, Lost, Passage, tidy
+from clinpeft.data.textbooks.archive import BookArchive
+from clinpeft.data.textbooks.encodings import decode_text_bytes
+from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
+from clinpeft.data.textbooks.outline import OutlineEvent, build_book_passages
+from clinpeft.data.textbooks.passages import (
+    TABLE_OF_CONTENTS,
+    RejectedPassage,
+    Passage,
+    normalize_passage_text,
+)
 
 _CONTAINER, _ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
-_FONTS_ONLY = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
-_PAGES = frozenset({"application/xhtml+xml", "text/html"})
+_FONT_ENCRYPTION_METHODS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+_PAGE_MEDIA_TYPES = frozenset({"application/xhtml+xml", "text/html"})
 
 
-def read(path: Path, attrition: Attrition) -> Iterator[Passage | Lost]:
+def read_epub(path: Path, attrition: Attrition) -> Iterator[Passage | RejectedPassage]:
     """The passages of an EPUB, in the order of its spine.
 
     Raises:
         SourceError: it is broken, protected, or a page declares entities.
         RefusedError: the archive was made to do harm.
     """
-    book = archive.opened(path)
-    with book.file:
-        _refuse_protection(book, attrition)
-        package = _package_name(book, attrition)
-        root = _xml(book, package, attrition)
+    book = archive.open_archive(path)
+    with book.zip_file:
+        _check_encryption(book, attrition)
+        package = _find_package_name(book, attrition)
+        root = _read_xml(book, package, attrition)
         title = next(
-            (tidy(element.text or "") for element in root.iter() if local(element) == "title"), ""
+            (
+                normalize_passage_text(element.text or "")
+                for element in root.iter()
+                if get_local_name(element) == "title"
+            ),
+            "",
         )
-        events = list(_events(book, root, posixpath.dirname(package), attrition))
-    yield from passages(events, title or path.stem)
+        events = list(_parse_spine(book, root, posixpath.dirname(package), attrition))
+    yield from build_book_passages(events, title or path.stem)
 
 
-def _events(book: Archive, root: Element, folder: str, attrition: Attrition) -> Iterator[Event]:
-    items = {element.get("id"): element for element in root.iter() if local(element) == "item"}
-    for reference in (element for element in root.iter() if local(element) == "itemref"):
+def _parse_spine(
+    book: BookArchive, root: MarkupElement, folder: str, attrition: Attrition
+) -> Iterator[OutlineEvent]:
+    items = {
+        element.get("id"): element for element in root.iter() if get_local_name(element) == "item"
+    }
+    for reference in (element for element in root.iter() if get_local_name(element) == "itemref"):
         item = items.get(reference.get("idref"))
         if item is None:
             message = "the spine names a page that the manifest does not list"
@@ -51,24 +65,27 @@ def _events(book: Archive, root: Element, folder: str, attrition: Attrition) -> 
             )
         name = posixpath.normpath(posixpath.join(folder, unquote(item.get("href") or "")))
         if "nav" in (item.get("properties") or "").split():
-            yield Lost(CONTENTS, name)
-        elif item.get("media-type") in _PAGES:
+            yield RejectedPassage(TABLE_OF_CONTENTS, name)
+        elif item.get("media-type") in _PAGE_MEDIA_TYPES:
             location = f"{book.path}: {name}"
-            yield from html.events(
-                markup.page(decoded(book.read(name), attrition, location), location), name
+            yield from html.parse_html(
+                markup.parse_html_page(
+                    decode_text_bytes(book.read_file(name), attrition, location), location
+                ),
+                name,
             )
 
 
-def _xml(book: Archive, name: str, attrition: Attrition) -> Element:
+def _read_xml(book: BookArchive, name: str, attrition: Attrition) -> MarkupElement:
     location = f"{book.path}: {name}"
-    return markup.xml(decoded(book.read(name), attrition, location), location)
+    return markup.parse_xml(decode_text_bytes(book.read_file(name), attrition, location), location)
 
 
-def _package_name(book: Archive, attrition: Attrition) -> str:
+def _find_package_name(book: BookArchive, attrition: Attrition) -> str:
     found = [
         element.get("full-path")
-        for element in _xml(book, _CONTAINER, attrition).iter()
-        if local(element) == "rootfile"
+        for element in _read_xml(book, _CONTAINER, attrition).iter()
+        if get_local_name(element) == "rootfile"
     ]
     if not found or not found[0]:
         message = "its container names no package document"
@@ -78,15 +95,15 @@ def _package_name(book: Archive, attrition: Attrition) -> str:
     return str(found[0])
 
 
-def _refuse_protection(book: Archive, attrition: Attrition) -> None:
+def _check_encryption(book: BookArchive, attrition: Attrition) -> None:
     """Scrambled fonts are common and harmless; scrambled pages are a book under lock."""
-    if _ENCRYPTION not in book.names:
+    if _ENCRYPTION not in book.file_names:
         return
     methods = [
         element.get("Algorithm")
-        for element in _xml(book, _ENCRYPTION, attrition).iter()
-        if local(element) == "encryptionmethod"
+        for element in _read_xml(book, _ENCRYPTION, attrition).iter()
+        if get_local_name(element) == "encryptionmethod"
     ]
-    if any(method not in _FONTS_ONLY for method in methods):
+    if any(method not in _FONT_ENCRYPTION_METHODS for method in methods):
         hint = "give a copy without digital rights management"
         raise SourceError("this EPUB is encrypted", location=str(book.path), hint=hint)

@@ -9,24 +9,30 @@ from urllib.parse import unquote
 
 from clinpeft.core.schemas import Attrition
 from clinpeft.data.textbooks import markup
-from clinpeft.data.textbooks.encodings import decoded
-from clinpeft.data.textbooks.markup import Element, local
-from clinpeft.data.textbooks.outline import Body, Event, Heading, labels, passages
+from clinpeft.data.textbooks.encodings import decode_text_bytes
+from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
+from clinpeft.data.textbooks.outline import (
+    BookBody,
+    OutlineEvent,
+    BookHeading,
+    find_figure_labels,
+    build_book_passages,
+)
 from clinpeft.data.textbooks.passages import (
-    CODE,
-    CONTENTS,
+    CODE_BLOCK,
+    TABLE_OF_CONTENTS,
     FOOTNOTE,
     FRONT_MATTER,
-    INDEX,
+    BOOK_INDEX,
     NAVIGATION,
-    REFERENCES,
-    Lost,
+    REFERENCE_LIST,
+    RejectedPassage,
     Passage,
-    tidy,
+    normalize_passage_text,
 )
 
-HEADINGS = {f"h{level}": level for level in range(1, 7)}
-SILENT = frozenset(
+HTML_HEADING_LEVELS = {f"h{level}": level for level in range(1, 7)}
+HTML_ELEMENTS_WITHOUT_TEXT = frozenset(
     {
         "script",
         "style",
@@ -43,12 +49,13 @@ SILENT = frozenset(
         "video",
     }
 )
-PARTS: dict[str, str] = {
+HTML_PART_DROP_REASONS: dict[str, str] = {
     **dict.fromkeys(
-        ("bibliography", "doc-bibliography", "endnotes", "doc-endnotes", "rearnotes"), REFERENCES
+        ("bibliography", "doc-bibliography", "endnotes", "doc-endnotes", "rearnotes"),
+        REFERENCE_LIST,
     ),
-    **dict.fromkeys(("index", "doc-index"), INDEX),
-    **dict.fromkeys(("toc", "doc-toc", "landmarks", "loi", "lot", "page-list"), CONTENTS),
+    **dict.fromkeys(("index", "doc-index"), BOOK_INDEX),
+    **dict.fromkeys(("toc", "doc-toc", "landmarks", "loi", "lot", "page-list"), TABLE_OF_CONTENTS),
     **dict.fromkeys(
         (
             "frontmatter",
@@ -77,7 +84,7 @@ PARTS: dict[str, str] = {
 }
 """What is left out, by ``epub:type`` or ``role`` of an element."""
 
-_BLOCKS = frozenset(
+_BLOCK_ELEMENTS = frozenset(
     {
         "p",
         "div",
@@ -94,126 +101,171 @@ _BLOCKS = frozenset(
         "aside",
         "header",
         "details",
-        *HEADINGS,
+        *HTML_HEADING_LEVELS,
     }
 )
-_TYPE = "{http://www.idpf.org/2007/ops}type"
+_EPUB_TYPE_ATTRIBUTE = "{http://www.idpf.org/2007/ops}type"
 
 
-def read(path: Path, attrition: Attrition) -> Iterator[Passage | Lost]:
+def read_html(path: Path, attrition: Attrition) -> Iterator[Passage | RejectedPassage]:
     """The passages of one HTML file, a book called by its title.
 
     Raises:
         SourceError: it is no text, declares entities, or holds nothing.
     """
-    root = markup.page(decoded(path.read_bytes(), attrition, str(path)), str(path))
-    yield from passages(list(events(root, path.name)), title(root) or path.stem)
-
-
-def title(root: Element) -> str:
-    """What a page is called in its head; empty where it does not say."""
-    return next(
-        (tidy(element.text or "") for element in root.iter() if local(element) == "title"), ""
+    root = markup.parse_html_page(
+        decode_text_bytes(path.read_bytes(), attrition, str(path)), str(path)
+    )
+    yield from build_book_passages(
+        list(parse_html(root, path.name)), get_html_title(root) or path.stem
     )
 
 
-def events(root: Element, file: str) -> Iterator[Event]:
+def get_html_title(root: MarkupElement) -> str:
+    """What a page is called in its head; empty where it does not say."""
+    return next(
+        (
+            normalize_passage_text(element.text or "")
+            for element in root.iter()
+            if get_local_name(element) == "title"
+        ),
+        "",
+    )
+
+
+def parse_html(root: MarkupElement, file: str) -> Iterator[OutlineEvent]:
     """The headings and bodies of a page, in order.
 
     Args:
         root: of the page.
         file: its name, by which links from other pages of the book point at it.
     """
-    body = next((element for element in root.iter() if local(element) == "body"), root)
-    return _children(body, file)
+    body = next((element for element in root.iter() if get_local_name(element) == "body"), root)
+    return _parse_children(body, file)
 
 
-def _children(element: Element, file: str) -> Iterator[Event]:
+def _parse_children(element: MarkupElement, file: str) -> Iterator[OutlineEvent]:
     """What stands in an element; text that no block holds is a paragraph of its own."""
     loose = element.text or ""
     links: list[str] = []
     for child in element:
-        name = local(child)
-        if name in _BLOCKS or name in ("nav", "footer"):
-            yield from _paragraph(loose, element, file, links)
-            yield from _block(child, name, file)
+        name = get_local_name(child)
+        if name in _BLOCK_ELEMENTS or name in ("nav", "footer"):
+            yield from _parse_paragraph(loose, element, file, links)
+            yield from _parse_block(child, name, file)
             loose, links = "", []
-        elif name not in SILENT and any(local(inner) in _BLOCKS for inner in child.iter()):
-            yield from _paragraph(loose, element, file, links)
-            yield from _children(child, file)
+        elif name not in HTML_ELEMENTS_WITHOUT_TEXT and any(
+            get_local_name(inner) in _BLOCK_ELEMENTS for inner in child.iter()
+        ):
+            yield from _parse_paragraph(loose, element, file, links)
+            yield from _parse_children(child, file)
             loose, links = "", []
-        elif name not in SILENT:
-            loose += _inline(child)
-            links += _links(child, file)
+        elif name not in HTML_ELEMENTS_WITHOUT_TEXT:
+            loose += _get_inline_text(child)
+            links += _list_links(child, file)
         loose += child.tail or ""
-    yield from _paragraph(loose, element, file, links)
+    yield from _parse_paragraph(loose, element, file, links)
 
 
-def _paragraph(text: str, element: Element, file: str, links: list[str]) -> Iterator[Event]:
+def _parse_paragraph(
+    text: str, element: MarkupElement, file: str, links: list[str]
+) -> Iterator[OutlineEvent]:
     if text.strip():
-        yield Body("paragraph", text, _place(element, file), refers_to=tuple(dict.fromkeys(links)))
+        yield BookBody(
+            "paragraph",
+            text,
+            _format_location(element, file),
+            refers_to=tuple(dict.fromkeys(links)),
+        )
 
 
-def _block(element: Element, name: str, file: str) -> Iterator[Event]:
-    said = f"{element.get(_TYPE) or element.get('epub:type') or ''} {element.get('role') or ''}".split()
-    location = _place(element, file)
-    reason = next((PARTS[part] for part in said if part in PARTS), "")
+def _parse_block(element: MarkupElement, name: str, file: str) -> Iterator[OutlineEvent]:
+    said = f"{element.get(_EPUB_TYPE_ATTRIBUTE) or element.get('epub:type') or ''} {element.get('role') or ''}".split()
+    location = _format_location(element, file)
+    reason = next(
+        (HTML_PART_DROP_REASONS[part] for part in said if part in HTML_PART_DROP_REASONS), ""
+    )
     if name in ("nav", "footer", "pre") or reason:
-        yield Lost(reason or {"pre": CODE}.get(name, NAVIGATION), location)
-    elif name in HEADINGS:
-        yield Heading(HEADINGS[name], tidy(_inline(element)), location)
+        yield RejectedPassage(reason or {"pre": CODE_BLOCK}.get(name, NAVIGATION), location)
+    elif name in HTML_HEADING_LEVELS:
+        yield BookHeading(
+            HTML_HEADING_LEVELS[name], normalize_passage_text(_get_inline_text(element)), location
+        )
     elif name in ("ul", "ol"):
-        items = [tidy(_inline(item)) for item in element if local(item) == "li"]
-        yield Body("list", "\n".join(items), location, refers_to=tuple(_links(element, file)))
+        items = [
+            normalize_passage_text(_get_inline_text(item))
+            for item in element
+            if get_local_name(item) == "li"
+        ]
+        yield BookBody(
+            "list", "\n".join(items), location, refers_to=tuple(_list_links(element, file))
+        )
     elif name == "dl":
-        yield from _definitions(element, file)
+        yield from _parse_definitions(element, file)
     elif name == "table":
-        yield _table(element, file, location)
+        yield _parse_table(element, file, location)
     elif name == "figure":
-        yield from _figure(element, file, location)
+        yield from _parse_figure(element, file, location)
     else:
-        yield from _children(element, file)
+        yield from _parse_children(element, file)
 
 
-def _definitions(element: Element, file: str) -> Iterator[Event]:
+def _parse_definitions(element: MarkupElement, file: str) -> Iterator[OutlineEvent]:
     """``dt`` and ``dd``, also where each pair stands in a ``div``."""
     term = ""
     for part in element.iter():
-        if local(part) == "dt":
-            term = tidy(_inline(part))
-        elif local(part) == "dd" and term:
-            yield Body("definition", _inline(part), _place(part, file), title=term)
+        if get_local_name(part) == "dt":
+            term = normalize_passage_text(_get_inline_text(part))
+        elif get_local_name(part) == "dd" and term:
+            yield BookBody(
+                "definition", _get_inline_text(part), _format_location(part, file), title=term
+            )
 
 
-def _table(element: Element, file: str, location: str) -> Body:
-    caption = next((tidy(_inline(part)) for part in element if local(part) == "caption"), None)
-    rows = [row for row in element.iter() if local(row) == "tr"]
+def _parse_table(element: MarkupElement, file: str, location: str) -> BookBody:
+    caption = next(
+        (
+            normalize_passage_text(_get_inline_text(part))
+            for part in element
+            if get_local_name(part) == "caption"
+        ),
+        None,
+    )
+    rows = [row for row in element.iter() if get_local_name(row) == "tr"]
     text = "\n".join(
-        " | ".join(tidy(_inline(cell)) for cell in row if local(cell) in ("td", "th"))
+        " | ".join(
+            normalize_passage_text(_get_inline_text(cell))
+            for cell in row
+            if get_local_name(cell) in ("td", "th")
+        )
         for row in rows
     )
-    return Body("table", text, location, title=caption, names=_names(element, file))
+    return BookBody("table", text, location, title=caption, names=_list_names(element, file))
 
 
-def _figure(element: Element, file: str, location: str) -> Iterator[Event]:
+def _parse_figure(element: MarkupElement, file: str, location: str) -> Iterator[OutlineEvent]:
     for part in element:
-        if local(part) == "table":
-            yield _table(part, file, location)
+        if get_local_name(part) == "table":
+            yield _parse_table(part, file, location)
     caption = " ".join(
-        tidy(_inline(part)) for part in element.iter() if local(part) == "figcaption"
+        normalize_passage_text(_get_inline_text(part))
+        for part in element.iter()
+        if get_local_name(part) == "figcaption"
     )
     if caption:
-        yield Body("caption", caption, location, names=_names(element, file, caption))
+        yield BookBody("caption", caption, location, names=_list_names(element, file, caption))
 
 
-def _names(element: Element, file: str, caption: str = "") -> tuple[str, ...]:
+def _list_names(element: MarkupElement, file: str, caption: str = "") -> tuple[str, ...]:
     ids = [f"{file}#{part.get('id')}" for part in element.iter() if part.get("id")]
-    return (*dict.fromkeys(ids), *labels(caption[:40])[:1])
+    return (*dict.fromkeys(ids), *find_figure_labels(caption[:40])[:1])
 
 
-def _links(element: Element, file: str) -> list[str]:
+def _list_links(element: MarkupElement, file: str) -> list[str]:
     """Where in the book the links of an element lead, as ``file#id``."""
-    found = [unquote(link.get("href") or "") for link in element.iter() if local(link) == "a"]
+    found = [
+        unquote(link.get("href") or "") for link in element.iter() if get_local_name(link) == "a"
+    ]
     split = [
         href.partition("#") for href in found if "#" in href and ":" not in href.partition("#")[0]
     ]
@@ -224,23 +276,27 @@ def _links(element: Element, file: str) -> list[str]:
     ]
 
 
-def _place(element: Element, file: str) -> str:
+def _format_location(element: MarkupElement, file: str) -> str:
     return f"{file}#{element.get('id')}" if element.get("id") else file
 
 
-def _inline(element: Element) -> str:
-    name = local(element)
+def _get_inline_text(element: MarkupElement) -> str:
+    name = get_local_name(element)
     if (
-        name in SILENT
-        or "noteref" in (element.get(_TYPE) or "")
+        name in HTML_ELEMENTS_WITHOUT_TEXT
+        or "noteref" in (element.get(_EPUB_TYPE_ATTRIBUTE) or "")
         or element.get("role") == "doc-noteref"
     ):
         return ""
     if name in ("br", "hr"):
         return " "
     inside = (element.text or "") + "".join(
-        _inline(child) + (child.tail or "") for child in element
+        _get_inline_text(child) + (child.tail or "") for child in element
     )
-    if name in markup.SHIFTS:
-        return markup.shifted(name, inside.strip())
-    return f" {inside} " if name in _BLOCKS or name in ("li", "td", "th", "dd", "dt") else inside
+    if name in markup.SCRIPT_CHARACTERS:
+        return markup.convert_script_characters(name, inside.strip())
+    return (
+        f" {inside} "
+        if name in _BLOCK_ELEMENTS or name in ("li", "td", "th", "dd", "dt")
+        else inside
+    )

@@ -7,9 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clinpeft.core.schemas import Attrition
-from clinpeft.data.textbooks.encodings import decoded
-from clinpeft.data.textbooks.outline import Body, Event, Heading, labels, passages
-from clinpeft.data.textbooks.passages import CODE, FOOTNOTE, FRONT_MATTER, Lost, Passage
+from clinpeft.data.textbooks.encodings import decode_text_bytes
+from clinpeft.data.textbooks.outline import (
+    BookBody,
+    OutlineEvent,
+    BookHeading,
+    find_figure_labels,
+    build_book_passages,
+)
+from clinpeft.data.textbooks.passages import (
+    CODE_BLOCK,
+    FOOTNOTE,
+    FRONT_MATTER,
+    RejectedPassage,
+    Passage,
+)
 
 _HEADING = re.compile(r" {0,3}(?P<level>#{1,6})\s+(?P<title>.*?)\s*#*\s*")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-{2,})\s*")
@@ -21,45 +33,47 @@ _IMAGE = re.compile(r"!\[(?P<caption>[^\]]*)\]\([^)]*\)")
 _MEANING = re.compile(r":\s+(?P<text>\S.*)")
 _TITLE = re.compile(r"^title:\s*[\"']?(?P<title>.+?)[\"']?\s*$", re.MULTILINE)
 
-Block = tuple[int, list[str]]
+MarkdownBlock = tuple[int, list[str]]
 
 
-def read(path: Path, attrition: Attrition) -> Iterator[Passage | Lost]:
+def read_markdown(path: Path, attrition: Attrition) -> Iterator[Passage | RejectedPassage]:
     """The passages of a Markdown file; the book is called as its front matter says, else as the file.
 
     Raises:
         SourceError: it is no text.
     """
-    text = decoded(path.read_bytes(), attrition, str(path))
-    yield from passages(list(events(text)), title(text) or path.stem)
+    text = decode_text_bytes(path.read_bytes(), attrition, str(path))
+    yield from build_book_passages(
+        list(parse_markdown(text)), get_markdown_title(text) or path.stem
+    )
 
 
-def title(text: str) -> str:
+def get_markdown_title(text: str) -> str:
     """What the front matter of a file says the book is called; empty without one."""
     end = text.find("\n---", 4) if text.startswith("---\n") else -1
     match = _TITLE.search(text[4:end]) if end > 0 else None
     return match["title"] if match else ""
 
 
-def events(text: str) -> Iterator[Event]:
+def parse_markdown(text: str) -> Iterator[OutlineEvent]:
     """Headings and bodies, each placed by the number of its first line."""
     text = re.sub(
         r"<!--.*?-->", lambda comment: "\n" * comment[0].count("\n"), text, flags=re.DOTALL
     )
     skipped = 0
     if text.startswith("---\n") and (end := text.find("\n---", 4)) > 0:
-        yield Lost(FRONT_MATTER, "line 1")
+        yield RejectedPassage(FRONT_MATTER, "line 1")
         skipped = text[: end + 4].count("\n") + 1
-    for first, lines in _blocks(text.split("\n"), skipped):
-        kind = next(kind for fits, kind in FORMS if fits(lines))
+    for first, lines in _split_blocks(text.split("\n"), skipped):
+        kind = next(kind for fits, kind in MARKDOWN_BLOCK_PARSERS if fits(lines))
         yield from kind(lines, f"line {first}")
 
 
-def _blocks(lines: list[str], skipped: int) -> Iterator[Block]:
+def _split_blocks(lines: list[str], skipped_lines: int) -> Iterator[MarkdownBlock]:
     """(number of the first line, lines) of what stands together; a heading or a fenced block is always by itself."""
     block: list[str] = []
     fenced = False
-    for number, line in enumerate([*lines[skipped:], ""], start=skipped + 1):
+    for number, line in enumerate([*lines[skipped_lines:], ""], start=skipped_lines + 1):
         opens = bool(_FENCE.match(line))
         alone = not fenced and bool(_HEADING.fullmatch(line))
         if block and not fenced and (not line.strip() or opens or alone):
@@ -80,7 +94,7 @@ def _blocks(lines: list[str], skipped: int) -> Iterator[Block]:
         yield len(lines) - len(block) + 1, block
 
 
-def plain(text: str) -> str:
+def strip_markdown_marks(text: str) -> str:
     """Text without the marks of Markdown."""
     text = _IMAGE.sub("", text)
     text = re.sub(r"\[\^[^\]]+\]", "", text)
@@ -91,45 +105,47 @@ def plain(text: str) -> str:
     return re.sub(r"\\([\\`*_{}\[\]()#+\-.!|])", r"\1", text)
 
 
-def _links(text: str) -> tuple[str, ...]:
+def _find_links(text: str) -> tuple[str, ...]:
     return tuple(match[1] for match in re.finditer(r"\]\((#[^)\s]+)\)", text))
 
 
-def _heading(lines: list[str], location: str) -> Iterator[Event]:
+def _parse_heading(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     match = _HEADING.fullmatch(lines[0])
     if match:
-        yield Heading(len(match["level"]), plain(match["title"]), location)
+        yield BookHeading(len(match["level"]), strip_markdown_marks(match["title"]), location)
     else:
-        yield Heading(
-            1 if lines[-1].strip().startswith("=") else 2, plain(" ".join(lines[:-1])), location
+        yield BookHeading(
+            1 if lines[-1].strip().startswith("=") else 2,
+            strip_markdown_marks(" ".join(lines[:-1])),
+            location,
         )
 
 
-def _code(lines: list[str], location: str) -> Iterator[Event]:
+def _reject_code(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     del lines
-    yield Lost(CODE, location)
+    yield RejectedPassage(CODE_BLOCK, location)
 
 
-def _footnote(lines: list[str], location: str) -> Iterator[Event]:
+def _reject_footnote(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     del lines
-    yield Lost(FOOTNOTE, location)
+    yield RejectedPassage(FOOTNOTE, location)
 
 
-def _nothing(lines: list[str], location: str) -> Iterator[Event]:
+def _skip_rule(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     del lines, location
     yield from ()
 
 
-def _table(lines: list[str], location: str) -> Iterator[Event]:
+def _parse_table(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     rows = [
-        [plain(cell).strip() for cell in line.strip().strip("|").split("|")]
+        [strip_markdown_marks(cell).strip() for cell in line.strip().strip("|").split("|")]
         for line in lines
         if not _TABLE_RULE.fullmatch(line)
     ]
-    yield Body("table", "\n".join(" | ".join(row) for row in rows), location)
+    yield BookBody("table", "\n".join(" | ".join(row) for row in rows), location)
 
 
-def _list(lines: list[str], location: str) -> Iterator[Event]:
+def _parse_list(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     items: list[str] = []
     for line in lines:
         match = _ITEM.fullmatch(line)
@@ -137,60 +153,68 @@ def _list(lines: list[str], location: str) -> Iterator[Event]:
             items.append(match["text"])
         else:
             items[-1] += f" {line.strip()}"
-    yield Body(
+    yield BookBody(
         "list",
-        "\n".join(plain(item) for item in items),
+        "\n".join(strip_markdown_marks(item) for item in items),
         location,
-        refers_to=_links(" ".join(items)),
+        refers_to=_find_links(" ".join(items)),
     )
 
 
-def _definitions(lines: list[str], location: str) -> Iterator[Event]:
+def _parse_definitions(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     """A term, and below it its meaning after a colon, as in PHP Markdown Extra."""
     term = lines[0]
     for line in lines[1:]:
         match = _MEANING.fullmatch(line.strip())
         if match:
-            yield Body("definition", plain(match["text"]), location, title=plain(term))
+            yield BookBody(
+                "definition",
+                strip_markdown_marks(match["text"]),
+                location,
+                title=strip_markdown_marks(term),
+            )
         else:
             term = line
 
 
-def _paragraph(lines: list[str], location: str) -> Iterator[Event]:
+def _parse_paragraph(lines: list[str], location: str) -> Iterator[OutlineEvent]:
     text = " ".join(re.sub(r"^\s*>\s?", "", line).strip() for line in lines)
     for image in _IMAGE.finditer(text):
         if image["caption"].strip():
-            yield Body(
+            yield BookBody(
                 "caption",
-                plain(image["caption"]),
+                strip_markdown_marks(image["caption"]),
                 location,
-                names=labels(image["caption"][:40])[:1],
+                names=find_figure_labels(image["caption"][:40])[:1],
             )
-    rest = plain(text)
+    rest = strip_markdown_marks(text)
     if rest.strip():
-        yield Body("paragraph", rest, location, refers_to=_links(text))
+        yield BookBody("paragraph", rest, location, refers_to=_find_links(text))
 
 
-Fits = Callable[[list[str]], bool]  # of lines, of which there is at least one
-Reads = Callable[[list[str], str], Iterator[Event]]
+MarkdownBlockTest = Callable[[list[str]], bool]  # of lines, of which there is at least one
+MarkdownBlockParser = Callable[[list[str], str], Iterator[OutlineEvent]]
 
-FORMS: tuple[tuple[Fits, Reads], ...] = (
-    (lambda lines: bool(_FENCE.match(lines[0])), _code),
+MARKDOWN_BLOCK_PARSERS: tuple[tuple[MarkdownBlockTest, MarkdownBlockParser], ...] = (
+    (lambda lines: bool(_FENCE.match(lines[0])), _reject_code),
     (
         lambda lines: (
             bool(_HEADING.fullmatch(lines[0]))
             or (1 < len(lines) < 4 and bool(_UNDERLINE.fullmatch(lines[-1])))
         ),
-        _heading,
+        _parse_heading,
     ),
-    (lambda lines: len(lines) == 1 and bool(_RULE.fullmatch(lines[0])), _nothing),
-    (lambda lines: lines[0].startswith("[^"), _footnote),
+    (lambda lines: len(lines) == 1 and bool(_RULE.fullmatch(lines[0])), _skip_rule),
+    (lambda lines: lines[0].startswith("[^"), _reject_footnote),
     (
         lambda lines: len(lines) > 1 and "|" in lines[0] and bool(_TABLE_RULE.fullmatch(lines[1])),
-        _table,
+        _parse_table,
     ),
-    (lambda lines: bool(_ITEM.fullmatch(lines[0])), _list),
-    (lambda lines: len(lines) > 1 and bool(_MEANING.fullmatch(lines[1].strip())), _definitions),
-    (bool, _paragraph),
+    (lambda lines: bool(_ITEM.fullmatch(lines[0])), _parse_list),
+    (
+        lambda lines: len(lines) > 1 and bool(_MEANING.fullmatch(lines[1].strip())),
+        _parse_definitions,
+    ),
+    (bool, _parse_paragraph),
 )
 """What a block of lines is, tried in order."""

@@ -15,24 +15,24 @@ import lxml.html
 
 from clinpeft.core.errors import SourceError
 
-Element = Any
+MarkupElement = Any
 """An element of lxml, which publishes no types."""
 
 _ENTITY = re.compile(r"<!ENTITY\b", re.IGNORECASE)
-_NAMED = re.compile(r"&([A-Za-z][A-Za-z0-9]*);")
-_OF_XML = frozenset({"amp", "lt", "gt", "quot", "apos"})
+_NAMED_CHARACTER = re.compile(r"&([A-Za-z][A-Za-z0-9]*);")
+_XML_CHARACTER_NAMES = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 
 
-def xml(text: str, location: str) -> Element:
+def parse_xml(text: str, location: str) -> MarkupElement:
     """The root of an XML document.
 
     Raises:
         SourceError: it declares an entity, or is not well formed.
     """
-    checked = _refusing_entities(text, location)
+    checked = _check_entities(text, location)
     try:
-        return lxml.etree.fromstring(checked.encode(), _xml_parser())
+        return lxml.etree.fromstring(checked.encode(), _create_xml_parser())
     except (lxml.etree.XMLSyntaxError, ValueError) as error:
         message = f"this XML is not well formed (line {getattr(error, 'lineno', None) or 1})"
         raise SourceError(
@@ -40,16 +40,19 @@ def xml(text: str, location: str) -> Element:
         ) from None
 
 
-def page(text: str, location: str) -> Element:
+def parse_html_page(text: str, location: str) -> MarkupElement:
     """The root of an HTML page: as XML where it is well formed, since HTML has no empty ``<title/>``, else as a browser would read it.
 
     Raises:
         SourceError: it declares an entity, or holds nothing.
     """
-    checked = _refusing_entities(text, location)
+    checked = _check_entities(text, location)
     if re.search(r"<html[^>]+xmlns\s*=", checked[:4096]):
         try:
-            return lxml.etree.fromstring(_NAMED.sub(_character, checked).encode(), _xml_parser())
+            return lxml.etree.fromstring(
+                _NAMED_CHARACTER.sub(_replace_named_character, checked).encode(),
+                _create_xml_parser(),
+            )
         except (lxml.etree.XMLSyntaxError, ValueError):
             pass
     parser = lxml.html.HTMLParser(
@@ -66,12 +69,12 @@ def page(text: str, location: str) -> Element:
     return root
 
 
-def local(element: Element) -> str:
+def get_local_name(element: MarkupElement) -> str:
     """The name of an element without its namespace, in lower case; empty for comments and the like."""
     return str(element.tag).rpartition("}")[2].lower() if isinstance(element.tag, str) else ""
 
 
-def _xml_parser() -> Any:
+def _create_xml_parser() -> Any:
     options = {
         "resolve_entities": False,
         "no_network": True,
@@ -83,7 +86,7 @@ def _xml_parser() -> Any:
     return lxml.etree.XMLParser(**options)
 
 
-def _refusing_entities(text: str, location: str) -> str:
+def _check_entities(text: str, location: str) -> str:
     if _ENTITY.search(text):
         hint = "remove the DOCTYPE with its <!ENTITY ...> lines, if the book comes from somebody you trust"
         raise SourceError(
@@ -94,21 +97,23 @@ def _refusing_entities(text: str, location: str) -> str:
     return _DECLARATION.sub("", text)
 
 
-def _character(match: re.Match[str]) -> str:
+def _replace_named_character(match: re.Match[str]) -> str:
     name = match[1]
-    return match[0] if name in _OF_XML else html.entities.html5.get(f"{name};", match[0])
+    return (
+        match[0] if name in _XML_CHARACTER_NAMES else html.entities.html5.get(f"{name};", match[0])
+    )
 
 
-_RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
-_LOWERED = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
-SHIFTS = {
-    "sup": (_RAISED, frozenset("0123456789+-−=()n")),
-    "sub": (_LOWERED, frozenset("0123456789+-−=()")),
+_SUPERSCRIPTS = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
+_SUBSCRIPTS = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
+SCRIPT_CHARACTERS = {
+    "sup": (_SUPERSCRIPTS, frozenset("0123456789+-−=()n")),
+    "sub": (_SUBSCRIPTS, frozenset("0123456789+-−=()")),
 }
 """The characters that Unicode has raised and lowered."""
 
 
-def shifted(name: str, text: str) -> str:
+def convert_script_characters(name: str, text: str) -> str:
     """What stands in ``sup`` or ``sub``, as raised or lowered characters where Unicode has them: 10⁹, CO₂; otherwise as it is."""
-    table, known = SHIFTS[name]
+    table, known = SCRIPT_CHARACTERS[name]
     return text.translate(table) if text and set(text) <= known else text

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from clinpeft.data.textbooks.passages import (
-    CONTENTS,
-    CONTRIBUTORS,
+    TABLE_OF_CONTENTS,
+    CONTRIBUTOR_LIST,
     FRONT_MATTER,
-    INDEX,
-    REFERENCES,
-    Lost,
+    BOOK_INDEX,
+    REFERENCE_LIST,
+    RejectedPassage,
     Passage,
-    tidy,
+    normalize_passage_text,
 )
 
 
-class Heading(NamedTuple):
+class BookHeading(NamedTuple):
     """A heading; ``level`` 1 is the highest."""
 
     level: int
@@ -32,7 +32,7 @@ class Heading(NamedTuple):
     location: str
 
 
-class Body(NamedTuple):
+class BookBody(NamedTuple):
     """What stands below a heading; the fields are those of a passage."""
 
     kind: str
@@ -43,68 +43,70 @@ class Body(NamedTuple):
     refers_to: tuple[str, ...] = ()
 
 
-Event = Heading | Body | Lost
+OutlineEvent = BookHeading | BookBody | RejectedPassage
 
 
 @dataclass(frozen=True)
-class Role:
-    """What a part of a book is for: left out for the reason ``dropped``, or made of ``kind``; neither, for plain text."""
+class PartRole:
+    """What a part of a book is for: left out for the reason ``drop_reason``, or made of ``kind``; neither, for plain text."""
 
-    dropped: str = ""
+    drop_reason: str = ""
     kind: str = ""
 
 
-PLAIN = Role()
-_WITHOUT_NUMBER = re.compile(
+PLAIN_ROLE = PartRole()
+_HEADING_NUMBER_PATTERN = re.compile(
     r"^(?:(?:chapter|section|part|unit)\s+)?(?:\d+(?:\.\d+)*|[ivxlc]+\b)?[.:)\s–—-]*", re.IGNORECASE
 )
 
-ROLES: tuple[tuple[str, Role], ...] = (
+HEADING_ROLES: tuple[tuple[str, PartRole], ...] = (
     (
         r"references?|bibliography|works cited|literature cited|(further|suggested|additional|recommended) readings?|citations|sources",
-        Role(REFERENCES),
+        PartRole(REFERENCE_LIST),
     ),
-    (r"(subject |author )?index", Role(INDEX)),
+    (r"(subject |author )?index", PartRole(BOOK_INDEX)),
     (
         r"(table of |brief |detailed )?contents|list of (figures|tables|illustrations|abbreviations)",
-        Role(CONTENTS),
+        PartRole(TABLE_OF_CONTENTS),
     ),
     (
         r"preface( to .*)?|foreword|dedication|copyright( page)?|acknowledge?ments?|title page|cover|half title|about (the|this) (authors?|book)",
-        Role(FRONT_MATTER),
+        PartRole(FRONT_MATTER),
     ),
     (
         r"contributors?|contributing authors|senior contributing authors|reviewers",
-        Role(CONTRIBUTORS),
+        PartRole(CONTRIBUTOR_LIST),
     ),
-    (r"glossary|key terms|terms and definitions|definitions", Role(kind="definition")),
+    (r"glossary|key terms|terms and definitions|definitions", PartRole(kind="definition")),
     (
         r"(learning |chapter )?(objectives|outcomes)|learning goals|what you will learn",
-        Role(kind="objective"),
+        PartRole(kind="objective"),
     ),
     (
         r"(chapter |section )?summary|chapter review|summary of key points|key points|key concepts|abstract",
-        Role(kind="summary"),
+        PartRole(kind="summary"),
     ),
     (
         r"(review|study|self-assessment|discussion|critical thinking) questions|questions( and answers)?|self-assessment",
-        Role(kind="question"),
+        PartRole(kind="question"),
     ),
 )
-_ROLES = tuple((re.compile(pattern, re.IGNORECASE), role) for pattern, role in ROLES)
+_HEADING_ROLE_PATTERNS = tuple(
+    (re.compile(pattern, re.IGNORECASE), role) for pattern, role in HEADING_ROLES
+)
 
 
-def role_of(title: str) -> Role:
+def find_heading_role(title: str) -> PartRole:
     """What the part under this heading is for, its number left aside: ``4.5 References`` is a reference list."""
-    plain = tidy(title).strip(" .:")
-    for name in (plain, _WITHOUT_NUMBER.sub("", plain)):
-        for pattern, role in _ROLES:
+    plain = normalize_passage_text(title).strip(" .:")
+    for name in (plain, _HEADING_NUMBER_PATTERN.sub("", plain)):
+        for pattern, role in _HEADING_ROLE_PATTERNS:
             if pattern.fullmatch(name):
                 return role
-    return PLAIN
+    return PLAIN_ROLE
 
 
-def lead_in(text: str) -> bool:
+def is_lead_in(text: str) -> bool:
     """Whether a text only announces a list."""
     return text.rstrip().endswith(":") and len(text) < 200
 
@@ -121,77 +123,84 @@ _DEFINITION = re.compile(
 )
 
 
-ENTRIES = {"definition": 1, "question": 1, "answer": 0}
+ENTRY_KIND_INCREMENTS = {"definition": 1, "question": 1, "answer": 0}
 """Kinds that stand in lists of their like -> whether one begins a new entry; an answer belongs to the question before it."""
 
 
-def labels(text: str) -> tuple[str, ...]:
+def find_figure_labels(text: str) -> tuple[str, ...]:
     """The figures and tables that a text names, as ``figure 3.1``."""
-    return tuple(dict.fromkeys(_label(match) for match in _LABEL.finditer(text)))
+    return tuple(dict.fromkeys(_format_label(match) for match in _LABEL.finditer(text)))
 
 
-def _label(match: re.Match[str]) -> str:
+def _format_label(match: re.Match[str]) -> str:
     return f"{'table' if match[1].lower().startswith('t') else 'figure'} {match[2]}"
 
 
 @dataclass
-class _Open:
+class _OpenPart:
     """A heading whose part is being read."""
 
     level: int
     title: str
-    role: Role
+    role: PartRole
     section: str
-    parts: int = 0
+    part_count: int = 0
 
 
-def chapter_level(headings: Iterable[Heading]) -> int:
+def find_chapter_level(headings: Iterable[BookHeading]) -> int:
     """The highest level of which there is more than one plain heading; the highest there is, where no level has two; 0 without headings."""
-    counts = Counter(heading.level for heading in headings if role_of(heading.text) == PLAIN)
+    counts = Counter(
+        heading.level for heading in headings if find_heading_role(heading.text) == PLAIN_ROLE
+    )
     return min(
         (level for level, count in counts.items() if count > 1), default=min(counts, default=0)
     )
 
 
-class Outline:
+class BookOutline:
     """The headings that are open at a point of a book."""
 
-    def __init__(self, book: str, chapters: int) -> None:
-        self.book, self.chapters = book, chapters
-        self.open = [_Open(0, book, PLAIN, book)]
-        self.questions = self.entries = 0
+    def __init__(self, book: str, chapter_level: int) -> None:
+        self.book, self.chapter_level = book, chapter_level
+        self.open_parts = [_OpenPart(0, book, PLAIN_ROLE, book)]
+        self.question_count = self.entry_count = 0
 
-    def enter(self, heading: Heading) -> None:
+    def enter_heading(self, heading: BookHeading) -> None:
         """A new heading closes those of its level and below."""
-        while self.open[-1].level >= heading.level:
-            self.open.pop()
-        above = self.open[-1]
-        above.parts += 1
-        role = role_of(heading.text)
-        inherited = above.role if role == PLAIN else role
-        self.open.append(
-            _Open(heading.level, tidy(heading.text), inherited, f"{above.section}/{above.parts}")
+        while self.open_parts[-1].level >= heading.level:
+            self.open_parts.pop()
+        above = self.open_parts[-1]
+        above.part_count += 1
+        role = find_heading_role(heading.text)
+        inherited = above.role if role == PLAIN_ROLE else role
+        self.open_parts.append(
+            _OpenPart(
+                heading.level,
+                normalize_passage_text(heading.text),
+                inherited,
+                f"{above.section}/{above.part_count}",
+            )
         )
 
-    def passage(self, body: Body) -> Passage | Lost:
+    def build_passage(self, body: BookBody) -> Passage | RejectedPassage:
         """The body as a passage of the part that is open."""
-        role = self.open[-1].role
-        if role.dropped:
-            return Lost(role.dropped, body.location)
-        body = self._in_role(self._recognised(body), role)
-        plain = [part for part in self.open[1:] if part.role == PLAIN]
-        chapter = next((part.title for part in plain if part.level == self.chapters), None)
-        path = tuple(part.title for part in plain if part.level > self.chapters)
+        role = self.open_parts[-1].role
+        if role.drop_reason:
+            return RejectedPassage(role.drop_reason, body.location)
+        body = self._apply_role(self._recognize_kind(body), role)
+        plain = [part for part in self.open_parts[1:] if part.role == PLAIN_ROLE]
+        chapter = next((part.title for part in plain if part.level == self.chapter_level), None)
+        path = tuple(part.title for part in plain if part.level > self.chapter_level)
         section = (
-            self._entry(body.kind)
-            if body.kind in ENTRIES
+            self._create_entry_section(body.kind)
+            if body.kind in ENTRY_KIND_INCREMENTS
             else plain[-1].section
             if plain
             else self.book
         )
         refers_to = (
             *body.refers_to,
-            *(label for label in labels(body.text) if label not in body.names),
+            *(label for label in find_figure_labels(body.text) if label not in body.names),
         )
         return Passage(
             self.book,
@@ -206,42 +215,44 @@ class Outline:
             refers_to,
         )
 
-    def _entry(self, kind: str) -> str:
+    def _create_entry_section(self, kind: str) -> str:
         """The section of an entry: itself. Its neighbours in a glossary say nothing about it, and a chapter that holds the glossary is not about it
         alone."""
-        self.entries += ENTRIES[kind]
-        return f"{self.open[-1].section}/entry {self.entries}"
+        self.entry_count += ENTRY_KIND_INCREMENTS[kind]
+        return f"{self.open_parts[-1].section}/entry {self.entry_count}"
 
-    def _recognised(self, body: Body) -> Body:
+    def _recognize_kind(self, body: BookBody) -> BookBody:
         """Captions, questions and answers that only their first words tell."""
-        text = tidy(body.text)
+        text = normalize_passage_text(body.text)
         if body.kind != "paragraph":
             return body
         if _CAPTION.match(text):
-            return body._replace(kind="caption", names=(*body.names, *labels(text)[:1]), text=text)
+            return body._replace(
+                kind="caption", names=(*body.names, *find_figure_labels(text)[:1]), text=text
+            )
         if match := _QUESTION.match(text):
-            self.questions += 1
+            self.question_count += 1
             return body._replace(
                 kind="question",
                 text=text[match.end() :],
-                names=(*body.names, f"question {self.questions}"),
+                names=(*body.names, f"question {self.question_count}"),
             )
-        if self.questions and (match := _ANSWER.match(text)):
+        if self.question_count and (match := _ANSWER.match(text)):
             return body._replace(
                 kind="answer",
                 text=text[match.end() :],
-                refers_to=(*body.refers_to, f"question {self.questions}"),
+                refers_to=(*body.refers_to, f"question {self.question_count}"),
             )
         return body
 
-    def _in_role(self, body: Body, role: Role) -> Body:
+    def _apply_role(self, body: BookBody, role: PartRole) -> BookBody:
         if body.kind not in ("paragraph", "list") or not role.kind:
             return body
-        if lead_in(body.text):
+        if is_lead_in(body.text):
             return body._replace(kind="lead-in")
         if role.kind != "definition":
             return body._replace(kind=role.kind)
-        match = _DEFINITION.fullmatch(tidy(body.text))
+        match = _DEFINITION.fullmatch(normalize_passage_text(body.text))
         return (
             body._replace(kind="definition", title=match["term"], text=match["meaning"])
             if match
@@ -249,29 +260,33 @@ class Outline:
         )
 
 
-def passages(events: Sequence[Event], book: str) -> Iterator[Passage | Lost]:
+def build_book_passages(
+    events: Sequence[OutlineEvent], book: str
+) -> Iterator[Passage | RejectedPassage]:
     """The passages of one book, in order, from its headings and bodies."""
-    outline = Outline(book, chapter_level(event for event in events if isinstance(event, Heading)))
-    for event in _glossary_lines(events):
-        if isinstance(event, Heading):
-            outline.enter(event)
-        elif isinstance(event, Lost):
+    outline = BookOutline(
+        book, find_chapter_level(event for event in events if isinstance(event, BookHeading))
+    )
+    for event in _split_glossary_lists(events):
+        if isinstance(event, BookHeading):
+            outline.enter_heading(event)
+        elif isinstance(event, RejectedPassage):
             yield event
         else:
-            yield outline.passage(event)
+            yield outline.build_passage(event)
 
 
-def _glossary_lines(events: Iterable[Event]) -> Iterator[Event]:
+def _split_glossary_lists(events: Iterable[OutlineEvent]) -> Iterator[OutlineEvent]:
     """A list below a heading such as *Glossary* is one definition a line; everything else as it is."""
-    role, level = PLAIN, 0
+    role, level = PLAIN_ROLE, 0
     for event in events:
-        if isinstance(event, Heading):
-            own = role_of(event.text)
+        if isinstance(event, BookHeading):
+            own = find_heading_role(event.text)
             role, level = (
-                (own, event.level) if own != PLAIN or event.level <= level else (role, level)
+                (own, event.level) if own != PLAIN_ROLE or event.level <= level else (role, level)
             )
         if (
-            isinstance(event, Body)
+            isinstance(event, BookBody)
             and event.kind == "list"
             and role.kind in ("definition", "question")
         ):

@@ -17,22 +17,22 @@ import pyarrow as pa
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
 
-BATCH_PASSAGES = 1024
+PASSAGE_BATCH_SIZE = 1024
 
-EMPTY = "empty"
-NO_LETTER = "no letter or digit"
-REFERENCES = "reference list"
-INDEX = "index"
-CONTENTS = "table of contents"
+EMPTY_PASSAGE = "empty"
+NO_LETTER_OR_DIGIT = "no letter or digit"
+REFERENCE_LIST = "reference list"
+BOOK_INDEX = "index"
+TABLE_OF_CONTENTS = "table of contents"
 FRONT_MATTER = "front matter"
-CONTRIBUTORS = "contributors"
+CONTRIBUTOR_LIST = "contributors"
 NAVIGATION = "navigation"
 RUNNING_HEAD = "running head"
 PAGE_NUMBER = "page number"
 PAGE_WITHOUT_TEXT = "page without text"
-OPTION = "option of a multiple-choice question"
-EQUATION = "equation outside a paragraph"
-CODE = "code"
+MULTIPLE_CHOICE_OPTION = "option of a multiple-choice question"
+DISPLAY_EQUATION = "equation outside a paragraph"
+CODE_BLOCK = "code"
 FOOTNOTE = "footnote"
 
 
@@ -51,7 +51,7 @@ class Passage(NamedTuple):
     refers_to: tuple[str, ...] = ()
 
 
-class Lost(NamedTuple):
+class RejectedPassage(NamedTuple):
     """A piece that was left out on purpose."""
 
     reason: str
@@ -68,54 +68,58 @@ _LIGATURES = {
     0xFB06: "st",
 }
 _BLANKS = dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
-_NOTHING = dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF], "")
-_CHARACTERS = _LIGATURES | _BLANKS | _NOTHING
-_KEEPS_LINES = frozenset({"list", "table", "objective"})
+_INVISIBLE_CHARACTERS = dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF], "")
+_CHARACTER_REPLACEMENTS = _LIGATURES | _BLANKS | _INVISIBLE_CHARACTERS
+_KINDS_WITH_LINES = frozenset({"list", "table", "objective"})
 
 
-def tidy(text: str, lines: bool = False) -> str:
+def normalize_passage_text(text: str, keep_line_ends: bool = False) -> str:
     """Text with ligatures spelled out, soft hyphens gone and single blanks between words; other characters stay, so that 10⁹ never becomes 109.
 
     Args:
         text: as it was read.
-        lines: whether line ends mean something, as between the rows of a table.
+        keep_line_ends: whether line ends mean something, as between the rows of a table.
     """
-    plain = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
-    if not lines:
+    plain = unicodedata.normalize("NFC", text.translate(_CHARACTER_REPLACEMENTS))
+    if not keep_line_ends:
         return " ".join(plain.split())
     return "\n".join(
         line for line in (" ".join(line.split()) for line in plain.split("\n")) if line
     )
 
 
-def batches(found: Iterable[Passage | Lost], attrition: Attrition) -> Iterator[pa.RecordBatch]:
-    """The passages of ``found`` in batches of ``tables.PASSAGE``, counted into ``attrition`` as they pass.
+def batch_passages(
+    pieces: Iterable[Passage | RejectedPassage], attrition: Attrition
+) -> Iterator[pa.RecordBatch]:
+    """The passages of ``pieces`` in batches of ``tables.PASSAGE``, counted into ``attrition`` as they pass.
 
     An id is a hash of book, place and text, so that it does not change when something else in the book does; the second passage that is alike in all
     three gets ``-2``.
     """
     kept: list[Passage] = []
     used = Counter[str]()
-    for piece in found:
-        passage = _counted(piece, attrition)
+    for piece in pieces:
+        passage = _normalize_piece(piece, attrition)
         if passage is not None:
             kept.append(passage)
-        if len(kept) == BATCH_PASSAGES:
-            yield _batch(kept, used)
+        if len(kept) == PASSAGE_BATCH_SIZE:
+            yield _build_passage_batch(kept, used)
             kept = []
     if kept:
-        yield _batch(kept, used)
+        yield _build_passage_batch(kept, used)
 
 
-def refusing_nothing(found: Iterable[Passage | Lost], location: str) -> Iterator[Passage | Lost]:
+def check_book_has_passages(
+    pieces: Iterable[Passage | RejectedPassage], location: str
+) -> Iterator[Passage | RejectedPassage]:
     """The pieces of one book as they are.
 
     Raises:
         SourceError: at the end, when not one of them has text.
     """
     lost, kept = Counter[str](), 0
-    for piece in found:
-        if isinstance(piece, Lost):
+    for piece in pieces:
+        if isinstance(piece, RejectedPassage):
             lost[piece.reason] += 1
         else:
             kept += bool(piece.text.strip())
@@ -133,38 +137,38 @@ def refusing_nothing(found: Iterable[Passage | Lost], location: str) -> Iterator
         )
 
 
-def _counted(piece: Passage | Lost, attrition: Attrition) -> Passage | None:
+def _normalize_piece(piece: Passage | RejectedPassage, attrition: Attrition) -> Passage | None:
     attrition.entered_rows += 1
-    if isinstance(piece, Lost):
+    if isinstance(piece, RejectedPassage):
         attrition.drop_rows(piece.reason)
         return None
-    text = tidy(piece.text, piece.kind in _KEEPS_LINES)
+    text = normalize_passage_text(piece.text, piece.kind in _KINDS_WITH_LINES)
     if not text or not re.search(r"\w", text):
-        attrition.drop_rows(NO_LETTER if text else EMPTY)
+        attrition.drop_rows(NO_LETTER_OR_DIGIT if text else EMPTY_PASSAGE)
         return None
-    title = tidy(piece.title) if piece.title else None
+    title = normalize_passage_text(piece.title) if piece.title else None
     return piece._replace(
         text=text,
         title=title or None,
-        heading_path=tuple(tidy(heading) for heading in piece.heading_path),
+        heading_path=tuple(normalize_passage_text(heading) for heading in piece.heading_path),
     )
 
 
-def _batch(passages: list[Passage], used: Counter[str]) -> pa.RecordBatch:
+def _build_passage_batch(passages: list[Passage], id_counts: Counter[str]) -> pa.RecordBatch:
     columns: dict[str, object] = dict(
         zip(Passage._fields, zip(*passages, strict=True), strict=True)
     )
-    columns["passage_id"] = [_identity(passage, used) for passage in passages]
+    columns["passage_id"] = [_create_passage_id(passage, id_counts) for passage in passages]
     return pa.record_batch(
         [pa.array(columns[field.name], field.type) for field in PASSAGE_SCHEMA],
         schema=PASSAGE_SCHEMA,
     )
 
 
-def _identity(passage: Passage, used: Counter[str]) -> str:
+def _create_passage_id(passage: Passage, id_counts: Counter[str]) -> str:
     key = hashlib.blake2b(
         f"{passage.book}\0{passage.location}\0{passage.title}\0{passage.text}".encode(),
         digest_size=8,
     ).hexdigest()
-    used[key] += 1
-    return key if used[key] == 1 else f"{key}-{used[key]}"
+    id_counts[key] += 1
+    return key if id_counts[key] == 1 else f"{key}-{id_counts[key]}"

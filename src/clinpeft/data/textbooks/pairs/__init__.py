@@ -29,21 +29,27 @@ from clinpeft.core.schemas import PAIR_SCHEMA, Attrition
 from clinpeft.data.formats import working_folder
 from clinpeft.data.notes import deduplicate
 from clinpeft.data.textbooks.pairs import pair_files
-from clinpeft.data.textbooks.pairs.filters import FILTERS
-from clinpeft.data.textbooks.pairs.kinds import KINDS, Pair, Row, opened
-from clinpeft.data.textbooks.pairs.overlap import Grams, contaminated
-from clinpeft.data.textbooks.pairs.split import splits
+from clinpeft.data.textbooks.pairs.filters import PAIR_FILTERS
+from clinpeft.data.textbooks.pairs.kinds import PAIR_BUILDERS, TextPair, PassageRow, index_book
+from clinpeft.data.textbooks.pairs.overlap import NgramIndex, is_contaminated
+from clinpeft.data.textbooks.pairs.split import assign_pair_splits
 from clinpeft.recipe.textbooks import PairSplitSpec, PairsSpec, PassagesSpec
 
-__all__ = ["KINDS", "Pairs", "build", "evaluation_texts", "selected"]
+__all__ = [
+    "PAIR_BUILDERS",
+    "PairCorpus",
+    "build_pair_corpus",
+    "read_evaluation_texts",
+    "select_passages",
+]
 
-IN_EVALUATION = "shares an n-gram with an evaluation text"
-IN_HELD_OUT = "shares an n-gram with a pair held out"
-_BATCH, _DATABASE_MEGABYTES = 1024, 512
+OVERLAPS_EVALUATION_TEXT = "shares an n-gram with an evaluation text"
+OVERLAPS_HELD_OUT_PAIR = "shares an n-gram with a pair held out"
+_PAIR_BATCH_SIZE, _DATABASE_MEGABYTES = 1024, 512
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairCorpus:
     """Pairs to learn from and to be asked.
 
     Attributes:
@@ -57,13 +63,13 @@ class Pairs:
     counts: Mapping[tuple[str, str], int]
 
 
-def build(
+def build_pair_corpus(
     passages: pa.Table | pa.RecordBatchReader,
     spec: PairsSpec,
     split: PairSplitSpec,
     folder: Path,
-    evaluation: Iterable[str] = (),
-) -> Pairs:
+    evaluation_texts: Iterable[str] = (),
+) -> PairCorpus:
     """The pairs of books, written to ``folder/pairs.parquet`` at once and whole, or not at all.
 
     Args:
@@ -71,7 +77,7 @@ def build(
         spec: which pairs, and which of them are dropped.
         split: who is held out.
         folder: where the pairs go; temporary files live in it too, and are removed.
-        evaluation: texts that are used to evaluate; a pair that shares words with one is dropped from every split.
+        evaluation_texts: texts that are used to evaluate; a pair that shares words with one is dropped from every split.
 
     Raises:
         RecipeError: a book or chapter is named that has no pairs.
@@ -91,22 +97,24 @@ def build(
             hint="give books that hold text",
         )
     made, filtered = Attrition("pairs"), Attrition("filter")
-    kept = list(FILTERS[spec.compat](_collected(rows, spec, made), spec, filtered))
-    _refuse_too_few(kept, filtered)
-    with working_folder.working(folder) as partial:
-        kept, repeated = _without_repetitions(kept, spec, partial)
-        kept, clean = _without_overlap(kept, spec, evaluation)
-        _refuse_too_few(kept, clean)
-        placed = list(zip(kept, splits(kept, split), strict=True))
-        placed, apart = _apart_from_held_out(placed, spec, split)
-        _write(placed, partial / "pairs.parquet")
-        with working_folder.stored(folder):
+    kept = list(PAIR_FILTERS[spec.compat](_collect_pairs(rows, spec, made), spec, filtered))
+    _check_pair_count(kept, filtered)
+    with working_folder.create_working_folder(folder) as partial:
+        kept, repeated = _deduplicate_pairs(kept, spec, partial)
+        kept, clean = _remove_evaluation_overlap(kept, spec, evaluation_texts)
+        _check_pair_count(kept, clean)
+        placed = list(zip(kept, assign_pair_splits(kept, split), strict=True))
+        placed, apart = _remove_held_out_overlap(placed, spec, split)
+        _write_pairs(placed, partial / "pairs.parquet")
+        with working_folder.translate_storage_errors(folder):
             (partial / "pairs.parquet").replace(folder / "pairs.parquet")
     counts = Counter((pair.kind, name) for pair, name in placed)
-    return Pairs(folder / "pairs.parquet", (made, filtered, *repeated, clean, apart), dict(counts))
+    return PairCorpus(
+        folder / "pairs.parquet", (made, filtered, *repeated, clean, apart), dict(counts)
+    )
 
 
-def selected(passages: pa.Table, spec: PassagesSpec, attrition: Attrition) -> pa.Table:
+def select_passages(passages: pa.Table, spec: PassagesSpec, attrition: Attrition) -> pa.Table:
     """The passages of the books and chapters that are asked for.
 
     Raises:
@@ -131,7 +139,7 @@ def selected(passages: pa.Table, spec: PassagesSpec, attrition: Attrition) -> pa
     return passages
 
 
-def evaluation_texts(paths: Iterable[Path]) -> Iterator[str]:
+def read_evaluation_texts(paths: Iterable[Path]) -> Iterator[str]:
     """All texts of files of JSON lines, whatever their keys are called: every string, and every string in a list.
 
     Raises:
@@ -142,37 +150,41 @@ def evaluation_texts(paths: Iterable[Path]) -> Iterator[str]:
             with path.open(encoding="utf-8-sig") as file:
                 for line in file:
                     if line.strip():
-                        yield from _strings(json.loads(line))
+                        yield from _iterate_strings(json.loads(line))
         except (OSError, ValueError) as error:
             message = f"this file of evaluation texts cannot be read ({type(error).__name__})"
             raise InputError(message, location=str(path), hint="give UTF-8 JSON lines") from None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _iterate_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+            yield from _iterate_strings(inner)
 
 
-def _collected(rows: Sequence[Row], spec: PairsSpec, attrition: Attrition) -> Iterator[Pair]:
+def _collect_pairs(
+    rows: Sequence[PassageRow], spec: PairsSpec, attrition: Attrition
+) -> Iterator[TextPair]:
     """All pairs that the books and the imported files give; what gave none is counted by its reason."""
     books = [
-        opened(list(group)) for _, group in itertools.groupby(rows, key=lambda row: row["book"])
+        index_book(list(group)) for _, group in itertools.groupby(rows, key=lambda row: row["book"])
     ]
-    made = (found for kind in spec.kinds for book in books for found in KINDS[kind](book, spec))
+    made = (
+        found for kind in spec.kinds for book in books for found in PAIR_BUILDERS[kind](book, spec)
+    )
     known = {row["passage_id"]: row for row in rows}
-    given = (found for file in spec.imported for found in pair_files.read(file, known))
+    given = (found for file in spec.imported for found in pair_files.read_pair_file(file, known))
     for found in itertools.chain(made, given):
         attrition.entered_rows += 1
-        if isinstance(found, Pair):
+        if isinstance(found, TextPair):
             yield found
         else:
             attrition.drop_rows(found)
 
 
-def _refuse_too_few(pairs: Sequence[Pair], attrition: Attrition) -> None:
+def _check_pair_count(pairs: Sequence[TextPair], attrition: Attrition) -> None:
     """One pair has nothing to be told apart from."""
     if len(pairs) < 2:
         dropped = ", ".join(
@@ -187,24 +199,30 @@ def _refuse_too_few(pairs: Sequence[Pair], attrition: Attrition) -> None:
         )
 
 
-def _without_repetitions(
-    pairs: list[Pair], spec: PairsSpec, partial: Path
-) -> tuple[list[Pair], list[Attrition]]:
+def _deduplicate_pairs(
+    pairs: list[TextPair], spec: PairsSpec, partial: Path
+) -> tuple[list[TextPair], list[Attrition]]:
     """Pairs whose two sides together do not say again what those of an earlier pair said."""
-    steps = deduplicate.STEPS[spec.deduplicate]
+    steps = deduplicate.DEDUPLICATION_STEPS[spec.deduplicate]
     with contextlib.ExitStack() as files:
         told = [
-            files.enter_context(step.remembering(partial, spec.near_threshold)) for step in steps
+            files.enter_context(step.open_writer(partial, spec.near_threshold)) for step in steps
         ]
-        for batch in (pairs[at : at + _BATCH] for at in range(0, len(pairs), _BATCH)):
-            words = [deduplicate.words(f"{pair.anchor} {pair.positive}") for pair in batch]
+        for batch in (
+            pairs[at : at + _PAIR_BATCH_SIZE] for at in range(0, len(pairs), _PAIR_BATCH_SIZE)
+        ):
+            words = [
+                deduplicate.normalize_words(f"{pair.anchor} {pair.positive}") for pair in batch
+            ]
             for remember in told:
                 remember(words)
     dropped, attritions = np.zeros(len(pairs), np.bool_), []
-    with contextlib.closing(working_folder.database(partial, _DATABASE_MEGABYTES)) as connection:
+    with contextlib.closing(
+        working_folder.create_working_database(partial, _DATABASE_MEGABYTES)
+    ) as connection:
         for step in steps:
             attrition = Attrition(step.name, entered_rows=int((~dropped).sum()))
-            found = step.find(connection, partial, dropped, spec.near_threshold)
+            found = step.find_duplicates(connection, partial, dropped, spec.near_threshold)
             attrition.drop_rows(step.reason.replace("note", "pair"), int(found.sum()))
             dropped |= found
             attritions.append(attrition)
@@ -213,50 +231,56 @@ def _without_repetitions(
     ], attritions
 
 
-def _without_overlap(
-    pairs: list[Pair], spec: PairsSpec, evaluation: Iterable[str]
-) -> tuple[list[Pair], Attrition]:
+def _remove_evaluation_overlap(
+    pairs: list[TextPair], spec: PairsSpec, evaluation_texts: Iterable[str]
+) -> tuple[list[TextPair], Attrition]:
     attrition = Attrition("decontaminate", entered_rows=len(pairs))
-    grams = Grams(spec.ngram_words)
-    grams.add(evaluation)
+    grams = NgramIndex(spec.ngram_words)
+    grams.add_texts(evaluation_texts)
     kept = [
         pair
         for pair in pairs
-        if not contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
+        if not is_contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
     ]
-    attrition.drop_rows(IN_EVALUATION, len(pairs) - len(kept))
+    attrition.drop_rows(OVERLAPS_EVALUATION_TEXT, len(pairs) - len(kept))
     return kept, attrition
 
 
-def _apart_from_held_out(
-    placed: list[tuple[Pair, str]], spec: PairsSpec, split: PairSplitSpec
-) -> tuple[list[tuple[Pair, str]], Attrition]:
+def _remove_held_out_overlap(
+    pair_splits: list[tuple[TextPair, str]], spec: PairsSpec, split: PairSplitSpec
+) -> tuple[list[tuple[TextPair, str]], Attrition]:
     """Books quote each other and themselves: what is learned from must not hold what is asked, where whole books or chapters are held out."""
-    attrition = Attrition("split", entered_rows=len(placed))
+    attrition = Attrition("split", entered_rows=len(pair_splits))
     if not spec.against_held_out or split.by == "pair":
-        return placed, attrition
-    grams = Grams(spec.ngram_words)
-    grams.add(
-        text for pair, name in placed if name == "held_out" for text in (pair.anchor, pair.positive)
+        return pair_splits, attrition
+    grams = NgramIndex(spec.ngram_words)
+    grams.add_texts(
+        text
+        for pair, name in pair_splits
+        if name == "held_out"
+        for text in (pair.anchor, pair.positive)
     )
     kept = [
         (pair, name)
-        for pair, name in placed
+        for pair, name in pair_splits
         if name == "held_out"
-        or not contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
+        or not is_contaminated((pair.anchor, pair.positive), grams, spec.max_overlap)
     ]
-    attrition.drop_rows(IN_HELD_OUT, len(placed) - len(kept))
+    attrition.drop_rows(OVERLAPS_HELD_OUT_PAIR, len(pair_splits) - len(kept))
     return kept, attrition
 
 
-def _write(placed: Sequence[tuple[Pair, str]], path: Path) -> None:
+def _write_pairs(pair_splits: Sequence[tuple[TextPair, str]], path: Path) -> None:
     used = Counter[str]()
-    with working_folder.writing(path, PAIR_SCHEMA) as write:
-        for batch in (placed[at : at + _BATCH] for at in range(0, len(placed), _BATCH)):
+    with working_folder.open_parquet_writer(path, PAIR_SCHEMA) as write:
+        for batch in (
+            pair_splits[at : at + _PAIR_BATCH_SIZE]
+            for at in range(0, len(pair_splits), _PAIR_BATCH_SIZE)
+        ):
             columns: dict[str, Sequence[object]] = dict(
-                zip(Pair._fields, zip(*(pair for pair, _ in batch), strict=True), strict=True)
+                zip(TextPair._fields, zip(*(pair for pair, _ in batch), strict=True), strict=True)
             )
-            columns["pair_id"] = [_identity(pair, used) for pair, _ in batch]
+            columns["pair_id"] = [_create_pair_id(pair, used) for pair, _ in batch]
             columns["split"] = [name for _, name in batch]
             write(
                 pa.record_batch(
@@ -266,10 +290,10 @@ def _write(placed: Sequence[tuple[Pair, str]], path: Path) -> None:
             )
 
 
-def _identity(pair: Pair, used: Counter[str]) -> str:
+def _create_pair_id(pair: TextPair, id_counts: Counter[str]) -> str:
     """A hash of kind and texts; the second pair that is alike in both gets ``-2``."""
     key = hashlib.blake2b(
         "\0".join((pair.kind, pair.anchor, pair.positive)).encode(), digest_size=8
     ).hexdigest()
-    used[key] += 1
-    return key if used[key] == 1 else f"{key}-{used[key]}"
+    id_counts[key] += 1
+    return key if id_counts[key] == 1 else f"{key}-{id_counts[key]}"

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from clinpeft.core.schemas import Attrition
-from clinpeft.data.textbooks.pairs.kinds import Pair
+from clinpeft.data.textbooks.pairs.kinds import TextPair
 from clinpeft.recipe.textbooks import PairsSpec
 
-EMPTY = "a side is empty"
-SAME = "both sides say the same"
-SHORT = "shorter than min_words"
+EMPTY_PAIR_SIDE = "a side is empty"
+IDENTICAL_PAIR_SIDES = "both sides say the same"
+BELOW_MIN_WORDS = "shorter than min_words"
 STUDY_LENGTH = "study: not 3 to 500 words"
-STUDY_BANNED = "study: marks of a heading, a list or a licence"
+STUDY_BANNED_TEXT = "study: marks of a heading, a list or a licence"
 STUDY_REFUSAL = "study: the paraphrase is a refusal"
-STUDY_SECOND = "study: a second paraphrase of the same original"
+STUDY_SECOND_PARAPHRASE = "study: a second paraphrase of the same original"
 
-BANNED = (
+STUDY_BANNED_MARKS = (
     "TABLE OF CONTENTS",
     "CHAPTER ",
     "PAGE ",
@@ -31,8 +31,11 @@ BANNED = (
     "REFERENCES",
     "PERSONAL PERSPECTIVES",
 )
-SECTION, SAVED_BY = "SECTION ", ("DOPPLER", "ECHO", "CARDIAC", "VENTRICULAR")
-REFUSALS = (
+STUDY_SECTION_MARK, STUDY_SECTION_EXCEPTIONS = (
+    "SECTION ",
+    ("DOPPLER", "ECHO", "CARDIAC", "VENTRICULAR"),
+)
+STUDY_REFUSAL_PHRASES = (
     "does not appear to be",
     "cannot be provided",
     "not a medical sentence",
@@ -40,12 +43,14 @@ REFUSALS = (
 )
 
 
-def plain(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -> Iterator[Pair]:
+def filter_pairs(
+    pairs: Iterable[TextPair], spec: PairsSpec, attrition: Attrition
+) -> Iterator[TextPair]:
     """Pairs whose sides are long enough and differ, cut to ``max_words``, with single blanks."""
     for pair in pairs:
         attrition.entered_rows += 1
         sides = [pair.anchor.split(), pair.positive.split()]
-        reason = _plain_reason(sides, spec)
+        reason = _find_drop_reason(sides, spec)
         if reason:
             attrition.drop_rows(reason)
         else:
@@ -53,26 +58,30 @@ def plain(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -> Itera
             yield pair._replace(anchor=anchor, positive=positive)
 
 
-def _plain_reason(sides: list[list[str]], spec: PairsSpec) -> str:
+def _find_drop_reason(sides: list[list[str]], spec: PairsSpec) -> str:
     if not all(sides):
-        return EMPTY
+        return EMPTY_PAIR_SIDE
     if [word.casefold() for word in sides[0]] == [word.casefold() for word in sides[1]]:
-        return SAME
+        return IDENTICAL_PAIR_SIDES
     short = len(sides[0]) < spec.min_words or len(sides[1]) < max(
         spec.min_words, spec.min_positive_words
     )
-    return SHORT if short else ""
+    return BELOW_MIN_WORDS if short else ""
 
 
-def cardio_study(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -> Iterator[Pair]:
+def filter_pairs_as_cardio_study(
+    pairs: Iterable[TextPair], spec: PairsSpec, attrition: Attrition
+) -> Iterator[TextPair]:
     """Pairs as the study kept them: one paraphrase an original, the first; in the order of the originals."""
     del spec
-    kept: dict[str, Pair] = {}
+    kept: dict[str, TextPair] = {}
     for quoted in pairs:
         attrition.entered_rows += 1
-        pair = quoted._replace(anchor=_unquoted(quoted.anchor), positive=_unquoted(quoted.positive))
+        pair = quoted._replace(
+            anchor=_strip_quotes(quoted.anchor), positive=_strip_quotes(quoted.positive)
+        )
         key = pair.anchor.lower()
-        reason = _study_reason(pair) or (STUDY_SECOND if key in kept else "")
+        reason = _find_study_drop_reason(pair) or (STUDY_SECOND_PARAPHRASE if key in kept else "")
         if reason:
             attrition.drop_rows(reason)
         else:
@@ -80,31 +89,38 @@ def cardio_study(pairs: Iterable[Pair], spec: PairsSpec, attrition: Attrition) -
     yield from sorted(kept.values(), key=lambda pair: pair.anchor)
 
 
-def _unquoted(text: str) -> str:
+def _strip_quotes(text: str) -> str:
     return text.strip().strip("\"'“”‘’").strip()
 
 
-def _study_reason(pair: Pair) -> str:
+def _find_study_drop_reason(pair: TextPair) -> str:
     sides = (pair.anchor, pair.positive)
     if not all(sides):
-        return EMPTY
+        return EMPTY_PAIR_SIDE
     if not all(3 <= len(side.split()) <= 500 for side in sides):
         return STUDY_LENGTH
     if pair.anchor.lower() == pair.positive.lower():
-        return SAME
-    if any(_banned(side.upper(), pair.anchor.upper()) for side in sides):
-        return STUDY_BANNED
-    return STUDY_REFUSAL if any(refusal in pair.positive.lower() for refusal in REFUSALS) else ""
-
-
-def _banned(side: str, original: str) -> bool:
-    return any(mark in side for mark in BANNED) or (
-        SECTION in side and not any(word in original for word in SAVED_BY)
+        return IDENTICAL_PAIR_SIDES
+    if any(_is_banned(side.upper(), pair.anchor.upper()) for side in sides):
+        return STUDY_BANNED_TEXT
+    return (
+        STUDY_REFUSAL
+        if any(refusal in pair.positive.lower() for refusal in STUDY_REFUSAL_PHRASES)
+        else ""
     )
 
 
-FILTERS: dict[str, Callable[[Iterable[Pair], PairsSpec, Attrition], Iterator[Pair]]] = {
-    "": plain,
-    "cardio-study": cardio_study,
+def _is_banned(side: str, original: str) -> bool:
+    return any(mark in side for mark in STUDY_BANNED_MARKS) or (
+        STUDY_SECTION_MARK in side
+        and not any(word in original for word in STUDY_SECTION_EXCEPTIONS)
+    )
+
+
+PAIR_FILTERS: dict[
+    str, Callable[[Iterable[TextPair], PairsSpec, Attrition], Iterator[TextPair]]
+] = {
+    "": filter_pairs,
+    "cardio-study": filter_pairs_as_cardio_study,
 }
 """What ``pairs.compat`` names."""

@@ -10,29 +10,32 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clinpeft.core.errors import InputError
-from clinpeft.data.textbooks.pairs.kinds import Pair, Row
+from clinpeft.data.textbooks.pairs.kinds import TextPair, PassageRow
 from clinpeft.recipe.textbooks import ImportedPairsSpec
 
-ANCHORS = ("anchor", "query", "question", "original")
-POSITIVES = ("positive", "pos", "answer", "paraphrase")
+ANCHOR_KEYS = ("anchor", "query", "question", "original")
+POSITIVE_KEYS = ("positive", "pos", "answer", "paraphrase")
 """The keys that are looked for, in this order."""
 
-NOT_TEXT = "imported: a side is no text"
-UNREADABLE = "imported: no JSON object"
-UNKNOWN_PASSAGE = "imported: its passage is not there"
-MOST_UNREADABLE = 0.01
+IMPORTED_SIDE_NOT_TEXT = "imported: a side is no text"
+IMPORTED_LINE_UNREADABLE = "imported: no JSON object"
+IMPORTED_PASSAGE_UNKNOWN = "imported: its passage is not there"
+MAX_UNREADABLE_FRACTION = 0.01
 
 
-def read(spec: ImportedPairsSpec, passages: Mapping[str, Row]) -> Iterator[Pair | str]:
+def read_pair_file(
+    spec: ImportedPairsSpec, passages: Mapping[str, PassageRow]
+) -> Iterator[TextPair | str]:
     """The pairs of a file, or the reasons why lines of it are none.
 
     Raises:
         InputError: it is not there, no UTF-8 text, empty, has one of the two columns only, or more than one line in a hundred is damaged.
     """
-    rows = [_parsed(line) for line in _lines(spec)]
+    rows = [_parse_line(line) for line in _read_lines(spec)]
     readable = [row for row in rows if row is not None]
     if (
-        len(rows) - len(readable) > max(MOST_UNREADABLE * len(rows), 0 if len(rows) < 3 else 1)
+        len(rows) - len(readable)
+        > max(MAX_UNREADABLE_FRACTION * len(rows), 0 if len(rows) < 3 else 1)
         or not readable
     ):
         message = f"{len(rows) - len(readable):,} of the {len(rows):,} lines of this pair file are no JSON objects"
@@ -41,16 +44,16 @@ def read(spec: ImportedPairsSpec, passages: Mapping[str, Row]) -> Iterator[Pair 
             location=str(spec.path),
             hint='give one object a line, such as {"anchor": "...", "positive": "..."}',
         )
-    anchor = _column(spec.anchor, ANCHORS, readable, spec, "anchor")
-    positive = _column(spec.positive, POSITIVES, readable, spec, "positive")
+    anchor = _find_column(spec.anchor, ANCHOR_KEYS, readable, spec, "anchor")
+    positive = _find_column(spec.positive, POSITIVE_KEYS, readable, spec, "positive")
     for row in rows:
         if row is None:
-            yield UNREADABLE
+            yield IMPORTED_LINE_UNREADABLE
         else:
-            yield from _pairs(row, anchor, positive, spec.kind, passages)
+            yield from _build_pairs(row, anchor, positive, spec.kind, passages)
 
 
-def _lines(spec: ImportedPairsSpec) -> list[str]:
+def _read_lines(spec: ImportedPairsSpec) -> list[str]:
     try:
         lines = [
             line for line in spec.path.read_text(encoding="utf-8-sig").split("\n") if line.strip()
@@ -75,7 +78,7 @@ def _lines(spec: ImportedPairsSpec) -> list[str]:
     return lines
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parse_line(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
     except ValueError:
@@ -83,19 +86,21 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _column(
-    asked: str,
-    usual: tuple[str, ...],
+def _find_column(
+    column_name: str,
+    default_keys: tuple[str, ...],
     rows: list[dict[str, Any]],
     spec: ImportedPairsSpec,
     side: str,
 ) -> str:
     """The key that holds a side; its name is said, never what it holds."""
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    found = next((name for name in ((asked,) if asked else usual) if name in names), "")
+    found = next(
+        (name for name in ((column_name,) if column_name else default_keys) if name in names), ""
+    )
     if found:
         return found
-    wanted = repr(asked) if asked else f"any of {', '.join(usual)}"
+    wanted = repr(column_name) if column_name else f"any of {', '.join(default_keys)}"
     only = (
         f"its only column is {names[0][:40]!r}"
         if len(names) == 1
@@ -107,22 +112,22 @@ def _column(
     )
 
 
-def _pairs(
-    row: dict[str, Any], anchor: str, positive: str, kind: str, passages: Mapping[str, Row]
-) -> Iterator[Pair | str]:
+def _build_pairs(
+    row: dict[str, Any], anchor: str, positive: str, kind: str, passages: Mapping[str, PassageRow]
+) -> Iterator[TextPair | str]:
     source = row.get("passage_id")
     if source is not None and source not in passages:
-        yield UNKNOWN_PASSAGE
+        yield IMPORTED_PASSAGE_UNKNOWN
         return
-    known: Row = passages[source] if source is not None else row
-    book, chapter, section = (_text(known.get(name)) for name in ("book", "chapter", "section"))
+    known: PassageRow = passages[source] if source is not None else row
+    book, chapter, section = (_get_text(known.get(name)) for name in ("book", "chapter", "section"))
     positives = row.get(positive) if isinstance(row.get(positive), list) else [row.get(positive)]
     for other in positives or [None]:
         if isinstance(row.get(anchor), str) and isinstance(other, str):
-            yield Pair(kind, row[anchor], other, book, chapter, section, source, source)
+            yield TextPair(kind, row[anchor], other, book, chapter, section, source, source)
         else:
-            yield NOT_TEXT
+            yield IMPORTED_SIDE_NOT_TEXT
 
 
-def _text(value: object) -> str | None:
+def _get_text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None

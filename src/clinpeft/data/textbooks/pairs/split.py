@@ -8,36 +8,40 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from clinpeft.core.errors import InputError, RecipeError
-from clinpeft.data.textbooks.pairs.kinds import Pair
+from clinpeft.data.textbooks.pairs.kinds import TextPair
 from clinpeft.recipe.textbooks import PairSplitSpec
 
-Key = tuple[str, ...]
+PairGroupKey = tuple[str, ...]
 
 
-def _by_pair(pair: Pair, at: int) -> Key:
+def _group_by_pair(pair: TextPair, pair_index: int) -> PairGroupKey:
     del pair
-    return ("pair", str(at))
+    return ("pair", str(pair_index))
 
 
-def _by_book(pair: Pair, at: int) -> Key:
-    del at
+def _group_by_book(pair: TextPair, pair_index: int) -> PairGroupKey:
+    del pair_index
     return ("book", pair.book) if pair.book else ("anchor", pair.anchor.casefold())
 
 
-def _by_chapter(pair: Pair, at: int) -> Key:
+def _group_by_chapter(pair: TextPair, pair_index: int) -> PairGroupKey:
     """What stands before the first chapter of a book, or in a book without chapters, is one chapter."""
-    return ("chapter", pair.book, pair.chapter or "") if pair.book else _by_book(pair, at)
+    return (
+        ("chapter", pair.book, pair.chapter or "")
+        if pair.book
+        else _group_by_book(pair, pair_index)
+    )
 
 
-BY: dict[str, Callable[[Pair, int], Key]] = {
-    "pair": _by_pair,
-    "book": _by_book,
-    "chapter": _by_chapter,
+PAIR_SPLIT_GROUPS: dict[str, Callable[[TextPair, int], PairGroupKey]] = {
+    "pair": _group_by_pair,
+    "book": _group_by_book,
+    "chapter": _group_by_chapter,
 }
 """What is held out as a whole; an imported pair that names no book goes with those of the same anchor."""
 
 
-def splits(pairs: Sequence[Pair], spec: PairSplitSpec) -> list[str]:
+def assign_pair_splits(pairs: Sequence[TextPair], spec: PairSplitSpec) -> list[str]:
     """The split of every pair.
 
     The groups are put in an order by a hash of seed and name. Those named in the recipe go where it says; the others are laid end to end, and each
@@ -47,19 +51,21 @@ def splits(pairs: Sequence[Pair], spec: PairSplitSpec) -> list[str]:
         RecipeError: a name that no book or chapter has.
         InputError: a split that is asked for gets no pair.
     """
-    keys = [BY[spec.by](pair, at) for at, pair in enumerate(pairs)]
+    keys = [PAIR_SPLIT_GROUPS[spec.by](pair, at) for at, pair in enumerate(pairs)]
     sizes = Counter(keys)
-    named = _named(sizes, spec)
+    named = _assign_named_groups(sizes, spec)
     drawn = sorted(
-        (key for key in sizes if key not in named), key=lambda key: _draw(key, spec.seed)
+        (key for key in sizes if key not in named), key=lambda key: _hash_group(key, spec.seed)
     )
-    placed = named | _laid_out(drawn, sizes, _shares(spec))
+    placed = named | _assign_groups(drawn, sizes, _compute_fractions(spec))
     found = [placed[key] for key in keys]
-    _refuse_empty(Counter(found), spec, len(sizes))
+    _check_split_counts(Counter(found), spec, len(sizes))
     return found
 
 
-def _named(sizes: Mapping[Key, int], spec: PairSplitSpec) -> dict[Key, str]:
+def _assign_named_groups(
+    sizes: Mapping[PairGroupKey, int], spec: PairSplitSpec
+) -> dict[PairGroupKey, str]:
     """The groups that the recipe names, with their splits."""
     asked = dict.fromkeys(spec.tuning_names, "tuning") | dict.fromkeys(
         spec.held_out_names, "held_out"
@@ -79,7 +85,7 @@ def _named(sizes: Mapping[Key, int], spec: PairSplitSpec) -> dict[Key, str]:
     return {key: asked[key[-1]] for key in sizes if key[0] == spec.by and key[-1] in asked}
 
 
-def _shares(spec: PairSplitSpec) -> dict[str, float]:
+def _compute_fractions(spec: PairSplitSpec) -> dict[str, float]:
     """What is left to be drawn: a split that has names of its own gets nothing more; nothing is held out by chance where names are given."""
     shares = {"held_out": spec.held_out, "tuning": spec.tuning, "train": spec.train}
     if spec.held_out_names:
@@ -90,20 +96,21 @@ def _shares(spec: PairSplitSpec) -> dict[str, float]:
     return {name: share / total for name, share in shares.items()}
 
 
-def _draw(key: Key, seed: int) -> bytes:
+def _hash_group(key: PairGroupKey, seed: int) -> bytes:
     return hashlib.blake2b("\0".join((str(seed), *key)).encode(), digest_size=8).digest()
 
 
-def _laid_out(
-    keys: Sequence[Key], sizes: Mapping[Key, int], shares: Mapping[str, float]
-) -> dict[Key, str]:
+def _assign_groups(
+    keys: Sequence[PairGroupKey], sizes: Mapping[PairGroupKey, int], fractions: Mapping[str, float]
+) -> dict[PairGroupKey, str]:
     """Each group where its middle falls; a split that is asked for takes at least the next group, where there are groups enough."""
     total = sum(sizes[key] for key in keys)
-    wanted = [name for name, share in shares.items() if share]
+    wanted = [name for name, share in fractions.items() if share]
     ends = {
-        name: sum(shares[before] for before in wanted[: at + 1]) for at, name in enumerate(wanted)
+        name: sum(fractions[before] for before in wanted[: at + 1])
+        for at, name in enumerate(wanted)
     }
-    placed: dict[Key, str] = {}
+    placed: dict[PairGroupKey, str] = {}
     at, before = 0, 0
     for left, key in zip(range(len(keys), 0, -1), keys, strict=True):
         middle = (before + sizes[key] / 2) / total
@@ -119,7 +126,7 @@ def _laid_out(
     return placed
 
 
-def _refuse_empty(counts: Mapping[str, int], spec: PairSplitSpec, groups: int) -> None:
+def _check_split_counts(counts: Mapping[str, int], spec: PairSplitSpec, groups: int) -> None:
     for name in ("train", "tuning", "held_out"):
         if getattr(spec, name) and not counts.get(name):
             unit = f"{spec.by}s" if groups != 1 else spec.by

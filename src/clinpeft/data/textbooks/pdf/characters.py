@@ -9,45 +9,45 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinpeft.core.errors import SourceError
-from clinpeft.data.textbooks.passages import tidy
+from clinpeft.data.textbooks.passages import normalize_passage_text
 
-_GAP_SIZES = (
+_MAX_GAP_FONT_SIZES = (
     1.0  # a gap this many font sizes wide ends a run: it is a column, a tab or the cell of a table
 )
-_BASELINE_SIZES = (
+_MAX_BASELINE_SHIFT_FONT_SIZES = (
     0.6  # so does a character that stands this much higher or lower: further than any index
 )
 
 
-_FORCE_BOLD = 1 << 18  # ISO 32000-1, table 123
-_BOLD = (
+_FORCE_BOLD_FLAG = 1 << 18  # ISO 32000-1, table 123
+_BOLD_FONT_NAMES = (
     b"bold",
     b"black",
     b"heavy",
 )  # the weight that PDFium tells is 0 for many embedded fonts; their names say it
 
 
-class Piece(NamedTuple):
+class TextFragment(NamedTuple):
     """A run of characters on one line; distances in points, ``y`` upwards from the bottom of the page."""
 
     left: float
     right: float
     y: float
     size: float
-    bold: bool
+    is_bold: bool
     text: str
 
 
 @dataclass(frozen=True)
-class Page:
+class PdfPage:
     """A page: its number from 1, its height in points, and its runs in the order of the file."""
 
     number: int
     height: float
-    pieces: list[Piece]
+    fragments: list[TextFragment]
 
 
-class Entry(NamedTuple):
+class PdfOutlineEntry(NamedTuple):
     """A line of the outline of a PDF; ``level`` 1 is the highest, ``page`` counts from 1 and is 0 where the outline does not say."""
 
     level: int
@@ -56,15 +56,15 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Document:
+class PdfBook:
     """A PDF, read: its title (empty where it has none), its pages, its outline."""
 
     title: str
-    pages: list[Page]
-    outline: list[Entry]
+    pages: list[PdfPage]
+    outline: list[PdfOutlineEntry]
 
 
-def read(path: Path) -> Document:
+def read_pdf_book(path: Path) -> PdfBook:
     """All runs of characters of a PDF.
 
     Raises:
@@ -93,42 +93,44 @@ def read(path: Path) -> Document:
             raise SourceError(
                 "this PDF has no page", location=str(path), hint="give another copy of the book"
             )
-        title = tidy(opened.get_metadata_value("Title") or "")
-        pages = [_page(opened, at, pypdfium2.raw) for at in range(len(opened))]
-        return Document(
-            "" if title.lower() in ("", "untitled") else title, pages, list(_outline(opened))
+        title = normalize_passage_text(opened.get_metadata_value("Title") or "")
+        pages = [_read_page(opened, at, pypdfium2.raw) for at in range(len(opened))]
+        return PdfBook(
+            "" if title.lower() in ("", "untitled") else title, pages, list(_read_outline(opened))
         )
     finally:
         opened.close()
 
 
-def _outline(opened: Any) -> Iterator[Entry]:
-    for entry in opened.get_toc(max_depth=8):
+def _read_outline(document: Any) -> Iterator[PdfOutlineEntry]:
+    for entry in document.get_toc(max_depth=8):
         target = entry.get_dest()
         index = target.get_index() if target else None
-        yield Entry(
-            entry.level + 1, tidy(entry.get_title() or ""), 0 if index is None else index + 1
+        yield PdfOutlineEntry(
+            entry.level + 1,
+            normalize_passage_text(entry.get_title() or ""),
+            0 if index is None else index + 1,
         )
 
 
-def _page(opened: Any, at: int, raw: Any) -> Page:
+def _read_page(document: Any, page_index: int, raw: Any) -> PdfPage:
     """A page; one that is damaged has no text, and is counted with those."""
     import pypdfium2
 
     try:
-        page = opened[at]
+        page = document[page_index]
     except pypdfium2.PdfiumError:
-        return Page(at + 1, 0.0, [])
+        return PdfPage(page_index + 1, 0.0, [])
     try:
         text_page = page.get_textpage()
     except pypdfium2.PdfiumError:
         page.close()
-        return Page(at + 1, 0.0, [])
+        return PdfPage(page_index + 1, 0.0, [])
     try:
-        return Page(
-            at + 1,
+        return PdfPage(
+            page_index + 1,
             page.get_height(),
-            [piece for piece in _pieces(text_page.raw, raw) if piece.text.strip()],
+            [piece for piece in _split_fragments(text_page.raw, raw) if piece.text.strip()],
         )
     finally:
         text_page.close()
@@ -141,50 +143,50 @@ class _Character(NamedTuple):
     right: float
     y: float
     size: float
-    bold: bool
+    is_bold: bool
 
 
-def _pieces(text_page: Any, raw: Any) -> Iterator[Piece]:
+def _split_fragments(text_page: Any, raw: Any) -> Iterator[TextFragment]:
     """Runs of characters: cut at line ends, wide gaps and jumps up or down."""
     run: list[_Character] = []
     blank = False
-    for character in _characters(text_page, raw):
+    for character in _read_characters(text_page, raw):
         if character.letter.isspace():
             blank = True
             if character.letter in "\r\n" and run:
-                yield _piece(run)
+                yield _build_fragment(run)
                 run = []
             continue
-        if run and _apart(run[-1], character):
-            yield _piece(run)
+        if run and _is_apart(run[-1], character):
+            yield _build_fragment(run)
             run = []
         elif run and blank:
             run.append(character._replace(letter=" ", left=run[-1].right, right=run[-1].right))
         run.append(character)
         blank = False
     if run:
-        yield _piece(run)
+        yield _build_fragment(run)
 
 
-def _apart(before: _Character, after: _Character) -> bool:
+def _is_apart(before: _Character, after: _Character) -> bool:
     size = max(before.size, after.size)
     return (
-        after.left - before.right > _GAP_SIZES * size
+        after.left - before.right > _MAX_GAP_FONT_SIZES * size
         or after.left < before.left - size
-        or abs(after.y - before.y) > _BASELINE_SIZES * size
+        or abs(after.y - before.y) > _MAX_BASELINE_SHIFT_FONT_SIZES * size
     )
 
 
-def _piece(run: list[_Character]) -> Piece:
+def _build_fragment(characters: list[_Character]) -> TextFragment:
     """Size and height are those of most of its characters, so that a raised number does not move the line."""
-    sizes = sorted(character.size for character in run)
+    sizes = sorted(character.size for character in characters)
     size = sizes[len(sizes) // 2]
-    usual = [character.y for character in run if character.size == size]
-    bold = sum(character.bold for character in run) > len(run) / 2
-    text = "".join(character.letter for character in run)
-    return Piece(
-        min(c.left for c in run),
-        max(c.right for c in run),
+    usual = [character.y for character in characters if character.size == size]
+    bold = sum(character.is_bold for character in characters) > len(characters) / 2
+    text = "".join(character.letter for character in characters)
+    return TextFragment(
+        min(c.left for c in characters),
+        max(c.right for c in characters),
         sum(usual) / len(usual),
         size,
         bold,
@@ -192,7 +194,7 @@ def _piece(run: list[_Character]) -> Piece:
     )
 
 
-def _characters(text_page: Any, raw: Any) -> Iterator[_Character]:
+def _read_characters(text_page: Any, raw: Any) -> Iterator[_Character]:
     """The characters of a page, with the blanks and line ends that PDFium guesses; size and weight are asked for once a word."""
     box = [ctypes.c_double() for _ in range(4)]
     sides = [ctypes.byref(side) for side in box]
@@ -200,7 +202,7 @@ def _characters(text_page: Any, raw: Any) -> Iterator[_Character]:
     name, flags = ctypes.create_string_buffer(128), ctypes.c_int()
     size, bold, begins = 1.0, False, True
     for at in range(raw.FPDFText_CountChars(text_page)):
-        letter = _letter(raw.FPDFText_GetUnicode(text_page, at))
+        letter = _decode_character(raw.FPDFText_GetUnicode(text_page, at))
         if not letter:
             continue
         if letter.isspace():
@@ -214,8 +216,8 @@ def _characters(text_page: Any, raw: Any) -> Iterator[_Character]:
         if begins:
             size = round(abs(raw.FPDFText_GetFontSize(text_page, at)), 1) or 1.0
             named = raw.FPDFText_GetFontInfo(text_page, at, name, len(name), ctypes.byref(flags))
-            bold = bool(flags.value & _FORCE_BOLD) or any(
-                word in name.raw[:named].lower() for word in _BOLD
+            bold = bool(flags.value & _FORCE_BOLD_FLAG) or any(
+                word in name.raw[:named].lower() for word in _BOLD_FONT_NAMES
             )
             begins = False
         yield _Character(
@@ -228,7 +230,7 @@ def _characters(text_page: Any, raw: Any) -> Iterator[_Character]:
         )
 
 
-def _letter(code: int) -> str:
+def _decode_character(code: int) -> str:
     """A character by its code; PDFium writes the hyphen at a line end as U+0002 or U+FFFE."""
     if code in (0x02, 0xFFFE):
         return "-"

@@ -13,21 +13,21 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clinpeft.data.textbooks.passages import PAGE_NUMBER, RUNNING_HEAD, Lost
-from clinpeft.data.textbooks.pdf.characters import Page, Piece
+from clinpeft.data.textbooks.passages import PAGE_NUMBER, RUNNING_HEAD, RejectedPassage
+from clinpeft.data.textbooks.pdf.characters import PdfPage, TextFragment
 
-_SAME_LINE_SIZES = 0.4
-_LEAST_LINES = 3
-_MOST_CROSSING = 0.25
-_EDGE = 0.12  # of the height of a page: where heads and feet stand
+_SAME_LINE_FONT_SIZES = 0.4
+_MIN_COLUMN_LINES = 3
+_MAX_CROSSING_FRACTION = 0.25
+_PAGE_EDGE_FRACTION = 0.12  # of the height of a page: where heads and feet stand
 _EDGE_LINES = 2  # and they are among so many lines from its end
-_SAME_HEIGHT = 4.0  # points: a running head stands at the same height on every page
-_PAGE_NUMBER = re.compile(
+_SAME_HEIGHT_POINTS = 4.0  # points: a running head stands at the same height on every page
+_PAGE_NUMBER_PATTERN = re.compile(
     r"(?:page\s*)?[-–—\s]*(?:\d{1,4}|[ivxlc]{1,8})[-–—\s]*(?:(?:of|/)\s*\d{1,4})?", re.IGNORECASE
 )
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line of print: where it stands, and the edges of the column it stands in."""
 
     page: int
@@ -35,29 +35,31 @@ class Line(NamedTuple):
     right: float
     y: float
     size: float
-    bold: bool
+    is_bold: bool
     text: str
-    column: int
+    column_index: int
     column_left: float
     column_right: float
-    at_edge: bool
+    is_at_page_edge: bool
 
 
-def ordered(page: Page) -> list[Line]:
+def order_page_lines(page: PdfPage) -> list[TextLine]:
     """The lines of a page in reading order."""
-    lines: list[Line] = []
-    heights = sorted({piece.y for piece in page.pieces})
+    lines: list[TextLine] = []
+    heights = sorted({piece.y for piece in page.fragments})
     outer = {*heights[:_EDGE_LINES], *heights[-_EDGE_LINES:]}
-    for column, pieces in enumerate(_columns(page.pieces)):
-        runs = _runs(pieces)
-        left, right = _edges(runs)
+    for column, pieces in enumerate(_split_columns(page.fragments)):
+        runs = _group_lines(pieces)
+        left, right = _find_column_edges(runs)
         for run in runs:
             size = max(run, key=lambda piece: len(piece.text)).size
             text = " ".join(piece.text for piece in run)
-            y, bold = run[0].y, all(piece.bold for piece in run)
-            edge = y in outer and (y < _EDGE * page.height or y > (1 - _EDGE) * page.height)
+            y, bold = run[0].y, all(piece.is_bold for piece in run)
+            edge = y in outer and (
+                y < _PAGE_EDGE_FRACTION * page.height or y > (1 - _PAGE_EDGE_FRACTION) * page.height
+            )
             lines.append(
-                Line(
+                TextLine(
                     page.number,
                     run[0].left,
                     run[-1].right,
@@ -74,19 +76,19 @@ def ordered(page: Page) -> list[Line]:
     return lines
 
 
-def _edges(runs: Sequence[Sequence[Piece]]) -> tuple[float, float]:
+def _find_column_edges(lines: Sequence[Sequence[TextFragment]]) -> tuple[float, float]:
     """Where most lines of a column begin, and where its long ones end: a page number or a running head stands where it likes."""
-    begins = Counter(round(run[0].left) for run in runs)
+    begins = Counter(round(run[0].left) for run in lines)
     usual = max(begins, key=lambda left: (begins[left], -left))
-    ends = sorted(run[-1].right for run in runs)
+    ends = sorted(run[-1].right for run in lines)
     return float(usual), ends[math.ceil(0.9 * (len(ends) - 1))]
 
 
-def _runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def _group_lines(fragments: Sequence[TextFragment]) -> list[list[TextFragment]]:
     """Pieces that stand on one line, from left to right, the lines from top to bottom."""
-    lines: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.y):
-        if lines and abs(lines[-1][0].y - piece.y) <= _SAME_LINE_SIZES * max(
+    lines: list[list[TextFragment]] = []
+    for piece in sorted(fragments, key=lambda piece: -piece.y):
+        if lines and abs(lines[-1][0].y - piece.y) <= _SAME_LINE_FONT_SIZES * max(
             piece.size, lines[-1][0].size
         ):
             lines[-1].append(piece)
@@ -95,29 +97,31 @@ def _runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return [sorted(line, key=lambda piece: piece.left) for line in lines]
 
 
-def _columns(pieces: list[Piece]) -> list[list[Piece]]:
+def _split_columns(fragments: list[TextFragment]) -> list[list[TextFragment]]:
     """Pieces by column, in reading order."""
-    gutter = _gutter(pieces)
+    gutter = _find_gutter(fragments)
     if gutter is None:
-        return [pieces] if pieces else []
-    crossing = [piece for piece in pieces if piece.left < gutter < piece.right]
+        return [fragments] if fragments else []
+    crossing = [piece for piece in fragments if piece.left < gutter < piece.right]
     heights = sorted({piece.y for piece in crossing}, reverse=True)
-    found: list[list[Piece]] = []
+    found: list[list[TextFragment]] = []
     above = float("inf")
     for height in [*heights, float("-inf")]:
-        band = [piece for piece in pieces if height < piece.y < above and piece not in crossing]
+        band = [piece for piece in fragments if height < piece.y < above and piece not in crossing]
         for side in ([p for p in band if p.right <= gutter], [p for p in band if p.left >= gutter]):
-            found.extend(_columns(side))
+            found.extend(_split_columns(side))
         across = [piece for piece in crossing if piece.y == height]
         if across:
             found.append(across)
         above = height
-    return _together(found, set(heights))
+    return _merge_spanning_lines(found, set(heights))
 
 
-def _together(columns: list[list[Piece]], heights: set[float]) -> list[list[Piece]]:
+def _merge_spanning_lines(
+    columns: list[list[TextFragment]], heights: set[float]
+) -> list[list[TextFragment]]:
     """Lines across both columns that follow each other are one column."""
-    joined: list[list[Piece]] = []
+    joined: list[list[TextFragment]] = []
     for column in columns:
         across = all(piece.y in heights for piece in column)
         if joined and across and all(piece.y in heights for piece in joined[-1]):
@@ -127,35 +131,35 @@ def _together(columns: list[list[Piece]], heights: set[float]) -> list[list[Piec
     return joined
 
 
-def _gutter(pieces: list[Piece]) -> float | None:
+def _find_gutter(fragments: list[TextFragment]) -> float | None:
     """Where a page falls into two columns; None where it does not."""
-    if len(pieces) < 2 * _LEAST_LINES:
+    if len(fragments) < 2 * _MIN_COLUMN_LINES:
         return None
-    left, right = min(piece.left for piece in pieces), max(piece.right for piece in pieces)
+    left, right = min(piece.left for piece in fragments), max(piece.right for piece in fragments)
     first, last = int(left + 0.2 * (right - left)), int(left + 0.8 * (right - left))
     crossings = {
-        x: sum(piece.left < x < piece.right for piece in pieces) for x in range(first, last + 1)
+        x: sum(piece.left < x < piece.right for piece in fragments) for x in range(first, last + 1)
     }
     least = min(crossings.values())
-    if least > _MOST_CROSSING * len(pieces):
+    if least > _MAX_CROSSING_FRACTION * len(fragments):
         return None
     middle = (left + right) / 2
     for x in sorted(
         (x for x, count in crossings.items() if count == least), key=lambda x: abs(x - middle)
     ):
-        if _falls_apart(pieces, x):
+        if _is_gutter(fragments, x):
             return float(x)
     return None
 
 
-def _falls_apart(pieces: list[Piece], x: float) -> bool:
+def _is_gutter(fragments: list[TextFragment], x: float) -> bool:
     """Whether both sides of ``x`` are columns: several lines, wide enough for prose, beside each other.
 
     The cells of a table stand beside each other too, but are short: half of the lines of a column fill most of it.
     """
-    sides = [[p for p in pieces if p.right <= x], [p for p in pieces if p.left >= x]]
-    lines = [_runs(side) for side in sides]
-    if any(len(side) < _LEAST_LINES for side in lines):
+    sides = [[p for p in fragments if p.right <= x], [p for p in fragments if p.left >= x]]
+    lines = [_group_lines(side) for side in sides]
+    if any(len(side) < _MIN_COLUMN_LINES for side in lines):
         return False
     (low_left, high_left), (low_right, high_right) = (
         (side[-1][0].y, side[0][0].y) for side in lines
@@ -171,7 +175,9 @@ def _falls_apart(pieces: list[Piece], x: float) -> bool:
     return True
 
 
-def without_running_heads(pages: Sequence[Sequence[Line]]) -> tuple[list[list[Line]], list[Lost]]:
+def remove_running_heads(
+    pages: Sequence[Sequence[TextLine]],
+) -> tuple[list[list[TextLine]], list[RejectedPassage]]:
     """The lines of all pages without what repeats at their heads and feet, and what that was.
 
     A line in the outer ``_EDGE`` of a page is a running head where the same words, numbers aside, stand there on three pages or more (two, of a
@@ -180,37 +186,48 @@ def without_running_heads(pages: Sequence[Sequence[Line]]) -> tuple[list[list[Li
     repeated: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
     for lines in pages:
         for line in lines:
-            if line.at_edge:
-                repeated[_shape(line)].add(line.page)
+            if line.is_at_page_edge:
+                repeated[_normalize_running_head(line)].add(line.page)
     least = 2 if len(pages) <= 4 else 3
-    kept: list[list[Line]] = []
-    lost: list[Lost] = []
+    kept: list[list[TextLine]] = []
+    lost: list[RejectedPassage] = []
     for lines in pages:
         outermost = (
             {max(line.y for line in lines), min(line.y for line in lines)} if lines else set()
         )
-        reasons = [_reason(line, outermost, len(repeated[_shape(line)]) >= least) for line in lines]
+        reasons = [
+            _find_drop_reason(
+                line, outermost, len(repeated[_normalize_running_head(line)]) >= least
+            )
+            for line in lines
+        ]
         kept.append([line for line, reason in zip(lines, reasons, strict=True) if not reason])
         lost.extend(
-            Lost(reason, f"page {line.page}")
+            RejectedPassage(reason, f"page {line.page}")
             for line, reason in zip(lines, reasons, strict=True)
             if reason
         )
     return kept, lost
 
 
-def _reason(line: Line, outermost: set[float], repeats: bool) -> str:
-    if line.at_edge and line.y in outermost and _PAGE_NUMBER.fullmatch(line.text.strip()):
+def _find_drop_reason(line: TextLine, outermost_heights: set[float], is_repeated: bool) -> str:
+    if (
+        line.is_at_page_edge
+        and line.y in outermost_heights
+        and _PAGE_NUMBER_PATTERN.fullmatch(line.text.strip())
+    ):
         return PAGE_NUMBER
-    return RUNNING_HEAD if line.at_edge and repeats else ""
+    return RUNNING_HEAD if line.is_at_page_edge and is_repeated else ""
 
 
-def _shape(line: Line) -> tuple[str, int]:
+def _normalize_running_head(line: TextLine) -> tuple[str, int]:
     """What a running head has on every page: its words, numbers aside, and its height."""
-    return re.sub(r"\d+", "#", " ".join(line.text.lower().split())), round(line.y / _SAME_HEIGHT)
+    return re.sub(r"\d+", "#", " ".join(line.text.lower().split())), round(
+        line.y / _SAME_HEIGHT_POINTS
+    )
 
 
-def body_size(pages: Sequence[Sequence[Line]]) -> float:
+def compute_body_font_size(pages: Sequence[Sequence[TextLine]]) -> float:
     """The size in which most of a book is set."""
     sizes = Counter[float]()
     for line in (line for lines in pages for line in lines):

@@ -7,21 +7,21 @@ from pathlib import Path
 from clinpeft.core.errors import SourceError, UsageError
 
 
-def as_markdown(path: Path, models: Path) -> str:
+def convert_scan_to_markdown(path: Path, models_folder: Path) -> str:
     """The text of a scanned book as Markdown.
 
     Args:
         path: of the PDF.
-        models: folder with docling's models, as ``docling-tools models download`` fills it; nothing is fetched here.
+        models_folder: folder with docling's models, as ``docling-tools models download`` fills it; nothing is fetched here.
 
     Raises:
         UsageError: docling is not installed, or there is no such folder.
         SourceError: it cannot read the file.
     """
-    if not models.is_dir():
+    if not models_folder.is_dir():
         raise UsageError(
             "there is no such folder of models",
-            location=str(models),
+            location=str(models_folder),
             hint="fill it with: docling-tools models download -o FOLDER",
         )
     try:
@@ -33,7 +33,7 @@ def as_markdown(path: Path, models: Path) -> str:
         raise UsageError(
             "docling, which reads scanned books, is not installed", location=str(path), hint=hint
         ) from None
-    options = PdfPipelineOptions(artifacts_path=str(models), do_ocr=True)
+    options = PdfPipelineOptions(artifacts_path=str(models_folder), do_ocr=True)
     converter = DocumentConverter(
         format_options={InputFormat.PDF: PdfFormatOption(pipeline_options=options)}
     )
