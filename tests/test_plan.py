@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -100,12 +101,8 @@ def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
     asked: str, memory: float | None, policy: str
 ) -> None:
     kept_bytes = sum(term.value for term in estimate_memory(LOAD, 512, "keep"))
-    request = RuntimePolicy(
-        Path(),
-        activations=asked,
-        kept_memory_bytes=kept_bytes,
-        device_memory_bytes=memory,  # type: ignore[arg-type]
-    )
+    options: dict[str, Any] = {"activations": asked, "kept_memory_bytes": kept_bytes}
+    request = RuntimePolicy(Path(), device_memory_bytes=memory, **options)
     choice, reason = choose_activation_policy(request, "")
     assert choice == policy and reason
     small = replace(request, activations="auto", device_memory_bytes=14e9)

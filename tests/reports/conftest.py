@@ -122,12 +122,9 @@ def row(
     width: float | None = 0.03,
     **changes: Any,
 ) -> dict[str, Any]:
-    has = value is not None and width is not None
-    ends = (
-        {"low": value - width, "high": value + width, "level": 0.95}
-        if has
-        else {"low": None, "high": None, "level": None}
-    )  # type: ignore[operator]
+    ends: dict[str, float | None] = {"low": None, "high": None, "level": None}
+    if value is not None and width is not None:
+        ends = {"low": value - width, "high": value + width, "level": 0.95}
     counts = {"n": 400, "n_subjects": 12, "n_events": 200, "split": "held_out"}
     return {
         "name": name,

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,7 @@ from clinpeft.recipe import (
 )
 from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable
 from clinpeft.training.differential_privacy import compute_epsilon, compute_noise_multiplier
-from clinpeft.workflows import RunContext
-from clinpeft.workflows import differential_privacy as context
+from clinpeft.workflows import RunContext, differential_privacy
 from tests.conftest import WORDS
 from tests.training.test_classification import CREW, TRUTH, VECTORS, exam, parameter
 
@@ -489,19 +489,29 @@ def test_what_lets_one_subject_touch_anothers_gradient_is_refused(
 ) -> None:
     asked = read(text, changes)
     with pytest.raises(RecipeError, match=location):
-        context.check_differential_privacy(asked, CREW)
+        check_privacy(asked)
     without = asked.model_copy(
         update={"training": asked.training.model_copy(update={"differential_privacy": None})}
     )
-    context.check_differential_privacy(without, CREW)  # nothing is asked, nothing is refused
+    check_privacy(without)  # no privacy is requested, and nothing is refused
+
+
+def check_privacy(asked: Any, run_context: Any = None) -> None:
+    """The check of a recipe with the requirements of its kind, by one process."""
+    list_requirements = (
+        differential_privacy.list_classifier_requirements
+        if asked.tasks
+        else differential_privacy.list_corpus_requirements
+    )
+    differential_privacy.check_differential_privacy(
+        asked, run_context or RunContext(Path()), list_requirements(asked)
+    )
 
 
 def test_several_processes_are_refused() -> None:
-    class Two:
-        num_processes = 2
-
+    two: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
     with pytest.raises(RecipeError, match="2 processes"):
-        context.check_differential_privacy(read(CLASSIFY), Two())
+        check_privacy(read(CLASSIFY), two)
 
 
 def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
@@ -527,11 +537,13 @@ def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     plain = read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})
-    told = context.collect_privacy_notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
+    told = differential_privacy.collect_privacy_notices(
+        read(CLASSIFY), {"one": read(ADAPT), "two": plain}
+    )
     assert (
         "epsilon 4" in told[0] and "add up" in told[0] and "without differential privacy" in told[1]
     )
-    assert not context.collect_privacy_notices(plain, {"two": plain})
+    assert not differential_privacy.collect_privacy_notices(plain, {"two": plain})
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ verbs
@@ -572,13 +584,13 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
     assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
     assert not (
-        whole.folder / context.NOISE_SEED_PATH
+        whole.folder / differential_privacy.NOISE_SEED_PATH
     ).exists()  # else the noise could be drawn again
     with pytest.raises(InterruptedRunError):
         workflows.train_classifier(
             asked, replace(circumstances(stop_after=3), home=tmp_path / "stopped")
         )
-    assert (tmp_path / "stopped" / whole.id / context.NOISE_SEED_PATH).exists()
+    assert (tmp_path / "stopped" / whole.id / differential_privacy.NOISE_SEED_PATH).exists()
     again = workflows.train_classifier(
         asked, replace(circumstances(secret=2), home=tmp_path / "stopped")
     )  # the secret is the one that it was begun with
@@ -605,7 +617,7 @@ def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
         workflows.train_classifier(
             asked, replace(circumstances(stop_after=3), home=tmp_path / "runs")
         )
-    (secret,) = (tmp_path / "runs").glob(f"*/{context.NOISE_SEED_PATH}")
+    (secret,) = (tmp_path / "runs").glob(f"*/{differential_privacy.NOISE_SEED_PATH}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
         workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "runs"))
@@ -622,7 +634,7 @@ def test_a_private_language_adapter_records_what_it_spent(
         told is not None
         and 3.96 <= told["epsilon"] <= 4
         and told["steps"] == 3
-        and not (run.folder / context.NOISE_SEED_PATH).exists()
+        and not (run.folder / differential_privacy.NOISE_SEED_PATH).exists()
     )
     assert "loss" in (run.folder / "log.jsonl").read_text(encoding="utf-8")
 
@@ -636,5 +648,5 @@ def test_a_recipe_without_the_table_trains_as_before() -> None:
     run: Any = type(
         "R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})}
     )
-    learned = context.apply_differential_privacy(bare, WHO, run, circumstances())
+    learned = differential_privacy.apply_differential_privacy(bare, WHO, run, circumstances())
     assert learned.trainable is bare and learned.mechanism is None
