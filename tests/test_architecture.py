@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reports": CONTRACTS | {"runs"},
 }
 MAY_IMPORT["workflows"] = frozenset(MAY_IMPORT)
-MAY_IMPORT["api"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["api"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["__main__"] = CONTRACTS | {"cli"}
 
 TENSOR_PACKAGES = frozenset(

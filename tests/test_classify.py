@@ -561,7 +561,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
         and "stopped after step 5 of" in told.err
         and "give the same command to go on" in told.err
     )
-    (stopped,) = runs.list_runs(tmp_path / "runs").runs
+    (stopped,) = runs.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "head.json").exists()
     went_on, straight = (
         classify(recipe, tmp_path / "runs", change),
@@ -602,7 +602,7 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (two,) = runs.list_runs(tmp_path / "two").runs
+    (two,) = runs.find_all_runs(tmp_path / "two").runs
     one = classify(recipe, tmp_path / "one", f"adapters={LORA}")
     assert (
         two.record.state == "finished"
@@ -717,7 +717,7 @@ def test_the_smoke_recipe_asks_an_invented_hospital(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     table = (tmp_path / "runs" / "tables" / "smoke-classify.md").read_text(encoding="utf-8")
     assert "head only" in table and "LoRA" in table and "TF-IDF" in table
-    for run in runs.list_runs(tmp_path / "runs").runs:
+    for run in runs.find_all_runs(tmp_path / "runs").runs:
         groups = {row["group"] for row in run.results.to_pylist()}
         assert run.record.state == "finished" and "age, sex, admission type" in groups
         assert (

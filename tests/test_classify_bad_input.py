@@ -140,7 +140,7 @@ def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
     assert (
         said.code == 3 and "training stays of note_category have one class, 'Surgery'" in said.err
     )
-    (run,) = runs.list_runs(tmp_path / "runs").runs
+    (run,) = runs.find_all_runs(tmp_path / "runs").runs
     assert run.record.state == "failed" and not (run.folder / "head.json").exists()
 
 
@@ -205,7 +205,7 @@ def test_an_adapter_of_an_ambiguous_run_is_refused_with_the_ids(
             clinpeft("adapt", tmp_path / "adapt.toml", "--home", home, "--set", f"seed={seed}").code
             == 0
         )
-    ids = [run.id for run in runs.list_runs(home).runs]
+    ids = [run.id for run in runs.find_all_runs(home).runs]
     said = clinpeft("classify", recipe, "--home", home, "--set", f"adapters=[{FROZEN}]")
     assert (
         said.code == 2
@@ -299,7 +299,7 @@ def test_a_damaged_adapter_ends_the_run(
     home = doctored(how, fitting)
     said = clinpeft("classify", recipe, "--home", home, "--set", f"adapters=[{FROZEN}]")
     assert said.code == code and part in said.err, said
-    (run,) = [run for run in runs.list_runs(home).runs if run.record.kind == "classify"]
+    (run,) = [run for run in runs.find_all_runs(home).runs if run.record.kind == "classify"]
     assert (
         run.record.state == "failed"
         and run.record.error is not None

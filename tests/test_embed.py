@@ -99,10 +99,10 @@ def told(recipe: Path, home: Path, *changes: str) -> Any:
 
 def embed(recipe: Path, home: Path, *changes: str) -> registry.Run:
     """The run that the verb makes, or finds."""
-    before = {run.id for run in registry.list_runs(home).runs} if home.exists() else set()
+    before = {run.id for run in registry.find_all_runs(home).runs} if home.exists() else set()
     said = told(recipe, home, *changes)
     assert said.code == 0, said.err
-    made = [run for run in registry.list_runs(home).runs if run.id not in before]
+    made = [run for run in registry.find_all_runs(home).runs if run.id not in before]
     assert len(made) <= 1
     return (
         made[0]
@@ -326,7 +326,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
         patched.setattr(progress, "format_step", interrupt)
         stopped_by = told(recipe, tmp_path / "runs", change)
     assert stopped_by.code == 5 and "give the same command to go on" in stopped_by.err
-    (stopped,) = registry.list_runs(tmp_path / "runs").runs
+    (stopped,) = registry.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "encoder.json").exists()
     assert told(recipe, tmp_path / "runs", change).code == 0
     straight = embed(recipe, tmp_path / "straight", change)
@@ -431,10 +431,10 @@ def test_a_grid_ends_with_the_tables_and_figures_of_the_study(
         1.0,
     ]  # of the pairs
     pytest.importorskip("matplotlib")
-    made = len(registry.list_runs(home).runs)
+    made = len(registry.find_all_runs(home).runs)
     said = told(recipe, home, "training.max_steps=2", "evaluation.profile_texts=4")
     assert (
-        said.code == 0 and len(registry.list_runs(home).runs) == made
+        said.code == 0 and len(registry.find_all_runs(home).runs) == made
     )  # finished cells are not made again
     for name in ("figure-1", "figure-3", "figure-9", "figure-13"):
         assert {path.suffix for path in (folder / "figures").glob(f"{name}.*")} == {
@@ -577,7 +577,7 @@ def test_no_sentence_of_a_book_is_in_what_is_told_or_recorded(
         CANARY in text for text in pq.read_table(material)["positive"].to_pylist()
     )  # it was read
     assert CANARY not in said.out + said.err
-    (run,) = registry.list_runs(tmp_path / "runs").runs
+    (run,) = registry.find_all_runs(tmp_path / "runs").runs
     for file in (file for file in run.folder.rglob("*") if file.is_file()):
         assert CANARY.encode() not in file.read_bytes(), file.name
     assert CANARY not in json.dumps(registry.read_run_table(run, "pair_scores").to_pylist())
@@ -779,5 +779,5 @@ def test_a_cell_that_fails_stands_in_the_table_and_the_others_go_on(
     recipe.write_text(recipe.read_text(encoding="utf-8") + grid, encoding="utf-8")
     said = told(recipe, tmp_path / "runs", "training.max_steps=2")
     assert said.code == 1 and "its pooling" in said.err and "mean: " in said.out
-    (run,) = [run for run in registry.list_runs(tmp_path / "runs").runs if run.state == "finished"]
+    (run,) = [run for run in registry.find_all_runs(tmp_path / "runs").runs if run.state == "finished"]
     assert run.record.kind == "embed"

@@ -59,7 +59,7 @@ def test_the_quickstart_trains_the_small_base_twice_and_says_where_the_runs_are(
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert not left.value.code
-    adapted, embedded = runs.list_runs(tmp_path / "runs").runs
+    adapted, embedded = runs.find_all_runs(tmp_path / "runs").runs
     said = capsys.readouterr().out
     assert adapted.record.state == embedded.record.state == "finished"
     assert (

@@ -116,9 +116,9 @@ def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path:
     assert again.code == 0, again.err
     study = find_study(home, "smoke")
     assert study.is_complete and len({cell.run_id for cell in study.cells}) == 3
-    for run in runs.list_runs(home).runs:
+    for run in runs.find_all_runs(home).runs:
         assert run.state == "finished" and steps_of(home, run.id) == Counter(range(1, 13))
-    assert len(runs.list_runs(home).runs) == 3
+    assert len(runs.find_all_runs(home).runs) == 3
     ((pair,),) = (comparison.pairs for comparison in study.compare)
     assert {row["split"] for row in pair.results} >= {"held_out"} and "auroc_difference" in {
         row["name"] for row in pair.results

@@ -345,7 +345,7 @@ def list_runs(home: str | Path = "runs") -> list[RunResult]:
         >>> list_runs("a folder without runs")
         []
     """
-    return [RunResult(run) for run in runs.list_runs(Path(home).resolve()).runs]
+    return [RunResult(run) for run in runs.find_all_runs(Path(home).resolve()).runs]
 
 
 def load_run(home: str | Path, name: str) -> RunResult:

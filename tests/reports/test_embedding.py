@@ -295,7 +295,7 @@ def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path)
     whole = asked(adapters=[], base={"path": "/models/mine", "trainable": True})
     embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4))
     embedded(tmp_path, id_of(2), whole, *separations(0.1, 0.4))
-    listing = runs.list_runs(tmp_path)
+    listing = runs.find_all_runs(tmp_path)
     lines = [
         dict(zip([c.title for c in table.columns], line, strict=True))
         for table in [reports.build_runs_table(listing)]

@@ -35,7 +35,7 @@ from clinpeft.workflows.language_model import (
     find_canary_notes,
     prepare_corpus,
 )
-from clinpeft.workflows.task_cohorts import build_cohorts, encode_documents
+from clinpeft.workflows.task_cohorts import build_cohorts, encode_cohort_documents
 
 PRIVACY_AUDIT_STATES = ("base", "adapted")
 _Float64Array = NDArray[np.float64]
@@ -351,7 +351,7 @@ def _predict_cohorts(run: Run, context: RunContext) -> Iterator[tuple[str, pa.Ta
     recipe, accelerator = cast(ClassifyRecipe, run.recipe), context.accelerator
     classifier = inference.load_classifier(run.folder, recipe.base, accelerator.device)
     cohorts = build_cohorts(recipe, run.record.hashes, context)
-    for encoded in encode_documents(recipe, classifier.stack.base, cohorts, context):
+    for encoded in encode_cohort_documents(recipe, classifier.stack.base, cohorts, context):
         label_space, documents = encoded.cohort.label_space, encoded.documents
         compute_logits = inference.build_logit_function(
             classifier.stack,

@@ -156,7 +156,7 @@ def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
         shutil.rmtree(working, ignore_errors=True)  # clinical data, not needed any more
 
 
-def encode_documents(
+def encode_cohort_documents(
     recipe: ClassifyRecipe,
     base: FrozenBaseModel,
     task_cohorts: Sequence[TaskCohort],
