@@ -57,7 +57,8 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """``clinpeft`` in this process: its standard output; the exit code is the first word of the error output where it is not 0."""
+    """``clinpeft`` in this process: its standard output; the exit code is the first word of the
+    error output where it is not 0."""
 
     def run(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["clinpeft", *map(str, words)])

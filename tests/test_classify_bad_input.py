@@ -1,4 +1,5 @@
-"""What goes wrong in classify and predict says so, with value, place, way out and exit code; what can be lived with is told beside the results."""
+"""What goes wrong in classify and predict says so, with value, place, way out and exit code; what
+can be lived with is told beside the results."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def in_turn(subject: int) -> str:
     ]  # each of them has every category
 
 
-# ------------------------------------------------------------------------------------------------------------------------- what is told
+# what is told -------------------------------------------------------------------------------------
 
 
 def test_a_class_never_seen_in_training_is_told_and_breaks_nothing(
@@ -123,7 +124,7 @@ def test_a_note_without_text_is_counted(base: Path, tmp_path: Path) -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------- what is refused
+# what is refused ----------------------------------------------------------------------------------
 
 
 def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
@@ -238,7 +239,8 @@ def test_an_adapter_of_another_base_is_refused_by_its_hash(
 def doctored(
     base: Path, notes: Path, tmp_path: Path
 ) -> Callable[[Callable[[Tensors], object], bool], Path]:
-    """The home of a clinical adapter whose weights were changed, with its hash made to fit or not."""
+    """The home of a clinical adapter whose weights were changed, with its hash made to fit or
+    not."""
 
     def change(how: Callable[[Tensors], object], fitting: bool) -> Path:
         (tmp_path / "adapt.toml").write_text(ADAPT.format(base=base, notes=notes), encoding="utf-8")
@@ -309,7 +311,7 @@ def test_a_damaged_adapter_ends_the_run(
         assert run.record.error.kind == "TrainingError"
 
 
-# ------------------------------------------------------------------------------------------------------------------- predict and evaluate
+# predict and evaluate -----------------------------------------------------------------------------
 
 
 def predict(run: runs.Run, notes: Path, out: Path, *more: object) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""A recipe that asks for kernels which cannot be had is refused before anything is read, in every verb that trains."""
+"""A recipe that asks for kernels which cannot be had is refused before anything is read, in every
+verb that trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the pages tell people to type works: the quickstart on fewer words, and every verb with its options."""
+"""What the pages tell people to type works: the quickstart on fewer words, and every verb with its
+options."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def test_make_test_runs_linters_types_and_tests() -> None:
 
 
 def commands_in(page: Path) -> list[list[str]]:
-    """Every ``clinpeft ...`` at the start of a line of a code block, or alone between back ticks."""
+    """Every ``clinpeft ...`` at the start of a line of a code block, or alone between back
+    ticks."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(
@@ -107,7 +109,10 @@ def test_every_command_in_a_page_is_a_verb_with_those_options(page: str, words: 
 
 
 def test_help_is_there_without_loading_torch() -> None:
-    script = "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    script = (
+        "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: "
+        "cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

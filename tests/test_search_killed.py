@@ -1,4 +1,5 @@
-"""A real worker of a search that is killed in the middle: the search goes on, no trial is lost and none is made twice."""
+"""A real worker of a search that is killed in the middle: the search goes on, no trial is lost and
+none is made twice."""
 
 from __future__ import annotations
 

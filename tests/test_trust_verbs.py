@@ -1,4 +1,5 @@
-"""What a review asks, answered by commands: verify, privacy, release, purge, audit; on a real run of each kind, with planted words searched for."""
+"""What a review asks, answered by commands: verify, privacy, release, purge, audit; on a real run
+of each kind, with planted words searched for."""
 
 from __future__ import annotations
 
@@ -228,7 +229,8 @@ def test_every_secret_is_ranked_before_and_after_for_each_number_of_repeats(
 def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
     attacked: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Base and adapted model are replaced by one that is surprised by every number but the planted ones, and one that is surprised alike."""
+    """Base and adapted model are replaced by one that is surprised by every number but the planted
+    ones, and one that is surprised alike."""
     recipe = attacked.run("language").recipe
     assert isinstance(recipe, AdaptRecipe)
     planted = {

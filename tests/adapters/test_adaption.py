@@ -1,4 +1,5 @@
-"""The adaption prompt that projects once, beside stock peft's, which does so twice: the same outputs, gradients and files, with less work."""
+"""The adaption prompt that projects once, beside stock peft's, which does so twice: the same
+outputs, gradients and files, with less work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The paper's trained-parameter counts (arXiv 2307.03042 v1, table 2), on LLaMA-7B shapes without weights."""
+"""The paper's trained-parameter counts (arXiv 2307.03042 v1, table 2), on LLaMA-7B shapes without
+weights."""
 
 from __future__ import annotations
 

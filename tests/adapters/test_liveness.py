@@ -105,7 +105,7 @@ def activate(stack: Stack, *names: str) -> None:
             parameter.requires_grad_(bool(adapter.trained_parameters))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ what lives
+# what lives ---------------------------------------------------------------------------------------
 
 
 def test_a_frozen_and_a_trained_adapter_both_live(composed: Run) -> None:
@@ -268,7 +268,7 @@ def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(
     assert run.fails().startswith("2-lora is inert by the recipe")
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ what is dead
+# what is dead -------------------------------------------------------------------------------------
 
 
 def test_the_published_bug_is_caught(composed: Run) -> None:

@@ -191,7 +191,7 @@ def test_a_state_is_a_copy_and_comes_back_whole(base: models.FrozenBaseModel) ->
         assert error.value.location == "checkpoint"
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- methods
+# methods ------------------------------------------------------------------------------------------
 
 
 def test_rslora_scales_by_the_root_of_the_rank(llama: Path) -> None:
@@ -280,7 +280,7 @@ def test_virtual_tokens_must_find_a_position(toy_bert: Path) -> None:
     assert adapters.attach_adapters(base, [spec("prompt", tokens=8)]).virtual_tokens == 8
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- stacks
+# stacks -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -392,7 +392,8 @@ def test_training_moves_the_new_adapter_and_leaves_the_frozen_one(
 
 
 def test_an_inert_adapter_is_there_and_not_in_the_forward_pass(llama: Path, clinical: Path) -> None:
-    """As the published code composes (arXiv 2307.03042): the second adapter is added and never activated."""
+    """As the published code composes (arXiv 2307.03042): the second adapter is added and never
+    activated."""
     stack = adapters.attach_adapters(
         load(llama), [earlier("lora"), spec("lora", active=False)], folders={"clinical": clinical}
     )

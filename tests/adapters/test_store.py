@@ -172,7 +172,8 @@ def saved(llama: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Other weights under a description that agrees with them, so that only the weights are wrong."""
+    """Other weights under a description that agrees with them, so that only the weights are
+    wrong."""
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -1,4 +1,5 @@
-"""Stacks as folders: whole by themselves, open to stock peft, and refused when they are not what was trained."""
+"""Stacks as folders: whole by themselves, open to stock peft, and refused when they are not what
+was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Virtual tokens are made once for all texts that are asked together, and everything learns what it learns when each text is asked by itself."""
+"""Virtual tokens are made once for all texts that are asked together, and everything learns what it
+learns when each text is asked by itself."""
 
 from __future__ import annotations
 

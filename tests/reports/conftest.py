@@ -1,4 +1,5 @@
-"""An invented grid of embeddings: runs of kind embed with the numbers of the published tables, shaken a little."""
+"""An invented grid of embeddings: runs of kind embed with the numbers of the published tables,
+shaken a little."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PAIR_SCORES = schemas.PAIR_SCORE_SCHEMA.append(pa.field("task", pa.string())).ap
     pa.field("state", pa.string())
 )
 
-# name, hub name, zero-shot and adapted separation, similar, different, embeddings/s, GB, dimension, parameters: tables 1 to 3 of arXiv 2511.19739
+# name, hub name, zero-shot and adapted separation, similar, different, embeddings/s, GB, dimension,
+# parameters: tables 1 to 3 of arXiv 2511.19739
 TEN = (
     (
         "BioLinkBERT",

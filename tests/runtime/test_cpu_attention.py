@@ -1,4 +1,5 @@
-"""Attention as plain products: equal to PyTorch's own, with what dropout drew, for one document as among others, and only where it pays."""
+"""Attention as plain products: equal to PyTorch's own, with what dropout drew, for one document as
+among others, and only where it pays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How answers are learned: the loss by hand, steps over several questions, and gradients that do not depend on how a step is cut."""
+"""How answers are learned: the loss by hand, steps over several questions, and gradients that do
+not depend on how a step is cut."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def exam(
     asked: LabelSpace | None = None,
     micro: int = 4,
 ) -> ClassificationData:
-    """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others to tune on."""
+    """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others
+    to tune on."""
 
     def answer(documents: IndexArray) -> torch.Tensor:
         return VECTORS[torch.from_numpy(documents)] @ weights

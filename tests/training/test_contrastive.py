@@ -1,4 +1,5 @@
-"""Learning from pairs: gradients in flat memory equal the plain ones, what may be an answer is no negative, and the loss falls."""
+"""Learning from pairs: gradients in flat memory equal the plain ones, what may be an answer is no
+negative, and the loss falls."""
 
 from __future__ import annotations
 
@@ -242,7 +243,8 @@ class Seen(Exception):
 
 @dataclass
 class Half:
-    """One of two processes, played after another: it stops at the sum to show its share, or goes on with both shares."""
+    """One of two processes, played after another: it stops at the sum to show its share, or goes on
+    with both shares."""
 
     process_index: int
     shares: list[torch.Tensor] = field(default_factory=list)
@@ -397,7 +399,8 @@ def test_what_is_much_more_similar_than_the_positive_is_masked_and_counted() -> 
     still, tally = Still(angles(0, 60, 170, 10, 90, 0)), Counter[str]()
     spec = SPEC.model_copy(update={"mask_margin": 0.1, "temperature": 1.0, "symmetric": False})
     loss, targets = still.course(two(hard=1), spec, mask_counts=tally).backward(np.arange(2), 1)
-    # the first anchor has cosine 0.5 with its positive, 0.985 with the other's, 0 with the hard negative; the second -0.940, -0.342 and 0.174
+    # the first anchor has cosine 0.5 with its positive, 0.985 with the other's, 0 with the hard
+    # negative; the second -0.940, -0.342 and 0.174
     assert tally == {
         "anchors": 2,
         "negatives masked by id": 0,

@@ -20,7 +20,8 @@ def numbers(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def invented(seed: int, pairs: int = 300, sections: int = 40, negatives: int = 0) -> TextPairs:
-    """Pairs of two passages of one section; some texts stand in several pairs, some passages are unknown."""
+    """Pairs of two passages of one section; some texts stand in several pairs, some passages are
+    unknown."""
     rng = np.random.default_rng(seed)
     section = rng.integers(0, sections, pairs)
     passages = rng.integers(0, 5, (2, pairs)) + 5 * section

@@ -145,7 +145,8 @@ PARITY = [
 def test_the_losses_equal_those_of_sentence_transformers(
     named: str, loss: ContrastiveLoss, hard: bool, expected: float
 ) -> None:
-    """Numbers that sentence-transformers 6.2.0 gave for these vectors; it takes longer to import than all these tests to run."""
+    """Numbers that sentence-transformers 6.2.0 gave for these vectors; it takes longer to import
+    than all these tests to run."""
     anchors, positives, negatives = torch.sin(1.7 * torch.arange(36.0)).reshape(3, 3, 4)
     assert mean(loss, anchors, positives, *([negatives] if hard else [])) == pytest.approx(
         expected, rel=1e-5

@@ -19,7 +19,8 @@ def circle(*degrees: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
 DEGREES = (0, 30, 0, 34, 40, 60, 90, 28)
-"""Anchor, its positive (similarity 0.866), its own text again, then others: 34 degrees is above 0.95 of the positive, 40 is below."""
+"""Anchor, its positive (similarity 0.866), its own text again, then others: 34 degrees is above
+0.95 of the positive, 40 is below."""
 
 
 def one(

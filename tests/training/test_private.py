@@ -1,4 +1,5 @@
-"""Differential privacy by subject: what is clipped, what is drawn, how much noise, what is spent, and that a stopped run draws the same again."""
+"""Differential privacy by subject: what is clipped, what is drawn, how much noise, what is spent,
+and that a stopped run draws the same again."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def course(weights: torch.nn.Parameter) -> Trainable:
 
 
 def wide(people: int, size: int = 1, items: int = 1) -> Trainable:
-    """``items`` documents for each of so many people, and a number of which nothing is asked but 0."""
+    """``items`` documents for each of so many people, and a number of which nothing is asked but
+    0."""
     weights = torch.nn.Parameter(torch.zeros(size))
 
     def backward(chosen: Any, step: int) -> tuple[float, float]:
@@ -84,7 +86,7 @@ def gradient(weights: torch.nn.Parameter) -> torch.Tensor:
     return weights.grad
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ clipping
+# clipping -----------------------------------------------------------------------------------------
 
 
 def by_hand(weights: torch.Tensor, documents: Sequence[int], clip_norm: float) -> torch.Tensor:
@@ -178,7 +180,7 @@ def test_noise_does_not_hide_an_adapter_that_is_not_there() -> None:
     assert error.value.location == "step 1"
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ draws
+# draws --------------------------------------------------------------------------------------------
 
 
 def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
@@ -272,7 +274,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
     assert not torch.equal(fitted(tmp_path / "other", secret=2), undisturbed)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ accounting
+# accounting ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -283,7 +285,8 @@ def opacus() -> Any:
 
 
 def renyi(rate: float, sigma: float, order: float) -> float:
-    """Of a step, by integrating its definition on a fine grid, and not by the series of the accountant."""
+    """Of a step, by integrating its definition on a fine grid, and not by the series of the
+    accountant."""
     z = np.linspace(-40 * sigma, 40 * sigma + 60, 400_001)
     logs = order * np.logaddexp(
         math.log1p(-rate) if rate < 1 else -np.inf, math.log(rate) + (2 * z - 1) / (2 * sigma**2)
@@ -392,7 +395,7 @@ def test_without_opacus_the_error_says_what_to_install(monkeypatch: pytest.Monke
         training.check_opacus_installed()
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ recipes
+# recipes ------------------------------------------------------------------------------------------
 
 SOURCE = """[source]
 name = "files"
@@ -546,7 +549,7 @@ def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     assert not differential_privacy.collect_privacy_notices(plain, {"two": plain})
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ verbs
+# verbs --------------------------------------------------------------------------------------------
 
 
 def write_notes(path: Path, people: int = 60) -> Path:

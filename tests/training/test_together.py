@@ -61,7 +61,9 @@ class Setting:
         )
 
 
-SETTINGS = [  # of different length; the second measures itself to an early end, the third goes by several micro-batches a step
+# of different length; the second measures itself to an early end, the third goes by several
+# micro-batches a step
+SETTINGS = [
     Setting(2, 4.0, 0.0, 1e-2, seed=3),
     Setting(4, 16.0, 0.3, 3.0, seed=4, epochs=3.0, patience=1),
     Setting(8, 8.0, 0.1, 3e-2, seed=3, epochs=3.0, targets=EVERY, micro=40),

@@ -1,4 +1,5 @@
-"""The loss in blocks against the loss all at once, on every family, with what may stand in its way."""
+"""The loss in blocks against the loss all at once, on every family, with what may stand in its
+way."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class PrivacyAuditResults:
     skipped_attacks: dict[str, str]
 
 
-def audit_encoder(run: Run, context: RunContext, config: PrivacyAuditConfig) -> PrivacyAuditResults:  # noqa: ARG001 - one signature for every kind
+def audit_encoder(run: Run, context: RunContext, config: PrivacyAuditConfig) -> PrivacyAuditResults:  # noqa: ARG001
     """Skip all attacks: books have no subjects."""
     reason = "the run was trained on books and not on people; no attack by subject is defined"
     return PrivacyAuditResults(

@@ -34,7 +34,8 @@ def stream(
 
 
 def hospital(subjects: int = 40) -> list[str]:
-    """Two notes a subject: every fifth an exact copy, every seventh a near copy of the first of its kind."""
+    """Two notes a subject: every fifth an exact copy, every seventh a near copy of the first of its
+    kind."""
     rng = np.random.default_rng(0)
     notes: list[list[str]] = []
     for at in range(2 * subjects):

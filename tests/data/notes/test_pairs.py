@@ -215,7 +215,10 @@ def test_short_equal_and_long_sides_are_filtered_and_cut(tmp_path: Path) -> None
 
 
 def test_pairs_that_repeat_others_are_dropped_exact_and_near(tmp_path: Path) -> None:
-    long = "the wall between the two halves of the heart which has a thin part in the middle and a thick one below it all around it"
+    long = (
+        "the wall between the two halves of the heart which has a thin part in the middle and "
+        "a thick one below it all around it"
+    )
     rows = [
         passage("definition", long, title="septum", id="1"),
         passage("definition", long.upper(), title="Septum", id="2"),

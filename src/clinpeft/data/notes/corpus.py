@@ -42,11 +42,11 @@ __all__ = [
     "CANARY_ID_PREFIX",
     "Canary",
     "NoteCorpus",
-    "build_note_corpus",
-    "generate_canaries",
     "build_corpus_table",
-    "format_policy_version",
+    "build_note_corpus",
     "draw_canary_secrets",
+    "format_policy_version",
+    "generate_canaries",
     "insert_canaries",
 ]
 

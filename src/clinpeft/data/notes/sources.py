@@ -28,7 +28,7 @@ from clinpeft.data.notes import files, mimic
 from clinpeft.data.notes.files import read_column_names
 from clinpeft.recipe import SourceSpec
 
-__all__ = ["NOTE_SOURCES", "NoteSource", "read_column_names", "fingerprint_notes", "read_notes"]
+__all__ = ["NOTE_SOURCES", "NoteSource", "fingerprint_notes", "read_column_names", "read_notes"]
 
 
 @dataclass(frozen=True)
