@@ -1,6 +1,7 @@
 """Chromium without a window, spoken to over a pipe: enough of its protocol to open a file, press
 keys, and hear what the page complained about."""
 
+# ruff: noqa: PLW1509
 from __future__ import annotations
 
 import contextlib
@@ -164,7 +165,7 @@ def opened(profile: Path) -> Iterator[Page]:
         pass_fds=(3, 4),
         stdin=silent,
         stdout=silent,
-        stderr=silent,  # noqa: PLW1509
+        stderr=silent,
     )
     for end in (theirs_in, theirs_out, *high):
         os.close(end)
