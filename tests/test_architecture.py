@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "data.cohorts": CONTRACTS,
     "data.retrieval": CONTRACTS | {"data.formats"},
     "data.textbooks": CONTRACTS | {"data.formats", "data.notes"},
-    "data": CONTRACTS | {"data.notes", "data.synthetic"},
+    "data": CONTRACTS | {"data.formats", "data.notes", "data.synthetic"},
     **dict.fromkeys(("baselines", "tokenization", "runtime", "evaluation", "runs"), CONTRACTS),
     "models": CONTRACTS | {"runtime"},
     "adapters": CONTRACTS | {"models", "runtime"},

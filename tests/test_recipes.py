@@ -9,7 +9,7 @@ import pytest
 from clinpeft import recipe as recipes
 from clinpeft.adapters import ADAPTER_METHODS
 from clinpeft.core.errors import RecipeError
-from clinpeft.data.notes.sources import NOTE_SOURCES
+from clinpeft.data.sources import NOTE_SOURCES
 from clinpeft.workflows.textbooks import BOOK_SOURCES
 from tests.conftest import ROOT
 

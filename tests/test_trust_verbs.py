@@ -18,7 +18,7 @@ import pytest
 
 from clinpeft import runs
 from clinpeft.cli import audit as cli_audit
-from clinpeft.data.notes import corpus
+from clinpeft.data import notes as corpus
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import audit_log
 from clinpeft.workflows import RunContext, privacy_attacks

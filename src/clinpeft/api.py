@@ -406,7 +406,7 @@ def _load(
 
 
 def _read_column_names(path: Path) -> list[str]:
-    from clinpeft.data.notes import sources
+    from clinpeft.data import sources
 
     return list(sources.read_column_names(path))
 

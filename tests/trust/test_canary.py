@@ -22,7 +22,7 @@ from clinpeft import training
 from clinpeft.cli import exit as ending
 from clinpeft.cli import progress
 from clinpeft.core.errors import ClinpeftError, InputError, RefusedError
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.training import checkpoint
 from tests.conftest import write_toy_llama
 from tests.test_classify import Said, clinpeft

@@ -18,8 +18,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.core.errors import AdapterError, BaseModelError, ClinpeftError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import textbooks
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, textbooks
 from clinpeft.models.folder import check_model_folder
 from clinpeft.recipe import LanguageModelSpec, LoraSpec, SourceSpec
 from tests.conftest import ROOT, MakeFolder

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from clinpeft import recipe as recipes
 from clinpeft.core.errors import ClinpeftError, RecipeError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import textbooks
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, textbooks
 from clinpeft.recipe import SourceSpec
 from clinpeft.recipe.kinds import RECIPE_CLASSES
 from clinpeft.recipe.spec import RecipeSpec

@@ -24,7 +24,7 @@ from clinpeft import adapters, evaluation, inference, models, runs, tokenization
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
-from clinpeft.data.notes import corpus as note_corpus
+from clinpeft.data import notes as note_corpus
 from clinpeft.evaluation import AttackScoring
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
 from clinpeft.runs import Run

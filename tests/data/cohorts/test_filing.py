@@ -17,10 +17,9 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import COHORT_SCHEMA, NOTE_SCHEMA, Attrition
-from clinpeft.data import cohorts
+from clinpeft.data import cohorts, sources
 from clinpeft.data.cohorts import note_categories
 from clinpeft.data.cohorts.split import split_subjects_by_hash
-from clinpeft.data.notes import sources
 from clinpeft.recipe import CohortRecipe, SourceSpec
 
 SECRET = "a sentence of a note"

@@ -278,17 +278,6 @@ def test_nothing_is_known_before_anything_was_added() -> None:
     assert NgramIndex(3).compute_overlap("a b c") == 0.0
 
 
-def test_evaluation_texts_are_all_strings_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "asked.jsonl"
-    path.write_text(
-        '{"a": "one", "b": ["two", {"c": "three"}], "n": 4}\n\n"four"\n', encoding="utf-8"
-    )
-    assert list(pairs.read_evaluation_texts([path])) == ["one", "two", "three", "four"]
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="evaluation texts"):
-        list(pairs.read_evaluation_texts([path]))
-
-
 def of_chapters(rows: Sequence[Row]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for row in rows:
@@ -435,7 +424,7 @@ def test_the_columns_of_a_pair_file_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("content", "message"),
     [
         ("", "empty"),
         ("\n \n", "empty"),

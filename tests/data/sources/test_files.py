@@ -19,8 +19,8 @@ import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
+from clinpeft.data import sources
 from clinpeft.data.formats import delimited
-from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
 
 COLUMNS = {"note_id": "id", "subject_id": "who", "text": "note"}

@@ -14,7 +14,7 @@ import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.recipe import SourceSpec
 
 III = (

@@ -15,8 +15,7 @@ import pytest
 
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import synthetic
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, synthetic
 from clinpeft.data.synthetic import hospital, wording
 from clinpeft.data.synthetic.conditions import load_conditions
 from clinpeft.data.synthetic.hospital import RandomStream
