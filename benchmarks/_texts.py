@@ -66,7 +66,7 @@ def texts() -> Iterator[str]:
 
     from clinpeft import recipe
     from clinpeft.core.schemas import Attrition
-    from clinpeft.data.notes import sources
+    from clinpeft.data import sources
 
     with tempfile.TemporaryDirectory() as folder:
         for batch in sources.read_notes(

@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import synthetic
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, synthetic
 from clinpeft.recipe import SourceSpec
 
 # a little under what the hospital writes, so that there are at least as many notes as asked for

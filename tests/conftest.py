@@ -1,4 +1,5 @@
-"""What every room's tests share: no network, toy models of true architectures, a dozen invented notes, and the real data where it is at hand."""
+"""What every room's tests share: no network, toy models of true architectures, a dozen invented
+notes, and the real data where it is at hand."""
 
 from __future__ import annotations
 
@@ -29,8 +30,10 @@ from transformers import (
 ROOT = Path(__file__).parent.parent
 
 WORDS = (
-    "the patient is a year old man woman with known heart failure who came to hospital because of short breath and cough for three days "
-    "no fever chest pain was found on exam lungs clear legs swollen given furosemide oxygen at home stable discharged follow up in clinic"
+    "the patient is a year old man woman with known heart failure who came to hospital "
+    "because of short breath and cough for three days "
+    "no fever chest pain was found on exam lungs clear legs swollen given furosemide "
+    "oxygen at home stable discharged follow up in clinic"
 ).split()
 
 
@@ -38,7 +41,8 @@ LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker of tests that talk to a server which they started themselves; and a list of the errors that were met, where it is asked for."""
+    """The marker of tests that talk to a server which they started themselves; and a list of the
+    errors that were met, where it is asked for."""
     config.addinivalue_line(
         "markers", "local_sockets: this test may open sockets on this machine, and on no other"
     )
@@ -47,7 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _list_errors(listed: Path) -> None:
-    """Write the place in the package where each error of the family is made, once, to a file: ``scripts/error_paths.py`` says which are missing."""
+    """Write the place in the package where each error of the family is made, once, to a file:
+    ``scripts/error_paths.py`` says which are missing."""
     from clinpeft.core.errors import ClinpeftError
 
     make, seen = ClinpeftError.__init__, set[str]()
@@ -66,8 +71,8 @@ def _list_errors(listed: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection, or the look-up of a name, anywhere in the suite is a failure; sockets of the file system are none, and ``local_sockets`` asks for
-    those of this machine."""
+    """A connection, or the look-up of a name, anywhere in the suite is a failure; sockets of the
+    file system are none, and ``local_sockets`` asks for those of this machine."""
     local = request.node.get_closest_marker("local_sockets") is not None
     lookup, connect, connect_ex, sendto = (
         socket.getaddrinfo,
@@ -112,7 +117,8 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(autouse=True)
 def _plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``precision = "auto"`` means float32 in every test, also on a processor with bfloat16, so that exactness is tested alike everywhere."""
+    """``precision = "auto"`` means float32 in every test, also on a processor with bfloat16, so
+    that exactness is tested alike everywhere."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
 
 

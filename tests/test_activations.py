@@ -1,4 +1,5 @@
-"""A run whose activations are computed again is the run whose activations are kept, also when it was stopped between; and its record says which."""
+"""A run whose activations are computed again is the run whose activations are kept, also when it
+was stopped between; and its record says which."""
 
 from __future__ import annotations
 

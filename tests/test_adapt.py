@@ -57,7 +57,8 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """``clinpeft`` in this process: its standard output; the exit code is the first word of the error output where it is not 0."""
+    """``clinpeft`` in this process: its standard output; the exit code is the first word of the
+    error output where it is not 0."""
 
     def run(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["clinpeft", *map(str, words)])
@@ -85,7 +86,7 @@ def recipe(tmp_path: Path, base: Path) -> Path:
 
 
 def only_run(home: Path) -> runs.Run:
-    (run,) = runs.list_runs(home).runs
+    (run,) = runs.find_all_runs(home).runs
     return run
 
 
@@ -204,7 +205,7 @@ adapters = [{ method = "lora", targets = ["nothing_like_this"] }]
     assert said.startswith("exit 1") and "nothing_like_this" in said
     table = (tmp_path / "runs" / "tables" / "toy.md").read_text(encoding="utf-8")
     assert "works" in table and "fails" in table and "2.244" in table
-    states = sorted(run.record.state for run in runs.list_runs(tmp_path / "runs").runs)
+    states = sorted(run.record.state for run in runs.find_all_runs(tmp_path / "runs").runs)
     assert states == ["failed", "finished"]
     assert "step 1/6" not in command("adapt", recipe, "--home", tmp_path / "runs").split("fails")[0]
 
@@ -231,7 +232,7 @@ def test_the_papers_table_runs_on_any_base_and_corpus(
         (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} ")]
         assert published in row
     assert (
-        len(runs.list_runs(tmp_path / "runs").runs) == 9
+        len(runs.find_all_runs(tmp_path / "runs").runs) == 9
     )  # on one base, the adaption prompts of both rows are one and the same run
 
 
@@ -261,7 +262,7 @@ def test_runs_are_listed_shown_and_compared(command: Command, recipe: Path, tmp_
     home = tmp_path / "runs"
     command("adapt", recipe, "--home", home)
     command("adapt", recipe, "--home", home, "--set", "adapters.0.rank=4", "--set", "name=wider")
-    first, second = runs.list_runs(home).runs
+    first, second = runs.find_all_runs(home).runs
     listed = command("runs", "--home", home)
     assert first.id in listed and "wider" in listed
     assert "perplexity" in command("runs", "show", first.id[:6], "--home", home)

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "data.cohorts": CONTRACTS,
     "data.retrieval": CONTRACTS | {"data.formats"},
     "data.textbooks": CONTRACTS | {"data.formats", "data.notes"},
-    "data": CONTRACTS | {"data.notes", "data.synthetic"},
+    "data": CONTRACTS | {"data.formats", "data.notes", "data.synthetic"},
     **dict.fromkeys(("baselines", "tokenization", "runtime", "evaluation", "runs"), CONTRACTS),
     "models": CONTRACTS | {"runtime"},
     "adapters": CONTRACTS | {"models", "runtime"},
@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reports": CONTRACTS | {"runs"},
 }
 MAY_IMPORT["workflows"] = frozenset(MAY_IMPORT)
-MAY_IMPORT["api"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)
+MAY_IMPORT["api"] = frozenset(MAY_IMPORT)
 MAY_IMPORT["__main__"] = CONTRACTS | {"cli"}
 
 TENSOR_PACKAGES = frozenset(

@@ -1,4 +1,5 @@
-"""The frame that the benchmarks stand in: arms in processes of their own, a failing one told and not fatal, ratios of the same rounds."""
+"""The frame that the benchmarks stand in: arms in processes of their own, a failing one told and
+not fatal, ratios of the same rounds."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ TOY = textwrap.dedent("""
     benchmark = side.Benchmark("toy.py", "A toy", {{"plain": prepare}}, arms, peers=("theirs", "best of theirs", "broken"))
     if __name__ == "__main__":
         side.main(benchmark)
-""")
+""")  # noqa: E501
 
 
 def test_arms_run_side_by_side_and_one_that_fails_is_told_in_the_table(tmp_path: Path) -> None:

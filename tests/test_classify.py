@@ -1,4 +1,5 @@
-"""The whole classify path on toy models: from notes, or an invented hospital, to a recorded run that answers again."""
+"""The whole classify path on toy models: from notes, or an invented hospital, to a recorded run
+that answers again."""
 
 from __future__ import annotations
 
@@ -217,14 +218,15 @@ def roles(run: runs.Run) -> dict[str, str]:
     return {proof["name"]: proof["role"] for proof in run.record.liveness["proofs"]}
 
 
-# ------------------------------------------------------------------------------------------------------------------- one run, all of it
+# one run, all of it -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def whole(
     tmp_path_factory: pytest.TempPathFactory, base: Path
 ) -> tuple[runs.Run, Path, Path, Said]:
-    """A run with a LoRA, a head, baselines and subgroups, on notes that end in a sentence to look for: run, recipe, notes and what was said."""
+    """A run with a LoRA, a head, baselines and subgroups, on notes that end in a sentence to look
+    for: run, recipe, notes and what was said."""
     folder = tmp_path_factory.mktemp("whole")
     notes = write_rows(folder / "notes.csv", invented(tail=f" {CANARY}"))
     recipe = written(folder, base, notes, baselines=True)
@@ -420,7 +422,7 @@ def test_answers_are_scored_again_from_a_run_and_from_a_file(
         ), said
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- stacks
+# stacks -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -523,7 +525,7 @@ def test_a_classifier_stands_on_an_adapter_of_another_classifier(
     assert np.array_equal(answered(chosen), answered(frozen))
 
 
-# --------------------------------------------------------------------------------------------------------------------- the same another way
+# the same another way -----------------------------------------------------------------------------
 
 
 def test_what_is_remembered_of_the_notes_answers_as_the_model_does(
@@ -561,7 +563,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
         and "stopped after step 5 of" in told.err
         and "give the same command to go on" in told.err
     )
-    (stopped,) = runs.list_runs(tmp_path / "runs").runs
+    (stopped,) = runs.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "head.json").exists()
     went_on, straight = (
         classify(recipe, tmp_path / "runs", change),
@@ -602,7 +604,7 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (two,) = runs.list_runs(tmp_path / "two").runs
+    (two,) = runs.find_all_runs(tmp_path / "two").runs
     one = classify(recipe, tmp_path / "one", f"adapters={LORA}")
     assert (
         two.record.state == "finished"
@@ -612,7 +614,7 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
     assert np.allclose(answered(two), answered(one), atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------------- questions and models
+# questions and models -----------------------------------------------------------------------------
 
 
 def test_one_adapter_learns_two_questions_at_once(base: Path, tmp_path: Path) -> None:
@@ -717,7 +719,7 @@ def test_the_smoke_recipe_asks_an_invented_hospital(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     table = (tmp_path / "runs" / "tables" / "smoke-classify.md").read_text(encoding="utf-8")
     assert "head only" in table and "LoRA" in table and "TF-IDF" in table
-    for run in runs.list_runs(tmp_path / "runs").runs:
+    for run in runs.find_all_runs(tmp_path / "runs").runs:
         groups = {row["group"] for row in run.results.to_pylist()}
         assert run.record.state == "finished" and "age, sex, admission type" in groups
         assert (
@@ -731,7 +733,7 @@ def test_the_smoke_recipe_asks_an_invented_hospital(tmp_path: Path) -> None:
     assert again.code == 0 and "step 1/" not in again.err
 
 
-# --------------------------------------------------------------------------------------------------------------------------- comparisons
+# comparisons --------------------------------------------------------------------------------------
 
 
 def test_two_runs_are_compared_stay_by_stay(clinical: Path, recipe: Path) -> None:

@@ -1,4 +1,5 @@
-"""What goes wrong in classify and predict says so, with value, place, way out and exit code; what can be lived with is told beside the results."""
+"""What goes wrong in classify and predict says so, with value, place, way out and exit code; what
+can be lived with is told beside the results."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def in_turn(subject: int) -> str:
     ]  # each of them has every category
 
 
-# ------------------------------------------------------------------------------------------------------------------------- what is told
+# what is told -------------------------------------------------------------------------------------
 
 
 def test_a_class_never_seen_in_training_is_told_and_breaks_nothing(
@@ -88,7 +89,7 @@ def test_a_class_never_seen_in_training_is_told_and_breaks_nothing(
     )
     (notice,) = [notice for notice in run.record.notices if "'Rare'" in notice]
     assert notice.startswith(
-        "note_category: the class 'Rare' stands in held_out and in no training stay"
+        "note_category: the class 'Rare' is in held_out and in no training stay"
     )
     assert value(run, "auroc_ovo")["value"] is not None
 
@@ -123,7 +124,7 @@ def test_a_note_without_text_is_counted(base: Path, tmp_path: Path) -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------- what is refused
+# what is refused ----------------------------------------------------------------------------------
 
 
 def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
@@ -138,11 +139,9 @@ def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
         split_by_hand(tmp_path, rows, in_turn),
     )
     assert (
-        said.code == 3
-        and "training stays of note_category have one class, 'Surgery': there is nothing to tell apart"
-        in said.err
+        said.code == 3 and "training stays of note_category have one class, 'Surgery'" in said.err
     )
-    (run,) = runs.list_runs(tmp_path / "runs").runs
+    (run,) = runs.find_all_runs(tmp_path / "runs").runs
     assert run.record.state == "failed" and not (run.folder / "head.json").exists()
 
 
@@ -207,7 +206,7 @@ def test_an_adapter_of_an_ambiguous_run_is_refused_with_the_ids(
             clinpeft("adapt", tmp_path / "adapt.toml", "--home", home, "--set", f"seed={seed}").code
             == 0
         )
-    ids = [run.id for run in runs.list_runs(home).runs]
+    ids = [run.id for run in runs.find_all_runs(home).runs]
     said = clinpeft("classify", recipe, "--home", home, "--set", f"adapters=[{FROZEN}]")
     assert (
         said.code == 2
@@ -240,7 +239,8 @@ def test_an_adapter_of_another_base_is_refused_by_its_hash(
 def doctored(
     base: Path, notes: Path, tmp_path: Path
 ) -> Callable[[Callable[[Tensors], object], bool], Path]:
-    """The home of a clinical adapter whose weights were changed, with its hash made to fit or not."""
+    """The home of a clinical adapter whose weights were changed, with its hash made to fit or
+    not."""
 
     def change(how: Callable[[Tensors], object], fitting: bool) -> Path:
         (tmp_path / "adapt.toml").write_text(ADAPT.format(base=base, notes=notes), encoding="utf-8")
@@ -301,7 +301,7 @@ def test_a_damaged_adapter_ends_the_run(
     home = doctored(how, fitting)
     said = clinpeft("classify", recipe, "--home", home, "--set", f"adapters=[{FROZEN}]")
     assert said.code == code and part in said.err, said
-    (run,) = [run for run in runs.list_runs(home).runs if run.record.kind == "classify"]
+    (run,) = [run for run in runs.find_all_runs(home).runs if run.record.kind == "classify"]
     assert (
         run.record.state == "failed"
         and run.record.error is not None
@@ -311,7 +311,7 @@ def test_a_damaged_adapter_ends_the_run(
         assert run.record.error.kind == "TrainingError"
 
 
-# ------------------------------------------------------------------------------------------------------------------- predict and evaluate
+# predict and evaluate -----------------------------------------------------------------------------
 
 
 def predict(run: runs.Run, notes: Path, out: Path, *more: object) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""The whole embed path on toy models: from the handbook of the invented hospital, or a few invented books, to a recorded encoder that is used."""
+"""The whole embed path on toy models: from the handbook of the invented hospital, or a few invented
+books, to a recorded encoder that is used."""
 
 from __future__ import annotations
 
@@ -99,10 +100,10 @@ def told(recipe: Path, home: Path, *changes: str) -> Any:
 
 def embed(recipe: Path, home: Path, *changes: str) -> registry.Run:
     """The run that the verb makes, or finds."""
-    before = {run.id for run in registry.list_runs(home).runs} if home.exists() else set()
+    before = {run.id for run in registry.find_all_runs(home).runs} if home.exists() else set()
     said = told(recipe, home, *changes)
     assert said.code == 0, said.err
-    made = [run for run in registry.list_runs(home).runs if run.id not in before]
+    made = [run for run in registry.find_all_runs(home).runs if run.id not in before]
     assert len(made) <= 1
     return (
         made[0]
@@ -112,7 +113,8 @@ def embed(recipe: Path, home: Path, *changes: str) -> registry.Run:
 
 
 def markdown(folder: Path, chapters: int = 8, seed: int = 0, said: str = "") -> Path:
-    """A book of invented sentences in the words that the toy tokenizers know; each chapter has terms, and questions with answers."""
+    """A book of invented sentences in the words that the toy tokenizers know; each chapter has
+    terms, and questions with answers."""
     draw = random.Random(seed)
 
     def words(count: int) -> str:
@@ -188,7 +190,7 @@ def lines_of(texts: Path) -> list[str]:
     return [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- whole runs
+# whole runs ---------------------------------------------------------------------------------------
 
 
 def test_a_run_on_the_handbook_records_encoder_scores_and_every_state_beside_its_controls(
@@ -326,7 +328,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
         patched.setattr(progress, "format_step", interrupt)
         stopped_by = told(recipe, tmp_path / "runs", change)
     assert stopped_by.code == 5 and "give the same command to go on" in stopped_by.err
-    (stopped,) = registry.list_runs(tmp_path / "runs").runs
+    (stopped,) = registry.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "encoder.json").exists()
     assert told(recipe, tmp_path / "runs", change).code == 0
     straight = embed(recipe, tmp_path / "straight", change)
@@ -401,14 +403,17 @@ def test_what_loading_took_is_in_the_profile(recipe: Path, tmp_path: Path) -> No
     assert measured["load_seconds"] > 0 and measured["embeddings_per_second"] > 0
 
 
-# --------------------------------------------------------------------------------------------------------------------- the grid of a study
+# the grid of a study ------------------------------------------------------------------------------
 
 
 def test_a_grid_ends_with_the_tables_and_figures_of_the_study(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "runs"
-    grid = '[[grid.backbone]]\nname = "half"\n"training.fraction" = 0.5\n[grid.backbone.published]\nseparation = 0.51\nzero_shot_separation = 0.033\n'
+    grid = (
+        '[[grid.backbone]]\nname = "half"\n"training.fraction" = 0.5\n'
+        "[grid.backbone.published]\nseparation = 0.51\nzero_shot_separation = 0.033\n"
+    )
     recipe.write_text(
         recipe.read_text(encoding="utf-8") + grid + '[[grid.backbone]]\nname = "all"\n',
         encoding="utf-8",
@@ -431,10 +436,10 @@ def test_a_grid_ends_with_the_tables_and_figures_of_the_study(
         1.0,
     ]  # of the pairs
     pytest.importorskip("matplotlib")
-    made = len(registry.list_runs(home).runs)
+    made = len(registry.find_all_runs(home).runs)
     said = told(recipe, home, "training.max_steps=2", "evaluation.profile_texts=4")
     assert (
-        said.code == 0 and len(registry.list_runs(home).runs) == made
+        said.code == 0 and len(registry.find_all_runs(home).runs) == made
     )  # finished cells are not made again
     for name in ("figure-1", "figure-3", "figure-9", "figure-13"):
         assert {path.suffix for path in (folder / "figures").glob(f"{name}.*")} == {
@@ -444,7 +449,7 @@ def test_a_grid_ends_with_the_tables_and_figures_of_the_study(
     assert "figures" in said.out.splitlines()[-3] and (folder / "figures" / "figures.md").is_file()
 
 
-# ------------------------------------------------------------------------------------------------------------------------- what else is read
+# what else is read --------------------------------------------------------------------------------
 
 
 def test_pairs_made_elsewhere_are_learned_from_as_well(recipe: Path, tmp_path: Path) -> None:
@@ -577,13 +582,13 @@ def test_no_sentence_of_a_book_is_in_what_is_told_or_recorded(
         CANARY in text for text in pq.read_table(material)["positive"].to_pylist()
     )  # it was read
     assert CANARY not in said.out + said.err
-    (run,) = registry.list_runs(tmp_path / "runs").runs
+    (run,) = registry.find_all_runs(tmp_path / "runs").runs
     for file in (file for file in run.folder.rglob("*") if file.is_file()):
         assert CANARY.encode() not in file.read_bytes(), file.name
     assert CANARY not in json.dumps(registry.read_run_table(run, "pair_scores").to_pylist())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- what a run is for
+# what a run is for --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
@@ -720,7 +725,7 @@ def test_an_empty_text_is_an_error_and_no_shift_of_rows(
     assert not (tmp_path / "out.npy").exists()
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- bad input
+# bad input ----------------------------------------------------------------------------------------
 
 
 def test_a_run_of_another_kind_holds_no_encoder(tmp_path: Path, texts: Path) -> None:
@@ -779,5 +784,7 @@ def test_a_cell_that_fails_stands_in_the_table_and_the_others_go_on(
     recipe.write_text(recipe.read_text(encoding="utf-8") + grid, encoding="utf-8")
     said = told(recipe, tmp_path / "runs", "training.max_steps=2")
     assert said.code == 1 and "its pooling" in said.err and "mean: " in said.out
-    (run,) = [run for run in registry.list_runs(tmp_path / "runs").runs if run.state == "finished"]
+    (run,) = [
+        run for run in registry.find_all_runs(tmp_path / "runs").runs if run.state == "finished"
+    ]
     assert run.record.kind == "embed"

@@ -1,4 +1,5 @@
-"""A whole run on a base in float8: let through by its gate or not, recorded, and opened again as it was."""
+"""A whole run on a base in float8: let through by its gate or not, recorded, and opened again as it
+was."""
 
 from __future__ import annotations
 

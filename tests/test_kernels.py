@@ -1,4 +1,5 @@
-"""A recipe that asks for kernels which cannot be had is refused before anything is read, in every verb that trains."""
+"""A recipe that asks for kernels which cannot be had is refused before anything is read, in every
+verb that trains."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 
 from clinpeft import models, recipe, workflows
 from clinpeft.core.errors import UsageError
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.recipe import AdaptRecipe, LoraSpec
 from clinpeft.training import create_accelerator
 from clinpeft.workflows import classify, embed

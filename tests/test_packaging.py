@@ -67,7 +67,8 @@ def test_every_entry_is_pinned_and_hashed() -> None:
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_every_dependency_is_locked_once_within_its_range(python: str) -> None:
-    """On Linux x86-64, for each supported Python: the entries whose marker applies are one for a package."""
+    """On Linux x86-64, for each supported Python: the entries whose marker applies are one for a
+    package."""
     platform = {
         "sys_platform": "linux",
         "platform_machine": "x86_64",
@@ -127,7 +128,8 @@ def test_no_locked_package_is_under_gpl_or_agpl() -> None:
 
 
 def licence_of(distribution: importlib.metadata.Distribution) -> str:
-    """What a package declares, in a line: the expression, else the classifiers and the first line of the free text."""
+    """What a package declares, in a line: the expression, else the classifiers and the first line
+    of the free text."""
     metadata = distribution.metadata
     if "License-Expression" in metadata:
         return str(metadata["License-Expression"])
@@ -199,6 +201,7 @@ def test_the_dependencies_are_those_chosen() -> None:
         "rich",
         "pypdfium2",
         "lxml",
+        "filelock",
     }
 
 
@@ -208,7 +211,8 @@ def test_the_processors_form_of_the_lock_has_no_cuda_and_the_other_torch() -> No
         f"numpy==2.0 ; python_full_version < '3.12' \\\n    --hash=sha256:{digest}\n"
         f"nvidia-nccl-cu13==2.3 \\\n    --hash=sha256:{digest}\n"
         f"cuda-toolkit==13 ; sys_platform == 'linux' \\\n    --hash=sha256:{digest}\n"
-        f"torch==2.13.0 \\\n    --hash=sha256:{digest}\ntriton==3.9 \\\n    --hash=sha256:{digest}\n"
+        f"torch==2.13.0 \\\n    --hash=sha256:{digest}\ntriton==3.9 \\\n    "
+        f"--hash=sha256:{digest}\n"
     )
     assert [entry.split(" \\")[0] for entry in install.for_the_processor(whole)] == [
         "numpy==2.0 ; python_full_version < '3.12'",
@@ -223,7 +227,10 @@ def test_the_lock_learns_the_processor_build_and_does_not_forget_it(tmp_path: Pa
     (tmp_path / "torch-2.12.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(
         b"another version"
     )
-    fresh = f"numpy==2.0 \\\n    --hash=sha256:{'b' * 64}\ntorch==2.13.0 \\\n    --hash=sha256:{'f' * 64} \\\n    --hash=sha256:{'0' * 64}\n"
+    fresh = (
+        f"numpy==2.0 \\\n    --hash=sha256:{'b' * 64}\ntorch==2.13.0 \\\n    "
+        f"--hash=sha256:{'f' * 64} \\\n    --hash=sha256:{'0' * 64}\n"
+    )
     learned = lock.locked(fresh, "", "2.13.0", [tmp_path])
     both = ["0" * 64, hashlib.sha256(b"a wheel").hexdigest(), "f" * 64]
     assert [lock.hashes(entry) for entry in lock.entries(learned)] == [["b" * 64], sorted(both)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -35,7 +36,8 @@ SHAPE = models.compute_model_shape(
     )
 )
 ALL_LINEAR = 39_976_960
-"""Weights of LoRA of rank 16 on all linear layers of LLaMA-7B: 16 × (4 × 2 × 4096 + 3 × (4096 + 11008)) × 32."""
+"""Weights of LoRA of rank 16 on all linear layers of LLaMA-7B: 16 × (4 × 2 × 4096 + 3 × (4096 +
+11008)) × 32."""
 LOAD = TrainingWorkload(SHAPE, ALL_LINEAR, "bfloat16", has_language_head=True)
 
 
@@ -100,12 +102,8 @@ def test_activations_are_recomputed_where_a_micro_batch_would_not_fit(
     asked: str, memory: float | None, policy: str
 ) -> None:
     kept_bytes = sum(term.value for term in estimate_memory(LOAD, 512, "keep"))
-    request = RuntimePolicy(
-        Path(),
-        activations=asked,
-        kept_memory_bytes=kept_bytes,
-        device_memory_bytes=memory,  # type: ignore[arg-type]
-    )
+    options: dict[str, Any] = {"activations": asked, "kept_memory_bytes": kept_bytes}
+    request = RuntimePolicy(Path(), device_memory_bytes=memory, **options)
     choice, reason = choose_activation_policy(request, "")
     assert choice == policy and reason
     small = replace(request, activations="auto", device_memory_bytes=14e9)
@@ -165,7 +163,8 @@ def _timed() -> list[tuple[int, float, dict[str, float]]]:
 def test_a_plan_is_near_what_the_run_then_takes_and_leaves_nothing_but_the_cache(
     tmp_path: Path,
 ) -> None:
-    """The bands are wide: four steps of a few milliseconds, on a machine that does other things as well. docs/plan.md has the measured figure."""
+    """The bands are wide: four steps of a few milliseconds, on a machine that does other things as
+    well. docs/plan.md has the measured figure."""
     home = tmp_path / "home"
     base = smoke().base.model_copy(update={"path": models.write_toy_model(tmp_path / "base")})
     asked = smoke().model_copy(update={"base": base})

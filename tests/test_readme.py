@@ -1,4 +1,5 @@
-"""What the pages tell people to type works: the quickstart on fewer words, and every verb with its options."""
+"""What the pages tell people to type works: the quickstart on fewer words, and every verb with its
+options."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def test_the_quickstart_trains_the_small_base_twice_and_says_where_the_runs_are(
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert not left.value.code
-    adapted, embedded = runs.list_runs(tmp_path / "runs").runs
+    adapted, embedded = runs.find_all_runs(tmp_path / "runs").runs
     said = capsys.readouterr().out
     assert adapted.record.state == embedded.record.state == "finished"
     assert (
@@ -76,7 +77,8 @@ def test_make_test_runs_linters_types_and_tests() -> None:
 
 
 def commands_in(page: Path) -> list[list[str]]:
-    """Every ``clinpeft ...`` at the start of a line of a code block, or alone between back ticks."""
+    """Every ``clinpeft ...`` at the start of a line of a code block, or alone between back
+    ticks."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(
@@ -107,7 +109,10 @@ def test_every_command_in_a_page_is_a_verb_with_those_options(page: str, words: 
 
 
 def test_help_is_there_without_loading_torch() -> None:
-    script = "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    script = (
+        "import sys; sys.argv = ['clinpeft', '--help']\nfrom clinpeft import cli\ntry: "
+        "cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

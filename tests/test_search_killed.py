@@ -1,4 +1,5 @@
-"""A real worker of a search that is killed in the middle: the search goes on, no trial is lost and none is made twice."""
+"""A real worker of a search that is killed in the middle: the search goes on, no trial is lost and
+none is made twice."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from clinpeft.runs import list_runs
+from clinpeft.runs import find_all_runs
 from clinpeft.runs.searches import SEARCH_FILE, SearchRecord
 from tests.test_classify import clinpeft
 from tests.test_study_killed import (
@@ -48,7 +49,7 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
         and [trial.state for trial in known.trials] == ["finished"] * 3
         and not any(trial.repeats for trial in known.trials)
     )
-    runs = list_runs(home).runs
+    runs = find_all_runs(home).runs
     assert sorted(one.id for one in runs) == sorted(
         str(trial.run_id) for trial in known.trials
     ) and run in {one.id for one in runs}
@@ -69,5 +70,5 @@ def test_a_search_loses_no_trial_when_one_of_its_two_workers_is_killed(tmp_path:
         winner.code == 0
         and known.best_trial is not None
         and str(known.best_trial.run_id) in winner.out
-        and len(list_runs(home).runs) == 3
+        and len(find_all_runs(home).runs) == 3
     )

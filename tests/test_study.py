@@ -1,4 +1,5 @@
-"""The cells of a grid as one piece of work: recorded, gone on with, compared; runs that cost nothing take the place of training."""
+"""The cells of a grid as one piece of work: recorded, gone on with, compared; runs that cost
+nothing take the place of training."""
 
 from __future__ import annotations
 

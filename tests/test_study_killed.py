@@ -1,4 +1,5 @@
-"""A real worker of a study that is killed in the middle: the study goes on, nothing is lost and nothing is made twice."""
+"""A real worker of a study that is killed in the middle: the study goes on, nothing is lost and
+nothing is made twice."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def started(*words: object) -> subprocess.Popen[str]:
 def awaited(
     seen: Callable[[], tuple[str, int] | None], *processes: subprocess.Popen[str]
 ) -> tuple[str, int]:
-    """What is looked for, once it is seen; a process that has ended before is the failure that it tells of."""
+    """What is looked for, once it is seen; a process that has ended before is the failure that it
+    tells of."""
     begun = time.monotonic()
     while (found := seen()) is None:
         ended = [process for process in processes if process.poll() is not None]
@@ -77,7 +79,8 @@ def awaited(
 
 
 def in_the_middle(home: Path, pid: int | None = None) -> tuple[str, int] | None:
-    """A run of which some steps are done and kept and others are not, and the process that makes it."""
+    """A run of which some steps are done and kept and others are not, and the process that makes
+    it."""
     for lock in home.glob("*/lock"):
         holder = lock.read_text(encoding="ascii")
         log = lock.parent / "log.jsonl"
@@ -116,9 +119,9 @@ def test_a_study_loses_no_cell_when_one_of_its_two_processes_is_killed(tmp_path:
     assert again.code == 0, again.err
     study = find_study(home, "smoke")
     assert study.is_complete and len({cell.run_id for cell in study.cells}) == 3
-    for run in runs.list_runs(home).runs:
+    for run in runs.find_all_runs(home).runs:
         assert run.state == "finished" and steps_of(home, run.id) == Counter(range(1, 13))
-    assert len(runs.list_runs(home).runs) == 3
+    assert len(runs.find_all_runs(home).runs) == 3
     ((pair,),) = (comparison.pairs for comparison in study.compare)
     assert {row["split"] for row in pair.results} >= {"held_out"} and "auroc_difference" in {
         row["name"] for row in pair.results

@@ -1,4 +1,5 @@
-"""Licences and the bill of materials: what is declared is read rightly, and the document has what CycloneDX 1.6 requires."""
+"""Licences and the bill of materials: what is declared is read rightly, and the document has what
+CycloneDX 1.6 requires."""
 
 from __future__ import annotations
 

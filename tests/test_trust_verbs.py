@@ -1,4 +1,5 @@
-"""What a review asks, answered by commands: verify, privacy, release, purge, audit; on a real run of each kind, with planted words searched for."""
+"""What a review asks, answered by commands: verify, privacy, release, purge, audit; on a real run
+of each kind, with planted words searched for."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import pytest
 
 from clinpeft import runs
 from clinpeft.cli import audit as cli_audit
-from clinpeft.data.notes import corpus
+from clinpeft.data import notes as corpus
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import audit_log
 from clinpeft.workflows import RunContext, privacy_attacks
@@ -228,7 +229,8 @@ def test_every_secret_is_ranked_before_and_after_for_each_number_of_repeats(
 def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
     attacked: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Base and adapted model are replaced by one that is surprised by every number but the planted ones, and one that is surprised alike."""
+    """Base and adapted model are replaced by one that is surprised by every number but the planted
+    ones, and one that is surprised alike."""
     recipe = attacked.run("language").recipe
     assert isinstance(recipe, AdaptRecipe)
     planted = {
@@ -253,11 +255,9 @@ def test_a_model_that_knows_the_secrets_has_the_highest_exposure(
 
     monkeypatch.setattr(privacy_attacks, "_score_canary_notes", surprises)
     asked = privacy_attacks.PrivacyAuditConfig(resamples=100, candidates=16)
+    no_stack: Any = None  # the scoring of notes is replaced above
     rows = privacy_attacks._measure_canary_exposure(
-        recipe,
-        None,
-        RunContext(attacked.home),
-        asked,  # type: ignore[arg-type]
+        recipe, no_stack, RunContext(attacked.home), asked
     ).to_pylist()
     assert {row["group"].split(",")[0]: row["value"] for row in rows} == {
         "base": 0.0,

@@ -345,7 +345,7 @@ def list_runs(home: str | Path = "runs") -> list[RunResult]:
         >>> list_runs("a folder without runs")
         []
     """
-    return [RunResult(run) for run in runs.list_runs(Path(home).resolve()).runs]
+    return [RunResult(run) for run in runs.find_all_runs(Path(home).resolve()).runs]
 
 
 def load_run(home: str | Path, name: str) -> RunResult:
@@ -387,9 +387,9 @@ def _load(
         # The columns of a note that are there keep their names.
         changes["source"] = {"name": "files", "path": str(path), "columns": same_names}
     if isinstance(recipe, Mapping):
-        recipe = load_recipe({"kind": kind, **recipe, **changes})
+        recipe = load_recipe({"kind": kind, **recipe, **changes}, environment=os.environ)
     elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(Path(recipe))
+        recipe = load_recipe(Path(recipe), environment=os.environ)
     if recipe.kind != kind:
         raise UsageError(
             f"this is a recipe of kind {recipe.kind!r}",
@@ -406,7 +406,7 @@ def _load(
 
 
 def _read_column_names(path: Path) -> list[str]:
-    from clinpeft.data.notes import sources
+    from clinpeft.data import sources
 
     return list(sources.read_column_names(path))
 

@@ -1,5 +1,7 @@
-"""Chromium without a window, spoken to over a pipe: enough of its protocol to open a file, press keys, and hear what the page complained about."""
+"""Chromium without a window, spoken to over a pipe: enough of its protocol to open a file, press
+keys, and hear what the page complained about."""
 
+# ruff: noqa: PLW1509
 from __future__ import annotations
 
 import contextlib
@@ -158,8 +160,13 @@ def opened(profile: Path) -> Iterator[Page]:
     silent = subprocess.DEVNULL
     asked = [PROGRAM, *(f"--{flag}" for flag in (*flags, *more))]
     process = subprocess.Popen(
-        asked, preexec_fn=placed, pass_fds=(3, 4), stdin=silent, stdout=silent, stderr=silent
-    )  # noqa: PLW1509
+        asked,
+        preexec_fn=placed,
+        pass_fds=(3, 4),
+        stdin=silent,
+        stdout=silent,
+        stderr=silent,
+    )
     for end in (theirs_in, theirs_out, *high):
         os.close(end)
     try:

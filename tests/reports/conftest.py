@@ -1,4 +1,5 @@
-"""An invented grid of embeddings: runs of kind embed with the numbers of the published tables, shaken a little."""
+"""An invented grid of embeddings: runs of kind embed with the numbers of the published tables,
+shaken a little."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PAIR_SCORES = schemas.PAIR_SCORE_SCHEMA.append(pa.field("task", pa.string())).ap
     pa.field("state", pa.string())
 )
 
-# name, hub name, zero-shot and adapted separation, similar, different, embeddings/s, GB, dimension, parameters: tables 1 to 3 of arXiv 2511.19739
+# name, hub name, zero-shot and adapted separation, similar, different, embeddings/s, GB, dimension,
+# parameters: tables 1 to 3 of arXiv 2511.19739
 TEN = (
     (
         "BioLinkBERT",
@@ -122,12 +124,9 @@ def row(
     width: float | None = 0.03,
     **changes: Any,
 ) -> dict[str, Any]:
-    has = value is not None and width is not None
-    ends = (
-        {"low": value - width, "high": value + width, "level": 0.95}
-        if has
-        else {"low": None, "high": None, "level": None}
-    )  # type: ignore[operator]
+    ends: dict[str, float | None] = {"low": None, "high": None, "level": None}
+    if value is not None and width is not None:
+        ends = {"low": value - width, "high": value + width, "level": 0.95}
     counts = {"n": 400, "n_subjects": 12, "n_events": 200, "split": "held_out"}
     return {
         "name": name,

@@ -1,4 +1,5 @@
-"""An invented grid of questions with everything a report shows: two methods, two tasks, two seeds, curves, labels, subgroups, a log."""
+"""An invented grid of questions with everything a report shows: two methods, two tasks, two seeds,
+curves, labels, subgroups, a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The checklist has every item of both statements, filled from the record where it can be, and a marked gap where it cannot."""
+"""The checklist has every item of both statements, filled from the record where it can be, and a
+marked gap where it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The tables of questions say what the runs measured, beside what it has to beat and what was published."""
+"""The tables of questions say what the runs measured, beside what it has to beat and what was
+published."""
 
 from __future__ import annotations
 
@@ -141,9 +142,9 @@ def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
         row["published macro average"],
     ) == ("0.6680", "0.6383", "0.6532")
     assert (
-        "Published macro averages are recomputed from the published values; printed otherwise: LLaMA · LoRA (0.5861, not 0.6532)."
-        in table.notes
-    )
+        "Published macro averages are recomputed from the published values; printed "
+        "otherwise: LLaMA · LoRA (0.5861, not 0.6532)."
+    ) in table.notes
 
 
 def test_nothing_published_leaves_no_columns_and_no_note(tmp_path: Path) -> None:
@@ -193,7 +194,8 @@ def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
 def test_several_seeds_show_their_mean_and_apart_from_the_interval_their_spread(
     tmp_path: Path,
 ) -> None:
-    """Values 0.70, 0.80, 0.75: mean 0.75, standard deviation 0.05; ends 0.68, 0.78, 0.73 and 0.72, 0.82, 0.77."""
+    """Values 0.70, 0.80, 0.75: mean 0.75, standard deviation 0.05; ends 0.68, 0.78, 0.73 and 0.72,
+    0.82, 0.77."""
     values = {1: 0.7, 2: 0.8, 3: 0.75}
     runs = {
         seed: answered(
@@ -480,7 +482,8 @@ def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: 
         == f"auroc 0.800 (0.780–0.820); {TFIDF} 0.700 (0.680–0.720); difference 0.100 (0.080–0.120)"
     )
     assert facts["liveness"] == (
-        "1-lora frozen, changes the logits by 0.12; 2-lora trained, gradient 0.5, moved by 0.03, changes the logits by 2; "
+        "1-lora frozen, changes the logits by 0.12; 2-lora trained, gradient 0.5, moved by "
+        "0.03, changes the logits by 2; "
         "3-ia3 inert, changes the logits by 0; 60 frozen tensors unchanged"
     )
 

@@ -1,4 +1,5 @@
-"""The tables of embeddings say what was measured, what was published, and what adapting did not do."""
+"""The tables of embeddings say what was measured, what was published, and what adapting did not
+do."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def test_a_row_that_adapting_did_not_help_says_so(tmp_path: Path) -> None:
 
 
 def test_several_seeds_are_one_row_with_what_they_change_apart(tmp_path: Path) -> None:
-    """nDCG@10 0.5, 0.6, 0.7: mean 0.6, SD 0.1; the interval is the mean of theirs. Zero-shot is the same in all."""
+    """nDCG@10 0.5, 0.6, 0.7: mean 0.6, SD 0.1; the interval is the mean of theirs. Zero-shot is the
+    same in all."""
     entries = []
     for seed, value in enumerate((0.5, 0.6, 0.7), 1):
         run = embedded(
@@ -295,7 +297,7 @@ def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path)
     whole = asked(adapters=[], base={"path": "/models/mine", "trainable": True})
     embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4))
     embedded(tmp_path, id_of(2), whole, *separations(0.1, 0.4))
-    listing = runs.list_runs(tmp_path)
+    listing = runs.find_all_runs(tmp_path)
     lines = [
         dict(zip([c.title for c in table.columns], line, strict=True))
         for table in [reports.build_runs_table(listing)]
@@ -319,7 +321,8 @@ def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path)
 
 
 def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> None:
-    """The study's separation is similar less different (equation 3), up to the rounding of all three."""
+    """The study's separation is similar less different (equation 3), up to the rounding of all
+    three."""
     cells = recipe.load_recipe_cells(
         ROOT / "recipes" / "cardiology-embedding.toml",
         environment={"CARDIOLOGY_BOOKS": "/books", "BACKBONES": "/models"},

@@ -1,4 +1,5 @@
-"""The figures of the study are drawn from runs, with text as text, and those without data are named."""
+"""The figures of the study are drawn from runs, with text as text, and those without data are
+named."""
 
 from __future__ import annotations
 
@@ -137,7 +138,8 @@ def test_published_values_are_hollow_marks_below_what_was_measured(ten: EncoderG
 def test_bars_have_their_intervals_and_the_threshold_of_the_study_is_drawn(
     ten: EncoderGrid,
 ) -> None:
-    """Separations are 0.02 above the published ones, each with an interval of 0.03 to either side."""
+    """Separations are 0.02 above the published ones, each with an interval of 0.03 to either
+    side."""
     (axes,) = draw("figure-1", ten).axes
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == pytest.approx([known[3] + 0.02 for known in TEN])

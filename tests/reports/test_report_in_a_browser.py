@@ -1,4 +1,5 @@
-"""The page in a real browser: silent, asking nothing of anybody, used with the keyboard, read in both schemes and on paper."""
+"""The page in a real browser: silent, asking nothing of anybody, used with the keyboard, read in
+both schemes and on paper."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ CONTRAST = """
   }
   return { seen, poor };
 })()
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,12 @@ def test_the_page_is_silent_and_asks_for_nothing_but_itself(page: Page) -> None:
 
 
 def test_what_the_policy_forbids_the_browser_refuses(page: Page) -> None:
-    """The test of the tests: a request would have been seen, and a style that is not the page's own is not taken."""
+    """The test of the tests: a request would have been seen, and a style that is not the page's own
+    is not taken."""
     page.open(path_of(page))
     page.run(
-        "document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x.png\"><p id=odd style=\"color: red\">.</p>'), 0"
+        "document.body.insertAdjacentHTML('beforeend', '<img "
+        'src="http://127.0.0.1:9/x.png"><p id=odd style="color: red">.</p>\'), 0'
     )
     page.run("new Promise((done) => setTimeout(done, 200))")
     assert "img-src" in " ".join(page.complaints())
@@ -89,17 +92,22 @@ def test_what_the_policy_forbids_the_browser_refuses(page: Page) -> None:
 def test_the_figures_are_drawn(page: Page) -> None:
     page.open(path_of(page))
     sizes = page.run(
-        "Array.from(document.querySelectorAll('figure svg')).map((one) => [one.getBBox().width, one.getBBox().height])"
+        "Array.from(document.querySelectorAll('figure svg')).map((one) => "
+        "[one.getBBox().width, one.getBBox().height])"
     )
     assert len(sizes) >= 15 and all(width > 100 and height > 50 for width, height in sizes)
     assert page.run(
-        "Array.from(document.querySelectorAll('figure svg')).every((one) => one.getAttribute('aria-label').length > 20)"
+        "Array.from(document.querySelectorAll('figure svg')).every((one) => "
+        "one.getAttribute('aria-label').length > 20)"
     )
 
 
 def test_a_table_is_sorted_with_the_keyboard(page: Page) -> None:
     page.open(path_of(page))
-    column = "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) => row.cells[1].dataset.value)"
+    column = (
+        "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) => "
+        "row.cells[1].dataset.value)"
+    )
     page.run("document.querySelectorAll('table')[0].querySelectorAll('thead button')[1].focus()")
     for turn, name in ((1, "ascending"), (-1, "descending")):
         page.press("Enter", 13, "\r")
@@ -115,7 +123,8 @@ def test_what_is_not_known_is_last_however_it_is_sorted(page: Page) -> None:
             "document.querySelectorAll('table')[0].querySelectorAll('thead button')[4].click()"
         )
         known = page.run(
-            "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) => row.cells[4].dataset.value !== undefined)"
+            "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) "
+            "=> row.cells[4].dataset.value !== undefined)"
         )
         assert any(known) and not all(known) and known == sorted(known, reverse=True)
 
@@ -142,13 +151,17 @@ def test_the_first_stop_of_the_keyboard_skips_to_the_results_and_its_focus_is_se
 
 def chosen(page: Page, field: str, value: str) -> None:
     page.run(
-        f"(() => {{ const one = document.getElementById('choose-{field}'); one.value = {value!r}; one.dispatchEvent(new Event('change')); }})()"
+        f"(() => {{ const one = document.getElementById('choose-{field}'); one.value = "
+        f"{value!r}; one.dispatchEvent(new Event('change')); }})()"
     )
 
 
 def test_one_task_is_shown_alone(page: Page) -> None:
     page.open(path_of(page))
-    seen = "Array.from(document.querySelectorAll('figure')).filter((one) => one.getClientRects().length).map((one) => one.id)"
+    seen = (
+        "Array.from(document.querySelectorAll('figure')).filter((one) => "
+        "one.getClientRects().length).map((one) => one.id)"
+    )
     chosen(page, "task", "mortality")
     shown = page.run(seen)
     assert "mortality-auroc" in shown and not any(name.startswith("diagnoses") for name in shown)
@@ -162,7 +175,10 @@ def test_one_task_is_shown_alone(page: Page) -> None:
 
 def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Page) -> None:
     page.open(path_of(page))
-    rows = "Array.from(document.querySelectorAll('main tr[data-row]')).filter((one) => !one.hidden).map((one) => one.dataset.row)"
+    rows = (
+        "Array.from(document.querySelectorAll('main tr[data-row]')).filter((one) => "
+        "!one.hidden).map((one) => one.dataset.row)"
+    )
     assert set(page.run(rows)) == set(NAMES)
     chosen(page, "row", "head only")
     assert set(page.run(rows)) == {"head only"}
@@ -174,8 +190,14 @@ def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Pa
 
 def test_a_mark_says_its_value_to_whoever_points_at_it(page: Page) -> None:
     page.open(path_of(page))
-    found = "const one = document.querySelector('#mortality-calibration .told'); one.scrollIntoView({block: 'center'})"
-    location = f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
+    found = (
+        "const one = document.querySelector('#mortality-calibration .told'); "
+        "one.scrollIntoView({block: 'center'})"
+    )
+    location = (
+        f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + "
+        "box.width / 2, box.y + box.height / 2]; })()"
+    )
     x, y = page.run(location)
     page.say("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
     assert page.run("document.getElementById('tip').hidden") is False

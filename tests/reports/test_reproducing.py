@@ -1,4 +1,5 @@
-"""The page on the papers names only recipes that exist, every table of both papers, and results that are there."""
+"""The page on the papers names only recipes that exist, every table of both papers, and results
+that are there."""
 
 from __future__ import annotations
 

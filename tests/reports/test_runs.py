@@ -226,7 +226,7 @@ def test_the_list_shows_every_run_and_what_could_not_be_read(tmp_path: Path) -> 
     trained(tmp_path)
     failed(tmp_path)
     (finished_run(tmp_path, "cccccccccccc").folder / "run.json").write_text("{")
-    table = reports.build_runs_table(runs.list_runs(tmp_path))
+    table = reports.build_runs_table(runs.find_all_runs(tmp_path))
     assert table.cell_texts[0][:7] == [
         LORA,
         "clinical-lora",
@@ -256,7 +256,7 @@ def test_an_id_is_never_broken_on_a_terminal(tmp_path: Path) -> None:
         name="a name that is much longer than anybody would ever want a name of a run to be",
     )
     console = rich.console.Console(file=io.StringIO(), width=70, record=True)
-    console.print(reports.as_rich_table(reports.build_runs_table(runs.list_runs(tmp_path))))
+    console.print(reports.as_rich_table(reports.build_runs_table(runs.find_all_runs(tmp_path))))
     assert LORA in console.export_text()
 
 

@@ -460,7 +460,7 @@ def test_a_record_of_the_older_format_names_the_version_and_the_renamed_fields(
     assert error.value.location == str(path)
     assert "0.6" in error.value.message
     assert all(f"{old} -> {new}" in error.value.hint for old, new in RENAMED_FIELDS.items())
-    (listed_error,) = runs.list_runs(tmp_path).errors
+    (listed_error,) = runs.find_all_runs(tmp_path).errors
     assert listed_error.location == str(path)
 
 

@@ -15,23 +15,23 @@ from tests.runs.conftest import NOON, finished_run, make_recipe, opening
 def test_runs_are_listed_oldest_first(tmp_path: Path) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa", created=NOON + timedelta(hours=1))
     finished_run(tmp_path, "bbbbbbbbbbbb")
-    assert [run.id for run in runs.list_runs(tmp_path).runs] == ["bbbbbbbbbbbb", "aaaaaaaaaaaa"]
+    assert [run.id for run in runs.find_all_runs(tmp_path).runs] == ["bbbbbbbbbbbb", "aaaaaaaaaaaa"]
 
 
 def test_a_home_that_is_not_there_has_no_runs(tmp_path: Path) -> None:
-    assert runs.list_runs(tmp_path / "nowhere") == runs.RunListing(())
+    assert runs.find_all_runs(tmp_path / "nowhere") == runs.RunListing(())
 
 
 def test_what_is_no_run_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "notes.txt").write_text("")
-    assert runs.list_runs(tmp_path) == runs.RunListing(())
+    assert runs.find_all_runs(tmp_path) == runs.RunListing(())
 
 
 def test_one_damaged_run_does_not_hide_the_others_and_is_not_silent(tmp_path: Path) -> None:
     finished_run(tmp_path, "aaaaaaaaaaaa")
     (finished_run(tmp_path, "bbbbbbbbbbbb").folder / "run.json").write_text("{")
-    listing = runs.list_runs(tmp_path)
+    listing = runs.find_all_runs(tmp_path)
     assert [run.id for run in listing.runs] == ["aaaaaaaaaaaa"]
     assert ["bbbbbbbbbbbb" in error.location for error in listing.errors] == [True]
     assert runs.find_run(tmp_path, "aaa").id == "aaaaaaaaaaaa"

@@ -1,4 +1,5 @@
-"""Activations computed again: loss and gradients are those of activations kept, dropout included, in much less memory; or it is refused."""
+"""Activations computed again: loss and gradients are those of activations kept, dropout included,
+in much less memory; or it is refused."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def stack_of(family: str, *methods: str, layers: int = 2, **options: Any) -> Sta
 def learned(
     stack: Stack, ask: Callable[..., torch.Tensor] = adapters.compute_packed_hidden_states
 ) -> Learned:
-    """A loss with dropout drawn from a seed, and its gradients; what was drawn after the forward pass is put back."""
+    """A loss with dropout drawn from a seed, and its gradients; what was drawn after the forward
+    pass is put back."""
     stack.train()
     torch.manual_seed(5)
     loss = ask(stack, IDS, MASK).tanh().square().sum()
@@ -167,7 +169,7 @@ def test_nothing_is_computed_again_where_nothing_is_trained() -> None:
     assert len(seen) == 4
 
 
-# ------------------------------------------------------------------------------------------------------------------ several trials in one pass
+# several trials in one pass -----------------------------------------------------------------------
 
 
 def joint_of() -> MultiAdapterModel:
@@ -213,7 +215,7 @@ def test_trials_in_one_pass_draw_again_what_they_drew() -> None:
     assert not again.routing.routes  # nothing of the second run is left behind
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- refusals
+# refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Norms and gates that are compiled: the same vectors and gradients; where a compiler cannot, or brings nothing, they stay as they are."""
+"""Norms and gates that are compiled: the same vectors and gradients; where a compiler cannot, or
+brings nothing, they stay as they are."""
 
 from __future__ import annotations
 

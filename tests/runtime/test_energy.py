@@ -1,4 +1,5 @@
-"""Energy is what the meters counted, added up over zones and over a counter that begins again; unknown where nothing can be read."""
+"""Energy is what the meters counted, added up over zones and over a counter that begins again;
+unknown where nothing can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A base in float8: what a weight becomes, worked out by hand, and every family and method on it against the same weights in full."""
+"""A base in float8: what a weight becomes, worked out by hand, and every family and method on it
+against the same weights in full."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ EXACT = torch.tensor(
         [3.5, 2**-10, 1e-5, -3.5],
     ]
 )
-"""Scales 1, 2, any and 2^-7. Near 0.3 lie 0.28125 and 0.3125; 2^-10 is 2^-3 scales; 1e-5 is 0.66 of the smallest step, 2^-9 scales."""
+"""Scales 1, 2, any and 2^-7. Near 0.3 lie 0.28125 and 0.3125; 2^-10 is 2^-3 scales; 1e-5 is 0.66 of
+the smallest step, 2^-9 scales."""
 ROUNDED = torch.tensor(
     [
         [448.0, -224.0, 1.0, 0.3125],

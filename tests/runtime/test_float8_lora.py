@@ -1,4 +1,5 @@
-"""LoRA on a base in float8: peft's gradients over the dequantized weights, a standard folder, and a clear no where weights would change."""
+"""LoRA on a base in float8: peft's gradients over the dequantized weights, a standard folder, and a
+clear no where weights would change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The fused layer against stock peft: outputs and gradients, with dropout and without, in float32 and bfloat16."""
+"""The fused layer against stock peft: outputs and gradients, with dropout and without, in float32
+and bfloat16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Memory does not grow with the numbers of tokens that rows have had: of compiled products only the latest are kept."""
+"""Memory does not grow with the numbers of tokens that rows have had: of compiled products only the
+latest are kept."""
 
 from __future__ import annotations
 
@@ -75,6 +76,9 @@ def test_rows_of_many_lengths_leave_nothing_behind() -> None:
 
 
 def test_what_the_shell_says_stays() -> None:
-    asked = "import os, clinpeft.core.offline as offline; offline.set_offline_mode(os.environ); print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    asked = (
+        "import os, clinpeft.core.offline as offline; offline.set_offline_mode(os.environ); "
+        "print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    )
     done = ran(asked, LRU_CACHE_CAPACITY="7")
     assert done.stdout.split() == ["7", "256"], done.stderr

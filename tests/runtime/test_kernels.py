@@ -1,4 +1,5 @@
-"""Kernels of liger, without a GPU: what is refused, what liger is asked for, and that nobody but the given model gets it."""
+"""Kernels of liger, without a GPU: what is refused, what liger is asked for, and that nobody but
+the given model gets it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ IDS = torch.arange(3, 12)[None]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """A package that does what liger 0.8.5 does to LLaMA, and remembers what it was asked for: it halves the norms."""
+    """A package that does what liger 0.8.5 does to LLaMA, and remembers what it was asked for: it
+    halves the norms."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
     def applied(model_type: str, **options: Any) -> None:

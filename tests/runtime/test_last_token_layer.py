@@ -1,4 +1,5 @@
-"""Pooled vectors, the last layer computed for them alone, beside those that are pooled from all tokens."""
+"""Pooled vectors, the last layer computed for them alone, beside those that are pooled from all
+tokens."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ def test_the_feed_forward_part_of_the_last_layer_sees_a_token_a_document(
     assert seen == [len(LENGTHS), sum(LENGTHS)]
 
 
-def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_each_draws_alone() -> (
+def test_with_dropout_all_tokens_are_computed_so_that_trials_together_draw_what_each_draws_alone() -> (  # noqa: E501
     None
 ):
     stack, spans = stack_of("llama", dropout=0.3), SequenceLengths(LENGTHS)

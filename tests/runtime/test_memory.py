@@ -25,7 +25,8 @@ def _everything(items: IndexArray) -> list[IndexArray]:
 
 
 def _course(fits: int, tried: list[int]) -> tuple[torch.nn.Parameter, object]:
-    """A weight and the backward of a loss whose micro-batches fit up to so many items; a larger one leaves half a gradient behind, then fails."""
+    """A weight and the backward of a loss whose micro-batches fit up to so many items; a larger one
+    leaves half a gradient behind, then fails."""
     weight = torch.nn.Parameter(torch.ones(()))
 
     def loss(items: IndexArray, step: int) -> LossSum:
@@ -38,7 +39,7 @@ def _course(fits: int, tried: list[int]) -> tuple[torch.nn.Parameter, object]:
     return weight, lambda grouped: build_additive_backward(loss, grouped, 0, Accelerator())
 
 
-def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient_is_that_of_the_whole_step() -> (
+def test_too_little_memory_halves_the_micro_batch_until_it_fits_and_the_gradient_is_that_of_the_whole_step() -> (  # noqa: E501
     None
 ):
     tried: list[int] = []

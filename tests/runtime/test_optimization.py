@@ -1,4 +1,5 @@
-"""Whether a run compiles: decided before its first step by what there is to save, remembered, and told by its record."""
+"""Whether a run compiles: decided before its first step by what there is to save, remembered, and
+told by its record."""
 
 from __future__ import annotations
 

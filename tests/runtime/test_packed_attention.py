@@ -1,4 +1,5 @@
-"""The seam by which many documents stand in one row: exact for every family that is declared so, and refused where it is not."""
+"""The seam by which many documents stand in one row: exact for every family that is declared so,
+and refused where it is not."""
 
 from __future__ import annotations
 

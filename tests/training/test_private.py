@@ -37,8 +37,7 @@ from clinpeft.recipe import (
 )
 from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable
 from clinpeft.training.differential_privacy import compute_epsilon, compute_noise_multiplier
-from clinpeft.workflows import RunContext
-from clinpeft.workflows import differential_privacy as context
+from clinpeft.workflows import RunContext, differential_privacy
 from tests.conftest import WORDS
 from tests.training.test_classification import ACCELERATOR, TRUTH, VECTORS, parameter, task_data
 
@@ -486,12 +485,12 @@ def read(
 
 def check(private: AdaptRecipe | ClassifyRecipe, accelerator: Any = ACCELERATOR) -> None:
     requirements = (
-        context.list_corpus_requirements(private)
+        differential_privacy.list_corpus_requirements(private)
         if isinstance(private, AdaptRecipe)
-        else context.list_classifier_requirements(private)
+        else differential_privacy.list_classifier_requirements(private)
     )
     run_context: Any = SimpleNamespace(accelerator=accelerator)
-    context.check_differential_privacy(private, run_context, requirements)
+    differential_privacy.check_differential_privacy(private, run_context, requirements)
 
 
 @pytest.mark.parametrize(
@@ -548,13 +547,15 @@ def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     plain = read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})
-    summary = context.collect_privacy_notices(read(CLASSIFY), {"one": read(ADAPT), "two": plain})
+    summary = differential_privacy.collect_privacy_notices(
+        read(CLASSIFY), {"one": read(ADAPT), "two": plain}
+    )
     assert (
         "epsilon 4" in summary[0]
         and "add up" in summary[0]
         and "without differential privacy" in summary[1]
     )
-    assert not context.collect_privacy_notices(plain, {"two": plain})
+    assert not differential_privacy.collect_privacy_notices(plain, {"two": plain})
 
 
 # verbs --------------------------------------------------------------------------------------------
@@ -595,13 +596,13 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     assert summary is not None and summary["epsilon_asked"] == 8 and 7.92 <= summary["epsilon"] <= 8
     assert summary["noise_multiplier"] > 0 and summary["steps"] == 6 and summary["most_items"] == 2
     assert not (
-        whole.folder / context.NOISE_SEED_PATH
+        whole.folder / differential_privacy.NOISE_SEED_PATH
     ).exists()  # else the noise could be drawn again
     with pytest.raises(InterruptedRunError):
         workflows.train_classifier(
             private, replace(make_context(stop_after=3), home=tmp_path / "stopped")
         )
-    assert (tmp_path / "stopped" / whole.id / context.NOISE_SEED_PATH).exists()
+    assert (tmp_path / "stopped" / whole.id / differential_privacy.NOISE_SEED_PATH).exists()
     again = workflows.train_classifier(
         private, replace(make_context(secret=2), home=tmp_path / "stopped")
     )  # the secret is the one that it was begun with
@@ -628,7 +629,7 @@ def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
         workflows.train_classifier(
             private, replace(make_context(stop_after=3), home=tmp_path / "runs")
         )
-    (secret,) = (tmp_path / "runs").glob(f"*/{context.NOISE_SEED_PATH}")
+    (secret,) = (tmp_path / "runs").glob(f"*/{differential_privacy.NOISE_SEED_PATH}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
         workflows.train_classifier(private, replace(make_context(), home=tmp_path / "runs"))
@@ -645,7 +646,7 @@ def test_a_private_language_adapter_records_what_it_spent(
         summary is not None
         and 3.96 <= summary["epsilon"] <= 4
         and summary["steps"] == 3
-        and not (run.folder / context.NOISE_SEED_PATH).exists()
+        and not (run.folder / differential_privacy.NOISE_SEED_PATH).exists()
     )
     assert "loss" in (run.folder / "log.jsonl").read_text(encoding="utf-8")
 
@@ -659,5 +660,7 @@ def test_a_recipe_without_the_table_trains_as_before() -> None:
     run: Any = type(
         "R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})}
     )
-    private_trainable = context.apply_differential_privacy(bare, WHO, run, make_context())
+    private_trainable = differential_privacy.apply_differential_privacy(
+        bare, WHO, run, make_context()
+    )
     assert private_trainable.trainable is bare and private_trainable.mechanism is None

@@ -1,7 +1,9 @@
-"""Run the command with what must not happen made impossible, or written down: ``python confine.py REPORT [verb ...]``.
+"""Run the command with what must not happen made impossible, or written down: ``python confine.py
+REPORT [verb ...]``.
 
-Linux kills the process when it, or any library in it, opens a socket of the internet (a seccomp filter, below Python). Every object that pickle
-makes, every connection that Python attempts and every process started is written to REPORT, a JSON object of counts.
+Linux kills the process when it, or any library in it, opens a socket of the internet (a seccomp
+filter, below Python). Every object that pickle makes, every connection that Python attempts and
+every process started is written to REPORT, a JSON object of counts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class _Program(ctypes.Structure):
 
 
 def without_internet() -> bool:
-    """From here on a socket of the internet is the end of this process, by SIGSYS; whether the system took the filter."""
+    """From here on a socket of the internet is the end of this process, by SIGSYS; whether the
+    system took the filter."""
     if sys.platform != "linux" or SOCKET is None:
         return False
     steps = [(LOAD, 0, 0, SYSTEM_CALL), (EQUAL, 0, 4, SOCKET), (LOAD, 0, 0, FIRST_ARGUMENT)]

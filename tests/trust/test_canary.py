@@ -1,4 +1,5 @@
-"""No words of a note: a sentence that stands in every note and every book is looked for in all that any verb says or writes, however it ends."""
+"""No words of a note: a sentence that stands in every note and every book is looked for in all that
+any verb says or writes, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from clinpeft import training
 from clinpeft.cli import exit as ending
 from clinpeft.cli import progress
 from clinpeft.core.errors import ClinpeftError, InputError, RefusedError
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.training import checkpoint
 from tests.conftest import write_toy_llama
 from tests.test_classify import Said, clinpeft
@@ -32,14 +33,16 @@ WORDS = [
 ]  # zebulon quixmarrow vermilion accordion
 
 DECLARED = re.compile(
-    r"cache/(corpus|cohort|tokens|documents|pairs|passages|books|shelf|handbook)[^/]*/.*"  # what is derived from notes and books, within the home
+    # what is derived from notes and books, within the home
+    r"cache/(corpus|cohort|tokens|documents|pairs|passages|books|shelf|handbook)[^/]*/.*"
     r"|cohorts/[^/]+/(cohort\.parquet|meds/data/.*|leakage\.json)"
 )
 """The text outputs that docs/trust.md declares: everything else must be free of text."""
 
 
 def holding(root: Path) -> Iterator[str]:
-    """Files below a folder, or their names, in which a word of the canary stands; tables are read, since their bytes are compressed."""
+    """Files below a folder, or their names, in which a word of the canary stands; tables are read,
+    since their bytes are compressed."""
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if any(word in name.lower() for word in WORDS):
@@ -168,7 +171,7 @@ def test_no_verb_says_or_writes_a_word_of_a_note(
     silent(said, home, tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- error paths
+# error paths --------------------------------------------------------------------------------------
 
 
 def _break_rows(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -194,7 +197,10 @@ def _no_header(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _columns_swapped(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text where a number, a time and a category are expected."""
     return [
-        'source.columns={ note_id = "text", subject_id = "text", time = "text", category = "text", text = "category" }'
+        (
+            'source.columns={ note_id = "text", subject_id = "text", time = "text", category = '
+            '"text", text = "category" }'
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""Every error has its value, its place and its way out, and every ending of the command its number."""
+"""Every error has a message, a location and a hint, and every outcome of the command its code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clinpeft.core.errors import ClinpeftError
 from tests.conftest import ROOT
 from tests.test_classify import clinpeft
 
-HOUSE = ROOT / "src" / "clinpeft"
-FAMILY = {
+PACKAGE = ROOT / "src" / "clinpeft"
+ERROR_CLASSES = {
     name: kind
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, ClinpeftError)
@@ -33,11 +33,11 @@ CODES = {
     "RefusedError": 4,
     "TrainingError": 1,
     "StorageError": 1,
-    "InterruptedRun": 5,
+    "InterruptedRunError": 5,
 }
 """As docs/trust.md has them."""
 
-PLAIN = {
+BUILTIN_ERRORS = {
     "ValueError",
     "FileNotFoundError",
     "NotImplementedError",
@@ -48,54 +48,55 @@ PLAIN = {
     "StopIteration",
     "ModuleNotFoundError",
 }
-"""What else may be raised: a mistake of the program, not of its user, or what is caught where it is raised from."""
+"""What else may be raised: a mistake of the program, not of its user, or what a caller catches."""
 
 
-def raised() -> Iterator[tuple[str, ast.Call]]:
-    """Every call that makes an error of the family, with its place in the package."""
-    for path in sorted(HOUSE.rglob("*.py")):
+def iterate_error_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call that creates an error of ours, with its location in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id in FAMILY
+                and node.func.id in ERROR_CLASSES
             ):
-                yield f"{path.relative_to(HOUSE)}:{node.lineno}", node
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
 
 
-def test_every_error_is_made_with_its_three_parts() -> None:
-    found, wrong = 0, []
-    for location, node in raised():
-        found += 1
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        parts = [node.args[0] if node.args else None, given.get("location"), given.get("hint")]
-        if any(part is None or _is_empty(part) for part in parts) and None not in given:
+def test_every_error_is_raised_with_its_three_parts() -> None:
+    calls, wrong = 0, []
+    for location, node in iterate_error_calls():
+        calls += 1
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        parts = [node.args[0] if node.args else None]
+        parts += [keywords.get("location"), keywords.get("hint")]
+        if any(part is None or _is_empty(part) for part in parts) and None not in keywords:
             wrong.append(location)
     assert not wrong, wrong
-    assert found > 200  # otherwise this looked at nothing
+    assert calls > 200  # otherwise this looked at nothing
 
 
 def _is_empty(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and not str(node.value).strip()
 
 
-def test_a_way_out_says_what_to_do() -> None:
-    """It begins with a word, not with a sign, and is not the problem again."""
-    for location, node in raised():
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        said = given.get("way_out")
-        if isinstance(said, ast.Constant) and isinstance(said.value, str):
-            assert len(said.value.split()) >= 2 and not said.value.endswith("."), (
+def test_a_hint_says_what_to_do() -> None:
+    """It has at least two words and no full stop."""
+    for location, node in iterate_error_calls():
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        hint = keywords.get("hint")
+        if isinstance(hint, ast.Constant) and isinstance(hint.value, str):
+            assert len(hint.value.split()) >= 2 and not hint.value.endswith("."), (
                 location,
-                said.value,
+                hint.value,
             )
 
 
 def test_no_other_kind_of_error_is_raised() -> None:
     wrong = []
-    for path in sorted(HOUSE.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        local_classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Raise)
@@ -103,13 +104,16 @@ def test_no_other_kind_of_error_is_raised() -> None:
                 and isinstance(node.exc.func, ast.Name)
             ):
                 name = node.exc.func.id
-                if name[0].isupper() and name not in FAMILY.keys() | PLAIN | own:
-                    wrong.append(f"{path.relative_to(HOUSE)}:{node.lineno} {name}")
+                if (
+                    name[0].isupper()
+                    and name not in ERROR_CLASSES.keys() | BUILTIN_ERRORS | local_classes
+                ):
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {name}")
     assert not wrong, wrong
 
 
-def test_the_family_and_its_exit_codes_are_these() -> None:
-    assert {name: kind.exit_code for name, kind in FAMILY.items()} == CODES
+def test_the_errors_and_their_exit_codes_are_these() -> None:
+    assert {name: kind.exit_code for name, kind in ERROR_CLASSES.items()} == CODES
 
 
 def test_the_page_says_the_same_codes() -> None:
@@ -150,8 +154,8 @@ def test_the_command_ends_with_the_number_of_what_happened(
     words: list[str], code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.toml").write_text("", encoding="utf-8")
-    said = clinpeft(*(word.replace("{}", str(tmp_path)) for word in words))
-    assert said.code == code, said
+    result = clinpeft(*(word.replace("{}", str(tmp_path)) for word in words))
+    assert result.code == code, result
 
 
 def test_the_real_command_says_three_lines_and_nothing_else(tmp_path: Path) -> None:

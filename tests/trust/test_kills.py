@@ -1,4 +1,5 @@
-"""A crash costs minutes: killed, stopped, out of room or with its newest checkpoint damaged, the same command goes on to the very same bytes."""
+"""A crash costs minutes: killed, stopped, out of room or with its newest checkpoint damaged, the
+same command goes on to the very same bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ ROUNDS, REAL = 12, 1
 
 @pytest.fixture(scope="module")
 def rounds(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Adapt, classify with its head first, and embed: each disturbed again and again, let go to its end, and compared with an undisturbed run."""
+    """Adapt, classify with its head first, and embed: each disturbed again and again, let go to its
+    end, and compared with an undisturbed run."""
     folder = tmp_path_factory.mktemp("kills")
     recipes, told = toys.write(folder), folder / "rounds.jsonl"
     asked = [sys.executable, str(ROOT / "scripts" / "soak.py"), *map(str, recipes.values())]
@@ -98,7 +100,7 @@ def test_the_comparison_would_have_seen_a_difference(tmp_path: Path) -> None:
     assert len(soak.differences(before, soak.outcome(tmp_path))) == 3
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- checkpoints
+# checkpoints --------------------------------------------------------------------------------------
 
 CREW = training.create_accelerator()
 
@@ -167,7 +169,7 @@ def after(step: int) -> training.TrainingCallbacks:
 
 @pytest.mark.parametrize("damage", [soak.truncated, soak.flipped], ids=["truncated", "one bit"])
 @pytest.mark.parametrize("which", ["step", "best"])
-def test_damage_of_a_checkpoint_or_of_its_best_weights_is_seen_and_costs_the_steps_since_the_one_before(
+def test_damage_of_a_checkpoint_or_of_its_best_weights_is_seen_and_costs_the_steps_since_the_one_before(  # noqa: E501
     fit: Callable[..., torch.Tensor],
     tmp_path: Path,
     damage: Callable[[Path, random.Random], None],
@@ -204,7 +206,8 @@ def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(tmp_path:
 
 
 def test_every_bit_of_a_checkpoint_is_under_its_hash(tmp_path: Path) -> None:
-    """Any of the bits, flipped, makes the file one that is not read; what the format pads with is under no hash and changes nothing."""
+    """Any of the bits, flipped, makes the file one that is not read; what the format pads with is
+    under no hash and changes nothing."""
     path, draw = tmp_path / "one.safetensors", random.Random(0)
     whole = {
         "w": torch.arange(6, dtype=torch.float32),
@@ -262,7 +265,7 @@ def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_rests_on_it(
     assert order[:4] == ["told 1", "saving, 0 there", "told 2", "saving, 1 there"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------- log
+# log ----------------------------------------------------------------------------------------------
 
 
 def steps_of(run: runs.Run) -> list[int]:
@@ -294,7 +297,7 @@ def test_a_file_that_a_killed_process_was_writing_is_cleared_away(tmp_path: Path
         assert not list(run.folder.glob(".*.partial"))
 
 
-def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_written_again_and_a_living_one_keeps_its_own(
+def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_written_again_and_a_living_one_keeps_its_own(  # noqa: E501
     tmp_path: Path,
 ) -> None:
     dead = subprocess.Popen(["true"])
@@ -305,7 +308,7 @@ def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_written_again_
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.md.1.partial", "a.md"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- full disk
+# full disk ----------------------------------------------------------------------------------------
 
 
 class Foreign(Exception):
@@ -327,13 +330,13 @@ class Foreign(Exception):
 def test_a_full_disk_is_told_as_one_whichever_library_met_it(
     error: Exception, tmp_path: Path
 ) -> None:
-    told = runs.as_disk_full_error(error, tmp_path)
+    storage_error = runs.as_disk_full_error(error, tmp_path)
     assert (
-        isinstance(told, StorageError)
-        and "make room" in told.hint
-        and "chest pain" not in str(told)
+        isinstance(storage_error, StorageError)
+        and "--home" in storage_error.hint
+        and "chest pain" not in str(storage_error)
     )
-    assert told.location == (
+    assert storage_error.location == (
         "/a/b" if isinstance(error, OSError) and error.filename else str(tmp_path)
     )
 
@@ -352,19 +355,19 @@ def test_a_file_system_that_is_really_full_costs_only_the_new_checkpoint(tmp_pat
     said = f"""
 import sys, torch
 from pathlib import Path
-from clinpeft.errors import StorageError
+from clinpeft.core.errors import StorageError
 from clinpeft.training import checkpoint
-from clinpeft.training.checkpoint import Progress
+from clinpeft.training.checkpoint import TrainingProgress as Progress
 folder = Path({str(tmp_path)!r})
-checkpoint.save_step(folder, {{"w": torch.ones(10_000)}}, Progress(step=1))
+checkpoint.save_step_checkpoint(folder, {{"w": torch.ones(10_000)}}, Progress(step=1))
 try:
-    checkpoint.save_step(folder, {{"w": torch.ones(100_000)}}, Progress(step=2))
+    checkpoint.save_step_checkpoint(folder, {{"w": torch.ones(100_000)}}, Progress(step=2))
 except StorageError as error:
-    assert "free some space" in error.hint
+    assert error.location.startswith(str(folder))
 else:
     sys.exit("it was written")
 assert [path.name for path in folder.iterdir()] == ["step-00000001.safetensors"]
-assert checkpoint.newest(folder)[1].step == 1
+assert checkpoint.find_newest_checkpoint(folder)[1].step == 1
 """
     if (
         shutil.which("unshare") is None

@@ -1,4 +1,5 @@
-"""No code comes out of data: weights are safetensors, settings are TOML and JSON, and nothing makes objects of bytes that somebody else wrote."""
+"""No code comes out of data: weights are safetensors, settings are TOML and JSON, and nothing makes
+objects of bytes that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -17,8 +18,7 @@ import torch
 from clinpeft import adapters, models
 from clinpeft.core.errors import AdapterError, BaseModelError, ClinpeftError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import textbooks
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, textbooks
 from clinpeft.models.folder import check_model_folder
 from clinpeft.recipe import LanguageModelSpec, LoraSpec, SourceSpec
 from tests.conftest import ROOT, MakeFolder
@@ -153,7 +153,10 @@ def test_no_file_of_the_package_makes_code_or_objects_of_data() -> None:
         "from torch import load",
         "import numpy as np\nnp.load('a')",
         "import numpy as np\nnp.load('a', allow_pickle=True)",
-        "from transformers import AutoModel\nAutoModel.from_pretrained('a', trust_remote_code=True)",
+        (
+            "from transformers import AutoModel\nAutoModel.from_pretrained('a', "
+            "trust_remote_code=True)"
+        ),
         "from transformers import AutoModel\nAutoModel.from_pretrained('a')",
         "eval('1')",
         "import yaml",
@@ -171,14 +174,17 @@ def test_the_search_would_have_found_it(text: str) -> None:
         "import numpy as np\nnp.load('a', allow_pickle=False)",
         "import json\njson.loads('1')",
         "model.eval()",
-        "from transformers import AutoModel\nAutoModel.from_pretrained('a', trust_remote_code=False)",
+        (
+            "from transformers import AutoModel\nAutoModel.from_pretrained('a', "
+            "trust_remote_code=False)"
+        ),
     ],
 )
 def test_the_search_finds_nothing_else(text: str) -> None:
     assert not list(complaints(text))
 
 
-# ------------------------------------------------------------------------------------------------------------------------ files that would run
+# files that would run -----------------------------------------------------------------------------
 
 
 class Bomb:
@@ -267,7 +273,7 @@ def test_a_pickle_under_the_name_of_a_table_is_an_error(ending: str, tmp_path: P
     assert not (tmp_path / "ran").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------------- archives and XML
+# archives and XML ---------------------------------------------------------------------------------
 
 
 def refused(path: Path) -> ClinpeftError:
@@ -309,8 +315,14 @@ def test_an_archive_that_grows_a_thousand_times_is_refused(tmp_path: Path) -> No
 def test_xml_names_no_file_of_this_machine_and_grows_no_entities(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("hidden vermilion accordion", encoding="utf-8")
-    head = f'<!DOCTYPE d [<!ENTITY s SYSTEM "file://{secret}"><!ENTITY a "{"x" * 1000}"><!ENTITY b "{"&a;" * 1000}"><!ENTITY c "{"&b;" * 1000}">]>'
-    body = '<title>One</title><content><para id="p">&s; &c; words enough to stand here</para></content>'
+    head = (
+        f'<!DOCTYPE d [<!ENTITY s SYSTEM "file://{secret}"><!ENTITY a "{"x" * 1000}"><!ENTITY '
+        f'b "{"&a;" * 1000}"><!ENTITY c "{"&b;" * 1000}">]>'
+    )
+    body = (
+        '<title>One</title><content><para id="p">&s; &c; words enough to stand '
+        "here</para></content>"
+    )
     path = tmp_path / "one.cnxml"
     path.write_text(
         f'{head}<document xmlns="http://cnx.rice.edu/cnxml">{body}</document>', encoding="utf-8"

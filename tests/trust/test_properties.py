@@ -1,4 +1,5 @@
-"""Whatever stands in a file: it is read, or it is an error of the family with its three parts, and every row that entered was kept or dropped."""
+"""Whatever stands in a file: it is read, or it is an error of the family with its three parts, and
+every row that entered was kept or dropped."""
 
 from __future__ import annotations
 
@@ -21,8 +22,7 @@ from hypothesis import strategies as st
 from clinpeft import recipe as recipes
 from clinpeft.core.errors import ClinpeftError, RecipeError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import textbooks
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, textbooks
 from clinpeft.recipe import SourceSpec
 from clinpeft.recipe.kinds import RECIPE_CLASSES
 from clinpeft.recipe.spec import RecipeSpec
@@ -44,7 +44,7 @@ def whole(error: ClinpeftError) -> None:
     assert error.exit_code in (1, 2, 3, 4, 5)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- recipes
+# recipes ------------------------------------------------------------------------------------------
 
 KEYS = sorted({name for kind in RECIPE_CLASSES.values() for name in kind.model_fields})
 INNER = sorted(
@@ -226,7 +226,7 @@ def test_every_recipe_of_the_project_is_written_and_read_again_the_same(path: Pa
         )
 
 
-# -------------------------------------------------------------------------------------------------------------------------------------- tables
+# tables -------------------------------------------------------------------------------------------
 
 HEADER = b"note_id,subject_id,category,text\n"
 GOOD = b'n1,1,Surgery,"the patient, a man\nof many lines"\n'
@@ -385,18 +385,26 @@ def test_a_hundred_broken_tables_are_each_accounted_for(ending: str, tmp_path: P
     )  # and the broken ones are not all alike
 
 
-# --------------------------------------------------------------------------------------------------------------------------------------- books
+# books --------------------------------------------------------------------------------------------
 
-XHTML = b"<html xmlns='http://www.w3.org/1999/xhtml'><body><h1>One</h1><p>The patient is a man with heart failure and cough.</p></body></html>"
+XHTML = (
+    b"<html xmlns='http://www.w3.org/1999/xhtml'><body><h1>One</h1><p>The patient is a man "
+    b"with heart failure and cough.</p></body></html>"
+)
 OPF = (
-    b"<package xmlns='http://www.idpf.org/2007/opf'><metadata/><manifest><item id='a' href='a.xhtml' media-type='application/xhtml+xml'/></manifest>"
+    b"<package xmlns='http://www.idpf.org/2007/opf'><metadata/><manifest><item id='a' "
+    b"href='a.xhtml' media-type='application/xhtml+xml'/></manifest>"
     b"<spine><itemref idref='a'/></spine></package>"
 )
 CONTAINER = (
     b"<container xmlns='urn:oasis:names:tc:opendocument:xmlns:container'><rootfiles>"
-    b"<rootfile full-path='book.opf' media-type='application/oebps-package+xml'/></rootfiles></container>"
+    b"<rootfile full-path='book.opf' "
+    b"media-type='application/oebps-package+xml'/></rootfiles></container>"
 )
-CNXML = b'<document xmlns="http://cnx.rice.edu/cnxml"><title>One</title><content><para>The patient is a man with cough.</para></content></document>'
+CNXML = (
+    b'<document xmlns="http://cnx.rice.edu/cnxml"><title>One</title><content><para>The patient '
+    b"is a man with cough.</para></content></document>"
+)
 
 
 def epub() -> bytes:
@@ -414,11 +422,17 @@ def epub() -> bytes:
 
 def pdf() -> bytes:
     """One page with one line, its table of places right."""
-    stream = b"BT /F1 12 Tf 72 700 Td (The patient is a man with heart failure and cough for three days.) Tj ET"
+    stream = (
+        b"BT /F1 12 Tf 72 700 Td (The patient is a man with heart failure and cough for three "
+        b"days.) Tj ET"
+    )
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources "
+            b"<< /Font << /F1 5 0 R >> >> >>"
+        ),
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]

@@ -1,4 +1,5 @@
-"""One door to the network: nothing but ``clinpeft models pull`` opens a connection, not even a library; and no verb unpickles."""
+"""One door to the network: nothing but ``clinpeft models pull`` opens a connection, not even a
+library; and no verb unpickles."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ OFFLINE = {
 
 
 def confined(report: Path, *lines: list[object]) -> tuple[int, str, dict[str, int]]:
-    """Commands, one after the other, in a process that dies of a socket: exit code, standard error, what was counted."""
+    """Commands, one after the other, in a process that dies of a socket: exit code, standard error,
+    what was counted."""
     asked = [
         sys.executable,
         str(CONFINE),
@@ -128,14 +130,18 @@ def test_no_verb_starts_a_process_but_git_to_name_the_code(
 def test_no_object_was_made_by_pickle_while_every_verb_ran(
     every_verb: tuple[int, str, dict[str, int]],
 ) -> None:
-    """The interpreter says which class or function a pickle asks for, whoever reads it: nobody read one."""
+    """The interpreter says which class or function a pickle asks for, whoever reads it: nobody read
+    one."""
     code, said, seen = every_verb
     assert code == 0, said[-2000:]
     assert not [event for event in seen if event.startswith("pickle.")]
 
 
 def test_the_interpreter_would_have_said_so(tmp_path: Path) -> None:
-    said = "import sys, pickle; sys.addaudithook(lambda event, args: event == 'pickle.find_class' and print(event)); pickle.loads(pickle.dumps(print))"
+    said = (
+        "import sys, pickle; sys.addaudithook(lambda event, args: event == 'pickle.find_class' "
+        "and print(event)); pickle.loads(pickle.dumps(print))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", said], capture_output=True, text=True, check=True
@@ -147,7 +153,10 @@ def test_the_interpreter_would_have_said_so(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is of Linux")
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
 def test_the_filter_would_have_seen_a_socket(family: str, tmp_path: Path) -> None:
-    said = f"import sys; sys.path.insert(0, {str(CONFINE.parent)!r}); import confine, socket; confine.without_internet() or sys.exit(77)"
+    said = (
+        f"import sys; sys.path.insert(0, {str(CONFINE.parent)!r}); import confine, socket; "
+        "confine.without_internet() or sys.exit(77)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{said}; socket.socket(socket.{family})"],
         capture_output=True,
@@ -193,7 +202,8 @@ def test_no_database_fetches_an_extension() -> None:
 
 
 def test_the_libraries_are_told_to_stay_offline_before_they_are_imported() -> None:
-    """In a process that has none of the variables: they stand when the first library that reads them comes in, and that is not before the command."""
+    """In a process that has none of the variables: they stand when the first library that reads
+    them comes in, and that is not before the command."""
     said = f"""
 import os, sys
 wanted = {OFFLINE!r}
@@ -207,7 +217,7 @@ import clinpeft.cli
 assert "transformers" not in sys.modules and "torch" not in sys.modules
 import clinpeft.pipeline, huggingface_hub.constants as constants
 assert constants.HF_HUB_OFFLINE and constants.HF_HUB_DISABLE_TELEMETRY
-"""
+"""  # noqa: E501
     environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
     done = subprocess.run(
         [sys.executable, "-c", said], capture_output=True, text=True, env=environment, check=False

@@ -1,4 +1,5 @@
-"""Toys of the trust tests: bases, notes, a book and recipes that run in about a second each, with a sentence planted where it is asked for."""
+"""Toys of the trust tests: bases, notes, a book and recipes that run in about a second each, with a
+sentence planted where it is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 from tests.conftest import WORDS, write_toy_bert, write_toy_llama
 
 CANARY = "Zebulon Quixmarrow hides a vermilion accordion"
-"""Stands in every note and book of a test that looks for it. No tokenizer knows its words, and no code says them."""
+"""Stands in every note and book of a test that looks for it. No tokenizer knows its words, and no
+code says them."""
 
 SIGNS = {"Cardiology": "furosemide", "Pulmonology": "cough", "Surgery": "pain"}
 
@@ -131,7 +133,8 @@ RECIPES = {"adapt": ADAPT, "classify": CLASSIFY, "embed": EMBED}
 
 
 def write_notes(path: Path, count: int = 90, planted: str = "", seed: int = 0) -> Path:
-    """Notes of filler in which one word tells the category, each of a subject of its own, with ``planted`` in the middle of every one."""
+    """Notes of filler in which one word tells the category, each of a subject of its own, with
+    ``planted`` in the middle of every one."""
     draw = random.Random(seed)
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -150,7 +153,8 @@ def write_notes(path: Path, count: int = 90, planted: str = "", seed: int = 0) -
 
 
 def write_book(path: Path, planted: str = "", chapters: int = 8, seed: int = 0) -> Path:
-    """A book in Markdown, in the words that the toy tokenizers know; each chapter has terms, and questions with answers."""
+    """A book in Markdown, in the words that the toy tokenizers know; each chapter has terms, and
+    questions with answers."""
     draw = random.Random(seed)
 
     def words(count: int) -> str:

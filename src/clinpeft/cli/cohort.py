@@ -42,8 +42,7 @@ def build_cohort_folder(
 ) -> None:
     """Build a cohort from tables and notes, with its leakage audit and its MEDS data set."""
     from clinpeft.core.schemas import Attrition
-    from clinpeft.data import cohorts
-    from clinpeft.data.notes import sources
+    from clinpeft.data import cohorts, sources
 
     for cohort_recipe, folder in load_cohort_recipes(recipe, set_, home.resolve() / "cohorts"):
         if cohorts.get_clinical_task(cohort_recipe.task).prediction_unit == "notes":

@@ -23,7 +23,7 @@ def list_home_runs(context: typer.Context, home: HomeOption = DEFAULT_HOME) -> N
     from clinpeft import reports, runs
 
     if context.invoked_subcommand is None:
-        print_table(reports.build_runs_table(runs.list_runs(home.resolve())))
+        print_table(reports.build_runs_table(runs.find_all_runs(home.resolve())))
 
 
 @runs_app.command("show", epilog="Example: `clinpeft runs show mortality`")

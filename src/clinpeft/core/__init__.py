@@ -1,1 +1,1 @@
-"""What every package may import: errors, table schemas, files and locks."""
+"""What every other package may import: errors, table schemas, atomic files and locks."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and one process at a time on a run."""
+"""Files that are complete or absent, and locks on files and folders."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from pathlib import Path
 
 from clinpeft.core.errors import ClinpeftError, RefusedError, StorageError
 
-_LOCKS_UNSUPPORTED_ERRNOS = {
-    errno.ENOSYS,
-    errno.ENOLCK,
-    errno.EOPNOTSUPP,
-}  # some network file systems
+# Some network file systems have no locks.
+_LOCKS_UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_LOCK_POLL_SECONDS = 0.01
 
 
 def write_file_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file as one step: a reader, or a crash, finds the old content or the new.
+    """Replace a file in one step: a reader, or a crash, leaves the old content or the new.
 
     Raises:
-        StorageError: nothing could be written; what was there before is intact.
+        StorageError: nothing could be written; the old content is intact.
     """
     with replace_file_atomically(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -32,16 +30,19 @@ def write_file_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replace_file_atomically(path: Path) -> Iterator[Path]:
-    """A path to write to, in the folder of ``path`` (made when missing), which takes the place of ``path`` when the block ends well.
+    """Yield a path to write to, which replaces ``path`` when the block ends without an error.
+
+    The yielded path is in the folder of ``path``, which is created when missing.
 
     Raises:
-        StorageError: nothing could be written; what was there before is intact.
+        StorageError: nothing could be written; the old content is intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_partials(path)
         yield temporary
+        # Renaming is atomic, but may reach the disk before the content does.
         flush_path_to_disk(temporary)
         temporary.replace(path)
         flush_path_to_disk(path.parent)
@@ -53,52 +54,57 @@ def replace_file_atomically(path: Path) -> Iterator[Path]:
 
 
 def _remove_stale_partials(path: Path) -> None:
-    """Remove what processes that were killed while they wrote this very file left of it."""
-    if sys.platform == "win32":  # asking for a process there ends it
+    """Remove partial files of ``path`` whose process was killed while writing."""
+    if sys.platform == "win32":  # os.kill would end the process there
         return
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        number = left.name.removesuffix(".partial").rpartition(".")[2]
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = partial.name.removesuffix(".partial").rpartition(".")[2]
         try:
-            os.kill(int(number), 0)
+            os.kill(int(pid), 0)  # signal 0 only checks that the process exists
         except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OverflowError, OSError):  # none of ours, or a process of somebody else
+            partial.unlink(missing_ok=True)
+        except (ValueError, OverflowError, OSError):  # not a partial, or another user's process
             continue
 
 
 def build_write_error(error: OSError, path: Path) -> StorageError:
-    """The error for a file that could not be written, with the system's own reason."""
-    hint = "make room or give --home another disk; what was written before is intact"
+    """Build the error for a file that could not be written, with the reason of the system."""
     return StorageError(
         f"nothing can be written: {os.strerror(error.errno) if error.errno else error}",
         location=str(path),
-        hint=hint,
+        hint="free disk space or give --home another disk; what was written before is intact",
     )
 
 
 def as_disk_full_error(error: BaseException, folder: Path) -> StorageError | None:
-    """What to say of an error that means that nothing more can be written, whichever library met it; None for any other.
-
-    Libraries without the system's error numbers (DuckDB, Arrow, safetensors) say the system's words; only those words are taken from their message.
+    """Convert an error of any library that means "nothing more can be written".
 
     Args:
         error: as raised.
-        folder: where was being written, for an error that does not say.
+        folder: written to, for an error without a file name.
+
+    Returns:
+        None for an error with another meaning.
     """
     if isinstance(error, ClinpeftError) or not isinstance(error, Exception):
         return None
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        said = str(error)
-        number = next((one for one in _DISK_FULL_ERRNOS if os.strerror(one) in said), None)
+        # DuckDB, Arrow and safetensors put the words of the system into their message. The rest
+        # of it is not used, since it may hold data.
+        text = str(error)
+        number = next((code for code in _DISK_FULL_ERRNOS if os.strerror(code) in text), None)
     if number not in _DISK_FULL_ERRNOS:
         return None
-    named = error.filename if isinstance(error, OSError) else None
-    return build_write_error(OSError(number, ""), Path(str(named)) if named else folder)
+    filename = error.filename if isinstance(error, OSError) else None
+    return build_write_error(OSError(number, ""), Path(str(filename)) if filename else folder)
 
 
 def flush_path_to_disk(path: Path) -> None:
-    """A replaced file survives a power cut only if the file, and then its folder, have reached the disk."""
+    """Flush a file or folder, so that it survives a power cut.
+
+    A replaced file survives only if the file, and then its folder, have reached the disk.
+    """
     if path.is_dir() and sys.platform == "win32":  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -109,63 +115,86 @@ def flush_path_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a run folder against every other process, until the block ends or the process dies, however it dies.
+def lock_file(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock a file, created when missing, against every other process and yield whether it is ours.
 
-    Where the file system or the system knows no ``flock``, nothing is held.
+    The lock ends with the block or with the process, however that ends. On a file system without
+    locks nothing is locked and True is yielded.
+
+    Args:
+        path: of the lock file, in a folder that exists.
+        wait: until the lock is free; without it False is yielded where another process has it.
 
     Raises:
-        RefusedError: another process holds it.
-        StorageError: the lock's file cannot be made.
+        StorageError: the file cannot be created.
+    """
+    import filelock  # here, since it imports asyncio, and most commands lock nothing
+
+    if not path.parent.exists():  # filelock would create it
+        raise build_write_error(FileNotFoundError(errno.ENOENT, ""), path)
+    lock = filelock.FileLock(
+        path,
+        mode=0o600,
+        poll_interval=_LOCK_POLL_SECONDS,
+        # The lock belongs to the block, whichever thread ends it
+        thread_local=False,
+        # A lock by mere existence of a file would outlive a killed process
+        fallback_to_soft=False,
+    )
+    try:
+        lock.acquire(blocking=wait)
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError as error:
+        if error.errno not in _LOCKS_UNSUPPORTED_ERRNOS:
+            raise build_write_error(error, path) from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a run folder against every other process until the block or the process ends.
+
+    On a file system without locks nothing is locked.
+
+    Raises:
+        RefusedError: another process has it; the message names its pid.
+        StorageError: the lock file cannot be created.
     """
     path = folder / "lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise build_write_error(error, path) from error
-    try:
-        if not _try_flock(descriptor, shared=False):
-            holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
-            hint = "wait until it is done, or stop that process; the lock goes with it"
+    with lock_file(path, wait=False) as is_locked:
+        if not is_locked:
+            holder = "unknown"
+            with contextlib.suppress(OSError):
+                holder = path.read_bytes()[:20].decode("ascii", "replace") or holder
             raise RefusedError(
                 f"this run is locked: process {holder} is working on it",
                 location=str(folder),
-                hint=hint,
+                hint="wait until it is done, or stop that process; the lock ends with it",
             )
-        with contextlib.suppress(
-            OSError
-        ):  # the number is a courtesy; a full disk is for the first real file to report
-            os.truncate(path, 0)
-            os.write(descriptor, str(os.getpid()).encode())
+        # The pid is for the message only; a full disk is reported by the first real file.
+        with contextlib.suppress(OSError):
+            path.write_bytes(str(os.getpid()).encode())
         yield
-    finally:
-        os.close(descriptor)
 
 
 def is_folder_locked(folder: Path) -> bool:
-    """Whether a process is working on a run folder; true also where that cannot be known."""
+    """Whether a process has locked a run folder; True also where that cannot be determined."""
     if sys.platform == "win32":
         return True
-    try:
-        with (folder / "lock").open("rb") as file:
-            return not _try_flock(file.fileno(), shared=True)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-def _try_flock(descriptor: int, *, shared: bool) -> bool:
-    if sys.platform == "win32":
-        return True
+    # flock by hand, since filelock can only ask by taking an exclusive lock, which needs write
+    # permission, and by which two processes that ask at the same time would see one another.
     import fcntl
 
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    except OSError as error:
-        if error.errno not in _LOCKS_UNSUPPORTED_ERRNOS:
-            raise
-        return not shared  # work goes on without a lock; whether one is held cannot be known
-    return True
+    except OSError:  # BlockingIOError: locked; any other: unknown
+        return True
+    return False

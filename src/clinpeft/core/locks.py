@@ -1,82 +1,78 @@
-"""Who works on what, where several processes share a folder: locks of the operating system, which go with their process however it ends."""
+"""Locks by which several processes share a folder; each ends with its process, however it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from clinpeft.core.errors import RefusedError
-from clinpeft.core.files import build_write_error, is_folder_locked, lock_folder
+from clinpeft.core.files import build_write_error, is_folder_locked, lock_file, lock_folder
 
 LOCKS_FOLDER, CHANGE_LOCK_FILE = "claims", "changing.lock"
-_MAX_LOCK_ATTEMPTS, _LOCK_RETRY_SECONDS = (
-    4,
-    0.01,
-)  # who only looks whether a lock is held holds it for that moment
+# A process that only asks whether a lock is held takes it for a moment, so a refusal is retried.
+_MAX_LOCK_ATTEMPTS, _LOCK_RETRY_SECONDS = 4, 0.01
 
 
 @contextlib.contextmanager
 def try_lock(folder: Path, key: str) -> Iterator[bool]:
-    """Whether this process has the claim ``key`` of a folder: one process has it, until the block ends or the process dies, however it dies.
+    """Try to lock a key of a folder and yield whether this process has it.
 
-    On a file system without locks everybody gets it, and the run's own folder is the last word.
+    One process has it, until the block or the process ends. On a file system without locks every
+    process gets it.
+
+    Args:
+        folder: shared by the processes.
+        key: such as the number of a trial.
 
     Raises:
-        StorageError: the claim's file cannot be made.
+        StorageError: the lock file cannot be created.
     """
-    claim = folder / LOCKS_FOLDER / key
+    lock_home = folder / LOCKS_FOLDER / key
     try:
-        claim.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise build_write_error(error, claim) from error
-    with contextlib.ExitStack() as held:
-        for again in range(_MAX_LOCK_ATTEMPTS):
+        raise build_write_error(error, lock_home) from error
+    with contextlib.ExitStack() as stack:
+        is_locked = False
+        for attempt in range(_MAX_LOCK_ATTEMPTS):
             try:
-                held.enter_context(lock_folder(claim))
+                stack.enter_context(lock_folder(lock_home))
+                is_locked = True
+                break
             except RefusedError:
-                if again < _MAX_LOCK_ATTEMPTS - 1:
+                if attempt < _MAX_LOCK_ATTEMPTS - 1:
                     time.sleep(_LOCK_RETRY_SECONDS)
-                continue
-            yield True
-            return
-        yield False
+        yield is_locked
 
 
 def is_key_locked(folder: Path, key: str) -> bool:
-    """Whether a process has the claim ``key`` now; true also where that cannot be known."""
+    """Whether a process has locked the key; True also where that cannot be determined."""
     return is_folder_locked(folder / LOCKS_FOLDER / key)
 
 
 def is_locked_elsewhere(error: RefusedError) -> bool:
-    """Whether a run was refused because another process holds its folder at this moment: asked again later, it is there."""
+    """Whether a run was refused because another process has locked its folder at this moment."""
     return is_folder_locked(Path(error.location))
 
 
 @contextlib.contextmanager
 def wait_for_folder_lock(folder: Path, name: str = CHANGE_LOCK_FILE) -> Iterator[None]:
-    """Wait until no other process changes what the folder holds, or the part of it that the lock is named for; for moments only.
+    """Wait until no other process changes a folder, and keep them out until the block ends.
 
-    On a file system without locks nothing is waited for.
+    For short changes only. On a file system without locks there is no wait.
+
+    Args:
+        folder: created when missing.
+        name: of the lock file, where the lock is for a part of the folder.
 
     Raises:
-        StorageError: the lock's file cannot be made.
+        StorageError: the lock file cannot be created.
     """
-    path = folder / name
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise build_write_error(error, path) from error
-    try:
-        if sys.platform != "win32":
-            import fcntl
-
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        raise build_write_error(error, folder / name) from error
+    with lock_file(folder / name, wait=True):
         yield
-    finally:
-        os.close(descriptor)

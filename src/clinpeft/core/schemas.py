@@ -1,19 +1,21 @@
-"""The Arrow schemas of all that crosses a room.
+"""The Arrow schemas of all tables that packages exchange.
 
-A table in memory is a ``pyarrow.Table``; a stream larger than memory is a ``pyarrow.RecordBatchReader``; on disk it is Parquet. A null
-means "unknown" and never 0. Subjects are ``int64`` and splits carry the names of the MEDS standard (version 0.4).
+A table in memory is a ``pyarrow.Table``, a stream larger than memory is a
+``pyarrow.RecordBatchReader``, and on disk it is Parquet. A null means "unknown" and never 0.
+Subjects are ``int64``, and splits have the names of the MEDS standard, version 0.4
+(https://github.com/Medical-Event-Data-Standard/meds).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
+import pydantic
 
 if TYPE_CHECKING:
     import duckdb
@@ -22,34 +24,39 @@ SPLIT_NAMES = ("train", "tuning", "held_out")
 
 
 def _build_schema(**columns: tuple[pa.DataType, bool]) -> pa.Schema:
+    """A schema from (type, nullable) of each column."""
     return pa.schema(
         [pa.field(name, kind, nullable=nullable) for name, (kind, nullable) in columns.items()]
     )
 
 
-_TIME_TYPE = pa.timestamp("us")
+_TIME_TYPE = pa.timestamp("us")  # local time of the hospital, without a zone
+# Used by subgroups and trivial baselines, as recorded at admission
 _SUBGROUP_COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "age_years": (pa.float64(), True),
     "sex": (pa.string(), True),
-    "race": (pa.string(), True),
+    "race": (pa.string(), True),  # MIMIC-III: ETHNICITY
     "language": (pa.string(), True),
     "insurance": (pa.string(), True),
     "admission_type": (pa.string(), True),
-    "care_unit": (pa.string(), True),
+    "care_unit": (pa.string(), True),  # the first intensive care unit
+    # the data set's own axis of real time: MIMIC-IV anchor_year_group, MIMIC-III DBSOURCE
     "year_group": (pa.string(), True),
 }
 
+# One document
 NOTE_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), True),
     category=(pa.string(), True),
     description=(pa.string(), True),
+    # when it could first be read; null where the source does not tell
     available_at=(_TIME_TYPE, True),
     text=(pa.large_string(), False),
 )
-"""One document; ``available_at`` is when it could first be read, null when the source does not say."""
 
+# A cleaned note with its split
 CORPUS_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
@@ -57,41 +64,40 @@ CORPUS_SCHEMA = _build_schema(
     split=(pa.string(), False),
     text=(pa.large_string(), False),
 )
-"""A cleaned note that is kept, with its split."""
 
+# A piece of a book, in reading order
 PASSAGE_SCHEMA = _build_schema(
     passage_id=(pa.string(), False),
     book=(pa.string(), False),
     chapter=(pa.string(), True),
-    heading_path=(pa.list_(pa.string()), False),
+    heading_path=(pa.list_(pa.string()), False),  # headings below the chapter
+    # paragraph, list, table, caption, definition, question, answer, objective, summary or lead-in
     kind=(pa.string(), False),
+    # the nearest heading; of objectives and summaries the one they are about; a/b is inside a
     section=(pa.string(), False),
-    location=(pa.string(), False),
-    title=(pa.string(), True),
+    location=(pa.string(), False),  # a page or an element
+    title=(pa.string(), True),  # the term of a definition, the title of a figure or table
     text=(pa.large_string(), False),
-    names=(pa.list_(pa.string()), False),
-    refers_to=(pa.list_(pa.string()), False),
+    names=(pa.list_(pa.string()), False),  # by which others may refer to it, within its book
+    refers_to=(pa.list_(pa.string()), False),  # names that occur in it
 )
-"""A piece of a book, in reading order. ``kind`` is ``paragraph``, ``list``, ``table``, ``caption``, ``definition``, ``question``, ``answer``,
-``objective``, ``summary`` or ``lead-in``; ``heading_path`` the headings below the chapter; ``section`` the nearest one, for objectives and summaries
-the one they are about (``a/b`` lies in ``a``); ``location`` a page or an element; ``title`` the term of a definition, the title of a figure or table;
-``names`` what others may refer to it by, within its book, and ``refers_to`` the names in it."""
 
+# Two texts that belong together
 PAIR_SCHEMA = _build_schema(
     pair_id=(pa.string(), False),
-    kind=(pa.string(), False),
+    kind=(pa.string(), False),  # why: a kind of pairs made from passages, or imported
     anchor=(pa.large_string(), False),
     positive=(pa.large_string(), False),
     book=(pa.string(), True),
     chapter=(pa.string(), True),
     section=(pa.string(), True),
+    # the passages that the texts are from, null for an imported text
     anchor_id=(pa.string(), True),
     positive_id=(pa.string(), True),
     split=(pa.string(), False),
 )
-"""Two texts that belong together, and why (``kind``, a key of ``corpora.pairs.KINDS`` or ``imported``); ``anchor_id`` and ``positive_id`` are the
-passages they are from, null for an imported text."""
 
+# One hospital admission
 STAY_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
@@ -102,9 +108,8 @@ STAY_SCHEMA = _build_schema(
     **_SUBGROUP_COLUMNS,
     site=(pa.string(), True),
 )
-"""One hospital admission. ``year_group`` is the data set's own axis of real time (MIMIC-IV ``anchor_year_group``, MIMIC-III ``DBSOURCE``),
-``care_unit`` the first intensive care unit, ``race`` as recorded (MIMIC-III ``ETHNICITY``)."""
 
+# One stay on an intensive care unit, inside the hospital admission stay_id
 ICU_STAY_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
@@ -113,69 +118,69 @@ ICU_STAY_SCHEMA = _build_schema(
     began_at=(_TIME_TYPE, True),
     ended_at=(_TIME_TYPE, True),
 )
-"""One stay on an intensive care unit, inside the hospital admission ``stay_id``."""
 
+# One billed code; a code has a meaning only together with its kind and system
 BILLED_CODE_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
-    kind=(pa.string(), False),
-    system=(pa.string(), False),
-    code=(pa.string(), False),
+    kind=(pa.string(), False),  # diagnosis or procedure
+    system=(pa.string(), False),  # icd9 or icd10
+    code=(pa.string(), False),  # without dots or blanks, leading zeros included
     sequence=(pa.int64(), True),
 )
-"""One billed code: ``kind`` is ``diagnosis`` or ``procedure``, ``system`` ``icd9`` or ``icd10``; ``code`` is text without dots or blanks, leading
-zeros kept. A code means something only together with its kind and system."""
 
+# One uninterrupted stretch of breathing support
 VENTILATION_EPISODE_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     icu_stay_id=(pa.int64(), False),
-    status=(pa.string(), False),
+    status=(pa.string(), False),  # ventilated (MIMIC-III), or one of the six states of MIMIC-IV
     began_at=(_TIME_TYPE, False),
     ended_at=(_TIME_TYPE, False),
 )
-"""One uninterrupted stretch of breathing support; ``status`` is ``ventilated`` (MIMIC-III) or the six states of MIMIC-IV."""
 
+# One stay of a task with its text and its answer; exactly one of label and labels is filled
 COHORT_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     prediction_time=(_TIME_TYPE, False),
     split=(pa.string(), False),
-    label=(pa.int32(), True),
-    labels=(pa.list_(pa.int32()), True),
-    text=(pa.large_string(), False),
+    label=(pa.int32(), True),  # index of the class (binary, multiclass)
+    labels=(pa.list_(pa.int32()), True),  # indices of all classes that apply (multilabel)
+    text=(pa.large_string(), False),  # what may be read at prediction_time
     **_SUBGROUP_COLUMNS,
 )
-"""One stay that is asked: what may be read (``text``), and the known answer: ``label`` is the index of one class (binary, multiclass), ``labels`` the
-indices of all that apply (multilabel); exactly one of the two columns is filled. The columns after it are for subgroups and trivial baselines."""
 
+# The likelihood of one note under a language model
 LIKELIHOOD_SCHEMA = _build_schema(
     note_id=(pa.string(), False),
     subject_id=(pa.int64(), False),
     category=(pa.string(), True),
     split=(pa.string(), False),
-    tokens=(pa.int64(), False),
-    negative_log_likelihood=(pa.float64(), False),
+    tokens=(pa.int64(), False),  # tokens that are scored
+    negative_log_likelihood=(pa.float64(), False),  # their sum, in nats
 )
-"""What a language model thinks of one note: the number of scored tokens and their summed negative log-likelihood in nats."""
 
+# One prediction; the metadata of the schema holds the LabelSpace
 PREDICTION_SCHEMA = _build_schema(
     subject_id=(pa.int64(), False),
     stay_id=(pa.int64(), False),
     prediction_time=(_TIME_TYPE, False),
     split=(pa.string(), False),
+    # the truth, as in COHORT_SCHEMA
     label=(pa.int32(), True),
     labels=(pa.list_(pa.int32()), True),
-    logits=(pa.list_(pa.float32()), True),
+    logits=(pa.list_(pa.float32()), True),  # one for each class; null where a baseline has none
+    # One for each class: binary and multiclass sum to 1 (two of them for a binary task), those of
+    # a multilabel task are independent
     probabilities=(pa.list_(pa.float32()), False),
-    tokens=(pa.int64(), True),
-    tokens_read=(pa.int64(), True),
+    tokens=(pa.int64(), True),  # length of the text
+    tokens_read=(pa.int64(), True),  # how much of it was given to the model
     **_SUBGROUP_COLUMNS,
 )
-"""One answer: the truth as in ``COHORT``, and a logit and a probability for each class, in the order of the classes. Where one class of several is
-asked the probabilities sum to 1 (two of them for a binary question), where all that apply are asked each stands alone. ``tokens`` is the length of
-the text, ``tokens_read`` what of it was read. A baseline that has no logits leaves them null. The schema's metadata holds the ``Question``."""
 
+# A point of a curve: calibration (predicted, observed), calibration_smooth, net_benefit (threshold,
+# net benefit), probabilities (a histogram for each true class)
 CURVE_POINT_SCHEMA = _build_schema(
     name=(pa.string(), False),
     task=(pa.string(), True),
@@ -187,75 +192,75 @@ CURVE_POINT_SCHEMA = _build_schema(
     high=(pa.float64(), True),
     n=(pa.int64(), True),
 )
-"""A point of a curve: ``calibration`` (predicted against observed) and ``calibration_smooth``, ``net_benefit`` (threshold against net benefit),
-``probabilities`` (a histogram for each true class)."""
 
+# One metric on one split with its interval
 METRIC_RESULT_SCHEMA = _build_schema(
     name=(pa.string(), False),
     value=(pa.float64(), True),
     low=(pa.float64(), True),
     high=(pa.float64(), True),
-    level=(pa.float64(), True),
+    level=(pa.float64(), True),  # of the interval
     n=(pa.int64(), False),
     n_subjects=(pa.int64(), True),
     n_events=(pa.int64(), True),
     split=(pa.string(), False),
-    group=(pa.string(), True),
+    group=(pa.string(), True),  # model state and subgroup, such as "base" or "adapted · Surgery"
     definition=(pa.string(), False),
     task=(pa.string(), True),
 )
-"""One metric on one split with its interval; ``group`` names the model state and subgroup, such as ``base`` or ``adapted · Surgery``; ``task`` the
-question, where one was asked."""
 
+# The similarity of two texts under a model
 PAIR_SCORE_SCHEMA = _build_schema(
     pair_id=(pa.string(), False),
-    cluster=(pa.string(), True),
+    cluster=(pa.string(), True),  # resampled together, such as a chapter; null: alone
+    # how an unrelated pair was drawn: random, same book, same chapter, mined, negation
     stratum=(pa.string(), False),
     related=(pa.bool_(), False),
     score=(pa.float64(), False),
 )
-"""How alike a model finds two texts. ``related``: whether they belong together; ``stratum``: how an unrelated pair was drawn (``random``,
-``same book``, ``same chapter``, ``mined``, ``negation``); ``cluster``: what is resampled together, such as a chapter, null for a pair on its own."""
 
+# A text that is searched with; cluster as in PAIR_SCORE_SCHEMA
 QUERY_SCHEMA = _build_schema(
     query_id=(pa.string(), False), cluster=(pa.string(), True), text=(pa.large_string(), False)
 )
-"""A text that is searched with; ``cluster`` as in ``PAIR_SCORE``."""
 
+# A text that is searched for
 CANDIDATE_PASSAGE_SCHEMA = _build_schema(
     passage_id=(pa.string(), False), title=(pa.string(), True), text=(pa.large_string(), False)
 )
-"""A text that is searched for."""
 
+# How well a passage answers a query: 0 or less for not at all; a pair without a judgment is 0
 RELEVANCE_JUDGMENT_SCHEMA = _build_schema(
     query_id=(pa.string(), False), passage_id=(pa.string(), False), grade=(pa.int32(), False)
 )
-"""How well a passage answers a query, 0 or less for not at all; a pair without a judgement counts as 0."""
 
+# A passage retrieved for a query; of equal scores the passage with the larger id comes first
 RETRIEVED_PASSAGE_SCHEMA = _build_schema(
     query_id=(pa.string(), False),
     cluster=(pa.string(), True),
     passage_id=(pa.string(), False),
-    rank=(pa.int32(), False),
+    rank=(pa.int32(), False),  # 1 is the best
     score=(pa.float64(), False),
 )
-"""What was found for a query, best first (``rank`` 1); of equal scores the passage with the larger id is first."""
 
 ProblemType = Literal["binary", "multiclass", "multilabel"]
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """What was asked, as it travels with the answers.
+    """The task and the classes that predictions are about; stored with them as JSON.
 
     Attributes:
         name: of the task.
-        kind: one of two classes, one of several, or all that apply.
+        kind: binary, multiclass or multilabel.
         classes: names in the order of their index.
         systems: the code system of each class, empty where it is not a code.
         train_counts: stays of each class in the training split.
         metric: the main one.
     """
+
+    # A key that is not known may be of a newer version, and then the classes may mean another thing
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
 
     name: str
     kind: ProblemType
@@ -265,74 +270,105 @@ class LabelSpace:
     metric: str
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in ``head.json`` and in the metadata of predictions."""
-        return dataclasses.asdict(self)
+        """As in ``head.json`` and in the metadata of predictions."""
+        document: dict[str, object] = LABEL_SPACE_ADAPTER.dump_python(self, mode="json")
+        return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> LabelSpace:
+    def from_json(cls, document: Mapping[str, object]) -> LabelSpace:
         """What ``as_json`` gave."""
-        lists = {name: tuple(document[name]) for name in ("classes", "systems", "train_counts")}
-        return cls(**{**document, **lists})
+        return LABEL_SPACE_ADAPTER.validate_python(document)
 
 
 @dataclass
 class Attrition:
-    """What entered a step, what left it, and why: ``entered == kept + sum(dropped.values())`` always holds.
+    """What entered a step, what was dropped, and why.
 
-    ``locations`` holds, for reasons that point at damage, where the first few were found (file and row, never their text).
+    ``entered_rows == kept_rows + sum(dropped_rows.values())`` always holds. In JSON the fields are
+    ``step``, ``entered``, ``dropped``, ``kept`` and, where there are any, ``places``.
+
+    Attributes:
+        step: name of the step.
+        entered_rows: rows before it.
+        dropped_rows: reason -> rows.
+        locations: reason -> file and row (never the text) of the first few, for reasons that may be
+            damage.
     """
 
     step: str
-    entered_rows: int = 0
-    dropped_rows: Counter[str] = field(default_factory=Counter)
-    locations: dict[str, list[str]] = field(default_factory=dict)
+    entered_rows: Annotated[int, pydantic.Field(validation_alias="entered")] = 0
+    dropped_rows: Annotated[Counter[str], pydantic.Field(validation_alias="dropped")] = field(
+        default_factory=Counter
+    )
+    locations: Annotated[dict[str, list[str]], pydantic.Field(validation_alias="places")] = field(
+        default_factory=dict
+    )
 
     @property
     def kept_rows(self) -> int:
-        """What went on to the next step."""
+        """Rows that enter the next step."""
         return self.entered_rows - sum(self.dropped_rows.values())
 
     def drop_rows(self, reason: str, count: int = 1, location: str = "") -> None:
-        """Count ``count`` rows out under a named reason; the first five places of a reason are kept."""
+        """Count ``count`` rows as dropped; the first five locations of a reason are recorded."""
         if count:
             self.dropped_rows[reason] += count
         if count and location and len(self.locations.setdefault(reason, [])) < 5:
             self.locations[reason].append(location)
 
-    def as_json(self) -> dict[str, object]:
-        """As it stands in ``attrition.json``."""
-        counts: dict[str, object] = {
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _require_counts(cls, document: Any) -> Any:
+        # The defaults are for a step that begins, not for a damaged file.
+        if isinstance(document, dict) and not {"entered", "dropped"} <= document.keys():
+            raise ValueError("a step needs the counts entered and dropped")
+        return document
+
+    @pydantic.model_serializer
+    def _serialize(self) -> dict[str, object]:
+        # Sorted, so that files do not depend on the order in which rows were read
+        document: dict[str, object] = {
             "step": self.step,
             "entered": self.entered_rows,
             "dropped": dict(sorted(self.dropped_rows.items())),
             "kept": self.kept_rows,
         }
-        return (
-            {**counts, "places": dict(sorted(self.locations.items()))} if self.locations else counts
-        )
+        if self.locations:
+            document["places"] = dict(sorted(self.locations.items()))
+        return document
+
+    def as_json(self) -> dict[str, object]:
+        """As in ``attrition.json``."""
+        document: dict[str, object] = ATTRITION_ADAPTER.dump_python(self, mode="json")
+        return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Attrition:
+    def from_json(cls, document: Mapping[str, object]) -> Attrition:
         """What ``as_json`` gave."""
-        return cls(
-            document["step"],
-            document["entered"],
-            Counter(document["dropped"]),
-            dict(document.get("places", {})),
-        )
+        return ATTRITION_ADAPTER.validate_python(document)
+
+
+LABEL_SPACE_ADAPTER = pydantic.TypeAdapter(LabelSpace)
+"""Reads and writes the JSON of ``head.json`` and of the metadata of predictions."""
+
+ATTRITION_ADAPTER = pydantic.TypeAdapter(Attrition)
+"""Reads and writes the JSON of an entry of ``attrition.json``."""
 
 
 @dataclass(frozen=True)
 class HospitalDatabase:
-    """The tables of one hospital, opened in a DuckDB database on disk under these schemas.
+    """The tables of one hospital, in a DuckDB database on disk under the schemas above.
 
     Attributes:
-        layout: the data set they were shipped in (``mimic-iii``, ``mimic-iv``, ``omop``, ``files``).
-        folder: where it was shipped, for tables that are read in place (charted events).
-        connection: holds ``stay``, ``icu_stay`` and ``code``; ``note`` once ``read_notes`` was called.
-        attrition: what was left out while reading, a table each.
-        missing_tables: of ``icu_stay``, ``diagnosis``, ``procedure`` and ``note``, what is not there, with the file that would hold it.
-        read_notes: categories (lower case; empty for all) -> fills ``note``, and says what was left out. The one reading of the note files.
+        layout: of the data set (``mimic-iii``, ``mimic-iv``, ``omop``, ``files``).
+        folder: of the data set, for tables that are read in place (charted events).
+        connection: has the tables ``stay``, ``icu_stay`` and ``code``, and ``note`` after
+            ``read_notes``.
+        attrition: what was dropped while reading, one for each table.
+        missing_tables: of ``icu_stay``, ``diagnosis``, ``procedure`` and ``note``, those that are
+            missing -> the file that would hold them.
+        read_notes: categories (lower case; empty for all) -> fills ``note`` and returns what was
+            dropped. The note files are read this once.
     """
 
     layout: str
@@ -345,13 +381,13 @@ class HospitalDatabase:
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Questions, the texts that may answer them, and which of them do.
+    """Queries, passages, and which passages answer which queries.
 
     Attributes:
-        queries: of schema ``QUERY``.
-        passages: of schema ``CANDIDATE``.
-        relevance_judgments: of schema ``JUDGEMENT``, about these queries and passages only.
-        attrition: what was left out while reading.
+        queries: of ``QUERY_SCHEMA``.
+        passages: of ``CANDIDATE_PASSAGE_SCHEMA``.
+        relevance_judgments: of ``RELEVANCE_JUDGMENT_SCHEMA``, about these queries and passages.
+        attrition: what was dropped while reading.
     """
 
     queries: pa.Table
@@ -361,7 +397,15 @@ class RetrievalSet:
 
 
 def build_arrow_table(schema: pa.Schema, column_values: Mapping[str, object]) -> pa.Table:
-    """A table of ``schema`` from columns; a missing nullable column is null, an unknown one is an error of the caller."""
+    """Build a table of ``schema`` from columns; a missing column is null.
+
+    Args:
+        schema: of the table.
+        column_values: name -> values, all of one length.
+
+    Raises:
+        KeyError: a column is not in the schema.
+    """
     length = len(next(iter(column_values.values())))  # type: ignore[arg-type]
     unknown = set(column_values) - set(schema.names)
     if unknown:

@@ -1,9 +1,26 @@
-"""A run, said in full: TOML in, frozen specs out.
+"""Recipes: everything that is needed to repeat a run, as TOML or as frozen specs.
 
-``specs`` says what a recipe can say, ``reading`` turns files, overrides and grids into recipes, ``writing`` turns a recipe back into TOML;
-``search`` says what a file asks for beyond its runs.
+```
+specs.py            data, tasks and models, and one class for each kind of run
+adapter_specs.py    adapters          contrastive.py    contrastive training
+training_specs.py   training          textbooks.py      books and pairs
+privacy.py          privacy           embed.py          embedding recipes
+load.py             files, overrides and grids -> recipes
+dump.py             recipes -> TOML
+search.py           searches, comparisons and workers of a recipe file
+```
 """
 
+from clinpeft.recipe.adapter_specs import (
+    AdapterSpec,
+    AdaptionPromptSpec,
+    AnyAdapterSpec,
+    Ia3Spec,
+    LoraSpec,
+    PrefixSpec,
+    PromptSpec,
+    PTuningSpec,
+)
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
 from clinpeft.recipe.dump import format_recipe_toml
 from clinpeft.recipe.embed import (
@@ -13,7 +30,7 @@ from clinpeft.recipe.embed import (
     RetrievalSetSpec,
 )
 from clinpeft.recipe.kinds import RECIPE_CLASSES
-from clinpeft.recipe.load import Cell, load_recipe, load_recipe_cells, validate_recipe
+from clinpeft.recipe.load import RENAMED_KEYS, Cell, load_recipe, load_recipe_cells, validate_recipe
 from clinpeft.recipe.privacy import DifferentialPrivacySpec, PrivacySpec
 from clinpeft.recipe.search import (
     ComparisonSpec,
@@ -30,46 +47,41 @@ from clinpeft.recipe.search import (
 )
 from clinpeft.recipe.spec import RecipeSpec, UnitFraction
 from clinpeft.recipe.specs import (
-    AdapterSpec,
-    AdaptionPromptSpec,
     AdaptRecipe,
-    AnyAdapterSpec,
-    ClassificationEvaluationSpec,
-    ClassifierTrainingSpec,
     ClassifyRecipe,
     CohortRecipe,
     CohortSplitSpec,
     CorpusSpec,
     EncoderModelSpec,
-    EvaluationSpec,
     HeadSpec,
-    Ia3Spec,
     LanguageModelSpec,
-    LoraSpec,
     LossSpec,
-    OptimizationSpec,
-    PrefixSpec,
     PretrainedModelSpec,
-    PromptSpec,
-    PTuningSpec,
     Recipe,
     SourceSpec,
     SplitFractionsSpec,
     SplitSpec,
     TaskSpec,
-    TrainingSpec,
     TruncationSpec,
 )
 from clinpeft.recipe.textbooks import ImportedPairsSpec, PairSplitSpec, PairsSpec, PassagesSpec
+from clinpeft.recipe.training_specs import (
+    ClassificationEvaluationSpec,
+    ClassifierTrainingSpec,
+    EvaluationSpec,
+    OptimizationSpec,
+    TrainingSpec,
+)
 
 __all__ = [
     "RECIPE_CLASSES",
+    "RENAMED_KEYS",
     "AdaptRecipe",
     "AdapterSpec",
     "AdaptionPromptSpec",
     "AnyAdapterSpec",
-    "LanguageModelSpec",
     "Cell",
+    "ClassificationEvaluationSpec",
     "ClassifierTrainingSpec",
     "ClassifyRecipe",
     "CohortRecipe",
@@ -77,50 +89,50 @@ __all__ = [
     "ComparisonSpec",
     "ContrastiveTrainingSpec",
     "CorpusSpec",
-    "SearchDimension",
+    "DifferentialPrivacySpec",
     "EmbedRecipe",
+    "EmbeddingEvaluationSpec",
     "EmbeddingModelSpec",
+    "EncoderModelSpec",
     "EvaluationSpec",
-    "UnitFraction",
-    "SplitFractionsSpec",
     "HeadSpec",
     "Ia3Spec",
     "ImportedPairsSpec",
+    "LanguageModelSpec",
     "LoraSpec",
     "LossSpec",
     "MiningSpec",
-    "PretrainedModelSpec",
     "OptimizationSpec",
     "PTuningSpec",
     "PairSplitSpec",
     "PairsSpec",
     "PassagesSpec",
-    "RecipePlan",
     "PrefixSpec",
+    "PretrainedModelSpec",
     "PrivacySpec",
-    "DifferentialPrivacySpec",
     "PromptSpec",
-    "EncoderModelSpec",
-    "TruncationSpec",
     "Recipe",
-    "ClassificationEvaluationSpec",
+    "RecipePlan",
+    "RecipeSpec",
     "RetrievalSetSpec",
+    "SearchDimension",
     "SearchSpec",
     "SourceSpec",
-    "RecipeSpec",
+    "SplitFractionsSpec",
     "SplitSpec",
     "TaskSpec",
     "TrainingSpec",
-    "EmbeddingEvaluationSpec",
+    "TruncationSpec",
+    "UnitFraction",
     "WorkersSpec",
-    "format_recipe_toml",
+    "apply_recipe_settings",
     "compute_json_digest",
-    "parse_search_dimension",
-    "pair_compared_cells",
-    "load_recipe_plan",
+    "format_recipe_toml",
     "load_recipe",
     "load_recipe_cells",
-    "validate_recipe",
-    "apply_recipe_settings",
+    "load_recipe_plan",
     "override_trial_count",
+    "pair_compared_cells",
+    "parse_search_dimension",
+    "validate_recipe",
 ]

@@ -8,42 +8,37 @@ from clinpeft.recipe.specs import Recipe
 
 
 def format_recipe_toml(recipe: Recipe) -> str:
-    """The resolved recipe, every default written out; reading it back gives an equal recipe."""
-    plain = recipe.model_dump(mode="json", exclude_none=True)
-    tops = {key: value for key, value in plain.items() if not isinstance(value, dict | list)}
-    lines = [f"{key} = {_format_toml_value(value)}" for key, value in tops.items()]
-    for key, value in plain.items():
+    """Format the resolved recipe, every default written out; loading it gives an equal recipe."""
+    document = recipe.model_dump(mode="json", exclude_none=True)
+    # Plain keys first: after a table header they would belong to that table
+    lines = [
+        f"{key} = {_format_toml_value(value)}"
+        for key, value in document.items()
+        if not isinstance(value, dict | list)
+    ]
+    for key, value in document.items():
         if isinstance(value, dict):
-            lines += [
-                "",
-                f"[{key}]",
-                *(f"{name} = {_format_toml_value(v)}" for name, v in value.items()),
-            ]
-        elif isinstance(value, list):
-            for entry in value:
-                lines += [
-                    "",
-                    f"[[{key}]]",
-                    *(f"{name} = {_format_toml_value(v)}" for name, v in entry.items()),
-                ]
+            tables = [(f"[{key}]", value)]
+        elif isinstance(value, list):  # at the top, lists hold tables only
+            tables = [(f"[[{key}]]", entry) for entry in value]
+        else:
+            continue
+        for header, table in tables:
+            lines += ["", header]
+            lines += [f"{name} = {_format_toml_value(entry)}" for name, entry in table.items()]
     return "\n".join(lines) + "\n"
 
 
 def _format_toml_value(value: Any) -> str:
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # before int, which bool is too
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return repr(value)
+        return repr(value)  # the shortest text that gives the same number
     if isinstance(value, list):
         return "[" + ", ".join(_format_toml_value(entry) for entry in value) + "]"
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(
-                f"{_quote_toml_string(key)} = {_format_toml_value(v)}" for key, v in value.items()
-            )
-            + "}"
-        )
+        entries = (f"{_quote_toml_string(k)} = {_format_toml_value(v)}" for k, v in value.items())
+        return "{" + ", ".join(entries) + "}"
     return _quote_toml_string(str(value))
 
 

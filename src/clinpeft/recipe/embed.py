@@ -1,4 +1,4 @@
-"""What a recipe of kind embed can say: books, pairs, a backbone, contrastive training, and what vectors are asked to do."""
+"""Recipes of kind embed: books, pairs, a backbone, contrastive training, evaluation of vectors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from clinpeft.recipe.adapter_specs import AnyAdapterSpec
 from clinpeft.recipe.contrastive import ContrastiveTrainingSpec, MiningSpec
 from clinpeft.recipe.spec import RecipeSpec
-from clinpeft.recipe.specs import AnyAdapterSpec, EncoderModelSpec, Recipe
+from clinpeft.recipe.specs import EncoderModelSpec, Recipe
 from clinpeft.recipe.textbooks import PairSplitSpec, PairsSpec, PassagesSpec
 
 
@@ -17,10 +18,14 @@ class EmbeddingModelSpec(EncoderModelSpec):
     """The model that turns texts into vectors.
 
     Attributes:
-        path, max_tokens, precision, quantization, quantization_limit, trainable: as for every model that reads.
-        backbone: its row in ``models.BACKBONES`` (a hub id); empty: found by the folder, and where it is in no row, the folder's own word counts.
-        pooling: where a text's vector is read; ``auto`` takes the row's, the folder's, or the family's own.
-        query_prompt, document_prompt: put before anchors and queries, and before positives and passages; none: the row's own.
+        path, max_tokens, precision, quantization, quantization_limit, trainable: as for every
+            model of a task.
+        backbone: its entry in the table of backbones (a hub id); empty: recognized by the folder;
+            without an entry the configuration in the folder counts.
+        pooling: how the token vectors of a text become one; ``auto`` takes that of the entry, of
+            the folder, or of the model family.
+        query_prompt, document_prompt: put before anchors and queries, and before positives and
+            passages; none: those of the entry.
     """
 
     backbone: str = ""
@@ -30,13 +35,15 @@ class EmbeddingModelSpec(EncoderModelSpec):
 
 
 class RetrievalSetSpec(RecipeSpec):
-    """Questions, texts to search, and which text answers which question.
+    """Queries, passages to search, and which passage answers which query.
 
     Attributes:
-        name: as it stands in results.
-        layout: ``beir`` (a folder), ``medquad`` (questions and answers as JSON lines) or ``liveqa`` (a folder with graded answers of MedQuAD).
+        name: in results.
+        layout: ``beir`` (a folder), ``medquad`` (questions and answers as JSON lines) or
+            ``liveqa`` (a folder with graded answers of MedQuAD).
         path: file or folder.
-        queries: of ``medquad``, a file with the part of the questions that are asked; of ``liveqa``, the file of the test questions.
+        queries: of ``medquad``, a file with those questions that are queries; of ``liveqa``, the
+            file of the test questions.
     """
 
     name: str
@@ -46,23 +53,25 @@ class RetrievalSetSpec(RecipeSpec):
 
 
 class EmbeddingEvaluationSpec(RecipeSpec):
-    """How vectors are measured.
+    """How vectors are evaluated.
 
     Attributes:
         resamples: bootstrap resamples of chapters, or of queries.
         level: of the interval.
         negatives: unrelated texts for each related pair, in each stratum.
-        max_pairs: measure at most so many held-out pairs, the same ones every time; 0 for all.
-        study: folder with ``similar.jsonl``, ``different.jsonl`` and ``negation.jsonl``: the protocol of arXiv 2511.19739.
-        retrieval: sets to search, besides the held-out passages.
-        general: a set of another field, to see what was forgotten.
-        other_books: a folder of books that were not learned from, whose pairs are asked as well.
-        controls: whether BM25, TF-IDF and a backbone with random weights are measured beside.
-        profile_texts: held-out texts on which speed and memory are measured; 0: not.
+        max_pairs: use at most so many held-out pairs, the same ones every time; 0: all.
+        study: folder with ``similar.jsonl``, ``different.jsonl`` and ``negation.jsonl``: the
+            protocol of arXiv 2511.19739.
+        retrieval: retrieval sets, besides the held-out passages.
+        general: retrieval sets of other fields, which show what training made worse.
+        other_books: a folder of books that are not trained on, whose pairs are evaluated too.
+        controls: whether BM25, TF-IDF and a backbone with random weights are evaluated too.
+        profile_texts: held-out texts on which speed and memory are measured; 0: none.
     """
 
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    # The intervals are those of clusters: pairs of one chapter are not independent
     negatives: Annotated[int, Field(ge=1)] = 1
     max_pairs: Annotated[int, Field(ge=0)] = 0
     study: Path | None = None
@@ -74,7 +83,10 @@ class EmbeddingEvaluationSpec(RecipeSpec):
 
 
 class EmbedRecipe(Recipe):
-    """Text embeddings adapted to a field: books become pairs, and a backbone learns which texts belong together."""
+    """Text embeddings adapted to a field: books become pairs, and a backbone is trained on them."""
+
+    trained_state: ClassVar[str] = "adapted"
+    compared_unit: ClassVar[str] = "pairs"
 
     kind: Literal["embed"]
     passages: PassagesSpec = PassagesSpec()
@@ -85,4 +97,8 @@ class EmbedRecipe(Recipe):
     mining: MiningSpec = MiningSpec()
     training: ContrastiveTrainingSpec = ContrastiveTrainingSpec()
     evaluation: EmbeddingEvaluationSpec = EmbeddingEvaluationSpec()
-    compared_unit: ClassVar[str] = "pairs"
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the weights of the base are trained too (full fine-tuning)."""
+        return self.base.trainable

@@ -1,97 +1,200 @@
-"""TOML in, recipes out: overrides applied, variables and relative paths resolved, ``[grid]`` expanded to one recipe a run.
+"""TOML or plain values -> recipes.
 
-A key that no spec knows stops at once with the nearest known one.
+Overrides are applied, variables and relative paths are resolved, and ``[grid]`` is expanded to one
+recipe for each run. An unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pydantic
 
 from clinpeft.core.errors import RecipeError
+from clinpeft.recipe.adapter_specs import AnyAdapterSpec
 from clinpeft.recipe.kinds import RECIPE_CLASSES
 from clinpeft.recipe.spec import RecipeSpec
-from clinpeft.recipe.specs import AnyAdapterSpec, Recipe
+from clinpeft.recipe.specs import Recipe
 
 RecipeDocument = dict[str, Any]
 KeyPath = tuple[str, ...]
+EnvironmentVariables = Mapping[str, str]
 
+# Tables of a recipe file that say what is done with its runs, and are part of none of them: see
+# ``recipe.search``.
 PLANNING_TABLES = ("search", "compare", "workers")
-"""Tables of a recipe file that say what is done with its runs, and are in none of them: see ``recipe.search``."""
+
+# (kind, key before clinpeft 0.7, without the numbers of list entries) -> key since then. The old
+# keys are errors; they are listed only for the hint.
+RENAMED_KEYS: dict[tuple[str, str], str] = {
+    ("adapt", "base.quantisation"): "base.quantization",
+    ("adapt", "base.quantisation_limit"): "base.quantization_limit",
+    ("adapt", "training.private"): "training.differential_privacy",
+    ("classify", "base.quantisation"): "base.quantization",
+    ("classify", "base.quantisation_limit"): "base.quantization_limit",
+    ("classify", "reading"): "truncation",
+    ("classify", "training.private"): "training.differential_privacy",
+    ("embed", "base.quantisation"): "base.quantization",
+    ("embed", "base.quantisation_limit"): "base.quantization_limit",
+    ("embed", "training.share"): "training.fraction",
+    ("embed", "evaluation.search"): "evaluation.retrieval",
+    ("embed", "evaluation.retrieval.asked"): "queries",
+    ("embed", "evaluation.general.asked"): "queries",
+}
 
 
 class Cell(RecipeSpec):
-    """One run of a grid: its name, its recipe, what was published for it (column -> value as printed), and its choice on every axis (of a table
-    its name, else the value)."""
+    """One run of a grid.
+
+    Attributes:
+        name: of the cell.
+        recipe: of the run.
+        published: column -> value, as printed in the publication.
+        settings: axis of the grid -> its choice (of a table its name, else the value).
+    """
 
     name: str
+    # SerializeAsAny: the fields of the recipe's own class, and not of Recipe alone
     recipe: pydantic.SerializeAsAny[Recipe]
     published: dict[str, str | int | float] = pydantic.Field(default_factory=dict)
     settings: dict[str, str | int | float | bool] = pydantic.Field(default_factory=dict)
 
 
-EnvironmentVariables = Mapping[str, str]
+class _GridPoint(NamedTuple):
+    """One choice on an axis, or a combination of them."""
+
+    name: str
+    changes: RecipeDocument  # dotted key -> value
+    published: RecipeDocument
+    settings: RecipeDocument  # axis -> choice
+
+
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    /,
+    overrides: Sequence[str] = (),
+    *,
+    environment: EnvironmentVariables | None = None,
+    **values: Any,
+) -> Recipe:
+    """Load one recipe from a TOML file, a dictionary, or keyword arguments.
+
+    Example:
+        >>> recipe = load_recipe(
+        ...     kind="classify",
+        ...     source={"name": "synthetic"},
+        ...     task={"name": "mortality"},
+        ...     base={"path": "models/encoder"},
+        ...     adapters=[{"method": "lora", "rank": 4}],
+        ... )
+        >>> recipe.adapters[0].rank
+        4
+
+    Args:
+        recipe: path of a TOML file, or top-level keys -> values. Positional only, since every key
+            of a recipe may be a keyword argument.
+        overrides: ``key=value`` pairs with dotted keys, as given to ``--set``, applied last.
+        environment: for ``$VARIABLES`` in paths.
+        values: top-level keys, which replace those of ``recipe``.
+
+    Relative paths of a file start at its folder, all others at the working folder.
+
+    Raises:
+        RecipeError: the file cannot be read, has a ``[grid]``, a key is unknown, or a value does
+            not fit.
+    """
+    folder = Path().resolve()
+    if isinstance(recipe, str | Path):
+        location, path = str(recipe), Path(recipe)
+        document = _resolve_relative_paths(_read_recipe_file(path), path.parent.resolve())
+    else:
+        location = "recipe"
+        document = _resolve_relative_paths(dict(recipe or {}), folder)
+    # Resolved before they are merged: keyword arguments do not start at the folder of the file
+    document |= _resolve_relative_paths(values, folder)
+    if "grid" in document:
+        raise RecipeError(
+            "this recipe has a grid, which is several recipes",
+            location=location,
+            hint="load each of them with clinpeft.recipe.load_recipe_cells, or remove the grid",
+        )
+    return _build_recipe(document, overrides, environment or {}, location)
 
 
 def load_recipe_cells(
     path: Path, overrides: Sequence[str] = (), environment: EnvironmentVariables | None = None
 ) -> list[Cell]:
-    """The runs that a recipe file asks for: one without ``[grid]``, one a cell with it.
+    """Load the runs of a recipe file: one without ``[grid]``, else one for each cell.
 
     Args:
-        path: the TOML file.
-        overrides: ``key=value`` pairs as given to ``--set``, applied last, also over the grid; relative paths in them start at the working folder.
+        path: of the TOML file.
+        overrides: ``key=value`` pairs as given to ``--set``, applied last, after the grid; relative
+            paths in them start at the working folder.
         environment: for ``$VARIABLES`` in paths.
 
     Raises:
-        RecipeError: the file cannot be read, a key is unknown, a value does not fit.
+        RecipeError: the file cannot be read, a key is unknown, or a value does not fit.
     """
+    location = str(path)
+    document = _read_recipe_file(path)
+    grid = document.pop("grid", {})
+    cells = []
+    for point in _expand_grid(grid, location):
+        # Choices of the grid are part of the file, and so are their relative paths.
+        filled = apply_recipe_changes(document, point.changes, location)
+        filled = _resolve_relative_paths(filled, path.parent.resolve())
+        recipe = _build_recipe(filled, overrides, environment or {}, location, point.name)
+        cells.append(
+            Cell(name=point.name, recipe=recipe, published=point.published, settings=point.settings)
+        )
+    return cells
+
+
+def _read_recipe_file(path: Path) -> RecipeDocument:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # tomllib's own errors, and those of Python on numbers and depths that are none
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    # Besides its own errors tomllib passes on those of Python, on numbers and on nesting.
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"this recipe cannot be read: {error}",
             location=str(path),
             hint="give the path of a TOML file",
         ) from error
-    grid = document.pop("grid", {})
-    cells = []
-    for name, changes, published, settings in _expand_grid(grid, str(path)):
-        filled = apply_recipe_changes(document, changes, str(path))
-        filled = _resolve_relative_paths(filled, path.parent.resolve())
-        filled = apply_recipe_changes(filled, _parse_overrides(overrides), "--set")
-        filled = {key: value for key, value in filled.items() if key not in PLANNING_TABLES}
-        filled = _expand_path_variables(filled, environment or {}, str(path))
-        filled["name"] = " · ".join(
-            part for part in (str(filled.get("name", "")), name) if part
-        )  # so that a run can be found by its cell
-        cells.append(
-            Cell(
-                name=name,
-                recipe=validate_recipe(filled, str(path)),
-                published=published,
-                settings=settings,
-            )
-        )
-    return cells
+
+
+def _build_recipe(
+    document: RecipeDocument,
+    overrides: Sequence[str],
+    environment: EnvironmentVariables,
+    location: str,
+    cell: str = "",
+) -> Recipe:
+    """Apply overrides, drop planning tables, expand variables, and validate."""
+    filled = apply_recipe_changes(document, _parse_overrides(overrides), "--set")
+    # After the overrides, which may be about these tables
+    filled = {key: value for key, value in filled.items() if key not in PLANNING_TABLES}
+    filled = _expand_path_variables(filled, environment, location)
+    # The name of the cell is part of that of the run, so that the run can be found by it.
+    name = " · ".join(part for part in (str(filled.get("name", "")), cell) if part)
+    return validate_recipe({**filled, "name": name}, location)
 
 
 def validate_recipe(document: RecipeDocument, location: str) -> Recipe:
-    """A recipe of the class that its ``kind`` names, from plain values.
+    """Validate plain values as a recipe of the class that their ``kind`` names.
+
+    Args:
+        document: top-level keys -> values; paths are used as they are.
+        location: of the document, for errors.
 
     Raises:
-        RecipeError: with the nearest known key when one is unknown.
+        RecipeError: with the nearest known key where one is unknown.
     """
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in RECIPE_CLASSES:
@@ -101,21 +204,19 @@ def validate_recipe(document: RecipeDocument, location: str) -> Recipe:
     try:
         return RECIPE_CLASSES[kind].model_validate(document)
     except pydantic.ValidationError as error:
-        raise to_recipe_error(error, location) from None
+        # None: the message of pydantic repeats all input
+        raise to_recipe_error(error, location, kind) from None
 
 
-def _expand_grid(
-    grid: RecipeDocument, location: str
-) -> list[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]]:
-    """(name, changes, published, settings) for each point of the product of the axes; an axis of plain values sets the key it is named after, an axis
-    of tables sets all keys of the chosen table, but for ``name`` and ``published``."""
-    axes: list[list[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]]] = []
+def _expand_grid(grid: RecipeDocument, location: str) -> list[_GridPoint]:
+    """Build the product of the axes, the last one varying fastest."""
     if not isinstance(grid, dict):
         raise RecipeError(
             f"grid = {grid!r} is no table of axes",
             location=location,
             hint='write [grid] and below it "key" = [first, second]',
         )
+    axes: list[list[_GridPoint]] = []
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise RecipeError(
@@ -124,69 +225,61 @@ def _expand_grid(
                 hint='write "key" = [first, second]',
             )
         axes.append([_parse_grid_choice(key, choice, location) for choice in choices])
-    points = itertools.product(*axes)
-    return [_merge_grid_point(point) for point in points]
+    return [
+        _GridPoint(
+            " · ".join(point.name for point in points),
+            {key: value for point in points for key, value in point.changes.items()},
+            {key: value for point in points for key, value in point.published.items()},
+            {key: value for point in points for key, value in point.settings.items()},
+        )
+        for points in itertools.product(*axes)
+    ]
 
 
-def _parse_grid_choice(
-    key: str, choice: Any, location: str
-) -> tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]:
+def _parse_grid_choice(axis: str, choice: Any, location: str) -> _GridPoint:
+    """A plain value sets the key that the axis is named after, a table sets all keys in it."""
     if not isinstance(choice, dict):
-        return (
-            f"{key}={choice}",
-            {key: choice},
-            {},
-            {key: choice if isinstance(choice, str | int | float) else str(choice)},
-        )
-    if not isinstance(choice.get("name", key), str) or not isinstance(
-        choice.get("published", {}), dict
-    ):
+        setting = choice if isinstance(choice, str | int | float) else str(choice)
+        return _GridPoint(f"{axis}={choice}", {axis: choice}, {}, {axis: setting})
+    name, published = choice.get("name", axis), choice.get("published", {})
+    if not isinstance(name, str) or not isinstance(published, dict):
         raise RecipeError(
-            f"a choice of {key!r} has a name that is no text, or published numbers that are no table",
+            f"a choice of {axis!r} has a name that is no text, "
+            "or published numbers that are no table",
             location=f"{location}: [grid]",
-            hint=_NAMED_CHOICE_HINT,
+            hint='write name = "LoRA" and published = { perplexity = 3.1 }',
         )
-    changes = {name: value for name, value in choice.items() if name not in ("name", "published")}
-    return (
-        choice.get("name", key),
-        changes,
-        choice.get("published", {}),
-        {key: choice.get("name", key)},
-    )
-
-
-_NAMED_CHOICE_HINT = 'write name = "LoRA" and published = { perplexity = 3.1 }'
-
-
-def _merge_grid_point(
-    point: Sequence[tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]],
-) -> tuple[str, RecipeDocument, RecipeDocument, RecipeDocument]:
-    changes = {key: value for _, part, _, _ in point for key, value in part.items()}
-    published = {key: value for _, _, part, _ in point for key, value in part.items()}
-    settings = {key: value for _, _, _, part in point for key, value in part.items()}
-    return " · ".join(name for name, _, _, _ in point), changes, published, settings
+    changes = {key: value for key, value in choice.items() if key not in ("name", "published")}
+    return _GridPoint(name, changes, published, {axis: name})
 
 
 def apply_recipe_changes(
     document: RecipeDocument, changes: RecipeDocument, location: str
 ) -> RecipeDocument:
-    """A copy with each dotted key set; ``adapters.0.rank`` counts from 0."""
-    filled: RecipeDocument = _copy_plain_value(document)
+    """Return a copy with each dotted key set.
+
+    Args:
+        document: plain values.
+        changes: dotted key -> value; in ``adapters.0.rank`` entries count from 0.
+        location: of the changes, for errors.
+
+    Raises:
+        RecipeError: a key goes through a plain value or a list entry that does not exist.
+    """
+    filled = copy.deepcopy(document)
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
-        at: Any = filled
+        container: Any = filled
         for part in path:
-            if not isinstance(at, dict | list):
-                break
-            at = (
-                at[_parse_list_index(at, part, dotted, location)]
-                if isinstance(at, list)
-                else at.setdefault(part, {})
-            )
-        if isinstance(at, list):
-            at[_parse_list_index(at, last, dotted, location)] = _copy_plain_value(value)
-        elif isinstance(at, dict):
-            at[last] = _copy_plain_value(value)
+            if isinstance(container, list):
+                container = container[_parse_list_index(container, part, dotted, location)]
+            elif isinstance(container, dict):  # a missing table is created
+                container = container.setdefault(part, {})
+        if isinstance(container, list):
+            index = _parse_list_index(container, last, dotted, location)
+            container[index] = copy.deepcopy(value)
+        elif isinstance(container, dict):
+            container[last] = copy.deepcopy(value)
         else:
             raise RecipeError(
                 f"{dotted!r} goes through a plain value",
@@ -206,14 +299,11 @@ def _parse_list_index(entries: list[Any], part: str, dotted: str, location: str)
     )
 
 
-def _copy_plain_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy_plain_value(entry) for key, entry in value.items()}
-    return [_copy_plain_value(entry) for entry in value] if isinstance(value, list) else value
-
-
 def _parse_overrides(overrides: Sequence[str]) -> RecipeDocument:
-    """``key=value`` pairs: a TOML value, or else the text itself; paths start at the working folder."""
+    """Parse ``key=value`` pairs: the value is TOML, or else the text itself.
+
+    So ``--set base.path=models/a`` needs no quotes. Relative paths start at the working folder.
+    """
     changes: RecipeDocument = {}
     for pair in overrides:
         key, separator, text = pair.partition("=")
@@ -227,19 +317,20 @@ def _parse_overrides(overrides: Sequence[str]) -> RecipeDocument:
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
             value = text
-        at = tuple(part for part in key.strip().split(".") if not part.isdigit())
-        is_path = at in _PATH_KEYS and isinstance(value, str) and not value.startswith("$")
+        key_path = tuple(part for part in key.strip().split(".") if not part.isdigit())
+        is_path = key_path in _PATH_KEYS and isinstance(value, str) and not value.startswith("$")
         changes[key.strip()] = _resolve_path(Path(), value) if is_path else value
     return changes
 
 
 def _resolve_relative_paths(document: RecipeDocument, folder: Path) -> RecipeDocument:
-    """Relative paths made absolute at the recipe's folder."""
+    """Make relative paths absolute, starting at a folder."""
 
-    def anchored(text: str, at: KeyPath) -> str:  # noqa: ARG001
+    def resolve(text: str, _: KeyPath) -> str:
+        # Variables and ~ are expanded later, and give absolute paths
         return text if text.startswith(("$", "~", "/")) else _resolve_path(folder, text)
 
-    return _map_paths(document, anchored)
+    return _map_paths(document, resolve)
 
 
 def _resolve_path(folder: Path, text: str) -> str:
@@ -253,52 +344,72 @@ def _resolve_path(folder: Path, text: str) -> str:
         ) from error
 
 
+def expand_recipe_variables(
+    text: str, environment: EnvironmentVariables, location: str, example: str
+) -> str:
+    """Replace ``$NAME`` and ``${NAME}`` by the values of variables.
+
+    Args:
+        text: of a path or an address.
+        environment: name -> value.
+        location: of the text, for errors.
+        example: a value, for the hint.
+
+    Raises:
+        RecipeError: a variable is not set.
+    """
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in environment:
+            raise RecipeError(
+                f"the variable ${name} is not set",
+                location=location,
+                hint=f"export {name}={example}",
+            )
+        return environment[name]
+
+    return re.sub(r"\$\{?(\w+)\}?", look_up, text)
+
+
 def _expand_path_variables(
     document: RecipeDocument, environment: EnvironmentVariables, location: str
 ) -> RecipeDocument:
-    """Variables and ``~`` in paths replaced by what they stand for."""
+    """Replace variables and ``~`` in paths."""
 
-    def expanded(text: str, at: KeyPath) -> str:
-        def known(match: re.Match[str]) -> str:
-            name = match.group(1)
-            if name not in environment:
-                hint = f"export {name}=/a/folder, or give --set"
-                raise RecipeError(
-                    f"the variable ${name} is not set",
-                    location=f"{location}: {at[-1]} = {text!r}",
-                    hint=hint,
-                )
-            return environment[name]
-
+    def expand(text: str, key_path: KeyPath) -> str:
+        at = f"{location}: {key_path[-1]}"
+        expanded = expand_recipe_variables(
+            text, environment, f"{at} = {text!r}", "/a/folder, or give --set"
+        )
         try:
-            return str(Path(re.sub(r"\$\{?(\w+)\}?", known, text)).expanduser())
-        except RuntimeError as error:  # ~somebody, and nobody of that name
+            return str(Path(expanded).expanduser())
+        except RuntimeError as error:  # ~name, and the system has no user of that name
             raise RecipeError(
-                f"{text!r} names no home folder",
-                location=f"{location}: {at[-1]}",
-                hint="write the path out",
+                f"{text!r} names no home folder", location=at, hint="write the path out"
             ) from error
 
-    return _map_paths(document, expanded)
+    return _map_paths(document, expand)
 
 
 def _map_paths(
     document: RecipeDocument, transform: Callable[[str, KeyPath], str], key_path: KeyPath = ()
 ) -> RecipeDocument:
-    """A copy in which every value that a spec takes for a path is changed."""
+    """Return a copy in which every value whose key is a path is transformed."""
 
-    def changed(value: Any, here: KeyPath) -> Any:
+    def map_value(value: Any, at: KeyPath) -> Any:
         if isinstance(value, dict):
-            return _map_paths(value, transform, here)
-        if isinstance(value, list):
-            return [changed(entry, here) for entry in value]
-        return transform(value, here) if here in _PATH_KEYS and isinstance(value, str) else value
+            return _map_paths(value, transform, at)
+        if isinstance(value, list | tuple):
+            return [map_value(entry, at) for entry in value]
+        is_path = at in _PATH_KEYS and isinstance(value, str | Path)  # Path: of a Python caller
+        return transform(str(value), at) if is_path else value
 
-    return {key: changed(value, (*key_path, key)) for key, value in document.items()}
+    return {key: map_value(value, (*key_path, key)) for key, value in document.items()}
 
 
 def _iterate_path_keys(spec: type[RecipeSpec], key_path: KeyPath) -> Iterator[KeyPath]:
-    """The keys of a spec, and of those inside it, that are paths; entries of a list have no number."""
+    """Yield the keys of a spec, and of those inside it, that are paths; lists have no numbers."""
     for name, field in spec.model_fields.items():
         for kind in _iterate_annotation_types(field.annotation):
             if kind is Path:
@@ -308,7 +419,7 @@ def _iterate_path_keys(spec: type[RecipeSpec], key_path: KeyPath) -> Iterator[Ke
 
 
 def _iterate_annotation_types(annotation: Any) -> Iterator[Any]:
-    """The plain types in ``Path | None``, ``tuple[LoraSpec | PrefixSpec, ...]`` and so on."""
+    """Yield the plain types in ``Path | None``, ``tuple[LoraSpec | PrefixSpec, ...]`` and so on."""
     inside = get_args(annotation)
     if not inside:
         yield annotation
@@ -316,72 +427,55 @@ def _iterate_annotation_types(annotation: Any) -> Iterator[Any]:
         yield from _iterate_annotation_types(kind)
 
 
+# Found by type, so that a new path in a spec is resolved without being listed here
 _PATH_KEYS = frozenset(
-    location for spec in RECIPE_CLASSES.values() for location in _iterate_path_keys(spec, ())
+    key_path for spec in RECIPE_CLASSES.values() for key_path in _iterate_path_keys(spec, ())
+)
+# pydantic puts the method of an adapter into the location of an error, as if it were a key.
+_METHOD_TAGS = frozenset(
+    tag
+    for spec in get_args(get_args(AnyAdapterSpec)[0])
+    for tag in get_args(spec.model_fields["method"].annotation)
 )
 
 
-def to_recipe_error(error: pydantic.ValidationError, location: str) -> RecipeError:
-    """The first complaint of pydantic in the house's words; a key that is unknown before one that is missing, which it may have been meant for."""
+def to_recipe_error(error: pydantic.ValidationError, location: str, kind: str = "") -> RecipeError:
+    """Convert the first complaint of pydantic.
+
+    An unknown key is reported before a missing one, which it may have been meant for.
+
+    Args:
+        error: of pydantic.
+        location: of the document.
+        kind: of the recipe, for keys that were renamed.
+    """
     complaints = error.errors(include_url=False)
     first = next(
         (complaint for complaint in complaints if complaint["type"] == "extra_forbidden"),
         complaints[0],
     )
-    where = ".".join(str(part) for part in first["loc"] if part not in _METHOD_TAGS) or "recipe"
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_collect_spec_keys()), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see docs/recipes.md for the keys"
-        return RecipeError(f"unknown key {where!r}", location=location, hint=hint)
-    shown = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
-    return RecipeError(
-        f"{where}{shown}: {first['msg']}",
-        location=location,
-        hint="see docs/recipes.md for the values that fit",
-    )
-
-
-def _collect_spec_keys() -> set[str]:
-    keys = set()
-    todo: list[type[RecipeSpec]] = [RecipeSpec]
-    while todo:
-        spec = todo.pop()
-        keys |= set(spec.model_fields)
-        todo += spec.__subclasses__()
-    return keys
-
-
-def _collect_method_tags() -> frozenset[str]:
-    specs = get_args(get_args(AnyAdapterSpec)[0])
-    return frozenset(
-        tag for spec in specs for tag in get_args(spec.model_fields["method"].annotation)
-    )
-
-
-_METHOD_TAGS = _collect_method_tags()
-
-
-def load_recipe(
-    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any
-) -> Recipe:
-    """Load one recipe from a TOML file, a dictionary or keyword arguments.
-
-    Args:
-        source: path of a TOML file, or a dictionary of the same keys.
-        overrides: ``key=value`` pairs, applied last.
-        **values: keys of the recipe, over those of ``source``.
-
-    Raises:
-        RecipeError: the file holds a grid, a key is unknown, a value does not fit.
-    """
-    if isinstance(source, Mapping):
-        document = apply_recipe_changes({**source, **values}, _parse_overrides(overrides), "recipe")
-        return validate_recipe(_resolve_relative_paths(document, Path.cwd()), "recipe")
-    cells = load_recipe_cells(Path(source), overrides)
-    if len(cells) != 1:
-        raise RecipeError(
-            f"this recipe has a grid of {len(cells)} runs",
-            location=str(source),
-            hint="give one of its cells, or run it with: clinpeft study run",
+    parts = [part for part in first["loc"] if part not in _METHOD_TAGS]
+    key = ".".join(map(str, parts)) or "recipe"
+    if first["type"] != "extra_forbidden":
+        value = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
+        return RecipeError(
+            f"{key}{value}: {first['msg']}",
+            location=location,
+            hint="see docs/recipes.md for the values that fit",
         )
-    return cells[0].recipe
+    unnumbered = ".".join(part for part in parts if isinstance(part, str))
+    if new_key := RENAMED_KEYS.get((kind, unnumbered)):
+        return RecipeError(
+            f"the key {key!r} was renamed in clinpeft 0.7",
+            location=location,
+            hint=f"write {new_key!r} instead",
+        )
+    # The nearest key of any spec: a key may be known and stand in the wrong table
+    keys: set[str] = set()
+    specs: list[type[RecipeSpec]] = [RecipeSpec]
+    for spec in specs:  # grows while it is iterated: all subclasses, at any depth
+        keys |= set(spec.model_fields)
+        specs += spec.__subclasses__()
+    near = difflib.get_close_matches(str(first["loc"][-1]), sorted(keys), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see docs/recipes.md for the keys"
+    return RecipeError(f"unknown key {key!r}", location=location, hint=hint)

@@ -1,4 +1,4 @@
-"""What a recipe can say of privacy: canaries, by which it is measured, and noise, by which it is bounded."""
+"""Privacy: canaries, by which memorization is measured, and noise, by which it is bounded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from clinpeft.recipe.spec import RecipeSpec
 
 
 class PrivacySpec(RecipeSpec):
-    """Canaries: notes on invented people among the training notes, so that ``clinpeft privacy`` can measure what is remembered (Carlini et al. 2019).
+    """Canaries: notes on invented people among the training notes.
+
+    With them ``clinpeft privacy`` measures what a model memorizes (Carlini et al. 2019, arXiv
+    1802.08232).
 
     Attributes:
         canaries: invented people for each number of repeats; 0: none.
-        repeats: how often the note of such a person stands in the training split.
+        repeats: how often the note of such a person occurs in the training split.
     """
 
     canaries: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -22,17 +25,23 @@ class PrivacySpec(RecipeSpec):
 
 
 class DifferentialPrivacySpec(RecipeSpec):
-    """Differential privacy by subject: each step adds up the clipped gradients of subjects drawn at random, and noise (DP-SGD, Abadi et al. 2016,
-    arXiv 1607.00133). Without this table there is none. Needs the extra ``private``.
+    """Differential privacy by subject (DP-SGD, Abadi et al. 2016, arXiv 1607.00133).
+
+    Each step sums the clipped gradients of subjects drawn at random, and adds noise. Without this
+    table there is none. Needs the extra ``private``.
 
     Attributes:
-        epsilon: what the trained weights may tell about whether a subject was in the training split, at most; smaller is more private, and noisier.
-        delta: the probability with which they may tell more; well below 1 over the number of training subjects.
-        clip_norm: the largest gradient of one subject, all notes and all trained tensors together; what is larger is scaled down.
-        subjects_per_step: expected number; a step draws each training subject independently of all others, and takes the place of ``batch_notes``
-            or ``batch_tokens``.
+        epsilon: how much the trained weights may reveal about whether a subject was in the
+            training split, at most; smaller is more private, and noisier.
+        delta: the probability with which they may reveal more; well below 1 over the number of
+            training subjects.
+        clip_norm: the largest gradient of one subject, all notes and all trained tensors together;
+            a larger one is scaled down.
+        subjects_per_step: expected number; a step draws each training subject independently of all
+            others (Poisson sampling), instead of ``batch_notes`` or ``batch_tokens``.
     """
 
+    # No default: how much may be revealed has to be decided for each data set
     epsilon: Annotated[float, Field(gt=0.0)]
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0

@@ -1,4 +1,4 @@
-"""What a recipe file can ask for beyond its runs: a search over some of its keys, comparisons of its cells, and who works on them."""
+"""What a recipe file may contain besides its runs: a search, comparisons of cells, and workers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -21,31 +20,35 @@ from clinpeft.recipe.load import (
     PLANNING_TABLES,
     Cell,
     EnvironmentVariables,
-    RecipeDocument,
     apply_recipe_changes,
+    expand_recipe_variables,
     load_recipe_cells,
     to_recipe_error,
     validate_recipe,
 )
-from clinpeft.recipe.spec import RecipeSpec
-from clinpeft.recipe.specs import PositiveCount, Recipe
+from clinpeft.recipe.spec import PositiveCount, RecipeSpec
+from clinpeft.recipe.specs import Recipe
 
 SettingValue = str | int | float | bool
 
 
 class SearchSpec(RecipeSpec):
-    """A search for the best values of some keys: every trial is a run, and only the tuning split is looked at.
+    """A search for the best values of some keys, on the tuning split; every trial is a run.
 
     Attributes:
-        space: recipe key -> what to try: a list of choices, or ``{ low, high, log, step }``; or the name of a paper's table, such as ``paper:lora``.
+        space: recipe key -> what to try: a list of choices, or ``{ low, high, log, step }``; or the
+            name of a paper's table, such as ``paper:lora``.
         adapter: which adapter a paper's table is for, counted from 0; -1: the last.
-        metric: a name in the runs' ``metrics.json``, or, where a run has none on its tuning split, one that training measured there.
+        metric: a name in the runs' ``metrics.json``, or, where a run has none on its tuning split,
+            one that training measured there.
         direction: whether more is better.
-        sampler: ``gp``: a Gaussian process with expected improvement; ``tpe``; ``random``.
-        trials: how many proposals.
+        sampler: ``gp``: a Gaussian process with expected improvement; ``tpe``: a tree-structured
+            Parzen estimator; ``random``.
+        trials: number of proposals.
         startup: how many of them are drawn at random before the sampler has a model.
-        seed: of the proposals; that of the runs is the recipe's own.
-        storage: where proposals are kept: a journal in the home, or a ``postgresql://`` address for several hosts; ``$VARIABLES`` are expanded.
+        seed: of the proposals; that of the runs is a key of the recipe.
+        storage: where proposals are stored: a journal in the home, or a ``postgresql://`` address
+            for several hosts; ``$VARIABLES`` are expanded.
     """
 
     space: str | dict[str, Any]
@@ -62,11 +65,11 @@ class SearchSpec(RecipeSpec):
 
 
 class ComparisonSpec(RecipeSpec):
-    """Two choices of a grid to set against each other, in every pair of cells that share all their other settings.
+    """Two choices of a grid to compare, in every pair of cells that share all other settings.
 
     Attributes:
-        name: for the tables; empty: made of the two.
-        first: axis of the grid -> its choice: what is compared with.
+        name: for the tables; empty: composed from the two.
+        first: axis of the grid -> its choice: the reference.
         second: axis of the grid -> its choice; the difference is second minus first.
     """
 
@@ -76,11 +79,12 @@ class ComparisonSpec(RecipeSpec):
 
 
 class WorkersSpec(RecipeSpec):
-    """Who works on a search or a study.
+    """The processes that work on a search or a study.
 
     Attributes:
-        launch: ``here``: this process; ``local:2``: so many processes of this machine; ``slurm:8``: an array job, written and, where there is a
-            scheduler, submitted. Without a number: two.
+        launch: ``here``: this process; ``local:2``: so many processes of this machine;
+            ``slurm:8``: an array job, written and, where there is a scheduler, submitted. Without
+            a number: two.
         sbatch: options of the array job, such as ``--time=4:00:00``.
     """
 
@@ -93,8 +97,8 @@ class SearchRangeSpec(RecipeSpec):
 
     Attributes:
         low, high: the ends.
-        log: whether factors and not differences count; for learning rates.
-        step: between neighbours; none: any number.
+        log: whether values are uniform on a logarithmic scale; for learning rates.
+        step: between neighbors; none: any number.
     """
 
     low: int | float
@@ -119,7 +123,10 @@ class SearchDimension:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether the choices are rising numbers, so that neighbours are alike: ranks are, methods are not."""
+        """Whether the choices are rising numbers, so that neighbors are similar.
+
+        Ranks are, methods are not.
+        """
         numbers = [
             choice
             for choice in self.choices
@@ -129,13 +136,13 @@ class SearchDimension:
 
     @property
     def example_values(self) -> tuple[SettingValue, ...]:
-        """Every choice, or both ends: if these fit the recipe, all between do."""
+        """Every choice, or both ends of the range: if these fit the recipe, all between do."""
         return self.choices if self.range is None else (self.range.low, self.range.high)
 
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """A recipe file, read whole.
+    """A recipe file with all that it contains.
 
     Attributes:
         path: of the file.
@@ -145,9 +152,10 @@ class RecipePlan:
         cells: one without ``[grid]``.
         search: None without ``[search]``.
         comparisons: in the order of the file.
-        workers: who works on it.
-        search_id: of what the file asks a search for; trials, storage and workers apart, so that more of them go on with the same search.
-        study_id: of what the file asks a study for, workers apart.
+        workers: processes that work on it.
+        search_id: digest of runs and search without trials, storage and workers, so that the same
+            search resumes when these change.
+        study_id: digest of runs, grid and comparisons.
     """
 
     path: Path
@@ -165,40 +173,43 @@ class RecipePlan:
 def load_recipe_plan(
     path: Path, overrides: Sequence[str] = (), environment: EnvironmentVariables | None = None
 ) -> RecipePlan:
-    """What a recipe file asks for: its runs, a search, comparisons, and who works on them.
+    """Load a recipe file: its runs, a search, comparisons, and the workers.
 
-    The ids are made of what stands in the file and in the overrides, variables and relative paths as they are written, so that two hosts with their
-    data in different places have the same search.
+    The ids are computed from the file and the overrides, variables and relative paths as they are
+    written, so that two hosts with their data in different places have the same search.
 
     Args:
-        path, overrides, environment: as in ``read``.
+        path, overrides, environment: as in ``load_recipe_cells``.
 
     Raises:
         RecipeError: the file cannot be read, a key is unknown, a value does not fit.
     """
-    cells = tuple(load_recipe_cells(path, overrides, environment))
+    cells, location = tuple(load_recipe_cells(path, overrides, environment)), str(path)
+    # Read again, unexpanded: variables and relative paths are to be the same on every host
     raw = path.read_bytes()
     document = tomllib.loads(raw.decode("utf-8"))
-    grid, location = document.pop("grid", {}), str(path)
-    sections = _collect_planning_tables(document, overrides, location)
-    search = _parse_search_table(sections, environment or {}, location)
-    given = sections.get("compare", [])
-    compare = tuple(
-        _validate_spec(ComparisonSpec, entry, f"{location}: [[compare]]")
-        for entry in (given if isinstance(given, list) else [given])
-    )
-    for entry in compare:
-        _check_comparison(entry, cells, f"{location}: [[compare]]")
-    of_runs = [
-        text
-        for text in overrides
-        if text.split(".")[0].split("=")[0].strip() not in PLANNING_TABLES
-    ]
-    asked: RecipeDocument = {
-        "document": {key: value for key, value in document.items() if key not in PLANNING_TABLES},
-        "overrides": sorted(of_runs),
-    }
-    sought = search.model_dump(mode="json", exclude={"trials", "storage"}) if search else None
+    grid = document.pop("grid", {})
+    tables = {key: document.pop(key) for key in PLANNING_TABLES if key in document}
+    run_overrides = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key.split(".")[0].strip() not in PLANNING_TABLES:
+            run_overrides.append(override)
+            continue
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        tables = apply_recipe_changes(tables, {key.strip(): value}, location)
+    search = None
+    if "search" in tables:
+        search = _parse_search_table(tables["search"], environment or {}, location)
+    comparisons = _parse_comparisons(tables.get("compare", []), cells, f"{location}: [[compare]]")
+    workers = _validate_spec(WorkersSpec, tables.get("workers", {}), f"{location}: [workers]")
+    runs = {"document": document, "overrides": sorted(run_overrides)}
+    # Trials and storage may change while a search goes on, and the workers of anything.
+    searched = search.model_dump(mode="json", exclude={"trials", "storage"}) if search else None
+    compared = [comparison.model_dump(mode="json") for comparison in comparisons]
     return RecipePlan(
         path=path,
         file_sha256=hashlib.sha256(raw).hexdigest(),
@@ -206,17 +217,15 @@ def load_recipe_plan(
         kind=cells[0].recipe.kind,
         cells=cells,
         search=search,
-        comparisons=compare,
-        workers=_validate_spec(WorkersSpec, sections.get("workers", {}), f"{location}: [workers]"),
-        search_id=compute_json_digest({**asked, "search": sought}),
-        study_id=compute_json_digest(
-            {**asked, "grid": grid, "compare": [entry.model_dump(mode="json") for entry in compare]}
-        ),
+        comparisons=comparisons,
+        workers=workers,
+        search_id=compute_json_digest({**runs, "search": searched}),
+        study_id=compute_json_digest({**runs, "grid": grid, "compare": compared}),
     )
 
 
 def compute_json_digest(value: Any) -> str:
-    """12 hexadecimal characters over plain values."""
+    """Compute 12 hexadecimal characters of SHA-256 over plain values, independent of key order."""
     canonical = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str
     )
@@ -226,7 +235,13 @@ def compute_json_digest(value: Any) -> str:
 def apply_recipe_settings(
     recipe: Recipe, settings: Mapping[str, SettingValue], location: str, name: str = ""
 ) -> Recipe:
-    """The recipe with some keys set: ``varied(recipe, {"adapters.0.rank": 4}, "[search]")``.
+    """Return the recipe with some dotted keys set, such as ``{"adapters.0.rank": 4}``.
+
+    Args:
+        recipe: to start from.
+        settings: dotted key -> value.
+        location: of the settings, for errors.
+        name: of the new recipe; empty: the same.
 
     Raises:
         RecipeError: there is no such key, with the nearest, or the value does not fit.
@@ -236,35 +251,15 @@ def apply_recipe_settings(
 
 
 def parse_search_dimension(key: str, definition: Any, location: str) -> SearchDimension:
-    """What a space says of one key.
+    """Parse what a space defines for one key: a list of choices, or a table of a range.
 
     Raises:
-        RecipeError: a single choice, a choice given twice or that is no plain value, a range that is empty, an unknown key of a range.
+        RecipeError: a single choice, a choice given twice or that is no plain value, a range that
+            is empty, an unknown key of a range.
     """
     at = f"{location}: {key!r}"
     if isinstance(definition, list | tuple):
-        if len(definition) < 2 or len(
-            {(type(choice), choice) for choice in map(_to_hashable_choice, definition)}
-        ) < len(definition):
-            message = (
-                f"{len(definition)} choice{'s' * (len(definition) != 1)}"
-                if len(definition) < 2
-                else "a choice that stands there twice"
-            )
-            raise RecipeError(
-                message,
-                location=at,
-                hint="give at least two that differ; a value that is fixed belongs into the recipe itself",
-            )
-        if odd := next(
-            (choice for choice in definition if not isinstance(choice, SettingValue)), None
-        ):
-            raise RecipeError(
-                f"{odd!r} is no plain value",
-                location=at,
-                hint="choose between texts, numbers, true and false",
-            )
-        return SearchDimension(key, tuple(definition))
+        return SearchDimension(key, _check_choices(definition, at))
     if not isinstance(definition, dict):
         raise RecipeError(
             f"{definition!r} is neither a list nor a range",
@@ -273,119 +268,125 @@ def parse_search_dimension(key: str, definition: Any, location: str) -> SearchDi
         )
     range_ = _validate_spec(SearchRangeSpec, definition, at)
     if range_.low >= range_.high or (range_.log and range_.low <= 0):
-        hint = "low must be less than high, and above 0 where log = true"
         raise RecipeError(
-            f"nothing lies between {range_.low!r} and {range_.high!r}", location=at, hint=hint
+            f"nothing lies between {range_.low!r} and {range_.high!r}",
+            location=at,
+            hint="low must be less than high, and above 0 where log = true",
         )
     if range_.step is not None and (range_.log or range_.step <= 0):
         raise RecipeError(
             f"step = {range_.step!r}",
             location=at,
-            hint="a step is above 0, and goes without log = true",
+            hint="a step is above 0, and not combined with log = true",
         )
     return SearchDimension(key, range=range_)
 
 
-def _to_hashable_choice(choice: Any) -> Any:
-    return choice if isinstance(choice, SettingValue) else repr(choice)
-
-
-def _collect_planning_tables(
-    document: RecipeDocument, overrides: Sequence[str], location: str
-) -> RecipeDocument:
-    """The parts of the file that say what is done with its runs, with the overrides that are about them."""
-    sections = {key: document.pop(key) for key in PLANNING_TABLES if key in document}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key.split(".")[0].strip() in PLANNING_TABLES:
-            try:
-                known = tomllib.loads(f"value = {value}")["value"]
-            except tomllib.TOMLDecodeError:
-                known = value
-            sections = apply_recipe_changes(sections, {key.strip(): known}, location)
-    return sections
-
-
-def _parse_search_table(
-    sections: RecipeDocument, environment: EnvironmentVariables, location: str
-) -> SearchSpec | None:
-    if "search" not in sections:
-        return None
-    spec: SearchSpec = _validate_spec(SearchSpec, sections["search"], f"{location}: [search]")
-
-    def known(match: re.Match[str]) -> str:
-        if match.group(1) not in environment:
-            hint = f"export {match.group(1)}=postgresql://user@host/database"
+def _check_choices(choices: Sequence[Any], location: str) -> tuple[SettingValue, ...]:
+    """At least two, all different and plain."""
+    # With the type, since 1 == 1.0 == True; what is not plain may not be hashable
+    distinct = {
+        (type(choice), choice if isinstance(choice, SettingValue) else repr(choice))
+        for choice in choices
+    }
+    if len(choices) < 2 or len(distinct) < len(choices):
+        count = f"{len(choices)} choice{'s' * (len(choices) != 1)}"
+        raise RecipeError(
+            count if len(choices) < 2 else "a choice that stands there twice",
+            location=location,
+            hint="give at least two that differ; a fixed value belongs into the recipe itself",
+        )
+    for choice in choices:
+        if not isinstance(choice, SettingValue):
             raise RecipeError(
-                f"the variable ${match.group(1)} is not set",
-                location=f"{location}: search.storage",
-                hint=hint,
+                f"{choice!r} is no plain value",
+                location=location,
+                hint="choose between texts, numbers, true and false",
             )
-        return environment[match.group(1)]
-
-    return spec.model_copy(update={"storage": re.sub(r"\$\{?(\w+)\}?", known, spec.storage)})
+    return tuple(choices)
 
 
-def _validate_spec(spec_class: Any, value: Any, location: str) -> Any:
+def _parse_search_table(table: Any, environment: EnvironmentVariables, location: str) -> SearchSpec:
+    spec = _validate_spec(SearchSpec, table, f"{location}: [search]")
+    storage = expand_recipe_variables(
+        spec.storage,
+        environment,
+        f"{location}: search.storage",
+        "postgresql://user@host/database",
+    )
+    return spec.model_copy(update={"storage": storage})
+
+
+SpecT = TypeVar("SpecT", bound=RecipeSpec)
+
+
+def _validate_spec(spec_class: type[SpecT], value: Any, location: str) -> SpecT:
     try:
         return spec_class.model_validate(value)
     except pydantic.ValidationError as error:
         raise to_recipe_error(error, location) from None
 
 
-def _check_comparison(comparison: ComparisonSpec, cells: Sequence[Cell], location: str) -> None:
-    """Refuse a comparison of what the grid does not have."""
-    for axis, choice in [*comparison.first.items(), *comparison.second.items()]:
-        axes = sorted({key for cell in cells for key in cell.settings})
-        if axis not in axes:
-            near = difflib.get_close_matches(axis, axes, n=1)
+def _parse_comparisons(
+    entries: Any, cells: Sequence[Cell], location: str
+) -> tuple[ComparisonSpec, ...]:
+    """Parse comparisons, and check that the grid has their axes and choices."""
+    entries = entries if isinstance(entries, list) else [entries]  # [compare] for [[compare]]
+    comparisons = tuple(_validate_spec(ComparisonSpec, entry, location) for entry in entries)
+    axes = sorted({key for cell in cells for key in cell.settings})
+    for comparison in comparisons:
+        for axis, choice in [*comparison.first.items(), *comparison.second.items()]:
+            choices = list(
+                dict.fromkeys(cell.settings[axis] for cell in cells if axis in cell.settings)
+            )
+            if axis not in axes:
+                message, value = f"the grid has no axis {axis!r}", axis
+                options: Sequence[SettingValue] = axes
+            elif choice not in choices:
+                message, value = f"axis {axis!r} has no choice {choice!r}", str(choice)
+                options = choices
+            else:
+                continue
+            near = difflib.get_close_matches(value, list(map(str, options)), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {options}"
+            raise RecipeError(message, location=location, hint=hint)
+        if comparison.first == comparison.second:
             raise RecipeError(
-                f"the grid has no axis {axis!r}",
+                "a comparison of a cell with itself",
                 location=location,
-                hint=f"did you mean {near[0]!r}?" if near else f"it has {axes}",
+                hint="let first and second differ",
             )
-        choices = list(
-            dict.fromkeys(cell.settings[axis] for cell in cells if axis in cell.settings)
-        )
-        if choice not in choices:
-            near = difflib.get_close_matches(str(choice), [str(known) for known in choices], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {choices}"
-            raise RecipeError(
-                f"axis {axis!r} has no choice {choice!r}", location=location, hint=hint
-            )
-    if comparison.first == comparison.second:
-        raise RecipeError(
-            "a comparison of a cell with itself",
-            location=location,
-            hint="let first and second differ",
-        )
+    return comparisons
 
 
 def pair_compared_cells(
     comparison: ComparisonSpec, cells: Sequence[Cell]
 ) -> list[tuple[Cell, Cell, dict[str, SettingValue]]]:
-    """(first, second, what they share) for all cells that a comparison names and that agree on every other axis."""
-    named = {*comparison.first, *comparison.second}
+    """Pair the cells that a comparison names and that agree on every other axis.
 
-    def others(cell: Cell) -> dict[str, SettingValue]:
-        return {axis: choice for axis, choice in cell.settings.items() if axis not in named}
+    Returns:
+        (first, second, axis -> choice that both share).
+    """
+    named_axes = {*comparison.first, *comparison.second}
+
+    def get_other_settings(cell: Cell) -> dict[str, SettingValue]:
+        return {axis: choice for axis, choice in cell.settings.items() if axis not in named_axes}
 
     first, second = (
-        [cell for cell in cells if chosen.items() <= cell.settings.items()]
-        for chosen in (comparison.first, comparison.second)
+        [cell for cell in cells if settings.items() <= cell.settings.items()]
+        for settings in (comparison.first, comparison.second)
     )
     return [
-        (one, other, others(one))
-        for one in first
+        (cell, other, get_other_settings(cell))
+        for cell in first
         for other in second
-        if others(one) == others(other)
+        if get_other_settings(cell) == get_other_settings(other)
     ]
 
 
 def override_trial_count(recipe_plan: RecipePlan, trials: int | None) -> RecipePlan:
-    """The plan with another number of trials, where one is given."""
+    """Return the plan with another number of trials; None or no search: the plan itself."""
     if trials is None or recipe_plan.search is None:
         return recipe_plan
-    return dataclasses.replace(
-        recipe_plan, search=recipe_plan.search.model_copy(update={"trials": trials})
-    )
+    search = recipe_plan.search.model_copy(update={"trials": trials})
+    return dataclasses.replace(recipe_plan, search=search)

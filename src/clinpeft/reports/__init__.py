@@ -1,8 +1,9 @@
 """Results to tables: for the terminal, Markdown, CSV and LaTeX.
 
-``formats`` says how a number is printed, ``tables`` what a table is and how it is rendered, ``facts`` what is read from a run; ``runs`` the tables
-about runs, ``scores`` those of one set of results, ``adaptation``, ``classification`` and ``embedding`` those of a whole grid; ``encoders`` holds
-what a grid of embeddings measured, and ``figures`` draws it.
+``formats`` says how a number is printed, ``tables`` what a table is and how it is rendered,
+``facts`` what is read from a run; ``runs`` the tables about runs, ``scores`` those of one set of
+results, ``adaptation``, ``classification`` and ``embedding`` those of a whole grid; ``encoders``
+holds what a grid of embeddings measured, and ``figures`` draws it.
 """
 
 from clinpeft.reports.adaptation import build_adaptation_table
@@ -39,24 +40,22 @@ from clinpeft.reports.tables import (
 )
 
 __all__ = [
-    "EncoderCard",
-    "ReportColumn",
     "CellResult",
+    "EncoderCard",
     "Estimate",
+    "ReportColumn",
     "ReportTable",
-    "build_adaptation_table",
     "as_csv_table",
     "as_latex_table",
     "as_markdown_table",
     "as_rich_table",
+    "build_adaptation_table",
     "build_attrition_table",
     "build_calibration_table",
-    "render_model_card",
     "build_classification_table",
     "build_comparison_tables",
+    "build_embedding_study_tables",
     "build_embedding_table",
-    "render_encoder_card",
-    "table_from_arrow",
     "build_run_attrition_table",
     "build_run_results_table",
     "build_run_subgroups_table",
@@ -64,8 +63,10 @@ __all__ = [
     "build_runs_table",
     "build_scores_table",
     "build_scores_tables",
-    "build_embedding_study_tables",
     "build_subgroups_table",
-    "write_table",
+    "render_encoder_card",
+    "render_model_card",
+    "table_from_arrow",
     "write_embedding_figures",
+    "write_table",
 ]

@@ -43,10 +43,11 @@ _REMARK_COLUMN = ReportColumn("remark", is_text=True, parent_title="method")
 def build_adaptation_table(
     entries: Sequence[CellResult], title: str, notes: Sequence[str] = ()
 ) -> ReportTable:
-    """Table 2 of the paper (arXiv 2307.03042): a row a cell with trained parameters, share, perplexities and time, beside the published values.
+    """Table 2 of the paper (arXiv 2307.03042): a row a cell with trained parameters, share,
+    perplexities and time, beside the published values.
 
-    Above the cells stand what they must beat: the unigram model, where a run measured one, and each base model as it comes. A cell that failed,
-    or has not ended, says so in its row.
+    Above the cells stand what they must beat: the unigram model, where a run measured one, and each
+    base model as it comes. A cell that failed, or has not ended, says so in its row.
     """
     runs = [entry.run for entry in entries if entry.run is not None]
     above = _build_baseline_rows(runs, "unigram", None, lambda _: "unigram model")
@@ -137,8 +138,14 @@ def _describe_perplexity(runs: Sequence[Run]) -> Iterator[str]:
         }
     )
     interval = (
-        f"; in brackets the {' and '.join(f'{100 * level:g}' for level in levels)} % interval, subjects resampled"
+        (
+            f"; in brackets the {' and '.join(f'{100 * level:g}' for level in levels)} % "
+            "interval, subjects resampled"
+        )
         if levels
         else ""
     )
-    yield f"Perplexity per token over all scored tokens; train is split {TRAIN_SPLIT}, test is split {HELD_OUT_SPLIT}{interval}."
+    yield (
+        f"Perplexity per token over all scored tokens; train is split {TRAIN_SPLIT}, test is "
+        f"split {HELD_OUT_SPLIT}{interval}."
+    )

@@ -1,4 +1,5 @@
-"""The card of an adapter that reads notes: metadata as the hub reads them, results with intervals, and what only a person can write as gaps."""
+"""The card of an adapter that reads notes: metadata as the hub reads them, results with intervals,
+and what only a person can write as gaps."""
 
 from __future__ import annotations
 
@@ -43,21 +44,28 @@ ADAPTER_CARD_GAPS = (
 )
 
 ADAPTER_LIMITATIONS = (
-    "It was trained on notes and may have kept some of their text: treat the weights as the notes they were trained on.",
+    (
+        "It was trained on notes and may have kept some of their text: treat the weights as "
+        "the notes they were trained on."
+    ),
     "Not a medical device, and not validated for decisions about patients.",
     "Measured on held-out people of the same source; another hospital writes otherwise.",
 )
 
 
 def render_adapter_card(run: Run) -> str:
-    """The card of a run of adapt or classify: Markdown with YAML metadata (``base_model``, ``library_name: peft``, ``tags``, ``license``,
-    ``model-index``). What leaves should come from a run whose small counts are suppressed."""
+    """The card of a run of adapt or classify: Markdown with YAML metadata (``base_model``,
+    ``library_name: peft``, ``tags``, ``license``, ``model-index``). What leaves should come from a
+    run whose small counts are suppressed."""
     record, recipe = run.record, run.recipe
     name = record.name or run.id
     parts = [
         "\n".join(_list_metadata_lines(run, name)),
         f"# {name}",
-        f"{describe_adapters(recipe) or 'An adapter'} on {get_base_model_name(recipe)}, which has to be at hand: here are the adapter's weights alone.",
+        (
+            f"{describe_adapters(recipe) or 'An adapter'} on {get_base_model_name(recipe)}, "
+            "which has to be at hand: here are the adapter's weights alone."
+        ),
         "## What it was trained for",
         _describe_purpose(run),
         f"{CARD_GAP_MARK} {ADAPTER_CARD_GAPS[0]}; {ADAPTER_CARD_GAPS[1]}.",
@@ -70,7 +78,10 @@ def render_adapter_card(run: Run) -> str:
         "\n".join(f"- {limit}" for limit in ADAPTER_LIMITATIONS),
         "## Gaps",
         "\n".join(f"- {CARD_GAP_MARK} {gap}." for gap in ADAPTER_CARD_GAPS[2:]),
-        f"Made with clinpeft {record.versions.get('clinpeft', '')}, run `{run.id}`, commit {record.git_commit or 'unknown'}.",
+        (
+            f"Made with clinpeft {record.versions.get('clinpeft', '')}, run `{run.id}`, commit "
+            f"{record.git_commit or 'unknown'}."
+        ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -115,7 +126,9 @@ def _list_metadata_lines(run: Run, name: str) -> Iterator[str]:
                 if known.low is None or known.high is None
                 else f", 95 % interval {format_number(known.low)} to {format_number(known.high)}"
             )
-            yield f"    - {json.dumps({'type': metric, 'value': known.value, 'name': metric + ends})}"
+            yield (
+                f"    - {json.dumps({'type': metric, 'value': known.value, 'name': metric + ends})}"
+            )
     yield "---"
 
 
@@ -177,7 +190,10 @@ def _describe_training(run: Run) -> Iterator[str]:
         if n >= 10
     )
     if (noise := record.differential_privacy) is not None:
-        yield f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, for {noise['adjacency']}"
+        yield (
+            f"differential privacy: epsilon {noise['epsilon']:.3g}, delta {noise['delta']:g}, "
+            f"for {noise['adjacency']}"
+        )
     if said := describe_adapter_activity(record.liveness):
         yield f"proof that every adapter takes part: {said}"
     yield from (f"notice: {notice}" for notice in record.notices)

@@ -1,4 +1,5 @@
-"""The card of a model: a ``README.md`` with the metadata that hub and sentence-transformers read, filled from what is known, silent on the rest."""
+"""The card of a model: a ``README.md`` with the metadata that hub and sentence-transformers read,
+filled from what is known, silent on the rest."""
 
 from __future__ import annotations
 
@@ -26,9 +27,15 @@ print(model.similarity(questions, passages))
 ```"""
 
 ENCODER_LIMITATIONS = (
-    "A vector says what texts are alike, not what is true: a finding and its negation can lie close together. See the negation rows of the results.",
+    (
+        "A vector says what texts are alike, not what is true: a finding and its negation can "
+        "lie close together. See the negation rows of the results."
+    ),
     "Not a medical device, and not validated for decisions about patients.",
-    "If it was trained on text about patients, it may have kept some of it: treat the weights as the data they were trained on.",
+    (
+        "If it was trained on text about patients, it may have kept some of it: treat the "
+        "weights as the data they were trained on."
+    ),
 )
 
 
@@ -43,7 +50,8 @@ class EncoderCard:
         pooling, is_normalized, dimension, max_tokens: how a text becomes a vector.
         query_prompt, document_prompt: what stands before a question and before what is searched.
         is_merged: whether the whole model is in the folder, or an adapter that needs its base.
-        adapter: in words, such as ``LoRA, rank 16, alpha 32, on query and value``; empty: full fine-tuning.
+        adapter: in words, such as ``LoRA, rank 16, alpha 32, on query and value``; empty: full
+            fine-tuning.
         trained_parameters, base_parameters: how much was trained, of how much.
         training_data: in words: where it comes from, under which licence, how it was split.
         training: key -> value, such as loss, temperature, batch, learning rate, epochs, seed.
@@ -171,8 +179,9 @@ def _build_before_after_table(run: Run) -> ReportTable:
 
 
 def render_encoder_card(card: EncoderCard) -> str:
-    """Markdown with YAML metadata (``base_model``, ``library_name``, ``pipeline_tag``, ``tags``, ``license``), by the conventions of the hub
-    (Mitchell et al. 2019 for what a card should say). No text of a note or a book stands in it."""
+    """Markdown with YAML metadata (``base_model``, ``library_name``, ``pipeline_tag``, ``tags``,
+    ``license``), by the conventions of the hub (Mitchell et al. 2019 for what a card should say).
+    No text of a note or a book stands in it."""
     parts = [
         _render_metadata(card),
         f"# {card.name}",
@@ -192,7 +201,8 @@ def render_encoder_card(card: EncoderCard) -> str:
 
 
 def _render_metadata(card: EncoderCard) -> str:
-    """YAML, whose strings are written as JSON, which is YAML too: a name with a colon in it cannot break it."""
+    """YAML, whose strings are written as JSON, which is YAML too: a name with a colon in it cannot
+    break it."""
     known = HUB_LICENSE_NAMES.get(card.license)
     licence = (
         [f"license: {known}"]
@@ -230,7 +240,10 @@ def _render_lead(card: EncoderCard) -> str:
         if card.is_merged
         else f"Here is the adapter alone; it needs {card.base_model} at hand."
     )
-    return f"A sentence encoder: [{card.base_model}](https://huggingface.co/{card.base_model}), {how}. {what}"
+    return (
+        f"A sentence encoder: [{card.base_model}](https://huggingface.co/{card.base_model}), "
+        f"{how}. {what}"
+    )
 
 
 def _describe_prompts(card: EncoderCard) -> str:
@@ -241,7 +254,10 @@ def _describe_prompts(card: EncoderCard) -> str:
         if text
     ]
     return (
-        f"Prompts are part of the model: {' and '.join(given)}; `encode_query` and `encode_document` write them."
+        (
+            f"Prompts are part of the model: {' and '.join(given)}; `encode_query` and "
+            "`encode_document` write them."
+        )
         if given
         else ""
     )

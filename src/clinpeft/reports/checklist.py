@@ -1,7 +1,9 @@
-"""TRIPOD+AI and TRIPOD-LLM, filled from the record of the runs, with what only a person can write left as marked gaps.
+"""TRIPOD+AI and TRIPOD-LLM, filled from the record of the runs, with what only a person can write
+left as marked gaps.
 
-The items are theirs (Collins et al., BMJ 2024, 10.1136/bmj-2023-078378; Gallifant et al., Nature Medicine 2025, 10.1038/s41591-024-03425-5), the
-wording is ours: read the statements themselves before handing in. Of TRIPOD-LLM the 19 main items are listed, without their parts.
+The items are theirs (Collins et al., BMJ 2024, 10.1136/bmj-2023-078378; Gallifant et al., Nature
+Medicine 2025, 10.1038/s41591-024-03425-5), the wording is ours: read the statements themselves
+before handing in. Of TRIPOD-LLM the 19 main items are listed, without their parts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class ChecklistItem:
         number: as printed there.
         topic: a word or two.
         requirement: what is to be told, in our words.
-        describe_runs: runs -> what the record says of it; empty where it says nothing. None: no record can.
+        describe_runs: runs -> what the record says of it; empty where it says nothing. None: no
+            record can.
         remaining_gap: what a person still has to add; empty for nothing.
     """
 
@@ -58,7 +61,10 @@ def render_reporting_checklist(runs: RunSequence, title: str) -> str:
         title: of the study.
     """
     head = f"# Reporting checklist: {title}"
-    lead = f"Filled from the record of {len(runs)} runs. {CHECKLIST_GAP_MARK}: no record knows it. Check every line before it is handed in."
+    lead = (
+        f"Filled from the record of {len(runs)} runs. {CHECKLIST_GAP_MARK}: no record knows "
+        "it. Check every line before it is handed in."
+    )
     return (
         "\n\n".join(
             [
@@ -107,7 +113,8 @@ def _describe_design(runs: RunSequence) -> str:
     return _describe_each_run(
         runs,
         lambda run: (
-            f"{run.record.kind}, {describe_adapters(run.recipe) or 'no adapter'} on {get_base_model_name(run.recipe)}"
+            f"{run.record.kind}, {describe_adapters(run.recipe) or 'no adapter'} on "
+            f"{get_base_model_name(run.recipe)}"
         ),
     )
 
@@ -141,9 +148,15 @@ def _describe_preparation(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         recipe = run.recipe
         if isinstance(recipe, ClassifyRecipe):
-            return f"sections {recipe.task.model_dump().get('sections')}, read: {recipe.truncation.keep}, at most {recipe.base.max_tokens} tokens"
+            return (
+                f"sections {recipe.task.model_dump().get('sections')}, read: "
+                f"{recipe.truncation.keep}, at most {recipe.base.max_tokens} tokens"
+            )
         if isinstance(recipe, AdaptRecipe):
-            return f"placeholders: {recipe.corpus.deidentification}; duplicates: {recipe.corpus.deduplicate}; windows of {recipe.base.max_tokens} tokens"
+            return (
+                f"placeholders: {recipe.corpus.deidentification}; duplicates: "
+                f"{recipe.corpus.deduplicate}; windows of {recipe.base.max_tokens} tokens"
+            )
         return ""
 
     return _describe_each_run(runs, told)
@@ -152,7 +165,10 @@ def _describe_preparation(runs: RunSequence) -> str:
 def _describe_outcome(runs: RunSequence) -> str:
     asked = dict.fromkeys(task for run in runs for task in get_task_names(run.recipe))
     return (
-        f"asked: {', '.join(asked)}; defined by the code of the program, see the documentation of cohorts"
+        (
+            f"asked: {', '.join(asked)}; defined by the code of the program, see the "
+            "documentation of cohorts"
+        )
         if asked
         else ""
     )
@@ -204,7 +220,10 @@ def _describe_split(runs: RunSequence) -> str:
     def told(run: Run) -> str:
         split = getattr(run.recipe, "split", None)
         return (
-            f"by {split.by}, {split.train:g} / {split.tuning:g} / {split.held_out:g}, seed {split.seed}"
+            (
+                f"by {split.by}, {split.train:g} / {split.tuning:g} / {split.held_out:g}, seed "
+                f"{split.seed}"
+            )
             if split
             else ""
         )
@@ -216,7 +235,9 @@ def _describe_model(runs: RunSequence) -> str:
     return _describe_each_run(
         runs,
         lambda run: (
-            f"{describe_adapters(run.recipe) or 'head only'}, {format_count(run.record.trained_parameters or 0)} parameters trained; recipe.toml of run {run.id}"
+            f"{describe_adapters(run.recipe) or 'head only'}, "
+            f"{format_count(run.record.trained_parameters or 0)} parameters trained; "
+            f"recipe.toml of run {run.id}"
         ),
     )
 
@@ -276,7 +297,8 @@ def _describe_code_version(runs: RunSequence) -> str:
     return _describe_each_run(
         runs,
         lambda run: (
-            f"clinpeft {run.record.versions.get('clinpeft', 'unknown')}, commit {run.record.git_commit or 'unknown'}"
+            f"clinpeft {run.record.versions.get('clinpeft', 'unknown')}, commit "
+            f"{run.record.git_commit or 'unknown'}"
         ),
     )
 
@@ -311,7 +333,10 @@ def _describe_flow(runs: RunSequence) -> str:
 
 
 def _list_seeds(runs: RunSequence) -> str:
-    return f"seeds {', '.join(str(seed) for seed in sorted({run.recipe.seed for run in runs}))}; spread over seeds stands apart from sampling error"
+    return (
+        f"seeds {', '.join(str(seed) for seed in sorted({run.recipe.seed for run in runs}))}; "
+        "spread over seeds stands apart from sampling error"
+    )
 
 
 def _describe_updates(runs: RunSequence) -> str:
@@ -348,7 +373,9 @@ def _describe_base_model(runs: RunSequence) -> str:
     return _describe_each_run(
         runs,
         lambda run: (
-            f"{get_base_model_name(run.recipe)}, SHA-256 {(run.record.hashes.base or 'unknown')[:12]}, {run.record.precision or 'precision unknown'}"
+            f"{get_base_model_name(run.recipe)}, SHA-256 "
+            f"{(run.record.hashes.base or 'unknown')[:12]}, "
+            f"{run.record.precision or 'precision unknown'}"
         ),
     )
 
@@ -536,7 +563,10 @@ TRIPOD_LLM_ITEMS = (
     ChecklistItem(
         "5",
         "data",
-        "sources and dates of all texts, for pretraining, tuning and evaluation; overlap between them",
+        (
+            "sources and dates of all texts, for pretraining, tuning and evaluation; overlap "
+            "between them"
+        ),
         _describe_data,
         "dates, and texts the base was trained on",
     ),

@@ -1,4 +1,5 @@
-"""The paper's Tables 3 and 4: how well each row of a grid answers each question, beside what it must beat and what was published."""
+"""The paper's Tables 3 and 4: how well each row of a grid answers each question, beside what it
+must beat and what was published."""
 
 from __future__ import annotations
 
@@ -123,12 +124,15 @@ class ClassificationRow:
 def build_classification_table(
     entries: Sequence[CellResult], title: str, notes: Sequence[str] = ()
 ) -> ReportTable:
-    """Tables 3 and 4 of the paper (arXiv 2307.03042): a row what is trained, a column a question with its main metric on the held-out stays.
+    """Tables 3 and 4 of the paper (arXiv 2307.03042): a row what is trained, a column a question
+    with its main metric on the held-out stays.
 
-    Cells whose names differ only in the part that says the task or the seed of their recipe are one row, and so are the tasks of a run that
-    answers several. Of several seeds the mean is shown, with the mean of their intervals, which is sampling error; what the seeds change stands
-    beside and is never mixed with it. The macro average is the plain mean over the tasks, the published one too. Above the rows stands what they
-    must beat, and a row that does not beat TF-IDF with logistic regression says so, as does a cell that failed or has not ended.
+    Cells whose names differ only in the part that says the task or the seed of their recipe are one
+    row, and so are the tasks of a run that answers several. Of several seeds the mean is shown,
+    with the mean of their intervals, which is sampling error; what the seeds change stands beside
+    and is never mixed with it. The macro average is the plain mean over the tasks, the published
+    one too. Above the rows stands what they must beat, and a row that does not beat TF-IDF with
+    logistic regression says so, as does a cell that failed or has not ended.
     """
     rows = group_classification_rows(entries)
     cells = [_build_cell(entry) for entry in entries]
@@ -152,7 +156,8 @@ def build_classification_table(
 
 
 def group_classification_rows(entries: Sequence[CellResult]) -> list[ClassificationRow]:
-    """The cells of a grid of questions as rows: those whose names differ only in their task or seed are one."""
+    """The cells of a grid of questions as rows: those whose names differ only in their task or seed
+    are one."""
     cells = [_build_cell(entry) for entry in entries]
     return [
         ClassificationRow(name, tuple(cell for cell in cells if cell.row_name == name))
@@ -284,14 +289,16 @@ def _compute_macro_averages(
 
 
 def _compute_published_macro(row: ClassificationRow, tasks: Sequence[str]) -> float | None:
-    """Recomputed from the published values, since three of the printed means are not the means of their rows."""
+    """Recomputed from the published values, since three of the printed means are not the means of
+    their rows."""
     known = [row.published.get(task) for task in tasks]
     values = [float(number) for number in known if isinstance(number, int | float)]
     return statistics.fmean(values) if values and len(values) == len(tasks) else None
 
 
 def _format_range(values: Iterable[float | None], formatter: Callable[[float], str]) -> CellValue:
-    """One number where all are shown alike, else the smallest and the largest: heads have as many rows as the question has classes."""
+    """One number where all are shown alike, else the smallest and the largest: heads have as many
+    rows as the question has classes."""
     known = sorted({known for known in values if known is not None})
     if not known or formatter(known[0]) == formatter(known[-1]):
         return known[0] if known else None
@@ -314,7 +321,8 @@ def _sum_training_seconds(row: ClassificationRow) -> float | None:
 
 
 def _list_remarks(row: ClassificationRow, tasks: Sequence[str]) -> Iterator[str]:
-    """What did not end well, cell by cell, and where the row is not better than the baseline that it should beat."""
+    """What did not end well, cell by cell, and where the row is not better than the baseline that
+    it should beat."""
     problems: dict[str, list[str]] = {}
     for cell in row.cells:
         seed = f" with seed {cell.seed}" if len(row.seeds) > 1 else ""
@@ -357,7 +365,8 @@ def _to_difference_metric(metric: str) -> str:
 
 
 def _judge_difference(difference: Estimate) -> str:
-    """``worse`` where the whole interval is below 0, ``no better`` where it holds 0; without an interval the value decides."""
+    """``worse`` where the whole interval is below 0, ``no better`` where it holds 0; without an
+    interval the value decides."""
     low, high = (
         difference.value if end is None else end for end in (difference.low, difference.high)
     )
@@ -367,7 +376,8 @@ def _judge_difference(difference: Estimate) -> str:
 def _build_baseline_rows(
     cells: Sequence[ClassificationCell], tasks: Sequence[str]
 ) -> list[dict[str, CellValue]]:
-    """One row for each baseline, in the order of the results; a task's number is that of the first run that has it."""
+    """One row for each baseline, in the order of the results; a task's number is that of the first
+    run that has it."""
     rows: dict[str, dict[str, Estimate]] = {}
     for cell, task in itertools.product(cells, tasks):
         metric = find_main_metric(cell.estimates, task)
@@ -402,10 +412,16 @@ def _list_notes(
     """How to read the table, as far as it has something to read."""
     yield from (note for task in tasks for cell in cells if (note := _describe_metric(cell, task)))
     if len(tasks) > 1:
-        yield "The macro average is the plain mean over the tasks; it has no interval, since the same people stand behind several tasks."
+        yield (
+            "The macro average is the plain mean over the tasks; it has no interval, since the "
+            "same people stand behind several tasks."
+        )
     seeds = max((len(row.seeds) for row in rows), default=0)
     if seeds > 1:
-        interval = "the interval is the mean of theirs (sampling error alone), and what the seeds change stands beside: standard deviation, range"
+        interval = (
+            "the interval is the mean of theirs (sampling error alone), and what the seeds "
+            "change stands beside: standard deviation, range"
+        )
         yield f"A value is the mean over up to {seeds} seeds: {interval}."
     if any(len(row.runs) > 1 for row in rows):
         yield "Time is of training, all tasks of a row together; of several seeds the mean."
@@ -428,7 +444,10 @@ def _describe_metric(cell: ClassificationCell, task: str) -> str:
         if (row["name"], row["split"], row["group"], row["task"])
         == (metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
     )
-    return f"{task}: {metric} on split {HELD_OUT_SPLIT}, {format_count(row['n'])} stays; {row['definition'].rstrip('.')}."
+    return (
+        f"{task}: {metric} on split {HELD_OUT_SPLIT}, {format_count(row['n'])} stays; "
+        f"{row['definition'].rstrip('.')}."
+    )
 
 
 def _describe_misprint(row: ClassificationRow, tasks: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""Tables of answers beside those of the paper: every measure of a question, the differences that were tested, subgroups, and what it cost."""
+"""Tables of answers beside those of the paper: every measure of a question, the differences that
+were tested, subgroups, and what it cost."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ _COMPARED_METRIC_PATTERN = re.compile(
 
 
 def build_metrics_table(rows: Sequence[ClassificationRow], task: str) -> ReportTable:
-    """Every measure of one question on the held-out stays, of the baselines and of every row; of several seeds the mean."""
+    """Every measure of one question on the held-out stays, of the baselines and of every row; of
+    several seeds the mean."""
     found = {row.name: _average_row_metrics(row, task) for row in rows if row.find_metric(task)}
     groups: dict[str, dict[str, Estimate]] = {}
     for row in rows:
@@ -89,7 +91,10 @@ def build_metrics_table(rows: Sequence[ClassificationRow], task: str) -> ReportT
     )
     lines = tuple((model, *(of.get(name) for name in names)) for model, of in shown.items())
     notes = [
-        f"Split {HELD_OUT_SPLIT}. Ideal: 1 for slope and observed / expected, 0 for intercept, Brier and ECE. An AUPRC stands against the prevalence."
+        (
+            f"Split {HELD_OUT_SPLIT}. Ideal: 1 for slope and observed / expected, 0 for "
+            "intercept, Brier and ECE. An AUPRC stands against the prevalence."
+        )
     ]
     return ReportTable(f"{task}: every measure", columns, lines, (*notes, *_describe_seeds(rows)))
 
@@ -145,7 +150,8 @@ def _describe_seeds(rows: Sequence[ClassificationRow]) -> list[str]:
 def build_baseline_comparison_table(
     rows: Sequence[ClassificationRow], tasks: Sequence[str]
 ) -> ReportTable:
-    """Each row less TF-IDF with logistic regression on the same stays, seed by seed, and what it means."""
+    """Each row less TF-IDF with logistic regression on the same stays, seed by seed, and what it
+    means."""
     lines: list[tuple[CellValue, ...]] = []
     for row in rows:
         for task in tasks:
@@ -168,7 +174,10 @@ def build_baseline_comparison_table(
         ReportColumn("less TF-IDF", is_estimate=True),
         ReportColumn("beats TF-IDF", is_text=True),
     ]
-    note = "Difference of the main metric, subjects resampled for both at once. Yes: the whole interval is above 0; no: it is not."
+    note = (
+        "Difference of the main metric, subjects resampled for both at once. Yes: the whole "
+        "interval is above 0; no: it is not."
+    )
     return ReportTable(
         "Against TF-IDF with logistic regression", (*columns, *numbers), tuple(lines), (note,)
     )
@@ -186,7 +195,8 @@ def _judge_difference(difference: Estimate) -> str:
 def build_subgroup_metrics_table(
     rows: Sequence[ClassificationRow], task: str, smallest_cell: int = RELEASE_SMALLEST_CELL
 ) -> ReportTable:
-    """The main metric of every subgroup and row, by its run with the smallest seed; groups of fewer people than ``smallest_cell`` have no line."""
+    """The main metric of every subgroup and row, by its run with the smallest seed; groups of fewer
+    people than ``smallest_cell`` have no line."""
     found = {
         row.name: _collect_subgroup_estimates(run, task, row.find_metric(task), smallest_cell)
         for row in rows
@@ -208,7 +218,10 @@ def build_subgroup_metrics_table(
         (group, people[group], *(of[group][0] if group in of else None for of in found.values()))
         for group in names
     )
-    note = f"Main metric on split {HELD_OUT_SPLIT}. A group of fewer than {smallest_cell} people is not shown, nor a number about fewer events."
+    note = (
+        f"Main metric on split {HELD_OUT_SPLIT}. A group of fewer than {smallest_cell} people "
+        "is not shown, nor a number about fewer events."
+    )
     return ReportTable(f"{task}: subgroups", columns, lines, (note,) if lines else ())
 
 
@@ -230,7 +243,8 @@ def _collect_subgroup_estimates(
 
 
 def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
-    """What each row took: parameters, tokens, times, energy; of several runs the mean, of trained parameters the range.
+    """What each row took: parameters, tokens, times, energy; of several runs the mean, of trained
+    parameters the range.
 
     Args:
         rows: name, and its finished runs.
@@ -254,7 +268,10 @@ def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
     )
     lines = tuple((name, len(runs), *_summarize_cost(runs)) for name, runs in rows if runs)
     notes = [
-        "Times are means over the runs of a row, one run at a time on the machine named; other work on it makes them longer."
+        (
+            "Times are means over the runs of a row, one run at a time on the machine named; "
+            "other work on it makes them longer."
+        )
     ]
     if any(line[-2] == "unknown" for line in lines):
         notes.append("Energy is unknown where a run recorded no measured power.")
@@ -297,11 +314,13 @@ def _average_available(values: Sequence[float | None]) -> float | None:
 def build_paired_comparison_table(
     name: str, pairs: Sequence[tuple[str, str, str, Sequence[Mapping[str, Any]], str]]
 ) -> ReportTable:
-    """One ``[[compare]]`` of a study: the paired difference of every pair of cells, second less first.
+    """One ``[[compare]]`` of a study: the paired difference of every pair of cells, second less
+    first.
 
     Args:
         name: of the comparison.
-        pairs: what both have in common, first, second, rows of ``tables.RESULT``, and why there are none.
+        pairs: what both have in common, first, second, rows of ``tables.RESULT``, and why there are
+            none.
     """
     lines: list[tuple[CellValue, ...]] = []
     for shared, first, second, results, reason in pairs:
@@ -332,7 +351,10 @@ def build_paired_comparison_table(
         ReportColumn("remark", is_text=True, parent_title="of"),
     ]
     notes = (
-        "Second less first on the same people, resampled for both at once; the interval is sampling error, and seeds are lines of their own.",
+        (
+            "Second less first on the same people, resampled for both at once; the interval is "
+            "sampling error, and seeds are lines of their own."
+        ),
     )
     return ReportTable(f"Compared: {name}", tuple(columns), tuple(lines), notes)
 
@@ -353,7 +375,8 @@ def _format_difference(row: Mapping[str, Any]) -> CellValue:
 
 
 def describe_provenance(entries: Sequence[CellResult]) -> tuple[str, ...]:
-    """What every table must say: data, split, seeds, commit, command; from the runs that have finished."""
+    """What every table must say: data, split, seeds, commit, command; from the runs that have
+    finished."""
     runs = [entry.run for entry in entries if entry.run is not None]
     if not runs:
         return ("No cell has a run.",)
@@ -372,12 +395,16 @@ def describe_provenance(entries: Sequence[CellResult]) -> tuple[str, ...]:
         max_texts=8,
     )
     return (
-        f"Data: {sources}. Split {HELD_OUT_SPLIT}{f', {asked}' if asked else ''}. Seed {seeds}. {len(runs)} runs. Commit {commits}. Command: {commands}.",
+        (
+            f"Data: {sources}. Split {HELD_OUT_SPLIT}{f', {asked}' if asked else ''}. Seed "
+            f"{seeds}. {len(runs)} runs. Commit {commits}. Command: {commands}."
+        ),
     )
 
 
 def _describe_sample_sizes(run: Run) -> str:
-    """``mortality: n = 1,165``, for each question or set that was measured on the held-out split."""
+    """``mortality: n = 1,165``, for each question or set that was measured on the held-out
+    split."""
     found = {
         row["task"] or "": row["n"]
         for row in reversed(run.results.to_pylist())

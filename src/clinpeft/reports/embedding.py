@@ -1,4 +1,5 @@
-"""Tables of embeddings: how a grid of backbones separates and retrieves, and tables 1 to 5 of the study (arXiv 2511.19739) with intervals."""
+"""Tables of embeddings: how a grid of backbones separates and retrieves, and tables 1 to 5 of the
+study (arXiv 2511.19739) with intervals."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ DIFFERENCE_TITLE, SEED_SPREAD_TITLE = "{}, adapted less zero-shot", "{}, SD and 
 
 @dataclass(frozen=True)
 class _MetricColumn:
-    """A column: which metric of which task, against which unrelated pairs (empty where there are none)."""
+    """A column: which metric of which task, against which unrelated pairs (empty where there are
+    none)."""
 
     title: str
     metric: str
@@ -55,12 +57,15 @@ class _MetricColumn:
 def build_embedding_table(
     entries: Sequence[CellResult], title: str, notes: Sequence[str] = ()
 ) -> ReportTable:
-    """A grid in one table: a row a backbone and a state of it, a column a measure on what was held out.
+    """A grid in one table: a row a backbone and a state of it, a column a measure on what was held
+    out.
 
-    Cells whose names differ only in their seed are one row: the mean is shown, with the mean of their intervals, which is sampling error; what the
-    seeds change stands beside. An adapted row has the paired difference to its zero-shot row, and never a ratio: a zero-shot separation near 0
-    makes any gain look large. Controls stand above: words alone (BM25, TF-IDF), the same backbone with random weights, and shuffled pairs, which
-    have to be at chance. A row that is worse than zero-shot, or cannot be told from it, says so, as does a cell that failed or has not ended.
+    Cells whose names differ only in their seed are one row: the mean is shown, with the mean of
+    their intervals, which is sampling error; what the seeds change stands beside. An adapted row
+    has the paired difference to its zero-shot row, and never a ratio: a zero-shot separation near 0
+    makes any gain look large. Controls stand above: words alone (BM25, TF-IDF), the same backbone
+    with random weights, and shuffled pairs, which have to be at chance. A row that is worse than
+    zero-shot, or cannot be told from it, says so, as does a cell that failed or has not ended.
     """
     made = build_encoder_grid(entries)
     measures = _list_metric_columns(made)
@@ -76,8 +81,8 @@ def build_embedding_table(
 def build_embedding_study_tables(
     entries: Sequence[CellResult], licenses: Mapping[str, str] | None = None
 ) -> tuple[ReportTable, ...]:
-    """Tables 1 to 5 of the study from the runs of a grid, the published values beside: separation, efficiency, zero-shot against adapted, the
-    ablation where the grid has one, licences.
+    """Tables 1 to 5 of the study from the runs of a grid, the published values beside: separation,
+    efficiency, zero-shot against adapted, the ablation where the grid has one, licences.
 
     Args:
         entries: cells with what was published for them (``encoders.PUBLISHED``).
@@ -101,7 +106,8 @@ class AblationPoint:
     """A row of an ablation.
 
     Attributes:
-        pairs_fraction: of the pairs that any row on this backbone learned from; None where the runs do not say.
+        pairs_fraction: of the pairs that any row on this backbone learned from; None where the runs
+            do not say.
         objective: of training.
         rank: of the low-rank update; None for other adapters.
         row: its numbers.
@@ -114,7 +120,8 @@ class AblationPoint:
 
 
 def find_ablation(grid: EncoderGrid) -> tuple[AblationPoint, ...]:
-    """Rows on one backbone that differ in the share of pairs, the objective or the rank; empty where none do. The first such backbone counts."""
+    """Rows on one backbone that differ in the share of pairs, the objective or the rank; empty
+    where none do. The first such backbone counts."""
     for model in dict.fromkeys(row.model for row in grid.rows):
         points = _build_ablation_points([row for row in grid.rows if row.model == model])
         if len({(point.pairs_fraction, point.objective, point.rank) for point in points}) > 1:
@@ -149,7 +156,8 @@ def _build_ablation_points(rows: Sequence[EncoderRow]) -> list[AblationPoint]:
 
 
 def _list_metric_columns(grid: EncoderGrid) -> list[_MetricColumn]:
-    """Pairs in the two hardest strata, separation, and every search, in the order of the results."""
+    """Pairs in the two hardest strata, separation, and every search, in the order of the
+    results."""
     pairs = [
         _MetricColumn(f"AUROC, {stratum}", "auroc", HELD_OUT_CHAPTERS_TASK, stratum)
         for stratum in ("mined", "same chapter")
@@ -298,14 +306,20 @@ def _describe_metric(grid: EncoderGrid, column: _MetricColumn) -> str:
         ):
             level = f", {100 * row['level']:g} % interval in brackets" if row["level"] else ""
             where = f" ({grid.pairs_description})" if column.metric == "separation" else ""
-            return f"{column.title}{where}: n = {format_count(row['n'])}{level}; {row['definition'].rstrip('.')}."
+            return (
+                f"{column.title}{where}: n = {format_count(row['n'])}{level}; "
+                f"{row['definition'].rstrip('.')}."
+            )
     return ""
 
 
 def _list_seed_notes(grid: EncoderGrid) -> Iterator[str]:
     seeds = max((len(row.runs) for row in grid.rows), default=0)
     if seeds > 1:
-        interval = "the interval is the mean of theirs (sampling error alone), and what the seeds change stands beside: standard deviation, range"
+        interval = (
+            "the interval is the mean of theirs (sampling error alone), and what the seeds "
+            "change stands beside: standard deviation, range"
+        )
         yield f"A value is the mean over up to {seeds} seeds: {interval}."
 
 
@@ -399,14 +413,22 @@ def _build_separation_table(grid: EncoderGrid) -> ReportTable:
         > CLINICALLY_USEFUL_SEPARATION
     ]
     notes = [
-        f"Measured on {grid.pairs_description}; separation is the mean cosine of similar less that of different pairs, and depends on the spread of all cosines, "
+        f"Measured on {grid.pairs_description}; separation is the mean cosine of similar "
+        "less that of different pairs, and depends on the spread of all cosines, "
         "which the AUROC does not.",
-        f"Above {CLINICALLY_USEFUL_SEPARATION}, which the study calls clinically useful without data for it: {len(above)} of {len(grid.rows)}.",
-        "Published intervals were simulated from means and standard deviations; those here resample pairs or chapters.",
+        (
+            f"Above {CLINICALLY_USEFUL_SEPARATION}, which the study calls clinically useful "
+            f"without data for it: {len(above)} of {len(grid.rows)}."
+        ),
+        (
+            "Published intervals were simulated from means and standard deviations; those here "
+            "resample pairs or chapters."
+        ),
     ]
     if grid.task != STUDY_TASK:
         notes.append(
-            "The published values stand on 50 pairs by hand, and these do not: compare orders, not numbers."
+            "The published values stand on 50 pairs by hand, and these do not: compare "
+            "orders, not numbers."
         )
     return _build_table(
         "Table 1: separation of the adapted backbones",
@@ -468,7 +490,8 @@ def _build_efficiency_table(grid: EncoderGrid) -> ReportTable:
         }
         rows.append(cells)
     notes = [
-        "Measured on one machine, by the protocol that the profile of each run states; the published numbers are of another machine, on texts of "
+        "Measured on one machine, by the protocol that the profile of each run states; the "
+        "published numbers are of another machine, on texts of "
         "unknown length, and their memory fits float32 only.",
         "GB: 10⁹ bytes at the peak. Published latency is the mean.",
     ]
@@ -500,8 +523,14 @@ def _build_gains_table(grid: EncoderGrid) -> ReportTable:
         cells |= {mined: compute_adaptation_gain(row, "auroc", HELD_OUT_CHAPTERS_TASK, "mined")}
         rows.append(cells)
     notes = [
-        f"Separation on {grid.pairs_description}; the difference is adapted less zero-shot on the same pairs.",
-        "No gain is given in percent: where a zero-shot separation is near 0, a ratio to it says how near.",
+        (
+            f"Separation on {grid.pairs_description}; the difference is adapted less zero-shot "
+            "on the same pairs."
+        ),
+        (
+            "No gain is given in percent: where a zero-shot separation is near 0, a ratio to "
+            "it says how near."
+        ),
     ]
     return _build_table("Table 3: zero-shot against adapted", columns, rows, notes)
 
@@ -544,7 +573,10 @@ def _build_ablation_table(grid: EncoderGrid) -> ReportTable:
         }
         for point in points
     ]
-    said = f"{points[0].row.model}; separation on {grid.pairs_description}. Pairs: of those that any of these runs learned from."
+    said = (
+        f"{points[0].row.model}; separation on {grid.pairs_description}. Pairs: of those that "
+        "any of these runs learned from."
+    )
     return _build_table("Table 4: ablation", columns, rows, [said, *_list_seed_notes(grid)])
 
 
@@ -565,6 +597,9 @@ def _build_licenses_table(grid: EncoderGrid, licenses: Mapping[str, str]) -> Rep
         }
         rows.setdefault(row.model, {"model": row.model, **known})
     notes = [
-        "Of the weights, as their pages give it; an adapter adds the terms of the books that it learned from."
+        (
+            "Of the weights, as their pages give it; an adapter adds the terms of the books "
+            "that it learned from."
+        )
     ]
     return _build_table("Table 5: licences", columns, list(rows.values()), notes)

@@ -1,4 +1,5 @@
-"""What a grid of embeddings measured: the cells that differ by seed only are one row, and its numbers are found by what they are."""
+"""What a grid of embeddings measured: the cells that differ by seed only are one row, and its
+numbers are found by what they are."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ LEXICAL_CONTROLS = ("BM25", "TF-IDF")
 
 STUDY_TASK, PROFILE_TASK, HELD_OUT_CHAPTERS_TASK = "study", "profile", "held-out chapters"
 CLINICALLY_USEFUL_SEPARATION = 0.3
-"""The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it gives no data for it."""
+"""The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it
+gives no data for it."""
 
 BYTES_PER_GIGABYTE = 1e9
 
@@ -49,7 +51,8 @@ PUBLISHED_ENCODER_KEYS = {
     "latency_ms": "mean of one text at a time",
     "latency_ms_p95": "95th percentile of that",
 }
-"""What a cell of a recipe may give as published (arXiv 2511.19739, tables 1 to 4): key -> meaning."""
+"""What a cell of a recipe may give as published (arXiv 2511.19739, tables 1 to 4): key ->
+meaning."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class BackboneInfo:
     note: str = ""
 
 
-_GEMMA_NOTE = "its terms bind whoever passes the model or its derivatives on; the study reads them as barring embeddings as a service"
+_GEMMA_NOTE = (
+    "its terms bind whoever passes the model or its derivatives on; the study reads them as "
+    "barring embeddings as a service"
+)
 _JINA_NOTE = (
     "the study counts it as a decoder; it is a bidirectional encoder that brings its own code"
 )
@@ -93,7 +99,8 @@ BACKBONE_INFO_BY_NAME: Mapping[str, BackboneInfo] = MappingProxyType(
         "ncbi/MedCPT-Article-Encoder": BackboneInfo("public domain", "encoder"),
     }
 )
-"""Backbone, by its name on the hub -> what is known of it (table 5 of the study, and those to compare with)."""
+"""Backbone, by its name on the hub -> what is known of it (table 5 of the study, and those to
+compare with)."""
 
 UNKNOWN_BACKBONE_INFO = BackboneInfo("", "unknown")
 
@@ -129,7 +136,8 @@ class EncoderRow:
 
     @property
     def hub_name(self) -> str:
-        """A key of ``KNOWN``: the backbone that the recipe names, else the one whose name its folder has; empty for neither."""
+        """A key of ``KNOWN``: the backbone that the recipe names, else the one whose name its
+        folder has; empty for neither."""
         base = self.recipe.base if self.recipe else None
         if base is None or base.backbone in BACKBONE_INFO_BY_NAME:
             return base.backbone if base else ""
@@ -227,7 +235,8 @@ class EncoderGrid:
 
     Attributes:
         rows: in the order of the cells.
-        task: ``study``, where every run that has ended followed the study's protocol; else the held-out chapters.
+        task: ``study``, where every run that has ended followed the study's protocol; else the
+            held-out chapters.
         stratum: of the unrelated pairs.
     """
 
@@ -236,7 +245,8 @@ class EncoderGrid:
     stratum: str
 
     def format_row_name(self, row: EncoderRow) -> str:
-        """What a figure calls a row: the backbone, and how it was adapted where it was in several ways."""
+        """What a figure calls a row: the backbone, and how it was adapted where it was in several
+        ways."""
         is_only = len([other for other in self.rows if other.model == row.model]) == 1
         return row.model if is_only else f"{row.model}, {row.state}"
 
@@ -247,7 +257,8 @@ class EncoderGrid:
         return row.average_metric(metric, f"{state}{SUBGROUP_SEPARATOR}{self.stratum}", self.task)
 
     def compute_gain(self, row: EncoderRow, metric: str = "separation") -> Estimate | None:
-        """Adapted less zero-shot, with the paired interval where it was measured, else without one."""
+        """Adapted less zero-shot, with the paired interval where it was measured, else without
+        one."""
         return compute_adaptation_gain(row, metric, self.task, self.stratum)
 
     @property
@@ -263,8 +274,8 @@ class EncoderGrid:
 def build_encoder_grid(entries: Sequence[CellResult]) -> EncoderGrid:
     """The rows of a grid: cells whose names differ only in the part that says their seed are one.
 
-    A row's model is what the names of all cells on one base begin with, or else the base's folder; its state is the rest of its name, or else its
-    adapters.
+    A row's model is what the names of all cells on one base begin with, or else the base's folder;
+    its state is the rest of its name, or else its adapters.
     """
     named = [
         (_get_base_path(entry.effective_recipe), _strip_seed(entry), entry) for entry in entries

@@ -1,4 +1,5 @@
-"""What the tables about runs read from a run: its numbers by key, its model and adapters in words, why a cell of a grid has none."""
+"""What the tables about runs read from a run: its numbers by key, its model and adapters in words,
+why a cell of a grid has none."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ DIFFERENCE_SEPARATOR = " − "  # between two states whose difference was measur
 TFIDF_BASELINE_GROUP = "TF-IDF + logistic regression"
 
 REPORTED_MAIN_METRICS = ("auroc", "auroc_ovo", "auroc_macro")
-"""The main metric of a question is the first of these that was measured: only one fits a kind of question."""
+"""The main metric of a question is the first of these that was measured: only one fits a kind of
+question."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class CellResult:
         name: its row's.
         run: None where there is none, because the cell failed before one was opened.
         message: why there is none.
-        published: what was printed for it: ``trained``, ``share``, ``train_perplexity``, ``test_perplexity``, ``time``; of questions, their names
-            and ``macro_average``; of vectors, the keys of ``encoders.PUBLISHED``.
+        published: what was printed for it: ``trained``, ``share``, ``train_perplexity``,
+            ``test_perplexity``, ``time``; of questions, their names and ``macro_average``; of
+            vectors, the keys of ``encoders.PUBLISHED``.
         recipe: what the cell asks; None where only its run tells.
     """
 
@@ -52,7 +55,8 @@ class CellResult:
 
 @dataclass(frozen=True)
 class SuppressedRun(Run):
-    """A run as it may leave: its numbers go through ``suppress_results`` before anything reads them.
+    """A run as it may leave: its numbers go through ``suppress_results`` before anything reads
+    them.
 
     Attributes:
         suppress_results: results, of schema ``tables.RESULT``, to those that may be told.
@@ -87,7 +91,8 @@ def read_estimates(run: Run) -> dict[MetricKey, Estimate]:
 
 
 def _normalize_group(row: Mapping[str, Any]) -> str:
-    """As it stands there; of a difference with a minus between the two states, even where a hyphen was written."""
+    """As it stands there; of a difference with a minus between the two states, even where a hyphen
+    was written."""
     group: str = row["group"] or ""
     return (
         group.replace(" - ", DIFFERENCE_SEPARATOR) if row["name"].endswith("_difference") else group
@@ -102,7 +107,8 @@ def to_estimate(row: Mapping[str, Any]) -> Estimate:
 def find_main_metric(
     estimates: Mapping[MetricKey, Estimate], task: str, group: str = CLASSIFIER_GROUP
 ) -> str | None:
-    """Name of the main metric of a question, as measured on the held-out stays; None where none was."""
+    """Name of the main metric of a question, as measured on the held-out stays; None where none
+    was."""
     return next(
         (
             name
@@ -137,7 +143,8 @@ def get_base_model_name(recipe: Recipe) -> str:
 
 
 def describe_adapters(recipe: Recipe) -> str:
-    """``lora (frozen, from clinical-lora) + prefix``; without an adapter ``all weights``, or of a question ``head only``."""
+    """``lora (frozen, from clinical-lora) + prefix``; without an adapter ``all weights``, or of a
+    question ``head only``."""
     specs = (
         recipe.adapters if isinstance(recipe, AdaptRecipe | ClassifyRecipe | EmbedRecipe) else ()
     )
@@ -172,10 +179,12 @@ def explain_missing_result(entry: CellResult) -> str:
 
 
 def describe_adapter_activity(activity: Mapping[str, Any] | None) -> str:
-    """One line from the proof that every adapter takes part: ``1-lora frozen, changes the logits by 0.12; 60 frozen tensors unchanged``.
+    """One line from the proof that every adapter takes part: ``1-lora frozen, changes the logits by
+    0.12; 60 frozen tensors unchanged``.
 
     Args:
-        activity: ``liveness`` of the record of a run (``adapters.Liveness``), which only a run has in which all was as intended; else None.
+        activity: ``liveness`` of the record of a run (``adapters.Liveness``), which only a run has
+            in which all was as intended; else None.
     """
     if not activity:
         return ""

@@ -37,7 +37,8 @@ def format_p_value(value: float) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """A fraction as percent without the leading zero, as the paper prints it: ``.12%``; below 0.01 % with two significant digits: ``.00091%``."""
+    """A fraction as percent without the leading zero, as the paper prints it: ``.12%``; below 0.01
+    % with two significant digits: ``.00091%``."""
     percent = 100 * fraction
     if percent == 0:
         return "0%"

@@ -48,7 +48,8 @@ def build_run_summary(run: Run) -> ReportTable:
 
 
 def build_run_results_table(run: Run) -> ReportTable:
-    """Every number of one run, with its interval and what it counts; the subgroups of a question are in ``run_subgroups``."""
+    """Every number of one run, with its interval and what it counts; the subgroups of a question
+    are in ``run_subgroups``."""
     return build_scores_table(run.results, f"Results of run {run.id}")
 
 
@@ -63,7 +64,8 @@ def build_run_attrition_table(run: Run) -> ReportTable:
 
 
 def build_attrition_table(title: str, steps: Sequence[Attrition]) -> ReportTable:
-    """What entered, what left for which reason and what was kept, step by step; below, where the first damaged rows stand."""
+    """What entered, what left for which reason and what was kept, step by step; below, where the
+    first damaged rows stand."""
     rows = [
         (step.step, word, n)
         for step in steps
@@ -109,15 +111,17 @@ def build_runs_table(listing: RunListing) -> ReportTable:
 def build_comparison_tables(
     run_comparison: RunComparison, paired_results: pa.Table | None = None, reason: str = ""
 ) -> tuple[ReportTable, ...]:
-    """Two runs side by side: what differs between them, their results, and the paired comparison: of perplexities their ratio, of answers the
-    differences of their metrics.
+    """Two runs side by side: what differs between them, their results, and the paired comparison:
+    of perplexities their ratio, of answers the differences of their metrics.
 
     Of two runs that answer questions only what both measured is shown, and no subgroups.
 
     Args:
         run_comparison: as ``registry.compare`` gives it.
-        paired_results: of schema ``tables.RESULT``, from their likelihoods or their predictions; None where they cannot be compared.
-        reason: why they cannot, when not ``run_comparison`` but their likelihoods or predictions show it.
+        paired_results: of schema ``tables.RESULT``, from their likelihoods or their predictions;
+            None where they cannot be compared.
+        reason: why they cannot, when not ``run_comparison`` but their likelihoods or predictions
+            show it.
     """
     kind = run_comparison.first.recipe.kind
     answers = kind != "adapt"
@@ -173,7 +177,10 @@ def _build_side_by_side_table(
         *notes,
         *(
             [
-                f"Not shown, since only one of the two has them: {left_out} number{'s' * (left_out > 1)}."
+                (
+                    f"Not shown, since only one of the two has them: {left_out} "
+                    f"number{'s' * (left_out > 1)}."
+                )
             ]
             if left_out
             else []
@@ -238,7 +245,8 @@ def _list_run_facts(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _summarize_tasks(run: Run) -> Iterator[tuple[str, str]]:
-    """A line a question: ``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801 (0.779–0.822), difference 0.011 (-0.004–0.026)``."""
+    """A line a question: ``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801
+    (0.779–0.822), difference 0.011 (-0.004–0.026)``."""
     found = read_estimates(run)
     yield "tasks", ", ".join(get_task_names(run.recipe))
     yield "liveness", describe_adapter_activity(run.record.liveness)
@@ -257,7 +265,10 @@ def _summarize_tasks(run: Run) -> Iterator[tuple[str, str]]:
         )
         parts = (
             [
-                f"{metric} {_format_or_empty(found.get(MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)), format_number)}"
+                (
+                    f"{metric} "
+                    f"{_format_or_empty(found.get(MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)), format_number)}"  # noqa: E501
+                )
             ]
             if metric
             else []
@@ -311,7 +322,11 @@ def _summarize_held_out(run: Run) -> str:
     perplexity = found.get(MetricKey("perplexity", HELD_OUT_SPLIT, "adapted"))
     metrics = ((task, find_main_metric(found, task)) for task in get_task_names(run.recipe))
     words = [
-        f"{metric} {format_cell(found[MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)].value, format_number)} ({task})"
+        (
+            f"{metric} "
+            f"{format_cell(found[MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)].value, format_number)} "  # noqa: E501
+            f"({task})"
+        )
         for task, metric in metrics
         if metric
     ]

@@ -1,4 +1,5 @@
-"""Results as they were measured, a row a number: of a whole split, of subgroups, and the calibration curve."""
+"""Results as they were measured, a row a number: of a whole split, of subgroups, and the
+calibration curve."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _COUNT_COLUMNS = {"n": "n", "subjects": "n_subjects", "events": "n_events"}
 
 
 def build_scores_tables(results: pa.Table, curves: pa.Table, title: str) -> tuple[ReportTable, ...]:
-    """All that is shown of a set of predictions: the numbers, and where there are any, those of subgroups and the calibration curve."""
+    """All that is shown of a set of predictions: the numbers, and where there are any, those of
+    subgroups and the calibration curve."""
     rest = (
         build_subgroups_table(results, f"{title}: subgroups"),
         build_calibration_table(curves, f"{title}: calibration"),
@@ -27,26 +29,31 @@ def build_scores_tables(results: pa.Table, curves: pa.Table, title: str) -> tupl
 
 
 def build_scores_table(results: pa.Table, title: str, smallest_cell: int = 10) -> ReportTable:
-    """Every number of whole splits, with its interval and what it counts; beside an AUPRC the prevalence, which is what guessing gives.
+    """Every number of whole splits, with its interval and what it counts; beside an AUPRC the
+    prevalence, which is what guessing gives.
 
     Args:
-        results: of schema ``tables.RESULT``; subgroups of a question are left to ``subgroups_table``.
+        results: of schema ``tables.RESULT``; subgroups of a question are left to
+            ``subgroups_table``.
         title: above it.
-        smallest_cell: a number that was withheld because fewer subjects than this stand behind it says so, and its counts are not told.
+        smallest_cell: a number that was withheld because fewer subjects than this stand behind it
+            says so, and its counts are not told.
     """
     rows = results.to_pylist()
     return _build_scores_table([row for row in rows if not _is_subgroup(row)], title, smallest_cell)
 
 
 def build_subgroups_table(results: pa.Table, title: str, smallest_cell: int = 10) -> ReportTable:
-    """The subgroups of questions (sex, age band, length of the note ...), which ``scores_table`` leaves out; without rows where there are none."""
+    """The subgroups of questions (sex, age band, length of the note ...), which ``scores_table``
+    leaves out; without rows where there are none."""
     return _build_scores_table(
         [row for row in results.to_pylist() if _is_subgroup(row)], title, smallest_cell
     )
 
 
 def build_calibration_table(curves: pa.Table, title: str) -> ReportTable:
-    """The calibration curve of schema ``tables.CURVE``, a row a bin: the mean probability that was predicted, and the share in which it came true."""
+    """The calibration curve of schema ``tables.CURVE``, a row a bin: the mean probability that was
+    predicted, and the share in which it came true."""
     points = [point for point in curves.to_pylist() if point["name"] == "calibration"]
     words = [ReportColumn(name, is_text=True) for name in ("task", "split", "model")]
     numbers = (
@@ -67,7 +74,10 @@ def build_calibration_table(curves: pa.Table, title: str) -> ReportTable:
     )
     notes = (
         (
-            "Predicted: mean of the probabilities in the bin; observed: share of its stays with the event.",
+            (
+                "Predicted: mean of the probabilities in the bin; observed: share of its stays "
+                "with the event."
+            ),
         )
         if rows
         else ()
@@ -113,7 +123,8 @@ def _is_subgroup(row: ScoreRow) -> bool:
 
 
 def _is_withheld(row: ScoreRow, smallest_cell: int) -> bool:
-    """A number that is not there because too few people stand behind it; one that no data defines (a class is absent) is something else."""
+    """A number that is not there because too few people stand behind it; one that no data defines
+    (a class is absent) is something else."""
     return (
         row["value"] is None and row["n_subjects"] is not None and row["n_subjects"] < smallest_cell
     )
@@ -134,7 +145,8 @@ def _format_counts(row: ScoreRow, smallest_cell: int) -> tuple[CellValue, ...]:
 
 
 def _find_prevalence(row: ScoreRow, rows: Sequence[ScoreRow]) -> float | None:
-    """What guessing gives for an AUPRC: as measured of the baseline ``prevalence``, else the share of events where only one event is asked for."""
+    """What guessing gives for an AUPRC: as measured of the baseline ``prevalence``, else the share
+    of events where only one event is asked for."""
     if not row["name"].startswith("auprc") or row["name"].endswith("_difference"):
         return None
     _, separator, subgroup = (row["group"] or "").partition(SUBGROUP_SEPARATOR)

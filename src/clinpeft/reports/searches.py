@@ -1,4 +1,5 @@
-"""Tables of searches and studies: what was tried, what has become of every cell, how two choices differ."""
+"""Tables of searches and studies: what was tried, what has become of every cell, how two choices
+differ."""
 
 from __future__ import annotations
 
@@ -33,11 +34,15 @@ def build_search_table(search: SearchRecord) -> ReportTable:
     made = sum(bool(trial.newly_trained) for trial in search.trials)
     repeated = sum(trial.repeats is not None for trial in search.trials)
     notes = [
-        f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} trained, {repeated} equal to an earlier one."
+        (
+            f"{len(search.trials)} of {search.wanted} proposals by {search.sampler}; {made} "
+            f"trained, {repeated} equal to an earlier one."
+        )
     ]
     if search.best_trial is not None and search.best_trial.value is not None:
         notes.append(
-            f"Best: trial {search.best_trial.number}, {search.metric} {search.best_trial.value:.4g} on the tuning split."
+            f"Best: trial {search.best_trial.number}, {search.metric} "
+            f"{search.best_trial.value:.4g} on the tuning split."
         )
     if search.held_out:
         row = next(
@@ -76,7 +81,8 @@ def build_study_table(study: StudyRecord) -> ReportTable:
 
 
 def build_comparisons_table(study: StudyRecord) -> ReportTable:
-    """A row a pair and question, the main difference of each: second minus first, with its paired interval."""
+    """A row a pair and question, the main difference of each: second minus first, with its paired
+    interval."""
     columns = (
         ReportColumn("comparison", is_text=True),
         ReportColumn("of", is_text=True),

@@ -30,8 +30,8 @@ class Estimate:
 
 
 def average_estimates(estimates: Sequence[Estimate]) -> Estimate | None:
-    """Over seeds, of the values and of each end of the intervals: all seeds are asked about the same people or pairs, so their sampling errors do not
-    average out."""
+    """Over seeds, of the values and of each end of the intervals: all seeds are asked about the
+    same people or pairs, so their sampling errors do not average out."""
     if not estimates:
         return None
     parts = [
@@ -59,8 +59,10 @@ class ReportColumn:
         is_text: set to the left, and not to the right as numbers are.
         is_estimate: holds ``Estimate`` cells; three columns in CSV.
         is_unbroken: on a terminal, never goes on in the next line: for what is copied from it.
-        parent_title: title of the column that it stands beside; a terminal, which has no room for that, shows its values under those, in brackets.
-        value_prefix: what a terminal says before such a value, so that several can stand under one column.
+        parent_title: title of the column that it stands beside; a terminal, which has no room for
+            that, shows its values under those, in brackets.
+        value_prefix: what a terminal says before such a value, so that several can stand under one
+            column.
     """
 
     title: str
@@ -79,7 +81,8 @@ class ReportTable:
     Attributes:
         title: above it.
         columns: left to right.
-        rows: top to bottom, a value a column; a text is printed as it is, a number by its column, None as a dash.
+        rows: top to bottom, a value a column; a text is printed as it is, a number by its column,
+            None as a dash.
         notes: under it, a paragraph each.
     """
 
@@ -101,7 +104,8 @@ class ReportTable:
 
 
 def table_from_arrow(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> ReportTable:
-    """An Arrow table as it is: its columns under their names, texts to the left and numbers to the right."""
+    """An Arrow table as it is: its columns under their names, texts to the left and numbers to the
+    right."""
     columns = tuple(
         ReportColumn(
             field.name.replace("_", " "),
@@ -115,7 +119,8 @@ def table_from_arrow(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> R
 
 
 def as_rich_table(table: ReportTable) -> rich.table.Table:
-    """For a terminal; no cell is read as markup, and where there is no room a cell goes on in the next line: no digit is lost."""
+    """For a terminal; no cell is read as markup, and where there is no room a cell goes on in the
+    next line: no digit is lost."""
     lower = [(at, column) for at, column in enumerate(table.columns) if column.parent_title]
     upper = [(at, column) for at, column in enumerate(table.columns) if not column.parent_title]
     unmarked = [column.title for _, column in lower if not column.value_prefix]
@@ -165,7 +170,8 @@ def as_markdown_table(table: ReportTable) -> str:
 
 
 def as_csv_table(table: ReportTable) -> str:
-    """Numbers in full, without the formatting; an estimate is three columns, what is missing is empty."""
+    """Numbers in full, without the formatting; an estimate is three columns, what is missing is
+    empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([title for column in table.columns for title in _list_csv_titles(column)])
@@ -181,7 +187,8 @@ def as_csv_table(table: ReportTable) -> str:
 
 
 def as_latex_table(table: ReportTable) -> str:
-    """A floating table for the packages ``booktabs`` and, for its marks, ``inputenc`` with UTF-8."""
+    """A floating table for the packages ``booktabs`` and, for its marks, ``inputenc`` with
+    UTF-8."""
     layout = "".join("l" if column.is_text else "r" for column in table.columns)
     head = " & ".join(_escape_latex(column.title) for column in table.columns) + r" \\"
     body = [" & ".join(_escape_latex(text) for text in row) + r" \\" for row in table.cell_texts]
@@ -210,7 +217,8 @@ TABLE_RENDERERS: dict[str, Callable[[ReportTable], str]] = {
 
 
 def write_table(home: Path, name: str, table: ReportTable) -> tuple[Path, ...]:
-    """The table as ``<home>/tables/<name>.md``, ``.csv`` and ``.tex``; what no file name should hold becomes a hyphen.
+    """The table as ``<home>/tables/<name>.md``, ``.csv`` and ``.tex``; what no file name should
+    hold becomes a hyphen.
 
     Raises:
         StorageError: nothing could be written; what was there before is intact.
@@ -223,7 +231,8 @@ def write_table(home: Path, name: str, table: ReportTable) -> tuple[Path, ...]:
 
 
 def format_cell(value: CellValue, formatter: Callable[[float], str]) -> str:
-    """A value as printed: a text as it is, an estimate with its interval in brackets, a dash for None."""
+    """A value as printed: a text as it is, an estimate with its interval in brackets, a dash for
+    None."""
     if isinstance(value, str):
         return value
     if not isinstance(value, Estimate):
@@ -231,7 +240,10 @@ def format_cell(value: CellValue, formatter: Callable[[float], str]) -> str:
     if value.low is None or value.high is None:
         return format_cell(value.value, formatter)
     until = " to " if value.low < 0 else "–"  # a dash before a minus sign is not read
-    return f"{format_cell(value.value, formatter)} ({formatter(value.low)}{until}{formatter(value.high)})"
+    return (
+        f"{format_cell(value.value, formatter)} "
+        f"({formatter(value.low)}{until}{formatter(value.high)})"
+    )
 
 
 def _list_csv_titles(column: ReportColumn) -> Sequence[str]:

@@ -14,7 +14,7 @@ No clock is read here: times are arguments.
 
 from clinpeft.core.files import as_disk_full_error, replace_file_atomically, write_file_atomically
 from clinpeft.runs.comparison import RunComparison, RunDifference, compare_runs
-from clinpeft.runs.index import RunListing, find_run, list_runs
+from clinpeft.runs.index import RunListing, find_all_runs, find_run
 from clinpeft.runs.manifest import hash_run_files
 from clinpeft.runs.record import Hardware, InputHashes, RunFailure, RunRecord
 from clinpeft.runs.release import (
@@ -64,12 +64,12 @@ __all__ = [
     "compute_path_checksum",
     "compute_run_id",
     "fail_run",
+    "find_all_runs",
     "find_run",
     "finish_run",
     "flush_log",
     "hash_run_files",
     "hash_trained_weights",
-    "list_runs",
     "open_run_folder",
     "read_matching_privacy_audit",
     "read_privacy_audit",

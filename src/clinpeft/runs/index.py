@@ -18,7 +18,7 @@ class RunListing:
     errors: tuple[InputError, ...] = ()
 
 
-def list_runs(home: Path) -> RunListing:
+def find_all_runs(home: Path) -> RunListing:
     """List every run under ``home``; empty if there is no such folder."""
     runs, errors = [], []
     for folder in _list_run_folders(home):
@@ -54,7 +54,7 @@ def find_run(home: Path, id_or_name: str, *, finished_only: bool = False) -> Run
                 hint="run its recipe again; it resumes where it stopped",
             )
         return run
-    runs = [run for run in list_runs(home).runs if run.state == "finished" or not finished_only]
+    runs = [run for run in find_all_runs(home).runs if run.state == "finished" or not finished_only]
     # A name wins over the beginning of an id, which is rarely meant by a word.
     matches = [run for run in runs if id_or_name and run.record.name == id_or_name]
     matches = matches or [run for run in runs if id_or_name and run.id.startswith(id_or_name)]

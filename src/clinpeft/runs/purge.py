@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clinpeft.core.errors import RefusedError
 from clinpeft.core.files import build_write_error, is_folder_locked
-from clinpeft.runs.index import list_runs
+from clinpeft.runs.index import find_all_runs
 from clinpeft.runs.store import Run
 from clinpeft.runs.verify import record_purged_files
 
@@ -58,7 +58,7 @@ def list_cache_removals(home: Path) -> list[Removal]:
     Raises:
         RefusedError: a process is working on a run of this home.
     """
-    _check_not_running(list_runs(home).runs)
+    _check_not_running(find_all_runs(home).runs)
     removals = []
     for path in _list_folder(home / "cache"):
         # Names in the cache are <what>-<hash>.

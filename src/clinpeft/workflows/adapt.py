@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 
 from clinpeft import adapters, runtime, training
-from clinpeft.data.notes import corpus as note_corpus
-from clinpeft.data.notes import sources
+from clinpeft.data import notes as note_corpus
+from clinpeft.data import sources
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import Run
 from clinpeft.workflows.base_loading import (

@@ -24,7 +24,7 @@ from clinpeft.runs import InputHashes
 from clinpeft.runtime import kernels
 from clinpeft.workflows.context import RunContext, TrainingRecipe
 from clinpeft.workflows.language_model import build_language_data, prepare_corpus
-from clinpeft.workflows.task_cohorts import TaskCohort, encode_documents
+from clinpeft.workflows.task_cohorts import TaskCohort, encode_cohort_documents
 from clinpeft.workflows.textbooks import EmbeddingData
 
 MAX_QUANTIZATION_CHECK_TEXTS = 32
@@ -190,7 +190,7 @@ def prepare_document_check(
     Raises:
         RefusedError: there are no tuning documents.
     """
-    documents = encode_documents(recipe, base, cohorts, context)[0].documents
+    documents = encode_cohort_documents(recipe, base, cohorts, context)[0].documents
     rows = select_check_texts(documents.select_split("tuning"))
     bare = adapters.attach_adapters(base, ())
     pooling = models.resolve_pooling_mode(base, recipe.head.pooling)

@@ -44,7 +44,7 @@ from clinpeft.workflows.privacy_attacks import audit_classifier
 from clinpeft.workflows.task_cohorts import (
     EncodedCohort,
     build_cohorts,
-    encode_documents,
+    encode_cohort_documents,
     fingerprint_cohort_sources,
 )
 from clinpeft.workflows.workflow import Workflow
@@ -96,7 +96,7 @@ def load_base_and_cohorts(
     cohorts = build_cohorts(recipe, run.record.hashes, context)
     check = functools.partial(prepare_document_check, recipe, cohorts, context)
     base = load_base(recipe, context, check)
-    return base, encode_documents(recipe, base, cohorts, context)
+    return base, encode_cohort_documents(recipe, base, cohorts, context)
 
 
 def evaluate_and_record(

@@ -19,8 +19,8 @@ from clinpeft import adapters, evaluation, models, runs, tokenization, training
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import SPLIT_NAMES, Attrition
-from clinpeft.data.notes import sources
-from clinpeft.data.notes.corpus import CANARY_ID_PREFIX, build_note_corpus, insert_canaries
+from clinpeft.data import sources
+from clinpeft.data.notes import CANARY_ID_PREFIX, build_note_corpus, insert_canaries
 from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdaptRecipe
 from clinpeft.runs import InputHashes, Run

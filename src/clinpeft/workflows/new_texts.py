@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clinpeft.core.errors import InputError, RefusedError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.recipe import SourceSpec
 
 NEW_NOTE_COLUMNS = ("note_id", "subject_id", "stay_id", "text")

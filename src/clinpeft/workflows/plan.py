@@ -313,7 +313,7 @@ def _link_home(temporary_home: Path, home: Path) -> None:
     temporary_home.mkdir(parents=True, mode=0o700)
     (home / "cache").mkdir(parents=True, exist_ok=True, mode=0o700)
     (temporary_home / "cache").symlink_to((home / "cache").resolve(), target_is_directory=True)
-    for run in runs.list_runs(home).runs:
+    for run in runs.find_all_runs(home).runs:
         if run.record.state == "finished":
             link = temporary_home / run.folder.name
             link.symlink_to(run.folder.resolve(), target_is_directory=True)

@@ -24,7 +24,7 @@ from clinpeft import adapters, evaluation, inference, models, runs, tokenization
 from clinpeft.adapters import Stack
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import METRIC_RESULT_SCHEMA
-from clinpeft.data.notes import corpus as note_corpus
+from clinpeft.data import notes as note_corpus
 from clinpeft.evaluation import AttackScoring
 from clinpeft.recipe import AdaptRecipe, ClassifyRecipe
 from clinpeft.runs import Run
@@ -35,7 +35,7 @@ from clinpeft.workflows.language_model import (
     find_canary_notes,
     prepare_corpus,
 )
-from clinpeft.workflows.task_cohorts import build_cohorts, encode_documents
+from clinpeft.workflows.task_cohorts import build_cohorts, encode_cohort_documents
 
 PRIVACY_AUDIT_STATES = ("base", "adapted")
 _Float64Array = NDArray[np.float64]
@@ -77,7 +77,7 @@ class PrivacyAuditResults:
     skipped_attacks: dict[str, str]
 
 
-def audit_encoder(run: Run, context: RunContext, config: PrivacyAuditConfig) -> PrivacyAuditResults:  # noqa: ARG001 - one signature for every kind
+def audit_encoder(run: Run, context: RunContext, config: PrivacyAuditConfig) -> PrivacyAuditResults:  # noqa: ARG001
     """Skip all attacks: books have no subjects."""
     reason = "the run was trained on books and not on people; no attack by subject is defined"
     return PrivacyAuditResults(
@@ -351,7 +351,7 @@ def _predict_cohorts(run: Run, context: RunContext) -> Iterator[tuple[str, pa.Ta
     recipe, accelerator = cast(ClassifyRecipe, run.recipe), context.accelerator
     classifier = inference.load_classifier(run.folder, recipe.base, accelerator.device)
     cohorts = build_cohorts(recipe, run.record.hashes, context)
-    for encoded in encode_documents(recipe, classifier.stack.base, cohorts, context):
+    for encoded in encode_cohort_documents(recipe, classifier.stack.base, cohorts, context):
         label_space, documents = encoded.cohort.label_space, encoded.documents
         compute_logits = inference.build_logit_function(
             classifier.stack,

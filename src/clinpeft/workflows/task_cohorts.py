@@ -14,8 +14,7 @@ from clinpeft import tokenization
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.locks import wait_for_folder_lock
 from clinpeft.core.schemas import Attrition, LabelSpace
-from clinpeft.data import cohorts, hospital
-from clinpeft.data.notes import sources
+from clinpeft.data import cohorts, hospital, sources
 from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import ClassifyRecipe, CohortRecipe, TaskSpec
 from clinpeft.runs import InputHashes
@@ -156,7 +155,7 @@ def _build_cohort(cohort_recipe: CohortRecipe, folder: Path) -> None:
         shutil.rmtree(working, ignore_errors=True)  # clinical data, not needed any more
 
 
-def encode_documents(
+def encode_cohort_documents(
     recipe: ClassifyRecipe,
     base: FrozenBaseModel,
     task_cohorts: Sequence[TaskCohort],

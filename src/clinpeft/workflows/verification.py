@@ -33,7 +33,8 @@ def verify_run_provenance(
     """
     run = runs.find_run(home, run_name, finished_only=True)
     workflow, hashes = get_workflow(run.recipe), run.record.hashes
-    base_path = run.recipe.base.path  # type: ignore[attr-defined]
+    assert run.recipe.base is not None  # every kind that trains has a base
+    base_path = run.recipe.base.path
     checks = [
         *runs.check_run_files(run),
         _check_run_id(run),

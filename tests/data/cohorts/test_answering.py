@@ -1,4 +1,4 @@
-"""What a model must know of a cohort before it answers: the question, and whether it can be learned and scored."""
+"""The label space of a cohort, and whether a classifier can be trained and scored on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cohort(folder: Path, kind: str, splits: list[str], answers: list[object], cl
         {"index": at, "name": "ABCDEFGHIJ"[at], "system": "icd9", "train_stays": at}
         for at in range(classes)
     ]
-    told = {
+    document = {
         "task": "asked",
         "question": "?",
         "kind": kind,
@@ -42,7 +42,7 @@ def cohort(folder: Path, kind: str, splits: list[str], answers: list[object], cl
         "classes": entries,
         "left_out": [],
     }
-    (folder / "labels.json").write_text(json.dumps(told))
+    (folder / "labels.json").write_text(json.dumps(document))
     return folder
 
 
@@ -51,8 +51,9 @@ def test_the_question_stands_in_the_folder(tmp_path: Path) -> None:
     assert cohorts.read_label_space(folder) == LabelSpace(
         "asked", "multiclass", ("A", "B"), ("icd9", "icd9"), (0, 1), "auroc_ovo"
     )
-    with pytest.raises(InputError, match=r"labels\.json of this cohort cannot be read"):
+    with pytest.raises(InputError, match=r"labels\.json") as error:
         cohorts.read_label_space(tmp_path / "nothing")
+    assert error.value.location == str(tmp_path / "nothing")
 
 
 def test_every_question_has_one_of_three_main_metrics() -> None:
@@ -64,14 +65,13 @@ def test_every_question_has_one_of_three_main_metrics() -> None:
 
 def test_a_training_split_of_one_class_is_refused_by_the_name_of_the_class(tmp_path: Path) -> None:
     folder = cohort(tmp_path, "binary", ["train", "train", "held_out"], [1, 1, 0], 2)
-    with pytest.raises(
-        InputError, match=r"all 2 training stays of asked have one class, 'B'(.|\n)*hint"
-    ):
+    with pytest.raises(InputError, match=r"2 .* asked .* 'B'") as error:
         cohorts.check_cohort_classes(folder)
+    assert error.value.location == str(folder / "cohort.parquet")
     cohorts.check_cohort_classes(
         cohort(tmp_path, "multilabel", ["train", "train", "held_out"], [[1], [1], [0]], 2)
     )  # one label is a question
-    with pytest.raises(InputError, match="no class of asked stands in the training split"):
+    with pytest.raises(InputError, match="no training stay of asked"):
         cohorts.check_cohort_classes(
             cohort(tmp_path, "multilabel", ["train", "held_out"], [[], [0]], 2)
         )
@@ -80,7 +80,7 @@ def test_a_training_split_of_one_class_is_refused_by_the_name_of_the_class(tmp_p
 @pytest.mark.parametrize("missing", ["train", "held_out"])
 def test_a_split_without_anybody_is_refused(tmp_path: Path, missing: str) -> None:
     other = "train" if missing == "held_out" else "held_out"
-    with pytest.raises(InputError, match=f"nobody is in the split {missing}"):
+    with pytest.raises(InputError, match=f"split {missing} "):
         cohorts.check_cohort_classes(cohort(tmp_path, "binary", [other, other], [0, 1], 2))
 
 
@@ -94,8 +94,8 @@ def test_classes_never_seen_and_classes_of_nobody_held_out_are_told(tmp_path: Pa
     )
     cohorts.check_cohort_classes(folder)
     assert cohorts.find_class_notices(folder) == (
-        "asked: the class 'C' stands in held_out and in no training stay: it cannot be learned",
-        "asked: 2 classes ('A', 'D') are those of no held-out stay: nothing says how well they are told",
+        "asked: the class 'C' is in held_out and in no training stay: it cannot be learned",
+        "asked: 2 classes ('A', 'D') are in no held-out stay: their metrics are undefined",
     )
     assert (
         cohorts.find_class_notices(
@@ -106,7 +106,7 @@ def test_classes_never_seen_and_classes_of_nobody_held_out_are_told(tmp_path: Pa
 
 
 def test_of_many_classes_the_first_five_are_named(tmp_path: Path) -> None:
-    (told,) = cohorts.find_class_notices(
+    (notice,) = cohorts.find_class_notices(
         cohort(tmp_path, "multilabel", ["train", "held_out"], [[0, 1, 2, 3, 4, 5, 6], [0]], 7)
     )
-    assert told.startswith("asked: 6 classes ('B', 'C', 'D', 'E', 'F' and 1 more)")
+    assert notice.startswith("asked: 6 classes ('B', 'C', 'D', 'E', 'F' and 1 more)")

@@ -1,4 +1,4 @@
-"""Every item of the audit finds the leak it is there for, planted in an invented cohort, and lets a clean cohort pass."""
+"""Every measurement of the audit finds its leak in a synthetic cohort and passes a clean one."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def corpus(
     return path / "corpus.parquet"
 
 
-def found(path: Path, **options: Any) -> leakage.LeakageAudit:
+def run_audit(path: Path, **options: Any) -> leakage.LeakageAudit:
     arguments: dict[str, Any] = {
         "classes": ("survived", "died"),
         "kind": "binary",
         "folder": path,
         "seed": 1,
-        "task": "mortality",
+        "task_name": "mortality",
     }
     return leakage.audit_leakage(path / "cohort.parquet", **(arguments | options))
 
@@ -93,7 +93,7 @@ def found(path: Path, **options: Any) -> leakage.LeakageAudit:
 def test_a_clean_cohort_passes_every_item_and_is_written_down(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose()) for _ in range(300)])
     adapted = corpus(tmp_path, [prose() for _ in range(20)], range(1000, 1020), ["train"] * 20)
-    result = found(tmp_path, adaptation_corpus=adapted, titles={"died": ["never written"]})
+    result = run_audit(tmp_path, adaptation_corpus=adapted, titles={"died": ["never written"]})
     assert {finding.name: finding.verdict for finding in result.findings} == dict.fromkeys(
         (
             *(
@@ -126,7 +126,7 @@ def test_a_person_in_two_splits_stops(tmp_path: Path) -> None:
         [note(prose()) for _ in range(20)],
         subject_id=[3 if location in (0, 9) else location + 100 for location in range(20)],
     )
-    finding = found(tmp_path).get_finding("subjects_in_several_splits")
+    finding = run_audit(tmp_path).get_finding("subjects_in_several_splits")
     assert (finding.value, finding.verdict, finding.detail["subjects"]) == (1, "stop", 19)
 
 
@@ -139,13 +139,13 @@ def test_equal_notes_across_splits_are_found_whatever_the_marks(tmp_path: Path) 
     texts[7] = texts[9]  # of tuning and held_out
     texts[1] = texts[2]  # both of train: nobody is asked
     cohort(tmp_path, texts)
-    finding = found(tmp_path).get_finding("equal_notes_across_splits")
+    finding = run_audit(tmp_path).get_finding("equal_notes_across_splits")
     assert (finding.value, finding.verdict, finding.detail["stays_asked"]) == (2, "stop", 6)
 
 
 def test_empty_notes_are_no_copies_of_each_other(tmp_path: Path) -> None:
     cohort(tmp_path, ["___" for _ in range(20)])
-    result = found(tmp_path)
+    result = run_audit(tmp_path)
     assert result.get_finding("equal_notes_across_splits").value == 0
     assert result.get_finding("near_notes_across_splits").verdict == "not measured"
 
@@ -154,7 +154,7 @@ def test_a_held_out_note_that_stands_inside_a_longer_training_note_is_found(tmp_
     texts = [prose() for _ in range(20)]
     texts[3] = f"{prose(600)} {texts[8]} {prose(600)}"
     cohort(tmp_path, texts)
-    finding = found(tmp_path).get_finding("near_notes_across_splits")
+    finding = run_audit(tmp_path).get_finding("near_notes_across_splits")
     assert (finding.value, finding.verdict, finding.detail["long_enough"]) == (1, "stop", 6)
 
 
@@ -170,11 +170,11 @@ def test_held_out_people_and_notes_in_the_adaptation_corpus_are_found_in_its_tra
         [8, 9, 0],
         ["train", "tuning", "train"],
     )
-    result = found(tmp_path, adaptation_corpus=adapted)
+    result = run_audit(tmp_path, adaptation_corpus=adapted)
     assert result.get_finding("held_out_subjects_in_adaptation").value == 1
     assert result.get_finding("held_out_notes_in_adaptation").value == 1
     assert result.verdict == "stop"
-    assert found(tmp_path).get_finding("held_out_notes_in_adaptation").verdict == "not measured"
+    assert run_audit(tmp_path).get_finding("held_out_notes_in_adaptation").verdict == "not measured"
 
 
 def test_outcome_words_are_counted_by_section_and_class(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_outcome_words_are_counted_by_section_and_class(tmp_path: Path) -> None:
     texts[3] = note("Family says he died", "Pronounced. Died.")
     texts[1] = note("mother DECEASED")
     cohort(tmp_path, texts)
-    finding = found(tmp_path).get_finding("outcome_words")
+    finding = run_audit(tmp_path).get_finding("outcome_words")
     assert finding.value == 3
     assert finding.detail["stays_by_section"] == {
         "CHIEF COMPLAINT": {"died": 1, "survived": 1},
@@ -202,7 +202,7 @@ def test_a_word_that_only_the_dead_have_stops_and_tops_the_probe(tmp_path: Path)
         for location in range(150)
     ]
     cohort(tmp_path, texts)
-    result = found(tmp_path)
+    result = run_audit(tmp_path)
     assert result.get_finding("outcome_words").verdict == "stop"
     probe = result.get_finding("bag_of_words")
     assert probe.value == 1.0
@@ -217,21 +217,21 @@ def test_a_word_of_few_people_is_never_printed(tmp_path: Path) -> None:
         for location in range(150)
     ]
     cohort(tmp_path, texts)  # 0, 3, 6, 12, 15, 21, 24 ... of train: 7 people
-    found(tmp_path)
+    run_audit(tmp_path)
     assert "zanzibar" not in (tmp_path / "leakage.json").read_text()
     many = [
         note(prose(30), "zanzibar" if location % 3 == 0 and location < 90 else "lungs clear")
         for location in range(150)
     ]
     cohort(tmp_path, many)
-    found(tmp_path)
+    run_audit(tmp_path)
     assert "zanzibar" in (tmp_path / "leakage.json").read_text()
     cohort(
         tmp_path,
         many,
         subject_id=[location if location % 3 else 7000 + location % 10 for location in range(150)],
     )  # the same notes, of 10 people and fewer in train
-    found(tmp_path)
+    run_audit(tmp_path)
     assert "zanzibar" not in (tmp_path / "leakage.json").read_text()
 
 
@@ -243,7 +243,7 @@ def test_no_sentence_of_a_note_is_written(tmp_path: Path) -> None:
             for location in range(100)
         ],
     )
-    found(tmp_path, titles={"died": ["unmistakable3 sentence"]})
+    run_audit(tmp_path, titles={"died": ["unmistakable3 sentence"]})
     written = (tmp_path / "leakage.json").read_text()
     assert "unmistakable" not in written.replace("unmistakable3 sentence", "")
 
@@ -254,7 +254,7 @@ def test_the_probe_takes_a_sample_of_many_stays_and_says_so(
     monkeypatch.setattr(leakage, "MAX_PROBED_STAYS", 100)
     cohort(tmp_path, [note(prose()) for _ in range(300)])
     for name in ("bag_of_words", "shuffled_answers"):
-        assert found(tmp_path).get_finding(name).detail["stays_probed_of"] == {
+        assert run_audit(tmp_path).get_finding(name).detail["stays_probed_of"] == {
             "train": [100, 210],
             "held_out": [60, 60],
         }
@@ -262,7 +262,7 @@ def test_the_probe_takes_a_sample_of_many_stays_and_says_so(
 
 def test_a_probe_without_both_answers_is_not_measured(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose()) for _ in range(30)], label=[0] * 30)
-    result = found(tmp_path)
+    result = run_audit(tmp_path)
     assert (
         result.get_finding("bag_of_words").verdict
         == result.get_finding("shuffled_answers").verdict
@@ -301,18 +301,20 @@ def test_class_names_in_the_text_are_counted(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "classes": ("428", "493", "486"),
         "kind": "multilabel",
-        "task": "diagnoses",
+        "task_name": "diagnoses",
     }
     titles = {
         "428": ["Cardiac decompensation", "Heart failure"],
         "493": ["Asthma"],
         "000": ["unused"],
     }
-    finding = found(tmp_path, **options, titles=titles).get_finding("class_names_in_text")
+    finding = run_audit(tmp_path, **options, titles=titles).get_finding("class_names_in_text")
     assert finding.value == 0.75  # 428 in two of two, 493 in one of two, 486 has no title
     assert finding.detail["named_of_answered"] == {"428": [2, 2], "493": [1, 2]}
     assert finding.verdict == "stop"
-    assert found(tmp_path, **options).get_finding("class_names_in_text").verdict == "not measured"
+    assert (
+        run_audit(tmp_path, **options).get_finding("class_names_in_text").verdict == "not measured"
+    )
 
 
 def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
@@ -320,7 +322,7 @@ def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
     texts = [note(f"{prose(40)} {stems[location % 3]}") for location in range(200)]
     cohort(tmp_path, texts, label=[location % 3 for location in range(200)])
     detail = (
-        found(tmp_path, classes=stems, kind="multiclass", task="length_of_stay")
+        run_audit(tmp_path, classes=stems, kind="multiclass", task_name="length_of_stay")
         .get_finding("bag_of_words")
         .detail
     )
@@ -334,53 +336,56 @@ def test_several_classes_are_probed_one_by_one(tmp_path: Path) -> None:
 
 def test_an_unknown_task_has_no_words_to_look_for(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose(20)) for _ in range(12)])
-    finding = found(tmp_path, task="frailty").get_finding("outcome_words")
+    finding = run_audit(tmp_path, task_name="frailty").get_finding("outcome_words")
     assert finding.verdict == "not measured"
     assert "'frailty'" in finding.meaning
 
 
 def test_an_empty_cohort_is_audited_without_an_answer(tmp_path: Path) -> None:
     cohort(tmp_path, [])
-    result = found(tmp_path)
+    result = run_audit(tmp_path)
     assert result.get_finding("near_notes_across_splits").verdict == "not measured"
     assert result.get_finding("subjects_in_several_splits").value == 0
 
 
 def test_the_same_seed_finds_the_same(tmp_path: Path) -> None:
     cohort(tmp_path, [note(prose(60)) for _ in range(120)])
-    assert found(tmp_path) == found(tmp_path)
+    assert run_audit(tmp_path) == run_audit(tmp_path)
 
 
 def test_a_file_that_is_no_cohort_is_refused_by_its_column(tmp_path: Path) -> None:
     path = cohort(tmp_path, [note("a")])
     pq.write_table(pq.read_table(path).drop_columns(["stay_id"]), path)
-    with pytest.raises(InputError, match="'stay_id' is missing"):
-        found(tmp_path)
+    with pytest.raises(InputError, match="'stay_id'") as error:
+        run_audit(tmp_path)
+    assert error.value.location == str(path)
     path.write_bytes(b"no parquet")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
-        found(tmp_path)
+    with pytest.raises(InputError, match=path.name) as error:
+        run_audit(tmp_path)
+    assert error.value.location == str(path)
 
 
 @pytest.mark.parametrize(
-    ("columns", "problem"),
+    ("columns", "value"),
     [
-        ({"label": [2, 0]}, "run from 0 to 2"),
-        ({"label": [None, 0]}, "1 stays have no answer"),
-        ({"split": ["train", "test"]}, "'test' is none of"),
+        ({"label": [2, 0]}, "0 to 2"),
+        ({"label": [None, 0]}, "1 stays"),
+        ({"split": ["train", "test"]}, "'test'"),
     ],
 )
 def test_answers_and_splits_that_are_none_are_refused(
-    tmp_path: Path, columns: dict[str, Any], message: str
+    tmp_path: Path, columns: dict[str, Any], value: str
 ) -> None:
-    cohort(tmp_path, ["a", "b"], **columns)
-    with pytest.raises(InputError, match=message):
-        found(tmp_path)
+    path = cohort(tmp_path, ["a", "b"], **columns)
+    with pytest.raises(InputError, match=value) as error:
+        run_audit(tmp_path)
+    assert error.value.location == str(path)
 
 
 def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
     cohort(tmp_path, ["a"])
     with pytest.raises(StorageError, match=r"leakage\.json"):
-        found(tmp_path, folder=tmp_path / "cohort.parquet")
+        run_audit(tmp_path, folder=tmp_path / "cohort.parquet")
 
 
 def test_words_are_compared_without_marks_case_and_signs() -> None:
@@ -392,13 +397,13 @@ def test_words_are_compared_without_marks_case_and_signs() -> None:
 
 def test_five_word_pieces_do_not_cross_from_one_note_to_the_next() -> None:
     texts = [" ".join(f"{name}{location}" for location in range(400)) for name in "ab"]
-    both_notes, both = overlap.sample_shingles(pa.array([texts[0], "", "one two", texts[1]]))
-    alone = [overlap.sample_shingles(pa.array([text]))[1] for text in texts]
-    assert both.tolist() == [*alone[0].tolist(), *alone[1].tolist()]
-    assert set(both_notes.tolist()) == {0, 3}
+    all_notes, all_hashes = overlap.sample_shingles(pa.array([texts[0], "", "one two", texts[1]]))
+    separate_hashes = [overlap.sample_shingles(pa.array([text]))[1] for text in texts]
+    assert all_hashes.tolist() == [*separate_hashes[0].tolist(), *separate_hashes[1].tolist()]
+    assert set(all_notes.tolist()) == {0, 3}
     assert (
         2 * 396 / overlap.SHINGLE_SAMPLING_DIVISOR * 0.7
-        < len(both)
+        < len(all_hashes)
         < 2 * 396 / overlap.SHINGLE_SAMPLING_DIVISOR * 1.3
     )
 
@@ -419,14 +424,14 @@ def test_phrases_that_every_note_has_make_no_copies() -> None:
 
 def test_texts_are_read_by_row(tmp_path: Path) -> None:
     path = cohort(tmp_path, [str(location) for location in range(5000)])
-    chosen = np.zeros(5000, np.bool_)
-    chosen[[0, 2047, 2048, 4999]] = True
-    read = [
+    mask = np.zeros(5000, np.bool_)
+    mask[[0, 2047, 2048, 4999]] = True
+    rows_and_texts = [
         (row, text)
-        for rows, texts in cohort_files.iterate_text_batches(path, chosen)
+        for rows, texts in cohort_files.iterate_text_batches(path, mask)
         for row, text in zip(rows.tolist(), texts.to_pylist(), strict=True)
     ]
-    assert read == [(0, "0"), (2047, "2047"), (2048, "2048"), (4999, "4999")]
+    assert rows_and_texts == [(0, "0"), (2047, "2047"), (2048, "2048"), (4999, "4999")]
 
 
 def test_ties_of_two_classes_are_one_question() -> None:

@@ -1,4 +1,5 @@
-"""Questions about notes that belong to no stay, on a dozen filed notes that can be counted by hand, and on MTSamples."""
+"""Cohorts of notes without stays, on a dozen notes that can be counted by hand, and on
+MTSamples."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import COHORT_SCHEMA, NOTE_SCHEMA, Attrition
-from clinpeft.data import cohorts
+from clinpeft.data import cohorts, sources
 from clinpeft.data.cohorts import note_categories
 from clinpeft.data.cohorts.split import split_subjects_by_hash
-from clinpeft.data.notes import sources
 from clinpeft.recipe import CohortRecipe, SourceSpec
 
 SECRET = "a sentence of a note"
 NOON = datetime.datetime(2100, 1, 1, 12)
 EPOCH = datetime.datetime(1970, 1, 1)
 
-# (subject, category, time, text). Distinct texts under Surgery: 3 (a, b, d); Urology: 2 (a, c); Cardiology: 2 (b, c); Letters: 1 (e).
+# (subject, category, time, text). Distinct texts under Surgery: 3 (a, b, d); Urology: 2 (a, c);
+# Cardiology: 2 (b, c); Letters: 1 (e).
 FILED = [
     (1, "Surgery", None, "a stone was removed"),
     (1, "Urology", NOON, "A stone  was\nremoved"),  # the same text: white space and case aside
@@ -90,7 +91,7 @@ def built(
     return (
         cohort,
         answers,
-        {reason: left for step in steps for reason, left in step.dropped_rows.items()},
+        {reason: dropped for step in steps for reason, dropped in step.dropped_rows.items()},
     )
 
 
@@ -102,7 +103,7 @@ BEFORE = {
 
 
 def test_a_text_is_asked_once_and_its_rarest_category_is_the_answer(tmp_path: Path) -> None:
-    cohort, answers, left = built(tmp_path, "note_category")
+    cohort, answers, dropped = built(tmp_path, "note_category")
     assert answers == {
         "a stone was removed": "Urology",
         "a valve was replaced": "Cardiology",
@@ -110,18 +111,18 @@ def test_a_text_is_asked_once_and_its_rarest_category_is_the_answer(tmp_path: Pa
         "a knee was opened": "Surgery",
         "dear colleague": "Letters",
     }
-    assert left == BEFORE
+    assert dropped == BEFORE
     assert cohort.classes == ("Cardiology", "Letters", "Surgery", "Urology")
 
 
 def test_a_text_filed_under_several_categories_can_be_left_out(tmp_path: Path) -> None:
-    _, answers, left = built(tmp_path, "note_category", several="drop")
+    _, answers, dropped = built(tmp_path, "note_category", several="drop")
     assert answers == {"a knee was opened": "Surgery", "dear colleague": "Letters"}
-    assert left == BEFORE | {note_categories.SEVERAL_CATEGORIES_REASON: 3}
+    assert dropped == BEFORE | {note_categories.SEVERAL_CATEGORIES_REASON: 3}
 
 
 def test_all_categories_of_a_text_are_the_answer_where_all_are_asked(tmp_path: Path) -> None:
-    _, answers, left = built(tmp_path, "note_categories")
+    _, answers, dropped = built(tmp_path, "note_categories")
     assert answers == {
         "a stone was removed": ["Surgery", "Urology"],
         "a valve was replaced": ["Cardiology", "Surgery"],
@@ -129,23 +130,23 @@ def test_all_categories_of_a_text_are_the_answer_where_all_are_asked(tmp_path: P
         "a knee was opened": ["Surgery"],
         "dear colleague": ["Letters"],
     }
-    assert left == BEFORE
+    assert dropped == BEFORE
 
 
 def test_rare_categories_leave_and_their_texts_are_counted(tmp_path: Path) -> None:
-    cohort, answers, left = built(tmp_path, "note_category", min_label_count=2)
+    cohort, answers, dropped = built(tmp_path, "note_category", min_label_count=2)
     assert answers == {"a valve was replaced": "Cardiology", "both were seen": "Cardiology"}
-    assert left == BEFORE | {"category with fewer than 2 training notes": 3}
+    assert dropped == BEFORE | {"category with fewer than 2 training notes": 3}
     assert json.loads((cohort.folder / "labels.json").read_text())["left_out"] == [
         {"name": "Letters", "train_stays": 1},
         {"name": "Surgery", "train_stays": 1},
         {"name": "Urology", "train_stays": 1},
     ]
-    cohort, answers, left = built(tmp_path, "note_categories", min_label_count=2)
+    cohort, answers, dropped = built(tmp_path, "note_categories", min_label_count=2)
     assert (
         cohort.classes == ("Cardiology", "Surgery", "Urology") and "dear colleague" not in answers
     )
-    assert left == BEFORE | {"no category with 2 training notes or more": 1}
+    assert dropped == BEFORE | {"no category with 2 training notes or more": 1}
     assert cohorts.read_label_space(tmp_path).train_counts == (2, 3, 2)
 
 
@@ -179,22 +180,26 @@ def test_the_number_of_a_text_does_not_depend_on_its_company(tmp_path: Path) -> 
         tmp_path / "alone",
     )
     number = pq.read_table(alone.path)["stay_id"].to_pylist()[0]
-    found = dict(
+    stay_ids = dict(
         zip(
             *(pq.read_table(whole.path)[name].to_pylist() for name in ("text", "stay_id")),
             strict=True,
         )
     )
-    assert found["a knee was opened"] == number and 0 <= number < 2**63
+    assert stay_ids["a knee was opened"] == number and 0 <= number < 2**63
 
 
 def test_the_split_has_a_seed_of_its_own(tmp_path: Path) -> None:
     many = [(subject, f"kind {subject % 2}", None, f"note {subject}") for subject in range(200)]
 
     def drawn(seed: int, split_seed: int) -> list[str]:
-        asked = recipe("note_category", {"seed": split_seed}).model_copy(update={"seed": seed})
+        cohort_recipe = recipe("note_category", {"seed": split_seed}).model_copy(
+            update={"seed": seed}
+        )
         names: list[str] = pq.read_table(
-            note_categories.write_note_cohort(asked, notes(many), Attrition("read"), tmp_path).path
+            note_categories.write_note_cohort(
+                cohort_recipe, notes(many), Attrition("read"), tmp_path
+            ).path
         )["split"].to_pylist()
         return names
 
@@ -207,25 +212,24 @@ def test_the_split_has_a_seed_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError,
-        match=r"mortality is asked of stays, and notes are given(.|\n)*note_category, note_categories",
-    ):
+    with pytest.raises(RecipeError, match="note_category, note_categories") as error:
         note_categories.write_note_cohort(recipe("mortality"), notes(), Attrition("read"), tmp_path)
-    with pytest.raises(RecipeError, match="notes without stays have no site"):
+    assert error.value.location == "task.name"
+    with pytest.raises(RecipeError) as error:
         note_categories.write_note_cohort(
             recipe("note_category", {"by": "site"}), notes(), Attrition("read"), tmp_path
         )
-    with pytest.raises(SourceError, match="gave 0 notes"):
+    assert error.value.location == "split.by = 'site'"
+    with pytest.raises(SourceError, match="0 notes"):
         note_categories.write_note_cohort(
             recipe("note_category"), notes([]), Attrition("read"), tmp_path
         )
-    with pytest.raises(SourceError, match=r"not one note is left(.|\n)*2 × no category") as refused:
+    with pytest.raises(SourceError, match="2 × no category") as source_error:
         note_categories.write_note_cohort(
             recipe("note_category"), notes(FILED[-2:]), Attrition("read"), tmp_path
         )
-    assert SECRET not in str(refused.value)
-    with pytest.raises(SourceError, match=r"not one note is left(.|\n)*fewer than 9"):
+    assert SECRET not in str(source_error.value)
+    with pytest.raises(SourceError, match="fewer than 9"):
         note_categories.write_note_cohort(
             recipe("note_category", min_label_count=9), notes(), Attrition("read"), tmp_path
         )
@@ -239,10 +243,13 @@ def test_mtsamples_has_2376_texts_in_40_categories_and_is_audited_and_written_as
     source = SourceSpec(
         name="files", path=shared_data / "mtsamples" / "mtsamples.csv.gz", columns=columns
     )
-    asked = recipe("note_category", {"train": 0.7}).model_copy(update={"source": source})
-    read = Attrition("read")
+    cohort_recipe = recipe("note_category", {"train": 0.7}).model_copy(update={"source": source})
+    attrition = Attrition("read")
     cohort = cohorts.build_note_cohort(
-        asked, sources.read_notes(asked.source, read, tmp_path / "cache"), read, tmp_path / "cohort"
+        cohort_recipe,
+        sources.read_notes(cohort_recipe.source, attrition, tmp_path / "cache"),
+        attrition,
+        tmp_path / "cohort",
     )
     assert [(step.entered_rows, step.kept_rows) for step in cohort.attrition[:2]] == [
         (4999, 4999),

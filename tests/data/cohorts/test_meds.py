@@ -1,4 +1,5 @@
-"""A cohort of invented people as a MEDS data set, held to the standard's own schemas where they are installed."""
+"""A cohort of invented people as a MEDS data set, held to the standard's own schemas where they are
+installed."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def test_the_notes_stand_by_person_and_time_in_the_file_of_their_split(tmp_path:
 def test_a_binary_question_has_one_file_of_truths(tmp_path: Path) -> None:
     cohort(tmp_path)
     labels = pq.read_table(
-        written(tmp_path, question="in-hospital mortality") / "labels/in-hospital_mortality.parquet"
+        written(tmp_path, task_name="in-hospital mortality")
+        / "labels/in-hospital_mortality.parquet"
     )
     assert labels.to_pylist() == [
         {"subject_id": 5, "prediction_time": at(4), "boolean_value": True},
@@ -154,15 +156,20 @@ def test_two_builds_of_one_cohort_are_equal_and_the_clock_is_the_callers(tmp_pat
     assert {
         file: file.read_bytes() for file in written(tmp_path).rglob("*") if file.is_file()
     } == first
-    told = json.loads((written(tmp_path, created_at=at(9)) / "metadata/dataset.json").read_text())
-    assert told["created_at"] == "2150-01-09T08:00:00"
-    assert told["raw_source_id_columns"] == ["note_id", "hadm_id"]
+    metadata = json.loads(
+        (written(tmp_path, created_at=at(9)) / "metadata/dataset.json").read_text()
+    )
+    assert metadata["created_at"] == "2150-01-09T08:00:00"
+    assert metadata["raw_source_id_columns"] == ["note_id", "hadm_id"]
 
 
 def test_every_file_holds_to_the_schemas_of_the_standard(tmp_path: Path) -> None:
     standard = pytest.importorskip(
         "meds",
-        reason="the meds package, which has the schemas of the standard, is not installed: pip install clinpeft[dev]",
+        reason=(
+            "the meds package, which has the schemas of the standard, is not installed: pip "
+            "install clinpeft[dev]"
+        ),
     )
     cohort(tmp_path)
     folder = written(tmp_path, created_at=at(9))
@@ -211,15 +218,16 @@ def test_an_empty_cohort_is_an_empty_data_set(tmp_path: Path) -> None:
 
 def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     cohort(tmp_path, subject_id=[7, 9, 7, 7])
-    with pytest.raises(InputError, match="1 people have stays in more than one split"):
+    with pytest.raises(InputError, match=r"^1 subjects "):
         written(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     cohort(tmp_path)
     (tmp_path / "meds").write_text("in the way")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError) as error:
         written(tmp_path)
+    assert error.value.location == str(tmp_path / "meds")
 
 
 def test_labels_are_read_back_as_written(tmp_path: Path) -> None:
@@ -251,39 +259,42 @@ def test_narrower_types_of_other_writers_are_widened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "problem"),
+    ("columns", "value"),
     [
-        ({"label": pa.array([1, 2])}, "column 'label' is none of the label schema"),
-        ({"subject_id": pa.array([1, None], pa.int64())}, "column 'subject_id' has 1 nulls"),
-        ({"subject_id": pa.array(["1", "2"])}, "column 'subject_id' is string, and must be int64"),
+        ({"label": pa.array([1, 2])}, "'label'"),
+        ({"subject_id": pa.array([1, None], pa.int64())}, "'subject_id' has 1 "),
+        ({"subject_id": pa.array(["1", "2"])}, "'subject_id' is string.*int64"),
         (
             {"prediction_time": pa.array([at(1), at(2)], pa.timestamp("us", "UTC"))},
-            "column 'prediction_time' is timestamp",
+            "'prediction_time' is timestamp",
         ),
-        ({"boolean_value": pa.array([1, 0])}, "column 'boolean_value' is int64, and must be bool"),
+        ({"boolean_value": pa.array([1, 0])}, "'boolean_value' is int64.*bool"),
         (
             {"boolean_value": pa.array([None, None], pa.bool_())},
-            "none of boolean_value, integer_value, float_value, categorical_value has an answer",
+            "boolean_value, integer_value, float_value, categorical_value",
         ),
         (
             {"integer_value": pa.array([2**63, 0], pa.uint64())},
-            "column 'integer_value' does not fit",
+            "'integer_value'.*int64",
         ),
     ],
 )
 def test_a_label_file_that_is_not_by_the_schema_is_refused_by_its_column(
-    tmp_path: Path, columns: dict[str, pa.Array], message: str
+    tmp_path: Path, columns: dict[str, pa.Array], value: str
 ) -> None:
     pq.write_table(pa.table(GOOD | columns), tmp_path / "labels.parquet")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=value) as error:
         meds.read_meds_labels(tmp_path / "labels.parquet")
+    assert error.value.location == str(tmp_path / "labels.parquet")
 
 
 def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no Parquet file"):
+    with pytest.raises(InputError) as error:
         meds.read_meds_labels(tmp_path)
+    assert error.value.location == str(tmp_path)
     pq.write_table(pa.table({"subject_id": pa.array([1])}), tmp_path / "labels.parquet")
-    with pytest.raises(InputError, match="'prediction_time' is missing"):
+    with pytest.raises(InputError, match="'prediction_time'"):
         meds.read_meds_labels(tmp_path / "labels.parquet")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
+    with pytest.raises(InputError) as error:
         meds.read_meds_labels(tmp_path / "other.parquet")
+    assert error.value.location == str(tmp_path / "other.parquet")

@@ -1,11 +1,10 @@
-"""Notes of both shapes, cut by hand and by the two cutters; all of them invented."""
+"""Notes of both data sets, cut by hand and by both rules; all of them synthetic."""
 
 from __future__ import annotations
 
 import re
 import time
 
-import pyarrow as pa
 import pytest
 
 from clinpeft.data.cohorts import sections
@@ -114,15 +113,16 @@ Home
 
 
 def cut(text: str) -> str:
-    kept = sections.extract_note_text(text, "admission").text
-    assert kept is not None
-    return kept
+    extract = sections.extract_note_text(text, "admission").text
+    assert extract is not None
+    return extract
 
 
 def test_an_older_note_keeps_its_eight_sections_and_nothing_of_the_stay() -> None:
     assert cut(OLDER) == (
         "CHIEF COMPLAINT: Dyspnea\n\n"
-        "PRESENT ILLNESS: 70 year old man with heart failure, three days\nof dyspnea.\nIn the ED:\nVitals 98.1 80 120/80.\n\n"
+        "PRESENT ILLNESS: 70 year old man with heart failure, three days\nof dyspnea.\nIn "
+        "the ED:\nVitals 98.1 80 120/80.\n\n"
         "MEDICAL HISTORY: 1. CHF\n2. COPD\n\n"
         "MEDICATION ON ADMISSION: 1. Furosemide 20 mg\n\n"
         "ALLERGIES: Penicillins\n\n"
@@ -133,16 +133,16 @@ def test_an_older_note_keeps_its_eight_sections_and_nothing_of_the_stay() -> Non
 
 
 def test_a_newer_note_keeps_the_exam_at_admission_and_not_the_one_at_discharge() -> None:
-    kept = cut(NEWER)
+    extract = cut(NEWER)
     assert (
-        "PHYSICAL EXAM: VS: 98.2\nABD: tender\n\nFAMILY HISTORY: Non-contributory.\n\nSOCIAL HISTORY: ___"
-        in kept
-    )
+        "PHYSICAL EXAM: VS: 98.2\nABD: tender\n\nFAMILY HISTORY: Non-contributory.\n\n"
+        "SOCIAL HISTORY: ___"
+    ) in extract
     assert (
-        "MEDICATION ON ADMISSION: The Preadmission Medication list is accurate and complete.\n1. Lisinopril 10 mg"
-        in kept
-    )
-    assert not re.search("soft|LIPASE|Pancreatitis|Home|====", kept)
+        "MEDICATION ON ADMISSION: The Preadmission Medication list is accurate and "
+        "complete.\n1. Lisinopril 10 mg"
+    ) in extract
+    assert not re.search("soft|LIPASE|Pancreatitis|Home|====", extract)
 
 
 @pytest.mark.parametrize("note", [OLDER, NEWER])
@@ -170,13 +170,17 @@ MEDICATIONS:  None.
 PHYSICAL EXAM:  No pulse.
 """
     assert cut(note) == (
-        "PRESENT ILLNESS: The patient is a 60-year-old female\nwith fever.\n\nMEDICAL HISTORY: 1. Diabetes.\n\n"
+        "PRESENT ILLNESS: The patient is a 60-year-old female\nwith fever.\n\nMEDICAL "
+        "HISTORY: 1. Diabetes.\n\n"
         "MEDICATION ON ADMISSION: Insulin.\n\nALLERGIES: NKDA.\n\nPHYSICAL EXAM: Febrile."
     )
 
 
 def test_a_note_in_one_line_is_cut_at_its_headings() -> None:
-    note = "Chief Complaint: cough History of Present Illness: 3 days of cough. PMH: asthma Brief Hospital Course: intubated Social History: none"
+    note = (
+        "Chief Complaint: cough History of Present Illness: 3 days of cough. PMH: asthma Brief "
+        "Hospital Course: intubated Social History: none"
+    )
     assert (
         cut(note)
         == "CHIEF COMPLAINT: cough\n\nPRESENT ILLNESS: 3 days of cough.\n\nMEDICAL HISTORY: asthma"
@@ -208,9 +212,9 @@ def test_purulent_discharge_is_no_going_home() -> None:
 def test_an_unknown_heading_alone_on_its_line_ends_a_section_and_a_part_of_the_exam_does_not() -> (
     None
 ):
-    kept = cut("CC: pain\n\nPhysical Exam:\nwell\n\nHEENT:\ndry\n\nEvents of the week:\nshock\n")
-    assert "well\nHEENT:\ndry" in kept
-    assert "shock" not in kept
+    extract = cut("CC: pain\n\nPhysical Exam:\nwell\n\nHEENT:\ndry\n\nEvents of the week:\nshock\n")
+    assert "well\nHEENT:\ndry" in extract
+    assert "shock" not in extract
 
 
 def test_a_wrapped_sentence_is_no_heading() -> None:
@@ -246,20 +250,6 @@ def test_all_keeps_the_whole_note() -> None:
     assert sections.extract_note_text(f"\n{OLDER}\n", "all").text == OLDER.strip()
 
 
-def test_many_notes_are_cut_in_order_with_a_null_where_one_was_dropped() -> None:
-    cuts = sections.extract_note_texts(
-        pa.chunked_array([pa.array([OLDER, None]), pa.array(["none", "CC: x"])]), "admission"
-    )
-    assert cuts.text.to_pylist() == [cut(OLDER), None, None, "CHIEF COMPLAINT: x"]
-    assert cuts.reason.to_pylist() == [
-        None,
-        sections.EMPTY_TEXT_REASON,
-        sections.NO_HISTORY_REASON,
-        None,
-    ]
-    assert cuts.text.type == pa.large_string()
-
-
 def test_the_published_cutter_prints_all_eight_headings_and_joins_lines() -> None:
     assert sections.extract_note_text(OLDER, "core-2021").text == (
         "CHIEF COMPLAINT: Dyspnea\n\n"
@@ -289,9 +279,11 @@ def test_the_published_cutter_keeps_its_bugs() -> None:
         )
         == "last section of the note"
     )
-    swallowed = "Chief Complaint:\n\nAllergies:\nnuts\n\nSex:\n"  # an empty section takes the next one, heading and all
+    # an empty section takes the next one, heading and all
+    swallowed = "Chief Complaint:\n\nAllergies:\nnuts\n\nSex:\n"
     assert section(swallowed, "CHIEF COMPLAINT") == "Allergies: nuts"
-    numbered = "Chief Complaint:\na\n\n1. b:\n\n(c):\n\nd (e):\n\nf. g:\n\nEnd:\n"  # digits, brackets and dots before the colon are no heading
+    # digits, brackets and dots before the colon are no heading
+    numbered = "Chief Complaint:\na\n\n1. b:\n\n(c):\n\nd (e):\n\nf. g:\n\nEnd:\n"
     assert section(numbered, "CHIEF COMPLAINT") == "a  1. b:  (c):  d (e):  f. g:"
     assert (
         section(
@@ -305,11 +297,12 @@ def test_the_published_cutter_keeps_its_bugs() -> None:
 
 
 def published(text: str, heading: str) -> str:
-    """The rule of the publication as one pattern, on text whose line ends are written out; slow, and the reference here."""
-    found = re.search(
+    """The rule of the publication as one pattern, on text whose line ends are written out; slow,
+    and the reference here."""
+    match = re.search(
         rf"(?i){heading}(.+?)\\n\\n[^(\\|\d|\.)]+?:", text.strip().replace("\n", "\\n")
     )
-    return found.group(1).replace("\\n", " ").strip() if found else ""
+    return match.group(1).replace("\\n", " ").strip() if match else ""
 
 
 def test_the_published_cutter_equals_the_published_rule_on_any_text() -> None:
@@ -344,7 +337,10 @@ def test_the_published_cutter_equals_the_published_rule_on_any_text() -> None:
 
 
 def test_the_death_filter_clears_the_exam_once_and_finds_what_is_left() -> None:
-    note = "PRESENT ILLNESS: fell\n\nPHYSICAL EXAM: cold. patient has expired. pt died\n\nFAMILY HISTORY: father died"
+    note = (
+        "PRESENT ILLNESS: fell\n\nPHYSICAL EXAM: cold. patient has expired. pt died\n\nFAMILY "
+        "HISTORY: father died"
+    )
     cleared = sections.remove_death_phrases(note)
     assert (
         cleared
@@ -387,19 +383,19 @@ def test_looking_for_the_words_first_changes_no_answer(monkeypatch: pytest.Monke
             "é",
         ),
     ]
-    state, told = 4711, 0
+    state, with_death_word = 4711, 0
     for number in range(3000):
         picked = []
         for _ in range(6):
             state = (state * 1103515245 + 12345) % 2**31
             picked.append(pieces[(state >> 16) % len(pieces)])
         text = "".join(picked) if number % 2 else "".join(picked).encode("ascii", "ignore").decode()
-        found = sections.remove_death_phrases(text), sections.mentions_death(text)
+        fast = sections.remove_death_phrases(text), sections.mentions_death(text)
         with monkeypatch.context() as slowly:
             slowly.setattr(core2021, "_has_death_word", lambda _: True)
-            assert found == (sections.remove_death_phrases(text), sections.mentions_death(text))
-        told += core2021._has_death_word(text)
-    assert 300 < told < 2700  # both ways were taken
+            assert fast == (sections.remove_death_phrases(text), sections.mentions_death(text))
+        with_death_word += core2021._has_death_word(text)
+    assert 300 < with_death_word < 2700  # both ways were taken
 
 
 @pytest.mark.parametrize(

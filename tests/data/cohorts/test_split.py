@@ -26,15 +26,15 @@ def test_the_draw_is_that_of_the_corpora_so_that_nobody_held_out_was_read_before
 
 def test_the_shares_are_met_and_neither_order_nor_company_plays_a_part() -> None:
     subjects = np.arange(20_000)
-    drawn = split.split_subjects_by_hash(subjects, SHARES, 7)
+    splits = split.split_subjects_by_hash(subjects, SHARES, 7)
     assert [
-        float(np.mean(drawn == name)) for name in ("train", "tuning", "held_out")
+        float(np.mean(splits == name)) for name in ("train", "tuning", "held_out")
     ] == pytest.approx(SHARES, abs=0.01)  # 3 standard errors
-    assert split.split_subjects_by_hash(subjects[::-1], SHARES, 7)[::-1].tolist() == drawn.tolist()
+    assert split.split_subjects_by_hash(subjects[::-1], SHARES, 7)[::-1].tolist() == splits.tolist()
     assert (
-        split.split_subjects_by_hash(subjects[40:50], SHARES, 7).tolist() == drawn[40:50].tolist()
+        split.split_subjects_by_hash(subjects[40:50], SHARES, 7).tolist() == splits[40:50].tolist()
     )
-    assert split.split_subjects_by_hash(subjects, SHARES, 8).tolist() != drawn.tolist()
+    assert split.split_subjects_by_hash(subjects, SHARES, 8).tolist() != splits.tolist()
 
 
 def test_the_latest_years_are_held_out_and_a_person_is_asked_in_the_latest_split_only() -> None:
@@ -53,7 +53,7 @@ def test_sites_are_held_out_by_name() -> None:
         np.array([1, 2, 3]), ["east", "north", "west"], spec, seed=1
     )
     assert names.tolist() == ["held_out", "tuning", "train"]
-    with pytest.raises(InputError, match="no stay has site 'east'"):
+    with pytest.raises(InputError, match="site 'east'"):
         split.split_stays_by_group(np.array([1, 2]), ["north", "west"], spec, seed=1)
 
 
@@ -72,20 +72,22 @@ def test_lists_are_read_under_either_set_of_names(tmp_path: Path) -> None:
 def test_a_subject_on_two_lists_is_refused(tmp_path: Path) -> None:
     for name in ("train", "tuning", "held_out"):
         (tmp_path / f"{name}.txt").write_text("5\n" if name != "tuning" else "6\n")
-    with pytest.raises(RefusedError, match="subject 5 is in two splits, train and held_out"):
+    with pytest.raises(RefusedError, match=r"5 .* train and held_out") as error:
         split.split_subjects_by_lists(np.array([5]), tmp_path)
+    assert error.value.location == str(tmp_path)
 
 
 def test_a_missing_list_and_a_line_that_is_no_subject_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 lists for train"):
         split.split_subjects_by_lists(np.array([5]), tmp_path)
     (tmp_path / "train.txt").write_text("5\nsix\n")
-    with pytest.raises(InputError, match=r"no subject id(.|\n)*train.txt: line 2"):
+    with pytest.raises(InputError, match="subject id") as error:
         split.split_subjects_by_lists(np.array([5]), tmp_path)
+    assert error.value.location == "train.txt: line 2"
 
 
 def test_a_subject_in_two_splits_is_refused() -> None:
-    with pytest.raises(RefusedError, match="subject 9 is in two splits, train and held_out"):
+    with pytest.raises(RefusedError, match=r"9 .* train and held_out"):
         split.check_subjects_in_one_split(
             np.array([8, 9, 9]), np.array(["train", "train", "held_out"])
         )

@@ -1,4 +1,5 @@
-"""A golden cohort per task, on twelve invented patients written out as a table that a clinician could read."""
+"""A golden cohort per task, on twelve invented patients written out as a table that a clinician
+could read."""
 
 from __future__ import annotations
 
@@ -19,30 +20,33 @@ from clinpeft.data import cohorts, hospital
 from clinpeft.data.cohorts import codes
 from clinpeft.recipe import CohortRecipe, CohortSplitSpec, SourceSpec, TaskSpec
 
-# Stays of twelve people. Diagnoses and procedures are ICD-9 as shipped; a dash is nothing. All born 2040-01-01 but the newborn.
+# Stays of twelve people. Diagnoses and procedures are ICD-9 as shipped; a dash is nothing. All born
+# 2040-01-01 but the newborn.
 STAYS = """
-person stay admitted         discharged       died             type      dead diagnoses        procedures
-1      101  2100-01-01T00:00 2100-01-04T01:12 -                EMERGENCY 0    4019,4280,V4581  0331,3893
-2      102  2100-02-01T00:00 2100-02-04T01:13 -                EMERGENCY 0    4019,E8791       3310
-3      103  2100-03-01T00:00 2100-03-06T00:00 2100-03-06T00:00 EMERGENCY 1    0389,51881       966
-4      104  2100-04-01T08:00 2100-04-09T08:00 -                ELECTIVE  0    41401            3615,8856
-4      105  2100-04-20T00:00 2100-05-20T00:00 -                EMERGENCY 0    99859            -
-5      106  2100-05-01T00:00 2100-05-03T00:00 -                NEWBORN   0    V3000            640
-6      107  2100-06-01T00:00 2100-06-10T00:00 -                URGENT    -    5849             3995
-7      108  2100-07-01T00:00 2100-07-02T00:00 2100-07-20T00:00 EMERGENCY 0    1970             -
-8      109  2100-08-01T00:00 2100-08-03T10:00 -                EMERGENCY 0    -                -
-8      110  2100-08-03T20:00 2100-08-09T00:00 -                EMERGENCY 0    4280             3893
-9      111  2100-09-01T00:00 -                -                EMERGENCY 0    4280             -
-10     112  2100-10-01T00:00 2100-10-09T00:00 -                EMERGENCY 0    5770             5110
-11     113  2100-11-01T00:00 2100-11-16T00:00 -                EMERGENCY 0    25000            -
-12     114  2100-12-01T00:00 2100-12-05T00:00 2100-12-05T00:00 EMERGENCY 1    42731            9960
-"""
+person stay admitted         discharged       died             type      dead diagnoses       procedures
+1      101  2100-01-01T00:00 2100-01-04T01:12 -                EMERGENCY 0    4019,4280,V4581 0331,3893
+2      102  2100-02-01T00:00 2100-02-04T01:13 -                EMERGENCY 0    4019,E8791      3310
+3      103  2100-03-01T00:00 2100-03-06T00:00 2100-03-06T00:00 EMERGENCY 1    0389,51881      966
+4      104  2100-04-01T08:00 2100-04-09T08:00 -                ELECTIVE  0    41401           3615,8856
+4      105  2100-04-20T00:00 2100-05-20T00:00 -                EMERGENCY 0    99859           -
+5      106  2100-05-01T00:00 2100-05-03T00:00 -                NEWBORN   0    V3000           640
+6      107  2100-06-01T00:00 2100-06-10T00:00 -                URGENT    -    5849            3995
+7      108  2100-07-01T00:00 2100-07-02T00:00 2100-07-20T00:00 EMERGENCY 0    1970            -
+8      109  2100-08-01T00:00 2100-08-03T10:00 -                EMERGENCY 0    -               -
+8      110  2100-08-03T20:00 2100-08-09T00:00 -                EMERGENCY 0    4280            3893
+9      111  2100-09-01T00:00 -                -                EMERGENCY 0    4280            -
+10     112  2100-10-01T00:00 2100-10-09T00:00 -                EMERGENCY 0    5770            5110
+11     113  2100-11-01T00:00 2100-11-16T00:00 -                EMERGENCY 0    25000           -
+12     114  2100-12-01T00:00 2100-12-05T00:00 2100-12-05T00:00 EMERGENCY 1    42731           9960
+"""  # noqa: E501
 
 NOTE = (
-    "Chief Complaint: breath\n\nHistory of Present Illness: came with {complaint}\n\nPast Medical History: none\n\n"
+    "Chief Complaint: breath\n\nHistory of Present Illness: came with {complaint}\n\nPast "
+    "Medical History: none\n\n"
     "Brief Hospital Course: {course}\n\nDischarge Disposition: home\n"
 )
-# (stay, date, category, description, error, what the note says). Stay 112 has no note at all; 113 has only an addendum.
+# (stay, date, category, description, error, what the note says). Stay 112 has no note at all; 113
+# has only an addendum.
 NOTES = [
     (101, "2100-01-04", "Discharge summary", "Report", "", "cough"),
     (101, "2100-01-04", "Discharge summary", "Addendum", "", "also fever"),
@@ -167,18 +171,21 @@ def write_mimic_iii(folder: Path) -> Path:
         ]
         for at, (stay, day, category, description, error, says) in enumerate(NOTES, start=1)
     ]
-    header = "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,CATEGORY,DESCRIPTION,CGID,ISERROR,TEXT"
+    header = (
+        "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,"
+        "CATEGORY,DESCRIPTION,CGID,ISERROR,TEXT"
+    )
     write_csv(folder / "NOTEEVENTS.csv", header, notes)
     return folder
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[HospitalDatabase]:
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=write_mimic_iii(tmp_path / "mimic")), tmp_path / "work"
     )
-    yield found
-    found.connection.close()
+    yield database
+    database.connection.close()
 
 
 def recipe(name: str, **task: object) -> CohortRecipe:
@@ -217,7 +224,8 @@ def build(opened: HospitalDatabase, tmp_path: Path) -> Build:
 
 
 def who_left(cohort: cohorts.Cohort) -> dict[str, int]:
-    """Reasons for which stays left, from the first rule on (those of notes and raw rows are not stays)."""
+    """Reasons for which stays left, from the first rule on (those of notes and raw rows are not
+    stays)."""
     apart = (
         "read ",
         "stay:",
@@ -232,26 +240,27 @@ def who_left(cohort: cohorts.Cohort) -> dict[str, int]:
         "ventilation ",
     )
     return {
-        reason: left
+        reason: dropped
         for step in cohort.attrition
         if not step.step.startswith(apart)
-        for reason, left in step.dropped_rows.items()
+        for reason, dropped in step.dropped_rows.items()
     }
 
 
 def assert_nothing_is_lost(cohort: cohorts.Cohort) -> None:
-    """Rows in = rows out + counted reasons: of every step, and from one step on stays to the next."""
+    """Rows in = rows out + counted reasons: of every step, and from one step on stays to the
+    next."""
     stays = len(STAYS.strip().splitlines()) - 1
-    left = sum(who_left(cohort).values())
+    dropped = sum(who_left(cohort).values())
     rows = pq.ParquetFile(cohort.path).metadata.num_rows
-    assert rows + left == stays
+    assert rows + dropped == stays
     written = json.loads((cohort.folder / "attrition.json").read_text())
     assert all(step["entered"] == step["kept"] + sum(step["dropped"].values()) for step in written)
     assert [step["step"] for step in written] == [step.step for step in cohort.attrition]
 
 
 def test_mortality_asks_who_died_in_the_stay(build: Build) -> None:
-    _, answers, left = build("mortality")
+    _, answers, dropped = build("mortality")
     died, survived = "died in hospital", "survived"
     assert answers == {
         101: survived,
@@ -264,7 +273,7 @@ def test_mortality_asks_who_died_in_the_stay(build: Build) -> None:
         111: survived,
         114: died,
     }
-    assert left == {
+    assert dropped == {
         "newborn": 1,  # 106
         "whether the patient died in hospital is unknown": 1,  # 107
         "the note mentions the patient's death": 1,  # 103
@@ -277,14 +286,14 @@ def test_the_seed_of_the_recipe_moves_nobody_and_that_of_the_split_does(
     opened: HospitalDatabase, tmp_path: Path
 ) -> None:
     def drawn(seed: int, split_seed: int) -> list[str]:
-        asked = recipe("mortality").model_copy(
+        cohort_recipe = recipe("mortality").model_copy(
             update={
                 "seed": seed,
                 "split": CohortSplitSpec(train=0.5, tuning=0.0, held_out=0.5, seed=split_seed),
             }
         )
         names: list[str] = pq.read_table(
-            cohorts.write_cohort(asked, opened, tmp_path / "cohort").path
+            cohorts.write_cohort(cohort_recipe, opened, tmp_path / "cohort").path
         )["split"].to_pylist()
         return names
 
@@ -293,7 +302,7 @@ def test_the_seed_of_the_recipe_moves_nobody_and_that_of_the_split_does(
 
 
 def test_length_of_stay_is_rounded_to_a_tenth_of_a_day_and_asked_of_survivors(build: Build) -> None:
-    _, answers, left = build("length_of_stay")
+    _, answers, dropped = build("length_of_stay")
     assert answers == {
         101: "up to 3 days",  # 3 days 1 h 12 min = 3.05 days, rounded to 3.0
         102: "over 3 to 7 days",  # one minute more: 3.1
@@ -303,7 +312,7 @@ def test_length_of_stay_is_rounded_to_a_tenth_of_a_day_and_asked_of_survivors(bu
         109: "up to 3 days",
         110: "over 3 to 7 days",
     }
-    assert left == {
+    assert dropped == {
         "newborn": 1,
         "discharge time unknown": 1,  # 111
         "whether the patient died in hospital is unknown": 1,
@@ -314,7 +323,7 @@ def test_length_of_stay_is_rounded_to_a_tenth_of_a_day_and_asked_of_survivors(bu
 
 
 def test_diagnoses_are_icd_categories_with_four_characters_for_v_and_e(build: Build) -> None:
-    cohort, answers, left = build("diagnoses")
+    cohort, answers, dropped = build("diagnoses")
     assert answers == {
         101: {"diagnosis:icd9:401", "diagnosis:icd9:428", "diagnosis:icd9:V458"},
         102: {"diagnosis:icd9:401", "diagnosis:icd9:E879"},
@@ -327,7 +336,7 @@ def test_diagnoses_are_icd_categories_with_four_characters_for_v_and_e(build: Bu
         111: {"diagnosis:icd9:428"},
         114: {"diagnosis:icd9:427"},
     }
-    assert left == {
+    assert dropped == {
         "newborn": 1,
         "no diagnosis code": 1,
         "no discharge summary": 1,
@@ -337,7 +346,7 @@ def test_diagnoses_are_icd_categories_with_four_characters_for_v_and_e(build: Bu
 
 
 def test_procedures_keep_their_leading_zeros(build: Build) -> None:
-    _, answers, left = build("procedures")
+    _, answers, dropped = build("procedures")
     assert answers == {
         101: {"procedure:icd9:033", "procedure:icd9:389"},
         102: {"procedure:icd9:331"},
@@ -347,7 +356,7 @@ def test_procedures_keep_their_leading_zeros(build: Build) -> None:
         110: {"procedure:icd9:389"},
         114: {"procedure:icd9:996"},
     }
-    assert left == {"newborn": 1, "no procedure code": 5, "no discharge summary": 1}
+    assert dropped == {"newborn": 1, "no procedure code": 5, "no discharge summary": 1}
 
 
 def test_the_published_builder_reads_procedure_codes_as_numbers(build: Build) -> None:
@@ -363,34 +372,32 @@ def test_the_published_builder_reads_procedure_codes_as_numbers(build: Build) ->
 
 
 def test_readmission_is_asked_at_the_end_of_the_day_of_discharge(build: Build) -> None:
-    cohort, answers, left = build("readmission_30d")
+    cohort, answers, dropped = build("readmission_30d")
     assert answers == {
         101: "not readmitted",
         102: "not readmitted",
         104: "readmitted",
         110: "not readmitted",
     }
-    assert (
-        left
-        == {
-            "newborn": 1,
-            "discharge time unknown": 1,
-            "whether the patient died in hospital is unknown": 1,
-            "died in hospital": 2,
-            "died within 30 days without coming back": 1,  # 108
-            "readmitted before the prediction time": 1,  # 109, back in the evening
-            "no note available at the prediction time": 1,  # 105, whose summary was written two days later
-            "no discharge summary": 1,
-            "only addenda": 1,
-        }
-    )
+    assert dropped == {
+        "newborn": 1,
+        "discharge time unknown": 1,
+        "whether the patient died in hospital is unknown": 1,
+        "died in hospital": 2,
+        "died within 30 days without coming back": 1,  # 108
+        "readmitted before the prediction time": 1,  # 109, back in the evening
+        # 105, whose summary was written two days later
+        "no note available at the prediction time": 1,
+        "no discharge summary": 1,
+        "only addenda": 1,
+    }
     row = pq.read_table(cohort.path).to_pylist()[0]
     assert str(row["prediction_time"]) == "2100-01-04 23:59:59"
     assert "Brief Hospital Course" in row["text"]
 
 
 def test_coding_waits_for_the_last_note_and_reads_all_of_them(build: Build) -> None:
-    cohort, answers, left = build("icd_coding")
+    cohort, answers, dropped = build("icd_coding")
     assert answers[101] == {
         "diagnosis:icd9:4019",
         "diagnosis:icd9:4280",
@@ -399,7 +406,7 @@ def test_coding_waits_for_the_last_note_and_reads_all_of_them(build: Build) -> N
         "procedure:icd9:3893",
     }
     assert sorted(answers) == [101, 102, 103, 104, 105, 106, 107, 108, 110, 114]
-    assert left == {
+    assert dropped == {
         "discharge time unknown": 1,
         "no diagnosis code": 1,
         "no discharge summary": 1,
@@ -420,14 +427,14 @@ def test_a_stay_coded_in_two_systems_is_not_asked_for_its_codes(
         "UPDATE code SET system = 'icd10', code = 'I10' WHERE stay_id = 101 AND code = '4019'"
     )
     opened.connection.execute("UPDATE code SET system = 'icd10' WHERE stay_id = 108")
-    left = who_left(cohorts.write_cohort(recipe("icd_coding"), opened, tmp_path / "cohort"))
-    assert (left["coded in two systems"], left["coded in another system"]) == (1, 1)
+    dropped = who_left(cohorts.write_cohort(recipe("icd_coding"), opened, tmp_path / "cohort"))
+    assert (dropped["coded in two systems"], dropped["coded in another system"]) == (1, 1)
 
 
 def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
     build: Build, tmp_path: Path
 ) -> None:
-    asked = [  # person, time, answer
+    labels = [  # person, time, answer
         (1, "2100-01-03T00:00", True),  # 101, of which only the nursing note is there
         (1, "2100-01-04T12:00", False),  # 101 once more
         (
@@ -440,15 +447,15 @@ def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
         (12, "2100-12-02T00:00", None),
     ]
     columns = {
-        "subject_id": [row[0] for row in asked],
-        "prediction_time": [datetime.datetime.fromisoformat(row[1]) for row in asked],
+        "subject_id": [row[0] for row in labels],
+        "prediction_time": [datetime.datetime.fromisoformat(row[1]) for row in labels],
     }
     pq.write_table(
-        pa.table(columns | {"boolean_value": [row[2] for row in asked]}), tmp_path / "aces.parquet"
+        pa.table(columns | {"boolean_value": [row[2] for row in labels]}), tmp_path / "aces.parquet"
     )
-    cohort, answers, left = build("given", labels=tmp_path / "aces.parquet")
+    cohort, answers, dropped = build("given", labels=tmp_path / "aces.parquet")
     assert answers == {101: "yes", 102: "no"}
-    assert left == {"no label": 11, "no note available at the prediction time": 1}
+    assert dropped == {"no label": 11, "no note available at the prediction time": 1}
     (step,) = [step for step in cohort.attrition if step.step == "labels given"]
     assert step.dropped_rows == {
         "an earlier label of the same stay is asked": 1,
@@ -460,8 +467,9 @@ def test_a_label_file_asks_its_own_question_of_the_notes_there_are_by_then(
 
 
 def test_a_question_of_a_file_needs_the_file(opened: HospitalDatabase, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no label file is named"):
+    with pytest.raises(RecipeError) as error:
         cohorts.write_cohort(recipe("given"), opened, tmp_path / "cohort")
+    assert error.value.location == "task.labels"
 
 
 def test_the_notes_that_are_not_read_are_counted_too(build: Build) -> None:
@@ -517,7 +525,10 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
             rows.append(
                 [0, 1, stay, f"9{stay}", 224687, at, "", 1, "8.1", "8.1", "L/min", "", "", "", ""]
             )
-    header = "ROW_ID,SUBJECT_ID,HADM_ID,ICUSTAY_ID,ITEMID,CHARTTIME,STORETIME,CGID,VALUE,VALUENUM,VALUEUOM,WARNING,ERROR,RESULTSTATUS,STOPPED"
+    header = (
+        "ROW_ID,SUBJECT_ID,HADM_ID,ICUSTAY_ID,ITEMID,CHARTTIME,STORETIME,CGID,"
+        "VALUE,VALUENUM,VALUEUOM,WARNING,ERROR,RESULTSTATUS,STOPPED"
+    )
     write_csv(opened.folder / "CHARTEVENTS.csv", header, rows)
     write_csv(
         opened.folder / "PROCEDUREEVENTS_MV.csv",
@@ -530,10 +541,10 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
         for row in pq.read_table(cohort.path).to_pylist()
     }
     assert answers == {101: "not prolonged", 104: "prolonged", 105: "prolonged"}
-    left = who_left(cohort)
-    assert left["ventilated for less than 2 days"] == 1  # 102
+    dropped = who_left(cohort)
+    assert dropped["ventilated for less than 2 days"] == 1  # 102
     assert (
-        left["died within 7 days of the first ventilation, before it could be prolonged"] == 1
+        dropped["died within 7 days of the first ventilation, before it could be prolonged"] == 1
     )  # 114
     published = cohorts.write_cohort(
         recipe("ventilation", compat="core-2021"), opened, tmp_path / "published"
@@ -546,43 +557,43 @@ def test_ventilation_of_seven_days_is_prolonged_and_early_death_leaves(
 
 
 def test_rare_classes_leave_the_label_space_and_say_so(build: Build) -> None:
-    cohort, answers, left = build("diagnoses", min_label_count=2)
+    cohort, answers, dropped = build("diagnoses", min_label_count=2)
     assert cohort.classes == ("diagnosis:icd9:401", "diagnosis:icd9:428")
     assert sorted(answers) == [101, 102, 110, 111]
-    assert left["none of its codes is in the label space"] == 6
-    told = json.loads((cohort.folder / "labels.json").read_text())
-    assert [entry["train_stays"] for entry in told["classes"]] == [2, 3]
-    assert len(told["left_out"]) == 9
+    assert dropped["none of its codes is in the label space"] == 6
+    labels_document = json.loads((cohort.folder / "labels.json").read_text())
+    assert [entry["train_stays"] for entry in labels_document["classes"]] == [2, 3]
+    assert len(labels_document["left_out"]) == 9
 
 
 def test_the_whole_summary_cannot_be_read_at_admission(
     opened: HospitalDatabase, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="tells what happened later"):
+    with pytest.raises(RecipeError) as error:
         cohorts.write_cohort(recipe("mortality", sections="all"), opened, tmp_path / "cohort")
+    assert error.value.location == "task.sections = 'all'"
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'mortality'"):
+    with pytest.raises(RecipeError, match="'mortality'"):
         cohorts.get_clinical_task(TaskSpec(name="mortalty"))
 
 
 def test_a_task_that_was_never_published_has_no_published_form() -> None:
-    with pytest.raises(RecipeError, match="was not published"):
+    with pytest.raises(RecipeError, match="readmission_30d") as error:
         cohorts.get_clinical_task(TaskSpec(name="readmission_30d", compat="core-2021"))
+    assert error.value.location == "task.compat"
 
 
 def test_a_missing_table_is_named_with_what_it_is_needed_for(tmp_path: Path) -> None:
     folder = write_mimic_iii(tmp_path / "mimic")
     (folder / "PROCEDURES_ICD.csv").unlink()
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=folder), tmp_path / "work"
     )
-    with pytest.raises(
-        SourceError, match=r"PROCEDURES_ICD.csv.*needed for the answers of procedures"
-    ):
-        cohorts.write_cohort(recipe("procedures"), found, tmp_path / "cohort")
-    found.connection.close()
+    with pytest.raises(SourceError, match=r"PROCEDURES_ICD\.csv.* procedures"):
+        cohorts.write_cohort(recipe("procedures"), database, tmp_path / "cohort")
+    database.connection.close()
 
 
 def test_a_cohort_that_nobody_is_left_in_says_where_they_went(
@@ -591,7 +602,7 @@ def test_a_cohort_that_nobody_is_left_in_says_where_they_went(
     opened.connection.execute("UPDATE stay SET died_in_hospital = NULL")
     with pytest.raises(
         SourceError,
-        match=r"after the step 'survival known': 13 × whether the patient died in hospital is unknown",
+        match=r"'survival known': 13 × whether the patient died in hospital is unknown",
     ):
         cohorts.write_cohort(recipe("mortality"), opened, tmp_path / "cohort")
 
@@ -655,19 +666,19 @@ def test_the_names_of_classes_are_looked_for_where_the_hospital_has_titles(tmp_p
         "ROW_ID,ICD9_CODE,SHORT_TITLE,LONG_TITLE",
         [*titles, [4, "", "", "no code"], [5, "585", "", ""]],
     )
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=folder), tmp_path / "work"
     )
-    steps = {step.step: step for step in found.attrition}
+    steps = {step.step: step for step in database.attrition}
     assert steps["title: D_ICD_DIAGNOSES.csv"].dropped_rows == {"no code": 1, "no title": 1}
-    assert "title" not in found.missing_tables  # nothing needs them
-    assert codes.read_code_titles(found.connection, codes.DIAGNOSIS_GROUP_SQL)[
+    assert "title" not in database.missing_tables  # nothing needs them
+    assert codes.read_code_titles(database.connection, codes.DIAGNOSIS_GROUP_SQL)[
         "diagnosis:icd9:250"
     ] == (
         "Cough",
         "Cough, unspecified",
     )
-    cohort = cohorts.build_cohort(recipe("diagnoses"), found, tmp_path / "cohort")
+    cohort = cohorts.build_cohort(recipe("diagnoses"), database, tmp_path / "cohort")
     findings = {
         entry["name"]: entry
         for entry in json.loads((cohort.folder / "leakage.json").read_text())["findings"]
@@ -677,9 +688,12 @@ def test_the_names_of_classes_are_looked_for_where_the_hospital_has_titles(tmp_p
         "diagnosis:icd9:414": [1, 1]
     }  # 104 came with angina
     assert named["value"] == 0.3333  # of 104 and the two stays with hypertension
-    found.connection.close()
+    database.connection.close()
 
 
 def test_no_torch_is_imported_on_this_path() -> None:
-    program = "import sys; import clinpeft.data.cohorts, clinpeft.data.hospital; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    program = (
+        "import sys; import clinpeft.data.cohorts, clinpeft.data.hospital; sys.exit(any(m in "
+        "sys.modules for m in ('torch', 'transformers')))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

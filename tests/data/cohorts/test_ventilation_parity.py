@@ -1,4 +1,5 @@
-"""The SQL against a slow second telling of the same rules in plain Python, on random charts; and what holds for any chart."""
+"""The SQL against a slow second telling of the same rules in plain Python, on random charts; and
+what holds for any chart."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ class Row(NamedTuple):
 
 Episode = tuple[int, str, datetime, datetime]
 
-# what a chart may hold, with what it says by the definition: v ventilated, o oxygen, x extubated, s by the patient, - nothing
-SAID_III = {
+# what a chart may hold, with what it says by the definition: v ventilated, o oxygen, x extubated, s
+# by the patient, - nothing
+SIGNS_III = {
     ("223849", "CMV"): "v",
     ("720", "Assist Control"): "v",
     ("720", "Other/Remarks"): "-",
@@ -52,7 +54,7 @@ SAID_III = {
 PERFORMED = ("227194", "225468")
 LIKELY_III = np.array([8, 4, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1]) / 25
 
-SHOWN_IV = {
+RANKS_IV = {
     ("226732", "Tracheostomy tube"): 0,
     ("226732", "Trach mask "): 0,
     ("226732", "Endotracheal tube"): 1,
@@ -81,7 +83,8 @@ def charts(
     choices: Sequence[tuple[str, str]],
     likely: np.ndarray | None = None,
 ) -> list[Row]:
-    """Sixty stays of up to 25 moments; gaps fall often on and around 8 and 14 hours, and one moment may hold several rows."""
+    """Sixty stays of up to 25 moments; gaps fall often on and around 8 and 14 hours, and one moment
+    may hold several rows."""
     rows: list[Row] = []
     for stay in STAYS:
         at = START
@@ -102,31 +105,32 @@ def by_moment(rows: Sequence[Row]) -> dict[int, dict[datetime, list[Row]]]:
     return stays
 
 
-def told(rows: Sequence[Row]) -> list[str]:
-    """What one minute says: once by its charted rows together, and once by each way of documenting an extubation that says something else."""
+def read_signs(rows: Sequence[Row]) -> list[str]:
+    """What one minute says: once by its charted rows together, and once by each way of documenting
+    an extubation that says something else."""
     charted = "".join(
-        sorted({SAID_III[row.item, row.value] for row in rows if row.item not in PERFORMED})
+        sorted({SIGNS_III[row.item, row.value] for row in rows if row.item not in PERFORMED})
     )
-    procedures = {SAID_III[row.item, row.value] for row in rows if row.item in PERFORMED}
+    procedures = {SIGNS_III[row.item, row.value] for row in rows if row.item in PERFORMED}
     if "s" in charted and set(charted) <= {"s", "x", "-"}:
         procedures.discard("s")
     elif set(charted) <= {"x", "-"} and "x" in charted:
         procedures.discard("x")
     # what is no extubation comes first
-    return sorted([charted, *procedures], key=lambda said: "x" in said or "s" in said)
+    return sorted([charted, *procedures], key=lambda sign: "x" in sign or "s" in sign)
 
 
 def slow_iii(rows: Sequence[Row], extubations: Sequence[Row]) -> Iterator[Episode]:
     """Walks through each stay minute by minute, with the state of the bed in two variables."""
-    read = [row for row in rows if not row.error and row.item != "459"]
-    for stay, minutes in sorted(by_moment([*read, *extubations]).items()):
+    used_rows = [row for row in rows if not row.error and row.item != "459"]
+    for stay, minutes in sorted(by_moment([*used_rows, *extubations]).items()):
         groups: list[list[tuple[datetime, bool]]] = [[]]
         after_extubation, last_ventilated = False, datetime.max
         for at in sorted(minutes):
             new, relevant = False, []
-            for said in told(minutes[at]):
-                ventilated, extubated = "v" in said, "x" in said or "s" in said
-                new |= "o" in said and not ventilated
+            for sign in read_signs(minutes[at]):
+                ventilated, extubated = "v" in sign, "x" in sign or "s" in sign
+                new |= "o" in sign and not ventilated
                 new |= ventilated and at > last_ventilated and at - last_ventilated > 8 * HOUR
                 if ventilated or extubated:
                     new |= after_extubation
@@ -142,12 +146,12 @@ def slow_iii(rows: Sequence[Row], extubations: Sequence[Row]) -> Iterator[Episod
 
 def slow_status(rows: Sequence[Row]) -> int:
     devices = sorted(row.value for row in rows if row.item == "226732")
-    shown = [SHOWN_IV["226732", devices[0]]] if devices else []
-    shown += [2] if any(SHOWN_IV["226732", device] == 2 for device in devices) else []
+    ranks = [RANKS_IV["226732", devices[0]]] if devices else []
+    ranks += [2] if any(RANKS_IV["226732", device] == 2 for device in devices) else []
     for item in ("223849", "229314"):
         modes = sorted(row.value for row in rows if row.item == item)
-        shown += [SHOWN_IV[item, modes[-1]]] if modes else []
-    return min(shown, default=9)
+        ranks += [RANKS_IV[item, modes[-1]]] if modes else []
+    return min(ranks, default=9)
 
 
 def clock_hours(earlier: datetime, later: datetime) -> int:
@@ -198,7 +202,8 @@ def write_iv(folder: Path, rows: Sequence[Row]) -> None:
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as opened:
         opened.execute(
-            f"CREATE TABLE icu_stay AS SELECT id AS subject_id, id AS stay_id, id AS icu_stay_id FROM range({len(STAYS) + 1}) AS stay(id)"
+            "CREATE TABLE icu_stay AS SELECT id AS subject_id, id AS stay_id, id AS "
+            f"icu_stay_id FROM range({len(STAYS) + 1}) AS stay(id)"
         )
         yield opened
 
@@ -227,7 +232,7 @@ def test_mimic_iii_episodes_agree_with_a_slow_walk_through_random_charts(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    rows = charts(generator, [said for said in SAID_III if said[0] not in PERFORMED], LIKELY_III)
+    rows = charts(generator, [sign for sign in SIGNS_III if sign[0] not in PERFORMED], LIKELY_III)
     # half of the procedures in a minute that is charted too
     extubations = [
         Row(
@@ -251,7 +256,7 @@ def test_mimic_iii_episodes_agree_with_a_slow_walk_through_random_charts(
 def test_mimic_iv_episodes_agree_with_a_slow_walk_through_random_charts(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, seed: int
 ) -> None:
-    rows = charts(np.random.default_rng(seed), list(SHOWN_IV))
+    rows = charts(np.random.default_rng(seed), list(RANKS_IV))
     write_iv(tmp_path, rows)
     derived = ventilation.derive_mimic_iv_episodes(connection, tmp_path)
     episodes = found(connection)

@@ -13,7 +13,7 @@ import pytest
 from clinpeft.core import schemas
 from clinpeft.core.errors import InputError, RecipeError, SourceError, StorageError
 from clinpeft.data.formats import working_folder
-from clinpeft.data.notes.corpus import NoteCorpus, _slice_batch, build_note_corpus
+from clinpeft.data.notes.corpus import NoteCorpus, build_note_corpus, slice_note_batch
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
 ALL_TRAIN = SplitSpec(train=1.0, tuning=0.0, held_out=0.0)
@@ -34,7 +34,8 @@ def stream(
 
 
 def hospital(subjects: int = 40) -> list[str]:
-    """Two notes a subject: every fifth an exact copy, every seventh a near copy of the first of its kind."""
+    """Two notes a subject: every fifth an exact copy, every seventh a near copy of the first of its
+    kind."""
     rng = np.random.default_rng(0)
     notes: list[list[str]] = []
     for at in range(2 * subjects):
@@ -151,7 +152,7 @@ def test_a_subject_is_in_one_split_and_by_note_in_several(tmp_path: Path) -> Non
 
 def test_a_large_batch_is_worked_on_in_pieces_and_no_note_is_cut() -> None:
     notes = next(iter(stream(["x" * 3_000_000] * 4 + ["y"] * 1200 + ["z" * 20_000_000], 5000)))
-    pieces = list(_slice_batch(notes))
+    pieces = list(slice_note_batch(notes))
     assert all(
         piece.num_rows == 1 or (piece.num_rows <= 512 and piece.nbytes <= 8 * 2**20)
         for piece in pieces

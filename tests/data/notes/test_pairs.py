@@ -215,7 +215,10 @@ def test_short_equal_and_long_sides_are_filtered_and_cut(tmp_path: Path) -> None
 
 
 def test_pairs_that_repeat_others_are_dropped_exact_and_near(tmp_path: Path) -> None:
-    long = "the wall between the two halves of the heart which has a thin part in the middle and a thick one below it all around it"
+    long = (
+        "the wall between the two halves of the heart which has a thin part in the middle and "
+        "a thick one below it all around it"
+    )
     rows = [
         passage("definition", long, title="septum", id="1"),
         passage("definition", long.upper(), title="Septum", id="2"),
@@ -273,17 +276,6 @@ def test_the_share_of_known_ngrams_is_counted_over_distinct_ones(text: str, shar
 
 def test_nothing_is_known_before_anything_was_added() -> None:
     assert NgramIndex(3).compute_overlap("a b c") == 0.0
-
-
-def test_evaluation_texts_are_all_strings_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "asked.jsonl"
-    path.write_text(
-        '{"a": "one", "b": ["two", {"c": "three"}], "n": 4}\n\n"four"\n', encoding="utf-8"
-    )
-    assert list(pairs.read_evaluation_texts([path])) == ["one", "two", "three", "four"]
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="evaluation texts"):
-        list(pairs.read_evaluation_texts([path]))
 
 
 def of_chapters(rows: Sequence[Row]) -> dict[str, set[str]]:
@@ -432,7 +424,7 @@ def test_the_columns_of_a_pair_file_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("content", "message"),
     [
         ("", "empty"),
         ("\n \n", "empty"),

@@ -164,7 +164,10 @@ def liveqa(folder: Path) -> Path:
             {"AnswerID": "b", "Answer": "Plain."},
         ],
     )
-    judged = "1\t4-Excellent\ta\n1\t1-Incorrect\tb\n1\t3-Incomplete\ta\n2\t2-Related\tb\n3\t2-Related\ta\n"
+    judged = (
+        "1\t4-Excellent\ta\n1\t1-Incorrect\tb\n1\t3-Incomplete\ta\n2\t2-Related\tb\n"
+        "3\t2-Related\ta\n"
+    )
     (folder / medquad.LIVEQA_JUDGMENTS_FILE).write_text(
         "question_id\tjudgment\tanswer_id\n" + judged, encoding="utf-8"
     )

@@ -67,16 +67,19 @@ MODULE = """<?xml version="1.0" encoding="utf-8"?>
 <section id="s4" class="references"><para id="p5">Nobody A. (1999).</para></section>
 </content>
 <glossary><definition id="d1"><term>cusp</term><meaning id="d1m">flap of a valve</meaning></definition></glossary>
-</document>"""
+</document>"""  # noqa: E501
 
 COLLECTION = """<col:collection xmlns="c" xmlns:col="http://cnx.rice.edu/collxml" xmlns:md="http://cnx.rice.edu/mdml">
 <col:metadata><md:title>A Heart Book</md:title></col:metadata>
 <col:content><col:module document="m1"/><col:subcollection><md:title>Unit</md:title><col:content><col:subcollection><md:title>The Heart</md:title>
-<col:content><col:module document="m2"/></col:content></col:subcollection></col:content></col:subcollection></col:content></col:collection>"""
+<col:content><col:module document="m2"/></col:content></col:subcollection></col:content></col:subcollection></col:content></col:collection>"""  # noqa: E501
 
 
 def openstax(folder: Path) -> Path:
-    preface = '<document xmlns="http://cnx.rice.edu/cnxml"><title>Preface</title><content><para id="q">About us.</para></content></document>'
+    preface = (
+        '<document xmlns="http://cnx.rice.edu/cnxml"><title>Preface</title><content><para '
+        'id="q">About us.</para></content></document>'
+    )
     write(
         folder / "heart.collection.xml",
         COLLECTION.replace("<col:metadata>", "<metadata>").replace(
@@ -193,7 +196,10 @@ def test_an_epub_is_read_in_the_order_of_its_spine(tmp_path: Path) -> None:
 
 
 def test_html_that_is_no_xml_is_read_as_a_browser_would(tmp_path: Path) -> None:
-    text = "<!DOCTYPE html><title>Loose</title><h1>One</h1><p>First<p>Second &eacute;<script>no</script><h1>Two</h1><p>Third"
+    text = (
+        "<!DOCTYPE html><title>Loose</title><h1>One</h1><p>First<p>Second "
+        "&eacute;<script>no</script><h1>Two</h1><p>Third"
+    )
     rows, _ = read(write(tmp_path / "page.html", text))
     assert said(rows, "book", "chapter", "text") == [
         ("Loose", "One", "First"),
@@ -416,7 +422,10 @@ def test_xml_that_declares_entities_is_refused_and_nothing_of_them_is_read(
 ) -> None:
     secret = write(tmp_path / "secret.txt", "the-secret")
     doctype = declared.format(path=secret)
-    module = f'{doctype}<document xmlns="http://cnx.rice.edu/cnxml"><content><para id="a">&x; text</para></content></document>'
+    module = (
+        f'{doctype}<document xmlns="http://cnx.rice.edu/cnxml"><content><para id="a">&x; '
+        "text</para></content></document>"
+    )
     page = doctype + PAGE.format(title="One")
     path = {
         "cnxml": lambda: write(tmp_path / "book.cnxml", module),

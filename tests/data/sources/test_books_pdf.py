@@ -52,13 +52,19 @@ def write_pdf(
     numbers = [5 + 2 * at for at in range(len(pages))]
     objects: list[bytes] = [
         f"<< /Type /Catalog /Pages 2 0 R {outline} >>".encode(),
-        f"<< /Type /Pages /Kids [{' '.join(f'{number} 0 R' for number in numbers)}] /Count {len(pages)} >>".encode(),
+        (
+            f"<< /Type /Pages /Kids [{' '.join(f'{number} 0 R' for number in numbers)}] /Count "
+            f"{len(pages)} >>"
+        ).encode(),
         *(font.encode() for font in fonts),
     ]
     for number, lines in zip(numbers, pages, strict=True):
         resources = "/Resources << /Font << /F 3 0 R /B 4 0 R >> >>"
         objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] {resources} /Contents {number + 1} 0 R >>".encode()
+            (
+                f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] {resources} /Contents "
+                f"{number + 1} 0 R >>"
+            ).encode()
         )
         objects.append(_stream(lines))
     objects += [entry.encode() for entry in extra]
@@ -67,7 +73,10 @@ def write_pdf(
         offsets.append(len(body))
         body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
     table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    end = f"trailer << /Size {len(objects) + 1} /Root 1 0 R {trailer} >>\nstartxref\n{len(body)}\n%%EOF\n".encode()
+    end = (
+        f"trailer << /Size {len(objects) + 1} /Root 1 0 R {trailer} >>\nstartxref\n"
+        f"{len(body)}\n%%EOF\n"
+    ).encode()
     path.write_bytes(body + b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1) + table + end)
     return path
 
@@ -134,12 +143,19 @@ def read(path: Path, **options: Any) -> tuple[list[dict[str, Any]], Attrition]:
 def test_columns_hyphens_ligatures_and_ranges_are_read_as_a_person_would(tmp_path: Path) -> None:
     rows, attrition = read(small_book(tmp_path / "heart.pdf"))
     assert [row["text"] for row in rows if row["chapter"] == "Chapter 1 The Heart"] == [
-        "The heart is a muscle that works with international renown and is followed by a follow-up of great significance. It beats all day.",
-        "It never rests, and needs 10-20 ml of blood for each and every one of its many beats, which is not very much for",
+        (
+            "The heart is a muscle that works with international renown and is followed by a "
+            "follow-up of great significance. It beats all day."
+        ),
+        (
+            "It never rests, and needs 10-20 ml of blood for each and every one of its many "
+            "beats, which is not very much for"
+        ),
     ]
     assert [row["text"] for row in rows if row["chapter"] == "Chapter 2 The Vessels"] == [
         "So large an organ of the body needs many. They leave it, and they come back to it too. "
-        "Arteries carry blood away from the beating heart. A follow-up shows international veins that bring all of it back to where it began, "
+        "Arteries carry blood away from the beating heart. A follow-up shows international "
+        "veins that bring all of it back to where it began, "
         "over and over, without any rest or pause.",
     ]
     assert {row["location"] for row in rows} == {"page 1", "page 2"}
@@ -157,7 +173,10 @@ def test_a_paragraph_goes_on_over_the_page(tmp_path: Path) -> None:
     ]
     rows, attrition = read(write_pdf(tmp_path / "long.pdf", [first, second]))
     assert [row["text"] for row in rows] == [
-        "This sentence is not at its end when the page is, and so it has to go on here. The number of the page is not part of it, as everybody knows."
+        (
+            "This sentence is not at its end when the page is, and so it has to go on here. "
+            "The number of the page is not part of it, as everybody knows."
+        )
     ]
     assert attrition.dropped_rows == {"page number": 2}
 
@@ -179,7 +198,7 @@ def test_one_column_with_a_gap_and_an_indent_has_three_paragraphs(tmp_path: Path
     assert [row["text"].split()[1] for row in rows] == ["first", "second", "third"]
 
 
-def test_where_paragraphs_are_indented_a_sentence_that_ends_with_the_page_does_not_end_its_paragraph(
+def test_where_paragraphs_are_indented_a_sentence_that_ends_with_the_page_does_not_end_its_paragraph(  # noqa: E501
     tmp_path: Path,
 ) -> None:
     first = [

@@ -1,4 +1,5 @@
-"""Files of any layout: what is read, what is refused, and that nothing leaves without being counted."""
+"""Files of any layout: what is read, what is refused, and that nothing leaves without being
+counted."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
+from clinpeft.data import sources
 from clinpeft.data.formats import delimited
-from clinpeft.data.notes import sources
 from clinpeft.recipe import SourceSpec
 
 COLUMNS = {"note_id": "id", "subject_id": "who", "text": "note"}
@@ -44,7 +45,8 @@ def written(path: Path, text: str) -> Path:
 
 
 def many(path: Path, broken: dict[int, str], rows: int = 60) -> Path:
-    """Rows ``n,n,"text n..."`` of two lines each, but for the broken ones, which are written as they are."""
+    """Rows ``n,n,"text n..."`` of two lines each, but for the broken ones, which are written as
+    they are."""
     lines = [
         broken.get(n, f'{n},{n},"note {n}, first line\nthe ""second"" line"')
         for n in range(1, rows + 1)
@@ -300,7 +302,8 @@ def test_a_quote_not_doubled_costs_its_own_row_only(tmp_path: Path) -> None:
 
 
 def test_a_damaged_byte_costs_at_most_two_notes(tmp_path: Path) -> None:
-    """A byte changed, a quote put in, a stretch taken out, anywhere: what is left is what was written, and all is counted."""
+    """A byte changed, a quote put in, a stretch taken out, anywhere: what is left is what was
+    written, and all is counted."""
     content = many(tmp_path / "n.csv", {}).read_bytes()
     whole = {note["note_id"]: note["text"] for note in read(tmp_path / "n.csv")[0]}
     draw = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""The handbook of the invented hospital: always the same, read whole, and good for every kind of pair that embedding learns from."""
+"""The handbook of the invented hospital: always the same, read whole, and good for every kind of
+pair that embedding learns from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The tables of a hospital as they are shipped: read whole, or refused by name, or counted out under a reason."""
+"""The tables of a hospital as they are shipped: read whole, or refused by name, or counted out
+under a reason."""
 
 from __future__ import annotations
 
@@ -48,43 +49,43 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         return hospitals[-1]
 
     yield open_
-    for found in hospitals:
-        found.connection.close()
+    for database in hospitals:
+        database.connection.close()
 
 
-def rows(found: HospitalDatabase, query: str) -> list[tuple[object, ...]]:
-    answer: list[tuple[object, ...]] = found.connection.execute(query).fetchall()
+def rows(database: HospitalDatabase, query: str) -> list[tuple[object, ...]]:
+    answer: list[tuple[object, ...]] = database.connection.execute(query).fetchall()
     return answer
 
 
-def steps(found: HospitalDatabase) -> dict[str, Attrition]:
+def steps(database: HospitalDatabase) -> dict[str, Attrition]:
     """By step; every one of them balances."""
-    for step in found.attrition:
+    for step in database.attrition:
         assert step.entered_rows == step.kept_rows + sum(step.dropped_rows.values())
-    return {step.step: step for step in found.attrition}
+    return {step.step: step for step in database.attrition}
 
 
 def test_plain_files_become_the_canonical_tables(opened: Open) -> None:
-    found = opened({})
+    database = opened({})
     assert rows(
-        found,
+        database,
         "SELECT subject_id, stay_id, discharged_at::VARCHAR, died_in_hospital, age_years FROM stay",
     ) == [
         (1, 11, "2100-01-04 10:00:00", False, 60.0),
         (2, 21, "2100-02-05 00:00:00", True, 70.0),
     ]
-    assert set(found.missing_tables) == {"icu_stay", "diagnosis", "procedure"}
+    assert set(database.missing_tables) == {"icu_stay", "diagnosis", "procedure"}
 
 
 def test_a_note_of_many_lines_with_commas_and_quotes_is_one_note(opened: Open) -> None:
-    found = opened({})
-    attrition = found.read_notes(())
+    database = opened({})
+    attrition = database.read_notes(())
     assert (attrition.entered_rows, attrition.kept_rows) == (2, 2)
-    assert rows(found, "SELECT text FROM note ORDER BY note_id") == [
+    assert rows(database, "SELECT text FROM note ORDER BY note_id") == [
         (f'{SECRET}, with "quotes",\nand 3,4,5\nlines\n',),
         ("short",),
     ]
-    times = rows(found, "SELECT available_at::VARCHAR FROM note ORDER BY note_id")
+    times = rows(database, "SELECT available_at::VARCHAR FROM note ORDER BY note_id")
     assert times == [
         ("2100-01-04 23:59:59",),
         ("2100-02-05 08:00:00",),
@@ -92,10 +93,10 @@ def test_a_note_of_many_lines_with_commas_and_quotes_is_one_note(opened: Open) -
 
 
 def test_a_gzipped_file_reads_like_a_plain_one(opened: Open, tmp_path: Path) -> None:
-    found = opened({})
+    database = opened({})
     (tmp_path / "plain" / "notes.csv").unlink()
     (tmp_path / "plain" / "notes.csv.gz").write_bytes(gzip.compress(NOTES.encode()))
-    assert found.read_notes(()).kept_rows == 2
+    assert database.read_notes(()).kept_rows == 2
 
 
 def test_a_table_that_is_there_twice_is_refused(opened: Open) -> None:
@@ -105,85 +106,87 @@ def test_a_table_that_is_there_twice_is_refused(opened: Open) -> None:
 
 def test_columns_are_found_by_the_map(opened: Open) -> None:
     stays = STAYS.replace("subject_id,stay_id", "PatientNo,CaseNo")
-    found = opened({"stays.csv": stays}, columns={"subject_id": "PatientNo", "stay_id": "CaseNo"})
-    assert rows(found, "SELECT stay_id FROM stay") == [(11,), (21,)]
+    database = opened(
+        {"stays.csv": stays}, columns={"subject_id": "PatientNo", "stay_id": "CaseNo"}
+    )
+    assert rows(database, "SELECT stay_id FROM stay") == [(11,), (21,)]
 
 
 def test_a_map_with_an_unknown_name_gets_the_nearest_one(opened: Open) -> None:
-    with pytest.raises(RecipeError, match="did you mean 'subject_id'"):
+    with pytest.raises(RecipeError, match="'subject_id'"):
         opened({}, columns={"subject": "PatientNo"})
 
 
 def test_a_missing_table_is_named_with_what_it_is_needed_for(tmp_path: Path) -> None:
     (tmp_path / "mimic").mkdir()
-    with pytest.raises(
-        SourceError, match="no table ADMISSIONS, needed for the stays of every cohort"
-    ):
+    with pytest.raises(SourceError, match=r"ADMISSIONS.* the stays of every cohort"):
         hospital.open_hospital_database(
             SourceSpec(name="mimic-iii", path=tmp_path / "mimic"), tmp_path / "work"
         )
 
 
 def test_a_missing_column_is_named_with_what_it_is_needed_for(opened: Open) -> None:
-    with pytest.raises(
-        SourceError, match="no column 'stay_id', needed for the stays of every cohort"
-    ):
+    with pytest.raises(SourceError, match=r"'stay_id'.* the stays of every cohort"):
         opened({"stays.csv": STAYS.replace("stay_id", "stay")})
 
 
 def test_a_truncated_gzip_is_refused(opened: Open, tmp_path: Path) -> None:
-    found = opened({})
+    database = opened({})
     (tmp_path / "plain" / "notes.csv").unlink()
     whole = gzip.compress(NOTES.encode() * 50)
     (tmp_path / "plain" / "notes.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SourceError, match=r"cut off(.|\n)*notes.csv.gz"):
-        found.read_notes(())
+        database.read_notes(())
 
 
 def test_a_damaged_gzip_is_refused(opened: Open, tmp_path: Path) -> None:
-    found = opened({})
+    database = opened({})
     (tmp_path / "plain" / "notes.csv").unlink()
     damaged = bytearray(gzip.compress(NOTES.encode()))
     damaged[-6] ^= 0xFF  # its checksum
     (tmp_path / "plain" / "notes.csv.gz").write_bytes(bytes(damaged))
     with pytest.raises(SourceError, match=r"damaged(.|\n)*notes.csv.gz"):
-        found.read_notes(())
+        database.read_notes(())
 
 
 @pytest.mark.parametrize("rest", ["", "and on\nfor many\nlines\n" * 1000])
 def test_a_quoted_field_that_is_never_closed_is_refused(opened: Open, rest: str) -> None:
-    found = opened({"notes.csv": NOTES + f'c,1,11,Discharge summary,2100-01-04,"{SECRET}\n{rest}'})
+    database = opened(
+        {"notes.csv": NOTES + f'c,1,11,Discharge summary,2100-01-04,"{SECRET}\n{rest}'}
+    )
     with pytest.raises(SourceError, match=r"never closed(.|\n)*notes.csv"):
-        found.read_notes(())
+        database.read_notes(())
 
 
 def test_duckdb_alone_would_lose_the_rest_of_that_file_in_silence(tmp_path: Path) -> None:
-    """Why the quotes are counted first; when this fails, DuckDB has learned to complain, and one reading can be saved."""
+    """Why the quotes are counted first; when this fails, DuckDB has learned to complain, and one
+    reading can be saved."""
     (tmp_path / "open.csv").write_text('n,text\n1,ok\n2,"never closed\n')
-    query = f"""SELECT count(*) FROM read_csv('{tmp_path / "open.csv"}', header = true, auto_detect = false, strict_mode = true,
-        columns = {{'n': 'VARCHAR', 'text': 'VARCHAR'}}, delim = ',', quote = '"', escape = '"', parallel = false)"""
+    query = f"""SELECT count(*) FROM read_csv('{tmp_path / "open.csv"}', header = true,
+        auto_detect = false, strict_mode = true, columns = {{'n': 'VARCHAR', 'text': 'VARCHAR'}},
+        delim = ',', quote = '"', escape = '"', parallel = false)"""
     with duckdb.connect() as connection:
         assert connection.execute(query).fetchall() == [(1,)]
 
 
 def test_a_row_that_cannot_be_read_is_counted_with_its_place(opened: Open) -> None:
-    found = opened(
+    database = opened(
         {"notes.csv": NOTES + "c,1,11\n" + "d,1,11,Discharge summary,2100-01-04,more\n"},
         max_bad_fraction=0.5,
     )
-    attrition = found.read_notes(())
+    attrition = database.read_notes(())
     assert (attrition.entered_rows, attrition.kept_rows) == (4, 3)
     assert attrition.dropped_rows == Counter({"unreadable: wrong number of columns": 1})
     assert attrition.locations["unreadable: wrong number of columns"] == ["notes.csv: row 3"]
 
 
 def test_too_many_bad_rows_stop_the_reading_without_a_word_of_a_note(opened: Open) -> None:
-    found = opened(
+    database = opened(
         {"notes.csv": NOTES + f'c,1,11,Discharge summary,2100-01-04,"{SECRET}"{SECRET}"x"\n'}
     )
-    with pytest.raises(SourceError, match=r"1 of 3 rows cannot be read(.|\n)*row 3") as caught:
-        found.read_notes(())
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(SourceError, match=r"1 of 3 rows(.|\n)*row 3") as error:
+        database.read_notes(())
+    assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
 def test_stays_that_contradict_themselves_are_counted_out(opened: Open) -> None:
@@ -197,8 +200,8 @@ def test_stays_that_contradict_themselves_are_counted_out(opened: Open) -> None:
         "x,71,2100-03-01,2100-03-02,0,50\n"
         "8,81.0,2100-03-01,,,\n"  # a number as pandas writes it, and nothing known
     )
-    found = opened({"stays.csv": stays})
-    step = steps(found)["stay: stays.csv"]
+    database = opened({"stays.csv": stays})
+    step = steps(database)["stay: stays.csv"]
     assert step.entered_rows == 10
     assert step.dropped_rows == Counter(
         {
@@ -212,7 +215,7 @@ def test_stays_that_contradict_themselves_are_counted_out(opened: Open) -> None:
     )
     assert step.locations["stay id repeated"] == ["stays.csv: row 6"]
     assert rows(
-        found, "SELECT stay_id, died_in_hospital, discharged_at FROM stay WHERE subject_id = 8"
+        database, "SELECT stay_id, died_in_hospital, discharged_at FROM stay WHERE subject_id = 8"
     ) == [(81, None, None)]
 
 
@@ -227,13 +230,13 @@ def test_codes_lose_dots_and_blanks_but_no_zeros_and_keep_their_system(opened: O
         "1,99,diagnosis,icd9,4019\n"
         "1,11,finding,icd9,4019\n"
     )
-    found = opened({"codes.csv": codes})
-    assert rows(found, "SELECT kind, system, code FROM code ORDER BY ALL") == [
+    database = opened({"codes.csv": codes})
+    assert rows(database, "SELECT kind, system, code FROM code ORDER BY ALL") == [
         ("diagnosis", "icd10", "I10"),
         ("diagnosis", "icd9", "4019"),
         ("procedure", "icd9", "0331"),
     ]
-    assert steps(found)["diagnosis: codes.csv"].dropped_rows == Counter(
+    assert steps(database)["diagnosis: codes.csv"].dropped_rows == Counter(
         {
             "no code": 1,
             "code system unknown": 1,
@@ -242,8 +245,8 @@ def test_codes_lose_dots_and_blanks_but_no_zeros_and_keep_their_system(opened: O
         }
     )
     assert (
-        steps(found)["diagnosis: codes.csv"].entered_rows
-        + steps(found)["procedure: codes.csv"].entered_rows
+        steps(database)["diagnosis: codes.csv"].entered_rows
+        + steps(database)["procedure: codes.csv"].entered_rows
         == 7
     )
 
@@ -258,8 +261,8 @@ def test_notes_that_are_none_are_counted_out(opened: Open) -> None:
         "h,1,,Discharge summary,,of no stay and no time\n"
         "i,1,11,Discharge summary,2100-01-04,a \0 byte\n"
     )
-    found = opened({"notes.csv": notes})
-    attrition = found.read_notes(("discharge summary",))
+    database = opened({"notes.csv": notes})
+    attrition = database.read_notes(("discharge summary",))
     assert (attrition.entered_rows, attrition.kept_rows) == (9, 3)
     assert attrition.dropped_rows == Counter(
         {
@@ -271,7 +274,7 @@ def test_notes_that_are_none_are_counted_out(opened: Open) -> None:
             "unreadable: NUL character": 1,
         }
     )
-    assert rows(found, "SELECT stay_id, available_at FROM note WHERE note_id = 'h'") == [
+    assert rows(database, "SELECT stay_id, available_at FROM note WHERE note_id = 'h'") == [
         (None, None)
     ]
 
@@ -280,7 +283,10 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
     folder = tmp_path / "omop"
     folder.mkdir()
     files = {
-        "PERSON": "person_id,gender_concept_id,year_of_birth,month_of_birth,day_of_birth,race_source_value\n1,8507,2040,1,1,white\n2,8532,2050,,,\n",
+        "PERSON": (
+            "person_id,gender_concept_id,year_of_birth,month_of_birth,day_of_birth,race_source_value\n"
+            "1,8507,2040,1,1,white\n2,8532,2050,,,\n"
+        ),
         "VISIT_OCCURRENCE": (
             "visit_occurrence_id,person_id,visit_concept_id,visit_start_date,visit_start_datetime,visit_end_date,visit_end_datetime\n"
             "11,1,9201,2100-01-01,2100-01-01 08:00:00,2100-01-05,2100-01-05 10:00:00\n"
@@ -289,9 +295,13 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
         ),
         "DEATH": "person_id,death_date,death_datetime\n2,2100-03-04,\n",
         "CONDITION_OCCURRENCE": (
-            "person_id,visit_occurrence_id,condition_source_value,condition_source_concept_id\n1,11,I10,35207668\n1,11,E879,44826762\n1,11,Z99,1\n"
+            "person_id,visit_occurrence_id,condition_source_value,condition_source_concept_id\n"
+            "1,11,I10,35207668\n1,11,E879,44826762\n1,11,Z99,1\n"
         ),
-        "CONCEPT": 'concept_id\tvocabulary_id\tconcept_name\n35207668\tICD10CM\tEssential 3" hypertension\n44826762\tICD9CM\tOther\n',
+        "CONCEPT": (
+            'concept_id\tvocabulary_id\tconcept_name\n35207668\tICD10CM\tEssential 3" '
+            "hypertension\n44826762\tICD9CM\tOther\n"
+        ),
         "NOTE": (
             "note_id,person_id,visit_occurrence_id,note_date,note_datetime,note_title,note_class_concept_id,note_text\n"
             "1,1,11,2100-01-05,2100-01-05 00:00:00,Inpatient Discharge Summary,0,went home\n"
@@ -301,33 +311,36 @@ def test_omop_visits_deaths_codes_and_notes_become_the_canonical_tables(tmp_path
     }
     for name, content in files.items():
         (folder / f"{name}.csv").write_text(content)
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="omop", path=folder, parts=("777",)), tmp_path / "work"
     )
     assert rows(
-        found,
-        "SELECT stay_id, admitted_at::VARCHAR, died_in_hospital, round(age_years), sex FROM stay ORDER BY ALL",
+        database,
+        (
+            "SELECT stay_id, admitted_at::VARCHAR, died_in_hospital, round(age_years), sex "
+            "FROM stay ORDER BY ALL"
+        ),
     ) == [
         (11, "2100-01-01 08:00:00", False, 60.0, "M"),
         (21, "2100-03-01 00:00:00", True, 50.0, "F"),
     ]
-    assert steps(found)["stay: VISIT_OCCURRENCE.csv"].dropped_rows == Counter(
+    assert steps(database)["stay: VISIT_OCCURRENCE.csv"].dropped_rows == Counter(
         {"not an inpatient visit": 1}
     )
-    assert rows(found, "SELECT system, code FROM code ORDER BY ALL") == [
+    assert rows(database, "SELECT system, code FROM code ORDER BY ALL") == [
         ("icd10", "I10"),
         ("icd9", "E879"),
     ]
-    assert steps(found)["diagnosis: CONDITION_OCCURRENCE.csv"].dropped_rows == Counter(
+    assert steps(database)["diagnosis: CONDITION_OCCURRENCE.csv"].dropped_rows == Counter(
         {"code system unknown": 1}
     )
-    attrition = found.read_notes(("discharge summary",))
+    attrition = database.read_notes(("discharge summary",))
     assert (attrition.entered_rows, attrition.kept_rows) == (3, 2)
-    assert rows(found, "SELECT note_id, available_at::VARCHAR FROM note ORDER BY ALL") == [
+    assert rows(database, "SELECT note_id, available_at::VARCHAR FROM note ORDER BY ALL") == [
         ("1", "2100-01-05 23:59:59"),
         ("3", "2100-03-04 23:59:59"),
     ]
-    found.connection.close()
+    database.connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -337,11 +350,11 @@ def demo_iii(
     folder = shared_data / "mimic3_demo_1.4"
     if not folder.is_dir():
         pytest.skip("the MIMIC-III demo is not among the open data")
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="mimic-iii", path=folder), tmp_path_factory.mktemp("work")
     )
-    yield found
-    found.connection.close()
+    yield database
+    database.connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -351,11 +364,11 @@ def demo_iv(
     folder = shared_data / "mimic4_demo_2.2"
     if not folder.is_dir():
         pytest.skip("the MIMIC-IV demo is not among the open data")
-    found = hospital.open_hospital_database(
+    database = hospital.open_hospital_database(
         SourceSpec(name="mimic-iv", path=folder), tmp_path_factory.mktemp("work")
     )
-    yield found
-    found.connection.close()
+    yield database
+    database.connection.close()
 
 
 def by_hand(query: str, folder: Path, **files: str) -> list[tuple[object, ...]]:
@@ -370,7 +383,10 @@ def by_hand(query: str, folder: Path, **files: str) -> list[tuple[object, ...]]:
 
 
 def test_the_mimic_iii_demo_is_read_whole(demo_iii: HospitalDatabase) -> None:
-    counts = "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) FROM code)"
+    counts = (
+        "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) "
+        "FROM code)"
+    )
     assert rows(demo_iii, counts) == [(129, 136, 1761 + 506)]
     assert all(not step.dropped_rows for step in demo_iii.attrition)
     died = by_hand(
@@ -384,7 +400,10 @@ def test_the_mimic_iii_demo_is_read_whole(demo_iii: HospitalDatabase) -> None:
 
 def test_ages_above_89_are_not_300_years_in_the_mimic_iii_demo(demo_iii: HospitalDatabase) -> None:
     shifted = by_hand(
-        "SELECT count(*) FROM a JOIN p USING (subject_id) WHERE date_diff('year', p.dob::TIMESTAMP, a.admittime::TIMESTAMP) > 150",
+        (
+            "SELECT count(*) FROM a JOIN p USING (subject_id) WHERE date_diff('year', "
+            "p.dob::TIMESTAMP, a.admittime::TIMESTAMP) > 150"
+        ),
         demo_iii.folder,
         a="ADMISSIONS.csv",
         p="PATIENTS.csv",
@@ -406,7 +425,10 @@ def test_leading_zeros_of_the_mimic_iii_demo_survive(demo_iii: HospitalDatabase)
     assert (
         rows(
             demo_iii,
-            "SELECT code, count(*) FROM code WHERE kind = 'procedure' AND code LIKE '0%' GROUP BY 1 ORDER BY 1",
+            (
+                "SELECT code, count(*) FROM code WHERE kind = 'procedure' AND code LIKE '0%' "
+                "GROUP BY 1 ORDER BY 1"
+            ),
         )
         == zeros
     )
@@ -415,7 +437,10 @@ def test_leading_zeros_of_the_mimic_iii_demo_survive(demo_iii: HospitalDatabase)
 def test_the_mimic_iv_demo_is_read_whole_with_both_versions_of_icd(
     demo_iv: HospitalDatabase,
 ) -> None:
-    counts = "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) FROM code WHERE kind = 'diagnosis')"
+    counts = (
+        "SELECT (SELECT count(*) FROM stay), (SELECT count(*) FROM icu_stay), (SELECT count(*) "
+        "FROM code WHERE kind = 'diagnosis')"
+    )
     assert rows(demo_iv, counts) == [(275, 140, 4506)]
     versions = by_hand(
         "SELECT 'icd' || icd_version, count(*) FROM d GROUP BY 1 ORDER BY 1",
@@ -448,14 +473,14 @@ def test_the_fingerprint_follows_every_table_and_not_the_folder(tmp_path: Path) 
             (tmp_path / location / name).write_text(content)
     whole = fingerprinted(tmp_path / "here")
     assert whole == fingerprinted(tmp_path / "there") and len(whole) == 64
-    found = {whole}
+    fingerprints = {whole}
     for name, content in tables.items():
         (tmp_path / "there" / name).write_text(content + "\n")
-        found.add(fingerprinted(tmp_path / "there"))
+        fingerprints.add(fingerprinted(tmp_path / "there"))
     (tmp_path / "there" / "codes.csv").unlink()
-    found.add(fingerprinted(tmp_path / "there"))
+    fingerprints.add(fingerprinted(tmp_path / "there"))
     (tmp_path / "there" / "of_no_interest.csv").write_text("x")
-    assert len(found) == 6 and fingerprinted(tmp_path / "there") in found
+    assert len(fingerprints) == 6 and fingerprinted(tmp_path / "there") in fingerprints
 
 
 def test_the_fingerprint_covers_the_charted_events_that_are_read_in_place(tmp_path: Path) -> None:
@@ -465,9 +490,7 @@ def test_the_fingerprint_covers_the_charted_events_that_are_read_in_place(tmp_pa
     (tmp_path / "CHARTEVENTS.csv").write_text("another")
     assert fingerprinted(tmp_path, name="mimic-iii") != before
     (tmp_path / "ADMISSIONS.csv").unlink()
-    with pytest.raises(
-        SourceError, match="no table ADMISSIONS, needed for the stays of every cohort"
-    ):
+    with pytest.raises(SourceError, match=r"ADMISSIONS.* the stays of every cohort"):
         fingerprinted(tmp_path, name="mimic-iii")
 
 
@@ -476,7 +499,7 @@ def test_of_a_large_file_size_beginning_and_end_are_taken(
 ) -> None:
     monkeypatch.setattr(hospital, "MAX_WHOLE_HASH_BYTES", 10)
     monkeypatch.setattr(hospital, "HASHED_END_BYTES", 3)
-    found = []
+    fingerprints = []
     for content in (
         "abc-------xyz",
         "Abc-------xyz",
@@ -485,8 +508,10 @@ def test_of_a_large_file_size_beginning_and_end_are_taken(
         "abc---?---xyz",
     ):
         (tmp_path / "stays.csv").write_text(content)
-        found.append(fingerprinted(tmp_path))
-    assert len(set(found[:4])) == 4 and found[4] == found[0]  # the middle goes unseen
+        fingerprints.append(fingerprinted(tmp_path))
+    assert (
+        len(set(fingerprints[:4])) == 4 and fingerprints[4] == fingerprints[0]
+    )  # the middle goes unseen
 
 
 def test_an_invented_hospital_is_known_by_its_parameters() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.core.schemas import NOTE_SCHEMA, Attrition
-from clinpeft.data.notes import sources
+from clinpeft.data import sources
 from clinpeft.recipe import SourceSpec
 
 III = (
@@ -282,7 +282,7 @@ def test_a_missing_column_is_refused_before_any_row_is_read(tmp_path: Path) -> N
     write(tmp_path / "note" / "radiology.csv", [*IV[:5], "chart_time", *IV[6:]], RADIOLOGY)
     with pytest.raises(
         SourceError,
-        match=r"there is no column 'charttime'[\s\S]*radiology.csv: header[\s\S]*did you mean 'chart_time'\?",
+        match=r"there is no column 'charttime'[\s\S]*radiology.csv: header[\s\S]*did you mean 'chart_time'\?",  # noqa: E501
     ):
         sources.read_notes(
             SourceSpec(name="mimic-iv", path=tmp_path), Attrition("sources"), tmp_path

@@ -1,4 +1,4 @@
-"""The invented hospital: the same bytes for the same arguments, files like the real ones, notes that read like notes."""
+"""The synthetic hospital: same arguments, same bytes; files as of the real data; notes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
-from clinpeft.data import synthetic
-from clinpeft.data.notes import sources
+from clinpeft.data import sources, synthetic
 from clinpeft.data.synthetic import hospital, wording
+from clinpeft.data.synthetic.conditions import load_conditions
 from clinpeft.data.synthetic.hospital import RandomStream
 from clinpeft.recipe import SourceSpec
 
@@ -27,10 +27,12 @@ FILES: dict[str, tuple[str, ...]] = {
     "mimic-iii": ("NOTEEVENTS.csv.gz",),
     "mimic-iv": ("note/discharge.csv.gz", "note/radiology.csv.gz"),
 }
+MIMIC_IV_NOTE_HEADER = "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text"
 HEADERS = {
-    "NOTEEVENTS.csv.gz": "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,CATEGORY,DESCRIPTION,CGID,ISERROR,TEXT",
-    "note/discharge.csv.gz": "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
-    "note/radiology.csv.gz": "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text",
+    "NOTEEVENTS.csv.gz": "ROW_ID,SUBJECT_ID,HADM_ID,CHARTDATE,CHARTTIME,STORETIME,CATEGORY,"
+    "DESCRIPTION,CGID,ISERROR,TEXT",
+    "note/discharge.csv.gz": MIMIC_IV_NOTE_HEADER,
+    "note/radiology.csv.gz": MIMIC_IV_NOTE_HEADER,
 }
 
 
@@ -63,10 +65,10 @@ def test_the_same_arguments_give_the_same_bytes_and_others_do_not(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_files_have_the_columns_of_the_real_ones(tmp_path: Path, shape: Shape) -> None:
-    synthetic.write_synthetic_hospital(tmp_path / "made", 3, 1, shape)
+    synthetic.write_synthetic_hospital(tmp_path / "hospital", 3, 1, shape)
     for name in FILES[shape]:
         assert (
-            gzip.decompress((tmp_path / "made" / name).read_bytes()).decode().splitlines()[0]
+            gzip.decompress((tmp_path / "hospital" / name).read_bytes()).decode().splitlines()[0]
             == HEADERS[name]
         )
 
@@ -77,10 +79,10 @@ def test_a_person_is_the_same_in_a_small_and_in_a_large_hospital(tmp_path: Path)
     texts = [
         [
             note["text"]
-            for note in found
+            for note in records
             if note["subject_id"] == hospital.FIRST_SYNTHETIC_SUBJECT_ID + 2
         ]
-        for found in (small, large)
+        for records in (small, large)
     ]
     assert texts[0] == texts[1] != []
 
@@ -89,18 +91,18 @@ def test_a_person_is_the_same_in_a_small_and_in_a_large_hospital(tmp_path: Path)
 def test_every_note_is_read_back_and_no_id_could_be_a_real_one(
     tmp_path: Path, shape: Shape
 ) -> None:
-    found, attrition = notes(tmp_path, shape)
-    assert attrition.kept_rows == len(found) > 100
+    records, attrition = notes(tmp_path, shape)
+    assert attrition.kept_rows == len(records) > 100
     assert set(attrition.dropped_rows) <= {"marked as an error (ISERROR = 1)"}
-    assert {note["subject_id"] for note in found} == set(range(900_000_001, 900_000_013))
-    assert min(note["stay_id"] for note in found if note["stay_id"]) > 20_000_000 + 9_999_999
-    assert len({note["note_id"] for note in found}) == len(found)
-    assert all("#" not in note["note_id"] for note in found)
+    assert {note["subject_id"] for note in records} == set(range(900_000_001, 900_000_013))
+    assert min(note["stay_id"] for note in records if note["stay_id"]) > 20_000_000 + 9_999_999
+    assert len({note["note_id"] for note in records}) == len(records)
+    assert all("#" not in note["note_id"] for note in records)
 
 
 def test_discharge_summaries_have_the_sections_of_real_ones(tmp_path: Path) -> None:
-    found, _ = notes(tmp_path, "mimic-iv", subjects=40)
-    summaries = [note["text"] for note in found if note["category"] == "Discharge summary"]
+    records, _ = notes(tmp_path, "mimic-iv", subjects=40)
+    summaries = [note["text"] for note in records if note["category"] == "Discharge summary"]
     always = (
         "Service:",
         "Allergies:",
@@ -146,9 +148,9 @@ def test_each_data_set_has_its_own_marks(tmp_path: Path) -> None:
         assert re.search(mark, texts), mark
 
 
-def test_the_quirks_of_mimic_iii_are_there(tmp_path: Path) -> None:
-    synthetic.write_synthetic_hospital(tmp_path / "made", 40, 1, "mimic-iii")
-    rows = raw(tmp_path / "made", "NOTEEVENTS.csv.gz")
+def test_the_oddities_of_mimic_iii_are_there(tmp_path: Path) -> None:
+    synthetic.write_synthetic_hospital(tmp_path / "hospital", 40, 1, "mimic-iii")
+    rows = raw(tmp_path / "hospital", "NOTEEVENTS.csv.gz")
     categories = Counter(row["CATEGORY"] for row in rows)
     assert {
         "Physician ",
@@ -165,9 +167,9 @@ def test_the_quirks_of_mimic_iii_are_there(tmp_path: Path) -> None:
     assert any(row["DESCRIPTION"] == "Addendum" for row in rows)
 
 
-def test_the_quirks_of_mimic_iv_are_there(tmp_path: Path) -> None:
-    synthetic.write_synthetic_hospital(tmp_path / "made", 60, 1, "mimic-iv")
-    discharge, radiology = (raw(tmp_path / "made", name) for name in FILES["mimic-iv"])
+def test_the_oddities_of_mimic_iv_are_there(tmp_path: Path) -> None:
+    synthetic.write_synthetic_hospital(tmp_path / "hospital", 60, 1, "mimic-iv")
+    discharge, radiology = (raw(tmp_path / "hospital", name) for name in FILES["mimic-iv"])
     assert {row["note_type"] for row in discharge} == {"DS", "AD"}
     assert {row["note_type"] for row in radiology} == {"RR", "AR"}
     assert all(row["charttime"].endswith(" 00:00:00") and row["hadm_id"] for row in discharge)
@@ -180,38 +182,42 @@ def test_the_quirks_of_mimic_iv_are_there(tmp_path: Path) -> None:
 
 
 def test_there_are_exact_and_near_duplicates_and_text_copied_forward(tmp_path: Path) -> None:
-    found, _ = notes(tmp_path, "mimic-iii", subjects=60)
-    texts = Counter(note["text"] for note in found if len(note["text"]) > 200)
+    records, _ = notes(tmp_path, "mimic-iii", subjects=60)
+    texts = Counter(note["text"] for note in records if len(note["text"]) > 200)
     assert any(count > 1 for count in texts.values())
     heads = Counter(
-        (note["subject_id"], note["text"][:60]) for note in found if note["category"] == "Radiology"
+        (note["subject_id"], note["text"][:60])
+        for note in records
+        if note["category"] == "Radiology"
     )
     assert max(heads.values()) > 1
     histories: dict[int, list[str]] = {}
-    for note in found:
+    for note in records:
         if "Past Medical History:" in note["text"] and note["description"] == "Report":
             section = re.sub(
                 r"\d", "0", note["text"].split("Past Medical History:\n")[1].split("\n\n")[0]
             )  # a re-save may mistype a number
             histories.setdefault(note["subject_id"], []).append(section)
-    carried = [
-        (before, after) for each in histories.values() for before, after in itertools.pairwise(each)
+    successive = [
+        (before, after)
+        for sections in histories.values()
+        for before, after in itertools.pairwise(sections)
     ]
-    assert len(carried) > 10
-    assert all(after.startswith(before) for before, after in carried)
+    assert len(successive) > 10
+    assert all(after.startswith(before) for before, after in successive)
 
 
 def test_notes_are_varied_and_no_template_is_left_open(tmp_path: Path) -> None:
-    found, _ = notes(tmp_path, "mimic-iii", subjects=60)
-    assert not [note["note_id"] for note in found if re.search(r"[{}|]|<[a-z]", note["text"])]
+    records, _ = notes(tmp_path, "mimic-iii", subjects=60)
+    assert not [note["note_id"] for note in records if re.search(r"[{}|]|<[a-z]", note["text"])]
     sentences = Counter(
         sentence
-        for note in found
+        for note in records
         for sentence in note["text"].replace("\n", " ").split(". ")
         if len(sentence) > 30
     )
     assert len(sentences) > 5000
-    words = {word.lower() for note in found for word in re.findall(r"[A-Za-z]+", note["text"])}
+    words = {word.lower() for note in records for word in re.findall(r"[A-Za-z]+", note["text"])}
     assert len(words) > 1500
     assert {"s", "p", "htn", "sob", "bid", "prn", "yo"} <= words
 
@@ -237,25 +243,25 @@ def test_nobody_is_admitted_after_death_or_before_discharge() -> None:
             assert before.admitted_at < after.admitted_at
 
 
-def test_a_template_says_one_of_its_ways() -> None:
-    said = {
+def test_a_template_is_rendered_in_one_of_its_ways() -> None:
+    texts = {
         wording.render_template(
             "{he} had <a <b|c>|{1-2}|> &lt;{0.50-0.59}", RandomStream(seed), {"he": "she"}
         )[:-4]
         for seed in range(200)
     }
-    assert said == {"she had a b <", "she had a c <", "she had 1 <", "she had 2 <", "she had  <"}
+    assert texts == {"she had a b <", "she had a c <", "she had 1 <", "she had 2 <", "she had  <"}
 
 
 def test_every_condition_has_all_that_a_note_needs() -> None:
-    assert len(hospital.load_conditions()) >= 12
-    for condition in hospital.load_conditions():
+    assert len(load_conditions()) >= 12
+    for condition in load_conditions():
         lists = (
             condition.complaints,
             condition.story,
             condition.denies,
             condition.procedures,
-            condition.course,
+            condition.hospital_course,
             condition.severe,
         )
         assert all(lists), condition.name
@@ -288,10 +294,11 @@ def test_a_given_path_is_where_they_are_written_and_never_over_something_else(
         sources.read_notes(spec, Attrition("sources"), tmp_path / "cache").read_all().num_rows > 0
     )
     assert (tmp_path / "here" / "NOTEEVENTS.csv.gz").is_file()
-    with pytest.raises(SourceError, match="this folder holds something else"):
+    with pytest.raises(SourceError) as error:
         sources.read_notes(
             spec.model_copy(update={"subjects": 3}), Attrition("sources"), tmp_path / "cache"
         )
+    assert error.value.location == str(tmp_path / "here")
 
 
 def test_the_fingerprint_follows_the_parameters_and_not_the_path(tmp_path: Path) -> None:

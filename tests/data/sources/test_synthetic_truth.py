@@ -1,4 +1,4 @@
-"""The invented hospital as a whole: complete folders, traps at their rates, and a best AUROC that is known and that nobody beats."""
+"""The synthetic hospital: complete folders, defects at their rates, the best AUROC."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LINKED = {
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def made(
+def generated(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Shape, Path]:
     folder = tmp_path_factory.mktemp("hospital") / request.param
@@ -67,8 +67,8 @@ def raw(folder: Path, name: str) -> list[dict[str, str]]:
     )
 
 
-def test_every_file_has_the_columns_of_the_real_one(made: tuple[Shape, Path]) -> None:
-    shape, folder = made
+def test_every_file_has_the_columns_of_the_real_one(generated: tuple[Shape, Path]) -> None:
+    shape, folder = generated
     headers = {"mimic-iii": mimic_iii.MIMIC_III_HEADERS, "mimic-iv": mimic_iv.MIMIC_IV_HEADERS}[
         shape
     ]
@@ -83,20 +83,20 @@ def test_every_file_has_the_columns_of_the_real_one(made: tuple[Shape, Path]) ->
             assert all(len(row) == len(header) for row in csv.reader(file))
 
 
-def test_ids_join(made: tuple[Shape, Path]) -> None:
-    shape, folder = made
+def test_ids_join(generated: tuple[Shape, Path]) -> None:
+    shape, folder = generated
     table, key = KEYS[shape]
     admissions = [row[key] for row in raw(folder, table)]
     assert len(set(admissions)) == len(admissions)
     for name in LINKED[shape]:
-        found = {row[key] for row in raw(folder, name)} - {""}
-        assert found, name
-        assert found <= set(admissions), name
+        ids = {row[key] for row in raw(folder, name)} - {""}
+        assert ids, name
+        assert ids <= set(admissions), name
 
 
-def test_the_traps_are_there_at_their_rates(made: tuple[Shape, Path]) -> None:
+def test_defects_are_planted_at_their_rates(generated: tuple[Shape, Path]) -> None:
     """Four standard deviations around each rate."""
-    shape, folder = made
+    shape, folder = generated
     counts, rates = synthetic.read_defect_counts(folder), synthetic.DEFAULT_SYNTHETIC_RATES
     admissions, notes = counts["admissions"], counts["notes"]
     radiology = sum(count for name, count in counts.items() if name.startswith("notes: radiology"))
@@ -120,8 +120,8 @@ def test_the_traps_are_there_at_their_rates(made: tuple[Shape, Path]) -> None:
     assert counts["charted values with a trailing blank"] > 0
 
 
-def test_the_counts_are_those_of_the_files(made: tuple[Shape, Path]) -> None:
-    shape, folder = made
+def test_the_counts_are_those_of_the_files(generated: tuple[Shape, Path]) -> None:
+    shape, folder = generated
     counts = synthetic.read_defect_counts(folder)
     if shape == "mimic-iii":
         rows = raw(folder, "NOTEEVENTS")
@@ -147,9 +147,11 @@ def test_the_counts_are_those_of_the_files(made: tuple[Shape, Path]) -> None:
 
 
 def test_the_ceiling_is_the_auroc_of_the_true_probabilities(tmp_path: Path) -> None:
-    """Mortality: positives 0.9 and 0.4, negatives 0.4, 0.2, 0.1: of six pairs five are in order and one is a tie, 5.5 / 6.
+    """Mortality: positives 0.9 and 0.4, negatives 0.4, 0.2, 0.1: of six pairs five are in order and
+    one is a tie, 5.5 / 6.
 
-    Length of stay: class 0 is in order (1), of class 1 one pair in two is (0.5): 0.75 on average. Nobody was readmitted: nothing to say.
+    Length of stay: class 0 is in order (1), of class 1 one pair in two is (0.5): 0.75 on average.
+    Readmission: one class only, so no value.
     """
     lines = ["subject_id,stay_id,task,class,probability,label"]
     lines += [
@@ -169,16 +171,17 @@ def test_the_ceiling_is_the_auroc_of_the_true_probabilities(tmp_path: Path) -> N
     )
 
 
-def test_the_ceiling_is_written_beside_the_data(made: tuple[Shape, Path]) -> None:
-    _, folder = made
+def test_the_ceiling_is_written_beside_the_data(generated: tuple[Shape, Path]) -> None:
+    _, folder = generated
     ceilings = synthetic.compute_best_auroc(folder)
     assert set(ceilings) == set(best_auroc.SYNTHETIC_TASKS)
     assert 0.8 < ceilings["mortality"] < 0.95
     assert '"ceiling"' in (folder / "truth.json").read_text()
 
 
-def test_probabilities_are_kept() -> None:
-    """What comes true is as frequent as its probability says, within four standard deviations, for every task and class."""
+def test_outcomes_are_as_frequent_as_their_probabilities() -> None:
+    """Outcomes are as frequent as their probabilities, within four standard deviations, for every
+    task and class."""
     seen: dict[tuple[str, int], list[tuple[float, bool]]] = {}
     for index in range(1200):
         for stay in hospital.generate_patient_stays(index, 9):
@@ -192,8 +195,8 @@ def test_probabilities_are_kept() -> None:
         assert abs(sum(y for _, y in pairs) - sum(p for p, _ in pairs)) < 4 * deviation, key
 
 
-def test_every_sign_of_a_stay_stands_in_its_admission_note() -> None:
-    """The words of a sign that are always said are in the text of a note that has it; nothing of a sign is said of others."""
+def test_wordings_tell_signs_apart() -> None:
+    """A sign has several wordings, and shares none with another sign."""
     facts = {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His"}
     for sign in outcome_model.load_prognostic_signs():
         ways = {
@@ -216,7 +219,7 @@ def test_words_of_the_admission_note_reach_above_chance_and_not_above_the_ceilin
     tmp_path: Path,
 ) -> None:
     synthetic.write_synthetic_hospital(
-        tmp_path / "made",
+        tmp_path / "generated",
         450,
         11,
         "mimic-iv",
@@ -224,12 +227,12 @@ def test_words_of_the_admission_note_reach_above_chance_and_not_above_the_ceilin
     )
     labels = {
         row["stay_id"]: int(row["label"])
-        for row in _truth(tmp_path / "made")
+        for row in _truth(tmp_path / "generated")
         if row["task"] == "mortality"
     }
     texts = {
         row["hadm_id"]: row["text"].split("Pertinent Results:")[0]
-        for row in raw(tmp_path / "made", "note/discharge")
+        for row in raw(tmp_path / "generated", "note/discharge")
         if row["note_type"] == "DS"
     }
     stays = [stay for stay in labels if stay in texts]
@@ -239,7 +242,7 @@ def test_words_of_the_admission_note_reach_above_chance_and_not_above_the_ceilin
     reached = best_auroc.compute_rank_auroc(
         _fitted(words[trained], answers[trained], words[~trained]), answers[~trained]
     )
-    ceiling = synthetic.compute_best_auroc(tmp_path / "made")["mortality"]
+    ceiling = synthetic.compute_best_auroc(tmp_path / "generated")["mortality"]
     assert 0.62 < reached < ceiling + 0.06
     chance = [
         best_auroc.compute_rank_auroc(
@@ -270,10 +273,10 @@ def _words(texts: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]
             sorted(word for word, count in counts.items() if count >= 10 and word.isalpha())
         )
     }
-    found = np.zeros((len(texts), len(at)))
+    presence = np.zeros((len(texts), len(at)))
     for row, words in enumerate(sets):
-        found[row, [at[word] for word in words if word in at]] = 1
-    return found
+        presence[row, [at[word] for word in words if word in at]] = 1
+    return presence
 
 
 def _fitted(

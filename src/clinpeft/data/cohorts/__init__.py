@@ -1,18 +1,21 @@
-"""Notes and stays -> who is asked what, when, with which answer; everybody else is counted under the reason why not.
+"""Notes and stays -> a cohort: stays with text, label and split; every excluded one is counted.
 
 ```
-task.py          what a clinical question is: data                outcomes.py    the questions, TASKS
-selection.py     who is asked, rule by rule                       texts.py       what of the notes may be read
-codes.py         ICD codes -> classes                             split.py       who is learned from, who is asked
-sections/        admission notes cut from discharge summaries     ventilation/   episodes, and which are prolonged
-cohort.py        the written cohort                               conformance.py the published counts beside ours
-filing.py        the same of notes that belong to no stay         answering.py   what a model that is to answer must know of it
-audit/           every known way to leak, measured                meds.py        the cohort in the MEDS format
+task.py          a clinical task, as data              outcomes.py     the tasks, CLINICAL_TASKS
+selection.py     the stays of a task, rule by rule     texts.py        the text of each stay
+codes.py         ICD codes -> classes                  split.py        train, tuning, held-out
+sections/        admission notes from discharge        ventilation/    ventilation episodes, and
+                 summaries                                             which are prolonged
+cohort.py        the written cohort                    conformance.py  published counts and ours
+note_categories.py  cohorts of notes without stays     label_space.py  the cohort as a model sees it
+leakage/         the leakage audit                     meds.py         the cohort in the MEDS format
+cohort_files.py  names, schemas and checked reading of the files of a cohort
 ```
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,13 +38,13 @@ __all__ = [
     "Cohort",
     "build_cohort",
     "build_note_cohort",
-    "find_class_notices",
-    "read_label_space",
     "check_cohort_classes",
+    "compare_with_published_counts",
+    "find_class_notices",
+    "get_clinical_task",
+    "read_label_space",
     "select_stays",
     "summarize_cohort",
-    "get_clinical_task",
-    "compare_with_published_counts",
     "write_cohort",
 ]
 
@@ -52,54 +55,34 @@ def build_cohort(
     folder: Path,
     adaptation_corpus: Path | None = None,
 ) -> Cohort:
-    """The cohort of a recipe, with its audit and its MEDS form beside it.
+    """Build the cohort of a recipe, with its leakage audit and its MEDS form.
 
     Args:
-        recipe: the question, the split, the seed.
-        hospital: open tables; its database gets working tables.
-        folder: where the cohort is written; what an earlier build left there is replaced.
-        adaptation_corpus: a corpus a language model learned from, searched for copies of what is held out.
+        recipe: the task, the split, the seed.
+        hospital: an open hospital; working tables are created in its database.
+        folder: of the cohort; files of an earlier build are replaced.
+        adaptation_corpus: a corpus that a language model was adapted on, searched for copies of
+            held-out notes.
 
     Raises:
-        RecipeError: there is no such question, or it cannot be put like this.
-        SourceError: a table is missing or damaged, or not one stay is left.
-        RefusedError: a subject would be in two splits.
+        RecipeError: there is no such task, or it does not fit the hospital.
+        SourceError: a table is missing or damaged, or no stay remains.
+        RefusedError: a subject is in two splits.
         StorageError: ``folder`` cannot be written.
     """
     cohort = write_cohort(recipe, hospital, folder)
-    kind, name = cohort.task.kind, cohort.task.name
+    task = cohort.task
     titles = (
-        codes.read_code_titles(hospital.connection, cohort.task.code_grouping)
-        if cohort.task.code_grouping
+        codes.read_code_titles(hospital.connection, task.code_grouping)
+        if task.code_grouping
         else {}
     )
-    leakage.audit_leakage(
-        cohort.path,
-        cohort.classes,
-        kind,
-        folder,
-        recipe.seed,
-        adaptation_corpus,
-        task_name=name,
-        titles=titles,
-    )
-    reading = cohort.task.note_selection
-    category = (
-        "Admission note"
-        if reading.is_simulated
-        else "Discharge summary"
-        if reading.categories
-        else "Notes"
-    )
-    meds.write_meds_dataset(
-        cohort.path,
-        kind,
-        cohort.classes,
-        folder / "meds",
-        hospital.layout,
-        "as shipped",
-        category=category,
-        task_name=name,
+    if task.note_selection.is_simulated:
+        category = "Admission note"
+    else:
+        category = "Discharge summary" if task.note_selection.categories else "Notes"
+    _audit_and_export(
+        cohort, recipe.seed, adaptation_corpus, titles, dataset=hospital.layout, category=category
     )
     return cohort
 
@@ -111,44 +94,60 @@ def build_note_cohort(
     folder: Path,
     adaptation_corpus: Path | None = None,
 ) -> Cohort:
-    """The cohort of a question that is asked of notes without stays (``Task.asks``), with its audit and its MEDS form beside it.
+    """Build the cohort of a task of notes without stays, with its audit and its MEDS form.
 
-    A row is a distinct text, white space and case aside: ``stay_id`` is a hash of it, ``subject_id`` that of its first note, ``prediction_time`` the
-    first time at which it could be read, or 1970-01-01 where no note says so. Columns that only a stay has are null.
+    A row is a distinct text, white space and case aside: ``stay_id`` is its hash, ``subject_id``
+    the subject of its first note, ``prediction_time`` the first time at which it was available, or
+    1970-01-01 where no note has a time. Columns that only a stay has are null.
 
     Args:
-        recipe: the question, the split, the seed.
-        notes: of schema ``tables.NOTE``; read once.
-        source_attrition: what reading counts; it becomes the first entry of the attrition.
-        folder: where the cohort is written; what an earlier build left there is replaced.
-        adaptation_corpus: a corpus a language model learned from, searched for copies of what is held out.
+        recipe: the task, the split, the seed.
+        notes: of ``NOTE_SCHEMA``; read once.
+        source_attrition: of reading the notes; it becomes the first step.
+        folder: of the cohort; files of an earlier build are replaced.
+        adaptation_corpus: a corpus that a language model was adapted on, searched for copies of
+            held-out notes.
 
     Raises:
-        RecipeError: there is no such question, it is asked of stays, or the split needs stays.
-        SourceError: notes are damaged, or not one is left.
+        RecipeError: there is no such task, it is a task of stays, or the split needs stays.
+        SourceError: notes are damaged, or none remains.
         StorageError: ``folder`` cannot be written.
     """
     cohort = note_categories.write_note_cohort(recipe, notes, source_attrition, folder)
-    kind, name = cohort.task.kind, cohort.task.name
     titles = {category: (category,) for category in cohort.classes}
+    _audit_and_export(
+        cohort, recipe.seed, adaptation_corpus, titles, dataset=recipe.source.name, category="Note"
+    )
+    return cohort
+
+
+def _audit_and_export(
+    cohort: Cohort,
+    seed: int,
+    adaptation_corpus: Path | None,
+    titles: Mapping[str, Sequence[str]],
+    *,
+    dataset: str,
+    category: str,
+) -> None:
+    """Write ``leakage.json`` and ``meds/`` beside a cohort."""
     leakage.audit_leakage(
         cohort.path,
         cohort.classes,
-        kind,
-        folder,
-        recipe.seed,
+        cohort.task.kind,
+        cohort.folder,
+        seed,
         adaptation_corpus,
-        task_name=name,
+        task_name=cohort.task.name,
         titles=titles,
     )
     meds.write_meds_dataset(
         cohort.path,
-        kind,
+        cohort.task.kind,
         cohort.classes,
-        folder / "meds",
-        recipe.source.name,
+        cohort.folder / "meds",
+        dataset,
         "as shipped",
-        category="Note",
-        task_name=name,
+        category=category,
+        task_name=cohort.task.name,
     )
-    return cohort

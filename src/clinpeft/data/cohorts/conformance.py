@@ -1,18 +1,20 @@
-"""The published counts beside ours, and every difference between the published builder and the corrected one, counted.
+"""Published counts beside ours, and every difference between published and corrected rules.
 
-Published: the split lists and the thread counts of the builder of arXiv 2102.04110 (MIMIC-III v1.4, script of September 2021) and, for ventilation,
-the labels that arXiv 2307.03042 used. They can be met only with the complete MIMIC-III and the published subject lists.
+Published are the split lists and class counts of the builder of arXiv 2102.04110 (MIMIC-III v1.4,
+script of September 2021) and, for ventilation, the labels that arXiv 2307.03042 used. They can be
+reproduced only with the complete MIMIC-III and the published subject lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clinpeft.core.database import count_table_rows
 from clinpeft.core.schemas import SPLIT_NAMES, HospitalDatabase
 from clinpeft.data.cohorts.cohort import Cohort, write_cohort
 from clinpeft.data.cohorts.outcomes import CLINICAL_TASKS, CORE_2021_TASKS
@@ -21,6 +23,8 @@ from clinpeft.recipe import CohortRecipe
 
 PUBLISHED_COMPAT = "core-2021"
 
+# One count a row: by the published rules here, as published, and by the corrected rules;
+# ``explanation`` says why they differ, or what is counted.
 CONFORMANCE_SCHEMA = pa.schema(
     [
         pa.field("quantity", pa.string(), nullable=False),
@@ -30,7 +34,6 @@ CONFORMANCE_SCHEMA = pa.schema(
         pa.field("explanation", pa.string(), nullable=False),
     ]
 )
-"""One count a row: as the published builder makes it here, as published, as corrected; ``explanation`` says why they differ, or what is counted."""
 
 
 def _build_split_counts(train: int, tuning: int, held_out: int) -> dict[str, int]:
@@ -42,6 +45,9 @@ def _build_split_counts(train: int, tuning: int, held_out: int) -> dict[str, int
     }
 
 
+# Task -> quantity -> count, for MIMIC-III v1.4.
+#
+# Those of ``ventilation`` come from labels split by admission and cannot be reproduced by subject.
 PUBLISHED_COUNTS: dict[str, dict[str, int]] = {
     "mortality": _build_split_counts(33_954, 4_908, 9_822),
     "length_of_stay": _build_split_counts(30_421, 4_391, 8_797),
@@ -49,182 +55,166 @@ PUBLISHED_COUNTS: dict[str, dict[str, int]] = {
     "procedures": _build_split_counts(30_030, 4_357, 8_681) | {"classes": 711},
     "ventilation": _build_split_counts(5_666, 707, 706),
 }
-"""Task -> quantity -> count, for MIMIC-III v1.4. Those of ``ventilation`` come from labels split by admission, and cannot be met by subject."""
 
 
-@dataclass
-class _CountPair:
-    compat: int | None = None
-    corrected: int | None = None
+class _CountRow(NamedTuple):
+    """One quantity by the published (``compat``) and by the corrected rules."""
+
+    quantity: str
+    compat: int
+    corrected: int
     explanation: str = ""
-
-
-@dataclass
-class _CountTable:
-    """Rows in the order in which they were first named."""
-
-    rows: dict[str, _CountPair] = field(default_factory=dict)
-
-    def add_count_pair(
-        self, quantity: str, count_pair: Sequence[int], explanation: str = ""
-    ) -> None:
-        compat, corrected = count_pair
-        self.rows[quantity] = _CountPair(compat, corrected, explanation)
 
 
 def compare_with_published_counts(
     recipe: CohortRecipe, hospital: HospitalDatabase, folder: Path
 ) -> pa.Table:
-    """Build the cohort of a recipe twice, as published and corrected, and count (schema ``VERIFICATION``).
+    """Build the cohort of a recipe by the published and by the corrected rules, and compare counts.
 
     Args:
-        recipe: the question; its ``compat`` and ``sections`` are replaced by those of either build.
-        hospital: open tables.
+        recipe: the task; its ``compat`` and ``sections`` are replaced by those of each build.
+        hospital: an open hospital.
         folder: gets ``compat/`` and ``corrected/``, two cohorts without audit and MEDS.
 
+    Returns:
+        A table of ``CONFORMANCE_SCHEMA``.
+
     Raises:
-        RecipeError: the question was not published.
-        ClinpeftError: whatever a build raises.
+        RecipeError: the task was not published.
+        ClinpeftError: as ``write_cohort``.
     """
-    get_clinical_task(
-        recipe.task.model_copy(update={"compat": PUBLISHED_COMPAT, "sections": "admission"})
+    recipes = [
+        recipe.model_copy(
+            update={
+                "task": recipe.task.model_copy(update={"compat": compat, "sections": "admission"})
+            }
+        )
+        for compat in (PUBLISHED_COMPAT, "")
+    ]
+    get_clinical_task(recipes[0].task)  # before anything is written
+    compat, corrected = (
+        write_cohort(build_recipe, hospital, folder / name)
+        for build_recipe, name in zip(recipes, ("compat", "corrected"), strict=True)
     )
-    compat = write_cohort(_replace_compat(recipe, PUBLISHED_COMPAT), hospital, folder / "compat")
-    corrected = write_cohort(_replace_compat(recipe, ""), hospital, folder / "corrected")
-    counts = _CountTable()
-    _count_sizes(counts, compat, corrected)
-    _count_dropped_stays(counts, compat, corrected)
-    _count_changed_stays(counts, compat, corrected)
-    _count_class_differences(counts, recipe.task.name, hospital)
     published = PUBLISHED_COUNTS[recipe.task.name] if hospital.layout == "mimic-iii" else {}
-    return _build_conformance_table(counts, published)
+    rows = {  # a later row of the same quantity replaces the earlier one
+        row.quantity: row._asdict() | {"published": published.get(row.quantity)}
+        for row in (
+            *_count_sizes(compat, corrected),
+            *_count_dropped_stays(compat, corrected),
+            *_count_changed_stays(compat, corrected),
+            *_count_class_differences(recipe.task.name, hospital),
+        )
+    }
+    return pa.Table.from_pylist(list(rows.values()), schema=CONFORMANCE_SCHEMA)
 
 
-def _replace_compat(recipe: CohortRecipe, compat: str) -> CohortRecipe:
-    return recipe.model_copy(
-        update={"task": recipe.task.model_copy(update={"compat": compat, "sections": "admission"})}
-    )
-
-
-def _read_cohort_rows(cohort: Cohort) -> list[Mapping[str, object]]:
-    rows: list[Mapping[str, object]] = pq.read_table(
-        cohort.path, columns=["subject_id", "stay_id", "split", "label", "labels"]
-    ).to_pylist()
+def _read_cohort_rows(cohort: Cohort) -> list[dict[str, Any]]:
+    columns = ["subject_id", "stay_id", "split", "label", "labels"]
+    rows: list[dict[str, Any]] = pq.read_table(cohort.path, columns=columns).to_pylist()
     return rows
 
 
-def _count_sizes(counts: _CountTable, compat: Cohort, corrected: Cohort) -> None:
+def _count_sizes(compat: Cohort, corrected: Cohort) -> Iterator[_CountRow]:
+    """Stays, subjects and classes; stays by split and by class."""
     first, second = _read_cohort_rows(compat), _read_cohort_rows(corrected)
-    counts.add_count_pair("stays", [len(first), len(second)], "differ by the reasons below")
+    yield _CountRow("stays", len(first), len(second), "differ by the reasons below")
     for split in SPLIT_NAMES:
-        counts.add_count_pair(
-            f"stays in {split}",
-            [sum(row["split"] == split for row in rows) for rows in (first, second)],
-        )
-    counts.add_count_pair(
-        "subjects", [len({row["subject_id"] for row in rows}) for rows in (first, second)]
-    )
-    used = (
+        stays = [sum(row["split"] == split for row in rows) for rows in (first, second)]
+        yield _CountRow(f"stays in {split}", stays[0], stays[1])
+    subjects = [len({row["subject_id"] for row in rows}) for rows in (first, second)]
+    yield _CountRow("subjects", subjects[0], subjects[1])
+    explanation = (
         "compat lists every code of the table, used or not" if compat.task.label_space_query else ""
     )
-    counts.add_count_pair("classes", [len(compat.classes), len(corrected.classes)], used)
-    for at, name in enumerate(compat.task.classes):
-        counts.add_count_pair(
-            f"stays of class {name}",
-            [sum(row["label"] == at for row in rows) for rows in (first, second)],
-        )
+    yield _CountRow("classes", len(compat.classes), len(corrected.classes), explanation)
+    for index, name in enumerate(compat.task.classes):
+        stays = [sum(row["label"] == index for row in rows) for rows in (first, second)]
+        yield _CountRow(f"stays of class {name}", stays[0], stays[1])
 
 
-def _count_dropped_stays(counts: _CountTable, compat: Cohort, corrected: Cohort) -> None:
-    """Of every step, what left for which reason: rows in = rows out + these, so that they explain every difference in size."""
-    reasons: dict[tuple[str, str], None] = {}
-    for cohort in (compat, corrected):
-        reasons |= {
-            (step.step, reason): None for step in cohort.attrition for reason in step.dropped_rows
-        }
-    for step, reason in reasons:
-        left = [
-            sum(s.dropped_rows[reason] for s in cohort.attrition if s.step == step)
+def _count_dropped_stays(compat: Cohort, corrected: Cohort) -> Iterator[_CountRow]:
+    """Dropped rows of every step by reason: together they explain every difference in size."""
+    # A dictionary as an ordered set: reasons of compat first, then those only of corrected.
+    reasons = dict.fromkeys(
+        (step.step, reason)
+        for cohort in (compat, corrected)
+        for step in cohort.attrition
+        for reason in step.dropped_rows
+    )
+    for name, reason in reasons:
+        first, second = (
+            sum(step.dropped_rows[reason] for step in cohort.attrition if step.step == name)
             for cohort in (compat, corrected)
-        ]
-        counts.add_count_pair(
-            f"{step}: {reason}", left, "" if left[0] == left[1] else "the rules differ"
         )
+        explanation = "" if first == second else "the rules differ"
+        yield _CountRow(f"{name}: {reason}", first, second, explanation)
 
 
-def _count_changed_stays(counts: _CountTable, compat: Cohort, corrected: Cohort) -> None:
+def _count_changed_stays(compat: Cohort, corrected: Cohort) -> Iterator[_CountRow]:
+    """Stays in one of the cohorts only, and those with another split or another label."""
     first, second = (
         {row["stay_id"]: row for row in _read_cohort_rows(cohort)} for cohort in (compat, corrected)
     )
-    both = first.keys() & second.keys()
-    counts.add_count_pair(
+    # Labels and splits can be compared only for stays that both rules select.
+    common = first.keys() & second.keys()
+    yield _CountRow(
         "stays only in one of them",
-        [len(first) - len(both), len(second) - len(both)],
-        "cut, repeated texts or answers cut short by death",
+        len(first) - len(common),
+        len(second) - len(common),
+        "extraction, repeated texts or labels cut short by death",
     )
-    moved = sum(first[stay]["split"] != second[stay]["split"] for stay in both)
-    counts.add_count_pair(
+    moved = sum(first[stay]["split"] != second[stay]["split"] for stay in common)
+    yield _CountRow(
         "stays in another split",
-        [moved, moved],
+        moved,
+        moved,
         "a split is a property of the subject alone: 0 unless the seeds differ",
     )
-    named = [
-        {stay: {cohort.classes[at] for at in _get_class_indices(rows[stay])} for stay in both}
+    # Classes are compared by name, since the two label spaces number them differently.
+    first_names, second_names = (
+        {
+            stay: {
+                cohort.classes[index]
+                for index in (
+                    rows[stay]["labels"] or []
+                    if rows[stay]["label"] is None
+                    else [rows[stay]["label"]]
+                )
+            }
+            for stay in common
+        }
         for cohort, rows in ((compat, first), (corrected, second))
-    ]
-    changed = sum(named[0][stay] != named[1][stay] for stay in both)
-    counts.add_count_pair("stays with another answer", [changed, changed], "of those in both")
+    )
+    changed = sum(first_names[stay] != second_names[stay] for stay in common)
+    yield _CountRow("stays with another answer", changed, changed, "of those in both")
 
 
-def _get_class_indices(row: Mapping[str, object]) -> list[int]:
-    label, labels = row["label"], row["labels"]
-    if isinstance(label, int):
-        return [label]
-    return [int(at) for at in labels] if isinstance(labels, list) else []
-
-
-def _count_class_differences(
-    counts: _CountTable, task_name: str, hospital: HospitalDatabase
-) -> None:
-    """Where the published builder makes other classes of the same codes: how many it merges, and how many it tears apart."""
+def _count_class_differences(task_name: str, hospital: HospitalDatabase) -> Iterator[_CountRow]:
+    """How many classes the published grouping of codes merges, and how many it splits."""
     compat, corrected = CORE_2021_TASKS[task_name], CLINICAL_TASKS[task_name]
     if compat.code_grouping == corrected.code_grouping:
         return
-    pairs = f"SELECT stay_id, {compat.code_grouping} AS published, {corrected.code_grouping} AS truth FROM code WHERE kind IN ({_quote_kinds(corrected.required_tables)})"
+    kinds = ", ".join(f"'{kind}'" for kind in corrected.required_tables)
+    pairs = f"""SELECT stay_id, {compat.code_grouping} AS published,
+        {corrected.code_grouping} AS truth FROM code WHERE kind IN ({kinds})"""
+    # A class merges others when codes of several corrected groups have one published group.
     merged = f"SELECT published FROM ({pairs}) GROUP BY published HAVING count(DISTINCT truth) > 1"
-    torn = f"SELECT truth FROM ({pairs}) GROUP BY truth HAVING count(DISTINCT published) > 1"
-    questions = {
-        "classes that merge several true ones": (
-            f"SELECT count(*) FROM ({merged})",
+    # It is divided when codes of one corrected group have several published groups.
+    divided = f"SELECT truth FROM ({pairs}) GROUP BY truth HAVING count(DISTINCT published) > 1"
+    stays = f"SELECT DISTINCT stay_id FROM ({pairs}) WHERE published IN ({merged})"
+    for quantity, query, explanation in (
+        (
+            "classes that merge several true ones",
+            merged,
             "codes are read as whole numbers: 0331 and 3310 become 331",
         ),
-        "true classes torn into several": (
-            f"SELECT count(*) FROM ({torn})",
+        (
+            "true classes torn into several",
+            divided,
             "0331 and 0332 become 331 and 332, and belong together in 033",
         ),
-        "stays with a merged class": (
-            f"SELECT count(DISTINCT stay_id) FROM ({pairs}) WHERE published IN ({merged})",
-            "of all stays with such codes",
-        ),
-    }
-    for quantity, (query, explanation) in questions.items():
-        ((number,),) = hospital.connection.execute(query).fetchall()
-        counts.add_count_pair(quantity, [int(number), 0], explanation)
-
-
-def _quote_kinds(kinds: tuple[str, ...]) -> str:
-    return ", ".join(f"'{kind}'" for kind in kinds)
-
-
-def _build_conformance_table(counts: _CountTable, published_counts: Mapping[str, int]) -> pa.Table:
-    rows = [
-        {
-            "quantity": name,
-            "compat": c.compat,
-            "published": published_counts.get(name),
-            "corrected": c.corrected,
-            "explanation": c.explanation,
-        }
-        for name, c in counts.rows.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=CONFORMANCE_SCHEMA)
+        ("stays with a merged class", stays, "of all stays with such codes"),
+    ):
+        rows = count_table_rows(hospital.connection, f"({query})")
+        yield _CountRow(quantity, rows, 0, explanation)

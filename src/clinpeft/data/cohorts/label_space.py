@@ -1,10 +1,8 @@
-"""A built cohort, seen by a model that is to answer it: the question in full, and whether it can be learned and scored at all."""
+"""A built cohort as a model sees it: its label space, and whether training and scoring can work."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,127 +10,105 @@ from numpy.typing import NDArray
 from clinpeft.core.errors import InputError
 from clinpeft.core.schemas import SPLIT_NAMES, LabelSpace
 from clinpeft.data.cohorts import cohort_files
-from clinpeft.data.cohorts.cohort import COHORT_FILE, COHORT_LABELS_FILE
+from clinpeft.data.cohorts.cohort_files import COHORT_FILE
 
-MAX_NAMED_CLASSES = 5  # classes that a notice names; of 1,266 most may be meant
+MAX_NAMED_CLASSES = 5  # in a notice, which may be about most of 1,266 classes
 
 
 def read_label_space(folder: Path) -> LabelSpace:
-    """The question of the cohort in ``folder``, as it travels with the answers.
+    """The label space of the cohort in ``folder``, as it is stored with predictions.
 
     Raises:
         InputError: there is no cohort, or its ``labels.json`` cannot be read.
     """
-    told = _read_labels_file(folder)
-    classes = told["classes"]
+    labels = cohort_files.read_cohort_labels(folder)
     return LabelSpace(
-        name=told["task"],
-        kind=told["kind"],
-        classes=tuple(entry["name"] for entry in classes),
-        systems=tuple(entry.get("system", "") for entry in classes),
-        train_counts=tuple(entry["train_stays"] for entry in classes),
-        metric=told["metric"],
+        name=labels.task,
+        kind=labels.kind,
+        classes=tuple(entry.name for entry in labels.classes),
+        systems=tuple(entry.system or "" for entry in labels.classes),
+        train_counts=tuple(entry.train_stays for entry in labels.classes),
+        metric=labels.metric,
     )
 
 
 def check_cohort_classes(folder: Path) -> None:
-    """Stop where nothing could be learned or nothing scored.
+    """Check that a classifier can be trained and scored on the cohort in ``folder``.
 
     Raises:
-        InputError: nobody is in ``train`` or in ``held_out``; or one class of a binary or multiclass question is that of all training stays, or no
-            class of a multilabel question is that of any.
+        InputError: ``train`` or ``held_out`` has no stays; all training stays of a binary or
+            multiclass task have one class; or no training stay of a multilabel task has a class.
     """
-    asked, (train, _, _), sizes = _count_stays_by_class(folder)
+    label_space, (train_counts, _, _), sizes = _count_stays_by_class(folder)
+    location = str(folder / COHORT_FILE)
+    # ``tuning`` may be empty.
     for name in ("train", "held_out"):
         if not sizes[SPLIT_NAMES.index(name)]:
-            hint = f"raise split.{name}, name other groups, or give more subjects"
             raise InputError(
-                f"nobody is in the split {name}", location=str(folder / COHORT_FILE), hint=hint
+                f"the split {name} has no stays",
+                location=location,
+                hint=f"raise split.{name}, name other groups, or give more subjects",
             )
-    found = np.flatnonzero(train)
-    if asked.kind != "multilabel" and len(found) == 1:
-        message = f"all {sizes[0]} training stays of {asked.name} have one class, {asked.classes[found[0]]!r}: there is nothing to tell apart"
+    # Each label of a multilabel task is a binary task, so that one class is enough.
+    present = np.flatnonzero(train_counts)
+    if not len(present) or (label_space.kind != "multilabel" and len(present) == 1):
         raise InputError(
-            message,
-            location=str(folder / COHORT_FILE),
-            hint="give more subjects, another split.seed, or ask another question",
-        )
-    if not len(found):
-        message = f"no class of {asked.name} stands in the training split"
-        raise InputError(
-            message,
-            location=str(folder / COHORT_FILE),
-            hint="give more subjects, another split.seed, or ask another question",
+            f"all {sizes[0]} training stays of {label_space.name} have one class, "
+            f"{label_space.classes[present[0]]!r}: a classifier cannot be trained"
+            if len(present)
+            else f"no training stay of {label_space.name} has a class",
+            location=location,
+            hint="give more subjects, another split.seed, or choose another task",
         )
 
 
 def find_class_notices(folder: Path) -> tuple[str, ...]:
-    """What a reader of the results must know of the classes: those never seen in training, and those of nobody held out, which no metric can rank.
+    """What a reader of results must know about the classes of a cohort.
+
+    These are classes without training stays, which cannot be learned, and classes without held-out
+    stays, for which no ranking metric is defined.
 
     Raises:
         InputError: there is no cohort, or it does not fit its label space.
     """
-    asked, (train, _, held_out), _ = _count_stays_by_class(folder)
-    unseen = np.flatnonzero((train == 0) & (held_out > 0))
-    absent = np.flatnonzero(held_out == 0)
-    found = [
+    label_space, (train_counts, _, held_out_counts), _ = _count_stays_by_class(folder)
+    notices = []
+    for class_indices, singular, plural in (
         (
-            unseen,
-            "stands in held_out and in no training stay: it cannot be learned",
-            "stand in held_out and in no training stay: they cannot be learned",
+            np.flatnonzero((train_counts == 0) & (held_out_counts > 0)),
+            "is in held_out and in no training stay: it cannot be learned",
+            "are in held_out and in no training stay: they cannot be learned",
         ),
         (
-            absent,
-            "is that of no held-out stay: nothing says how well it is told",
-            "are those of no held-out stay: nothing says how well they are told",
+            np.flatnonzero(held_out_counts == 0),
+            "is in no held-out stay: its metrics are undefined",
+            "are in no held-out stay: their metrics are undefined",
         ),
-    ]
-    return tuple(
-        _format_notice(asked, places, one, many) for places, one, many in found if len(places)
-    )
-
-
-def _format_notice(
-    label_space: LabelSpace, class_indices: NDArray[np.int64], singular: str, plural: str
-) -> str:
-    names = ", ".join(
-        repr(label_space.classes[location])
-        for location in class_indices[:MAX_NAMED_CLASSES].tolist()
-    )
-    more = (
-        f" and {len(class_indices) - MAX_NAMED_CLASSES} more"
-        if len(class_indices) > MAX_NAMED_CLASSES
-        else ""
-    )
-    return (
-        f"{label_space.name}: the class {names} {singular}"
-        if len(class_indices) == 1
-        else f"{label_space.name}: {len(class_indices)} classes ({names}{more}) {plural}"
-    )
+    ):
+        count = len(class_indices)
+        names = ", ".join(
+            repr(label_space.classes[index]) for index in class_indices[:MAX_NAMED_CLASSES].tolist()
+        )
+        more = f" and {count - MAX_NAMED_CLASSES} more" if count > MAX_NAMED_CLASSES else ""
+        if count == 1:
+            notices.append(f"{label_space.name}: the class {names} {singular}")
+        elif count:
+            notices.append(f"{label_space.name}: {count} classes ({names}{more}) {plural}")
+    return tuple(notices)
 
 
 def _count_stays_by_class(folder: Path) -> tuple[LabelSpace, NDArray[np.int64], NDArray[np.int64]]:
-    """The question, the stays of each class (splits, classes), and those of each split (splits,)."""
-    asked, path = read_label_space(folder), folder / COHORT_FILE
+    """The label space, stays ``(splits, classes)`` and stays ``(splits,)``."""
+    label_space, path = read_label_space(folder), folder / COHORT_FILE
     stays = cohort_files.read_cohort_without_text(path)
-    splits, answers = (
-        cohort_files.encode_cohort_splits(stays, path),
-        cohort_files.build_cohort_label_matrix(stays, asked.kind, asked.classes, path),
+    splits = cohort_files.encode_cohort_splits(stays, path)
+    label_matrix = cohort_files.build_cohort_label_matrix(
+        stays, label_space.kind, label_space.classes, path
     )
     counts = np.stack(
         [
-            np.asarray(answers[np.flatnonzero(splits == at)].sum(axis=0)).ravel()
-            for at in range(len(SPLIT_NAMES))
+            np.asarray(label_matrix[np.flatnonzero(splits == index)].sum(axis=0)).ravel()
+            for index in range(len(SPLIT_NAMES))
         ]
     )
-    return asked, counts, np.bincount(splits, minlength=len(SPLIT_NAMES))
-
-
-def _read_labels_file(folder: Path) -> Any:
-    try:
-        return json.loads((folder / COHORT_LABELS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"{COHORT_LABELS_FILE} of this cohort cannot be read"
-        raise InputError(
-            message, location=str(folder), hint="build the cohort: clinpeft cohort build RECIPE"
-        ) from error
+    return label_space, counts, np.bincount(splits, minlength=len(SPLIT_NAMES))

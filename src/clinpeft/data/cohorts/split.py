@@ -1,7 +1,8 @@
-"""Who is learned from and who is asked: whole subjects, by hash, by group of stays, or as listed in files.
+"""Train, tuning and held-out subjects: by hash, by group of stays, or as listed in files.
 
-The draw by hash is that of ``corpora.split``: with one seed a subject whose notes a language model may learn from is never one on whom a question
-is scored (``tests/cohorts/test_split.py`` holds the two together).
+The hash is that of ``clinpeft.data.notes.split``: with one seed, a subject whose notes a language
+model may be adapted on is never in the held-out split of a task
+(``tests/data/cohorts/test_split.py`` compares the two).
 """
 
 from __future__ import annotations
@@ -19,85 +20,93 @@ from clinpeft.recipe import CohortSplitSpec
 SubjectIds = NDArray[np.int64]
 SplitNameArray = NDArray[np.str_]
 
-NO_SPLIT = ""  # of a stay that no split takes
+NO_SPLIT = ""  # of a stay that is in no split
 
 SUBJECT_LIST_NAMES = {
     "train": ("train",),
     "tuning": ("tuning", "val", "validation", "dev"),
     "held_out": ("held_out", "test"),
 }
-_SPLIT_HASH_SALT = 0x636F72706F7261  # that of corpora.split
+_SPLIT_HASH_SALT = 0x636F72706F7261  # that of clinpeft.data.notes.split: both must split alike
 
 
 def split_subjects_by_hash(
     subjects: SubjectIds, fractions: Sequence[float], seed: int
 ) -> SplitNameArray:
-    """The split of each subject from a hash of (seed, subject): neither order nor company plays a part.
+    """The split of each subject from a hash of seed and subject, whatever the other subjects are.
 
     Args:
-        subjects: one a stay.
-        fractions: of train, tuning and held_out; a split of fraction 0 gets nobody.
-        seed: another seed, another draw.
+        subjects: subject ids, shape ``(stays,)``.
+        fractions: of train, tuning and held_out; they sum to 1. A split of fraction 0 is empty.
+        seed: another seed gives another split.
+
+    Returns:
+        Split names, shape ``(stays,)``.
     """
     salt = _mix_keys(np.array([(seed ^ _SPLIT_HASH_SALT) & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
-    uniform = (_mix_keys(subjects.astype(np.int64).view(np.uint64) ^ salt) >> np.uint64(11)).astype(
-        np.float64
-    ) * 2.0**-53  # in [0, 1)
-    last = int(
-        np.flatnonzero(fractions).max()
-    )  # a sum that is a hair below 1 must not fill a split of fraction 0
-    chosen = np.minimum(np.searchsorted(np.cumsum(fractions), uniform, side="right"), last)
-    names: SplitNameArray = np.array(SPLIT_NAMES)[chosen]
+    hashes = _mix_keys(subjects.astype(np.int64).view(np.uint64) ^ salt)
+    # The upper 53 bits are the mantissa of a float64 in [0, 1).
+    uniform = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    # A sum that rounding leaves just below 1 must not fill a last split of fraction 0.
+    last = int(np.flatnonzero(fractions).max())
+    indices = np.minimum(np.searchsorted(np.cumsum(fractions), uniform, side="right"), last)
+    names: SplitNameArray = np.array(SPLIT_NAMES)[indices]
     return names
 
 
 def split_stays_by_group(
     subjects: SubjectIds, groups: Sequence[str | None], spec: CohortSplitSpec, seed: int
 ) -> tuple[SplitNameArray, list[str]]:
-    """The split of each stay from its group, and why it is in none.
+    """The split of each stay from its group, such as its site or its year group.
 
-    A subject with stays in several splits keeps those of the last one (train, tuning, held_out) only, so that what is held out was never seen.
+    A subject with stays in several splits keeps those of the last one only (in the order train,
+    tuning, held_out), so that held-out subjects are not in training. Stays of no named group are
+    divided between train and tuning by the hash of their subject.
+
+    Args:
+        subjects: subject ids, shape ``(stays,)``.
+        groups: the group of each stay, None where it is unknown.
+        spec: which groups are tuning and held out; without ``held_out_groups`` the last in
+            alphabetical order is held out.
+        seed: of the hash.
+
+    Returns:
+        Split names, shape ``(stays,)``, ``NO_SPLIT`` for a stay in none; and for each stay the
+        reason why it is in none, empty where it is in one.
 
     Raises:
         InputError: a named group is not in the data, or no stay has a group.
     """
-    known = sorted({group for group in groups if group is not None})
-    held_out = spec.held_out_groups or tuple(known[-1:])
-    _check_groups(known, (*spec.tuning_groups, *held_out), spec.by)
-    rest = (
+    data_groups = sorted({group for group in groups if group is not None})
+    held_out = spec.held_out_groups or tuple(data_groups[-1:])
+    _check_groups(data_groups, (*spec.tuning_groups, *held_out), spec.by)
+    fractions = (
         (spec.train, spec.tuning, 0.0)
         if not spec.tuning_groups and spec.train + spec.tuning > 0
         else (1.0, 0.0, 0.0)
     )
-    drawn = split_subjects_by_hash(subjects, [share / sum(rest) for share in rest], seed)
-    named = dict.fromkeys(spec.tuning_groups, "tuning") | dict.fromkeys(held_out, "held_out")
-    names = np.array(
-        [
-            NO_SPLIT if group is None else named.get(group, draw)
-            for group, draw in zip(groups, drawn, strict=True)
-        ]
-    )
-    latest: dict[int, int] = {}
-    for subject, name in zip(subjects.tolist(), names.tolist(), strict=True):
-        latest[subject] = max(latest.get(subject, -1), SPLIT_NAMES.index(name) if name else -1)
-    late = np.array(
-        [
-            name != NO_SPLIT and SPLIT_NAMES.index(name) < latest[s]
-            for s, name in zip(subjects.tolist(), names.tolist(), strict=True)
-        ],
-        dtype=bool,
-    )
-    reasons = [
-        _explain_exclusion(name, is_late, spec.by)
-        for name, is_late in zip(names.tolist(), late.tolist(), strict=True)
+    # Of stays that belong to no named group, the remaining fractions divide train and tuning.
+    by_hash = split_subjects_by_hash(subjects, [part / sum(fractions) for part in fractions], seed)
+    by_group = dict.fromkeys(spec.tuning_groups, "tuning") | dict.fromkeys(held_out, "held_out")
+    names: list[str] = [
+        NO_SPLIT if group is None else by_group.get(group, hashed)
+        for group, hashed in zip(groups, by_hash.tolist(), strict=True)
     ]
-    return np.where(late, NO_SPLIT, names), reasons
-
-
-def _explain_exclusion(split_name: str, is_late: bool, by: str) -> str:
-    if not split_name:
-        return f"{by} unknown"
-    return "subject is asked in a later split" if is_late else ""
+    ranks = [SPLIT_NAMES.index(name) if name else -1 for name in names]
+    # A subject may have stays in several groups; the last split keeps it.
+    last_ranks: dict[int, int] = {}
+    for subject, rank in zip(subjects.tolist(), ranks, strict=True):
+        last_ranks[subject] = max(last_ranks.get(subject, -1), rank)
+    reasons = []
+    for row, (subject, rank) in enumerate(zip(subjects.tolist(), ranks, strict=True)):
+        if rank < 0:
+            reasons.append(f"{spec.by} unknown")
+        elif rank < last_ranks[subject]:
+            names[row] = NO_SPLIT
+            reasons.append("subject is asked in a later split")
+        else:
+            reasons.append("")
+    return np.array(names, dtype=np.str_), reasons
 
 
 def _check_groups(data_groups: Sequence[str], recipe_groups: Sequence[str], by: str) -> None:
@@ -113,88 +122,90 @@ def _check_groups(data_groups: Sequence[str], recipe_groups: Sequence[str], by: 
 
 
 def split_subjects_by_lists(subjects: SubjectIds, folder: Path) -> SplitNameArray:
-    """The split of each subject as listed in ``folder``; ``NOWHERE`` for one on no list.
+    """The split of each subject as listed in the files of ``folder``.
+
+    Returns:
+        Split names, shape ``(stays,)``; ``NO_SPLIT`` for a subject on no list.
 
     Raises:
-        InputError: a list is missing or holds something else than subject ids.
+        InputError: a list is missing or has a line without a subject id.
         RefusedError: a subject is on two lists.
     """
-    listed: dict[int, str] = {}
+    split_by_subject: dict[int, str] = {}
     for split in SPLIT_NAMES:
         for subject in _read_subject_list(folder, split):
-            if listed.setdefault(subject, split) != split:
-                message = f"subject {subject} is in two splits, {listed[subject]} and {split}"
+            first = split_by_subject.setdefault(subject, split)
+            if first != split:
                 raise RefusedError(
-                    message, location=str(folder), hint="leave each subject on one list only"
+                    f"subject {subject} is in two splits, {first} and {split}",
+                    location=str(folder),
+                    hint="leave each subject on one list only",
                 )
-    return np.array([listed.get(subject, NO_SPLIT) for subject in subjects.tolist()])
+    return np.array([split_by_subject.get(subject, NO_SPLIT) for subject in subjects.tolist()])
 
 
 def _read_subject_list(folder: Path, split: str) -> set[int]:
-    """The ids in the file of one split: one a line, or the column ``subject_id`` of a CSV (the first column where none has that name)."""
-    path = _find_subject_list(folder, split)
-    rows = [
-        line.strip().split(",")
-        for line in path.read_text(encoding="utf-8-sig").splitlines()
-        if line.strip()
-    ]
-    header = [name.strip().strip('"').lower() for name in rows[0]] if rows else []
-    at = header.index("subject_id") if "subject_id" in header else 0
-    begins = 0 if rows and all(cell.strip().isdigit() for cell in rows[0][at : at + 1]) else 1
-    found = set()
-    for number, row in enumerate(rows[begins:], start=begins + 1):
-        cell = row[at].strip().strip('"') if at < len(row) else ""
-        if not cell.isdigit():
-            raise InputError(
-                "this line has no subject id",
-                location=f"{path.name}: line {number}",
-                hint="write one whole number a line",
-            )
-        found.add(int(cell))
-    return found
+    """The subject ids of one split.
 
-
-def _find_subject_list(folder: Path, split: str) -> Path:
-    """``train.csv``, ``mimic_train.csv``, ``train.txt``: the name of the split or its last part."""
+    The file is ``train.csv``, ``mimic_train.csv``, ``train.txt`` ...: its name is the split, or
+    ends with it. It has one id a line, or a column ``subject_id`` (the first column where no column
+    has that name).
+    """
+    endings = tuple(f"_{name}" for name in SUBJECT_LIST_NAMES[split])
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [
-        path
-        for path in files
-        if path.is_file()
-        and any(
-            path.stem == name or path.stem.endswith(f"_{name}")
-            for name in SUBJECT_LIST_NAMES[split]
-        )
-    ]
-    if len(found) != 1:
-        message = f"there are {len(found)} lists for {split}"
+    paths = [path for path in files if path.is_file() and f"_{path.stem}".endswith(endings)]
+    if len(paths) != 1:
         raise InputError(
-            message,
+            f"there are {len(paths)} lists for {split}",
             location=f"task.subject_lists = {folder}",
             hint=f"put one file there: {' or '.join(SUBJECT_LIST_NAMES[split])}.csv",
         )
-    return found[0]
+    # ``utf-8-sig``: Excel writes a byte order mark.
+    text = paths[0].read_text(encoding="utf-8-sig")
+    rows = [line.strip().split(",") for line in text.splitlines() if line.strip()]
+    header = [name.strip().strip('"').lower() for name in rows[0]] if rows else []
+    column = header.index("subject_id") if "subject_id" in header else 0
+    has_header = not (rows and rows[0][column].strip().isdigit())
+    subjects = set()
+    for number, row in enumerate(rows[has_header:], start=has_header + 1):
+        cell = row[column].strip().strip('"') if column < len(row) else ""
+        if not cell.isdigit():
+            raise InputError(
+                "this line has no subject id",
+                location=f"{paths[0].name}: line {number}",
+                hint="write one whole number a line",
+            )
+        subjects.add(int(cell))
+    return subjects
 
 
 def check_subjects_in_one_split(subjects: SubjectIds, split_names: SplitNameArray) -> None:
-    """Stop when a subject is in two splits: what is measured there would be memory.
+    """Check that no subject is in two splits: held-out metrics would reward memorizing a patient.
+
+    Args:
+        subjects: subject ids, shape ``(stays,)``.
+        split_names: ``(stays,)``; stays in no split are ignored.
 
     Raises:
         RefusedError: with one such subject.
     """
-    seen: dict[int, str] = {}
+    split_by_subject: dict[int, str] = {}
     for subject, name in zip(subjects.tolist(), split_names.tolist(), strict=True):
-        if name and seen.setdefault(subject, name) != name:
+        if name and split_by_subject.setdefault(subject, name) != name:
             raise RefusedError(
-                f"subject {subject} is in two splits, {seen[subject]} and {name}",
+                f"subject {subject} is in two splits, {split_by_subject[subject]} and {name}",
                 location="split",
                 hint="split by subject",
             )
 
 
 def _mix_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the key moves every bit of the draw."""
-    mixed = keys + np.uint64(0x9E3779B97F4A7C15)
+    """The finalizer of SplitMix64, in which every bit of a key affects every bit of its hash.
+
+    Source: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators (OOPSLA),
+    with the constants of Stafford's Mix13.
+    """
+    mixed = keys + np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, odd
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -1,7 +1,8 @@
-"""A clinical question as data: who is asked, when, what may be read then, and which answer is known.
+"""A clinical task as data: which stays, at what time, from which text, with which label.
 
-Everything that decides is a relation in SQL over the tables ``stay``, ``icu_stay``, ``code`` and the table ``asked``: the stays still in the
-cohort, with the columns of ``stay`` and ``prediction_time``. Nothing here touches a file; ``cohorts.build`` does what a task says.
+All rules are SQL over the tables ``stay``, ``icu_stay`` and ``code`` and the table
+``selected_stay``: the stays still in the cohort, with the columns of ``stay`` and
+``prediction_time``. Nothing here reads a file; ``cohorts.build_cohort`` executes a task.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ class ExclusionCriterion:
     """One named step of a cohort.
 
     Attributes:
-        name: what the step asks for, as it stands in ``attrition.json``.
-        excluded_query: SELECT ``stay_id``, ``reason`` of the stays among ``asked`` that leave; of several reasons the first in the alphabet is counted.
+        name: what the remaining stays satisfy, as in ``attrition.json``.
+        excluded_query: SELECT ``stay_id``, ``reason`` of the excluded stays; of several reasons of
+            one stay the first in alphabetical order is counted.
     """
 
     name: str
@@ -30,16 +32,20 @@ class ExclusionCriterion:
 
 @dataclass(frozen=True)
 class NoteSelection:
-    """What may be read for an answer.
+    """Which notes a model may read for a prediction.
 
     Attributes:
-        section_style: how the text is cut (``cohorts.sections``); a simulated admission note is cut from the discharge summary, the one exception to the
-            rule that a note must be available at the prediction time, since no public data set has the notes written at admission.
-        is_simulated: that exception; otherwise a note that became available after the prediction time is left out, and counted.
-        waits_for_last_note: the prediction is made when the last note is there, so that all of them may be read.
-        deduplication_scope: where a text that occurs twice is read once: within its ``stay``, or ``everywhere`` (the published builder).
-        excludes_death_mentions: notes in which the patient's death is mentioned leave, since they tell the answer.
-        categories: of the notes, in lower case; none: every note.
+        section_style: which sections of a note are kept (``cohorts.sections``).
+        is_simulated: the text is an admission note simulated from the discharge summary, the one
+            exception to the rule that a note must be available at the prediction time, since no
+            public data set has the notes written at admission. Otherwise a note that became
+            available after the prediction time is dropped and counted.
+        waits_for_last_note: the prediction time is that of the last note, so that all may be read.
+        deduplication_scope: a repeated text is read once within its ``stay``, or ``everywhere`` as
+            in the published builder.
+        excludes_death_mentions: notes that mention the patient's death are dropped, since they
+            state the label.
+        categories: categories of notes in lower case; empty: all.
     """
 
     section_style: SectionStyle
@@ -52,23 +58,30 @@ class NoteSelection:
 
 @dataclass(frozen=True)
 class ClinicalTask:
-    """A clinical question.
+    """A clinical prediction task.
 
     Attributes:
-        name: its key in ``TASKS``.
-        question: what is asked, in one sentence.
-        kind: one of two classes, one of several, or all that apply.
-        metric: the main one: ``auroc`` (binary), ``auroc_ovo`` (multiclass), ``auroc_macro`` (multilabel).
-        note_selection: what is read.
-        prediction_unit: of ``stays``; or of ``notes`` that belong to none, under which category each is filed, which needs nothing of what follows.
-        prediction_time: SQL over ``stay``: everything up to and including it may be read.
-        required_tables: of ``icu_stay``, ``diagnosis`` and ``procedure``, the tables without which the question cannot be put.
-        exclusion_criteria: steps, first to last; an unknown answer leaves by one of them and never becomes a class.
-        label_query: SELECT ``stay_id``, ``label`` (index of the class); for multilabel ``stay_id``, ``kind``, ``system``, ``code`` of all that apply.
-        classes: names in the order of their index; empty where the codes or categories of the data make them.
-        label_space_query: multilabel: SELECT ``kind``, ``system``, ``code`` of all classes; empty: those that occur in the cohort.
-        code_grouping: multilabel: SQL over ``code`` that makes the class of a code; what ``label_query`` is made of.
-        prepare_tables: makes the tables that rules and answer use, if any, and says what it left out.
+        name: its key in ``CLINICAL_TASKS``.
+        question: what is predicted, in one sentence.
+        kind: binary, multiclass or multilabel.
+        metric: the main one: ``auroc`` (binary), ``auroc_ovo`` (multiclass), ``auroc_macro``
+            (multilabel).
+        note_selection: the text.
+        prediction_unit: ``stays``; or ``notes`` without stays, whose category is predicted and
+            which need none of the fields below.
+        prediction_time: SQL over ``stay``; what is available up to and including it may be read.
+        exclusion_criteria: in order; a stay whose label is unknown is excluded by one of them and
+            never becomes a class.
+        label_query: SELECT ``stay_id``, ``label`` (class index); of a multilabel task ``stay_id``,
+            ``kind``, ``system``, ``code`` of all that apply.
+        classes: names in the order of their index; empty where codes or categories of the data are
+            the classes.
+        required_tables: of ``icu_stay``, ``diagnosis`` and ``procedure``, those the labels need.
+        label_space_query: of a multilabel task, SELECT ``kind``, ``system``, ``code`` of all
+            classes; empty: those that occur in the cohort.
+        code_grouping: of a multilabel task, SQL over ``code``: the class of a code, as in
+            ``label_query``.
+        prepare_tables: creates further tables for criteria and labels; returns their attrition.
     """
 
     name: str

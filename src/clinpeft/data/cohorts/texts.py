@@ -1,6 +1,7 @@
-"""Notes -> one text a stay: of its notes, mostly the discharge summary and its addenda, what may be read at the prediction time.
+"""Notes -> one text a stay: what a model may read at the prediction time.
 
-Memory: one pass of 64 million characters at a time, in DuckDB.
+Mostly this is cut from the discharge summary and its addenda. Texts are joined in passes of
+``MAX_PASS_CHARACTERS`` characters, so that memory is bounded.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clinpeft.core.database import count_drop_reasons, count_table_rows, register_arrow_tables
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition, HospitalDatabase
 from clinpeft.data.cohorts import sections
 from clinpeft.data.cohorts.sections import NoteExtract, SectionStyle
-from clinpeft.data.cohorts.selection import apply_exclusion, count_selected_rows
+from clinpeft.data.cohorts.selection import apply_exclusion
 from clinpeft.data.cohorts.task import ExclusionCriterion, NoteSelection
 
 STAY_TEXT_SCHEMA = pa.schema(
@@ -28,53 +29,71 @@ STAY_TEXT_SCHEMA = pa.schema(
 )
 TEXT_BATCH_STAYS = 512
 TEXT_BATCH_NOTES = 256
-MAX_PASS_CHARACTERS = 64_000_000  # a pass over the notes reads them all, so few of them; a pass is held in memory, so none of them large
+# A pass reads all notes, so there should be few; its texts are held in memory, so that none may be
+# large.
+MAX_PASS_CHARACTERS = 64_000_000
 
+# A note of no stay is compared only with others of no stay, since neither is read.
 _DEDUPLICATION_KEYS = {"stay": "n.stay_id, md5(n.text)", "everywhere": "md5(n.text)"}
-_IS_ADDENDUM_SQL = "lower(coalesce(n.category, '')) = 'discharge addendum' OR starts_with(lower(coalesce(n.description, '')), 'addendum')"
+_IS_ADDENDUM_SQL = """lower(coalesce(n.category, '')) = 'discharge addendum'
+    OR starts_with(lower(coalesce(n.description, '')), 'addendum')"""
+_IS_AVAILABLE_SQL = "coalesce(n.available_at <= a.prediction_time, false)"
 
-# A note is judged before the stays are, so that what leaves here is counted in notes and nothing twice. The last of two equal texts stays;
-# equal dates are ordered by file and row, where the published builder leaves it to an unstable sort.
+# Notes are dropped before stays are, so that what is dropped here is counted in notes and nothing
+# is counted twice. The last of several equal texts remains; equal dates are ordered by file and
+# row, which the published builder leaves to an unstable sort.
 _SELECT_NOTES_SQL = """
-CREATE OR REPLACE TABLE chosen_note AS
-SELECT n.file, n."row", n.stay_id, n.available_at, length(n.text) AS characters, NOT ({addendum}) AS report,
+CREATE OR REPLACE TABLE candidate_note AS
+SELECT n.file, n."row", n.stay_id, n.available_at, length(n.text) AS characters,
+    NOT ({is_addendum}) AS is_summary,
     CASE WHEN n.stay_id IS NULL THEN 'of no stay'
-         WHEN row_number() OVER (PARTITION BY n.stay_id IS NULL, {repeated} ORDER BY n.available_at DESC NULLS LAST, n.file DESC, n."row" DESC) > 1
+         WHEN row_number() OVER (
+             PARTITION BY n.stay_id IS NULL, {deduplication_key}
+             ORDER BY n.available_at DESC NULLS LAST, n.file DESC, n."row" DESC) > 1
          THEN 'repeats another text'
          WHEN a.stay_id IS NULL THEN 'of a stay that is not asked'
          WHEN a.subject_id <> n.subject_id THEN 'of another person than its stay'
-         WHEN NOT ({available}) THEN 'not available at the prediction time' END AS reason
-FROM note n LEFT JOIN asked a ON a.stay_id = n.stay_id
+         WHEN NOT ({is_available}) THEN 'not available at the prediction time' END AS reason
+FROM note n LEFT JOIN selected_stay a ON a.stay_id = n.stay_id
 """
-_IS_AVAILABLE_SQL = "coalesce(n.available_at <= a.prediction_time, false)"
+_REQUIRED_NOTE_SQL = """
+SELECT stay_id,
+    CASE WHEN stay_id IN (
+             SELECT stay_id FROM candidate_note
+             WHERE reason = 'not available at the prediction time')
+         THEN 'no note available at the prediction time' ELSE '{missing_note}' END AS reason
+FROM selected_stay
+WHERE stay_id NOT IN (SELECT stay_id FROM candidate_note WHERE reason IS NULL)
+UNION ALL
+SELECT stay_id, 'only addenda' FROM candidate_note WHERE reason IS NULL
+GROUP BY stay_id HAVING NOT bool_or(is_summary)
+"""
+_WAIT_FOR_LAST_NOTE_SQL = """
+UPDATE selected_stay SET prediction_time = greatest(selected_stay.prediction_time, l.last_at)
+FROM (SELECT stay_id, max(available_at) AS last_at FROM candidate_note
+      WHERE reason IS NULL GROUP BY stay_id) l
+WHERE l.stay_id = selected_stay.stay_id
+"""
 
-# Sorting texts would need all of them in memory at once; so the stays are put in order without their texts, and the texts fetched in passes.
+# Sorting the texts would need all of them in memory; so the stays are sorted without their texts,
+# and the texts are read in passes.
 _PLAN_PASSES_SQL = """
-CREATE OR REPLACE TABLE reading_pass AS
+CREATE OR REPLACE TABLE text_pass AS
 WITH sized AS (
     SELECT a.stay_id, a.subject_id, a.prediction_time, sum(c.characters) AS characters
-    FROM chosen_note c JOIN asked a USING (stay_id) WHERE c.reason IS NULL GROUP BY ALL)
-SELECT stay_id, row_number() OVER ordered AS place, ((sum(characters) OVER ordered - characters) // {limit})::INTEGER AS pass
+    FROM candidate_note c JOIN selected_stay a USING (stay_id)
+    WHERE c.reason IS NULL GROUP BY ALL)
+SELECT stay_id, row_number() OVER ordered AS position,
+    ((sum(characters) OVER ordered - characters) // {limit})::INTEGER AS pass
 FROM sized WINDOW ordered AS (ORDER BY subject_id, prediction_time, stay_id)
 """
 _ORDERED_NOTES_SQL = """
 SELECT c.stay_id, n.text FROM note n
-JOIN (SELECT c.*, p.place FROM chosen_note c JOIN reading_pass p USING (stay_id) WHERE c.reason IS NULL AND p.pass = {number}) c
+JOIN (SELECT c.*, p.position FROM candidate_note c JOIN text_pass p USING (stay_id)
+      WHERE c.reason IS NULL AND p.pass = {number}) c
     ON n.file = c.file AND n."row" = c."row"
-ORDER BY c.place, c.available_at NULLS FIRST, c.file, c."row"
+ORDER BY c.position, c.available_at NULLS FIRST, c.file, c."row"
 """
-
-
-def _require_note(note_selection: NoteSelection) -> ExclusionCriterion:
-    missing = "no discharge summary" if note_selection.categories else "no note"
-    return ExclusionCriterion(
-        "with a note",
-        f"""SELECT stay_id, CASE WHEN stay_id IN (SELECT stay_id FROM chosen_note WHERE reason = 'not available at the prediction time')
-               THEN 'no note available at the prediction time' ELSE '{missing}' END AS reason
-           FROM asked WHERE stay_id NOT IN (SELECT stay_id FROM chosen_note WHERE reason IS NULL)
-           UNION ALL
-           SELECT stay_id, 'only addenda' FROM chosen_note WHERE reason IS NULL GROUP BY stay_id HAVING NOT bool_or(report)""",
-    )
 
 
 def write_stay_texts(
@@ -83,9 +102,19 @@ def write_stay_texts(
     section_style: SectionStyle,
     target: Path,
 ) -> list[Attrition]:
-    """The texts of the stays ``asked`` into the Parquet file ``target`` (schema ``TEXT``), ordered by subject and prediction time.
+    """Write the texts of the stays in ``selected_stay``, ordered by subject and prediction time.
 
-    Stays without a text leave ``asked``; where the prediction waits for the last note, ``prediction_time`` becomes that of the note.
+    Stays without a text are deleted from ``selected_stay``. Where the prediction waits for the last
+    note, ``prediction_time`` becomes the time of that note.
+
+    Args:
+        hospital: with ``selected_stay``.
+        note_selection: which notes are read.
+        section_style: which sections of them are kept.
+        target: Parquet of ``STAY_TEXT_SCHEMA``, written.
+
+    Returns:
+        The attrition of reading, of notes, of stays without a note, and of texts.
 
     Raises:
         SourceError: there are no notes.
@@ -94,35 +123,28 @@ def write_stay_texts(
         raise SourceError(
             f"there are no notes ({hospital.missing_tables['note']})",
             location=str(hospital.folder),
-            hint="put them there: they are what is read",
+            hint="put them there: their text is the input of every model",
         )
     connection = hospital.connection
     steps = [hospital.read_notes(note_selection.categories)]
-    free = note_selection.is_simulated or note_selection.waits_for_last_note
-    chosen = _SELECT_NOTES_SQL.format(
-        addendum=_IS_ADDENDUM_SQL,
-        repeated=_DEDUPLICATION_KEYS[note_selection.deduplication_scope],
-        available="true" if free else _IS_AVAILABLE_SQL,
+    # A simulated note is cut from a summary of later date; a waiting task sets its time by it.
+    any_time = note_selection.is_simulated or note_selection.waits_for_last_note
+    connection.execute(
+        _SELECT_NOTES_SQL.format(
+            is_addendum=_IS_ADDENDUM_SQL,
+            deduplication_key=_DEDUPLICATION_KEYS[note_selection.deduplication_scope],
+            is_available="true" if any_time else _IS_AVAILABLE_SQL,
+        )
     )
-    connection.execute(chosen)
-    steps.append(_count_excluded_notes(hospital))
-    steps.append(apply_exclusion(connection, _require_note(note_selection)))
+    reasons = "SELECT reason, count(*) FROM candidate_note GROUP BY reason ORDER BY reason"
+    steps.append(count_drop_reasons(connection, "notes of the stays asked", reasons))
+    missing_note = "no discharge summary" if note_selection.categories else "no note"
+    required_note = _REQUIRED_NOTE_SQL.format(missing_note=missing_note)
+    steps.append(apply_exclusion(connection, ExclusionCriterion("with a note", required_note)))
     if note_selection.waits_for_last_note:
-        connection.execute("""UPDATE asked SET prediction_time = greatest(asked.prediction_time, l.last_at)
-            FROM (SELECT stay_id, max(available_at) AS last_at FROM chosen_note WHERE reason IS NULL GROUP BY stay_id) l
-            WHERE l.stay_id = asked.stay_id""")
+        connection.execute(_WAIT_FOR_LAST_NOTE_SQL)
     steps.append(_write_note_extracts(hospital, note_selection, section_style, target))
     return steps
-
-
-def _count_excluded_notes(hospital: HospitalDatabase) -> Attrition:
-    attrition = Attrition(
-        "notes of the stays asked", count_selected_rows(hospital.connection, "chosen_note")
-    )
-    query = "SELECT reason, count(*) FROM chosen_note WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"
-    for reason, left in hospital.connection.execute(query).fetchall():
-        attrition.drop_rows(reason, left)
-    return attrition
 
 
 def _write_note_extracts(
@@ -131,73 +153,49 @@ def _write_note_extracts(
     section_style: SectionStyle,
     target: Path,
 ) -> Attrition:
-    attrition = Attrition("text", count_selected_rows(hospital.connection, "asked"))
+    connection = hospital.connection
+    attrition = Attrition("text", count_table_rows(connection, "selected_stay"))
+    stay_texts = _iterate_stay_texts(hospital)
     with pq.ParquetWriter(target, STAY_TEXT_SCHEMA, compression="zstd") as writer:
-        for stays in _batch_stay_texts(_iterate_stay_texts(hospital)):
-            kept: list[tuple[int, str]] = []
-            for stay_id, text in stays:
-                cut = _extract_text(text, note_selection, section_style)
-                if cut.text is None:
-                    attrition.drop_rows(cut.reason)
+        # Parquet row groups of a few hundred texts keep the memory of the writer small.
+        while batch := list(itertools.islice(stay_texts, TEXT_BATCH_STAYS)):
+            rows = []
+            for stay_id, text in batch:
+                extract = sections.extract_note_text(text, section_style)
+                if extract.text is not None and note_selection.excludes_death_mentions:
+                    # As in the published builder: first remove the phrase, then look for others.
+                    cleared = sections.remove_death_phrases(extract.text)
+                    extract = (
+                        NoteExtract(None, "the note mentions the patient's death")
+                        if sections.mentions_death(cleared)
+                        else NoteExtract(cleared)
+                    )
+                if extract.text is None:
+                    attrition.drop_rows(extract.reason)
                 else:
-                    kept.append((stay_id, cut.text))
-            if kept:
-                writer.write_table(_build_text_table(kept))
-    _drop_stays_without_text(hospital, target)
+                    rows.append({"stay_id": stay_id, "text": extract.text})
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=STAY_TEXT_SCHEMA))
+    with register_arrow_tables(connection, arrow_rows=pq.read_table(target, columns=["stay_id"])):
+        connection.execute(
+            "DELETE FROM selected_stay WHERE stay_id NOT IN (SELECT stay_id FROM arrow_rows)"
+        )
     return attrition
 
 
 def _iterate_stay_texts(hospital: HospitalDatabase) -> Iterator[tuple[int, str]]:
-    """Each stay with all its texts, a blank line between."""
+    """Each stay with all its texts, separated by a blank line."""
     hospital.connection.execute(_PLAN_PASSES_SQL.format(limit=MAX_PASS_CHARACTERS))
     ((passes,),) = hospital.connection.execute(
-        "SELECT coalesce(max(pass) + 1, 0) FROM reading_pass"
+        "SELECT coalesce(max(pass) + 1, 0) FROM text_pass"
     ).fetchall()
-    rows = itertools.chain.from_iterable(
-        _iterate_pass_notes(hospital, number) for number in range(passes)
-    )
-    for stay_id, group in itertools.groupby(rows, key=lambda row: row[0]):
-        yield stay_id, "\n\n".join(text for _, text in group)
-
-
-def _iterate_pass_notes(hospital: HospitalDatabase, number: int) -> Iterator[tuple[int, str]]:
-    for batch in hospital.connection.sql(_ORDERED_NOTES_SQL.format(number=number)).to_arrow_reader(
-        TEXT_BATCH_NOTES
-    ):
-        yield from zip(batch["stay_id"].to_pylist(), batch["text"].to_pylist(), strict=True)
-
-
-def _batch_stay_texts(rows: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    while batch := list(itertools.islice(rows, TEXT_BATCH_STAYS)):
-        yield batch
-
-
-def _extract_text(
-    text: str, note_selection: NoteSelection, section_style: SectionStyle
-) -> NoteExtract:
-    cut = sections.extract_note_text(text, section_style)
-    if cut.text is None or not note_selection.excludes_death_mentions:
-        return cut
-    cleared = sections.remove_death_phrases(cut.text)
-    return (
-        NoteExtract(None, "the note mentions the patient's death")
-        if sections.mentions_death(cleared)
-        else NoteExtract(cleared)
-    )
-
-
-def _build_text_table(rows: list[tuple[int, str]]) -> pa.Table:
-    columns: list[Any] = [
-        pa.array([row[at] for row in rows], field.type) for at, field in enumerate(STAY_TEXT_SCHEMA)
-    ]
-    return pa.Table.from_arrays(columns, schema=STAY_TEXT_SCHEMA)
-
-
-def _drop_stays_without_text(hospital: HospitalDatabase, target: Path) -> None:
-    """Only the stays with a text stay among ``asked``."""
-    kept = pq.read_table(target, columns=["stay_id"])
-    hospital.connection.register("texted", kept)
-    hospital.connection.execute(
-        "DELETE FROM asked WHERE stay_id NOT IN (SELECT stay_id FROM texted)"
-    )
-    hospital.connection.unregister("texted")
+    for number in range(passes):
+        notes = hospital.connection.sql(_ORDERED_NOTES_SQL.format(number=number))
+        rows = (
+            row
+            for batch in notes.to_arrow_reader(TEXT_BATCH_NOTES)
+            for row in zip(batch["stay_id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        )
+        # The notes of a stay are all in one pass.
+        for stay_id, group in itertools.groupby(rows, key=lambda row: row[0]):
+            yield stay_id, "\n\n".join(text for _, text in group)

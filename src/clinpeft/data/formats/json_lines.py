@@ -1,4 +1,4 @@
-"""JSON lines of other people's evaluation sets: one object a line, each with its place, and refused where it is none."""
+"""JSON lines of evaluation sets: one object on each line; any other line is an error."""
 
 from __future__ import annotations
 
@@ -12,42 +12,46 @@ from clinpeft.data.formats import delimited
 
 
 def read_json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file, gzipped or not, each with its file and row; empty lines are passed over.
+    """Yields the objects of a file, plain or gzipped, each with its location.
+
+    Empty lines are skipped.
 
     Raises:
-        SourceError: the file is missing, empty or damaged, or a line is no JSON object or not UTF-8, with its row and without its text.
+        SourceError: the file is missing, empty or damaged, or a line is not a JSON object or not
+            UTF-8. The error names the row and never quotes its text.
     """
     for number, line in enumerate(delimited.read_text_lines(path), start=1):
-        if line.strip():
-            yield f"{path.name}: row {number}", _parse_json_object(line, f"{path}: row {number}")
+        if not line.strip():
+            continue
+        location = f"{path}: row {number}"
+        try:
+            line.encode()  # fails on a lone surrogate, which stands for a byte that is not UTF-8
+            value = json.loads(line)
+        except UnicodeEncodeError:
+            raise SourceError(
+                "a byte that is not UTF-8", location=location, hint="convert the file to UTF-8"
+            ) from None
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise SourceError(
+                "this line is not a JSON object",
+                location=location,
+                hint="write one {...} on each line",
+            )
+        yield f"{path.name}: row {number}", value
 
 
 def get_text_value(record: Mapping[str, Any], key: str, location: str) -> str:
-    """The text under a key, without white space around it.
+    """Returns the text under a key, without surrounding white space.
 
     Raises:
-        SourceError: there is none, or it is no text.
+        SourceError: the key is missing, or its value is not a text.
     """
-    if not isinstance(record.get(key), str):
-        kind = "missing" if key not in record else f"not a text but {type(record[key]).__name__}"
+    value = record.get(key)
+    if not isinstance(value, str):
+        fault = f"not a text but {type(value).__name__}" if key in record else "missing"
         raise SourceError(
-            f"{key!r} is {kind}", location=location, hint=f'write {{"{key}": "..."}} on every line'
+            f"{key!r} is {fault}", location=location, hint=f'write {{"{key}": "..."}} on every line'
         )
-    return str(record[key]).strip()
-
-
-def _parse_json_object(line: str, location: str) -> dict[str, Any]:
-    try:
-        line.encode()
-        found = json.loads(line)
-    except UnicodeEncodeError:
-        raise SourceError(
-            "a byte that is not UTF-8", location=location, hint="convert the file to UTF-8"
-        ) from None
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise SourceError(
-            "this line is not a JSON object", location=location, hint="write one {...} a line"
-        ) from None
-    return found
+    return value.strip()

@@ -1,4 +1,4 @@
-"""The working folder of a corpus being built, and files that are written there row group by row group."""
+"""The working folder of a corpus being built, and the files written there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _WORKING_FOLDER = "corpus.partial"
 
 @contextlib.contextmanager
 def create_working_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside ``folder`` for everything temporary, gone afterwards whatever happens; what a killed process left is removed first."""
+    """Creates a folder inside ``folder`` for temporary files, removed on exit in any case.
+
+    Files that a killed process left there are removed first.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
     partial = folder / _WORKING_FOLDER
     with translate_storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,19 +39,24 @@ def create_working_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def translate_storage_errors(location: Path) -> Iterator[None]:
-    """Only around what writes: whatever the disk refuses there becomes a ``StorageError``."""
+    """Turns errors of the disk into a ``StorageError``; to be used around writing only.
+
+    Raises:
+        StorageError: the block raised an error of the disk.
+    """
     try:
         yield
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        # The chain is cut and only the kind of error named: a database may quote what it could not write.
-        reason = (
-            error.strerror or type(error).__name__
-            if isinstance(error, OSError)
-            else type(error).__name__
-        )
-        hint = "make room on the disk (about three times the size of the clean text), or build the corpus in another folder"
+        # The exception chain is cut and only the kind of error is named: DuckDB may quote the row
+        # that it could not write, which is the text of a note.
+        reason = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise StorageError(
-            f"the corpus cannot be written: {reason}", location=str(location), hint=hint
+            f"the corpus cannot be written: {reason}",
+            location=str(location),
+            hint="free some disk space (about three times the size of the clean text), or build "
+            "the corpus in another folder",
         ) from None
 
 
@@ -53,33 +64,42 @@ def translate_storage_errors(location: Path) -> Iterator[None]:
 def open_parquet_writer(
     path: Path, schema: pa.Schema
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """A Parquet file to which batches are given; row groups hold about 16 MB, however small the batches.
+    """Opens a Parquet file and returns the function that appends a batch to it.
 
-    Columns of text or bytes get no statistics: a footer is read and printed by many tools, and must not carry the first words of a note.
+    Row groups hold about 16 MB, however small the batches. Columns of text or bytes get no
+    statistics: a footer is read and printed by many tools, and must not carry words of a note.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
-    plain = [field.name for field in schema if not _is_text_or_bytes(field.type)]
+    columns_with_statistics = [
+        field.name
+        for field in schema
+        if not (pa.types.is_large_string(field.type) or pa.types.is_fixed_size_binary(field.type))
+    ]
     with translate_storage_errors(path):
         writer = pq.ParquetWriter(
-            path, schema, compression="zstd", use_dictionary=False, write_statistics=plain
+            path,
+            schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=columns_with_statistics,
         )
-    held: list[pa.RecordBatch] = []
-    held_bytes = 0
+    pending: list[pa.RecordBatch] = []
+    pending_bytes = 0
 
     def flush() -> None:
-        nonlocal held_bytes
+        nonlocal pending_bytes
         with translate_storage_errors(path):
-            writer.write_table(pa.Table.from_batches(held, schema))
-        held.clear()
-        held_bytes = 0
+            writer.write_table(pa.Table.from_batches(pending, schema))
+        pending.clear()
+        pending_bytes = 0
 
     def write(batch: pa.RecordBatch) -> None:
-        nonlocal held_bytes
-        held.append(batch)
-        held_bytes += batch.nbytes
-        if held_bytes >= _ROW_GROUP_BYTES:
+        nonlocal pending_bytes
+        pending.append(batch)
+        pending_bytes += batch.nbytes
+        if pending_bytes >= _ROW_GROUP_BYTES:
             flush()
 
     with close_file_on_exit(writer.close, path):
@@ -89,7 +109,11 @@ def open_parquet_writer(
 
 @contextlib.contextmanager
 def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
-    """Close a file at the end; after an error too, which is then the one to be told, whatever the closing says."""
+    """Closes a file on exit; an error of the block takes precedence over one of closing.
+
+    Raises:
+        StorageError: the block succeeded and the file cannot be closed.
+    """
     try:
         yield
     except BaseException:
@@ -100,16 +124,14 @@ def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
         close()
 
 
-def _is_text_or_bytes(data_type: pa.DataType) -> bool:
-    return bool(pa.types.is_large_string(data_type) or pa.types.is_fixed_size_binary(data_type))
-
-
 def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckDBPyConnection:
-    """A DuckDB database in ``folder`` that spills there beyond its memory, and loads nothing from anywhere."""
+    """Opens a DuckDB database in ``folder`` that spills to disk and loads no extension."""
     settings = {
         "memory_limit": f"{memory_megabytes}MB",
         "temp_directory": str(folder / "spilled"),
-        "threads": 4,  # each one holds buffers: a machine of many cores must not need more memory for the same corpus
+        # Every thread holds buffers: a machine of many cores must not need more memory.
+        "threads": 4,
+        # DuckDB would otherwise fetch extensions from the network.
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
@@ -117,7 +139,7 @@ def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckD
 
 
 def read_parquet_batches(path: Path, batch_size: int) -> Iterator[pa.RecordBatch]:
-    """The batches of a Parquet file in its order, one row group in memory at a time."""
+    """Yields the batches of a Parquet file in order, one row group in memory at a time."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         if file.num_row_groups:  # PyArrow 18 fails on a file without any
             yield from file.iter_batches(batch_size=batch_size)

@@ -1,12 +1,13 @@
-"""A hospital's own files: ``stays.csv`` and ``notes.csv``, and where they are there ``icu_stays.csv`` and ``codes.csv``, by a column map.
+"""A hospital's own delimited files, read by a map of column names.
 
-The columns have our names (those of ``clinpeft.core.schemas``) unless ``source.columns`` says otherwise (ours -> theirs); one map serves all files.
+``stays.csv`` and ``notes.csv`` are required; ``icu_stays.csv`` and ``codes.csv`` are read where
+they are there. Columns have the standard names (those of ``clinpeft.core.schemas``) unless
+``source.columns`` maps a standard name to the name in the files; one map serves all files.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 
 from clinpeft.core.errors import RecipeError
 from clinpeft.core.schemas import BILLED_CODE_SCHEMA, ICU_STAY_SCHEMA, NOTE_SCHEMA, STAY_SCHEMA
@@ -14,6 +15,7 @@ from clinpeft.data.hospital.raw_tables import RawTable, build_column_purposes
 from clinpeft.data.hospital.standard_tables import HospitalLayout, TablePart
 from clinpeft.recipe import SourceSpec
 
+# File -> the purpose that an error names, and the columns without which it cannot be read.
 _REQUIRED_COLUMNS = {
     "stays": (
         "the stays of every cohort",
@@ -27,8 +29,9 @@ _REQUIRED_COLUMNS = {
         "diagnosis and procedure labels",
         ("subject_id", "stay_id", "kind", "system", "code"),
     ),
-    "notes": ("what is read", ("subject_id", "stay_id", "available_at", "text")),
+    "notes": ("the text of the notes", ("subject_id", "stay_id", "available_at", "text")),
 }
+
 _SCHEMAS = {
     "stays": STAY_SCHEMA,
     "icu_stays": ICU_STAY_SCHEMA,
@@ -36,94 +39,88 @@ _SCHEMAS = {
     "notes": NOTE_SCHEMA,
 }
 
+# Files with the standard columns need no rule of their own.
+_ROW_QUERY = "SELECT *, NULL::VARCHAR AS drop_reason FROM ({columns})"
+
+# ``ICD-9`` and ``icd9`` are one system. Rows that are neither diagnoses nor procedures are read
+# with the diagnoses, so that they are counted once.
+_CODE_QUERY = """
+SELECT * REPLACE (CASE WHEN system IN ('icd9', 'icd10') THEN system END AS system),
+    CASE WHEN coalesce(kind, '') NOT IN ('diagnosis', 'procedure')
+         THEN 'neither a diagnosis nor a procedure' END AS drop_reason
+FROM (
+    SELECT * REPLACE (lower(trim(kind)) AS kind,
+        lower(regexp_replace(system, '[^A-Za-z0-9]', '', 'g')) AS system)
+    FROM ({columns}))
+WHERE {condition}
+"""
+
+# Notes without an id are numbered by their row. A time at midnight is a date: end of the day.
+_NOTE_QUERY = """
+SELECT * REPLACE (coalesce(nonblank(note_id), 'row ' || "row") AS note_id,
+        CASE WHEN to_time(available_at) = date_trunc('day', to_time(available_at))
+             THEN end_of_day(to_time(available_at)) ELSE to_time(available_at)
+        END AS available_at),
+    CASE WHEN is_bad_time(available_at) THEN 'a time does not parse' END AS drop_reason
+FROM ({columns})
+"""
+
 
 def build_own_files_layout(spec: SourceSpec) -> HospitalLayout:
     """The layout that ``spec.columns`` describes.
 
     Raises:
-        RecipeError: the map names a column that we do not have.
+        RecipeError: the map has a name that is not a standard column.
     """
-    _check_column_map(spec)
+    standard_names = sorted({name for schema in _SCHEMAS.values() for name in schema.names})
+    for name in spec.columns:
+        if name not in standard_names:
+            near = difflib.get_close_matches(name, standard_names, n=1)
+            suggestion = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(
+                f"{name!r} is not a standard column",
+                location="source.columns",
+                hint=f"{suggestion}the columns are: {', '.join(standard_names)}",
+            )
     files = {name: _build_raw_table(name, spec) for name in _REQUIRED_COLUMNS}
+    columns = {name: _build_column_query(name, spec) for name in _REQUIRED_COLUMNS}
+    diagnosis = _CODE_QUERY.format(
+        columns=columns["codes"], condition="coalesce(kind, '') <> 'procedure'"
+    )
+    procedure = _CODE_QUERY.format(columns=columns["codes"], condition="kind = 'procedure'")
     return HospitalLayout(
         (
-            TablePart("stay", (files["stays"],), _build_row_query("stays", spec)),
-            TablePart("icu_stay", (files["icu_stays"],), _build_row_query("icu_stays", spec)),
+            TablePart("stay", (files["stays"],), _ROW_QUERY.format(columns=columns["stays"])),
             TablePart(
-                "diagnosis",
-                (files["codes"],),
-                _build_code_query(spec, "coalesce(kind, '') <> 'procedure'"),
+                "icu_stay", (files["icu_stays"],), _ROW_QUERY.format(columns=columns["icu_stays"])
             ),
-            TablePart(
-                "procedure", (files["codes"],), _build_code_query(spec, "kind = 'procedure'")
-            ),
-            TablePart("note", (files["notes"],), _build_note_query(spec)),
+            TablePart("diagnosis", (files["codes"],), diagnosis),
+            TablePart("procedure", (files["codes"],), procedure),
+            TablePart("note", (files["notes"],), _NOTE_QUERY.format(columns=columns["notes"])),
         )
     )
 
 
-def _check_column_map(spec: SourceSpec) -> None:
-    known = sorted({name for schema in _SCHEMAS.values() for name in schema.names})
-    for name in spec.columns:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}? " if near else ""
-            ) + f"our columns are: {', '.join(known)}"
-            raise RecipeError(
-                f"{name!r} is no column of ours", location="source.columns", hint=hint
-            )
-
-
-def _get_source_column(column: str, spec: SourceSpec) -> str:
-    return spec.columns.get(column, column).lower()
-
-
 def _build_raw_table(name: str, spec: SourceSpec) -> RawTable:
-    purpose, wanted = _REQUIRED_COLUMNS[name]
-    columns = build_column_purposes(purpose, *(_get_source_column(ours, spec) for ours in wanted))
-    return RawTable(
-        name,
-        columns,
-        tuple(
-            dict.fromkeys(
-                theirs
-                for ours in _list_optional_columns(name)
-                if (theirs := _get_source_column(ours, spec)) not in columns
-            )
-        ),
+    """A file by the names of its own columns; one that stands for two standard columns once."""
+    purpose, required_names = _REQUIRED_COLUMNS[name]
+    file_names = {
+        column: spec.columns.get(column, column).lower() for column in _SCHEMAS[name].names
+    }
+    required = build_column_purposes(purpose, *(file_names[column] for column in required_names))
+    # One column of the files may stand for several standard columns.
+    optional = dict.fromkeys(
+        file_name
+        for column, file_name in file_names.items()
+        if column not in required_names and file_name not in required
     )
-
-
-def _list_optional_columns(name: str) -> Sequence[str]:
-    return [column for column in _SCHEMAS[name].names if column not in _REQUIRED_COLUMNS[name][1]]
+    return RawTable(name, required, tuple(optional))
 
 
 def _build_column_query(name: str, spec: SourceSpec) -> str:
-    """The columns of a file under our names."""
+    """SELECT of the columns of a file under their standard names."""
     columns = ", ".join(
-        f'"{_get_source_column(ours, spec)}" AS "{ours}"' for ours in _SCHEMAS[name].names
+        f'"{spec.columns.get(column, column).lower()}" AS "{column}"'
+        for column in _SCHEMAS[name].names
     )
     return f'SELECT "row", {columns} FROM raw_{name}'
-
-
-def _build_row_query(name: str, spec: SourceSpec) -> str:
-    return f"SELECT *, NULL::VARCHAR AS lost FROM ({_build_column_query(name, spec)})"
-
-
-def _build_code_query(spec: SourceSpec, condition: str) -> str:
-    """``ICD-9`` and ``icd9`` are one system; a kind that is neither of ours is left out among the diagnoses, so that it is counted once."""
-    return f"""SELECT * REPLACE (CASE WHEN system IN ('icd9', 'icd10') THEN system END AS system),
-            CASE WHEN coalesce(kind, '') NOT IN ('diagnosis', 'procedure') THEN 'neither a diagnosis nor a procedure' END AS lost
-        FROM (SELECT * REPLACE (lower(trim(kind)) AS kind, lower(regexp_replace(system, '[^A-Za-z0-9]', '', 'g')) AS system)
-              FROM ({_build_column_query("codes", spec)}))
-        WHERE {condition}"""
-
-
-def _build_note_query(spec: SourceSpec) -> str:
-    """Notes without an id are numbered by their row; an ``available_at`` at midnight is a date and counts as the end of the day."""
-    at_time = "moment(available_at)"
-    return f"""SELECT * REPLACE (coalesce(given(note_id), 'row ' || "row") AS note_id,
-            CASE WHEN {at_time} = date_trunc('day', {at_time}) THEN end_of_day({at_time}) ELSE {at_time} END AS available_at),
-        CASE WHEN unparsed(available_at) THEN 'a time does not parse' END AS lost
-        FROM ({_build_column_query("notes", spec)})"""

@@ -1,70 +1,43 @@
-"""Notes -> text to learn a language from: cleaned, without repetition, split by subject.
+"""Notes -> text for language model training: cleaned, without duplicates, split by subject.
 
-Two passes over the notes, in bounded memory whatever their number. The first cleans each note, writes its text to a temporary file and
-remembers what tells repetitions; DuckDB then decides who is dropped; the second streams the kept notes, with their split, into one file.
+Two passes, in bounded memory whatever the number of notes. The first cleans each note, writes its
+text to a temporary file and records what duplicates are recognized by. DuckDB then decides which
+notes are dropped. The second pass streams the remaining notes, with their split, into one file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
-import numpy as np
 import pyarrow as pa
 
 from clinpeft.core.errors import InputError, RecipeError, SourceError
 from clinpeft.core.schemas import CORPUS_SCHEMA, Attrition
 from clinpeft.data.formats import working_folder
+from clinpeft.data.formats.hints import format_drop_reasons, join_hints, suggest_name
 from clinpeft.data.notes import deduplicate
-from clinpeft.data.notes.canaries import (
-    CANARY_ID_PREFIX,
-    Canary,
-    build_corpus_table,
-    draw_canary_secrets,
-    generate_canaries,
-    insert_canaries,
-)
-from clinpeft.data.notes.clean import (
-    CLEANED_NOTE_SCHEMA,
-    clean_notes,
-    format_policy_version,
-    strip_category_names,
-)
+from clinpeft.data.notes.clean import CLEANED_NOTE_SCHEMA, clean_notes, strip_category_names
 from clinpeft.data.notes.split import NOTE_SPLIT_UNITS, assign_note_splits, check_note_split_counts
 from clinpeft.recipe import CorpusSpec, SplitSpec
 
-__all__ = [
-    "CANARY_ID_PREFIX",
-    "Canary",
-    "NoteCorpus",
-    "build_note_corpus",
-    "generate_canaries",
-    "build_corpus_table",
-    "format_policy_version",
-    "draw_canary_secrets",
-    "insert_canaries",
-]
-
-_PIECE_NOTES, _PIECE_BYTES = (
-    512,
-    8 * 2**20,
-)  # a piece: large enough for NumPy; its words and hashes take some twenty times its text
+# Large enough for NumPy to be fast; the words and hashes of a slice take about twenty times the
+# memory of its text.
+_SLICE_NOTES, _SLICE_BYTES = 512, 8 * 2**20
 _DATABASE_MEGABYTES = 512
 _CLEANED_FILE, _SPLIT_FILE = "cleaned.parquet", "kept.parquet"
 
 
 @dataclass(frozen=True)
 class NoteCorpus:
-    """Text to learn from.
+    """Text for language model training.
 
     Attributes:
-        path: one Parquet file of schema ``tables.CORPUS``, in reading order.
-        attrition: one entry a step, in order; what enters a step is what the one before kept.
+        path: one Parquet file of ``CORPUS_SCHEMA``, in the order of the source.
+        attrition: one entry for each step, in order; each step receives what the one before kept.
     """
 
     path: Path
@@ -74,131 +47,114 @@ class NoteCorpus:
 def build_note_corpus(
     notes: pa.RecordBatchReader, corpus: CorpusSpec, split: SplitSpec, seed: int, folder: Path
 ) -> NoteCorpus:
-    """The corpus of a stream of notes, written to ``folder/corpus.parquet`` at once and whole, or not at all.
+    """Writes the corpus of a stream of notes to ``folder/corpus.parquet``, all of it or nothing.
 
     Args:
-        notes: of schema ``tables.NOTE``; read once.
-        corpus: how notes become text.
-        split: who is learned from.
+        notes: of ``NOTE_SCHEMA``; consumed once.
+        corpus: cleaning and deduplication.
+        split: unit and fractions of the splits.
         seed: of the split; nothing else here is random.
-        folder: where the corpus goes; temporary files live in it too, about three times the clean text, and are removed.
+        folder: for the corpus, and for temporary files of about three times the clean text, which
+            are removed.
 
     Raises:
         SourceError: the stream holds no note.
         RecipeError: a category that no note has.
-        InputError: no note is left, or a split that is asked for is empty.
+        InputError: no note remains, or a requested split is empty.
         RefusedError: a subject in two splits.
-        StorageError: the disk is full; a corpus that stood in ``folder`` before is intact.
+        StorageError: the disk is full; an earlier corpus in ``folder`` is intact.
     """
     path = folder / "corpus.parquet"
     with working_folder.create_working_folder(folder) as partial:
-        first = _clean_stream(notes, corpus, partial)
+        clean_attrition = _write_cleaned_notes(notes, corpus, partial)
         with (
             working_folder.translate_storage_errors(folder),
             contextlib.closing(
                 working_folder.create_working_database(partial, _DATABASE_MEGABYTES)
             ) as connection,
         ):
-            kept, repetitions = _find_unique_notes(connection, first.kept_rows, corpus, partial)
-            last = _write_split_notes(kept, split, seed, partial)
+            dropped, duplicate_attrition = deduplicate.find_duplicates(
+                corpus.deduplicate,
+                connection,
+                partial,
+                clean_attrition.kept_rows,
+                corpus.near_threshold,
+            )
+            split_attrition = _write_split_notes(~dropped, split, seed, partial)
             NOTE_SPLIT_UNITS[split.by].check_corpus(partial / _SPLIT_FILE, connection)
+            # The last step: a corpus that exists has passed every check.
             (partial / _SPLIT_FILE).replace(path)
-    return NoteCorpus(path, (first, *repetitions, last))
+    return NoteCorpus(path, (clean_attrition, *duplicate_attrition, split_attrition))
 
 
-def _clean_stream(notes: pa.RecordBatchReader, corpus: CorpusSpec, partial: Path) -> Attrition:
-    """The first pass: ``cleaned.parquet`` and what the steps of deduplication want to know of every note."""
-    attrition, categories = (
-        Attrition("clean"),
-        Counter(dict.fromkeys(strip_category_names(corpus.categories), 0)),
-    )
-    with contextlib.ExitStack() as files:
-        write = files.enter_context(
-            working_folder.open_parquet_writer(partial / _CLEANED_FILE, CLEANED_NOTE_SCHEMA)
-        )
-        told = [
-            files.enter_context(step.open_writer(partial, corpus.near_threshold))
-            for step in deduplicate.DEDUPLICATION_STEPS[corpus.deduplicate]
-        ]
-        for piece in (piece for batch in notes for piece in _slice_batch(batch)):
-            batch = clean_notes(piece, corpus, attrition, categories)
-            write(batch)
-            if told and batch.num_rows:
-                words = [deduplicate.normalize_words(text) for text in batch["text"].to_pylist()]
-                for remember in told:
-                    remember(words)
-    _check_not_empty(attrition, categories, corpus)
-    return attrition
+def slice_note_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yields a batch in slices of bounded size, in order, however large the source made it.
 
-
-def _slice_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch in pieces of bounded size, in order, however large the source makes its batches; one note is never cut."""
-    if batch.num_rows <= 1 or (batch.num_rows <= _PIECE_NOTES and batch.nbytes <= _PIECE_BYTES):
+    A single note is never divided.
+    """
+    is_small = batch.num_rows <= _SLICE_NOTES and batch.nbytes <= _SLICE_BYTES
+    if batch.num_rows <= 1 or is_small:
         yield batch
     else:
         half = batch.num_rows // 2
-        yield from _slice_batch(batch.slice(0, half))
-        yield from _slice_batch(batch.slice(half))
+        yield from slice_note_batch(batch.slice(0, half))
+        yield from slice_note_batch(batch.slice(half))
 
 
-def _check_not_empty(attrition: Attrition, categories: Counter[str], corpus: CorpusSpec) -> None:
+def _write_cleaned_notes(
+    notes: pa.RecordBatchReader, corpus: CorpusSpec, partial: Path
+) -> Attrition:
+    """The first pass: ``cleaned.parquet``, and what the deduplication needs of every note."""
+    attrition = Attrition("clean")
+    selected = strip_category_names(corpus.categories)
+    categories = Counter(dict.fromkeys(selected, 0))
+    with (
+        working_folder.open_parquet_writer(partial / _CLEANED_FILE, CLEANED_NOTE_SCHEMA) as write,
+        deduplicate.open_text_writer(
+            corpus.deduplicate, partial, corpus.near_threshold
+        ) as write_texts,
+    ):
+        for note_slice in (part for batch in notes for part in slice_note_batch(batch)):
+            cleaned = clean_notes(note_slice, corpus, attrition, categories)
+            write(cleaned)
+            write_texts(cleaned["text"].to_pylist())
     if not attrition.entered_rows:
         raise SourceError(
-            "the source gave 0 notes: there is nothing to learn from",
+            "the source gave 0 notes: there is no text to train on",
             location="source",
             hint="give a source that holds notes",
         )
-    missing = [name for name in strip_category_names(corpus.categories) if not categories[name]]
+    missing = [name for name in selected if not categories[name]]
     if missing:
-        near = difflib.get_close_matches(missing[0], +categories, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        message = f"none of the {attrition.entered_rows} notes has the category {missing[0]!r}"
+        present = +categories  # without the counts of 0
+        # Cut short, in case that a column of free text was named as the category.
+        counts = [f"{name[:40]!r} ({count})" for name, count in present.most_common(20)]
+        listed = ", ".join(counts + ["..."] * (len(present) > 20)) or "none, every category is null"
         raise RecipeError(
-            message,
+            f"none of the {attrition.entered_rows} notes has the category {missing[0]!r}",
             location="corpus.categories",
-            hint=f"{hint}there are: {_format_categories(+categories)}",
+            hint=join_hints(suggest_name(missing[0], present), f"the categories are: {listed}"),
         )
     if not attrition.kept_rows:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(attrition.dropped_rows.items())
-        )
-        hint = "lower corpus.min_characters, or look at what the source reads as text"
         raise InputError(
-            f"0 of {attrition.entered_rows} notes are left after cleaning: {reasons}",
+            f"0 of {attrition.entered_rows} notes are left after cleaning: "
+            f"{format_drop_reasons(attrition.dropped_rows)}",
             location="corpus",
-            hint=hint,
+            hint="lower corpus.min_characters, or check which column the source reads as text",
         )
-
-
-def _format_categories(categories: Counter[str]) -> str:
-    """The most frequent categories; cut short, in case that a column of free text was named as the category."""
-    shown = ", ".join(f"{name[:40]!r} ({count})" for name, count in categories.most_common(20))
-    return shown + (", ..." if len(categories) > 20 else "") or "none, every category is null"
-
-
-def _find_unique_notes(
-    connection: duckdb.DuckDBPyConnection, note_count: int, corpus: CorpusSpec, partial: Path
-) -> tuple[deduplicate.NoteMask, list[Attrition]]:
-    """One truth value a cleaned note, whether it is kept, and one attrition a step."""
-    dropped, attritions = np.zeros(note_count, np.bool_), []
-    for step in deduplicate.DEDUPLICATION_STEPS[corpus.deduplicate]:
-        attrition = Attrition(step.name, entered_rows=int((~dropped).sum()))
-        found = step.find_duplicates(connection, partial, dropped, corpus.near_threshold)
-        attrition.drop_rows(step.reason, int(found.sum()))
-        dropped |= found
-        attritions.append(attrition)
-    return ~dropped, attritions
+    return attrition
 
 
 def _write_split_notes(
     unique_notes: deduplicate.NoteMask, split: SplitSpec, seed: int, partial: Path
 ) -> Attrition:
-    """The second pass: the kept notes with their split, in reading order, as ``kept.parquet``."""
-    counts, at = Counter[str](), 0
+    """The second pass: the remaining notes with their split, in order, as ``kept.parquet``."""
+    counts, start = Counter[str](), 0
     with working_folder.open_parquet_writer(partial / _SPLIT_FILE, CORPUS_SCHEMA) as write:
-        for batch in working_folder.read_parquet_batches(partial / _CLEANED_FILE, _PIECE_NOTES):
-            notes = batch.filter(pa.array(unique_notes[at : at + batch.num_rows]))
-            at += batch.num_rows
+        for batch in working_folder.read_parquet_batches(partial / _CLEANED_FILE, _SLICE_NOTES):
+            # unique_notes is aligned with the rows of the cleaned file.
+            notes = batch.filter(pa.array(unique_notes[start : start + batch.num_rows]))
+            start += batch.num_rows
             splits = assign_note_splits(notes["subject_id"], notes["note_id"], split, seed)
             counts.update(splits.to_pylist())
             columns = {name: notes[name] for name in CLEANED_NOTE_SCHEMA.names} | {"split": splits}

@@ -1,12 +1,16 @@
-"""Notes in files of any layout, by a column map: CSV, TSV, JSON lines (each gzipped or not) and Parquet; one file, or a folder of one format.
+"""Notes in files of any layout, by a column map.
 
+CSV, TSV, JSON lines (each plain or gzipped) and Parquet; one file, or a folder of one format.
 ``source.columns`` maps our column -> theirs; ``text`` is the only one needed.
 
-- ``subject_id``: a whole number is taken as it is, any other text becomes a stable 63-bit hash (SHA-256). Without a map the subject is the hash
-  of the text itself, white space and case levelled, so that identical texts are one subject and can never stand on both sides of a split.
-- ``note_id``: without a map (or where it is empty) the file's stem and the row's number, ``notes:17``. An id that repeats, as MTSamples' do,
-  keeps its first use; the next are followed by ``#`` and their file and row.
-- ``available_at``: an ISO 8601 time; one with an offset is turned into UTC. Empty: unknown. Not a time: an unreadable row, counted.
+- ``subject_id``: a whole number is used as it is, any other text becomes a stable 63-bit hash
+  (SHA-256). Unmapped, the subject is the hash of the text itself, white space and case normalized,
+  so that identical texts are one subject and never fall on both sides of a split.
+- ``note_id``: unmapped (or where it is empty) the file's stem and the row's number, ``notes:17``.
+  An id that repeats, as in MTSamples, keeps its first use; the next are followed by ``#`` and their
+  file and row.
+- ``available_at``: an ISO 8601 time; one with an offset is converted to UTC. Empty: unknown. Not a
+  time: an unreadable row, counted.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +38,50 @@ RawRowStream = Iterator[RawRow | RejectedRow]
 
 
 def read_note_file_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
-    """The notes of ``spec.path`` under ``spec.columns``, one row at a time; every file's header is checked before the first row is read.
+    """Yields the notes of ``spec.path`` under ``spec.columns``, one row at a time.
+
+    The header of every file is checked at the call, before the first row is read.
+
+    Args:
+        spec: path and column map.
+        cache: not used; the signature is that of every note source.
 
     Raises:
         RecipeError: no path, no map for ``text``, or a map for a column that notes do not have.
-        SourceError: a file that is missing, of no known format, without a mapped column, or damaged.
+        SourceError: a file that is missing, of an unknown format, without a mapped column, or
+            damaged.
     """
     del cache
-    columns = _check_column_map(spec.columns)
+    unknown = sorted(set(spec.columns) - set(NOTE_SCHEMA.names))
+    if unknown:
+        raise RecipeError(
+            f"source.columns maps {unknown[0]!r}, which notes do not have",
+            location="[source.columns]",
+            hint=f"the columns of a note are: {', '.join(NOTE_SCHEMA.names)}",
+        )
+    if "text" not in spec.columns:
+        raise RecipeError(
+            "source.columns does not map 'text'",
+            location="[source.columns]",
+            hint='say which column holds the text: text = "note"',
+        )
+    columns = dict(spec.columns)
     paths = list_note_files(spec)
     for path in paths:
-        _open_file(
-            path, columns
-        )  # and closed again: a folder may hold more files than may be open at once
+        # Checks the header. The file is closed again: a folder may hold more files than a process
+        # may have open at once.
+        _open_file(path, columns)
     return itertools.chain.from_iterable(_read_file_rows(path, columns) for path in paths)
 
 
 def list_note_files(spec: SourceSpec) -> list[Path]:
-    """The files to read, in order of their names."""
+    """Returns the files of a source, ordered by name.
+
+    Raises:
+        RecipeError: no path.
+        SourceError: a folder that holds no file of a known format, files of several, or a file
+            both plain and gzipped.
+    """
     if spec.path is None:
         raise RecipeError(
             "source.path is missing",
@@ -59,73 +90,46 @@ def list_note_files(spec: SourceSpec) -> list[Path]:
         )
     if not spec.path.is_dir():
         return [spec.path]
-    known = [path for path in sorted(spec.path.iterdir()) if path.is_file() and _get_format(path)]
-    formats = sorted({_get_format(path) for path in known})
+    paths = [path for path in sorted(spec.path.iterdir()) if path.is_file() and _get_format(path)]
+    formats = sorted({_get_format(path) for path in paths})
     if len(formats) != 1:
-        found = (
-            f"files of several formats ({', '.join(formats)})"
-            if formats
-            else f"no file whose name ends in {', '.join(NOTE_FILE_FORMATS)}"
-        )
+        content = f"no file whose name ends in {', '.join(NOTE_FILE_FORMATS)}"
+        if formats:
+            content = f"files of several formats ({', '.join(formats)})"
         raise SourceError(
-            f"this folder holds {found}",
+            f"this folder holds {content}",
             location=str(spec.path),
             hint="give one file, or a folder of files of one format",
         )
-    _check_duplicate_files(known)
-    return known
-
-
-def _check_duplicate_files(paths: Sequence[Path]) -> None:
-    """``a.csv`` beside ``a.csv.gz`` would give every note twice."""
+    # a.csv beside a.csv.gz would give every note twice.
     stems = [_get_stem(path.name) for path in paths]
     for path, stem in zip(paths, stems, strict=True):
         if stems.count(stem) > 1:
-            hint = "keep one of them"
             raise SourceError(
-                f"two files are called {stem!r}", location=str(path.parent), hint=hint
+                f"two files are called {stem!r}",
+                location=str(path.parent),
+                hint="keep one of them",
             )
+    return paths
 
 
 def read_column_names(path: Path) -> list[str]:
-    """The columns of one file, or of the first of a folder.
+    """Returns the columns of one file, or of the first file of a folder.
 
     Raises:
-        SourceError: the file is missing, empty, damaged or of no known format.
+        SourceError: the file is missing, empty, damaged or of an unknown format.
     """
     first = list_note_files(SourceSpec(name="files", path=path))[0]
-    _open_file(first, {})  # refuses what has no known format
+    _open_file(first, {})  # raises for an unknown format
     return _HEADER_READERS[_get_format(first)](first)
 
 
-def _check_column_map(columns: Mapping[str, str]) -> dict[str, str]:
-    unknown = sorted(set(columns) - set(NOTE_SCHEMA.names))
-    if unknown:
-        hint = f"the columns of a note are: {', '.join(NOTE_SCHEMA.names)}"
-        raise RecipeError(
-            f"source.columns maps {unknown[0]!r}, which notes do not have",
-            location="[source.columns]",
-            hint=hint,
-        )
-    if "text" not in columns:
-        raise RecipeError(
-            "source.columns does not map 'text'",
-            location="[source.columns]",
-            hint='say which column holds the text: text = "note"',
-        )
-    return dict(columns)
-
-
 def _get_format(path: Path) -> str:
+    """Returns the ending under which a file is registered, without ``.gz``; empty for none."""
     name = path.name.lower().removesuffix(".gz")
-    return next(
-        (
-            ending
-            for ending in NOTE_FILE_FORMATS
-            if name.endswith(ending) and not name.startswith(".")
-        ),
-        "",
-    )
+    if name.startswith("."):  # hidden files, such as those that macOS puts beside copied ones
+        return ""
+    return next((ending for ending in NOTE_FILE_FORMATS if name.endswith(ending)), "")
 
 
 def _get_stem(name: str) -> str:
@@ -133,16 +137,18 @@ def _get_stem(name: str) -> str:
 
 
 def _open_file(path: Path, columns: Mapping[str, str]) -> RawRowStream:
-    """The rows of one file, their values in the order of ``columns``."""
+    """Returns the rows of one file, their values in the order of ``columns``."""
     if not path.exists():
         raise SourceError(
             "there is no such file or folder", location=str(path), hint="check source.path"
         )
     ending = _get_format(path)
     if not ending:
-        hint = f"give a file whose name ends in {', '.join(NOTE_FILE_FORMATS)} (or one of them with .gz)"
         raise SourceError(
-            f"the format of {path.name!r} is not known", location=str(path), hint=hint
+            f"the format of {path.name!r} is not supported",
+            location=str(path),
+            hint=f"give a file whose name ends in {', '.join(NOTE_FILE_FORMATS)} "
+            "(or one of them with .gz)",
         )
     return NOTE_FILE_FORMATS[ending](path, columns)
 
@@ -151,180 +157,167 @@ def _describe_columns(columns: Mapping[str, str]) -> dict[str, str]:
     return {theirs: f"{ours!r} of a note (source.columns)" for ours, theirs in columns.items()}
 
 
-def _read_csv(path: Path, columns: Mapping[str, str], delimiter: str = ",") -> RawRowStream:
-    sheet = delimited.open_delimited_table(path, delimiter)
-    at = delimited.find_column_positions(
-        sheet.header, _describe_columns(columns), str(path), delimiter
+def _read_delimited(path: Path, columns: Mapping[str, str], delimiter: str) -> RawRowStream:
+    table = delimited.open_delimited_table(path, delimiter)
+    positions = delimited.find_column_positions(
+        table.header, _describe_columns(columns), str(path), delimiter
     )
-    order = [at[theirs] for theirs in columns.values()]
+    order = [positions[theirs] for theirs in columns.values()]
     return (
         row if isinstance(row, RejectedRow) else row._replace(values=[row.values[i] for i in order])
-        for row in sheet.rows
+        for row in table.rows
     )
-
-
-def _read_tsv(path: Path, columns: Mapping[str, str]) -> RawRowStream:
-    return _read_csv(path, columns, "\t")
 
 
 def _read_jsonl(path: Path, columns: Mapping[str, str]) -> RawRowStream:
-    found = enumerate(delimited.read_text_lines(path), start=1)
-    number, line = next(found)
-    first = _parse_json_object(line)
-    if first is None:
+    lines = delimited.read_text_lines(path)
+    first_line = next(lines)
+    first_object = _parse_json_object(first_line)
+    if first_object is None:
         raise SourceError(
             "the first line is not a JSON object",
             location=f"{path}: row 1",
-            hint="write one {...} a line",
+            hint="write one {...} on each line",
         )
-    delimited.find_column_positions(list(first), _describe_columns(columns), str(path))
-    return _read_json_rows(
-        path.name, itertools.chain([(number, line)], found), list(columns.values())
-    )
+    # Only the first object is checked: later ones may lack a key, whose value is then empty.
+    delimited.find_column_positions(list(first_object), _describe_columns(columns), str(path))
 
+    def parse_lines() -> RawRowStream:
+        for number, line in enumerate(itertools.chain([first_line], lines), start=1):
+            location = f"{path.name}: row {number}"
+            record = _parse_json_object(line)
+            if record is not None:
+                values = [_to_text(record.get(theirs)) for theirs in columns.values()]
+                yield RawRow(location, number, values)
+            elif not line.isspace():
+                yield RejectedRow("unreadable: not a JSON object", location)
 
-def _read_json_rows(
-    file_name: str, numbered_lines: Iterator[tuple[int, str]], column_names: Sequence[str]
-) -> RawRowStream:
-    for number, line in numbered_lines:
-        location = f"{file_name}: row {number}"
-        found = _parse_json_object(line)
-        if found is not None:
-            yield RawRow(location, number, [_to_text(found.get(theirs)) for theirs in column_names])
-        elif not line.isspace():
-            yield RejectedRow("unreadable: not a JSON object", location)
+    return parse_lines()
 
 
 def _parse_json_object(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # thousands of open brackets exceed Python's stack
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _to_text(value: object) -> str:
-    """A value as CSV would have it; null is empty."""
+    """Formats a value as CSV would hold it; null is empty."""
     if value is None:
         return ""
-    return (
-        value
-        if isinstance(value, str)
-        else value.isoformat()
-        if isinstance(value, datetime)
-        else str(value)
-    )
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str]) -> RawRowStream:
     try:
-        file = pq.ParquetFile(
-            path, buffer_size=1 << 20, pre_buffer=False
-        )  # buffered: a row group is never in memory whole
+        # Buffered, because a row group read ahead would be in memory whole.
+        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             "this Parquet file cannot be opened", location=str(path), hint="copy or write it again"
         ) from error
     delimited.find_column_positions(file.schema_arrow.names, _describe_columns(columns), str(path))
-    return _read_parquet_rows(path, file, list(columns.values()))
+    column_names = list(columns.values())
 
+    def decode_column(column: Any) -> list[str]:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            return [_to_text(value) for value in column.to_pylist()]
+        # By way of bytes: Arrow does not validate what a Parquet file calls UTF-8, and to_pylist
+        # would raise at the first wrong byte instead of rejecting one row.
+        values = column.cast(pa.large_binary()).to_pylist()
+        return [
+            "" if value is None else value.decode("utf-8", "surrogateescape") for value in values
+        ]
 
-def _read_parquet_rows(
-    path: Path, file: pq.ParquetFile, column_names: Sequence[str]
-) -> RawRowStream:
-    number = 0
-    try:
-        for batch in file.iter_batches(
-            batch_size=1024, columns=list(dict.fromkeys(column_names)), use_threads=False
-        ):
-            for values in zip(
-                *(_decode_column(batch.column(name)) for name in column_names), strict=True
+    def read_rows() -> RawRowStream:
+        number = 0
+        try:
+            for batch in file.iter_batches(
+                batch_size=1024, columns=list(dict.fromkeys(column_names)), use_threads=False
             ):
-                number += 1
-                yield RawRow(f"{path.name}: row {number}", number, values)
-    except (pa.ArrowException, OSError) as error:
-        location = f"{path}: after row {number}"
-        raise SourceError(
-            "this Parquet file is damaged", location=location, hint="copy or write it again"
-        ) from error
+                cells = [decode_column(batch.column(name)) for name in column_names]
+                for values in zip(*cells, strict=True):
+                    number += 1
+                    yield RawRow(f"{path.name}: row {number}", number, values)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                "this Parquet file is damaged",
+                location=f"{path}: after row {number}",
+                hint="copy or write it again",
+            ) from error
 
-
-def _decode_column(column: Any) -> list[str]:
-    """Strings by way of bytes: Arrow does not look at what a Parquet file calls UTF-8, and Python would stop at the first wrong byte."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return [_to_text(value) for value in column.to_pylist()]
-    found = column.cast(pa.large_binary()).to_pylist()
-    return ["" if value is None else value.decode("utf-8", "surrogateescape") for value in found]
+    return read_rows()
 
 
 def _read_file_rows(path: Path, columns: Mapping[str, str]) -> Iterator[NoteRow | RejectedRow]:
-    ours, stem = list(columns), _get_stem(path.name)
+    """Yields the rows of one file as notes."""
+    names, stem = list(columns), _get_stem(path.name)
     for row in _open_file(path, columns):
-        yield (
-            row
-            if isinstance(row, RejectedRow)
-            else _build_note_row(dict(zip(ours, row.values, strict=True)), row, stem)
+        if isinstance(row, RejectedRow):
+            yield row
+            continue
+        cells = dict(zip(names, row.values, strict=True))
+        text, subject = cells["text"], cells.get("subject_id")
+        if subject is not None and not subject.strip():
+            # A mapped subject that is empty must not fall back to the hash of the text: the notes
+            # of one person could then fall on both sides of a split.
+            yield RejectedRow("unreadable: no subject_id", row.location)
+            continue
+        try:
+            moment = cells.get("available_at", "").strip()
+            available_at = datetime.fromisoformat(moment) if moment else None
+        except ValueError:
+            yield RejectedRow("unreadable: available_at is not an ISO time", row.location)
+            continue
+        if available_at and available_at.tzinfo:
+            available_at = available_at.astimezone(UTC).replace(tzinfo=None)
+        stay = cells.get("stay_id", "").strip()
+        yield NoteRow(
+            note_id=cells.get("note_id", "").strip() or f"{stem}:{row.row_number}",
+            subject_id=parse_or_hash_id(subject)
+            if subject is not None
+            else hash_to_63_bits(" ".join(text.split()).casefold()),
+            stay_id=parse_or_hash_id(stay) if stay else None,
+            category=cells.get("category", "").strip() or None,
+            description=cells.get("description", "").strip() or None,
+            available_at=available_at,
+            text=text,
+            location=row.location,
         )
 
 
-def _build_note_row(cells: Mapping[str, str], row: RawRow, stem: str) -> NoteRow | RejectedRow:
-    text, subject, moment = (
-        cells["text"],
-        cells.get("subject_id"),
-        cells.get("available_at", "").strip(),
-    )
-    if subject is not None and not subject.strip():
-        return RejectedRow("unreadable: no subject_id", row.location)
-    try:
-        available_at = _parse_time(moment) if moment else None
-    except ValueError:
-        return RejectedRow("unreadable: available_at is not an ISO time", row.location)
-    return NoteRow(
-        note_id=cells.get("note_id", "").strip() or f"{stem}:{row.row_number}",
-        subject_id=parse_or_hash_id(subject)
-        if subject is not None
-        else hash_to_63_bits(" ".join(text.split()).casefold()),
-        stay_id=parse_or_hash_id(cells["stay_id"]) if cells.get("stay_id", "").strip() else None,
-        category=cells.get("category", "").strip() or None,
-        description=cells.get("description", "").strip() or None,
-        available_at=available_at,
-        text=text,
-        location=row.location,
-    )
-
-
 def parse_or_hash_id(value: str) -> int:
-    """A whole number as it is (leading zeros fall away), any other text as a stable 63-bit hash."""
+    """Returns a whole number as it is, and the stable 63-bit hash of any other text.
+
+    Leading zeros are dropped.
+    """
     value = value.strip()
     digits = value.removeprefix("-")
+    # 18 digits always fit into int64; isdigit alone accepts the digits of other scripts.
     if digits.isascii() and digits.isdigit() and len(digits) <= 18:
         return int(value)
     return hash_to_63_bits(value)
 
 
 def hash_to_63_bits(value: str) -> int:
-    """The first 63 bits of the SHA-256 of a text: the same on every machine."""
-    return (
-        int.from_bytes(hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-        >> 1
-    )
-
-
-def _parse_time(value: str) -> datetime:
-    moment = datetime.fromisoformat(value)
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    """Returns the first 63 bits of the SHA-256 of a text: a non-negative int64."""
+    # surrogatepass: a text that was not UTF-8 is hashed here before it is rejected.
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 NOTE_FILE_FORMATS: dict[str, Callable[[Path, Mapping[str, str]], RawRowStream]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_delimited, delimiter=","),
+    ".tsv": partial(_read_delimited, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
 }
-"""How the files of each ending are opened: path and columns (ours -> theirs) -> rows in the order of the columns."""
+"""File name ending -> reader: (path, our column -> theirs) -> rows in the order of the columns."""
 
 _HEADER_READERS: dict[str, Callable[[Path], list[str]]] = {
     ".csv": lambda path: delimited.open_delimited_table(path, ",").header,

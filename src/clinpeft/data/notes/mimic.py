@@ -1,26 +1,29 @@
-"""The notes of MIMIC-III (``NOTEEVENTS``) and of MIMIC-IV-Note (``discharge``, ``radiology``), gzipped or not.
+"""The notes of MIMIC-III (``NOTEEVENTS``) and of MIMIC-IV-Note (``discharge``, ``radiology``).
 
-When could a note first be read? Never earlier than we say:
+``available_at`` is never earlier than the moment at which a note could first be read:
 
-- MIMIC-III: the later of STORETIME and CHARTTIME; where both are missing (all discharge summaries, ECG, echo) CHARTDATE at 23:59:59.
-- MIMIC-IV: the later of ``storetime`` and ``charttime``, since in 2,905 rows the note is stored before it is charted (mimic-code issue 1817).
-  The ``charttime`` of a discharge summary is a date at midnight, and counts as the end of that day.
+- MIMIC-III: the later of STORETIME and CHARTTIME; where both are missing (all discharge summaries,
+  ECG, echo) CHARTDATE at 23:59:59.
+- MIMIC-IV: the later of ``storetime`` and ``charttime``, since 2,905 notes are stored before they
+  are charted (mimic-code issue 1817). The ``charttime`` of a discharge summary is a date at
+  midnight, and counts as the end of that day.
 
 Column names are matched without regard to case: MIMIC-III has them in capitals, its demo does not.
+Times carry no time zone: MIMIC shifts all dates of a patient, so an offset has no meaning.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, time
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
 from clinpeft.core.errors import RecipeError, SourceError
 from clinpeft.data.formats import delimited
-from clinpeft.data.formats.delimited import RawRow
+from clinpeft.data.formats.hints import join_hints, suggest_name
 from clinpeft.data.formats.rows import NoteRow, RejectedRow
 from clinpeft.recipe import SourceSpec
 
@@ -54,7 +57,7 @@ MIMIC_IV_NOTE_CATEGORIES = {
     "AR": "Radiology addendum",
 }
 MIMIC_IV_NOTE_PARTS = ("discharge", "radiology")
-MIMIC_III_NOTE_CATEGORIES = (
+NOTEEVENTS_CATEGORIES = (
     "Case Management",
     "Consult",
     "Discharge summary",
@@ -74,58 +77,99 @@ MIMIC_III_NOTE_CATEGORIES = (
 END_OF_DAY = time(23, 59, 59)
 
 NoteRowParser = Callable[[str, Sequence[str]], NoteRow | RejectedRow]
+"""(location, values in the order of the expected columns) -> a note, or why it is none."""
 
 
 class _NotWholeNumberError(ValueError):
-    """A column that holds whole numbers holds something else here."""
+    """An identifier that should be a whole number is not."""
 
 
 def read_mimic_iii_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
-    """The rows of ``NOTEEVENTS.csv`` or ``.csv.gz``; ``spec.parts`` are categories. Rows marked ISERROR = 1 are left out and counted.
+    """Yields the rows of ``NOTEEVENTS.csv`` or ``.csv.gz``.
+
+    Rows marked ISERROR = 1 are left out and counted.
+
+    Args:
+        spec: ``parts`` are categories; all of them where it is empty.
+        cache: not used; the signature is that of every note source.
 
     Raises:
-        RecipeError: no path, or a part that is no category of MIMIC-III.
+        RecipeError: no path, or a part that is not a category of MIMIC-III.
         SourceError: the file is missing, lacks a column, or is damaged.
     """
     del cache
-    parts = frozenset(_check_parts(spec, MIMIC_III_NOTE_CATEGORIES))
+    categories = frozenset(_check_parts(spec, NOTEEVENTS_CATEGORIES))
 
-    def read(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
-        return _parse_mimic_iii_row(location, values, parts)
+    def parse_row(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
+        cells = dict(zip(MIMIC_III_NOTE_COLUMNS, values, strict=True))
+        category = cells["category"].strip()  # some categories end in a blank in MIMIC-III
+        if cells["iserror"].strip() == "1":
+            return RejectedRow("marked as an error (ISERROR = 1)", location)
+        if categories and category not in categories:
+            return RejectedRow("category not asked for", location)
+        charted, stored = _parse_time(cells["charttime"]), _parse_time(cells["storetime"])
+        available_at = _choose_latest(stored, charted) or _move_to_end_of_day(
+            _parse_time(cells["chartdate"])
+        )
+        stay_id = _parse_whole_number(cells["hadm_id"]) if cells["hadm_id"] else None
+        return NoteRow(
+            note_id=str(_parse_whole_number(cells["row_id"])),
+            subject_id=_parse_whole_number(cells["subject_id"]),
+            stay_id=stay_id,
+            category=category or None,
+            description=cells["description"].strip() or None,
+            available_at=available_at,
+            text=cells["text"],
+            location=location,
+        )
 
-    return _read_rows(list_mimic_iii_note_files(spec)[0], MIMIC_III_NOTE_COLUMNS, read)
+    return _read_rows(list_mimic_iii_note_files(spec)[0], MIMIC_III_NOTE_COLUMNS, parse_row)
 
 
 def read_mimic_iv_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | RejectedRow]:
-    """The rows of ``discharge`` and ``radiology`` of MIMIC-IV-Note; ``spec.parts`` takes one of them.
+    """Yields the rows of ``discharge`` and ``radiology`` of MIMIC-IV-Note.
+
+    Args:
+        spec: ``parts`` selects one of the two files; both where it is empty.
+        cache: not used; the signature is that of every note source.
 
     Raises:
         RecipeError: no path, or a part that is neither.
         SourceError: a file is missing, lacks a column, or is damaged.
     """
     del cache
-    opened = [
+    # A list, not a generator: the headers of all files are checked at the call.
+    streams = [
         _read_rows(path, MIMIC_IV_NOTE_COLUMNS, _MIMIC_IV_ROW_PARSERS[part])
         for part, path in _find_mimic_iv_files(spec).items()
     ]
-    return itertools.chain.from_iterable(opened)
+    return itertools.chain.from_iterable(streams)
 
 
 def list_mimic_iii_note_files(spec: SourceSpec) -> list[Path]:
-    """``NOTEEVENTS.csv`` or ``.csv.gz``: the path itself or a file in that folder."""
+    """Returns ``NOTEEVENTS.csv`` or ``.csv.gz``: the path itself or a file in that folder.
+
+    Raises:
+        RecipeError: no path.
+        SourceError: the file is missing.
+    """
     return [_find_file(_get_source_path(spec), "NOTEEVENTS")]
 
 
 def list_mimic_iv_note_files(spec: SourceSpec) -> list[Path]:
-    """The files of MIMIC-IV-Note that are read: the path itself, files in that folder, or in its ``note`` folder."""
+    """Returns the selected files of MIMIC-IV-Note: the path itself, or those in its folder.
+
+    Raises:
+        RecipeError: no path, or an unknown part.
+        SourceError: a file is missing.
+    """
     return list(_find_mimic_iv_files(spec).values())
 
 
 def _find_mimic_iv_files(spec: SourceSpec) -> dict[str, Path]:
-    parts, path = (
-        _check_parts(spec, MIMIC_IV_NOTE_PARTS) or MIMIC_IV_NOTE_PARTS,
-        _get_source_path(spec),
-    )
+    """Returns part -> file."""
+    parts = _check_parts(spec, MIMIC_IV_NOTE_PARTS) or MIMIC_IV_NOTE_PARTS
+    path = _get_source_path(spec)
     if path.is_file():
         part = next((part for part in parts if path.name.lower().startswith(part)), "")
         if not part:
@@ -159,21 +203,22 @@ def _find_file(path: Path, stem: str) -> Path:
     for ending in (".csv.gz", ".csv"):
         if (path / f"{stem}{ending}").is_file():
             return path / f"{stem}{ending}"
-    hint = "give the folder that holds it" + (
-        ", or name in source.parts what there is" if stem in MIMIC_IV_NOTE_PARTS else ""
-    )
+    hint = "give the folder that holds it"
+    if stem in MIMIC_IV_NOTE_PARTS:  # either of the two may be used alone
+        hint += ", or list in source.parts the files that exist"
     raise SourceError(f"there is no {stem}.csv.gz and no {stem}.csv", location=str(path), hint=hint)
 
 
 def _check_parts(spec: SourceSpec, part_names: Sequence[str]) -> tuple[str, ...]:
     for part in spec.parts:
         if part not in part_names:
-            near = difflib.get_close_matches(part, part_names, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {near[0]!r}? " if near else ""
-            ) + f"there are: {', '.join(part_names)}"
             raise RecipeError(
-                f"{spec.name} has no part {part!r}", location="source.parts", hint=hint
+                f"{spec.name} has no part {part!r}",
+                location="source.parts",
+                hint=join_hints(
+                    suggest_name(part, part_names, cutoff=0.4),
+                    f"its parts are: {', '.join(part_names)}",
+                ),
             )
     return spec.parts
 
@@ -181,100 +226,55 @@ def _check_parts(spec: SourceSpec, part_names: Sequence[str]) -> tuple[str, ...]
 def _read_rows(
     path: Path, columns: Sequence[str], parse_row: NoteRowParser
 ) -> Iterator[NoteRow | RejectedRow]:
-    """``parse_row`` on every row, its values in the order of ``columns``; the header is checked at once."""
-    sheet = delimited.open_delimited_table(path, ",")
-    header = [name.lower() for name in sheet.header]
-    at = delimited.find_column_positions(
+    """Applies ``parse_row`` to every row; the header is checked at the call."""
+    table = delimited.open_delimited_table(path, ",")
+    header = [name.lower() for name in table.header]
+    positions = delimited.find_column_positions(
         header, dict.fromkeys(columns, "the layout of this data set"), str(path), ","
     )
-    return _parse_rows(sheet.rows, itemgetter(*(at[name] for name in columns)), parse_row)
+    select_values = itemgetter(*(positions[name] for name in columns))
 
+    def parse_rows() -> Iterator[NoteRow | RejectedRow]:
+        for row in table.rows:
+            if isinstance(row, RejectedRow):
+                yield row
+                continue
+            try:
+                yield parse_row(row.location, select_values(row.values))
+            except _NotWholeNumberError:
+                yield RejectedRow("unreadable: an id is not a whole number", row.location)
+            except ValueError:
+                yield RejectedRow("unreadable: a time is not a time", row.location)
 
-def _parse_rows(
-    rows: Iterator[RawRow | RejectedRow],
-    order_values: Callable[[Sequence[str]], tuple[str, ...]],
-    parse_row: NoteRowParser,
-) -> Iterator[NoteRow | RejectedRow]:
-    for row in rows:
-        if isinstance(row, RejectedRow):
-            yield row
-            continue
-        try:
-            yield parse_row(row.location, order_values(row.values))
-        except _NotWholeNumberError:
-            yield RejectedRow("unreadable: an id is not a whole number", row.location)
-        except ValueError:
-            yield RejectedRow("unreadable: a time is not a time", row.location)
-
-
-def _parse_mimic_iii_row(
-    location: str, values: Sequence[str], parts: frozenset[str]
-) -> NoteRow | RejectedRow:
-    (
-        row_id,
-        subject_id,
-        stay_id,
-        chartdate,
-        charttime,
-        storetime,
-        category,
-        description,
-        _,
-        iserror,
-        text,
-    ) = values
-    category = category.strip()
-    if iserror.strip() == "1":
-        return RejectedRow("marked as an error (ISERROR = 1)", location, is_unreadable=False)
-    if parts and category not in parts:
-        return RejectedRow("category not asked for", location, is_unreadable=False)
-    moment = _choose_latest(_parse_time(storetime), _parse_time(charttime)) or _move_to_end_of_day(
-        _parse_time(chartdate)
-    )
-    stay = _parse_whole_number(stay_id) if stay_id else None
-    return NoteRow(
-        str(_parse_whole_number(row_id)),
-        _parse_whole_number(subject_id),
-        stay,
-        category or None,
-        description.strip() or None,
-        moment,
-        text,
-        location,
-    )
+    return parse_rows()
 
 
 def _parse_mimic_iv_row(
-    location: str,
-    values: Sequence[str],
-    adjust_charttime: Callable[[datetime | None], datetime | None],
+    location: str, values: Sequence[str], is_charted_by_date: bool
 ) -> NoteRow | RejectedRow:
+    """Parses a row; ``is_charted_by_date``: charttime is a date, written as its midnight."""
     note_id, subject_id, stay_id, note_type, _, charttime, storetime, text = values
     if not note_id:
         return RejectedRow("unreadable: no note_id", location)
-    moment = _choose_latest(_parse_time(storetime), adjust_charttime(_parse_time(charttime)))
-    stay = _parse_whole_number(stay_id) if stay_id else None
+    charted = _parse_time(charttime)
+    if is_charted_by_date:
+        charted = _move_to_end_of_day(charted)
+    available_at = _choose_latest(_parse_time(storetime), charted)
     return NoteRow(
-        note_id,
-        _parse_whole_number(subject_id),
-        stay,
-        MIMIC_IV_NOTE_CATEGORIES.get(note_type, note_type or None),
-        None,
-        moment,
-        text,
-        location,
+        note_id=note_id,
+        stay_id=_parse_whole_number(stay_id) if stay_id else None,
+        subject_id=_parse_whole_number(subject_id),
+        # An unknown type is kept under its own code rather than dropped.
+        category=MIMIC_IV_NOTE_CATEGORIES.get(note_type, note_type or None),
+        description=None,
+        available_at=available_at,
+        text=text,
+        location=location,
     )
 
 
-def _parse_discharge_row(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
-    return _parse_mimic_iv_row(location, values, _move_to_end_of_day)
-
-
-def _parse_radiology_row(location: str, values: Sequence[str]) -> NoteRow | RejectedRow:
-    return _parse_mimic_iv_row(location, values, _keep_charttime)
-
-
 def _parse_whole_number(value: str) -> int:
+    # isdigit alone accepts "²" and the digits of other scripts; 18 digits always fit into int64.
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise _NotWholeNumberError
     return int(value)
@@ -288,10 +288,6 @@ def _move_to_end_of_day(moment: datetime | None) -> datetime | None:
     return datetime.combine(moment.date(), END_OF_DAY) if moment else None
 
 
-def _keep_charttime(moment: datetime | None) -> datetime | None:
-    return moment
-
-
 def _choose_latest(first: datetime | None, second: datetime | None) -> datetime | None:
     if first is None or second is None:
         return first or second
@@ -299,6 +295,6 @@ def _choose_latest(first: datetime | None, second: datetime | None) -> datetime 
 
 
 _MIMIC_IV_ROW_PARSERS: Mapping[str, NoteRowParser] = {
-    "discharge": _parse_discharge_row,
-    "radiology": _parse_radiology_row,
+    "discharge": partial(_parse_mimic_iv_row, is_charted_by_date=True),
+    "radiology": partial(_parse_mimic_iv_row, is_charted_by_date=False),
 }

@@ -1,1 +1,1 @@
-"""Retrieval sets: BEIR layout, MedQuAD, and sets of sentence pairs."""
+"""Evaluation sets of sentence embeddings: retrieval (BEIR, MedQuAD) and text pairs."""

@@ -1,4 +1,4 @@
-"""Retrieval sets in the layout of BEIR (Thakur et al. 2021): ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
+"""Retrieval sets in the layout of BEIR (Thakur et al. 2021, arXiv 2104.08663).
 
 ```
 corpus.jsonl      {"_id": "p1", "title": "Heart", "text": "..."}
@@ -10,7 +10,7 @@ qrels/test.tsv    query-id  corpus-id  score        with tabs and this header
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,205 +30,192 @@ from clinpeft.data.formats.rows import RejectedRow
 
 _QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 
+RelevanceGrades = dict[tuple[str, str], int]
+"""(query id, passage id) -> grade."""
+
 
 def read_beir(folder: Path, split: str = "test") -> RetrievalSet:
-    """The queries that are judged in a split, all passages, and the judgements.
+    """Reads the queries judged in a split, all passages, and the relevance judgments.
 
-    Left out and counted: passages and queries without text, queries that this split does not judge, judgements of what is not there, and the same
-    judgement once more. ``metadata.cluster`` of a query becomes its cluster.
+    Left out and counted: passages and queries without text, queries that this split does not judge,
+    judgments of unknown queries or passages, and repeated judgments. ``metadata.cluster`` of a
+    query becomes its cluster.
 
     Args:
-        folder: in the layout above; each file may be gzipped under its plain name.
-        split: the name of the file in ``qrels``.
+        folder: in the layout of this module; each file may be gzipped under its plain name.
+        split: name of the file in ``qrels``.
 
     Raises:
-        SourceError: a file is missing or damaged, an id is used twice, a grade is no whole number, a pair is judged in two ways, or nothing is left.
+        SourceError: a file is missing or damaged, an id is used twice, a grade is not a whole
+            number, a pair has two grades, or nothing remains.
     """
-    passages, queries, judged = Attrition("passages"), Attrition("queries"), Attrition("judgements")
-    corpus, asked = (
-        _read_corpus(folder / "corpus.jsonl", passages),
-        _read_queries(folder / "queries.jsonl", queries),
-    )
-    grades = _read_grades(folder / "qrels" / f"{split}.tsv", asked, corpus, judged)
-    kept = {query for query, _ in grades}
-    queries.drop_rows(f"not judged in {split}", len(asked) - len(kept))
-    if not kept:
+    passage_attrition, query_attrition = Attrition("passages"), Attrition("queries")
+    judgment_attrition = Attrition("judgements")
+    passages = _read_records(folder / "corpus.jsonl", passage_attrition, _build_passage)
+    queries = _read_records(folder / "queries.jsonl", query_attrition, _build_query)
+    grades = _read_grades(folder / "qrels" / f"{split}.tsv", queries, passages, judgment_attrition)
+    # The queries of all splits are in one file; only those judged here are evaluated.
+    judged_queries = {query for query, _ in grades}
+    query_attrition.drop_rows(f"not judged in {split}", len(queries) - len(judged_queries))
+    if not judged_queries:
         raise SourceError(
-            "no judgement of a query and a passage that are there",
+            "no judgment is about a query and a passage of this set",
             location=str(folder),
-            hint="check that the ids are the same",
+            hint="check that qrels uses the ids of queries.jsonl and corpus.jsonl",
         )
     return RetrievalSet(
-        build_arrow_table(
-            QUERY_SCHEMA,
-            _collect_columns(QUERY_SCHEMA, [row for name, row in asked.items() if name in kept]),
+        build_table_from_rows(
+            QUERY_SCHEMA, [row for name, row in queries.items() if name in judged_queries]
         ),
-        build_arrow_table(
-            CANDIDATE_PASSAGE_SCHEMA,
-            _collect_columns(CANDIDATE_PASSAGE_SCHEMA, list(corpus.values())),
-        ),
+        build_table_from_rows(CANDIDATE_PASSAGE_SCHEMA, passages.values()),
         build_relevance_judgments(grades),
-        (passages, queries, judged),
+        (passage_attrition, query_attrition, judgment_attrition),
     )
 
 
 def write_beir(retrieval_set: RetrievalSet, folder: Path, split: str = "test") -> None:
-    """A retrieval set in the layout above, which other programs read too.
+    """Writes a retrieval set in the layout of this module, which other programs read too.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    corpus = (
-        {"_id": row["passage_id"], "title": row["title"] or "", "text": row["text"]}
-        for row in retrieval_set.passages.to_pylist()
-    )
-    queries = (
-        {"_id": row["query_id"], "text": row["text"], "metadata": _build_metadata(row["cluster"])}
-        for row in retrieval_set.queries.to_pylist()
-    )
-    judged = "".join(
+    records: dict[str, list[dict[str, Any]]] = {
+        "corpus": [
+            {"_id": row["passage_id"], "title": row["title"] or "", "text": row["text"]}
+            for row in retrieval_set.passages.to_pylist()
+        ],
+        "queries": [
+            {
+                "_id": row["query_id"],
+                "text": row["text"],
+                "metadata": {} if row["cluster"] is None else {"cluster": row["cluster"]},
+            }
+            for row in retrieval_set.queries.to_pylist()
+        ],
+    }
+    judgments = [
         f"{row['query_id']}\t{row['passage_id']}\t{row['grade']}\n"
         for row in retrieval_set.relevance_judgments.to_pylist()
-    )
+    ]
     try:
         (folder / "qrels").mkdir(parents=True, exist_ok=True)
-        for name, rows in (("corpus", corpus), ("queries", queries)):
+        for name, rows in records.items():
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        header = "\t".join(_QRELS_COLUMNS) + "\n"
         (folder / "qrels" / f"{split}.tsv").write_text(
-            "\t".join(_QRELS_COLUMNS) + "\n" + judged, encoding="utf-8"
+            header + "".join(judgments), encoding="utf-8"
         )
     except OSError as error:
         raise StorageError(
-            f"the set cannot be written: {error.strerror}",
+            f"the retrieval set cannot be written: {error.strerror}",
             location=str(folder),
-            hint="check the folder and its rights",
+            hint="check the folder and its permissions",
         ) from None
 
 
 def join_titles_and_texts(passages: pa.Table) -> list[str]:
-    """Title and text of each passage in one, as BEIR gives them to a model."""
+    """Joins title and text of each passage by a space, as BEIR gives them to a model."""
     rows = zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True)
     return [f"{title or ''} {text}".strip() for title, text in rows]
 
 
-def build_relevance_judgments(grades: dict[tuple[str, str], int]) -> pa.Table:
-    """(query, passage) -> grade, as a table of schema ``tables.JUDGEMENT``."""
+def build_relevance_judgments(grades: RelevanceGrades) -> pa.Table:
+    """Builds a table of ``RELEVANCE_JUDGMENT_SCHEMA`` from (query, passage) -> grade."""
     columns = [
-        list(column)
-        for column in zip(
-            *((query, passage, grade) for (query, passage), grade in grades.items()), strict=True
-        )
+        [query for query, _ in grades],
+        [passage for _, passage in grades],
+        list(grades.values()),
     ]
     return build_arrow_table(
-        RELEVANCE_JUDGMENT_SCHEMA,
-        dict(zip(RELEVANCE_JUDGMENT_SCHEMA.names, columns or [[], [], []], strict=True)),
+        RELEVANCE_JUDGMENT_SCHEMA, dict(zip(RELEVANCE_JUDGMENT_SCHEMA.names, columns, strict=True))
     )
 
 
-def _read_corpus(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def build_table_from_rows(schema: pa.Schema, rows: Iterable[Mapping[str, object]]) -> pa.Table:
+    """Builds a table of ``schema`` from rows with a value for every column."""
+    records = list(rows)
+    return build_arrow_table(
+        schema, {name: [row[name] for row in records] for name in schema.names}
+    )
+
+
+def _build_passage(row: dict[str, Any], name: str, text: str) -> dict[str, Any] | None:
+    """Returns a row of ``CANDIDATE_PASSAGE_SCHEMA``; None without title and text."""
+    title = str(row.get("title") or "").strip()
+    if not title and not text:
+        return None
+    return {"passage_id": name, "title": title or None, "text": text}
+
+
+def _build_query(row: dict[str, Any], name: str, text: str) -> dict[str, Any] | None:
+    """Returns a row of ``QUERY_SCHEMA``; None without text."""
+    metadata = row.get("metadata")
+    cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
+    if not text:
+        return None
+    return {"query_id": name, "cluster": None if cluster is None else str(cluster), "text": text}
+
+
+def _read_records(
+    path: Path,
+    attrition: Attrition,
+    build_record: Callable[[dict[str, Any], str, str], dict[str, Any] | None],
+) -> dict[str, dict[str, Any]]:
+    """Returns id -> record of a file, in its order."""
+    records: dict[str, dict[str, Any]] = {}
     for location, row in json_lines.read_json_objects(path):
-        name = _read_unique_id(row, found, path, location)
-        title, body = (
-            str(row.get("title") or "").strip(),
-            json_lines.get_text_value(row, "text", location),
-        )
+        name = json_lines.get_text_value(row, "_id", location)
+        if name in records:
+            raise SourceError(
+                f"the id {name!r} is used twice",
+                location=f"{path.parent}: {location}",
+                hint="give every line its own _id",
+            )
+        record = build_record(row, name, json_lines.get_text_value(row, "text", location))
         attrition.entered_rows += 1
-        if title or body:
-            found[name] = {"passage_id": name, "title": title or None, "text": body}
-        else:
+        if record is None:
             attrition.drop_rows("no text", location=location)
-    return found
-
-
-def _read_queries(path: Path, attrition: Attrition) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for location, row in json_lines.read_json_objects(path):
-        name = _read_unique_id(row, found, path, location)
-        attrition.entered_rows += 1
-        metadata = row.get("metadata")
-        cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
-        body = json_lines.get_text_value(row, "text", location)
-        if body:
-            found[name] = {
-                "query_id": name,
-                "cluster": None if cluster is None else str(cluster),
-                "text": body,
-            }
         else:
-            attrition.drop_rows("no text", location=location)
-    return found
-
-
-def _read_unique_id(
-    row: dict[str, Any], rows_by_id: dict[str, dict[str, Any]], path: Path, location: str
-) -> str:
-    name = json_lines.get_text_value(row, "_id", location)
-    if name in rows_by_id:
-        raise SourceError(
-            f"the id {name!r} is used twice",
-            location=f"{path.parent}: {location}",
-            hint="give every line its own _id",
-        )
-    return name
+            records[name] = record
+    return records
 
 
 def _read_grades(
-    path: Path, queries: dict[str, Any], passages: dict[str, Any], attrition: Attrition
-) -> dict[tuple[str, str], int]:
-    grades: dict[tuple[str, str], int] = {}
-    for location, query, passage, grade in _read_judgments(path):
-        attrition.entered_rows += 1
-        if query not in queries or passage not in passages:
-            attrition.drop_rows(
-                "a query that is not there"
-                if query not in queries
-                else "a passage that is not there",
-                location=location,
-            )
-        elif grades.setdefault((query, passage), grade) != grade:
-            message = f"query {query!r} and passage {passage!r} have grades {grades[query, passage]} and {grade}"
-            raise SourceError(
-                message, location=f"{path.parent}: {location}", hint="keep one of them"
-            )
-        elif len(grades) + sum(attrition.dropped_rows.values()) < attrition.entered_rows:
-            attrition.drop_rows("judged before", location=location)
-    return grades
-
-
-def _read_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    sheet = delimited.open_delimited_table(path, "\t")
-    at = delimited.find_column_positions(
-        sheet.header, dict.fromkeys(_QRELS_COLUMNS, "judgements"), str(path), "\t"
+    path: Path, queries: Mapping[str, object], passages: Mapping[str, object], attrition: Attrition
+) -> RelevanceGrades:
+    """Returns the grades of a qrels file about these queries and passages."""
+    table = delimited.open_delimited_table(path, "\t")
+    positions = delimited.find_column_positions(
+        table.header, dict.fromkeys(_QRELS_COLUMNS, "relevance judgments"), str(path), "\t"
     )
-    for row in sheet.rows:
-        values = (
-            []
-            if isinstance(row, RejectedRow)
-            else [row.values[at[name]].strip() for name in _QRELS_COLUMNS]
-        )
-        if not values or not _is_whole_number(values[2]):
-            message = (
-                f"the score {values[2]!r} is not a whole number"
-                if values
-                else "this row has not three columns"
-            )
+    grades: RelevanceGrades = {}
+    for row in table.rows:
+        location = f"{path.parent}: {row.location}"
+        score, message = "", "this row does not have three columns"
+        if not isinstance(row, RejectedRow):
+            query, passage, score = (row.values[positions[name]].strip() for name in _QRELS_COLUMNS)
+            message = f"the score {score!r} is not a whole number"
+        if not score.removeprefix("-").isdecimal():
             raise SourceError(
                 message,
-                location=f"{path.parent}: {row.location}",
-                hint="write query-id, corpus-id and a whole number, with tabs between",
+                location=location,
+                hint="write query-id, corpus-id and a whole number, separated by tabs",
             )
-        yield row.location, values[0], values[1], int(values[2])
-
-
-def _is_whole_number(value: str) -> bool:
-    return value.removeprefix("-").isdecimal()
-
-
-def _build_metadata(cluster: str | None) -> dict[str, str]:
-    return {} if cluster is None else {"cluster": cluster}
-
-
-def _collect_columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, object]:
-    return {name: [row[name] for row in rows] for name in schema.names}
+        attrition.entered_rows += 1
+        if query not in queries:
+            attrition.drop_rows("a query that is not there", location=row.location)
+        elif passage not in passages:
+            attrition.drop_rows("a passage that is not there", location=row.location)
+        elif (query, passage) not in grades:
+            grades[query, passage] = int(score)
+        elif grades[query, passage] == int(score):
+            attrition.drop_rows("judged before", location=row.location)
+        else:
+            raise SourceError(
+                f"query {query!r} and passage {passage!r} have grades "
+                f"{grades[query, passage]} and {int(score)}",
+                location=location,
+                hint="keep one of them",
+            )
+    return grades

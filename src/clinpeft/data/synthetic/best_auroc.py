@@ -1,7 +1,10 @@
-"""The answers, and how well they can be known: written beside the data as ``truth.csv`` and ``truth.json``, and never read by a source.
+"""The true outcomes with their probabilities, and the best AUROC that a reader can reach.
 
-``truth.csv`` has a row for each stay that is asked, task and class: the true probability of the class given the admission note, and whether it
-came true. Binary tasks have the rows of class 1. Stays that leave a cohort (a death that the note tells, an outcome nobody knows) have none.
+They are written beside the data as ``truth.csv`` and ``truth.json``, and no source reads them.
+
+``truth.csv`` has a row for each stay of a cohort, task and class: the true probability of the class
+given the admission note, and whether it came true. Binary tasks have the rows of class 1. Stays
+that leave a cohort (the note mentions the death, the outcome is unknown) have none.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,102 +32,100 @@ TrueOutcome = tuple[str, int, float, bool]
 
 
 def compute_true_outcomes(stay: Stay, rates: SyntheticRates) -> Iterator[TrueOutcome]:
-    """Task, class, probability and answer of all that is asked of a stay."""
+    """Compute (task, class, probability, whether it came true) of a stay, for every task.
+
+    Each branch repeats the inclusion rule of the task's cohort.
+    """
+    defects, probabilities = stay.defects, stay.probabilities
     if (
         stay.patient.is_newborn
-        or stay.defects.has_no_notes
-        or stay.defects.has_discharge_before_admission
+        or defects.has_no_notes
+        # the cohort drops stays whose times contradict one another
+        or defects.has_discharge_before_admission
     ):
         return
-    if not stay.defects.death_mention:
-        yield (
-            "mortality",
-            1,
-            outcome_model.compute_cohort_death_probability(stay.probabilities, rates),
-            stay.died_in_hospital,
-        )
+    if not defects.death_mention:
+        death = outcome_model.compute_cohort_death_probability(probabilities, rates)
+        yield "mortality", 1, death, stay.died_in_hospital
     if not stay.died_in_hospital:
         seconds = (stay.discharged_at - stay.admitted_at).total_seconds()
+        # The class is the number of class ends that the stay is longer than
         actual = sum(seconds > round(86400 * end) for end in outcome_model.STAY_CLASS_ENDS_DAYS)
-        for number, probability in enumerate(
-            outcome_model.compute_length_class_probabilities(stay.probabilities)
-        ):
+        classes = outcome_model.compute_length_class_probabilities(probabilities)
+        for number, probability in enumerate(classes):
             yield "length_of_stay", number, probability, number == actual
-    prolonged = stay.ventilation_category == "prolonged"
-    if not stay.defects.death_mention and (
-        prolonged or (stay.ventilation_category == "medium" and not stay.died_in_hospital)
-    ):
-        yield (
-            "ventilation",
-            1,
-            outcome_model.compute_cohort_prolonged_ventilation_probability(
-                stay.probabilities, rates
-            ),
-            prolonged,
+    is_prolonged = stay.ventilation_category == "prolonged"
+    # A death cuts a shorter ventilation short: whether it would have been prolonged is unknown.
+    survived_medium = stay.ventilation_category == "medium" and not stay.died_in_hospital
+    if not defects.death_mention and (is_prolonged or survived_medium):
+        prolonged = outcome_model.compute_cohort_prolonged_ventilation_probability(
+            probabilities, rates
         )
-    if stay.was_readmitted is not None and not (
-        stay.died_after_discharge_at
-        and stay.died_after_discharge_at <= stay.discharged_at + _THIRTY_DAYS
-    ):
-        yield (
-            "readmission_30d",
-            1,
-            outcome_model.compute_cohort_readmission_probability(stay.probabilities, rates),
-            stay.was_readmitted,
-        )
+        yield "ventilation", 1, prolonged, is_prolonged
+    died_at = stay.died_after_discharge_at
+    died_within_30_days = died_at is not None and died_at <= stay.discharged_at + _THIRTY_DAYS
+    if stay.was_readmitted is not None and not died_within_30_days:
+        readmitted = outcome_model.compute_cohort_readmission_probability(probabilities, rates)
+        yield "readmission_30d", 1, readmitted, stay.was_readmitted
 
 
 def format_truth_rows(
     stay: Stay, rates: SyntheticRates
 ) -> Iterator[tuple[int, int, str, int, str, int]]:
-    """The rows of ``truth.csv`` for one stay."""
+    """Format the rows of ``truth.csv`` for one stay."""
+    ids = stay.patient.subject_id, stay.stay_id
     for task, number, probability, came_true in compute_true_outcomes(stay, rates):
-        yield (
-            stay.patient.subject_id,
-            stay.stay_id,
-            task,
-            number,
-            f"{probability:.6f}",
-            int(came_true),
-        )
+        yield *ids, task, number, f"{probability:.6f}", int(came_true)
 
 
 def compute_best_auroc(folder: Path) -> dict[str, float]:
-    """Task -> AUROC of the true probabilities on the people of this hospital: what the best reader of the admission notes reaches.
+    """Compute the AUROC of the true probabilities on the people of a synthetic hospital.
 
-    Of a task with several classes the mean over them, each against the rest. A task whose classes never, or always, come true is left out.
+    It is what the best reader of the admission notes reaches, up to sampling noise. Of a task with
+    several classes it is the mean over the classes, each against the rest; classes that never or
+    always come true are left out, and so is a task without any other class.
+
+    Returns:
+        Task -> AUROC.
 
     Raises:
         OSError: the folder holds no ``truth.csv``.
     """
-    found: dict[str, dict[int, tuple[list[float], list[int]]]] = defaultdict(
+    classes: dict[str, dict[int, tuple[list[float], list[int]]]] = defaultdict(
         lambda: defaultdict(lambda: ([], []))
     )
     with (folder / TRUTH_TABLE_FILE).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            probabilities, labels = found[row["task"]][int(row["class"])]
+            probabilities, labels = classes[row["task"]][int(row["class"])]
             probabilities.append(float(row["probability"]))
             labels.append(int(row["label"]))
-    return {
-        task: sum(areas) / len(areas)
-        for task in SYNTHETIC_TASKS
-        if (areas := list(_compute_class_aurocs(found[task])))
-    }
-
-
-def _compute_class_aurocs(
-    classes: Mapping[int, tuple[Sequence[float], Sequence[int]]],
-) -> Iterator[float]:
-    for probabilities, labels in classes.values():
-        if 0 < sum(labels) < len(labels):
-            yield compute_rank_auroc(np.asarray(probabilities), np.asarray(labels))
+    best = {}
+    for task in SYNTHETIC_TASKS:
+        aurocs = [
+            compute_rank_auroc(np.asarray(probabilities), np.asarray(labels))
+            for probabilities, labels in classes[task].values()
+            if 0 < sum(labels) < len(labels)
+        ]
+        if aurocs:
+            best[task] = sum(aurocs) / len(aurocs)
+    return best
 
 
 def compute_rank_auroc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
-    """The share of (positive, negative) pairs in which the positive has the higher score; ties count half (Mann and Whitney 1947)."""
-    _, at, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[at]
+    """Compute the AUROC from ranks (Mann and Whitney 1947).
+
+    It is the fraction of (positive, negative) pairs in which the positive has the higher score;
+    ties count half.
+
+    Args:
+        scores: ``(n,)``.
+        labels: ``(n,)``, 0 or 1, both present.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # (n,); equal scores share the mean of their ranks
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positives = int(labels.sum())
+    # U = R - n (n + 1) / 2, with R the sum of the ranks of the n positives
     return float(
         (ranks[labels == 1].sum() - positives * (positives + 1) / 2)
         / (positives * (len(labels) - positives))
@@ -132,7 +133,7 @@ def compute_rank_auroc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.i
 
 
 def write_truth_summary(folder: Path) -> None:
-    """``truth.json``: the ceilings, and the rule that the probabilities come from."""
+    """Write ``truth.json``: the best AUROC of each task, and the outcome model."""
     document = {
         "ceiling": {task: round(area, 4) for task, area in compute_best_auroc(folder).items()},
         "rule": outcome_model.describe_outcome_model(),

@@ -1,7 +1,9 @@
-"""What is charted in intensive care: vital signs, the ventilator and its settings, oxygen, extubations and tracheostomies, moment by moment.
+"""What is charted in intensive care, minute by minute.
 
-Item ids and values are those of the data sets, blanks at the end included. From the first to the last moment of a ventilation everything in
-between may happen (silence, an extubation that fails); only those two decide whether it was prolonged.
+That is vital signs, the ventilator and its settings, oxygen, extubations and tracheostomies. Item
+ids and values are those of the data sets, trailing blanks included. Between the first and the last
+moment of a ventilation there may be silence, or an extubation that fails; only those two moments
+decide whether it was prolonged.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class ChartedMinute(NamedTuple):
 
 
 class ProcedureEvent(NamedTuple):
-    """An entry of the procedures with start and end."""
+    """A procedure with start and end."""
 
     item: int
     began_at: datetime
@@ -42,7 +44,15 @@ class ProcedureEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class VentilationCourse:
-    """How a stay in intensive care went: spells on the ventilator, when the tube became a tracheostomy, when silence fell, which extubations."""
+    """How breathing was supported in one stay.
+
+    Attributes:
+        ventilation_spells: (first, last) moment of each spell on the ventilator.
+        tracheostomy_at: when the tube was replaced; None without.
+        uncharted_interval: (start, end) of a time in which nothing is charted; None without.
+        extubations: (time, whether by the patient).
+        has_mask: whether there is non-invasive ventilation.
+    """
 
     ventilation_spells: tuple[tuple[datetime, datetime], ...] = ()
     tracheostomy_at: datetime | None = None
@@ -53,7 +63,19 @@ class VentilationCourse:
 
 @dataclass(frozen=True)
 class ChartingSystem:
-    """The words of one charting system: items, and how each state is written. ``devices`` are (tube, tracheostomy, mask after it, non-invasive)."""
+    """The item ids and words of one charting system.
+
+    Attributes:
+        vitals: (item, unit) of heart rate, respiratory rate and oxygen saturation.
+        device_item: of the device that gives oxygen.
+        devices: words for tube, tracheostomy, mask after a tracheostomy, non-invasive mask.
+        oxygen_devices: words without ventilation.
+        mode_item: of the ventilator mode.
+        modes: words for the mode, and for that of the last 18 hours.
+        ventilator_type: (item, word), where it is charted.
+        settings: (item, lowest, highest, unit) of each ventilator setting.
+        extubation: (item, word, word where the patient did it), where it is charted as an event.
+    """
 
     vitals: tuple[tuple[int, str], ...]
     device_item: int
@@ -66,9 +88,11 @@ class ChartingSystem:
     extubation: tuple[int, str, str] | None
 
 
+# In use until 2008; MIMIC-III only. Item ids are below FIRST_METAVISION_ITEM.
 CAREVUE_SYSTEM = ChartingSystem(
     vitals=((211, "BPM"), (618, "BPM"), (646, "%")),
     device_item=467,
+    # CareVue has one word for a ventilator on a tube and on a tracheostomy
     devices=("Ventilator", "Ventilator", "Trach Mask", "Bipap Mask"),
     oxygen_devices=("Nasal Cannula", "Face Tent", "None"),
     mode_item=720,
@@ -77,9 +101,11 @@ CAREVUE_SYSTEM = ChartingSystem(
     settings=((506, 5, 14, "cmH2O"), (682, 320, 580, "ml"), (543, 14, 32, "cmH2O")),
     extubation=(640, "Extubated", "Self Extubation"),
 )
+# In use from 2008; the later part of MIMIC-III, and all of MIMIC-IV
 METAVISION_SYSTEM = ChartingSystem(
     vitals=((220045, "bpm"), (220210, "insp/min"), (220277, "%")),
     device_item=226732,
+    # The trailing blanks are in the data set
     devices=("Endotracheal tube", "Tracheostomy tube", "Trach mask ", "Bipap mask "),
     oxygen_devices=("Nasal cannula", "Venti mask ", "Face tent", "None"),
     mode_item=223849,
@@ -88,6 +114,7 @@ METAVISION_SYSTEM = ChartingSystem(
     settings=((220339, 5, 14, "cmH2O"), (224685, 320, 580, "mL"), (224687, 5, 14, "L/min")),
     extubation=None,
 )
+# Item -> label, as in D_ITEMS
 CHART_ITEM_LABELS = {
     211: "Heart Rate",
     618: "Respiratory Rate",
@@ -114,19 +141,12 @@ CHART_ITEM_LABELS = {
     225468: "Unplanned Extubation (patient-initiated)",
 }
 FIRST_METAVISION_ITEM = 220000
-(
-    INVASIVE_VENTILATION_ITEM,
-    NON_INVASIVE_VENTILATION_ITEM,
-    TRACHEOSTOMY_ITEM,
-    EXTUBATION_ITEM,
-    SELF_EXTUBATION_ITEM,
-) = (
-    225792,
-    225794,
-    225448,
-    227194,
-    225468,
-)
+# Items of the table of procedures, which have a start and an end
+INVASIVE_VENTILATION_ITEM = 225792
+NON_INVASIVE_VENTILATION_ITEM = 225794
+TRACHEOSTOMY_ITEM = 225448
+EXTUBATION_ITEM = 227194
+SELF_EXTUBATION_ITEM = 225468
 PROCEDURE_ITEMS = frozenset(
     {
         INVASIVE_VENTILATION_ITEM,
@@ -136,58 +156,40 @@ PROCEDURE_ITEMS = frozenset(
         SELF_EXTUBATION_ITEM,
     }
 )
+# Millions of whole numbers are charted: their texts are made once.
 _NUMBER_TEXTS = tuple(map(str, range(1000)))
+_VITAL_RANGES = ((55, 130), (10, 34), (88, 100))  # beats, breaths in a minute; % saturation
 
 
 def draw_ventilation_course(
     stay: Stay, rates: SyntheticRates, rng: RandomStream
 ) -> VentilationCourse:
-    """How intensive care went; ventilation begins and ends when the stay says so."""
+    """Draw how ventilation went, between its first and last moment in the stay."""
     care = stay.intensive_care
     if care is None:
         return VentilationCourse()
     first, last = care.ventilated_from, care.ventilated_until
     if first is None or last is None:
+        # A mask is no invasive ventilation, and must not count as one
         return VentilationCourse(has_mask=rng.draw_bool(0.1))
     hours = (last - first).total_seconds() / 3600
-    silence = (
-        _draw_uncharted_interval(first, hours, rng)
-        if hours >= 48 and rng.draw_bool(rates.uncharted_intervals)
-        else None
-    )
+    silence = None  # gaps of the record must not end a ventilation
+    if hours >= 48 and rng.draw_bool(rates.uncharted_intervals):
+        begins = first + timedelta(hours=rng.draw_float(8.0, hours * 0.4))
+        silence = begins, begins + timedelta(hours=rng.draw_int(9, 20))
     if stay.ventilation_category == "prolonged" and rng.draw_bool(rates.tracheostomies):
-        return VentilationCourse(
-            ((first, last),), first + timedelta(hours=rng.draw_int(100, 160)), silence
-        )
+        tracheostomy_at = first + timedelta(hours=rng.draw_int(100, 160))
+        return VentilationCourse(((first, last),), tracheostomy_at, silence)
+    # A spell ends at a failed extubation, and the next begins when the tube is replaced.
+    spells: tuple[tuple[datetime, datetime], ...] = ((first, last),)
     if hours >= 30 and rng.draw_bool(rates.reintubations):
-        out = first + timedelta(hours=round(hours * 0.6))
-        back = out + timedelta(minutes=rng.draw_int(150, 600))
-        return VentilationCourse(
-            ((first, out), (back, last)),
-            None,
-            silence,
-            (
-                (out, rng.draw_bool(rates.self_extubations)),
-                *_draw_extubations(stay, last, rates, rng),
-            ),
-        )
-    return VentilationCourse(
-        ((first, last),), None, silence, tuple(_draw_extubations(stay, last, rates, rng))
-    )
-
-
-def _draw_uncharted_interval(
-    first: datetime, hours: float, rng: RandomStream
-) -> tuple[datetime, datetime]:
-    begins = first + timedelta(hours=rng.draw_float(8.0, hours * 0.4))
-    return begins, begins + timedelta(hours=rng.draw_int(9, 20))
-
-
-def _draw_extubations(
-    stay: Stay, last: datetime, rates: SyntheticRates, rng: RandomStream
-) -> Iterator[tuple[datetime, bool]]:
-    if not stay.died_in_hospital:
-        yield last, rng.draw_bool(rates.self_extubations)
+        removed_at = first + timedelta(hours=round(hours * 0.6))
+        replaced_at = removed_at + timedelta(minutes=rng.draw_int(150, 600))
+        spells = ((first, removed_at), (replaced_at, last))
+    # The dead are not extubated at the end.
+    ends = [end for _, end in (spells[:-1] if stay.died_in_hospital else spells)]
+    extubations = tuple((end, rng.draw_bool(rates.self_extubations)) for end in ends)
+    return VentilationCourse(spells, None, silence, extubations)
 
 
 def generate_charted_minutes(
@@ -197,122 +199,79 @@ def generate_charted_minutes(
     rates: SyntheticRates,
     rng: RandomStream,
 ) -> Iterator[ChartedMinute]:
-    """Everything charted in a stay, in order of time."""
+    """Generate everything charted in a stay, in order of time, then the extubation events."""
     care = stay.intensive_care
     if care is None:
         return
     edges = {moment for spell in ventilation_course.ventilation_spells for moment in spell}
-    steps = int(
-        (care.ended_at - care.began_at).total_seconds() // 60 // rates.charting_interval_minutes
-    )
+    minutes = (care.ended_at - care.began_at).total_seconds() // 60
     regular = {
         care.began_at + timedelta(minutes=rates.charting_interval_minutes * step)
-        for step in range(steps + 1)
+        for step in range(int(minutes // rates.charting_interval_minutes) + 1)
     }
     device = rng.choose(charting_system.oxygen_devices)
-    for at in sorted(edges | regular):
-        if (
-            ventilation_course.uncharted_interval
-            and ventilation_course.uncharted_interval[0]
-            < at
-            < ventilation_course.uncharted_interval[1]
-            and at not in edges
-        ):
+    silence = ventilation_course.uncharted_interval
+    for moment in sorted(edges | regular):
+        # First and last moments of a spell are always charted: they decide the outcome.
+        if silence and silence[0] < moment < silence[1] and moment not in edges:
             continue
-        yield ChartedMinute(
-            at,
-            [
-                *_chart_vitals(charting_system, rng),
-                *_chart_breathing(at, ventilation_course, charting_system, device, rng),
-            ],
-        )
+        vitals = [_NUMBER_TEXTS[rng.draw_int(low, high)] for low, high in _VITAL_RANGES]
+        values = [
+            ChartedValue(item, value, value, unit)
+            for (item, unit), value in zip(charting_system.vitals, vitals, strict=True)
+        ]
+        values += _chart_breathing(moment, ventilation_course, charting_system, device, rng)
+        yield ChartedMinute(moment, values)
     if charting_system.extubation:
         item, planned, by_patient = charting_system.extubation
-        for at, self_extubated in ventilation_course.extubations:
-            yield ChartedMinute(
-                at + timedelta(minutes=1),
-                [ChartedValue(item, by_patient if self_extubated else planned)],
-            )
-
-
-def _chart_vitals(charting_system: ChartingSystem, rng: RandomStream) -> list[ChartedValue]:
-    heart, breaths, oxygen = (
-        _NUMBER_TEXTS[rng.draw_int(low, high)] for low, high in ((55, 130), (10, 34), (88, 100))
-    )
-    return [
-        ChartedValue(item, value, value, unit)
-        for (item, unit), value in zip(
-            charting_system.vitals, (heart, breaths, oxygen), strict=True
-        )
-    ]
+        for moment, is_self_extubated in ventilation_course.extubations:
+            value = ChartedValue(item, by_patient if is_self_extubated else planned)
+            yield ChartedMinute(moment + timedelta(minutes=1), [value])
 
 
 def _chart_breathing(
     charted_at: datetime,
     ventilation_course: VentilationCourse,
     charting_system: ChartingSystem,
-    device: str,
+    oxygen_device: str,
     rng: RandomStream,
 ) -> list[ChartedValue]:
+    """Chart the ventilator and its settings during a spell, else the device that gives oxygen."""
     tube, tracheostomy, mask_after, non_invasive = charting_system.devices
-    pierced = (
-        ventilation_course.tracheostomy_at is not None
-        and charted_at >= ventilation_course.tracheostomy_at
-    )
-    if any(began <= charted_at <= ended for began, ended in ventilation_course.ventilation_spells):
-        last = ventilation_course.ventilation_spells[-1][1]
-        rows = [
-            ChartedValue(charting_system.device_item, tracheostomy if pierced else tube),
-            ChartedValue(
-                charting_system.mode_item,
-                charting_system.modes[charted_at > last - timedelta(hours=18)],
-            ),
-        ]
-        if charting_system.ventilator_type:
-            rows.append(ChartedValue(*charting_system.ventilator_type))
-        values = [
-            _NUMBER_TEXTS[rng.draw_int(int(low), int(high))]
-            for _, low, high, _ in charting_system.settings
-        ]
-        return [
-            *rows,
-            *(
-                ChartedValue(item, value, value, unit)
-                for (item, _, _, unit), value in zip(charting_system.settings, values, strict=True)
-            ),
-        ]
-    return [
-        ChartedValue(
-            charting_system.device_item,
-            mask_after if pierced else non_invasive if ventilation_course.has_mask else device,
-        )
+    tracheostomy_at = ventilation_course.tracheostomy_at
+    has_tracheostomy = tracheostomy_at is not None and charted_at >= tracheostomy_at
+    spells, device_item = ventilation_course.ventilation_spells, charting_system.device_item
+    if not any(began <= charted_at <= ended for began, ended in spells):
+        oxygen_device = non_invasive if ventilation_course.has_mask else oxygen_device
+        return [ChartedValue(device_item, mask_after if has_tracheostomy else oxygen_device)]
+    # Support is reduced before the end, so that modes tell something of how far it has come.
+    is_weaning = charted_at > spells[-1][1] - timedelta(hours=18)
+    values = [
+        ChartedValue(device_item, tracheostomy if has_tracheostomy else tube),
+        ChartedValue(charting_system.mode_item, charting_system.modes[is_weaning]),
     ]
+    if charting_system.ventilator_type:
+        values.append(ChartedValue(*charting_system.ventilator_type))
+    for item, low, high, unit in charting_system.settings:
+        number = _NUMBER_TEXTS[rng.draw_int(int(low), int(high))]
+        values.append(ChartedValue(item, number, number, unit))
+    return values
 
 
 def generate_procedure_events(
     stay: Stay, ventilation_course: VentilationCourse
 ) -> Iterator[ProcedureEvent]:
-    """Procedures with start and end, as MetaVision documents them."""
+    """Generate procedures with start and end, as MetaVision documents them."""
     for began, ended in ventilation_course.ventilation_spells:
         yield ProcedureEvent(INVASIVE_VENTILATION_ITEM, began, ended, "2-Ventilation")
-    if ventilation_course.has_mask and stay.intensive_care:
-        yield ProcedureEvent(
-            NON_INVASIVE_VENTILATION_ITEM,
-            stay.intensive_care.began_at,
-            stay.intensive_care.ended_at,
-            "2-Ventilation",
-        )
-    for at, self_extubated in ventilation_course.extubations:
-        yield ProcedureEvent(
-            SELF_EXTUBATION_ITEM if self_extubated else EXTUBATION_ITEM,
-            at,
-            at + timedelta(minutes=1),
-            "Intubation/Extubation",
-        )
-    if ventilation_course.tracheostomy_at:
-        yield ProcedureEvent(
-            TRACHEOSTOMY_ITEM,
-            ventilation_course.tracheostomy_at,
-            ventilation_course.tracheostomy_at + timedelta(minutes=30),
-            "Intubation/Extubation",
-        )
+    care = stay.intensive_care
+    if ventilation_course.has_mask and care:
+        item = NON_INVASIVE_VENTILATION_ITEM
+        yield ProcedureEvent(item, care.began_at, care.ended_at, "2-Ventilation")
+    for began, is_self_extubated in ventilation_course.extubations:
+        item = SELF_EXTUBATION_ITEM if is_self_extubated else EXTUBATION_ITEM
+        ended = began + timedelta(minutes=1)
+        yield ProcedureEvent(item, began, ended, "Intubation/Extubation")
+    if began_at := ventilation_course.tracheostomy_at:
+        ended = began_at + timedelta(minutes=30)
+        yield ProcedureEvent(TRACHEOSTOMY_ITEM, began_at, ended, "Intubation/Extubation")

@@ -1,25 +1,28 @@
-"""What a stay is billed for: the codes of what its notes name. ICD-9 in MIMIC-III; ICD-9 or ICD-10 by the real year in MIMIC-IV."""
+"""The codes that a stay is billed for, of what its notes name.
+
+ICD-9 in MIMIC-III; in MIMIC-IV ICD-9 or ICD-10, by the real year of the admission.
+"""
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from datetime import timedelta
 
+from clinpeft.data.synthetic.files import read_synthetic_data
 from clinpeft.data.synthetic.hospital import RandomStream, Stay
 from clinpeft.data.synthetic.rates import SyntheticRates
 
 ICD9_VERSION, ICD10_VERSION = 9, 10
-ICD10_START_MONTH = (2015, 10)  # in October 2015 American hospitals changed to ICD-10
-_FOUR_DAYS_HOURS = 96
+# American hospitals changed to ICD-10 in October 2015.
+ICD10_START_MONTH = (2015, 10)
+_FOUR_DAYS = timedelta(days=4)
 
 
 @dataclass(frozen=True)
 class BilledCode:
-    """One billed code, as it stands in the file (perhaps with a trailing blank)."""
+    """One billed code, as in the file (perhaps with a trailing blank), and what it is for."""
 
     text: str
     version: int
@@ -35,7 +38,16 @@ def bill_diagnoses(
     *,
     has_both_versions: bool,
 ) -> list[BilledCode]:
-    """The condition first, then complications, signs and what was brought along; each code once; ``has_both_versions`` where a data set has both versions."""
+    """Bill the condition first, then complications, signs and chronic illnesses; each code once.
+
+    Args:
+        stay: the admission.
+        icd_version: 9 or 10.
+        rates: how often codes are padded, or of both versions.
+        rng: of the tables.
+        defect_counts: where codes and defects are counted.
+        has_both_versions: whether the data set has codes of both versions.
+    """
     names = [
         stay.condition.name,
         *stay.complications,
@@ -43,10 +55,11 @@ def bill_diagnoses(
         *(chronic.name for chronic in stay.patient.history),
     ]
     billed = _bill_codes(names, "diagnosis", icd_version, rates, rng, defect_counts)
+    # So that a reader has to take the version from each code, and not from the admission
     if has_both_versions and icd_version == ICD9_VERSION and rng.draw_bool(rates.mixed_versions):
         defect_counts["admissions with both versions"] += 1
-        other = _read_codes_file()["diagnosis"][stay.condition.name][1].split()[0]
-        billed.append(BilledCode(other, ICD10_VERSION, stay.condition.name))
+        _, icd10_codes = read_synthetic_data("codes.toml")["diagnosis"][stay.condition.name]
+        billed.append(BilledCode(icd10_codes.split()[0], ICD10_VERSION, stay.condition.name))
     return billed
 
 
@@ -58,15 +71,14 @@ def bill_procedures(
     has_tracheostomy: bool,
     defect_counts: Counter[str],
 ) -> list[BilledCode]:
-    """The procedure that the note names, and breathing support."""
-    names = [stay.procedure]
+    """Bill the procedure that the note names, and breathing support."""
+    names = [stay.procedure]  # "None" has no code
     care = stay.intensive_care
     if care and care.ventilated_from and care.ventilated_until:
-        hours = (care.ventilated_until - care.ventilated_from).total_seconds() / 3600
-        names += [
-            f"ventilated for {'less than four days' if hours < _FOUR_DAYS_HOURS else 'four days or more'}",
-            "intubated",
-        ]
+        # ICD tells ventilations of less than 96 consecutive hours from longer ones.
+        is_long = care.ventilated_until - care.ventilated_from >= _FOUR_DAYS
+        length = "four days or more" if is_long else "less than four days"
+        names += [f"ventilated for {length}", "intubated"]
     if has_tracheostomy:
         names.append("tracheostomy")
     if stay.patient.is_newborn and stay.patient.sex == "M":
@@ -75,14 +87,18 @@ def bill_procedures(
 
 
 def choose_icd_version(year: int, month: int) -> int:
-    """The version in use in a real year and month."""
+    """Return the ICD version that was in use in a real year and month."""
     return ICD10_VERSION if (year, month) >= ICD10_START_MONTH else ICD9_VERSION
 
 
 def generate_code_dictionary(kind: str) -> Iterator[tuple[str, int, str]]:
-    """Every code of the hospital once, with its version and a title."""
+    """Yield every code of the hospital once: (code, ICD version, title).
+
+    Args:
+        kind: ``diagnosis`` or ``procedure``.
+    """
     seen = set()
-    for title, systems in _read_codes_file()[kind].items():
+    for title, systems in read_synthetic_data("codes.toml")[kind].items():
         for version, texts in zip((ICD9_VERSION, ICD10_VERSION), systems, strict=True):
             for text in texts.split():
                 if (text, version) not in seen:
@@ -98,31 +114,20 @@ def _bill_codes(
     rng: RandomStream,
     defect_counts: Counter[str],
 ) -> list[BilledCode]:
-    known = _read_codes_file()[kind]
+    """Look the codes of names up; names without codes are not billed."""
+    codes = read_synthetic_data("codes.toml")[kind]  # name -> (ICD-9 codes, ICD-10 codes)
     column = 0 if icd_version == ICD9_VERSION else 1
-    billed = {
-        text: BilledCode(text, icd_version, name)
-        for name in names
-        if name in known
-        for text in known[name][column].split()
-    }
-    return [_pad_code(code, rates, rng, defect_counts) for code in billed.values()]
-
-
-def _pad_code(
-    code: BilledCode, rates: SyntheticRates, rng: RandomStream, defect_counts: Counter[str]
-) -> BilledCode:
-    defect_counts["codes"] += 1
-    if code.text.startswith("0"):
-        defect_counts["codes with a leading zero"] += 1
-    if not rng.draw_bool(rates.padded_codes):
-        return code
-    defect_counts["codes with a trailing blank"] += 1
-    return BilledCode(f"{code.text} ", code.version, code.title)
-
-
-@cache
-def _read_codes_file() -> Mapping[str, Mapping[str, Sequence[str]]]:
-    return tomllib.loads(
-        resources.files(__package__).joinpath("codes.toml").read_text(encoding="utf-8")
-    )
+    names_by_code: dict[str, str] = {}  # one name has several codes, two names may share one
+    for name in names:
+        if name in codes:
+            names_by_code |= dict.fromkeys(codes[name][column].split(), name)
+    billed = []
+    for code, name in names_by_code.items():
+        defect_counts["codes"] += 1
+        if code.startswith("0"):  # lost by programs that read codes as numbers
+            defect_counts["codes with a leading zero"] += 1
+        padding = " " * rng.draw_bool(rates.padded_codes)
+        if padding:
+            defect_counts["codes with a trailing blank"] += 1  # no longer equal to the code
+        billed.append(BilledCode(code + padding, icd_version, name))
+    return billed

@@ -1,45 +1,56 @@
-"""The known rule: signs that the admission note states in words -> the chance of each outcome, and so the best that any reader of it can do.
+"""The outcome model: signs stated in the admission note -> the probability of each outcome.
 
-With ``x`` the sum of the weights in ``signs.toml`` over the signs of a stay:
+With ``x`` the sum of the base and of the weights in ``signs.toml`` over the signs of a stay:
 
 - death, ventilation, prolonged ventilation and readmission are drawn from ``1 / (1 + exp(-x))``;
-- the length of stay is log-normal around ``exp(x)`` days, cut to [0.5, 90]; who is ventilated stays at least as long as that takes.
+- the length of stay is log-normal with median ``exp(x)`` days, truncated to [0.5, 90]; a ventilated
+  patient stays at least as long as the ventilation takes.
 
-Given the signs nothing else in the hospital tells more about these outcomes, so the AUROC of the true probabilities is the Bayes limit of the
-admission note. It holds in expectation: a sample has its noise, and a reader who is lucky or cheats can be above.
+Given the signs, nothing else in the hospital is informative about these outcomes. So the AUROC of
+the true probabilities is the Bayes limit of any reader of the admission note. It holds in
+expectation: on a finite sample a model may be above it by chance.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from statistics import NormalDist
 from typing import Any, Literal
 
+from clinpeft.data.synthetic.files import read_synthetic_data
 from clinpeft.data.synthetic.rates import EARLY_DEATH_FRACTION, SyntheticRates
 
 MIN_STAY_DAYS, MAX_STAY_DAYS = 0.5, 90.0
-STAY_CLASS_ENDS_DAYS = (
-    3.05,
-    7.05,
-    14.05,
-)  # 3, 7 and 14 days after rounding to one decimal, half to even
+# 3, 7 and 14 days after rounding to one decimal, half to even
+STAY_CLASS_ENDS_DAYS = (3.05, 7.05, 14.05)
+# Of ventilations under 2 days, of 2 to 7 (6.2 at most, so that none is at the edge of a definition
+# of "prolonged"), and of 7 days and more
 MIN_STAY_DAYS_BY_VENTILATION = {"none": 0.5, "brief": 2.0, "medium": 6.6, "prolonged": 9.0}
-"""The shortest stay with a ventilation of under 2 days, of 2 to 7 (up to 6.2, that no definition is at its edge), of 7 and more."""
+# Of ventilations that are not prolonged, those under 2 days; they are in no cohort of Clinical
+# XLNet (Huang et al. 2020, arXiv 1912.11975).
 BRIEF_VENTILATION_FRACTION = 0.35
-"""Of ventilations that are not prolonged, those of under 2 days: they are in no cohort of Clinical XLNet."""
+OUTCOME_NAMES = ("death", "intensive", "ventilated", "prolonged", "readmitted")
+_STANDARD_NORMAL = NormalDist()
 
 VentilationCategory = Literal["none", "brief", "medium", "prolonged"]
 
 
 @dataclass(frozen=True)
 class PrognosticSign:
-    """One thing that admission notes say: ``share`` of stays by severity, the ways to say it, and what it adds to each outcome."""
+    """One thing that admission notes state.
+
+    Attributes:
+        name: of the sign.
+        part: of the note that states it: ``story`` or ``exam``.
+        share: fraction of the stays that have it, by severity (mild, moderate, severe).
+        says: templates that state it.
+        death, intensive, ventilated, prolonged, readmitted: added to the log-odds of the outcome.
+        days: added to the logarithm of the median length of stay in days.
+    """
 
     name: str
     part: str
@@ -55,9 +66,15 @@ class PrognosticSign:
 
 @dataclass(frozen=True)
 class OutcomeProbabilities:
-    """What a stay's signs make of it: probabilities, and the logarithm of the median length of stay in days.
+    """What follows from the signs of a stay.
 
-    ``prolonged`` is given ventilation, ``readmitted`` (within 30 days) given survival.
+    Attributes:
+        death: probability of death in the hospital.
+        intensive: probability of intensive care.
+        ventilated: probability of invasive ventilation.
+        prolonged: probability of at least 7 days of ventilation, given ventilation.
+        readmitted: probability of a readmission within 30 days, given survival.
+        log_days: logarithm of the median length of stay in days.
     """
 
     death: float
@@ -69,16 +86,18 @@ class OutcomeProbabilities:
 
 
 def compute_outcome_probabilities(signs: Sequence[PrognosticSign]) -> OutcomeProbabilities:
-    """The chances of a stay with these signs."""
+    """Compute the outcome probabilities of a stay with these signs."""
+
+    # A logistic model of each outcome, and a linear one of the logarithm of the length of stay
+    def sum_weights(outcome: str) -> float:
+        base: float = read_synthetic_data("signs.toml")["base"][outcome]
+        weights: list[float] = [getattr(sign, outcome) for sign in signs]
+        return base + sum(weights)
+
     return OutcomeProbabilities(
-        **{
-            outcome: _apply_logistic(_sum_sign_weights(outcome, signs)) for outcome in OUTCOME_NAMES
-        },
-        log_days=_sum_sign_weights("days", signs),
+        **{outcome: 1 / (1 + math.exp(-sum_weights(outcome))) for outcome in OUTCOME_NAMES},
+        log_days=sum_weights("days"),
     )
-
-
-OUTCOME_NAMES = ("death", "intensive", "ventilated", "prolonged", "readmitted")
 
 
 def compute_length_of_stay_days(
@@ -87,123 +106,117 @@ def compute_length_of_stay_days(
     min_days: float = MIN_STAY_DAYS,
     max_days: float = MAX_STAY_DAYS,
 ) -> float:
-    """The length of stay in days at a quantile in [0, 1) of its distribution between ``min_days`` and ``max_days``."""
-    low, high = (
-        _compute_length_of_stay_cdf(probabilities, min_days),
-        _compute_length_of_stay_cdf(probabilities, max_days),
-    )
-    at = min(max(low + (high - low) * quantile, 1e-12), 1 - 1e-12)
-    return min(
-        max(
-            math.exp(probabilities.log_days + _read_days_spread() * _STANDARD_NORMAL.inv_cdf(at)),
-            min_days,
-        ),
-        max_days,
-    )
+    """Compute a quantile of the truncated log-normal length of stay.
+
+    Args:
+        probabilities: of the stay, for its median.
+        quantile: in [0, 1).
+        min_days: lower end of the distribution.
+        max_days: upper end of the distribution.
+
+    Returns:
+        The length of stay in days.
+    """
+    # Inverse of the truncated distribution: F^-1(F(min) + q (F(max) - F(min)))
+    low = _compute_length_of_stay_cdf(probabilities, min_days)
+    high = _compute_length_of_stay_cdf(probabilities, max_days)
+    # The inverse of the normal distribution is infinite at 0 and 1.
+    level = min(max(low + (high - low) * quantile, 1e-12), 1 - 1e-12)
+    spread = read_synthetic_data("signs.toml")["base"]["days_spread"]
+    days = math.exp(probabilities.log_days + spread * _STANDARD_NORMAL.inv_cdf(level))
+    return min(max(days, min_days), max_days)
 
 
 def compute_length_class_probabilities(probabilities: OutcomeProbabilities) -> tuple[float, ...]:
-    """The probabilities of up to 3, 7, 14 and more days for a stay that is survived; they add up to 1."""
-    ventilated, prolonged = (
-        probabilities.ventilated,
-        probabilities.ventilated * probabilities.prolonged,
-    )
-    shares = {
+    """Compute the probabilities of up to 3, 7, 14 and more days, given survival.
+
+    The length of stay depends on the ventilation through its minimum, so the four ventilation
+    categories are mixed by their probabilities.
+
+    Returns:
+        Four probabilities that sum to 1.
+    """
+    ventilated = probabilities.ventilated
+    prolonged = probabilities.ventilated * probabilities.prolonged
+    category_probabilities = {
         "none": 1 - ventilated,
         "brief": (ventilated - prolonged) * BRIEF_VENTILATION_FRACTION,
         "medium": (ventilated - prolonged) * (1 - BRIEF_VENTILATION_FRACTION),
+        "prolonged": prolonged,
     }
-    parts = [
-        (share, _compute_class_cdf(probabilities, MIN_STAY_DAYS_BY_VENTILATION[how]))
-        for how, share in {**shares, "prolonged": prolonged}.items()
+    components = []
+    for category, probability in category_probabilities.items():
+        min_days = MIN_STAY_DAYS_BY_VENTILATION[category]
+        low = _compute_length_of_stay_cdf(probabilities, min_days)
+        high = _compute_length_of_stay_cdf(probabilities, MAX_STAY_DAYS)
+        # Truncated to [min_days, MAX_STAY_DAYS]: (F(x) - F(min)) / (F(max) - F(min)), 0 below min
+        cdf = [
+            max(0.0, _compute_length_of_stay_cdf(probabilities, end) - low) / (high - low)
+            for end in STAY_CLASS_ENDS_DAYS
+        ]
+        components.append((probability, cdf))
+    mixture = [
+        sum(probability * cdf[i] for probability, cdf in components)
+        for i in range(len(STAY_CLASS_ENDS_DAYS))
     ]
-    ends = [
-        0.0,
-        *(
-            sum(share * below[i] for share, below in parts)
-            for i in range(len(STAY_CLASS_ENDS_DAYS))
-        ),
-        1.0,
-    ]
-    return tuple(after - before for before, after in itertools.pairwise(ends))
+    return tuple(after - before for before, after in itertools.pairwise([0.0, *mixture, 1.0]))
 
 
 def compute_cohort_death_probability(
     probabilities: OutcomeProbabilities, rates: SyntheticRates
 ) -> float:
-    """Death among those whose admission note does not tell it."""
-    untold = probabilities.death * (1 - _compute_death_mention_rate(rates))
-    return untold / (untold + 1 - probabilities.death)
+    """Compute the probability of death among stays whose admission note does not mention it.
+
+    Stays with a mention leave the cohort, so P(death | no mention) by Bayes' rule.
+    """
+    unmentioned = probabilities.death * (1 - (rates.death_in_exam + rates.death_in_history))
+    return unmentioned / (unmentioned + 1 - probabilities.death)
 
 
 def compute_cohort_prolonged_ventilation_probability(
     probabilities: OutcomeProbabilities, rates: SyntheticRates
 ) -> float:
-    """Prolonged ventilation among those ventilated for 2 days and more, without deaths that the note tells or that cut it short.
+    """Compute the probability of prolonged ventilation in the cohort of that task.
 
-    All deaths on shorter ventilations cut it short.
+    The cohort holds stays with at least 2 days of ventilation, without those whose death the note
+    mentions or whose death cut the ventilation short (every death during a shorter ventilation).
     """
-    prolonged = probabilities.prolonged * (
-        1 - probabilities.death * _compute_death_mention_rate(rates)
-    )
-    seen_through = (
+    mention_rate = rates.death_in_exam + rates.death_in_history
+    prolonged = probabilities.prolonged * (1 - probabilities.death * mention_rate)
+    # Survivors of a ventilation of 2 to 7 days
+    shorter = (
         (1 - probabilities.prolonged) * (1 - BRIEF_VENTILATION_FRACTION) * (1 - probabilities.death)
     )
-    return prolonged / (prolonged + seen_through)
+    return prolonged / (prolonged + shorter)
 
 
 def compute_cohort_readmission_probability(
     probabilities: OutcomeProbabilities, rates: SyntheticRates
 ) -> float:
-    """Readmission within 30 days among survivors, without those who die in that time and never come back."""
-    lost = (1 - rates.later_admissions) * rates.deaths_after_discharge * EARLY_DEATH_FRACTION
+    """Compute the probability of readmission within 30 days in the cohort of that task.
+
+    The cohort holds survivors, without those who die within 30 days and never return.
+    """
+    died_early = (1 - rates.later_admissions) * rates.deaths_after_discharge * EARLY_DEATH_FRACTION
     return probabilities.readmitted / (
-        probabilities.readmitted + (1 - probabilities.readmitted) * (1 - lost)
+        probabilities.readmitted + (1 - probabilities.readmitted) * (1 - died_early)
     )
-
-
-def _compute_death_mention_rate(rates: SyntheticRates) -> float:
-    return rates.death_in_exam + rates.death_in_history
-
-
-def _compute_class_cdf(probabilities: OutcomeProbabilities, min_days: float) -> list[float]:
-    low, high = (
-        _compute_length_of_stay_cdf(probabilities, min_days),
-        _compute_length_of_stay_cdf(probabilities, MAX_STAY_DAYS),
-    )
-    return [
-        max(0.0, _compute_length_of_stay_cdf(probabilities, end) - low) / (high - low)
-        for end in STAY_CLASS_ENDS_DAYS
-    ]
 
 
 def _compute_length_of_stay_cdf(probabilities: OutcomeProbabilities, days: float) -> float:
-    return _STANDARD_NORMAL.cdf((math.log(days) - probabilities.log_days) / _read_days_spread())
-
-
-def _sum_sign_weights(outcome: str, signs: Sequence[PrognosticSign]) -> float:
-    base: float = _read_signs_file()["base"][outcome]
-    weights: list[float] = [getattr(sign, outcome) for sign in signs]
-    return base + sum(weights)
-
-
-def _apply_logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def _read_days_spread() -> float:
-    spread: float = _read_signs_file()["base"]["days_spread"]
-    return spread
+    """Cumulative distribution of the log-normal before truncation."""
+    spread = read_synthetic_data("signs.toml")["base"]["days_spread"]
+    return _STANDARD_NORMAL.cdf((math.log(days) - probabilities.log_days) / spread)
 
 
 @cache
 def load_prognostic_signs() -> tuple[PrognosticSign, ...]:
-    """Every sign there is."""
-    return tuple(PrognosticSign(**_freeze_lists(entry)) for entry in _read_signs_file()["sign"])
+    """Load every sign of ``signs.toml``."""
+    return tuple(PrognosticSign(**entry) for entry in read_synthetic_data("signs.toml")["sign"])
 
 
 def describe_outcome_model() -> Mapping[str, Any]:
-    """The rule as it stands in ``truth.json``: the base and the weights of each sign."""
+    """Describe the model for ``truth.json``: the base and the nonzero weights of each sign."""
     weights = {
         sign.name: {
             outcome: getattr(sign, outcome)
@@ -212,18 +225,4 @@ def describe_outcome_model() -> Mapping[str, Any]:
         }
         for sign in load_prognostic_signs()
     }
-    return {"base": _read_signs_file()["base"], "signs": weights}
-
-
-def _freeze_lists(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-@cache
-def _read_signs_file() -> dict[str, Any]:
-    return tomllib.loads(
-        resources.files(__package__).joinpath("signs.toml").read_text(encoding="utf-8")
-    )
-
-
-_STANDARD_NORMAL = NormalDist()
+    return {"base": read_synthetic_data("signs.toml")["base"], "signs": weights}

@@ -1,4 +1,4 @@
-"""What both data sets share on the way to disk: a person with all that was written, gzipped tables with the same bytes, and moments as text."""
+"""What the writers of both data sets share: people with their notes, gzipped tables, times."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from clinpeft.data.synthetic.hospital import Stay
 from clinpeft.data.synthetic.notes import SyntheticNote
 from clinpeft.data.synthetic.rates import SyntheticRates
 
-BIRTH_SHIFT_YEARS = 300  # MIMIC-III moves the birth of everybody over 89 so far back
+# MIMIC-III shifts the birth of everybody over 89 by so many years, to hide their age.
+BIRTH_SHIFT_YEARS = 300
 
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """One person's admissions, and all notes of them in the order they were written."""
+    """One person's stays, and all their notes in the order in which they were written."""
 
     stays: Sequence[Stay]
     documents: Sequence[SyntheticNote]
@@ -30,7 +31,14 @@ class PatientRecord:
 
 @dataclass(frozen=True)
 class WriterContext:
-    """What a writer needs beside the people; ``defect_counts`` is where it counts traps and rows."""
+    """What a writer needs besides the people.
+
+    Attributes:
+        folder: to write to.
+        seed: of the hospital.
+        rates: how often defects are planted.
+        defect_counts: name -> count, of planted defects and of rows; the writer adds to it.
+    """
 
     folder: Path
     seed: int
@@ -39,42 +47,38 @@ class WriterContext:
 
 
 def format_timestamp(moment: datetime | None) -> str:
-    """As both data sets write a time; empty for none."""
+    """Format a time as both data sets do; empty for None."""
     return moment.isoformat(" ", "seconds") if moment else ""
 
 
 def compute_recorded_discharge(stay: Stay) -> datetime:
-    """The discharge as the tables have it: where the trap is set, some hours before the admission."""
-    return (
-        stay.admitted_at - timedelta(hours=9, minutes=30)
-        if stay.defects.has_discharge_before_admission
-        else stay.discharged_at
-    )
+    """Return the discharge as the tables have it: hours before the admission, where planted so."""
+    if stay.defects.has_discharge_before_admission:
+        return stay.admitted_at - timedelta(hours=9, minutes=30)
+    return stay.discharged_at
 
 
 def find_death_times(stays: Sequence[Stay]) -> tuple[datetime | None, datetime | None]:
-    """Death in the hospital, and death outside, of which a person has one at most."""
+    """Return (death in the hospital, death after discharge), of which one at most is not None."""
     last = stays[-1]
-    return (
-        compute_recorded_discharge(last) if last.died_in_hospital else None
-    ), last.died_after_discharge_at
+    in_hospital = compute_recorded_discharge(last) if last.died_in_hospital else None
+    return in_hospital, last.died_after_discharge_at
 
 
 def compute_birth_time(stay: Stay) -> datetime:
-    """The birth that fits the first admission of a person; over 89 long before anybody was born."""
-    years = BIRTH_SHIFT_YEARS if stay.age > 89 else stay.age
+    """Compute a time of birth that fits the age at the first admission of a person."""
     day = datetime.combine(stay.admitted_at.date(), datetime.min.time())
-    return (
-        day
-        if stay.patient.is_newborn
-        else day.replace(year=day.year - years, day=min(day.day, 28)) - timedelta(days=120)
-    )
+    if stay.patient.is_newborn:
+        return day
+    years = BIRTH_SHIFT_YEARS if stay.age > 89 else stay.age
+    # Day 28 at most, since 29 February is not in every year
+    return day.replace(year=day.year - years, day=min(day.day, 28)) - timedelta(days=120)
 
 
 def count_stay_defects(stay: Stay, defect_counts: Counter[str]) -> None:
-    """Count an admission and the traps in it."""
+    """Count an admission and the defects planted in it."""
     defect_counts["admissions"] += 1
-    traps = {
+    properties = {
         "newborn admissions": stay.patient.is_newborn,
         "admissions without notes": stay.defects.has_no_notes,
         "discharges before the admission": stay.defects.has_discharge_before_admission,
@@ -85,11 +89,12 @@ def count_stay_defects(stay: Stay, defect_counts: Counter[str]) -> None:
         "ventilated stays": stay.was_ventilated,
         "prolonged ventilations": stay.ventilation_category == "prolonged",
     }
-    defect_counts.update({name: 1 for name, there in traps.items() if there})
+    # No entry of 0, so that the counts name only what occurs
+    defect_counts.update({name: 1 for name, holds in properties.items() if holds})
 
 
 def count_note_defects(document: SyntheticNote, defect_counts: Counter[str]) -> None:
-    """Count a note and what it is planted with."""
+    """Count a note and the defects planted in it."""
     defect_counts["notes"] += 1
     defect_counts[f"notes: {document.kind}"] += 1
     defect_counts.update(document.defects)
@@ -99,24 +104,30 @@ def count_note_defects(document: SyntheticNote, defect_counts: Counter[str]) -> 
 def open_table_writers(
     folder: Path, headers: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, Any]]:
-    """A writer of rows for each file (named without ``.csv.gz``), all with their header written."""
-    with contextlib.ExitStack() as opened:
-        yield {
-            name: opened.enter_context(_open_gzip_csv(folder / f"{name}.csv.gz", header))
-            for name, header in headers.items()
-        }
+    """Open a CSV writer for each file, its header written.
 
+    Files are gzipped without name and time inside, so that their bytes depend on the rows alone.
 
-@contextlib.contextmanager
-def _open_gzip_csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
-    """A gzipped CSV to write rows to; without name and time inside, so that the bytes depend on the rows alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("wb") as file,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=3, fileobj=file, mtime=0) as packed,
-        io.BufferedWriter(packed, 1 << 20) as buffered,  # type: ignore[type-var,unused-ignore]  # a raw stream in all but its stub
-        io.TextIOWrapper(buffered, encoding="utf-8", newline="") as text,
-    ):
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(header)
-        yield table
+    Args:
+        folder: of the files; folders inside it are created.
+        headers: path without ``.csv.gz`` -> columns.
+
+    Yields:
+        Path -> writer of rows.
+    """
+    table_writers = {}
+    with contextlib.ExitStack() as stack:
+        for name, header in headers.items():
+            path = folder / f"{name}.csv.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("wb"))
+            archive = stack.enter_context(
+                gzip.GzipFile(filename="", mode="wb", compresslevel=3, fileobj=file, mtime=0)
+            )
+            # Rows are short: 1 MiB at a time is far faster than a call of zlib for each. The type
+            # is ignored since GzipFile is a raw stream in all but its stub.
+            buffer = stack.enter_context(io.BufferedWriter(archive, 1 << 20))  # type: ignore[type-var,unused-ignore]
+            text = stack.enter_context(io.TextIOWrapper(buffer, encoding="utf-8", newline=""))
+            table_writers[name] = csv.writer(text, lineterminator="\n")
+            table_writers[name].writerow(header)
+        yield table_writers

@@ -1,17 +1,17 @@
-"""Books -> passages: a stream of ``tables.PASSAGE`` batches, every piece accounted for.
+"""Textbooks -> passages: a stream of ``PASSAGE_SCHEMA`` batches, every piece accounted for.
 
 ```
-passages.py     passages -> batches: tidied, counted, named
-outline.py      headings and bodies -> passages that know chapter, headings and kind
-cnxml.py        OpenStax        epub.py, pages.py   EPUB and HTML        pdf/   PDF
-markdown.py     Markdown        plain.py            text
-markup.py, archive.py, encodings.py     XML, ZIP and text from somebody else, made safe
+passages.py     passages -> batches: normalized, counted, with ids
+outline.py      headings and bodies -> passages with chapter, headings and kind
+cnxml.py        OpenStax        epub.py, html.py    EPUB and HTML        pdf/   PDF
+markdown.py     Markdown        plain_text.py       text
+markup.py, archive.py, encodings.py     untrusted XML, ZIP and text, read safely
+lines.py        printed lines -> running text
 ```
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +20,25 @@ import pyarrow as pa
 
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import PASSAGE_SCHEMA, Attrition
+from clinpeft.data.formats.hashing import fingerprint_source_files
+from clinpeft.data.formats.rows import RejectedRow
 from clinpeft.data.textbooks import cnxml, epub, html, markdown, pdf, plain_text
-from clinpeft.data.textbooks.passages import (
-    Passage,
-    RejectedPassage,
-    batch_passages,
-    check_book_has_passages,
-)
+from clinpeft.data.textbooks.passages import Passage, batch_passages, check_book_has_passages
 
 __all__ = ["BOOK_FORMATS", "BookFormat", "fingerprint_textbooks", "read_textbooks"]
 
-BookPieces = Iterator[Passage | RejectedPassage]
+BookPieces = Iterator[Passage | RejectedRow]
 
 
 @dataclass(frozen=True)
 class BookFormat:
-    """How one kind of book is read.
+    """How books of one format are recognized and read.
 
     Attributes:
-        read_passages: (file, count, folder of models for scans or None) -> its passages.
+        read_passages: (file, attrition, folder of models for scans or None) -> its passages.
         file_name_endings: of file names.
-        first_bytes: how the bytes of a file without such an ending begin, blanks aside; empty: it is never guessed.
+        first_bytes: how the content of a file without such an ending begins, blanks aside; empty:
+            the format is never guessed.
     """
 
     read_passages: Callable[[Path, Attrition, Path | None], BookPieces]
@@ -74,54 +72,72 @@ BOOK_FORMATS: dict[str, BookFormat] = {
         lambda path, attrition, _: plain_text.read_plain_text(path, attrition), (".txt", ".text")
     ),
 }
-"""What can be read; in a folder, files of no such ending are no books."""
+"""Supported formats. In a folder, files without one of these endings are not books."""
 
 NON_BOOK_FILE_STEMS = frozenset(
     {"readme", "license", "licence", "attribution", "copying", "notice", "changelog"}
 )
-"""Files that lie beside books, by their names without endings."""
+"""Names, without endings, of files that lie beside books."""
 
 
 def read_textbooks(
     path: Path, attrition: Attrition, scan_models: Path | None = None
 ) -> pa.RecordBatchReader:
-    """The passages of a book, or of all books in a folder, in reading order: a stream of ``tables.PASSAGE`` batches that is read once.
+    """Reads the passages of a book, or of all books in a folder, in reading order.
 
-    ``attrition`` is counted up while the stream is consumed. A folder with an OpenStax collection is the books of its collections; in any other
-    folder every file of a known format is a book, and every folder is looked into.
+    A folder with an OpenStax collection holds the books of its collections; in any other folder
+    every file of a known format is a book, and subfolders are searched.
 
     Args:
         path: a file or a folder.
-        attrition: a fresh count for this step; what was read in another encoding than UTF-8 is noted in its places.
-        scan_models: folder with the models of docling, for scanned books; none: a scan is refused.
+        attrition: a new count of this step, updated while the stream is consumed; encodings other
+            than UTF-8 are recorded in its locations.
+        scan_models: folder with the models of docling, for scanned books; None: a scan is an error.
+
+    Returns:
+        A stream of ``PASSAGE_SCHEMA`` batches that can be consumed once.
 
     Raises:
-        SourceError: nothing is there, a book cannot be read, or holds not one passage.
-        RefusedError: an archive that was made to do harm.
+        SourceError: there is no book, or one that cannot be read or holds no passage.
+        RefusedError: a malicious archive.
     """
-    found = find_textbooks(path)
+    books = find_textbooks(path)
+
+    def read_books() -> BookPieces:
+        for book, name in books:
+            try:
+                pieces = BOOK_FORMATS[name].read_passages(book, attrition, scan_models)
+                yield from check_book_has_passages(pieces, str(book))
+            except OSError as error:
+                raise SourceError(
+                    f"this file cannot be read: {error.strerror}",
+                    location=str(book),
+                    hint="check source.path and its permissions",
+                ) from None
+
     return pa.RecordBatchReader.from_batches(
-        PASSAGE_SCHEMA, batch_passages(_read_books(found, attrition, scan_models), attrition)
+        PASSAGE_SCHEMA, batch_passages(read_books(), attrition)
     )
 
 
 def fingerprint_textbooks(path: Path) -> str:
-    """SHA-256 in hexadecimal over the names and bytes of all that ``read`` would read; a folder may move and keep it.
+    """Computes SHA-256, in hexadecimal, over names and bytes of all files that would be read.
+
+    A folder may move and keep its fingerprint.
 
     Raises:
-        SourceError: nothing is there.
+        SourceError: there is no book.
     """
-    digest = hashlib.sha256()
-    for book, name in find_textbooks(path):
-        for file in cnxml.list_openstax_files(book) if name == "openstax" else [book]:
-            digest.update(
-                f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
-            )
-    return digest.hexdigest()
+    return fingerprint_source_files(
+        file
+        for book, name in find_textbooks(path)
+        # The text of an OpenStax collection is in the modules it lists.
+        for file in (cnxml.list_openstax_files(book) if name == "openstax" else [book])
+    )
 
 
 def find_textbooks(path: Path) -> list[tuple[Path, str]]:
-    """(file, format) of every book at ``path``, in order.
+    """Returns (file, format) of every book at ``path``, in order.
 
     Raises:
         SourceError: there is none.
@@ -130,20 +146,26 @@ def find_textbooks(path: Path) -> list[tuple[Path, str]]:
         raise SourceError(
             "there is no such file or folder", location=str(path), hint="check source.path"
         )
-    found = list(_find_books_in_folder(path)) if path.is_dir() else [(path, _detect_format(path))]
-    if not found or not all(name for _, name in found):
-        message = "no book is in this folder" if not found else "this is a book in no known format"
+    message = "this is a book in no known format"
+    if path.is_dir():
+        books, message = list(_find_books_in_folder(path)), "no book is in this folder"
+    else:
+        books = [(path, _get_format_by_ending(path) or _guess_format(path))]
+    if not books or not all(name for _, name in books):
         endings = ", ".join(
-            ending for known in BOOK_FORMATS.values() for ending in known.file_name_endings
+            ending
+            for book_format in BOOK_FORMATS.values()
+            for ending in book_format.file_name_endings
         )
         raise SourceError(message, location=str(path), hint=f"give files that end in {endings}")
-    return found
+    return books
 
 
 def _find_books_in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    listed = cnxml.list_openstax_collections(folder)
-    if listed:
-        yield from ((path, "openstax") for path in listed)
+    collections = cnxml.list_openstax_collections(folder)
+    if collections:
+        # The folders below hold the modules of these collections, which are no books themselves.
+        yield from ((path, "openstax") for path in collections)
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
@@ -153,43 +175,19 @@ def _find_books_in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _get_format_by_ending(path: Path) -> str:
-    return next(
-        (
-            name
-            for name, known in BOOK_FORMATS.items()
-            if path.name.lower().endswith(known.file_name_endings) and not path.name.startswith(".")
-        ),
-        "",
-    )
+    """Returns the format of a file by the ending of its name; empty for none."""
+    for name, book_format in BOOK_FORMATS.items():
+        if path.name.lower().endswith(book_format.file_name_endings):
+            return "" if path.name.startswith(".") else name
+    return ""
 
 
-def _detect_format(path: Path) -> str:
-    """By the ending of its name; else by its first bytes; empty where neither says."""
-    if _get_format_by_ending(path):
-        return _get_format_by_ending(path)
+def _guess_format(path: Path) -> str:
+    """Returns the format of a file by its first bytes; empty for none."""
     with path.open("rb") as file:
-        begins = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next(
-        (
-            name
-            for name, known in BOOK_FORMATS.items()
-            if begins.startswith(tuple(begin.lower() for begin in known.first_bytes))
-        ),
-        "",
-    )
-
-
-def _read_books(
-    books: list[tuple[Path, str]], attrition: Attrition, scan_models: Path | None
-) -> BookPieces:
-    for path, name in books:
-        try:
-            yield from check_book_has_passages(
-                BOOK_FORMATS[name].read_passages(path, attrition, scan_models), str(path)
-            )
-        except OSError as error:
-            raise SourceError(
-                f"this file cannot be read: {error.strerror}",
-                location=str(path),
-                hint="check source.path and its rights",
-            ) from None
+        # A byte order mark or blanks may precede the signature.
+        content = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for name, book_format in BOOK_FORMATS.items():
+        if content.startswith(tuple(prefix.lower() for prefix in book_format.first_bytes)):
+            return name
+    return ""

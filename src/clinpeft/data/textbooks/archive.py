@@ -1,4 +1,4 @@
-"""A ZIP file from somebody else: opened without ever being unpacked, in bounded memory, and refused where it was made to do harm."""
+"""Untrusted ZIP files: read without being unpacked, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path, PurePosixPath
 from clinpeft.core.errors import RefusedError, SourceError
 
 MAX_ARCHIVE_FILES = 50_000
-MAX_ARCHIVE_BYTES = 2**30  # of all files together; text of a thousand books
+MAX_ARCHIVE_BYTES = 2**30  # of all files together; the text of a thousand books
 MAX_ARCHIVE_FILE_BYTES = 2**26
-MAX_COMPRESSION_RATIO = 200  # text shrinks five to ten times, a bomb a thousand times
-_RATIO_CHECK_MIN_BYTES = 2**20
+MAX_COMPRESSION_RATIO = 200  # text shrinks five to ten times, a ZIP bomb a thousand times
+_RATIO_CHECK_MIN_BYTES = 2**20  # a small file of blanks is harmless at any ratio
 
 
 @dataclass(frozen=True)
 class BookArchive:
-    """An opened ZIP file."""
+    """An open ZIP file."""
 
     path: Path
     zip_file: zipfile.ZipFile
     file_names: frozenset[str]
 
     def read_file(self, file_name: str) -> bytes:
-        """The bytes of a file in it.
+        """Returns the content of a file in the archive.
 
         Raises:
-            SourceError: it is not there, or damaged.
-            RefusedError: it is larger than the archive says, or than any text.
+            SourceError: it does not exist, or is damaged.
+            RefusedError: it is larger than the archive declares, or than any text.
         """
         location = f"{self.path}: {file_name}"
         if file_name not in self.file_names:
@@ -39,73 +39,69 @@ class BookArchive:
                 hint="give another copy of the book",
             )
         try:
-            with self.zip_file.open(file_name) as opened:
-                found = opened.read(MAX_ARCHIVE_FILE_BYTES + 1)
+            with self.zip_file.open(file_name) as file:
+                # One byte more than allowed: the declared size cannot be trusted.
+                content = file.read(MAX_ARCHIVE_FILE_BYTES + 1)
         except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            OSError,
-            NotImplementedError,
-            RuntimeError,
+            *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+            *(NotImplementedError, RuntimeError),
         ) as error:
-            message = f"this file in the archive is damaged or encrypted ({type(error).__name__})"
             raise SourceError(
-                message, location=location, hint="give another copy of the book"
+                f"this file in the archive is damaged or encrypted ({type(error).__name__})",
+                location=location,
+                hint="give another copy of the book",
             ) from None
-        if len(found) > MAX_ARCHIVE_FILE_BYTES:
-            _raise_refused_error(
+        if len(content) > MAX_ARCHIVE_FILE_BYTES:
+            raise create_archive_error(
                 f"more than {MAX_ARCHIVE_FILE_BYTES:,} bytes come out of one file", location
             )
-        return found
+        return content
 
 
 def open_archive(path: Path) -> BookArchive:
-    """A ZIP file whose directory was checked.
+    """Opens a ZIP file and checks its directory.
 
     Raises:
-        SourceError: it is no ZIP file, or a damaged one.
-        RefusedError: a name leads out of the archive; it holds more than ``MOST_BYTES`` or shrinks more than ``MOST_RATIO`` times.
+        SourceError: it is not a ZIP file, or damaged.
+        RefusedError: a name leads out of the archive, it holds more than ``MAX_ARCHIVE_FILES`` or
+            ``MAX_ARCHIVE_BYTES``, or a file shrinks more than ``MAX_COMPRESSION_RATIO`` times.
     """
     try:
         file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, EOFError, ValueError):
         raise SourceError(
-            "this is no readable ZIP file, and so no EPUB",
+            "this is not a readable ZIP file, and so no EPUB",
             location=str(path),
             hint="give another copy of the book",
         ) from None
     entries = file.infolist()
     if len(entries) > MAX_ARCHIVE_FILES:
-        _raise_refused_error(
+        raise create_archive_error(
             f"it holds {len(entries):,} files, more than {MAX_ARCHIVE_FILES:,}", str(path)
         )
     for entry in entries:
-        _check_entry(entry, path)
+        name, size = entry.filename[:100], entry.file_size
+        parts = PurePosixPath(entry.filename.replace("\\", "/"))
+        # An absolute path, a parent folder, or a Windows drive such as "C:".
+        if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
+            raise create_archive_error(f"the name {name!r} leads out of it", str(path))
+        max_bytes = MAX_COMPRESSION_RATIO * max(entry.compress_size, 1)
+        if size > _RATIO_CHECK_MIN_BYTES and size > max_bytes:
+            raise create_archive_error(
+                f"{entry.compress_size:,} bytes in it unpack to {size:,}", f"{path}: {name}"
+            )
     total = sum(entry.file_size for entry in entries)
     if total > MAX_ARCHIVE_BYTES:
-        _raise_refused_error(
+        raise create_archive_error(
             f"it unpacks to {total:,} bytes, more than {MAX_ARCHIVE_BYTES:,}", str(path)
         )
     return BookArchive(path, file, frozenset(entry.filename for entry in entries))
 
 
-def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
-    parts = PurePosixPath(entry.filename.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
-        _raise_refused_error(f"the name {entry.filename[:100]!r} leads out of it", str(path))
-    if entry.file_size > _RATIO_CHECK_MIN_BYTES and entry.file_size > MAX_COMPRESSION_RATIO * max(
-        entry.compress_size, 1
-    ):
-        _raise_refused_error(
-            f"{entry.compress_size:,} bytes in it unpack to {entry.file_size:,}",
-            f"{path}: {entry.filename[:100]}",
-        )
-
-
-def _raise_refused_error(message: str, location: str) -> None:
-    raise RefusedError(
-        f"this archive was not made as books are: {message}",
+def create_archive_error(message: str, location: str) -> RefusedError:
+    """Creates the error about a malicious archive."""
+    return RefusedError(
+        f"this archive is not that of a book: {message}",
         location=location,
         hint="do not use it; get the book from its publisher",
     )

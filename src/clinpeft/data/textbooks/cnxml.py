@@ -1,7 +1,8 @@
 """OpenStax books: a ``*.collection.xml`` that lists modules by chapter, and a CNXML file a module.
 
-The modules lie in ``modules/`` beside the collection (or in ``../modules``), as ``m1.cnxml`` or ``m1/index.cnxml``. A single module is a book too.
-The part of a book that is closed in itself is the module: its objectives and its summary are about its whole text.
+The modules are in ``modules/`` beside the collection (or in ``../modules``), as ``m1.cnxml`` or
+``m1/index.cnxml``. A single module is a book too. A module is complete in itself: its objectives
+and its summary are about its whole text.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
+from clinpeft.data.formats.rows import RejectedRow
 from clinpeft.data.textbooks import markup
 from clinpeft.data.textbooks.encodings import decode_text_bytes
-from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
+from clinpeft.data.textbooks.markup import MarkupElement, get_local_name, select_children
 from clinpeft.data.textbooks.outline import PLAIN_ROLE, PartRole, find_heading_role, is_lead_in
 from clinpeft.data.textbooks.passages import (
     CONTRIBUTOR_LIST,
@@ -23,7 +25,6 @@ from clinpeft.data.textbooks.passages import (
     MULTIPLE_CHOICE_OPTION,
     REFERENCE_LIST,
     Passage,
-    RejectedPassage,
     normalize_passage_text,
 )
 
@@ -42,17 +43,24 @@ CNXML_CLASS_ROLES: dict[str, PartRole] = {
         PartRole(kind="question"),
     ),
 }
-"""What a section or note is for, by its class; any other class says nothing."""
+"""Class of a section or note -> its role; any other class is ignored."""
 
-
-_PART_LETTER_PATTERN = re.compile(
-    r"\b(Figure|Table)(?=[a-z]\b)"
-)  # the letter of a part follows the link without a blank
+# The letter of a part follows the link without a blank: "Figure 3" + "a".
+_PART_LETTER_PATTERN = re.compile(r"\b(Figure|Table)(?=[a-z]\b)")
 
 
 @dataclass(frozen=True)
 class _Position:
-    """Where in a book an element stands."""
+    """Position of an element in a book.
+
+    Attributes:
+        book: title of the book.
+        chapter: title of the innermost part of the book that lists the module.
+        module: id of the module.
+        headings: titles from the module down.
+        section: path of the section, ``book/module/section``.
+        role: what the part is for.
+    """
 
     book: str
     chapter: str | None
@@ -62,6 +70,7 @@ class _Position:
     role: PartRole
 
     def get_location(self, element: MarkupElement) -> str:
+        """Returns ``module#id``; the module for an element without an id."""
         return f"{self.module}#{element.get('id')}" if element.get("id") else self.module
 
     def build_passage(
@@ -71,154 +80,155 @@ class _Position:
         text: str,
         title: str | None = None,
         refers_to: tuple[str, ...] = (),
-    ) -> Passage | RejectedPassage:
+    ) -> Passage | RejectedRow:
+        """Builds the passage of an element; by default it refers to the targets of its links."""
         location = self.get_location(element)
         if self.role.drop_reason:
-            return RejectedPassage(self.role.drop_reason, location)
-        text = _PART_LETTER_PATTERN.sub(r"\1 ", text)
-        names = (
-            (location,) if element.get("id") and kind in ("caption", "table", "question") else ()
+            return RejectedRow(self.role.drop_reason, location)
+        # Only what others may refer to has a name.
+        has_name = element.get("id") and kind in ("caption", "table", "question")
+        targets = dict.fromkeys(
+            f"{link.get('document') or self.module}#{link.get('target-id')}"
+            for link in element.iter("{*}link")
+            if link.get("target-id")
         )
-        refers_to = refers_to or tuple(dict.fromkeys(_list_link_targets(element, self.module)))
         return Passage(
-            self.book,
-            self.chapter,
-            self.headings,
-            kind,
-            self.section,
-            location,
-            title,
-            text,
-            names,
-            refers_to,
+            book=self.book,
+            chapter=self.chapter,
+            heading_path=self.headings,
+            kind=kind,
+            section=self.section,
+            location=location,
+            title=title,
+            text=_PART_LETTER_PATTERN.sub(r"\1 ", text),
+            names=(location,) if has_name else (),
+            refers_to=refers_to or tuple(targets),
         )
 
 
-CnxmlPieces = Iterator[Passage | RejectedPassage]
+CnxmlPieces = Iterator[Passage | RejectedRow]
 
 
 def list_openstax_collections(folder: Path) -> list[Path]:
-    """The collection files of a folder, in order of their names."""
+    """Returns the collection files of a folder, ordered by name."""
     return sorted(
         path for path in folder.iterdir() if path.is_file() and path.name.endswith("collection.xml")
     )
 
 
 def list_openstax_files(collection: Path) -> list[Path]:
-    """The collection and the modules it lists."""
-    root = markup.parse_xml(
-        decode_text_bytes(collection.read_bytes(), Attrition("files"), str(collection)),
-        str(collection),
-    )
-    return [
-        collection,
-        *(
-            _find_module(collection, element.get("document") or "")
-            for element in root.iter("{*}module")
-        ),
-    ]
+    """Returns the collection and the modules it lists.
+
+    Raises:
+        SourceError: the collection is broken, or a module is missing.
+    """
+    root = _parse_file(collection, Attrition("files"))
+    modules = [element.get("document") or "" for element in root.iter("{*}module")]
+    return [collection, *(_find_module(collection, module) for module in modules)]
 
 
 def read_openstax_collection(path: Path, attrition: Attrition) -> CnxmlPieces:
-    """The passages of an OpenStax book.
+    """Yields the passages of an OpenStax book.
 
     Raises:
         SourceError: the collection or a module of it is missing, broken or declares entities.
     """
-    root = markup.parse_xml(decode_text_bytes(path.read_bytes(), attrition, str(path)), str(path))
-    title = (
-        next(
-            (
-                normalize_passage_text(element.text or "")
-                for element in root.iterfind("{*}metadata/{*}title")
-            ),
-            "",
-        )
-        or path.name.partition(".")[0]
-    )
+    root = _parse_file(path, attrition)
+    titles = [element.text or "" for element in root.iterfind("{*}metadata/{*}title")]
+    title = normalize_passage_text(titles[0]) if titles else ""
     for module, chapter in _list_modules(root, None):
-        yield from read_cnxml_module(_find_module(path, module), attrition, title, chapter)
+        yield from read_cnxml_module(
+            _find_module(path, module), attrition, title or path.name.partition(".")[0], chapter
+        )
 
 
 def read_cnxml_module(
     path: Path, attrition: Attrition, book: str = "", chapter: str | None = None
 ) -> CnxmlPieces:
-    """The passages of one module; as a book of its own where no book is given."""
-    root = markup.parse_xml(decode_text_bytes(path.read_bytes(), attrition, str(path)), str(path))
-    title = next(
-        (
-            normalize_passage_text(_get_inline_text(element))
-            for element in root.iterfind("{*}title")
-        ),
-        "",
-    )
-    module = (
-        next(
-            (
-                normalize_passage_text(element.text or "")
-                for element in root.iterfind("{*}metadata/{*}content-id")
-            ),
-            "",
-        )
-        or path.stem
-    )
+    """Yields the passages of one module.
+
+    Args:
+        path: of the CNXML file.
+        attrition: records encodings other than UTF-8.
+        book: title of the book; the module is a book of its own where it is empty.
+        chapter: title of its chapter.
+
+    Raises:
+        SourceError: it is broken or declares entities.
+    """
+    root = _parse_file(path, attrition)
+    title = get_joined_text(root, "title", first_only=True)
+    ids = [element.text or "" for element in root.iterfind("{*}metadata/{*}content-id")]
+    module = (normalize_passage_text(ids[0]) if ids else "") or path.stem
     book = book or title or path.stem
-    at = _Position(
-        book,
-        chapter,
-        module,
-        (title,) if title else (),
-        f"{book}/{module}",
-        find_heading_role(title),
+    position = _Position(
+        book=book,
+        chapter=chapter,
+        module=module,
+        headings=(title,) if title else (),
+        section=f"{book}/{module}",
+        role=find_heading_role(title),
     )
+    # OpenStax puts the learning objectives into the abstract.
+    objective = PartRole(position.role.drop_reason, "objective")
     for abstract in root.iterfind("{*}metadata/{*}abstract"):
-        yield from _read_children(
-            abstract, replace(at, role=PartRole(at.role.drop_reason, "objective"))
-        )
-    for part in root:
-        if get_local_name(part) in ("content", "glossary"):
-            yield from _read_children(part, at)
+        yield from _read_children(abstract, replace(position, role=objective))
+    for part in select_children(root, "content", "glossary"):
+        yield from _read_children(part, position)
+
+
+def get_joined_text(element: MarkupElement, *names: str, first_only: bool = False) -> str:
+    """Returns the normalized text of the children with these names, joined by spaces.
+
+    Args:
+        element: the parent.
+        names: local names of children.
+        first_only: whether only the first child counts.
+    """
+    children = select_children(element, *names)[: 1 if first_only else None]
+    return " ".join(normalize_passage_text(_get_inline_text(child)) for child in children)
+
+
+def _parse_file(path: Path, attrition: Attrition) -> MarkupElement:
+    text = decode_text_bytes(path.read_bytes(), attrition, str(path))
+    return markup.parse_xml(text, str(path))
 
 
 def _list_modules(element: MarkupElement, chapter: str | None) -> Iterator[tuple[str, str | None]]:
-    """(module, title of the innermost part of the book that holds it), in order."""
-    for child in element:
-        if get_local_name(child) == "module":
+    """Yields (module, title of the innermost part of the book that holds it), in order."""
+    for child in select_children(element, "module", "subcollection", "content"):
+        name = get_local_name(child)
+        if name == "module":
             yield child.get("document") or "", chapter
-        elif get_local_name(child) == "subcollection":
-            title = next(
-                (normalize_passage_text(found.text or "") for found in child.iterfind("{*}title")),
-                "",
-            )
+        elif name == "subcollection":
+            titles = [title.text or "" for title in child.iterfind("{*}title")]
+            title = normalize_passage_text(titles[0]) if titles else ""
             yield from _list_modules(child, title or chapter)
-        elif get_local_name(child) == "content":
+        else:
             yield from _list_modules(child, chapter)
 
 
 def _find_module(collection: Path, module: str) -> Path:
+    # A module name with a slash could lead out of the folder.
     if not module or any(character in module for character in "/\\:") or module.startswith("."):
         raise SourceError(
             f"a module is called {module!r}",
             location=str(collection),
             hint="give the collection as OpenStax publishes it",
         )
-    folders = (
-        collection.parent / "modules",
-        collection.parent,
-        collection.parent.parent / "modules",
-    )
-    tried = [
+    parent = collection.parent
+    candidates = [
         path
-        for folder in folders
+        for folder in (parent / "modules", parent, parent.parent / "modules")
         for path in (folder / f"{module}.cnxml", folder / module / "index.cnxml")
     ]
-    for path in tried:
+    for path in candidates:
         if path.is_file():
             return path
     raise SourceError(
         f"module {module!r} of this collection is missing",
         location=str(collection),
-        hint=f"put it at {tried[0]}",
+        hint=f"put it at {candidates[0]}",
     )
 
 
@@ -230,157 +240,107 @@ def _read_children(element: MarkupElement, position: _Position) -> CnxmlPieces:
 
 
 def _read_section(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """A section or a note: its title joins the headings, unless it says what the part is for."""
-    title = next(
-        (
-            normalize_passage_text(_get_inline_text(child))
-            for child in element
-            if get_local_name(child) == "title"
-        ),
-        "",
-    )
-    classes = [
+    """Reads a section or note: its title joins the headings, unless it names a role."""
+    title = get_joined_text(element, "title", first_only=True)
+    roles = [
         CNXML_CLASS_ROLES[name]
         for name in (element.get("class") or "").split()
         if name in CNXML_CLASS_ROLES
     ]
-    role = classes[0] if classes else find_heading_role(title)
+    role = roles[0] if roles else find_heading_role(title)
     if role != PLAIN_ROLE:
-        yield from _read_children(
-            element, replace(position, role=position.role if position.role.drop_reason else role)
-        )
+        # A part that is left out stays so, whatever its subsections are.
+        position = replace(position, role=position.role if position.role.drop_reason else role)
     elif title:
-        own = element.get("id") or title.replace("/", " ")
-        yield from _read_children(
-            element,
-            replace(
-                position, headings=(*position.headings, title), section=f"{position.section}/{own}"
-            ),
+        # A slash would look like a subsection.
+        name = element.get("id") or title.replace("/", " ")
+        position = replace(
+            position,
+            headings=(*position.headings, title),
+            section=f"{position.section}/{name}",
+        )
+    yield from _read_children(element, position)
+
+
+def _read_running_text(element: MarkupElement, position: _Position) -> CnxmlPieces:
+    """Reads a paragraph or a list, whose items are one line each."""
+    role_kind = position.role.kind
+    if get_local_name(element) == "list":
+        kind = "list"
+        text = "\n".join(
+            normalize_passage_text(_get_inline_text(item))
+            for item in select_children(element, "item")
         )
     else:
-        yield from _read_children(element, position)
-
-
-def _read_paragraph(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    text = _get_inline_text(element)
-    kind = position.role.kind if position.role.kind in ("objective", "summary") else "paragraph"
-    yield position.build_passage(
-        element, "lead-in" if position.role.kind == "objective" and is_lead_in(text) else kind, text
-    )
-
-
-def _read_list(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    kind = position.role.kind if position.role.kind in ("objective", "summary") else "list"
-    yield position.build_passage(element, kind, _join_list_items(element))
-
-
-def _join_list_items(element: MarkupElement) -> str:
-    """The items of a list, one a line."""
-    return "\n".join(
-        normalize_passage_text(_get_inline_text(item))
-        for item in element
-        if get_local_name(item) == "item"
-    )
+        kind, text = "paragraph", _get_inline_text(element)
+        if role_kind == "objective" and is_lead_in(text):
+            kind = "lead-in"  # "By the end of this section, you will be able to:"
+    if role_kind in ("objective", "summary") and kind != "lead-in":
+        kind = role_kind
+    yield position.build_passage(element, kind, text)
 
 
 def _read_figure(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    for part in element:
-        if get_local_name(part) == "subfigure":
-            yield from _read_figure(part, position)
-    caption = " ".join(
-        normalize_passage_text(_get_inline_text(child))
-        for child in element
-        if get_local_name(child) == "caption"
-    )
-    title = next(
-        (_get_inline_text(child) for child in element if get_local_name(child) == "title"), None
-    )
+    for part in select_children(element, "subfigure"):
+        yield from _read_figure(part, position)
+    caption = get_joined_text(element, "caption")
+    titles = [_get_inline_text(child) for child in select_children(element, "title")]
+    title = titles[0] if titles else None
     if caption or title:
         yield position.build_passage(element, "caption", caption or title or "", title)
 
 
 def _read_table(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    title = next(
-        (
-            normalize_passage_text(_get_inline_text(child))
-            for child in element
-            if get_local_name(child) in ("title", "caption")
-        ),
-        None,
-    )
+    """Reads a table: one line for each row, cells separated by bars."""
+    has_title = bool(select_children(element, "title", "caption"))
+    title = get_joined_text(element, "title", "caption", first_only=True)
     rows = [
         " | ".join(
-            normalize_passage_text(_get_inline_text(cell))
-            for cell in row
-            if get_local_name(cell) == "entry"
+            normalize_passage_text(_get_inline_text(cell)) for cell in select_children(row, "entry")
         )
         for row in element.iter("{*}row")
     ]
-    yield position.build_passage(element, "table", "\n".join(rows), title)
+    yield position.build_passage(element, "table", "\n".join(rows), title if has_title else None)
 
 
 def _read_exercise(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """A question, without its options, and its answer; where the answer is the letter of an option, the option."""
-    message = next((child for child in element if get_local_name(child) == "problem"), None)
-    if message is None:
+    """Reads a question without its options, and its answer.
+
+    Where the answer is the letter of an option, the answer is the option.
+    """
+    problems = select_children(element, "problem")
+    if not problems:
         return
-    options = [
-        item
-        for listed in message
-        if get_local_name(listed) == "list"
-        for item in listed
-        if get_local_name(item) == "item"
-    ]
+    problem = problems[0]
     stem = " ".join(
         _get_inline_text(child)
-        for child in message
+        for child in problem
         if get_local_name(child) not in ("list", "table")
     )
-    chosen = (
-        [normalize_passage_text(_get_inline_text(item)) for item in options] if stem.strip() else []
-    )
-    question = position.build_passage(
-        element,
-        "question",
-        stem if stem.strip() else " ".join(_get_inline_text(child) for child in message),
-    )
-    yield question
-    yield from (
-        RejectedPassage(MULTIPLE_CHOICE_OPTION, position.get_location(element)) for _ in chosen
-    )
-    for solution in element:
-        if get_local_name(solution) == "solution":
-            text = normalize_passage_text(" ".join(_get_inline_text(child) for child in solution))
-            yield position.build_passage(
-                solution,
-                "answer",
-                _resolve_option(text, chosen),
-                refers_to=(position.get_location(element),),
-            )
-
-
-def _resolve_option(answer: str, options: list[str]) -> str:
-    letter = answer.strip(" .)(").upper()
-    at = ord(letter) - ord("A") if len(letter) == 1 else -1
-    return options[at] if 0 <= at < len(options) else answer
+    options = [
+        normalize_passage_text(_get_inline_text(item))
+        for options_list in select_children(problem, "list")
+        for item in select_children(options_list, "item")
+    ]
+    if not stem.strip():  # a question that is itself a list or a table has no options
+        stem, options = " ".join(_get_inline_text(child) for child in problem), []
+    yield position.build_passage(element, "question", stem)
+    location = position.get_location(element)
+    yield from (RejectedRow(MULTIPLE_CHOICE_OPTION, location) for _ in options)
+    for solution in select_children(element, "solution"):
+        answer = normalize_passage_text(" ".join(_get_inline_text(child) for child in solution))
+        letter = answer.strip(" .)(").upper()
+        index = ord(letter) - ord("A") if len(letter) == 1 else -1
+        if 0 <= index < len(options):
+            answer = options[index]
+        yield position.build_passage(solution, "answer", answer, refers_to=(location,))
 
 
 def _read_definition(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    term = next(
-        (_get_inline_text(child) for child in element if get_local_name(child) == "term"), ""
-    )
-    yield position.build_passage(
-        element,
-        "definition",
-        " ".join(
-            _get_inline_text(child) for child in element if get_local_name(child) == "meaning"
-        ),
-        term,
-    )
-
-
-def _reject_equation(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    yield RejectedPassage(DISPLAY_EQUATION, position.get_location(element))
+    terms = [_get_inline_text(child) for child in select_children(element, "term")]
+    meanings = [_get_inline_text(child) for child in select_children(element, "meaning")]
+    term = terms[0] if terms else ""
+    yield position.build_passage(element, "definition", " ".join(meanings), term)
 
 
 CNXML_ELEMENT_READERS: dict[str, Callable[[MarkupElement, _Position], CnxmlPieces]] = {
@@ -389,97 +349,72 @@ CNXML_ELEMENT_READERS: dict[str, Callable[[MarkupElement, _Position], CnxmlPiece
         ("content", "glossary", "example", "quote", "injection", "proof", "statement", "rule"),
         _read_children,
     ),
-    "para": _read_paragraph,
-    "list": _read_list,
+    **dict.fromkeys(("para", "list"), _read_running_text),
     "figure": _read_figure,
     "table": _read_table,
     "exercise": _read_exercise,
     "definition": _read_definition,
-    "equation": _reject_equation,
+    # An equation alone is no text that a pair could be built from.
+    "equation": lambda element, position: iter(
+        [RejectedRow(DISPLAY_EQUATION, position.get_location(element))]
+    ),
 }
-"""What becomes of an element; titles are read by what they stand in, pictures and frames have no text."""
+"""Element name -> reader. Titles are read by their parents; media and frames have no text."""
 
 _BLOCK_ELEMENTS = frozenset(
-    {
-        "item",
-        "para",
-        "newline",
-        "list",
-        "entry",
-        "row",
-        "title",
-        "problem",
-        "figure",
-        "caption",
-        "note",
-    }
+    {"item", "para", "newline", "list", "entry", "row"}
+    | {"title", "problem", "figure", "caption", "note"}
 )
 
 
 def _get_inline_text(element: MarkupElement) -> str:
-    """The text of an element with all that stands in it; an empty link becomes the kind of thing it points at."""
+    """Returns the text of an element and its children.
+
+    An empty link becomes the kind of its target, ``Figure``, whose number is not in the file.
+    """
     name = get_local_name(element)
-    inside = (element.text or "") + "".join(
+    text = (element.text or "") + "".join(
+        # The tail, the text after a child, belongs to this element even where the child does not.
         _get_inline_text(child) + (child.tail or "")
         for child in element
         if get_local_name(child) not in ("media", "iframe", "label")
     )
-    if name == "link" and not inside.strip():
-        return _describe_link_target(element)
+    if name == "link" and not text.strip():
+        target = (element.get("target-id") or "").lower()
+        kind = "figure" if target.startswith("fig") else "table" if target[:3] == "tab" else ""
+        if target and not element.get("document"):
+            elements = element.getroottree().xpath(
+                "//*[@id=$target]", target=element.get("target-id")
+            )
+            kind = get_local_name(elements[0]) if elements else kind
+        return {"figure": "Figure", "table": "Table"}.get(kind, "")
     if name in markup.SCRIPT_CHARACTERS:
-        return markup.convert_script_characters(name, inside.strip())
+        return markup.convert_script_characters(name, text.strip())
     if name in MATHML_FORMATTERS:
-        return MATHML_FORMATTERS[name](
-            [normalize_passage_text(_get_inline_text(child)) for child in element]
-        )
-    return f" {inside} " if name in _BLOCK_ELEMENTS else inside
+        parts = [normalize_passage_text(_get_inline_text(child)) for child in element]
+        return MATHML_FORMATTERS[name](parts)
+    return f" {text} " if name in _BLOCK_ELEMENTS else text
 
 
-def _describe_link_target(link: MarkupElement) -> str:
-    target = link.get("target-id") or ""
-    if not target:
-        return ""
-    found = (
-        link.getroottree().xpath("//*[@id=$target]", target=target)
-        if not link.get("document")
-        else []
-    )
-    kind = (
-        get_local_name(found[0])
-        if found
-        else next(
-            (
-                kind
-                for start, kind in (("fig", "figure"), ("tab", "table"))
-                if target.lower().startswith(start)
-            ),
-            "",
-        )
-    )
-    return {"figure": "Figure", "table": "Table"}.get(kind, "")
+def format_superscript(parts: list[str]) -> str:
+    """Formats ``msup``: (base, exponent) -> ``10⁹``, or ``x^ab`` where Unicode has none."""
+    if len(parts) != 2:
+        return " ".join(parts)
+    base, exponent = parts
+    raised = markup.convert_script_characters("sup", exponent)
+    return f"{base}{raised}" if raised != exponent else f"{base}^{exponent}"
+
+
+def format_subscript(parts: list[str]) -> str:
+    """Formats ``msub``: (base, index) -> ``CO₂``."""
+    if len(parts) != 2:
+        return " ".join(parts)
+    return parts[0] + markup.convert_script_characters("sub", parts[1])
 
 
 MATHML_FORMATTERS: dict[str, Callable[[list[str]], str]] = {
     "mfrac": lambda parts: "/".join(f"({part})" if " " in part else part for part in parts),
-    "msup": lambda parts: (
-        f"{parts[0]}{_to_superscript(parts[1])}" if len(parts) == 2 else " ".join(parts)
-    ),
-    "msub": lambda parts: (
-        f"{parts[0]}{markup.convert_script_characters('sub', parts[1])}"
-        if len(parts) == 2
-        else " ".join(parts)
-    ),
+    "msup": format_superscript,
+    "msub": format_subscript,
 }
-"""MathML that loses its meaning when only its letters are read."""
-
-
-def _to_superscript(text: str) -> str:
-    raised = markup.convert_script_characters("sup", text)
-    return raised if raised != text else f"^{text}"
-
-
-def _list_link_targets(element: MarkupElement, module: str) -> Iterator[str]:
-    """What the links in an element point at, as names of passages."""
-    for link in element.iter("{*}link"):
-        if link.get("target-id"):
-            yield f"{link.get('document') or module}#{link.get('target-id')}"
+"""MathML elements whose meaning is lost when only their letters are read."""

@@ -8,9 +8,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from clinpeft.core.schemas import Attrition
+from clinpeft.data.formats.rows import RejectedRow
 from clinpeft.data.textbooks import markup
 from clinpeft.data.textbooks.encodings import decode_text_bytes
-from clinpeft.data.textbooks.markup import MarkupElement, get_local_name
+from clinpeft.data.textbooks.markup import (
+    MarkupElement,
+    get_local_name,
+    select_children,
+    select_descendants,
+)
 from clinpeft.data.textbooks.outline import (
     BookBody,
     BookHeading,
@@ -27,28 +33,15 @@ from clinpeft.data.textbooks.passages import (
     REFERENCE_LIST,
     TABLE_OF_CONTENTS,
     Passage,
-    RejectedPassage,
     normalize_passage_text,
 )
 
 HTML_HEADING_LEVELS = {f"h{level}": level for level in range(1, 7)}
 HTML_ELEMENTS_WITHOUT_TEXT = frozenset(
-    {
-        "script",
-        "style",
-        "template",
-        "noscript",
-        "head",
-        "svg",
-        "title",
-        "meta",
-        "link",
-        "iframe",
-        "object",
-        "audio",
-        "video",
-    }
+    {"script", "style", "template", "noscript", "head", "svg", "title"}
+    | {"meta", "link", "iframe", "object", "audio", "video"}
 )
+# The structural semantics vocabulary of EPUB, and the roles of DPUB-ARIA.
 HTML_PART_DROP_REASONS: dict[str, str] = {
     **dict.fromkeys(
         ("bibliography", "doc-bibliography", "endnotes", "doc-endnotes", "rearnotes"),
@@ -58,245 +51,181 @@ HTML_PART_DROP_REASONS: dict[str, str] = {
     **dict.fromkeys(("toc", "doc-toc", "landmarks", "loi", "lot", "page-list"), TABLE_OF_CONTENTS),
     **dict.fromkeys(
         (
-            "frontmatter",
-            "titlepage",
-            "copyright-page",
-            "dedication",
-            "doc-dedication",
-            "preface",
-            "doc-preface",
-            "foreword",
-        ),
-        FRONT_MATTER,
-    ),
-    **dict.fromkeys(
-        (
-            "doc-foreword",
-            "acknowledgments",
-            "doc-acknowledgments",
-            "cover",
-            "doc-cover",
-            "halftitlepage",
+            *("frontmatter", "titlepage", "copyright-page", "dedication", "doc-dedication"),
+            *("preface", "doc-preface", "foreword", "doc-foreword", "acknowledgments"),
+            *("doc-acknowledgments", "cover", "doc-cover", "halftitlepage"),
         ),
         FRONT_MATTER,
     ),
     **dict.fromkeys(("footnote", "doc-footnote", "footnotes"), FOOTNOTE),
 }
-"""What is left out, by ``epub:type`` or ``role`` of an element."""
+"""``epub:type`` or ``role`` of an element -> why it is left out."""
 
 _BLOCK_ELEMENTS = frozenset(
-    {
-        "p",
-        "div",
-        "section",
-        "article",
-        "main",
-        "ul",
-        "ol",
-        "dl",
-        "table",
-        "figure",
-        "blockquote",
-        "pre",
-        "aside",
-        "header",
-        "details",
-        *HTML_HEADING_LEVELS,
-    }
+    {"p", "div", "section", "article", "main", "ul", "ol", "dl", "table", "figure"}
+    | {"blockquote", "pre", "aside", "header", "details", *HTML_HEADING_LEVELS}
 )
+_PARTS_OF_BLOCKS = frozenset({"li", "td", "th", "dd", "dt"})
 _EPUB_TYPE_ATTRIBUTE = "{http://www.idpf.org/2007/ops}type"
 
 
-def read_html(path: Path, attrition: Attrition) -> Iterator[Passage | RejectedPassage]:
-    """The passages of one HTML file, a book called by its title.
+def read_html(path: Path, attrition: Attrition) -> Iterator[Passage | RejectedRow]:
+    """Yields the passages of one HTML file, a book named by its title.
 
     Raises:
-        SourceError: it is no text, declares entities, or holds nothing.
+        SourceError: it is not text, declares entities, or is empty.
     """
-    root = markup.parse_html_page(
-        decode_text_bytes(path.read_bytes(), attrition, str(path)), str(path)
-    )
+    text = decode_text_bytes(path.read_bytes(), attrition, str(path))
+    root = markup.parse_html_page(text, str(path))
     yield from build_book_passages(
         list(parse_html(root, path.name)), get_html_title(root) or path.stem
     )
 
 
 def get_html_title(root: MarkupElement) -> str:
-    """What a page is called in its head; empty where it does not say."""
-    return next(
-        (
-            normalize_passage_text(element.text or "")
-            for element in root.iter()
-            if get_local_name(element) == "title"
-        ),
-        "",
-    )
+    """Returns the first ``title`` of a document; empty where it has none."""
+    titles = select_descendants(root, "title")
+    return normalize_passage_text(titles[0].text or "") if titles else ""
 
 
 def parse_html(root: MarkupElement, file: str) -> Iterator[OutlineEvent]:
-    """The headings and bodies of a page, in order.
+    """Yields the headings and bodies of a page, in order.
 
     Args:
         root: of the page.
-        file: its name, by which links from other pages of the book point at it.
+        file: its name, by which links from other pages of the book refer to it.
     """
-    body = next((element for element in root.iter() if get_local_name(element) == "body"), root)
-    return _parse_children(body, file)
+    bodies = select_descendants(root, "body")
+    return _parse_children(bodies[0] if bodies else root, file)
 
 
 def _parse_children(element: MarkupElement, file: str) -> Iterator[OutlineEvent]:
-    """What stands in an element; text that no block holds is a paragraph of its own."""
-    loose = element.text or ""
-    links: list[str] = []
+    """Yields the content of an element; text outside any block is a paragraph of its own."""
+    text, links = element.text or "", list[str]()
     for child in element:
         name = get_local_name(child)
-        if name in _BLOCK_ELEMENTS or name in ("nav", "footer"):
-            yield from _parse_paragraph(loose, element, file, links)
-            yield from _parse_block(child, name, file)
-            loose, links = "", []
-        elif name not in HTML_ELEMENTS_WITHOUT_TEXT and any(
+        is_block = name in _BLOCK_ELEMENTS or name in ("nav", "footer")
+        has_text = name not in HTML_ELEMENTS_WITHOUT_TEXT
+        # Such as a span around paragraphs, which HTML forbids and books have.
+        has_blocks = has_text and any(
             get_local_name(inner) in _BLOCK_ELEMENTS for inner in child.iter()
-        ):
-            yield from _parse_paragraph(loose, element, file, links)
-            yield from _parse_children(child, file)
-            loose, links = "", []
-        elif name not in HTML_ELEMENTS_WITHOUT_TEXT:
-            loose += _get_inline_text(child)
+        )
+        if is_block or has_blocks:
+            yield from _build_paragraph(text, links, element, file)
+            yield from _parse_block(child, name, file) if is_block else _parse_children(child, file)
+            text, links = "", []
+        elif has_text:
+            text += _get_inline_text(child)
             links += _list_links(child, file)
-        loose += child.tail or ""
-    yield from _parse_paragraph(loose, element, file, links)
+        text += child.tail or ""
+    yield from _build_paragraph(text, links, element, file)
 
 
-def _parse_paragraph(
-    text: str, element: MarkupElement, file: str, links: list[str]
+def _build_paragraph(
+    text: str, links: list[str], element: MarkupElement, file: str
 ) -> Iterator[OutlineEvent]:
     if text.strip():
-        yield BookBody(
-            "paragraph",
-            text,
-            _format_location(element, file),
-            refers_to=tuple(dict.fromkeys(links)),
-        )
+        refers_to = tuple(dict.fromkeys(links))
+        yield BookBody("paragraph", text, _format_location(element, file), refers_to=refers_to)
 
 
 def _parse_block(element: MarkupElement, name: str, file: str) -> Iterator[OutlineEvent]:
-    said = f"{element.get(_EPUB_TYPE_ATTRIBUTE) or element.get('epub:type') or ''} {element.get('role') or ''}".split()
+    """Yields the headings and bodies of one block element."""
+    # Parsed as HTML, "epub:type" is a plain attribute; parsed as XML, it has a namespace.
+    epub_type = element.get(_EPUB_TYPE_ATTRIBUTE) or element.get("epub:type") or ""
+    types = f"{epub_type} {element.get('role') or ''}".split()
+    reasons = [HTML_PART_DROP_REASONS[part] for part in types if part in HTML_PART_DROP_REASONS]
     location = _format_location(element, file)
-    reason = next(
-        (HTML_PART_DROP_REASONS[part] for part in said if part in HTML_PART_DROP_REASONS), ""
-    )
-    if name in ("nav", "footer", "pre") or reason:
-        yield RejectedPassage(reason or {"pre": CODE_BLOCK}.get(name, NAVIGATION), location)
+    if reasons:
+        yield RejectedRow(reasons[0], location)
+    elif name in ("nav", "footer", "pre"):
+        yield RejectedRow(CODE_BLOCK if name == "pre" else NAVIGATION, location)
     elif name in HTML_HEADING_LEVELS:
-        yield BookHeading(
-            HTML_HEADING_LEVELS[name], normalize_passage_text(_get_inline_text(element)), location
-        )
+        yield BookHeading(HTML_HEADING_LEVELS[name], _get_normalized_text(element), location)
     elif name in ("ul", "ol"):
-        items = [
-            normalize_passage_text(_get_inline_text(item))
-            for item in element
-            if get_local_name(item) == "li"
-        ]
-        yield BookBody(
-            "list", "\n".join(items), location, refers_to=tuple(_list_links(element, file))
-        )
+        items = [_get_normalized_text(item) for item in select_children(element, "li")]
+        links = tuple(_list_links(element, file))
+        yield BookBody("list", "\n".join(items), location, refers_to=links)
     elif name == "dl":
         yield from _parse_definitions(element, file)
     elif name == "table":
-        yield _parse_table(element, file, location)
+        yield _build_table(element, file, location)
     elif name == "figure":
-        yield from _parse_figure(element, file, location)
+        for table in select_children(element, "table"):
+            yield _build_table(table, file, location)
+        captions = select_descendants(element, "figcaption")
+        caption = " ".join(_get_normalized_text(part) for part in captions)
+        if caption:
+            # The label begins the caption; later ones are of other figures.
+            names = (*_list_ids(element, file), *find_figure_labels(caption[:40])[:1])
+            yield BookBody("caption", caption, location, names=names)
     else:
         yield from _parse_children(element, file)
 
 
 def _parse_definitions(element: MarkupElement, file: str) -> Iterator[OutlineEvent]:
-    """``dt`` and ``dd``, also where each pair stands in a ``div``."""
     term = ""
-    for part in element.iter():
+    # All descendants: each pair of dt and dd may be in a div.
+    for part in select_descendants(element, "dt", "dd"):
         if get_local_name(part) == "dt":
-            term = normalize_passage_text(_get_inline_text(part))
-        elif get_local_name(part) == "dd" and term:
-            yield BookBody(
-                "definition", _get_inline_text(part), _format_location(part, file), title=term
-            )
+            term = _get_normalized_text(part)
+        elif term:
+            meaning = _get_inline_text(part)
+            yield BookBody("definition", meaning, _format_location(part, file), title=term)
 
 
-def _parse_table(element: MarkupElement, file: str, location: str) -> BookBody:
-    caption = next(
-        (
-            normalize_passage_text(_get_inline_text(part))
-            for part in element
-            if get_local_name(part) == "caption"
-        ),
-        None,
+def _build_table(element: MarkupElement, file: str, location: str) -> BookBody:
+    """Builds the body of a table: one line for each row, cells separated by bars."""
+    captions = [_get_normalized_text(part) for part in select_children(element, "caption")]
+    lines = [
+        " | ".join(_get_normalized_text(cell) for cell in select_children(row, "td", "th"))
+        for row in select_descendants(element, "tr")
+    ]
+    title = captions[0] if captions else None
+    return BookBody(
+        "table", "\n".join(lines), location, title=title, names=_list_ids(element, file)
     )
-    rows = [row for row in element.iter() if get_local_name(row) == "tr"]
-    text = "\n".join(
-        " | ".join(
-            normalize_passage_text(_get_inline_text(cell))
-            for cell in row
-            if get_local_name(cell) in ("td", "th")
-        )
-        for row in rows
+
+
+def _list_ids(element: MarkupElement, file: str) -> tuple[str, ...]:
+    """Returns the ids by which links may refer to an element or a part of it."""
+    return tuple(
+        dict.fromkeys(f"{file}#{part.get('id')}" for part in element.iter() if part.get("id"))
     )
-    return BookBody("table", text, location, title=caption, names=_list_names(element, file))
-
-
-def _parse_figure(element: MarkupElement, file: str, location: str) -> Iterator[OutlineEvent]:
-    for part in element:
-        if get_local_name(part) == "table":
-            yield _parse_table(part, file, location)
-    caption = " ".join(
-        normalize_passage_text(_get_inline_text(part))
-        for part in element.iter()
-        if get_local_name(part) == "figcaption"
-    )
-    if caption:
-        yield BookBody("caption", caption, location, names=_list_names(element, file, caption))
-
-
-def _list_names(element: MarkupElement, file: str, caption: str = "") -> tuple[str, ...]:
-    ids = [f"{file}#{part.get('id')}" for part in element.iter() if part.get("id")]
-    return (*dict.fromkeys(ids), *find_figure_labels(caption[:40])[:1])
 
 
 def _list_links(element: MarkupElement, file: str) -> list[str]:
-    """Where in the book the links of an element lead, as ``file#id``."""
-    found = [
-        unquote(link.get("href") or "") for link in element.iter() if get_local_name(link) == "a"
-    ]
-    split = [
-        href.partition("#") for href in found if "#" in href and ":" not in href.partition("#")[0]
-    ]
-    folder = posixpath.dirname(file)
-    return [
-        f"{posixpath.normpath(posixpath.join(folder, page)) if page else file}#{fragment}"
-        for page, _, fragment in split
-    ]
+    """Returns the targets of the links within the book, as ``file#id``."""
+    targets = []
+    for link in select_descendants(element, "a"):
+        page, hash_sign, fragment = unquote(link.get("href") or "").partition("#")
+        if hash_sign and ":" not in page:  # a colon: a link to the web
+            folder = posixpath.dirname(file)
+            target = posixpath.normpath(posixpath.join(folder, page)) if page else file
+            targets.append(f"{target}#{fragment}")
+    return targets
 
 
 def _format_location(element: MarkupElement, file: str) -> str:
     return f"{file}#{element.get('id')}" if element.get("id") else file
 
 
+def _get_normalized_text(element: MarkupElement) -> str:
+    return normalize_passage_text(_get_inline_text(element))
+
+
 def _get_inline_text(element: MarkupElement) -> str:
+    """Returns the text of an element and its children, without note marks."""
     name = get_local_name(element)
-    if (
-        name in HTML_ELEMENTS_WITHOUT_TEXT
-        or "noteref" in (element.get(_EPUB_TYPE_ATTRIBUTE) or "")
-        or element.get("role") == "doc-noteref"
-    ):
+    is_note_mark = "noteref" in (element.get(_EPUB_TYPE_ATTRIBUTE) or "")
+    if is_note_mark or element.get("role") == "doc-noteref" or name in HTML_ELEMENTS_WITHOUT_TEXT:
         return ""
     if name in ("br", "hr"):
         return " "
-    inside = (element.text or "") + "".join(
+    text = (element.text or "") + "".join(
         _get_inline_text(child) + (child.tail or "") for child in element
     )
     if name in markup.SCRIPT_CHARACTERS:
-        return markup.convert_script_characters(name, inside.strip())
-    return (
-        f" {inside} "
-        if name in _BLOCK_ELEMENTS or name in ("li", "td", "th", "dd", "dt")
-        else inside
-    )
+        return markup.convert_script_characters(name, text.strip())
+    # Blocks are separated words even where the source has no blank between them.
+    return f" {text} " if name in _BLOCK_ELEMENTS or name in _PARTS_OF_BLOCKS else text

@@ -1,7 +1,9 @@
-"""The 13 figures of the embedding study (arXiv 2511.19739) from the runs of a grid, with the intervals that the study did not have.
+"""The 13 figures of the embedding study (arXiv 2511.19739) from the runs of a grid, with the
+intervals that the study did not have.
 
 ```
-scores.py   1, 5 to 9 and 13: what was gained        costs.py   2 to 4 and 10 to 12: speed, memory, parameters
+scores.py   1, 5 to 9 and 13: what was gained        costs.py   2 to 4 and 10 to 12: speed, memory,
+parameters
 canvas.py   colours, marks, axes, names, files
 ```
 """
@@ -35,7 +37,10 @@ _PUBLISHED_MARKS_NOTE = "Hollow diamonds: as published, on other pairs and anoth
 
 EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
     "figure-1": (
-        f"Separation of the adapted backbones with intervals, best first. Dashed: what the study calls clinically useful. {_PUBLISHED_MARKS_NOTE}",
+        (
+            "Separation of the adapted backbones with intervals, best first. Dashed: what the "
+            f"study calls clinically useful. {_PUBLISHED_MARKS_NOTE}"
+        ),
         scores.draw_separation_ranking,
     ),
     "figure-2": (
@@ -43,7 +48,10 @@ EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
         costs.draw_separation_against_speed,
     ),
     "figure-3": (
-        f"Peak memory against parameters; lines: the weights alone at 2 and 4 bytes a parameter. Marks: tiers of separation. {_PUBLISHED_MARKS_NOTE}",
+        (
+            "Peak memory against parameters; lines: the weights alone at 2 and 4 bytes a "
+            f"parameter. Marks: tiers of separation. {_PUBLISHED_MARKS_NOTE}"
+        ),
         costs.draw_memory_against_parameters,
     ),
     "figure-4": (
@@ -55,23 +63,38 @@ EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
         scores.draw_separation_before_after,
     ),
     "figure-6": (
-        "From the zero-shot separation to the adapted one: grey what was there, coloured what adapting added or took away.",
+        (
+            "From the zero-shot separation to the adapted one: grey what was there, coloured "
+            "what adapting added or took away."
+        ),
         scores.draw_separation_waterfall,
     ),
     "figure-7": (
-        f"Gains in separation in order, with intervals and their median. The study shows them in percent of zero-shot separations near 0. {_PUBLISHED_MARKS_NOTE}",
+        (
+            "Gains in separation in order, with intervals and their median. The study shows "
+            f"them in percent of zero-shot separations near 0. {_PUBLISHED_MARKS_NOTE}"
+        ),
         scores.draw_separation_gains,
     ),
     "figure-8": (
-        f"Separation before (dot) and after (bar with its interval) adapting, with the medians of both. {_PUBLISHED_MARKS_NOTE}",
+        (
+            "Separation before (dot) and after (bar with its interval) adapting, with the "
+            f"medians of both. {_PUBLISHED_MARKS_NOTE}"
+        ),
         scores.draw_separation_arrows,
     ),
     "figure-9": (
-        "Cosines of pairs after adapting. Box: quartiles; notch: 95 % interval of the median; whiskers: 5th and 95th percentile.",
+        (
+            "Cosines of pairs after adapting. Box: quartiles; notch: 95 % interval of the "
+            "median; whiskers: 5th and 95th percentile."
+        ),
         scores.draw_cosine_distributions,
     ),
     "figure-10": (
-        "Separation, embeddings per second, 1 / memory and 1 / parameters, each as a share of the best in the grid; the ring is 0.5.",
+        (
+            "Separation, embeddings per second, 1 / memory and 1 / parameters, each as a share "
+            "of the best in the grid; the ring is 0.5."
+        ),
         costs.draw_radar_charts,
     ),
     "figure-11": ("The Pareto frontier of separation and speed.", costs.draw_pareto_frontier),
@@ -80,7 +103,10 @@ EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
         costs.draw_speed_per_gigabyte,
     ),
     "figure-13": (
-        f"Ablation: separation against the share of the pairs that were learned from. {_PUBLISHED_MARKS_NOTE}",
+        (
+            "Ablation: separation against the share of the pairs that were learned from. "
+            f"{_PUBLISHED_MARKS_NOTE}"
+        ),
         scores.draw_ablation,
     ),
 }
@@ -109,7 +135,8 @@ def draw_embedding_figures(
 
 
 def write_embedding_figures(entries: Sequence[CellResult], folder: Path) -> tuple[Path, ...]:
-    """Every figure in every format of ``FORMATS``, and ``figures.md`` with their captions and with those that are missing, and why.
+    """Every figure in every format of ``FORMATS``, and ``figures.md`` with their captions and with
+    those that are missing, and why.
 
     Args:
         entries: as in ``drawn``.
@@ -126,7 +153,10 @@ def write_embedding_figures(entries: Sequence[CellResult], folder: Path) -> tupl
     paths = [folder / f"{name}.{form}" for name in figures for form in FIGURE_FORMATS]
     for path in paths:
         write_figure(figures[path.stem], path)
-    measured = f"Separation: {build_encoder_grid(entries).pairs_description}. Whiskers: intervals of the runs."
+    measured = (
+        f"Separation: {build_encoder_grid(entries).pairs_description}. Whiskers: intervals of "
+        "the runs."
+    )
     blocks = [
         f"![{name}]({name}.svg)\n\n**{name}.** {EMBEDDING_FIGURES[name][0]}" for name in figures
     ]

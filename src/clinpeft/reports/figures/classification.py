@@ -1,4 +1,5 @@
-"""Figures of answers to a question: calibration, what acting on them is worth, how probabilities are spread, subgroups, rare labels."""
+"""Figures of answers to a question: calibration, what acting on them is worth, how probabilities
+are spread, subgroups, rare labels."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def draw_forest_plot(
     baseline: Estimate | None,
     metric: str,
 ) -> Figure:
-    """The main metric of every row with its interval, the published value below, and the baseline to beat as a line with its band.
+    """The main metric of every row with its interval, the published value below, and the baseline
+    to beat as a line with its band.
 
     Args:
         names, estimates, published_values: of the rows, from top to bottom.
@@ -110,7 +112,8 @@ def _format_estimate(estimate: Estimate) -> str:
 
 
 def draw_calibration(panels: Sequence[ClassificationPanel]) -> Figure:
-    """Share observed against probability predicted, in bins of equal count with intervals, and the smooth curve through them."""
+    """Share observed against probability predicted, in bins of equal count with intervals, and the
+    smooth curve through them."""
     panels = [panel for panel in panels if panel.read_curves("calibration")]
     check_plot_data(panels, "a calibration curve")
     figure, axes = create_panel_axes(panels, 2.3, "predicted", "observed")
@@ -177,12 +180,17 @@ def _draw_calibration_curve(
         )
         set_tooltip(
             dot,
-            f"{row_name}{f', {class_name}' if class_name else ''}: predicted {point['x']:.3f}, observed {point['y']:.3f}, {format_count(point['n'])} answers",
+            (
+                f"{row_name}{f', {class_name}' if class_name else ''}: predicted "
+                f"{point['x']:.3f}, observed {point['y']:.3f}, {format_count(point['n'])} "
+                "answers"
+            ),
         )
 
 
 def draw_decision_curves(panels: Sequence[ClassificationPanel]) -> Figure:
-    """Net benefit against the probability from which one acts: a line a row, acting on everybody, and on nobody; a panel a class."""
+    """Net benefit against the probability from which one acts: a line a row, acting on everybody,
+    and on nobody; a panel a class."""
     panels = [panel for panel in panels if panel.read_curves("net_benefit")]
     check_plot_data(panels, "a decision curve")
     first = panels[0].read_curves("net_benefit")
@@ -243,7 +251,8 @@ def _draw_decision_curve(
 
 
 def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure:
-    """How the probabilities of those with and without the event are spread: density in bins that at least ten answers share."""
+    """How the probabilities of those with and without the event are spread: density in bins that at
+    least ten answers share."""
     panels = [panel for panel in panels if panel.read_curves("probabilities")]
     check_plot_data(panels, "distributions of probabilities")
     figure, axes = create_panel_axes(panels, 1.9, "predicted probability", "density")
@@ -266,7 +275,10 @@ def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure
                 )
                 set_tooltip(
                     bar.patches[0],
-                    f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {share:.1%} of {format_count(answers)}",
+                    (
+                        f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {share:.1%} of "
+                        f"{format_count(answers)}"
+                    ),
                 )
         axis.set_xlim(0, 1)
     add_legend(figure, axes[0], columns=2)
@@ -274,7 +286,8 @@ def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure
 
 
 def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int]]:
-    """Neighbouring bins of a histogram put together until each holds no answer or at least ten: left, right, share, answers of all bins.
+    """Neighbouring bins of a histogram put together until each holds no answer or at least ten:
+    left, right, share, answers of all bins.
 
     Empty bins stay as they are where they stand between large ones.
     """
@@ -309,7 +322,8 @@ def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int
 
 
 def draw_subgroups(panels: Sequence[ClassificationPanel]) -> Figure:
-    """The main metric of every subgroup with its interval, beside the whole as a line; groups of fewer than ten people are not there."""
+    """The main metric of every subgroup with its interval, beside the whole as a line; groups of
+    fewer than ten people are not there."""
     known = [(panel, found) for panel in panels if (found := _collect_subgroup_estimates(panel))]
     check_plot_data(known, "subgroups")
     names = list(dict.fromkeys(group for _, found in known for group in found))
@@ -368,7 +382,8 @@ def _collect_subgroup_estimates(panel: ClassificationPanel) -> dict[str, tuple[E
 
 
 def draw_label_auroc(panels: Sequence[ClassificationPanel]) -> Figure:
-    """AUROC of every label against how often it stands in the training split: what becomes of the rare ones."""
+    """AUROC of every label against how often it stands in the training split: what becomes of the
+    rare ones."""
     known = [(panel, found) for panel in panels if (found := _list_reportable_labels(panel))]
     check_plot_data(known, "labels")
     figure, axes = create_panel_axes(
@@ -389,7 +404,10 @@ def draw_label_auroc(panels: Sequence[ClassificationPanel]) -> Figure:
             interval = _format_estimate(Estimate(row["auroc"], row["low"], row["high"]))
             set_tooltip(
                 dot,
-                f"{panel.name}, {row['class']}: {interval}, {format_count(row['train_count'])} in training",
+                (
+                    f"{panel.name}, {row['class']}: {interval}, "
+                    f"{format_count(row['train_count'])} in training"
+                ),
             )
     set_log_axis(axes[0], "x")  # of all: they share it
     return figure

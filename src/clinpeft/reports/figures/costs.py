@@ -102,7 +102,8 @@ def draw_separation_against_speed(grid: EncoderGrid) -> Figure:
 
 
 def draw_memory_against_parameters(grid: EncoderGrid) -> Figure:
-    """Memory against parameters, with what the weights alone take at 2 and at 4 bytes a parameter; marks by the study's tiers of separation."""
+    """Memory against parameters, with what the weights alone take at 2 and at 4 bytes a parameter;
+    marks by the study's tiers of separation."""
     found = [
         (row, parameters, memory)
         for row in grid.rows

@@ -1,4 +1,5 @@
-"""What the figures of answers share: a panel a row of the grid, a word for every mark, and no count below the smallest cell."""
+"""What the figures of answers share: a panel a row of the grid, a word for every mark, and no count
+below the smallest cell."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ LINE_STYLES = tuple(
 
 MAX_CURVE_CLASSES = 3
 TOOLTIP_ID_PREFIX, ROW_ID_PREFIX = "tip: ", "row: "
-"""How the id of a mark begins that has a word for whoever points at it, and of a group that belongs to one row of the grid."""
+"""How the id of a mark begins that has a word for whoever points at it, and of a group that belongs
+to one row of the grid."""
 
 CurvePoints = Sequence[Mapping[str, Any]]  # of tables.CURVE
 
@@ -59,7 +61,8 @@ class ClassificationPanel:
             return None
 
     def read_curves(self, name: str) -> dict[str, CurvePoints]:
-        """Class (empty where one thing is asked) or group -> points of one kind of ``tables.CURVE``, in their order."""
+        """Class (empty where one thing is asked) or group -> points of one kind of
+        ``tables.CURVE``, in their order."""
         found = self.read_table("curves")
         rows = (
             []
@@ -73,7 +76,8 @@ class ClassificationPanel:
 
 
 def choose_curve_classes(curves: Mapping[str, CurvePoints]) -> list[str]:
-    """The classes that a curve is drawn of: the most frequent of several, by the events in the bins of its calibration."""
+    """The classes that a curve is drawn of: the most frequent of several, by the events in the bins
+    of its calibration."""
     events = {
         group: sum(row["y"] * row["n"] for row in rows)
         for group, rows in curves.items()
@@ -96,7 +100,8 @@ def set_tooltip(artist: Any, text: str) -> None:
 def create_panel_axes(
     panels: Sequence[ClassificationPanel], height: float, x_label: str, y_label: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """Axes for every panel, three side by side, with its name above; what is left over is taken away.
+    """Axes for every panel, three side by side, with its name above; what is left over is taken
+    away.
 
     Args:
         panels: one an axis.

@@ -176,7 +176,8 @@ def draw_separation_waterfall(grid: EncoderGrid) -> Figure:
 
 
 def draw_separation_gains(grid: EncoderGrid) -> Figure:
-    """Gains in order, as differences with intervals and not in percent of something near 0, with their median."""
+    """Gains in order, as differences with intervals and not in percent of something near 0, with
+    their median."""
     known = _sort_by_estimate(
         [(row, found) for row in grid.rows if (found := grid.compute_gain(row))]
     )
@@ -314,7 +315,8 @@ def draw_cosine_distributions(grid: EncoderGrid) -> Figure:
 
 
 def draw_ablation(grid: EncoderGrid) -> Figure:
-    """The ablation: separation against the share of the pairs that were learned from, a line a rank, a panel an objective."""
+    """The ablation: separation against the share of the pairs that were learned from, a line a
+    rank, a panel an objective."""
     points = [
         point
         for point in find_ablation(grid)
@@ -322,7 +324,10 @@ def draw_ablation(grid: EncoderGrid) -> Figure:
     ]
     check_plot_data(
         points,
-        "an ablation: rows on one backbone that differ in the share of pairs, the objective or the rank",
+        (
+            "an ablation: rows on one backbone that differ in the share of pairs, the "
+            "objective or the rank"
+        ),
     )
     objectives = list(dict.fromkeys(point.objective for point in points))
     ranks = sorted({point.rank or 0 for point in points})
@@ -427,7 +432,8 @@ def _draw_cosine_boxes(
 
 
 def _read_cosines(row: EncoderRow) -> tuple[list[float], list[float]] | None:
-    """Scores of related and of unrelated pairs of the adapted model, all seeds together; None where none were kept."""
+    """Scores of related and of unrelated pairs of the adapted model, all seeds together; None where
+    none were kept."""
     tables = [
         table
         for run in row.runs
@@ -442,7 +448,8 @@ def _read_cosines(row: EncoderRow) -> tuple[list[float], list[float]] | None:
 
 
 def _read_pair_scores(run: runs.Run) -> pa.Table | None:
-    """Of the study's pairs where they were kept, else of the held-out chapters against random pairs."""
+    """Of the study's pairs where they were kept, else of the held-out chapters against random
+    pairs."""
     try:
         scores = runs.read_run_table(run, "pair_scores")
     except InputError:

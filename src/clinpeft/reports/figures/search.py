@@ -27,7 +27,8 @@ SEARCH_FIGURE_FORMATS = ("svg", "png")
 
 
 def draw_search_history(search: SearchRecord) -> Figure:
-    """Every trial's value on the tuning split, and the best so far; failed trials are crosses on the lower edge.
+    """Every trial's value on the tuning split, and the best so far; failed trials are crosses on
+    the lower edge.
 
     Raises:
         InputError: no trial has a value.

@@ -1,7 +1,9 @@
-"""What all figures share: colours and marks that can be told apart in grey, axes, names beside points, files.
+"""What all figures share: colours and marks that can be told apart in grey, axes, names beside
+points, files.
 
-The colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell apart; a hatch, a marker or a line style says
-the same again. Nothing is drawn through ``pyplot``, which would keep a state of its own.
+The colours are those of Okabe and Ito (2008), which people with any common colour blindness can
+tell apart; a hatch, a marker or a line style says the same again. Nothing is drawn through
+``pyplot``, which would keep a state of its own.
 """
 
 from __future__ import annotations
@@ -171,7 +173,8 @@ def get_plot_style(row: EncoderRow) -> PlotStyle:
 
 
 def compute_error_bars(estimates: Sequence[Estimate]) -> Any:
-    """Distances from the values to both ends of their intervals, shape (2, n); 0 where there is no interval."""
+    """Distances from the values to both ends of their intervals, shape (2, n); 0 where there is no
+    interval."""
     low = [_compute_distance(known.value, known.low) for known in estimates]
     high = [_compute_distance(known.high, known.value) for known in estimates]
     return [low, high]
@@ -246,7 +249,8 @@ def add_legend(
 def label_points(
     axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], radius: float = 6.0
 ) -> None:
-    """Each name beside its point, where it covers no other point and no other name as far as there is such a place; farther ones have a line.
+    """Each name beside its point, where it covers no other point and no other name as far as there
+    is such a place; farther ones have a line.
 
     Args:
         axes: with their final limits.

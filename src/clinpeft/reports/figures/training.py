@@ -1,4 +1,5 @@
-"""Figures of how a run went: what was read and who left, what was learned at which step, what it cost."""
+"""Figures of how a run went: what was read and who left, what was learned at which step, what it
+cost."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class TrainingCurve:
 
 
 def read_training_curve(name: str, run: Run) -> TrainingCurve:
-    """The log of a run; a line that is torn is passed over, and of a step that was done again the last counts."""
+    """The log of a run; a line that is torn is passed over, and of a step that was done again the
+    last counts."""
     events = {event["step"]: event for event in _read_step_events(run)}
     steps, mean = [], None
     for event in events.values():
@@ -83,7 +85,8 @@ def _read_step_events(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def draw_learning_curves(curves: Sequence[TrainingCurve]) -> Figure:
-    """Left the running mean of the training loss, right what was measured on the tuning split, both against the tokens that were seen."""
+    """Left the running mean of the training loss, right what was measured on the tuning split, both
+    against the tokens that were seen."""
     curves = [one for one in curves if one.smoothed_loss]
     check_plot_data(curves, "a log of its steps")
     keys = dict.fromkeys(key for one in curves for key in one.tuning_metrics)
@@ -148,7 +151,11 @@ def draw_training_cost(names: Sequence[str], runs: Sequence[Run]) -> Figure:
                 (bar,) = axis.barh(location, value, color=BLUE, height=0.6)
                 set_tooltip(
                     bar,
-                    f"{name}: {format_duration(value) if axis is axes[0] else format_count(value)} {word}",
+                    (
+                        f"{name}: "
+                        f"{format_duration(value) if axis is axes[0] else format_count(value)} "
+                        f"{word}"
+                    ),
                 )
     axes[0].set_xlabel("seconds of training")
     axes[1].set_xlabel("tokens a second")
@@ -158,8 +165,8 @@ def draw_training_cost(names: Sequence[str], runs: Sequence[Run]) -> Figure:
 
 
 def draw_attrition_flow(steps: Sequence[Attrition]) -> Figure:
-    """A flow: what entered each step, to the right what left it for which reason, below what was kept. Counts under ten are not told, and steps
-    that nothing left are passed over."""
+    """A flow: what entered each step, to the right what left it for which reason, below what was
+    kept. Counts under ten are not told, and steps that nothing left are passed over."""
     steps = [step for step in steps if step.entered_rows != step.kept_rows]
     check_plot_data(steps, "a step that anything left")
     lines = [
@@ -182,7 +189,10 @@ def draw_attrition_flow(steps: Sequence[Attrition]) -> Figure:
             axes,
             1.5,
             middle,
-            f"{step.step}\n{format_suppressed_count(step.entered_rows)} entered, {format_suppressed_count(step.kept_rows)} kept",
+            (
+                f"{step.step}\n{format_suppressed_count(step.entered_rows)} entered, "
+                f"{format_suppressed_count(step.kept_rows)} kept"
+            ),
             GRAY,
         )
         _draw_text_box(axes, 3.5, middle, "\n".join(texts), GRAY, "left", "--")

@@ -1,8 +1,10 @@
-"""A report: one page that needs nothing but itself, and every table and figure of it as files beside.
+"""A report: one page that needs nothing but itself, and every table and figure of it as files
+beside.
 
 ```
 parts.py    runs -> the sections of a report            elements.py   tables and figures as HTML
-page.py     sections -> one page; page.css, page.js     drawing.py    a figure as SVG, in a file or in a page
+page.py     sections -> one page; page.css, page.js     drawing.py    a figure as SVG, in a file or
+in a page
 written.py  the page, the tables, the figures, the cards, the checklist as files
 ```
 """
@@ -16,8 +18,8 @@ __all__ = [
     "ReportContents",
     "ReportFigure",
     "ReportSection",
+    "add_study_section",
     "build_report_contents",
     "render_report_page",
-    "add_study_section",
     "write_html_report",
 ]

@@ -1,4 +1,5 @@
-"""Tables and figures as HTML: every text escaped, every column that can be sorted a button, a value with what stands under it in one cell."""
+"""Tables and figures as HTML: every text escaped, every column that can be sorted a button, a value
+with what stands under it in one cell."""
 
 from __future__ import annotations
 
@@ -79,7 +80,10 @@ def render_table_element(
 def _render_heading(column: ReportColumn, tasks: Sequence[str]) -> str:
     about = f' data-task="{escape_html(column.title)}"' if column.title in tasks else ""
     kind = "" if column.is_text else ' class="number"'
-    return f'<th scope="col"{kind}{about}><button type="button">{escape_html(column.title)}</button></th>'
+    return (
+        f'<th scope="col"{kind}{about}><button '
+        f'type="button">{escape_html(column.title)}</button></th>'
+    )
 
 
 def _render_row(
@@ -126,12 +130,18 @@ def _format_cell_html(
         texts[row_index][column_index],
     )
     if isinstance(value, Estimate) and value.low is not None and value.high is not None:
-        interval = f"({column.formatter(value.low)}{' to ' if value.low < 0 else '–'}{column.formatter(value.high)})"
-        text = f'{escape_html(format_cell(value.value, column.formatter))} <span class="interval">{escape_html(interval)}</span>'
+        interval = f"({column.formatter(value.low)}{' to ' if value.low < 0 else '–'}{column.formatter(value.high)})"  # noqa: E501
+        text = (
+            f"{escape_html(format_cell(value.value, column.formatter))} <span "
+            f'class="interval">{escape_html(interval)}</span>'
+        )
     else:
         text = escape_html(text)
     below = [
-        f'<span class="under">{escape_html(other.value_prefix or f"{other.title}: " * (not other.is_text))}{escape_html(texts[row_index][location])}</span>'
+        (
+            "<span "
+            f'class="under">{escape_html(other.value_prefix or f"{other.title}: " * (not other.is_text))}{escape_html(texts[row_index][location])}</span>'  # noqa: E501
+        )
         for location, other in enumerate(table.columns)
         if other.parent_title == column.title
         and texts[row_index][location] not in ("", MISSING_VALUE_TEXT)
@@ -144,7 +154,13 @@ def render_figure_element(figure: ReportFigure) -> str:
     about = f' data-task="{escape_html(figure.task)}"' if figure.task else ""
     title = escape_html(figure.title)
     if not figure.svg:
-        return f'<p class="absent"{about}><strong>{title}</strong> was not drawn: {escape_html(figure.reason)}.</p>'
+        return (
+            f'<p class="absent"{about}><strong>{title}</strong> was not drawn: '
+            f"{escape_html(figure.reason)}.</p>"
+        )
     picture = inline_svg(figure.svg, figure.name, f"{figure.title}. {figure.caption}")
     caption = f"<figcaption><strong>{title}.</strong> {escape_html(figure.caption)}</figcaption>"
-    return f'<figure id="{escape_html(figure.name)}"{about}><div class="scroll">{picture}</div>{caption}</figure>'
+    return (
+        f'<figure id="{escape_html(figure.name)}"{about}><div '
+        f'class="scroll">{picture}</div>{caption}</figure>'
+    )

@@ -1,4 +1,5 @@
-"""Sections to one HTML page: no address in it but those of its own parts, and a policy that forbids the browser to ask for any."""
+"""Sections to one HTML page: no address in it but those of its own parts, and a policy that forbids
+the browser to ask for any."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def render_report_page(
         Path(__file__).with_name(name).read_text(encoding="utf-8")
         for name in ("page.css", "page.js")
     )
-    policy = f"default-src 'none'; style-src '{_compute_csp_hash(style)}'; script-src '{_compute_csp_hash(script)}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{_compute_csp_hash(style)}'; script-src "
+        f"'{_compute_csp_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
     head = [
         '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape_html(policy)}">',
@@ -70,7 +74,7 @@ def render_report_page(
         f'<li><a href="#{escape_html(section.name)}">{escape_html(section.title)}</a></li>'
         for section in sections
     )
-    top = f"<header><h1>{escape_html(title)}</h1>{''.join(f'<p>{escape_html(text)}</p>' for text in lead)}</header>"
+    top = f"<header><h1>{escape_html(title)}</h1>{''.join(f'<p>{escape_html(text)}</p>' for text in lead)}</header>"  # noqa: E501
     body = "\n".join(_render_section(section, tasks, row_names) for section in sections)
     parts = [
         '<a class="skip" href="#content">Skip to the results</a>',
@@ -78,7 +82,10 @@ def render_report_page(
         f'<nav aria-label="Contents"><ol>{links}</ol></nav>',
         _render_filters(tasks, row_names),
         f'<main id="content" tabindex="-1">{body}</main>',
-        f"<footer><p>{escape_html(made_with)}. This page asks nothing of a network. No text of a note stands in it.</p></footer>",
+        (
+            f"<footer><p>{escape_html(made_with)}. This page asks nothing of a network. No "
+            "text of a note stands in it.</p></footer>"
+        ),
         '<div id="tip" role="tooltip" hidden></div>',
         f"<script>{script}</script>",
     ]
@@ -113,7 +120,10 @@ def _render_section(section: ReportSection, tasks: Sequence[str], row_names: Seq
     )
     lead = f"<p>{escape_html(section.lead)}</p>" if section.lead else ""
     name = escape_html(section.name)
-    return f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape_html(section.title)}</h2>{lead}{blocks}</section>'
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 '
+        f'id="{name}-title">{escape_html(section.title)}</h2>{lead}{blocks}</section>'
+    )
 
 
 def _render_filters(tasks: Sequence[str], row_names: Sequence[str]) -> str:
@@ -121,7 +131,10 @@ def _render_filters(tasks: Sequence[str], row_names: Sequence[str]) -> str:
     fields = [_render_filter("task", "Task", tasks), _render_filter("row", "Method", row_names)]
     if not any(fields):
         return ""
-    return f'<form class="choices" aria-label="Show only">{"".join(fields)}<output id="shown" aria-live="polite"></output></form>'
+    return (
+        f'<form class="choices" aria-label="Show only">{"".join(fields)}<output id="shown" '
+        'aria-live="polite"></output></form>'
+    )
 
 
 def _render_filter(name: str, label: str, values: Sequence[str]) -> str:
@@ -130,4 +143,7 @@ def _render_filter(name: str, label: str, values: Sequence[str]) -> str:
     options = "".join(
         f'<option value="{escape_html(value)}">{escape_html(value)}</option>' for value in values
     )
-    return f'<label for="choose-{name}">{label}</label><select id="choose-{name}" autocomplete="off"><option value="">all</option>{options}</select>'
+    return (
+        f'<label for="choose-{name}">{label}</label><select id="choose-{name}" '
+        f'autocomplete="off"><option value="">all</option>{options}</select>'
+    )

@@ -1,4 +1,5 @@
-"""The report as files: the page, its tables in three formats, its figures in two, the cards and the checklist."""
+"""The report as files: the page, its tables in three formats, its figures in two, the cards and the
+checklist."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def write_html_report(
     texts: Mapping[str, str] | None = None,
     made_with: str = "clinpeft",
 ) -> tuple[Path, ...]:
-    """``report.html``, ``tables/``, ``figures/`` and further files below ``out``; nothing is written anywhere else.
+    """``report.html``, ``tables/``, ``figures/`` and further files below ``out``; nothing is
+    written anywhere else.
 
     Args:
         out: a folder; made where it is not there.

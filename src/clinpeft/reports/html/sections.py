@@ -1,4 +1,5 @@
-"""Runs to the sections of a report: what there is of adapting, of questions and of vectors, each with what a reader must know of it."""
+"""Runs to the sections of a report: what there is of adapting, of questions and of vectors, each
+with what a reader must know of it."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def build_report_contents(
     """The sections of a report.
 
     Args:
-        entries: cells of one or several kinds; of a run that may not leave as it is, a copy whose results are suppressed.
+        entries: cells of one or several kinds; of a run that may not leave as it is, a copy whose
+            results are suppressed.
         title: of the study.
         kind: of a cell that failed before it had a run.
 
@@ -101,7 +103,8 @@ def build_report_contents(
 
 
 def add_study_section(report: ReportContents, study: StudyRecord) -> ReportContents:
-    """The same with what a study compared, and with what became of the cells that have not finished."""
+    """The same with what a study compared, and with what became of the cells that have not
+    finished."""
     tables = [
         build_paired_comparison_table(one.name, [_to_comparison_row(pair) for pair in one.pairs])
         for one in study.compare
@@ -136,7 +139,8 @@ def _to_comparison_row(
 def _build_classification_sections(
     entries: Sequence[CellResult], title: str
 ) -> Iterator[ReportSection]:
-    """Of questions: all of them in one table, then one section a question, then how it was learned and what it cost."""
+    """Of questions: all of them in one table, then one section a question, then how it was learned
+    and what it cost."""
     rows = group_classification_rows(entries)
     asked = list(dict.fromkeys(task for row in rows for cell in row.cells for task in cell.tasks))
     said = describe_provenance(entries)
@@ -144,7 +148,10 @@ def _build_classification_sections(
         build_classification_table(entries, f"{title}: main metric of every question", said),
         _add_notes(build_baseline_comparison_table(rows, asked), said),
     ]
-    lead = "Each row is compared with TF-IDF and logistic regression, which reads the whole note and costs seconds. Intervals resample people."
+    lead = (
+        "Each row is compared with TF-IDF and logistic regression, which reads the whole note "
+        "and costs seconds. Intervals resample people."
+    )
     yield ReportSection(
         "answers",
         "Answers to questions",
@@ -186,7 +193,10 @@ def _build_task_blocks(
         ),
         "decision": (
             "Decision curve",
-            f"Net benefit, in true positives a stay, beside acting on everybody and on nobody. {first}",
+            (
+                "Net benefit, in true positives a stay, beside acting on everybody and on "
+                f"nobody. {first}"
+            ),
             lambda: classification.draw_decision_curves(panels),
         ),
         "distributions": (
@@ -196,12 +206,18 @@ def _build_task_blocks(
         ),
         "subgroups": (
             "Subgroups",
-            f"Dashed: everybody. Groups of fewer than {RELEASE_SMALLEST_CELL} people are not drawn. {first}",
+            (
+                f"Dashed: everybody. Groups of fewer than {RELEASE_SMALLEST_CELL} people are "
+                f"not drawn. {first}"
+            ),
             lambda: classification.draw_subgroups(panels),
         ),
     }
     if any(panel.read_table("labels") is not None for panel in panels):
-        words = f"A point a label; labels of fewer than {RELEASE_SMALLEST_CELL} stays are not drawn. {first}"
+        words = (
+            f"A point a label; labels of fewer than {RELEASE_SMALLEST_CELL} stays are not "
+            f"drawn. {first}"
+        )
         draws["labels"] = (
             "Rare and frequent labels",
             words,
@@ -254,7 +270,10 @@ def _draw_forest_plot(rows: Sequence[ClassificationRow], task: str) -> Figure:
 def _build_attrition_blocks(run: Run, task: str) -> Iterator[ReportBlock]:
     """Who left at which step, as a flow and as a table whose small counts are not told."""
     name = f"{_slugify(task)}-attrition" if task else f"attrition-{run.id}"
-    caption = f"Run {run.id}. Counts below {RELEASE_SMALLEST_CELL} are not told; steps that nothing left are in the table alone."
+    caption = (
+        f"Run {run.id}. Counts below {RELEASE_SMALLEST_CELL} are not told; steps that nothing "
+        "left are in the table alone."
+    )
     yield _draw_report_figure(
         name,
         f"Who left{f': {task}' if task else ''}",
@@ -290,7 +309,10 @@ def _build_adaptation_sections(
     said = describe_provenance(entries)
     table = build_adaptation_table(entries, f"{title}: perplexity of every method", said)
     runs = [entry.run for entry in entries if entry.run is not None]
-    lead = "How well each adapter learned the language of the notes: perplexity a token on notes of people that it has not read."
+    lead = (
+        "How well each adapter learned the language of the notes: perplexity a token on notes "
+        "of people that it has not read."
+    )
     yield ReportSection(
         "adaptation",
         "Language of the notes",

@@ -1,4 +1,5 @@
-"""A figure as SVG: words for whoever points at a mark; and, inlined in a page, without a style, an id or an address of its own."""
+"""A figure as SVG: words for whoever points at a mark; and, inlined in a page, without a style, an
+id or an address of its own."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def render_svg(figure: Figure) -> str:
 
 
 def inline_svg(text: str, name: str, label: str) -> str:
-    """An SVG file as an element of a page: named for those who do not see it, sized by the page, its ids made unlike all others.
+    """An SVG file as an element of a page: named for those who do not see it, sized by the page,
+    its ids made unlike all others.
 
     Args:
         text: of the file.

@@ -1,4 +1,4 @@
-"""Words that tell the answer of a task, as data: stems and phrases, matched from the start of a word in lower-case text."""
+"""Words that state the label of a task, as data: stems and phrases in lower case."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 _CODING_WORDS = ("icd", "billing code", "coded as", "discharge diagnos", "final diagnos")
 
+# Task -> stems, matched from the start of a word. A task without an entry has no lexicon; its audit
+# reports ``outcome_words`` as not measured.
 OUTCOME_LEXICONS: dict[str, tuple[str, ...]] = {
     "mortality": (
         *(
@@ -83,10 +85,9 @@ OUTCOME_LEXICONS: dict[str, tuple[str, ...]] = {
     ),
     "icd_coding": _CODING_WORDS[:3],
 }
-"""By task; a task that is not here has no words to look for, and the audit says so."""
 
 
 def compile_outcome_pattern(task_name: str) -> re.Pattern[str] | None:
-    """What finds the words of a task in lower-case text; None for a task without."""
+    """The pattern of the words of a task in lower-case text; None for a task without a lexicon."""
     stems = OUTCOME_LEXICONS.get(task_name)
     return re.compile(r"\b(?:" + "|".join(map(re.escape, stems)) + ")") if stems else None

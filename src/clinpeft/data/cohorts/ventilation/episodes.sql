@@ -1,4 +1,4 @@
--- The candidates that are episodes, with the names of their stay.
+-- The candidates that are episodes, with the ids of their stay.
 CREATE OR REPLACE TABLE episode AS
 SELECT
     icu_stay.subject_id::BIGINT AS subject_id,

@@ -1,4 +1,5 @@
--- The start of an extubation procedure is a moment of its own, beside whatever was charted in the same minute.
+-- The start of an extubation procedure is a moment of its own, whatever is charted in the same minute.
+-- Source: mimic-code, mimic-iii/concepts/durations/ventilation_classification.sql.
 CREATE OR REPLACE TEMP TABLE ventilation_extubation AS
 WITH performed AS (
     SELECT
@@ -7,11 +8,12 @@ WITH performed AS (
         kind.signal = 'self-extubated' AS self_extubated
     FROM ventilation_procedure
     JOIN ventilation_extubation_item AS kind USING (item)
-), judged AS (
+), with_reason AS (
     SELECT *,
         CASE
             WHEN charted_at IS NULL THEN 'start missing or not a time'
-            WHEN icu_stay_id IS NULL OR icu_stay_id NOT IN (SELECT icu_stay_id FROM icu_stay) THEN 'no known ICU stay'
+            WHEN icu_stay_id IS NULL OR icu_stay_id NOT IN (SELECT icu_stay_id FROM icu_stay)
+            THEN 'no known ICU stay'
         END AS reason
     FROM performed
 )
@@ -21,5 +23,5 @@ SELECT
     if(reason IS NULL, charted_at, NULL) AS charted_at,
     self_extubated,
     count(*) AS n_rows
-FROM judged
+FROM with_reason
 GROUP BY 1, 2, 3, 4

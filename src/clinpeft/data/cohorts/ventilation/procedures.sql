@@ -1,4 +1,4 @@
--- Ventilation documented as procedures, row by row; what cannot be used has a reason.
+-- Ventilation recorded as procedures, one row each; rows that cannot be used have a reason.
 CREATE OR REPLACE TEMP TABLE ventilation_interval AS
 WITH performed AS (
     SELECT
@@ -15,7 +15,8 @@ SELECT * EXCLUDE (state),
     CASE
         WHEN state = 'Rewritten' THEN 'rewritten'
         WHEN began_at IS NULL OR ended_at IS NULL THEN 'start or end missing or not a time'
-        WHEN icu_stay_id IS NULL OR icu_stay_id NOT IN (SELECT icu_stay_id FROM icu_stay) THEN 'no known ICU stay'
+        WHEN icu_stay_id IS NULL OR icu_stay_id NOT IN (SELECT icu_stay_id FROM icu_stay)
+        THEN 'no known ICU stay'
         WHEN ended_at <= began_at THEN 'end not after start'
     END AS reason
 FROM performed

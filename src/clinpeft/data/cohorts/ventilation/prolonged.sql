@@ -1,4 +1,4 @@
--- Each ventilated ICU stay with its hours; the answer is the admission's, from all of its ICU stays.
+-- Each ventilated ICU stay with its hours; the label is that of the admission, from all its ICU stays.
 WITH measured AS (
     SELECT
         subject_id,
@@ -15,6 +15,7 @@ SELECT
     stay_id,
     icu_stay_id,
     {measure} / 3.6e9 AS hours,  -- from microseconds
-    {over_admission}({measure}) OVER (PARTITION BY stay_id) / 3.6e9 + $grace_hours >= $prolonged_hours AS prolonged
+    {over_admission}({measure}) OVER (PARTITION BY stay_id) / 3.6e9 + $grace_hours
+        >= $prolonged_hours AS prolonged
 FROM measured
 ORDER BY subject_id, stay_id, icu_stay_id

@@ -1,9 +1,13 @@
-"""What counts as ventilation, as data: item ids, charted values, statuses and diagnoses.
+"""The rules of ventilation as data: item ids, charted values, statuses and diagnoses.
 
-Values are compared byte for byte. The trailing blank of ``'Trach mask '`` is how MetaVision spells it; without it the rule never fires.
+Values are compared byte for byte. The trailing blank of ``'Trach mask '`` is the spelling of
+MetaVision; without it the rule never matches.
 
-Sources: mimic-code's concepts for MIMIC-III (``ventilation_classification``, ``ventilation_durations``) and MIMIC-IV (``ventilator_setting``,
-``oxygen_delivery``, ``ventilation``), CPAP/PSV of its issue 1401 included; the cohort of Clinical XLNet (Huang et al. 2020).
+Sources: github.com/MIT-LCP/mimic-code, concepts of MIMIC-III
+(``durations/ventilation_classification.sql``, ``durations/ventilation_durations.sql``) and of
+MIMIC-IV (``measurement/ventilator_setting.sql``, ``measurement/oxygen_delivery.sql``,
+``treatment/ventilation.sql``), with CPAP/PSV of its issue 1401; the cohort of Clinical XLNet (Huang
+et al. 2020, arXiv 1912.11975, ``cohort_curation`` of github.com/lindvalllab/clinicalXLNet).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# ---- MIMIC-III: what one charted row says
+# ---- MIMIC-III: the sign of one charted row (ventilation_classification.sql)
 
 VENTILATED_STATUS, OXYGEN_STATUS, EXTUBATED_STATUS, SELF_EXTUBATED_STATUS = (
     "ventilated",
@@ -22,19 +26,27 @@ VENTILATED_STATUS, OXYGEN_STATUS, EXTUBATED_STATUS, SELF_EXTUBATED_STATUS = (
 
 
 class ChartedSign(NamedTuple):
-    """A charted item that says something: with this ``value``, or with any value but ``excepted``; an empty one sets no condition."""
+    """A charted item that is a sign of ventilation, oxygen or extubation.
+
+    Attributes:
+        item: its id.
+        signal: what it is a sign of.
+        value: the only value that is a sign; None: any.
+        excluded_value: a value that is no sign; None: none.
+    """
 
     item: str
     signal: str
     value: str | None = None
-    excepted: str | None = None
+    excluded_value: str | None = None
 
 
 _VENTILATOR_SETTING_ITEMS = {
     "minute volume": (445, 448, 449, 450, 1340, 1486, 1600, 224687),
     "tidal volume": (639, 654, 681, 682, 683, 684, 224684, 224685, 224686),
-    # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its rows never reach the rule. They are not read
-    # here either, so that the episodes are the published ones; see NEVER_READ.
+    # mimic-code lists 459 (negative inspiratory force) here too, and then does not read it: its
+    # rows never reach the rule. They are not read here either, so that the episodes are the
+    # published ones; see UNUSED_SETTING_ITEMS.
     "respiratory pressure": (218, 436, 444, 535, 224695, 224696, 224697, 224746, 224747),
     "inspiratory pressure and time": (
         1,
@@ -57,8 +69,8 @@ _VENTILATOR_SETTING_ITEMS = {
     "pressure support": (224701,),
     "ventilator mode": (223849,),
 }
+# Items in mimic-code's rule for ventilated rows that are not in its list of items to read.
 UNUSED_SETTING_ITEMS = (459,)
-"""Named by mimic-code's rule for ventilated rows, and missing from the list of items that it reads."""
 
 _OXYGEN_DEVICE_VALUES = {
     226732: (
@@ -103,9 +115,9 @@ def _build_charted_signs() -> Iterator[ChartedSign]:
         for item in items
     )
     yield ChartedSign(
-        "720", VENTILATED_STATUS, excepted="Other/Remarks"
+        "720", VENTILATED_STATUS, excluded_value="Other/Remarks"
     )  # ventilator mode, CareVue
-    yield ChartedSign("223848", VENTILATED_STATUS, excepted="Other")  # ventilator type
+    yield ChartedSign("223848", VENTILATED_STATUS, excluded_value="Other")  # ventilator type
     yield ChartedSign("467", VENTILATED_STATUS, value="Ventilator")
     yield from (
         ChartedSign(str(item), OXYGEN_STATUS, value=device)
@@ -116,23 +128,26 @@ def _build_charted_signs() -> Iterator[ChartedSign]:
     yield ChartedSign("640", SELF_EXTUBATED_STATUS, value="Self Extubation")
 
 
+# The signs in charted rows of MIMIC-III. mimic-code also reads the oxygen flows (468-471, 223834,
+# 227287), which none of its rules uses.
 CHARTED_SIGNS: tuple[ChartedSign, ...] = tuple(_build_charted_signs())
-"""What MIMIC-III's charted rows say; mimic-code reads the oxygen flows (468-471, 223834, 227287) too, but no rule of it uses them."""
 
+# Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by
+# others. Procedures of status ``Rewritten`` count, as in mimic-code.
 EXTUBATION_PROCEDURES = {
     "227194": EXTUBATED_STATUS,
     "225468": SELF_EXTUBATED_STATUS,
     "225477": EXTUBATED_STATUS,
 }
-"""Procedures of MIMIC-III whose start is an extubation: planned, by the patient, unplanned by others. Rewritten ones count, as in mimic-code."""
 
-# ---- MIMIC-IV: the status of one moment
+# ---- MIMIC-IV: the status of one moment (ventilation.sql)
 
 TRACHEOSTOMY_STATUS, INVASIVE_STATUS, NON_INVASIVE_STATUS = (
     "Tracheostomy",
     "InvasiveVent",
     "NonInvasiveVent",
 )
+# The statuses of MIMIC-IV; of several at one moment the first in this order holds.
 VENTILATION_STATUSES = (
     TRACHEOSTOMY_STATUS,
     INVASIVE_STATUS,
@@ -141,7 +156,6 @@ VENTILATION_STATUSES = (
     "SupplementalOxygen",
     "None",
 )
-"""The states of MIMIC-IV; where a moment shows several, the first in this order holds."""
 
 OXYGEN_DEVICE_ITEM, VENTILATOR_MODE_ITEM, HAMILTON_MODE_ITEM = "226732", "223849", "229314"
 OXYGEN_FLOW_ITEMS = ("223834", "227582", "227287")
@@ -227,7 +241,7 @@ _HAMILTON_MODE_VALUES = {
 
 
 class StatusValue(NamedTuple):
-    """The status that one value of one item shows; ``rank`` 0 is the strongest."""
+    """The status that one value of one item means; ``rank`` 0 is the strongest."""
 
     item: str
     value: str
@@ -246,7 +260,7 @@ STATUS_VALUES: tuple[StatusValue, ...] = tuple(
     for value in values
 )
 
-# ---- procedures with a start and an end, for data that comes without charted rows
+# ---- procedures with start and end, for data without charted rows
 
 VENTILATION_PROCEDURES = {
     "mimic-iii": {"225792": VENTILATED_STATUS, "225794": NON_INVASIVE_STATUS},
@@ -255,13 +269,14 @@ VENTILATION_PROCEDURES = {
 
 # ---- the prolonged label
 
+# The statuses of mechanical ventilation. Tracheostomy is one of them because MIMIC-IV gives a
+# ventilated patient that status when the tube is changed, which happens after long ventilation:
+# without it the prolonged cases would be cut short.
 MECHANICAL_VENTILATION_STATUSES = (VENTILATED_STATUS, INVASIVE_STATUS, TRACHEOSTOMY_STATUS)
-"""The statuses that are mechanical ventilation. Tracheostomy is among them because MIMIC-IV moves a ventilated patient to that status when the
-tube is changed, which is what happens to those who are ventilated for long: without it exactly the prolonged cases would be cut short."""
 
 
 class DiagnosisExclusion(NamedTuple):
-    """Admissions with a diagnosis code that starts like this are not asked, for this reason."""
+    """Admissions with a diagnosis code of this prefix are excluded for this reason."""
 
     reason: str
     system: str
@@ -277,20 +292,22 @@ _EXCLUDED_CODE_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
         "icd9": ("3589", "3590", "3591", "35801"),
         "icd10": ("G709", "G712", "G710", "G7001"),
     },
-    # The published code picks burns by their position in a list printed from the data. The rule it states, head, face and neck or more than
-    # 30 % of the body surface, is in codes: eye and adnexa, face and head and neck, 30-39 % and more.
+    # The published code selects burns by their position in a list printed from the data. The rule
+    # it states, head, face and neck or more than 30 % of the body surface, is in codes: eye and
+    # adnexa, face and head and neck, 30-39 % and more.
     "burns of head, face or neck, or of 30 % of the body or more": {
         "icd9": ("940", "941", *(f"948{digit}" for digit in range(3, 10))),
         "icd10": ("T20", "T26", *(f"T3{kind}{digit}" for kind in (1, 2) for digit in range(3, 10))),
     },
-    # every title of the ICD-9 dictionary that contains "donor" is in V59
+    # Every title of the ICD-9 dictionary that contains "donor" is in V59.
     "organ or tissue donor": {"icd9": ("V59",), "icd10": ("Z52",)},
 }
+# Diagnoses that Clinical XLNet excludes, by the prefix of the code without dots. It has ICD-9 only;
+# the ICD-10 codes are those that the general equivalence mappings of CMS give, so that a stay of
+# MIMIC-IV does not remain because it was coded later.
 DIAGNOSIS_EXCLUSIONS: tuple[DiagnosisExclusion, ...] = tuple(
     DiagnosisExclusion(reason, system, prefix)
     for reason, systems in _EXCLUDED_CODE_PREFIXES.items()
     for system, prefixes in systems.items()
     for prefix in prefixes
 )
-"""Diagnoses that Clinical XLNet excludes, by the start of the code, dots removed. It knows ICD-9 only; the ICD-10 codes are the images of those
-under the general equivalence mappings of CMS, so that a stay of MIMIC-IV is not kept for being coded later."""

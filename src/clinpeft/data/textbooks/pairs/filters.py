@@ -1,7 +1,8 @@
-"""Which pairs are no use: too short, saying the same twice, or what the study left out.
+"""Filters of pairs: too short, two equal sides, or what a published study left out.
 
-``cardio-study`` are the filters of the code beside arXiv 2511.19739 (``01_merge_paraphrases.py``), bug for bug: it looks for ``Copyright`` in a text
-that was put into capitals, so that line of its list never matches, and is not in ours.
+``cardio-study`` are the filters of the code of arXiv 2511.19739 (``01_merge_paraphrases.py``),
+including its bugs: it looks for ``Copyright`` in a text that was converted to capitals, so that
+line of its list never matches, and is not in ours.
 """
 
 from __future__ import annotations
@@ -20,80 +21,82 @@ STUDY_BANNED_TEXT = "study: marks of a heading, a list or a licence"
 STUDY_REFUSAL = "study: the paraphrase is a refusal"
 STUDY_SECOND_PARAPHRASE = "study: a second paraphrase of the same original"
 
+# The trailing blanks are the study's: "CHAPTER " spares the word "CHAPTERS".
 STUDY_BANNED_MARKS = (
-    "TABLE OF CONTENTS",
-    "CHAPTER ",
-    "PAGE ",
-    "FIGURE ",
-    "©",
-    "INDEX",
-    "APPENDIX",
-    "REFERENCES",
-    "PERSONAL PERSPECTIVES",
+    *("TABLE OF CONTENTS", "CHAPTER ", "PAGE ", "FIGURE ", "©"),
+    *("INDEX", "APPENDIX", "REFERENCES", "PERSONAL PERSPECTIVES"),
 )
-STUDY_SECTION_MARK, STUDY_SECTION_EXCEPTIONS = (
-    "SECTION ",
-    ("DOPPLER", "ECHO", "CARDIAC", "VENTRICULAR"),
-)
+STUDY_SECTION_MARK = "SECTION "
+# "Section" is an anatomical or echocardiographic term next to these words of the original.
+STUDY_SECTION_EXCEPTIONS = ("DOPPLER", "ECHO", "CARDIAC", "VENTRICULAR")
 STUDY_REFUSAL_PHRASES = (
-    "does not appear to be",
-    "cannot be provided",
-    "not a medical sentence",
-    "rather a title or heading",
+    *("does not appear to be", "cannot be provided"),
+    *("not a medical sentence", "rather a title or heading"),
 )
 
 
 def filter_pairs(
     pairs: Iterable[TextPair], spec: PairsSpec, attrition: Attrition
 ) -> Iterator[TextPair]:
-    """Pairs whose sides are long enough and differ, cut to ``max_words``, with single blanks."""
+    """Yields pairs whose sides are long enough and differ.
+
+    Sides are cut to ``max_words``, with single blanks between words.
+
+    Args:
+        pairs: in any order, which is kept.
+        spec: ``min_words``, ``min_positive_words`` and ``max_words``.
+        attrition: updated while the pairs are consumed.
+    """
     for pair in pairs:
         attrition.entered_rows += 1
-        sides = [pair.anchor.split(), pair.positive.split()]
-        reason = _find_drop_reason(sides, spec)
-        if reason:
-            attrition.drop_rows(reason)
+        sides = anchor, positive = pair.anchor.split(), pair.positive.split()
+        min_positive_words = max(spec.min_words, spec.min_positive_words)
+        if not all(sides):
+            attrition.drop_rows(EMPTY_PAIR_SIDE)
+        elif [word.casefold() for word in anchor] == [word.casefold() for word in positive]:
+            attrition.drop_rows(IDENTICAL_PAIR_SIDES)
+        elif len(anchor) < spec.min_words or len(positive) < min_positive_words:
+            attrition.drop_rows(BELOW_MIN_WORDS)
         else:
-            anchor, positive = (" ".join(words[: spec.max_words]) for words in sides)
-            yield pair._replace(anchor=anchor, positive=positive)
-
-
-def _find_drop_reason(sides: list[list[str]], spec: PairsSpec) -> str:
-    if not all(sides):
-        return EMPTY_PAIR_SIDE
-    if [word.casefold() for word in sides[0]] == [word.casefold() for word in sides[1]]:
-        return IDENTICAL_PAIR_SIDES
-    short = len(sides[0]) < spec.min_words or len(sides[1]) < max(
-        spec.min_words, spec.min_positive_words
-    )
-    return BELOW_MIN_WORDS if short else ""
+            yield pair._replace(
+                anchor=" ".join(anchor[: spec.max_words]),
+                positive=" ".join(positive[: spec.max_words]),
+            )
 
 
 def filter_pairs_as_cardio_study(
     pairs: Iterable[TextPair], spec: PairsSpec, attrition: Attrition
 ) -> Iterator[TextPair]:
-    """Pairs as the study kept them: one paraphrase an original, the first; in the order of the originals."""
+    """Yields pairs as the study (arXiv 2511.19739) did: the first paraphrase of each original.
+
+    Args:
+        pairs: originals as anchors, paraphrases as positives.
+        spec: not used; the signature is that of every filter.
+        attrition: updated while the pairs are consumed.
+
+    Returns:
+        Pairs sorted by their originals.
+    """
     del spec
-    kept: dict[str, TextPair] = {}
-    for quoted in pairs:
+    accepted: dict[str, TextPair] = {}
+    for quoted_pair in pairs:
         attrition.entered_rows += 1
-        pair = quoted._replace(
-            anchor=_strip_quotes(quoted.anchor), positive=_strip_quotes(quoted.positive)
+        anchor, positive = (
+            # The language model that wrote the paraphrases put some of them in quotes.
+            side.strip().strip("\"'“”‘’").strip()
+            for side in (quoted_pair.anchor, quoted_pair.positive)
         )
-        key = pair.anchor.lower()
-        reason = _find_study_drop_reason(pair) or (STUDY_SECOND_PARAPHRASE if key in kept else "")
-        if reason:
-            attrition.drop_rows(reason)
+        pair = quoted_pair._replace(anchor=anchor, positive=positive)
+        reason = _find_study_drop_reason(pair)
+        if reason or anchor.lower() in accepted:
+            attrition.drop_rows(reason or STUDY_SECOND_PARAPHRASE)
         else:
-            kept[key] = pair
-    yield from sorted(kept.values(), key=lambda pair: pair.anchor)
-
-
-def _strip_quotes(text: str) -> str:
-    return text.strip().strip("\"'“”‘’").strip()
+            accepted[anchor.lower()] = pair
+    yield from sorted(accepted.values(), key=lambda pair: pair.anchor)
 
 
 def _find_study_drop_reason(pair: TextPair) -> str:
+    """Returns why the study drops a pair; empty for a pair it keeps. The order is the study's."""
     sides = (pair.anchor, pair.positive)
     if not all(sides):
         return EMPTY_PAIR_SIDE
@@ -101,20 +104,12 @@ def _find_study_drop_reason(pair: TextPair) -> str:
         return STUDY_LENGTH
     if pair.anchor.lower() == pair.positive.lower():
         return IDENTICAL_PAIR_SIDES
-    if any(_is_banned(side.upper(), pair.anchor.upper()) for side in sides):
+    is_section_term = any(word in pair.anchor.upper() for word in STUDY_SECTION_EXCEPTIONS)
+    marks = (*STUDY_BANNED_MARKS, *(() if is_section_term else (STUDY_SECTION_MARK,)))
+    if any(mark in side.upper() for mark in marks for side in sides):
         return STUDY_BANNED_TEXT
-    return (
-        STUDY_REFUSAL
-        if any(refusal in pair.positive.lower() for refusal in STUDY_REFUSAL_PHRASES)
-        else ""
-    )
-
-
-def _is_banned(side: str, original: str) -> bool:
-    return any(mark in side for mark in STUDY_BANNED_MARKS) or (
-        STUDY_SECTION_MARK in side
-        and not any(word in original for word in STUDY_SECTION_EXCEPTIONS)
-    )
+    is_refusal = any(phrase in pair.positive.lower() for phrase in STUDY_REFUSAL_PHRASES)
+    return STUDY_REFUSAL if is_refusal else ""
 
 
 PAIR_FILTERS: dict[
@@ -123,4 +118,4 @@ PAIR_FILTERS: dict[
     "": filter_pairs,
     "cardio-study": filter_pairs_as_cardio_study,
 }
-"""What ``pairs.compat`` names."""
+"""What ``pairs.compat`` of a recipe may be."""

@@ -1,6 +1,8 @@
-"""Passages -> pairs, one function a kind. No language model takes part: what belongs together is what the book puts together.
+"""Passages -> pairs, one function for each kind.
 
-Each function is given the passages of one book in reading order, and yields ``Pair``, or the reason why a passage gave none.
+No language model takes part: what belongs together is what the book puts together. Each function
+receives the passages of one book in reading order, and yields ``TextPair``, or the reason why a
+passage gave none.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from clinpeft.recipe.textbooks import PairsSpec
 
 PassageRow = Mapping[str, Any]
-"""A passage as a dictionary with the columns of ``tables.PASSAGE``."""
+"""A passage as a dictionary with the columns of ``PASSAGE_SCHEMA``."""
 
 NO_TERM = "definition without a term"
 NO_QUESTION = "answer without its question"
@@ -29,7 +32,7 @@ _RUNNING_TEXT = frozenset({"paragraph", "list"})
 
 
 class TextPair(NamedTuple):
-    """Two texts that belong together; the fields are those of ``tables.PAIR`` without id and split."""
+    """Two related texts; the fields are those of ``PAIR_SCHEMA`` without id and split."""
 
     kind: str
     anchor: str
@@ -43,12 +46,12 @@ class TextPair(NamedTuple):
 
 @dataclass(frozen=True)
 class IndexedBook:
-    """The passages of one book, and where things stand in it.
+    """The passages of one book, indexed by kind and section.
 
     Attributes:
         passages: in reading order.
-        paragraphs: section -> its running text, without that of sections in it.
-        sections: sections in reading order.
+        paragraphs: section -> its running text, without that of its subsections.
+        sections: in reading order.
     """
 
     passages: Sequence[PassageRow]
@@ -56,22 +59,24 @@ class IndexedBook:
     sections: Sequence[str]
 
     def select_kind(self, kind: str) -> Iterator[PassageRow]:
-        """The passages of a kind."""
+        """Yields the passages of a kind."""
         return (passage for passage in self.passages if passage["kind"] == kind)
 
     def select_section(self, section: str) -> list[PassageRow]:
-        """The running text of a section and of those in it, in reading order."""
-        inside = [
+        """Returns the running text of a section and its subsections, in reading order."""
+        # The names of subsections begin with that of their section, such as book/m1/2.
+        names = [
             name for name in self.sections if name == section or name.startswith(f"{section}/")
         ]
-        return [row for name in inside for row in self.paragraphs[name]]
+        return [row for name in names for row in self.paragraphs[name]]
 
 
 PairCandidates = Iterator[TextPair | str]
+"""Pairs, and the reasons why passages gave none."""
 
 
 def index_book(passages: Sequence[PassageRow]) -> IndexedBook:
-    """A book by its passages."""
+    """Indexes the passages of one book, given in reading order."""
     paragraphs: defaultdict[str, list[PassageRow]] = defaultdict(list)
     for row in passages:
         if row["kind"] in _RUNNING_TEXT:
@@ -82,56 +87,49 @@ def index_book(passages: Sequence[PassageRow]) -> IndexedBook:
 def _create_pair(
     kind: str, anchor: str, positive: str, first: PassageRow, second: PassageRow
 ) -> TextPair:
-    return TextPair(
-        kind,
-        anchor,
-        positive,
-        second["book"],
-        second["chapter"],
-        second["section"],
-        first["passage_id"],
-        second["passage_id"],
-    )
+    """Creates a pair; its book, chapter and section are those of the second passage."""
+    origin = second["book"], second["chapter"], second["section"]
+    return TextPair(kind, anchor, positive, *origin, first["passage_id"], second["passage_id"])
 
 
 def pair_terms_with_definitions(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """A term and what it means."""
+    """Pairs each term with its definition."""
     del spec
     for row in book.select_kind("definition"):
-        yield (
-            _create_pair("term-definition", row["title"], row["text"], row, row)
-            if row["title"]
-            else NO_TERM
-        )
+        if row["title"]:
+            yield _create_pair("term-definition", row["title"], row["text"], row, row)
+        else:
+            yield NO_TERM
 
 
 def pair_questions_with_answers(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """A question and each of its answers."""
+    """Pairs each question with each of its answers."""
     del spec
     questions = {name: row for row in book.select_kind("question") for name in row["names"]}
-    answered = set()
+    answered_ids = set()
     for row in book.select_kind("answer"):
-        asked = [questions[name] for name in row["refers_to"] if name in questions]
-        answered |= {question["passage_id"] for question in asked}
-        yield from (
-            _create_pair("question-answer", question["text"], row["text"], question, row)
-            for question in asked
-        )
-        if not asked:
+        answered = [questions[name] for name in row["refers_to"] if name in questions]
+        if not answered:
             yield NO_QUESTION
-    yield from (
-        NO_ANSWER for row in book.select_kind("question") if row["passage_id"] not in answered
-    )
+        for question in answered:
+            answered_ids.add(question["passage_id"])
+            yield _create_pair("question-answer", question["text"], row["text"], question, row)
+    for row in book.select_kind("question"):
+        if row["passage_id"] not in answered_ids:
+            yield NO_ANSWER
 
 
 def pair_headings_with_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """The headings above a section, from its chapter down, and its first paragraph; those after it would all have the same anchor."""
+    """Pairs the headings above a section, from its chapter down, with its first paragraph.
+
+    The paragraphs after it would all have the same anchor.
+    """
     del spec
     for section in book.sections:
         rows = [row for row in book.paragraphs[section] if row["kind"] == "paragraph"]
-        for at, row in enumerate(rows):
+        for i, row in enumerate(rows):
             path = join_heading_path(row)
-            if at:
+            if i:
                 yield NOT_FIRST_PARAGRAPH
             elif path:
                 yield _create_pair("heading-paragraph", path, row["text"], row, row)
@@ -140,72 +138,66 @@ def pair_headings_with_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCan
 
 
 def join_heading_path(row: PassageRow) -> str:
-    """The headings above a passage: ``The Heart > Valves > Mitral``; empty where there are none."""
+    """Returns the headings above a passage as ``The Heart > Valves > Mitral``; empty for none."""
     path = [*([row["chapter"]] if row["chapter"] else []), *row["heading_path"]]
+    # A chapter often repeats its title as its first heading.
     return " > ".join(
         title for title, before in zip(path, [None, *path], strict=False) if title != before
     )
 
 
-def pair_objectives_with_sections(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """What should be learned from a section, and how the section begins."""
-    return _pair_with_sections(book, spec, "objective", "objective-section")
-
-
-def pair_abstracts_with_sections(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """What sums a section up, and how the section begins."""
-    return _pair_with_sections(book, spec, "summary", "abstract-section")
-
-
-def _pair_with_sections(
-    book: IndexedBook, spec: PairsSpec, kind: str, pair_kind: str
+def pair_texts_with_sections(
+    book: IndexedBook, spec: PairsSpec, *, passage_kind: str, pair_kind: str
 ) -> PairCandidates:
-    for row in book.select_kind(kind):
+    """Pairs each passage of a kind with the beginning of the section it is about.
+
+    Args:
+        book: one book.
+        spec: ``section_words``, the number of words of a section that are used.
+        passage_kind: ``objective`` or ``summary``.
+        pair_kind: kind of the pairs.
+    """
+    for row in book.select_kind(passage_kind):
         rows = book.select_section(row["section"])
         text = " ".join(" ".join(part["text"] for part in rows).split()[: spec.section_words])
-        yield (
-            _create_pair(pair_kind, " ".join(row["text"].split()), text, row, rows[0])
-            if text
-            else NO_SECTION
-        )
+        if text:
+            yield _create_pair(pair_kind, " ".join(row["text"].split()), text, row, rows[0])
+        else:
+            yield NO_SECTION
 
 
 def pair_captions_with_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """The caption of a figure, and each paragraph of the same chapter that refers to it."""
+    """Pairs the caption of a figure with each paragraph of its chapter that refers to it."""
     del spec
+    # Figure numbers such as "1" are unique within a chapter only.
     referring: defaultdict[tuple[str | None, str], list[PassageRow]] = defaultdict(list)
     for row in book.select_kind("paragraph"):
         for name in row["refers_to"]:
             referring[row["chapter"], name].append(row)
     for row in book.select_kind("caption"):
-        text = (
-            f"{row['title']}. {row['text']}"
-            if row["title"] and row["title"] != row["text"]
-            else row["text"]
-        )
-        found = {
-            other["passage_id"]: other
+        text = row["text"]
+        if row["title"] and row["title"] != text:
+            text = f"{row['title']}. {text}"
+        # By id: a paragraph may refer to one figure under several of its names.
+        paragraphs = {
+            paragraph["passage_id"]: paragraph
             for name in row["names"]
-            for other in referring[row["chapter"], name]
+            for paragraph in referring[row["chapter"], name]
         }
-        yield from (
-            _create_pair("caption-paragraph", text, other["text"], row, other)
-            for other in found.values()
-        )
-        if not found:
+        for paragraph in paragraphs.values():
+            yield _create_pair("caption-paragraph", text, paragraph["text"], row, paragraph)
+        if not paragraphs:
             yield NO_REFERRING_PARAGRAPH
 
 
 def pair_adjacent_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
-    """A paragraph and the next of the same section."""
+    """Pairs each paragraph with the next one of the same section."""
     del spec
     for section in book.sections:
         rows = [row for row in book.paragraphs[section] if row["kind"] == "paragraph"]
-        yield from (
-            _create_pair("adjacent", first["text"], second["text"], first, second)
-            for first, second in itertools.pairwise(rows)
-        )
-        if rows:
+        for first, second in itertools.pairwise(rows):
+            yield _create_pair("adjacent", first["text"], second["text"], first, second)
+        if rows:  # the last one has no successor
             yield NO_NEIGHBOR_PARAGRAPH
 
 
@@ -213,9 +205,13 @@ PAIR_BUILDERS: dict[str, Callable[[IndexedBook, PairsSpec], PairCandidates]] = {
     "term-definition": pair_terms_with_definitions,
     "question-answer": pair_questions_with_answers,
     "heading-paragraph": pair_headings_with_paragraphs,
-    "objective-section": pair_objectives_with_sections,
+    "objective-section": partial(
+        pair_texts_with_sections, passage_kind="objective", pair_kind="objective-section"
+    ),
     "caption-paragraph": pair_captions_with_paragraphs,
     "adjacent": pair_adjacent_paragraphs,
-    "abstract-section": pair_abstracts_with_sections,
+    "abstract-section": partial(
+        pair_texts_with_sections, passage_kind="summary", pair_kind="abstract-section"
+    ),
 }
-"""What ``pairs.kinds`` names."""
+"""What ``pairs.kinds`` of a recipe may list."""

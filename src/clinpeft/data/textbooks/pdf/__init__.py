@@ -1,10 +1,10 @@
 """PDF: characters with boxes -> lines in reading order -> headings and paragraphs.
 
 ```
-characters.py   what PDFium says of a page: pieces of lines with their boxes, sizes and fonts
-layout.py       pieces -> lines in reading order, column by column; running heads and page numbers found by repetition
-paragraphs.py   lines -> headings (by size, or by the outline of the file) and paragraphs, over columns and pages
-scans.py        pages that are pictures, with an optional package
+characters.py   PDFium's characters of a page -> fragments of lines with box, size and weight
+layout.py       fragments -> lines in reading order, column by column; running heads are removed
+paragraphs.py   lines -> headings (by size or by the outline of the file) and paragraphs
+scans.py        pages that are images, with an optional package
 ```
 """
 
@@ -15,59 +15,59 @@ from pathlib import Path
 
 from clinpeft.core.errors import SourceError
 from clinpeft.core.schemas import Attrition
+from clinpeft.data.formats.rows import RejectedRow
 from clinpeft.data.textbooks import markdown
 from clinpeft.data.textbooks.outline import OutlineEvent, build_book_passages
-from clinpeft.data.textbooks.passages import PAGE_WITHOUT_TEXT, Passage, RejectedPassage
+from clinpeft.data.textbooks.passages import PAGE_WITHOUT_TEXT, Passage
 from clinpeft.data.textbooks.pdf import characters, layout, paragraphs, scans
 
 __all__ = ["read_pdf"]
 
-MIN_TEXT_PAGE_FRACTION = 0.1  # a scan often has a cover, or a licence page, that is text
+# A scan often has a cover, or a licence page, that is text.
+MIN_TEXT_PAGE_FRACTION = 0.1
 
 
 def read_pdf(
     path: Path, attrition: Attrition, scan_models: Path | None = None
-) -> Iterator[Passage | RejectedPassage]:
-    """The passages of a PDF.
+) -> Iterator[Passage | RejectedRow]:
+    """Yields the passages of a PDF.
 
     Args:
         path: of the file.
-        attrition: as for every reader; a PDF has no encoding to note.
-        scan_models: folder with the models that read pictures of pages; none: a scanned book is refused.
+        attrition: not used, as a PDF has no encoding to record; the signature is that of every
+            reader.
+        scan_models: folder with the models that recognize the text of scans; None: a scan is an
+            error.
 
     Raises:
-        SourceError: it is broken or encrypted, or fewer than ``LEAST_PAGES_WITH_TEXT`` of its pages have text and no models are given.
+        SourceError: it is broken or encrypted, or fewer than ``MIN_TEXT_PAGE_FRACTION`` of its
+            pages have text and no models are given.
     """
     del attrition
     document = characters.read_pdf_book(path)
-    with_text = sum(bool(page.fragments) for page in document.pages)
-    if with_text < MIN_TEXT_PAGE_FRACTION * len(document.pages) or not with_text:
-        if scan_models is None:
-            raise _create_scan_error(path, with_text, len(document.pages))
-        yield from build_book_passages(
-            list(markdown.parse_markdown(scans.convert_scan_to_markdown(path, scan_models))),
-            document.title or path.stem,
+    text_page_count = sum(bool(page.fragments) for page in document.pages)
+    is_scan = not text_page_count or (
+        text_page_count < MIN_TEXT_PAGE_FRACTION * len(document.pages)
+    )
+    events: list[OutlineEvent] = []
+    if not is_scan:
+        events += (
+            RejectedRow(PAGE_WITHOUT_TEXT, f"page {number}")
+            for number, page in enumerate(document.pages, start=1)
+            if not page.fragments
         )
-        return
-    yield from build_book_passages(list(_parse_document(document)), document.title or path.stem)
-
-
-def _parse_document(document: characters.PdfBook) -> Iterator[OutlineEvent]:
-    pages = [layout.order_page_lines(page) for page in document.pages]
-    yield from (
-        RejectedPassage(PAGE_WITHOUT_TEXT, f"page {number}")
-        for number, page in enumerate(document.pages, start=1)
-        if not page.fragments
-    )
-    kept, lost = layout.remove_running_heads(pages)
-    yield from lost
-    yield from paragraphs.parse_pdf_lines(kept, document.outline)
-
-
-def _create_scan_error(path: Path, text_page_count: int, page_count: int) -> SourceError:
-    hint = "install clinpeft[scans] and name the folder of its models as scan_models, or give a copy that was run through text recognition"
-    return SourceError(
-        f"{text_page_count} of the {page_count} pages of this PDF have text: it is a scan",
-        location=str(path),
-        hint=hint,
-    )
+        pages = [layout.order_page_lines(page) for page in document.pages]
+        text_pages, running_heads = layout.remove_running_heads(pages)
+        events += running_heads
+        events += paragraphs.parse_pdf_lines(text_pages, document.outline)
+    elif scan_models is None:
+        raise SourceError(
+            f"{text_page_count} of the {len(document.pages)} pages of this PDF have text: "
+            "it is a scan",
+            location=str(path),
+            hint="install clinpeft[scans] and name the folder of its models as scan_models, "
+            "or give a copy with recognized text",
+        )
+    else:
+        events += markdown.parse_markdown(scans.convert_scan_to_markdown(path, scan_models))
+    yield from build_book_passages(events, document.title or path.stem)

@@ -1,8 +1,9 @@
-"""Runs of characters -> lines in reading order, and which of them are running heads and page numbers.
+"""Runs of characters -> lines in reading order; recognizes running heads and page numbers.
 
-A page is cut at its best gutter: the upright line in its middle that the fewest runs cross, where both sides have several lines at the same heights.
-What crosses it, such as a title over both columns, cuts the page into bands; in each band the left column is read before the right. A column is cut
-again.
+A page is divided at its best gutter: the vertical line near its middle that the fewest runs cross,
+where both sides have several lines at the same heights. What crosses it, such as a title over both
+columns, divides the page into bands; in each band the left column is read before the right. Columns
+are divided again in the same way (a recursive XY cut; Nagy and Seth 1984).
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clinpeft.data.textbooks.passages import PAGE_NUMBER, RUNNING_HEAD, RejectedPassage
+from clinpeft.data.formats.rows import RejectedRow
+from clinpeft.data.textbooks.passages import PAGE_NUMBER, RUNNING_HEAD
 from clinpeft.data.textbooks.pdf.characters import PdfPage, TextFragment
 
 _SAME_LINE_FONT_SIZES = 0.4
 _MIN_COLUMN_LINES = 3
 _MAX_CROSSING_FRACTION = 0.25
-_PAGE_EDGE_FRACTION = 0.12  # of the height of a page: where heads and feet stand
-_EDGE_LINES = 2  # and they are among so many lines from its end
-_SAME_HEIGHT_POINTS = 4.0  # points: a running head stands at the same height on every page
+# Running heads are in this outer fraction of the height of a page, and among its outer lines.
+_PAGE_EDGE_FRACTION = 0.12
+_EDGE_LINES = 2
+_SAME_HEIGHT_POINTS = 4.0  # tolerance for a running head that is at one height on all pages
+_MIN_COLUMN_LINE_CHARACTERS = 12  # on average; fewer are the cells of a table
+_MIN_FULL_LINE_FRACTION = 0.6  # of the width of a column: a full line
 _PAGE_NUMBER_PATTERN = re.compile(
     r"(?:page\s*)?[-–—\s]*(?:\d{1,4}|[ivxlc]{1,8})[-–—\s]*(?:(?:of|/)\s*\d{1,4})?", re.IGNORECASE
 )
 
 
 class TextLine(NamedTuple):
-    """A line of print: where it stands, and the edges of the column it stands in."""
+    """A printed line with its position and the edges of its column, in points."""
 
     page: int
     left: float
@@ -44,191 +49,173 @@ class TextLine(NamedTuple):
 
 
 def order_page_lines(page: PdfPage) -> list[TextLine]:
-    """The lines of a page in reading order."""
+    """Returns the lines of a page in reading order."""
     lines: list[TextLine] = []
-    heights = sorted({piece.y for piece in page.fragments})
-    outer = {*heights[:_EDGE_LINES], *heights[-_EDGE_LINES:]}
-    for column, pieces in enumerate(_split_columns(page.fragments)):
-        runs = _group_lines(pieces)
-        left, right = _find_column_edges(runs)
+    heights = sorted({fragment.y for fragment in page.fragments})
+    outer_heights = {*heights[:_EDGE_LINES], *heights[-_EDGE_LINES:]}
+    edge = _PAGE_EDGE_FRACTION * page.height
+    for column_index, fragments in enumerate(_split_columns(page.fragments)):
+        runs = _group_lines(fragments)
+        # The left edge is where most lines begin, and the right edge where the long ones end: page
+        # numbers and running heads are elsewhere.
+        begins = Counter(round(run[0].left) for run in runs)
+        column_left = float(max(begins, key=lambda left: (begins[left], -left)))
+        ends = sorted(run[-1].right for run in runs)
+        column_right = ends[math.ceil(0.9 * (len(ends) - 1))]
         for run in runs:
-            size = max(run, key=lambda piece: len(piece.text)).size
-            text = " ".join(piece.text for piece in run)
-            y, bold = run[0].y, all(piece.is_bold for piece in run)
-            edge = y in outer and (
-                y < _PAGE_EDGE_FRACTION * page.height or y > (1 - _PAGE_EDGE_FRACTION) * page.height
-            )
+            y = run[0].y
+            is_outside = y < edge or y > (1 - _PAGE_EDGE_FRACTION) * page.height
             lines.append(
                 TextLine(
-                    page.number,
-                    run[0].left,
-                    run[-1].right,
-                    y,
-                    size,
-                    bold,
-                    text,
-                    column,
-                    left,
-                    right,
-                    edge,
+                    page=page.number,
+                    left=run[0].left,
+                    right=run[-1].right,
+                    y=y,
+                    size=max(run, key=lambda fragment: len(fragment.text)).size,
+                    is_bold=all(fragment.is_bold for fragment in run),
+                    text=" ".join(fragment.text for fragment in run),
+                    column_index=column_index,
+                    column_left=column_left,
+                    column_right=column_right,
+                    is_at_page_edge=y in outer_heights and is_outside,
                 )
             )
     return lines
 
 
-def _find_column_edges(lines: Sequence[Sequence[TextFragment]]) -> tuple[float, float]:
-    """Where most lines of a column begin, and where its long ones end: a page number or a running head stands where it likes."""
-    begins = Counter(round(run[0].left) for run in lines)
-    usual = max(begins, key=lambda left: (begins[left], -left))
-    ends = sorted(run[-1].right for run in lines)
-    return float(usual), ends[math.ceil(0.9 * (len(ends) - 1))]
-
-
 def _group_lines(fragments: Sequence[TextFragment]) -> list[list[TextFragment]]:
-    """Pieces that stand on one line, from left to right, the lines from top to bottom."""
+    """Groups runs into lines, from top to bottom, each from left to right."""
     lines: list[list[TextFragment]] = []
-    for piece in sorted(fragments, key=lambda piece: -piece.y):
-        if lines and abs(lines[-1][0].y - piece.y) <= _SAME_LINE_FONT_SIZES * max(
-            piece.size, lines[-1][0].size
-        ):
-            lines[-1].append(piece)
-        else:
-            lines.append([piece])
-    return [sorted(line, key=lambda piece: piece.left) for line in lines]
+    for fragment in sorted(fragments, key=lambda fragment: -fragment.y):
+        if lines:
+            first = lines[-1][0]
+            tolerance = _SAME_LINE_FONT_SIZES * max(fragment.size, first.size)
+            if abs(first.y - fragment.y) <= tolerance:
+                lines[-1].append(fragment)
+                continue
+        lines.append([fragment])
+    return [sorted(line, key=lambda fragment: fragment.left) for line in lines]
 
 
 def _split_columns(fragments: list[TextFragment]) -> list[list[TextFragment]]:
-    """Pieces by column, in reading order."""
+    """Returns the runs by column, in reading order."""
     gutter = _find_gutter(fragments)
     if gutter is None:
         return [fragments] if fragments else []
-    crossing = [piece for piece in fragments if piece.left < gutter < piece.right]
-    heights = sorted({piece.y for piece in crossing}, reverse=True)
-    found: list[list[TextFragment]] = []
-    above = float("inf")
+    crossing = [run for run in fragments if run.left < gutter < run.right]
+    heights = sorted({run.y for run in crossing}, reverse=True)
+    columns: list[list[TextFragment]] = []
+    top = float("inf")
     for height in [*heights, float("-inf")]:
-        band = [piece for piece in fragments if height < piece.y < above and piece not in crossing]
-        for side in ([p for p in band if p.right <= gutter], [p for p in band if p.left >= gutter]):
-            found.extend(_split_columns(side))
-        across = [piece for piece in crossing if piece.y == height]
-        if across:
-            found.append(across)
-        above = height
-    return _merge_spanning_lines(found, set(heights))
-
-
-def _merge_spanning_lines(
-    columns: list[list[TextFragment]], heights: set[float]
-) -> list[list[TextFragment]]:
-    """Lines across both columns that follow each other are one column."""
-    joined: list[list[TextFragment]] = []
-    for column in columns:
-        across = all(piece.y in heights for piece in column)
-        if joined and across and all(piece.y in heights for piece in joined[-1]):
-            joined[-1].extend(column)
+        band = [run for run in fragments if height < run.y < top and run not in crossing]
+        columns += _split_columns([run for run in band if run.right <= gutter])
+        columns += _split_columns([run for run in band if run.left >= gutter])
+        columns += [[run for run in crossing if run.y == height]]
+        top = height
+    # Lines across both columns that follow each other are one column.
+    merged: list[list[TextFragment]] = []
+    for column in filter(None, columns):
+        is_across = all(run.y in heights for run in column)
+        if merged and is_across and all(run.y in heights for run in merged[-1]):
+            merged[-1].extend(column)
         else:
-            joined.append(list(column))
-    return joined
+            merged.append(list(column))
+    return merged
 
 
 def _find_gutter(fragments: list[TextFragment]) -> float | None:
-    """Where a page falls into two columns; None where it does not."""
+    """Returns the x at which a page divides into two columns; None where it does not."""
     if len(fragments) < 2 * _MIN_COLUMN_LINES:
         return None
-    left, right = min(piece.left for piece in fragments), max(piece.right for piece in fragments)
+    left, right = min(run.left for run in fragments), max(run.right for run in fragments)
+    # Not near the margins: an indent or a column of page numbers is no column of text.
     first, last = int(left + 0.2 * (right - left)), int(left + 0.8 * (right - left))
     crossings = {
-        x: sum(piece.left < x < piece.right for piece in fragments) for x in range(first, last + 1)
+        x: sum(run.left < x < run.right for run in fragments) for x in range(first, last + 1)
     }
-    least = min(crossings.values())
-    if least > _MAX_CROSSING_FRACTION * len(fragments):
+    fewest = min(crossings.values())
+    if fewest > _MAX_CROSSING_FRACTION * len(fragments):
         return None
     middle = (left + right) / 2
-    for x in sorted(
-        (x for x, count in crossings.items() if count == least), key=lambda x: abs(x - middle)
-    ):
-        if _is_gutter(fragments, x):
+    candidates = [x for x, count in crossings.items() if count == fewest]
+    for x in sorted(candidates, key=lambda x: abs(x - middle)):
+        if _separates_columns(fragments, x):
             return float(x)
     return None
 
 
-def _is_gutter(fragments: list[TextFragment], x: float) -> bool:
-    """Whether both sides of ``x`` are columns: several lines, wide enough for prose, beside each other.
+def _separates_columns(fragments: list[TextFragment], x: float) -> bool:
+    """Whether both sides of ``x`` are columns: several lines of prose, beside each other.
 
-    The cells of a table stand beside each other too, but are short: half of the lines of a column fill most of it.
+    The cells of a table are beside each other too, but short: half of the lines of a column fill
+    most of it.
     """
-    sides = [[p for p in fragments if p.right <= x], [p for p in fragments if p.left >= x]]
-    lines = [_group_lines(side) for side in sides]
-    if any(len(side) < _MIN_COLUMN_LINES for side in lines):
-        return False
-    (low_left, high_left), (low_right, high_right) = (
-        (side[-1][0].y, side[0][0].y) for side in lines
+    sides = (
+        _group_lines([run for run in fragments if run.right <= x]),
+        _group_lines([run for run in fragments if run.left >= x]),
     )
-    if min(high_left, high_right) <= max(low_left, low_right):
+    if any(len(lines) < _MIN_COLUMN_LINES for lines in sides):
         return False
-    for side in lines:
-        width = max(run[-1].right for run in side) - min(run[0].left for run in side)
-        full = sum(run[-1].right - run[0].left > 0.6 * width for run in side)
-        letters = sum(len(piece.text) for run in side for piece in run) / len(side)
-        if full < len(side) / 2 or letters < 12:
+    tops, bottoms = [lines[0][0].y for lines in sides], [lines[-1][0].y for lines in sides]
+    if min(tops) <= max(bottoms):  # one above the other
+        return False
+    for lines in sides:
+        width = max(line[-1].right for line in lines) - min(line[0].left for line in lines)
+        min_full_width = _MIN_FULL_LINE_FRACTION * width
+        full_lines = sum(line[-1].right - line[0].left > min_full_width for line in lines)
+        characters = sum(len(run.text) for line in lines for run in line) / len(lines)
+        if full_lines < len(lines) / 2 or characters < _MIN_COLUMN_LINE_CHARACTERS:
             return False
     return True
 
 
 def remove_running_heads(
     pages: Sequence[Sequence[TextLine]],
-) -> tuple[list[list[TextLine]], list[RejectedPassage]]:
-    """The lines of all pages without what repeats at their heads and feet, and what that was.
+) -> tuple[list[list[TextLine]], list[RejectedRow]]:
+    """Removes what repeats at the heads and feet of pages.
 
-    A line in the outer ``_EDGE`` of a page is a running head where the same words, numbers aside, stand there on three pages or more (two, of a
-    book of four pages or fewer). The outermost line of a page that is only a number is its number.
+    A line at the edge of a page is a running head where the same words, numbers aside, are there on
+    three pages or more (two, in a book of four pages or fewer). The outermost line of a page that
+    is only a number is its page number.
+
+    Args:
+        pages: lines in reading order, for each page.
+
+    Returns:
+        The remaining lines of each page, and the removed ones.
     """
     repeated: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for line in (line for lines in pages for line in lines):
+        if line.is_at_page_edge:
+            repeated[_normalize_running_head(line)].add(line.page)
+    min_pages = 2 if len(pages) <= 4 else 3
+    text_pages: list[list[TextLine]] = []
+    removed: list[RejectedRow] = []
     for lines in pages:
+        heights = [line.y for line in lines]
+        text_pages.append([])
         for line in lines:
-            if line.is_at_page_edge:
-                repeated[_normalize_running_head(line)].add(line.page)
-    least = 2 if len(pages) <= 4 else 3
-    kept: list[list[TextLine]] = []
-    lost: list[RejectedPassage] = []
-    for lines in pages:
-        outermost = (
-            {max(line.y for line in lines), min(line.y for line in lines)} if lines else set()
-        )
-        reasons = [
-            _find_drop_reason(
-                line, outermost, len(repeated[_normalize_running_head(line)]) >= least
-            )
-            for line in lines
-        ]
-        kept.append([line for line, reason in zip(lines, reasons, strict=True) if not reason])
-        lost.extend(
-            RejectedPassage(reason, f"page {line.page}")
-            for line, reason in zip(lines, reasons, strict=True)
-            if reason
-        )
-    return kept, lost
-
-
-def _find_drop_reason(line: TextLine, outermost_heights: set[float], is_repeated: bool) -> str:
-    if (
-        line.is_at_page_edge
-        and line.y in outermost_heights
-        and _PAGE_NUMBER_PATTERN.fullmatch(line.text.strip())
-    ):
-        return PAGE_NUMBER
-    return RUNNING_HEAD if line.is_at_page_edge and is_repeated else ""
+            is_outermost = line.y in (max(heights), min(heights))
+            is_number = bool(_PAGE_NUMBER_PATTERN.fullmatch(line.text.strip()))
+            if line.is_at_page_edge and is_outermost and is_number:
+                removed.append(RejectedRow(PAGE_NUMBER, f"page {line.page}"))
+            elif line.is_at_page_edge and (
+                len(repeated[_normalize_running_head(line)]) >= min_pages
+            ):
+                removed.append(RejectedRow(RUNNING_HEAD, f"page {line.page}"))
+            else:
+                text_pages[-1].append(line)
+    return text_pages, removed
 
 
 def _normalize_running_head(line: TextLine) -> tuple[str, int]:
-    """What a running head has on every page: its words, numbers aside, and its height."""
-    return re.sub(r"\d+", "#", " ".join(line.text.lower().split())), round(
-        line.y / _SAME_HEIGHT_POINTS
-    )
+    """Returns what a running head has on every page: its words, numbers aside, and its height."""
+    words = re.sub(r"\d+", "#", " ".join(line.text.lower().split()))
+    return words, round(line.y / _SAME_HEIGHT_POINTS)
 
 
 def compute_body_font_size(pages: Sequence[Sequence[TextLine]]) -> float:
-    """The size in which most of a book is set."""
+    """Returns the font size of most characters of a book; the larger of two, 0 without lines."""
     sizes = Counter[float]()
     for line in (line for lines in pages for line in lines):
         sizes[line.size] += len(line.text)

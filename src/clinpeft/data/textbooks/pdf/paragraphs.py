@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clinpeft.data.textbooks.lines import count_unbroken_words, join_hyphenated_lines
@@ -13,38 +12,49 @@ from clinpeft.data.textbooks.passages import normalize_passage_text
 from clinpeft.data.textbooks.pdf.characters import PdfOutlineEntry
 from clinpeft.data.textbooks.pdf.layout import TextLine, compute_body_font_size
 
-_HEADING_SIZE_RATIO = 1.12  # times the size of the text: a heading
+# Times the size of running text.
+_HEADING_SIZE_RATIO = 1.12
 _MAX_HEADING_CHARACTERS = 200
-_MIN_INDENTED_FRACTION = (
-    0.05  # share of indented lines from which a book is one that indents its paragraphs
-)
+# Books with this fraction of indented lines indent their paragraphs.
+_MIN_INDENTED_FRACTION = 0.05
+# Line pitch in font sizes at which a paragraph ends: after its first line, and in a heading.
+_MAX_FIRST_LINE_STEP, _MAX_HEADING_LINE_STEP = 1.8, 2.0
+# Quotes, brackets and the number of a note may follow the full stop.
 _SENTENCE_END_PATTERN = re.compile(r"[.!?:][\"”’')\]]*\d*$")
 
 
 def parse_pdf_lines(
     pages: Sequence[Sequence[TextLine]], outline: Sequence[PdfOutlineEntry]
 ) -> Iterator[OutlineEvent]:
-    """Headings and paragraphs, each placed by the page it begins on.
+    """Yields headings and paragraphs, each located by the page it begins on.
 
     Args:
         pages: lines in reading order, without running heads.
-        outline: of the file; its titles are headings wherever they stand alone on their page, and its levels are believed.
+        outline: of the file; its titles are headings wherever they are a block of their own on
+            their page, with the level of the outline.
     """
     lines = [line for page in pages for line in page]
     levels = _HeadingLevels(pages, outline)
-    known = count_unbroken_words(line.text for line in lines)
+    word_counts = count_unbroken_words(line.text for line in lines)
     block: list[TextLine] = []
-    for line in lines:
-        if block and _starts_new_block(block, line, levels):
-            yield _create_event(block, levels, known)
-            block = []
+    for i, line in enumerate(lines):
         block.append(line)
-    if block:
-        yield _create_event(block, levels, known)
+        if i + 1 < len(lines) and not _starts_new_block(block, lines[i + 1], levels):
+            continue
+        text = normalize_passage_text(
+            join_hyphenated_lines([line.text for line in block], word_counts)
+        )
+        location = f"page {block[0].page}"
+        level = levels.find_level(block) if len(text) <= _MAX_HEADING_CHARACTERS else 0
+        if level:
+            yield BookHeading(level, text, location)
+        else:
+            yield BookBody("paragraph", text, location)
+        block = []
 
 
 class _HeadingLevels:
-    """Which lines are headings, and of which level."""
+    """Recognizes headings and their levels by the outline of the file, by size and by weight."""
 
     def __init__(
         self, pages: Sequence[Sequence[TextLine]], outline: Sequence[PdfOutlineEntry]
@@ -56,16 +66,15 @@ class _HeadingLevels:
             if entry.title
         }
         lines = [line for page in pages for line in page]
-        self.uses_indents = sum(
-            _is_indented(line) for line in lines
-        ) > _MIN_INDENTED_FRACTION * len(lines)
+        indented = sum(_is_indented(line) for line in lines)
+        self.uses_indents = indented > _MIN_INDENTED_FRACTION * len(lines)
+        # Headings that the outline does not list are below those it does.
         self.max_outline_level = max((entry.level for entry in outline), default=0)
-        sizes = sorted(
-            {line.size for page in pages for line in page if self._is_larger(line)}, reverse=True
-        )
+        sizes = sorted({line.size for line in lines if self._is_larger(line)}, reverse=True)
         self.size_ranks = {size: rank for rank, size in enumerate(sizes, start=1)}
 
     def _is_larger(self, line: TextLine) -> bool:
+        """Whether a line is set larger than the text, and is no drop cap or long passage."""
         return (
             line.size >= _HEADING_SIZE_RATIO * self.body_font_size
             and len(line.text) <= _MAX_HEADING_CHARACTERS
@@ -73,36 +82,31 @@ class _HeadingLevels:
         )
 
     def is_bold_heading(self, line: TextLine) -> bool:
-        """A short line by itself in bold, of the size of the text."""
-        short = (
-            line.right - line.left < 0.8 * (line.column_right - line.column_left)
-            or line.column_right - line.column_left < 10 * line.size
-        )
-        return line.is_bold and short and not line.text.rstrip().endswith((".", ",", ";", ":"))
+        """Whether a line is short, bold and no sentence, at the size of the text."""
+        column_width = line.column_right - line.column_left
+        # In a narrow column, such as one of headings only, every line is long.
+        is_short = line.right - line.left < 0.8 * column_width or column_width < 10 * line.size
+        is_sentence = line.text.rstrip().endswith((".", ",", ";", ":"))
+        return line.is_bold and is_short and not is_sentence
 
     def find_level(self, lines: Sequence[TextLine]) -> int:
-        """The level of a heading made of these lines; 0 where they are none."""
-        text = _normalize_title(" ".join(line.text for line in lines))
-        listed = self.outline_levels.get((text, lines[0].page)) or self.outline_levels.get(
-            (text, 0)
-        )
-        if listed:
-            return listed
+        """Returns the level of the heading that these lines are; 0 for other text."""
+        title = _normalize_title(" ".join(line.text for line in lines))
+        # Page 0: the outline does not say where the heading is.
+        for page in (lines[0].page, 0):
+            if level := self.outline_levels.get((title, page)):
+                return level
         if self._is_larger(lines[0]):
             return self.max_outline_level + self.size_ranks[lines[0].size]
-        return (
-            self.max_outline_level + len(self.size_ranks) + 1
-            if self.is_bold_heading(lines[0])
-            else 0
-        )
+        if self.is_bold_heading(lines[0]):
+            return self.max_outline_level + len(self.size_ranks) + 1
+        return 0
 
     def get_style(self, line: TextLine) -> tuple[float, bool]:
-        """What two lines of one heading share."""
-        return (
-            (line.size, True)
-            if self._is_larger(line)
-            else (self.body_font_size, self.find_level([line]) > 0)
-        )
+        """Returns (size, whether it is a heading), which the lines of one block share."""
+        if self._is_larger(line):
+            return line.size, True
+        return self.body_font_size, self.find_level([line]) > 0
 
 
 def _normalize_title(text: str) -> str:
@@ -110,23 +114,32 @@ def _normalize_title(text: str) -> str:
 
 
 def _starts_new_block(block: list[TextLine], line: TextLine, levels: _HeadingLevels) -> bool:
-    """Whether ``line`` begins something new after the lines of ``block``."""
-    last = block[-1]
-    if levels.get_style(last) != levels.get_style(line):
+    """Whether ``line`` begins another heading or paragraph than the lines of ``block``."""
+    last, style = block[-1], levels.get_style(block[-1])
+    if style != levels.get_style(line):
         return True
-    heading = levels.get_style(last)[1]
+    is_heading = style[1]
+    is_sentence_end = bool(_SENTENCE_END_PATTERN.search(last.text.rstrip()))
     if (last.page, last.column_index) != (line.page, line.column_index):
-        return heading or not _continues_paragraph(last, line, levels.uses_indents)
-    if last.y - line.y > (2.0 if heading else _compute_max_line_step(block)) * max(
-        last.size, line.size
-    ):
+        # A paragraph may continue in the next column or on the next page. Where a sentence ends
+        # with the column, an indent would show a new paragraph, in books that have indents; in any
+        # other book a new one is assumed.
+        if is_heading:
+            return True
+        if last.text.rstrip().endswith("-"):
+            return False
+        is_full_line = levels.uses_indents and not _is_short(last)
+        return _is_indented(line) or (is_sentence_end and not is_full_line)
+    max_step = _MAX_HEADING_LINE_STEP if is_heading else _compute_max_line_step(block)
+    if last.y - line.y > max_step * max(last.size, line.size):
         return True
-    if heading:
+    if is_heading:
         return False
     if _is_indented(line) and _is_short(last):
         return True
-    indented = _is_indented(line) and last.left - last.column_left < 0.4 * last.size
-    return (indented or _is_short(last)) and bool(_SENTENCE_END_PATTERN.search(last.text.rstrip()))
+    # An indent after a line that is indented too is that of a quotation or list.
+    is_new_indent = _is_indented(line) and last.left - last.column_left < 0.4 * last.size
+    return (is_new_indent or _is_short(last)) and is_sentence_end
 
 
 def _is_indented(line: TextLine) -> bool:
@@ -139,30 +152,13 @@ def _is_short(line: TextLine) -> bool:
 
 
 def _compute_max_line_step(block: list[TextLine]) -> float:
-    """How many sizes further down the next line of the same paragraph may stand: a third more than the lines so far, 1.8 where there is only one."""
-    steps = [
-        (a.y - b.y) / a.size
-        for a, b in itertools.pairwise(block)
-        if (a.page, a.column_index) == (b.page, b.column_index)
-    ]
-    return 1.3 * min(steps) if steps else 1.8
+    """Returns the largest distance, in font sizes, to the next line of the same paragraph.
 
-
-def _continues_paragraph(previous_line: TextLine, line: TextLine, uses_indents: bool) -> bool:
-    """Whether a paragraph goes on in the next column or on the next page.
-
-    Where a sentence ends with the column, a book that indents its paragraphs tells by the next line; of any other book a new one is taken to begin.
+    It is a third more than the smallest between the lines so far.
     """
-    text = previous_line.text.rstrip()
-    if text.endswith("-") or _is_indented(line):
-        return text.endswith("-")
-    return not _SENTENCE_END_PATTERN.search(text) or (uses_indents and not _is_short(previous_line))
-
-
-def _create_event(
-    block: list[TextLine], levels: _HeadingLevels, word_counts: Counter[str]
-) -> OutlineEvent:
-    location = f"page {block[0].page}"
-    text = normalize_passage_text(join_hyphenated_lines([line.text for line in block], word_counts))
-    level = levels.find_level(block) if len(text) <= _MAX_HEADING_CHARACTERS else 0
-    return BookHeading(level, text, location) if level else BookBody("paragraph", text, location)
+    steps = [
+        (upper.y - lower.y) / upper.size
+        for upper, lower in itertools.pairwise(block)
+        if (upper.page, upper.column_index) == (lower.page, lower.column_index)
+    ]
+    return 1.3 * min(steps) if steps else _MAX_FIRST_LINE_STEP

@@ -1,4 +1,4 @@
-"""Pages that are pictures, read by docling, which is no part of clinpeft: imported here when it is asked for, with models from a local folder."""
+"""Scanned pages, converted by docling, an optional dependency, with models in a local folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from clinpeft.core.errors import SourceError, UsageError
 
 
 def convert_scan_to_markdown(path: Path, models_folder: Path) -> str:
-    """The text of a scanned book as Markdown.
+    """Converts a scanned book to Markdown.
 
     Args:
         path: of the PDF.
-        models_folder: folder with docling's models, as ``docling-tools models download`` fills it; nothing is fetched here.
+        models_folder: docling's models, as ``docling-tools models download`` writes them; nothing
+            is downloaded here.
+
+    Returns:
+        The text as Markdown.
 
     Raises:
         UsageError: docling is not installed, or there is no such folder.
-        SourceError: it cannot read the file.
+        SourceError: docling cannot read the file.
     """
     if not models_folder.is_dir():
         raise UsageError(
-            "there is no such folder of models",
+            "this folder of models does not exist",
             location=str(models_folder),
             hint="fill it with: docling-tools models download -o FOLDER",
         )
@@ -31,7 +35,7 @@ def convert_scan_to_markdown(path: Path, models_folder: Path) -> str:
     except ImportError:
         hint = 'install it: pip install "clinpeft[scans]"'
         raise UsageError(
-            "docling, which reads scanned books, is not installed", location=str(path), hint=hint
+            "docling, which converts scanned books, is not installed", location=str(path), hint=hint
         ) from None
     options = PdfPipelineOptions(artifacts_path=str(models_folder), do_ocr=True)
     converter = DocumentConverter(
@@ -39,10 +43,9 @@ def convert_scan_to_markdown(path: Path, models_folder: Path) -> str:
     )
     try:
         return str(converter.convert(path).document.export_to_markdown())
-    except (
-        Exception
-    ) as error:  # docling raises errors of many packages; their messages may quote the book
+    except Exception as error:
+        # docling raises errors of many packages, and their messages may quote the book.
         message = f"docling could not read this scan ({type(error).__name__})"
         raise SourceError(
-            message, location=str(path), hint="give a copy that was run through text recognition"
+            message, location=str(path), hint="give a copy with recognized text"
         ) from None
