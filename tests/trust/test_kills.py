@@ -23,7 +23,7 @@ from clinpeft import runs, training
 from clinpeft.core.errors import InputError, StorageError
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import TrainingProgress
-from clinpeft.training.trainer import Trainable
+from clinpeft.training.trainable import Trainable
 from tests.conftest import ROOT
 from tests.runs.conftest import NIGHT, make_recipe, opening
 from tests.trust import toys
