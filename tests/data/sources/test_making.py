@@ -1,4 +1,4 @@
-"""What is made appears whole; what a killed process left of its own goes, and what a living one works in stays."""
+"""Temporary folders: removed at the end, and after a killed process by the next one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clinpeft.data.synthetic.files import create_temporary_folder
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clinpeft.sources.synthetic.making import making
-with making(Path(sys.argv[1])) as folder:
+from clinpeft.data.synthetic.files import create_temporary_folder
+with create_temporary_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -37,24 +37,24 @@ def test_the_folder_is_gone_when_its_block_has_ended(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "thing"], check=False)
-    (left,) = tmp_path.glob(".thing-*")
-    assert (left / "half").is_file()
+    (leftover,) = tmp_path.glob(".thing-*")
+    assert (leftover / "half").is_file()
     with create_temporary_folder(tmp_path / "another thing"):
-        assert left.exists(), "of something else"
+        assert leftover.exists(), "of something else"
     with create_temporary_folder(tmp_path / "thing") as folder:
-        assert not left.exists()
+        assert not leftover.exists()
         assert folder.exists()
 
 
 def test_what_another_works_in_stays(tmp_path: Path) -> None:
-    held = tmp_path / ".thing-held"
-    held.mkdir()
-    descriptor = os.open(held, os.O_RDONLY)
+    locked = tmp_path / ".thing-locked"
+    locked.mkdir()
+    descriptor = os.open(locked, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with create_temporary_folder(tmp_path / "thing"):
-            assert held.exists()
+            assert locked.exists()
     finally:
         os.close(descriptor)
     with create_temporary_folder(tmp_path / "thing"):
-        assert not held.exists()
+        assert not locked.exists()

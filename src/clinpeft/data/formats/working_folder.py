@@ -138,6 +138,11 @@ def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckD
     return duckdb.connect(str(folder / "dedupe.duckdb"), config=settings)
 
 
+def escape_sql_path(path: Path) -> str:
+    """Returns a path for use between single quotes in SQL."""
+    return str(path).replace("'", "''")
+
+
 def read_parquet_batches(path: Path, batch_size: int) -> Iterator[pa.RecordBatch]:
     """Yields the batches of a Parquet file in order, one row group in memory at a time."""
     with pq.ParquetFile(path, pre_buffer=False) as file:

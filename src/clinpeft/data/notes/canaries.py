@@ -20,7 +20,7 @@ from clinpeft.recipe import PrivacySpec
 
 CANARY_ID_PREFIX, CANARY_CATEGORY = "canary/", "canary"
 CANARY_SECRET_DIGITS = 8
-# Rare names: none may be in a base model's training data together with a number.
+# Rare names: a base model should not have seen them together with a number.
 CANARY_FIRST_NAMES = (
     *("Zebulon", "Quillon", "Ottoline", "Peregrine", "Isolde"),
     *("Barnaby", "Xanthe", "Leopold", "Wilhelmina", "Ignatius"),

@@ -37,7 +37,7 @@ class TextFragment(NamedTuple):
 
 @dataclass(frozen=True)
 class PdfPage:
-    """A page: its number from 1, its height in points, and its fragments in the order of the file."""
+    """A page: its number from 1, height in points, and fragments in the order of the file."""
 
     number: int
     height: float
@@ -45,7 +45,7 @@ class PdfPage:
 
 
 class PdfOutlineEntry(NamedTuple):
-    """A bookmark of a PDF; ``level`` 1 is the highest, ``page`` counts from 1 and is 0 for unknown."""
+    """A bookmark of a PDF; ``level`` 1 is the highest, ``page`` counts from 1, 0 is unknown."""
 
     level: int
     title: str
