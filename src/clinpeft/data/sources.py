@@ -58,6 +58,7 @@ def read_notes(spec: SourceSpec, attrition: Attrition, cache_folder: Path) -> pa
         SourceError: the files, or more than ``spec.max_bad_fraction`` of their rows, cannot be
             read.
     """
+    # At the call, not in the generator: missing files raise before any work is done.
     rows = get_note_source(spec).read_rows(spec, cache_folder)
     location = str(spec.path) if spec.path else spec.name
     return pa.RecordBatchReader.from_batches(

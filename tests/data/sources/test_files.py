@@ -225,12 +225,12 @@ def test_a_semicolon_file_is_told_so(tmp_path: Path) -> None:
 
 def test_an_unknown_column_of_ours_and_a_missing_text_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "n.csv", "a\nx\n")
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError) as recipe_error:
         read(path, columns={"txt": "a"})
-    assert "'txt'" in error.value.message
-    with pytest.raises(RecipeError) as error:
+    assert "'txt'" in recipe_error.value.message
+    with pytest.raises(RecipeError) as recipe_error:
         read(path, columns={"note_id": "a"})
-    assert error.value.location == "[source.columns]"
+    assert recipe_error.value.location == "[source.columns]"
 
 
 def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
@@ -468,11 +468,11 @@ def test_a_missing_path_and_an_unknown_format_are_refused(tmp_path: Path) -> Non
     with pytest.raises(SourceError) as error:
         read(tmp_path)
     assert error.value.location == str(tmp_path)
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError) as recipe_error:
         sources.read_notes(
             SourceSpec(name="files", columns=COLUMNS), Attrition("sources"), tmp_path
         )
-    assert error.value.location == "[source]"
+    assert recipe_error.value.location == "[source]"
 
 
 def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
@@ -507,6 +507,6 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_folder(tmp_path: Path) ->
 
 
 def test_an_unknown_source_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError) as recipe_error:
         sources.read_notes(SourceSpec(name="mimic-4"), Attrition("sources"), tmp_path)
-    assert "did you mean 'mimic-iv'?" in error.value.hint
+    assert "did you mean 'mimic-iv'?" in recipe_error.value.hint

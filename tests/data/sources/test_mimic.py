@@ -207,9 +207,9 @@ def test_categories_of_mimic_iii_can_be_asked_for(iii: Path) -> None:
         "category not asked for": 2,
         "marked as an error (ISERROR = 1)": 1,
     }
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError) as recipe_error:
         read("mimic-iii", iii, parts=("Radiologie",))
-    assert "did you mean 'Radiology'?" in error.value.hint
+    assert "did you mean 'Radiology'?" in recipe_error.value.hint
 
 
 def test_the_lower_case_header_of_the_demo_is_understood(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_a_part_that_is_not_there_is_asked_for(iv: Path) -> None:
     assert "radiology.csv" in error.value.message
     assert "source.parts" in error.value.hint
     assert len(read("mimic-iv", iv, parts=("discharge",))[0]) == 3
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError) as recipe_error:
         read("mimic-iv", iv, parts=("discharges",))
-    assert "did you mean 'discharge'?" in error.value.hint
+    assert "did you mean 'discharge'?" in recipe_error.value.hint
     with pytest.raises(SourceError, match=r"'discharge\.csv\.gz' is none of radiology"):
         read("mimic-iv", iv / "note" / "discharge.csv.gz", parts=("radiology",))
 
@@ -311,6 +311,6 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SourceError) as error:
             read(name, tmp_path / "nowhere")
         assert error.value.location == str(tmp_path / "nowhere")
-        with pytest.raises(RecipeError) as error:
+        with pytest.raises(RecipeError) as recipe_error:
             sources.read_notes(SourceSpec(name=name), Attrition("sources"), tmp_path)
-        assert error.value.location == "[source]"
+        assert recipe_error.value.location == "[source]"

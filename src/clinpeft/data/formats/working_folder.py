@@ -116,6 +116,7 @@ def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
     """
     try:
         yield
+    # Also KeyboardInterrupt: an open file would block the removal of the folder.
     except BaseException:
         with contextlib.suppress(Exception):
             close()

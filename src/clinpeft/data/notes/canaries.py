@@ -101,6 +101,7 @@ def build_corpus_table(notes: Sequence[tuple[str, int, str]], split: str) -> pa.
     ids, subjects, texts = zip(*notes, strict=True) if notes else ((), (), ())
     columns = {
         "note_id": ids,
+        # Negative: a split by subject can never mix canaries with patients.
         "subject_id": subjects,
         "category": [CANARY_CATEGORY] * len(ids),
         "split": [split] * len(ids),

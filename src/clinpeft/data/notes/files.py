@@ -88,6 +88,7 @@ def list_note_files(spec: SourceSpec) -> list[Path]:
             location="[source]",
             hint='name a file or folder: path = "notes.csv"',
         )
+    # A missing file raises when it is opened, with the same hint as a missing folder.
     if not spec.path.is_dir():
         return [spec.path]
     paths = [path for path in sorted(spec.path.iterdir()) if path.is_file() and _get_format(path)]
@@ -167,6 +168,7 @@ def open_delimited_notes(path: Path, columns: Mapping[str, str], delimiter: str)
     positions = delimited.find_column_positions(
         table.header, _describe_columns(columns), str(path), delimiter
     )
+    # Two of our columns may be mapped to one column of the file.
     order = [positions[theirs] for theirs in columns.values()]
     return (
         row if isinstance(row, RejectedRow) else row._replace(values=[row.values[i] for i in order])

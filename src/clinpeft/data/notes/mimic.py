@@ -180,6 +180,7 @@ def _find_mimic_iv_files(spec: SourceSpec) -> dict[str, Path]:
                 hint="give discharge.csv.gz, radiology.csv.gz or their folder",
             )
         return {part: path}
+    # MIMIC-IV-Note is distributed as a folder "note" beside "hosp" and "icu".
     folder = path / "note" if (path / "note").is_dir() else path
     return {part: _find_file(folder, part) for part in parts}
 
@@ -229,6 +230,7 @@ def _read_rows(
 ) -> Iterator[NoteRow | RejectedRow]:
     """Applies ``parse_row`` to every row; the header is checked at the call."""
     table = delimited.open_delimited_table(path, ",")
+    # MIMIC-III is in capitals, its demo and MIMIC-IV are not.
     header = [name.lower() for name in table.header]
     positions = delimited.find_column_positions(
         header, dict.fromkeys(columns, "the layout of this data set"), str(path), ","
@@ -255,6 +257,7 @@ def _parse_mimic_iv_row(
 ) -> NoteRow | RejectedRow:
     """Parses a row; ``is_charted_by_date``: charttime is a date, written as its midnight."""
     note_id, subject_id, stay_id, note_type, _, charttime, storetime, text = values
+    # Other notes and labels refer to this id, so it cannot be replaced by a row number.
     if not note_id:
         return RejectedRow("unreadable: no note_id", location)
     moments = _parse_time(storetime), _parse_time(charttime, is_date=is_charted_by_date)

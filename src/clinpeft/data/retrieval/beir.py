@@ -118,6 +118,7 @@ def write_beir(retrieval_set: RetrievalSet, folder: Path, split: str = "test") -
 def join_titles_and_texts(passages: pa.Table) -> list[str]:
     """Joins title and text of each passage by a space, as BEIR gives them to a model."""
     rows = zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True)
+    # strip(): a passage without a title gets no leading space.
     return [f"{title or ''} {text}".strip() for title, text in rows]
 
 

@@ -111,6 +111,7 @@ def read_medquad_liveqa(folder: Path, questions: Path) -> RetrievalSet:
     texts = {name.removeprefix("TQ"): text for name, text in read_questions(questions) if text}
     grades = _read_grades(folder / LIVEQA_JUDGMENTS_FILE, texts, passages, judgment_attrition)
     # Questions without a judgment cannot be evaluated.
+    # In the order of the judgments, each question once.
     queries = [
         {"query_id": query, "cluster": None, "text": texts[query]}
         for query in dict.fromkeys(query for query, _ in grades)
@@ -159,6 +160,7 @@ def _select_queries(
 
 def _create_unique_id(row: Mapping[str, str], used_ids: set[str], location: str) -> str:
     """Returns the collection's id, followed by the row number where it was used before."""
+    # The ids of MedQuAD are unique within a source only.
     name = f"{row['source']}/{row['qid']}"
     if name in used_ids:
         name = f"{name}#{location.rpartition(' ')[2]}"

@@ -122,6 +122,7 @@ def list_openstax_files(collection: Path) -> list[Path]:
     Raises:
         SourceError: the collection is broken, or a module is missing.
     """
+    # Its encoding was or will be recorded when it is read; this count is discarded.
     root = _parse_file(collection, Attrition("files"))
     modules = [element.get("document") or "" for element in root.iter("{*}module")]
     return [collection, *(_find_module(collection, module) for module in modules)]
@@ -136,6 +137,7 @@ def read_openstax_collection(path: Path, attrition: Attrition) -> CnxmlPieces:
     root = _parse_file(path, attrition)
     titles = [element.text or "" for element in root.iterfind("{*}metadata/{*}title")]
     title = normalize_passage_text(titles[0]) if titles else ""
+    # The order of the collection is the order of the book.
     for module, chapter in _list_modules(root, None):
         yield from read_cnxml_module(
             _find_module(path, module), attrition, title or path.name.partition(".")[0], chapter
@@ -241,13 +243,17 @@ def read_cnxml_children(element: MarkupElement, position: CnxmlPosition) -> Cnxm
 
 
 def read_cnxml_section(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
-    """Yields the passages of a section or note: its title joins the headings, unless it names a role."""
+    """Yields the passages of a section or note.
+
+    Its title joins the headings, unless it names a role, such as "Summary".
+    """
     title = get_joined_text(element, "title", first_only=True)
     roles = [
         CNXML_CLASS_ROLES[name]
         for name in (element.get("class") or "").split()
         if name in CNXML_CLASS_ROLES
     ]
+    # The class is explicit; the title is a guess.
     role = roles[0] if roles else find_heading_role(title)
     if role != PLAIN_ROLE:
         # A part that is left out stays so, whatever its subsections are.
@@ -328,6 +334,7 @@ def read_cnxml_exercise(element: MarkupElement, position: CnxmlPosition) -> Cnxm
         stem, options = " ".join(_get_inline_text(child) for child in problem), []
     yield position.build_passage(element, "question", stem)
     location = position.get_location(element)
+    # Each option counts as a piece, so that what entered equals what is accounted for.
     yield from (RejectedRow(MULTIPLE_CHOICE_OPTION, location) for _ in options)
     for solution in select_children(element, "solution"):
         answer = normalize_passage_text(" ".join(_get_inline_text(child) for child in solution))
@@ -340,6 +347,7 @@ def read_cnxml_exercise(element: MarkupElement, position: CnxmlPosition) -> Cnxm
 
 def read_cnxml_definition(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
     """Yields the definition of a term."""
+    # A definition may have examples besides its meanings; they are left out.
     terms = [_get_inline_text(child) for child in select_children(element, "term")]
     meanings = [_get_inline_text(child) for child in select_children(element, "meaning")]
     term = terms[0] if terms else ""

@@ -105,6 +105,7 @@ def pair_terms_with_definitions(book: IndexedBook, spec: PairsSpec) -> PairCandi
 def pair_questions_with_answers(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
     """Pairs each question with each of its answers."""
     del spec
+    # A question may have several names, such as its id and its number.
     questions = {name: row for row in book.select_kind("question") for name in row["names"]}
     answered_ids = set()
     for row in book.select_kind("answer"):
@@ -161,6 +162,7 @@ def pair_texts_with_sections(
     """
     for row in book.select_kind(passage_kind):
         rows = book.select_section(row["section"])
+        # Cut here: a section may have thousands of words, of which an encoder reads few.
         text = " ".join(" ".join(part["text"] for part in rows).split()[: spec.section_words])
         if text:
             yield TextPair.from_passages(

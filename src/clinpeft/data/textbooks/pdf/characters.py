@@ -86,6 +86,7 @@ def read_pdf_book(path: Path) -> PdfBook:
         title = normalize_passage_text(document.get_metadata_value("Title") or "")
         pages = [_read_page(document, i, pypdfium2.raw) for i in range(len(document))]
         outline = []
+        # A limit: the outline of a damaged file may be cyclic.
         for entry in document.get_toc(max_depth=8):
             target = entry.get_dest()
             index = target.get_index() if target else None

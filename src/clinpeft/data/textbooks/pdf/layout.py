@@ -68,6 +68,7 @@ class TextLine(NamedTuple):
 def order_page_lines(page: PdfPage) -> list[TextLine]:
     """Returns the lines of a page in reading order."""
     lines: list[TextLine] = []
+    # Distinct heights: the two columns of a page share most of theirs.
     heights = sorted({fragment.y for fragment in page.fragments})
     outer_heights = {*heights[:_EDGE_LINES], *heights[-_EDGE_LINES:]}
     edge = _PAGE_EDGE_FRACTION * page.height
@@ -119,6 +120,7 @@ def _split_columns(fragments: list[TextFragment]) -> list[list[TextFragment]]:
     gutter = _find_gutter(fragments)
     if gutter is None:
         return [fragments] if fragments else []
+    # Titles, wide figures and tables that span both columns.
     crossing = [run for run in fragments if run.left < gutter < run.right]
     heights = sorted({run.y for run in crossing}, reverse=True)
     columns: list[list[TextFragment]] = []
@@ -204,6 +206,7 @@ def remove_running_heads(
     repeated: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
     for line in (line for lines in pages for line in lines):
         if line.is_at_page_edge:
+            # Pages, not lines: a line that occurs twice on one page is no running head.
             repeated[line.running_head_key].add(line.page)
     min_pages = 2 if len(pages) <= 4 else 3
     text_pages: list[list[TextLine]] = []
@@ -227,5 +230,6 @@ def compute_body_font_size(pages: Sequence[Sequence[TextLine]]) -> float:
     """Returns the font size of most characters of a book; the larger of two, 0 without lines."""
     sizes = Counter[float]()
     for line in (line for lines in pages for line in lines):
+        # By characters: headings have many lines of few.
         sizes[line.size] += len(line.text)
     return max(sizes, key=lambda size: (sizes[size], size), default=0.0)

@@ -45,6 +45,7 @@ def parse_pdf_lines(
             join_hyphenated_lines([line.text for line in block], word_counts)
         )
         location = f"page {block[0].page}"
+        # A long block in large type is a preface, not a heading.
         level = levels.find_level(block) if len(text) <= _MAX_HEADING_CHARACTERS else 0
         if level:
             yield BookHeading(level, text, location)
@@ -70,6 +71,7 @@ class _HeadingLevels:
         self.uses_indents = indented > _MIN_INDENTED_FRACTION * len(lines)
         # Headings that the outline does not list are below those it does.
         self.max_outline_level = max((entry.level for entry in outline), default=0)
+        # The larger the type, the higher the level.
         sizes = sorted({line.size for line in lines if self._is_larger(line)}, reverse=True)
         self.size_ranks = {size: rank for rank, size in enumerate(sizes, start=1)}
 
@@ -130,6 +132,7 @@ def _starts_new_block(block: list[TextLine], line: TextLine, levels: _HeadingLev
         )
         return is_heading or not continues
     max_step = _MAX_HEADING_LINE_STEP if is_heading else _compute_max_line_step(block)
+    # Measured in font sizes, so that headings and footnotes follow the same rule.
     is_apart = last.y - line.y > max_step * max(last.size, line.size)
     if is_apart or is_heading:
         return is_apart
