@@ -50,6 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
         _list_errors(Path(listed))
 
 
+KNOWN_FAILURES = Path(__file__).with_name("known_failures.txt")
+"""Node ids of tests that fail since the package was rewritten in version 0.7, one a line. They run,
+and their failure is reported as expected; the list shrinks, and never grows."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the known failures."""
+    failing = set(KNOWN_FAILURES.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in failing or item.nodeid.partition("[")[0] in failing:
+            item.add_marker(pytest.mark.xfail(reason="see tests/known_failures.txt", strict=False))
+
+
 def _list_errors(listed: Path) -> None:
     """Write the place in the package where each error of the family is made, once, to a file:
     ``scripts/error_paths.py`` says which are missing."""
