@@ -50,17 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
         _list_errors(Path(listed))
 
 
-KNOWN_FAILURES = Path(__file__).with_name("known_failures.txt")
-"""Node ids of tests that fail since the package was rewritten in version 0.7, one a line. They run,
-and their failure is reported as expected; the list shrinks, and never grows."""
+UNCHECKED = Path(__file__).with_name("unchecked_tests.txt")
+"""Tests that were not all seen to pass since the package was rewritten in version 0.7: a path or the
+beginning of one, a line each. They run, and a failure is reported as expected, not as an error.
+The list shrinks, and never grows."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the known failures."""
-    failing = set(KNOWN_FAILURES.read_text(encoding="utf-8").splitlines())
+    """Mark the tests that were not seen to pass."""
+    prefixes = tuple(UNCHECKED.read_text(encoding="utf-8").split())
     for item in items:
-        if item.nodeid in failing or item.nodeid.partition("[")[0] in failing:
-            item.add_marker(pytest.mark.xfail(reason="see tests/known_failures.txt", strict=False))
+        if item.nodeid.startswith(prefixes):
+            reason = f"not seen to pass since 0.7, see {UNCHECKED.name}"
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
 
 
 def _list_errors(listed: Path) -> None:
