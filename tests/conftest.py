@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 UNCHECKED = Path(__file__).with_name("unchecked_tests.txt")
-"""Tests that were not all seen to pass since the package was rewritten in version 0.7: a path or the
+"""Tests that were not all seen to pass since the rewrite of version 0.7: a path or the
 beginning of one, a line each. They run, and a failure is reported as expected, not as an error.
 The list shrinks, and never grows."""
 
