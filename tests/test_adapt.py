@@ -308,7 +308,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
     assert (
         told.startswith("exit 5")
         and "stopped after step 3 of 6" in told
-        and "give the same command to go on" in told
+        and "give the same command" in told
     )
     assert (
         only_run(tmp_path / "runs").state

@@ -563,7 +563,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_answers(
     assert (
         told.code == 5
         and "stopped after step 5 of" in told.err
-        and "give the same command to go on" in told.err
+        and "give the same command" in told.err
     )
     (stopped,) = runs.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "head.json").exists()

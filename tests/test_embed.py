@@ -327,7 +327,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     with monkeypatch.context() as patched:
         patched.setattr(progress, "format_step", interrupt)
         stopped_by = told(recipe, tmp_path / "runs", change)
-    assert stopped_by.code == 5 and "give the same command to go on" in stopped_by.err
+    assert stopped_by.code == 5 and "give the same command" in stopped_by.err
     (stopped,) = registry.find_all_runs(tmp_path / "runs").runs
     assert stopped.state == "interrupted" and not (stopped.folder / "encoder.json").exists()
     assert told(recipe, tmp_path / "runs", change).code == 0

@@ -32,7 +32,7 @@ from clinpeft.training.contrastive import (
     run_cached_backward,
 )
 from clinpeft.training.contrastive_batches import TextAttributes, TextPairs
-from clinpeft.training.trainer import LossSum, derive_dropout_seed
+from clinpeft.training.trainable import LossSum, derive_dropout_seed
 from tests.adapters.toys import copy_trained_state, load_trained_state
 from tests.conftest import MakeFolder
 

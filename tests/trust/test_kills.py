@@ -23,7 +23,7 @@ from clinpeft import runs, training
 from clinpeft.core.errors import InputError, StorageError
 from clinpeft.training import checkpoint
 from clinpeft.training.checkpoint import TrainingProgress
-from clinpeft.training.trainer import Trainable
+from clinpeft.training.trainable import Trainable
 from tests.conftest import ROOT
 from tests.runs.conftest import NIGHT, make_recipe, opening
 from tests.trust import toys
@@ -224,7 +224,7 @@ def test_every_bit_of_a_checkpoint_is_under_its_hash(tmp_path: Path) -> None:
         try:
             found = checkpoint.load_checkpoint_tensors(path)
         except InputError as error:
-            assert str(path) == error.location and "the run goes on" in error.hint
+            assert str(path) == error.location
         else:
             assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 

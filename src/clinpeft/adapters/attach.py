@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 import peft
 import torch
-from peft.tuners.adaption_prompt import AdaptedAttention
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
 from clinpeft.adapters import adapter_folder
 from clinpeft.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE, SavedAdapter
-from clinpeft.adapters.compatibility import check_adapter_combination
+from clinpeft.adapters.compatibility import (
+    MERGED_ADAPTER_ATTRIBUTE,
+    check_adapter_combination,
+    check_base_without_adapters,
+    check_method_support,
+)
 from clinpeft.adapters.methods import ADAPTER_METHODS, count_virtual_tokens
 from clinpeft.adapters.stack import (
     AttachedAdapter,
@@ -38,9 +42,6 @@ from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AdapterSpec, AnyAdapterSpec
 from clinpeft.runtime.adaption_prompt import use_single_projection
 from clinpeft.runtime.fused_lora import fuse_lora_layers
-
-MERGED_ADAPTER_ATTRIBUTE = "clinpeft_folded"
-"""Set on a base's model that has an adapter merged into its weights, which nothing else shows."""
 
 NO_ADAPTER_FOLDERS: Mapping[str, Path] = MappingProxyType({})
 
@@ -484,35 +485,3 @@ def check_lower_adapters(state: AttachState, requests: Sequence[AdapterRequest])
             state.notices.append(
                 f"{name}: trained on the bare base, and attached above {len(lower_hashes)} adapters"
             )
-
-
-def check_method_support(spec: AnyAdapterSpec, base: FrozenBaseModel) -> None:
-    """Check that a method is possible on the base's family.
-
-    Raises:
-        AdapterError: it is not; the hint names those that are.
-    """
-    # such as adaption prompts, which peft knows for LLaMA-like attention only
-    possible = [name for name in ADAPTER_METHODS if name not in base.family.unsupported_methods]
-    if spec.method not in possible:
-        raise AdapterError(
-            f"{spec.method} is not possible on a {base.model.config.model_type} model",
-            location="adapters.method",
-            hint=f"possible are {', '.join(possible)}",
-        )
-
-
-def check_base_without_adapters(base: FrozenBaseModel) -> None:
-    """Check that nothing is attached to a base yet.
-
-    Raises:
-        AdapterError: it has adapters.
-    """
-    if hasattr(base.model, MERGED_ADAPTER_ATTRIBUTE) or any(
-        isinstance(module, BaseTunerLayer | AdaptedAttention) for module in base.model.modules()
-    ):
-        raise AdapterError(
-            "this base has adapters already",
-            location=base.folder.name,
-            hint="load the base again for another stack",
-        )

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from peft.tuners.adaption_prompt import AdaptedAttention
+from peft.tuners.tuners_utils import BaseTunerLayer
+
 from clinpeft.adapters.methods import ADAPTER_METHODS, CompositionKind
 from clinpeft.core.errors import AdapterError
+from clinpeft.models import FrozenBaseModel
 from clinpeft.recipe import AnyAdapterSpec
+
+MERGED_ADAPTER_ATTRIBUTE = "clinpeft_folded"
+"""Set on a base's model that has an adapter merged into its weights, which nothing else shows."""
 
 
 @dataclass(frozen=True)
@@ -140,4 +147,36 @@ def _check_merged_adapter(spec: AnyAdapterSpec, index: int) -> None:
             f" {', '.join(missing)}",
             location=location,
             hint="merge one finished adapter, frozen and first; leave the others unmerged",
+        )
+
+
+def check_method_support(spec: AnyAdapterSpec, base: FrozenBaseModel) -> None:
+    """Check that a method is possible on the base's family.
+
+    Raises:
+        AdapterError: it is not; the hint names those that are.
+    """
+    # such as adaption prompts, which peft knows for LLaMA-like attention only
+    possible = [name for name in ADAPTER_METHODS if name not in base.family.unsupported_methods]
+    if spec.method not in possible:
+        raise AdapterError(
+            f"{spec.method} is not possible on a {base.model.config.model_type} model",
+            location="adapters.method",
+            hint=f"possible are {', '.join(possible)}",
+        )
+
+
+def check_base_without_adapters(base: FrozenBaseModel) -> None:
+    """Check that nothing is attached to a base yet.
+
+    Raises:
+        AdapterError: it has adapters.
+    """
+    if hasattr(base.model, MERGED_ADAPTER_ATTRIBUTE) or any(
+        isinstance(module, BaseTunerLayer | AdaptedAttention) for module in base.model.modules()
+    ):
+        raise AdapterError(
+            "this base has adapters already",
+            location=base.folder.name,
+            hint="load the base again for another stack",
         )

@@ -24,13 +24,15 @@ from clinpeft.adapters.attach import (
     AdapterRequest,
     AttachState,
     add_adapter,
-    check_base_without_adapters,
     check_lower_adapters,
-    check_method_support,
     create_peft_config,
     resolve_adapter_request,
 )
-from clinpeft.adapters.compatibility import check_adapter_combination
+from clinpeft.adapters.compatibility import (
+    check_adapter_combination,
+    check_base_without_adapters,
+    check_method_support,
+)
 from clinpeft.adapters.methods import ADAPTER_METHODS
 from clinpeft.adapters.stack import ParameterCounts, Stack
 from clinpeft.core.errors import AdapterError

@@ -3,6 +3,7 @@
 ``run_training`` trains the parameters of a ``Trainable``; the other modules build one.
 
 ```
+trainable.py             what is trained: parameters, steps, gradients
 trainer.py               the loop
 checkpoint.py            checkpoints and best weights on disk
 language_modeling.py     training of adapters on language-model windows
@@ -61,13 +62,15 @@ from clinpeft.training.objectives import (
     LanguageModelingData,
     TokenLogitFunction,
 )
-from clinpeft.training.trainer import (
+from clinpeft.training.trainable import (
     LossSum,
-    StepEvent,
     Trainable,
+    build_additive_backward,
+)
+from clinpeft.training.trainer import (
+    StepEvent,
     TrainingCallbacks,
     TrainingResult,
-    build_additive_backward,
     count_total_steps,
     create_accelerator,
     describe_hardware,

@@ -21,7 +21,7 @@ from clinpeft.core.schemas import LabelSpace
 from clinpeft.recipe import ClassifierTrainingSpec, LossSpec
 from clinpeft.runtime.memory import build_backward_with_oom_retry
 from clinpeft.tokenization import IndexArray
-from clinpeft.training.trainer import (
+from clinpeft.training.trainable import (
     JointStep,
     LossSum,
     Trainable,

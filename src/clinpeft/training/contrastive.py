@@ -7,7 +7,7 @@ the memory of one micro-batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,8 +24,12 @@ from clinpeft.training.contrastive_batches import (
     find_text_conflicts,
     sample_contrastive_epoch,
 )
-from clinpeft.training.contrastive_losses import ContrastiveLoss
-from clinpeft.training.trainer import LossSum, Trainable, TrainableParameters, derive_dropout_seed
+from clinpeft.training.trainable import (
+    LossSum,
+    Trainable,
+    TrainableParameters,
+    derive_dropout_seed,
+)
 
 TUNING_LOSS = "tuning_loss"
 TUNING_ACCURACY = "tuning_accuracy"
@@ -263,7 +267,9 @@ def compute_step_loss(
         )
     # (anchors, candidates)
     named_mask = batch.named_negative_mask.to(vectors.device)
-    loss = CONTRASTIVE_OBJECTIVES[spec.objective](spec, mask, reverse_mask, named_mask)
+    loss = contrastive_losses.CONTRASTIVE_OBJECTIVES[spec.objective](
+        spec, mask, reverse_mask, named_mask
+    )
     matryoshka_loss = contrastive_losses.build_matryoshka_loss(
         loss, spec.matryoshka_dims, spec.matryoshka_weights, spec.normalise
     )
@@ -311,43 +317,6 @@ def _compute_spec_similarities(
     return contrastive_losses.compute_similarities(
         *(contrastive_losses.truncate_vectors(side, None, spec.normalise) for side in sides)
     )
-
-
-def _build_info_nce_loss(
-    spec: ContrastiveTrainingSpec,
-    candidate_mask: torch.Tensor,
-    reverse_mask: torch.Tensor,
-    named_negative_mask: torch.Tensor,  # noqa: ARG001
-) -> ContrastiveLoss:
-    return partial(
-        contrastive_losses.info_nce_loss,
-        temperature=spec.temperature,
-        symmetric=spec.symmetric,
-        candidate_mask=candidate_mask,
-        reverse_mask=reverse_mask,
-    )
-
-
-def _build_triplet_loss(
-    spec: ContrastiveTrainingSpec,
-    candidate_mask: torch.Tensor,
-    reverse_mask: torch.Tensor,  # noqa: ARG001
-    named_negative_mask: torch.Tensor,
-) -> ContrastiveLoss:
-    # the negatives named for an anchor, which are hard; where it has none, those of the step
-    named = named_negative_mask & candidate_mask  # (anchors, candidates)
-    mask = torch.where(named.any(dim=1, keepdim=True), named, candidate_mask)
-    return partial(contrastive_losses.triplet_loss, margin=spec.triplet_margin, candidate_mask=mask)
-
-
-CONTRASTIVE_OBJECTIVES: Mapping[
-    str,
-    Callable[[ContrastiveTrainingSpec, torch.Tensor, torch.Tensor, torch.Tensor], ContrastiveLoss],
-] = {
-    "info-nce": _build_info_nce_loss,
-    "triplet": _build_triplet_loss,
-}
-"""Name -> (spec, candidate mask, reverse mask, named negative mask) -> loss."""
 
 
 def run_cached_backward(

@@ -8,12 +8,14 @@ the caller normalizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional
 
-from clinpeft.training.trainer import LossSum
+from clinpeft.recipe.contrastive import ContrastiveTrainingSpec
+from clinpeft.training.trainable import LossSum
 
 ContrastiveLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], LossSum]
 """(anchors, positives, negatives) -> summed loss."""
@@ -200,3 +202,40 @@ def find_likely_negatives(scores: torch.Tensor, margin: float) -> torch.Tensor:
     own = scores.diagonal()[:, None]  # (anchors, 1)
     # not "<=": NaN has to stay a candidate, so that the loss is NaN and the run stops
     return (~(scores > own + margin)).fill_diagonal_(True)
+
+
+def _build_info_nce_loss(
+    spec: ContrastiveTrainingSpec,
+    candidate_mask: torch.Tensor,
+    reverse_mask: torch.Tensor,
+    named_negative_mask: torch.Tensor,  # noqa: ARG001
+) -> ContrastiveLoss:
+    return partial(
+        info_nce_loss,
+        temperature=spec.temperature,
+        symmetric=spec.symmetric,
+        candidate_mask=candidate_mask,
+        reverse_mask=reverse_mask,
+    )
+
+
+def _build_triplet_loss(
+    spec: ContrastiveTrainingSpec,
+    candidate_mask: torch.Tensor,
+    reverse_mask: torch.Tensor,  # noqa: ARG001
+    named_negative_mask: torch.Tensor,
+) -> ContrastiveLoss:
+    # the negatives named for an anchor, which are hard; where it has none, those of the step
+    named = named_negative_mask & candidate_mask  # (anchors, candidates)
+    mask = torch.where(named.any(dim=1, keepdim=True), named, candidate_mask)
+    return partial(triplet_loss, margin=spec.triplet_margin, candidate_mask=mask)
+
+
+CONTRASTIVE_OBJECTIVES: Mapping[
+    str,
+    Callable[[ContrastiveTrainingSpec, torch.Tensor, torch.Tensor, torch.Tensor], ContrastiveLoss],
+] = {
+    "info-nce": _build_info_nce_loss,
+    "triplet": _build_triplet_loss,
+}
+"""Name -> (spec, candidate mask, reverse mask, named negative mask) -> loss."""

@@ -25,12 +25,8 @@ import torch
 from clinpeft.core.errors import InputError, TrainingError, UsageError
 from clinpeft.recipe import DifferentialPrivacySpec, OptimizationSpec
 from clinpeft.tokenization import IndexArray
-from clinpeft.training.trainer import (
-    WEIGHT_CHANGE_CHECK_STEPS,
-    Trainable,
-    count_total_steps,
-    flatten_gradients,
-)
+from clinpeft.training.trainable import Trainable, flatten_gradients
+from clinpeft.training.trainer import WEIGHT_CHANGE_CHECK_STEPS, count_total_steps
 
 SAMPLING_STREAM, NOISE_STREAM = 1, 2
 """Entropy of subject sampling and of noise, so that no two draws of a run share their numbers."""

@@ -21,14 +21,16 @@ from clinpeft.adapters import MultiAdapterModel, PackedInput
 from clinpeft.core.errors import ClinpeftError, TrainingError
 from clinpeft.recipe import OptimizationSpec
 from clinpeft.tokenization import IndexArray
-from clinpeft.training.trainer import (
+from clinpeft.training.trainable import (
     JointStep,
     LossSum,
     Trainable,
+    derive_dropout_seed,
+)
+from clinpeft.training.trainer import (
     Trainer,
     TrainingCallbacks,
     TrainingResult,
-    derive_dropout_seed,
 )
 
 JointTrainingOutcome = TrainingResult | ClinpeftError

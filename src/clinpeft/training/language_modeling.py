@@ -21,7 +21,12 @@ from clinpeft.training.objectives import (
     compute_batch_likelihoods,
     sum_packed_loss,
 )
-from clinpeft.training.trainer import JointStep, LossSum, Trainable, build_additive_backward
+from clinpeft.training.trainable import (
+    JointStep,
+    LossSum,
+    Trainable,
+    build_additive_backward,
+)
 
 TUNING_PERPLEXITY = "tuning_perplexity"
 
