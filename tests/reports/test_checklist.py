@@ -10,8 +10,7 @@ import pytest
 from clinpeft.reports import cards
 from clinpeft.reports.checklist import (
     CHECKLIST_GAP_MARK,
-    TRIPOD_AI_ITEMS,
-    TRIPOD_LLM_ITEMS,
+    read_checklist,
     render_reporting_checklist,
 )
 from tests.reports.invented import answering
@@ -42,10 +41,12 @@ def lines(text: str) -> dict[str, str]:
 
 def test_every_item_stands_once_in_the_order_of_the_statements() -> None:
     expected = [f"{number}{letter}" for number in range(1, 28) for letter in PARTS.get(number, " ")]
-    assert [item.number for item in TRIPOD_AI_ITEMS] == [
+    assert [item.number for item in read_checklist("tripod-ai").items] == [
         number.strip() for number in expected
     ] and len(expected) == 52
-    assert [item.number for item in TRIPOD_LLM_ITEMS] == [str(number) for number in range(1, 20)]
+    assert [item.number for item in read_checklist("tripod-llm").items] == [
+        str(number) for number in range(1, 20)
+    ]
 
 
 def test_what_the_record_knows_is_filled_in(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import rich.console
 
 from clinpeft import models, recipe, reports, runs
 from clinpeft.reports import CellResult, Estimate, ReportTable
-from clinpeft.reports.embedding import find_ablation
 from clinpeft.reports.encoders import (
     BACKBONE_INFO_BY_NAME,
     PUBLISHED_ENCODER_KEYS,
     build_encoder_grid,
+    find_ablation,
 )
 from tests.conftest import ROOT
 from tests.reports.conftest import ablation, asked, embedded, row, separations, ten_backbones

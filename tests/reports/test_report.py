@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from clinpeft import cli, evaluation, runs
 from clinpeft.reports import CellResult
 from clinpeft.reports import html as report
-from clinpeft.reports.adapters import render_adapter_card
+from clinpeft.reports.cards import render_adapter_card
 from clinpeft.reports.facts import SuppressedRun
 from clinpeft.reports.figures.classification import merge_small_bins
 from clinpeft.runs.studies import (

@@ -191,7 +191,7 @@ def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Pa
 def test_a_mark_says_its_value_to_whoever_points_at_it(page: Page) -> None:
     page.open(path_of(page))
     found = (
-        "const one = document.querySelector('#mortality-calibration .told'); "
+        "const one = document.querySelector('#mortality-calibration .tooltip'); "
         "one.scrollIntoView({block: 'center'})"
     )
     location = (
@@ -229,7 +229,7 @@ def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
 def test_it_is_printed_without_what_paper_cannot_do(page: Page) -> None:
     page.scheme("dark", "print")
     page.open(path_of(page))
-    assert page.run("getComputedStyle(document.querySelector('.choices')).display") == "none"
+    assert page.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     paper = base64.b64decode(
         page.say("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})["data"]

@@ -1,0 +1,37 @@
+"""The jinja2 templates of reports and cards, and how they are rendered."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATE_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def create_template_environment() -> jinja2.Environment:
+    """The environment of all HTML templates: values are escaped unless they are markup, and an
+    undefined name is an error."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_template(name: str, **values: object) -> str:
+    """Render an HTML template of this folder."""
+    return create_template_environment().get_template(name).render(**values)
+
+
+def read_template_file(name: str) -> str:
+    """A file of this folder that is included as it is, such as a style sheet."""
+    return (TEMPLATE_FOLDER / name).read_text(encoding="utf-8")
