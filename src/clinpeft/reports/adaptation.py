@@ -35,6 +35,7 @@ _COLUMNS = (
     ReportColumn("tokens/s", format_count),
 )
 
+# Key of a published value -> its column
 _PUBLISHED_COLUMNS = {
     "trained": ReportColumn("published trained", format_count, parent_title="trained"),
     "share": ReportColumn("published share", format_percent, parent_title="share"),
@@ -42,7 +43,6 @@ _PUBLISHED_COLUMNS = {
     "test_perplexity": ReportColumn("published test perplexity", parent_title="test perplexity"),
     "time": ReportColumn("published time", format_duration, parent_title="time"),
 }
-"""Key of a published value -> its column."""
 
 
 def build_adaptation_table(
@@ -55,6 +55,7 @@ def build_adaptation_table(
     model before adaptation. A cell that failed, or has not finished, says so in its row.
     """
     runs = [entry.run for entry in entries if entry.run is not None]
+    # Every row is a mapping of column titles, so that columns may be absent
     rows = list(_list_baseline_rows(runs))
     for entry in entries:
         rows.append({"method": entry.name, "remark": explain_missing_result(entry)})
@@ -73,6 +74,7 @@ def build_adaptation_table(
     for key, column in _PUBLISHED_COLUMNS.items():
         if any(key in entry.published for entry in entries):
             columns.append(column)
+    # A grid in which every cell finished needs no column for reasons
     if has_cell_values(rows, "remark"):
         columns.append(ReportColumn("remark", is_text=True, parent_title="method"))
     return build_table_from_cells(title, columns, rows, [_describe_perplexity(runs), *notes])
@@ -95,6 +97,7 @@ def _list_baseline_rows(runs: Sequence[Run]) -> Iterator[dict[str, CellValue]]:
             row: dict[str, CellValue] = {"method": "unigram model"}
             if group == "base":
                 name = get_base_model_name(run.recipe)
+                # Nothing was trained; of a unigram model the number is unknown
                 row = {"method": f"{name}, not adapted", "trained": 0, "share": 0.0}
             row |= _read_perplexities(run, group)
             train, test = row["train perplexity"], row["test perplexity"]
@@ -107,6 +110,7 @@ def _list_baseline_rows(runs: Sequence[Run]) -> Iterator[dict[str, CellValue]]:
 def _describe_perplexity(runs: Sequence[Run]) -> str:
     """How to read the perplexities, with the levels of their intervals."""
     rows = [row for run in runs for row in run.results.to_pylist()]
+    # Runs of one grid may differ in the level of their intervals
     levels = sorted({row["level"] for row in rows if row["level"] is not None})
     percents = " and ".join(f"{100 * level:g}" for level in levels)
     interval = f"; in brackets the {percents} % interval, subjects resampled" if levels else ""

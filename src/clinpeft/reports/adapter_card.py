@@ -25,8 +25,8 @@ from clinpeft.reports.formats import format_count, format_percent
 from clinpeft.reports.tables import Estimate
 from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
 
+# Precedes what no record has
 CARD_GAP_MARK = "**To be written:**"
-"""Precedes what no record has."""
 
 ADAPTER_CARD_GAPS = (
     "intended use, and who decides with it",
@@ -100,6 +100,7 @@ def collect_adapter_card(run: Run) -> AdapterCard:
     """Collect the facts from the record of a run of adapt or classify."""
     record, recipe = run.record, run.recipe
     name, tasks = record.name or run.id, get_task_names(run.recipe)
+    # A grid of one cell: the differences to TF-IDF are read as in the tables
     (row,) = group_classification_rows([CellResult(name, run)])
     return AdapterCard(
         name=name,
@@ -132,6 +133,7 @@ def _list_metrics(run: Run) -> Iterator[AdapterMetric]:
     """Perplexity and its ratio to the base, or the main metric of each task with those that
     describe calibration and rare events."""
     estimates = read_estimates(run)
+    # The first of each kind that the run has: a classifier has no perplexity
     keys = [
         MetricKey("perplexity", HELD_OUT_SPLIT, "adapted"),
         MetricKey("perplexity_ratio", HELD_OUT_SPLIT, "adapted / base"),
@@ -155,6 +157,7 @@ def _list_metrics(run: Run) -> Iterator[AdapterMetric]:
 def _list_baseline_metrics(run: Run) -> Iterator[AdapterMetric]:
     """The main metric of TF-IDF with logistic regression on each task."""
     estimates = read_estimates(run)
+    # Beside the adapter's own numbers, for a reader who sees the card alone
     for task in get_task_names(run.recipe):
         metric = find_main_metric(estimates, task)
         key = MetricKey(metric or "", HELD_OUT_SPLIT, TFIDF_BASELINE_GROUP, task)
@@ -174,6 +177,7 @@ def _list_training_facts(run: Run) -> Iterator[str]:
         yield f"tokens seen: {format_count(record.tokens_seen)}"
     yield f"seed: {recipe.seed}"
     for key, n in record.counts.items():
+        # A card is released, and small counts are not
         if n >= RELEASE_SMALLEST_CELL:
             yield f"{key.replace('.', ', ')}: {format_count(n)}"
     if (noise := record.differential_privacy) is not None:

@@ -32,8 +32,8 @@ from clinpeft.runs import Run
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+# License of a backbone -> its name on the hub; any other is ``other`` with its name
 HUB_LICENSE_NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma Terms of Use": "gemma"}
-"""License of a backbone -> its name on the hub; any other is ``other`` with its name."""
 
 ENCODER_LIMITATIONS = (
     "A vector says which texts are alike, not what is true: a finding and its negation can be "
@@ -115,12 +115,15 @@ def collect_encoder_card(run: Run) -> EncoderCard:
     """Collect the facts from the record of a run of embed and from its ``encoder.json``."""
     record, settings = run.record, run.recipe.model_dump()
     training = settings["training"]
+    # Pooling and prompts as saved with the weights; the key is part of the file format
     document = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))
     embedding = document["manner"]
     rows = run.results.to_pylist()
+    # The dimension is measured with the profile
     dimension = next((row["value"] for row in rows if row["name"] == "dimension"), None)
     adapters = []
     for spec in run.recipe.adapters:
+        # The settings that differ from the defaults; those about the stack say nothing to a reader
         options = spec.model_dump(
             exclude_defaults=True,
             exclude={"method", "from_run", "trainable", "merged", "active", "targets"},
@@ -158,6 +161,7 @@ def collect_encoder_card(run: Run) -> EncoderCard:
 
 def _build_before_after_table(run: Run) -> ReportTable:
     """The metrics that matter most, zero-shot and adapted."""
+    # A card is read by people who choose a model: four metrics, not forty
     metrics = ("auroc", "ndcg_at_10", "recall_at_10", "separation")
     rows = tuple(
         (row["task"], row["group"], row["name"], Estimate(row["value"], row["low"], row["high"]))
@@ -177,6 +181,7 @@ def _build_before_after_table(run: Run) -> ReportTable:
 def render_encoder_card(card: EncoderCard) -> str:
     """Markdown with the metadata of sentence-transformers (``base_model``, ``library_name``,
     ``pipeline_tag``, ``tags``, ``license``); no text of a note or a book is in it."""
+    # The hub has a fixed list of licenses; ``other`` needs a name
     license_name = HUB_LICENSE_NAMES.get(card.license)
     metadata = {
         "language": card.language,
@@ -194,6 +199,7 @@ def render_encoder_card(card: EncoderCard) -> str:
             *(["lora", "peft"] if card.adapter else []),
         ],
     }
+    # Unknown numbers have no line
     training: list[tuple[str, str]] = []
     if card.training_pairs is not None:
         training.append(("pairs", format_count(card.training_pairs)))
@@ -267,6 +273,7 @@ def _list_eval_results(card: AdapterCard) -> list[EvalResult]:
         interval = ""
         if low is not None and high is not None:
             interval = f", 95 % interval {format_number(low)} to {format_number(high)}"
+        # The hub groups the metrics of equal tasks and data sets by itself
         results.append(
             EvalResult(
                 task_type="text-classification" if card.is_classifier else "text-generation",
@@ -292,6 +299,7 @@ def _render_card(template: str, metadata: dict[str, Any], **values: object) -> s
     # Imported here and for its card template alone: nothing of it opens a connection
     from huggingface_hub import ModelCard, ModelCardData
 
+    # None is left out of the YAML by ModelCardData
     data = ModelCardData(**metadata)
     path = str(TEMPLATE_FOLDER / template)
     card = ModelCard.from_template(data, template_path=path, **values)

@@ -45,6 +45,7 @@ class ChecklistItem:
         """A row of the Markdown table, with the text of its fact."""
         marks = []
         if text:
+            # A bar or a line break would end the cell of the table
             plain = text.replace("|", r"\|").replace("\n", " ")
             marks.append(f"{CHECKLIST_DONE_MARK} {plain}")
         if self.gap or not text:
@@ -72,6 +73,7 @@ def read_checklist(name: str) -> ReportingChecklist:
     """Read a statement of ``CHECKLIST_NAMES`` from its file."""
     path = Path(__file__).with_name("checklists") / f"{name}.toml"
     document = tomllib.loads(path.read_text(encoding="utf-8"))
+    # An unknown key of an item is a TypeError here
     items = tuple(ChecklistItem(**item) for item in document["items"])
     return ReportingChecklist(document["name"], document["source"], items)
 
@@ -90,6 +92,7 @@ def render_reporting_checklist(runs: Sequence[Run], title: str) -> str:
     ]
     for name in CHECKLIST_NAMES:
         checklist = read_checklist(name)
+        # Rendered from the records alone: nothing is inferred
         texts = [CHECKLIST_FACTS[item.fact](runs) if item.fact else "" for item in checklist.items]
         rows = [item.render(text) for item, text in zip(checklist.items, texts, strict=True)]
         filled = sum(bool(text) for text in texts)

@@ -28,8 +28,9 @@ def describe_each_run(describe_run: Callable[[Run], str]) -> DescribeRuns:
     return lambda runs: "; ".join(dict.fromkeys(filter(None, map(describe_run, runs))))
 
 
-def _describe_exclusions(runs: Sequence[Run]) -> str:
+def describe_exclusions(runs: Sequence[Run]) -> str:
     """Every step and reason for which rows were dropped, of the first run of each set of tasks."""
+    # One run of each set of tasks; reversed, so that the first one remains
     first_runs = {get_task_names(run.recipe): run for run in reversed(runs)}
     reasons = dict.fromkeys(
         f"{step.step}, {reason}"
@@ -40,7 +41,8 @@ def _describe_exclusions(runs: Sequence[Run]) -> str:
     return f"left out: {'; '.join(reasons)}" if reasons else ""
 
 
-def _describe_preparation(run: Run) -> str:
+def describe_preparation(run: Run) -> str:
+    """How notes were selected, cleaned and cut."""
     # Kinds differ in their tables: a recipe with a corpus cuts windows, one with a truncation reads
     # the notes of a stay
     settings: Mapping[str, Any] = run.recipe.model_dump()
@@ -59,21 +61,24 @@ def _describe_preparation(run: Run) -> str:
     return ""
 
 
-def _describe_outcome(runs: Sequence[Run]) -> str:
+def describe_outcome(runs: Sequence[Run]) -> str:
+    """The tasks, in words."""
     tasks = dict.fromkeys(task for run in runs for task in get_task_names(run.recipe))
     definition = "defined by the code of the program, see the documentation of cohorts"
     return f"tasks: {', '.join(tasks)}; {definition}" if tasks else ""
 
 
-def _describe_predictors(runs: Sequence[Run]) -> str:
+def describe_predictors(runs: Sequence[Run]) -> str:
+    """What a task is predicted from."""
     has_tasks = any(get_task_names(run.recipe) for run in runs)
     return "the text of notes that could be read at the prediction time" if has_tasks else ""
 
 
-def _describe_sample_sizes(run: Run) -> str:
+def describe_sample_sizes(run: Run) -> str:
     """``mortality: n 1,165, 900 people, 90 events, held out``, small counts suppressed."""
     sizes, estimates = {}, read_estimates(run)
     for row in run.results.to_pylist():
+        # Counts are those of the main metric: other metrics may leave stays out
         metric: str | None = "perplexity"
         if run.recipe.tasks:
             metric = find_main_metric(estimates, str(row["task"]))
@@ -88,7 +93,9 @@ def _describe_sample_sizes(run: Run) -> str:
     return "; ".join(f"{task}: {size}" for task, size in sizes.items())
 
 
-def _describe_split(run: Run) -> str:
+def describe_split(run: Run) -> str:
+    """Unit, fractions and seed of the split."""
+    # Kinds have different classes of split, with the same fractions
     split = getattr(run.recipe, "split", None)
     if not split:
         return ""
@@ -96,7 +103,8 @@ def _describe_split(run: Run) -> str:
     return f"by {split.by}, {fractions}, seed {split.seed}"
 
 
-def _list_metrics(runs: Sequence[Run]) -> str:
+def list_reported_metrics(runs: Sequence[Run]) -> str:
+    """Names of all metrics of whole splits."""
     rows = (row for run in runs for row in run.results.to_pylist())
     names = dict.fromkeys(
         row["name"].replace("_", " ")
@@ -106,9 +114,10 @@ def _list_metrics(runs: Sequence[Run]) -> str:
     return f"{', '.join(names)}; intervals by bootstrap over people" if names else ""
 
 
-def _list_subgroups(runs: Sequence[Run]) -> str:
+def list_reported_subgroups(runs: Sequence[Run]) -> str:
     """``measured by sex, age``: the first word of a subgroup is what it divides by."""
     groups = (str(row["group"] or "") for run in runs for row in run.results.to_pylist())
+    # ``model · sex F``
     prefix = f"{CLASSIFIER_GROUP}{SUBGROUP_SEPARATOR}"
     names = dict.fromkeys(
         group.removeprefix(prefix).split(" ")[0] for group in groups if group.startswith(prefix)
@@ -116,21 +125,25 @@ def _list_subgroups(runs: Sequence[Run]) -> str:
     return f"measured by {', '.join(names)}, with the largest gap of each" if names else ""
 
 
-def _describe_class_weights(run: Run) -> str:
+def describe_class_weights(run: Run) -> str:
+    """The class weights of the loss."""
+    # Only classifiers have a table [loss]
     loss = run.recipe.model_dump().get("loss")
     return f"class weights {loss['class_weights']}" if loss else ""
 
 
-def _describe_output(run: Run) -> str:
+def describe_output(run: Run) -> str:
+    """What a classifier returns."""
     if not run.recipe.tasks:
         return ""
     recalibration = run.recipe.model_dump()["evaluation"]["recalibration"]
     return f"a probability for every class, recalibrated by {recalibration}"
 
 
-def _describe_performance(run: Run) -> str:
+def describe_performance(run: Run) -> str:
     """The main metric of every task, or the perplexity, with intervals."""
     estimates = read_estimates(run)
+    # A language model has no task, and its perplexity in place of a main metric
     keys = [
         MetricKey(find_main_metric(estimates, task) or "", HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
         for task in get_task_names(run.recipe)
@@ -142,18 +155,21 @@ def _describe_performance(run: Run) -> str:
     )
 
 
-def _describe_flow(runs: Sequence[Run]) -> str:
+def describe_flow(runs: Sequence[Run]) -> str:
+    """Where the flow of participants is found."""
     has_attrition = any(run.attrition for run in runs)
     return "flow and table are in the report, counts below 10 suppressed" if has_attrition else ""
 
 
-def _describe_updates(run: Run) -> str:
+def describe_updates(run: Run) -> str:
+    """The runs whose adapters were trained further."""
     return ", ".join(
         f"continues from run {spec.from_run}" for spec in run.recipe.adapters if spec.from_run
     )
 
 
-def _describe_compute(run: Run) -> str:
+def describe_compute(run: Run) -> str:
+    """Devices, time, and energy if it was measured."""
     record = run.record
     if record.hardware is None or record.total_seconds is None:
         return ""
@@ -163,6 +179,7 @@ def _describe_compute(run: Run) -> str:
     return text
 
 
+# Name of a fact, as in ``checklists/*.toml`` -> runs to its text; empty if they do not say
 CHECKLIST_FACTS: Mapping[str, DescribeRuns] = {
     "design": describe_each_run(
         lambda run: (
@@ -175,12 +192,12 @@ CHECKLIST_FACTS: Mapping[str, DescribeRuns] = {
             f"{run.recipe.source.name}, fingerprint {(run.record.hashes.source or 'unknown')[:12]}"
         )
     ),
-    "exclusions": _describe_exclusions,
-    "preparation": describe_each_run(_describe_preparation),
-    "outcome": _describe_outcome,
-    "predictors": _describe_predictors,
-    "sample_sizes": describe_each_run(_describe_sample_sizes),
-    "split": describe_each_run(_describe_split),
+    "exclusions": describe_exclusions,
+    "preparation": describe_each_run(describe_preparation),
+    "outcome": describe_outcome,
+    "predictors": describe_predictors,
+    "sample_sizes": describe_each_run(describe_sample_sizes),
+    "split": describe_each_run(describe_split),
     "model": describe_each_run(
         lambda run: (
             f"{describe_adapters(run.recipe) or 'head only'}, "
@@ -195,20 +212,19 @@ CHECKLIST_FACTS: Mapping[str, DescribeRuns] = {
             f"{run.record.precision or 'precision unknown'}"
         )
     ),
-    "metrics": _list_metrics,
-    "subgroups": _list_subgroups,
-    "class_weights": describe_each_run(_describe_class_weights),
-    "output": describe_each_run(_describe_output),
+    "metrics": list_reported_metrics,
+    "subgroups": list_reported_subgroups,
+    "class_weights": describe_each_run(describe_class_weights),
+    "output": describe_each_run(describe_output),
     "code_version": describe_each_run(
         lambda run: (
             f"clinpeft {run.record.versions.get('clinpeft', 'unknown')}, commit "
             f"{run.record.git_commit or 'unknown'}"
         )
     ),
-    "performance": describe_each_run(_describe_performance),
-    "participant_flow": _describe_flow,
-    "updates": describe_each_run(_describe_updates),
-    "compute": describe_each_run(_describe_compute),
+    "performance": describe_each_run(describe_performance),
+    "participant_flow": describe_flow,
+    "updates": describe_each_run(describe_updates),
+    "compute": describe_each_run(describe_compute),
     "prompting": lambda _: "no prompt in words is used: predictions are read from a head",
 }
-"""Name of a fact, as in ``checklists/*.toml`` -> runs to its text; empty if they do not say."""

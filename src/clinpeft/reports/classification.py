@@ -62,6 +62,25 @@ class ClassificationCell:
     seed: int | None
     estimates: Mapping[MetricKey, Estimate]
 
+    @classmethod
+    def from_entry(cls, entry: CellResult) -> ClassificationCell:
+        """A cell; its row is named by the parts of its name that give neither task nor seed."""
+        recipe = entry.effective_recipe
+        tasks = get_task_names(recipe)
+        # The spellings that grids, studies and recipes use in the names of cells
+        settings = {f"task.name={task}" for task in tasks} | {*tasks}
+        settings |= {task.replace("_", " ") for task in tasks}
+        if recipe is not None:
+            settings |= {f"seed={recipe.seed}", f"seed {recipe.seed}"}
+        parts = [part for part in entry.name.split(" · ") if part not in settings]
+        return cls(
+            entry,
+            " · ".join(parts) or entry.name,
+            tasks,
+            None if recipe is None else recipe.seed,
+            read_estimates(entry.run) if entry.run is not None else {},
+        )
+
     def list_baselines(self, task: str) -> Iterator[tuple[MetricKey, Estimate]]:
         """The numbers of the baselines on the held-out split of a task, in their order."""
         for key, estimate in self.estimates.items():
@@ -97,8 +116,32 @@ class ClassificationRow:
         """The published values of all cells."""
         return {key: value for cell in self.cells for key, value in cell.entry.published.items()}
 
+    @property
+    def training_seconds(self) -> float | None:
+        """Training time, the sum over tasks of the mean over seeds; None if unknown."""
+        # Sorted, since ``groupby`` joins neighbors only
+        timings = sorted(
+            (cell.tasks, seconds)
+            for cell in self.cells
+            if cell.entry.run is not None
+            and (seconds := cell.entry.run.record.training_seconds) is not None
+        )
+        means = [
+            statistics.fmean(seconds for _, seconds in group)
+            for _, group in itertools.groupby(timings, key=lambda timing: timing[0])
+        ]
+        return sum(means) if means else None
+
+    def average_published(self, tasks: Sequence[str]) -> float | None:
+        """The mean of the published values of all tasks; None if one is missing."""
+        # Recomputed: three of the printed means of the paper are not the means of their rows
+        published = [self.published.get(task) for task in tasks]
+        values = [float(number) for number in published if isinstance(number, int | float)]
+        return statistics.fmean(values) if values and len(values) == len(tasks) else None
+
     def find_first_run(self, task: str) -> Run | None:
         """The finished run of a task with the smallest seed: figures show one run per row."""
+        # One run has one set of curves; a mean over seeds would be a model that does not exist
         runs = [cell.entry.run for cell in self.cells if task in cell.tasks]
         return min(
             (run for run in runs if run is not None and run.record.state == "finished"),
@@ -108,6 +151,7 @@ class ClassificationRow:
 
     def find_metric(self, task: str) -> str | None:
         """Name of the task's main metric in the first run that has one."""
+        # All runs of a task have the same main metric, but not every cell has a run
         metrics = (find_main_metric(cell.estimates, task) for cell in self.cells)
         return next((metric for metric in metrics if metric), None)
 
@@ -129,12 +173,19 @@ class ClassificationRow:
             metric = find_main_metric(cell.estimates, task)
             if metric is None:
                 continue
+            # A run that failed in its evaluation has some of the numbers only
             estimate = cell.estimates.get(
                 MetricKey(rename_metric(metric), HELD_OUT_SPLIT, group, task)
             )
             if estimate is not None and estimate.value is not None:
                 estimates[cell.seed] = estimate
         return estimates
+
+    def average_metric(self, name: str, task: str) -> Estimate | None:
+        """A metric on the held-out split, averaged over seeds; None if no run has it."""
+        key = MetricKey(name, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
+        estimates = [cell.estimates[key] for cell in self.cells if key in cell.estimates]
+        return average_estimates([one for one in estimates if one.value is not None])
 
     def get_tfidf_differences(self, task: str) -> dict[int | None, Estimate]:
         """The model less TF-IDF with logistic regression, paired on the same stays, by seed."""
@@ -160,10 +211,13 @@ def build_classification_table(
     rows, and a row that does not beat TF-IDF with logistic regression says so, as does a cell that
     failed or has not finished.
     """
+    # Rows are methods: the cells of all tasks and seeds of one method are on one line
     rows = group_classification_rows(entries)
-    cells = [_build_cell(entry) for entry in entries]
+    cells = [ClassificationCell.from_entry(entry) for entry in entries]
     tasks = list(dict.fromkeys(task for cell in cells for task in cell.tasks))
     values = [*_build_baseline_rows(cells, tasks), *(_build_row_values(row, tasks) for row in rows)]
+    # A column that belongs to another one, such as that of published values, only where it has
+    # values
     columns = [
         column
         for column in _list_columns(tasks)
@@ -176,29 +230,11 @@ def build_classification_table(
 
 def group_classification_rows(entries: Sequence[CellResult]) -> list[ClassificationRow]:
     """The cells of a grid as rows: those whose names differ only in their task or seed are one."""
-    cells = [_build_cell(entry) for entry in entries]
+    cells = [ClassificationCell.from_entry(entry) for entry in entries]
     return [
         ClassificationRow(name, tuple(cell for cell in cells if cell.row_name == name))
         for name in dict.fromkeys(cell.row_name for cell in cells)
     ]
-
-
-def _build_cell(entry: CellResult) -> ClassificationCell:
-    """A cell; its row is named by the parts of its name that give neither task nor seed."""
-    recipe = entry.effective_recipe
-    tasks = get_task_names(recipe)
-    settings = {f"task.name={task}" for task in tasks} | {*tasks}
-    settings |= {task.replace("_", " ") for task in tasks}
-    if recipe is not None:
-        settings |= {f"seed={recipe.seed}", f"seed {recipe.seed}"}
-    parts = [part for part in entry.name.split(" · ") if part not in settings]
-    return ClassificationCell(
-        entry,
-        " · ".join(parts) or entry.name,
-        tasks,
-        None if recipe is None else recipe.seed,
-        read_estimates(entry.run) if entry.run is not None else {},
-    )
 
 
 def _list_columns(tasks: Sequence[str]) -> Iterator[ReportColumn]:
@@ -231,15 +267,16 @@ def _list_columns(tasks: Sequence[str]) -> Iterator[ReportColumn]:
 def _build_row_values(row: ClassificationRow, tasks: Sequence[str]) -> dict[str, CellValue]:
     """Title of a column -> value."""
     by_seed = {task: row.get_estimates_by_seed(str, task) for task in tasks}
+    # The macro average is computed per seed, so that its spread over seeds can be given
     macros = _compute_macro_averages(by_seed)
     cells: dict[str, CellValue] = {
         "model": row.name,
         "remark": "; ".join(_list_remarks(row, tasks)),
-        "time": _sum_training_seconds(row),
+        "time": row.training_seconds,
         "trained": _format_range([run.record.trained_parameters for run in row.runs], format_count),
         "share": _format_range([run.record.trained_fraction for run in row.runs], format_percent),
         MACRO_AVERAGE_COLUMN: statistics.fmean(macros) if macros else None,
-        f"published {MACRO_AVERAGE_COLUMN}": _compute_published_macro(row, tasks),
+        f"published {MACRO_AVERAGE_COLUMN}": row.average_published(tasks),
         f"{MACRO_AVERAGE_COLUMN}, SD and range over seeds": compute_seed_spread(macros),
     }
     for task, estimates in by_seed.items():
@@ -262,6 +299,8 @@ def _compute_macro_averages(
     estimates_by_task: Mapping[str, Mapping[int | None, Estimate]],
 ) -> list[float]:
     """The plain mean over the tasks, for each seed that has them all."""
+    # A mean over other tasks than the column says would not be comparable: seeds that lack a task
+    # are left out
     by_task = list(estimates_by_task.values())
     seeds = [
         seed
@@ -276,36 +315,14 @@ def _compute_macro_averages(
     ]
 
 
-def _compute_published_macro(row: ClassificationRow, tasks: Sequence[str]) -> float | None:
-    """The mean of the published values of all tasks; None if one is missing."""
-    # Recomputed: three of the printed means of the paper are not the means of their rows
-    published = [row.published.get(task) for task in tasks]
-    values = [float(number) for number in published if isinstance(number, int | float)]
-    return statistics.fmean(values) if values and len(values) == len(tasks) else None
-
-
 def _format_range(values: Iterable[float | None], formatter: Callable[[float], str]) -> CellValue:
     """One number where all are printed alike, else the smallest and the largest: a head has as many
     rows as its task has classes."""
+    # Compared as printed: two heads may differ by a few parameters in a million
     numbers = sorted({value for value in values if value is not None})
     if not numbers or formatter(numbers[0]) == formatter(numbers[-1]):
         return numbers[0] if numbers else None
     return f"{formatter(numbers[0])}–{formatter(numbers[-1])}"
-
-
-def _sum_training_seconds(row: ClassificationRow) -> float | None:
-    """Training time, the sum over tasks of the mean over seeds."""
-    timings = sorted(
-        (cell.tasks, seconds)
-        for cell in row.cells
-        if cell.entry.run is not None
-        and (seconds := cell.entry.run.record.training_seconds) is not None
-    )
-    means = [
-        statistics.fmean(seconds for _, seconds in group)
-        for _, group in itertools.groupby(timings, key=lambda timing: timing[0])
-    ]
-    return sum(means) if means else None
 
 
 def _list_remarks(row: ClassificationRow, tasks: Sequence[str]) -> Iterator[str]:
@@ -313,10 +330,12 @@ def _list_remarks(row: ClassificationRow, tasks: Sequence[str]) -> Iterator[str]
     cells_by_reason: dict[str, list[str]] = {}
     for cell in row.cells:
         if reason := explain_missing_result(cell.entry):
+            # Cells that failed for the same reason share one remark
             seed = f" with seed {cell.seed}" if len(row.seeds) > 1 else ""
             cells_by_reason.setdefault(reason, []).append(", ".join(cell.tasks) + seed)
     for reason, cells in cells_by_reason.items():
         yield f"{', '.join(cells)}: {reason}".removeprefix(": ")
+    # The baseline costs seconds, so a row that does not beat it has to say so
     verdicts: dict[str, list[str]] = {"no better": [], "worse": []}
     for task in tasks:
         difference = average_estimates(list(row.get_tfidf_differences(task).values()))
@@ -340,13 +359,16 @@ def _build_baseline_rows(
     for cell, task in itertools.product(cells, tasks):
         metric = find_main_metric(cell.estimates, task)
         for key, estimate in cell.list_baselines(task):
+            # A baseline has all metrics; the table shows the one that its column is about
             if key.name == metric:
                 baselines.setdefault(key.group, {}).setdefault(task, estimate)
     rows: list[dict[str, CellValue]] = []
     for group, estimates in baselines.items():
         row: dict[str, CellValue] = {"model": group, **estimates}
         if len(estimates) == len(tasks):
-            by_seed = {task: {None: estimates[task]} for task in tasks}
+            by_seed: dict[str, dict[int | None, Estimate]] = {
+                task: {None: estimates[task]} for task in tasks
+            }
             row[MACRO_AVERAGE_COLUMN] = statistics.fmean(_compute_macro_averages(by_seed))
         rows.append(row)
     return rows
@@ -388,6 +410,7 @@ def _describe_metric(cell: ClassificationCell, task: str) -> str:
     metric = find_main_metric(cell.estimates, task)
     if cell.entry.run is None or metric is None:
         return ""
+    # The definition comes from the results, where the metric was computed, and not from here
     key = (metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
     row = next(
         row
@@ -402,7 +425,7 @@ def _describe_metric(cell: ClassificationCell, task: str) -> str:
 
 def _describe_misprint(row: ClassificationRow, tasks: Sequence[str]) -> str:
     """``LLaMA (0.5861, not 0.5994)`` where the printed mean is not the mean of its row."""
-    printed, mean = row.published.get(PUBLISHED_MACRO_KEY), _compute_published_macro(row, tasks)
+    printed, mean = row.published.get(PUBLISHED_MACRO_KEY), row.average_published(tasks)
     # A grid of some of the tasks has another mean than the paper's row of all
     is_complete = set(row.published) - {PUBLISHED_MACRO_KEY} <= set(tasks)
     if not isinstance(printed, int | float) or mean is None or not is_complete:

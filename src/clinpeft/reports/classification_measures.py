@@ -10,11 +10,9 @@ from typing import Any
 
 from clinpeft.reports.classification import ClassificationRow
 from clinpeft.reports.facts import (
-    CLASSIFIER_GROUP,
     HELD_OUT_SPLIT,
     SUBGROUP_SEPARATOR,
     CellResult,
-    MetricKey,
     classify_difference,
     compute_tokens_per_second,
     read_subgroup_estimates,
@@ -34,12 +32,12 @@ from clinpeft.reports.tables import (
     Estimate,
     ReportColumn,
     ReportTable,
-    average_estimates,
     build_table_from_cells,
     create_text_columns,
 )
 from clinpeft.runs import RELEASE_SMALLEST_CELL, Run
 
+# Name of a metric -> its column, in this order
 CLASSIFICATION_METRIC_LABELS = {
     "auroc": "AUROC",
     "auroc_ovo": "AUROC, one against one",
@@ -60,7 +58,6 @@ CLASSIFICATION_METRIC_LABELS = {
     "net_benefit": "net benefit",
     "ece": "ECE",
 }
-"""Name of a metric -> its column, in this order."""
 
 # Differences of main metrics, and the test of DeLong et al. (1988) of two AUROCs
 _COMPARED_METRIC_PATTERN = re.compile(
@@ -87,10 +84,15 @@ def build_metrics_table(rows: Sequence[ClassificationRow], task: str) -> ReportT
                     metrics_by_model.setdefault(key.group, {}).setdefault(key.name, estimate)
     for row in rows:
         if row.find_metric(task):
-            metrics_by_model[row.name] = _average_row_metrics(row, task)
+            metrics_by_model[row.name] = {
+                name: mean
+                for name in CLASSIFICATION_METRIC_LABELS
+                if (mean := row.average_metric(name, task)) is not None
+            }
     columns = [ReportColumn("model", is_text=True)]
     for name, label in CLASSIFICATION_METRIC_LABELS.items():
         if any(name in metrics for metrics in metrics_by_model.values()):
+            # A number of labels, not a score
             formatter = format_count if name == "labels_evaluable" else format_number
             columns.append(ReportColumn(label, formatter, is_estimate=True))
     cells: list[dict[str, CellValue]] = [
@@ -107,18 +109,6 @@ def build_metrics_table(rows: Sequence[ClassificationRow], task: str) -> ReportT
             "Of several seeds the mean, with the mean of their intervals, which is sampling error."
         )
     return build_table_from_cells(f"{task}: every measure", columns, cells, notes)
-
-
-def _average_row_metrics(row: ClassificationRow, task: str) -> dict[str, Estimate]:
-    """Name of a metric -> its mean over the seeds that have a value."""
-    metrics = {}
-    for name in CLASSIFICATION_METRIC_LABELS:
-        key = MetricKey(name, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)
-        estimates = [cell.estimates[key] for cell in row.cells if key in cell.estimates]
-        mean = average_estimates([one for one in estimates if one.value is not None])
-        if mean is not None:
-            metrics[name] = mean
-    return metrics
 
 
 def build_baseline_comparison_table(
@@ -143,6 +133,7 @@ def build_baseline_comparison_table(
         ReportColumn("less TF-IDF", is_estimate=True),
         ReportColumn("beats TF-IDF", is_text=True),
     )
+    # Both models are scored on the same resample, so their shared difficulty cancels out
     note = (
         "Difference of the main metric, subjects resampled for both at once. Yes: the whole "
         "interval is above 0; no: it is not."
@@ -160,6 +151,7 @@ def build_subgroup_metrics_table(
         for row in rows
         if (run := row.find_first_run(task))
     }
+    # All rows are evaluated on the same people, so the first count of a subgroup is that of all
     people: dict[str, int] = {}
     for subgroups in by_row.values():
         for subgroup, (_, n) in subgroups.items():
@@ -207,6 +199,7 @@ def build_cost_table(rows: Sequence[tuple[str, Sequence[Run]]]) -> ReportTable:
         ReportColumn("energy", is_text=True),
         ReportColumn("hardware", is_text=True),
     )
+    # Power is measured on some machines only: without a meter the energy is unknown, and not 0
     lines = tuple((name, len(runs), *_summarize_cost(runs)) for name, runs in rows if runs)
     notes = [
         "Times are means over the runs of a row, one run at a time on the machine named; other "
@@ -239,6 +232,7 @@ def _summarize_cost(runs: Sequence[Run]) -> Iterator[CellValue]:
     yield average(record.baselines_seconds for record in records)
     yield average(record.total_seconds for record in records)
     joules = average(record.energy_joules for record in records)
+    # 1 Wh = 3,600 J
     yield "unknown" if joules is None else f"{joules / 3600:.4g} Wh"
     hardware = [record.hardware for record in records if record.hardware]
     machines = dict.fromkeys(f"{one.devices} × {one.device}" for one in hardware)
@@ -274,6 +268,7 @@ def build_paired_comparison_table(
                 (shared, row["task"] or "", metric, difference, format_count(row["n"]), "")
             )
         if not main_rows:
+            # Suppressed results are there, but have no value
             missing = f"no difference of {second} and {first} was measured"
             withheld = "withheld, or not defined"
             lines.append((shared, "", "", None, "", reason or (withheld if results else missing)))
@@ -295,6 +290,7 @@ def describe_provenance(entries: Sequence[CellResult]) -> tuple[str, ...]:
     runs = [entry.run for entry in entries if entry.run is not None]
     if not runs:
         return ("No cell has a run.",)
+    # The first 12 digits of a fingerprint are enough to tell two versions of a source apart
     sources = _join_first(
         f"{run.recipe.source.name}, fingerprint {(run.record.hashes.source or 'unknown')[:12]}"
         for run in runs

@@ -124,6 +124,7 @@ def create_seed_spread_column(title: str) -> ReportColumn:
 def average_record_field(row: EncoderRow, field_name: str) -> float | None:
     """A number of the run record, averaged over seeds; None if no run has it."""
     values = (getattr(run.record, field_name) for run in row.runs)
+    # Counts may be integers, and their mean is not
     estimates = [Estimate(float(value)) for value in values if value is not None]
     return get_estimate_value(average_estimates(estimates))
 
@@ -143,6 +144,7 @@ def _list_metrics(grid: EncoderGrid) -> list[MetricColumn]:
     ]
     metrics.append(MetricColumn("separation", "separation", grid.task, grid.stratum))
     keys = (key for row in grid.rows for numbers in row.run_estimates for key in numbers)
+    # Recipes name their retrieval sets, so these are not known in advance
     retrieval_sets = dict.fromkeys(task for name, _, task in keys if name == "ndcg_at_10")
     metrics += [MetricColumn(f"nDCG@10, {task}", "ndcg_at_10", task) for task in retrieval_sets]
     return metrics
@@ -171,10 +173,12 @@ def _list_columns(metrics: Sequence[MetricColumn]) -> Iterator[ReportColumn]:
 
 def _list_rows(grid: EncoderGrid, metrics: Sequence[MetricColumn]) -> Iterator[EmbeddingRowCells]:
     """Lexical controls; then for each backbone its controls, zero-shot, and its cells."""
+    # BM25 and TF-IDF have no backbone: one row each for the whole grid
     for state in LEXICAL_CONTROLS:
         yield _build_control_row("words alone", state, grid.rows, metrics)
     for model in dict.fromkeys(row.model for row in grid.rows):
         rows = [row for row in grid.rows if row.model == model]
+        # Shuffled pairs must be at chance, or the evaluation leaks labels
         for state in (RANDOM_WEIGHTS_ENCODER, SHUFFLED_PAIRS_ENCODER):
             yield _build_control_row(model, state, rows, metrics)
         zero_shot = _build_control_row(model, ZERO_SHOT_ENCODER, rows, metrics)
@@ -190,6 +194,7 @@ def _build_control_row(
     """A state that is the same in every run that measured it: the first value of each metric."""
     cells: EmbeddingRowCells = {"model": model, "state": state}
     for metric in metrics:
+        # Every run of a backbone measures the same control; the first value is that of all
         estimates = (metric.average(row, state) for row in rows)
         cells[metric.title] = next((estimate for estimate in estimates if estimate), None)
     return cells
@@ -214,6 +219,7 @@ def _build_adapted_row(row: EncoderRow, metrics: Sequence[MetricColumn]) -> Embe
             metric.metric, metric.format_group(ADAPTED_ENCODER), metric.task
         )
         cells[DIFFERENCE_TITLE.format(metric.title)] = gain
+        # Decided by the interval of the paired difference; without an interval nothing is said
         if gain is not None and gain.high is not None and gain.high < 0:
             worse.append(metric.title)
         elif gain is not None and gain.low is not None and gain.high is not None and gain.low <= 0:
@@ -234,6 +240,7 @@ def _describe_metric(grid: EncoderGrid, column: MetricColumn) -> str:
     groups = [column.format_group(state) for state in (ADAPTED_ENCODER, ZERO_SHOT_ENCODER)]
     runs = (run for encoder in grid.rows for run in encoder.runs)
     for row in (row for run in runs for row in run.results.to_pylist()):
+        # The definition comes from the results, where the metric was computed
         key = (row["name"], row["task"])
         if key == (column.metric, column.task) and row["group"] in groups:
             level = f", {100 * row['level']:g} % interval in brackets" if row["level"] else ""

@@ -67,11 +67,11 @@ def build_embedding_study_tables(
     """
     grid = build_encoder_grid(entries)
     return (
-        _build_separation_table(grid),
-        _build_efficiency_table(grid),
-        _build_gains_table(grid),
-        *([_build_ablation_table(grid)] if find_ablation(grid) else []),
-        _build_licenses_table(grid, licenses or {}),
+        build_separation_table(grid),
+        build_efficiency_table(grid),
+        build_gains_table(grid),
+        *([build_ablation_table(grid)] if find_ablation(grid) else []),
+        build_licenses_table(grid, licenses or {}),
     )
 
 
@@ -92,8 +92,9 @@ def _list_named_rows(grid: EncoderGrid) -> Iterator[tuple[EncoderRow, EmbeddingR
         yield row, {"model": row.model, "state": row.state, "remark": remark}
 
 
-def _build_separation_table(grid: EncoderGrid) -> ReportTable:
-    """Table 1."""
+def build_separation_table(grid: EncoderGrid) -> ReportTable:
+    """Table 1: cosines of similar and different pairs, and how far they are apart."""
+    # Column -> metric; the published keys are the titles of the columns
     published = {"similar": "mean_related", "different": "mean_unrelated"}
     published["separation"] = "separation"
     metrics = {**published, "Cohen's d": "cohens_d", "AUROC": "auroc"}
@@ -113,6 +114,7 @@ def _build_separation_table(grid: EncoderGrid) -> ReportTable:
             cells[f"published {title}"] = row.get_published_number(title)
         cells[SEED_SPREAD_TITLE.format("separation")] = grid.compute_pair_spread(row, "separation")
         rows.append(cells)
+    # An unknown separation is not above the threshold
     separations = [get_estimate_value(cells["separation"]) or 0 for cells in rows]
     above = [value for value in separations if value > CLINICALLY_USEFUL_SEPARATION]
     notes = [
@@ -132,13 +134,14 @@ def _build_separation_table(grid: EncoderGrid) -> ReportTable:
     return build_embedding_rows_table(title, columns, rows, [*notes, *list_seed_notes(grid)])
 
 
-def _build_efficiency_table(grid: EncoderGrid) -> ReportTable:
-    """Table 2."""
+def build_efficiency_table(grid: EncoderGrid) -> ReportTable:
+    """Table 2: speed, latency, memory and size."""
     columns = [*_TEXT_COLUMNS]
     for title, (_, _, formatter) in _PROFILE_COLUMNS.items():
         columns += [ReportColumn(title, formatter), _create_published_column(title, formatter)]
     rows = []
     for row, cells in _list_named_rows(grid):
+        # These three are derived, the others are numbers of the profile
         cells["memory, GB"] = row.memory_gb
         cells["parameters"] = row.parameters
         cells["dimension"] = row.dimension
@@ -158,8 +161,8 @@ def _build_efficiency_table(grid: EncoderGrid) -> ReportTable:
     return build_embedding_rows_table(title, [*columns, _REMARK_COLUMN], rows, notes)
 
 
-def _build_gains_table(grid: EncoderGrid) -> ReportTable:
-    """Table 3."""
+def build_gains_table(grid: EncoderGrid) -> ReportTable:
+    """Table 3: separation before and after adaptation."""
     columns = [*_TEXT_COLUMNS]
     for title in (ZERO_SHOT_ENCODER, ADAPTED_ENCODER, "difference"):
         columns += [ReportColumn(title, is_estimate=True), _create_published_column(title)]
@@ -172,6 +175,7 @@ def _build_gains_table(grid: EncoderGrid) -> ReportTable:
         cells["difference"] = grid.compute_gain(row)
         cells[f"published {ZERO_SHOT_ENCODER}"] = row.get_published_number("zero_shot_separation")
         cells[f"published {ADAPTED_ENCODER}"] = row.get_published_number("separation")
+        # The study prints percentages; their differences are recomputed from both separations
         cells["published difference"] = row.published_gain
         cells[mined] = compute_adaptation_gain(row, "auroc", HELD_OUT_CHAPTERS_TASK, "mined")
         rows.append(cells)
@@ -184,8 +188,8 @@ def _build_gains_table(grid: EncoderGrid) -> ReportTable:
     return build_embedding_rows_table("Table 3: zero-shot against adapted", columns, rows, notes)
 
 
-def _build_ablation_table(grid: EncoderGrid) -> ReportTable:
-    """Table 4."""
+def build_ablation_table(grid: EncoderGrid) -> ReportTable:
+    """Table 4: separation by fraction of the pairs, objective and rank."""
     points = find_ablation(grid)
     spread_column = create_seed_spread_column("separation")
     columns = [
@@ -199,6 +203,7 @@ def _build_ablation_table(grid: EncoderGrid) -> ReportTable:
         ReportColumn("trained", format_count),
     ]
     mined = f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}mined"
+    # A row per point of the grid (fraction, objective, rank)
     rows: list[EmbeddingRowCells] = [
         {
             "pairs": point.pairs_fraction,
@@ -221,8 +226,8 @@ def _build_ablation_table(grid: EncoderGrid) -> ReportTable:
     )
 
 
-def _build_licenses_table(grid: EncoderGrid, licenses: Mapping[str, str]) -> ReportTable:
-    """Table 5."""
+def build_licenses_table(grid: EncoderGrid, licenses: Mapping[str, str]) -> ReportTable:
+    """Table 5: license and architecture of each backbone."""
     rows: dict[str, EmbeddingRowCells] = {}
     for row in grid.rows:
         cells: EmbeddingRowCells = {
@@ -232,6 +237,7 @@ def _build_licenses_table(grid: EncoderGrid, licenses: Mapping[str, str]) -> Rep
             "licence": licenses.get(row.hub_name, row.backbone_info.license) or "unknown",
             "note": row.backbone_info.note,
         }
+        # A backbone that was adapted in several ways has one license
         rows.setdefault(row.model, cells)
     columns = create_text_columns("model", "backbone", "architecture", "licence", "note")
     note = (

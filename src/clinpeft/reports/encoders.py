@@ -27,18 +27,20 @@ ZERO_SHOT_ENCODER, ADAPTED_ENCODER, RANDOM_WEIGHTS_ENCODER, SHUFFLED_PAIRS_ENCOD
     "random weights",
     "shuffled pairs",
 )
+# Controls without weights, which appear once in a table
 LEXICAL_CONTROLS = ("BM25", "TF-IDF")
-"""Controls without weights, which appear once in a table."""
 
 STUDY_TASK, PROFILE_TASK, HELD_OUT_CHAPTERS_TASK = "study", "profile", "held-out chapters"
+# The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it
+# gives no data for it
 CLINICALLY_USEFUL_SEPARATION = 0.3
-"""The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it
-gives no data for it."""
 
 BYTES_PER_GIGABYTE = 1e9
 
 EncoderArchitecture = Literal["encoder", "decoder", "unknown"]
 
+# Published values that a cell of a recipe may give (arXiv 2511.19739, tables 1 to 4): key ->
+# meaning
 PUBLISHED_ENCODER_KEYS = {
     "similar": "mean cosine of similar pairs, adapted",
     "different": "mean cosine of different pairs, adapted",
@@ -51,8 +53,6 @@ PUBLISHED_ENCODER_KEYS = {
     "latency_ms": "mean of one text at a time",
     "latency_ms_p95": "95th percentile of that",
 }
-"""Published values that a cell of a recipe may give (arXiv 2511.19739, tables 1 to 4): key ->
-meaning."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ _JINA_NOTE = (
     "the study counts it as a decoder; it is a bidirectional encoder that brings its own code"
 )
 
+# Name on the hub -> facts about the backbone (table 5 of the study, and those to compare with)
 BACKBONE_INFO_BY_NAME: Mapping[str, BackboneInfo] = MappingProxyType(
     {
         "michiyasunaga/BioLinkBERT-large": BackboneInfo("Apache-2.0", "encoder"),
@@ -100,12 +101,11 @@ BACKBONE_INFO_BY_NAME: Mapping[str, BackboneInfo] = MappingProxyType(
         "ncbi/MedCPT-Article-Encoder": BackboneInfo("public domain", "encoder"),
     }
 )
-"""Name on the hub -> facts about the backbone (table 5 of the study, and those to compare with)."""
 
 UNKNOWN_BACKBONE_INFO = BackboneInfo("", "unknown")
 
+# (metric, group, task)
 EncoderMetricKey = tuple[str, str, str]
-"""(metric, group, task)."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,11 @@ class EncoderRow:
         base = self.recipe.base if self.recipe else None
         if base is None:
             return ""
+        # Only the base of an embedding recipe names its backbone
         backbone = str(getattr(base, "backbone", ""))
         if backbone in BACKBONE_INFO_BY_NAME:
             return backbone
+        # Folders are often named after the model, without its owner and in lower case
         folder = base.path.name.lower()
         names = (n for n in BACKBONE_INFO_BY_NAME if n.partition("/")[2].lower() == folder)
         return next(names, "")
@@ -184,10 +186,12 @@ class EncoderRow:
         """The spread over seeds; None of one seed, or if all seeds give the same value."""
         estimates = self.list_seed_estimates(name, group, task)
         spread = compute_seed_spread([e.value for e in estimates if e.value is not None])
+        # A number that no seed changes, such as that of a lexical control, has no spread to show
         return spread if spread and spread.value else None
 
     def get_profile_number(self, name: str) -> float | None:
         """A number of the profile, of the adapted model before any other state."""
+        # The profile of another state is better than none
         groups = dict.fromkeys([ADAPTED_ENCODER])
         for numbers in self.run_estimates:
             groups |= dict.fromkeys(group for _, group, task in numbers if task == PROFILE_TASK)
@@ -271,11 +275,12 @@ def build_encoder_grid(entries: Sequence[CellResult]) -> EncoderGrid:
         recipe = entry.effective_recipe
         base = recipe.base if recipe is not None else None
         seeds = set() if recipe is None else {f"seed={recipe.seed}", f"seed {recipe.seed}"}
-        parts = (part for part in entry.name.split(SUBGROUP_SEPARATOR) if part not in seeds)
-        cells.setdefault((str(base.path) if base else "", tuple(parts)), []).append(entry)
+        name = tuple(part for part in entry.name.split(SUBGROUP_SEPARATOR) if part not in seeds)
+        cells.setdefault((str(base.path) if base else "", name), []).append(entry)
     rows = []
     for (path, parts), row_cells in cells.items():
         names = [other_parts for other, other_parts in cells if other == path]
+        # names: parts of each name; levels: first parts of all names, second parts ...
         levels = zip(*names, strict=False)
         shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
         recipe = row_cells[0].effective_recipe
@@ -287,6 +292,7 @@ def build_encoder_grid(entries: Sequence[CellResult]) -> EncoderGrid:
             if cell.run is not None
         )
         rows.append(EncoderRow(model, state or ADAPTED_ENCODER, tuple(row_cells), estimates))
+    # One protocol for all rows, or their separations would not be comparable
     study_key = ("separation", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}different", STUDY_TASK)
     finished = [numbers for row in rows for numbers in row.run_estimates if numbers]
     if finished and all(study_key in numbers for numbers in finished):
@@ -310,6 +316,7 @@ def compute_adaptation_gain(
         if either state was not measured.
     """
     suffix = f"{SUBGROUP_SEPARATOR}{stratum}" if stratum else ""
+    # The paired difference is measured on the same pairs, and has an interval of its own
     states = f"{ADAPTED_ENCODER}{DIFFERENCE_SEPARATOR}{ZERO_SHOT_ENCODER}"
     paired = row.average_metric(f"{metric}_difference", f"{states}{suffix}", task)
     before = row.average_metric(metric, f"{ZERO_SHOT_ENCODER}{suffix}", task)
@@ -342,6 +349,7 @@ def find_ablation(grid: EncoderGrid) -> tuple[AblationPoint, ...]:
     if none do. The first such backbone counts."""
     for model in dict.fromkeys(row.model for row in grid.rows):
         rows = [row for row in grid.rows if row.model == model]
+        # Training pairs of each row; the most of them are 100 %
         pairs = [
             max((run.record.counts.get("pairs.train", 0) for run in row.runs), default=0)
             for row in rows
@@ -349,8 +357,10 @@ def find_ablation(grid: EncoderGrid) -> tuple[AblationPoint, ...]:
         points = []
         for row, n in zip(rows, pairs, strict=True):
             if row.recipe is not None and row.recipe.adapters:
+                # The first low-rank adapter of the stack counts
                 ranks = (getattr(spec, "rank", None) for spec in row.recipe.adapters)
                 objective = row.recipe.model_dump()["training"]["objective"]
+                # Two digits, since whole pairs seldom make an exact quarter
                 fraction = round(n / max(pairs), 2) if n else None
                 rank = next((rank for rank in ranks if rank), None)
                 points.append(AblationPoint(fraction, objective, rank, row))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clinpeft.recipe import AdapterSpec, Recipe
+from clinpeft.recipe import Recipe
 from clinpeft.reports.tables import CellValue, Estimate
 from clinpeft.runs import Run
 
@@ -23,15 +23,15 @@ DIFFERENCE_SEPARATOR = " − "  # between two states whose difference was measur
 TFIDF_BASELINE_GROUP = "TF-IDF + logistic regression"
 TFIDF_DIFFERENCE_GROUP = f"{CLASSIFIER_GROUP}{DIFFERENCE_SEPARATOR}{TFIDF_BASELINE_GROUP}"
 
+# The main metric of a task is the first of these in its results: only one fits a kind of task
 REPORTED_MAIN_METRICS = ("auroc", "auroc_ovo", "auroc_macro")
-"""The main metric of a task is the first of these in its results: only one fits a kind of task."""
 
+# Field of the evidence that an adapter takes part -> how a report names it
 EVIDENCE_LABELS = {
     "gradient": "gradient",
     "moved": "moved by",
     "change_when_off": "changes the logits by",
 }
-"""Field of the evidence that an adapter takes part -> how a report names it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SuppressedRun(Run):
     @functools.cached_property
     def results(self) -> pa.Table:
         """Read once, and suppressed."""
-        return self.suppress_results(Run.results.fget(self))  # type: ignore[attr-defined]
+        return self.suppress_results(super().results)
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,12 @@ def read_subgroup_estimates(
     """
     subgroups = {}
     for row in run.results.to_pylist():
+        # ``model · sex F`` is the state ``model`` in the subgroup ``sex F``
         state, separator, subgroup = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
         key = (row["name"], row["split"], row["task"], state)
         if not separator or key != (metric, HELD_OUT_SPLIT, task, CLASSIFIER_GROUP):
             continue
+        # Results of a run that is not suppressed hold small subgroups too
         if row["value"] is not None and (row["n_subjects"] or 0) >= smallest_cell:
             subgroups[subgroup] = (to_estimate(row), row["n_subjects"])
     return subgroups
@@ -142,6 +144,8 @@ def find_main_metric(
     estimates: Mapping[MetricKey, Estimate], task: str, group: str = CLASSIFIER_GROUP
 ) -> str | None:
     """Name of a task's main metric on the held-out split; None if the results have none."""
+    # In order of preference: a binary task has auroc, a multiclass one auroc_ovo, a multilabel one
+    # auroc_macro
     names = (
         name
         for name in REPORTED_MAIN_METRICS
@@ -156,6 +160,7 @@ def classify_difference(difference: Estimate) -> str:
     The interval decides: ``better`` if it is above 0, ``worse`` if it is below 0, ``no better`` if
     it contains 0. A missing end counts as the value itself.
     """
+    # A difference that was averaged over seeds may lack an interval
     ends = (difference.low, difference.high)
     low, high = (difference.value if end is None else end for end in ends)
     if low is None or high is None:
@@ -183,20 +188,16 @@ def describe_adapters(recipe: Recipe) -> str:
     ``head only`` for a classifier with neither."""
     parts = ["all weights"] if recipe.trains_base else []
     for spec in recipe.adapters:
-        options = ", ".join(_list_adapter_options(spec))
-        parts.append(getattr(spec, "method", "") + (f" ({options})" if options else ""))
+        # Where it differs from an adapter that is new, trained and active
+        options = {
+            "frozen": not spec.trainable,
+            f"from {spec.from_run}": bool(spec.from_run),
+            "merged": spec.merged,
+            "inactive": not spec.active,
+        }
+        words = ", ".join(option for option, is_set in options.items() if is_set)
+        parts.append(getattr(spec, "method", "") + (f" ({words})" if words else ""))
     return " + ".join(parts) or ("head only" if recipe.tasks else "")
-
-
-def _list_adapter_options(spec: AdapterSpec) -> list[str]:
-    """Where an adapter differs from one that is new, trained and active."""
-    options = {
-        "frozen": not spec.trainable,
-        f"from {spec.from_run}": bool(spec.from_run),
-        "merged": spec.merged,
-        "inactive": not spec.active,
-    }
-    return [option for option, is_set in options.items() if is_set]
 
 
 def explain_missing_result(entry: CellResult) -> str:
@@ -205,6 +206,7 @@ def explain_missing_result(entry: CellResult) -> str:
         return f"failed: {entry.message}" if entry.message else "no run"
     if entry.run.state == "finished":
         return ""
+    # A run that was killed has a state, and no error
     error = entry.run.record.error
     return f"{entry.run.state}: {error.message}" if error and error.message else entry.run.state
 
@@ -219,6 +221,7 @@ def describe_adapter_activity(activity: Mapping[str, Any] | None) -> str:
     if not activity:
         return ""
     parts = []
+    # A field that was not measured is None or absent
     for evidence in activity.get("proofs", ()):
         numbers = [
             f"{label} {evidence[field]:.3g}"

@@ -41,6 +41,7 @@ def format_percent(fraction: float) -> str:
     """A fraction as percent without the leading zero, as arXiv 2307.03042 prints it: ``.12%``;
     below 0.01 % with two significant digits: ``.00091%``."""
     percent = 100 * fraction
+    # ``format_float_positional`` has no significant digit of 0
     if percent == 0:
         return "0%"
     text = (
@@ -48,10 +49,12 @@ def format_percent(fraction: float) -> str:
         if percent >= 0.01
         else str(np.format_float_positional(percent, precision=2, fractional=False, trim="-"))
     )
+    # The paper prints .12%, and 1.00% above one percent
     return text.removeprefix("0") + "%"
 
 
 def format_duration(seconds: float) -> str:
     """``21:37:42``: hours, minutes, seconds; hours may exceed 24."""
+    # Rounded first: 59.6 s is 0:01:00 and not 0:00:60
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -46,6 +46,7 @@ from clinpeft.runs import Run, RunComparison, RunListing
 
 def build_run_summary(run: Run) -> ReportTable:
     """One run, a line per fact; unknown facts have no line."""
+    # A run of any kind and state has this table: most facts are unknown in the beginning
     rows = tuple((label, text) for label, text in _list_run_facts(run) if text)
     return ReportTable(f"Run {run.id}", create_text_columns("fact", "value"), rows)
 
@@ -72,6 +73,7 @@ def build_attrition_table(title: str, steps: Sequence[Attrition]) -> ReportTable
     rows: list[tuple[CellValue, ...]] = []
     for step in steps:
         rows.append((step.step, "entered", step.entered_rows))
+        # Sorted, so that equal runs give equal tables
         for reason, n in sorted(step.dropped_rows.items()):
             rows.append((step.step, f"dropped: {reason}", n))
         rows.append((step.step, "kept", step.kept_rows))
@@ -87,6 +89,7 @@ def build_attrition_table(title: str, steps: Sequence[Attrition]) -> ReportTable
 def build_runs_table(listing: RunListing) -> ReportTable:
     """All runs of a home, oldest first, and the folders that could not be read."""
     columns = (
+        # The id is what is copied from this table
         ReportColumn("id", is_text=True, is_unbroken=True),
         *create_text_columns("name", "kind", "state", "created", "base", "adapters"),
         ReportColumn("trained", format_count),
@@ -108,6 +111,7 @@ def build_runs_table(listing: RunListing) -> ReportTable:
         )
         for run in listing.runs
     ]
+    # A folder that cannot be read has a row as well, since it takes space
     rows += [
         (Path(error.location).parent.name, "", "", "unreadable", "", "", "", None, "", None)
         for error in listing.errors
@@ -131,6 +135,7 @@ def build_comparison_tables(
         reason: why they cannot, if their likelihoods or predictions show it and not
             ``run_comparison``.
     """
+    # Perplexities are comparable on the same tokens, predictions on the same stays
     unit = run_comparison.first.recipe.compared_unit
     compares_perplexity = unit == "tokens"
     why = run_comparison.incomparable_reason or reason
@@ -161,8 +166,9 @@ def _build_side_by_side_table(
     run_comparison: RunComparison, has_tasks: bool, notes: list[str]
 ) -> ReportTable:
     first, second = read_estimates(run_comparison.first), read_estimates(run_comparison.second)
+    # In the order of the first run, then what only the second one has
     keys = list(dict.fromkeys([*first, *second]))
-    columns = ("metric", "split", "model")
+    columns: tuple[str, ...] = ("metric", "split", "model")
     if has_tasks:
         columns = ("metric", "task", "split", "model")
         keys = [
@@ -170,6 +176,7 @@ def _build_side_by_side_table(
             for key in keys
             if key in first and key in second and SUBGROUP_SEPARATOR not in key.group
         ]
+        # Numbers that one run has alone, such as those of a task that the other one lacks
         left_out = len(first.keys() ^ second.keys())
         if left_out:
             plural = "s" * (left_out > 1)
@@ -205,6 +212,7 @@ def _list_run_facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "activations", record.activations
     yield "kernels", record.kernels
     yield "norms and gates", record.compilation
+    # Read once: results are a file
     estimates = read_estimates(run)
     yield "tasks", ", ".join(get_task_names(run.recipe))
     yield "liveness", describe_adapter_activity(record.liveness)
@@ -221,6 +229,7 @@ def _list_run_facts(run: Run) -> Iterator[tuple[str, str]]:
     hardware = record.hardware
     yield "hardware", f"{hardware.devices} x {hardware.device}" if hardware else ""
     yield "created", f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    # Notices come last, since there may be many
     yield from (("notice", notice) for notice in record.notices)
     yield "folder", str(run.folder)
 
@@ -229,6 +238,7 @@ def _summarize_task(estimates: Mapping[MetricKey, Estimate], task: str) -> str:
     """``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801 (0.779–0.822); difference
     0.011 (-0.004–0.026)``."""
     metric = find_main_metric(estimates, task) or ""
+    # (label, name of the number, group)
     numbers = (
         (metric, metric, CLASSIFIER_GROUP),
         (TFIDF_BASELINE_GROUP, metric, TFIDF_BASELINE_GROUP),

@@ -46,6 +46,7 @@ def build_scores_table(results: pa.Table, title: str, smallest_cell: int = 10) -
         smallest_cell: a number that was withheld because it is about fewer subjects says so, and
             its counts are suppressed.
     """
+    # Subgroups outnumber the whole splits many times
     rows = [row for row in results.to_pylist() if not _is_subgroup(row)]
     return _build_table(rows, title, smallest_cell)
 
@@ -107,6 +108,7 @@ def _build_table(rows: Sequence[ScoreRow], title: str, smallest_cell: int) -> Re
             and row["n_subjects"] < smallest_cell
         )
         is_p_value = row["name"].endswith("_p") and row["value"] is not None
+        # Arrow nulls become empty cells
         texts = {name: row[field] or "" for name, field in _TEXT_FIELDS.items()}
         counts = {name: row[field] for name, field in _COUNT_FIELDS.items()}
         value: CellValue = to_estimate(row)
@@ -124,6 +126,7 @@ def _build_table(rows: Sequence[ScoreRow], title: str, smallest_cell: int) -> Re
 
 
 def _is_subgroup(row: ScoreRow) -> bool:
+    # Numbers without a task are of whole splits, whatever their group is called
     return row["task"] is not None and SUBGROUP_SEPARATOR in (row["group"] or "")
 
 
@@ -132,6 +135,7 @@ def _find_prevalence(row: ScoreRow, rows: Sequence[ScoreRow]) -> float | None:
     events where the task has one event; None for other metrics."""
     if not row["name"].startswith("auprc") or row["name"].endswith("_difference"):
         return None
+    # The prevalence of a subgroup is that of the subgroup, not of the split
     _, separator, subgroup = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
     group = f"prevalence{separator}{subgroup}"
     key = (row["name"], row["task"], row["split"], group)

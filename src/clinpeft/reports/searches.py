@@ -13,6 +13,7 @@ from clinpeft.runs.studies import CellPairComparison, StudyRecord
 
 def build_search_table(search: SearchRecord) -> ReportTable:
     """A row per trial, in the order of the proposals."""
+    # A space may have conditional keys: not every trial has all of them
     keys = list(dict.fromkeys(key for trial in search.trials for key in trial.settings))
     columns = (
         ReportColumn("trial", "{:.0f}".format),
@@ -34,6 +35,7 @@ def build_search_table(search: SearchRecord) -> ReportTable:
 
 def _list_search_notes(search: SearchRecord) -> tuple[str, ...]:
     """Counts, the best trial, its run on the held-out split, importance of the keys."""
+    # A proposal that equals an earlier one is not trained again
     trained = sum(bool(trial.newly_trained) for trial in search.trials)
     repeated = sum(trial.repeats is not None for trial in search.trials)
     notes = [
@@ -64,6 +66,7 @@ def _list_search_notes(search: SearchRecord) -> tuple[str, ...]:
 
 def build_study_table(study: StudyRecord) -> ReportTable:
     """A row per cell, in the order of the grid."""
+    # Cells may lack an axis
     axes = list(dict.fromkeys(axis for cell in study.cells for axis in cell.settings))
     columns = (
         *(ReportColumn(axis, is_text=True) for axis in axes),
@@ -112,6 +115,7 @@ def build_comparisons_table(study: StudyRecord) -> ReportTable:
 
 def _build_pair_rows(name: str, pair: CellPairComparison) -> list[tuple[CellValue, ...]]:
     settings = " · ".join(f"{axis}={choice}" for axis, choice in pair.settings.items())
+    # In the order of the difference: second minus first
     runs = f"{pair.second_run or '?'} − {pair.first_run or '?'}"
     if not pair.results:
         return [(name, settings, "", None, runs, pair.reason)]

@@ -37,6 +37,7 @@ def average_estimates(estimates: Sequence[Estimate]) -> Estimate | None:
     """
     if not estimates:
         return None
+    # (3, seeds): values, lower ends, upper ends
     parts = [
         [getattr(estimate, field.name) for estimate in estimates]
         for field in dataclasses.fields(Estimate)
@@ -120,6 +121,7 @@ def table_from_arrow(title: str, rows: pa.Table, notes: Sequence[str] = ()) -> R
     columns = tuple(
         ReportColumn(
             field.name.replace("_", " "),
+            # Booleans are printed as text
             is_text=not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)),
         )
         for field in rows.schema
@@ -136,6 +138,7 @@ def build_table_from_cells(
     notes: Iterable[str] = (),
 ) -> ReportTable:
     """A table of rows that are mappings of column titles to values; repeated notes appear once."""
+    # It is iterated once per row
     columns = tuple(columns)
     cells = (
         tuple(row.get(column.title, "" if column.is_text else None) for column in columns)
@@ -152,8 +155,11 @@ def has_cell_values(rows: Iterable[Mapping[str, CellValue]], title: str) -> bool
 def as_rich_table(table: ReportTable) -> rich.table.Table:
     """For a terminal; no cell is parsed as markup, and a cell that is too wide is wrapped, so that
     no digit is lost."""
+    # A terminal is too narrow for a column per published value and spread: they go below the value
+    # they belong to, in brackets
     lower = [(at, column) for at, column in enumerate(table.columns) if column.parent_title]
     upper = [(at, column) for at, column in enumerate(table.columns) if not column.parent_title]
+    # A prefix says what a value in brackets is; columns without one are named in a note
     unmarked = [column.title for _, column in lower if not column.value_prefix]
     notes = [*table.notes, *([f"In square brackets: {', '.join(unmarked)}."] if unmarked else [])]
     rendered = rich.table.Table(
@@ -207,9 +213,11 @@ def as_csv_table(table: ReportTable) -> str:
     """Numbers in full, without formatting; an estimate is three columns, a missing value is
     empty."""
     file = io.StringIO()
+    # Full precision and no thousands separators: this file is for other programs
     writer = csv.writer(file, lineterminator="\n")
     titles: list[str] = []
     for column in table.columns:
+        # An estimate takes three columns: value, low, high
         ends = (" low", " high") if column.is_estimate else ()
         titles += (column.title, *(f"{column.title}{end}" for end in ends))
     writer.writerow(titles)
@@ -241,6 +249,7 @@ def escape_latex(text: str) -> str:
 def as_latex_table(table: ReportTable) -> str:
     """A floating table for the packages ``booktabs`` and, for its marks, ``inputenc`` with
     UTF-8."""
+    # Text left, numbers right, so that digits of equal weight are below one another
     layout = "".join("l" if column.is_text else "r" for column in table.columns)
     lines = [
         r"\begin{table}",
@@ -259,12 +268,12 @@ def as_latex_table(table: ReportTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+# Suffix of a file -> its rendering
 TABLE_RENDERERS: dict[str, Callable[[ReportTable], str]] = {
     "md": as_markdown_table,
     "csv": as_csv_table,
     "tex": as_latex_table,
 }
-"""Suffix of a file -> its rendering."""
 
 
 def write_table(home: Path, name: str, table: ReportTable) -> tuple[Path, ...]:
@@ -278,6 +287,7 @@ def write_table(home: Path, name: str, table: ReportTable) -> tuple[Path, ...]:
     Raises:
         StorageError: a file cannot be written; earlier files are intact.
     """
+    # A leading dot would hide the file, and a name of dots alone would be a folder
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "table"
     paths = tuple(home / "tables" / f"{stem}.{suffix}" for suffix in TABLE_RENDERERS)
     for path, render in zip(paths, TABLE_RENDERERS.values(), strict=True):

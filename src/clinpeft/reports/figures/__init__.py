@@ -35,6 +35,7 @@ FIGURE_FORMATS = ("svg", "png")
 
 _PUBLISHED_MARKS_NOTE = "Hollow diamonds: published values, on other pairs and another machine."
 
+# File name without ending -> caption, and grid -> figure; numbered as in the study
 EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
     "figure-1": (
         (
@@ -110,7 +111,6 @@ EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
         scores.draw_ablation,
     ),
 }
-"""File name without ending -> caption, and grid -> figure; numbered as in the study."""
 
 
 def draw_embedding_figures(
@@ -133,6 +133,7 @@ def draw_embedding_figures(
         try:
             with apply_plot_style():
                 figures[name] = draw(grid)
+        # A grid seldom has data for all 13: a missing figure is no error
         except InputError as error:
             skipped[name] = error.message
     return figures, skipped
@@ -157,6 +158,7 @@ def write_embedding_figures(entries: Sequence[CellResult], folder: Path) -> tupl
     paths = [folder / f"{name}.{form}" for name in figures for form in FIGURE_FORMATS]
     for path in paths:
         write_figure(figures[path.stem], path)
+    # Which pairs the separations are of decides whether they compare with the published ones
     pairs = build_encoder_grid(entries).pairs_description
     blocks = ["# Figures", f"Separation: {pairs}. Whiskers: intervals of the runs."]
     blocks += [

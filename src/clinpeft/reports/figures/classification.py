@@ -73,6 +73,7 @@ def draw_forest_plot(
         set_tooltip(line, f"TF-IDF: {_format_estimate(baseline)}")
         if baseline.low is not None and baseline.high is not None:
             axes.axvspan(baseline.low, baseline.high, color=VERMILION, alpha=0.1, linewidth=0)
+    # The published value is below the measured one, so that neither covers the other
     rows = zip(positions, names, estimates, published_values, strict=True)
     for position, name, estimate, published in rows:
         _draw_interval_point(axes, position, name, estimate)
@@ -113,6 +114,7 @@ def draw_calibration(panels: Sequence[ClassificationPanel]) -> Figure:
     panels = [panel for panel in panels if panel.read_curves("calibration")]
     check_plot_data(panels, "a calibration curve")
     figure, axes = create_panel_axes(panels, 2.3, "predicted", "observed")
+    # Read once: curves are a file of the run
     bins_by_panel = [panel.read_curves("calibration") for panel in panels]
     points = [point for bins in bins_by_panel for rows in bins.values() for point in rows]
     ends = [point[name] for point in points for name in ("x", "y", "high")]
@@ -179,6 +181,7 @@ def draw_decision_curves(panels: Sequence[ClassificationPanel]) -> Figure:
     check_plot_data(panels, "a decision curve")
     curves_by_panel = [panel.read_curves("net_benefit") for panel in panels]
     first = curves_by_panel[0]
+    # A multilabel task has hundreds of classes: the most frequent ones stand for all
     classes = choose_curve_classes(panels[0].read_curves("calibration"))
     if not classes:
         groups = [group for group in first if group.startswith(CLASSIFIER_GROUP)]
@@ -219,6 +222,7 @@ def _draw_decision_curve(
     x, y = [point["x"] for point in points], [point["y"] for point in points]
     (line,) = axis.plot(x, y, color=color, linestyle=style, linewidth=1.4, label=row_name)
     line.set_gid(f"{ROW_ID_PREFIX}{row_name}")
+    # Thresholds are 0.01 apart; a dot on each would hide the line
     for point in points[9::10]:
         (dot,) = axis.plot(
             [point["x"]], [point["y"]], marker="o", markersize=3, color=color, linestyle="none"
@@ -241,6 +245,7 @@ def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure
                 label = {"label": f"{group}"} if at == 0 else {}
                 bar = axis.bar(
                     left,
+                    # Density: bins that were merged are wider
                     fraction / (right - left),
                     right - left,
                     align="edge",
@@ -272,6 +277,7 @@ def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int
         (left, right, fraction, number of all predictions) of each bin; empty for fewer than ten
         predictions.
     """
+    # x is the center of a bin; a single bin is all of 0 to 1
     half = (points[1]["x"] - points[0]["x"]) / 2 if len(points) > 1 else 0.5
     bins: list[tuple[float, float, float, int]] = []
     pending: tuple[float, float, float, int] | None = None  # with fewer than ten so far
@@ -281,6 +287,7 @@ def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int
         merged = (left, right, fraction, n)
         if pending is not None:
             merged = (pending[0], right, pending[2] + fraction, n)
+        # y is a fraction of all n predictions
         count = round(merged[2] * n)
         pending = None if count == 0 or count >= RELEASE_SMALLEST_CELL else merged
         if pending is None:
@@ -310,6 +317,7 @@ def draw_subgroups(panels: Sequence[ClassificationPanel]) -> Figure:
             key = MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, panel.task)
             rows.append((panel, metric, estimates.get(key), subgroups))
     check_plot_data(rows, "subgroups")
+    # The same subgroups in all panels, in the order of the first
     names = list(dict.fromkeys(name for *_, subgroups in rows for name in subgroups))
     label = f"{rows[0][1].replace('_', ' ').upper()}, held out"
     figure, axes = create_panel_axes([row[0] for row in rows], 0.5 + 0.2 * len(names), label)

@@ -50,19 +50,19 @@ SEPARATION_TIERS = (
     (-math.inf, PlotStyle("below 0.25", VERMILION, "", "^")),
 )
 
+# Letter of an axis -> what it measures; the more the better
 RADAR_AXES = {
     "S": "separation",
     "E": "embeddings per second",
     "M": "1 / memory",
     "P": "1 / parameters",
 }
-"""Letter of an axis -> what it measures; the more the better."""
 
 # Error bars behind the marks
 _THIN_ERROR_BAR_STYLE = {**ERROR_BAR_STYLE, "zorder": 2, "elinewidth": 0.7, "capsize": 0}
 
+# (row, separation, embeddings per second)
 EncoderCost = tuple[EncoderRow, Estimate, float]
-"""(row, separation, embeddings per second)."""
 
 
 def draw_separation_against_speed(grid: EncoderGrid) -> Figure:
@@ -73,12 +73,14 @@ def draw_separation_against_speed(grid: EncoderGrid) -> Figure:
     smallest = min(memories, default=1.0)
     _set_speed_axes(axes, costs)
     for row, separation, speed in costs:
+        # The square root, since readers compare areas
         size = 5 + 9 * math.sqrt(smallest / row.memory_gb) if row.memory_gb else 7.0
         value, error = to_plot_values([separation]), compute_error_bars([separation])
         axes.errorbar([speed], value, yerr=error, **_THIN_ERROR_BAR_STYLE)
         draw_mark(axes, speed, value[0], get_plot_style(row), markersize=size, zorder=3)
     _label_costs(axes, grid, costs, radius=6.5)
     marks = _create_architecture_marks([row for row, _, _ in costs])
+    # The smallest and the largest memory explain the sizes
     for memory in dict.fromkeys([*memories[:1], *memories[-1:]]):
         size = 5 + 9 * math.sqrt(smallest / memory)
         marks.append(_create_mark(PlotStyle(f"{memory:.2g} GB", "white", "", "o"), size))
@@ -100,6 +102,7 @@ def draw_memory_against_parameters(grid: EncoderGrid) -> Figure:
     set_log_limits(axes, "y", [memory for _, _, memory in rows], 2.2)
     set_log_axis(axes, "x")
     set_log_axis(axes, "y")
+    # The lines of the weights reach beyond the points, and must not change the limits
     x_limits, y_limits = list(axes.get_xlim()), axes.get_ylim()
     for size, line in ((4, "--"), (2, ":")):
         # Millions of parameters times bytes are megabytes
@@ -162,6 +165,7 @@ def draw_radar_charts(grid: EncoderGrid) -> Figure:
         if separation and separation.value is not None and speed and memory and parameters:
             rows.append((row, (separation.value, speed, 1 / memory, 1 / parameters)))
     check_plot_data(rows, "a separation with a speed, memory and parameters in its profile")
+    # (rows, 4) -> the best of each axis
     best = [max(values) for values in zip(*(values for _, values in rows), strict=True)]
     columns = min(5, len(rows))
     lines = math.ceil(len(rows) / columns)
@@ -222,17 +226,25 @@ def draw_pareto_frontier(grid: EncoderGrid) -> Figure:
     in both."""
     costs = _list_speeds(grid)
     frontier = [cost for cost in costs if not any(_dominates(other, cost) for other in costs)]
+    # By speed, in the direction in which the steps are drawn
     frontier.sort(key=lambda cost: cost[2])
     others = [cost for cost in costs if cost not in frontier]
     figure, (axes,) = create_figure(4.6)
     _set_speed_axes(axes, costs)
+    # From the left edge to the slowest, down to the fastest, and down to the lower edge
     steps = [
         (axes.get_xlim()[0], frontier[0][1].value or 0),
         *((speed, separation.value or 0) for _, separation, speed in frontier),
         (frontier[-1][2], axes.get_ylim()[0]),
     ]
-    style = {"color": BLUE, "linewidth": 1.2, "label": "frontier", "zorder": 1}
-    axes.step(*zip(*steps, strict=True), where="pre", **style)
+    axes.step(
+        *zip(*steps, strict=True),
+        where="pre",
+        color=BLUE,
+        linewidth=1.2,
+        label="frontier",
+        zorder=1,
+    )
     groups = (
         ([cost for cost in costs if cost in frontier], BLUE, "o", "on the frontier"),
         (others, "white", "s", "beaten by another"),
@@ -265,6 +277,7 @@ def draw_speed_per_gigabyte(grid: EncoderGrid) -> Figure:
         if (speed := _get_speed(row)) and (memory := row.memory_gb)
     ]
     check_plot_data(rows, "speed and memory in its profile")
+    # Best first
     rows.sort(key=lambda pair: -pair[1])
     figure, (axes,) = create_figure(compute_bars_height(len(rows)))
     positions = set_y_names(axes, [grid.format_row_name(row) for row, _ in rows])
@@ -321,6 +334,7 @@ def _set_speed_axes(axes: Axes, costs: Sequence[EncoderCost]) -> None:
         for end in (separation.value, separation.low, separation.high)
         if end is not None
     ]
+    # A grid of equal separations still gets an axis of some height
     margin = 0.12 * max(max(ends) - min(ends), 0.1)
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
     axes.set_xlabel(f"{SPEED_LABEL} (logarithmic)")
@@ -366,5 +380,6 @@ def _find_tier_style(grid: EncoderGrid, row: EncoderRow) -> PlotStyle:
 
 def _dominates(other: EncoderCost, candidate: EncoderCost) -> bool:
     """At least as good in both, and better in one."""
+    # (separation, speed), positive where the other one is better
     better = (other[1].value or 0) - (candidate[1].value or 0), other[2] - candidate[2]
     return min(better) >= 0 and max(better) > 0

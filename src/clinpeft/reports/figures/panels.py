@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Color and style of the first, second ... line of a figure
 LINE_STYLES = tuple(
     (color, style)
     for style in ("-", "--", ":")
     for color in (BLUE, ORANGE, GREEN, VERMILION, SKY_BLUE, BLACK, GRAY)
 )
-"""Color and style of the first, second ... line of a figure."""
 
 MAX_CURVE_CLASSES = 3
+# Prefix of the id of a mark that has a tooltip, and of a group that belongs to one row
 TOOLTIP_ID_PREFIX, ROW_ID_PREFIX = "tip: ", "row: "
-"""Prefix of the id of a mark that has a tooltip, and of a group that belongs to one row."""
 
 CurvePoints = Sequence[Mapping[str, Any]]  # rows of CURVE_POINT_SCHEMA
 
@@ -79,11 +79,13 @@ class ClassificationPanel:
 def choose_curve_classes(curves: Mapping[str, CurvePoints]) -> list[str]:
     """The classes whose curves are drawn: the most frequent ones, by the events in the bins of the
     calibration curve; a binary task has one, with an empty name."""
+    # y: observed fraction, n: predictions in the bin
     events = {
         group: sum(row["y"] * row["n"] for row in rows)
         for group, rows in curves.items()
         if group.partition(SUBGROUP_SEPARATOR)[0] == CLASSIFIER_GROUP
     }
+    # In the order of the curves, which is that of the classes
     frequent = sorted(events, key=lambda group: -events[group])[:MAX_CURVE_CLASSES]
     return [group.partition(SUBGROUP_SEPARATOR)[2] for group in curves if group in frequent]
 
@@ -116,12 +118,15 @@ def create_panel_axes(
         figure.set_size_inches(
             FIGURE_WIDTH_INCHES * (0.55 if columns == 1 else 0.8), height * rows + 0.5
         )
+    # The last line of a grid of panels may be incomplete
     for axis in axes[len(panels) :]:
         axis.remove()
     for at, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         axis.set_title(wrap_title(panel.name), loc="left", fontsize=8.5)
         axis.set_gid(f"{ROW_ID_PREFIX}{panel.name}")
         if at + columns >= len(panels):
+            # Shared axes have tick labels in the last line alone, where this column may have no
+            # panel
             axis.tick_params(labelbottom=True)
             axis.set_xlabel(x_label)
         if at % columns == 0:

@@ -58,8 +58,8 @@ BAR_HEIGHT = 0.36  # of one of the two bars of a backbone, in units of the axis
 UNRELATED_COLOR = "#F3D9A4"
 
 RowEstimate = tuple[EncoderRow, Estimate]
+# (row, zero-shot, adapted)
 StatePair = tuple[EncoderRow, Estimate, Estimate]
-"""(row, zero-shot, adapted)."""
 
 
 def draw_separation_ranking(grid: EncoderGrid) -> Figure:
@@ -138,6 +138,7 @@ def draw_separation_waterfall(grid: EncoderGrid) -> Figure:
     positions = set_y_names(axes, [grid.format_row_name(row) for row, _, _ in pairs])
     for position, (row, before, after) in zip(positions, pairs, strict=True):
         first, last = to_plot_values([before, after])
+        # The hatch repeats the color for readers who cannot see it
         color, hatch, name = (GREEN, "", "gained") if last >= first else (VERMILION, "xxx", "lost")
         axes.barh(
             position,
@@ -158,6 +159,7 @@ def draw_separation_waterfall(grid: EncoderGrid) -> Figure:
             edgecolor="white",
             label=name,
         )
+        # The paired difference, which may differ from that of the means over seeds
         gain = grid.compute_gain(row) or Estimate(last - first)
         axes.annotate(
             _format_signed(gain),
@@ -196,6 +198,7 @@ def draw_separation_gains(grid: EncoderGrid) -> Figure:
         )
     published = [row.published_gain for row, _ in gains]
     _draw_published(axes, published, [position + PUBLISHED_OFFSET for position in positions])
+    # The median and not the mean: one backbone that collapses would decide the mean
     median = statistics.median(to_plot_values([gain for _, gain in gains]))
     axes.axvline(
         median,
@@ -228,8 +231,16 @@ def draw_separation_arrows(grid: EncoderGrid) -> Figure:
             "linestyle": "-" if last >= first else "--",
         }
         axes.annotate("", (last, position), xytext=(first, position), arrowprops=arrow, zorder=3)
-    dots = {"color": ZERO_SHOT_STYLE.color, "markeredgecolor": BLACK, "label": "zero-shot"}
-    axes.plot(firsts, positions, "o", markersize=5.5, zorder=4, **dots)
+    axes.plot(
+        firsts,
+        positions,
+        "o",
+        markersize=5.5,
+        color=ZERO_SHOT_STYLE.color,
+        markeredgecolor=BLACK,
+        label="zero-shot",
+        zorder=4,
+    )
     _draw_intervals(axes, [after for _, _, after in pairs], positions)
     axes.plot(
         lasts, positions, "|", markersize=9, color=BLACK, label="adapted, with interval", zorder=4
@@ -260,6 +271,7 @@ def draw_cosine_distributions(grid: EncoderGrid) -> Figure:
         [(row, scores) for row, scores in rows if row.backbone_info.architecture == architecture]
         for architecture in architectures
     ]
+    # Height of a panel in rows, so that all boxes are equally high
     ratios = [len(group) + 0.5 for group in groups]
     figure, panels = create_figure(
         1.2 + 0.5 * sum(ratios),
@@ -332,6 +344,7 @@ def _read_cosines(row: EncoderRow) -> tuple[list[float], list[float]] | None:
                 break
     if not tables:
         return None
+    # (pairs of all seeds, 2)
     scores = pa.concat_tables(tables)
     related = scores.filter(scores["related"])["score"].to_pylist()
     unrelated = scores.filter(pc.invert(scores["related"]))["score"].to_pylist()
@@ -366,6 +379,7 @@ def draw_ablation(grid: EncoderGrid) -> Figure:
     figure, panels = create_figure(3.6, columns=len(objectives), sharey=True)
     for axes, objective in zip(panels, objectives, strict=True):
         for at, rank in enumerate(ranks):
+            # Adapters without a rank are drawn as rank 0
             of_rank = [p for p in points if (p.objective, p.rank or 0) == (objective, rank)]
             # The ranks are a little apart, so that their intervals can be seen
             shift = 1.6 * (at - (len(ranks) - 1) / 2)

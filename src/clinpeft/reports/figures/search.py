@@ -41,6 +41,7 @@ def draw_search_history(search: SearchRecord) -> Figure:
 
     values = [trial.value for trial in trials if trial.value is not None]
     choose: Callable[..., float] = max if search.direction == "maximize" else min
+    # Running best after each trial
     best = [choose(values[: at + 1]) for at in range(len(values))]
     numbers = [trial.number for trial in trials]
     axes.step(numbers, best, where="post", color=BLACK, linewidth=1.2, label="best so far")
@@ -54,6 +55,7 @@ def draw_search_history(search: SearchRecord) -> Figure:
         points = [(t.number, t.value) for t in trials if (t.repeats is not None) == is_repeat]
         if points:
             axes.plot(*zip(*points, strict=True), linestyle="none", marker="o", **style)
+    # A failed trial has no value, but took its number and time
     failed = [trial.number for trial in search.trials if trial.state == "failed"]
     if failed:
         axes.plot(
@@ -103,6 +105,7 @@ def write_search_figures(search: SearchRecord) -> tuple[Path, ...]:
         UsageError: matplotlib is not installed.
         StorageError: nothing could be written.
     """
+    # Few trials give no importance, which is no reason to fail
     names = [name for name in SEARCH_FIGURES if name != "importance" or search.importance]
     paths = []
     for name in names:

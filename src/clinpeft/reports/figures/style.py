@@ -144,6 +144,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     Raises:
         StorageError: it cannot be written; an earlier file is intact.
     """
+    # A date in the file would make equal figures differ
     form = path.suffix.removeprefix(".")
     with apply_plot_style(), replace_file_atomically(path) as target:
         figure.savefig(
@@ -221,6 +222,7 @@ def set_y_names(axes: Axes, names: Sequence[str], gap: float = 0.6) -> list[int]
     """
     positions = list(range(len(names)))
     axes.set_yticks(positions, labels=list(names))
+    # Inverted: the first name is at the top
     axes.set_ylim(len(names) - 1 + gap, -gap)
     axes.tick_params(axis="y", length=0)
     return positions
@@ -238,9 +240,11 @@ def set_log_axis(axes: Axes, axis_name: str) -> None:
     getattr(axes, f"set_{axis_name}scale")("log")
     axis = axes.xaxis if axis_name == "x" else axes.yaxis
     low, high = axis.get_view_interval()
+    # Less than two decades: 1, 2, 5 instead of powers of ten alone
     is_short = high / low < 100
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    # Minor labels would overlap
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -283,8 +287,8 @@ _LABEL_DIRECTIONS = (
     (-0.9, -0.8),
 )
 
+# (left, bottom, right, top) in pixels
 PixelBox = tuple[float, float, float, float]
-"""(left, bottom, right, top) in pixels."""
 
 
 def label_points(
@@ -308,6 +312,7 @@ def label_points(
     frame = axes.get_window_extent()
     edges = (frame.x0, frame.y0, frame.x1, frame.y1)
     renderer = figure.canvas.get_renderer()
+    # From top to bottom: labels of lower points yield to those of higher ones
     labels = zip(pixels, points, names, strict=True)
     for (x, y), point, name in sorted(labels, key=lambda label: -label[0][1]):
         text = axes.annotate(
@@ -330,6 +335,7 @@ def label_points(
         occupied.append(box)
         center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         text.set_position(((center[0] - x) / scale, (center[1] - y) / scale))
+        # The point itself counts as one
         neighbors = sum(math.hypot(x - x2, y - y2) < 3 * radius * scale for x2, y2 in pixels)
         if neighbors > 1 or distance > 2 * radius * scale:
             axes.annotate(
@@ -373,6 +379,7 @@ def _place_label(
             # Outside of the axes costs ten times as much as on another mark or name
             outside = 10 * (area - compute_box_overlap(box, edges))
             placements.append((covered + outside + distance / 200, box, distance))
+    # The first of equal cost, which is the nearest in the preferred direction
     _, box, distance = min(placements, key=lambda placement: placement[0])
     return box, distance
 

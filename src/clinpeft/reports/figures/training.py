@@ -53,6 +53,7 @@ def read_training_curve(name: str, run: Run) -> TrainingCurve:
     events: dict[int, dict[str, Any]] = {}
     path = run.folder / "log.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        # The last line of a killed run may be incomplete
         try:
             event = json.loads(line)
         except json.JSONDecodeError:
@@ -66,11 +67,13 @@ def read_training_curve(name: str, run: Run) -> TrainingCurve:
     for event in events.values():
         tokens, loss = float(event.get("tokens") or 0), event.get("loss")
         if isinstance(loss, int | float):
+            # m_t = (1 - a) m_{t-1} + a l_t, from the first loss on
             mean = loss if mean is None else (1 - LOSS_SMOOTHING) * mean + LOSS_SMOOTHING * loss
             losses.append((tokens, float(mean)))
         for key, value in event.items():
             if key not in _TRAINING_LOG_FIELDS and isinstance(value, int | float):
                 metrics.setdefault(key, []).append((tokens, float(value)))
+    # A page with every step of every run would be megabytes
     interval = max(1, len(losses) // MAX_CURVE_POINTS)
     return TrainingCurve(
         name,
@@ -178,6 +181,7 @@ def draw_attrition_flow(steps: Sequence[Attrition]) -> Figure:
         middle = top + (height - 1) / 2 + 0.2
         counts = [format_suppressed_count(n) for n in (step.entered_rows, step.kept_rows)]
         summary = f"{step.step}\n{counts[0]} entered, {counts[1]} kept"
+        # Left what goes on, right what was dropped, an arrow between them
         _draw_text_box(axes, 1.5, middle, summary)
         _draw_text_box(axes, 3.5, middle, "\n".join(texts), "left", "--")
         axes.annotate("", (3.38, middle), (2.85, middle), arrowprops=arrow)

@@ -18,8 +18,8 @@ from clinpeft.reports.tables import (
     format_interval,
 )
 
+# A table with more lines is folded until it is opened
 MAX_OPEN_TABLE_LINES = 30
-"""A table with more lines is folded until it is opened."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def build_table_element(
         row_names: names of rows of the grid, likewise.
         task: that the whole table is about; empty for all.
     """
+    # Indices of the columns that remain columns; the others go into their cells
     upper = [at for at, column in enumerate(table.columns) if not column.parent_title]
     rows = []
     for values, texts in zip(table.rows, table.cell_texts, strict=True):
@@ -151,6 +152,7 @@ def _build_cell(
 ) -> TableCell:
     """The cell of column ``at`` of a row, with those of the columns that belong to it."""
     column, value, text, interval = table.columns[at], values[at], texts[at], ""
+    # Value and interval apart, since the page prints the interval smaller
     if isinstance(value, Estimate) and (interval := format_interval(value, column.formatter)):
         text = format_cell(value.value, column.formatter)
     below = tuple(
@@ -158,6 +160,7 @@ def _build_cell(
         for child, child_text in zip(table.columns, texts, strict=True)
         if child.parent_title == column.title and child_text not in ("", MISSING_VALUE_TEXT)
     )
+    # Sorted by the number itself: 1,000 is before 9 as text
     number = value.value if isinstance(value, Estimate) else value
     is_text = number is None or isinstance(number, str)
     return TableCell(column, text, interval, below, "" if is_text else repr(number))

@@ -50,12 +50,14 @@ def render_report_page(
         row_names: names of the rows of the grid, likewise.
         made_with: the program and its version.
     """
+    # Byte for byte: the policy holds their hashes
     style, script = read_template_file("page.css"), read_template_file("page.js")
     # Nothing is loaded, and of styles and scripts only the two that are part of the page run
     policy = (
         f"default-src 'none'; style-src '{compute_csp_hash(style)}'; "
         f"script-src '{compute_csp_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
+    # What the template needs of each section; tables with the marks by which they are filtered
     elements = [
         {
             "name": section.name,
@@ -82,6 +84,7 @@ def render_report_page(
         row_names=row_names,
         made_with=made_with,
     )
+    # The macros of the template leave empty lines before the document
     return page.strip() + "\n"
 
 

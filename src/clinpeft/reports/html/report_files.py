@@ -45,6 +45,7 @@ def write_html_report(
     )
     paths = [out / REPORT_PAGE_FILE]
     write_file_atomically(paths[0], page)
+    # Everything on the page is a file as well, for papers and for other programs
     for block in (block for section in report.sections for block in section.blocks):
         if not isinstance(block, ReportFigure):
             # Named after the table, without the title of the report

@@ -107,6 +107,7 @@ def build_report_contents(
     """
     sections: list[ReportSection] = []
     row_names: list[str] = []
+    # A report may hold runs of several kinds
     for recipe_kind, report in REPORT_SECTIONS.items():
         of_kind = []
         for entry in entries:
@@ -116,6 +117,7 @@ def build_report_contents(
         if of_kind:
             sections += report.build_sections(of_kind, title)
             row_names += report.list_row_names(of_kind)
+    # Kinds without tasks add none
     tasks = _list_tasks(group_classification_rows(entries))
     return ReportContents(tuple(sections), tuple(tasks), tuple(dict.fromkeys(row_names)))
 
@@ -143,6 +145,7 @@ def add_study_section(report: ReportContents, study: StudyRecord) -> ReportConte
     if cells:
         columns = create_text_columns("cell", "state", "reason")
         tables.append(ReportTable("Cells that have not finished", columns, cells))
+    # A study without comparisons whose cells all finished
     if not tables:
         return report
     section = ReportSection(
@@ -231,6 +234,7 @@ def _list_task_blocks(
         draws.append(
             ("labels", "Rare and frequent labels", caption, classification.draw_label_auroc)
         )
+    # Every block carries the task, by which the page is filtered
     yield task, build_metrics_table(rows, task).add_notes(notes)
     for name, title, caption, draw in draws:
         figure = ReportFigure(f"{_slugify(task)}-{name}", f"{title}: {task}", caption, task=task)
@@ -238,12 +242,14 @@ def _list_task_blocks(
     subgroups = build_subgroup_metrics_table(rows, task, RELEASE_SMALLEST_CELL)
     if subgroups.rows:
         yield task, subgroups.add_notes(notes)
+    # One flow for all rows: they share the cohort of the task
     if panels:
         yield from _list_attrition_blocks(panels[0].run, task)
 
 
 def _draw_forest_plot(rows: Sequence[ClassificationRow], task: str) -> Figure:
     """The main metric of every row, and the first measurement of the TF-IDF baseline."""
+    # Rows without a number have no point, and no line of their own
     pairs = [(row, mean) for row in rows if (mean := row.average_main_metric(task)) is not None]
     published, baselines = [], []
     for row, _ in pairs:
@@ -297,6 +303,7 @@ def build_adaptation_sections(entries: Sequence[CellResult], title: str) -> Iter
     notes = describe_provenance(entries)
     runs = {entry.name: [entry.run] for entry in entries if entry.run is not None}
     table = build_adaptation_table(entries, f"{title}: perplexity of every method", notes)
+    # One flow chart, since the cells of a grid usually read the same notes
     first_run = next((entry.run for entry in entries if entry.run is not None), None)
     attrition = _list_attrition_blocks(first_run, "") if first_run is not None else ()
     yield ReportSection(
@@ -322,6 +329,7 @@ def build_embedding_sections(entries: Sequence[CellResult], title: str) -> Itera
         "Measured on chapters that were held out, before and after.",
         tuple(("", table) for table in tables),
     )
+    # Figures without data are named with the reason, so that the numbering of the study remains
     figures, skipped = draw_embedding_figures(entries)
     blocks = []
     for name in [*figures, *skipped]:
@@ -350,9 +358,11 @@ def build_cost_section(
         name: [run for run in runs if run.record.state == "finished"] for name, runs in rows.items()
     }
     finished = {name: runs for name, runs in finished.items() if runs}
+    # Losses of different tasks are not comparable: one figure per set of tasks
     task_sets = dict.fromkeys(
         get_task_names(run.recipe) for runs in finished.values() for run in runs
     )
+    # One bar per row; the table has the means over seeds
     first_runs = [_find_first_seed_run(runs) for runs in finished.values()]
     table = build_cost_table(list(finished.items())).add_notes(notes)
     costs = _draw_report_figure(
@@ -422,6 +432,7 @@ def _slugify(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "-", text).strip("-").lower() or "all"
 
 
+# Kind of a recipe -> its report; sections appear in this order
 REPORT_SECTIONS: Mapping[str, ReportSections] = {
     "classify": ReportSections(
         title="answers",
@@ -442,4 +453,3 @@ REPORT_SECTIONS: Mapping[str, ReportSections] = {
         list_row_names=lambda _: (),
     ),
 }
-"""Kind of a recipe -> its report; sections appear in this order."""

@@ -16,8 +16,10 @@ TEMPLATE_FOLDER = Path(__file__).parent
 def create_template_environment() -> jinja2.Environment:
     """The environment of all HTML templates: values are escaped unless they are markup, and an
     undefined name is an error."""
+    # Imported on the first page: most commands write none
     import jinja2
 
+    # Blocks leave no empty lines behind (trim_blocks, lstrip_blocks)
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
