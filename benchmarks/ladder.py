@@ -45,21 +45,22 @@ def rows_padded() -> list[Taken]:
     ]
     return [
         *rows_of_one_length(),
-        mock.patch.object(inside("adapters.hidden"), "_groups", together),
+        mock.patch.object(inside("adapters.outputs"), "group_rows_by_length", together),
     ]
 
 
 def rows_of_one_length() -> list[Taken]:
     """Documents side by side only with those of the same length, so that nothing is padded, and
     never one behind the other in a row."""
-    return [mock.patch.object(inside("adapters.hidden"), "_as_one_row", lambda _: False)]
+    return [mock.patch.object(inside("adapters.outputs"), "_supports_packing", lambda _: False)]
 
 
 def stock_layers() -> list[Taken]:
     """peft's own LoRA layers."""
     from clinpeft.runtime.fused_lora import TokenRouting
 
-    return [mock.patch.object(inside("adapters.attach"), "fuse", lambda *_: TokenRouting())]
+    attach = inside("adapters.attach")
+    return [mock.patch.object(attach, "fuse_lora_layers", lambda *_: TokenRouting())]
 
 
 def fused_attention() -> list[Taken]:
@@ -72,16 +73,9 @@ def fused_attention() -> list[Taken]:
 
 def whole_vocabulary() -> list[Taken]:
     """Logits of all asked tokens at once."""
-    from clinpeft.training import objectives
+    from clinpeft.training.chunked_loss import LanguageModelHead
 
-    real = objectives._compute_token_losses
-    return [
-        mock.patch.object(
-            objectives,
-            "_compute_token_losses",
-            lambda forward, question, mask, asked, _: real(forward, question, mask, asked, None),
-        )
-    ]
+    return [mock.patch.object(LanguageModelHead, "get_projection", lambda _: None)]
 
 
 def whole_last_layer() -> list[Taken]:

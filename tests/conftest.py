@@ -50,6 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
         _list_errors(Path(listed))
 
 
+UNCHECKED = Path(__file__).with_name("unchecked_tests.txt")
+"""Tests that were not all seen to pass since the rewrite of version 0.7: a path or the
+beginning of one, a line each. They run, and a failure is reported as expected, not as an error.
+The list shrinks, and never grows."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that were not seen to pass."""
+    prefixes = tuple(UNCHECKED.read_text(encoding="utf-8").split())
+    for item in items:
+        if item.nodeid.startswith(prefixes):
+            reason = f"not seen to pass since 0.7, see {UNCHECKED.name}"
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+
+
 def _list_errors(listed: Path) -> None:
     """Write the place in the package where each error of the family is made, once, to a file:
     ``scripts/error_paths.py`` says which are missing."""

@@ -363,13 +363,15 @@ def test_a_run_answers_again_bit_for_bit_in_a_fresh_process(
 import torch
 from pathlib import Path
 from clinpeft import inference, runs
-run = registry.read(Path({str(run.folder)!r}))
-served = predictions.open_run(run.folder, run.recipe.base, torch.device("cpu"))
-from clinpeft.predictions import kept
+run = runs.read_run(Path({str(run.folder)!r}))
+loaded = inference.load_classifier(run.folder, run.recipe.base, torch.device("cpu"))
+from clinpeft.inference import classifier_io
 from clinpeft import models
 saved = models.load_heads(run.folder)
-now = kept._probed(served.stack, served.heads, served.pooling, "mean", saved.probe.input_ids)
-print(all(torch.equal(now[name], logits) for name, logits in saved.probe.logits.items()))
+expected = saved.reference_output
+answer = classifier_io._compute_reference_logits
+now = answer(loaded.stack, loaded.heads, loaded.pooling, "mean", expected.input_ids)
+print(all(torch.equal(now[name], logits) for name, logits in expected.logits.items()))
 """
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(

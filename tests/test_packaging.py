@@ -192,7 +192,6 @@ def test_the_dependencies_are_those_chosen() -> None:
         "scipy",
         "scikit-learn",
         "filelock",
-        "jinja2",
         "huggingface-hub",
     }
     assert {Requirement(line).name for line in PROJECT["project"]["dependencies"]} == chosen | {

@@ -28,7 +28,7 @@ PROMPT = AdaptionPromptSpec(tokens=3, layers=2)
 
 
 @functools.cache
-def made(family: str, bias: bool = False) -> models.FrozenBaseModel:
+def attach(family: str, bias: bool = False) -> models.FrozenBaseModel:
     config = transformers.AutoConfig.for_model(
         family, **SHAPE, **SETTINGS[family], **({"attention_bias": True} if bias else {})
     )
@@ -42,7 +42,7 @@ def made(family: str, bias: bool = False) -> models.FrozenBaseModel:
 def base_of(
     family: str, bias: bool = False, precision: torch.dtype = torch.float32
 ) -> models.FrozenBaseModel:
-    base = copy.deepcopy(made(family, bias))
+    base = copy.deepcopy(attach(family, bias))
     base.precision = precision
     base.model.to(precision)
     models.enable_packing(base)
@@ -60,10 +60,10 @@ def as_peft_does(stack: Stack) -> Stack:
 
 
 def both(base: models.FrozenBaseModel, *below: Any) -> tuple[Stack, Stack]:
-    made = [
+    attach = [
         shaken(adapters.attach_adapters(copy.deepcopy(base), [*below, PROMPT])) for _ in range(2)
     ]
-    return made[0], as_peft_does(made[1])
+    return attach[0], as_peft_does(attach[1])
 
 
 def gradients(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,13 +85,13 @@ def test_outputs_and_gradients_are_those_of_stock_peft(
     assert {type(module) for module in adapted(ours)} == {SingleProjectionAttention} and {
         type(module) for module in adapted(stock)
     } == {AdaptedAttention}
-    found, wanted = (
+    actual, wanted = (
         adapters.compute_packed_hidden_states(ours, IDS, MASK),
         adapters.compute_packed_hidden_states(stock, IDS, MASK),
     )
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=1e-5)
     for (name, gradient), other in zip(
-        gradients(ours, found).items(), gradients(stock, wanted).values(), strict=True
+        gradients(ours, actual).items(), gradients(stock, wanted).values(), strict=True
     ):
         assert other.abs().max() > 0, name
         torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=1e-4)
@@ -99,11 +99,11 @@ def test_outputs_and_gradients_are_those_of_stock_peft(
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_stock_peft_is() -> None:
     exact = adapters.compute_packed_hidden_states(both(base_of("llama"))[1], IDS, MASK).detach()
-    found, wanted = (
+    actual, wanted = (
         adapters.compute_packed_hidden_states(stack, IDS, MASK).detach().float()
         for stack in both(base_of("llama", precision=torch.bfloat16))
     )
-    ours, theirs = float((found - exact).abs().mean()), float((wanted - exact).abs().mean())
+    ours, theirs = float((actual - exact).abs().mean()), float((wanted - exact).abs().mean())
     assert 0 < ours < 1.2 * theirs
 
 
@@ -114,11 +114,11 @@ def test_every_projection_is_asked_for_the_text_once() -> None:
 
         def note(module: Any, given: Any, _: Any, seen: dict[str, int] = seen) -> None:
             if given[0].shape[1] == 6:  # the text, and not the prompt of three tokens
-                seen[module.said] += 1
+                seen[module.fragment] += 1
 
         for name, module in stack.model.named_modules():
             if name.rpartition(".")[2] in seen:
-                module.said = name.rpartition(".")[2]
+                module.fragment = name.rpartition(".")[2]
                 module.register_forward_hook(note)
         with torch.no_grad():
             adapters.compute_packed_hidden_states(stack, IDS[:1], MASK[:1])
@@ -152,6 +152,6 @@ def test_it_is_switched_off_and_on_and_its_file_is_read_by_stock_peft(
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
     stock = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
-        found = stock(input_ids=IDS, attention_mask=MASK).logits
+        actual = stock(input_ids=IDS, attention_mask=MASK).logits
         torch.testing.assert_close(adapters.compute_token_logits(stack, IDS, MASK), before)
-    torch.testing.assert_close(found[MASK == 1], before[MASK == 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual[MASK == 1], before[MASK == 1], atol=1e-5, rtol=1e-5)

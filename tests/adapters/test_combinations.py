@@ -42,14 +42,14 @@ def clinical(
     llama: Path, toy_bert: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, Path], Path]:
     """The folder of a finished adapter of a method on a base, made once."""
-    made: dict[tuple[str, Path], Path] = {}
+    attach: dict[tuple[str, Path], Path] = {}
 
     def folder(method: str, base: Path) -> Path:
-        if (method, base) not in made:
-            made[method, base] = finished(
+        if (method, base) not in attach:
+            attach[method, base] = finished(
                 base, method, tmp_path_factory.mktemp("clinical") / "adapter"
             )
-        return made[method, base]
+        return attach[method, base]
 
     return folder
 
@@ -69,7 +69,7 @@ def names_with_gradients(stack: Stack) -> set[str]:
     return {every[id(p)] for p in parameters if p.grad is not None and p.grad.abs().max() > 0}
 
 
-def check_lives(base: Path, first: str, second: str, folder: Path, made: Path) -> None:
+def check_lives(base: Path, first: str, second: str, folder: Path, attach: Path) -> None:
     stack = adapters.attach_adapters(
         load(base), [earlier(first), spec(second)], folders={"clinical": folder}
     )
@@ -83,8 +83,8 @@ def check_lives(base: Path, first: str, second: str, folder: Path, made: Path) -
     assert names_with_gradients(stack) == {
         f"2-{second}: {name}" for name in stack.trained_parameters
     }
-    assert adapters.save_adapter_stack(stack, made) == (f"1-{first}", f"2-{second}")
-    again = adapters.load_adapter_stack(load(base), made)
+    assert adapters.save_adapter_stack(stack, attach) == (f"1-{first}", f"2-{second}")
+    again = adapters.load_adapter_stack(load(base), attach)
     assert again.counts.trained_parameters == 0 and [
         adapter.name for adapter in again.adapters
     ] == [
@@ -196,11 +196,13 @@ def test_the_table_has_every_pair_and_each_kind_of_answer() -> None:
 def test_only_a_finished_frozen_adapter_is_merged(
     options: dict[str, Any], missing: str, llama: Path, clinical: Clinical
 ) -> None:
-    asked = spec("lora", **({"from_run": "clinical", "trainable": False, "merged": True} | options))
+    selected = spec(
+        "lora", **({"from_run": "clinical", "trainable": False, "merged": True} | options)
+    )
     is_new = not options.get("from_run", "x")
     with pytest.raises(AdapterError, match="trainable = false" if is_new else missing) as error:
         adapters.attach_adapters(
-            load(llama), [asked], folders={"clinical": clinical("lora", llama)}
+            load(llama), [selected], folders={"clinical": clinical("lora", llama)}
         )
     assert error.value.location == ("adapters.trainable" if is_new else "adapters.0.merged")
 
@@ -272,5 +274,5 @@ def test_additive_adapters_merge_together(llama: Path, clinical: Clinical) -> No
     )
     shake(stack)
     with torch.no_grad():
-        found = stack.create_merged_model()(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
-    torch.testing.assert_close(found, answers(stack), atol=1e-5, rtol=0)
+        actual = stack.create_merged_model()(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
+    torch.testing.assert_close(actual, answers(stack), atol=1e-5, rtol=0)

@@ -42,7 +42,7 @@ def llama(toy_llama: MakeFolder) -> Path:
     return toy_llama()
 
 
-def made(folder: Path, methods: tuple[str, ...], precision: str = "float32") -> Stack:
+def attach(folder: Path, methods: tuple[str, ...], precision: str = "float32") -> Stack:
     base = load(folder, precision)
     if base.family.unsupported_methods & set(methods):
         pytest.skip("not possible on this family")
@@ -60,7 +60,7 @@ def head_of(stack: Stack) -> Any:
 def test_the_head_on_the_hidden_vectors_gives_the_logits(
     kind: str, methods: tuple[str, ...], llama: Path, toy_bert: Path
 ) -> None:
-    stack = made(llama if kind == "llama" else toy_bert, methods)
+    stack = attach(llama if kind == "llama" else toy_bert, methods)
     with torch.no_grad():
         for ids, mask in ((IDS, MASK), (LEFT_IDS, LEFT_MASK)):
             vectors = adapters.compute_hidden_states(stack, ids, mask)
@@ -77,7 +77,7 @@ def test_the_head_on_the_hidden_vectors_gives_the_logits(
 def test_a_row_s_vectors_depend_on_neither_padding_nor_neighbours(
     methods: tuple[str, ...], llama: Path
 ) -> None:
-    stack = made(llama, methods)
+    stack = attach(llama, methods)
     with torch.no_grad():
         alone = adapters.compute_hidden_states(
             stack, torch.tensor([[11, 12, 13]]), torch.ones(1, 3, dtype=torch.long)
@@ -96,7 +96,7 @@ def test_a_row_s_vectors_depend_on_neither_padding_nor_neighbours(
 def test_nothing_as_wide_as_the_vocabulary_is_computed(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack = made(llama, ("lora",))
+    stack = attach(llama, ("lora",))
 
     def wide(*arguments: object) -> None:
         raise AssertionError("the output embedding was asked")
@@ -111,15 +111,15 @@ def test_nothing_as_wide_as_the_vocabulary_is_computed(
 def test_in_bfloat16_the_vectors_are_near_those_in_float32(
     methods: tuple[str, ...], llama: Path
 ) -> None:
-    exact, rough = made(llama, methods), made(llama, methods, "bfloat16")
+    exact, rough = attach(llama, methods), attach(llama, methods, "bfloat16")
     load_trained_state(rough, copy_trained_state(exact))
     with torch.no_grad():
-        found, wanted = (
+        actual, wanted = (
             adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].float()
             for stack in (rough, exact)
         )
-    assert (found - wanted).abs().max() < 0.1
-    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.995
+    assert (actual - wanted).abs().max() < 0.1
+    assert torch.nn.functional.cosine_similarity(actual, wanted).min() > 0.995
 
 
 def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(
@@ -129,11 +129,11 @@ def test_an_adapter_that_learned_language_stands_in_a_base_without_its_head(
     headless = models.load_base_model(
         LanguageModelSpec(path=llama, precision="float32"), torch.device("cpu"), "vectors"
     )
-    found = []
+    actual = []
     for base in (load(llama), headless):
         stack = adapters.attach_adapters(
             base, [earlier("lora"), spec("prompt")], folders={"clinical": clinical}
         )
         shake(stack, seed=2)
-        found.append(adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].detach())
-    assert torch.equal(*found)
+        actual.append(adapters.compute_hidden_states(stack, IDS, MASK)[MASK == 1].detach())
+    assert torch.equal(*actual)

@@ -54,11 +54,11 @@ def trials(clinical: Path, dropout: float = 0.0) -> list[TrialAdapters]:
 
 
 def shaken(stack: Stack, seed: int) -> None:
-    drawn = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in sorted(stack.trained_parameters):
             stack.trained_parameters[name].add_(
-                0.1 * torch.randn(stack.trained_parameters[name].shape, generator=drawn)
+                0.1 * torch.randn(stack.trained_parameters[name].shape, generator=draws)
             )
 
 
@@ -76,7 +76,7 @@ def single(llama: Path, clinical: Path, at: int, dropout: float = 0.0) -> Stack:
     return stack
 
 
-def learned(vectors: torch.Tensor, rows: slice = slice(None)) -> None:
+def take_gradients(vectors: torch.Tensor, rows: slice = slice(None)) -> None:
     """A loss that a norm over the width does not make constant."""
     wanted = torch.randn(
         sum(LENGTHS), vectors.shape[1], generator=torch.Generator().manual_seed(2)
@@ -84,7 +84,7 @@ def learned(vectors: torch.Tensor, rows: slice = slice(None)) -> None:
     (vectors * wanted).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def asked(model: Any, rows: slice | None = None) -> torch.Tensor:
+def run_model(model: Any, rows: slice | None = None) -> torch.Tensor:
     """Vectors of the whole row, or of one document alone, each document seeing itself only."""
     documents = torch.cat([torch.full((length,), at) for at, length in enumerate(LENGTHS)])
     seen = (documents[:, None] == documents[None]) & torch.ones(
@@ -107,15 +107,15 @@ def test_outputs_and_gradients_of_each_are_those_of_the_trial_alone(
     joint = joined(llama, clinical, dropout)
     joint.train()
     with joint.route_tokens(SLICES, [torch.Generator().manual_seed(10 + at) for at in range(3)]):
-        together = asked(joint.base.backbone)
-    learned(together)
+        together = run_model(joint.base.backbone)
+    take_gradients(together)
     for at, rows in enumerate(SLICES):
         alone = single(llama, clinical, at, dropout)
         alone.train()
         with torch.random.fork_rng():
             torch.manual_seed(10 + at)
-            vectors = asked(alone.base.backbone, rows)
-        learned(vectors, rows)
+            vectors = run_model(alone.base.backbone, rows)
+        take_gradients(vectors, rows)
         torch.testing.assert_close(together[rows], vectors, rtol=1e-5, atol=1e-6)
         assert joint.stacks[at].trained_parameters.keys() == alone.trained_parameters.keys()
         for name, parameter in alone.trained_parameters.items():
@@ -144,7 +144,7 @@ def test_first_weights_are_those_of_the_trial_alone(llama: Path, clinical: Path)
 def test_a_gradient_goes_to_no_other_trial(llama: Path, clinical: Path) -> None:
     joint = joined(llama, clinical)
     with joint.route_tokens(SLICES):
-        asked(joint.base.backbone)[SLICES[1]].sum().backward()  # type: ignore[no-untyped-call]
+        run_model(joint.base.backbone)[SLICES[1]].sum().backward()  # type: ignore[no-untyped-call]
     for at, stack in enumerate(joint.stacks):
         assert all(
             (parameter.grad is not None and bool(parameter.grad.any())) == (at == 1)
@@ -155,11 +155,11 @@ def test_a_gradient_goes_to_no_other_trial(llama: Path, clinical: Path) -> None:
 def test_tokens_of_no_trial_see_the_bare_base(llama: Path, clinical: Path) -> None:
     joint, bare = joined(llama, clinical), load(llama)
     with torch.no_grad(), joint.route_tokens([None, SLICES[1], None], token_count=18):
-        found = asked(joint.base.backbone)
+        actual = run_model(joint.base.backbone)
     with torch.no_grad():
-        wanted = asked(bare.backbone)
-    torch.testing.assert_close(found[SLICES[0]], wanted[SLICES[0]])
-    assert not torch.allclose(found[SLICES[1]], wanted[SLICES[1]])
+        wanted = run_model(bare.backbone)
+    torch.testing.assert_close(actual[SLICES[0]], wanted[SLICES[0]])
+    assert not torch.allclose(actual[SLICES[1]], wanted[SLICES[1]])
 
 
 def test_outside_of_everything_it_is_the_bare_base_and_alone_it_is_the_trial(
@@ -219,7 +219,7 @@ def test_more_than_nine_trials_keep_their_weights_apart(llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("slices", "said"),
+    ("slices", "fragment"),
     [
         ([slice(0, 5), slice(5, 18)], "2 slices"),
         ([slice(0, 6), slice(5, 14), slice(14, 18)], "without overlaps"),
@@ -227,12 +227,12 @@ def test_more_than_nine_trials_keep_their_weights_apart(llama: Path, tmp_path: P
     ],
 )
 def test_slices_that_do_not_fit_are_refused(
-    slices: list[slice], said: str, llama: Path, clinical: Path
+    slices: list[slice], fragment: str, llama: Path, clinical: Path
 ) -> None:
     joint = joined(llama, clinical)
     with pytest.raises(AdapterError) as error, joint.route_tokens(slices):
-        asked(joint.base.backbone)
-    assert said in str(error.value)
+        run_model(joint.base.backbone)
+    assert fragment in str(error.value)
 
 
 @pytest.mark.parametrize("method", ["dora", "prefix"])

@@ -53,12 +53,12 @@ class Run:
             for name, p in head.named_parameters()
         }
         self.extra: dict[str, torch.nn.Parameter] = named
-        self.witness: AdapterMonitor = adapters.monitor_adapters(stack, self.extra)
+        self.monitor: AdapterMonitor = adapters.monitor_adapters(stack, self.extra)
 
     def answer(self, head: int = 0) -> torch.Tensor:
         vectors = adapters.compute_hidden_states(self.stack, IDS, MASK)
-        found: torch.Tensor = self.heads[head](vectors[torch.arange(len(IDS)), MASK.sum(1) - 1])
-        return found
+        activity: torch.Tensor = self.heads[head](vectors[torch.arange(len(IDS)), MASK.sum(1) - 1])
+        return activity
 
     def learn(self, steps: int = 3) -> Run:
         optimiser = torch.optim.AdamW(
@@ -76,7 +76,7 @@ class Run:
         return self
 
     def testify(self) -> adapters.AdapterActivity:
-        return self.witness.verify(self.answer)
+        return self.monitor.verify(self.answer)
 
     def fails(self) -> str:
         with pytest.raises(TrainingError) as error:
@@ -109,13 +109,13 @@ def activate(stack: Stack, *names: str) -> None:
 
 
 def test_a_frozen_and_a_trained_adapter_both_live(composed: Run) -> None:
-    found = composed.learn().testify()
-    assert [(proof.name, proof.role) for proof in found.proofs] == [
+    activity = composed.learn().testify()
+    assert [(proof.name, proof.role) for proof in activity.proofs] == [
         ("1-lora", "frozen"),
         ("2-lora", "trained"),
         ("head", "trained"),
     ]
-    frozen, trained, head = found.proofs
+    frozen, trained, head = activity.proofs
     assert (
         frozen.change_when_off
         and frozen.gradient is None
@@ -130,8 +130,8 @@ def test_a_frozen_and_a_trained_adapter_both_live(composed: Run) -> None:
     )
     assert head.gradient and head.moved and head.change_when_off is None and head.parameters == 66
     saved = composed.stack.base.model.state_dict()
-    assert found.frozen_tensors == len(saved) - len(composed.stack.trained_parameters)
-    assert json.loads(json.dumps(found.as_json()))["proofs"][1]["name"] == "2-lora"
+    assert activity.frozen_tensors == len(saved) - len(composed.stack.trained_parameters)
+    assert json.loads(json.dumps(activity.as_json()))["proofs"][1]["name"] == "2-lora"
 
 
 def test_what_is_proven_is_left_as_it_was_found(composed: Run) -> None:
@@ -160,8 +160,8 @@ def test_the_numbers_are_those_computed_by_hand(composed: Run) -> None:
         name: parameter.detach().clone()
         for name, parameter in composed.stack.trained_parameters.items()
     }
-    found = composed.learn().testify().proofs[1]
-    assert found.moved == max(
+    activity = composed.learn().testify().proofs[1]
+    assert activity.moved == max(
         float((parameter.detach() - start[name]).abs().max())
         for name, parameter in composed.stack.trained_parameters.items()
     )
@@ -169,17 +169,17 @@ def test_the_numbers_are_those_computed_by_hand(composed: Run) -> None:
     gradients = torch.autograd.grad(
         before.square().sum(), list(composed.stack.trained_parameters.values())
     )
-    assert found.gradient == pytest.approx(
+    assert activity.gradient == pytest.approx(
         torch.cat([gradient.flatten() for gradient in gradients]).norm().item(), rel=1e-5
     )
     with composed.stack.disable_adapter("2-lora"):
-        assert found.change_when_off == float((composed.answer() - before).detach().abs().max())
+        assert activity.change_when_off == float((composed.answer() - before).detach().abs().max())
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
 def test_every_method_lives_after_a_few_steps(method: str, llama: Path) -> None:
-    found = Run(adapters.attach_adapters(load(llama), [spec(method)])).learn().testify()
-    assert [proof.role for proof in found.proofs] == ["trained", "trained"]
+    activity = Run(adapters.attach_adapters(load(llama), [spec(method)])).learn().testify()
+    assert [proof.role for proof in activity.proofs] == ["trained", "trained"]
 
 
 def test_a_prompt_beside_a_lora_and_an_adapter_merged_below_live(
@@ -226,21 +226,21 @@ def test_a_head_alone_and_a_head_on_frozen_adapters_live(llama: Path, clinical: 
 
 def test_a_whole_base_that_is_trained_lives(llama: Path) -> None:
     run = Run(adapters.attach_adapters(load(llama), [], base_trainable=True))
-    found = run.learn().testify()
-    assert [(proof.name, proof.role) for proof in found.proofs] == [
+    activity = run.learn().testify()
+    assert [(proof.name, proof.role) for proof in activity.proofs] == [
         ("base", "trained"),
         ("head", "trained"),
     ]
-    assert found.frozen_tensors == 1  # the language-modelling head
+    assert activity.frozen_tensors == 1  # the language-modelling head
 
 
 def test_of_several_heads_each_must_move_and_the_probe_may_ask_one(llama: Path) -> None:
-    found = Run(adapters.attach_adapters(load(llama), [spec("lora")]), heads=2).learn().testify()
-    assert [proof.name for proof in found.proofs] == ["1-lora", "task0", "task1"]
+    activity = Run(adapters.attach_adapters(load(llama), [spec("lora")]), heads=2).learn().testify()
+    assert [proof.name for proof in activity.proofs] == ["1-lora", "task0", "task1"]
     assert (
-        found.proofs[1].gradient is not None
-        and found.proofs[2].gradient is None
-        and found.proofs[2].moved
+        activity.proofs[1].gradient is not None
+        and activity.proofs[2].gradient is None
+        and activity.proofs[2].moved
     )
 
 
@@ -259,8 +259,10 @@ def test_an_adapter_that_is_inert_as_asked_is_recorded_as_inert(
 ) -> None:
     specs = [earlier("lora"), spec("lora", active=False)]
     run = Run(adapters.attach_adapters(load(llama), specs, folders={"clinical": clinical})).learn()
-    found = run.testify()
-    assert [(proof.name, proof.role, proof.change_when_off == 0) for proof in found.proofs[:2]] == [
+    activity = run.testify()
+    assert [
+        (proof.name, proof.role, proof.change_when_off == 0) for proof in activity.proofs[:2]
+    ] == [
         ("1-lora", "frozen", False),
         ("2-lora", "inert", True),
     ]
@@ -348,7 +350,7 @@ def test_what_is_no_more_than_the_noise_of_the_device_is_no_change(composed: Run
                 parameter.zero_()
     times = iter(range(100))
     with pytest.raises(TrainingError, match="2-lora changes no logit"):
-        composed.witness.verify(lambda: composed.answer() + 1e-3 * (next(times) % 2))
+        composed.monitor.verify(lambda: composed.answer() + 1e-3 * (next(times) % 2))
     assert composed.learn(1).testify().noise == 0
 
 

@@ -41,8 +41,8 @@ def base(llama: Path) -> models.FrozenBaseModel:
 
 def bare(base: models.FrozenBaseModel) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = base.model(input_ids=IDS, attention_mask=MASK).logits
-    return found[MASK == 1]
+        actual: torch.Tensor = base.model(input_ids=IDS, attention_mask=MASK).logits
+    return actual[MASK == 1]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_merged_answers_like_unmerged(method: str, precision: str, llama: Path) 
         {name: tensor.float() for name, tensor in stack.base.model.state_dict().items()}
     )
     with torch.no_grad():
-        found = merged(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
-    torch.testing.assert_close(found, answers(exact), atol=1e-5, rtol=0)
+        actual = merged(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
+    torch.testing.assert_close(actual, answers(exact), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

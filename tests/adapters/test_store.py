@@ -80,8 +80,8 @@ def test_stock_peft_loads_the_folder_and_answers_alike(
         stack.base.family.auto_class.from_pretrained(folder), str(tmp_path / "adapter")
     ).eval()
     with torch.no_grad():
-        found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
-    torch.testing.assert_close(found, answers(stack), atol=1e-6, rtol=0)
+        actual = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
+    torch.testing.assert_close(actual, answers(stack), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

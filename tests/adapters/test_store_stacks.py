@@ -34,13 +34,13 @@ def clinical(llama: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stack(llama: Path, clinical: Path) -> Stack:
-    found = adapters.attach_adapters(
+    actual = adapters.attach_adapters(
         load(llama),
         [earlier("lora"), spec("lora", rank=4, dropout=0.2)],
         folders={"clinical": clinical},
     )
-    shake(found, seed=2)
-    return found
+    shake(actual, seed=2)
+    return actual
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def saved(stack: Stack, tmp_path: Path) -> Path:
 
 
 def about(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "clinpeft.json").read_text())
-    return found
+    actual: dict[str, object] = json.loads((folder / "clinpeft.json").read_text())
+    return actual
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
@@ -66,9 +66,9 @@ def test_stock_peft_opens_a_pair_and_gives_the_same_logits(stack: Stack, saved: 
     stock.base_model.set_adapter(["clinical", "task"])
     stock.eval()
     with torch.no_grad():
-        found = stock(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
+        actual = stock(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
     torch.testing.assert_close(
-        found, answers(stack), rtol=1e-5, atol=1e-6
+        actual, answers(stack), rtol=1e-5, atol=1e-6
     )  # stock peft adds the parts up in another order
 
 
@@ -92,8 +92,8 @@ def test_stock_peft_opens_each_of_a_lora_and_a_prompt(
             stack.base.family.auto_class.from_pretrained(llama), str(tmp_path / "adapters" / on)
         ).eval()
         with stack.disable_adapter(off), torch.no_grad():
-            found = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
-            torch.testing.assert_close(found, answers(stack), atol=1e-6, rtol=0)
+            actual = stock(input_ids=IDS, attention_mask=MASK).logits[:, -IDS.shape[1] :][MASK == 1]
+            torch.testing.assert_close(actual, answers(stack), atol=1e-6, rtol=0)
 
 
 def test_a_folder_of_a_stack_is_whole_by_itself(

@@ -43,7 +43,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(5, 30, mask.shape, generator=torch.Generator().manual_seed(1)) * mask, mask
 
 
-def learned(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+def train_once(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
     names, parameters = zip(*stack.trained_parameters.items(), strict=True)
     return dict(zip(names, torch.autograd.grad((vectors * weights).sum(), parameters), strict=True))
@@ -51,10 +51,10 @@ def learned(stack: Stack, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def peft_alone(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
     """One text by peft's own way, which makes the virtual tokens for it anew."""
-    found = stack.model(
+    actual = stack.model(
         input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
     )
-    vectors: torch.Tensor = found.hidden_states[-1][0, -ids.shape[1] :]
+    vectors: torch.Tensor = actual.hidden_states[-1][0, -ids.shape[1] :]
     return vectors
 
 
@@ -65,13 +65,13 @@ def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
 ) -> None:
     stack, plain = stack_of(bases, family, name), stack_of(bases, family, name)
     ids, mask = rows()
-    found = adapters.compute_packed_hidden_states(stack, ids, mask)
+    actual = adapters.compute_packed_hidden_states(stack, ids, mask)
     expected = torch.cat(
         [peft_alone(plain, ids[row : row + 1, :length]) for row, length in enumerate(LENGTHS)]
     )
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     for (name_, gradient), wanted in zip(
-        learned(stack, found).items(), learned(plain, expected).values(), strict=True
+        train_once(stack, actual).items(), train_once(plain, expected).values(), strict=True
     ):
         assert wanted.abs().max() > 0, name_
         torch.testing.assert_close(
@@ -83,12 +83,12 @@ def test_vectors_and_gradients_are_those_of_each_text_asked_by_peft(
 def test_their_encoder_is_asked_once_whatever_is_read_and_for_one_row(
     name: str, bases: dict[str, models.FrozenBaseModel]
 ) -> None:
-    stack, asked = stack_of(bases, "llama", name), []
+    stack, inputs = stack_of(bases, "llama", name), []
     stack.model.prompt_encoder["default"].register_forward_hook(
-        lambda _, given, __: asked.append(len(given[0]))
+        lambda _, given, __: inputs.append(len(given[0]))
     )
     torch.autograd.backward(adapters.compute_packed_hidden_states(stack, *rows()).sum())
-    assert asked == [1]
+    assert inputs == [1]
 
 
 def test_a_prefix_is_the_same_for_the_next_group(bases: dict[str, models.FrozenBaseModel]) -> None:

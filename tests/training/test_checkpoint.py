@@ -24,8 +24,8 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
         "step-00000002.safetensors",
         "step-00000003.safetensors",
     ]
-    found = checkpoint.find_newest_checkpoint(tmp_path)
-    assert found is not None and found[1].step == 3 and found[0]["w"].tolist() == [3.0, 3.0]
+    actual = checkpoint.find_newest_checkpoint(tmp_path)
+    assert actual is not None and actual[1].step == 3 and actual[0]["w"].tolist() == [3.0, 3.0]
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_a_truncated_newest_checkpoint_is_passed_over_and_named(tmp_path: Path) 
     newest = tmp_path / "step-00000002.safetensors"
     newest.write_bytes(newest.read_bytes()[:-50])
     with pytest.warns(UserWarning, match=r"step-00000002\.safetensors"):
-        found = checkpoint.find_newest_checkpoint(tmp_path)
-    assert found is not None and found[1].step == 1
+        actual = checkpoint.find_newest_checkpoint(tmp_path)
+    assert actual is not None and actual[1].step == 1
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

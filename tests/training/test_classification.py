@@ -18,7 +18,7 @@ from clinpeft.tokenization import IndexArray
 from clinpeft.training import ClassificationData, Trainable
 from clinpeft.training.classification import sum_classification_loss
 
-CREW = training.create_accelerator()
+ACCELERATOR = training.create_accelerator()
 VECTORS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 PLAIN = LossSpec()
 SPEC = ClassifierTrainingSpec(batch_notes=5, learning_rate=1e-2, head_learning_rate=5e-2)
@@ -35,10 +35,10 @@ def question(kind: ProblemType = "multiclass", classes: int = 3, name: str = "as
     )
 
 
-def exam(
+def task_data(
     weights: torch.nn.Parameter,
     truth: torch.Tensor,
-    asked: LabelSpace | None = None,
+    label_space: LabelSpace | None = None,
     micro: int = 4,
 ) -> ClassificationData:
     """Twelve documents whose logits are VECTORS @ weights: the first nine to learn from, the others
@@ -48,7 +48,7 @@ def exam(
         return VECTORS[torch.from_numpy(documents)] @ weights
 
     return ClassificationData(
-        label_space=asked or question(),
+        label_space=label_space or question(),
         compute_logits=answer,
         labels=truth,
         token_counts=np.arange(1, 13),
@@ -68,14 +68,14 @@ def parameter(classes: int = 3, seed: int = 1) -> torch.nn.Parameter:
     )
 
 
-def course(
+def build_trainable(
     exams: list[ClassificationData],
     parameters: dict[str, torch.nn.Parameter],
     loss: LossSpec = PLAIN,
     heads: tuple[str, ...] = (),
 ) -> Trainable:
     return training.build_classification_trainable(
-        exams, parameters, lambda _: None, loss, SPEC, 7, CREW, heads
+        exams, parameters, lambda _: None, loss, SPEC, 7, ACCELERATOR, heads
     )
 
 
@@ -87,7 +87,9 @@ TRUTH = torch.tensor(
 def test_a_step_has_the_mean_loss_and_its_gradient() -> None:
     weights = parameter()
     items = np.array([1, 6, 8, 2, 7])
-    summed, targets = course([exam(weights, TRUTH)], {"w": weights}).backward(items, 1)
+    summed, targets = build_trainable([task_data(weights, TRUTH)], {"w": weights}).backward(
+        items, 1
+    )
     copy = weights.detach().clone().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(VECTORS[items] @ copy, TRUTH[items])
     wanted.backward()  # type: ignore[no-untyped-call]
@@ -101,8 +103,8 @@ def test_a_step_has_the_mean_loss_and_its_gradient() -> None:
 
 def test_balanced_classes_weigh_n_over_k_times_their_count_as_torch_weighs_them() -> None:
     weights, items = parameter(), np.arange(9)
-    summed, targets = course(
-        [exam(weights, TRUTH)], {"w": weights}, LossSpec(class_weights="balanced")
+    summed, targets = build_trainable(
+        [task_data(weights, TRUTH)], {"w": weights}, LossSpec(class_weights="balanced")
     ).backward(items, 1)
     by_hand = torch.tensor([9 / (3 * 6), 9 / (3 * 2), 9 / (3 * 1)])  # 0.5, 1.5, 3
     assert targets == pytest.approx(6 * 0.5 + 2 * 1.5 + 3)
@@ -113,9 +115,9 @@ def test_balanced_classes_weigh_n_over_k_times_their_count_as_torch_weighs_them(
 
 
 def test_a_class_that_is_not_in_training_weighs_nothing_and_breaks_nothing() -> None:
-    weights, asked = parameter(4), question(classes=4)
-    summed, targets = course(
-        [exam(weights, TRUTH, asked)], {"w": weights}, LossSpec(class_weights="balanced")
+    weights, label_space = parameter(4), question(classes=4)
+    summed, targets = build_trainable(
+        [task_data(weights, TRUTH, label_space)], {"w": weights}, LossSpec(class_weights="balanced")
     ).backward(np.arange(9), 1)
     assert np.isfinite(summed) and targets == pytest.approx(6 * 9 / 24 + 2 * 9 / 8 + 9 / 4)
 
@@ -133,8 +135,9 @@ def test_over_labels_the_loss_is_a_mean() -> None:
 
 def test_an_epoch_asks_every_document_of_every_question_once() -> None:
     weights = parameter()
-    two = course(
-        [exam(weights, TRUTH), exam(weights, TRUTH, question(name="other"))], {"w": weights}
+    two = build_trainable(
+        [task_data(weights, TRUTH), task_data(weights, TRUTH, question(name="other"))],
+        {"w": weights},
     )
     steps = two.make_epoch_batches(0)
     assert [len(step) for step in steps] == [5, 5, 5, 3]
@@ -154,8 +157,11 @@ def test_an_epoch_asks_every_document_of_every_question_once() -> None:
 def test_several_questions_add_up_each_by_its_own_head() -> None:
     first, second = parameter(), parameter(2, seed=2)
     labels = torch.randint(0, 2, (12, 2), generator=torch.Generator().manual_seed(3)).bool()
-    exams = [exam(first, TRUTH), exam(second, labels, question("multilabel", 2, "labels"))]
-    both = course(exams, {"first": first, "second": second})
+    exams = [
+        task_data(first, TRUTH),
+        task_data(second, labels, question("multilabel", 2, "labels")),
+    ]
+    both = build_trainable(exams, {"first": first, "second": second})
     summed, targets = both.backward(np.array([3, 14, 8, 12, 20]), 1)
     one = torch.nn.functional.cross_entropy(
         VECTORS[[3, 8]] @ first.detach(), TRUTH[[3, 8]], reduction="sum"
@@ -189,8 +195,8 @@ def test_micro_batches_change_no_gradient(weighed: str) -> None:
     gradients = []
     for micro in (1, 4, 9):
         weights = parameter()
-        course(
-            [exam(weights, TRUTH, micro=micro)],
+        build_trainable(
+            [task_data(weights, TRUTH, micro=micro)],
             {"w": weights},
             LossSpec.model_validate({"class_weights": weighed}),
         ).backward(np.arange(9), 1)
@@ -203,17 +209,17 @@ def test_micro_batches_change_no_gradient(weighed: str) -> None:
 
 def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> None:
     weights = parameter()
-    assert course([exam(weights, TRUTH)], {"w": weights}, heads=("w",)).learning_rate_factors == {
-        "w": 5.0
-    }
+    assert build_trainable(
+        [task_data(weights, TRUTH)], {"w": weights}, heads=("w",)
+    ).learning_rate_factors == {"w": 5.0}
     same = training.build_classification_trainable(
-        [exam(weights, TRUTH)],
+        [task_data(weights, TRUTH)],
         {"w": weights},
         lambda _: None,
         LossSpec(),
         ClassifierTrainingSpec(),
         7,
-        CREW,
+        ACCELERATOR,
         ("w",),
     )
     assert same.learning_rate_factors == {}
@@ -226,17 +232,23 @@ def test_a_head_learns_at_its_own_rate_and_without_one_at_that_of_the_rest() -> 
 def test_the_best_weights_are_chosen_as_the_recipe_says(by: str, wanted: tuple[str, bool]) -> None:
     weights = parameter()
     spec = SPEC.model_copy(update={"select_by": by})
-    found = training.build_classification_trainable(
-        [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), spec, 7, CREW
+    actual = training.build_classification_trainable(
+        [task_data(weights, TRUTH)],
+        {"w": weights},
+        lambda _: None,
+        LossSpec(),
+        spec,
+        7,
+        ACCELERATOR,
     )
-    assert (found.best_metric, found.higher_is_better) == wanted
+    assert (actual.best_metric, actual.higher_is_better) == wanted
 
 
 def test_without_a_tuning_split_nothing_is_measured() -> None:
     weights = parameter()
     assert (
-        course(
-            [replace(exam(weights, TRUTH), tuning_documents=np.arange(0))], {"w": weights}
+        build_trainable(
+            [replace(task_data(weights, TRUTH), tuning_documents=np.arange(0))], {"w": weights}
         ).evaluate
         is None
     )
@@ -244,9 +256,12 @@ def test_without_a_tuning_split_nothing_is_measured() -> None:
 
 def cohort(**columns: list[object]) -> pa.Table:
     rows = len(next(iter(columns.values())))
-    known = {"stay_id": list(range(100, 100 + rows)), **columns}
+    counts_of = {"stay_id": list(range(100, 100 + rows)), **columns}
     return pa.table(
-        {name: pa.array(values, COHORT_SCHEMA.field(name).type) for name, values in known.items()}
+        {
+            name: pa.array(values, COHORT_SCHEMA.field(name).type)
+            for name, values in counts_of.items()
+        }
     )
 
 
@@ -257,20 +272,20 @@ def test_known_answers_are_classes_or_a_row_of_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "asked"),
+    ("columns", "label_space"),
     [({"label": [0, 3]}, question()), ({"labels": [[0], [1, -1]]}, question("multilabel"))],
 )
 def test_an_answer_that_is_no_class_is_named_by_its_stay(
-    columns: dict[str, list[object]], asked: LabelSpace
+    columns: dict[str, list[object]], label_space: LabelSpace
 ) -> None:
     with pytest.raises(InputError, match="3 classes of asked") as raised:
-        training.encode_labels(cohort(**columns), asked)
+        training.encode_labels(cohort(**columns), label_space)
     assert raised.value.location == "stay_id 101"
 
 
 def test_shuffled_answers_are_the_same_ones_dealt_out_anew_among_the_documents_named() -> None:
-    known = torch.arange(50)
-    dealt = training.shuffle_labels(known, np.arange(30), seed=3)
+    counts_of = torch.arange(50)
+    dealt = training.shuffle_labels(counts_of, np.arange(30), seed=3)
     assert sorted(dealt[:30].tolist()) == list(range(30)) and dealt[:30].tolist() != list(range(30))
-    assert dealt[30:].tolist() == list(range(30, 50)) and known.tolist() == list(range(50))
-    assert torch.equal(dealt, training.shuffle_labels(known, np.arange(30), seed=3))
+    assert dealt[30:].tolist() == list(range(30, 50)) and counts_of.tolist() == list(range(50))
+    assert torch.equal(dealt, training.shuffle_labels(counts_of, np.arange(30), seed=3))

@@ -36,7 +36,7 @@ from clinpeft.training.trainer import LossSum, derive_dropout_seed
 from tests.adapters.toys import copy_trained_state, load_trained_state
 from tests.conftest import MakeFolder
 
-CREW = training.create_accelerator()
+ACCELERATOR = training.create_accelerator()
 COUNT = 12  # pairs
 SPEC = ContrastiveTrainingSpec(
     learning_rate=1e-2,
@@ -177,39 +177,39 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout_on(model: Toy, named
     plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 3))
     cached = gradients(
         model.stack,
-        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 3, CREW),
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 3, ACCELERATOR),
     )
     assert same(cached, plain, 1e-6)
     undrawn = gradients(
         model.stack,
-        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 6, 3, CREW),
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 6, 3, ACCELERATOR),
     )
     assert not same(undrawn, plain, 1e-2)  # other dropout, other gradients: it was on
 
 
 def test_the_course_gives_the_loss_and_gradients_of_the_plain_way(model: Toy) -> None:
     pairs = twelve(model.lengths)
-    tally: Counter[str] = Counter()
-    course = build_contrastive_trainable(
+    counts: Counter[str] = Counter()
+    trainable = build_contrastive_trainable(
         pairs,
         model.embedder,
         model.stack.trained_parameters,
         model.stack.train,
         SPEC,
         5,
-        CREW,
-        mask_counts=tally,
+        ACCELERATOR,
+        mask_counts=counts,
     )
-    (chosen, *_) = course.make_epoch_batches(0)
+    (chosen, *_) = trainable.make_epoch_batches(0)
     question = build_contrastive_batch(pairs, chosen, "section")
     loss = partial(compute_step_loss, batch=question, spec=SPEC, location="", mask_counts=Counter())
     plain = gradients(model.stack, lambda: uncached(model, loss, question.text_ids, 5, 1))
     results: list[tuple[float, float]] = []
-    given = gradients(model.stack, lambda: results.append(course.backward(chosen, 1)))
-    sums = loss(embed_text_ids(model.embedder, question.text_ids, CREW))
+    given = gradients(model.stack, lambda: results.append(trainable.backward(chosen, 1)))
+    sums = loss(embed_text_ids(model.embedder, question.text_ids, ACCELERATOR))
     assert same(given, plain, 1e-6) and results[0][1] == sums.targets == 6
-    assert tally["anchors"] == 6 and not tally["anchors without negatives"]
-    assert course.count_tokens(chosen) == int(model.lengths[question.text_ids].sum())
+    assert counts["anchors"] == 6 and not counts["anchors without negatives"]
+    assert trainable.count_tokens(chosen) == int(model.lengths[question.text_ids].sum())
 
 
 def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(model: Toy) -> None:
@@ -219,7 +219,7 @@ def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(mode
     model.readings.clear()
     gradients(
         model.stack,
-        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 1, CREW),
+        lambda: run_cached_backward(loss, model.embedder, question.text_ids, 5, 1, ACCELERATOR),
     )
     sizes = [len(group) for group in model.embedder.make_micro_batches(question.text_ids)]
     assert model.readings == [(size, False) for size in sizes] + [(size, True) for size in sizes]
@@ -229,7 +229,7 @@ def test_memory_is_that_of_one_micro_batch_and_one_micro_batch_is_read_once(mode
     whole.readings.clear()
     once = gradients(
         model.stack,
-        lambda: run_cached_backward(loss, whole.embedder, question.text_ids, 5, 1, CREW),
+        lambda: run_cached_backward(loss, whole.embedder, question.text_ids, 5, 1, ACCELERATOR),
     )
     assert whole.readings == [(len(question.text_ids), True)] and same(once, plain, 1e-6)
 
@@ -264,7 +264,7 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
     losses: list[tuple[float, float]] = []
 
     def backward(accelerator: Any) -> None:
-        course = build_contrastive_trainable(
+        trainable = build_contrastive_trainable(
             pairs,
             model.embedder,
             model.stack.trained_parameters,
@@ -273,9 +273,9 @@ def test_two_processes_learn_what_one_learns(model: Toy, micro_batch_tokens: int
             5,
             accelerator,
         )
-        losses.append(course.backward(np.arange(6), 2))
+        losses.append(trainable.backward(np.arange(6), 2))
 
-    one = gradients(model.stack, lambda: backward(CREW))
+    one = gradients(model.stack, lambda: backward(ACCELERATOR))
     shares: list[torch.Tensor] = []
     for rank in (0, 1):
         try:
@@ -302,17 +302,17 @@ def test_a_second_reading_that_differs_stops_the_run(model: Toy) -> None:
     rng = np.random.default_rng(0)
     rescale = lambda texts: model.embed(texts) * float(rng.uniform(0.5, 1.5))  # noqa: E731
     pairs = twelve(model.lengths)
-    course = build_contrastive_trainable(
+    trainable = build_contrastive_trainable(
         pairs,
         replace(model.embedder, embed=rescale),
         model.stack.trained_parameters,
         model.stack.train,
         SPEC,
         5,
-        CREW,
+        ACCELERATOR,
     )
     with pytest.raises(TrainingError, match="differ by") as raised:
-        course.backward(np.arange(6), 4)
+        trainable.backward(np.arange(6), 4)
     assert raised.value.location.startswith("step 4")
 
 
@@ -371,11 +371,18 @@ class Still:
             lambda texts: self.vectors[torch.from_numpy(texts)], grouped, self.vectors.shape[1]
         )
 
-    def course(
+    def build_trainable(
         self, pairs: TextPairs, spec: ContrastiveTrainingSpec, **more: Any
     ) -> training.Trainable:
         return build_contrastive_trainable(
-            pairs, self.embedder, {"vectors": self.vectors}, lambda on: None, spec, 0, CREW, **more
+            pairs,
+            self.embedder,
+            {"vectors": self.vectors},
+            lambda on: None,
+            spec,
+            0,
+            ACCELERATOR,
+            **more,
         )
 
 
@@ -396,12 +403,14 @@ def angles(*degrees: float) -> torch.Tensor:
 
 
 def test_what_is_much_more_similar_than_the_positive_is_masked_and_counted() -> None:
-    still, tally = Still(angles(0, 60, 170, 10, 90, 0)), Counter[str]()
+    still, counts = Still(angles(0, 60, 170, 10, 90, 0)), Counter[str]()
     spec = SPEC.model_copy(update={"mask_margin": 0.1, "temperature": 1.0, "symmetric": False})
-    loss, targets = still.course(two(hard=1), spec, mask_counts=tally).backward(np.arange(2), 1)
+    loss, targets = still.build_trainable(two(hard=1), spec, mask_counts=counts).backward(
+        np.arange(2), 1
+    )
     # the first anchor has cosine 0.5 with its positive, 0.985 with the other's, 0 with the hard
     # negative; the second -0.940, -0.342 and 0.174
-    assert tally == {
+    assert counts == {
         "anchors": 2,
         "negatives masked by id": 0,
         "negatives masked by margin": 3,
@@ -416,12 +425,14 @@ def test_a_step_in_which_everything_is_masked_stops_the_run() -> None:
         TrainingError,
         match=r"2 anchors .*training\.mask_margin = 0\.5",
     ) as raised:
-        still.course(two(), SPEC.model_copy(update={"mask_margin": 0.5})).backward(np.arange(2), 7)
+        still.build_trainable(two(), SPEC.model_copy(update={"mask_margin": 0.5})).backward(
+            np.arange(2), 7
+        )
     assert raised.value.location == "step 7" and "training.mask_margin" in raised.value.hint
     assert (
-        still.course(two(), SPEC.model_copy(update={"mask_margin": 2.5})).backward(np.arange(2), 7)[
-            1
-        ]
+        still.build_trainable(two(), SPEC.model_copy(update={"mask_margin": 2.5})).backward(
+            np.arange(2), 7
+        )[1]
         == 2
     )
 
@@ -431,7 +442,7 @@ def test_a_vector_that_is_no_number_stops_the_run() -> None:
     with torch.no_grad():
         still.vectors[3, 1] = float("nan")
     with pytest.raises(TrainingError, match="1 of 4 texts") as raised:
-        still.course(two(), SPEC).backward(np.arange(2), 2)
+        still.build_trainable(two(), SPEC).backward(np.arange(2), 2)
     assert raised.value.location == "step 2"
 
 
@@ -439,7 +450,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_anchors() -> None:
     spec = SPEC.model_copy(update={"temperature": 1.0, "symmetric": False})
     vectors = angles(0, 60, 170, 10, 90, 0)
     cosines = np.cos(np.deg2rad(np.array([[60, 10, 90], [110, 160, 80]])))
-    loss, targets = Still(vectors).course(two(hard=1), spec).backward(np.arange(2), 1)
+    loss, targets = Still(vectors).build_trainable(two(hard=1), spec).backward(np.arange(2), 1)
     by_hand = [-np.log(np.exp(row[own]) / np.exp(row).sum()) for own, row in enumerate(cosines)]
     assert loss == pytest.approx(sum(by_hand), rel=1e-6) and targets == 2
 
@@ -454,8 +465,8 @@ def test_the_triplet_loss_asks_the_named_negatives_alone_and_without_them_those_
         np.cos(np.deg2rad([90, 80])),
         np.cos(np.deg2rad([10, 110])),
     )
-    named, _ = Still(vectors).course(two(hard=1), spec).backward(np.arange(2), 1)
-    unnamed, _ = Still(vectors).course(two(), spec).backward(np.arange(2), 1)
+    named, _ = Still(vectors).build_trainable(two(hard=1), spec).backward(np.arange(2), 1)
+    unnamed, _ = Still(vectors).build_trainable(two(), spec).backward(np.arange(2), 1)
     assert named == pytest.approx(np.maximum(0, hard - own + 1).sum(), rel=1e-6)
     assert unnamed == pytest.approx(np.maximum(0, others - own + 1).sum(), rel=1e-6)
 
@@ -464,13 +475,13 @@ def test_pairs_that_cannot_stand_side_by_side_are_refused() -> None:
     alone = two()
     alone = TextPairs(alone.texts, alone.anchors[:1], alone.positives[:1])
     with pytest.raises(InputError, match="1 pairs") as raised:
-        Still(angles(0, 60, 170, 10, 90, 0)).course(alone, SPEC)
+        Still(angles(0, 60, 170, 10, 90, 0)).build_trainable(alone, SPEC)
     assert "training.apart_by" in raised.value.hint
 
 
 def test_a_dimension_that_is_not_below_the_width_is_refused() -> None:
     with pytest.raises(RecipeError) as raised:
-        Still(angles(0, 60, 170, 10, 90, 0)).course(
+        Still(angles(0, 60, 170, 10, 90, 0)).build_trainable(
             two(), SPEC.model_copy(update={"matryoshka_dims": (1, 2)})
         )
     assert raised.value.location == "training.matryoshka_dims"
@@ -481,7 +492,7 @@ def test_a_dimension_that_is_not_below_the_width_is_refused() -> None:
 def test_the_tuning_split_gives_loss_and_accuracy_by_hand() -> None:
     spec = SPEC.model_copy(update={"temperature": 1.0, "symmetric": False, "mask_margin": 0.0})
     still = Still(angles(0, 60, 170, 100, 90, 0))
-    measure = build_tuning_evaluation(two(), still.embedder, spec, 0, CREW)
+    measure = build_tuning_evaluation(two(), still.embedder, spec, 0, ACCELERATOR)
     assert measure is not None
     cosines = np.cos(np.deg2rad(np.array([[60, 100], [110, 70]])))
     losses = [-np.log(np.exp(row[own]) / np.exp(row).sum()) for own, row in enumerate(cosines)]
@@ -494,7 +505,11 @@ def test_the_tuning_split_gives_loss_and_accuracy_by_hand() -> None:
     assert measure()[TUNING_ACCURACY] == 0.5  # both anchors are nearest to the second positive
     assert (
         build_tuning_evaluation(
-            TextPairs(two().texts, np.array([0]), np.array([1])), still.embedder, spec, 0, CREW
+            TextPairs(two().texts, np.array([0]), np.array([1])),
+            still.embedder,
+            spec,
+            0,
+            ACCELERATOR,
         )
         is None
     )
@@ -504,22 +519,22 @@ def test_the_loss_falls_and_answers_are_found(toy_llama: MakeFolder, tmp_path: P
     model = toy(toy_llama(), "mean", 0.05, ("q_proj", "v_proj", "up_proj", "down_proj"))
     spec = SPEC.model_copy(update={"epochs": 15.0, "learning_rate": 2e-2})
     pairs = twelve(model.lengths, hard=False)
-    measure = build_tuning_evaluation(pairs, model.embedder, spec, 0, CREW)
+    measure = build_tuning_evaluation(pairs, model.embedder, spec, 0, ACCELERATOR)
     assert measure is not None
     model.stack.model.eval()
     before = measure()
-    course = build_contrastive_trainable(
+    trainable = build_contrastive_trainable(
         pairs,
         model.embedder,
         model.stack.trained_parameters,
         model.stack.train,
         spec,
         0,
-        CREW,
+        ACCELERATOR,
         measure,
         TUNING_LOSS,
     )
-    fitted = training.run_training(course, spec, CREW, tmp_path)
+    fitted = training.run_training(trainable, spec, ACCELERATOR, tmp_path)
     after = measure()
     assert fitted.total_steps == 30 and after[TUNING_LOSS] == pytest.approx(
         fitted.progress.best, rel=1e-4
@@ -535,16 +550,18 @@ def test_the_same_seed_gives_the_same_weights(model: Toy, tmp_path: Path) -> Non
     for run in ("first", "again", "other"):
         load_trained_state(model.stack, fresh)
         pairs, seed = twelve(model.lengths), 1 if run == "other" else 0
-        course = build_contrastive_trainable(
+        trainable = build_contrastive_trainable(
             pairs,
             model.embedder,
             model.stack.trained_parameters,
             model.stack.train,
             SPEC,
             seed,
-            CREW,
+            ACCELERATOR,
         )
-        training.run_training(course, SPEC.model_copy(update={"epochs": 1.0}), CREW, tmp_path / run)
+        training.run_training(
+            trainable, SPEC.model_copy(update={"epochs": 1.0}), ACCELERATOR, tmp_path / run
+        )
         ends.append(
             torch.cat([tensor.reshape(-1) for tensor in copy_trained_state(model.stack).values()])
         )

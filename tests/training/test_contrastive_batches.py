@@ -45,8 +45,8 @@ def draw(
 
 def owned(pairs: TextPairs, pair: int, kinds: tuple[str, ...]) -> set[tuple[str, int]]:
     sides = (int(pairs.anchors[pair]), int(pairs.positives[pair]))
-    found = {(kind, int(getattr(pairs.texts, kind)[side])) for kind in kinds for side in sides}
-    return {(kind, number) for kind, number in found if number >= 0}
+    epoch = {(kind, int(getattr(pairs.texts, kind)[side])) for kind in kinds for side in sides}
+    return {(kind, number) for kind, number in epoch if number >= 0}
 
 
 WHAT = {
@@ -60,23 +60,23 @@ WHAT = {
 def test_no_two_pairs_of_a_step_share_anything_and_every_pair_comes_once(apart_by: str) -> None:
     for seed in range(12):
         pairs = invented(seed, sections=(3, 40)[seed % 2])
-        found = draw(pairs, seed=seed, apart_by=apart_by)
-        for step in found.steps:
+        epoch = draw(pairs, seed=seed, apart_by=apart_by)
+        for step in epoch.steps:
             owners = [owned(pairs, pair, WHAT[apart_by]) for pair in step]
             assert sum(len(owner) for owner in owners) == len(set[tuple[str, int]]().union(*owners))
             assert len(step) <= 16
-        assert sorted(np.concatenate([*found.steps, found.skipped_pairs]).tolist()) == list(
+        assert sorted(np.concatenate([*epoch.steps, epoch.skipped_pairs]).tolist()) == list(
             range(300)
         )
-        assert found.small_step_pair_count == sum(
-            len(step) for step in found.steps if len(step) < 16
+        assert epoch.small_step_pair_count == sum(
+            len(step) for step in epoch.steps if len(step) < 16
         )
 
 
 def test_where_there_is_enough_choice_nearly_every_step_is_full() -> None:
     pairs = invented(0, pairs=640, sections=400)
-    found = draw(pairs)
-    assert sum(len(step) == 16 for step in found.steps) >= 38 and not len(found.skipped_pairs)
+    epoch = draw(pairs)
+    assert sum(len(step) == 16 for step in epoch.steps) >= 38 and not len(epoch.skipped_pairs)
 
 
 def test_the_order_follows_the_seed() -> None:
@@ -100,24 +100,24 @@ def chapters(*sizes: int) -> TextPairs:
 
 
 def test_a_section_with_half_of_all_pairs_makes_small_steps_and_leaves_nobody_alone() -> None:
-    found = draw(chapters(10, *[1] * 10), batch=4)
-    assert sorted(len(step) for step in found.steps) == [2] * 10
-    assert (len(found.skipped_pairs), found.small_step_pair_count) == (0, 20)
+    epoch = draw(chapters(10, *[1] * 10), batch=4)
+    assert sorted(len(step) for step in epoch.steps) == [2] * 10
+    assert (len(epoch.skipped_pairs), epoch.small_step_pair_count) == (0, 20)
 
 
 def test_two_sections_that_outnumber_the_look_ahead_still_meet() -> None:
-    found = draw(chapters(600, 500, *[1] * 100), batch=4)
-    assert (len(found.steps), len(found.skipped_pairs)) == (600, 0)
+    epoch = draw(chapters(600, 500, *[1] * 100), batch=4)
+    assert (len(epoch.steps), len(epoch.skipped_pairs)) == (600, 0)
 
 
 def test_what_nothing_can_stand_beside_is_left_out_and_counted() -> None:
-    found = draw(chapters(10, 1, 1), batch=4)
-    assert (len(found.steps), len(found.skipped_pairs)) == (2, 8)
-    assert all(len(step) == 2 for step in found.steps)
+    epoch = draw(chapters(10, 1, 1), batch=4)
+    assert (len(epoch.steps), len(epoch.skipped_pairs)) == (2, 8)
+    assert all(len(step) == 2 for step in epoch.steps)
     lonely = chapters(3)
     named = TextPairs(lonely.texts, lonely.anchors, lonely.positives, np.array([[-1], [0], [-1]]))
-    found = draw(named)
-    assert [step.tolist() for step in found.steps] == [[1]] and found.skipped_pairs.tolist() == [
+    epoch = draw(named)
+    assert [step.tolist() for step in epoch.steps] == [[1]] and epoch.skipped_pairs.tolist() == [
         0,
         2,
     ]  # the one with a negative stays

@@ -55,10 +55,10 @@ def search(
 
 
 def test_the_closest_that_is_no_answer_by_similarity_text_passage_or_section() -> None:
-    found = search(MiningSpec(hard_negatives=2, last_rank=2))
-    assert sorted(found.negatives[0].tolist()) == [4, 5] and (
-        found.random_count,
-        found.missing_count,
+    mined = search(MiningSpec(hard_negatives=2, last_rank=2))
+    assert sorted(mined.negatives[0].tolist()) == [4, 5] and (
+        mined.random_count,
+        mined.missing_count,
     ) == (
         0,
         0,
@@ -82,7 +82,7 @@ def test_ranks_count_what_qualifies() -> None:
     assert search(MiningSpec(hard_negatives=1, first_rank=2, last_rank=2)).negatives.tolist() == [
         [5]
     ]
-    drawn = {
+    sampled = {
         int(
             search(MiningSpec(hard_negatives=1, first_rank=1, last_rank=2), seed=seed).negatives[
                 0, 0
@@ -90,14 +90,14 @@ def test_ranks_count_what_qualifies() -> None:
         )
         for seed in range(20)
     }
-    assert drawn == {4, 5}
+    assert sampled == {4, 5}
 
 
 def test_where_nothing_qualifies_random_texts_stand_in_and_are_counted() -> None:
-    found = search(
+    mined = search(
         MiningSpec(hard_negatives=2), corpus=(0, 1, 2, 3, 7)
     )  # only 3 shares nothing, and it is too similar
-    assert found.negatives.tolist() == [[3, -1]] and (found.random_count, found.missing_count) == (
+    assert mined.negatives.tolist() == [[3, -1]] and (mined.random_count, mined.missing_count) == (
         1,
         1,
     )
@@ -110,7 +110,7 @@ def test_below_zero_the_limit_lies_below_the_positive() -> None:
     vectors = circle(0, 120, 118, 125)  # similarities -0.5, -0.469, -0.574
     texts = TextAttributes(np.ones(4, dtype=np.int64), np.arange(4), np.arange(4), np.arange(4))
     pairs = TextPairs(texts, np.array([0]), np.array([1]))
-    found = mine_hard_negatives(
+    mined = mine_hard_negatives(
         pairs,
         vectors[[0]],
         vectors[[1]],
@@ -119,7 +119,7 @@ def test_below_zero_the_limit_lies_below_the_positive() -> None:
         MiningSpec(hard_negatives=1, last_rank=1),
         np.random.default_rng(0),
     )
-    assert found.negatives.tolist() == [[3]] and found.random_count == 0
+    assert mined.negatives.tolist() == [[3]] and mined.random_count == 0
 
 
 def test_blocks_find_what_one_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from clinpeft.training.trainer import compute_learning_rate, count_total_steps
 from tests.conftest import WORDS, MakeFolder
 from tests.tokenization.test_tokens import write_corpus
 
-CREW = training.create_accelerator()
+ACCELERATOR = training.create_accelerator()
 SPEC = TrainingSpec(
     learning_rate=1e-2,
     epochs=2,
@@ -37,7 +37,7 @@ def folder(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture
-def lesson(folder: Path, tmp_path: Path) -> LanguageModelingData:
+def language_data(folder: Path, tmp_path: Path) -> LanguageModelingData:
     """Forty notes of 4 to 19 words, ten of them to tune on."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(40)]
@@ -89,16 +89,22 @@ class Trained:
 
 def fit(
     stack: adapters.Stack,
-    lesson: LanguageModelingData,
+    language_data: LanguageModelingData,
     spec: TrainingSpec,
     folder: Path,
     watch: TrainingCallbacks | None = None,
     forward: training.TokenLogitFunction | None = None,
 ) -> Trained:
-    course = training.build_language_modeling_trainable(
-        stack, forward or partial(adapters.compute_token_logits, stack), lesson, spec, CREW
+    trainable = training.build_language_modeling_trainable(
+        stack,
+        forward or partial(adapters.compute_token_logits, stack),
+        language_data,
+        spec,
+        ACCELERATOR,
     )
-    fitted = training.run_training(course, spec, CREW, folder, watch or TrainingCallbacks())
+    fitted = training.run_training(
+        trainable, spec, ACCELERATOR, folder, watch or TrainingCallbacks()
+    )
     return Trained(stack, fitted.progress, fitted.total_steps)
 
 
@@ -109,31 +115,34 @@ def weights(stack: adapters.Stack) -> torch.Tensor:
 
 
 def test_eight_micro_batches_of_one_learn_what_one_of_eight_learns(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
-    whole = fit(build(), lesson, SPEC, tmp_path / "whole")
+    whole = fit(build(), language_data, SPEC, tmp_path / "whole")
     parts = fit(
-        build(), lesson, SPEC.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts"
+        build(),
+        language_data,
+        SPEC.model_copy(update={"micro_batch_tokens": 1}),
+        tmp_path / "parts",
     )
     assert torch.allclose(weights(whole.stack), weights(parts.stack), atol=1e-5)
     assert not torch.allclose(weights(whole.stack), weights(build()), atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     first, again = (
-        fit(build(0.3), lesson, SPEC, tmp_path / "1"),
-        fit(build(0.3), lesson, SPEC, tmp_path / "2"),
+        fit(build(0.3), language_data, SPEC, tmp_path / "1"),
+        fit(build(0.3), language_data, SPEC, tmp_path / "2"),
     )
     assert torch.equal(weights(first.stack), weights(again.stack))
     other = LanguageModelingData(
-        lesson.encodings,
-        lesson.tokenizer,
-        lesson.label_batch,
+        language_data.encodings,
+        language_data.tokenizer,
+        language_data.label_batch,
         6,
-        lesson.train_windows,
-        lesson.tuning_windows,
+        language_data.train_windows,
+        language_data.tuning_windows,
     )
     assert not torch.equal(
         weights(first.stack), weights(fit(build(0.3), other, SPEC, tmp_path / "3").stack)
@@ -142,15 +151,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_a_stopped_run_goes_on_to_bit_equal_weights(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path, stop_after: int
+    language_data: LanguageModelingData, build: Build, tmp_path: Path, stop_after: int
 ) -> None:
-    straight = fit(build(0.3), lesson, SPEC, tmp_path / "straight")
+    straight = fit(build(0.3), language_data, SPEC, tmp_path / "straight")
     seen: list[StepEvent] = []
     watch = TrainingCallbacks(on_step=seen.append, should_stop=lambda: len(seen) == stop_after)
     with pytest.raises(InterruptedRunError, match=f"stopped after step {stop_after} of"):
-        fit(build(0.3), lesson, SPEC, tmp_path / "stopped", watch)
+        fit(build(0.3), language_data, SPEC, tmp_path / "stopped", watch)
     went_on = fit(
-        build(0.3), lesson, SPEC, tmp_path / "stopped", TrainingCallbacks(on_step=seen.append)
+        build(0.3),
+        language_data,
+        SPEC,
+        tmp_path / "stopped",
+        TrainingCallbacks(on_step=seen.append),
     )
     assert torch.equal(weights(straight.stack), weights(went_on.stack))
     assert [event.step for event in seen] == list(range(1, straight.total_steps + 1))
@@ -160,14 +173,14 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(
 
 
 def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(update={"epochs": 20, "learning_rate": 3e-2})
     stack = build(targets=("o_proj", "down_proj", "up_proj", "gate_proj"))
     ids = torch.from_numpy(
-        lesson.encodings.tokens[: int(lesson.encodings.lengths[0])].astype(np.int64)
+        language_data.encodings.tokens[: int(language_data.encodings.lengths[0])].astype(np.int64)
     )[None]
-    ones, eos = torch.ones_like(ids), lesson.tokenizer.eos_token_id
+    ones, eos = torch.ones_like(ids), language_data.tokenizer.eos_token_id
 
     def chance_of_eos() -> float:
         stack.model.eval()
@@ -180,7 +193,7 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
 
     before = chance_of_eos()
     to_the_end = replace(
-        lesson, tuning_windows=lesson.tuning_windows[:0]
+        language_data, tuning_windows=language_data.tuning_windows[:0]
     )  # random words leave little to learn but where they end
     history = fit(stack, to_the_end, spec, tmp_path / "run").progress.history
     assert history[-1]["loss"] < history[0]["loss"] - 0.05
@@ -188,7 +201,7 @@ def test_the_loss_falls_and_the_end_of_a_note_is_learned_where_pad_is_eos(
 
 
 def test_the_best_weights_by_tuning_perplexity_are_kept(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(
         update={
@@ -200,45 +213,45 @@ def test_the_best_weights_by_tuning_perplexity_are_kept(
         }
     )
     fitted = fit(
-        build(), lesson, spec, tmp_path / "run"
+        build(), language_data, spec, tmp_path / "run"
     )  # the rate climbs until it ruins the weights
     measured = [point["tuning_perplexity"] for point in fitted.progress.history]
     assert fitted.progress.best_step == int(np.argmin(measured)) + 1 < fitted.total_steps
     table = training.compute_note_likelihoods(
         partial(adapters.compute_token_logits, fitted.stack),
-        lesson,
-        lesson.tuning_windows,
+        language_data,
+        language_data.tuning_windows,
         1000,
-        CREW,
+        ACCELERATOR,
     )
     nll, count = sum(table["negative_log_likelihood"].to_pylist()), sum(table["tokens"].to_pylist())
     assert np.exp(nll / count) == pytest.approx(min(measured), rel=1e-5)
 
 
 def test_patience_ends_a_run_that_no_longer_improves(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     spec = SPEC.model_copy(
         update={"learning_rate": 3.0, "clip_norm": 100.0, "evaluations": 1000, "patience": 2}
     )
-    fitted = fit(build(), lesson, spec, tmp_path / "run")
+    fitted = fit(build(), language_data, spec, tmp_path / "run")
     assert fitted.progress.step == fitted.progress.best_step + 2 < fitted.total_steps
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     stack = build()
     broken = lambda ids, mask: (  # noqa: E731
         partial(adapters.compute_token_logits, stack)(ids, mask) * float("nan")
     )
     with pytest.raises(TrainingError, match="loss nan") as raised:
-        fit(stack, lesson, SPEC, tmp_path, forward=broken)
+        fit(stack, language_data, SPEC, tmp_path, forward=broken)
     assert "step 1 of" in str(raised.value) and "learning_rate" in str(raised.value)
 
 
 def test_an_adapter_outside_the_forward_pass_stops_the_run(
-    lesson: LanguageModelingData, build: Build, folder: Path, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, folder: Path, tmp_path: Path
 ) -> None:
     bare = models.load_base_model(LanguageModelSpec(path=folder), torch.device("cpu"))
     anchor = torch.zeros((), requires_grad=True)
@@ -246,7 +259,7 @@ def test_an_adapter_outside_the_forward_pass_stops_the_run(
     with pytest.raises(TrainingError, match=r"8 trained tensors .* in 3 steps"):
         fit(
             build(),
-            lesson,
+            language_data,
             SPEC.model_copy(update={"weight_decay": 0.0}),
             tmp_path,
             forward=outside,
@@ -254,15 +267,15 @@ def test_an_adapter_outside_the_forward_pass_stops_the_run(
 
 
 def test_an_empty_training_split_is_an_error(
-    lesson: LanguageModelingData, build: Build, tmp_path: Path
+    language_data: LanguageModelingData, build: Build, tmp_path: Path
 ) -> None:
     nothing = LanguageModelingData(
-        lesson.encodings,
-        lesson.tokenizer,
-        lesson.label_batch,
+        language_data.encodings,
+        language_data.tokenizer,
+        language_data.label_batch,
         0,
-        lesson.train_windows[:0],
-        lesson.tuning_windows,
+        language_data.train_windows[:0],
+        language_data.tuning_windows,
     )
     with pytest.raises(InputError) as raised:
         fit(build(), nothing, SPEC, tmp_path)
@@ -285,16 +298,16 @@ def test_the_warm_up_is_a_share_of_the_steps_and_the_schedule_ends_near_nothing(
 
 
 def test_steps_follow_epochs_and_the_upper_bound(
-    lesson: LanguageModelingData, build: Build
+    language_data: LanguageModelingData, build: Build
 ) -> None:
     stack = build()
-    course = training.build_language_modeling_trainable(
-        stack, partial(adapters.compute_token_logits, stack), lesson, SPEC, CREW
+    trainable = training.build_language_modeling_trainable(
+        stack, partial(adapters.compute_token_logits, stack), language_data, SPEC, ACCELERATOR
     )
-    one = count_total_steps(course, SPEC.model_copy(update={"epochs": 1}))
-    assert one == len(course.make_epoch_batches(0))
-    assert count_total_steps(course, SPEC.model_copy(update={"epochs": 0.5})) == -(-one // 2)
-    assert count_total_steps(course, SPEC.model_copy(update={"max_steps": 2})) == 2
+    one = count_total_steps(trainable, SPEC.model_copy(update={"epochs": 1}))
+    assert one == len(trainable.make_epoch_batches(0))
+    assert count_total_steps(trainable, SPEC.model_copy(update={"epochs": 0.5})) == -(-one // 2)
+    assert count_total_steps(trainable, SPEC.model_copy(update={"max_steps": 2})) == 2
 
 
 def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -> None:
@@ -310,10 +323,10 @@ def test_the_unigram_baseline_is_counted_by_hand(folder: Path, tmp_path: Path) -
         tmp_path / "encoded",
     )
     train, held_out = encodings.select_windows("train"), encodings.select_windows("held_out")
-    lesson = LanguageModelingData(
+    language_data = LanguageModelingData(
         encodings, tokenizer, training.LANGUAGE_OBJECTIVES["causal-lm"], 0, train, held_out
     )
-    table = training.compute_unigram_likelihoods(lesson, train, held_out)
+    table = training.compute_unigram_likelihoods(language_data, train, held_out)
     seen = 4 + len(tokenizer)  # cough cough fever eos, and one more of each
     assert table["tokens"].to_pylist() == [2]
     assert table["negative_log_likelihood"].to_pylist() == [
@@ -328,39 +341,39 @@ def metered() -> Callable[[], float]:
 
 
 def test_energy_is_added_up_over_attempts(
-    build: Build, lesson: LanguageModelingData, tmp_path: Path
+    build: Build, language_data: LanguageModelingData, tmp_path: Path
 ) -> None:
     seen: list[StepEvent] = []
     with pytest.raises(InterruptedRunError):
         fit(
             build(),
-            lesson,
+            language_data,
             SPEC,
             tmp_path,
             TrainingCallbacks(
                 on_step=seen.append, should_stop=lambda: len(seen) == 2, read_joules=metered()
             ),
         )
-    found = fit(build(), lesson, SPEC, tmp_path, TrainingCallbacks(read_joules=metered()))
-    assert found.total_steps > 2
-    assert found.progress.joules == 10.0 * found.total_steps
+    actual = fit(build(), language_data, SPEC, tmp_path, TrainingCallbacks(read_joules=metered()))
+    assert actual.total_steps > 2
+    assert actual.progress.joules == 10.0 * actual.total_steps
 
 
 def test_energy_is_unknown_where_it_is_of_a_part_of_the_steps(
-    build: Build, lesson: LanguageModelingData, tmp_path: Path
+    build: Build, language_data: LanguageModelingData, tmp_path: Path
 ) -> None:
     seen: list[StepEvent] = []
     with pytest.raises(InterruptedRunError):
         fit(
             build(),
-            lesson,
+            language_data,
             SPEC,
             tmp_path,
             TrainingCallbacks(on_step=seen.append, should_stop=lambda: len(seen) == 2),
         )
     assert (
         fit(
-            build(), lesson, SPEC, tmp_path, TrainingCallbacks(read_joules=metered())
+            build(), language_data, SPEC, tmp_path, TrainingCallbacks(read_joules=metered())
         ).progress.joules
         is None
     )

@@ -116,7 +116,7 @@ def test_of_masked_tokens_eight_in_ten_become_the_mask_one_stays_one_is_random()
     )
     rows = [[tokenizer.cls_token_id, *([10] * 100), tokenizer.sep_token_id] for _ in range(200)]
     question = mask_tokens(batch_of(rows), tokenizer, (0,))
-    shown = question.input_ids[question.labels != IGNORE_INDEX]
-    assert len(shown) == 200 * 15
-    assert (shown == tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert (shown == 10).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    inputs = question.input_ids[question.labels != IGNORE_INDEX]
+    assert len(inputs) == 200 * 15
+    assert (inputs == tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (inputs == 10).float().mean().item() == pytest.approx(0.1, abs=0.03)

@@ -39,7 +39,7 @@ from clinpeft.training import ClippingStats, PrivacyMechanism, Trainable
 from clinpeft.training.differential_privacy import compute_epsilon, compute_noise_multiplier
 from clinpeft.workflows import RunContext, differential_privacy
 from tests.conftest import WORDS
-from tests.training.test_classification import CREW, TRUTH, VECTORS, exam, parameter
+from tests.training.test_classification import ACCELERATOR, TRUTH, VECTORS, parameter, task_data
 
 WHO = np.array(
     [3, 3, 3, 1, 1, 7, 7, 7, 7, 8, 8, 9]
@@ -60,9 +60,15 @@ SILENT = PrivacyMechanism(
 )
 
 
-def course(weights: torch.nn.Parameter) -> Trainable:
+def build_trainable(weights: torch.nn.Parameter) -> Trainable:
     return training.build_classification_trainable(
-        [exam(weights, TRUTH)], {"w": weights}, lambda _: None, LossSpec(), SPEC, 7, CREW
+        [task_data(weights, TRUTH)],
+        {"w": weights},
+        lambda _: None,
+        LossSpec(),
+        SPEC,
+        7,
+        ACCELERATOR,
     )
 
 
@@ -92,32 +98,32 @@ def gradient(weights: torch.nn.Parameter) -> torch.Tensor:
 def by_hand(weights: torch.Tensor, documents: Sequence[int], clip_norm: float) -> torch.Tensor:
     """The gradient of one subject's summed loss, scaled down to the norm."""
     copy = weights.detach().clone().requires_grad_()
-    (found,) = torch.autograd.grad(
+    (actual,) = torch.autograd.grad(
         torch.nn.functional.cross_entropy(
             VECTORS[list(documents)] @ copy, TRUTH[list(documents)], reduction="sum"
         ),
         copy,
     )
-    return found * min(1.0, clip_norm / float(found.norm()))
+    return actual * min(1.0, clip_norm / float(actual.norm()))
 
 
 @pytest.mark.parametrize("clip_norm", [0.1, 1.5, 1e6])
 def test_a_step_is_the_sum_of_what_autograd_gives_for_each_subject_alone_clipped(
     clip_norm: float,
 ) -> None:
-    weights, tally = parameter(), ClippingStats()
+    weights, counts = parameter(), ClippingStats()
     silent = replace(SILENT, clip_norm=clip_norm)
     summed, targets = training.make_trainable_private(
-        course(weights), WHO, silent, 5, tally
+        build_trainable(weights), WHO, silent, 5, counts
     ).backward(np.arange(9), 1)
     wanted = sum(by_hand(weights, some, clip_norm) for some in ([3, 4], [0, 1, 2], [5, 6, 7, 8]))
     assert torch.allclose(gradient(weights), torch.as_tensor(wanted), atol=1e-6)
     assert targets == 3  # people, and not documents, however many there are
     mean = torch.nn.functional.cross_entropy(VECTORS[:9] @ weights.detach(), TRUTH[:9])
     assert summed / targets == pytest.approx(float(mean), rel=1e-5)
-    assert (tally.sampled_subjects, tally.clipped_subjects) == (
+    assert (counts.sampled_subjects, counts.clipped_subjects) == (
         3,
-        {0.1: 3, 1e6: 0}.get(clip_norm, tally.clipped_subjects),
+        {0.1: 3, 1e6: 0}.get(clip_norm, counts.clipped_subjects),
     )
 
 
@@ -134,7 +140,7 @@ def test_without_one_subject_the_sum_differs_by_no_more_than_the_norm(
     weights = torch.nn.Parameter(parameter().detach() * scale)
     people = np.array([*who, 6, 6, 6])
     one = training.make_trainable_private(
-        course(weights), people, replace(SILENT, clip_norm=clip_norm), 5, ClippingStats()
+        build_trainable(weights), people, replace(SILENT, clip_norm=clip_norm), 5, ClippingStats()
     )
     one.backward(np.arange(9), 1)
     whole = gradient(weights).clone()
@@ -157,7 +163,7 @@ def test_a_subject_whose_gradient_is_no_number_stops_the_run(tmp_path: Path) -> 
         ClippingStats(),
     )
     with pytest.raises(TrainingError, match="nan") as error:
-        training.run_training(confined, SPEC, CREW, tmp_path)
+        training.run_training(confined, SPEC, ACCELERATOR, tmp_path)
     assert error.value.location.startswith("step 1 of")
 
 
@@ -190,22 +196,22 @@ def test_the_noise_has_the_standard_deviation_that_is_counted_with() -> None:
         bare.parameters["w"],
         training.make_trainable_private(bare, np.arange(4), loud, 5, ClippingStats()),
     )
-    drawn = []
+    noises = []
     for step in (1, 2, 1):
         confined.backward(
             np.zeros(0, np.int64), step
         )  # nobody is drawn, and the noise comes all the same
-        drawn.append(gradient(weights).clone())
-    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
-    for noise in drawn[:2]:
+        noises.append(gradient(weights).clone())
+    assert torch.equal(noises[0], noises[2]) and not torch.equal(noises[0], noises[1])
+    for noise in noises[:2]:
         assert float(noise.std()) == pytest.approx(1.5, rel=0.02)  # four standard errors are 1.4 %
         assert abs(float(noise.mean())) < 4 * 1.5 / math.sqrt(size)
-    assert abs(float((drawn[0] * drawn[1]).mean())) < 4 * 1.5**2 / math.sqrt(size)
+    assert abs(float((noises[0] * noises[1]).mean())) < 4 * 1.5**2 / math.sqrt(size)
     training.make_trainable_private(bare, np.arange(4), loud, 6, ClippingStats()).backward(
         np.zeros(0, np.int64), 1
     )
     assert not torch.equal(
-        gradient(weights), drawn[0]
+        gradient(weights), noises[0]
     )  # the noise is of the secret, not of the step alone
 
 
@@ -257,9 +263,11 @@ def test_a_stopped_run_goes_on_with_the_same_draws_and_ends_in_the_same_bits(
             should_stop=lambda: bool(stop_after) and seen[-1] >= stop_after,
         )
         training.run_training(
-            training.make_trainable_private(course(weights), WHO, noise, secret, ClippingStats()),
+            training.make_trainable_private(
+                build_trainable(weights), WHO, noise, secret, ClippingStats()
+            ),
             SPEC,
-            CREW,
+            ACCELERATOR,
             folder,
             watch,
         )
@@ -358,13 +366,13 @@ def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
         40,
         2,
     )  # 4 epochs of 10 steps
-    told = training.summarize_privacy_spending(noise, 40, ClippingStats(10, 4))
+    summary = training.summarize_privacy_spending(noise, 40, ClippingStats(10, 4))
     assert (
-        told["epsilon_asked"] == 3
-        and 2.97 <= told["epsilon"] <= 3
-        and told["clipped_share_not_private"] == 0.4
+        summary["epsilon_asked"] == 3
+        and 2.97 <= summary["epsilon"] <= 3
+        and summary["clipped_share_not_private"] == 0.4
     )
-    assert json.loads(json.dumps(told)) == told
+    assert json.loads(json.dumps(summary)) == summary
     for steps, wrong in (
         (80, noise),
         (20, noise),
@@ -375,14 +383,14 @@ def test_the_record_says_what_was_asked_and_what_was_spent(opacus: Any) -> None:
 
 
 def test_too_few_subjects_and_a_delta_that_promises_nothing_are_refused(opacus: Any) -> None:
-    for spec, said in (
+    for spec, fragment in (
         (
             DifferentialPrivacySpec(epsilon=3, subjects_per_step=51),
             "50 training subjects are fewer",
         ),
         (DifferentialPrivacySpec(epsilon=3, subjects_per_step=5, delta=0.02), "delta = 0.02"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=fragment):
             training.calibrate_privacy_mechanism(wide(50), np.arange(50), spec, SPEC)
     with pytest.raises(UsageError) as error:
         compute_noise_multiplier(1e-9, 1e-9, 1.0, 10**6)
@@ -470,9 +478,19 @@ def read(
     document = tomllib.loads(text.format(**{"notes": "notes.csv", "base": "base", **places}))
     for table, keys in (changes or {}).items():
         document[table] = document.get(table, {}) | keys
-    found = recipe.validate_recipe(document, "test")
-    assert isinstance(found, AdaptRecipe | ClassifyRecipe)
-    return found
+    actual = recipe.validate_recipe(document, "test")
+    assert isinstance(actual, AdaptRecipe | ClassifyRecipe)
+    return actual
+
+
+def check(private: AdaptRecipe | ClassifyRecipe, accelerator: Any = ACCELERATOR) -> None:
+    requirements = (
+        differential_privacy.list_corpus_requirements(private)
+        if isinstance(private, AdaptRecipe)
+        else differential_privacy.list_classifier_requirements(private)
+    )
+    run_context: Any = SimpleNamespace(accelerator=accelerator)
+    differential_privacy.check_differential_privacy(private, run_context, requirements)
 
 
 @pytest.mark.parametrize(
@@ -490,31 +508,20 @@ def read(
 def test_what_lets_one_subject_touch_anothers_gradient_is_refused(
     text: str, changes: dict[str, dict[str, Any]], location: str
 ) -> None:
-    asked = read(text, changes)
-    with pytest.raises(RecipeError, match=location):
-        check_privacy(asked)
-    without = asked.model_copy(
-        update={"training": asked.training.model_copy(update={"differential_privacy": None})}
+    private = read(text, changes)
+    with pytest.raises(RecipeError) as error:
+        check(private)
+    assert error.value.location == location
+    without = private.model_copy(
+        update={"training": private.training.model_copy(update={"differential_privacy": None})}
     )
-    check_privacy(without)  # no privacy is requested, and nothing is refused
-
-
-def check_privacy(asked: Any, run_context: Any = None) -> None:
-    """The check of a recipe with the requirements of its kind, by one process."""
-    list_requirements = (
-        differential_privacy.list_classifier_requirements
-        if asked.tasks
-        else differential_privacy.list_corpus_requirements
-    )
-    differential_privacy.check_differential_privacy(
-        asked, run_context or RunContext(Path()), list_requirements(asked)
-    )
+    check(without)
 
 
 def test_several_processes_are_refused() -> None:
-    two: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
-    with pytest.raises(RecipeError, match="2 processes"):
-        check_privacy(read(CLASSIFY), two)
+    with pytest.raises(RecipeError, match="2 processes") as error:
+        check(read(CLASSIFY), SimpleNamespace(num_processes=2))
+    assert error.value.location == "torchrun"
 
 
 def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
@@ -523,16 +530,16 @@ def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
             {"kind": "embed", "training": {"differential_privacy": {"epsilon": 1}}}, "test"
         )
     adapter = {"adapters": [{"method": "lora"}]}
-    asked = recipe.validate_recipe(
+    private = recipe.validate_recipe(
         read(CLASSIFY).model_dump(mode="json", exclude_none=True) | adapter, "test"
     )
-    assert isinstance(asked, ClassifyRecipe) and not workflows.can_train_jointly([asked])
+    assert isinstance(private, ClassifyRecipe) and not workflows.can_train_jointly([private])
     assert workflows.can_train_jointly(
-        [asked.model_copy(update={"training": ClassifierTrainingSpec()})]
+        [private.model_copy(update={"training": ClassifierTrainingSpec()})]
     )
     assert (
         training.make_trainable_private(
-            course(parameter()), WHO, SILENT, 5, ClippingStats()
+            build_trainable(parameter()), WHO, SILENT, 5, ClippingStats()
         ).joint_step
         is None
     )
@@ -540,11 +547,13 @@ def test_embed_has_no_such_table_and_joint_courses_want_none() -> None:
 
 def test_a_private_run_says_what_its_adapters_learned_before() -> None:
     plain = read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})
-    told = differential_privacy.collect_privacy_notices(
+    summary = differential_privacy.collect_privacy_notices(
         read(CLASSIFY), {"one": read(ADAPT), "two": plain}
     )
     assert (
-        "epsilon 4" in told[0] and "add up" in told[0] and "without differential privacy" in told[1]
+        "epsilon 4" in summary[0]
+        and "add up" in summary[0]
+        and "without differential privacy" in summary[1]
     )
     assert not differential_privacy.collect_privacy_notices(plain, {"two": plain})
 
@@ -561,7 +570,7 @@ def write_notes(path: Path, people: int = 60) -> Path:
     return path
 
 
-def circumstances(secret: int = 1, stop_after: int = 0) -> RunContext:
+def make_context(secret: int = 1, stop_after: int = 0) -> RunContext:
     seen: list[int] = []
     return RunContext(
         Path(),
@@ -578,28 +587,28 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
     document = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert).model_dump(
         mode="json", exclude_none=True
     )
-    asked = recipe.validate_recipe(
+    private = recipe.validate_recipe(
         document | {"adapters": [{"method": "lora", "rank": 2}] if adapted else []}, "test"
     )
-    assert isinstance(asked, ClassifyRecipe)
-    whole = workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "whole"))
-    told = whole.record.differential_privacy
-    assert told is not None and told["epsilon_asked"] == 8 and 7.92 <= told["epsilon"] <= 8
-    assert told["noise_multiplier"] > 0 and told["steps"] == 6 and told["most_items"] == 2
+    assert isinstance(private, ClassifyRecipe)
+    whole = workflows.train_classifier(private, replace(make_context(), home=tmp_path / "whole"))
+    summary = whole.record.differential_privacy
+    assert summary is not None and summary["epsilon_asked"] == 8 and 7.92 <= summary["epsilon"] <= 8
+    assert summary["noise_multiplier"] > 0 and summary["steps"] == 6 and summary["most_items"] == 2
     assert not (
         whole.folder / differential_privacy.NOISE_SEED_PATH
     ).exists()  # else the noise could be drawn again
     with pytest.raises(InterruptedRunError):
         workflows.train_classifier(
-            asked, replace(circumstances(stop_after=3), home=tmp_path / "stopped")
+            private, replace(make_context(stop_after=3), home=tmp_path / "stopped")
         )
     assert (tmp_path / "stopped" / whole.id / differential_privacy.NOISE_SEED_PATH).exists()
     again = workflows.train_classifier(
-        asked, replace(circumstances(secret=2), home=tmp_path / "stopped")
+        private, replace(make_context(secret=2), home=tmp_path / "stopped")
     )  # the secret is the one that it was begun with
     assert (
         again.record.differential_privacy is not None
-        and again.record.differential_privacy["epsilon"] == told["epsilon"]
+        and again.record.differential_privacy["epsilon"] == summary["epsilon"]
     )
     for path in whole.folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
@@ -614,29 +623,29 @@ def test_a_private_classifier_records_what_it_spent_and_a_stopped_one_ends_in_th
 def test_a_run_whose_secret_is_gone_does_not_go_on_with_other_noise(
     opacus: Any, toy_bert: Path, tmp_path: Path
 ) -> None:
-    asked = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
-    assert isinstance(asked, ClassifyRecipe)
+    private = read(CLASSIFY, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
+    assert isinstance(private, ClassifyRecipe)
     with pytest.raises(InterruptedRunError):
         workflows.train_classifier(
-            asked, replace(circumstances(stop_after=3), home=tmp_path / "runs")
+            private, replace(make_context(stop_after=3), home=tmp_path / "runs")
         )
     (secret,) = (tmp_path / "runs").glob(f"*/{differential_privacy.NOISE_SEED_PATH}")
     secret.unlink()
     with pytest.raises(InputError, match="cannot be drawn again"):
-        workflows.train_classifier(asked, replace(circumstances(), home=tmp_path / "runs"))
+        workflows.train_classifier(private, replace(make_context(), home=tmp_path / "runs"))
 
 
 def test_a_private_language_adapter_records_what_it_spent(
     opacus: Any, toy_bert: Path, tmp_path: Path
 ) -> None:
-    asked = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
-    assert isinstance(asked, AdaptRecipe)
-    run = workflows.adapt_language_model(asked, replace(circumstances(), home=tmp_path / "runs"))
-    told = run.record.differential_privacy
+    private = read(ADAPT, notes=write_notes(tmp_path / "notes.csv"), base=toy_bert)
+    assert isinstance(private, AdaptRecipe)
+    run = workflows.adapt_language_model(private, replace(make_context(), home=tmp_path / "runs"))
+    summary = run.record.differential_privacy
     assert (
-        told is not None
-        and 3.96 <= told["epsilon"] <= 4
-        and told["steps"] == 3
+        summary is not None
+        and 3.96 <= summary["epsilon"] <= 4
+        and summary["steps"] == 3
         and not (run.folder / differential_privacy.NOISE_SEED_PATH).exists()
     )
     assert "loss" in (run.folder / "log.jsonl").read_text(encoding="utf-8")
@@ -647,9 +656,11 @@ def test_a_recipe_without_the_table_trains_as_before() -> None:
         read(
             CLASSIFY, {"training": {"differential_privacy": {"delta": 1e-5}}}
         )  # an epsilon is never assumed
-    bare = course(parameter())
+    bare = build_trainable(parameter())
     run: Any = type(
         "R", (), {"recipe": read(ADAPT).model_copy(update={"training": recipe.TrainingSpec()})}
     )
-    learned = differential_privacy.apply_differential_privacy(bare, WHO, run, circumstances())
-    assert learned.trainable is bare and learned.mechanism is None
+    private_trainable = differential_privacy.apply_differential_privacy(
+        bare, WHO, run, make_context()
+    )
+    assert private_trainable.trainable is bare and private_trainable.mechanism is None

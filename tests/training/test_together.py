@@ -36,7 +36,7 @@ from clinpeft.training import (
 from tests.conftest import WORDS, MakeFolder
 from tests.tokenization.test_tokens import write_corpus
 
-CREW = training.create_accelerator()
+ACCELERATOR = training.create_accelerator()
 CPU = torch.device("cpu")
 EVERY = ("q_proj", "v_proj", "down_proj")
 
@@ -77,7 +77,7 @@ def folder(toy_llama: MakeFolder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageModelingData:
+def language_data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageModelingData:
     """Twenty-four notes of 4 to 15 words, six of them to tune on."""
     rng, at = np.random.default_rng(0), tmp_path_factory.mktemp("lesson")
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 16))) for _ in range(24)]
@@ -101,11 +101,13 @@ def lesson(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageMo
 
 
 @pytest.fixture
-def words(lesson: LanguageModelingData) -> Make:
+def words(language_data: LanguageModelingData) -> Make:
     """The language objective, its scores made in blocks."""
 
     def make(base: models.FrozenBaseModel, stack: Stack, setting: Setting) -> tuple[Trainable, Any]:
-        own = replace(lesson, seed=setting.seed, language_model_head=LanguageModelHead(base.model))
+        own = replace(
+            language_data, seed=setting.seed, language_model_head=LanguageModelHead(base.model)
+        )
         spec = TrainingSpec(
             learning_rate=setting.rate,
             epochs=setting.epochs,
@@ -117,7 +119,7 @@ def words(lesson: LanguageModelingData) -> Make:
             checkpoints=4,
         )
         return training.build_language_modeling_trainable(
-            stack, partial(adapters.compute_token_logits, stack), own, spec, CREW
+            stack, partial(adapters.compute_token_logits, stack), own, spec, ACCELERATOR
         ), spec
 
     return make
@@ -166,7 +168,7 @@ def answers() -> Make:
                 return live(documents).numpy()
 
         lengths, size = np.array([len(text) for text in TEXTS]), 4 if setting.micro > 100 else 2
-        exam = ClassificationData(
+        task_data = ClassificationData(
             label_space=LabelSpace(
                 "asked", "multiclass", ("a", "b", "c"), ("",) * 3, (1,) * 3, "auroc_ovo"
             ),
@@ -200,13 +202,13 @@ def answers() -> Make:
 
         loss = LossSpec(class_weights="balanced")
         return training.build_classification_trainable(
-            [exam],
+            [task_data],
             {**stack.trained_parameters, **own},
             mode,
             loss,
             spec,
             setting.seed,
-            CREW,
+            ACCELERATOR,
             tuple(own),
         ), spec
 
@@ -221,10 +223,10 @@ def alone(
     folder: Path, make: Make, setting: Setting, into: Path
 ) -> tuple[TrainingResult, Trainable]:
     base = load(folder)
-    course, spec = make(
+    trainable, spec = make(
         base, adapters.attach_adapters(base, [setting.spec()], setting.seed), setting
     )
-    return training.run_training(course, spec, CREW, into), course
+    return training.run_training(trainable, spec, ACCELERATOR, into), trainable
 
 
 def joined(
@@ -238,11 +240,12 @@ def joined(
     joint = adapters.attach_stacks(
         base, [TrialAdapters([setting.spec()], setting.seed) for setting in settings]
     )
-    made = [
+    attach = [
         make(base, stack, setting) for stack, setting in zip(joint.stacks, settings, strict=True)
     ]
     return joint, [
-        TrialTraining(course, spec, into / str(at), watch) for at, (course, spec) in enumerate(made)
+        TrialTraining(trainable, spec, into / str(at), watch)
+        for at, (trainable, spec) in enumerate(attach)
     ]
 
 
@@ -250,7 +253,7 @@ def same(
     outcome: TrainingResult | ClinpeftError,
     fit: TrialTraining,
     wanted: TrainingResult,
-    course: Trainable,
+    trainable: Trainable,
     folder: Path,
 ) -> None:
     """Every loss and measurement, the best weights, and which checkpoints there are."""
@@ -265,8 +268,8 @@ def same(
     assert [sorted(point) for point in ours.history] == [sorted(point) for point in theirs.history]
     for one, other in zip(ours.history, theirs.history, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-    assert fit.trainable.parameters.keys() == course.parameters.keys()
-    for name, parameter in course.parameters.items():
+    assert fit.trainable.parameters.keys() == trainable.parameters.keys()
+    for name, parameter in trainable.parameters.items():
         torch.testing.assert_close(fit.trainable.parameters[name], parameter, rtol=1e-3, atol=1e-4)
     assert sorted(path.name for path in fit.folder.iterdir()) == sorted(
         path.name for path in folder.iterdir()
@@ -279,11 +282,11 @@ def test_each_learns_what_it_learns_alone(
 ) -> None:
     make = request.getfixturevalue(kind)
     joint, fits = joined(folder, make, SETTINGS, tmp_path / "together")
-    outcomes = training.train_jointly(joint, fits, CREW)
+    outcomes = training.train_jointly(joint, fits, ACCELERATOR)
     steps = []
     for at, (setting, fit, outcome) in enumerate(zip(SETTINGS, fits, outcomes, strict=True)):
-        wanted, course = alone(folder, make, setting, tmp_path / "alone" / str(at))
-        same(outcome, fit, wanted, course, tmp_path / "alone" / str(at))
+        wanted, trainable = alone(folder, make, setting, tmp_path / "alone" / str(at))
+        same(outcome, fit, wanted, trainable, tmp_path / "alone" / str(at))
         steps.append((wanted.progress.step, wanted.total_steps))
     assert (
         steps[0][0] < steps[2][0] and steps[1][0] < steps[1][1]
@@ -300,32 +303,32 @@ def test_a_stopped_pass_goes_on_from_the_checkpoint_of_each(
     joint, fits = joined(folder, words, SETTINGS, tmp_path / "together", watch)
     assert all(
         isinstance(outcome, InterruptedRunError)
-        for outcome in training.train_jointly(joint, fits, CREW)
+        for outcome in training.train_jointly(joint, fits, ACCELERATOR)
     )
     assert 5 <= len(seen) <= 7
     joint, fits = joined(folder, words, SETTINGS, tmp_path / "together")
-    outcomes = training.train_jointly(joint, fits, CREW)
+    outcomes = training.train_jointly(joint, fits, ACCELERATOR)
     for at in (0, 2):
-        wanted, course = alone(folder, words, SETTINGS[at], tmp_path / "alone" / str(at))
-        same(outcomes[at], fits[at], wanted, course, tmp_path / "alone" / str(at))
+        wanted, trainable = alone(folder, words, SETTINGS[at], tmp_path / "alone" / str(at))
+        same(outcomes[at], fits[at], wanted, trainable, tmp_path / "alone" / str(at))
 
 
 def test_activations_that_are_computed_again_change_nothing(
     folder: Path, words: Make, tmp_path: Path
 ) -> None:
-    found = []
+    actual = []
     for again in (False, True):
         joint, fits = joined(folder, words, SETTINGS[1:], tmp_path / str(again))
         if again:
             adapters.enable_activation_checkpointing(joint.stacks[0], "a test")
-        found.append(
+        actual.append(
             [
                 outcome.progress.history
-                for outcome in training.train_jointly(joint, fits, CREW)
+                for outcome in training.train_jointly(joint, fits, ACCELERATOR)
                 if isinstance(outcome, TrainingResult)
             ]
         )
-    assert len(found[0]) == 2 and found[0] == found[1]
+    assert len(actual[0]) == 2 and actual[0] == actual[1]
 
 
 def test_a_trial_that_fails_leaves_the_others_as_they_are(
@@ -336,10 +339,10 @@ def test_a_trial_that_fails_leaves_the_others_as_they_are(
     assert share is not None
 
     def broken(items: IndexArray, step: int) -> PackedInput[training.LossSum]:
-        found = share.prepare_input(items, step)
+        actual = share.prepare_input(items, step)
         return replace(
-            found,
-            process_output=lambda vectors: found.process_output(
+            actual,
+            process_output=lambda vectors: actual.process_output(
                 vectors * (float("nan") if step == 2 else 1.0)
             ),
         )
@@ -348,10 +351,10 @@ def test_a_trial_that_fails_leaves_the_others_as_they_are(
         fits[1],
         trainable=replace(fits[1].trainable, joint_step=replace(share, prepare_input=broken)),
     )
-    outcomes = training.train_jointly(joint, fits, CREW)
+    outcomes = training.train_jointly(joint, fits, ACCELERATOR)
     assert isinstance(outcomes[1], TrainingError) and "step 2 of" in str(outcomes[1])
-    wanted, course = alone(folder, answers, SETTINGS[0], tmp_path / "alone")
-    same(outcomes[0], fits[0], wanted, course, tmp_path / "alone")
+    wanted, trainable = alone(folder, answers, SETTINGS[0], tmp_path / "alone")
+    same(outcomes[0], fits[0], wanted, trainable, tmp_path / "alone")
 
 
 def test_what_cannot_be_learned_in_one_pass_is_refused(
@@ -359,13 +362,13 @@ def test_what_cannot_be_learned_in_one_pass_is_refused(
 ) -> None:
     joint, fits = joined(folder, words, SETTINGS[:2], tmp_path)
     with pytest.raises(TrainingError, match="1 trainings for 2 stacks"):
-        training.train_jointly(joint, fits[:1], CREW)
+        training.train_jointly(joint, fits[:1], ACCELERATOR)
     with pytest.raises(TrainingError, match="without a joint step"):
         training.train_jointly(
             joint,
             [fits[0], replace(fits[1], trainable=replace(fits[1].trainable, joint_step=None))],
-            CREW,
+            ACCELERATOR,
         )
     other, _ = answers(joint.base, joint.stacks[1], SETTINGS[1])
     with pytest.raises(TrainingError, match="on logits and trials on hidden states"):
-        training.train_jointly(joint, [fits[0], replace(fits[1], trainable=other)], CREW)
+        training.train_jointly(joint, [fits[0], replace(fits[1], trainable=other)], ACCELERATOR)

@@ -215,7 +215,10 @@ class Watching:
 sys.meta_path.insert(0, Watching())
 import clinpeft.cli
 assert "transformers" not in sys.modules and "torch" not in sys.modules
-import clinpeft.pipeline, huggingface_hub.constants as constants
+sys.argv = ["clinpeft", "--version"]
+try: clinpeft.cli.main()
+except SystemExit: pass
+import clinpeft.workflows, huggingface_hub.constants as constants
 assert constants.HF_HUB_OFFLINE and constants.HF_HUB_DISABLE_TELEMETRY
 """  # noqa: E501
     environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}

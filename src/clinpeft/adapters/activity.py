@@ -25,8 +25,8 @@ from clinpeft.core.errors import TrainingError
 ProbeFunction = Callable[[], torch.Tensor]
 MonitoredParameters = Mapping[str, torch.nn.Parameter]
 
-HASHING_CHUNK_BYTES = 1 << 26
-HASHING_THREADS = 4
+HASHING_CHUNK_BYTES = 1 << 26  # 64 MiB on the CPU at a time
+HASHING_THREADS = 4  # each with one chunk in memory
 BASE_GROUP, HEAD_GROUP = "base", "head"
 
 
@@ -135,6 +135,7 @@ class AdapterMonitor:
             TrainingError: an adapter or a head has no effect, an inert adapter has one, or a frozen
                 tensor changed. The message names each of them and the failed check.
         """
+        # 1. nothing frozen may be trainable: peft changes requires_grad when it switches adapters
         frozen = _collect_frozen_tensors(self.stack)
         if unfrozen := sorted(name for name, tensor in frozen.items() if tensor.requires_grad):
             raise _create_activity_error(
@@ -142,8 +143,10 @@ class AdapterMonitor:
                 f" take gradients, such as {unfrozen[0]}"
             )
         parameters = _prefix_head_names(self.stack, self.head_parameters)
+        # 2. without dropout, or two forward passes would differ by their masks
         with use_eval_mode(self.stack.model), _clear_gradients(parameters):
             with torch.enable_grad():
+                # any shape; every reduction below is over all of its numbers
                 logits = compute_probe_logits()
                 if not bool(torch.isfinite(logits).all()):
                     raise _create_activity_error("the probe gave logits that are NaN or infinite")
@@ -162,6 +165,7 @@ class AdapterMonitor:
                 self._measure_group(name, group)
                 for name, group in self._group_other_parameters(parameters).items()
             ]
+        # 3. nothing frozen may have moved, to the bit
         hashes = _hash_tensors(frozen)
         names = hashes.keys() | self.frozen_hashes.keys()
         changed = sorted(name for name in names if hashes.get(name) != self.frozen_hashes.get(name))
@@ -182,6 +186,7 @@ class AdapterMonitor:
         self, parameters: MonitoredParameters
     ) -> dict[str, MonitoredParameters]:
         """Group what is trained beside adapters: the base as a whole, every head by itself."""
+        # "owned" by an adapter, which is measured by itself
         owned = {name for adapter in self.stack.adapters for name in adapter.trained_parameters}
         groups: dict[str, dict[str, torch.nn.Parameter]] = {}
         for name, parameter in parameters.items():
@@ -211,8 +216,10 @@ class AdapterMonitor:
                 for parameter, original in originals.items():
                     parameter.copy_(original)
         else:
+            # switched off, an adapter that takes part must change at least one logit
             with self.stack.disable_adapter(adapter.name):
                 change = float((compute_probe_logits() - logits).abs().max())
+        # gradient and movement are measured for trained adapters only
         if not adapter.trained_parameters:
             role: Literal["merged", "frozen"] = "merged" if adapter.merged_weights else "frozen"
             return AdapterEvidence(
@@ -229,6 +236,7 @@ class AdapterMonitor:
         ]
         # float64, or the squares of many small gradients vanish in the sum
         squares = [gradient.double().square().sum().item() for gradient in gradients]
+        # compared on the CPU, where the initial values are
         changes = [
             parameter.detach().to("cpu", initial.dtype).sub(initial).abs().max()
             for parameter, initial in (
@@ -237,6 +245,7 @@ class AdapterMonitor:
             if initial.numel()
         ]
         return AdapterEvidence(
+            # None where no parameter has a gradient: not part of the probe
             name,
             "trained",
             sum(parameter.numel() for parameter in parameters.values()),
@@ -272,6 +281,7 @@ def _prefix_head_names(stack: Stack, head_parameters: MonitoredParameters) -> Mo
 
 def _collect_frozen_tensors(stack: Stack) -> dict[str, torch.Tensor]:
     """Collect every tensor that is not trained: of the base and of frozen or inert adapters."""
+    # by identity: a tied weight has several names, and is one tensor
     trained = {
         id(parameter) for parameter in (*stack.trained_parameters.values(), *stack.other_parameters)
     }
@@ -300,6 +310,7 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     Returns:
         sha256, hexadecimal.
     """
+    # the type and shape first, so that a reinterpretation of the same bytes differs
     digest = hashlib.sha256(str((tensor.dtype, tuple(tensor.shape))).encode())
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)  # (bytes,)
     for chunk in torch.split(flat, HASHING_CHUNK_BYTES):

@@ -67,6 +67,7 @@ def read_adapter_folder(base: FrozenBaseModel, folder: Path) -> SavedAdapter:
         RefusedError: the base is another one, or a file is not the one that was written.
     """
     metadata = _read_adapter_metadata(folder)
+    # compared by content: the folder of the base may have another name here
     trained_on = metadata["base"]
     if trained_on["sha256"] != base.sha256:
         raise RefusedError(
@@ -76,6 +77,7 @@ def read_adapter_folder(base: FrozenBaseModel, folder: Path) -> SavedAdapter:
             hint="load the base it was trained on; on another one its results mean nothing",
         )
     files = _read_verified_files(metadata, folder)
+    # absent in a folder that was saved alone, and then the adapter belongs on the bare base
     lower_adapters = (metadata.get("stack") or {}).get("below", ())
     lower_hashes = tuple(str(adapter["sha256"]) for adapter in lower_adapters)
     try:
@@ -92,12 +94,14 @@ def read_adapter_folder(base: FrozenBaseModel, folder: Path) -> SavedAdapter:
 
 def hash_adapter_files(files: dict[str, bytes]) -> str:
     """Hash config and weights (sha256, hexadecimal), which identifies an adapter."""
+    # without clinpeft.json, whose notices and stack position do not change the function
     return hashlib.sha256(files[ADAPTER_CONFIG_FILE] + files[ADAPTER_WEIGHTS_FILE]).hexdigest()
 
 
 def load_peft_config(saved_adapter: SavedAdapter, base: FrozenBaseModel, trainable: bool) -> Any:
     """Load the peft config of a folder, with paths of this machine."""
     config = peft.PeftConfig.from_pretrained(str(saved_adapter.folder))
+    # peft freezes an adapter in inference mode, whatever requires a gradient
     config.inference_mode = not trainable
     # the saved value is the name of the base's folder; peft warns when it is not a path here
     config.base_model_name_or_path = None
@@ -158,6 +162,7 @@ def _read_verified_files(metadata: dict[str, Any], folder: Path) -> dict[str, by
             location=str(folder),
             hint="copy the whole folder again",
         ) from error
+    # a file that is not listed is not checked; clinpeft.json cannot list itself
     for name, expected in metadata["files"].items():
         sha256 = hashlib.sha256(files.get(name, b"")).hexdigest()
         if sha256 != expected:

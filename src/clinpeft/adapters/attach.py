@@ -113,6 +113,7 @@ def attach_adapters(
         RefusedError: an adapter was trained on another base or above other adapters, its files were
             changed, or the weights of a quantized base are to change.
     """
+    # all folders are read and checked before anything is changed on the base
     requests = [resolve_adapter_request(spec, base, folders) for spec in specs]
     stack = build_stack(base, requests, seed)
     if base_trainable:
@@ -127,6 +128,7 @@ def build_stack(base: FrozenBaseModel, requests: Sequence[AdapterRequest], seed:
     for spec in specs:
         check_method_support(spec, base)
     check_base_without_adapters(base)
+    # learned position embeddings end at max_positions; rotary ones have no end (None)
     virtual_tokens = sum(count_virtual_tokens(spec) for spec in specs if spec.active)
     positions = base.max_tokens + virtual_tokens
     if base.max_positions is not None and positions > base.max_positions:
@@ -139,6 +141,7 @@ def build_stack(base: FrozenBaseModel, requests: Sequence[AdapterRequest], seed:
     state = AttachState(base, seed, set(base.model.parameters()))
     base_parameters = sum(parameter.numel() for parameter in state.existing_parameters)
     check_lower_adapters(state, requests)
+    # before the others, which need plain layers
     _merge_first_adapter(state, requests)
     # all configs first: they name layers, which have other names once an adapter is attached
     configs = {
@@ -194,6 +197,7 @@ def resolve_adapter_request(
         if name not in AdapterSpec.model_fields
         and getattr(spec, name) not in (field_info.default, getattr(saved.spec, name))
     )
+    # merged, active, trainable, from_run
     shared_options = {name: getattr(spec, name) for name in AdapterSpec.model_fields}
     return AdapterRequest(
         saved.spec.model_copy(update=shared_options), saved, spec.trainable, overridden
@@ -225,6 +229,7 @@ def _unfreeze_base(stack: Stack) -> None:
     for parameter in trained.values():
         parameter.requires_grad_(True)
     trained_parameters = sum(parameter.numel() for parameter in trained.values())
+    # the names of a checkpoint: base.layers.0... of the backbone
     stack.trained_parameters = trained
     stack.counts = ParameterCounts(trained_parameters, stack.counts.base_parameters)
 
@@ -248,6 +253,7 @@ def add_adapter(
     """
     spec, saved = request.spec, request.saved_adapter
     is_prompt = ADAPTER_METHODS[spec.method].composition == "beside"
+    # peft calls the first adapter of a model "default"; a prompt has a model of its own
     is_first = is_prompt or state.layer_model is None
     peft_name = "default" if is_first else f"adapter{index + 1}{state.name_suffix}"
     # the first adapter has the run's seed; two adapters with the same initial weights would get the
@@ -258,22 +264,26 @@ def add_adapter(
         torch.manual_seed(seed)
         if is_first:
             model = create_peft_model(state.base, config)
+            # an adaption prompt projects queries once, where peft's does so twice
             use_single_projection(model)
         else:
             model = state.layer_model
             model.add_adapter(peft_name, config)
     if not is_prompt:
         state.layer_model = model
+    # parameters hash by identity, so that tied weights count once
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter not in state.existing_parameters
     }
+    # .data keeps the parameter object, which peft and the optimizer refer to
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     state.existing_parameters.update(parameters.values())
     if saved:
         _set_adapter_weights(model, peft_name, saved, parameters if request.trainable else {})
+    # an inactive adapter is in no forward pass, and would get no gradient
     trained = parameters if request.trainable and spec.active else {}
     return AttachedAdapter(
         state.name_adapter(index, spec),
@@ -290,6 +300,7 @@ def add_adapter(
 
 def derive_torch_seed(*entropy: int) -> int:
     """Derive a seed for torch from several numbers; below 2**63, which torch requires."""
+    # SeedSequence mixes its numbers, so that neighboring seeds give unrelated states
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
@@ -314,6 +325,7 @@ def _set_adapter_weights(
     """Load every weight of the folder into the model, and check that none is missing."""
     tensors = adapter_folder.load_adapter_weights(saved_adapter)
     state = get_peft_model_state_dict(model, adapter_name=peft_name, save_embedding_layers=False)
+    # peft loads what is there and leaves the rest at initial values, so names are compared here
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if actual != expected:
@@ -340,6 +352,7 @@ def _finalize_stack(
 ) -> Stack:
     """Activate the active adapters, and set for every tensor whether it requires a gradient."""
     attached = [adapter for adapter in adapters if adapter.model is not None]
+    # LoRA, DoRA and IA3 share one peft model, whose active adapters are a list
     in_layers = [adapter for adapter in attached if not adapter.is_prompt]
     active_names = [adapter.peft_name for adapter in in_layers if adapter.spec.active]
     if len(active_names) > 1 or len(active_names) != len(in_layers):
@@ -349,6 +362,7 @@ def _finalize_stack(
         state.layer_model.set_adapter((trained_names or [in_layers[-1].peft_name])[-1])
         state.layer_model.base_model.set_adapter(active_names)
     for adapter in attached:
+        # an adaption prompt is active as soon as it is attached
         if adapter.swaps_attention and not adapter.spec.active and adapter.model is not None:
             adapter.model.base_model.disable_adapter_layers()
     trained = {
@@ -356,6 +370,7 @@ def _finalize_stack(
         for adapter in adapters
         for name, parameter in adapter.trained_parameters.items()
     }
+    # the one place that decides what requires a gradient
     trained_set = set(trained.values())
     for parameter in (*state.base.model.parameters(), *state.existing_parameters):
         parameter.requires_grad_(parameter in trained_set)
@@ -370,7 +385,9 @@ def _finalize_stack(
             for adapter in adapters
             if ADAPTER_METHODS[adapter.spec.method].supports_fusion
         ]
+        # replaces peft's LoRA layers by runtime.fused_lora, with the same parameters
         fuse_lora_layers(state.layer_model, fusible)
+    # a set, so that tied weights count once
     counts = ParameterCounts(sum(map(torch.Tensor.numel, trained_set)), base_parameters)
     stack = Stack(state.base, adapters, counts, tuple(state.notices), trained, frozenset(inert))
     # a new dropout layer starts in training mode, also on a base in evaluation mode
@@ -390,8 +407,10 @@ def _merge_first_adapter(state: AttachState, requests: Sequence[AdapterRequest])
     name = state.name_adapter(0, spec)
     model = create_peft_model(base, adapter_folder.load_peft_config(saved, base, trainable=False))
     _set_adapter_weights(model, "default", saved, {})
+    # (parameter, weights before) pairs, on the CPU, for disable_adapter
     originals, largest_rounding = [], 0.0
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        # DoRA and LoRA dropout apply in training mode only
         layer.eval()
         linear = layer.get_base_layer()
         # merging changes the data of a parameter, so that its identity survives the merge
@@ -399,14 +418,18 @@ def _merge_first_adapter(state: AttachState, requests: Sequence[AdapterRequest])
             (parameter, parameter.detach().to("cpu", copy=True))
             for parameter in linear.parameters()
         ]
+        # W + s B A in float32 (Hu et al. 2021, equation 3)
         layer.float()
         layer.merge(safe_merge=True)
         exact_weights = [parameter.detach().clone() for parameter in linear.parameters()]
+        # rounded once, to the precision that the base is used in
         linear.to(base.precision)
         for parameter, exact in zip(linear.parameters(), exact_weights, strict=True):
             rounding = float((parameter.detach().float() - exact).abs().max())
             largest_rounding = max(largest_rounding, rounding)
+    # removes the wrappers; the merged weights stay
     model.base_model.unload()
+    # a second stack on these weights would take them for the base's
     setattr(base.model, MERGED_ADAPTER_ATTRIBUTE, name)
     if base.precision != torch.float32:
         precision = str(base.precision).removeprefix("torch.")
@@ -442,6 +465,7 @@ def check_lower_adapters(state: AttachState, requests: Sequence[AdapterRequest])
             continue
         name = state.name_adapter(index, request.spec)
         state.notices += [f"{name}: {option}" for option in request.overridden_options]
+        # the empty string for a new adapter, which has no weights to compare yet
         lower_hashes = tuple(
             lower.saved_adapter.sha256 if lower.saved_adapter else "" for lower in requests[:index]
         )
@@ -468,6 +492,7 @@ def check_method_support(spec: AnyAdapterSpec, base: FrozenBaseModel) -> None:
     Raises:
         AdapterError: it is not; the hint names those that are.
     """
+    # such as adaption prompts, which peft knows for LLaMA-like attention only
     possible = [name for name in ADAPTER_METHODS if name not in base.family.unsupported_methods]
     if spec.method not in possible:
         raise AdapterError(

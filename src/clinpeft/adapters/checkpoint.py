@@ -81,6 +81,7 @@ def save_adapter_stack(stack: Stack, folder: Path) -> tuple[str, ...]:
     with _replace_folder_atomically(folder) as temporary:
         lower_adapters: list[dict[str, str]] = []
         for position, adapter in enumerate(stack.adapters, 1):
+            # what load_adapter_stack needs to rebuild the stack in order
             stack_metadata = {
                 "name": adapter.name,
                 "position": position,
@@ -100,6 +101,7 @@ def save_adapter_stack(stack: Stack, folder: Path) -> tuple[str, ...]:
                     for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
                 }
             )
+            # frozen adapters keep their bytes, and so their hash, from run to run
             lower_adapters.append({"name": adapter.name, "sha256": sha256})
     return tuple(adapter.name for adapter in stack.adapters)
 
@@ -119,6 +121,7 @@ def load_adapter(base: FrozenBaseModel, folder: Path, trainable: bool = False) -
             trained above other adapters.
     """
     saved = adapter_folder.read_adapter_folder(base, folder)
+    # alone it is not merged, whatever it was in its stack, so that it can be switched off
     unmerged_spec = saved.spec.model_copy(update={"merged": False})
     return build_stack(base, [AdapterRequest(unmerged_spec, saved, trainable)])
 
@@ -142,6 +145,7 @@ def load_adapter_stack(base: FrozenBaseModel, folder: Path) -> Stack:
         for path in sorted(folder.iterdir())
         if path.is_dir()
     ]
+    # by position and not by name: 10-lora would come before 2-lora
     saved_adapters.sort(key=lambda saved: int(saved.stack_metadata.get("position", 0)))
     _check_complete_stack(saved_adapters, folder)
     requests = []
@@ -155,6 +159,7 @@ def load_adapter_stack(base: FrozenBaseModel, folder: Path) -> Stack:
                 "trainable": not metadata["frozen"],
             }
         )
+        # the stack of a finished run: nothing of it is trained here
         requests.append(AdapterRequest(spec, saved, trainable=False))
     return build_stack(base, requests)
 
@@ -170,11 +175,13 @@ def _check_complete_stack(saved_adapters: list[SavedAdapter], folder: Path) -> N
             location=str(folder),
             hint="copy the whole folder again",
         )
+    # each adapter lists the hashes of all below it, first to last
     hashes = tuple(saved.sha256 for saved in saved_adapters)
     for index, saved in enumerate(saved_adapters):
         if saved.lower_adapter_hashes == hashes[:index]:
             continue
         pairs = enumerate(zip(saved.lower_adapter_hashes, hashes[:index], strict=False), 1)
+        # the first that differs, or the last where one is missing
         position = next(
             (number for number, (trained_on, present) in pairs if trained_on != present),
             len(saved.lower_adapter_hashes),
@@ -196,6 +203,7 @@ def _replace_folder_atomically(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         shutil.rmtree(folder, ignore_errors=True)
+        # renaming is atomic on one file system
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -219,6 +227,7 @@ def _write_adapter_files(
         metadata = json.loads(adapter.saved_files[ADAPTER_METADATA_FILE])
         metadata.pop("stack", None)  # of the stack it was saved with before
     else:
+        # float32 whatever the precision of the base: small updates need it
         tensors = _collect_adapter_tensors(stack, adapter)
         save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
         assert adapter.model is not None
@@ -230,6 +239,7 @@ def _write_adapter_files(
             for name in ("base_model_name_or_path", "tokenizer_name_or_path")
             if config.get(name)
         }
+        # stock peft freezes what it loads in this mode
         config["inference_mode"] = True
         (folder / ADAPTER_CONFIG_FILE).write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -277,6 +287,7 @@ def _build_adapter_metadata(stack: Stack, adapter: AttachedAdapter, folder: Path
         ),
         "base_parameters": stack.counts.base_parameters,
         "notices": list(stack.notices),
+        # checked when the folder is read
         "files": {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)

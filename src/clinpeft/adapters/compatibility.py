@@ -81,6 +81,7 @@ def list_adapter_combinations() -> list[tuple[str, str, str, str]]:
 
 
 def _get_combination(first_method: str, second_method: str) -> tuple[str, str]:
+    # by composition and not by method, so that a new method needs no row
     combination = ADAPTER_COMBINATIONS[
         ADAPTER_METHODS[first_method].composition, ADAPTER_METHODS[second_method].composition
     ]
@@ -97,10 +98,12 @@ def check_adapter_combination(specs: Sequence[AnyAdapterSpec]) -> None:
     for index, spec in enumerate(specs):
         if spec.merged:
             _check_merged_adapter(spec, index)
+    # merged adapters are part of the base, and combine with anything
     for first, second in combinations([spec.method for spec in specs if not spec.merged], 2):
         kind, reason = _get_combination(first, second)
         if kind in UNMERGED_COMBINATION_KINDS:
             continue
+        # for the hint: what could follow the first instead
         compatible = [
             method
             for method in ADAPTER_METHODS

@@ -28,12 +28,14 @@ def generate_greedily(stack: Stack, prompts: _TokenIdArray, new_tokens: int) -> 
         (rows, new_tokens) token ids.
     """
     rows = torch.from_numpy(np.ascontiguousarray(prompts)).to(stack.base.model.device)
+    # an empty first part, so that no prompts give (0, new_tokens)
     generated = [np.zeros((0, new_tokens), dtype=np.int64)]
     with use_eval_mode(stack.model), torch.inference_mode():
         for start in range(0, len(rows), GENERATION_BATCH_ROWS):
             ids = rows[start : start + GENERATION_BATCH_ROWS]  # (batch, time), then longer
             for _ in range(new_tokens):
                 logits = compute_token_logits(stack, ids, torch.ones_like(ids))
+                # prompts of one length need no padding, so that the last column is the last token
                 next_ids = logits[:, -1].argmax(dim=1, keepdim=True)  # (batch, 1)
                 ids = torch.cat([ids, next_ids], dim=1)
             generated.append(ids[:, prompts.shape[1] :].cpu().numpy())

@@ -101,12 +101,14 @@ def configure_lora(spec: LoraSpec, base: FrozenBaseModel, **variant: bool) -> Co
         )
     # peft types alpha as an integer, and writes it so into the adapter's config
     alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
+    # A (rank, in) random, B (out, rank) zero: a new adapter changes nothing
     config = peft.LoraConfig(
         task_type=_get_task_type(base),
         r=spec.rank,
         lora_alpha=alpha,
         lora_dropout=spec.dropout,
         target_modules=sorted(set(targets)),
+        # biases are the base's, and stay frozen
         bias="none",
         **variant,
     )
@@ -118,9 +120,11 @@ def configure_ia3(spec: Ia3Spec, base: FrozenBaseModel) -> ConfigWithNotices:  #
 
     IA3, Liu et al. 2022, arXiv 2205.05638, section 3.3.
     """
+    # vectors of ones, multiplied onto activations: a new adapter changes nothing
     config = peft.IA3Config(
         task_type=_get_task_type(base),
         target_modules=base.family.ia3_targets,
+        # peft scales the input of these, and the output of the other targets
         feedforward_modules=base.family.ia3_feedforward,
     )
     return config, ()
@@ -131,12 +135,14 @@ def configure_adaption_prompt(spec: AdaptionPromptSpec, base: FrozenBaseModel) -
 
     LLaMA-Adapter, Zhang et al. 2023, arXiv 2303.16199, section 3.
     """
+    # the topmost layers, all of them where the base has fewer
     base_layers = int(base.model.config.num_hidden_layers)
     layers = min(spec.layers, base_layers)
     notice = (
         f"adaption-prompt: layers = {spec.layers}, and the base has {base_layers}; all of them are"
         " used"
     )
+    # the gate of each layer starts at 0
     config = peft.AdaptionPromptConfig(
         task_type=_get_task_type(base), adapter_len=spec.tokens, adapter_layers=layers
     )
@@ -148,9 +154,11 @@ def configure_prefix_tuning(spec: PrefixSpec, base: FrozenBaseModel) -> ConfigWi
 
     Prefix tuning, Li and Liang 2021, arXiv 2101.00190, section 4.
     """
+    # one embedding (tokens, layers * 2 * width of keys), read as keys and values
     config = peft.PrefixTuningConfig(
         task_type=_get_task_type(base),
         num_virtual_tokens=spec.tokens,
+        # an MLP over the prefix while it is trained (section 4.3); saved without it
         prefix_projection=spec.projection,
     )
     return config, ()
@@ -162,6 +170,7 @@ def configure_prompt_tuning(spec: PromptSpec, base: FrozenBaseModel) -> ConfigWi
     Prompt tuning, Lester et al. 2021, arXiv 2104.08691, section 2. The text is repeated or cut to
     ``spec.tokens`` tokens.
     """
+    # peft draws random prompts from a normal distribution
     initialization = {"prompt_tuning_init": "RANDOM"}
     if spec.init == "text":
         initialization = {

@@ -122,6 +122,7 @@ class MultiAdapterModel:
         Raises:
             AdapterError: the slices are not those of the trials, or overlap.
         """
+        # sorted by start, so that an overlap is one of neighbors
         bounds = sorted((tokens.start, tokens.stop) for tokens in slices if tokens)
         if (
             len(slices) != len(self.stacks)
@@ -133,15 +134,18 @@ class MultiAdapterModel:
                 location="slices",
                 hint="give each trial slice(start, stop) of its tokens, or None, without overlaps",
             )
+        # tokens after the last slice would be those of no trial
         if token_count is None:
             token_count = max((stop for _, stop in bounds), default=0)
         trials = zip(self.stacks, slices, generators or [None] * len(self.stacks), strict=True)
+        # peft names of several stacks on one base are unique (AttachState.name_suffix)
         routes = {
             adapter.peft_name: TokenRoute(tokens, generator)
             for stack, tokens, generator in trials
             if tokens
             for adapter in stack.adapters
         }
+        # adapters without a route are left out of the pass
         with self.routing.route_tokens(routes, token_count):
             yield
 
@@ -175,6 +179,7 @@ class MultiAdapterModel:
             None if packed is None else packed.input_ids[packed.attention_mask != 0]
             for packed in packed_inputs
         ]  # (tokens,) of each trial
+        # of every text of every trial, in the order of the packed row
         lengths = [
             length
             for packed in packed_inputs
@@ -182,11 +187,13 @@ class MultiAdapterModel:
             for length in (packed.attention_mask != 0).sum(dim=1).tolist()
             if length
         ]
+        # tokens of each trial, whose slices follow one another
         sizes = [0 if ids is None else len(ids) for ids in token_ids]
         slices = [
             None if ids is None else slice(stop - len(ids), stop)
             for ids, stop in zip(token_ids, accumulate(sizes), strict=True)
         ]
+        # one row of all tokens (1, tokens); position ids start again with every text
         inputs = build_packed_inputs(
             torch.cat([ids for ids in token_ids if ids is not None]),
             SequenceLengths(tuple(lengths)),
@@ -208,6 +215,7 @@ class MultiAdapterModel:
         """Activate one trial's stack alone in the block, to evaluate, save or merge it."""
         stack = self.stacks[trial_index]
         layers = [module for module in stack.model.modules() if isinstance(module, BaseTunerLayer)]
+        # outside of this block every adapter is off, and routing decides instead
         disabled, stack.disabled_adapters = stack.disabled_adapters, frozenset()
         _set_active_adapters(layers, [adapter.peft_name for adapter in stack.adapters])
         try:
@@ -233,6 +241,7 @@ def attach_stacks(base: FrozenBaseModel, trials: Sequence[TrialAdapters]) -> Mul
     ]
     for trial_requests in requests:
         _check_fusible([request.spec for request in trial_requests], base)
+    # shared by all states: what one trial adds is not new for the next
     existing_parameters = set(base.model.parameters())
     base_parameters = sum(parameter.numel() for parameter in existing_parameters)
     states = [
@@ -281,6 +290,7 @@ def _build_trial_stack(
     counts = ParameterCounts(
         sum(parameter.numel() for parameter in trained.values()), base_parameters
     )
+    # all are disabled until isolate_stack activates them, or route_tokens routes to them
     names = frozenset(adapter.name for adapter in adapters)
     return Stack(state.base, tuple(adapters), counts, tuple(state.notices), trained, names)
 
@@ -290,12 +300,14 @@ def _finalize_joint_model(
 ) -> MultiAdapterModel:
     layer_model = last_state.layer_model
     peft_names = [adapter.peft_name for stack in stacks for adapter in stack.adapters]
+    # each fused layer adds the update of an adapter to the rows of its trial only
     routing = fuse_lora_layers(layer_model, peft_names)
     layers = [
         module
         for module in layer_model.modules()
         if isinstance(module, BaseTunerLayer) and module is not layer_model.base_model
     ]
+    # a layer that is not fused would apply its update to the rows of all trials
     if not all(isinstance(layer, FusedLoraLinear) for layer in layers):
         raise AdapterError(
             "a layer that is to be adapted is no plain linear layer",
@@ -303,13 +315,16 @@ def _finalize_joint_model(
             hint="train these trials one after another",
         )
     _set_active_adapters(layers, [])
+    # frozen adapters of other trials too: they are not this stack's to keep unchanged
     adapter_parameters = [
         {parameter for adapter in stack.adapters for parameter in adapter.parameters.values()}
         for stack in stacks
     ]
     for stack, parameters in zip(stacks, adapter_parameters, strict=True):
         stack.other_parameters = frozenset(set().union(*adapter_parameters) - parameters)
+    # of all trials: one backward pass gives each its gradients
     trained = {parameter for stack in stacks for parameter in stack.trained_parameters.values()}
+    # as in _finalize_stack: the one place that decides
     for parameter in (*base.model.parameters(), *last_state.existing_parameters):
         parameter.requires_grad_(parameter in trained)
     layer_model.eval()

@@ -49,6 +49,7 @@ def compute_pooled_embeddings(
     Raises:
         InputError: a row without tokens.
     """
+    # a row without tokens has no vector, and would be a division by 0 for the mean
     lengths = _count_row_tokens(attention_mask)
     if 0 in lengths:
         raise InputError(
@@ -69,6 +70,7 @@ def compute_pooled_embeddings(
     inputs = models.build_packed_inputs(text_ids, sequence_lengths, stack.base.first_position)
     with _autocast_mixed_precision(stack, input_ids.device):
         output = stack.base.backbone(**inputs, ends=pooled_tokens)
+    # the last layer computed the pooled tokens only
     vectors: torch.Tensor = output.last_hidden_state[0]  # (rows, width)
     return vectors.float()
 
@@ -147,6 +149,7 @@ def _supports_packing(stack: Stack) -> bool:
 
 def _autocast_mixed_precision(stack: Stack, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast where a method computes in float32 on a base in bfloat16, and casts nothing."""
+    # an adaption prompt computes softmax(q k) of its float32 prompt with bfloat16 queries
     mixes = stack.base.precision != torch.float32 and any(
         ADAPTER_METHODS[adapter.spec.method].mixes_precisions
         for adapter in _list_active_adapters(stack)
@@ -164,6 +167,7 @@ def _forward_packed(
     lengths = _count_row_tokens(attention_mask)
     is_text = attention_mask != 0  # (rows, time)
     if _supports_packing(stack):
+        # rows without tokens are no sequences, and have no rows in the result
         sequence_lengths = SequenceLengths(tuple(length for length in lengths if length))
         inputs = models.build_packed_inputs(
             input_ids[is_text], sequence_lengths, stack.base.first_position
@@ -191,6 +195,7 @@ def _forward_packed(
             output = model_function(**inputs)  # (group, virtual + longest, width)
         outputs.append(output[:, -longest:][mask])  # (tokens of the group, width)
     packed = torch.cat(outputs)
+    # groups are by length, so that rows are put back into their order
     order = [row for group in groups for row in group]
     if order == sorted(order):
         return packed
@@ -212,6 +217,7 @@ def group_rows_by_length(lengths: Sequence[int], min_length_fraction: float) -> 
     """
     groups: list[list[int]] = []
     rows = [row for row, length in enumerate(lengths) if length]
+    # sorted() is stable: rows of one length stay in order
     for row in sorted(rows, key=lambda row: -lengths[row]):
         if not groups or lengths[row] < min_length_fraction * lengths[groups[-1][0]]:
             groups.append([])
@@ -242,6 +248,7 @@ class _VirtualTokens:
         virtual_mask = attention_mask.new_ones(rows, self.token_count)
         mask = torch.cat([virtual_mask, attention_mask], dim=1)  # (rows, virtual + time)
         if self.are_keys:
+            # prefix tuning: keys and values of a past that the text attends to
             # one cache object for each call, since the model appends the text's keys to it
             cache = copy.copy(self.embeddings_or_cache)
             cache.layers = [copy.copy(layer) for layer in cache.layers]
@@ -250,6 +257,7 @@ class _VirtualTokens:
                     part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)
                 )  # (rows, heads, virtual, head width)
             return {"input_ids": input_ids, "attention_mask": mask, "past_key_values": cache}
+        # prompt tuning and P-tuning: vectors before the embeddings of the text
         text = stack.base.model.get_input_embeddings()(input_ids)  # (rows, time, width)
         virtual = self.embeddings_or_cache.to(text.dtype).expand(rows, -1, -1)
         return {"inputs_embeds": torch.cat([virtual, text], dim=1), "attention_mask": mask}

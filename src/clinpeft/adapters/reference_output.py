@@ -29,12 +29,15 @@ def save_stack_reference_output(stack: Stack, folder: Path) -> None:
     Raises:
         StorageError: it cannot be written.
     """
+    # random tokens, so that the file holds nothing of a note
     ids = models.sample_reference_tokens(stack.base, STACK_REFERENCE_SEED)
+    # (rows, time) and (rows, width)
     tensors = {"input_ids": ids, "vectors": _compute_reference_vectors(stack, ids)}
     environment = models.describe_environment(stack.base).as_json()
     temporary = folder / f"{STACK_REFERENCE_FILE}.writing"
     try:
         save_file(tensors, temporary, metadata={"place": json.dumps(environment)})
+        # complete or not there
         temporary.replace(folder / STACK_REFERENCE_FILE)
     except (OSError, SafetensorError) as error:
         raise StorageError(
@@ -62,6 +65,7 @@ def check_stack_reference_output(stack: Stack, folder: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             environment = ComputeEnvironment.from_json(json.loads(file.metadata()["place"]))
+            # (rows, time), (rows, width)
             ids, vectors = file.get_tensor("input_ids"), file.get_tensor("vectors")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
@@ -69,6 +73,7 @@ def check_stack_reference_output(stack: Stack, folder: Path) -> bool:
             location=str(path),
             hint="copy the run's folder again",
         ) from error
+    # equal to the bit with the same versions, device and threads, else within a tolerance
     models.check_reference_output(
         ReferenceOutput(ids, {STACK_REFERENCE_NAME: vectors}, environment),
         {STACK_REFERENCE_NAME: _compute_reference_vectors(stack, ids)},
@@ -82,4 +87,5 @@ def _compute_reference_vectors(stack: Stack, token_ids: torch.Tensor) -> torch.T
     ids = token_ids.to(stack.base.model.device)
     with use_eval_mode(stack.model), torch.inference_mode():
         vectors = compute_hidden_states(stack, ids, torch.ones_like(ids))[:, -1]
+    # a copy without the rest of the hidden states, which a view would keep in memory
     return vectors.to("cpu", torch.float32).contiguous().clone()

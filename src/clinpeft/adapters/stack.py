@@ -141,12 +141,14 @@ class Stack:
 
         With a frozen stack, dropout would only add noise to the inputs of a head.
         """
+        # train() of the outermost module reaches the base and all adapters
         self.model.train(mode and bool(self.trained_parameters))
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
         """Run the block with the bare base."""
         with contextlib.ExitStack() as contexts:
+            # in reverse, so that the first, which may be merged, is taken out last
             for adapter in reversed(self.adapters):
                 contexts.enter_context(self.disable_adapter(adapter.name))
             yield
@@ -172,6 +174,7 @@ class Stack:
             )
             for parameter in parameters
         }
+        # outputs.py reads this set: prompts and packing depend on it
         self.disabled_adapters = disabled | {adapter_name}
         try:
             with _disable_in_forward(adapter):
@@ -216,9 +219,10 @@ class Stack:
                     location="adapters.method",
                     hint=f"these can: {', '.join(mergeable)}",
                 )
-        # in bfloat16, an update below 1/256 of a weight is rounded away
+        # in bfloat16, an update below 1/512 of a weight is rounded away
         merged = copy.deepcopy(self.model).float()
         if any(adapter.model is not None for adapter in self.adapters):
+            # peft merges the active adapters in the order in which they were added
             merged = merged.merge_and_unload(safe_merge=True)
         return merged.requires_grad_(False).eval()
 
@@ -229,6 +233,7 @@ def _disable_in_forward(adapter: AttachedAdapter) -> Iterator[None]:
     if adapter.merged_weights:
         # subtracting the update would round; both sets of weights are kept instead
         merged = [parameter.data for parameter, _ in adapter.merged_weights]
+        # .data: the parameter objects stay, which the optimizer and hooks refer to
         for parameter, original in adapter.merged_weights:
             parameter.data = original.to(parameter.device)
         try:
@@ -258,6 +263,7 @@ def _disable_in_forward(adapter: AttachedAdapter) -> Iterator[None]:
 @contextmanager
 def use_eval_mode(model: Any) -> Iterator[None]:
     """Run the block without dropout; afterwards every module is in its own mode again."""
+    # frozen parts may be in evaluation mode inside a model in training mode
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -58,7 +58,8 @@ def read_notes(spec: SourceSpec, attrition: Attrition, cache_folder: Path) -> pa
         SourceError: the files, or more than ``spec.max_bad_fraction`` of their rows, cannot be
             read.
     """
-    rows = _get_source(spec).read_rows(spec, cache_folder)
+    # At the call, not in the generator: missing files raise before any work is done.
+    rows = get_note_source(spec).read_rows(spec, cache_folder)
     location = str(spec.path) if spec.path else spec.name
     return pa.RecordBatchReader.from_batches(
         NOTE_SCHEMA, batch_notes(rows, attrition, spec.max_bad_fraction, location)
@@ -74,10 +75,15 @@ def fingerprint_notes(spec: SourceSpec) -> str:
         RecipeError: no source has this name, or its keys do not fit.
         SourceError: a file is missing.
     """
-    return _get_source(spec).compute_fingerprint(spec)
+    return get_note_source(spec).compute_fingerprint(spec)
 
 
-def _get_source(spec: SourceSpec) -> NoteSource:
+def get_note_source(spec: SourceSpec) -> NoteSource:
+    """Returns the source that a recipe names.
+
+    Raises:
+        RecipeError: no source has this name.
+    """
     if spec.name not in NOTE_SOURCES:
         raise RecipeError(
             f"there is no source {spec.name!r}",

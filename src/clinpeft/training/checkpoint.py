@@ -62,6 +62,7 @@ def save_checkpoint_file(
     Raises:
         StorageError: nothing could be written; an earlier file at ``path`` is untouched.
     """
+    # not matched by step-*.safetensors, so that an incomplete file is never read
     temporary = path.with_suffix(".writing")
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     progress_json = json.dumps(asdict(progress)) if progress else ""
@@ -91,6 +92,7 @@ def save_step_checkpoint(
     # removed only after the new one is on the disk
     for path in _list_newest_first(folder)[CHECKPOINTS_TO_KEEP:]:
         path.unlink()
+    # older checkpoints may have other best weights; both are needed to resume from them
     referenced = set()
     for path in _list_newest_first(folder):
         with safe_open(path, framework="pt") as file:
@@ -134,6 +136,7 @@ def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]
         raise InputError(
             f"this checkpoint cannot be read: {type(error).__name__}", location=str(path), hint=hint
         ) from error
+    # safetensors has no checksum of its own: a flipped bit in a tensor would be read as a weight
     if metadata.get("sha256") != _hash_checkpoint(tensors, metadata.get("progress", "")):
         raise InputError(
             "this checkpoint is not what was written: its SHA-256 differs",
@@ -145,9 +148,11 @@ def _read_verified_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], str]
 
 def _hash_checkpoint(tensors: CheckpointTensors, progress_json: str) -> str:
     """SHA-256 of the progress, then of name, type, shape and bytes of each tensor, by name."""
+    # the tensors as bytes: a hash of floats would depend on their formatting
     digest = hashlib.sha256(progress_json.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
+        # view as bytes, (numbers * size of one,)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -164,6 +169,7 @@ def copy_into_parameters(
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names = sorted(expected.keys() | actual.keys())
+    # all names and shapes first, so that an error leaves every parameter as it was
     differing = [name for name in names if expected.get(name) != actual.get(name)]
     if differing:
         raise InputError(
@@ -187,8 +193,10 @@ def find_newest_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], Train
     """
     for path in _list_newest_first(folder):
         try:
+            # also reads the best weights below, since a run that resumes may end at once
             tensors, progress_json = _read_verified_checkpoint(path)
             progress = TrainingProgress(**json.loads(progress_json))
+            # the best weights of this very step are the checkpoint's own
             if progress.best_step and progress.best_step != progress.step:
                 load_best_weights(folder, progress.best_step)
         except (InputError, TypeError, ValueError) as error:
@@ -223,6 +231,7 @@ def _get_best_path(folder: Path, step: int) -> Path:
 
 
 def _list_newest_first(folder: Path) -> list[Path]:
+    # eight digits, so that the order of names is that of steps
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
@@ -248,6 +257,7 @@ def load_optimizer_state(
         if full_name.startswith(OPTIMIZER_PREFIX):
             # key: exp_avg, exp_avg_sq or step; a parameter's name has dots of its own
             key, name = full_name.removeprefix(OPTIMIZER_PREFIX).split(".", 1)
+            # index in the order of the optimizer's groups
             state.setdefault(parameter_names.index(name), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

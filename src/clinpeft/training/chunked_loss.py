@@ -60,6 +60,7 @@ class LanguageModelHead:
         replaces ``forward``).
         """
         head = self.model.get_output_embeddings()
+        # a subclass (peft, float8) computes something else in its forward
         if (
             type(head) is not torch.nn.Linear
             or "forward" in vars(head)
@@ -117,6 +118,7 @@ def compute_chunked_cross_entropy(
         if block_bytes is None
         else max(1, block_bytes // (4 * vocabulary_size))
     )
+    # as autocast would cast them for the product
     vectors = vectors.to(projection.weight.dtype)
     losses: torch.Tensor = _ChunkedCrossEntropy.apply(vectors, projection, targets, block_rows)  # type: ignore[no-untyped-call]
     return losses
@@ -145,6 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # dl/dx = dl/dz W, (block, vocabulary) @ (vocabulary, width)
                 logit_gradients = buffers.cast_to_vector_precision(logit_gradients)
                 torch.mm(logit_gradients, projection.weight, out=gradients[block])
+        # (tokens, width), as large as the vectors, in place of (tokens, vocabulary)
         ctx.save_for_backward(gradients)
         return losses
 
@@ -186,12 +189,14 @@ class _BlockBuffers:
             logits.add_(bias)
         if cap is not None:
             logits.div_(cap).tanh_().mul_(cap)
+        # p = softmax(z), in float32 whatever the precision of the logits
         torch.softmax(logits, dim=-1, dtype=torch.float32, out=probabilities)
         columns = targets[:, None]  # (block, 1)
         # -log p(target) = (z_max - z_target) - log p_max: p(target) itself underflows to 0 below
         # 1e-38, and p_max never does
         behind = logits.amax(dim=-1).float() - logits.gather(1, columns)[:, 0].float()
         losses.copy_(behind - probabilities.amax(dim=-1).log())
+        # p - onehot(target), in place; no gradient is ever as wide twice
         minus_one = probabilities.new_full((), -1.0).expand(columns.shape)
         probabilities.scatter_add_(1, columns, minus_one)
         if cap is not None:

@@ -122,6 +122,7 @@ def shuffle_labels(labels: torch.Tensor, documents: IndexArray, seed: int) -> to
         A copy of ``labels``.
     """
     permutation = np.random.default_rng([seed, 2]).permutation(documents)
+    # labels of other documents stay, so that evaluation is on true labels
     shuffled = labels.clone()
     shuffled[torch.from_numpy(documents)] = labels[torch.from_numpy(permutation)]
     return shuffled
@@ -155,11 +156,13 @@ def build_classification_trainable(
         head_names: names among ``parameters`` that are trained at ``head_learning_rate``.
         reduce_memory: as for ``retry_backward_on_oom``.
     """
+    # items of a step are numbers over the documents of all tasks
     numbering = _DocumentNumbering(tasks)
     class_weights = [_compute_class_weights(task, loss_spec, accelerator) for task in tasks]
 
     def sum_task_loss(logits: torch.Tensor, index: int, documents: IndexArray) -> LossSum:
         task = tasks[index]
+        # (documents,) or (documents, classes)
         labels = task.labels[torch.from_numpy(documents)].to(accelerator.device)
         return sum_classification_loss(logits, labels, task.label_space, class_weights[index])
 
@@ -175,12 +178,15 @@ def build_classification_trainable(
         texts = prepare(documents)
         return PackedInput(
             texts.input_ids,
+            # hidden: (tokens, width) of this task's texts
             texts.attention_mask,
             lambda hidden: sum_task_loss(texts.process_output(hidden), index, documents),
         )
 
+    # a new head needs a larger rate than adapters on a trained base
     scale = spec.head_learning_rate / spec.learning_rate if spec.head_learning_rate else 1.0
     has_tuning = any(len(task.tuning_documents) for task in tasks)
+    # cached vectors need no forward pass of the base, and so no joint one
     joint_step = JointStep(numbering.make_micro_batches, prepare_input, seed)
     best_metric = {
         "loss": CLASSIFICATION_TUNING_LOSS,
@@ -229,6 +235,7 @@ def sum_classification_loss(
         The sum, and what to divide it by: the number of documents or the sum of their weights.
     """
     if label_space.kind == "multilabel":
+        # summed over documents and labels, then a mean over labels
         label_losses = functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="sum"
         )
@@ -250,7 +257,9 @@ def _compute_class_weights(
         return None
     class_count = len(task.label_space.classes)
     train_labels = task.labels[torch.from_numpy(task.train_documents)]
+    # of the training split alone: other splits must not influence training
     counts = torch.bincount(train_labels, minlength=class_count).float()  # (classes,)
+    # (classes,); clamp, since a class without documents would divide by 0
     balanced = len(task.train_documents) / (len(counts) * counts.clamp(min=1))
     return torch.where(counts > 0, balanced, 0.0).to(accelerator.device)
 
@@ -266,6 +275,7 @@ def _evaluate_tuning_split(tasks: Sequence[ClassificationData]) -> dict[str, flo
         labels = task.labels[torch.from_numpy(documents)]
         # without class weights: the tuning loss estimates that of the evaluation set
         loss_sum = sum_classification_loss(torch.from_numpy(logits), labels, task.label_space)
+        # a mean, as the loss of a step is
         losses[name] = float(loss_sum.loss) / loss_sum.targets
         metrics[name] = task.compute_metric(logits, documents)
     means = {
@@ -284,6 +294,7 @@ class _DocumentNumbering:
 
     def __init__(self, tasks: Sequence[ClassificationData]) -> None:
         self.tasks = tasks
+        # (tasks,) documents of each, of all splits
         sizes = [len(task.token_counts) for task in tasks]
         self.task_offsets = np.concatenate([[0], np.cumsum(sizes)])  # (tasks + 1,)
         self.train_items = np.concatenate(
@@ -295,6 +306,7 @@ class _DocumentNumbering:
 
     def make_epoch_batches(self, batch_notes: int, rng: np.random.Generator) -> list[IndexArray]:
         """Every training document once, ``batch_notes`` a step; the last step may be smaller."""
+        # documents of all tasks in one permutation, so that steps mix tasks by their size
         order = self.train_items[rng.permutation(len(self.train_items))]
         return [order[start : start + batch_notes] for start in range(0, len(order), batch_notes)]
 
@@ -308,6 +320,7 @@ class _DocumentNumbering:
 
     def get_single_task(self, items: IndexArray) -> tuple[int, IndexArray]:
         """The task that all items belong to, and its documents."""
+        # micro-batches are of one task, see make_micro_batches
         ((index, documents),) = self.split_by_task(items)
         return index, documents
 

@@ -78,6 +78,7 @@ class ContrastiveBatch:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Select anchors, positives and negatives from the vectors (texts, width) of all texts."""
         anchors, positives, negatives = (
+            # (anchors, width), (anchors, width), (negatives, width)
             vectors[rows.to(vectors.device)]
             for rows in (self.anchor_rows, self.positive_rows, self.negative_rows)
         )
@@ -138,6 +139,7 @@ def build_contrastive_trainable(
             location="pairs, training split",
             hint="give more pairs, set training.apart_by lower, or mine hard negatives",
         )
+    # counted over all steps, for the run's record
     counts: Counter[str] = Counter() if mask_counts is None else mask_counts
 
     def backward(pair_ids: IndexArray, step: int) -> tuple[float, float]:
@@ -148,6 +150,7 @@ def build_contrastive_trainable(
         return run_cached_backward(loss, embedder, batch.text_ids, seed, step, accelerator)
 
     def count_tokens(pair_ids: IndexArray) -> int:
+        # a text on several sides is encoded once, and counted once
         text_ids = np.unique(np.concatenate(_collect_sides(pairs, pair_ids)))
         return int(pairs.texts.token_counts[text_ids].sum())
 
@@ -174,9 +177,11 @@ def build_contrastive_batch(
         apart_by: key of ``APART_BY_COLUMNS``.
     """
     anchors, positives, negatives = _collect_sides(pairs, pair_ids)
+    # sorted, so that searchsorted below finds the rows of each side
     text_ids = np.unique(np.concatenate([anchors, positives, negatives]))
     candidates = np.concatenate([positives, negatives])
     codes = pairs.texts.text_codes
+    # (anchors, candidates), one column of named negatives at a time
     is_named = np.zeros((len(anchors), len(candidates)), dtype=np.bool_)
     for named in pairs.get_named_negatives(pair_ids).T:  # (anchors,)
         same_text = codes[named][:, None] == codes[candidates][None, :]
@@ -188,6 +193,7 @@ def build_contrastive_batch(
         find_text_conflicts(pairs.texts, [anchors, positives], columns, apart_by)
         for columns in ([anchors, positives], [negatives])
     ]
+    # a named negative is one although it shares a section: hard negatives often do
     candidate_mask = ~np.concatenate(conflicts, axis=1) | is_named
     np.fill_diagonal(candidate_mask, True)
     anchor_rows, positive_rows, negative_rows = (
@@ -207,9 +213,11 @@ def _collect_sides(
     pairs: TextPairs, pair_ids: IndexArray
 ) -> tuple[IndexArray, IndexArray, IndexArray]:
     """Anchors, positives, and the hard negatives of all: each text once, without positives."""
+    # (anchors,) and (anchors, negatives of each)
     positives, named = pairs.positives[pair_ids], pairs.get_named_negatives(pair_ids)
     codes = pairs.texts.text_codes
     named = named[named >= 0]
+    # by text and not by id: a text may have several ids
     negatives = named[np.unique(codes[named], return_index=True)[1]]
     negatives = negatives[~np.isin(codes[negatives], codes[positives])]
     return pairs.anchors[pair_ids], positives, negatives
@@ -253,6 +261,7 @@ def compute_step_loss(
             hint="raise training.mask_margin or training.batch_pairs; every negative is more"
             " similar to its anchor than the positive",
         )
+    # (anchors, candidates)
     named_mask = batch.named_negative_mask.to(vectors.device)
     loss = CONTRASTIVE_OBJECTIVES[spec.objective](spec, mask, reverse_mask, named_mask)
     matryoshka_loss = contrastive_losses.build_matryoshka_loss(
@@ -286,6 +295,7 @@ def _mask_candidates(
         reverse_mask = reverse_mask & contrastive_losses.find_likely_negatives(
             reverse_scores, spec.mask_margin
         )
+    # an anchor without negatives adds nothing to the loss, and is not counted
     has_negatives = contrastive_losses.has_negatives(mask)  # (anchors,)
     mask_counts["anchors"] += anchor_count
     mask_counts["negatives masked by id"] += int((~id_mask).sum())
@@ -375,19 +385,23 @@ def run_cached_backward(
         TrainingError: the vectors of the second pass differ from those of the first, so that the
             gradients would be wrong.
     """
+    # rows of each micro-batch among text_ids; micro-batches are sorted by length
     micro_batches = embedder.make_micro_batches(text_ids)
     rows = [np.searchsorted(text_ids, micro_batch) for micro_batch in micro_batches]
     seeds = [derive_dropout_seed(seed, step, index) for index in range(len(micro_batches))]
     is_first = accelerator.process_index == 0
+    # the global generators are as before afterwards
     with torch.random.fork_rng():
         if len(micro_batches) == 1:
             if not is_first:
                 return 0.0, 0.0
             torch.manual_seed(seeds[0])
             order = torch.from_numpy(np.argsort(rows[0]))
+            # vectors come in the order of the micro-batch; the loss needs that of text_ids
             loss_sum = loss(embedder.embed(micro_batches[0]).float()[order])
             torch.autograd.backward(loss_sum.loss)
             return loss_sum.loss.item(), loss_sum.targets
+        # (seed, ids of texts, rows) of each micro-batch
         share = list(zip(seeds, micro_batches, rows, strict=True))
         share = share[accelerator.process_index :: accelerator.num_processes]
         vectors = torch.zeros(len(text_ids), embedder.width, device=accelerator.device)
@@ -396,12 +410,15 @@ def run_cached_backward(
                 torch.manual_seed(dropout_seed)
                 vectors[positions] = embedder.embed(micro_batch).float()
         # rows of other processes are 0, so that the sum over processes fills them in
+        # a leaf: the graph of the loss ends here (section 3.2, step 2)
         cached = accelerator.reduce(vectors, "sum").requires_grad_()  # (texts, width)
         loss_sum = loss(cached)
         (gradients,) = torch.autograd.grad(loss_sum.loss, cached)  # dl/dv, (texts, width)
         for dropout_seed, micro_batch, positions in share:
             torch.manual_seed(dropout_seed)
+            # with its graph; the same seed gives the same dropout, and so the same vectors
             repeated = embedder.embed(micro_batch).float()
+            # (micro-batch, width)
             first = cached.detach()[positions]
             difference = float((repeated.detach() - first).norm() / first.norm().clamp(min=1e-12))
             if difference > MAX_REPEAT_DIFFERENCE:
@@ -411,6 +428,7 @@ def run_cached_backward(
                     hint="draw everything random from torch's global generators, and change no"
                     " weight between the two passes of a step",
                 )
+            # chain rule: dl/dw = sum over texts of dl/dv dv/dw
             torch.autograd.backward(repeated, gradients[positions])
     return (loss_sum.loss.item(), loss_sum.targets) if is_first else (0.0, 0.0)
 
@@ -452,7 +470,9 @@ def build_tuning_evaluation(
             loss_sum = compute_step_loss(vectors, batch, unmasked_spec, "tuning split", Counter())
             summed += loss_sum.loss.item()
             targets += loss_sum.targets
+            # (anchors, candidates), each direction of a vector alone counts if normalized
             scores = _compute_spec_similarities(batch.select_sides(vectors), spec)
+            # the diagonal is the positive itself
             is_negative = batch.candidate_mask.to(vectors.device).clone().fill_diagonal_(False)
             hardest = scores.masked_fill(~is_negative, -torch.inf).amax(dim=1)  # (anchors,)
             correct += float((scores.diagonal() > hardest).sum())

@@ -129,11 +129,13 @@ def sample_contrastive_epoch(
         apart_by: key of ``APART_BY_COLUMNS``.
         rng: order of pairs and of steps.
     """
+    # of each pair: all its texts, passages and sections
     keys = _collect_conflict_keys(pairs, APART_BY_COLUMNS[apart_by])
     steps = _pack_first_fit(keys, batch_pairs, rng.permutation(len(keys)).tolist())
     _fill_single_pair_steps(steps, keys)
     is_named = pairs.get_named_negatives(np.arange(len(keys))) >= 0  # (pairs, negatives)
     has_named = np.asarray(is_named.any(axis=1))
+    # a single pair with hard negatives of its own has a loss
     trained = [np.asarray(step) for step in steps if len(step) > 1 or has_named[step[0]]]
     skipped = sorted(step[0] for step in steps if len(step) == 1 and not has_named[step[0]])
     small = sum(len(step) for step in trained if len(step) < batch_pairs)
@@ -148,6 +150,7 @@ def _collect_conflict_keys(pairs: TextPairs, columns: Sequence[str]) -> list[fro
     for offset, column in enumerate(columns):
         for side in (pairs.anchors, pairs.positives):
             codes = getattr(pairs.texts, column)[side]  # (pairs,)
+            # codes of several columns are made distinct by their remainder
             keys.append(np.where(codes >= 0, codes * len(columns) + offset, -1))
     rows = np.stack(keys, axis=1).tolist()  # (pairs, 2 * columns)
     return [frozenset(key for key in row if key >= 0) for row in rows]
@@ -165,6 +168,7 @@ def _pack_first_fit(
         candidates = chain(
             islice(unfilled, LOOK_AHEAD_STEPS), islice(reversed(unfilled), LOOK_AHEAD_STEPS)
         )
+        # a step conflicts if it has a pair with a key in common
         keys = conflict_keys[pair]
         step = next(
             (step for step in candidates if not any(step in steps_by_key[key] for key in keys)),
@@ -188,6 +192,7 @@ def _fill_single_pair_steps(
     steps: list[list[int]], conflict_keys: Sequence[frozenset[int]]
 ) -> None:
     """Move a pair of a fuller step to each single pair, the givers taking turns."""
+    # fullest first; of a step of 3 or more, one may leave
     givers = deque(sorted((step for step in steps if len(step) > 2), key=len, reverse=True))
     for step in (step for step in steps if len(step) == 1):
         keys = conflict_keys[step[0]]
@@ -217,8 +222,10 @@ def find_text_conflicts(
     Returns:
         (rows, columns) bool.
     """
+    # any shared attribute of any side of the row with any side of the column
     conflicts = np.zeros((len(rows[0]), len(columns[0])), dtype=np.bool_)
     for attribute in APART_BY_COLUMNS[apart_by]:
+        # (texts,)
         codes = getattr(texts, attribute)
         for row_ids in rows:
             for column_ids in columns:

@@ -27,6 +27,7 @@ def compute_similarities(
     Returns:
         (anchors, candidates), float32.
     """
+    # (candidates, width), positives first
     candidates = positives if negatives is None else torch.cat([positives, negatives])
     return anchors.float() @ candidates.float().T
 
@@ -62,9 +63,11 @@ def info_nce_loss(
     scores = compute_similarities(anchors, positives, negatives)
     directions = [(scores, candidate_mask)]
     if symmetric:
+        # candidates of a positive are the anchors; hard negatives have no anchor of their own
         directions.append((scores[:, : len(anchors)].T, reverse_mask))
     losses, counts = [], []
     for similarities, direction_mask in directions:
+        # (anchors, candidates)
         logits = similarities / temperature
         mask = (
             torch.ones_like(logits, dtype=torch.bool) if direction_mask is None else direction_mask
@@ -113,10 +116,12 @@ def triplet_loss(
         if candidate_mask is None
         else candidate_mask.clone()
     )
+    # (anchors, candidates), without the positive itself
     is_negative.fill_diagonal_(False)
     violations = functional.relu(scores - scores.diagonal()[:, None] + margin)
     violations = violations.masked_fill(~is_negative, 0.0)  # (anchors, candidates)
     counts = is_negative.sum(dim=1)  # (anchors,)
+    # (anchors,); clamp, since an anchor without negatives would be 0 / 0
     losses = violations.sum(dim=1) / counts.clamp(min=1)
     return LossSum(losses.sum(), float((counts > 0).sum()))
 
@@ -134,6 +139,7 @@ def truncate_vectors(
     Returns:
         (rows, dim), float32.
     """
+    # (rows, dim); a slice up to None is the whole vector
     truncated = vectors[:, :dim].float()
     return functional.normalize(truncated, dim=-1) if normalize else truncated
 
@@ -168,6 +174,7 @@ def build_matryoshka_loss(
             )
             for dim, _ in terms
         ]
+        # one scalar for each width
         weighted = [
             weight * loss_sum.loss for (_, weight), loss_sum in zip(terms, loss_sums, strict=True)
         ]

@@ -100,7 +100,7 @@ def compute_noise_multiplier(
     """Compute the least noise with which so many steps spend at most epsilon.
 
     They spend at least 0.995 of it, by the Rényi divergence of the sampled Gaussian mechanism
-    (Mironov et al. 2019, arXiv 1908.10530, section 3).
+    (Mironov et al. 2019, arXiv 1908.10530).
 
     Returns:
         Standard deviation of the noise over the clipping norm.
@@ -194,6 +194,7 @@ def calibrate_privacy_mechanism(
     """
     item_counts = [len(items) for items in _group_items_by_subject(trainable, subjects)]
     subject_count = len(item_counts)
+    # errors name the key and its value
     location = "training.differential_privacy"
     if subject_count < spec.subjects_per_step:
         raise InputError(
@@ -210,8 +211,10 @@ def calibrate_privacy_mechanism(
             hint=f"set it well below 1 / {subject_count}: publishing one random subject would"
             " satisfy this delta",
         )
+    # expected subjects of a step are sampling_rate * subjects
     sampling_rate = spec.subjects_per_step / subject_count
     epoch: list[IndexArray] = [np.zeros(0, np.int64)] * math.ceil(1 / sampling_rate)
+    # counts steps only, so that its items do not matter
     sampled = replace(trainable, make_epoch_batches=lambda _: epoch)
     steps = count_total_steps(sampled, optimisation)
     noise_multiplier = compute_noise_multiplier(spec.epsilon, spec.delta, sampling_rate, steps)
@@ -254,6 +257,7 @@ def make_trainable_private(
     subject_of_item = {
         int(item): subject for subject, items in enumerate(items_by_subject) for item in items
     }
+    # so that every subject is expected once in an epoch
     steps_per_epoch = math.ceil(1 / mechanism.sampling_rate)
 
     def make_epoch_batches(epoch: int) -> list[IndexArray]:
@@ -262,6 +266,7 @@ def make_trainable_private(
             rng = np.random.default_rng([noise_seed, SAMPLING_STREAM, epoch, step_index])
             # each subject independently of the others
             sampled = np.flatnonzero(rng.random(mechanism.subjects) < mechanism.sampling_rate)
+            # all items of a sampled subject
             parts = [items_by_subject[subject] for subject in sampled]
             batches.append(np.concatenate([np.zeros(0, np.int64), *parts]))
         return batches
@@ -276,8 +281,10 @@ def make_trainable_private(
             clipping_stats,
         )
         parameters = list(trainable.parameters.values())
+        # the sum of clipped gradients: its sensitivity to one subject is clip_norm
         gradient = flatten_gradients(parameters)  # (numbers,)
         # in float64 on the CPU, so that every device gets the same noise
+        # standard deviation of every number: noise_multiplier * clip_norm
         scale = mechanism.noise_multiplier * mechanism.clip_norm
         rng = np.random.default_rng([noise_seed, NOISE_STREAM, step])
         noise = torch.from_numpy(rng.normal(0.0, scale, len(gradient)))
@@ -298,6 +305,7 @@ def _group_items_by_subject(trainable: Trainable, subjects: SubjectArray) -> lis
     if not batches:
         return []
     items = np.sort(np.concatenate(batches))
+    # subjects in their sorted order, whatever the order of the notes
     _, codes = np.unique(subjects[items], return_inverse=True)
     order = np.argsort(codes, kind="stable")
     return np.split(items[order], np.flatnonzero(np.diff(codes[order])) + 1) if len(items) else []
@@ -327,8 +335,10 @@ def _sum_clipped_gradients(
     for items in subject_items:
         for parameter in parameters:
             parameter.grad = None
+        # all items of the subject in one backward pass, in micro-batches if there are many
         loss, count = trainable.backward(items, step)
         gradient = flatten_gradients(parameters)
+        # over all trained parameters at once; float64, since it decides what is clipped
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         # "not (norm <= C)", so that a norm of NaN stays NaN and stops the run in the loop
         total += gradient if norm <= clip_norm else gradient * (clip_norm / norm)
@@ -348,6 +358,7 @@ def _sum_clipped_gradients(
 
 def _set_gradients(parameters: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
     """Distribute a flat gradient (numbers,) over the parameters."""
+    # clones: pieces of one tensor would share its memory with the optimizer
     pieces = torch.split(gradient, [parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter).clone()
@@ -365,6 +376,7 @@ def summarize_privacy_spending(
     spent = compute_epsilon(
         mechanism.noise_multiplier, mechanism.sampling_rate, steps, mechanism.delta
     )
+    # the noise search ends within EPSILON_TOLERANCE / 2 of the target
     lowest = (1 - EPSILON_TOLERANCE) * mechanism.epsilon
     if not (mechanism.noise_multiplier > 0 and lowest <= spent <= mechanism.epsilon):
         raise TrainingError(

@@ -77,6 +77,7 @@ def mine_hard_negatives(
             hint="give one vector for each text",
         )
     negatives = np.full((len(anchors), spec.hard_negatives), -1, dtype=np.int64)
+    # (rows, texts) similarities of one block
     block_rows = max(1, SIMILARITY_BLOCK_CELLS // max(1, len(corpus_ids)))
     random_count = 0
     if spec.hard_negatives and len(corpus_ids):
@@ -84,11 +85,13 @@ def mine_hard_negatives(
         for start in range(0, len(anchors), block_rows):
             block = np.arange(start, min(start + block_rows, len(anchors)))
             sides = [pairs.anchors[block], pairs.positives[block]]
+            # (rows, texts)
             eligible = ~find_text_conflicts(pairs.texts, sides, [corpus_ids], "section")
             positions = _sample_ranked_negatives(
                 anchors[block], positives[block], corpus, eligible, spec, rng
             )
             random_count += _fill_with_random_texts(positions, eligible, rng)
+            # positions in the corpus -> ids of texts
             negatives[block] = np.where(positions >= 0, corpus_ids[positions], -1)
     return MinedNegatives(negatives, random_count, int((negatives < 0).sum()))
 
@@ -118,6 +121,7 @@ def _sample_ranked_negatives(
             location="mining of hard negatives",
             hint="check the vectors of the model: some of them are not finite",
         )
+    # (rows, texts); s(a, p) - (1 - ratio) |s(a, p)| is ratio * s(a, p) where that is positive
     qualifies = torch.from_numpy(eligible).to(corpus_vectors.device) & (
         scores <= own - (1 - spec.positive_ratio) * own.abs()
     )
@@ -129,11 +133,13 @@ def _sample_ranked_negatives(
     # the smallest of uniform numbers are a draw without repetition; infinity is never drawn first
     priorities = np.where(np.isfinite(values), rng.random(values.shape), np.inf)
     order = np.argsort(priorities, axis=1, kind="stable")[:, : spec.hard_negatives]
+    # (rows, at most hard_negatives)
     sampled = np.where(
         np.isfinite(np.take_along_axis(priorities, order, axis=1)),
         np.take_along_axis(positions, order, axis=1),
         -1,
     )
+    # a small corpus has fewer ranks than negatives are wanted
     missing_columns = spec.hard_negatives - sampled.shape[1]
     return np.pad(sampled, ((0, 0), (0, missing_columns)), constant_values=-1)
 
@@ -146,6 +152,7 @@ def _fill_with_random_texts(
     for row in np.flatnonzero((positions < 0).any(axis=1)):
         empty = np.flatnonzero(positions[row] < 0)
         others = np.setdiff1d(np.flatnonzero(eligible[row]), positions[row])
+        # uniform among eligible texts that the row does not have yet
         sampled = rng.choice(others, min(len(empty), len(others)), replace=False)
         positions[row, empty[: len(sampled)]] = sampled
         random_count += len(sampled)

@@ -86,11 +86,14 @@ def train_jointly(
             trainer = Trainer(
                 trainable, training.spec, accelerator, training.folder, training.callbacks
             )
+            # each from its own folder
             trainer.resume()
             running[trial] = trainer, trainer.iterate_remaining_steps()
+    # one pass of every trial that still runs
     while running := {trial: run for trial, run in running.items() if trial not in outcomes}:
         batches: dict[int, tuple[int, IndexArray]] = {}
         for trial, (trainer, remaining_steps) in running.items():
+            # exhausted after its last step, or by early stopping
             if (batch := next(remaining_steps, None)) is not None:
                 batches[trial] = batch
                 continue
@@ -98,6 +101,7 @@ def train_jointly(
                 outcomes[trial] = trainer.finish()
         for trial in batches:
             trial_trainings[trial].trainable.set_training_mode(True)
+        # gradients of all trials at once; steps of each on its own below
         sums = _compute_joint_gradients(joint_model, joint_steps, batches, accelerator.device)
         for trial, (step, items) in batches.items():
             with _capture_error(outcomes, trial):
@@ -139,6 +143,7 @@ def _collect_joint_steps(
     steps = [training.trainable.joint_step for training in trial_trainings]
     joint_steps = [step for step in steps if step is not None]
     stacks = joint_model.stacks
+    # each with the reason that a user reads
     obstacles = {
         f"{len(steps)} trainings for {len(stacks)} stacks": len(steps) != len(stacks),
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
@@ -176,6 +181,7 @@ def _compute_joint_gradients(
         trial: joint_steps[trial].make_micro_batches(items)
         for trial, (_, items) in step_batches.items()
     }
+    # a trial without items in a step keeps (0, 0)
     sums = dict.fromkeys(step_batches, (0.0, 0.0))
     with torch.random.fork_rng():
         # the first micro-batches of all trials in one pass, then the second ones of those with two
@@ -186,6 +192,7 @@ def _compute_joint_gradients(
                 if index < len(parts)
             }
             losses = _compute_joint_losses(joint_model, joint_steps, batches, index, device)
+            # the sum of the losses: no parameter belongs to two of them
             torch.autograd.backward([loss_sum.loss for loss_sum in losses.values()])
             for trial, loss_sum in losses.items():
                 summed, targets = sums[trial]
@@ -204,6 +211,7 @@ def _compute_joint_losses(
     inputs: list[PackedInput[LossSum] | None] = [None] * len(joint_steps)
     generators: list[torch.Generator | None] = [None] * len(joint_steps)
     for trial, (step, items) in micro_batches.items():
+        # the seed of this trial alone, so that its dropout is that of a run alone
         inputs[trial] = joint_steps[trial].prepare_input(items, step)
         seed = derive_dropout_seed(joint_steps[trial].seed, step, micro_batch_index)
         generators[trial] = torch.Generator(device).manual_seed(seed)
@@ -214,6 +222,7 @@ def _compute_joint_losses(
     if heads[0] is not None and heads[0].get_projection() is not None and None not in heads:
         context = heads[0].skip_projection()
     with context:
+        # (tokens, width or vocabulary) of each trial
         outputs = joint_model.encode_packed(
             inputs, generators, return_logits=joint_steps[0].needs_logits
         )

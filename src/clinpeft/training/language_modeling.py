@@ -55,6 +55,7 @@ def build_language_modeling_trainable(
 
     def loss(windows: IndexArray, step: int) -> LossSum:
         labeled, mask = label_windows(windows, step)
+        # (rows,) sums over the targets of each window
         scores = compute_batch_likelihoods(forward, labeled, mask, head)
         return LossSum(scores.negative_log_likelihood.sum(), float(scores.target_counts.sum()))
 
@@ -74,6 +75,7 @@ def build_language_modeling_trainable(
         if not len(data.train_windows):
             return []
         rng = np.random.default_rng([data.seed, number])
+        # steps of about batch_tokens tokens, as positions among the training windows
         steps = tokenization.shuffle_window_steps(
             lengths[data.train_windows], spec.batch_tokens, rng
         )
@@ -85,6 +87,7 @@ def build_language_modeling_trainable(
         )
         return {TUNING_PERPLEXITY: perplexity}
 
+    # recompute activations where a single window does not fit into memory
     reduce_memory = partial(enable_checkpointing_on_oom, stack)
     return Trainable(
         parameters=stack.trained_parameters,

@@ -78,9 +78,11 @@ def compute_unigram_likelihoods(
     Returns:
         One row for each note (schema ``LIKELIHOOD_SCHEMA``).
     """
+    # ones: add-one smoothing, so that an unseen token has a finite loss
     token_counts = np.ones(len(data.tokenizer), dtype=np.float64)  # (vocabulary,)
     for targets in _iterate_targets(data, train_windows):
         token_counts += np.bincount(targets, minlength=len(token_counts))
+    # nats, as the model's losses
     token_losses = -np.log(token_counts / token_counts.sum())  # (vocabulary,) nats
     counts, losses = np.zeros(len(windows)), np.zeros(len(windows))
     for index, targets in enumerate(_iterate_targets(data, windows)):
@@ -108,6 +110,7 @@ def _score_windows(
     """(windows,) targets, and (windows,) negative log-likelihood, of each window in order."""
     scores = torch.zeros(2, len(windows), dtype=torch.float64, device=accelerator.device)
     lengths = data.encodings.lengths[windows]
+    # micro-batches of windows of like length
     groups = tokenization.group_windows(lengths, np.arange(len(windows)), micro_batch_tokens)
     with torch.inference_mode():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
@@ -119,6 +122,7 @@ def _score_windows(
                 batch.attention_mask,
                 data.language_model_head,
             )
+            # float64: sums over long notes
             scores[0, group] = likelihoods.target_counts.double()
             scores[1, group] = likelihoods.negative_log_likelihood.double()
     # windows of other processes are 0 here, so that the sum over processes fills them in
@@ -133,9 +137,11 @@ def _aggregate_by_note(
     negative_log_likelihoods: _Float64Array,
 ) -> pa.Table:
     """Sum over the windows of each note."""
+    # rows: (windows,) the note of each window
     notes, rows = np.unique(data.encodings.window_notes[windows], return_inverse=True)
     table = data.encodings.note_table.take(pa.array(notes))
     columns = {name: table[name] for name in ("note_id", "subject_id", "category", "split")}
+    # weights of bincount give sums: several windows of a note are one row
     columns["tokens"] = pa.array(np.bincount(rows, target_counts).astype(np.int64))
     columns["negative_log_likelihood"] = pa.array(
         np.bincount(rows, negative_log_likelihoods, minlength=len(notes))

@@ -109,15 +109,18 @@ def mask_tokens(batch: WindowBatch, tokenizer: Tokenizer, key: tuple[int, ...]) 
     """
     input_ids = batch.input_ids.clone()  # (rows, time)
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
+    # special tokens are never masked; padding is known from the mask
     special_ids = torch.tensor(sorted(tokenizer.all_special_ids))
     is_text = (batch.attention_mask.cpu() == 1) & ~torch.isin(batch.input_ids.cpu(), special_ids)
     for row, window in enumerate(batch.window_indices):
         text_positions = np.flatnonzero(is_text[row].numpy())
         if not len(text_positions):
             continue
+        # one generator for each window: its masks do not depend on its neighbors
         rng = np.random.default_rng([*key, int(window)])
         target_count = max(1, round(MASKED_TOKEN_FRACTION * len(text_positions)))
         positions = rng.choice(text_positions, target_count, replace=False)
+        # below 0.8: mask token; below 0.9: random token; else: unchanged
         action = rng.random(target_count)
         random_ids = rng.integers(0, len(tokenizer), target_count)
         labels[row, positions] = batch.input_ids[row, positions]
@@ -164,6 +167,7 @@ def compute_batch_likelihoods(
             hidden = forward(labeled_batch.input_ids, attention_mask)  # (rows, time, width)
         losses = compute_chunked_cross_entropy(hidden[has_target], projection, targets)
     rows = torch.nonzero(has_target)[:, 0]  # (targets,)
+    # (targets,) -> (rows,)
     row_losses = losses.new_zeros(len(has_target)).index_add(0, rows, losses)
     return BatchLikelihoods(row_losses, has_target.sum(dim=1))
 

@@ -174,6 +174,7 @@ def describe_hardware(accelerator: Accelerator) -> dict[str, Any]:
     Returns:
         ``device``, ``devices``, ``memory_bytes`` (None on a CPU) and ``system``.
     """
+    # threads matter to the speed, and to the order of float32 sums
     device = f"cpu, {torch.get_num_threads()} threads"
     memory_bytes = None
     if accelerator.device.type == "cuda":
@@ -205,6 +206,7 @@ def build_additive_backward(
     def backward(items: IndexArray, step: int) -> tuple[float, float]:
         summed, targets = 0.0, 0.0
         micro_batches = list(enumerate(make_micro_batches(items)))
+        # the global generators are as before afterwards, for whatever else draws from them
         with torch.random.fork_rng():
             for index, micro_batch in micro_batches[
                 accelerator.process_index :: accelerator.num_processes
@@ -243,8 +245,10 @@ def run_training(
         InterruptedRunError: ``callbacks.should_stop`` returned True; a checkpoint was written.
     """
     trainer = Trainer(trainable, spec, accelerator, folder, callbacks)
+    # on every process, from the same files
     trainer.resume()
     for step, items in trainer.iterate_remaining_steps():
+        # at every step: an evaluation after the last one turned dropout off
         trainable.set_training_mode(True)
         trainer.take_step(step, items, *trainable.backward(items, step))
     return trainer.finish()
@@ -257,6 +261,7 @@ def compute_learning_rate(spec: OptimizationSpec, step: int, total_steps: int) -
     ``spec.schedule``: constant, linear to 0 after the last step, or half a cosine (Loshchilov and
     Hutter 2017, arXiv 1608.03983, equation 5, without restarts).
     """
+    # at least one step where the fraction is above 0
     warmup_steps = math.ceil(spec.warmup_fraction * total_steps)
     if step <= warmup_steps:
         return spec.learning_rate * step / warmup_steps
@@ -275,6 +280,7 @@ def count_total_steps(trainable: Trainable, spec: OptimizationSpec) -> int:
     epochs = math.ceil(spec.epochs)
     # epochs may differ in their number of steps, so each is counted
     epoch_steps = sum(len(trainable.make_epoch_batches(number)) for number in range(epochs))
+    # spec.epochs may be a fraction, such as 0.5
     total_steps = math.ceil(epoch_steps * spec.epochs / epochs)
     return min(total_steps, spec.max_steps) if spec.max_steps else total_steps
 
@@ -325,7 +331,9 @@ class Trainer:
             groups, lr=spec.learning_rate, weight_decay=spec.weight_decay
         )
         self.total_steps = count_total_steps(trainable, spec)
+        # replaced by that of a checkpoint in resume()
         self.progress = TrainingProgress()
+        # for _check_weights_changed, and only until then
         self.initial_values = [parameter.detach().clone() for parameter in self.parameters]
         self.start_seconds = time.perf_counter()
         self.start_joules = callbacks.read_joules() if callbacks.read_joules is not None else None
@@ -340,8 +348,10 @@ class Trainer:
                 for name, tensor in tensors.items()
                 if not name.startswith(OPTIMIZER_PREFIX)
             }
+            # in place: the optimizer refers to these parameter objects
             checkpoint.copy_into_parameters(self.trainable.parameters, weights)
             checkpoint.load_optimizer_state(self.optimizer, self.parameter_names, tensors)
+            # the clock continues where the interrupted process stopped
             self.start_seconds = time.perf_counter() - self.progress.seconds
             # the energy of earlier steps is unknown where they ran on a machine without a counter,
             # and then so is the sum
@@ -363,6 +373,8 @@ class Trainer:
         """
         step, epoch = 0, 0
         while True:
+            # the order of an epoch depends on its number alone, so that steps before a checkpoint
+            # are the same again, and are skipped
             for items in self.trainable.make_epoch_batches(epoch):
                 step += 1
                 patience_exhausted = (
@@ -389,6 +401,7 @@ class Trainer:
             InterruptedRunError: ``callbacks.should_stop`` returned True.
         """
         learning_rate = compute_learning_rate(self.spec, step, self.total_steps)
+        # heads may have another rate than adapters, by a constant factor
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         loss = self._reduce_gradients(summed, targets)
@@ -401,6 +414,7 @@ class Trainer:
                 hint='lower training.learning_rate, or set base.precision = "float32"; the weights'
                 " of the last checkpoint are sound",
             )
+        # gradients are means over the targets of the step by now
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step
@@ -417,6 +431,7 @@ class Trainer:
         loss, count = self.accelerator.reduce(totals, "sum").tolist()
         # one flat tensor, and so one reduction, whatever the number of parameters
         flat = self.accelerator.reduce(flatten_gradients(self.parameters), "sum") / (count or 1.0)
+        # (numbers,) -> one piece for each parameter
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -431,6 +446,7 @@ class Trainer:
         if self.start_joules is not None and self.callbacks.read_joules is not None:
             progress.joules = self.callbacks.read_joules() - self.start_joules
         progress.history.append({"step": step, "loss": loss, **metrics})
+        # one process logs and saves; all hold the same weights
         if is_main:
             event = StepEvent(
                 step,
@@ -448,6 +464,7 @@ class Trainer:
         flag = torch.tensor([float(self.callbacks.should_stop())], device=self.accelerator.device)
         stops = bool(self.accelerator.reduce(flag, "sum").item() > 0)
         if is_main and (stops or step in _space_evenly(self.total_steps, self.spec.checkpoints)):
+            # the log reaches the disk first, so that no step of the checkpoint lacks its line
             self.callbacks.on_save()
             tensors = dict(self.trainable.parameters) | checkpoint.collect_optimizer_tensors(
                 self.optimizer, self.parameter_names
@@ -464,6 +481,7 @@ class Trainer:
         """Evaluate on the tuning split, and save the weights when they are the best so far."""
         if self.trainable.evaluate is None:
             return {}
+        # without dropout; every process evaluates its share
         self.trainable.set_training_mode(False)
         metrics = self.trainable.evaluate()
         if not self.trainable.best_metric:
@@ -485,18 +503,21 @@ class Trainer:
     def finish(self) -> TrainingResult:
         """Load the best weights; without a tuning split, the last ones stay."""
         self.accelerator.wait_for_everyone()
+        # after the last step the parameters may be the best ones already
         if self.progress.best_step and self.progress.best_step != self.progress.step:
             checkpoint.copy_into_parameters(
                 self.trainable.parameters,
                 checkpoint.load_best_weights(self.folder, self.progress.best_step),
             )
         self.trainable.set_training_mode(False)
+        # the best weights are in the parameters now, the last ones in the checkpoint
         return TrainingResult(self.progress, self.total_steps)
 
     def _check_weights_changed(self, step: int) -> None:
         """Check early that a weight changed; an adapter outside the pass raises no other error."""
         if step != min(WEIGHT_CHANGE_CHECK_STEPS, self.total_steps):
             return
+        # equal to the bit: AdamW moves every weight that has a gradient
         pairs = zip(self.initial_values, self.parameters, strict=True)
         if all(torch.equal(initial, parameter) for initial, parameter in pairs):
             raise TrainingError(
@@ -526,6 +547,7 @@ def flatten_gradients(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
 
 def _space_evenly(total_steps: int, count: int) -> set[int]:
     """``count`` steps evenly spaced over ``total_steps``, the last one always among them."""
+    # ceil, so that the last of them is the last step
     return {max(1, math.ceil(total_steps * index / count)) for index in range(1, count + 1)}
 
 
@@ -534,4 +556,5 @@ def derive_dropout_seed(seed: int, step: int, micro_batch_index: int) -> int:
 
     So a resumed run, and a run on two processes, draw what one uninterrupted run would have drawn.
     """
+    # one process draws for every micro-batch what several draw for their share
     return derive_torch_seed(seed, step, micro_batch_index)

@@ -12,9 +12,10 @@ from clinpeft.recipe import CorpusSpec, SplitSpec
 def test_in_real_transcriptions_every_repetition_is_found(
     shared_data: Path, tmp_path: Path
 ) -> None:
-    """4,999 rows hold 2,376 distinct texts; six of these have an exact Jaccard similarity of 0.8 or
-    more with an earlier one, three of them below 0.82, where one in two may be estimated below the
-    threshold."""
+    """4,999 rows hold 2,376 distinct texts; six of these have an exact Jaccard similarity of
+    0.8 or more with an earlier one, three of them below 0.82, where one in two may be estimated
+    below the threshold.
+    """
     with gzip.open(
         shared_data / "mtsamples" / "mtsamples.csv.gz", "rt", encoding="utf-8", newline=""
     ) as file:

@@ -216,8 +216,8 @@ def test_short_equal_and_long_sides_are_filtered_and_cut(tmp_path: Path) -> None
 
 def test_pairs_that_repeat_others_are_dropped_exact_and_near(tmp_path: Path) -> None:
     long = (
-        "the wall between the two halves of the heart which has a thin part in the middle and "
-        "a thick one below it all around it"
+        "the wall between the two halves of the heart which has a thin part in "
+        "the middle and a thick one below it all around it"
     )
     rows = [
         passage("definition", long, title="septum", id="1"),
@@ -327,8 +327,9 @@ def test_named_chapters_are_held_out_and_the_rest_is_drawn(tmp_path: Path) -> No
     assert {
         chapter: names for chapter, names in of_chapters(rows).items() if names != {"train"}
     } == {"C3": {"held_out"}, "C5": {"tuning"}}
-    with pytest.raises(RecipeError, match=r"'C33'(?s:.)*did you mean 'C3'"):
+    with pytest.raises(RecipeError) as error:
         build(DEFINITIONS, tmp_path, PairSplitSpec(held_out_names=("C33",)))
+    assert "did you mean 'C3'" in error.value.hint
 
 
 def test_books_are_held_out_whole_and_one_book_cannot_be_split(tmp_path: Path) -> None:
@@ -337,8 +338,9 @@ def test_books_are_held_out_whole_and_one_book_cannot_be_split(tmp_path: Path) -
     split = PairSplitSpec(by="book", train=0.5, tuning=0.25, held_out=0.25)
     written, _ = build(rows, tmp_path, split, against_held_out=False)
     assert len({(row["book"], row["split"]) for row in written}) == 4
-    with pytest.raises(InputError, match="of 1 book"):
+    with pytest.raises(InputError) as error:
         build(DEFINITIONS, tmp_path, split)
+    assert "1 book" in error.value.message
 
 
 def test_training_pairs_that_say_what_is_held_out_are_dropped(tmp_path: Path) -> None:
@@ -419,8 +421,9 @@ def test_the_columns_of_a_pair_file_can_be_named(tmp_path: Path) -> None:
         ("one a", "one b"),
         ("two a", "two b"),
     ]
-    with pytest.raises(InputError, match="no column of this pair file is 'up'"):
+    with pytest.raises(InputError) as error:
         build([], tmp_path, **imported(path, anchor="up", positive="right"))
+    assert "'up'" in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -446,16 +449,19 @@ def test_a_pair_file_that_cannot_be_used_is_refused_without_its_text(
 
 
 def test_a_pair_file_that_is_missing_or_no_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError) as error:
         build([], tmp_path, **imported(tmp_path / "none.jsonl"))
+    assert error.value.location == str(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes('{"anchor": "é", "positive": "à"}'.encode("latin-1"))
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError) as error:
         build([], tmp_path, **imported(tmp_path / "latin.jsonl"))
+    assert error.value.location == str(tmp_path / "latin.jsonl")
 
 
 def test_no_passage_and_nothing_imported_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="0 passages"):
+    with pytest.raises(SourceError) as error:
         build([], tmp_path)
+    assert error.value.location == "source"
 
 
 def test_the_filters_of_the_study_are_applied_as_its_code_does() -> None:
@@ -520,10 +526,11 @@ def test_books_and_chapters_are_chosen_by_name() -> None:
     assert found["passage_id"].to_pylist() == ["l0", "l1"]
     assert attrition.dropped_rows == {"book not asked for": 1, "chapter not asked for": len(HEART)}
     assert attrition.kept_rows == 2
-    with pytest.raises(RecipeError, match="did you mean 'The Lung'"):
+    with pytest.raises(RecipeError) as error:
         pairs.select_passages(
             passages(rows), PassagesSpec(chapters=("The Lungs",)), Attrition("passages")
         )
+    assert error.value.location == "passages.chapters" and "'The Lung'" in error.value.hint
 
 
 def test_no_pair_of_the_same_chapter_is_on_both_sides_whatever_the_seed(tmp_path: Path) -> None:

@@ -54,31 +54,39 @@ MODULE = """<?xml version="1.0" encoding="utf-8"?>
 <section id="s1"><title>The Mitral Valve</title>
 <para id="p2">It has two cusps.</para>
 <note id="n1" class="everyday"><title>Repair</title><para id="p3">It can be repaired.</para></note>
-<figure id="f1"><title>Four valves</title><media alt="x"><image src="x.jpg"/></media><caption>The valves from above.</caption></figure>
+<figure id="f1"><title>Four valves</title><media alt="x"><image src="x.jpg"/></media>
+<caption>The valves from above.</caption></figure>
 <table id="t1"><title>Cusps</title><tgroup><tbody>
-<row><entry>mitral</entry><entry>2</entry></row><row><entry>aortic</entry><entry>3</entry></row></tbody></tgroup></table>
+<row><entry>mitral</entry><entry>2</entry></row>
+<row><entry>aortic</entry><entry>3</entry></row></tbody></tgroup></table>
 <equation id="e1"/>
 </section>
-<section id="s2" class="summary"><title>Chapter Review</title><para id="p4">Four valves, one way.</para></section>
+<section id="s2" class="summary"><title>Chapter Review</title>
+<para id="p4">Four valves, one way.</para></section>
 <section id="s3" class="multiple-choice"><title>Review</title>
 <exercise id="x1"><problem id="x1p"><para id="x1a">Which valve is on the left?</para>
 <list id="x1l"><item>tricuspid</item><item>mitral</item></list></problem>
 <solution id="x1s"><para id="x1b">B</para></solution></exercise></section>
 <section id="s4" class="references"><para id="p5">Nobody A. (1999).</para></section>
 </content>
-<glossary><definition id="d1"><term>cusp</term><meaning id="d1m">flap of a valve</meaning></definition></glossary>
-</document>"""  # noqa: E501
+<glossary><definition id="d1"><term>cusp</term>
+<meaning id="d1m">flap of a valve</meaning></definition></glossary>
+</document>"""
 
-COLLECTION = """<col:collection xmlns="c" xmlns:col="http://cnx.rice.edu/collxml" xmlns:md="http://cnx.rice.edu/mdml">
+COLLECTION = """<col:collection xmlns="c" xmlns:col="http://cnx.rice.edu/collxml"
+xmlns:md="http://cnx.rice.edu/mdml">
 <col:metadata><md:title>A Heart Book</md:title></col:metadata>
-<col:content><col:module document="m1"/><col:subcollection><md:title>Unit</md:title><col:content><col:subcollection><md:title>The Heart</md:title>
-<col:content><col:module document="m2"/></col:content></col:subcollection></col:content></col:subcollection></col:content></col:collection>"""  # noqa: E501
+<col:content><col:module document="m1"/>
+<col:subcollection><md:title>Unit</md:title><col:content>
+<col:subcollection><md:title>The Heart</md:title>
+<col:content><col:module document="m2"/></col:content></col:subcollection></col:content>
+</col:subcollection></col:content></col:collection>"""
 
 
 def openstax(folder: Path) -> Path:
     preface = (
-        '<document xmlns="http://cnx.rice.edu/cnxml"><title>Preface</title><content><para '
-        'id="q">About us.</para></content></document>'
+        '<document xmlns="http://cnx.rice.edu/cnxml"><title>Preface</title>'
+        '<content><para id="q">About us.</para></content></document>'
     )
     write(
         folder / "heart.collection.xml",
@@ -135,7 +143,8 @@ def test_a_module_may_not_lie_outside_its_folder(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-PAGE = """<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><head><title/></head><body>
+PAGE = """<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops">
+<head><title/></head><body>
 <h1>{title}</h1>
 <p>Blood&nbsp;flows, see <a href="#fig1">the figure</a> and Table 1.2.</p>
 <div>Loose text<br/>here.<p>And CO<sub>2</sub>.</p></div>
@@ -405,8 +414,9 @@ def test_a_book_in_another_encoding_is_read_and_noted(
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_bytes(b"PNG\x00\x01\x02")
-    with pytest.raises(SourceError, match="no text"):
+    with pytest.raises(SourceError) as error:
         read(path)
+    assert error.value.location == str(path)
 
 
 EXTERNAL = '<!DOCTYPE document [<!ENTITY x SYSTEM "{path}">]>'
@@ -423,8 +433,8 @@ def test_xml_that_declares_entities_is_refused_and_nothing_of_them_is_read(
     secret = write(tmp_path / "secret.txt", "the-secret")
     doctype = declared.format(path=secret)
     module = (
-        f'{doctype}<document xmlns="http://cnx.rice.edu/cnxml"><content><para id="a">&x; '
-        "text</para></content></document>"
+        f'{doctype}<document xmlns="http://cnx.rice.edu/cnxml"><content><para '
+        f'id="a">&x; text</para></content></document>'
     )
     page = doctype + PAGE.format(title="One")
     path = {
@@ -435,8 +445,9 @@ def test_xml_that_declares_entities_is_refused_and_nothing_of_them_is_read(
         ),
         "html": lambda: write(tmp_path / "book.html", page),
     }[kind]()
-    with pytest.raises(SourceError, match="entities") as caught:
+    with pytest.raises(SourceError) as caught:
         read(path)
+    assert "entities" in caught.value.message
     assert "the-secret" not in str(caught.value)
 
 
@@ -453,15 +464,17 @@ def test_a_broken_epub_is_refused(tmp_path: Path) -> None:
     whole = zipped(tmp_path / "whole.epub", files_of_an_epub()).read_bytes()
     path = tmp_path / "half.epub"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SourceError, match="no readable ZIP"):
+    with pytest.raises(SourceError) as error:
         read(path)
+    assert error.value.location == str(path)
     damaged = tmp_path / "damaged.epub"
     at = whole.index(b"OEBPS/text/a.xhtml") + 40
     damaged.write_bytes(
         whole[:at] + bytes(255 - byte for byte in whole[at : at + 60]) + whole[at + 60 :]
     )
-    with pytest.raises(SourceError, match="damaged"):
+    with pytest.raises(SourceError) as error:
         read(damaged)
+    assert error.value.location.startswith(f"{damaged}: ")
 
 
 def test_an_epub_under_lock_is_refused_and_one_with_scrambled_fonts_is_read(tmp_path: Path) -> None:
@@ -473,33 +486,38 @@ def test_an_epub_under_lock_is_refused_and_one_with_scrambled_fonts_is_read(tmp_
     locked = {
         "META-INF/encryption.xml": scrambled.format("http://www.w3.org/2001/04/xmlenc#aes128-cbc")
     }
-    with pytest.raises(SourceError, match="encrypted"):
+    with pytest.raises(SourceError) as error:
         read(zipped(tmp_path / "locked.epub", files_of_an_epub() | locked))
+    assert error.value.location == str(tmp_path / "locked.epub")
 
 
 @pytest.mark.parametrize("name", ["../evil.xhtml", "/etc/evil", "a\\..\\..\\evil", "C:/evil"])
 def test_an_archive_whose_names_lead_out_of_it_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RefusedError, match="leads out"):
+    with pytest.raises(RefusedError) as error:
         read(zipped(tmp_path / "book.epub", files_of_an_epub() | {name: "x"}))
+    assert error.value.location == str(tmp_path / "book.epub")
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = zipped(
         tmp_path / "bomb.epub", files_of_an_epub() | {"OEBPS/text/a.xhtml": b"0" * 4_000_000}
     )
-    with pytest.raises(RefusedError, match="unpack to"):
+    with pytest.raises(RefusedError) as error:
         read(bomb)
+    assert "4,000,000" in error.value.message
     monkeypatch.setattr(archive, "MAX_ARCHIVE_BYTES", 1000)
-    with pytest.raises(RefusedError, match="more than 1,000"):
+    with pytest.raises(RefusedError) as error:
         read(zipped(tmp_path / "large.epub", files_of_an_epub()))
+    assert "1,000" in error.value.message
 
 
 def test_more_bytes_than_a_page_can_have_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "MAX_ARCHIVE_FILE_BYTES", 10)
-    with pytest.raises(RefusedError, match="more than 10 bytes"):
+    with pytest.raises(RefusedError) as error:
         read(zipped(tmp_path / "book.epub", files_of_an_epub()))
+    assert "10 bytes" in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -513,13 +531,15 @@ def test_more_bytes_than_a_page_can_have_are_refused(
     ],
 )
 def test_an_empty_book_is_refused(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(SourceError, match=r"not one passage|nothing in this page"):
+    with pytest.raises(SourceError) as error:
         read(write(tmp_path / name, text))
+    assert error.value.location == str(tmp_path / name)
 
 
 def test_xml_that_is_not_well_formed_is_refused_without_its_text(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="not well formed") as caught:
+    with pytest.raises(SourceError) as caught:
         read(write(tmp_path / "a.cnxml", "<document><secretword></document>"))
+    assert "line 1" in caught.value.message
     assert "secretword" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -534,12 +554,15 @@ def test_a_folder_holds_a_book_a_file_and_is_looked_into(tmp_path: Path) -> None
 
 
 def test_a_folder_without_a_book_and_a_file_of_no_known_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no book"):
+    with pytest.raises(SourceError) as error:
         read(tmp_path)
-    with pytest.raises(SourceError, match="no known format"):
+    assert error.value.location == str(tmp_path)
+    with pytest.raises(SourceError) as error:
         read(write(tmp_path / "a.docx", "text"))
-    with pytest.raises(SourceError, match="no such file"):
+    assert error.value.location == str(tmp_path / "a.docx")
+    with pytest.raises(SourceError) as error:
         read(tmp_path / "nothing")
+    assert error.value.location == str(tmp_path / "nothing")
 
 
 def test_a_file_without_an_ending_is_known_by_its_first_bytes(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Files of any layout: what is read, what is refused, and that nothing leaves without being
-counted."""
+"""Files of any layout: what is read, what is rejected, and that every row is counted."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ def written(path: Path, text: str) -> Path:
 
 
 def many(path: Path, broken: dict[int, str], rows: int = 60) -> Path:
-    """Rows ``n,n,"text n..."`` of two lines each, but for the broken ones, which are written as
-    they are."""
+    """Rows ``n,n,"text n..."`` of two lines each, except the broken ones, written as they are."""
     lines = [
         broken.get(n, f'{n},{n},"note {n}, first line\nthe ""second"" line"')
         for n in range(1, rows + 1)
@@ -116,15 +114,17 @@ def test_a_folder_may_hold_more_files_than_may_be_open_at_once(tmp_path: Path) -
 def test_a_folder_of_two_formats_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.csv", "note\nx\n")
     written(tmp_path / "b.tsv", "note\nx\n")
-    with pytest.raises(SourceError, match=r"files of several formats \(\.csv, \.tsv\)"):
+    with pytest.raises(SourceError) as error:
         read(tmp_path)
+    assert "(.csv, .tsv)" in error.value.message
 
 
 def test_a_file_beside_its_gzipped_self_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.csv", "note\nx\n")
     written(tmp_path / "a.csv.gz", "note\nx\n")
-    with pytest.raises(SourceError, match="two files are called 'a'"):
+    with pytest.raises(SourceError) as error:
         read(tmp_path)
+    assert error.value.location == str(tmp_path)
 
 
 def test_without_a_subject_identical_texts_are_one_subject(tmp_path: Path) -> None:
@@ -210,31 +210,33 @@ def test_a_missing_column_is_named_with_its_purpose_and_the_nearest(tmp_path: Pa
 
 def test_a_file_without_a_header_does_not_show_its_first_row(tmp_path: Path) -> None:
     path = written(tmp_path / "n.csv", '17,23,"SECRET, a patient\nwith a cough"\n')
-    with pytest.raises(SourceError, match="does not look like a header") as caught:
+    with pytest.raises(SourceError) as caught:
         read(path)
+    assert caught.value.location == f"{path}: header"
     assert "SECRET" not in str(caught.value)
 
 
 def test_a_semicolon_file_is_told_so(tmp_path: Path) -> None:
     path = written(tmp_path / "n.csv", "id;who;note\n1;2;x\n")
-    with pytest.raises(
-        SourceError,
-        match=r"its header is separated by semicolons \(';'\): save the file again with commas",
-    ):
+    with pytest.raises(SourceError) as error:
         read(path)
+    assert "(';')" in error.value.hint
 
 
 def test_an_unknown_column_of_ours_and_a_missing_text_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "n.csv", "a\nx\n")
-    with pytest.raises(RecipeError, match="maps 'txt', which notes do not have"):
+    with pytest.raises(RecipeError) as recipe_error:
         read(path, columns={"txt": "a"})
-    with pytest.raises(RecipeError, match="does not map 'text'"):
+    assert "'txt'" in recipe_error.value.message
+    with pytest.raises(RecipeError) as recipe_error:
         read(path, columns={"note_id": "a"})
+    assert recipe_error.value.location == "[source.columns]"
 
 
 def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="the header names 'note' twice"):
+    with pytest.raises(SourceError) as error:
         read(written(tmp_path / "n.csv", "note,note\nx,y\n"), columns={"text": "note"})
+    assert error.value.location == f"{tmp_path / 'n.csv'}: line 1"
 
 
 def test_a_row_of_the_wrong_width_is_counted_and_the_rest_kept(tmp_path: Path) -> None:
@@ -302,8 +304,7 @@ def test_a_quote_not_doubled_costs_its_own_row_only(tmp_path: Path) -> None:
 
 
 def test_a_damaged_byte_costs_at_most_two_notes(tmp_path: Path) -> None:
-    """A byte changed, a quote put in, a stretch taken out, anywhere: what is left is what was
-    written, and all is counted."""
+    """Whatever byte, quote or stretch is damaged: notes are as written, and all rows counted."""
     content = many(tmp_path / "n.csv", {}).read_bytes()
     whole = {note["note_id"]: note["text"] for note in read(tmp_path / "n.csv")[0]}
     draw = np.random.default_rng(0)
@@ -347,8 +348,9 @@ def test_too_many_bad_rows_stop_and_name_places_but_no_text(tmp_path: Path) -> N
 def test_a_stream_with_too_many_bad_rows_stops_long_before_its_end(tmp_path: Path) -> None:
     path = written(tmp_path / "n.csv", "id,who,note\n" + "1,2\n" * 50_000)
     attrition = Attrition("sources")
-    with pytest.raises(SourceError, match="1,000 of the first 1,000 rows"):
+    with pytest.raises(SourceError) as error:
         sources.read_notes(spec(path), attrition, tmp_path).read_all()
+    assert "1,000 of the first 1,000 rows" in error.value.message
     assert attrition.entered_rows == 1000
 
 
@@ -382,15 +384,17 @@ def test_a_row_that_is_not_utf8_is_counted_and_the_rest_kept(tmp_path: Path) -> 
 def test_a_latin1_file_stops_with_the_way_to_convert_it(tmp_path: Path) -> None:
     path = tmp_path / "n.csv"
     path.write_bytes("id,who,note\n1,1,Fièvre\n2,2,Ödem\n".encode("latin-1"))
-    with pytest.raises(SourceError, match="iconv -f LATIN1 -t UTF-8"):
+    with pytest.raises(SourceError) as error:
         read(path)
+    assert "iconv -f LATIN1 -t UTF-8" in error.value.hint
 
 
 def test_a_utf16_file_stops_with_the_way_to_convert_it(tmp_path: Path) -> None:
     path = tmp_path / "n.csv"
     path.write_bytes("id,who,note\n1,1,x\n".encode("utf-16"))
-    with pytest.raises(SourceError, match=r"UTF-16[\s\S]*iconv"):
+    with pytest.raises(SourceError) as error:
         read(path)
+    assert "iconv -f UTF-16" in error.value.hint
 
 
 def test_not_utf8_in_parquet_and_a_lone_surrogate_in_json_are_counted(tmp_path: Path) -> None:
@@ -418,8 +422,9 @@ def test_a_cut_off_gzip_stops_and_names_the_file(tmp_path: Path) -> None:
     )
     path = tmp_path / "n.csv.gz"
     path.write_bytes(gzip.compress(text.encode())[:-2000])
-    with pytest.raises(SourceError, match="this gzip file is cut off") as caught:
+    with pytest.raises(SourceError) as caught:
         read(path)
+    assert isinstance(caught.value.__cause__, EOFError)
     assert str(path) in str(caught.value)
 
 
@@ -427,8 +432,9 @@ def test_a_gzip_with_a_wrong_byte_stops(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(b"id,who,note\n" + b"1,1,some note\n" * 100))
     packed[-6] ^= 0xFF  # the checksum
     (tmp_path / "n.csv.gz").write_bytes(packed)
-    with pytest.raises(SourceError, match="this gzip file is damaged"):
+    with pytest.raises(SourceError) as error:
         read(tmp_path / "n.csv.gz")
+    assert error.value.location == str(tmp_path / "n.csv.gz")
 
 
 def test_a_gzip_is_known_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
@@ -441,27 +447,32 @@ def test_a_gzip_is_known_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "this file is empty"),
-        ("id,who,note\n", "there is a header and not one row"),
-        ("id,who,note\n1,2,\n", "not one note is left of 1 rows"),
+        ("", "empty"),
+        ("id,who,note\n", "0 rows"),
+        ("id,who,note\n1,2,\n", "none of 1 rows"),
     ],
 )
 def test_a_file_without_notes_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceError) as error:
         read(written(tmp_path / "n.csv", content))
+    assert message in error.value.message
 
 
 def test_a_missing_path_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="there is no such file or folder"):
+    with pytest.raises(SourceError) as error:
         read(tmp_path / "nowhere.csv")
-    with pytest.raises(SourceError, match=r"the format of 'n.docx' is not known"):
+    assert error.value.location == str(tmp_path / "nowhere.csv")
+    with pytest.raises(SourceError) as error:
         read(written(tmp_path / "n.docx", "x"))
-    with pytest.raises(SourceError, match=r"no file whose name ends in \.csv"):
+    assert error.value.location == str(tmp_path / "n.docx")
+    with pytest.raises(SourceError) as error:
         read(tmp_path)
-    with pytest.raises(RecipeError, match=r"source\.path is missing"):
+    assert error.value.location == str(tmp_path)
+    with pytest.raises(RecipeError) as recipe_error:
         sources.read_notes(
             SourceSpec(name="files", columns=COLUMNS), Attrition("sources"), tmp_path
         )
+    assert recipe_error.value.location == "[source]"
 
 
 def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
@@ -490,12 +501,12 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_folder(tmp_path: Path) ->
     before = sources.fingerprint_notes(spec(first))
     written(first, "note\ny\n")
     assert sources.fingerprint_notes(spec(first)) != before
-    with pytest.raises(SourceError, match="this file cannot be read"):
+    with pytest.raises(SourceError) as error:
         sources.fingerprint_notes(spec(tmp_path / "nowhere.csv"))
+    assert error.value.location == str(tmp_path / "nowhere.csv")
 
 
 def test_an_unknown_source_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"there is no source 'mimic-4'[\s\S]*did you mean 'mimic-iv'\?"
-    ):
+    with pytest.raises(RecipeError) as recipe_error:
         sources.read_notes(SourceSpec(name="mimic-4"), Attrition("sources"), tmp_path)
+    assert "did you mean 'mimic-iv'?" in recipe_error.value.hint

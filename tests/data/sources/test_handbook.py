@@ -1,5 +1,4 @@
-"""The handbook of the invented hospital: always the same, read whole, and good for every kind of
-pair that embedding learns from."""
+"""The handbook of the synthetic hospital: reproducible, and a source of every kind of pair."""
 
 from __future__ import annotations
 
@@ -50,7 +49,7 @@ def test_a_book_that_is_there_stays_and_one_that_was_changed_is_written_again(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StorageError, match="cannot be written") as raised:
+    with pytest.raises(StorageError) as raised:
         handbook.write_handbook(tmp_path / "file" / "folder")
     assert raised.value.location.endswith("folder")
 

@@ -1,4 +1,4 @@
-"""Temporary folders: removed at the end, those of killed processes too, locked ones never."""
+"""Temporary folders: removed at the end, and after a killed process by the next one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with create_temporary_folder(Path(sys.argv[1])) as folder:
 
 def test_the_folder_is_gone_when_its_block_has_ended(tmp_path: Path) -> None:
     with create_temporary_folder(tmp_path / "thing") as folder:
-        (folder / "part").write_text("whole")
+        (folder / "part").write_text("made")
         (folder / "part").replace(tmp_path / "thing")
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
     with (
@@ -37,17 +37,17 @@ def test_the_folder_is_gone_when_its_block_has_ended(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "thing"], check=False)
-    (stale,) = tmp_path.glob(".thing-*")
-    assert (stale / "half").is_file()
+    (leftover,) = tmp_path.glob(".thing-*")
+    assert (leftover / "half").is_file()
     with create_temporary_folder(tmp_path / "another thing"):
-        assert stale.exists(), "of something else"
+        assert leftover.exists(), "of something else"
     with create_temporary_folder(tmp_path / "thing") as folder:
-        assert not stale.exists()
+        assert not leftover.exists()
         assert folder.exists()
 
 
 def test_what_another_works_in_stays(tmp_path: Path) -> None:
-    locked = tmp_path / ".thing-held"
+    locked = tmp_path / ".thing-locked"
     locked.mkdir()
     descriptor = os.open(locked, os.O_RDONLY)
     try:

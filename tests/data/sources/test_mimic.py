@@ -207,8 +207,9 @@ def test_categories_of_mimic_iii_can_be_asked_for(iii: Path) -> None:
         "category not asked for": 2,
         "marked as an error (ISERROR = 1)": 1,
     }
-    with pytest.raises(RecipeError, match=r"no part 'Radiologie'[\s\S]*did you mean 'Radiology'\?"):
+    with pytest.raises(RecipeError) as recipe_error:
         read("mimic-iii", iii, parts=("Radiologie",))
+    assert "did you mean 'Radiology'?" in recipe_error.value.hint
 
 
 def test_the_lower_case_header_of_the_demo_is_understood(tmp_path: Path) -> None:
@@ -217,8 +218,9 @@ def test_the_lower_case_header_of_the_demo_is_understood(tmp_path: Path) -> None
 
 
 def test_the_demo_of_mimic_iii_says_that_it_has_no_notes(shared_data: Path) -> None:
-    with pytest.raises(SourceError, match="there is a header and not one row"):
+    with pytest.raises(SourceError) as error:
         read("mimic-iii", shared_data / "mimic3_demo_1.4")
+    assert "0 rows" in error.value.message
 
 
 def test_mimic_iv_is_read_from_above_inside_and_by_file(iv: Path) -> None:
@@ -266,13 +268,14 @@ def test_a_mimic_iv_note_is_available_when_stored_and_never_earlier_than_charted
 
 def test_a_part_that_is_not_there_is_asked_for(iv: Path) -> None:
     (iv / "note" / "radiology.csv.gz").unlink()
-    with pytest.raises(
-        SourceError, match=r"there is no radiology.csv.gz[\s\S]*name in source.parts what there is"
-    ):
+    with pytest.raises(SourceError) as error:
         read("mimic-iv", iv)
+    assert "radiology.csv" in error.value.message
+    assert "source.parts" in error.value.hint
     assert len(read("mimic-iv", iv, parts=("discharge",))[0]) == 3
-    with pytest.raises(RecipeError, match=r"did you mean 'discharge'\?"):
+    with pytest.raises(RecipeError) as recipe_error:
         read("mimic-iv", iv, parts=("discharges",))
+    assert "did you mean 'discharge'?" in recipe_error.value.hint
     with pytest.raises(SourceError, match=r"'discharge\.csv\.gz' is none of radiology"):
         read("mimic-iv", iv / "note" / "discharge.csv.gz", parts=("radiology",))
 
@@ -282,7 +285,7 @@ def test_a_missing_column_is_refused_before_any_row_is_read(tmp_path: Path) -> N
     write(tmp_path / "note" / "radiology.csv", [*IV[:5], "chart_time", *IV[6:]], RADIOLOGY)
     with pytest.raises(
         SourceError,
-        match=r"there is no column 'charttime'[\s\S]*radiology.csv: header[\s\S]*did you mean 'chart_time'\?",  # noqa: E501
+        match=r"'charttime'[\s\S]*radiology.csv: header[\s\S]*did you mean 'chart_time'\?",
     ):
         sources.read_notes(
             SourceSpec(name="mimic-iv", path=tmp_path), Attrition("sources"), tmp_path
@@ -305,7 +308,9 @@ def test_an_id_or_a_time_that_is_none_is_counted_with_its_place(tmp_path: Path) 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     for name in ("mimic-iii", "mimic-iv"):
-        with pytest.raises(SourceError, match="there is no such file or folder"):
+        with pytest.raises(SourceError) as error:
             read(name, tmp_path / "nowhere")
-        with pytest.raises(RecipeError, match=r"source\.path is missing"):
+        assert error.value.location == str(tmp_path / "nowhere")
+        with pytest.raises(RecipeError) as recipe_error:
             sources.read_notes(SourceSpec(name=name), Attrition("sources"), tmp_path)
+        assert recipe_error.value.location == "[source]"

@@ -186,6 +186,7 @@ def find_column_positions(
         SourceError: a column is missing. The error says what it is needed for, the most similar
             name, and the columns of the file (unless they look like a row of notes).
     """
+    # A repeated unnamed column keeps its last position; nothing asks for it.
     positions = {name: i for i, name in enumerate(header)}
     missing = next((name for name in purposes if name not in positions), None)
     if missing is None:
@@ -258,6 +259,7 @@ class _LineBuffer:
         Where no column distinguishes a row from a line of a note, only the first line is skipped:
         then too many bad rows are counted, never too few.
         """
+        # The rest of the broken row may hold whole rows, which csv took for its text.
         self.returned_lines.extendleft(reversed(self.row_lines[1:]))
         self.consumed_line_count += 1
         self.row_lines.clear()
@@ -329,6 +331,7 @@ class _RowStartDetector:
 
     def observe_row(self, values: Sequence[str]) -> None:
         """Updates the columns by one good row."""
+        # Later rows cannot change what the columns hold, only cost time.
         if self.row_count >= TYPE_INFERENCE_ROWS:
             return
         self.row_count += 1
@@ -346,6 +349,7 @@ class _RowStartDetector:
 
     def is_row_start(self, line: str) -> bool:
         """Whether a line has whole numbers in all of ``integer_columns``."""
+        # Only the cells up to the last integer column are needed, not the text behind it.
         last = max(self.integer_columns)
         cells = line.split(self.delimiter, last + 1)
         return len(cells) > last and all(

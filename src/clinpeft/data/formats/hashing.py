@@ -90,5 +90,6 @@ def fingerprint_source_files(paths: Iterable[Path]) -> str:
                 location=str(path),
                 hint="check source.path and its permissions",
             ) from error
+        # The digest of each file, not its bytes: where a file ends is then unambiguous.
         digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()

@@ -157,6 +157,7 @@ def _check_damage(
 def _build_note_batch(rows: list[NoteRow], id_index: _NoteIdIndex) -> pa.RecordBatch:
     repeated = id_index.check_and_add([row.note_id for row in rows])
     columns = dict(zip(NoteRow._fields, zip(*rows, strict=True), strict=True))
+    # The location makes a repeated id unique, and says which note is meant.
     columns["note_id"] = tuple(
         f"{row.note_id}#{row.location}" if is_repeated else row.note_id
         for row, is_repeated in zip(rows, repeated, strict=True)
@@ -180,6 +181,7 @@ class _NoteIdIndex:
     def check_and_add(self, note_ids: list[str]) -> list[bool]:
         """Says for each id whether it was used before, in this call too, and adds all of them."""
         keys = hash_to_64_bits(note_id.encode() for note_id in note_ids)
+        # np.unique returns the first position of each value, so the first use keeps its id.
         run, first_positions = np.unique(keys, return_index=True)
         used = np.ones(len(keys), dtype=bool)  # (ids,)
         used[first_positions] = False

@@ -116,6 +116,7 @@ def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
     """
     try:
         yield
+    # Also KeyboardInterrupt: an open file would block the removal of the folder.
     except BaseException:
         with contextlib.suppress(Exception):
             close()
@@ -136,6 +137,11 @@ def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckD
         "autoload_known_extensions": False,
     }
     return duckdb.connect(str(folder / "dedupe.duckdb"), config=settings)
+
+
+def escape_sql_path(path: Path) -> str:
+    """Returns a path for use between single quotes in SQL."""
+    return str(path).replace("'", "''")
 
 
 def read_parquet_batches(path: Path, batch_size: int) -> Iterator[pa.RecordBatch]:

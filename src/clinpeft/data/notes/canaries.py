@@ -20,7 +20,7 @@ from clinpeft.recipe import PrivacySpec
 
 CANARY_ID_PREFIX, CANARY_CATEGORY = "canary/", "canary"
 CANARY_SECRET_DIGITS = 8
-# Rare names: none may be in a base model's training data together with a number.
+# Rare names: a base model should not have seen them together with a number.
 CANARY_FIRST_NAMES = (
     *("Zebulon", "Quillon", "Ottoline", "Peregrine", "Isolde"),
     *("Barnaby", "Xanthe", "Leopold", "Wilhelmina", "Ignatius"),
@@ -101,6 +101,7 @@ def build_corpus_table(notes: Sequence[tuple[str, int, str]], split: str) -> pa.
     ids, subjects, texts = zip(*notes, strict=True) if notes else ((), (), ())
     columns = {
         "note_id": ids,
+        # Negative: a split by subject can never mix canaries with patients.
         "subject_id": subjects,
         "category": [CANARY_CATEGORY] * len(ids),
         "split": [split] * len(ids),

@@ -142,6 +142,7 @@ def clean_notes(
         A batch of ``CLEANED_NOTE_SCHEMA``, in the order of ``notes``.
     """
     attrition.entered_rows += notes.num_rows
+    # MIMIC-III has "Physician " with a blank at its end.
     names = pc.utf8_trim_whitespace(notes["category"])
     for entry in names.value_counts().to_pylist():
         name = entry["values"]
@@ -163,6 +164,7 @@ def clean_notes(
             reasons.append(NO_WORDS_OUTSIDE_MARKS)
         else:
             reasons.append(BELOW_MIN_CHARACTERS if len(text) < spec.min_characters else "")
+    # Counted once a batch: a call for every note would dominate the time.
     for reason, count in Counter(reason for reason in reasons if reason).items():
         attrition.drop_rows(reason, count)
     columns = [

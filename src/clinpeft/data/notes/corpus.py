@@ -96,6 +96,7 @@ def slice_note_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     if batch.num_rows <= 1 or is_small:
         yield batch
     else:
+        # Slices share the memory of their batch; halving needs no estimate of a note's size.
         half = batch.num_rows // 2
         yield from slice_note_batch(batch.slice(0, half))
         yield from slice_note_batch(batch.slice(half))

@@ -38,6 +38,7 @@ from clinpeft.core.schemas import Attrition
 from clinpeft.data.formats.hashing import draw_odd_multipliers, hash_to_64_bits
 from clinpeft.data.formats.working_folder import (
     close_file_on_exit,
+    escape_sql_path,
     open_parquet_writer,
     read_parquet_batches,
     translate_storage_errors,
@@ -101,7 +102,7 @@ def compute_minhash_signatures(texts: Sequence[str]) -> MinHashArray:
         Shape ``(notes, permutations)``: the minimum over a note's shingle hashes x of
         a x + b mod 2^32, a odd, for every permutation (a, b).
     """
-    shingles, starts = _hash_shingles(texts)
+    shingles, starts = hash_shingles(texts)
     signatures = np.empty((len(texts), MINHASH_PERMUTATIONS), np.uint32)
     # One buffer for all permutations: (shingles,)
     permuted = np.empty_like(shingles)
@@ -122,8 +123,8 @@ def estimate_jaccard_similarity(
 ) -> NDArray[np.float64]:
     """Estimates the Jaccard similarity of pairs of notes, corrected for chance agreement.
 
-    With b-bit minima, P(agree) = C + (1 - C) J with C = 2^-b for large sets (Li and Koenig 2010,
-    theorem 1).
+    With b-bit minima, P(agree) = C + (1 - C) J, where C = 2^-b for sets that are small relative to
+    all possible shingles (Li and Koenig 2010, theorem 1).
 
     Args:
         first_sketches: shape ``(pairs, permutations)``.
@@ -154,7 +155,7 @@ def compute_band_keys(signatures: MinHashArray, bands: MinHashBands) -> NoteHash
     return _mix_hash_bits(keys + draw_odd_multipliers(4, bands.band_count))
 
 
-def _hash_shingles(texts: Sequence[str]) -> tuple[MinHashArray, RowNumberArray]:
+def hash_shingles(texts: Sequence[str]) -> tuple[MinHashArray, RowNumberArray]:
     """Returns the hashes of all word n-grams, ``(shingles,)``, and where those of a note start."""
     words = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
     # Each distinct word of the batch is hashed once.
@@ -265,7 +266,7 @@ def find_duplicates(
 
 
 @contextlib.contextmanager
-def _open_digest_writer(folder: Path, threshold: float) -> Iterator[WordsWriter]:
+def open_digest_writer(folder: Path, threshold: float) -> Iterator[WordsWriter]:
     """Writes a 128-bit digest of each note."""
     del threshold  # equal words need none
     schema = pa.schema([("row", pa.int64()), ("digest", pa.binary(16))])
@@ -286,7 +287,7 @@ def _open_digest_writer(folder: Path, threshold: float) -> Iterator[WordsWriter]
 
 
 @contextlib.contextmanager
-def _open_signature_writer(folder: Path, threshold: float) -> Iterator[WordsWriter]:
+def open_signature_writer(folder: Path, threshold: float) -> Iterator[WordsWriter]:
     """Writes the band keys as Parquet, a column for each band, and the sketches as plain bytes."""
     bands = choose_minhash_bands(threshold)
     schema = pa.schema(
@@ -316,14 +317,14 @@ def _open_signature_writer(folder: Path, threshold: float) -> Iterator[WordsWrit
         yield write_signatures
 
 
-def _find_exact_duplicates(
+def find_exact_duplicates(
     connection: duckdb.DuckDBPyConnection, folder: Path, dropped_notes: NoteMask, threshold: float
 ) -> NoteMask:
     """Marks the notes whose digest an earlier note has."""
     del threshold
-    notes = f"read_parquet('{_escape_path(folder / 'exact.parquet')}')"
+    notes = f"read_parquet('{escape_sql_path(folder / 'exact.parquet')}')"
     duplicates = np.zeros_like(dropped_notes)
-    # Joined with the repeated digests only: a window over all notes would not fit into memory.
+    # A join with the repeated digests only: a window over all notes would sort all of them.
     repeated = f"SELECT digest, min(row) AS first FROM {notes} GROUP BY digest HAVING count(*) > 1"
     query = f"SELECT row FROM {notes} JOIN ({repeated}) USING (digest) WHERE row > first"
     for (rows,) in _read_query_columns(connection, query, folder):
@@ -331,7 +332,7 @@ def _find_exact_duplicates(
     return duplicates & ~dropped_notes
 
 
-def _find_near_duplicates(
+def find_near_duplicates(
     connection: duckdb.DuckDBPyConnection, folder: Path, dropped_notes: NoteMask, threshold: float
 ) -> NoteMask:
     """Marks the notes that are near an earlier note that is kept.
@@ -340,11 +341,11 @@ def _find_near_duplicates(
     ``leaders(bucket, leader)`` the first note of each, ``near(row, leader)`` the verified pairs.
     """
     bands = choose_minhash_bands(threshold)
-    notes = f"""(SELECT * FROM read_parquet('{_escape_path(folder / "near.parquet")}') WHERE row
+    notes = f"""(SELECT * FROM read_parquet('{escape_sql_path(folder / "near.parquet")}') WHERE row
                  NOT IN (SELECT row FROM read_parquet('{_write_rows(folder, dropped_notes)}')))"""
     connection.execute("CREATE TABLE buckets (bucket UBIGINT, row BIGINT)")
     connection.execute("CREATE TABLE near (row BIGINT, leader BIGINT)")
-    # One band at a time: all of them together would be larger than memory.
+    # One band at a time bounds the memory of the aggregation.
     for i in range(bands.band_count):
         shared = f"SELECT band_{i} FROM {notes} GROUP BY band_{i} HAVING count(*) > 1"
         connection.execute(
@@ -392,7 +393,7 @@ def _compare_with_leaders(
             columns = [pa.array(rows[near]), pa.array(leaders[near])]
             write(pa.RecordBatch.from_arrays(columns, schema=schema))
             compared += len(rows)
-    verified = f"read_parquet('{_escape_path(folder / 'verified.parquet')}')"
+    verified = f"read_parquet('{escape_sql_path(folder / 'verified.parquet')}')"
     connection.execute(f"INSERT INTO near SELECT row, leader FROM {verified}")
     return compared
 
@@ -401,7 +402,7 @@ def _write_rows(folder: Path, notes: NoteMask) -> str:
     """Writes the rows of a mask as a Parquet file for DuckDB; returns its path, escaped."""
     path = folder / "gone.parquet"
     pq.write_table(pa.table({"row": pa.array(np.flatnonzero(notes), pa.int64())}), path)
-    return _escape_path(path)
+    return escape_sql_path(path)
 
 
 def _read_query_columns(
@@ -409,20 +410,16 @@ def _read_query_columns(
 ) -> Iterator[list[RowNumberArray]]:
     """Yields the integer columns of a query's result, in batches; the result is on disk."""
     path = folder / "answer.parquet"
-    connection.execute(f"COPY ({query}) TO '{_escape_path(path)}' (FORMAT parquet)")
+    connection.execute(f"COPY ({query}) TO '{escape_sql_path(path)}' (FORMAT parquet)")
     for batch in read_parquet_batches(path, _READ_BATCH_ROWS):
         yield [column.to_numpy(zero_copy_only=False) for column in batch.columns]
 
 
-def _escape_path(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
 EXACT_DUPLICATE_STEP = DeduplicationStep(
-    "exact", "same words as an earlier note", _open_digest_writer, _find_exact_duplicates
+    "exact", "same words as an earlier note", open_digest_writer, find_exact_duplicates
 )
 NEAR_DUPLICATE_STEP = DeduplicationStep(
-    "near", "near duplicate of an earlier note", _open_signature_writer, _find_near_duplicates
+    "near", "near duplicate of an earlier note", open_signature_writer, find_near_duplicates
 )
 
 DEDUPLICATION_STEPS: dict[str, tuple[DeduplicationStep, ...]] = {

@@ -88,6 +88,7 @@ def list_note_files(spec: SourceSpec) -> list[Path]:
             location="[source]",
             hint='name a file or folder: path = "notes.csv"',
         )
+    # A missing file raises when it is opened, with the same hint as a missing folder.
     if not spec.path.is_dir():
         return [spec.path]
     paths = [path for path in sorted(spec.path.iterdir()) if path.is_file() and _get_format(path)]
@@ -157,11 +158,17 @@ def _describe_columns(columns: Mapping[str, str]) -> dict[str, str]:
     return {theirs: f"{ours!r} of a note (source.columns)" for ours, theirs in columns.items()}
 
 
-def _read_delimited(path: Path, columns: Mapping[str, str], delimiter: str) -> RawRowStream:
+def open_delimited_notes(path: Path, columns: Mapping[str, str], delimiter: str) -> RawRowStream:
+    """Opens a delimited file and checks its header.
+
+    Returns:
+        Its rows, values in the order of ``columns``.
+    """
     table = delimited.open_delimited_table(path, delimiter)
     positions = delimited.find_column_positions(
         table.header, _describe_columns(columns), str(path), delimiter
     )
+    # Two of our columns may be mapped to one column of the file.
     order = [positions[theirs] for theirs in columns.values()]
     return (
         row if isinstance(row, RejectedRow) else row._replace(values=[row.values[i] for i in order])
@@ -169,7 +176,12 @@ def _read_delimited(path: Path, columns: Mapping[str, str], delimiter: str) -> R
     )
 
 
-def _read_jsonl(path: Path, columns: Mapping[str, str]) -> RawRowStream:
+def open_json_notes(path: Path, columns: Mapping[str, str]) -> RawRowStream:
+    """Opens a file of JSON lines and checks the keys of its first object.
+
+    Returns:
+        Its rows, values in the order of ``columns``.
+    """
     lines = delimited.read_text_lines(path)
     first_line = next(lines)
     first_object = _parse_json_object(first_line)
@@ -210,7 +222,12 @@ def _to_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def _read_parquet(path: Path, columns: Mapping[str, str]) -> RawRowStream:
+def open_parquet_notes(path: Path, columns: Mapping[str, str]) -> RawRowStream:
+    """Opens a Parquet file and checks its schema.
+
+    Returns:
+        Its rows, values in the order of ``columns``.
+    """
     try:
         # Buffered, because a row group read ahead would be in memory whole.
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -311,11 +328,11 @@ def hash_to_63_bits(value: str) -> int:
 
 
 NOTE_FILE_FORMATS: dict[str, Callable[[Path, Mapping[str, str]], RawRowStream]] = {
-    ".csv": partial(_read_delimited, delimiter=","),
-    ".tsv": partial(_read_delimited, delimiter="\t"),
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".csv": partial(open_delimited_notes, delimiter=","),
+    ".tsv": partial(open_delimited_notes, delimiter="\t"),
+    ".jsonl": open_json_notes,
+    ".ndjson": open_json_notes,
+    ".parquet": open_parquet_notes,
 }
 """File name ending -> reader: (path, our column -> theirs) -> rows in the order of the columns."""
 

@@ -107,10 +107,11 @@ def read_mimic_iii_rows(spec: SourceSpec, cache: Path) -> Iterator[NoteRow | Rej
             return RejectedRow("marked as an error (ISERROR = 1)", location)
         if categories and category not in categories:
             return RejectedRow("category not asked for", location)
-        charted, stored = _parse_time(cells["charttime"]), _parse_time(cells["storetime"])
-        available_at = _choose_latest(stored, charted) or _move_to_end_of_day(
-            _parse_time(cells["chartdate"])
-        )
+        moments = _parse_time(cells["storetime"]), _parse_time(cells["charttime"])
+        # The later one: a note is written before it is stored, or dated after it was.
+        available_at = max(filter(None, moments), default=None)
+        if available_at is None:
+            available_at = _parse_time(cells["chartdate"], is_date=True)
         stay_id = _parse_whole_number(cells["hadm_id"]) if cells["hadm_id"] else None
         return NoteRow(
             note_id=str(_parse_whole_number(cells["row_id"])),
@@ -179,6 +180,7 @@ def _find_mimic_iv_files(spec: SourceSpec) -> dict[str, Path]:
                 hint="give discharge.csv.gz, radiology.csv.gz or their folder",
             )
         return {part: path}
+    # MIMIC-IV-Note is distributed as a folder "note" beside "hosp" and "icu".
     folder = path / "note" if (path / "note").is_dir() else path
     return {part: _find_file(folder, part) for part in parts}
 
@@ -228,6 +230,7 @@ def _read_rows(
 ) -> Iterator[NoteRow | RejectedRow]:
     """Applies ``parse_row`` to every row; the header is checked at the call."""
     table = delimited.open_delimited_table(path, ",")
+    # MIMIC-III is in capitals, its demo and MIMIC-IV are not.
     header = [name.lower() for name in table.header]
     positions = delimited.find_column_positions(
         header, dict.fromkeys(columns, "the layout of this data set"), str(path), ","
@@ -254,12 +257,10 @@ def _parse_mimic_iv_row(
 ) -> NoteRow | RejectedRow:
     """Parses a row; ``is_charted_by_date``: charttime is a date, written as its midnight."""
     note_id, subject_id, stay_id, note_type, _, charttime, storetime, text = values
+    # Other notes and labels refer to this id, so it cannot be replaced by a row number.
     if not note_id:
         return RejectedRow("unreadable: no note_id", location)
-    charted = _parse_time(charttime)
-    if is_charted_by_date:
-        charted = _move_to_end_of_day(charted)
-    available_at = _choose_latest(_parse_time(storetime), charted)
+    moments = _parse_time(storetime), _parse_time(charttime, is_date=is_charted_by_date)
     return NoteRow(
         note_id=note_id,
         stay_id=_parse_whole_number(stay_id) if stay_id else None,
@@ -267,7 +268,7 @@ def _parse_mimic_iv_row(
         # An unknown type is kept under its own code rather than dropped.
         category=MIMIC_IV_NOTE_CATEGORIES.get(note_type, note_type or None),
         description=None,
-        available_at=available_at,
+        available_at=max(filter(None, moments), default=None),
         text=text,
         location=location,
     )
@@ -280,18 +281,12 @@ def _parse_whole_number(value: str) -> int:
     return int(value)
 
 
-def _parse_time(value: str) -> datetime | None:
-    return datetime.fromisoformat(value).replace(tzinfo=None) if value else None
-
-
-def _move_to_end_of_day(moment: datetime | None) -> datetime | None:
-    return datetime.combine(moment.date(), END_OF_DAY) if moment else None
-
-
-def _choose_latest(first: datetime | None, second: datetime | None) -> datetime | None:
-    if first is None or second is None:
-        return first or second
-    return max(first, second)
+def _parse_time(value: str, is_date: bool = False) -> datetime | None:
+    """Parses a time; a date becomes the end of its day. None for an empty value."""
+    if not value:
+        return None
+    moment = datetime.fromisoformat(value).replace(tzinfo=None)
+    return datetime.combine(moment.date(), END_OF_DAY) if is_date else moment
 
 
 _MIMIC_IV_ROW_PARSERS: Mapping[str, NoteRowParser] = {

@@ -101,6 +101,7 @@ def write_beir(retrieval_set: RetrievalSet, folder: Path, split: str = "test") -
         (folder / "qrels").mkdir(parents=True, exist_ok=True)
         for name, rows in records.items():
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                # Readable in an editor: BEIR's own files are not escaped either.
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         header = "\t".join(_QRELS_COLUMNS) + "\n"
         (folder / "qrels" / f"{split}.tsv").write_text(
@@ -117,11 +118,13 @@ def write_beir(retrieval_set: RetrievalSet, folder: Path, split: str = "test") -
 def join_titles_and_texts(passages: pa.Table) -> list[str]:
     """Joins title and text of each passage by a space, as BEIR gives them to a model."""
     rows = zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True)
+    # strip(): a passage without a title gets no leading space.
     return [f"{title or ''} {text}".strip() for title, text in rows]
 
 
 def build_relevance_judgments(grades: RelevanceGrades) -> pa.Table:
     """Builds a table of ``RELEVANCE_JUDGMENT_SCHEMA`` from (query, passage) -> grade."""
+    # Also for no grades, which zip(*grades) could not split into columns.
     columns = [
         [query for query, _ in grades],
         [passage for _, passage in grades],
@@ -166,6 +169,7 @@ def _read_records(
     records: dict[str, dict[str, Any]] = {}
     for location, row in json_lines.read_json_objects(path):
         name = json_lines.get_text_value(row, "_id", location)
+        # Judgments refer to ids: with two texts of one id, they would be ambiguous.
         if name in records:
             raise SourceError(
                 f"the id {name!r} is used twice",
@@ -196,6 +200,7 @@ def _read_grades(
         if not isinstance(row, RejectedRow):
             query, passage, score = (row.values[positions[name]].strip() for name in _QRELS_COLUMNS)
             message = f"the score {score!r} is not a whole number"
+        # Negative grades occur in TREC collections.
         if not score.removeprefix("-").isdecimal():
             raise SourceError(
                 message,
@@ -203,6 +208,7 @@ def _read_grades(
                 hint="write query-id, corpus-id and a whole number, separated by tabs",
             )
         attrition.entered_rows += 1
+        # A filtered set may keep the qrels of the whole, so unknown ids are no error.
         if query not in queries:
             attrition.drop_rows("a query that is not there", location=row.location)
         elif passage not in passages:

@@ -54,6 +54,7 @@ def read_medquad(collection: Path, query_collection: Path | None = None) -> Retr
     used_ids: set[str] = set()
     for location, row in _read_rows(collection):
         answer_attrition.entered_rows += 1
+        # Equal passages would compete with each other for one rank.
         text = row["answer"]
         if text in passages:
             answer_attrition.drop_rows("the text of another answer")
@@ -101,13 +102,16 @@ def read_medquad_liveqa(folder: Path, questions: Path) -> RetrievalSet:
         if name in passages:
             answer_attrition.drop_rows("the id of another answer")
             continue
+        # The text of an answer begins with its question and address.
         if match := _ANSWER_PATTERN.match(body):
             title, body = match["question"].strip(), match["answer"].strip()
         passages[name] = {"passage_id": name, "title": title, "text": body}
-    read_questions = _read_xml_questions if questions.name.endswith(".xml") else _read_questions
+    read_questions = read_liveqa_xml if questions.name.endswith(".xml") else read_liveqa_json
+    # The judgments have bare numbers, the XML of the task "TQ7".
     texts = {name.removeprefix("TQ"): text for name, text in read_questions(questions) if text}
     grades = _read_grades(folder / LIVEQA_JUDGMENTS_FILE, texts, passages, judgment_attrition)
     # Questions without a judgment cannot be evaluated.
+    # In the order of the judgments, each question once.
     queries = [
         {"query_id": query, "cluster": None, "text": texts[query]}
         for query in dict.fromkeys(query for query, _ in grades)
@@ -130,7 +134,7 @@ def _select_queries(
     path: Path, answer_ids: Mapping[str, object], attrition: Attrition
 ) -> dict[str, dict[str, object]]:
     """Returns normalized question -> query, for the questions of a file that have answers."""
-    queries: dict[str, dict[str, object]] = {}
+    queries: dict[str, dict[str, object]] = {}  # by normalized text
     used_ids: set[str] = set()
     for location, row in _read_rows(path):
         attrition.entered_rows += 1
@@ -156,6 +160,7 @@ def _select_queries(
 
 def _create_unique_id(row: Mapping[str, str], used_ids: set[str], location: str) -> str:
     """Returns the collection's id, followed by the row number where it was used before."""
+    # The ids of MedQuAD are unique within a source only.
     name = f"{row['source']}/{row['qid']}"
     if name in used_ids:
         name = f"{name}#{location.rpartition(' ')[2]}"
@@ -198,7 +203,12 @@ def _read_grades(
     return grades
 
 
-def _read_questions(path: Path) -> Iterator[tuple[str, str]]:
+def read_liveqa_json(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (id, text) of the questions in JSON lines.
+
+    Raises:
+        SourceError: a key is missing, or the file is damaged.
+    """
     for location, row in json_lines.read_json_objects(path):
         yield (
             json_lines.get_text_value(row, "question_id", location),
@@ -206,7 +216,12 @@ def _read_questions(path: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _read_xml_questions(path: Path) -> Iterator[tuple[str, str]]:
+def read_liveqa_xml(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (id, paraphrase) of the questions in the XML of the LiveQA task.
+
+    Raises:
+        SourceError: the file is not well formed or declares entities.
+    """
     document = "".join(delimited.read_text_lines(path))
     # ElementTree expands entities, and a few nested ones fill the memory ("billion laughs").
     if "<!DOCTYPE" in document or "<!ENTITY" in document:
@@ -216,6 +231,7 @@ def _read_xml_questions(path: Path) -> Iterator[tuple[str, str]]:
             hint="remove its DOCTYPE; the LiveQA files have none",
         )
     try:
+        # Lone surrogates, bytes that were not UTF-8, cannot be encoded.
         root = ET.fromstring(document.encode(errors="replace"))
     except ET.ParseError as error:
         raise SourceError(

@@ -35,6 +35,7 @@ def read_pair_set(path: Path, kind: str) -> pa.Table:
     """
     pairs: list[tuple[str, str]] = []
     for location, row in json_lines.read_json_objects(path):
+        # The sets of different authors use different keys; one line uses one pair of them.
         keys = next((keys for keys in PAIR_SET_KEYS if set(keys) <= set(row)), None)
         if keys is None:
             names = " or ".join(f"{first!r} and {second!r}" for first, second in PAIR_SET_KEYS)

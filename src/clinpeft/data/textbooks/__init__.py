@@ -167,6 +167,7 @@ def _find_books_in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
         # The folders below hold the modules of these collections, which are no books themselves.
         yield from ((path, "openstax") for path in collections)
         return
+    # Sorted: the order of a directory differs between file systems.
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             yield from _find_books_in_folder(path)

@@ -74,6 +74,7 @@ def open_archive(path: Path) -> BookArchive:
             location=str(path),
             hint="give another copy of the book",
         ) from None
+    # Everything below is from the directory of the file; nothing is decompressed yet.
     entries = file.infolist()
     if len(entries) > MAX_ARCHIVE_FILES:
         raise create_archive_error(
@@ -90,6 +91,7 @@ def open_archive(path: Path) -> BookArchive:
             raise create_archive_error(
                 f"{entry.compress_size:,} bytes in it unpack to {size:,}", f"{path}: {name}"
             )
+    # Many files of harmless ratios may be too large together.
     total = sum(entry.file_size for entry in entries)
     if total > MAX_ARCHIVE_BYTES:
         raise create_archive_error(

@@ -50,7 +50,7 @@ _PART_LETTER_PATTERN = re.compile(r"\b(Figure|Table)(?=[a-z]\b)")
 
 
 @dataclass(frozen=True)
-class _Position:
+class CnxmlPosition:
     """Position of an element in a book.
 
     Attributes:
@@ -122,6 +122,7 @@ def list_openstax_files(collection: Path) -> list[Path]:
     Raises:
         SourceError: the collection is broken, or a module is missing.
     """
+    # Its encoding was or will be recorded when it is read; this count is discarded.
     root = _parse_file(collection, Attrition("files"))
     modules = [element.get("document") or "" for element in root.iter("{*}module")]
     return [collection, *(_find_module(collection, module) for module in modules)]
@@ -136,6 +137,7 @@ def read_openstax_collection(path: Path, attrition: Attrition) -> CnxmlPieces:
     root = _parse_file(path, attrition)
     titles = [element.text or "" for element in root.iterfind("{*}metadata/{*}title")]
     title = normalize_passage_text(titles[0]) if titles else ""
+    # The order of the collection is the order of the book.
     for module, chapter in _list_modules(root, None):
         yield from read_cnxml_module(
             _find_module(path, module), attrition, title or path.name.partition(".")[0], chapter
@@ -161,7 +163,7 @@ def read_cnxml_module(
     ids = [element.text or "" for element in root.iterfind("{*}metadata/{*}content-id")]
     module = (normalize_passage_text(ids[0]) if ids else "") or path.stem
     book = book or title or path.stem
-    position = _Position(
+    position = CnxmlPosition(
         book=book,
         chapter=chapter,
         module=module,
@@ -172,9 +174,9 @@ def read_cnxml_module(
     # OpenStax puts the learning objectives into the abstract.
     objective = PartRole(position.role.drop_reason, "objective")
     for abstract in root.iterfind("{*}metadata/{*}abstract"):
-        yield from _read_children(abstract, replace(position, role=objective))
+        yield from read_cnxml_children(abstract, replace(position, role=objective))
     for part in select_children(root, "content", "glossary"):
-        yield from _read_children(part, position)
+        yield from read_cnxml_children(part, position)
 
 
 def get_joined_text(element: MarkupElement, *names: str, first_only: bool = False) -> str:
@@ -232,21 +234,26 @@ def _find_module(collection: Path, module: str) -> Path:
     )
 
 
-def _read_children(element: MarkupElement, position: _Position) -> CnxmlPieces:
+def read_cnxml_children(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields the passages of the children of an element; unknown elements are skipped."""
     for child in element:
         name = get_local_name(child)
         if name in CNXML_ELEMENT_READERS:
             yield from CNXML_ELEMENT_READERS[name](child, position)
 
 
-def _read_section(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """Reads a section or note: its title joins the headings, unless it names a role."""
+def read_cnxml_section(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields the passages of a section or note.
+
+    Its title joins the headings, unless it names a role, such as "Summary".
+    """
     title = get_joined_text(element, "title", first_only=True)
     roles = [
         CNXML_CLASS_ROLES[name]
         for name in (element.get("class") or "").split()
         if name in CNXML_CLASS_ROLES
     ]
+    # The class is explicit; the title is a guess.
     role = roles[0] if roles else find_heading_role(title)
     if role != PLAIN_ROLE:
         # A part that is left out stays so, whatever its subsections are.
@@ -259,11 +266,11 @@ def _read_section(element: MarkupElement, position: _Position) -> CnxmlPieces:
             headings=(*position.headings, title),
             section=f"{position.section}/{name}",
         )
-    yield from _read_children(element, position)
+    yield from read_cnxml_children(element, position)
 
 
-def _read_running_text(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """Reads a paragraph or a list, whose items are one line each."""
+def read_cnxml_text(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields a paragraph, or a list, whose items are one line each."""
     role_kind = position.role.kind
     if get_local_name(element) == "list":
         kind = "list"
@@ -280,9 +287,10 @@ def _read_running_text(element: MarkupElement, position: _Position) -> CnxmlPiec
     yield position.build_passage(element, kind, text)
 
 
-def _read_figure(element: MarkupElement, position: _Position) -> CnxmlPieces:
+def read_cnxml_figure(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields the captions of a figure and its subfigures."""
     for part in select_children(element, "subfigure"):
-        yield from _read_figure(part, position)
+        yield from read_cnxml_figure(part, position)
     caption = get_joined_text(element, "caption")
     titles = [_get_inline_text(child) for child in select_children(element, "title")]
     title = titles[0] if titles else None
@@ -290,8 +298,8 @@ def _read_figure(element: MarkupElement, position: _Position) -> CnxmlPieces:
         yield position.build_passage(element, "caption", caption or title or "", title)
 
 
-def _read_table(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """Reads a table: one line for each row, cells separated by bars."""
+def read_cnxml_table(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields a table: one line for each row, cells separated by bars."""
     has_title = bool(select_children(element, "title", "caption"))
     title = get_joined_text(element, "title", "caption", first_only=True)
     rows = [
@@ -303,8 +311,8 @@ def _read_table(element: MarkupElement, position: _Position) -> CnxmlPieces:
     yield position.build_passage(element, "table", "\n".join(rows), title if has_title else None)
 
 
-def _read_exercise(element: MarkupElement, position: _Position) -> CnxmlPieces:
-    """Reads a question without its options, and its answer.
+def read_cnxml_exercise(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields a question without its options, and its answer.
 
     Where the answer is the letter of an option, the answer is the option.
     """
@@ -326,6 +334,7 @@ def _read_exercise(element: MarkupElement, position: _Position) -> CnxmlPieces:
         stem, options = " ".join(_get_inline_text(child) for child in problem), []
     yield position.build_passage(element, "question", stem)
     location = position.get_location(element)
+    # Each option counts as a piece, so that what entered equals what is accounted for.
     yield from (RejectedRow(MULTIPLE_CHOICE_OPTION, location) for _ in options)
     for solution in select_children(element, "solution"):
         answer = normalize_passage_text(" ".join(_get_inline_text(child) for child in solution))
@@ -336,24 +345,26 @@ def _read_exercise(element: MarkupElement, position: _Position) -> CnxmlPieces:
         yield position.build_passage(solution, "answer", answer, refers_to=(location,))
 
 
-def _read_definition(element: MarkupElement, position: _Position) -> CnxmlPieces:
+def read_cnxml_definition(element: MarkupElement, position: CnxmlPosition) -> CnxmlPieces:
+    """Yields the definition of a term."""
+    # A definition may have examples besides its meanings; they are left out.
     terms = [_get_inline_text(child) for child in select_children(element, "term")]
     meanings = [_get_inline_text(child) for child in select_children(element, "meaning")]
     term = terms[0] if terms else ""
     yield position.build_passage(element, "definition", " ".join(meanings), term)
 
 
-CNXML_ELEMENT_READERS: dict[str, Callable[[MarkupElement, _Position], CnxmlPieces]] = {
-    **dict.fromkeys(("section", "note"), _read_section),
+CNXML_ELEMENT_READERS: dict[str, Callable[[MarkupElement, CnxmlPosition], CnxmlPieces]] = {
+    **dict.fromkeys(("section", "note"), read_cnxml_section),
     **dict.fromkeys(
         ("content", "glossary", "example", "quote", "injection", "proof", "statement", "rule"),
-        _read_children,
+        read_cnxml_children,
     ),
-    **dict.fromkeys(("para", "list"), _read_running_text),
-    "figure": _read_figure,
-    "table": _read_table,
-    "exercise": _read_exercise,
-    "definition": _read_definition,
+    **dict.fromkeys(("para", "list"), read_cnxml_text),
+    "figure": read_cnxml_figure,
+    "table": read_cnxml_table,
+    "exercise": read_cnxml_exercise,
+    "definition": read_cnxml_definition,
     # An equation alone is no text that a pair could be built from.
     "equation": lambda element, position: iter(
         [RejectedRow(DISPLAY_EQUATION, position.get_location(element))]

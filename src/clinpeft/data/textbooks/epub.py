@@ -70,7 +70,9 @@ def _parse_spine(
                 location=str(book.path),
                 hint="give another copy of the book",
             )
+        # References are relative to the package document, and percent-encoded.
         name = posixpath.normpath(posixpath.join(folder, unquote(item.get("href") or "")))
+        # The navigation document of EPUB 3 may be a page of the spine too.
         if "nav" in (item.get("properties") or "").split():
             yield RejectedRow(TABLE_OF_CONTENTS, name)
         elif item.get("media-type") in _PAGE_MEDIA_TYPES:

@@ -96,6 +96,7 @@ def parse_html(root: MarkupElement, file: str) -> Iterator[OutlineEvent]:
         file: its name, by which links from other pages of the book refer to it.
     """
     bodies = select_descendants(root, "body")
+    # A fragment of a page has no body.
     return _parse_children(bodies[0] if bodies else root, file)
 
 
@@ -220,6 +221,7 @@ def _get_inline_text(element: MarkupElement) -> str:
     is_note_mark = "noteref" in (element.get(_EPUB_TYPE_ATTRIBUTE) or "")
     if is_note_mark or element.get("role") == "doc-noteref" or name in HTML_ELEMENTS_WITHOUT_TEXT:
         return ""
+    # A line break separates words.
     if name in ("br", "hr"):
         return " "
     text = (element.text or "") + "".join(

@@ -47,6 +47,7 @@ def join_hyphenated_lines(lines: Sequence[str], word_counts: Counter[str]) -> st
             before, after = hyphenated["word"], continuation[0]
             with_hyphen = word_counts[f"{before}-{after}".lower()]
             is_compound = with_hyphen > word_counts[f"{before}{after}".lower()]
+            # A tie, such as a word that occurs nowhere else, joins the two halves.
             text = text[:-1] + ("-" if is_compound else "") + line
         elif hyphenated or text.endswith("-"):
             text = f"{text[:-1]}-{line}"

@@ -56,6 +56,7 @@ def read_markdown(path: Path, attrition: Attrition) -> Iterator[Passage | Reject
 
 def get_markdown_title(text: str) -> str:
     """Returns the title in the front matter of a file; empty without one."""
+    # YAML between two lines of dashes; only its title is used.
     end = text.find("\n---", 4) if text.startswith("---\n") else -1
     match = _TITLE.search(text[4:end]) if end > 0 else None
     return match["title"] if match else ""
@@ -72,6 +73,7 @@ def parse_markdown(text: str) -> Iterator[OutlineEvent]:
         yield RejectedRow(FRONT_MATTER, "line 1")
         front_matter_lines = text[: end + 4].count("\n") + 1
     for first_line, lines in _split_blocks(text.split("\n"), front_matter_lines):
+        # The last test matches every block, so next() always finds a parser.
         parse_block = next(parse for matches, parse in MARKDOWN_BLOCK_PARSERS if matches(lines))
         yield from parse_block(lines, f"line {first_line}")
 
@@ -95,6 +97,7 @@ def _split_blocks(lines: list[str], skipped_lines: int) -> Iterator[MarkdownBloc
             yield number - len(block) + 1, block
             block = []
         is_fenced ^= is_fence
+        # A line of "=" or "-" under a text makes the text a heading.
         if len(block) > 1 and not is_fenced and _UNDERLINE.fullmatch(line):
             yield number - len(block) + 1, block
             block = []

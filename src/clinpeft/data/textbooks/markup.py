@@ -54,6 +54,7 @@ def parse_html_page(text: str, location: str) -> MarkupElement:
         SourceError: it declares an entity, or is empty.
     """
     checked = _check_entities(text, location)
+    # Only the beginning: the search must not run over a whole book.
     if re.search(r"<html[^>]+xmlns\s*=", checked[:4096]):
 
         def replace_named_character(match: re.Match[str]) -> str:
@@ -64,6 +65,7 @@ def parse_html_page(text: str, location: str) -> MarkupElement:
         document = _NAMED_CHARACTER.sub(replace_named_character, checked)
         with contextlib.suppress(lxml.etree.XMLSyntaxError, ValueError):
             return lxml.etree.fromstring(document.encode(), create_xml_parser())
+    # The text is decoded already, and its meta element may name another encoding.
     parser = lxml.html.HTMLParser(
         no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8"
     )

@@ -166,6 +166,7 @@ def find_chapter_level(headings: Iterable[BookHeading]) -> int:
     It is the highest level with more than one plain heading; without such a level the highest of
     all; 0 without headings.
     """
+    # Headings such as "Glossary" may be on the level of the book's parts.
     counts = Counter(
         heading.level for heading in headings if find_heading_role(heading.text) == PLAIN_ROLE
     )
@@ -189,6 +190,7 @@ class BookOutline:
 
     def enter_heading(self, heading: BookHeading) -> None:
         """Opens a part and closes the open ones of its level and below."""
+        # The book itself has level 0 and is never closed.
         while self.open_parts[-1].level >= heading.level:
             self.open_parts.pop()
         above = self.open_parts[-1]

@@ -98,10 +98,12 @@ def batch_passages(
         if isinstance(piece, RejectedRow):
             attrition.drop_rows(piece.reason)
             continue
+        # Line ends separate the items of a list and the rows of a table.
         text = normalize_passage_text(piece.text, piece.kind in _KINDS_WITH_LINES)
         if not re.search(r"\w", text):
             attrition.drop_rows(NO_LETTER_OR_DIGIT if text else EMPTY_PASSAGE)
             continue
+        # A title of blanks only is none.
         title = normalize_passage_text(piece.title) if piece.title else None
         headings = tuple(normalize_passage_text(heading) for heading in piece.heading_path)
         passages.append(piece._replace(text=text, title=title or None, heading_path=headings))

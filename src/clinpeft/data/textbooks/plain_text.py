@@ -44,6 +44,7 @@ def read_plain_text(path: Path, attrition: Attrition) -> Iterator[Passage | Reje
 
 def parse_plain_text(text: str) -> Iterator[OutlineEvent]:
     """Yields headings and paragraphs, each located by the number of its first line."""
+    # The words of the whole book decide which hyphens are real.
     word_counts = count_unbroken_words(text.split("\n"))
     block: list[str] = []
     # A form feed ends a page and with it a block; an empty line at the end closes the last one.
@@ -70,6 +71,7 @@ def parse_plain_text_heading(lines: list[str], location: str) -> BookHeading | N
     line = " ".join(line.strip() for line in lines)
     if len(lines) > 2 or len(line) > _MAX_HEADING_CHARACTERS or line.endswith((",", ";")):
         return None
+    # "Chapter 3" alone keeps its number as title.
     if match := _CHAPTER.fullmatch(line):
         return BookHeading(1, match["title"] or line, location)
     if len(lines) > 1:  # only the title of a chapter may take two lines

@@ -88,6 +88,7 @@ def build_pair_corpus(
             location="source",
             hint="give books that hold text",
         )
+    # The filters consume the generator, so both counts are complete after this line.
     built, filtered = Attrition("pairs"), Attrition("filter")
     pairs = list(PAIR_FILTERS[spec.compat](_collect_pairs(rows, spec, built), spec, filtered))
     _check_pair_count(pairs, filtered)
@@ -139,6 +140,7 @@ def select_passages(passages: pa.Table, spec: PassagesSpec, attrition: Attrition
                     hint=suggestion or f"there are {len(titles)} {column}s",
                 )
         if names:
+            # By title, so chapters of several books may be selected together.
             selected = passages.filter(pc.is_in(passages[column], pa.array(names, pa.string())))
             attrition.drop_rows(f"{column} not asked for", passages.num_rows - selected.num_rows)
             passages = selected
@@ -230,6 +232,7 @@ def _remove_held_out_overlap(
 
 def _write_pairs(pair_splits: Sequence[tuple[TextPair, str]], path: Path) -> None:
     """Writes pairs as ``PAIR_SCHEMA``; the id is a hash of kind and texts."""
+    # Counted over all batches: a repeated pair gets another id wherever it is.
     id_counts = Counter[str]()
     with working_folder.open_parquet_writer(path, PAIR_SCHEMA) as write:
         for start in range(0, len(pair_splits), _PAIR_BATCH_SIZE):

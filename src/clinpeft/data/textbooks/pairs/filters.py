@@ -82,7 +82,7 @@ def filter_pairs_as_cardio_study(
     for quoted_pair in pairs:
         attrition.entered_rows += 1
         anchor, positive = (
-            # The language model that wrote the paraphrases put some of them in quotes.
+            # Paraphrases by a language model often come in quotes.
             side.strip().strip("\"'“”‘’").strip()
             for side in (quoted_pair.anchor, quoted_pair.positive)
         )

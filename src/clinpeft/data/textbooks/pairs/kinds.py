@@ -43,6 +43,14 @@ class TextPair(NamedTuple):
     anchor_id: str | None
     positive_id: str | None
 
+    @classmethod
+    def from_passages(
+        cls, kind: str, anchor: str, positive: str, first: PassageRow, second: PassageRow
+    ) -> TextPair:
+        """Returns the pair of two passages, in the book, chapter and section of the second."""
+        origin = second["book"], second["chapter"], second["section"]
+        return cls(kind, anchor, positive, *origin, first["passage_id"], second["passage_id"])
+
 
 @dataclass(frozen=True)
 class IndexedBook:
@@ -84,20 +92,12 @@ def index_book(passages: Sequence[PassageRow]) -> IndexedBook:
     return IndexedBook(passages, paragraphs, list(paragraphs))
 
 
-def _create_pair(
-    kind: str, anchor: str, positive: str, first: PassageRow, second: PassageRow
-) -> TextPair:
-    """Creates a pair; its book, chapter and section are those of the second passage."""
-    origin = second["book"], second["chapter"], second["section"]
-    return TextPair(kind, anchor, positive, *origin, first["passage_id"], second["passage_id"])
-
-
 def pair_terms_with_definitions(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
     """Pairs each term with its definition."""
     del spec
     for row in book.select_kind("definition"):
         if row["title"]:
-            yield _create_pair("term-definition", row["title"], row["text"], row, row)
+            yield TextPair.from_passages("term-definition", row["title"], row["text"], row, row)
         else:
             yield NO_TERM
 
@@ -105,6 +105,7 @@ def pair_terms_with_definitions(book: IndexedBook, spec: PairsSpec) -> PairCandi
 def pair_questions_with_answers(book: IndexedBook, spec: PairsSpec) -> PairCandidates:
     """Pairs each question with each of its answers."""
     del spec
+    # A question may have several names, such as its id and its number.
     questions = {name: row for row in book.select_kind("question") for name in row["names"]}
     answered_ids = set()
     for row in book.select_kind("answer"):
@@ -113,7 +114,9 @@ def pair_questions_with_answers(book: IndexedBook, spec: PairsSpec) -> PairCandi
             yield NO_QUESTION
         for question in answered:
             answered_ids.add(question["passage_id"])
-            yield _create_pair("question-answer", question["text"], row["text"], question, row)
+            yield TextPair.from_passages(
+                "question-answer", question["text"], row["text"], question, row
+            )
     for row in book.select_kind("question"):
         if row["passage_id"] not in answered_ids:
             yield NO_ANSWER
@@ -132,7 +135,7 @@ def pair_headings_with_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCan
             if i:
                 yield NOT_FIRST_PARAGRAPH
             elif path:
-                yield _create_pair("heading-paragraph", path, row["text"], row, row)
+                yield TextPair.from_passages("heading-paragraph", path, row["text"], row, row)
             else:
                 yield NO_HEADING
 
@@ -159,9 +162,12 @@ def pair_texts_with_sections(
     """
     for row in book.select_kind(passage_kind):
         rows = book.select_section(row["section"])
+        # Cut here: a section may have thousands of words, of which an encoder reads few.
         text = " ".join(" ".join(part["text"] for part in rows).split()[: spec.section_words])
         if text:
-            yield _create_pair(pair_kind, " ".join(row["text"].split()), text, row, rows[0])
+            yield TextPair.from_passages(
+                pair_kind, " ".join(row["text"].split()), text, row, rows[0]
+            )
         else:
             yield NO_SECTION
 
@@ -185,7 +191,9 @@ def pair_captions_with_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCan
             for paragraph in referring[row["chapter"], name]
         }
         for paragraph in paragraphs.values():
-            yield _create_pair("caption-paragraph", text, paragraph["text"], row, paragraph)
+            yield TextPair.from_passages(
+                "caption-paragraph", text, paragraph["text"], row, paragraph
+            )
         if not paragraphs:
             yield NO_REFERRING_PARAGRAPH
 
@@ -196,7 +204,7 @@ def pair_adjacent_paragraphs(book: IndexedBook, spec: PairsSpec) -> PairCandidat
     for section in book.sections:
         rows = [row for row in book.paragraphs[section] if row["kind"] == "paragraph"]
         for first, second in itertools.pairwise(rows):
-            yield _create_pair("adjacent", first["text"], second["text"], first, second)
+            yield TextPair.from_passages("adjacent", first["text"], second["text"], first, second)
         if rows:  # the last one has no successor
             yield NO_NEIGHBOR_PARAGRAPH
 

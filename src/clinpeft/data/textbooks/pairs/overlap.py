@@ -48,6 +48,7 @@ class NgramIndex:
 
         0 for a text without a word.
         """
+        # Distinct: a phrase that a text repeats counts once.
         ngrams = np.unique(self._hash_ngrams(text))
         if not len(ngrams) or not len(self.hashes):
             return 0.0

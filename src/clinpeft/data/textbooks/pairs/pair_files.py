@@ -54,7 +54,7 @@ def read_pair_file(
         book, chapter, section = (
             value if isinstance(value, str) and value else None for value in values
         )
-        # Several positives of one anchor, as sentence-transformers has them, are several pairs.
+        # A list of positives, as in the training files of FlagEmbedding, gives several pairs.
         positives = row.get(positive)
         for text in (positives or [None]) if isinstance(positives, list) else [positives]:
             if isinstance(row.get(anchor), str) and isinstance(text, str):

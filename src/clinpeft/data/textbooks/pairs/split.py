@@ -88,6 +88,7 @@ def _assign_named_groups(
         **dict.fromkeys(spec.tuning_names, "tuning"),
         **dict.fromkeys(spec.held_out_names, "held_out"),
     }
+    # The last part of a key is the title of the book or chapter.
     titles = {key[-1] for key in sizes if key[0] == spec.by}
     for name in named_splits:
         if name not in titles or spec.by == "pair":

@@ -51,6 +51,7 @@ def read_pdf(
     )
     events: list[OutlineEvent] = []
     if not is_scan:
+        # Counted, not skipped: a few scanned pages are a loss the reader should know of.
         events += (
             RejectedRow(PAGE_WITHOUT_TEXT, f"page {number}")
             for number, page in enumerate(document.pages, start=1)

@@ -37,7 +37,7 @@ class TextFragment(NamedTuple):
 
 @dataclass(frozen=True)
 class PdfPage:
-    """A page: its number from 1, its height in points, and its fragments in the order of the file."""
+    """A page: its number from 1, height in points, and fragments in the order of the file."""
 
     number: int
     height: float
@@ -45,7 +45,7 @@ class PdfPage:
 
 
 class PdfOutlineEntry(NamedTuple):
-    """A bookmark of a PDF; ``level`` 1 is the highest, ``page`` counts from 1 and is 0 for unknown."""
+    """A bookmark of a PDF; ``level`` 1 is the highest, ``page`` counts from 1, 0 is unknown."""
 
     level: int
     title: str
@@ -86,6 +86,7 @@ def read_pdf_book(path: Path) -> PdfBook:
         title = normalize_passage_text(document.get_metadata_value("Title") or "")
         pages = [_read_page(document, i, pypdfium2.raw) for i in range(len(document))]
         outline = []
+        # A limit: the outline of a damaged file may be cyclic.
         for entry in document.get_toc(max_depth=8):
             target = entry.get_dest()
             index = target.get_index() if target else None

@@ -47,10 +47,28 @@ class TextLine(NamedTuple):
     column_right: float
     is_at_page_edge: bool
 
+    @property
+    def is_indented(self) -> bool:
+        """Whether the line begins like the first of a paragraph; further right is centered."""
+        return 0.8 * self.size < self.left - self.column_left < 4 * self.size
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the line ends well before the edge of its column, as the last of a paragraph."""
+        return self.right < self.column_right - 0.15 * (self.column_right - self.column_left)
+
+    @property
+    def running_head_key(self) -> tuple[str, int]:
+        """What a running head has on every page: its words, numbers aside, and its height."""
+        # The number of the page or chapter may be part of the running head.
+        words = re.sub(r"\d+", "#", " ".join(self.text.lower().split()))
+        return words, round(self.y / _SAME_HEIGHT_POINTS)
+
 
 def order_page_lines(page: PdfPage) -> list[TextLine]:
     """Returns the lines of a page in reading order."""
     lines: list[TextLine] = []
+    # Distinct heights: the two columns of a page share most of theirs.
     heights = sorted({fragment.y for fragment in page.fragments})
     outer_heights = {*heights[:_EDGE_LINES], *heights[-_EDGE_LINES:]}
     edge = _PAGE_EDGE_FRACTION * page.height
@@ -102,6 +120,7 @@ def _split_columns(fragments: list[TextFragment]) -> list[list[TextFragment]]:
     gutter = _find_gutter(fragments)
     if gutter is None:
         return [fragments] if fragments else []
+    # Titles, wide figures and tables that span both columns.
     crossing = [run for run in fragments if run.left < gutter < run.right]
     heights = sorted({run.y for run in crossing}, reverse=True)
     columns: list[list[TextFragment]] = []
@@ -187,7 +206,8 @@ def remove_running_heads(
     repeated: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
     for line in (line for lines in pages for line in lines):
         if line.is_at_page_edge:
-            repeated[_normalize_running_head(line)].add(line.page)
+            # Pages, not lines: a line that occurs twice on one page is no running head.
+            repeated[line.running_head_key].add(line.page)
     min_pages = 2 if len(pages) <= 4 else 3
     text_pages: list[list[TextLine]] = []
     removed: list[RejectedRow] = []
@@ -199,24 +219,17 @@ def remove_running_heads(
             is_number = bool(_PAGE_NUMBER_PATTERN.fullmatch(line.text.strip()))
             if line.is_at_page_edge and is_outermost and is_number:
                 removed.append(RejectedRow(PAGE_NUMBER, f"page {line.page}"))
-            elif line.is_at_page_edge and (
-                len(repeated[_normalize_running_head(line)]) >= min_pages
-            ):
+            elif line.is_at_page_edge and (len(repeated[line.running_head_key]) >= min_pages):
                 removed.append(RejectedRow(RUNNING_HEAD, f"page {line.page}"))
             else:
                 text_pages[-1].append(line)
     return text_pages, removed
 
 
-def _normalize_running_head(line: TextLine) -> tuple[str, int]:
-    """Returns what a running head has on every page: its words, numbers aside, and its height."""
-    words = re.sub(r"\d+", "#", " ".join(line.text.lower().split()))
-    return words, round(line.y / _SAME_HEIGHT_POINTS)
-
-
 def compute_body_font_size(pages: Sequence[Sequence[TextLine]]) -> float:
     """Returns the font size of most characters of a book; the larger of two, 0 without lines."""
     sizes = Counter[float]()
     for line in (line for lines in pages for line in lines):
+        # By characters: headings have many lines of few.
         sizes[line.size] += len(line.text)
     return max(sizes, key=lambda size: (sizes[size], size), default=0.0)

@@ -45,6 +45,7 @@ def parse_pdf_lines(
             join_hyphenated_lines([line.text for line in block], word_counts)
         )
         location = f"page {block[0].page}"
+        # A long block in large type is a preface, not a heading.
         level = levels.find_level(block) if len(text) <= _MAX_HEADING_CHARACTERS else 0
         if level:
             yield BookHeading(level, text, location)
@@ -66,10 +67,11 @@ class _HeadingLevels:
             if entry.title
         }
         lines = [line for page in pages for line in page]
-        indented = sum(_is_indented(line) for line in lines)
+        indented = sum(line.is_indented for line in lines)
         self.uses_indents = indented > _MIN_INDENTED_FRACTION * len(lines)
         # Headings that the outline does not list are below those it does.
         self.max_outline_level = max((entry.level for entry in outline), default=0)
+        # The larger the type, the higher the level.
         sizes = sorted({line.size for line in lines if self._is_larger(line)}, reverse=True)
         self.size_ranks = {size: rank for rank, size in enumerate(sizes, start=1)}
 
@@ -124,31 +126,21 @@ def _starts_new_block(block: list[TextLine], line: TextLine, levels: _HeadingLev
         # A paragraph may continue in the next column or on the next page. Where a sentence ends
         # with the column, an indent would show a new paragraph, in books that have indents; in any
         # other book a new one is assumed.
-        if is_heading:
-            return True
-        if last.text.rstrip().endswith("-"):
-            return False
-        is_full_line = levels.uses_indents and not _is_short(last)
-        return _is_indented(line) or (is_sentence_end and not is_full_line)
+        is_full_line = levels.uses_indents and not last.is_short
+        continues = last.text.rstrip().endswith("-") or (
+            not line.is_indented and (not is_sentence_end or is_full_line)
+        )
+        return is_heading or not continues
     max_step = _MAX_HEADING_LINE_STEP if is_heading else _compute_max_line_step(block)
-    if last.y - line.y > max_step * max(last.size, line.size):
-        return True
-    if is_heading:
-        return False
-    if _is_indented(line) and _is_short(last):
-        return True
+    # Measured in font sizes, so that headings and footnotes follow the same rule.
+    is_apart = last.y - line.y > max_step * max(last.size, line.size)
+    if is_apart or is_heading:
+        return is_apart
     # An indent after a line that is indented too is that of a quotation or list.
-    is_new_indent = _is_indented(line) and last.left - last.column_left < 0.4 * last.size
-    return (is_new_indent or _is_short(last)) and is_sentence_end
-
-
-def _is_indented(line: TextLine) -> bool:
-    return 0.8 * line.size < line.left - line.column_left < 4 * line.size
-
-
-def _is_short(line: TextLine) -> bool:
-    """Whether a line ends well before the edge of its column, as the last of a paragraph does."""
-    return line.right < line.column_right - 0.15 * (line.column_right - line.column_left)
+    is_new_indent = line.is_indented and last.left - last.column_left < 0.4 * last.size
+    return (line.is_indented and last.is_short) or (
+        (is_new_indent or last.is_short) and is_sentence_end
+    )
 
 
 def _compute_max_line_step(block: list[TextLine]) -> float:

@@ -37,6 +37,7 @@ def convert_scan_to_markdown(path: Path, models_folder: Path) -> str:
         raise UsageError(
             "docling, which converts scanned books, is not installed", location=str(path), hint=hint
         ) from None
+    # A local folder: docling would otherwise download its models.
     options = PdfPipelineOptions(artifacts_path=str(models_folder), do_ocr=True)
     converter = DocumentConverter(
         format_options={InputFormat.PDF: PdfFormatOption(pipeline_options=options)}
