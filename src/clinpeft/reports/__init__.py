@@ -1,13 +1,16 @@
 """Results as tables (terminal, Markdown, CSV, LaTeX), figures, HTML pages, cards and checklists.
 
 ```
-formats.py          a number to its text            tables.py          a table and its renderings
-facts.py            what is read from a run         runs.py, scores.py, searches.py   their tables
-adaptation.py       Table 2 of arXiv 2307.03042     classification.py, classification_measures.py
-embedding.py        the main table of embeddings    embedding_study.py  arXiv 2511.19739
-encoders.py         rows of a grid of embeddings    figures/           matplotlib figures
-cards.py            model cards                     checklist.py       TRIPOD+AI, TRIPOD-LLM
-html/               a self-contained page           templates/         of pages and cards
+formats.py, tables.py    a number to its text; a table and its renderings
+facts.py                 what is read from a run
+runs.py, scores.py, searches.py                 tables of runs, of results, of searches and studies
+adaptation.py            Table 2 of arXiv 2307.03042
+classification.py, classification_measures.py   its Tables 3 and 4; every metric, subgroups, cost
+encoders.py              the rows of a grid of embeddings
+embedding.py, embedding_study.py                its main table; Tables 1 to 5 of arXiv 2511.19739
+cards.py, adapter_card.py                       model cards
+checklist.py, checklist_facts.py                TRIPOD+AI and TRIPOD-LLM, from checklists/*.toml
+figures/, html/          figures; a self-contained page, from templates/ by templating.py
 ```
 """
 

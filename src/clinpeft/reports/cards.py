@@ -26,7 +26,7 @@ from clinpeft.reports.tables import (
     create_text_columns,
     format_cell,
 )
-from clinpeft.reports.templates import TEMPLATE_FOLDER
+from clinpeft.reports.templating import TEMPLATE_FOLDER
 from clinpeft.runs import Run
 
 if TYPE_CHECKING:

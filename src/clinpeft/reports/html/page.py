@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from clinpeft.reports.html.elements import ReportFigure, build_table_element
 from clinpeft.reports.tables import ReportTable
-from clinpeft.reports.templates import read_template_file, render_template
+from clinpeft.reports.templating import read_template_file, render_html_template
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def render_report_page(
         }
         for section in sections
     ]
-    page = render_template(
+    page = render_html_template(
         "page.html.j2",
         policy=policy,
         title=title,

@@ -1,4 +1,4 @@
-"""The jinja2 templates of reports and cards, and how they are rendered."""
+"""Rendering of the jinja2 templates in ``templates``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jinja2
 
-TEMPLATE_FOLDER = Path(__file__).parent
+TEMPLATE_FOLDER = Path(__file__).with_name("templates")
 
 
 @functools.cache
@@ -29,11 +29,11 @@ def create_template_environment() -> jinja2.Environment:
     )
 
 
-def render_template(name: str, **values: object) -> str:
-    """Render an HTML template of this folder."""
+def render_html_template(name: str, **values: object) -> str:
+    """Render an HTML template of ``templates``."""
     return create_template_environment().get_template(name).render(**values)
 
 
 def read_template_file(name: str) -> str:
-    """A file of this folder that is included as it is, such as a style sheet."""
+    """A file of ``templates`` that is included as it is, such as a style sheet."""
     return (TEMPLATE_FOLDER / name).read_text(encoding="utf-8")
