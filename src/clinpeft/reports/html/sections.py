@@ -80,13 +80,11 @@ class ReportSections:
 
     Attributes:
         title: what a section calls the results of this kind.
-        build_main_table: (cells, title, notes) -> the table with every row of the grid.
         build_sections: (cells, title) -> sections.
         list_row_names: names of the rows by which the page can be filtered.
     """
 
     title: str
-    build_main_table: Callable[[Sequence[CellResult], str, Sequence[str]], ReportTable]
     build_sections: BuildSections
     list_row_names: Callable[[Sequence[CellResult]], Iterable[str]]
 
@@ -436,19 +434,16 @@ def _slugify(text: str) -> str:
 REPORT_SECTIONS: Mapping[str, ReportSections] = {
     "classify": ReportSections(
         title="answers",
-        build_main_table=build_classification_table,
         build_sections=build_classification_sections,
         list_row_names=lambda entries: [row.name for row in group_classification_rows(entries)],
     ),
     "adapt": ReportSections(
         title="adapting",
-        build_main_table=build_adaptation_table,
         build_sections=build_adaptation_sections,
         list_row_names=lambda entries: [entry.name for entry in entries],
     ),
     "embed": ReportSections(
         title="vectors",
-        build_main_table=build_embedding_table,
         build_sections=build_embedding_sections,
         list_row_names=lambda _: (),
     ),
