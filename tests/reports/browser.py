@@ -18,9 +18,9 @@ from typing import Any
 
 PROGRAM = next(
     (
-        found
+        answer
         for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (found := shutil.which(name))
+        if (answer := shutil.which(name))
     ),
     None,
 )
@@ -34,7 +34,7 @@ class Page:
     """
 
     def __init__(self, writing: int, reading: int) -> None:
-        self.writing, self.reading, self.rest, self.count, self.heard = (
+        self.writing, self.reading, self.rest, self.count, self.replies = (
             writing,
             reading,
             b"",
@@ -58,30 +58,30 @@ class Page:
         )
         os.write(self.writing, json.dumps(message).encode() + b"\0")
         while True:
-            told = self._next(60)
-            if told.get("id") == self.count:
-                assert "error" not in told, told["error"]
-                result: dict[str, Any] = told["result"]
+            reply = self._next(60)
+            if reply.get("id") == self.count:
+                assert "error" not in reply, reply["error"]
+                result: dict[str, Any] = reply["result"]
                 return result
-            self.heard.append(told)
+            self.replies.append(reply)
 
     def wait_for(self, method: str, seconds: float = 60) -> None:
         """Until the browser has told of an event."""
-        while not any(told.get("method") == method for told in self.heard):
-            self.heard.append(self._next(seconds))
+        while not any(reply.get("method") == method for reply in self.replies):
+            self.replies.append(self._next(seconds))
 
     def open(self, path: Path) -> None:
-        self.heard.clear()
+        self.replies.clear()
         self.say("Page.navigate", {"url": path.resolve().as_uri()})
         self.wait_for("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
-        found = self.say(
+        answer = self.say(
             "Runtime.evaluate", {"expression": script, "returnByValue": True, "awaitPromise": True}
         )
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """A key, down and up."""
@@ -103,15 +103,17 @@ class Page:
         """What stood in the console, exceptions included."""
         kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         return [
-            json.dumps(told["params"])[:300] for told in self.heard if told.get("method") in kinds
+            json.dumps(reply["params"])[:300]
+            for reply in self.replies
+            if reply.get("method") in kinds
         ]
 
     def requests(self) -> list[str]:
         """Every address that was asked for."""
         return [
-            told["params"]["request"]["url"]
-            for told in self.heard
-            if told.get("method") == "Network.requestWillBeSent"
+            reply["params"]["request"]["url"]
+            for reply in self.replies
+            if reply.get("method") == "Network.requestWillBeSent"
         ]
 
     def _next(self, seconds: float) -> dict[str, Any]:
@@ -123,8 +125,8 @@ class Page:
             assert piece, "the browser is gone"
             self.rest += piece
         line, _, self.rest = self.rest.partition(b"\0")
-        told: dict[str, Any] = json.loads(line)
-        return told
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 @contextlib.contextmanager
@@ -158,9 +160,9 @@ def opened(profile: Path) -> Iterator[Page]:
         f"user-data-dir={profile}",
     )
     silent = subprocess.DEVNULL
-    asked = [PROGRAM, *(f"--{flag}" for flag in (*flags, *more))]
+    requested = [PROGRAM, *(f"--{flag}" for flag in (*flags, *more))]
     process = subprocess.Popen(
-        asked,
+        requested,
         preexec_fn=placed,
         pass_fds=(3, 4),
         stdin=silent,

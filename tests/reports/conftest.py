@@ -100,7 +100,9 @@ KEYS = (
 )
 
 
-def asked(hub_name: str = "BAAI/bge-small-en-v1.5", seed: int = 1, **changes: Any) -> Recipe:
+def make_embed_recipe(
+    hub_name: str = "BAAI/bge-small-en-v1.5", seed: int = 1, **changes: Any
+) -> Recipe:
     base = {"path": f"/models/{hub_name.partition('/')[2]}", "backbone": hub_name}
     adapters = [{"method": "lora", "rank": 16, "alpha": 32}]
     books = {"name": "books", "path": "/books"}
@@ -143,19 +145,19 @@ def row(
 def profile(
     embeddings: float, gigabytes: float, dimension: float, parameters: float
 ) -> list[dict[str, Any]]:
-    known = {
+    defaults = {
         "embeddings_per_second": embeddings,
         "tokens_per_second": 20 * embeddings,
         "latency_ms_p50": 9.5,
         "latency_ms_p95": 12.5,
     }
-    known |= {
+    defaults |= {
         "peak_memory_bytes": gigabytes * 1e9,
         "load_seconds": 1.5,
         "parameters": parameters,
         "dimension": dimension,
     }
-    return [row(name, value, "adapted", "profile", None) for name, value in known.items()]
+    return [row(name, value, "adapted", "profile", None) for name, value in defaults.items()]
 
 
 def separations(
@@ -216,7 +218,7 @@ def embedded(
     **facts: Any,
 ) -> runs.Run:
     """A finished run of kind embed."""
-    known = {
+    defaults = {
         "kind": "embed",
         "trained_parameters": 1_000,
         "base_parameters": 100_000,
@@ -224,11 +226,11 @@ def embedded(
         "training_seconds": 60.0,
     }
     with runs.open_run_folder(
-        home, recipe, opening(run_id, **{**known, "counts": {"pairs.train": pairs}, **facts})
+        home, recipe, opening(run_id, **{**defaults, "counts": {"pairs.train": pairs}, **facts})
     ) as run:
-        kept = {} if scores is None else {"pair_scores": scores}
+        run_tables = {} if scores is None else {"pair_scores": scores}
         return runs.finish_run(
-            run, results=results_of(*rows), attrition=[], tables=kept, finished=NIGHT
+            run, results=results_of(*rows), attrition=[], tables=run_tables, finished=NIGHT
         )
 
 
@@ -247,7 +249,7 @@ def ten_backbones(
             row("ndcg_at_10", 0.6, "adapted", width=0.02),
         ]
         scores = pair_scores(similar, different, at)
-        run = embedded(home, f"{at:012x}", asked(hub_name), *rows, scores=scores)
+        run = embedded(home, f"{at:012x}", make_embed_recipe(hub_name), *rows, scores=scores)
         entries.append(
             CellResult(
                 name,
@@ -265,7 +267,7 @@ def ablation(home: Path) -> list[CellResult]:
         (s, o, r) for s in (0.25, 0.5, 1.0) for o in ("info-nce", "triplet") for r in (8, 16, 32)
     ):
         value = (0.13 if objective == "info-nce" else 0.0) - 0.02 * share + 0.001 * rank
-        recipe = asked(
+        recipe = make_embed_recipe(
             "michiyasunaga/BioLinkBERT-large",
             adapters=[{"method": "lora", "rank": rank}],
             training={"objective": objective},

@@ -11,7 +11,13 @@ import pyarrow as pa
 from clinpeft import runs
 from clinpeft.core import schemas
 from clinpeft.reports import CellResult
-from tests.reports.test_classification import TFIDF, against_tfidf, asked, id_of, score
+from tests.reports.test_classification import (
+    TFIDF,
+    against_tfidf,
+    id_of,
+    make_classify_recipe,
+    score,
+)
 from tests.runs.conftest import NIGHT, opening, results_of
 
 LABELS = (
@@ -95,12 +101,12 @@ def answering(
         "training_seconds": 60.0,
         "tokens_seen": 6000,
     }
-    recipe = asked(task, seed)
+    recipe = make_classify_recipe(task, seed)
     with runs.open_run_folder(
         home, recipe, opening(id_of(number), **facts, command="clinpeft classify grid.toml")
     ) as run:
         for step in range(1, 21):
-            measured = {"tuning_metric": 0.5 + step / 100} if step % 5 == 0 else {}
+            tuning = {"tuning_metric": 0.5 + step / 100} if step % 5 == 0 else {}
             runs.append_log_event(
                 run,
                 "step",
@@ -109,14 +115,14 @@ def answering(
                 tokens=100 * step,
                 seconds=float(step),
                 learning_rate=0.1,
-                **measured,
+                **tuning,
             )
-        left = schemas.Attrition("stays", entered_rows=412)
-        left.drop_rows("no note", 9)
-        left.drop_rows("newborn", 90)
-        kept = {"curves": curves(), **({"labels": labels()} if task == "diagnoses" else {})}
+        dropped = schemas.Attrition("stays", entered_rows=412)
+        dropped.drop_rows("no note", 9)
+        dropped.drop_rows("newborn", 90)
+        run_tables = {"curves": curves(), **({"labels": labels()} if task == "diagnoses" else {})}
         return runs.finish_run(
-            run, results=results_of(*rows), attrition=[left], tables=kept, finished=NIGHT
+            run, results=results_of(*rows), attrition=[dropped], tables=run_tables, finished=NIGHT
         )
 
 

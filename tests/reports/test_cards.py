@@ -46,39 +46,41 @@ def metadata(text: str) -> Any:
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
-    found = metadata(render_encoder_card(CARD))
+    front_matter = metadata(render_encoder_card(CARD))
     assert (
-        found["base_model"] == "intfloat/e5-large-v2"
-        and found["license"] == "mit"
-        and found["language"] == "en"
+        front_matter["base_model"] == "intfloat/e5-large-v2"
+        and front_matter["license"] == "mit"
+        and front_matter["language"] == "en"
     )
     assert (
-        found["library_name"] == "sentence-transformers"
-        and found["pipeline_tag"] == "sentence-similarity"
+        front_matter["library_name"] == "sentence-transformers"
+        and front_matter["pipeline_tag"] == "sentence-similarity"
     )
-    assert {"sentence-transformers", "feature-extraction", "lora"} <= set(found["tags"]) and found[
-        "base_model_relation"
-    ] == "finetune"
+    assert {"sentence-transformers", "feature-extraction", "lora"} <= set(
+        front_matter["tags"]
+    ) and front_matter["base_model_relation"] == "finetune"
 
 
 def test_an_adapter_alone_is_one_of_peft_and_says_what_it_needs() -> None:
     text = render_encoder_card(replace(CARD, is_merged=False))
-    found = metadata(text)
-    assert found["library_name"] == "peft" and found["base_model_relation"] == "adapter"
+    front_matter = metadata(text)
+    assert (
+        front_matter["library_name"] == "peft" and front_matter["base_model_relation"] == "adapter"
+    )
     assert "needs intfloat/e5-large-v2 at hand" in text
 
 
 @pytest.mark.parametrize(
-    ("licence", "said", "name"),
+    ("licence", "hub_license", "name"),
     [
         ("Apache-2.0", "apache-2.0", None),
         ("Gemma Terms of Use", "gemma", None),
         ("public domain", "other", "public-domain"),
     ],
 )
-def test_licences_carry_the_hub_s_names(licence: str, said: str, name: str | None) -> None:
-    found = metadata(render_encoder_card(replace(CARD, license=licence)))
-    assert (found["license"], found.get("license_name")) == (said, name)
+def test_licences_carry_the_hub_s_names(licence: str, hub_license: str, name: str | None) -> None:
+    front_matter = metadata(render_encoder_card(replace(CARD, license=licence)))
+    assert (front_matter["license"], front_matter.get("license_name")) == (hub_license, name)
 
 
 def test_the_text_says_how_it_was_trained_how_it_is_read_and_what_it_scores() -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from clinpeft.core.errors import UsageError
 from clinpeft.reports import cards
 from clinpeft.reports.checklist import (
     CHECKLIST_GAP_MARK,
-    TRIPOD_AI_ITEMS,
-    TRIPOD_LLM_ITEMS,
+    read_checklist,
     render_reporting_checklist,
 )
 from tests.reports.invented import answering
 from tests.reports.test_cards import metadata
-from tests.reports.test_classification import asked
+from tests.reports.test_classification import make_classify_recipe
 from tests.runs.conftest import finished_run
 
 PARTS = {
@@ -42,31 +42,33 @@ def lines(text: str) -> dict[str, str]:
 
 def test_every_item_stands_once_in_the_order_of_the_statements() -> None:
     expected = [f"{number}{letter}" for number in range(1, 28) for letter in PARTS.get(number, " ")]
-    assert [item.number for item in TRIPOD_AI_ITEMS] == [
+    assert [item.number for item in read_checklist("tripod-ai").items] == [
         number.strip() for number in expected
     ] and len(expected) == 52
-    assert [item.number for item in TRIPOD_LLM_ITEMS] == [str(number) for number in range(1, 20)]
+    assert [item.number for item in read_checklist("tripod-llm").items] == [
+        str(number) for number in range(1, 20)
+    ]
 
 
 def test_what_the_record_knows_is_filled_in(tmp_path: Path) -> None:
-    found = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
+    texts = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
     assert (
-        "synthetic, fingerprint s1" in found["5a"]
-        and "by subject, 0.7 / 0.1 / 0.2" in found["12a"]
-        and CHECKLIST_GAP_MARK not in found["12a"]
+        "synthetic, fingerprint s1" in texts["5a"]
+        and "by subject, 0.7 / 0.1 / 0.2" in texts["12a"]
+        and CHECKLIST_GAP_MARK not in texts["12a"]
     )
     assert (
-        "mortality: n 400, 300 people, 100 events, held out" in found["21"]
-        and "auroc 0.800 (0.780–0.820)" in found["23a"]
+        "mortality: n 400, 300 people, 100 events, held out" in texts["21"]
+        and "auroc 0.800 (0.780–0.820)" in texts["23a"]
     )
-    assert "stays, newborn" in found["6b"] and "1,000 parameters trained" in found["22"]
+    assert "stays, newborn" in texts["6b"] and "1,000 parameters trained" in texts["22"]
 
 
 def test_what_only_a_person_knows_is_a_marked_gap(tmp_path: Path) -> None:
-    found = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
+    texts = lines(render_reporting_checklist([answering(tmp_path, 1, "mortality", 7, 0.8)], "t"))
     for number in ("1", "2", "3a", "3b", "3c", "17", "18a", "25", "26", "27a", "27b", "27c"):
-        assert found[number].startswith(CHECKLIST_GAP_MARK), number
-    assert CHECKLIST_GAP_MARK in found["5a"] and "☑" in found["5a"]
+        assert texts[number].startswith(CHECKLIST_GAP_MARK), number
+    assert CHECKLIST_GAP_MARK in texts["5a"] and "☑" in texts["5a"]
 
 
 def test_small_counts_are_not_told(tmp_path: Path) -> None:
@@ -78,16 +80,18 @@ def test_small_counts_are_not_told(tmp_path: Path) -> None:
 
 def test_the_card_of_an_adapter_is_what_the_hub_reads(tmp_path: Path) -> None:
     text = cards.render_model_card(answering(tmp_path, 1, "mortality", 7, 0.8))
-    found = metadata(text)
-    assert (found["base_model"], found["library_name"], found["pipeline_tag"]) == (
+    texts = metadata(text)
+    assert (texts["base_model"], texts["library_name"], texts["pipeline_tag"]) == (
         "toy-llama",
         "peft",
         "text-classification",
     )
-    assert found["license"] == "other" and {"peft", "lora"} <= set(found["tags"])
-    (measured,) = found["model-index"][0]["results"]
-    assert measured["task"]["name"] == "mortality" and measured["dataset"]["split"] == "held_out"
-    assert measured["metrics"][0] == {
+    assert texts["license"] == "other" and {"peft", "lora"} <= set(texts["tags"])
+    (model_index,) = texts["model-index"][0]["results"]
+    assert (
+        model_index["task"]["name"] == "mortality" and model_index["dataset"]["split"] == "held_out"
+    )
+    assert model_index["metrics"][0] == {
         "type": "auroc",
         "value": 0.8,
         "name": "auroc, 95 % interval 0.780 to 0.820",
@@ -106,15 +110,16 @@ def test_the_card_says_what_the_adapter_does_not_beat_and_what_is_to_be_written(
 
 
 def test_the_card_of_a_language_adapter_has_its_perplexity(tmp_path: Path) -> None:
-    found = metadata(cards.render_model_card(finished_run(tmp_path)))
+    texts = metadata(cards.render_model_card(finished_run(tmp_path)))
     assert (
-        found["pipeline_tag"] == "text-generation"
-        and found["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
+        texts["pipeline_tag"] == "text-generation"
+        and texts["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
     )
 
 
 def test_a_head_alone_has_no_card(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, recipe=asked(adapters=[]), kind="classify")
+    run = finished_run(tmp_path, recipe=make_classify_recipe(adapters=[]), kind="classify")
     assert not cards.has_model_card(run)
-    with pytest.raises(Exception, match="no adapter"):
+    with pytest.raises(UsageError) as error:
         cards.render_model_card(run)
+    assert error.value.location == "card" and run.id in error.value.message

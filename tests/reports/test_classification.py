@@ -28,7 +28,7 @@ ENVIRONMENT = dict.fromkeys(
 PUBLISHED = {"mortality": 0.668, "procedures": 0.6383, "macro_average": 0.5861}
 
 
-def asked(task: str = "mortality", seed: int = 1, **changes: Any) -> Recipe:
+def make_classify_recipe(task: str = "mortality", seed: int = 1, **changes: Any) -> Recipe:
     return make_recipe(
         **{
             "kind": "classify",
@@ -77,20 +77,20 @@ def against_tfidf(
 
 
 def answered(home: Path, run_id: str, recipe: Recipe, *rows: dict[str, Any], **facts: Any) -> Run:
-    known = {
+    defaults = {
         "kind": "classify",
         "trained_parameters": 1_000,
         "trained_fraction": 0.01,
         "training_seconds": 60.0,
     }
-    return finished_run(home, run_id, recipe, rows, **{**known, **facts})
+    return finished_run(home, run_id, recipe, rows, **{**defaults, **facts})
 
 
 def id_of(number: int) -> str:
     return f"{number:012x}"
 
 
-def shown(table: ReportTable) -> dict[str, dict[str, str]]:
+def read_rows(table: ReportTable) -> dict[str, dict[str, str]]:
     titles = [column.title for column in table.columns]
     return {row[0]: dict(zip(titles, row, strict=True)) for row in table.cell_texts}
 
@@ -99,7 +99,7 @@ def two_tasks(home: Path) -> list[CellResult]:
     first = answered(
         home,
         id_of(1),
-        asked("mortality"),
+        make_classify_recipe("mortality"),
         score(0.8),
         score(0.7, group=TFIDF),
         score(0.5, group="prevalence"),
@@ -108,7 +108,7 @@ def two_tasks(home: Path) -> list[CellResult]:
     second = answered(
         home,
         id_of(2),
-        asked("procedures"),
+        make_classify_recipe("procedures"),
         score(0.6, **row),
         score(0.65, group=TFIDF, **row),
         trained_parameters=9_000,
@@ -124,7 +124,9 @@ def two_tasks(home: Path) -> list[CellResult]:
 def test_cells_that_differ_by_task_are_one_row_with_the_plain_mean_over_tasks(
     tmp_path: Path,
 ) -> None:
-    row = shown(reports.build_classification_table(two_tasks(tmp_path), "Table 3"))["LLaMA · LoRA"]
+    row = read_rows(reports.build_classification_table(two_tasks(tmp_path), "Table 3"))[
+        "LLaMA · LoRA"
+    ]
     assert (row["mortality"], row["procedures"]) == ("0.800 (0.780–0.820)", "0.600 (0.580–0.620)")
     assert row["macro average"] == "0.700"
     assert (row["trained"], row["time"]) == ("1,000–9,000", "0:01:30")
@@ -135,7 +137,7 @@ def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
 ) -> None:
     """(0.6680 + 0.6383) / 2 = 0.65315, and not what was printed."""
     table = reports.build_classification_table(two_tasks(tmp_path), "t")
-    row = shown(table)["LLaMA · LoRA"]
+    row = read_rows(table)["LLaMA · LoRA"]
     assert (
         row["published mortality"],
         row["published procedures"],
@@ -149,7 +151,7 @@ def test_published_values_stand_beside_each_task_and_their_mean_is_recomputed(
 
 def test_nothing_published_leaves_no_columns_and_no_note(tmp_path: Path) -> None:
     table = reports.build_classification_table(
-        [CellResult("LoRA", answered(tmp_path, id_of(1), asked(), score(0.8)))], "t"
+        [CellResult("LoRA", answered(tmp_path, id_of(1), make_classify_recipe(), score(0.8)))], "t"
     )
     assert [column.title for column in table.columns] == [
         "model",
@@ -168,7 +170,13 @@ def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
         *two_tasks(tmp_path),
         CellResult(
             "head only · mortality",
-            answered(tmp_path, id_of(3), asked(adapters=[]), score(0.75), score(0.7, group=TFIDF)),
+            answered(
+                tmp_path,
+                id_of(3),
+                make_classify_recipe(adapters=[]),
+                score(0.75),
+                score(0.7, group=TFIDF),
+            ),
         ),
     ]
     table = reports.build_classification_table(entries, "t")
@@ -178,7 +186,7 @@ def test_each_baseline_stands_above_the_rows_once(tmp_path: Path) -> None:
         "LLaMA · LoRA",
         "head only",
     ]
-    rows = shown(table)
+    rows = read_rows(table)
     assert (rows[TFIDF]["mortality"], rows[TFIDF]["procedures"], rows[TFIDF]["macro average"]) == (
         "0.700 (0.680–0.720)",
         "0.650 (0.630–0.670)",
@@ -199,14 +207,18 @@ def test_several_seeds_show_their_mean_and_apart_from_the_interval_their_spread(
     values = {1: 0.7, 2: 0.8, 3: 0.75}
     runs = {
         seed: answered(
-            tmp_path, id_of(seed), asked(seed=seed), score(value), training_seconds=60.0 * seed
+            tmp_path,
+            id_of(seed),
+            make_classify_recipe(seed=seed),
+            score(value),
+            training_seconds=60.0 * seed,
         )
         for seed, value in values.items()
     }
     table = reports.build_classification_table(
         [CellResult(f"seed={seed} · LoRA", run) for seed, run in runs.items()], "t"
     )
-    row = shown(table)["LoRA"]
+    row = read_rows(table)["LoRA"]
     assert (row["mortality"], row["mortality, SD and range over seeds"]) == (
         "0.750 (0.730–0.770)",
         "0.050 (0.700–0.800)",
@@ -231,10 +243,10 @@ def test_a_spread_over_seeds_of_the_macro_average_takes_only_seeds_with_all_task
         entries.append(
             CellResult(
                 f"LoRA · {task} · seed={seed}",
-                answered(tmp_path, id_of(at), asked(task, seed), score(value, task)),
+                answered(tmp_path, id_of(at), make_classify_recipe(task, seed), score(value, task)),
             )
         )
-    row = shown(reports.build_classification_table(entries, "t"))["LoRA"]
+    row = read_rows(reports.build_classification_table(entries, "t"))["LoRA"]
     assert row["macro average"] == "0.750"
     assert row["macro average, SD and range over seeds"] == "0.071 (0.700–0.800)"
     assert row["mortality"].startswith("0.600")
@@ -244,11 +256,11 @@ def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> No
     run = answered(
         tmp_path,
         id_of(1),
-        asked(more_tasks=[{"name": "ventilation"}]),
+        make_classify_recipe(more_tasks=[{"name": "ventilation"}]),
         score(0.8),
         score(0.7, "ventilation"),
     )
-    row = shown(reports.build_classification_table([CellResult("five heads", run)], "t"))[
+    row = read_rows(reports.build_classification_table([CellResult("five heads", run)], "t"))[
         "five heads"
     ]
     assert (row["mortality"], row["ventilation"], row["macro average"], row["time"]) == (
@@ -271,19 +283,19 @@ def test_one_run_that_answers_several_questions_is_one_row(tmp_path: Path) -> No
 def test_a_row_that_does_not_beat_tfidf_says_so(
     tmp_path: Path, difference: float, width: float, expected: str
 ) -> None:
-    failed = CellResult("other", None, message="no such file", recipe=asked())
+    failed = CellResult("other", None, message="no such file", recipe=make_classify_recipe())
     run = answered(
         tmp_path,
         id_of(1),
-        asked(),
+        make_classify_recipe(),
         score(0.8),
         score(0.78, group=TFIDF),
         against_tfidf(difference, width),
     )
     assert (
-        shown(reports.build_classification_table([CellResult("LoRA", run), failed], "t"))["LoRA"][
-            "remark"
-        ]
+        read_rows(reports.build_classification_table([CellResult("LoRA", run), failed], "t"))[
+            "LoRA"
+        ]["remark"]
         == expected
     )
 
@@ -295,8 +307,10 @@ def test_the_verdict_is_given_by_task(tmp_path: Path) -> None:
         score(0.6, "diagnoses", "auroc_macro"),
         against_tfidf(0.0, 0.01, "diagnoses", "auroc_macro_difference", "-"),
     ]
-    run = answered(tmp_path, id_of(1), asked(more_tasks=[{"name": "diagnoses"}]), *rows)
-    remark = shown(reports.build_classification_table([CellResult("LoRA", run)], "t"))["LoRA"][
+    run = answered(
+        tmp_path, id_of(1), make_classify_recipe(more_tasks=[{"name": "diagnoses"}]), *rows
+    )
+    remark = read_rows(reports.build_classification_table([CellResult("LoRA", run)], "t"))["LoRA"][
         "remark"
     ]
     assert remark == "does not beat TF-IDF: no better on diagnoses, worse on mortality"
@@ -305,35 +319,45 @@ def test_the_verdict_is_given_by_task(tmp_path: Path) -> None:
 def test_a_cell_that_failed_leaves_its_column_empty_and_says_which(tmp_path: Path) -> None:
     good, _ = two_tasks(tmp_path)
     bad = CellResult(
-        "LLaMA · LoRA · procedures", None, message="the loss is nan", recipe=asked("procedures")
+        "LLaMA · LoRA · procedures",
+        None,
+        message="the loss is nan",
+        recipe=make_classify_recipe("procedures"),
     )
-    row = shown(reports.build_classification_table([good, bad], "t"))["LLaMA · LoRA"]
+    row = read_rows(reports.build_classification_table([good, bad], "t"))["LLaMA · LoRA"]
     assert (row["procedures"], row["macro average"], row["remark"]) == (
         "–",
         "–",
         "procedures: failed: the loss is nan",
     )
     worse = CellResult(
-        "LLaMA · LoRA · diagnoses", None, message="the loss is nan", recipe=asked("diagnoses")
+        "LLaMA · LoRA · diagnoses",
+        None,
+        message="the loss is nan",
+        recipe=make_classify_recipe("diagnoses"),
     )
     assert (
-        shown(reports.build_classification_table([good, bad, worse], "t"))["LLaMA · LoRA"]["remark"]
+        read_rows(reports.build_classification_table([good, bad, worse], "t"))["LLaMA · LoRA"][
+            "remark"
+        ]
         == "procedures, diagnoses: failed: the loss is nan"
     )
     unknown = reports.build_classification_table(
         [CellResult("unknown", None, message="unknown key")], "t"
     )
-    assert shown(unknown)["unknown"]["remark"] == "failed: unknown key"
+    assert read_rows(unknown)["unknown"]["remark"] == "failed: unknown key"
 
 
 def test_a_failed_seed_is_named_with_its_seed(tmp_path: Path) -> None:
-    run = answered(tmp_path, id_of(1), asked(), score(0.8))
+    run = answered(tmp_path, id_of(1), make_classify_recipe(), score(0.8))
     entries = [
         CellResult("seed=1 · LoRA", run),
-        CellResult("seed=2 · LoRA", None, message="the loss is nan", recipe=asked(seed=2)),
+        CellResult(
+            "seed=2 · LoRA", None, message="the loss is nan", recipe=make_classify_recipe(seed=2)
+        ),
     ]
     assert (
-        shown(reports.build_classification_table(entries, "t"))["LoRA"]["remark"]
+        read_rows(reports.build_classification_table(entries, "t"))["LoRA"]["remark"]
         == "mortality with seed 2: failed: the loss is nan"
     )
 
@@ -341,19 +365,23 @@ def test_a_failed_seed_is_named_with_its_seed(tmp_path: Path) -> None:
 def test_the_papers_own_scoring_stands_beside_where_it_gives_another_number(tmp_path: Path) -> None:
     row: dict[str, Any] = {"task": "diagnoses", "name": "auroc_macro"}
     first = answered(
-        tmp_path, id_of(1), asked(), score(0.8), score(0.8, name="auroc_clinical_peft")
+        tmp_path,
+        id_of(1),
+        make_classify_recipe(),
+        score(0.8),
+        score(0.8, name="auroc_clinical_peft"),
     )
     second = answered(
         tmp_path,
         id_of(2),
-        asked("diagnoses"),
+        make_classify_recipe("diagnoses"),
         score(0.7, **row),
         score(0.65, "diagnoses", "auroc_clinical_peft"),
     )
     table = reports.build_classification_table(
         [CellResult("LoRA · mortality", first), CellResult("LoRA · diagnoses", second)], "t"
     )
-    assert shown(table)["LoRA"]["diagnoses, as scored by the paper"] == "0.650 (0.630–0.670)"
+    assert read_rows(table)["LoRA"]["diagnoses, as scored by the paper"] == "0.650 (0.630–0.670)"
     assert "mortality, as scored by the paper" not in [column.title for column in table.columns]
 
 
@@ -472,7 +500,9 @@ def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: 
     rows = (score(0.8), score(0.7, group=TFIDF), against_tfidf(0.1))
     facts = dict(
         reports.build_run_summary(
-            answered(tmp_path, id_of(1), asked(adapters=stack), *rows, liveness=proof)
+            answered(
+                tmp_path, id_of(1), make_classify_recipe(adapters=stack), *rows, liveness=proof
+            )
         ).cell_texts
     )
     assert facts["adapters"] == "lora (frozen, from clinical-lora) + lora + ia3 (inactive)"
@@ -489,11 +519,11 @@ def test_the_summary_of_a_run_says_its_stack_its_metric_and_its_proof(tmp_path: 
 
 
 def test_a_run_without_adapters_trains_its_head_or_everything(tmp_path: Path) -> None:
-    whole = asked(adapters=[], base={"path": "/models/bert", "trainable": True})
-    both = asked(base={"path": "/models/bert", "trainable": True})
+    whole = make_classify_recipe(adapters=[], base={"path": "/models/bert", "trainable": True})
+    both = make_classify_recipe(base={"path": "/models/bert", "trainable": True})
     runs = [
         answered(tmp_path, id_of(at), recipe, score(0.8))
-        for at, recipe in enumerate((asked(adapters=[]), whole, both))
+        for at, recipe in enumerate((make_classify_recipe(adapters=[]), whole, both))
     ]
     table = reports.build_runs_table(RunListing(tuple(runs)))
     assert [
@@ -516,7 +546,7 @@ def test_subgroups_have_a_table_of_their_own(tmp_path: Path) -> None:
         score(0.75, group="model · sex F"),
         score(None, group="model · sex M", n=12, n_subjects=7, n_events=3),
     )
-    run = answered(tmp_path, id_of(1), asked(), *rows)
+    run = answered(tmp_path, id_of(1), make_classify_recipe(), *rows)
     assert [row[3] for row in reports.build_run_results_table(run).cell_texts] == ["model"]
     assert reports.build_run_subgroups_table(run).cell_texts == [
         [
@@ -594,24 +624,28 @@ def test_the_cells_of_plain_axes_are_one_row_too(tmp_path: Path) -> None:
     entries = [
         CellResult(
             f"task.name={task} · seed={seed} · LoRA",
-            answered(tmp_path, id_of(at), asked(task, seed), score(0.7, task)),
+            answered(tmp_path, id_of(at), make_classify_recipe(task, seed), score(0.7, task)),
         )
         for at, (task, seed) in enumerate(cells)
     ]
-    assert list(shown(reports.build_classification_table(entries, "t"))) == ["LoRA"]
+    assert list(read_rows(reports.build_classification_table(entries, "t"))) == ["LoRA"]
 
 
 def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path) -> None:
     first = answered(
         tmp_path,
         id_of(1),
-        asked(),
+        make_classify_recipe(),
         score(0.8),
         score(0.75, group="model · sex F"),
         score(0.6, group=TFIDF),
     )
     second = answered(
-        tmp_path, id_of(2), asked(adapters=[]), score(0.7), score(0.75, group="model · sex F")
+        tmp_path,
+        id_of(2),
+        make_classify_recipe(adapters=[]),
+        score(0.7),
+        score(0.75, group="model · sex F"),
     )
     paired = results_of(
         score(0.1, name="auroc_difference", group="1 − 2"),
@@ -629,7 +663,7 @@ def test_two_runs_of_questions_are_compared_on_what_both_measured(tmp_path: Path
 
 
 def test_two_runs_of_questions_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
-    run = answered(tmp_path, id_of(1), asked(), score(0.8))
+    run = answered(tmp_path, id_of(1), make_classify_recipe(), score(0.8))
     (_, results) = reports.build_comparison_tables(
         RunComparison(run, run, (), ""), None, "they ask other stays"
     )

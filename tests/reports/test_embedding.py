@@ -12,14 +12,21 @@ import rich.console
 
 from clinpeft import models, recipe, reports, runs
 from clinpeft.reports import CellResult, Estimate, ReportTable
-from clinpeft.reports.embedding import find_ablation
 from clinpeft.reports.encoders import (
     BACKBONE_INFO_BY_NAME,
     PUBLISHED_ENCODER_KEYS,
     build_encoder_grid,
+    find_ablation,
 )
 from tests.conftest import ROOT
-from tests.reports.conftest import ablation, asked, embedded, row, separations, ten_backbones
+from tests.reports.conftest import (
+    ablation,
+    embedded,
+    make_embed_recipe,
+    row,
+    separations,
+    ten_backbones,
+)
 from tests.runs.conftest import opening
 
 
@@ -27,7 +34,7 @@ def id_of(number: int) -> str:
     return f"{number:012x}"
 
 
-def shown(table: ReportTable) -> dict[tuple[str, str], dict[str, str]]:
+def read_rows(table: ReportTable) -> dict[tuple[str, str], dict[str, str]]:
     titles = [column.title for column in table.columns]
     return {(line[0], line[1]): dict(zip(titles, line, strict=True)) for line in table.cell_texts}
 
@@ -51,11 +58,15 @@ def test_a_backbone_has_a_row_for_each_state_below_its_controls(tmp_path: Path) 
         mined(0.55, "random weights"),
         mined(0.5, "shuffled pairs"),
     ]
-    first = embedded(tmp_path, id_of(1), asked(), *rows, scored(0.6), scored(0.4, "BM25"))
+    first = embedded(
+        tmp_path, id_of(1), make_embed_recipe(), *rows, scored(0.6), scored(0.4, "BM25")
+    )
     second = embedded(
         tmp_path,
         id_of(2),
-        asked(adapters=[], base={"path": "/models/bge-small-en-v1.5", "trainable": True}),
+        make_embed_recipe(
+            adapters=[], base={"path": "/models/bge-small-en-v1.5", "trainable": True}
+        ),
         *rows,
         scored(0.7),
     )
@@ -70,11 +81,11 @@ def test_a_backbone_has_a_row_for_each_state_below_its_controls(tmp_path: Path) 
         ("bge-small-en-v1.5", "LoRA"),
         ("bge-small-en-v1.5", "all weights"),
     ]
-    found = shown(table)
-    assert found["words alone", "BM25"]["AUROC, mined"] == "0.600 (0.590–0.610)"
-    assert found["words alone", "BM25"]["nDCG@10, held-out chapters"] == "0.400 (0.380–0.420)"
+    line_by_row = read_rows(table)
+    assert line_by_row["words alone", "BM25"]["AUROC, mined"] == "0.600 (0.590–0.610)"
+    assert line_by_row["words alone", "BM25"]["nDCG@10, held-out chapters"] == "0.400 (0.380–0.420)"
     assert (
-        found["bge-small-en-v1.5", "all weights"]["nDCG@10, held-out chapters"]
+        line_by_row["bge-small-en-v1.5", "all weights"]["nDCG@10, held-out chapters"]
         == "0.700 (0.680–0.720)"
     )
 
@@ -84,9 +95,14 @@ def test_a_difference_keeps_its_paired_interval_and_one_that_was_not_measured_ha
 ) -> None:
     """Measured paired: 0.3 ± 0.03; nDCG@10 only as 0.6 and 0.5, whose difference is 0.1."""
     run = embedded(
-        tmp_path, id_of(1), asked(), *separations(0.1, 0.4), scored(0.5, "zero-shot"), scored(0.6)
+        tmp_path,
+        id_of(1),
+        make_embed_recipe(),
+        *separations(0.1, 0.4),
+        scored(0.5, "zero-shot"),
+        scored(0.6),
     )
-    (_, adapted) = shown(reports.build_embedding_table([CellResult("BGE", run)], "t")).values()
+    (_, adapted) = read_rows(reports.build_embedding_table([CellResult("BGE", run)], "t")).values()
     assert adapted["separation, adapted less zero-shot"] == "0.300 (0.270–0.330)"
     assert adapted["nDCG@10, held-out chapters, adapted less zero-shot"] == "0.100"
 
@@ -101,11 +117,11 @@ def test_a_row_that_adapting_did_not_help_says_so(tmp_path: Path) -> None:
         for task, change in tasks.items()
         for part in (scored(0.5 + change, task=task), difference(change, task))
     ]
-    run = embedded(tmp_path, id_of(1), asked(), *rows)
-    ((_, line),) = shown(reports.build_embedding_table([CellResult("BGE", run)], "t")).items()
+    run = embedded(tmp_path, id_of(1), make_embed_recipe(), *rows)
+    ((_, line),) = read_rows(reports.build_embedding_table([CellResult("BGE", run)], "t")).items()
     assert (
-        line["remark"]
-        == "worse than zero-shot: nDCG@10, general; not told from zero-shot: nDCG@10, other books"
+        line["remark"] == "worse than zero-shot: nDCG@10, general; "
+        "not distinguishable from zero-shot: nDCG@10, other books"
     )
 
 
@@ -115,11 +131,15 @@ def test_several_seeds_are_one_row_with_what_they_change_apart(tmp_path: Path) -
     entries = []
     for seed, value in enumerate((0.5, 0.6, 0.7), 1):
         run = embedded(
-            tmp_path, id_of(seed), asked(seed=seed), scored(value), scored(0.4, "zero-shot")
+            tmp_path,
+            id_of(seed),
+            make_embed_recipe(seed=seed),
+            scored(value),
+            scored(0.4, "zero-shot"),
         )
         entries.append(CellResult(f"seed={seed} · BGE", run))
     table = reports.build_embedding_table(entries, "t")
-    zero_shot, adapted = shown(table).values()
+    zero_shot, adapted = read_rows(table).values()
     assert adapted["nDCG@10, held-out chapters"] == "0.600 (0.580–0.620)"
     assert adapted["nDCG@10, held-out chapters, SD and range over seeds"] == "0.100 (0.500–0.700)"
     assert zero_shot["nDCG@10, held-out chapters"] == "0.400 (0.380–0.420)"
@@ -128,21 +148,25 @@ def test_several_seeds_are_one_row_with_what_they_change_apart(tmp_path: Path) -
 
 def test_a_cell_that_failed_or_has_not_ended_says_so(tmp_path: Path) -> None:
     with runs.open_run_folder(
-        tmp_path, asked("intfloat/e5-large-v2"), opening(id_of(2), kind="embed")
+        tmp_path, make_embed_recipe("intfloat/e5-large-v2"), opening(id_of(2), kind="embed")
     ) as run:
         pass
     failed = CellResult(
         "Jina-v2",
         None,
         "code from a model folder is never run",
-        recipe=asked("jinaai/jina-embeddings-v2-base-en"),
+        recipe=make_embed_recipe("jinaai/jina-embeddings-v2-base-en"),
     )
-    ended = CellResult("BGE", embedded(tmp_path, id_of(1), asked(), scored(0.5)))
-    found = shown(reports.build_embedding_table([ended, failed, CellResult("E5", run)], "t"))
-    assert found["Jina-v2", "lora"]["remark"] == "failed: code from a model folder is never run"
-    assert found["E5", "lora"]["remark"] == "interrupted"
-    assert found["BGE", "lora"]["remark"] == ""
-    assert shown(reports.build_embedding_study_tables([failed])[0])["Jina-v2", "lora"][
+    ended = CellResult("BGE", embedded(tmp_path, id_of(1), make_embed_recipe(), scored(0.5)))
+    line_by_row = read_rows(
+        reports.build_embedding_table([ended, failed, CellResult("E5", run)], "t")
+    )
+    assert (
+        line_by_row["Jina-v2", "lora"]["remark"] == "failed: code from a model folder is never run"
+    )
+    assert line_by_row["E5", "lora"]["remark"] == "interrupted"
+    assert line_by_row["BGE", "lora"]["remark"] == ""
+    assert read_rows(reports.build_embedding_study_tables([failed])[0])["Jina-v2", "lora"][
         "remark"
     ].startswith("failed")
 
@@ -155,7 +179,7 @@ def test_the_study_has_its_tables_with_published_values_beside(tmp_path: Path) -
         "Table 3",
         "Table 5",
     ]
-    first, second, third, fifth = (shown(table) for table in tables)
+    first, second, third, fifth = (read_rows(table) for table in tables)
     best = first["BioLinkBERT", "lora"]
     assert (best["separation"], best["published separation"], best["published similar"]) == (
         "0.530 (0.500–0.560)",
@@ -191,18 +215,23 @@ def test_without_the_pairs_of_the_study_separation_is_that_of_random_pairs_and_t
             embedded(
                 tmp_path,
                 id_of(1),
-                asked(),
+                make_embed_recipe(),
                 *separations(0.1, 0.4),
                 *separations(0.2, 0.3, "study", "different"),
             ),
         ),
         CellResult(
             "E5",
-            embedded(tmp_path, id_of(2), asked("intfloat/e5-large-v2"), *separations(0.1, 0.5)),
+            embedded(
+                tmp_path,
+                id_of(2),
+                make_embed_recipe("intfloat/e5-large-v2"),
+                *separations(0.1, 0.5),
+            ),
         ),
     ]
     table = reports.build_embedding_study_tables(entries)[0]
-    assert [line["separation"][:5] for line in shown(table).values()] == ["0.400", "0.500"]
+    assert [line["separation"][:5] for line in read_rows(table).values()] == ["0.400", "0.500"]
     assert any("compare orders, not numbers" in note for note in table.notes)
 
 
@@ -235,38 +264,45 @@ def test_a_profile_that_lacks_numbers_leaves_them_open(tmp_path: Path) -> None:
     run = embedded(
         tmp_path,
         id_of(1),
-        asked(),
+        make_embed_recipe(),
         *separations(0.1, 0.4),
         row("embeddings_per_second", 50.0, "adapted", "profile", None),
     )
-    line = shown(reports.build_embedding_study_tables([CellResult("BGE", run)])[1])["BGE", "lora"]
+    line = read_rows(reports.build_embedding_study_tables([CellResult("BGE", run)])[1])[
+        "BGE", "lora"
+    ]
     assert (line["embeddings/s"], line["parameters"]) == ("50.0", "100,000")
     assert "memory, GB" not in line
 
 
 def test_licences_are_those_of_the_backbones_and_can_be_given(tmp_path: Path) -> None:
-    assert {name: known.license for name, known in BACKBONE_INFO_BY_NAME.items()} == {
-        name: known.license for name, known in models.BACKBONES.items()
+    assert {name: info.license for name, info in BACKBONE_INFO_BY_NAME.items()} == {
+        name: info.license for name, info in models.BACKBONES.items()
     }
     last = {"last": "decoder", "mean": "encoder", "cls": "encoder"}
-    assert {name: known.architecture for name, known in BACKBONE_INFO_BY_NAME.items()} == {
+    assert {name: info.architecture for name, info in BACKBONE_INFO_BY_NAME.items()} == {
         name: last[row.embedding_config.pooling] for name, row in models.BACKBONES.items()
     }
-    entries = [CellResult("BGE", embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4)))]
+    entries = [
+        CellResult("BGE", embedded(tmp_path, id_of(1), make_embed_recipe(), *separations(0.1, 0.4)))
+    ]
     given = reports.build_embedding_study_tables(
         entries, {"BAAI/bge-small-en-v1.5": "read it yourself"}
     )[-1]
-    assert [line["licence"] for line in shown(given).values()] == ["read it yourself"]
+    assert [line["licence"] for line in read_rows(given).values()] == ["read it yourself"]
 
 
 def test_a_backbone_is_known_by_its_folder_where_the_recipe_does_not_name_it(
     tmp_path: Path,
 ) -> None:
     unnamed = embedded(
-        tmp_path, id_of(1), asked(base={"path": "/models/E5-large-v2"}), *separations(0.1, 0.4)
+        tmp_path,
+        id_of(1),
+        make_embed_recipe(base={"path": "/models/E5-large-v2"}),
+        *separations(0.1, 0.4),
     )
     other = embedded(
-        tmp_path, id_of(2), asked(base={"path": "/models/mine"}), *separations(0.1, 0.4)
+        tmp_path, id_of(2), make_embed_recipe(base={"path": "/models/mine"}), *separations(0.1, 0.4)
     )
     first, second = build_encoder_grid([CellResult("a", unnamed), CellResult("b", other)]).rows
     assert (first.hub_name, second.hub_name) == ("intfloat/e5-large-v2", "")
@@ -274,11 +310,11 @@ def test_a_backbone_is_known_by_its_folder_where_the_recipe_does_not_name_it(
 
 
 def test_rows_are_named_by_what_their_cells_share(tmp_path: Path) -> None:
-    run = embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4))
-    made = build_encoder_grid(
+    run = embedded(tmp_path, id_of(1), make_embed_recipe(), *separations(0.1, 0.4))
+    built = build_encoder_grid(
         [CellResult("BGE · LoRA · seed=1", run), CellResult("BGE · DoRA · seed=1", run)]
     )
-    assert [(known.model, known.state, made.format_row_name(known)) for known in made.rows] == [
+    assert [(info.model, info.state, built.format_row_name(info)) for info in built.rows] == [
         ("BGE", "LoRA", "BGE, LoRA"),
         ("BGE", "DoRA", "BGE, DoRA"),
     ]
@@ -294,8 +330,8 @@ def test_all_tables_render_in_every_format(tmp_path: Path) -> None:
 
 
 def test_a_run_of_embed_is_listed_with_its_base_and_its_adapters(tmp_path: Path) -> None:
-    whole = asked(adapters=[], base={"path": "/models/mine", "trainable": True})
-    embedded(tmp_path, id_of(1), asked(), *separations(0.1, 0.4))
+    whole = make_embed_recipe(adapters=[], base={"path": "/models/mine", "trainable": True})
+    embedded(tmp_path, id_of(1), make_embed_recipe(), *separations(0.1, 0.4))
     embedded(tmp_path, id_of(2), whole, *separations(0.1, 0.4))
     listing = runs.find_all_runs(tmp_path)
     lines = [
@@ -334,10 +370,8 @@ def test_the_recipe_has_the_ten_backbones_with_what_was_published_for_them() -> 
     }
     assert all(set(cell.published) == set(PUBLISHED_ENCODER_KEYS) for cell in cells)
     for cell in cells:
-        known = {key: float(cell.published[key]) for key in ("similar", "different", "separation")}
-        assert known["similar"] - known["different"] == pytest.approx(
-            known["separation"], abs=0.0015
-        )
+        info = {key: float(cell.published[key]) for key in ("similar", "different", "separation")}
+        assert info["similar"] - info["different"] == pytest.approx(info["separation"], abs=0.0015)
 
 
 def test_a_mean_without_all_ends_has_no_interval() -> None:

@@ -20,7 +20,14 @@ from clinpeft.reports.figures import (
     style,
     write_embedding_figures,
 )
-from tests.reports.conftest import TEN, ablation, asked, embedded, separations, ten_backbones
+from tests.reports.conftest import (
+    TEN,
+    ablation,
+    embedded,
+    make_embed_recipe,
+    separations,
+    ten_backbones,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -49,9 +56,9 @@ def points(axes: Any, marker: str) -> list[tuple[float, float]]:
     ]
 
 
-def draw(name: str, made: EncoderGrid) -> Any:
+def draw(name: str, grid: EncoderGrid) -> Any:
     with style.apply_plot_style():
-        return EMBEDDING_FIGURES[name][1](made)
+        return EMBEDDING_FIGURES[name][1](grid)
 
 
 def test_there_are_thirteen_and_each_has_a_caption() -> None:
@@ -96,11 +103,11 @@ def test_one_backbone_is_enough_for_all_but_the_ablation(tmp_path: Path) -> None
 
 
 def test_a_figure_without_data_is_skipped_and_named(tmp_path: Path) -> None:
-    run = embedded(tmp_path / "runs", f"{1:012x}", asked(), *separations(0.1, 0.4))
+    run = embedded(tmp_path / "runs", f"{1:012x}", make_embed_recipe(), *separations(0.1, 0.4))
     paths = write_embedding_figures(
         [
             CellResult("BGE", run),
-            CellResult("E5", None, "no weights", recipe=asked("intfloat/e5-large-v2")),
+            CellResult("E5", None, "no weights", recipe=make_embed_recipe("intfloat/e5-large-v2")),
         ],
         tmp_path / "figures",
     )
@@ -117,17 +124,18 @@ def test_a_figure_without_data_is_skipped_and_named(tmp_path: Path) -> None:
 
 def test_a_grid_without_a_run_draws_nothing(tmp_path: Path) -> None:
     figures, skipped = draw_embedding_figures(
-        [CellResult("BGE", None, "no weights", recipe=asked())]
+        [CellResult("BGE", None, "no weights", recipe=make_embed_recipe())]
     )
     assert not figures and list(skipped) == list(EMBEDDING_FIGURES)
-    with pytest.raises(InputError, match="no run has a separation"):
+    with pytest.raises(InputError) as error:
         EMBEDDING_FIGURES["figure-1"][1](build_encoder_grid([]))
+    assert error.value.location == "figures" and "separation" in error.value.message
 
 
 def test_published_values_are_hollow_marks_below_what_was_measured(ten: EncoderGrid) -> None:
     (axes,) = draw("figure-1", ten).axes
     marks = points(axes, "D")
-    assert [x for x, _ in marks] == [known[3] for known in TEN]
+    assert [x for x, _ in marks] == [backbone[3] for backbone in TEN]
     assert [y for _, y in marks] == pytest.approx([location + 0.3 for location in range(10)])
     assert (
         next(line for line in axes.lines if line.get_marker() == "D").get_markerfacecolor()
@@ -142,10 +150,10 @@ def test_bars_have_their_intervals_and_the_threshold_of_the_study_is_drawn(
     side."""
     (axes,) = draw("figure-1", ten).axes
     widths = [bar.get_width() for bar in axes.patches]
-    assert widths == pytest.approx([known[3] + 0.02 for known in TEN])
+    assert widths == pytest.approx([backbone[3] + 0.02 for backbone in TEN])
     segments = [segment for lines in axes.collections for segment in lines.get_segments()]
     assert sorted(float(end) for segment in segments for end in segment[:, 0]) == pytest.approx(
-        sorted(known[3] + 0.02 + side for known in TEN for side in (-0.03, 0.03))
+        sorted(backbone[3] + 0.02 + side for backbone in TEN for side in (-0.03, 0.03))
     )
     assert 0.3 in [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from clinpeft import cli, evaluation, runs
 from clinpeft.reports import CellResult
 from clinpeft.reports import html as report
-from clinpeft.reports.adapters import render_adapter_card
+from clinpeft.reports.cards import render_adapter_card
 from clinpeft.reports.facts import SuppressedRun
 from clinpeft.reports.figures.classification import merge_small_bins
 from clinpeft.runs.studies import (
@@ -33,7 +33,7 @@ pytest.importorskip("matplotlib")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a report, and its page."""
     home = tmp_path_factory.mktemp("report")
     suppress = functools.partial(evaluation.suppress_small_cells, smallest_cell=10)
@@ -58,40 +58,40 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
 
 def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
     reader = Reader()
     reader.feed(page)
-    return reader.seen
+    return reader.elements
 
 
-def test_nothing_on_the_page_points_outside_of_it(made: tuple[Path, str]) -> None:
-    seen = tags(made[1])
-    asked = [
+def test_nothing_on_the_page_points_outside_of_it(written: tuple[Path, str]) -> None:
+    elements = tags(written[1])
+    references = [
         value
-        for _, attributes in seen
+        for _, attributes in elements
         for key, value in attributes.items()
         if key in ("href", "src", "srcset", "action", "data")
     ]
-    assert asked and all(value is not None and value.startswith("#") for value in asked)
+    assert references and all(value is not None and value.startswith("#") for value in references)
     assert (
-        not {"link", "img", "iframe", "object"} & {tag for tag, _ in seen}
-        and "url(http" not in made[1]
-        and "@import" not in made[1]
+        not {"link", "img", "iframe", "object"} & {tag for tag, _ in elements}
+        and "url(http" not in written[1]
+        and "@import" not in written[1]
     )
 
 
 def test_the_policy_forbids_all_but_the_style_and_the_script_of_the_page(
-    made: tuple[Path, str],
+    written: tuple[Path, str],
 ) -> None:
     policy = next(
         attributes["content"]
-        for tag, attributes in tags(made[1])
+        for tag, attributes in tags(written[1])
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert (
@@ -102,39 +102,41 @@ def test_the_policy_forbids_all_but_the_style_and_the_script_of_the_page(
     )
     assert not any(
         "style" in attributes or any(key.startswith("on") for key in attributes)
-        for _, attributes in tags(made[1])
+        for _, attributes in tags(written[1])
     )
 
 
-def test_every_text_is_escaped(made: tuple[Path, str]) -> None:
+def test_every_text_is_escaped(written: tuple[Path, str]) -> None:
     assert (
-        "<b>" not in made[1]
-        and "<i>" not in made[1]
-        and "LoRA &lt;b&gt;&amp;" in made[1]
-        and "Lead &lt;i&gt;" in made[1]
+        "<b>" not in written[1]
+        and "<i>" not in written[1]
+        and "LoRA &lt;b&gt;&amp;" in written[1]
+        and "Lead &lt;i&gt;" in written[1]
     )
 
 
-def test_every_id_stands_once_and_every_reference_leads_somewhere(made: tuple[Path, str]) -> None:
-    ids = [attributes["id"] for _, attributes in tags(made[1]) if "id" in attributes]
+def test_every_id_stands_once_and_every_reference_leads_somewhere(
+    written: tuple[Path, str],
+) -> None:
+    ids = [attributes["id"] for _, attributes in tags(written[1]) if "id" in attributes]
     assert len(ids) == len(set(ids))
-    referred = re.findall(r'(?:href="#|url\(#)([^")]+)', made[1])
+    referred = re.findall(r'(?:href="#|url\(#)([^")]+)', written[1])
     assert referred and set(referred) <= set(ids)
 
 
 def test_tables_have_captions_and_their_headings_a_scope_and_a_button(
-    made: tuple[Path, str],
+    written: tuple[Path, str],
 ) -> None:
-    counted = [tag for tag, _ in tags(made[1])]
+    counted = [tag for tag, _ in tags(written[1])]
     assert counted.count("table") == counted.count("caption") > 5
-    scopes = [attributes.get("scope") for tag, attributes in tags(made[1]) if tag == "th"]
+    scopes = [attributes.get("scope") for tag, attributes in tags(written[1]) if tag == "th"]
     assert set(scopes) == {"col", "row"} and counted.count("button") == scopes.count("col")
 
 
 def test_every_figure_of_a_question_is_there_in_the_page_and_as_files(
-    made: tuple[Path, str],
+    written: tuple[Path, str],
 ) -> None:
-    out, page = made
+    out, page = written
     names = [
         f"{task}-{name}"
         for task in ("mortality", "diagnoses")
@@ -146,15 +148,17 @@ def test_every_figure_of_a_question_is_there_in_the_page_and_as_files(
         "classify-diagnoses-learning",
         "classify-cost",
     ]
-    shown = [attributes["id"] for tag, attributes in tags(page) if tag == "figure"]
-    assert sorted(str(name) for name in shown) == sorted(names) and "was not drawn" not in page
+    figures = [attributes["id"] for tag, attributes in tags(page) if tag == "figure"]
+    assert sorted(str(name) for name in figures) == sorted(names) and "was not drawn" not in page
     for name in names:
         ET.parse(out / "figures" / f"{name}.svg")
         assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_table_is_a_file_in_three_formats_with_its_provenance(made: tuple[Path, str]) -> None:
-    out, _ = made
+def test_every_table_is_a_file_in_three_formats_with_its_provenance(
+    written: tuple[Path, str],
+) -> None:
+    out, _ = written
     names = {path.stem for path in (out / "tables").glob("*.md")}
     assert {"main-metric-of-every-question", "mortality-every-measure", "cost"} <= names
     for form in ("csv", "tex"):
@@ -167,8 +171,8 @@ def test_every_table_is_a_file_in_three_formats_with_its_provenance(made: tuple[
     assert "Command: clinpeft classify grid.toml." in text and "Commit unknown" in text
 
 
-def test_a_group_of_few_people_is_nowhere(made: tuple[Path, str]) -> None:
-    out, page = made
+def test_a_group_of_few_people_is_nowhere(written: tuple[Path, str]) -> None:
+    out, page = written
     assert "race small" not in page and "0.123" not in page and "sex F" in page
     for path in [*out.rglob("*.svg"), *out.rglob("*.csv"), *out.rglob("*.md")]:
         text = path.read_text(encoding="utf-8")
@@ -176,33 +180,33 @@ def test_a_group_of_few_people_is_nowhere(made: tuple[Path, str]) -> None:
 
 
 def test_a_label_of_few_stays_and_small_counts_of_those_who_left_are_not_told(
-    made: tuple[Path, str],
+    written: tuple[Path, str],
 ) -> None:
-    labels = (made[0] / "figures" / "diagnoses-labels.svg").read_text(encoding="utf-8")
+    labels = (written[0] / "figures" / "diagnoses-labels.svg").read_text(encoding="utf-8")
     assert ", 038:" in labels and "rare" not in labels
-    left = (made[0] / "figures" / "mortality-attrition.svg").read_text(encoding="utf-8")
+    left = (written[0] / "figures" / "mortality-attrition.svg").read_text(encoding="utf-8")
     assert "&lt;10 no note" in left and "90 newborn" in left
 
 
-def test_seeds_are_one_row_with_their_range_apart(made: tuple[Path, str]) -> None:
-    main = (made[0] / "tables" / "main-metric-of-every-question.csv").read_text(encoding="utf-8")
+def test_seeds_are_one_row_with_their_range_apart(written: tuple[Path, str]) -> None:
+    main = (written[0] / "tables" / "main-metric-of-every-question.csv").read_text(encoding="utf-8")
     row = next(line for line in main.splitlines() if line.startswith("head only"))
     assert ",0.63," in row and "0.62,0.64" in row  # mean, and the range over two seeds
-    assert "published 0.7489" in re.sub("<[^>]+>", "", made[1])
+    assert "published 0.7489" in re.sub("<[^>]+>", "", written[1])
 
 
-def test_who_does_not_beat_tfidf_is_told(made: tuple[Path, str]) -> None:
-    text = re.sub("<[^>]+>", " ", made[1])
+def test_who_does_not_beat_tfidf_is_told(written: tuple[Path, str]) -> None:
+    text = re.sub("<[^>]+>", " ", written[1])
     assert "does not beat TF-IDF: worse on mortality, diagnoses" in text and "no: worse" in text
 
 
-def test_energy_that_nobody_measured_is_unknown(made: tuple[Path, str]) -> None:
-    assert "Energy is unknown where a run recorded no measured power." in made[1]
+def test_energy_that_nobody_measured_is_unknown(written: tuple[Path, str]) -> None:
+    assert "Energy is unknown where a run recorded no measured power." in written[1]
 
 
-def test_marks_have_words_and_lines_the_name_of_their_row(made: tuple[Path, str]) -> None:
-    assert "<title>head only: predicted 0.100, observed 0.083, 100 answers</title>" in made[1]
-    assert 'data-row="head only"' in made[1]
+def test_marks_have_words_and_lines_the_name_of_their_row(written: tuple[Path, str]) -> None:
+    assert "<title>head only: predicted 0.100, observed 0.083, 100 answers</title>" in written[1]
+    assert 'data-row="head only"' in written[1]
 
 
 def test_bins_are_joined_until_each_has_ten_answers() -> None:
@@ -235,9 +239,9 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
 
 
 def test_a_grid_of_embeddings_has_its_five_tables_and_thirteen_figures(tmp_path: Path) -> None:
-    made = report.build_report_contents(ten_backbones(tmp_path / "runs", 2), "study")
+    written = report.build_report_contents(ten_backbones(tmp_path / "runs", 2), "study")
     page = report.render_report_page(
-        "study", [], made.sections, made.tasks, made.row_names, "clinpeft"
+        "study", [], written.sections, written.tasks, written.row_names, "clinpeft"
     )
     for number in (1, 2, 3, 5):
         assert f"<caption>Table {number}:" in page
@@ -299,8 +303,8 @@ def test_the_verb_writes_a_study_and_leaves_the_runs_alone(
     monkeypatch.chdir(tmp_path)
     study_of(tmp_path / "runs")
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
-    done = CliRunner().invoke(cli.app, ["report", "grid", "--home", "runs", "--out", "out"])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(cli.app, ["report", "grid", "--home", "runs", "--out", "out"])
+    assert result.exit_code == 0, result.output
     assert {
         path: path.read_bytes()
         for path in (tmp_path / "runs").rglob("*")
@@ -323,31 +327,31 @@ def test_without_matplotlib_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    done = CliRunner().invoke(
+    result = CliRunner().invoke(
         cli.app, ["report", "grid", "--home", str(tmp_path), "--out", str(tmp_path / "out")]
     )
-    assert "clinpeft[figures]" in str(done.exception) and not (tmp_path / "out").exists()
+    assert "clinpeft[figures]" in str(result.exception) and not (tmp_path / "out").exists()
 
 
 def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     run: runs.Run = answering(tmp_path, 1, "mortality", 1, 0.7)
-    done: Any = CliRunner().invoke(
+    result: Any = CliRunner().invoke(
         cli.app,
         ["report", "gird", "--home", str(run.folder.parent), "--out", str(tmp_path / "out")],
     )
-    assert "'gird'" in str(done.exception) and "'grid'" in str(done.exception)
+    assert "'gird'" in str(result.exception) and "'grid'" in str(result.exception)
 
 
 def test_a_card_says_how_private_the_training_was(tmp_path: Path) -> None:
     run = answering(tmp_path, 1, "mortality", 1, 0.8)
     assert "differential privacy" not in render_adapter_card(run)
     noise = {"epsilon": 7.98, "delta": 1e-5, "adjacency": "one training subject more or less"}
-    said = render_adapter_card(
+    card = render_adapter_card(
         dataclasses.replace(
             run, record=run.record.model_copy(update={"differential_privacy": noise})
         )
     )
     assert (
         "- differential privacy: epsilon 7.98, delta 1e-05, for one training subject more or less"
-        in said
+        in card
     )

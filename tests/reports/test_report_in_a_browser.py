@@ -111,8 +111,8 @@ def test_a_table_is_sorted_with_the_keyboard(page: Page) -> None:
     page.run("document.querySelectorAll('table')[0].querySelectorAll('thead button')[1].focus()")
     for turn, name in ((1, "ascending"), (-1, "descending")):
         page.press("Enter", 13, "\r")
-        found = [float(value) for value in page.run(column) if value is not None]
-        assert found == sorted(found, reverse=turn < 0) and len(set(found)) > 2
+        values = [float(value) for value in page.run(column) if value is not None]
+        assert values == sorted(values, reverse=turn < 0) and len(set(values)) > 2
         assert page.run("document.activeElement.closest('th').getAttribute('aria-sort')") == name
 
 
@@ -122,11 +122,13 @@ def test_what_is_not_known_is_last_however_it_is_sorted(page: Page) -> None:
         page.run(
             "document.querySelectorAll('table')[0].querySelectorAll('thead button')[4].click()"
         )
-        known = page.run(
+        is_filled = page.run(
             "Array.from(document.querySelectorAll('table')[0].tBodies[0].rows).map((row) "
             "=> row.cells[4].dataset.value !== undefined)"
         )
-        assert any(known) and not all(known) and known == sorted(known, reverse=True)
+        assert (
+            any(is_filled) and not all(is_filled) and is_filled == sorted(is_filled, reverse=True)
+        )
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_results_and_its_focus_is_seen(
@@ -163,8 +165,10 @@ def test_one_task_is_shown_alone(page: Page) -> None:
         "one.getClientRects().length).map((one) => one.id)"
     )
     chosen(page, "task", "mortality")
-    shown = page.run(seen)
-    assert "mortality-auroc" in shown and not any(name.startswith("diagnoses") for name in shown)
+    visible = page.run(seen)
+    assert "mortality-auroc" in visible and not any(
+        name.startswith("diagnoses") for name in visible
+    )
     assert "lines shown" in page.run("document.getElementById('shown').textContent")
     chosen(page, "task", "")
     assert (
@@ -190,12 +194,12 @@ def test_one_method_is_shown_alone_and_the_others_are_dimmed_in_figures(page: Pa
 
 def test_a_mark_says_its_value_to_whoever_points_at_it(page: Page) -> None:
     page.open(path_of(page))
-    found = (
-        "const one = document.querySelector('#mortality-calibration .told'); "
+    script = (
+        "const one = document.querySelector('#mortality-calibration .tooltip'); "
         "one.scrollIntoView({block: 'center'})"
     )
     location = (
-        f"(() => {{ {found}; const box = one.getBoundingClientRect(); return [box.x + "
+        f"(() => {{ {script}; const box = one.getBoundingClientRect(); return [box.x + "
         "box.width / 2, box.y + box.height / 2]; })()"
     )
     x, y = page.run(location)
@@ -211,8 +215,8 @@ def test_every_text_has_the_contrast_of_level_aa(page: Page, scheme: str) -> Non
     page.scheme(scheme)
     page.open(path_of(page))
     assert page.run(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
-    found = page.run(CONTRAST)
-    assert found["seen"] > 200 and found["poor"] == []
+    values = page.run(CONTRAST)
+    assert values["seen"] > 200 and values["poor"] == []
     page.scheme("light")
 
 
@@ -229,7 +233,7 @@ def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
 def test_it_is_printed_without_what_paper_cannot_do(page: Page) -> None:
     page.scheme("dark", "print")
     page.open(path_of(page))
-    assert page.run("getComputedStyle(document.querySelector('.choices')).display") == "none"
+    assert page.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     paper = base64.b64decode(
         page.say("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})["data"]

@@ -12,7 +12,7 @@ import rich.console
 
 from clinpeft import reports, runs
 from clinpeft.core.errors import TrainingError
-from clinpeft.recipe import Recipe, SourceSpec
+from clinpeft.recipe import CohortRecipe, SourceSpec, TaskSpec
 from clinpeft.reports import CellResult, ReportTable
 from clinpeft.runs import InputHashes
 from tests.runs.conftest import NIGHT, finished_run, make_recipe, opening, result, results_of
@@ -145,12 +145,12 @@ def test_a_cell_that_failed_has_its_reason_in_its_row(tmp_path: Path) -> None:
         CellResult("prefix", failed(tmp_path)),
         CellResult("prompt", None, "unknown key"),
     ]
-    shown = rows(reports.build_adaptation_table(entries, "t"))
-    assert shown["prefix"]["remark"] == "failed: the loss is nan"
-    assert shown["prompt"]["remark"] == "failed: unknown key"
-    assert shown["LoRA"]["remark"] == ""
+    cells = rows(reports.build_adaptation_table(entries, "t"))
+    assert cells["prefix"]["remark"] == "failed: the loss is nan"
+    assert cells["prompt"]["remark"] == "failed: unknown key"
+    assert cells["LoRA"]["remark"] == ""
     assert {
-        shown["prompt"][title]
+        cells["prompt"][title]
         for title in ("trained", "share", "test perplexity", "time", "tokens/s")
     } == {"–"}
 
@@ -261,7 +261,8 @@ def test_an_id_is_never_broken_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_kind_without_a_base_is_listed_too(tmp_path: Path) -> None:
-    recipe = Recipe(kind="another", source=SourceSpec(name="files"))
+    source = SourceSpec(name="synthetic", path=Path("/data"))
+    recipe = CohortRecipe(kind="cohort", source=source, task=TaskSpec(name="mortality"))
     run = dataclasses.replace(trained(tmp_path), recipe=recipe)
     assert reports.build_runs_table(runs.RunListing((run,))).cell_texts[0][5:7] == ["", ""]
 
@@ -295,9 +296,9 @@ def test_a_comparison_shows_what_differs_and_the_results_side_by_side(tmp_path: 
 
 
 def test_a_comparison_with_a_paired_ratio_shows_it(tmp_path: Path) -> None:
-    found = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
+    comparison = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, 9.5))
     paired = results_of(result(1.05, name="perplexity_ratio", group=f"{PREFIX} / {LORA}"))
-    assert reports.build_comparison_tables(found, paired)[2].cell_texts[0][:4] == [
+    assert reports.build_comparison_tables(comparison, paired)[2].cell_texts[0][:4] == [
         "perplexity_ratio",
         "held_out",
         f"{PREFIX} / {LORA}",
@@ -308,8 +309,8 @@ def test_a_comparison_with_a_paired_ratio_shows_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reason", ["", "4 notes have another split"])
 def test_a_comparison_that_means_nothing_says_so(tmp_path: Path, reason: str) -> None:
     hashes = InputHashes(base="b2", tokenizer="t1" if reason else "t2", corpus_policy="1")
-    found = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
+    comparison = runs.compare_runs(trained(tmp_path), trained(tmp_path, PREFIX, hashes=hashes))
     expected = reason or "the tokenizers differ, so a token of one is not a token of the other"
-    assert reports.build_comparison_tables(found, reason=reason)[1].notes == (
+    assert reports.build_comparison_tables(comparison, reason=reason)[1].notes == (
         f"Not comparable on perplexity: {expected}.",
     )

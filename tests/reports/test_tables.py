@@ -98,7 +98,7 @@ def test_numbers_lose_their_decimals_from_a_thousand_on(value: float, text: str)
 
 
 def test_an_estimate_is_printed_with_its_interval_and_what_is_missing_as_a_dash() -> None:
-    shown = [
+    rendered = [
         format_cell(value, formats.format_number)
         for value in (
             Estimate(2.2444, 2.2, 2.3),
@@ -109,7 +109,7 @@ def test_an_estimate_is_printed_with_its_interval_and_what_is_missing_as_a_dash(
             "",
         )
     ]
-    assert shown == ["2.244 (2.200–2.300)", "2.200", "–", "–", "as it is", ""]
+    assert rendered == ["2.244 (2.200–2.300)", "2.200", "–", "–", "as it is", ""]
 
 
 def test_markdown_has_a_title_a_line_a_row_and_escapes_its_own_marks() -> None:
@@ -156,10 +156,10 @@ def test_latex_escapes_its_own_marks_and_closes_what_it_opens() -> None:
 def test_the_terminal_shows_brackets_as_they_are() -> None:
     console = rich.console.Console(file=io.StringIO(), width=120, record=True)
     console.print(as_rich_table(TABLE))
-    shown = console.export_text()
-    assert "Results of [bold] & co_1" in shown
-    assert "[red]prompt, 50%" in shown
-    assert "2.244 (2.200–2.300)" in shown
+    rendered = console.export_text()
+    assert "Results of [bold] & co_1" in rendered
+    assert "[red]prompt, 50%" in rendered
+    assert "2.244 (2.200–2.300)" in rendered
 
 
 def test_a_column_beside_another_stands_under_it_on_a_terminal_and_nowhere_else() -> None:

@@ -1,15 +1,24 @@
-"""Results to tables: for the terminal, Markdown, CSV and LaTeX.
+"""Results as tables (terminal, Markdown, CSV, LaTeX), figures, HTML pages, cards and checklists.
 
-``formats`` says how a number is printed, ``tables`` what a table is and how it is rendered,
-``facts`` what is read from a run; ``runs`` the tables about runs, ``scores`` those of one set of
-results, ``adaptation``, ``classification`` and ``embedding`` those of a whole grid; ``encoders``
-holds what a grid of embeddings measured, and ``figures`` draws it.
+```
+formats.py, tables.py    a number to its text; a table and its renderings
+facts.py                 what is read from a run
+runs.py, scores.py, searches.py                 tables of runs, of results, of searches and studies
+adaptation.py            Table 2 of arXiv 2307.03042
+classification.py, classification_measures.py   its Tables 3 and 4; every metric, subgroups, cost
+encoders.py              the rows of a grid of embeddings
+embedding.py, embedding_study.py                its main table; Tables 1 to 5 of arXiv 2511.19739
+cards.py, adapter_card.py                       model cards
+checklist.py, checklist_facts.py                TRIPOD+AI and TRIPOD-LLM, from checklists/*.toml
+figures/, html/          figures; a self-contained page, from templates/ by templating.py
+```
 """
 
 from clinpeft.reports.adaptation import build_adaptation_table
 from clinpeft.reports.cards import EncoderCard, render_encoder_card, render_model_card
 from clinpeft.reports.classification import build_classification_table
-from clinpeft.reports.embedding import build_embedding_study_tables, build_embedding_table
+from clinpeft.reports.embedding import build_embedding_table
+from clinpeft.reports.embedding_study import build_embedding_study_tables
 from clinpeft.reports.facts import CellResult
 from clinpeft.reports.figures import write_embedding_figures
 from clinpeft.reports.runs import (

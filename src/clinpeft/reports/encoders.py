@@ -1,15 +1,15 @@
-"""What a grid of embeddings measured: the cells that differ by seed only are one row, and its
-numbers are found by what they are."""
+"""The rows of a grid of embeddings: cells that differ by seed only are one row, whose numbers are
+looked up by metric, state and task."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from clinpeft.recipe import EmbedRecipe, Recipe
+from clinpeft.recipe import Recipe
 from clinpeft.reports.facts import (
     DIFFERENCE_SEPARATOR,
     SUBGROUP_SEPARATOR,
@@ -27,23 +27,25 @@ ZERO_SHOT_ENCODER, ADAPTED_ENCODER, RANDOM_WEIGHTS_ENCODER, SHUFFLED_PAIRS_ENCOD
     "random weights",
     "shuffled pairs",
 )
+# Controls without weights, which appear once in a table
 LEXICAL_CONTROLS = ("BM25", "TF-IDF")
-"""Controls that have no weights, and so stand once in a table."""
 
 STUDY_TASK, PROFILE_TASK, HELD_OUT_CHAPTERS_TASK = "study", "profile", "held-out chapters"
+# The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it
+# gives no data for it
 CLINICALLY_USEFUL_SEPARATION = 0.3
-"""The separation from which the study (arXiv 2511.19739) calls an embedding clinically useful; it
-gives no data for it."""
 
 BYTES_PER_GIGABYTE = 1e9
 
 EncoderArchitecture = Literal["encoder", "decoder", "unknown"]
 
+# Published values that a cell of a recipe may give (arXiv 2511.19739, tables 1 to 4): key ->
+# meaning
 PUBLISHED_ENCODER_KEYS = {
     "similar": "mean cosine of similar pairs, adapted",
     "different": "mean cosine of different pairs, adapted",
     "separation": "similar less different, adapted",
-    "zero_shot_separation": "similar less different, as it comes",
+    "zero_shot_separation": "similar less different, before adaptation",
     "embeddings_per_second": "the best of batches of 1, 4, 16 and 32",
     "memory_gb": "peak, in gigabytes",
     "dimension": "numbers in a vector",
@@ -51,18 +53,17 @@ PUBLISHED_ENCODER_KEYS = {
     "latency_ms": "mean of one text at a time",
     "latency_ms_p95": "95th percentile of that",
 }
-"""What a cell of a recipe may give as published (arXiv 2511.19739, tables 1 to 4): key ->
-meaning."""
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone without opening it.
+    """Facts about a backbone that its folder does not hold.
 
     Attributes:
-        license: SPDX name, or what its page calls it.
-        architecture: whether every token sees every other (``encoder``), or only those before it.
-        note: what to know before its vectors are offered to others; empty for nothing.
+        license: SPDX name, or the name on its page.
+        architecture: whether every token attends to every other (``encoder``), or only to those
+            before it (``decoder``).
+        note: what to consider before its vectors are offered to others; empty for nothing.
     """
 
     license: str
@@ -78,6 +79,7 @@ _JINA_NOTE = (
     "the study counts it as a decoder; it is a bidirectional encoder that brings its own code"
 )
 
+# Name on the hub -> facts about the backbone (table 5 of the study, and those to compare with)
 BACKBONE_INFO_BY_NAME: Mapping[str, BackboneInfo] = MappingProxyType(
     {
         "michiyasunaga/BioLinkBERT-large": BackboneInfo("Apache-2.0", "encoder"),
@@ -99,21 +101,19 @@ BACKBONE_INFO_BY_NAME: Mapping[str, BackboneInfo] = MappingProxyType(
         "ncbi/MedCPT-Article-Encoder": BackboneInfo("public domain", "encoder"),
     }
 )
-"""Backbone, by its name on the hub -> what is known of it (table 5 of the study, and those to
-compare with)."""
 
 UNKNOWN_BACKBONE_INFO = BackboneInfo("", "unknown")
 
+# (metric, group, task)
 EncoderMetricKey = tuple[str, str, str]
-"""(metric, group, task)."""
 
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """A row: one backbone, trained in one way, with all its seeds.
+    """One backbone, adapted in one way, with all its seeds.
 
     Attributes:
-        model: what the row's backbone is called.
+        model: name of the backbone.
         state: how it was adapted.
         entries: its cells.
         run_estimates: the numbers of each cell that has a run.
@@ -125,96 +125,84 @@ class EncoderRow:
     run_estimates: tuple[Mapping[EncoderMetricKey, Estimate], ...]
 
     @property
-    def recipe(self) -> EmbedRecipe | None:
+    def recipe(self) -> Recipe | None:
         """Of the first cell; the others differ in their seed."""
-        return _as_embed_recipe(self.entries[0].effective_recipe)
+        return self.entries[0].effective_recipe
 
     @property
     def runs(self) -> list[Run]:
-        """Of the cells that have one."""
+        """The runs of the cells that have one."""
         return [entry.run for entry in self.entries if entry.run is not None]
 
     @property
     def hub_name(self) -> str:
-        """A key of ``KNOWN``: the backbone that the recipe names, else the one whose name its
-        folder has; empty for neither."""
+        """A key of ``BACKBONE_INFO_BY_NAME``: the backbone that the recipe names, else the one
+        whose name its folder has; empty for neither."""
         base = self.recipe.base if self.recipe else None
-        if base is None or base.backbone in BACKBONE_INFO_BY_NAME:
-            return base.backbone if base else ""
-        return next(
-            (
-                name
-                for name in BACKBONE_INFO_BY_NAME
-                if name.partition("/")[2].lower() == base.path.name.lower()
-            ),
-            "",
-        )
+        if base is None:
+            return ""
+        # Only the base of an embedding recipe names its backbone
+        backbone = str(getattr(base, "backbone", ""))
+        if backbone in BACKBONE_INFO_BY_NAME:
+            return backbone
+        # Folders are often named after the model, without its owner and in lower case
+        folder = base.path.name.lower()
+        names = (n for n in BACKBONE_INFO_BY_NAME if n.partition("/")[2].lower() == folder)
+        return next(names, "")
 
     @property
     def backbone_info(self) -> BackboneInfo:
-        """Licence and architecture."""
+        """License and architecture."""
         return BACKBONE_INFO_BY_NAME.get(self.hub_name, UNKNOWN_BACKBONE_INFO)
 
     @property
     def published(self) -> Mapping[str, str | int | float]:
-        """What was printed for it, by the keys of ``PUBLISHED``."""
+        """Its published values, by the keys of ``PUBLISHED_ENCODER_KEYS``."""
         return {key: value for entry in self.entries for key, value in entry.published.items()}
 
     def get_published_number(self, key: str) -> float | None:
-        """A published number; None where there is none."""
+        """A published number; None if there is none."""
         value = self.published.get(key)
         return float(value) if isinstance(value, int | float) else None
 
+    @property
+    def published_gain(self) -> float | None:
+        """The published separation, adapted less zero-shot; None if either is missing."""
+        before = self.get_published_number("zero_shot_separation")
+        after = self.get_published_number("separation")
+        return None if before is None or after is None else after - before
+
     def list_seed_estimates(self, name: str, group: str, task: str) -> list[Estimate]:
         """The number of each seed that has it."""
-        return [
-            found[name, group, task]
-            for found in self.run_estimates
-            if (name, group, task) in found and found[name, group, task].value is not None
-        ]
+        key = (name, group, task)
+        estimates = [numbers[key] for numbers in self.run_estimates if key in numbers]
+        return [estimate for estimate in estimates if estimate.value is not None]
 
     def average_metric(self, name: str, group: str, task: str) -> Estimate | None:
-        """The mean over seeds; None where it was not measured."""
+        """The mean over seeds; None if it was not measured."""
         return average_estimates(self.list_seed_estimates(name, group, task))
 
     def compute_metric_spread(self, name: str, group: str, task: str) -> Estimate | None:
-        """What the seeds change; None of one seed, or where they change nothing."""
-        found = compute_seed_spread(
-            [
-                known.value
-                for known in self.list_seed_estimates(name, group, task)
-                if known.value is not None
-            ]
-        )
-        return found if found and found.value else None
+        """The spread over seeds; None of one seed, or if all seeds give the same value."""
+        estimates = self.list_seed_estimates(name, group, task)
+        spread = compute_seed_spread([e.value for e in estimates if e.value is not None])
+        # A number that no seed changes, such as that of a lexical control, has no spread to show
+        return spread if spread and spread.value else None
 
     def get_profile_number(self, name: str) -> float | None:
         """A number of the profile, of the adapted model before any other state."""
-        groups = dict.fromkeys(
-            [
-                ADAPTED_ENCODER,
-                *(
-                    group
-                    for found in self.run_estimates
-                    for _, group, task in found
-                    if task == PROFILE_TASK
-                ),
-            ]
-        )
-        return next(
-            (
-                known.value
-                for group in groups
-                if (known := self.average_metric(name, group, PROFILE_TASK))
-            ),
-            None,
-        )
+        # The profile of another state is better than none
+        groups = dict.fromkeys([ADAPTED_ENCODER])
+        for numbers in self.run_estimates:
+            groups |= dict.fromkeys(group for _, group, task in numbers if task == PROFILE_TASK)
+        estimates = (self.average_metric(name, group, PROFILE_TASK) for group in groups)
+        return next((estimate.value for estimate in estimates if estimate), None)
 
     @property
     def memory_gb(self) -> float | None:
-        """The most that was held while encoding, in units of 10⁹ bytes."""
-        held = self.get_profile_number("peak_memory_bytes")
-        return None if held is None else held / BYTES_PER_GIGABYTE
+        """Peak memory while encoding, in units of 10⁹ bytes."""
+        peak_bytes = self.get_profile_number("peak_memory_bytes")
+        return None if peak_bytes is None else peak_bytes / BYTES_PER_GIGABYTE
 
     @property
     def parameters(self) -> float | None:
@@ -235,8 +223,8 @@ class EncoderGrid:
 
     Attributes:
         rows: in the order of the cells.
-        task: ``study``, where every run that has ended followed the study's protocol; else the
-            held-out chapters.
+        task: ``study`` if every finished run followed the study's protocol; else the held-out
+            chapters.
         stratum: of the unrelated pairs.
     """
 
@@ -245,7 +233,7 @@ class EncoderGrid:
     stratum: str
 
     def format_row_name(self, row: EncoderRow) -> str:
-        """What a figure calls a row: the backbone, and how it was adapted where it was in several
+        """Name of a row in a figure: the backbone, and how it was adapted where there are several
         ways."""
         is_only = len([other for other in self.rows if other.model == row.model]) == 1
         return row.model if is_only else f"{row.model}, {row.state}"
@@ -253,12 +241,16 @@ class EncoderGrid:
     def get_pair_metric(
         self, row: EncoderRow, metric: str, state: str = ADAPTED_ENCODER
     ) -> Estimate | None:
-        """A number of the pairs."""
+        """A metric of the pairs, averaged over seeds."""
         return row.average_metric(metric, f"{state}{SUBGROUP_SEPARATOR}{self.stratum}", self.task)
 
+    def compute_pair_spread(self, row: EncoderRow, metric: str) -> Estimate | None:
+        """The spread over seeds of a metric of the pairs, adapted."""
+        group = f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}{self.stratum}"
+        return row.compute_metric_spread(metric, group, self.task)
+
     def compute_gain(self, row: EncoderRow, metric: str = "separation") -> Estimate | None:
-        """Adapted less zero-shot, with the paired interval where it was measured, else without
-        one."""
+        """Adapted less zero-shot, with the paired interval if it was measured."""
         return compute_adaptation_gain(row, metric, self.task, self.stratum)
 
     @property
@@ -272,87 +264,107 @@ class EncoderGrid:
 
 
 def build_encoder_grid(entries: Sequence[CellResult]) -> EncoderGrid:
-    """The rows of a grid: cells whose names differ only in the part that says their seed are one.
+    """The rows of a grid: cells whose names differ only in the part with their seed are one.
 
-    A row's model is what the names of all cells on one base begin with, or else the base's folder;
-    its state is the rest of its name, or else its adapters.
+    A row's model is the part that the names of all cells on one base share at their beginning, or
+    else the base's folder; its state is the rest of its name, or else its adapters.
     """
-    named = [
-        (_get_base_path(entry.effective_recipe), _strip_seed(entry), entry) for entry in entries
-    ]
-    prefixes = {
-        location: _find_shared_prefix([name for other, name, _ in named if other == location])
-        for location, _, _ in named
-    }
+    # (path of the base, parts of the name without the seed) -> cells
+    cells: dict[tuple[str, tuple[str, ...]], list[CellResult]] = {}
+    for entry in entries:
+        recipe = entry.effective_recipe
+        base = recipe.base if recipe is not None else None
+        seeds = set() if recipe is None else {f"seed={recipe.seed}", f"seed {recipe.seed}"}
+        name = tuple(part for part in entry.name.split(SUBGROUP_SEPARATOR) if part not in seeds)
+        cells.setdefault((str(base.path) if base else "", name), []).append(entry)
     rows = []
-    for location, name in dict.fromkeys((location, name) for location, name, _ in named):
-        cells = tuple(entry for other, also, entry in named if (other, also) == (location, name))
-        asked = cells[0].effective_recipe
-        model = " · ".join(prefixes[location]) or (get_base_model_name(asked) if asked else "")
-        state = (
-            " · ".join(name[len(prefixes[location]) :])
-            or (describe_adapters(asked) if asked else "")
-            or ADAPTED_ENCODER
+    for (path, parts), row_cells in cells.items():
+        names = [other_parts for other, other_parts in cells if other == path]
+        # names: parts of each name; levels: first parts of all names, second parts ...
+        levels = zip(*names, strict=False)
+        shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
+        recipe = row_cells[0].effective_recipe
+        model = " · ".join(parts[:shared]) or (get_base_model_name(recipe) if recipe else "")
+        state = " · ".join(parts[shared:]) or (describe_adapters(recipe) if recipe else "")
+        estimates = tuple(
+            {(key.name, key.group, key.task): one for key, one in read_estimates(cell.run).items()}
+            for cell in row_cells
+            if cell.run is not None
         )
-        rows.append(
-            EncoderRow(
-                model,
-                state,
-                cells,
-                tuple(_read_metric_estimates(cell.run) for cell in cells if cell.run is not None),
-            )
-        )
-    of_study = ("separation", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}different", STUDY_TASK)
-    ended = [found for row in rows for found in row.run_estimates if found]
-    follows = bool(ended) and all(of_study in found for found in ended)
-    return EncoderGrid(
-        tuple(rows), *((STUDY_TASK, "different") if follows else (HELD_OUT_CHAPTERS_TASK, "random"))
-    )
+        rows.append(EncoderRow(model, state or ADAPTED_ENCODER, tuple(row_cells), estimates))
+    # One protocol for all rows, or their separations would not be comparable
+    study_key = ("separation", f"{ADAPTED_ENCODER}{SUBGROUP_SEPARATOR}different", STUDY_TASK)
+    finished = [numbers for row in rows for numbers in row.run_estimates if numbers]
+    if finished and all(study_key in numbers for numbers in finished):
+        return EncoderGrid(tuple(rows), STUDY_TASK, "different")
+    return EncoderGrid(tuple(rows), HELD_OUT_CHAPTERS_TASK, "random")
 
 
 def compute_adaptation_gain(
     row: EncoderRow, metric: str, task: str, stratum: str = ""
 ) -> Estimate | None:
-    """Adapted less zero-shot; ``stratum`` is empty for what has none, such as retrieval."""
+    """Adapted less zero-shot.
+
+    Args:
+        row: of the backbone.
+        metric: its name.
+        task: of the metric.
+        stratum: of the unrelated pairs; empty for a metric without, such as those of retrieval.
+
+    Returns:
+        The paired difference with its interval if it was measured, else the plain difference; None
+        if either state was not measured.
+    """
     suffix = f"{SUBGROUP_SEPARATOR}{stratum}" if stratum else ""
-    measured = row.average_metric(
-        f"{metric}_difference",
-        f"{ADAPTED_ENCODER}{DIFFERENCE_SEPARATOR}{ZERO_SHOT_ENCODER}{suffix}",
-        task,
-    )
-    before, after = (
-        row.average_metric(metric, f"{state}{suffix}", task)
-        for state in (ZERO_SHOT_ENCODER, ADAPTED_ENCODER)
-    )
-    if measured or before is None or after is None or before.value is None or after.value is None:
-        return measured
+    # The paired difference is measured on the same pairs, and has an interval of its own
+    states = f"{ADAPTED_ENCODER}{DIFFERENCE_SEPARATOR}{ZERO_SHOT_ENCODER}"
+    paired = row.average_metric(f"{metric}_difference", f"{states}{suffix}", task)
+    before = row.average_metric(metric, f"{ZERO_SHOT_ENCODER}{suffix}", task)
+    after = row.average_metric(metric, f"{ADAPTED_ENCODER}{suffix}", task)
+    if paired or before is None or after is None or before.value is None or after.value is None:
+        return paired
     return Estimate(after.value - before.value)
 
 
-def _read_metric_estimates(run: Run) -> dict[EncoderMetricKey, Estimate]:
-    return {
-        (key.name, key.group, key.task): estimate for key, estimate in read_estimates(run).items()
-    }
+@dataclass(frozen=True)
+class AblationPoint:
+    """A row of an ablation.
+
+    Attributes:
+        pairs_fraction: training pairs, as a fraction of the most that any row on this backbone was
+            trained on; None if the runs do not say.
+        objective: of training.
+        rank: of the low-rank update; None for other adapters.
+        row: its numbers.
+    """
+
+    pairs_fraction: float | None
+    objective: str
+    rank: int | None
+    row: EncoderRow
 
 
-def _as_embed_recipe(recipe: Recipe | None) -> EmbedRecipe | None:
-    return recipe if isinstance(recipe, EmbedRecipe) else None
-
-
-def _get_base_path(recipe: Recipe | None) -> str:
-    return str(recipe.base.path) if isinstance(recipe, EmbedRecipe) else ""
-
-
-def _strip_seed(entry: CellResult) -> tuple[str, ...]:
-    recipe = entry.effective_recipe
-    said = set() if recipe is None else {f"seed={recipe.seed}", f"seed {recipe.seed}"}
-    return tuple(part for part in entry.name.split(SUBGROUP_SEPARATOR) if part not in said)
-
-
-def _find_shared_prefix(names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The parts that all names begin with."""
-    return tuple(_take_shared_parts(zip(*names, strict=False)))
-
-
-def _take_shared_parts(parts: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    yield from (part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+def find_ablation(grid: EncoderGrid) -> tuple[AblationPoint, ...]:
+    """Rows on one backbone that differ in the fraction of pairs, the objective or the rank; empty
+    if none do. The first such backbone counts."""
+    for model in dict.fromkeys(row.model for row in grid.rows):
+        rows = [row for row in grid.rows if row.model == model]
+        # Training pairs of each row; the most of them are 100 %
+        pairs = [
+            max((run.record.counts.get("pairs.train", 0) for run in row.runs), default=0)
+            for row in rows
+        ]
+        points = []
+        for row, n in zip(rows, pairs, strict=True):
+            if row.recipe is not None and row.recipe.adapters:
+                # The first low-rank adapter of the stack counts
+                ranks = (getattr(spec, "rank", None) for spec in row.recipe.adapters)
+                objective = row.recipe.model_dump()["training"]["objective"]
+                # Two digits, since whole pairs seldom make an exact quarter
+                fraction = round(n / max(pairs), 2) if n else None
+                rank = next((rank for rank in ranks if rank), None)
+                points.append(AblationPoint(fraction, objective, rank, row))
+        if len({(point.pairs_fraction, point.objective, point.rank) for point in points}) > 1:
+            points.sort(key=lambda p: (p.pairs_fraction or 0, p.objective, p.rank or 0))
+            return tuple(points)
+    return ()

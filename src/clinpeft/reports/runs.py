@@ -1,4 +1,4 @@
-"""The tables about runs: what one is, what all are, two side by side."""
+"""The tables about runs: one run, all runs of a home, two runs side by side."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pyarrow as pa
 from clinpeft.core.schemas import Attrition
 from clinpeft.reports.facts import (
     CLASSIFIER_GROUP,
-    DIFFERENCE_SEPARATOR,
     HELD_OUT_SPLIT,
     SUBGROUP_SEPARATOR,
     TFIDF_BASELINE_GROUP,
+    TFIDF_DIFFERENCE_GROUP,
     TRAIN_SPLIT,
     MetricKey,
     compute_tokens_per_second,
@@ -33,332 +33,266 @@ from clinpeft.reports.formats import (
     format_percent,
 )
 from clinpeft.reports.scores import build_scores_table, build_subgroups_table
-from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable, format_cell
+from clinpeft.reports.tables import (
+    CellValue,
+    Estimate,
+    ReportColumn,
+    ReportTable,
+    create_text_columns,
+    format_cell,
+)
 from clinpeft.runs import Run, RunComparison, RunListing
 
 
 def build_run_summary(run: Run) -> ReportTable:
-    """What one run is, a line a fact; facts that are not known have no line."""
+    """One run, a line per fact; unknown facts have no line."""
+    # A run of any kind and state has this table: most facts are unknown in the beginning
     rows = tuple((label, text) for label, text in _list_run_facts(run) if text)
-    return ReportTable(
-        f"Run {run.id}",
-        (ReportColumn("fact", is_text=True), ReportColumn("value", is_text=True)),
-        rows,
-    )
+    return ReportTable(f"Run {run.id}", create_text_columns("fact", "value"), rows)
 
 
 def build_run_results_table(run: Run) -> ReportTable:
-    """Every number of one run, with its interval and what it counts; the subgroups of a question
-    are in ``run_subgroups``."""
+    """Every number of one run, with its interval and counts; the subgroups of a task are in
+    ``build_run_subgroups_table``."""
     return build_scores_table(run.results, f"Results of run {run.id}")
 
 
 def build_run_subgroups_table(run: Run) -> ReportTable:
-    """The numbers of one run by sex, age band and so on; without rows where none were measured."""
+    """The numbers of one run by sex, age band and so on; without rows if none were measured."""
     return build_subgroups_table(run.results, f"Subgroups of run {run.id}")
 
 
 def build_run_attrition_table(run: Run) -> ReportTable:
-    """What left at which step of a run, for which reason."""
+    """The rows that each step of a run dropped, with reasons."""
     return build_attrition_table(f"What run {run.id} read, dropped and kept", run.attrition)
 
 
 def build_attrition_table(title: str, steps: Sequence[Attrition]) -> ReportTable:
-    """What entered, what left for which reason and what was kept, step by step; below, where the
-    first damaged rows stand."""
-    rows = [
-        (step.step, word, n)
+    """Rows that entered, were dropped for each reason and were kept, step by step; the notes give
+    the locations of the first damaged rows."""
+    rows: list[tuple[CellValue, ...]] = []
+    for step in steps:
+        rows.append((step.step, "entered", step.entered_rows))
+        # Sorted, so that equal runs give equal tables
+        for reason, n in sorted(step.dropped_rows.items()):
+            rows.append((step.step, f"dropped: {reason}", n))
+        rows.append((step.step, "kept", step.kept_rows))
+    columns = (*create_text_columns("step", "what"), ReportColumn("n", format_count))
+    notes = tuple(
+        f"{step.step}, {reason}: {'; '.join(locations)}"
         for step in steps
-        for word, n in _list_attrition_counts(step.entered_rows, step.dropped_rows, step.kept_rows)
-    ]
-    places = tuple(
-        f"{step.step}, {reason}: {'; '.join(found)}"
-        for step in steps
-        for reason, found in step.locations.items()
+        for reason, locations in step.locations.items()
     )
-    return ReportTable(
-        title,
-        (
-            ReportColumn("step", is_text=True),
-            ReportColumn("what", is_text=True),
-            ReportColumn("n", format_count),
-        ),
-        tuple(rows),
-        places,
-    )
+    return ReportTable(title, columns, tuple(rows), notes)
 
 
 def build_runs_table(listing: RunListing) -> ReportTable:
-    """All runs of a home, oldest first, and what of it could not be read."""
-    words = [
-        ReportColumn(title, is_text=True, is_unbroken=title == "id")
-        for title in ("id", "name", "kind", "state", "created", "base", "adapters")
-    ]
-    numbers = [
+    """All runs of a home, oldest first, and the folders that could not be read."""
+    columns = (
+        # The id is what is copied from this table
+        ReportColumn("id", is_text=True, is_unbroken=True),
+        *create_text_columns("name", "kind", "state", "created", "base", "adapters"),
         ReportColumn("trained", format_count),
         ReportColumn("held out", is_text=True),
         ReportColumn("time", format_duration),
+    )
+    rows: list[tuple[CellValue, ...]] = [
+        (
+            run.id,
+            run.record.name,
+            run.record.kind,
+            run.state,
+            f"{run.record.created.astimezone(UTC):%Y-%m-%d %H:%M}",
+            get_base_model_name(run.recipe),
+            describe_adapters(run.recipe),
+            run.record.trained_parameters,
+            _summarize_held_out(run),
+            run.record.training_seconds,
+        )
+        for run in listing.runs
     ]
-    rows: list[tuple[CellValue, ...]] = [_build_run_row(run) for run in listing.runs]
+    # A folder that cannot be read has a row as well, since it takes space
     rows += [
         (Path(error.location).parent.name, "", "", "unreadable", "", "", "", None, "", None)
         for error in listing.errors
     ]
     notes = tuple(f"{error.location}: {error.message}" for error in listing.errors)
-    return ReportTable("Runs", (*words, *numbers), tuple(rows), notes)
+    return ReportTable("Runs", columns, tuple(rows), notes)
 
 
 def build_comparison_tables(
     run_comparison: RunComparison, paired_results: pa.Table | None = None, reason: str = ""
 ) -> tuple[ReportTable, ...]:
-    """Two runs side by side: what differs between them, their results, and the paired comparison:
-    of perplexities their ratio, of answers the differences of their metrics.
+    """Two runs side by side: how their recipes and data differ, their results, and the paired
+    comparison: of perplexities their ratio, of predictions the differences of their metrics.
 
-    Of two runs that answer questions only what both measured is shown, and no subgroups.
+    Of two runs with tasks only the numbers that both have are shown, and no subgroups.
 
     Args:
-        run_comparison: as ``registry.compare`` gives it.
-        paired_results: of schema ``tables.RESULT``, from their likelihoods or their predictions;
-            None where they cannot be compared.
-        reason: why they cannot, when not ``run_comparison`` but their likelihoods or predictions
-            show it.
+        run_comparison: from ``runs.compare_runs``.
+        paired_results: of ``METRIC_RESULT_SCHEMA``, from their likelihoods or their predictions;
+            None if they cannot be compared.
+        reason: why they cannot, if their likelihoods or predictions show it and not
+            ``run_comparison``.
     """
-    kind = run_comparison.first.recipe.kind
-    answers = kind != "adapt"
+    # Perplexities are comparable on the same tokens, predictions on the same stays
+    unit = run_comparison.first.recipe.compared_unit
+    compares_perplexity = unit == "tokens"
     why = run_comparison.incomparable_reason or reason
-    notes = [f"Not comparable{'' if answers else ' on perplexity'}: {why}."] if why else []
-    tables = (
-        _build_differences_table(run_comparison),
-        _build_side_by_side_table(run_comparison, answers, notes),
-    )
-    title = f"Paired, on the same {_COMPARISON_UNITS.get(kind, 'rows')}"
-    return (
-        tables if paired_results is None else (*tables, build_scores_table(paired_results, title))
-    )
-
-
-_COMPARISON_UNITS = {"adapt": "tokens", "classify": "stays", "embed": "pairs"}
-"""Kind of run -> what two of them are compared on."""
-
-
-def _build_differences_table(run_comparison: RunComparison) -> ReportTable:
-    asked = tuple(
+    subject = " on perplexity" if compares_perplexity else ""
+    notes = [f"Not comparable{subject}: {why}."] if why else []
+    differences = tuple(
         (
-            d.key,
-            *(MISSING_VALUE_TEXT if value is None else str(value) for value in (d.first, d.second)),
-        )
-        for d in run_comparison.differences
-    )
-    return ReportTable(
-        "What differs",
-        (
-            ReportColumn("key", is_text=True),
+            difference.key,
             *(
-                ReportColumn(run.id, is_text=True)
-                for run in (run_comparison.first, run_comparison.second)
+                MISSING_VALUE_TEXT if value is None else str(value)
+                for value in (difference.first, difference.second)
             ),
-        ),
-        asked,
+        )
+        for difference in run_comparison.differences
     )
+    ids = (run_comparison.first.id, run_comparison.second.id)
+    tables = [
+        ReportTable("What differs", create_text_columns("key", *ids), differences),
+        _build_side_by_side_table(run_comparison, not compares_perplexity, notes),
+    ]
+    if paired_results is not None:
+        title = f"Paired, on the same {unit or 'rows'}"
+        tables.append(build_scores_table(paired_results, title))
+    return tuple(tables)
 
 
 def _build_side_by_side_table(
     run_comparison: RunComparison, has_tasks: bool, notes: list[str]
 ) -> ReportTable:
     first, second = read_estimates(run_comparison.first), read_estimates(run_comparison.second)
+    # In the order of the first run, then what only the second one has
     keys = list(dict.fromkeys([*first, *second]))
-    shown = [
-        key
-        for key in keys
-        if not has_tasks or (key in first and key in second and SUBGROUP_SEPARATOR not in key.group)
-    ]
-    left_out = len([key for key in keys if (key in first) != (key in second) and key not in shown])
-    notes = [
-        *notes,
-        *(
-            [
-                (
-                    f"Not shown, since only one of the two has them: {left_out} "
-                    f"number{'s' * (left_out > 1)}."
-                )
+    columns: tuple[str, ...] = ("metric", "split", "model")
+    if has_tasks:
+        columns = ("metric", "task", "split", "model")
+        keys = [
+            key
+            for key in keys
+            if key in first and key in second and SUBGROUP_SEPARATOR not in key.group
+        ]
+        # Numbers that one run has alone, such as those of a task that the other one lacks
+        left_out = len(first.keys() ^ second.keys())
+        if left_out:
+            plural = "s" * (left_out > 1)
+            notes = [
+                *notes,
+                f"Not shown, since only one of the two has them: {left_out} number{plural}.",
             ]
-            if left_out
-            else []
-        ),
-    ]
-    words = ("metric", "task", "split", "model") if has_tasks else ("metric", "split", "model")
-    named = [
-        (key.name, key.task, key.split, key.group)
-        if has_tasks
-        else (key.name, key.split, key.group)
-        for key in shown
-    ]
-    rows = tuple(
-        (*texts, first.get(key), second.get(key)) for texts, key in zip(named, shown, strict=True)
-    )
-    numbers = (
-        ReportColumn(run.id, is_estimate=True)
-        for run in (run_comparison.first, run_comparison.second)
-    )
+    rows: list[tuple[CellValue, ...]] = []
+    for key in keys:
+        task = (key.task,) if has_tasks else ()
+        rows.append((key.name, *task, key.split, key.group, first.get(key), second.get(key)))
+    runs = (run_comparison.first, run_comparison.second)
+    estimates = (ReportColumn(run.id, is_estimate=True) for run in runs)
     return ReportTable(
-        "Results",
-        (*(ReportColumn(title, is_text=True) for title in words), *numbers),
-        rows,
-        tuple(notes),
+        "Results", (*create_text_columns(*columns), *estimates), tuple(rows), tuple(notes)
     )
 
 
 def _list_run_facts(run: Run) -> Iterator[tuple[str, str]]:
+    """(label, text) of each fact, empty if it is unknown."""
     record = run.record
     yield from (("id", run.id), ("name", record.name), ("kind", record.kind), ("state", run.state))
     if record.error:
         yield "error", record.error.message
         yield "where", record.error.location
         yield "hint", record.error.hint
-    yield from (
-        ("source", run.recipe.source.name),
-        ("base", get_base_model_name(run.recipe)),
-        ("adapters", describe_adapters(run.recipe)),
-    )
-    yield from (
-        ("trained", _describe_trained_parameters(run)),
-        ("precision", record.precision_reason or record.precision or ""),
-    )
-    yield from (("quantization", record.quantization), ("activations", record.activations))
+    yield "source", run.recipe.source.name
+    yield "base", get_base_model_name(run.recipe)
+    yield "adapters", describe_adapters(run.recipe)
+    yield "trained", _describe_trained_parameters(run)
+    yield "precision", record.precision_reason or record.precision or ""
+    yield "quantization", record.quantization
+    yield "activations", record.activations
     yield "kernels", record.kernels
     yield "norms and gates", record.compilation
-    yield from _summarize_tasks(run)
-    yield from _summarize_perplexities(read_estimates(run))
+    # Read once: results are a file
+    estimates = read_estimates(run)
+    yield "tasks", ", ".join(get_task_names(run.recipe))
+    yield "liveness", describe_adapter_activity(record.liveness)
+    for task in get_task_names(run.recipe):
+        yield f"{task}, held out", _summarize_task(estimates, task)
+    for split, word in ((TRAIN_SPLIT, "train"), ("tuning", "tuning"), (HELD_OUT_SPLIT, "test")):
+        yield f"{word} perplexity", _summarize_perplexity(estimates, split)
     yield "tokens seen", _format_or_empty(record.tokens_seen, format_count)
     yield "training time", _format_or_empty(record.training_seconds, format_duration)
     yield "tokens/s", _format_or_empty(compute_tokens_per_second(run), format_count)
     yield "time for features", _format_or_empty(record.features_seconds, format_duration)
     yield "time for baselines", _format_or_empty(record.baselines_seconds, format_duration)
     yield "total time", _format_or_empty(record.total_seconds, format_duration)
-    yield (
-        "hardware",
-        f"{record.hardware.devices} x {record.hardware.device}" if record.hardware else "",
-    )
+    hardware = record.hardware
+    yield "hardware", f"{hardware.devices} x {hardware.device}" if hardware else ""
     yield "created", f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    # Notices come last, since there may be many
     yield from (("notice", notice) for notice in record.notices)
     yield "folder", str(run.folder)
 
 
-def _summarize_tasks(run: Run) -> Iterator[tuple[str, str]]:
-    """A line a question: ``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801
-    (0.779–0.822), difference 0.011 (-0.004–0.026)``."""
-    found = read_estimates(run)
-    yield "tasks", ", ".join(get_task_names(run.recipe))
-    yield "liveness", describe_adapter_activity(run.record.liveness)
-    for task in get_task_names(run.recipe):
-        metric = find_main_metric(found, task) or ""
-        against, difference = (
-            found.get(MetricKey(metric, HELD_OUT_SPLIT, TFIDF_BASELINE_GROUP, task)),
-            found.get(
-                MetricKey(
-                    f"{metric}_difference",
-                    HELD_OUT_SPLIT,
-                    f"{CLASSIFIER_GROUP}{DIFFERENCE_SEPARATOR}{TFIDF_BASELINE_GROUP}",
-                    task,
-                )
-            ),
-        )
-        parts = (
-            [
-                (
-                    f"{metric} "
-                    f"{_format_or_empty(found.get(MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)), format_number)}"  # noqa: E501
-                )
-            ]
-            if metric
-            else []
-        )
-        parts += (
-            [f"{TFIDF_BASELINE_GROUP} {_format_or_empty(against, format_number)}"]
-            if against
-            else []
-        )
-        parts += [f"difference {_format_or_empty(difference, format_number)}"] if difference else []
-        yield f"{task}, held out", "; ".join(parts)
-
-
-def _summarize_perplexities(estimates: Mapping[MetricKey, Estimate]) -> Iterator[tuple[str, str]]:
-    """``14.214 before, 9.810 (9.512–10.103) after, 0.690 (0.672–0.709) times``, a line a split."""
-    for split, word in ((TRAIN_SPLIT, "train"), ("tuning", "tuning"), (HELD_OUT_SPLIT, "test")):
-        before, after, times = (
-            estimates.get(MetricKey(name, split, group))
-            for name, group in (
-                ("perplexity", "base"),
-                ("perplexity", "adapted"),
-                ("perplexity_ratio", "adapted / base"),
-            )
-        )
-        parts = [
-            (_format_or_empty(before, format_number), "before"),
-            (_format_or_empty(after, format_number), "after"),
-            (_format_or_empty(times, format_number), "times"),
-        ]
-        yield f"{word} perplexity", ", ".join(f"{text} {when}" for text, when in parts if text)
-
-
-def _build_run_row(run: Run) -> tuple[CellValue, ...]:
-    record = run.record
-    created = f"{record.created.astimezone(UTC):%Y-%m-%d %H:%M}"
-    words = (
-        run.id,
-        record.name,
-        record.kind,
-        run.state,
-        created,
-        get_base_model_name(run.recipe),
-        describe_adapters(run.recipe),
+def _summarize_task(estimates: Mapping[MetricKey, Estimate], task: str) -> str:
+    """``auroc 0.812 (0.790–0.834); TF-IDF + logistic regression 0.801 (0.779–0.822); difference
+    0.011 (-0.004–0.026)``."""
+    metric = find_main_metric(estimates, task) or ""
+    # (label, name of the number, group)
+    numbers = (
+        (metric, metric, CLASSIFIER_GROUP),
+        (TFIDF_BASELINE_GROUP, metric, TFIDF_BASELINE_GROUP),
+        ("difference", f"{metric}_difference", TFIDF_DIFFERENCE_GROUP),
     )
-    return (*words, record.trained_parameters, _summarize_held_out(run), record.training_seconds)
+    parts = []
+    for label, name, group in numbers:
+        estimate = estimates.get(MetricKey(name, HELD_OUT_SPLIT, group, task))
+        if metric and estimate is not None:
+            parts.append(f"{label} {_format_or_empty(estimate, format_number)}")
+    return "; ".join(parts)
+
+
+def _summarize_perplexity(estimates: Mapping[MetricKey, Estimate], split: str) -> str:
+    """``14.214 before, 9.810 (9.512–10.103) after, 0.690 (0.672–0.709) times``."""
+    numbers = (
+        ("before", "perplexity", "base"),
+        ("after", "perplexity", "adapted"),
+        ("times", "perplexity_ratio", "adapted / base"),
+    )
+    parts = []
+    for word, name, group in numbers:
+        text = _format_or_empty(estimates.get(MetricKey(name, split, group)), format_number)
+        parts += [f"{text} {word}"] if text else []
+    return ", ".join(parts)
 
 
 def _summarize_held_out(run: Run) -> str:
-    """``perplexity 9.000``, or the main metric of each question: ``auroc 0.812 (mortality)``."""
-    found = read_estimates(run)
-    perplexity = found.get(MetricKey("perplexity", HELD_OUT_SPLIT, "adapted"))
-    metrics = ((task, find_main_metric(found, task)) for task in get_task_names(run.recipe))
-    words = [
-        (
-            f"{metric} "
-            f"{format_cell(found[MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)].value, format_number)} "  # noqa: E501
-            f"({task})"
-        )
-        for task, metric in metrics
-        if metric
-    ]
-    return ", ".join(
-        [
-            *([f"perplexity {format_cell(perplexity.value, format_number)}"] if perplexity else []),
-            *words,
-        ]
-    )
-
-
-def _list_attrition_counts(
-    entered_rows: int, dropped_rows: Mapping[str, int], kept_rows: int
-) -> Iterator[tuple[str, int]]:
-    yield "entered", entered_rows
-    yield from ((f"dropped: {reason}", dropped_rows[reason]) for reason in sorted(dropped_rows))
-    yield "kept", kept_rows
+    """``perplexity 9.000``, or the main metric of each task: ``auroc 0.812 (mortality)``."""
+    estimates = read_estimates(run)
+    perplexity = estimates.get(MetricKey("perplexity", HELD_OUT_SPLIT, "adapted"))
+    parts = []
+    if perplexity is not None:
+        parts.append(f"perplexity {format_cell(perplexity.value, format_number)}")
+    for task in get_task_names(run.recipe):
+        if metric := find_main_metric(estimates, task):
+            estimate = estimates[MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, task)]
+            parts.append(f"{metric} {format_cell(estimate.value, format_number)} ({task})")
+    return ", ".join(parts)
 
 
 def _describe_trained_parameters(run: Run) -> str:
+    """``8,192 of 1,000,000 parameters (.82%)``."""
     record = run.record
     if record.trained_parameters is None:
         return ""
-    of = f" of {format_count(record.base_parameters)}" if record.base_parameters else ""
-    return f"{format_count(record.trained_parameters)}{of} parameters" + (
-        f" ({format_percent(record.trained_fraction)})"
-        if record.trained_fraction is not None
-        else ""
-    )
+    total = f" of {format_count(record.base_parameters)}" if record.base_parameters else ""
+    text = f"{format_count(record.trained_parameters)}{total} parameters"
+    if record.trained_fraction is not None:
+        text += f" ({format_percent(record.trained_fraction)})"
+    return text
 
 
 def _format_or_empty(value: CellValue, formatter: Callable[[float], str]) -> str:
-    """Empty, and not a dash, where nothing is known."""
-    known = value.value if isinstance(value, Estimate) else value
-    return "" if known is None else format_cell(value, formatter)
+    """Empty, and not a dash, for an unknown value."""
+    number = value.value if isinstance(value, Estimate) else value
+    return "" if number is None else format_cell(value, formatter)

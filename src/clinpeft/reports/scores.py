@@ -1,4 +1,4 @@
-"""Results as they were measured, a row a number: of a whole split, of subgroups, and the
+"""Results as they were measured, a row per number: of a whole split, of subgroups, and the
 calibration curve."""
 
 from __future__ import annotations
@@ -10,53 +10,59 @@ import pyarrow as pa
 
 from clinpeft.reports.facts import SUBGROUP_SEPARATOR, to_estimate
 from clinpeft.reports.formats import format_count, format_number, format_p_value
-from clinpeft.reports.tables import CellValue, ReportColumn, ReportTable, format_cell
+from clinpeft.reports.tables import (
+    CellValue,
+    ReportColumn,
+    ReportTable,
+    build_table_from_cells,
+    create_text_columns,
+    format_cell,
+)
 
-ScoreRow = Mapping[str, Any]  # of tables.RESULT
+ScoreRow = Mapping[str, Any]  # a row of METRIC_RESULT_SCHEMA
 
-_TEXT_COLUMNS = {"metric": "name", "task": "task", "split": "split", "model": "group"}
-_COUNT_COLUMNS = {"n": "n", "subjects": "n_subjects", "events": "n_events"}
+_TEXT_FIELDS = {"metric": "name", "task": "task", "split": "split", "model": "group"}
+_COUNT_FIELDS = {"n": "n", "subjects": "n_subjects", "events": "n_events"}
 
 
 def build_scores_tables(results: pa.Table, curves: pa.Table, title: str) -> tuple[ReportTable, ...]:
-    """All that is shown of a set of predictions: the numbers, and where there are any, those of
-    subgroups and the calibration curve."""
-    rest = (
+    """All tables of a set of predictions: the numbers, and where there are any, those of subgroups
+    and the calibration curve."""
+    optional = (
         build_subgroups_table(results, f"{title}: subgroups"),
         build_calibration_table(curves, f"{title}: calibration"),
     )
-    return (build_scores_table(results, title), *(table for table in rest if table.rows))
+    return (build_scores_table(results, title), *(table for table in optional if table.rows))
 
 
 def build_scores_table(results: pa.Table, title: str, smallest_cell: int = 10) -> ReportTable:
-    """Every number of whole splits, with its interval and what it counts; beside an AUPRC the
-    prevalence, which is what guessing gives.
+    """Every number of whole splits, with its interval and counts; beside an AUPRC the prevalence,
+    which is the AUPRC of guessing.
 
     Args:
-        results: of schema ``tables.RESULT``; subgroups of a question are left to
-            ``subgroups_table``.
+        results: of ``METRIC_RESULT_SCHEMA``; subgroups of a task are left to
+            ``build_subgroups_table``.
         title: above it.
-        smallest_cell: a number that was withheld because fewer subjects than this stand behind it
-            says so, and its counts are not told.
+        smallest_cell: a number that was withheld because it is about fewer subjects says so, and
+            its counts are suppressed.
     """
-    rows = results.to_pylist()
-    return _build_scores_table([row for row in rows if not _is_subgroup(row)], title, smallest_cell)
+    # Subgroups outnumber the whole splits many times
+    rows = [row for row in results.to_pylist() if not _is_subgroup(row)]
+    return _build_table(rows, title, smallest_cell)
 
 
 def build_subgroups_table(results: pa.Table, title: str, smallest_cell: int = 10) -> ReportTable:
-    """The subgroups of questions (sex, age band, length of the note ...), which ``scores_table``
+    """The subgroups of tasks (sex, age band, length of the note ...), which ``build_scores_table``
     leaves out; without rows where there are none."""
-    return _build_scores_table(
-        [row for row in results.to_pylist() if _is_subgroup(row)], title, smallest_cell
-    )
+    rows = [row for row in results.to_pylist() if _is_subgroup(row)]
+    return _build_table(rows, title, smallest_cell)
 
 
 def build_calibration_table(curves: pa.Table, title: str) -> ReportTable:
-    """The calibration curve of schema ``tables.CURVE``, a row a bin: the mean probability that was
-    predicted, and the share in which it came true."""
-    points = [point for point in curves.to_pylist() if point["name"] == "calibration"]
-    words = [ReportColumn(name, is_text=True) for name in ("task", "split", "model")]
-    numbers = (
+    """The calibration curve of ``CURVE_POINT_SCHEMA``, a row per bin: mean predicted probability
+    and observed fraction of events."""
+    columns = (
+        *create_text_columns("task", "split", "model"),
         ReportColumn("predicted", format_number),
         ReportColumn("observed", format_number, is_estimate=True),
         ReportColumn("n", format_count),
@@ -70,106 +76,75 @@ def build_calibration_table(curves: pa.Table, title: str) -> ReportTable:
             to_estimate({**point, "value": point["y"]}),
             point["n"],
         )
-        for point in points
+        for point in curves.to_pylist()
+        if point["name"] == "calibration"
     )
-    notes = (
-        (
-            (
-                "Predicted: mean of the probabilities in the bin; observed: share of its stays "
-                "with the event."
-            ),
-        )
-        if rows
-        else ()
+    note = (
+        "Predicted: mean of the probabilities in the bin; observed: share of its stays with the "
+        "event."
     )
-    return ReportTable(title, (*words, *numbers), rows, notes)
+    return ReportTable(title, columns, rows, (note,) if rows else ())
 
 
-def _build_scores_table(rows: Sequence[ScoreRow], title: str, smallest_cell: int) -> ReportTable:
-    """One row a number; the columns task and prevalence only where a row has one."""
-    words = {
-        name: field
-        for name, field in _TEXT_COLUMNS.items()
-        if name != "task" or any(row["task"] for row in rows)
-    }
-    guessed = [_find_prevalence(row, rows) for row in rows]
-    has_prevalence = any(share is not None for share in guessed)
-    prevalence = (ReportColumn("prevalence"),) if has_prevalence else ()
-    numbers = (
+def _build_table(rows: Sequence[ScoreRow], title: str, smallest_cell: int) -> ReportTable:
+    """One row per number; the columns task and prevalence only where a row has one."""
+    prevalences = [_find_prevalence(row, rows) for row in rows]
+    columns = [
+        *create_text_columns(
+            *(name for name in _TEXT_FIELDS if name != "task" or any(row["task"] for row in rows))
+        ),
         ReportColumn("value", format_number, is_estimate=True),
-        *prevalence,
-        *(ReportColumn(name, format_count) for name in _COUNT_COLUMNS),
-    )
-    shown = tuple(
-        (
-            *(row[field] or "" for field in words.values()),
-            _format_metric_value(row, smallest_cell),
-            *((share,) if has_prevalence else ()),
-            *_format_counts(row, smallest_cell),
+    ]
+    if any(prevalence is not None for prevalence in prevalences):
+        columns.append(ReportColumn("prevalence"))
+    columns += [ReportColumn(name, format_count) for name in _COUNT_FIELDS]
+    cells: list[dict[str, CellValue]] = []
+    for row, prevalence in zip(rows, prevalences, strict=True):
+        # A number that is absent because it is about too few people; a number that the data do not
+        # define (a class is absent) is something else
+        is_withheld = (
+            row["value"] is None
+            and row["n_subjects"] is not None
+            and row["n_subjects"] < smallest_cell
         )
-        for row, share in zip(rows, guessed, strict=True)
-    )
-    notes = dict.fromkeys(f"{row['name']}: {row['definition'].rstrip('.')}." for row in rows)
-    return ReportTable(
-        title,
-        (*(ReportColumn(name, is_text=True) for name in words), *numbers),
-        shown,
-        tuple(notes),
-    )
+        is_p_value = row["name"].endswith("_p") and row["value"] is not None
+        # Arrow nulls become empty cells
+        texts = {name: row[field] or "" for name, field in _TEXT_FIELDS.items()}
+        counts = {name: row[field] for name, field in _COUNT_FIELDS.items()}
+        value: CellValue = to_estimate(row)
+        if is_withheld:
+            value = f"fewer than {smallest_cell} subjects"
+            counts = {
+                name: f"<{smallest_cell}" if n is not None and n < smallest_cell else n
+                for name, n in counts.items()
+            }
+        elif is_p_value:
+            value = format_cell(row["value"], format_p_value)
+        cells.append({**texts, "value": value, "prevalence": prevalence, **counts})
+    notes = (f"{row['name']}: {row['definition'].rstrip('.')}." for row in rows)
+    return build_table_from_cells(title, columns, cells, notes)
 
 
 def _is_subgroup(row: ScoreRow) -> bool:
+    # Numbers without a task are of whole splits, whatever their group is called
     return row["task"] is not None and SUBGROUP_SEPARATOR in (row["group"] or "")
 
 
-def _is_withheld(row: ScoreRow, smallest_cell: int) -> bool:
-    """A number that is not there because too few people stand behind it; one that no data defines
-    (a class is absent) is something else."""
-    return (
-        row["value"] is None and row["n_subjects"] is not None and row["n_subjects"] < smallest_cell
-    )
-
-
-def _format_metric_value(row: ScoreRow, smallest_cell: int) -> CellValue:
-    if _is_withheld(row, smallest_cell):
-        return f"fewer than {smallest_cell} subjects"
-    is_p_value = row["name"].endswith("_p") and row["value"] is not None
-    return format_cell(row["value"], format_p_value) if is_p_value else to_estimate(row)
-
-
-def _format_counts(row: ScoreRow, smallest_cell: int) -> tuple[CellValue, ...]:
-    found = tuple(row[field] for field in _COUNT_COLUMNS.values())
-    if not _is_withheld(row, smallest_cell):
-        return found
-    return tuple(f"<{smallest_cell}" if n is not None and n < smallest_cell else n for n in found)
-
-
 def _find_prevalence(row: ScoreRow, rows: Sequence[ScoreRow]) -> float | None:
-    """What guessing gives for an AUPRC: as measured of the baseline ``prevalence``, else the share
-    of events where only one event is asked for."""
+    """The AUPRC of guessing: as measured of the baseline ``prevalence``, else the fraction of
+    events where the task has one event; None for other metrics."""
     if not row["name"].startswith("auprc") or row["name"].endswith("_difference"):
         return None
+    # The prevalence of a subgroup is that of the subgroup, not of the split
     _, separator, subgroup = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
-    same = {
-        "name": row["name"],
-        "task": row["task"],
-        "split": row["split"],
-        "group": f"prevalence{separator}{subgroup}",
-    }
-    measured = next(
-        (
-            other["value"]
-            for other in rows
-            if all(other[field] == known for field, known in same.items())
-        ),
-        None,
-    )
-    is_one_event = (
-        row["name"] == "auprc"
-        and row["n_events"] is not None
-        and row["value"] is not None
-        and row["n"]
-    )
-    return (
-        measured if measured is not None else row["n_events"] / row["n"] if is_one_event else None
-    )
+    group = f"prevalence{separator}{subgroup}"
+    key = (row["name"], row["task"], row["split"], group)
+    for other in rows:
+        if (other["name"], other["task"], other["split"], other["group"]) == key:
+            if other["value"] is not None:
+                return float(other["value"])
+            break
+    # auprc_macro averages classes of different prevalence, so its events are not one fraction
+    if row["name"] != "auprc" or row["n_events"] is None or row["value"] is None or not row["n"]:
+        return None
+    return float(row["n_events"] / row["n"])

@@ -1,10 +1,10 @@
 """The 13 figures of the embedding study (arXiv 2511.19739) from the runs of a grid, with the
-intervals that the study did not have.
+intervals that the study does not have.
 
 ```
-scores.py   1, 5 to 9 and 13: what was gained        costs.py   2 to 4 and 10 to 12: speed, memory,
-parameters
-canvas.py   colours, marks, axes, names, files
+scores.py   1, 5 to 9 and 13: gains in separation    costs.py   2 to 4 and 10 to 12: speed, memory
+classification.py, training.py, search.py: figures of reports and searches
+style.py    colors, marks, axes, names, files        panels.py  panels and tooltips of reports
 ```
 """
 
@@ -33,8 +33,9 @@ __all__ = [
 
 FIGURE_FORMATS = ("svg", "png")
 
-_PUBLISHED_MARKS_NOTE = "Hollow diamonds: as published, on other pairs and another machine."
+_PUBLISHED_MARKS_NOTE = "Hollow diamonds: published values, on other pairs and another machine."
 
+# File name without ending -> caption, and grid -> figure; numbered as in the study
 EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
     "figure-1": (
         (
@@ -110,57 +111,60 @@ EMBEDDING_FIGURES: dict[str, tuple[str, Callable[[EncoderGrid], Figure]]] = {
         scores.draw_ablation,
     ),
 }
-"""File name without ending -> caption, and grid -> figure; numbered as in the study."""
 
 
 def draw_embedding_figures(
     entries: Sequence[CellResult],
 ) -> tuple[dict[str, Figure], dict[str, str]]:
-    """Every figure that the runs have data for, and for each other why it has none.
+    """Every figure that the runs have data for, and for each other figure the reason.
 
     Args:
-        entries: cells of a grid; their published values stand beside as hollow marks.
+        entries: cells of a grid; their published values are drawn as hollow marks.
+
+    Returns:
+        (name -> figure, name -> why it was not drawn).
 
     Raises:
         UsageError: matplotlib is not installed.
     """
-    made, figures, skipped = build_encoder_grid(entries), {}, {}
+    grid = build_encoder_grid(entries)
+    figures, skipped = {}, {}
     for name, (_, draw) in EMBEDDING_FIGURES.items():
         try:
             with apply_plot_style():
-                figures[name] = draw(made)
+                figures[name] = draw(grid)
+        # A grid seldom has data for all 13: a missing figure is no error
         except InputError as error:
             skipped[name] = error.message
     return figures, skipped
 
 
 def write_embedding_figures(entries: Sequence[CellResult], folder: Path) -> tuple[Path, ...]:
-    """Every figure in every format of ``FORMATS``, and ``figures.md`` with their captions and with
-    those that are missing, and why.
+    """Write every figure in every format of ``FIGURE_FORMATS``, and ``figures.md`` with their
+    captions and the reasons of those that are missing.
 
     Args:
-        entries: as in ``drawn``.
-        folder: made where it is not there.
+        entries: as in ``draw_embedding_figures``.
+        folder: created if it does not exist.
 
     Returns:
-        What was written, ``figures.md`` last.
+        The files, ``figures.md`` last.
 
     Raises:
         UsageError: matplotlib is not installed.
-        StorageError: nothing could be written; what was there before is intact.
+        StorageError: a file cannot be written; earlier files are intact.
     """
     figures, skipped = draw_embedding_figures(entries)
     paths = [folder / f"{name}.{form}" for name in figures for form in FIGURE_FORMATS]
     for path in paths:
         write_figure(figures[path.stem], path)
-    measured = (
-        f"Separation: {build_encoder_grid(entries).pairs_description}. Whiskers: intervals of "
-        "the runs."
-    )
-    blocks = [
+    # Which pairs the separations are of decides whether they compare with the published ones
+    pairs = build_encoder_grid(entries).pairs_description
+    blocks = ["# Figures", f"Separation: {pairs}. Whiskers: intervals of the runs."]
+    blocks += [
         f"![{name}]({name}.svg)\n\n**{name}.** {EMBEDDING_FIGURES[name][0]}" for name in figures
     ]
     blocks += [f"**{name}** was not drawn: {reason}." for name, reason in skipped.items()]
     captions = folder / "figures.md"
-    write_file_atomically(captions, "\n\n".join(["# Figures", measured, *blocks]) + "\n")
+    write_file_atomically(captions, "\n\n".join(blocks) + "\n")
     return (*paths, captions)

@@ -1,5 +1,5 @@
-"""Figures of answers to a question: calibration, what acting on them is worth, how probabilities
-are spread, subgroups, rare labels."""
+"""Figures of a classifier: main metric, calibration, decision curves, predicted probabilities,
+subgroups, rare labels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from clinpeft.reports.facts import (
     MetricKey,
     find_main_metric,
     read_estimates,
+    read_subgroup_estimates,
 )
 from clinpeft.reports.figures.panels import (
     LINE_STYLES,
@@ -55,7 +56,7 @@ def draw_forest_plot(
     metric: str,
 ) -> Figure:
     """The main metric of every row with its interval, the published value below, and the baseline
-    to beat as a line with its band.
+    as a line with its band.
 
     Args:
         names, estimates, published_values: of the rows, from top to bottom.
@@ -64,111 +65,97 @@ def draw_forest_plot(
     """
     check_plot_data(estimates, "a main metric")
     figure, (axes,) = create_figure(compute_bars_height(len(names)))
-    places = set_y_names(axes, list(names))
+    positions = set_y_names(axes, list(names))
     if baseline is not None and baseline.value is not None:
-        set_tooltip(
-            axes.axvline(
-                baseline.value, color=VERMILION, linestyle="--", linewidth=1.2, label="TF-IDF"
-            ),
-            f"TF-IDF: {_format_estimate(baseline)}",
+        line = axes.axvline(
+            baseline.value, color=VERMILION, linestyle="--", linewidth=1.2, label="TF-IDF"
         )
+        set_tooltip(line, f"TF-IDF: {_format_estimate(baseline)}")
         if baseline.low is not None and baseline.high is not None:
             axes.axvspan(baseline.low, baseline.high, color=VERMILION, alpha=0.1, linewidth=0)
-    for location, name, known, printed in zip(
-        places, names, estimates, published_values, strict=True
-    ):
-        _draw_interval_point(axes, location, name, known)
-        if printed is not None:
+    # The published value is below the measured one, so that neither covers the other
+    rows = zip(positions, names, estimates, published_values, strict=True)
+    for position, name, estimate, published in rows:
+        _draw_interval_point(axes, position, name, estimate)
+        if published is not None:
             (diamond,) = axes.plot(
-                [printed], [location + 0.3], label=PUBLISHED_LABEL, **PUBLISHED_MARKER
+                [published], [position + 0.3], label=PUBLISHED_LABEL, **PUBLISHED_MARKER
             )
-            set_tooltip(diamond, f"{name}, published: {printed:.4f}")
+            set_tooltip(diamond, f"{name}, published: {published:.4f}")
     axes.set_xlabel(f"{metric}, held out")
     add_legend(figure, axes)
     return figure
 
 
-def _draw_interval_point(
-    axes: Axes, location: float, name: str, estimate: Estimate, color: str = BLUE
-) -> None:
-    """A point with its interval."""
+def _draw_interval_point(axes: Axes, position: float, name: str, estimate: Estimate) -> None:
+    """A point with its horizontal interval and a tooltip; nothing for an unknown value."""
     if estimate.value is None:
         return
     if estimate.low is not None and estimate.high is not None:
-        axes.plot([estimate.low, estimate.high], [location, location], color=color, linewidth=1.6)
+        axes.plot([estimate.low, estimate.high], [position, position], color=BLUE, linewidth=1.6)
     (point,) = axes.plot(
-        [estimate.value], [location], marker="o", markersize=6, color=color, linestyle="none"
+        [estimate.value], [position], marker="o", markersize=6, color=BLUE, linestyle="none"
     )
     set_tooltip(point, f"{name}: {_format_estimate(estimate)}")
 
 
 def _format_estimate(estimate: Estimate) -> str:
-    interval = (
-        ""
-        if estimate.low is None or estimate.high is None
-        else f" ({estimate.low:.3f} to {estimate.high:.3f})"
-    )
-    return "unknown" if estimate.value is None else f"{estimate.value:.3f}{interval}"
+    """``0.812 (0.790 to 0.834)``, as tooltips give it."""
+    if estimate.value is None:
+        return "unknown"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def draw_calibration(panels: Sequence[ClassificationPanel]) -> Figure:
-    """Share observed against probability predicted, in bins of equal count with intervals, and the
-    smooth curve through them."""
+    """Observed fraction against predicted probability, in bins of equal count with intervals, and
+    the smooth curve through them (Van Calster et al. 2016, 10.1016/j.jclinepi.2015.12.005)."""
     panels = [panel for panel in panels if panel.read_curves("calibration")]
     check_plot_data(panels, "a calibration curve")
     figure, axes = create_panel_axes(panels, 2.3, "predicted", "observed")
-    ends = [
-        row[name]
-        for panel in panels
-        for rows in panel.read_curves("calibration").values()
-        for row in rows
-        for name in ("x", "y", "high")
-    ]
-    most = min(1.0, 1.05 * max(end for end in ends if end is not None))
-    for axis, panel in zip(axes, panels, strict=True):
+    # Read once: curves are a file of the run
+    bins_by_panel = [panel.read_curves("calibration") for panel in panels]
+    points = [point for bins in bins_by_panel for rows in bins.values() for point in rows]
+    ends = [point[name] for point in points for name in ("x", "y", "high")]
+    # One scale for all panels, down to the probabilities that occur: events are often rare
+    limit = min(1.0, 1.05 * max(end for end in ends if end is not None))
+    dots = (0, (1, 2))
+    for axis, panel, bins in zip(axes, panels, bins_by_panel, strict=True):
         axis.plot(
-            [0, most], [0, most], color=GRAY, linewidth=0.9, linestyle=(0, (1, 2)), label="perfect"
+            [0, limit], [0, limit], color=GRAY, linewidth=0.9, linestyle=dots, label="perfect"
         )
-        bins, smooth = panel.read_curves("calibration"), panel.read_curves("calibration_smooth")
-        for at, one in enumerate(choose_curve_classes(bins)):
-            _draw_calibration_curve(
-                axis,
-                panel.name,
-                one,
-                bins.get(format_class_group(CLASSIFIER_GROUP, one), []),
-                smooth.get(format_class_group(CLASSIFIER_GROUP, one), []),
-                LINE_STYLES[at][0],
-            )
-        axis.set_xlim(0, most)
-        axis.set_ylim(0, most)
+        smooth = panel.read_curves("calibration_smooth")
+        for at, class_name in enumerate(choose_curve_classes(bins)):
+            group, color = format_class_group(CLASSIFIER_GROUP, class_name), LINE_STYLES[at][0]
+            _draw_smooth_calibration(axis, smooth.get(group, []), color)
+            _draw_calibration_bins(axis, panel.name, class_name, bins.get(group, []), color)
+        axis.set_xlim(0, limit)
+        axis.set_ylim(0, limit)
     add_legend(figure, axes[0], columns=2 if len(axes) == 1 else 4)
     return figure
 
 
-def _draw_calibration_curve(
-    axis: Axes,
-    row_name: str,
-    class_name: str,
-    bin_points: CurvePoints,
-    smooth_points: CurvePoints,
-    color: str,
+def _draw_smooth_calibration(axis: Axes, points: CurvePoints, color: str) -> None:
+    """The smooth curve, with its band if it has one."""
+    if not points:
+        return
+    x = [point["x"] for point in points]
+    axis.plot(x, [point["y"] for point in points], color=color, linewidth=1.2)
+    low, high = ([point[end] for point in points] for end in ("low", "high"))
+    if None not in low and None not in high:
+        axis.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
+
+
+def _draw_calibration_bins(
+    axis: Axes, row_name: str, class_name: str, points: CurvePoints, color: str
 ) -> None:
-    if smooth_points:
-        x = [point["x"] for point in smooth_points]
-        axis.plot(x, [point["y"] for point in smooth_points], color=color, linewidth=1.2)
-        if all(point["low"] is not None and point["high"] is not None for point in smooth_points):
-            axis.fill_between(
-                x,
-                [point["low"] for point in smooth_points],
-                [point["high"] for point in smooth_points],
-                color=color,
-                alpha=0.14,
-                linewidth=0,
-            )
-    for at, point in enumerate(bin_points):
+    """A dot per bin with its vertical interval and a tooltip."""
+    for at, point in enumerate(points):
         if point["low"] is not None and point["high"] is not None:
             axis.plot([point["x"]] * 2, [point["low"], point["high"]], color=color, linewidth=0.9)
-        word: dict[str, Any] = {"label": class_name or "bins of equal count"} if at == 0 else {}
+        # A label on the first dot alone: the legend has one entry per class
+        label: dict[str, Any] = {"label": class_name or "bins of equal count"} if at == 0 else {}
         (dot,) = axis.plot(
             [point["x"]],
             [point["y"]],
@@ -176,60 +163,52 @@ def _draw_calibration_curve(
             markersize=4,
             color=color,
             linestyle="none",
-            **word,
+            **label,
         )
+        of_class = f", {class_name}" if class_name else ""
         set_tooltip(
             dot,
-            (
-                f"{row_name}{f', {class_name}' if class_name else ''}: predicted "
-                f"{point['x']:.3f}, observed {point['y']:.3f}, {format_count(point['n'])} "
-                "answers"
-            ),
+            f"{row_name}{of_class}: predicted {point['x']:.3f}, observed {point['y']:.3f}, "
+            f"{format_count(point['n'])} answers",
         )
 
 
 def draw_decision_curves(panels: Sequence[ClassificationPanel]) -> Figure:
-    """Net benefit against the probability from which one acts: a line a row, acting on everybody,
-    and on nobody; a panel a class."""
+    """Net benefit against the threshold probability (Vickers and Elkin 2006,
+    10.1177/0272989X06295361): a line per row, for treating all, and for treating none; a panel per
+    class."""
     panels = [panel for panel in panels if panel.read_curves("net_benefit")]
     check_plot_data(panels, "a decision curve")
-    first = panels[0].read_curves("net_benefit")
-    shown = (
-        choose_curve_classes(panels[0].read_curves("calibration"))
-        or [
+    curves_by_panel = [panel.read_curves("net_benefit") for panel in panels]
+    first = curves_by_panel[0]
+    # A multilabel task has hundreds of classes: the most frequent ones stand for all
+    classes = choose_curve_classes(panels[0].read_curves("calibration"))
+    if not classes:
+        groups = [group for group in first if group.startswith(CLASSIFIER_GROUP)]
+        classes = [
             group.removeprefix(CLASSIFIER_GROUP).removeprefix(SUBGROUP_SEPARATOR)
-            for group in first
-            if group[:5] == CLASSIFIER_GROUP
-        ][:1]
-    )
-    figure, axes = create_figure(3.2, len(shown))
-    for axis, one in zip(axes, shown, strict=True):
-        for group, style in (("treat all", "--"), ("treat none", ":")):
-            points = first.get(format_class_group(group, one), [])
-            axis.plot(
-                [point["x"] for point in points],
-                [point["y"] for point in points],
-                color=GRAY,
-                linestyle=style,
-                linewidth=1,
-                label=group,
-            )
-        for at, panel in enumerate(panels):
-            _draw_decision_curve(
-                axis,
-                panel,
-                panel.read_curves("net_benefit").get(format_class_group(CLASSIFIER_GROUP, one), []),
-                *LINE_STYLES[at % len(LINE_STYLES)],
-            )
-        tops = [
-            point["y"]
-            for panel in panels
-            for group, rows in panel.read_curves("net_benefit").items()
-            if group[:5] == CLASSIFIER_GROUP
-            for point in rows
+            for group in groups[:1]
         ]
-        axis.set_ylim(-0.25 * max([*tops, 0.01]), 1.1 * max([*tops, 0.01]))
-        axis.set_title(one, loc="left", fontsize=8.5)
+    benefits = [
+        point["y"]
+        for curves in curves_by_panel
+        for group, points in curves.items()
+        if group.startswith(CLASSIFIER_GROUP)
+        for point in points
+    ]
+    top = max([*benefits, 0.01])
+    figure, axes = create_figure(3.2, len(classes))
+    for axis, class_name in zip(axes, classes, strict=True):
+        for policy, style in (("treat all", "--"), ("treat none", ":")):
+            points = first.get(format_class_group(policy, class_name), [])
+            x, y = [point["x"] for point in points], [point["y"] for point in points]
+            axis.plot(x, y, color=GRAY, linestyle=style, linewidth=1, label=policy)
+        for at, (panel, curves) in enumerate(zip(panels, curves_by_panel, strict=True)):
+            points = curves.get(format_class_group(CLASSIFIER_GROUP, class_name), [])
+            _draw_decision_curve(axis, panel.name, points, *LINE_STYLES[at % len(LINE_STYLES)])
+        # Treating all falls far below 0 at high thresholds, where nothing is to be seen
+        axis.set_ylim(-0.25 * top, 1.1 * top)
+        axis.set_title(class_name, loc="left", fontsize=8.5)
         axis.set_xlabel("probability from which one acts")
     axes[0].set_ylabel("net benefit")
     add_legend(figure, axes[0], columns=3)
@@ -237,48 +216,48 @@ def draw_decision_curves(panels: Sequence[ClassificationPanel]) -> Figure:
 
 
 def _draw_decision_curve(
-    axis: Axes, panel: ClassificationPanel, points: CurvePoints, color: str, style: str
+    axis: Axes, row_name: str, points: CurvePoints, color: str, style: str
 ) -> None:
+    """The curve of one row, with a tooltip at every tenth threshold."""
     x, y = [point["x"] for point in points], [point["y"] for point in points]
-    (line,) = axis.plot(x, y, color=color, linestyle=style, linewidth=1.4, label=panel.name)
-    line.set_gid(f"{ROW_ID_PREFIX}{panel.name}")
+    (line,) = axis.plot(x, y, color=color, linestyle=style, linewidth=1.4, label=row_name)
+    line.set_gid(f"{ROW_ID_PREFIX}{row_name}")
+    # Thresholds are 0.01 apart; a dot on each would hide the line
     for point in points[9::10]:
         (dot,) = axis.plot(
             [point["x"]], [point["y"]], marker="o", markersize=3, color=color, linestyle="none"
         )
-        interval = _format_estimate(Estimate(point["y"], point["low"], point["high"]))
-        set_tooltip(dot, f"{panel.name}: from {point['x']:.2f} on, net benefit {interval}")
+        benefit = _format_estimate(Estimate(point["y"], point["low"], point["high"]))
+        set_tooltip(dot, f"{row_name}: from {point['x']:.2f} on, net benefit {benefit}")
 
 
 def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure:
-    """How the probabilities of those with and without the event are spread: density in bins that at
-    least ten answers share."""
+    """Densities of the predicted probabilities with and without the event, in bins of at least ten
+    predictions."""
     panels = [panel for panel in panels if panel.read_curves("probabilities")]
     check_plot_data(panels, "distributions of probabilities")
     figure, axes = create_panel_axes(panels, 1.9, "predicted probability", "density")
     for axis, panel in zip(axes, panels, strict=True):
-        chosen = list(panel.read_curves("probabilities").items())[
-            :2
-        ]  # of several classes the first, with and without
-        for (group, points), colour in zip(chosen, (GRAY, BLUE), strict=False):
-            for at, (left, right, share, answers) in enumerate(merge_small_bins(points)):
-                word = {"label": f"{group}"} if at == 0 else {}
+        # Of several classes the first one, without and with it
+        curves = list(panel.read_curves("probabilities").items())[:2]
+        for (group, points), color in zip(curves, (GRAY, BLUE), strict=False):
+            for at, (left, right, fraction, n) in enumerate(merge_small_bins(points)):
+                label = {"label": f"{group}"} if at == 0 else {}
                 bar = axis.bar(
                     left,
-                    share / (right - left),
+                    # Density: bins that were merged are wider
+                    fraction / (right - left),
                     right - left,
                     align="edge",
-                    color=colour,
+                    color=color,
                     alpha=0.5,
-                    edgecolor=colour,
-                    **word,
+                    edgecolor=color,
+                    **label,
                 )
                 set_tooltip(
                     bar.patches[0],
-                    (
-                        f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {share:.1%} of "
-                        f"{format_count(answers)}"
-                    ),
+                    f"{panel.name}, {group}: {left:.2f} to {right:.2f}, {fraction:.1%} of "
+                    f"{format_count(n)}",
                 )
         axis.set_xlim(0, 1)
     add_legend(figure, axes[0], columns=2)
@@ -286,140 +265,106 @@ def draw_probability_histograms(panels: Sequence[ClassificationPanel]) -> Figure
 
 
 def merge_small_bins(points: CurvePoints) -> list[tuple[float, float, float, int]]:
-    """Neighbouring bins of a histogram put together until each holds no answer or at least ten:
-    left, right, share, answers of all bins.
+    """Merge neighboring bins of a histogram until each holds no prediction or at least ten.
 
-    Empty bins stay as they are where they stand between large ones.
+    Empty bins between large ones stay as they are.
+
+    Args:
+        points: center ``x``, fraction of all predictions ``y`` and number of all predictions ``n``
+            of each bin, in ascending order and of equal width.
+
+    Returns:
+        (left, right, fraction, number of all predictions) of each bin; empty for fewer than ten
+        predictions.
     """
+    # x is the center of a bin; a single bin is all of 0 to 1
     half = (points[1]["x"] - points[0]["x"]) / 2 if len(points) > 1 else 0.5
     bins: list[tuple[float, float, float, int]] = []
-    begun: tuple[float, float, float, int] | None = None
+    pending: tuple[float, float, float, int] | None = None  # with fewer than ten so far
     for point in points:
-        left, right, share, answers = (
-            point["x"] - half,
-            point["x"] + half,
-            float(point["y"]),
-            int(point["n"]),
-        )
-        here = (
-            (left, right, share, answers)
-            if begun is None
-            else (begun[0], right, begun[2] + share, answers)
-        )
-        inside = round(here[2] * answers)
-        begun = None if inside == 0 or inside >= RELEASE_SMALLEST_CELL else here
-        if begun is None:
-            bins.append(here)
-    while begun is not None:
+        left, right = point["x"] - half, point["x"] + half
+        fraction, n = float(point["y"]), int(point["n"])
+        merged = (left, right, fraction, n)
+        if pending is not None:
+            merged = (pending[0], right, pending[2] + fraction, n)
+        # y is a fraction of all n predictions
+        count = round(merged[2] * n)
+        pending = None if count == 0 or count >= RELEASE_SMALLEST_CELL else merged
+        if pending is None:
+            bins.append(merged)
+    # What is left at the right end goes into the bins before it
+    while pending is not None:
         if not bins:
-            return [begun] if round(begun[2] * begun[3]) >= RELEASE_SMALLEST_CELL else []
+            is_large = round(pending[2] * pending[3]) >= RELEASE_SMALLEST_CELL
+            return [pending] if is_large else []
         last = bins.pop()
-        here = (last[0], begun[1], last[2] + begun[2], begun[3])
-        begun = here if round(here[2] * here[3]) < RELEASE_SMALLEST_CELL else None
-        if begun is None:
-            bins.append(here)
+        merged = (last[0], pending[1], last[2] + pending[2], pending[3])
+        pending = merged if round(merged[2] * merged[3]) < RELEASE_SMALLEST_CELL else None
+        if pending is None:
+            bins.append(merged)
     return bins
 
 
 def draw_subgroups(panels: Sequence[ClassificationPanel]) -> Figure:
-    """The main metric of every subgroup with its interval, beside the whole as a line; groups of
-    fewer than ten people are not there."""
-    known = [(panel, found) for panel in panels if (found := _collect_subgroup_estimates(panel))]
-    check_plot_data(known, "subgroups")
-    names = list(dict.fromkeys(group for _, found in known for group in found))
-    figure, axes = create_panel_axes(
-        [panel for panel, _ in known],
-        0.5 + 0.2 * len(names),
-        f"{_find_panel_metric(known[0][0]).replace('_', ' ').upper()}, held out",
-    )
-    for axis, (panel, found) in zip(axes, known, strict=True):
-        places = dict(zip(names, set_y_names(axis, names), strict=True))
-        whole = _find_overall_estimate(panel)
-        if whole is not None and whole.value is not None:
-            set_tooltip(
-                axis.axvline(whole.value, color=BLACK, linewidth=0.9, linestyle="--"),
-                f"{panel.name}, all: {_format_estimate(whole)}",
-            )
-        for group, (estimate, people) in found.items():
-            _draw_interval_point(
-                axis,
-                places[group],
-                f"{panel.name}, {group}, {format_count(people)} people",
-                estimate,
-            )
+    """The main metric of every subgroup of at least ten people with its interval, and that of all
+    people as a line."""
+    estimates_by_panel = [read_estimates(panel.run) for panel in panels]
+    rows = []
+    for panel, estimates in zip(panels, estimates_by_panel, strict=True):
+        metric = find_main_metric(estimates, panel.task) or ""
+        subgroups = read_subgroup_estimates(panel.run, panel.task, metric, RELEASE_SMALLEST_CELL)
+        if subgroups:
+            key = MetricKey(metric, HELD_OUT_SPLIT, CLASSIFIER_GROUP, panel.task)
+            rows.append((panel, metric, estimates.get(key), subgroups))
+    check_plot_data(rows, "subgroups")
+    # The same subgroups in all panels, in the order of the first
+    names = list(dict.fromkeys(name for *_, subgroups in rows for name in subgroups))
+    label = f"{rows[0][1].replace('_', ' ').upper()}, held out"
+    figure, axes = create_panel_axes([row[0] for row in rows], 0.5 + 0.2 * len(names), label)
+    for axis, (panel, _, overall, subgroups) in zip(axes, rows, strict=True):
+        positions = dict(zip(names, set_y_names(axis, names), strict=True))
+        if overall is not None and overall.value is not None:
+            line = axis.axvline(overall.value, color=BLACK, linewidth=0.9, linestyle="--")
+            set_tooltip(line, f"{panel.name}, all: {_format_estimate(overall)}")
+        for name, (estimate, people) in subgroups.items():
+            text = f"{panel.name}, {name}, {format_count(people)} people"
+            _draw_interval_point(axis, positions[name], text, estimate)
         axis.tick_params(axis="y", labelsize=7.5)
     return figure
 
 
-def _find_panel_metric(panel: ClassificationPanel) -> str:
-    return find_main_metric(read_estimates(panel.run), panel.task) or ""
-
-
-def _find_overall_estimate(panel: ClassificationPanel) -> Estimate | None:
-    return read_estimates(panel.run).get(
-        MetricKey(_find_panel_metric(panel), HELD_OUT_SPLIT, CLASSIFIER_GROUP, panel.task)
-    )
-
-
-def _collect_subgroup_estimates(panel: ClassificationPanel) -> dict[str, tuple[Estimate, int]]:
-    """Subgroup -> main metric, people; those that are too small for either are left out."""
-    metric, found = _find_panel_metric(panel), {}
-    for row in panel.run.results.to_pylist():
-        state, separator, group = (row["group"] or "").partition(SUBGROUP_SEPARATOR)
-        is_asked = (row["name"], row["split"], row["task"], state) == (
-            metric,
-            HELD_OUT_SPLIT,
-            panel.task,
-            CLASSIFIER_GROUP,
-        ) and bool(separator)
-        if (
-            is_asked
-            and row["value"] is not None
-            and (row["n_subjects"] or 0) >= RELEASE_SMALLEST_CELL
-        ):
-            found[group] = (Estimate(row["value"], row["low"], row["high"]), row["n_subjects"])
-    return found
-
-
 def draw_label_auroc(panels: Sequence[ClassificationPanel]) -> Figure:
-    """AUROC of every label against how often it stands in the training split: what becomes of the
-    rare ones."""
-    known = [(panel, found) for panel in panels if (found := _list_reportable_labels(panel))]
-    check_plot_data(known, "labels")
+    """AUROC of every label against its frequency in the training split, of labels that at least ten
+    stays have in training and held out."""
+    rows = []
+    for panel in panels:
+        table = panel.read_table("labels")
+        labels = [
+            label
+            for label in ([] if table is None else table.to_pylist())
+            if label["auroc"] is not None
+            and min(label["train_count"] or 0, label["n_positives"] or 0) >= RELEASE_SMALLEST_CELL
+        ]
+        if labels:
+            rows.append((panel, labels))
+    check_plot_data(rows, "labels")
     figure, axes = create_panel_axes(
-        [panel for panel, _ in known], 2.2, "stays with the label in training", "AUROC, held out"
+        [panel for panel, _ in rows], 2.2, "stays with the label in training", "AUROC, held out"
     )
-    for axis, (panel, found) in zip(axes, known, strict=True):
-        axis.axhline(0.5, color=GRAY, linewidth=0.8, linestyle=":")
-        for row in found:
+    for axis, (panel, labels) in zip(axes, rows, strict=True):
+        axis.axhline(0.5, color=GRAY, linewidth=0.8, linestyle=":")  # chance
+        for label in labels:
             (dot,) = axis.plot(
-                [row["train_count"]],
-                [row["auroc"]],
+                [label["train_count"]],
+                [label["auroc"]],
                 marker="o",
                 markersize=4,
                 color=BLUE,
                 alpha=0.6,
                 linestyle="none",
             )
-            interval = _format_estimate(Estimate(row["auroc"], row["low"], row["high"]))
-            set_tooltip(
-                dot,
-                (
-                    f"{panel.name}, {row['class']}: {interval}, "
-                    f"{format_count(row['train_count'])} in training"
-                ),
-            )
-    set_log_axis(axes[0], "x")  # of all: they share it
+            auroc = _format_estimate(Estimate(label["auroc"], label["low"], label["high"]))
+            count = format_count(label["train_count"])
+            set_tooltip(dot, f"{panel.name}, {label['class']}: {auroc}, {count} in training")
+    set_log_axis(axes[0], "x")  # of all panels: they share it
     return figure
-
-
-def _list_reportable_labels(panel: ClassificationPanel) -> list[dict[str, Any]]:
-    """Labels that at least ten stays have, in training and held out, and ten have not."""
-    table = panel.read_table("labels")
-    rows: list[dict[str, Any]] = [] if table is None else table.to_pylist()
-    return [
-        row
-        for row in rows
-        if row["auroc"] is not None
-        and min(row["train_count"] or 0, row["n_positives"] or 0) >= RELEASE_SMALLEST_CELL
-    ]

@@ -1,10 +1,10 @@
-"""Figures of a search: how the best value came about, and which keys mattered."""
+"""Figures of a search: its history, and the importance of the keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clinpeft.reports.figures.style import (
     BLACK,
@@ -34,48 +34,33 @@ def draw_search_history(search: SearchRecord) -> Figure:
         InputError: no trial has a value.
         UsageError: matplotlib is not installed.
     """
-    known = [(trial.number, trial.value) for trial in search.trials if trial.value is not None]
-    check_plot_data(known, "a value on its tuning split")
+    trials = [trial for trial in search.trials if trial.value is not None]
+    check_plot_data(trials, "a value on its tuning split")
     figure, (axes,) = create_figure(3.2)
     from matplotlib.ticker import MaxNLocator
 
-    numbers, values = [number for number, _ in known], [value for _, value in known]
+    values = [trial.value for trial in trials if trial.value is not None]
     choose: Callable[..., float] = max if search.direction == "maximize" else min
+    # Running best after each trial
     best = [choose(values[: at + 1]) for at in range(len(values))]
+    numbers = [trial.number for trial in trials]
     axes.step(numbers, best, where="post", color=BLACK, linewidth=1.2, label="best so far")
-    fresh = [
-        (trial.number, trial.value)
-        for trial in search.trials
-        if trial.value is not None and trial.repeats is None
-    ]
-    again = [
-        (trial.number, trial.value)
-        for trial in search.trials
-        if trial.value is not None and trial.repeats is not None
-    ]
-    axes.plot(
-        *zip(*fresh, strict=True),
-        linestyle="none",
-        marker="o",
-        color=BLUE,
-        markersize=5,
-        label="trial",
-    )
-    if again:
-        axes.plot(
-            *zip(*again, strict=True),
-            linestyle="none",
-            marker="o",
-            markerfacecolor="white",
-            markeredgecolor=BLUE,
-            label="equal to an earlier one",
-        )
+    filled: dict[str, Any] = {"color": BLUE, "markersize": 5, "label": "trial"}
+    hollow: dict[str, Any] = {
+        "markerfacecolor": "white",
+        "markeredgecolor": BLUE,
+        "label": "equal to an earlier one",
+    }
+    for is_repeat, style in ((False, filled), (True, hollow)):
+        points = [(t.number, t.value) for t in trials if (t.repeats is not None) == is_repeat]
+        if points:
+            axes.plot(*zip(*points, strict=True), linestyle="none", marker="o", **style)
+    # A failed trial has no value, but took its number and time
     failed = [trial.number for trial in search.trials if trial.state == "failed"]
     if failed:
-        bottom = axes.get_ylim()[0]
         axes.plot(
             failed,
-            [bottom] * len(failed),
+            [axes.get_ylim()[0]] * len(failed),
             linestyle="none",
             marker="x",
             color=GRAY,
@@ -90,17 +75,17 @@ def draw_search_history(search: SearchRecord) -> Figure:
 
 
 def draw_hyperparameter_importance(search: SearchRecord) -> Figure:
-    """Shares of what the trials' values vary by, a bar a key, the largest first.
+    """Share of the variance of the trials' values per key, the largest first.
 
     Raises:
-        InputError: they are not known.
+        InputError: the search has no importance.
         UsageError: matplotlib is not installed.
     """
     shares = sorted(search.importance.items(), key=lambda share: -share[1])
     check_plot_data(shares, "shares of importance: " + search.importance_by)
     figure, (axes,) = create_figure(compute_bars_height(len(shares)))
-    places = set_y_names(axes, [key for key, _ in shares])
-    axes.barh(places, [share for _, share in shares], color=BLUE, height=0.6)
+    positions = set_y_names(axes, [key for key, _ in shares])
+    axes.barh(positions, [share for _, share in shares], color=BLUE, height=0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"share of the variance of {search.metric}; {search.importance_by}")
     return figure
@@ -120,6 +105,7 @@ def write_search_figures(search: SearchRecord) -> tuple[Path, ...]:
         UsageError: matplotlib is not installed.
         StorageError: nothing could be written.
     """
+    # Few trials give no importance, which is no reason to fail
     names = [name for name in SEARCH_FIGURES if name != "importance" or search.importance]
     paths = []
     for name in names:

@@ -1,18 +1,25 @@
-"""Tables and figures as HTML: every text escaped, every column that can be sorted a button, a value
-with what stands under it in one cell."""
+"""Tables and figures in the form in which the templates of a page write them."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from clinpeft.reports.formats import MISSING_VALUE_TEXT
 from clinpeft.reports.html.svg import inline_svg
-from clinpeft.reports.tables import CellValue, Estimate, ReportColumn, ReportTable, format_cell
+from clinpeft.reports.tables import (
+    CellValue,
+    Estimate,
+    ReportColumn,
+    ReportTable,
+    format_cell,
+    format_interval,
+)
 
+# A table with more lines is folded until it is opened
 MAX_OPEN_TABLE_LINES = 30
-"""A table with more is folded until somebody opens it."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,8 @@ class ReportFigure:
     Attributes:
         name: of its files.
         title: in a few words.
-        caption: under it.
-        svg: the file; empty where it was not drawn.
+        caption: below it.
+        svg: the file; empty if it was not drawn.
         png: the file.
         reason: why it was not drawn.
         task: that it is about; empty for all.
@@ -37,130 +44,123 @@ class ReportFigure:
     reason: str = ""
     task: str = ""
 
+    @property
+    def is_table(self) -> bool:
+        """Always false: templates ask every block of a section."""
+        return False
 
-def escape_html(text: str) -> str:
-    """For an element or an attribute."""
-    return html.escape(text, quote=True)
+    @property
+    def drawing(self) -> Markup:
+        """The SVG as an element of a page; empty if it was not drawn."""
+        if not self.svg:
+            return Markup()
+        # Markup: the SVG is of our own making, and its texts were escaped when it was written
+        return Markup(inline_svg(self.svg, self.name, f"{self.title}. {self.caption}"))
 
 
-def render_table_element(
+@dataclass(frozen=True)
+class TableCell:
+    """A cell on a page.
+
+    Attributes:
+        column: of the table.
+        text: the value.
+        interval: printed smaller beside it; empty for none.
+        below: values of the columns that belong to this one, a line each.
+        number: by which the column is sorted; empty for text.
+    """
+
+    column: ReportColumn
+    text: str
+    interval: str
+    below: tuple[str, ...]
+    number: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row on a page.
+
+    Attributes:
+        task: that it is about; empty for none.
+        name: of the row of the grid that it belongs to; empty for none.
+        cells: left to right.
+    """
+
+    task: str
+    name: str
+    cells: tuple[TableCell, ...]
+
+
+@dataclass(frozen=True)
+class TableElement:
+    """A table on a page, which can be sorted by any column and is filtered by task and row.
+
+    Attributes:
+        title: above it.
+        task: that it is about; empty for all.
+        columns: those that belong to no other one.
+        rows: top to bottom.
+        notes: below it.
+    """
+
+    title: str
+    task: str
+    columns: tuple[ReportColumn, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_table(self) -> bool:
+        """Always true: templates ask every block of a section."""
+        return True
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it is closed until it is opened."""
+        return len(self.rows) > MAX_OPEN_TABLE_LINES
+
+
+def build_table_element(
     table: ReportTable, tasks: Sequence[str] = (), row_names: Sequence[str] = (), task: str = ""
-) -> str:
-    """A table that can be sorted by any column and is filtered by task and row.
+) -> TableElement:
+    """A table as a page writes it.
 
     Args:
-        table: a column ``under`` another becomes a second line in its cells.
-        tasks: names that a column, or a cell, may be about.
-        row_names: names of rows of the grid.
+        table: a column with a parent becomes a second line in the cells of that column.
+        tasks: names by which a page is filtered.
+        row_names: names of rows of the grid, likewise.
         task: that the whole table is about; empty for all.
     """
+    # Indices of the columns that remain columns; the others go into their cells
     upper = [at for at, column in enumerate(table.columns) if not column.parent_title]
-    texts = table.cell_texts
-    shown = [
-        [_format_cell_html(table, texts, line, at) for at in upper]
-        for line in range(len(table.rows))
-    ]
-    head = "".join(_render_heading(table.columns[at], tasks) for at in upper)
-    body = "".join(
-        _render_row(table, line, cells, upper, tasks, row_names) for line, cells in enumerate(shown)
+    rows = []
+    for values, texts in zip(table.rows, table.cell_texts, strict=True):
+        cells = tuple(_build_cell(table, values, texts, at) for at in upper)
+        rows.append(TableRow(_find_first(values, tasks), _find_first(values, row_names), cells))
+    columns = tuple(table.columns[at] for at in upper)
+    return TableElement(table.title, task, columns, tuple(rows), table.notes)
+
+
+def _find_first(values: Iterable[CellValue], names: Sequence[str]) -> str:
+    """The first cell that is one of some names; empty if none is."""
+    return next((value for value in values if isinstance(value, str) and value in names), "")
+
+
+def _build_cell(
+    table: ReportTable, values: Sequence[CellValue], texts: Sequence[str], at: int
+) -> TableCell:
+    """The cell of column ``at`` of a row, with those of the columns that belong to it."""
+    column, value, text, interval = table.columns[at], values[at], texts[at], ""
+    # Value and interval apart, since the page prints the interval smaller
+    if isinstance(value, Estimate) and (interval := format_interval(value, column.formatter)):
+        text = format_cell(value.value, column.formatter)
+    below = tuple(
+        (child.value_prefix or ("" if child.is_text else f"{child.title}: ")) + child_text
+        for child, child_text in zip(table.columns, texts, strict=True)
+        if child.parent_title == column.title and child_text not in ("", MISSING_VALUE_TEXT)
     )
-    about = f' data-task="{escape_html(task)}"' if task else ""
-    notes = "".join(f"<p>{escape_html(note)}</p>" for note in table.notes)
-    title = escape_html(table.title)
-    frame = f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
-    caption = f"<caption>{title}</caption>"
-    whole = (
-        f"{frame}<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-    if len(table.rows) > MAX_OPEN_TABLE_LINES:
-        whole = f"<details><summary>{title}: {len(table.rows)} lines</summary>{whole}</details>"
-    return f'<div class="tabled"{about}>{whole}<div class="notes">{notes}</div></div>'
-
-
-def _render_heading(column: ReportColumn, tasks: Sequence[str]) -> str:
-    about = f' data-task="{escape_html(column.title)}"' if column.title in tasks else ""
-    kind = "" if column.is_text else ' class="number"'
-    return (
-        f'<th scope="col"{kind}{about}><button '
-        f'type="button">{escape_html(column.title)}</button></th>'
-    )
-
-
-def _render_row(
-    table: ReportTable,
-    row_index: int,
-    cells: Sequence[str],
-    column_indices: Sequence[int],
-    tasks: Sequence[str],
-    row_names: Sequence[str],
-) -> str:
-    values = table.rows[row_index]
-    words = [value for value in values if isinstance(value, str)]
-    about = next((word for word in words if word in tasks), "")
-    first = next((word for word in words if word in row_names), "")
-    marks = (f' data-task="{escape_html(about)}"' if about else "") + (
-        f' data-row="{escape_html(first)}"' if first else ""
-    )
-    inside = "".join(
-        _render_cell(table.columns[at], values[at], cell, tasks, is_first=location == 0)
-        for location, (at, cell) in enumerate(zip(column_indices, cells, strict=True))
-    )
-    return f"<tr{marks}>{inside}</tr>"
-
-
-def _render_cell(
-    column: ReportColumn, value: CellValue, cell: str, tasks: Sequence[str], is_first: bool
-) -> str:
+    # Sorted by the number itself: 1,000 is before 9 as text
     number = value.value if isinstance(value, Estimate) else value
-    sort = "" if number is None or isinstance(number, str) else f' data-value="{number!r}"'
-    about = f' data-task="{escape_html(column.title)}"' if column.title in tasks else ""
-    kind = "" if column.is_text else ' class="number"'
-    return (
-        f'<th scope="row"{sort}>{cell}</th>' if is_first else f"<td{kind}{sort}{about}>{cell}</td>"
-    )
-
-
-def _format_cell_html(
-    table: ReportTable, texts: Sequence[Sequence[str]], row_index: int, column_index: int
-) -> str:
-    """The value, its interval smaller, and under them what stands under the column."""
-    column, value, text = (
-        table.columns[column_index],
-        table.rows[row_index][column_index],
-        texts[row_index][column_index],
-    )
-    if isinstance(value, Estimate) and value.low is not None and value.high is not None:
-        interval = f"({column.formatter(value.low)}{' to ' if value.low < 0 else '–'}{column.formatter(value.high)})"  # noqa: E501
-        text = (
-            f"{escape_html(format_cell(value.value, column.formatter))} <span "
-            f'class="interval">{escape_html(interval)}</span>'
-        )
-    else:
-        text = escape_html(text)
-    below = [
-        (
-            "<span "
-            f'class="under">{escape_html(other.value_prefix or f"{other.title}: " * (not other.is_text))}{escape_html(texts[row_index][location])}</span>'  # noqa: E501
-        )
-        for location, other in enumerate(table.columns)
-        if other.parent_title == column.title
-        and texts[row_index][location] not in ("", MISSING_VALUE_TEXT)
-    ]
-    return text + "".join(below)
-
-
-def render_figure_element(figure: ReportFigure) -> str:
-    """A figure with its caption, or why there is none."""
-    about = f' data-task="{escape_html(figure.task)}"' if figure.task else ""
-    title = escape_html(figure.title)
-    if not figure.svg:
-        return (
-            f'<p class="absent"{about}><strong>{title}</strong> was not drawn: '
-            f"{escape_html(figure.reason)}.</p>"
-        )
-    picture = inline_svg(figure.svg, figure.name, f"{figure.title}. {figure.caption}")
-    caption = f"<figcaption><strong>{title}.</strong> {escape_html(figure.caption)}</figcaption>"
-    return (
-        f'<figure id="{escape_html(figure.name)}"{about}><div '
-        f'class="scroll">{picture}</div>{caption}</figure>'
-    )
+    is_text = number is None or isinstance(number, str)
+    return TableCell(column, text, interval, below, "" if is_text else repr(number))

@@ -1,5 +1,4 @@
-"""The report as files: the page, its tables in three formats, its figures in two, the cards and the
-checklist."""
+"""The report as files: the page, its tables in three formats, its figures in two, and texts."""
 
 from __future__ import annotations
 
@@ -24,51 +23,40 @@ def write_html_report(
     texts: Mapping[str, str] | None = None,
     made_with: str = "clinpeft",
 ) -> tuple[Path, ...]:
-    """``report.html``, ``tables/``, ``figures/`` and further files below ``out``; nothing is
-    written anywhere else.
+    """Write ``report.html``, ``tables/``, ``figures/`` and further files below ``out``, and nothing
+    elsewhere.
 
     Args:
-        out: a folder; made where it is not there.
+        out: a folder; created if it does not exist.
         title: of the page.
-        lead: paragraphs under it.
+        lead: paragraphs below it.
         report: sections, tasks and rows.
         texts: path below ``out`` -> text: cards, a checklist.
         made_with: the program and its version.
 
     Returns:
-        What was written, the page first.
+        The files, the page first.
 
     Raises:
-        StorageError: nothing could be written; what was there before is intact.
+        StorageError: a file cannot be written; earlier files are intact.
     """
-    paths = [out / REPORT_PAGE_FILE]
-    write_file_atomically(
-        paths[0],
-        render_report_page(title, lead, report.sections, report.tasks, report.row_names, made_with),
+    page = render_report_page(
+        title, lead, report.sections, report.tasks, report.row_names, made_with
     )
-    for section in report.sections:
-        for block in section.blocks:
-            paths += (
-                _write_figure_files(out, block)
-                if isinstance(block, ReportFigure)
-                else write_table(out, _build_table_stem(title, block[1].title), block[1])
-            )
+    paths = [out / REPORT_PAGE_FILE]
+    write_file_atomically(paths[0], page)
+    # Everything on the page is a file as well, for papers and for other programs
+    for block in (block for section in report.sections for block in section.blocks):
+        if not isinstance(block, ReportFigure):
+            # Named after the table, without the title of the report
+            stem = re.sub(r"[^\w.-]+", "-", block[1].title.removeprefix(f"{title}: "))
+            paths += write_table(out, stem.strip("-").lower(), block[1])
+        elif block.svg:
+            contents: dict[str, str | bytes] = {"svg": block.svg, "png": block.png}
+            for suffix, content in contents.items():
+                paths.append(out / "figures" / f"{block.name}.{suffix}")
+                write_file_atomically(paths[-1], content)
     for name, text in (texts or {}).items():
-        write_file_atomically(out / name, text)
         paths.append(out / name)
+        write_file_atomically(paths[-1], text)
     return tuple(paths)
-
-
-def _build_table_stem(title: str, table_title: str) -> str:
-    """A table's file is named after the table, without the title of the report."""
-    return re.sub(r"[^\w.-]+", "-", table_title.removeprefix(f"{title}: ")).strip("-").lower()
-
-
-def _write_figure_files(out: Path, figure: ReportFigure) -> list[Path]:
-    if not figure.svg:
-        return []
-    paths = [out / "figures" / f"{figure.name}.{form}" for form in ("svg", "png")]
-    contents: tuple[str | bytes, ...] = (figure.svg, figure.png)
-    for path, content in zip(paths, contents, strict=True):
-        write_file_atomically(path, content)
-    return paths

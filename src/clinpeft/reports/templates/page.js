@@ -7,28 +7,28 @@
     return number === undefined ? cell.textContent.trim() : Number(number);
   };
   const missing = (value) => value === "" || value === "\u2013" || Number.isNaN(value);
-  const order = (one, other) => {
-    if (typeof one === "number" && typeof other === "number") return one - other;
-    if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
-    return one.localeCompare(other, "en", { numeric: true });
+  const order = (first, second) => {
+    if (typeof first === "number" && typeof second === "number") return first - second;
+    if (typeof first !== typeof second) return typeof first === "number" ? -1 : 1;
+    return first.localeCompare(second, "en", { numeric: true });
   };
 
-  // Sorting: a press turns ascending, then descending; what is not known is always last.
+  // Sorting: the first press sorts ascending, the second descending; missing values are always last.
   for (const heading of all("thead th")) {
     heading.setAttribute("aria-sort", "none");
     heading.querySelector("button").addEventListener("click", () => {
       const table = heading.closest("table");
       const at = Array.from(heading.parentNode.children).indexOf(heading);
-      const turn = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      const direction = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       all("thead th", table).forEach((other) => other.setAttribute("aria-sort", "none"));
-      heading.setAttribute("aria-sort", turn === 1 ? "ascending" : "descending");
+      heading.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
       const rows = Array.from(table.tBodies[0].rows).map((row) => [key(row, at), row]);
-      rows.sort(([one], [other]) => missing(one) - missing(other) || turn * order(one, other));
+      rows.sort(([first], [second]) => missing(first) - missing(second) || direction * order(first, second));
       table.tBodies[0].append(...rows.map(([, row]) => row));
     });
   }
 
-  // Filters: what is about another task is hidden, rows of other methods too, and their lines in figures are dimmed.
+  // Filters: elements of other tasks and rows of other methods are hidden, and lines of other methods in figures are dimmed.
   const choose = { task: document.getElementById("choose-task"), row: document.getElementById("choose-row") };
   const apply = () => {
     const task = choose.task ? choose.task.value : "";
@@ -40,18 +40,18 @@
     }
     for (const node of all("main svg [data-row]")) node.classList.toggle("dim", row !== "" && node.dataset.row !== row);
     const rows = all("main tbody tr");
-    const seen = rows.filter((one) => !one.closest("[hidden]")).length;
+    const seen = rows.filter((row) => !row.closest("[hidden]")).length;
     document.getElementById("shown").textContent = task === "" && row === "" ? "" : `${seen} of ${rows.length} lines shown`;
   };
   for (const select of Object.values(choose)) if (select) select.addEventListener("change", apply);
-  const form = document.querySelector(".choices");
+  const form = document.querySelector(".filters");
   if (form) form.addEventListener("submit", (event) => event.preventDefault());
 
-  // Words of a mark: read out by the browser as its title, shown beside the pointer at once.
+  // Tooltips: the title of a mark, which browsers show after a delay, appears beside the pointer at once.
   const tip = document.getElementById("tip");
-  for (const title of all("svg g > title")) title.parentNode.classList.add("told");
+  for (const title of all("svg g > title")) title.parentNode.classList.add("tooltip");
   document.addEventListener("pointermove", (event) => {
-    const mark = event.target.closest ? event.target.closest(".told") : null;
+    const mark = event.target.closest ? event.target.closest(".tooltip") : null;
     tip.hidden = mark === null;
     if (mark === null) return;
     if (mark.dataset.words === undefined) {
