@@ -193,6 +193,7 @@ def test_the_dependencies_are_those_chosen() -> None:
         "scikit-learn",
         "filelock",
         "huggingface-hub",
+        "jinja2",
     }
     assert {Requirement(line).name for line in PROJECT["project"]["dependencies"]} == chosen | {
         "pydantic",
