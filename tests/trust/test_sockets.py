@@ -40,6 +40,13 @@ SWITCHES = {
 }
 """Where the library that could reach out is told to stay offline."""
 
+# Cards are filled from a template of this package and written to disk: these three classes open no
+# connection, and anything else of the library in that file is still an error
+CARD_CLASSES = {
+    ("reports/cards.py", f"huggingface_hub.{name}")
+    for name in ("EvalResult", "ModelCard", "ModelCardData")
+}
+
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -180,9 +187,7 @@ def test_only_the_door_knows_a_library_of_the_network() -> None:
                 for knock in KNOCK
                 if name == knock or name.startswith(f"{knock}.")
             }
-    wrong = {
-        (file, name) for file, name in found if file != ONLY_DOOR and (file, name) not in SWITCHES
-    }
+    wrong = {(file, name) for file, name in found - SWITCHES - CARD_CLASSES if file != ONLY_DOOR}
     assert not wrong, f"these may not reach a network: {sorted(wrong)}"
 
 
