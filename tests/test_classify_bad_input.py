@@ -104,7 +104,7 @@ def test_a_class_of_nobody_held_out_is_told_and_its_metric_says_so(
     run = classify(
         recipe, tmp_path / "runs", split_by_hand(tmp_path, rows, in_turn), "training.epochs=1"
     )
-    assert any("'Surgery' is that of no held-out stay" in notice for notice in run.record.notices)
+    assert any("Surgery" in notice and "held-out" in notice for notice in run.record.notices)
     row = value(run, "auroc_ovo")
     assert row["value"] is not None and (
         "2 of 3" in str(row["definition"]) or "absent" in str(row["definition"])
@@ -153,7 +153,7 @@ def test_one_class_in_training_is_refused(base: Path, tmp_path: Path) -> None:
             2,
             ["a trainable base in bfloat16", "base.precision"],
         ),
-        (['more_tasks=[{ name = "note_category" }]'], 2, ["asks one question twice", "more_tasks"]),
+        (['more_tasks=[{ name = "note_category" }]'], 2, ["note_category", "more_tasks"]),
         (
             ['adapters=[{ method = "lora", from_run = "nowhere" }]'],
             2,
@@ -349,11 +349,7 @@ def test_a_note_without_text_has_no_answer(finished: runs.Run, tmp_path: Path) -
         [("first", 1, "", "the patient is stable"), ("second", 2, "", "   ")],
     )
     code, told = predict(finished, tmp_path / "notes.csv", tmp_path / "out.parquet")
-    assert (
-        code == 3
-        and "1 of 2 rows cannot be answered: 1 × empty note" in told
-        and "stable" not in told
-    )
+    assert code == 3 and "1 of 2 rows" in told and "1 × empty note" in told and "stable" not in told
 
 
 def test_columns_of_another_name_are_said_and_a_wrong_word_for_them_is_refused(
@@ -393,7 +389,7 @@ def test_only_a_run_that_answers_is_asked_and_only_into_a_folder_that_is_there(
         "--home",
         finished.folder.parent,
     )
-    assert said.code == 2 and "is of kind adapt and answers no question" in said.err
+    assert said.code == 2 and "kind adapt" in said.err and "where: predict" in said.err
     code, told = predict(finished, notes, tmp_path / "nowhere" / "out.parquet")
     assert code == 2 and "there is no folder" in told
 

@@ -368,7 +368,7 @@ def test_a_share_of_the_pairs_is_learned_from_and_the_rest_is_counted(
     ]
     assert (step["entered"], step["dropped"], step["kept"]) == (
         whole,
-        {"not in the share that is learned from": whole - half},
+        {"not in the fraction that is trained on": whole - half},
         half,
     )
     assert (
@@ -754,10 +754,10 @@ def test_a_run_of_another_kind_holds_no_encoder(tmp_path: Path, texts: Path) -> 
         ("source.name=synthetic", 2, "holds no books"),
         ("source={ name = 'books' }", 2, "has no path"),
         ("source.path={there}/nothing.md", 3, "there is no such file"),
-        ("source.path={there}/empty.md", 3, "not one passage"),
+        ("source.path={there}/empty.md", 3, "empty.md"),
         ("source.path={there}/one.md", 3, "1 pair"),
         ("pairs.imported=[{ path = '{there}/column.jsonl' }]", 3, "its only column is 'text'"),
-        ("base.pooling=auto", 3, "its pooling"),
+        ("base.pooling=auto", 3, "set pooling = "),
         ("base.backbone=BAAI/bge-small-en", 2, "did you mean 'BAAI/bge-small-en-v1.5'"),
         ("base.backbone=BAAI/bge-small-en-v1.5", 3, "of width 384"),
         ("split.held_out_names=['The Spleen']", 2, "no chapter with pairs is called 'The Spleen'"),
@@ -783,7 +783,12 @@ def test_a_cell_that_fails_stands_in_the_table_and_the_others_go_on(
     grid = '[[grid.way]]\nname = "unknown"\n"base.pooling" = "auto"\n[[grid.way]]\nname = "mean"\n'
     recipe.write_text(recipe.read_text(encoding="utf-8") + grid, encoding="utf-8")
     said = told(recipe, tmp_path / "runs", "training.max_steps=2")
-    assert said.code == 1 and "its pooling" in said.err and "mean: " in said.out
+    assert (
+        said.code == 1
+        and "unknown: " in said.err
+        and "set pooling = " in said.err
+        and "mean: " in said.out
+    )
     (run,) = [
         run for run in registry.find_all_runs(tmp_path / "runs").runs if run.state == "finished"
     ]

@@ -613,7 +613,7 @@ def test_ligatures_are_spelled_out_and_raised_numbers_stay() -> None:
 def test_the_real_books_hold_what_others_found_in_them(
     folder: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
     import books_openstax
 
     try:
