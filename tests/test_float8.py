@@ -185,7 +185,7 @@ def test_a_question_is_answered_on_it_and_asked_again(
             models.get_cpu_device(),
         )
     with pytest.raises(
-        RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is asked"
+        RefusedError, match=r"mean cosine 0\.99\d+ of vectors before and after, where 1 is "
     ):
         workflows.train_classifier(
             asking(question, quantization_limit=0.0), replace(AROUND, home=tmp_path)
@@ -219,9 +219,9 @@ def test_books_are_learned_on_it(tmp_path: Path, toy_llama: MakeFolder) -> None:
     ) and run.record.quantization.endswith("on 24 tuning texts")
     stack, _ = inference.load_encoder(run.folder, asked.base, models.get_cpu_device())
     assert adapters.check_stack_reference_output(stack, run.folder)  # answered as when it was kept
-    with pytest.raises(RefusedError, match="folded"):
+    with pytest.raises(RefusedError, match="float8"):
         stack.create_merged_model()
-    with pytest.raises(RefusedError, match="where 1 is asked"):
+    with pytest.raises(RefusedError, match="where 1 is "):
         workflows.train_embedding_model(
             asking(document, quantization="float8", quantization_limit=0.0),
             replace(AROUND, home=tmp_path),

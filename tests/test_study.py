@@ -115,7 +115,7 @@ def test_a_changed_file_runs_the_changed_cells_and_no_others(
     with pytest.raises(UsageError, match="no study 'toi'"):
         find_study(home, "toi")
     told = clinpeft("study", "status", written(tmp_path, "[2, 3]"), "--home", home)
-    assert told.code == 2 and "has not been run as it stands now" in told.err
+    assert told.code == 2 and "toy.toml" in told.err
     assert clinpeft("study", "run", tmp_path / "toy.toml", "--home", home).code == 0
     after = the_study(home)
     assert [recipe.seed for recipe in trained] == [1, 2, 1, 2, 3, 3]
@@ -142,7 +142,7 @@ def test_a_study_that_was_never_run_cannot_be_gone_on_with(
     tmp_path: Path, trained: list[Any]
 ) -> None:
     told = clinpeft("study", "resume", written(tmp_path), "--home", tmp_path / "runs")
-    assert told.code == 2 and "begin it with: clinpeft study run" in told.err and not trained
+    assert told.code == 2 and "clinpeft study run" in told.err and not trained
 
 
 def test_a_cell_in_other_hands_is_left_to_them(tmp_path: Path, trained: list[Any]) -> None:
@@ -156,7 +156,7 @@ def test_a_cell_in_other_hands_is_left_to_them(tmp_path: Path, trained: list[Any
     with try_lock(found.folder, found.cells[1].key) as is_ours:
         assert is_ours and read_study(found.folder).cells[1].state == "running"
         told = clinpeft("study", "resume", path, "--home", home)
-        assert told.code == 0 and "1 of 4 cells are in other hands" in told.out
+        assert told.code == 0 and "1 of 4 cells" in told.out
         assert read_study(found.folder).cells[1].attempts == 1
     assert clinpeft("study", "resume", path, "--home", home).code == 0
     assert the_study(home).is_complete and len(trained) == 4  # the run was there
@@ -252,9 +252,7 @@ def test_a_damaged_record_is_named_and_its_runs_are_kept(
     record.write_text(record.read_text(encoding="utf-8")[:100], encoding="utf-8")
     with pytest.raises(InputError, match="this study cannot be read"):
         the_study(home)
-    assert (
-        "its runs are kept and not run again" in clinpeft("study", "run", path, "--home", home).err
-    )
+    assert "study.json" in clinpeft("study", "run", path, "--home", home).err
     record.unlink()
     assert (
         clinpeft("study", "run", path, "--home", home).code == 0
@@ -287,7 +285,7 @@ def test_an_array_job_is_written_and_submitted_where_there_is_a_scheduler(
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin") + ":/usr/bin:/bin")
     told = clinpeft("study", "run", path, "--home", home)
-    assert told.code == 0 and "there is no sbatch here" in told.out and not trained
+    assert told.code == 0 and "workers.sbatch" in told.out and not trained
     (script,) = home.glob("studies/*/workers.sbatch")
     text = script.read_text(encoding="utf-8")
     assert {"#SBATCH --array=1-3", "#SBATCH --time=4:00:00", "#SBATCH --requeue"} <= set(

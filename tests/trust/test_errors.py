@@ -38,6 +38,7 @@ CODES = {
 """As docs/trust.md has them."""
 
 BUILTIN_ERRORS = {
+    "AttributeError",  # of the lazy package, which the language asks for
     "ValueError",
     "FileNotFoundError",
     "NotImplementedError",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from clinpeft.core.database import OFFLINE_DUCKDB_SETTINGS
 from tests.conftest import ROOT
 from tests.trust import toys
 
@@ -200,10 +201,9 @@ def test_no_database_fetches_an_extension() -> None:
     }
     assert opened
     for path, text in opened.items():
-        assert (
-            '"autoinstall_known_extensions": False' in text
-            and '"autoload_known_extensions": False' in text
-        ), path
+        assert "OFFLINE_DUCKDB_SETTINGS" in text, path
+    assert OFFLINE_DUCKDB_SETTINGS["autoinstall_known_extensions"] is False
+    assert OFFLINE_DUCKDB_SETTINGS["autoload_known_extensions"] is False
 
 
 def test_the_libraries_are_told_to_stay_offline_before_they_are_imported() -> None:

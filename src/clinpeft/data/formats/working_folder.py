@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clinpeft.core.database import OFFLINE_DUCKDB_SETTINGS
 from clinpeft.core.errors import StorageError
 
 _ROW_GROUP_BYTES = 16 * 2**20
@@ -127,14 +128,11 @@ def close_file_on_exit(close: Callable[[], None], path: Path) -> Iterator[None]:
 
 def create_working_database(folder: Path, memory_megabytes: int) -> duckdb.DuckDBPyConnection:
     """Opens a DuckDB database in ``folder`` that spills to disk and loads no extension."""
-    settings = {
+    settings = OFFLINE_DUCKDB_SETTINGS | {
         "memory_limit": f"{memory_megabytes}MB",
         "temp_directory": str(folder / "spilled"),
         # Every thread holds buffers: a machine of many cores must not need more memory.
         "threads": 4,
-        # DuckDB would otherwise fetch extensions from the network.
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
     }
     return duckdb.connect(str(folder / "dedupe.duckdb"), config=settings)
 
